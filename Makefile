@@ -1,0 +1,84 @@
+# Needs make and a Python of at least 3.11 with its venv module; everything else comes into .venv.
+# Nothing outside this folder is written: the exports below keep the caches of all tools inside it.
+
+# The first of these that is new enough; say `make PYTHON=/path/to/python3.12 test` to choose another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+DEMO_ROWS ?= 1000000
+PYTEST_PROCESSES ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/.cache
+STAMP := $(VENV)/.installed
+
+# Dask writes its default settings to DASK_CONFIG and, like pytest, scratch folders below TMPDIR.
+export DASK_CONFIG := $(CACHE)/dask
+export TMPDIR := $(CACHE)/tmp
+export XDG_CACHE_HOME := $(CACHE)
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export NUMBA_CACHE_DIR := $(CACHE)/numba
+export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench bench-smoke lock clean tmpdir
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Make the virtual environment and install dfm with what its tests need
+
+demo: $(STAMP) tmpdir ## Make a click log, train on it, evaluate, save, load and score (DEMO_ROWS=1000000)
+	$(BIN)/dfm demo --output demo-output --rows $(DEMO_ROWS)
+
+test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patience
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'not slow and not gpu and not airflow'
+
+test-slow: $(STAMP) tmpdir ## Run the slow tests
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'slow and not gpu and not airflow'
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the files as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) tmpdir ## Run the benchmarks (benchmarks/bench_*.py)
+	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still work?
+	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
+
+# Universal: one file for all platforms and all Pythons from 3.11 on, with the fewest versions of each package.
+lock: $(STAMP) tmpdir ## Choose new versions for requirements.lock
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --no-config --no-cache \
+		--universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
+
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tmpdir:
+	@mkdir -p $(TMPDIR)
+
+# The stamp is written last: an interrupted installation is taken up again by the next make.
+$(STAMP): requirements.lock pyproject.toml | tmpdir
+	@test -n "$(PYTHON)" || { echo "dfm needs Python 3.11 or newer, and found none on the PATH (python3 is" \
+		"$$(python3 --version 2>&1)). Install one, or say: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dfm needs Python 3.11 or newer;" \
+		"$(PYTHON) is $$("$(PYTHON)" --version 2>&1). Say: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) comes without its venv module;" \
+		"on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,582 @@
+"""Merging the replicas' models with pure functions: map (`contribute`), sum (`combine`), finish (`finalise`).
+
+Notation, per coordinate: w0 and G0 at the start of the round; replica k of W ends at w_k and G_k; Δ_k = w_k −
+w0; F_k = G_k − G0 (its sum of squared gradients); t replicas touched the coordinate. Every rule has the form
+
+    w = w0 + Σ_k a_k Δ_k / D        a_k = base + history G0 + growth F_k        (summed over the t replicas)
+
+and likewise for G, so one set of kernels serves all rules, a rule is a handful of numbers, and replicas are
+merged by adding records. Additions follow one fixed binary tree over replica numbers: the result has the same
+bytes whoever adds what and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from dfm.arrays import read_only
+from dfm.errors import SettingsError
+from dfm.kernels.contract import Step
+from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
+from dfm.params import Floats, Layout, ParameterTable, allocate
+from dfm.partition import SparsePartition
+
+WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
+ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
+RATE_SCALINGS = ("none", "sqrt", "linear")
+LARGEST_OUTER_STEP = 4.0
+"""From this value of outer_rate / (1 - outer_momentum) on, training diverged every time it was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRule:
+    """How replicas become one model. `weights` says how their Δ_k are weighted (notation: see the module):
+
+    "mean": Σ Δ_k / W. "touched": Σ Δ_k / t. "count": by occurrences of the feature in the replica's rows.
+    "weighted": by G_k, and an untouched replica weighs G0 (Vowpal Wabbit's rule, on deltas).
+    "precision": (P + F_k) / (P + Σ F_j), P = `precision`; sums what is rare, averages what is frequent.
+
+    `accumulators` merges the optimizer's state: "mean" G0 + Σ F_k / W; "touched" G0 + Σ F_k / t; "sum" G0 + Σ
+    F_k; "vw" Σ G_k² / Σ G_k over all W replicas. State that stays with its replica is not offered: rounds
+    would then not be functions of the parameters alone, and a lost worker or a resumed job could not
+    reproduce them.
+
+    The merged step is multiplied by `outer_rate`, after Nesterov momentum `outer_momentum` over the rounds
+    (0: none).
+    """
+
+    weights: str = "mean"
+    accumulators: str = "mean"
+    precision: float = 1.0
+    outer_rate: float = 1.0
+    outer_momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_word("merge", self.weights, WEIGHT_RULES)
+        _check_word("accumulators", self.accumulators, ACCUMULATOR_RULES)
+        _check_range("precision", self.precision, 0.0, np.inf)
+        _check_range("outer_rate", self.outer_rate, 0.0, np.inf)
+        if not 0.0 <= self.outer_momentum < 1.0:
+            raise SettingsError(
+                f"outer_momentum = {self.outer_momentum}; it must lie in [0, 1); 0.5 is a mild one"
+            )
+        outer_step = self.outer_rate / (1.0 - self.outer_momentum)
+        if outer_step >= LARGEST_OUTER_STEP:
+            raise SettingsError(
+                f"outer_rate = {self.outer_rate} with outer_momentum = {self.outer_momentum} multiplies "
+                f"the merged step by {outer_step:.3g}, and from {LARGEST_OUTER_STEP:g} on training diverges; "
+                "try outer_rate = 1 with outer_momentum = 0.5"
+            )
+        if self.weights == "precision" and self.accumulators == "sum":
+            raise SettingsError(
+                'merge = "precision" with accumulators = "sum" diverges when there are several rounds; '
+                'use accumulators = "touched" or "mean" with it'
+            )
+
+    def check_optimizer(self, optimizer: str) -> None:
+        """SettingsError where the rule weighs by accumulators that the optimizer does not have."""
+        if optimizer == "sgd" and self.weights in ("weighted", "precision"):
+            raise SettingsError(
+                f'merge = "{self.weights}" weighs replicas by accumulators, and optimizer = "sgd" has none; '
+                'use merge = "mean", "touched" or "count", or optimizer = "adagrad"'
+            )
+
+    def check_rounds(self, n_replicas: int, averages_per_epoch: int) -> None:
+        """SettingsError where the rule is known to diverge with so many replicas and so few averages."""
+        if self.weights == "touched" and n_replicas >= 4 and averages_per_epoch == 1:
+            raise SettingsError(
+                f'merge = "touched" with n_replicas = {n_replicas} and averages_per_epoch = 1 diverges: rare '
+                'features drift too far apart in a whole epoch; use averages_per_epoch = 8, or merge = "mean"'
+            )
+
+
+def _check_word(name: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        hint = ""
+        if value == "local":
+            hint = '; state that stays with a replica could not be resumed or recomputed, use "mean"'
+        raise SettingsError(f"{name} = {value!r}; choose one of {', '.join(legal)}{hint}")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise SettingsError(f"{name} = {value}; it must be above {low:g} and finite; 1 is a good start")
+
+
+def scaled_rate(learning_rate: float, rate_scaling: str, n_replicas: int) -> float:
+    """The local step size: an average divides what each replica learnt, so replicas may step further."""
+    factors = {"none": 1.0, "sqrt": n_replicas**0.5, "linear": float(n_replicas)}
+    _check_word("rate_scaling", rate_scaling, RATE_SCALINGS)
+    return learning_rate * factors[rate_scaling]
+
+
+# --- the record that is summed ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """Summands of one or more replicas, for the features they touched. Arrays may be read-only.
+
+    features uint32[m], rows of the parameter table, ascending; the first len(factors) of them own factors.
+    linear float32[m, *]: a Δ of w (FTRL: of z), F of every accumulator, the squares of F ("vw" only), then
+    the counts that the rule divides by. factors float32[m_f, *]: a Δ of V, F and squares, `lanes` columns
+    each. bias float64[*]: Δ and F of the bias times `rows`; rows: sum of the weights of the replicas' rows.
+    """
+
+    features: NDArray[np.uint32]
+    linear: Floats
+    factors: Floats
+    bias: NDArray[np.float64]
+    rows: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays: what travels."""
+        return self.features.nbytes + self.linear.nbytes + self.factors.nbytes + self.bias.nbytes
+
+
+class _Columns(NamedTuple):
+    """Where things stand in records: of tables (`primary`, `state`) and of summands (the rest, -1: absent).
+
+    A linear summand is [a Δ, F × n_states, F² × n_states (if squares), counts]; a factor summand the same of
+    vectors.
+    """
+
+    primary: int
+    state: int
+    n_states: int
+    squares: int
+    occurrences: int
+    touches: int
+    n_linear: int
+    lanes: int
+    factor_states: int
+    """Accumulators per factor; 0 where the whole row has one, in the linear record, or none."""
+    n_factor: int
+
+
+class _Shares(NamedTuple):
+    """a_k = base + history G0 + growth F_k; with `occurrences`, times the feature's occurrences."""
+
+    base: np.float32
+    history: np.float32
+    growth: np.float32
+
+
+class _Divisors(NamedTuple):
+    """D = fixed + history G0 + growth ΣF; the summands' column `counts`, unless -1, in place of fixed."""
+
+    fixed: np.float32
+    history: np.float32
+    growth: np.float32
+    counts: int
+
+
+_STATE_COLUMNS = {"sgd": (0, 1, 0), "adagrad": (0, 1, 1), "adagrad-row": (0, 1, 2), "ftrl": (1, 2, 1)}
+"""Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first accumulator, how many."""
+
+
+def _columns(rule: MergeRule, layout: Layout) -> _Columns:
+    primary, state, n_states = _STATE_COLUMNS[layout.optimizer]
+    has_squares = rule.accumulators == "vw" and n_states > 0
+    width = 1 + n_states * (2 if has_squares else 1)
+    squares = 1 + n_states if has_squares else -1
+    occurrences = touches = -1
+    if rule.weights == "count":
+        occurrences, width = width, width + 1
+    if rule.weights == "touched" or (rule.accumulators == "touched" and n_states):
+        touches, width = width, width + 1
+    factor_states = int(layout.factor_width > layout.lanes)
+    n_factor = layout.lanes * (1 + factor_states * (2 if has_squares else 1))
+    return _Columns(
+        primary, state, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
+    )
+
+
+def _shares(rule: MergeRule) -> _Shares:
+    base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
+        rule.weights, (1.0, 0.0, 0.0)
+    )
+    return _Shares(np.float32(base), np.float32(history), np.float32(growth))
+
+
+def _weight_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -> _Divisors:
+    fixed, history, growth, counts = {
+        "mean": (n_replicas, 0, 0, -1),
+        "weighted": (0, n_replicas, 1, -1),
+        "touched": (0, 0, 0, columns.touches),
+        "count": (0, 0, 0, columns.occurrences),
+        "precision": (rule.precision, 0, 1, -1),
+    }[rule.weights]
+    return _Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+
+
+def _accumulator_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -> _Divisors:
+    fixed, history, growth, counts = {
+        "mean": (n_replicas, 0, 0, -1),
+        "vw": (0, n_replicas, 1, -1),
+        "touched": (0, 0, 0, columns.touches),
+        "sum": (1, 0, 0, -1),
+    }[rule.accumulators]
+    return _Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+
+
+# --- map -------------------------------------------------------------------------------------------------
+
+
+def contribute(
+    rule: MergeRule, partition: SparsePartition, before: ParameterTable, after: ParameterTable
+) -> Contribution:
+    """The summands of one replica that trained `partition` from the pulled table `before` to `after`."""
+    rule.check_optimizer(before.layout.optimizer)
+    columns = _columns(rule, before.layout)
+    linear = np.empty((after.n_features, columns.n_linear), np.float32)
+    factors = np.empty((after.n_factored, columns.n_factor), np.float32)
+    occurrences = np.zeros(0, np.int64)
+    if columns.occurrences >= 0:
+        occurrences = np.bincount(partition.indices, minlength=after.n_features)
+    tables = read_only(before.linear), read_only(after.linear)
+    _contribute_linear(tables, read_only(occurrences), columns, _shares(rule), linear)
+    if after.n_factored:
+        factor_tables = read_only(before.factors), read_only(after.factors)
+        _contribute_factors(tables, factor_tables, linear, columns, _shares(rule), factors)
+    rows = (
+        float(partition.weights.sum(dtype=np.float64)) if partition.weights.size else float(partition.n_rows)
+    )
+    growth = after.bias.astype(np.float64) - before.bias.astype(np.float64)
+    moving = [columns.primary, *range(columns.state, columns.state + columns.n_states)]
+    return Contribution(partition.features, linear, factors, rows * growth[moving], rows)
+
+
+@njit(nogil=True, error_model="numpy")
+def _contribute_linear(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
+    """Writes `out` float32[m, n_linear] from tables before and after, float32[m, linear_width]."""
+    before, after = tables
+    n_states = columns.n_states
+    for row in range(out.shape[0]):
+        share = shares.base
+        if n_states:
+            start = before[row, columns.state]
+            share += shares.history * start + shares.growth * (after[row, columns.state] - start)
+        if columns.occurrences >= 0:
+            count = np.float32(occurrences[row])
+            out[row, columns.occurrences] = count
+            share *= count
+        out[row, 0] = share * (after[row, columns.primary] - before[row, columns.primary])
+        for state in range(n_states):
+            growth = after[row, columns.state + state] - before[row, columns.state + state]
+            out[row, 1 + state] = growth
+            if columns.squares >= 0:
+                out[row, columns.squares + state] = growth * growth
+        if columns.touches >= 0:
+            out[row, columns.touches] = np.float32(1)
+
+
+@njit(nogil=True, error_model="numpy")
+def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  # type: ignore[no-untyped-def]
+    """Writes `out` float32[m_f, n_factor] from tables before and after, float32[m_f, factor_width]."""
+    before, after = factor_tables
+    lanes = columns.lanes
+    has_own, has_row = columns.factor_states > 0, columns.n_states > 1
+    for row in range(out.shape[0]):
+        share = shares.base
+        if has_row:
+            share += shares.history * tables[0][row, columns.state + 1] + shares.growth * linear[row, 2]
+        if columns.occurrences >= 0:
+            share *= linear[row, columns.occurrences]
+        if not has_own:
+            for lane in range(lanes):
+                out[row, lane] = share * (after[row, lane] - before[row, lane])
+            continue
+        count = linear[row, columns.occurrences] if columns.occurrences >= 0 else np.float32(1)
+        for lane in range(lanes):
+            start = before[row, lanes + lane]
+            growth = after[row, lanes + lane] - start
+            own = count * (shares.base + shares.history * start + shares.growth * growth)
+            out[row, lane] = own * (after[row, lane] - before[row, lane])
+            out[row, lanes + lane] = growth
+            if columns.squares >= 0:
+                out[row, 2 * lanes + lane] = growth * growth
+
+
+# --- sum -------------------------------------------------------------------------------------------------
+
+
+def combine(left: Contribution, right: Contribution) -> Contribution:
+    """The sum of two contributions, over the union of their features."""
+    room = len(left.features) + len(right.features)
+    features, sources = np.empty(room, np.uint32), np.empty((room, 2), np.int32)
+    size = _unite(read_only(left.features), read_only(right.features), features, sources)
+    linear = np.empty((size, left.linear.shape[1]), np.float32)
+    _add_rows(read_only(left.linear), read_only(right.linear), sources, linear)
+    # Features with factors lead in both lists, so they lead in the union.
+    n_factored = _count_factored(sources[:size], len(left.factors), len(right.factors))
+    factors = np.empty((n_factored, left.factors.shape[1]), np.float32)
+    _add_rows(read_only(left.factors), read_only(right.factors), sources, factors)
+    return Contribution(features[:size], linear, factors, left.bias + right.bias, left.rows + right.rows)
+
+
+def combine_all(contributions: Iterable[Contribution]) -> Contribution:
+    """The sum of contributions in the order of their replica numbers, along the fixed tree; at least one is
+    needed.
+
+    The tree of n replicas splits them at the largest power of two below n. So it does not matter whether the
+    input is replicas, or the sums of `aligned_groups` of them: the bytes are the same. The input may be a
+    generator; about log2(n) partial sums are held at a time.
+    """
+    waiting: list[tuple[int, Contribution]] = []
+    for contribution in contributions:
+        size, total = 1, contribution
+        while waiting and waiting[-1][0] == size:
+            total = combine(waiting.pop()[1], total)
+            size *= 2
+        waiting.append((size, total))
+    total = waiting.pop()[1]
+    while waiting:
+        total = combine(waiting.pop()[1], total)
+    return total
+
+
+def aligned_groups(n_replicas: int, most: int) -> list[range]:
+    """Replica numbers in at most `most` groups of one power of two each (the last may be smaller).
+
+    Each group is a subtree of the tree of `combine_all`.
+    """
+    size = 1
+    while -(-n_replicas // size) > most:
+        size *= 2
+    return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
+
+
+@njit(nogil=True)
+def _unite(left, right, features, sources):  # type: ignore[no-untyped-def]
+    """Unites two ascending lists in `features`; `sources` int32[*, 2] gets positions in both, -1: absent."""
+    i = j = at = 0
+    while i < left.size and j < right.size:
+        a, b = left[i], right[j]
+        features[at] = min(a, b)
+        sources[at, 0] = i if a <= b else -1
+        sources[at, 1] = j if b <= a else -1
+        i += a <= b
+        j += b <= a
+        at += 1
+    for rest in range(i, left.size):
+        features[at], sources[at, 0], sources[at, 1] = left[rest], rest, -1
+        at += 1
+    for rest in range(j, right.size):
+        features[at], sources[at, 0], sources[at, 1] = right[rest], -1, rest
+        at += 1
+    return at
+
+
+def _count_factored(sources: NDArray[np.int32], n_left: int, n_right: int) -> int:
+    """How many rows of a union own factors, where the first n_left and n_right of its sources do."""
+    ends = [
+        int(np.flatnonzero(sources[:, side] == count - 1)[0]) + 1 if count else 0
+        for side, count in enumerate((n_left, n_right))
+    ]
+    return max(ends)
+
+
+@njit(nogil=True)
+def _add_rows(left, right, sources, out):  # type: ignore[no-untyped-def]
+    """out[row] = left[sources[row, 0]] + right[sources[row, 1]] of float32 rows; -1 stands for nothing."""
+    for row in range(out.shape[0]):
+        i, j = sources[row, 0], sources[row, 1]
+        if j < 0:
+            for column in range(out.shape[1]):
+                out[row, column] = left[i, column]
+        elif i < 0:
+            for column in range(out.shape[1]):
+                out[row, column] = right[j, column]
+        else:
+            for column in range(out.shape[1]):
+                out[row, column] = left[i, column] + right[j, column]
+
+
+def select(contribution: Contribution, start: int, stop: int) -> Contribution:
+    """The part that falls into rows [start, stop) of the parameter table, as views."""
+    first, last = np.searchsorted(contribution.features, [start, stop])
+    return Contribution(
+        contribution.features[first:last],
+        contribution.linear[first:last],
+        contribution.factors[first:last],
+        contribution.bias,
+        contribution.rows,
+    )
+
+
+# --- finish ----------------------------------------------------------------------------------------------
+
+
+class _Outer(NamedTuple):
+    """The outer step: momentum β and rate."""
+
+    rate: np.float32
+    momentum: np.float32
+
+
+class _Finish(NamedTuple):
+    """All numbers of one merge."""
+
+    columns: _Columns
+    weights: _Divisors
+    accumulators: _Divisors
+    outer: _Outer
+
+
+def finalise(
+    rule: MergeRule,
+    block: ParameterTable,
+    start: int,
+    contribution: Contribution,
+    n_replicas: int,
+    step: Step,
+    momentum: ParameterTable | None = None,
+) -> tuple[ParameterTable, ParameterTable | None]:
+    """The block after the round, rows [start, start + block.n_features) of the table, and its momentum, as
+    new tables.
+
+    contribution: the sum over all `n_replicas`, restricted to the block by `select`. step: the replicas'
+    settings, from which FTRL's w is made of the merged z and n. momentum: what the last merge of the block
+    returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
+    keep value and momentum. The bias is the mean by rows, and every block carries it.
+    """
+    layout = block.layout
+    columns = _columns(rule, layout)
+    numbers = _Finish(
+        columns,
+        _weight_divisors(rule, columns, n_replicas),
+        _accumulator_divisors(rule, columns, n_replicas),
+        _Outer(np.float32(rule.outer_rate), np.float32(rule.outer_momentum)),
+    )
+    merged = block.copy()
+    drift = _next_momentum(rule, block, momentum)
+    features = read_only(contribution.features)
+    linear_summands = read_only(contribution.linear)
+    if len(contribution.factors):
+        summands = linear_summands, read_only(contribution.factors)
+        # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
+        _finish_factors(features, start, summands, numbers, (merged.linear, merged.factors), drift.factors)
+    _finish_linear(features, start, linear_summands, numbers, merged.linear, drift.linear)
+    _finish_bias(rule, contribution, columns, merged, drift)
+    if layout.optimizer == "ftrl":
+        rates = rates_of(step)
+        _refresh_rows(features, start, rates, merged.linear)
+        _refresh_rows(np.zeros(1, np.uint32), 0, unpenalised(rates), merged.bias.reshape(1, -1))
+    return merged, drift if rule.outer_momentum else None
+
+
+def _next_momentum(rule: MergeRule, block: ParameterTable, momentum: ParameterTable | None) -> ParameterTable:
+    """The table that takes the new momentum, holding the old one; without rows where the rule has none."""
+    if not rule.outer_momentum:
+        return allocate(block.layout.stateless, 0, 0)
+    if momentum is None:
+        return allocate(block.layout.stateless, block.n_features, block.n_factored)
+    return momentum.copy()
+
+
+def _finish_bias(
+    rule: MergeRule,
+    contribution: Contribution,
+    columns: _Columns,
+    merged: ParameterTable,
+    drift: ParameterTable,
+) -> None:
+    """Moves the bias and its state by their means over rows, in place; rows without weight change nothing."""
+    if contribution.rows <= 0.0:
+        return
+    means = contribution.bias / contribution.rows
+    move = means[0]
+    if rule.outer_momentum:
+        drift.bias[0] = rule.outer_momentum * float(drift.bias[0]) + move
+        move = move + rule.outer_momentum * float(drift.bias[0])
+    merged.bias[columns.primary] += np.float32(rule.outer_rate * move)
+    for state in range(columns.n_states):
+        merged.bias[columns.state + state] += np.float32(means[1 + state])
+
+
+_TINY = np.float32(np.finfo(np.float32).tiny)
+
+
+@njit(nogil=True, inline="always")
+def _outer_move(move, outer, drift, row, column):  # type: ignore[no-untyped-def]
+    """Nesterov's step from the mean move of a coordinate; updates its momentum in `drift`, in place."""
+    if outer.momentum > 0:
+        speed = outer.momentum * drift[row, column] + move
+        drift[row, column] = speed
+        move += outer.momentum * speed
+    return outer.rate * move
+
+
+@njit(nogil=True, inline="always")
+def _quotient(divisors, summands, position):  # type: ignore[no-untyped-def]
+    """The part of a divisor that is one number per feature."""
+    return summands[position, divisors.counts] if divisors.counts >= 0 else divisors.fixed
+
+
+@njit(nogil=True, error_model="numpy")
+def _finish_linear(features, start, summands, numbers, linear, drift):  # type: ignore[no-untyped-def]
+    """Moves the touched rows of `linear` and `drift`, in place. A divisor of 0 has a numerator of 0."""
+    columns, weights, accumulators, outer = numbers
+    for position in range(features.size):
+        row = np.intp(features[position]) - start
+        divisor = _quotient(weights, summands, position)
+        if columns.n_states:
+            divisor += weights.history * linear[row, columns.state] + weights.growth * summands[position, 1]
+        move = summands[position, 0] / max(divisor, _TINY)
+        linear[row, columns.primary] += _outer_move(move, outer, drift, row, 0)
+        per_row = _quotient(accumulators, summands, position)
+        for state in range(columns.n_states):
+            old, growth = linear[row, columns.state + state], summands[position, 1 + state]
+            divisor = per_row + accumulators.history * old + accumulators.growth * growth
+            if columns.squares >= 0:
+                growth = growth * old + summands[position, columns.squares + state]
+            linear[row, columns.state + state] = old + growth / max(divisor, _TINY)
+
+
+@njit(nogil=True, error_model="numpy")
+def _finish_factors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
+    """Moves the touched rows of the factors and `drift`, in place; tables: linear (only read), factors."""
+    columns, weights, accumulators, outer = numbers
+    linear_summands, factor_summands = summands
+    linear, factors = tables
+    lanes = columns.lanes
+    for position in range(factor_summands.shape[0]):
+        row = np.intp(features[position]) - start
+        shared = _quotient(weights, linear_summands, position)
+        if columns.n_states > 1:
+            shared += (
+                weights.history * linear[row, columns.state + 1]
+                + weights.growth * linear_summands[position, 2]
+            )
+        if columns.factor_states == 0:
+            shared = max(shared, _TINY)
+            for lane in range(lanes):
+                move = factor_summands[position, lane] / shared
+                factors[row, lane] += _outer_move(move, outer, drift, row, lane)
+            continue
+        per_row = _quotient(accumulators, linear_summands, position)
+        for lane in range(lanes):
+            old, growth = factors[row, lanes + lane], factor_summands[position, lanes + lane]
+            divisor = shared + weights.history * old + weights.growth * growth
+            move = factor_summands[position, lane] / max(divisor, _TINY)
+            factors[row, lane] += _outer_move(move, outer, drift, row, lane)
+            divisor = per_row + accumulators.history * old + accumulators.growth * growth
+            if columns.squares >= 0:
+                growth = growth * old + factor_summands[position, 2 * lanes + lane]
+            factors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+
+
+@njit(nogil=True, error_model="numpy")
+def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-def]
+    """Makes FTRL's w of z and n in the given rows, in place: no mean of w has L1's exact zeros."""
+    for position in range(features.size):
+        row = np.intp(features[position]) - start
+        linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)

@@ -1,0 +1,89 @@
+"""The Dask client of a job: of a running scheduler, or of local worker processes started for the job."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+from distributed import Client, LocalCluster
+
+from dfm.errors import ClusterError
+from dfm.settings import ClusterSettings
+
+_CONFIG = {
+    # Tasks stay where their partitions lie; a stolen one would move megabytes to save milliseconds.
+    "distributed.scheduler.work-stealing": False,
+    # A task that killed two workers will kill the third.
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    "distributed.comm.retry.count": 3,
+    "distributed.admin.tick.limit": "20s",
+}
+
+
+@contextlib.contextmanager
+def connect(settings: ClusterSettings) -> Iterator[Client]:
+    """A client with at least one worker; a cluster started here ends with the block."""
+    if settings.scheduler:
+        with _remote_client(settings) as client:
+            yield client
+        return
+    scratch = Path(settings.cache).absolute() / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (
+        dask.config.set(_CONFIG),
+        tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as local_directory,
+        LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=settings.threads_per_worker,
+            processes=True,
+            memory_limit=settings.memory_limit,
+            dashboard_address=":8787" if settings.dashboard else None,
+            local_directory=local_directory,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def _remote_client(settings: ClusterSettings) -> Iterator[Client]:
+    try:
+        client = Client(settings.scheduler, set_as_default=False, timeout=settings.worker_timeout)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Dask scheduler at {settings.scheduler} ({error}); check the address, or leave cluster.scheduler empty "
+            "to start local workers"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=settings.worker_timeout)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"the scheduler at {settings.scheduler} had no worker within cluster.worker_timeout = "
+                f"{settings.worker_timeout} s; start workers (dask worker {settings.scheduler}) or wait longer"
+            ) from error
+        yield client
+
+
+def cache_directory(settings: ClusterSettings) -> str:
+    """Where partitions are cached: local workers share a folder, remote ones resolve the path below their own."""
+    return settings.cache if settings.scheduler else os.path.abspath(settings.cache)
+
+
+def worker_addresses(client: Client) -> list[str]:
+    """Addresses of the workers alive, in a fixed order."""
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def n_threads(client: Client) -> int:
+    """Tasks that the cluster runs at a time."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return max(1, sum(int(worker["nthreads"]) for worker in workers))

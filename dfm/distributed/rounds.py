@@ -1,0 +1,194 @@
+"""One round as Dask tasks: replicas train on their slices, their changes are summed and merged into the blocks.
+
+Every task is a pure function of what it is given, so Dask may run it again on another worker and get the same bytes.
+Its name is what the dashboard shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
+from dfm.kernels import numba_cpu
+from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
+from dfm.metrics import ClassificationTally, RegressionTally
+from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
+from dfm.partition import SparsePartition
+from dfm.vocabulary import Vocabulary
+
+BACKENDS = {"numba": numba_cpu}
+TALLIES = {"classification": ClassificationTally, "regression": RegressionTally}
+Tally = ClassificationTally | RegressionTally
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training task must know, apart from parameters and rows."""
+
+    spec: KernelSpec
+    rule: MergeRule
+    step: Step
+    """Rates of this round; its seed is the seed of the round, to which each replica adds its number."""
+    n_replicas: int
+    backend: str = "numba"
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled kernels of this process."""
+        return compiled(self.backend, self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What one replica's round saw, where it ran (process and thread) and how long its kernel took (seconds)."""
+
+    replica: int
+    tally: RoundTally
+    seconds: float
+    place: str
+    touched_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The summed changes of some replicas, on their way to the blocks."""
+
+    contribution: Contribution
+    reports: tuple[ReplicaReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and this epoch's reports."""
+
+    start: int
+    table: ParameterTable
+    momentum: ParameterTable | None = None
+    reports: tuple[ReplicaReport, ...] = ()
+
+
+def compiled(backend: str, spec: KernelSpec) -> Kernels:
+    """Kernels of a backend by name; each backend keeps them per process."""
+    return BACKENDS[backend].compile_kernels(spec)
+
+
+def initial_block(
+    vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues
+) -> Block:
+    """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
+    start, stop = bounds
+    n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
+    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+
+
+def train_replicas(
+    work: Work,
+    first_replica: int,
+    slice_number: int,
+    blocks: Sequence[Block],
+    replicas: Sequence[Sequence[SparsePartition]],
+) -> Push:
+    """Train neighbouring replicas, each from the same parameters on its slice; sum what they changed."""
+    contributions, reports = [], []
+    for number, slices in enumerate(replicas, start=first_replica):
+        contribution, report = _train_replica(work, number, blocks, slices[slice_number])
+        contributions.append(contribution)
+        reports.append(report)
+    return Push(combine_all(contributions), tuple(reports))
+
+
+def _train_replica(
+    work: Work, replica: int, blocks: Sequence[Block], partition: SparsePartition
+) -> tuple[Contribution, ReplicaReport]:
+    tables = [block.table for block in blocks]
+    before = pull(tables, partition.features, partition.n_factored)
+    after = before.copy()
+    step = dataclasses.replace(work.step, seed=(work.step.seed + replica) % 2**63)
+    started = time.perf_counter()
+    tally = work.kernels.run_round(partition, after, step)
+    seconds = time.perf_counter() - started
+    contribution = contribute(work.rule, partition, before, after)
+    place = f"{platform.node()}/{os.getpid()}/{threading.get_native_id()}"
+    return contribution, ReplicaReport(replica, tally, seconds, place, after.nbytes)
+
+
+def part_of_push(push: Push, start: int, stop: int) -> Push:
+    """What concerns the rows [start, stop) of the table; the reports stay with row 0."""
+    return Push(select(push.contribution, start, stop), push.reports if start == 0 else ())
+
+
+def merge_block(work: Work, block: Block, pushes: Sequence[Push], keep_reports: bool) -> Block:
+    """The block after an average. `keep_reports`: go on with the reports of earlier rounds of the epoch."""
+    contribution = combine_all([push.contribution for push in pushes])
+    table, momentum = finalise(
+        work.rule, block.table, block.start, contribution, work.n_replicas, work.step, block.momentum
+    )
+    reports = tuple(report for push in pushes for report in push.reports)
+    return Block(block.start, table, momentum, (block.reports if keep_reports else ()) + reports)
+
+
+def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
+    """The reports of the epoch, of which block 0 keeps the book."""
+    return block.reports
+
+
+def evaluate_partitions(
+    work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]
+) -> Tally:
+    """Metrics of the parameters on some rows."""
+    tables = [block.table for block in blocks]
+    total: Tally = TALLIES[task].empty()
+    for partition in partitions:
+        table = pull(tables, partition.features, partition.n_factored)
+        scores = work.kernels.scores(partition, table)
+        weights = partition.weights if partition.weights.size else None
+        total = total + TALLIES[task].from_scores(scores, partition.labels, weights)
+    return total
+
+
+def merge_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Sum of tallies, in their order."""
+    total = tallies[0]
+    for tally in tallies[1:]:
+        total = total + tally
+    return total
+
+
+def whole_table(blocks: Sequence[Block]) -> ParameterTable:
+    """The table that the blocks make up, without optimizer state."""
+    layout = blocks[0].table.layout.stateless
+    table = allocate(
+        layout, sum(block.table.n_features for block in blocks), sum(block.table.n_factored for block in blocks)
+    )
+    table.bias[:] = blocks[0].table.bias[:1]
+    row = 0
+    for block in blocks:
+        table.linear[block.start : block.start + block.table.n_features, 0] = block.table.linear_weights
+        n_factored = block.table.n_factored
+        table.factors[row : row + n_factored] = block.table.factors[:, : layout.lanes]
+        row += n_factored
+    return table
+
+
+def warm_up(work: Work) -> float:
+    """Compile in this process what a round needs; returns the seconds that it took."""
+    started = time.perf_counter()
+    layout = Layout(work.spec.optimizer, work.spec.n_factors)
+    ids = np.arange(2, dtype=np.uint32)
+    table = initialise(layout, ids, 2, InitialValues(0))
+    ones = np.ones(1, np.float32)
+    partition = SparsePartition(
+        np.array([0, 2]), ids, np.zeros(0, np.float32), ones, np.zeros(0, np.float32), ids, len(table.factors), 1
+    )
+    push = train_replicas(work, 0, 0, [Block(0, table)], [[partition], [partition]])
+    merge_block(work, Block(0, table), [push], False)
+    evaluate_partitions(work, "regression" if work.spec.loss == "squared" else "classification", [Block(0, table)], [partition])
+    return time.perf_counter() - started

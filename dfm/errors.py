@@ -1,0 +1,41 @@
+"""The errors that dfm raises on purpose, each with the exit code of the command line that meets it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DfmError(Exception):
+    """Anything that dfm can explain: the message names the value, what would be legal and the way out."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(DfmError):
+    """The job file, an override or an argument is wrong; nothing was read or computed yet."""
+
+    exit_code = 2
+
+
+class DataError(DfmError):
+    """Input data breaks the schema: a missing column, a label outside its domain, too many bad rows."""
+
+    exit_code = 3
+
+
+class ClusterError(DfmError):
+    """The Dask cluster cannot do the work: no workers, no memory, a scheduler out of reach."""
+
+    exit_code = 4
+
+
+class DivergenceError(DfmError):
+    """Training left the finite numbers, or the loss exploded."""
+
+    exit_code = 5
+
+
+class ModelError(DfmError):
+    """A model folder is incomplete, damaged, or of a format that this version cannot read."""
+
+    exit_code = 6

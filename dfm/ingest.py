@@ -1,0 +1,244 @@
+"""Parquet files on any fsspec filesystem: found, described by their footers, read as Arrow batches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfm.errors import DataError
+
+BATCH_ROWS = 1 << 16
+"""Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
+_FOOTER_THREADS = 16
+_PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file: what its footer and its filesystem say of it."""
+
+    url: str
+    size: int
+    modified: str
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    partition: tuple[tuple[str, str], ...]
+    """Columns that the path gives (`day=2026-11-20/`), as text."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows [start, stop) of a shard, counted over the whole file: what one task reads."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows to read."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of a shard as Arrow data, and where they stand: row `first_row` of row group `row_group`."""
+
+    data: pa.RecordBatch
+    shard: Shard
+    row_group: int
+    first_row: int
+
+
+def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> list[Shard]:
+    """All Parquet files that the paths name, sorted by URL, each once.
+
+    A path is a file, a folder (searched below; names that begin with "_" or "." are left out) or a glob, local or a URL.
+    DataError where a path names nothing, or a file is no readable Parquet.
+    """
+    options = dict(storage_options or {})
+    urls: dict[str, None] = {}
+    for path in paths:
+        found = _expand(path, options)
+        if not found:
+            raise DataError(f"no Parquet file at {path!r}: check the path; folders and globs like 'day=*/*.parquet' work")
+        urls.update(dict.fromkeys(found))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        shards = list(pool.map(lambda url: describe_shard(url, options), sorted(urls)))
+    if not any(shard.n_rows for shard in shards):
+        raise DataError(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
+    return shards
+
+
+def _expand(path: str, options: dict[str, Any]) -> list[str]:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(path, **options)
+        if any(mark in root for mark in "*?["):
+            names = filesystem.glob(root)
+            names = [name for name in names if not filesystem.isdir(name)]
+        elif filesystem.isdir(root):
+            names = filesystem.find(root)
+            names = [name for name in names if name.endswith((".parquet", ".parq", ".pq"))]
+        else:
+            names = [root] if filesystem.exists(root) else []
+        visible = [name for name in names if not os.path.basename(name).startswith(("_", "."))]
+        return [_unstrip(filesystem, name) for name in visible]
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _unstrip(filesystem: Any, name: str) -> str:
+    """A local path stays a plain path; anything else gets its protocol back."""
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    return name if protocol in ("file", "local") else str(filesystem.unstrip_protocol(name))
+
+
+def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:
+    """Read a shard's footer. DataError where it is no readable Parquet file."""
+    with reading(url):
+        filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
+        info = filesystem.info(name)
+        with open_parquet(url, storage_options) as file:
+            metadata = file.metadata
+            rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
+        return Shard(url, int(info["size"]), str(modified or ""), rows, _partition_values(url))
+
+
+def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
+    steps = (_PARTITION.match(step) for step in url.split("/")[:-1])
+    return tuple((step[1], step[2]) for step in steps if step)
+
+
+@contextlib.contextmanager
+def reading(url: str, place: str = "") -> Iterator[None]:
+    """Turn what readers raise on a bad file into a DataError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{url} is gone: it was there when the job began; restore it or start the job again") from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{url} may not be read: permission denied; check its access rights") from error
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{url}{place} cannot be read as Parquet ({first_line}); replace the file or leave it out"
+        ) from error
+
+
+@contextlib.contextmanager
+def open_parquet(
+    url: str, storage_options: Mapping[str, Any] | None = None, dictionary_columns: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of any filesystem, closed on exit; local ones are memory-mapped."""
+    if "://" not in url and "::" not in url:
+        with pq.ParquetFile(url, memory_map=True, read_dictionary=list(dictionary_columns)) as file:
+            yield file
+        return
+    filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
+    with filesystem.open(name, "rb") as stream, pq.ParquetFile(
+        stream, pre_buffer=True, read_dictionary=list(dictionary_columns)
+    ) as file:
+        yield file
+
+
+def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The shard's columns, those of its path at the end (as strings)."""
+    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
+        schema = file.schema_arrow
+    for name, _ in shard.partition:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def read_unit(
+    unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None
+) -> Iterator[Batch]:
+    """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
+
+    DataError names the shard and the column where one is missing.
+    """
+    shard = unit.shard
+    from_path = dict(shard.partition)
+    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
+        stored = {field.name: field.type for field in file.schema_arrow}
+    missing = [name for name in columns if name not in stored and name not in from_path]
+    if missing:
+        raise DataError(
+            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(list(stored)[:50])}. "
+            "Name an existing column in [schema], or leave the shard out"
+        )
+    wanted = [name for name in columns if name in stored]
+    text = [name for name in wanted if _is_text(stored[name])]
+    with open_parquet(shard.url, storage_options, text) as file:
+        position = 0
+        for row_group, n_rows in enumerate(shard.row_groups):
+            first, last = max(unit.start - position, 0), min(unit.stop - position, n_rows)
+            if first < last:
+                yield from _read_row_group(file, shard, row_group, (first, last), wanted, from_path, columns)
+            position += n_rows
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _read_row_group(
+    file: pq.ParquetFile,
+    shard: Shard,
+    row_group: int,
+    rows: tuple[int, int],
+    wanted: list[str],
+    from_path: dict[str, str],
+    columns: Sequence[str],
+) -> Iterator[Batch]:
+    first, last = rows
+    position = 0
+    place = f", row group {row_group},"
+    with reading(shard.url, place):
+        batches = file.iter_batches(BATCH_ROWS, [row_group], wanted, use_threads=False)
+    while True:
+        with reading(shard.url, place):
+            data = next(batches, None)
+        if data is None:
+            break
+        begin, end = max(first - position, 0), min(last - position, data.num_rows)
+        if begin < end:
+            part = data.slice(begin, end - begin)
+            yield Batch(_with_path_columns(part, from_path, columns), shard, row_group, position + begin)
+        position += data.num_rows
+        if position >= last:
+            break
+    if position < last:
+        raise DataError(
+            f"{shard.url}, row group {row_group}, has {position} rows where its footer said {shard.row_groups[row_group]}; "
+            "the file changed or is damaged: start the job again"
+        )
+
+
+def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns: Sequence[str]) -> pa.RecordBatch:
+    if len(data.schema) == len(columns):
+        return data
+    names = list(data.schema.names)
+    arrays = list(data.columns)
+    for name in columns:
+        if name not in names:
+            codes = pa.array([0], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
+            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([from_path[name]])))
+            names.append(name)
+    return pa.RecordBatch.from_arrays(arrays, names=names)

@@ -1,0 +1,163 @@
+"""What every kernel backend offers, and the records that go in and out.
+
+A backend is a module with `compile_kernels(spec: KernelSpec) -> Kernels`; the result is cached per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.errors import SettingsError
+from dfm.params import ParameterTable
+
+if TYPE_CHECKING:
+    from dfm.kernels.losses import Loss
+
+
+class RowsLike(Protocol):
+    """Rows to walk: a SparsePartition, or anything with these attributes (see there for dtypes and shapes)."""
+
+    @property
+    def indptr(self) -> NDArray[np.int64]: ...
+    @property
+    def indices(self) -> NDArray[np.uint32]: ...
+    @property
+    def values(self) -> NDArray[np.float32]: ...
+    @property
+    def labels(self) -> NDArray[np.float32]: ...
+    @property
+    def weights(self) -> NDArray[np.float32]: ...
+    @property
+    def n_implicit(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What kernels are compiled for. `loss` is a name in LOSSES or a Loss, `optimizer` a name in OPTIMIZERS."""
+
+    loss: str | Loss
+    optimizer: str
+    n_factors: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
+
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but no longer the same bytes each time.
+    """
+
+    learning_rate: float
+    factor_learning_rate: float
+    l2_linear: float = 0.0
+    l2_factors: float = 0.0
+    l1_linear: float = 0.0
+    ftrl_beta: float = 1.0
+    seed: int = 0
+    n_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
+            if not least <= value < float("inf"):
+                raise SettingsError(f"{field.name} = {value}; it must be finite and at least {least}")
+
+
+@dataclass(frozen=True)
+class RoundTally:
+    """What a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss).
+
+    Not `is_finite`: a loss was infinite or not a number; the walk stopped there and the table is of no more use.
+    """
+
+    rows: int
+    weight: float
+    loss: float
+    is_finite: bool
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per unit of weight; nan without rows."""
+        return self.loss / self.weight if self.weight else float("nan")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compiled functions of one spec.
+
+    `run_round(rows, table, step)` walks all rows once, in seeded block order, and changes `table` in place.
+    `scores(rows, table)` gives float32[n_rows] logits; tables without optimizer state are legal there.
+    """
+
+    spec: KernelSpec
+    run_round: Callable[[RowsLike, ParameterTable, Step], RoundTally]
+    scores: Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
+    compile_seconds: float
+
+
+_DTYPES = {
+    "indptr": np.int64,
+    "indices": np.uint32,
+    "values": np.float32,
+    "labels": np.float32,
+    "weights": np.float32,
+}
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only plain view: mapped, shared and ordinary arrays are then one type to the compiler."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def check_rows(rows: RowsLike) -> int:
+    """The largest index, -1 if there is none. TypeError or ValueError where kernels could not walk the rows safely."""
+    for name, dtype in _DTYPES.items():
+        array = getattr(rows, name)
+        if array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(
+                f"{name} is {array.dtype}[{array.ndim} dimensions]; pass a contiguous, aligned, "
+                f"one-dimensional {np.dtype(dtype).name} array"
+            )
+    n_rows, n_entries = len(rows.labels), len(rows.indices)
+    indptr = rows.indptr
+    if len(indptr) != n_rows + 1 or indptr[0] != 0 or indptr[-1] != n_entries:
+        raise ValueError(
+            f"indptr must have {n_rows + 1} offsets from 0 to {n_entries}, the number of entries"
+        )
+    if np.any(indptr[1:] < indptr[:-1]):
+        raise ValueError("indptr must not decrease")
+    if not 0 <= rows.n_implicit <= n_rows:
+        raise ValueError(f"n_implicit = {rows.n_implicit}; it must lie in 0 … {n_rows}")
+    expected = n_entries - int(indptr[rows.n_implicit])
+    if len(rows.values) != expected:
+        raise ValueError(f"{len(rows.values)} values; rows after n_implicit have {expected} entries")
+    if len(rows.weights) not in (0, n_rows):
+        raise ValueError(f"{len(rows.weights)} weights for {n_rows} rows; pass one each, or none")
+    return int(rows.indices.max()) if n_entries else -1
+
+
+def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
+    """TypeError or ValueError where a table does not fit the kernels."""
+    for name in ("bias", "linear", "factors"):
+        array = getattr(table, name)
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(f"table.{name} is {array.dtype}; pass a contiguous, aligned float32 array")
+        if with_state and not array.flags.writeable:
+            raise ValueError(f"table.{name} is read-only; a round trains in place, pass table.copy()")
+    layout = table.layout
+    if layout.n_factors != spec.n_factors or (with_state and layout.optimizer != spec.optimizer):
+        raise ValueError(f"a table of {layout} does not fit kernels of {spec}")
+    if (
+        table.bias.shape != (layout.linear_width,)
+        or table.linear.shape != (table.n_features, layout.linear_width)
+        or table.factors.shape != (table.n_factored, layout.factor_width)
+        or table.n_factored > table.n_features
+    ):
+        raise ValueError(f"the shapes of a table do not fit its {layout}")

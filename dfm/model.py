@@ -1,0 +1,283 @@
+"""A trained factorization machine: raw column values in, probabilities (or numbers) out; saved without pickle.
+
+A model is a folder. `model.json` is its manifest: it holds the schema, the hashing, the settings and the metrics, names
+the other files with their checksums, and is written last, in one step. The others carry their checksum in their name,
+so a reader of an old manifest never meets the parameters of a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dfm import storage
+from dfm.arrays import array_bytes, parse_arrays
+from dfm.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.errors import DataError, ModelError
+from dfm.hashing import HASH_NAME
+from dfm.kernels import numba_cpu
+from dfm.kernels.contract import Kernels, KernelSpec
+from dfm.kernels.losses import sigmoid
+from dfm.params import Layout, ParameterTable, allocate
+from dfm.partition import scoring_partition
+from dfm.schema import ResolvedSchema
+from dfm.vocabulary import RowLookup, Vocabulary
+
+MANIFEST = "model.json"
+FORMAT = 1
+GOLDEN_ROWS = 64
+GOLDEN_COLUMN = "dfm_prediction"
+_GOLDEN_TOLERANCE = 1e-5
+_BATCH_ROWS = 1 << 16
+LOSSES = {"classification": "logistic", "regression": "squared"}
+"""Loss of each task."""
+
+
+@dataclass(frozen=True)
+class FMModel:
+    """A factorization machine with everything that it needs to score raw rows.
+
+    `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how the model
+    came about: settings, validation metrics, row account, versions.
+    """
+
+    schema: ResolvedSchema
+    task: str
+    vocabulary: Vocabulary
+    table: ParameterTable
+    statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _lookup(self) -> RowLookup:
+        return RowLookup(self.vocabulary)
+
+    @functools.cached_property
+    def _kernels(self) -> Kernels:
+        layout = self.table.layout
+        return numba_cpu.compile_kernels(KernelSpec(LOSSES[self.task], layout.optimizer, layout.n_factors))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: look-up and kernels are made again where the model arrives."""
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+
+    def predict(self, data: Any) -> NDArray[np.float32]:
+        """Probability of a click of every row (regression: the predicted number), float32[n_rows].
+
+        data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
+        does not use are ignored. DataError where a column is missing or a number is not finite.
+        """
+        scores = self.decision_function(data)
+        return sigmoid(scores) if self.task == "classification" else scores
+
+    def decision_function(self, data: Any) -> NDArray[np.float32]:
+        """Raw scores: logits for classification, float32[n_rows]."""
+        parts = [self._scores(batch) for batch in _batches_of(data, self.schema.columns)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
+        """The rows as the model sees them; with `task` the label is read as well."""
+        return encode_batch(batch, self.schema, self.vocabulary.hash_bits, self.statistics, task)
+
+    def score(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Raw scores of encoded rows, float32[n_rows]."""
+        return self._kernels.scores(scoring_partition(encoded.rows, self._lookup), self.table)
+
+    def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        encoded = self.encode(batch)
+        if encoded.problems:
+            problem = encoded.problems[0]
+            raise DataError(
+                f"row {problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
+                "pass a finite number, or None where it is missing"
+            )
+        return self.score(encoded)
+
+    # ------------------------------------------------------------------------------------------ on disk ----
+
+    def save(self, url: str, golden: pa.Table | None = None, options: storage.Options = None) -> str:
+        """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
+
+        golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
+        """
+        files = {"parameters": ("safetensors", array_bytes(self._arrays()))}
+        if golden is not None and golden.num_rows:
+            files["golden"] = ("parquet", _golden_bytes(self, golden))
+        listed = {}
+        for kind, (suffix, data) in files.items():
+            digest = hashlib.sha256(data).hexdigest()
+            name = f"{kind}-{digest[:16]}.{suffix}"
+            storage.write_bytes(storage.join(url, name), data, options)
+            listed[kind] = {"name": name, "bytes": len(data), "sha256": digest}
+        manifest = json.dumps(self._manifest(listed), indent=1).encode()
+        previous = _listed_names(url, options)
+        storage.write_bytes(storage.join(url, MANIFEST), manifest, options)
+        _remove_older(url, previous | {entry["name"] for entry in listed.values()}, options)
+        return self.parameters_sha256()
+
+    def parameters_sha256(self) -> str:
+        """Fingerprint (hex) of the parameters and the features that they belong to."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self._arrays().items()):
+            digest.update(name.encode() + str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "ids": self.vocabulary.ids,
+            "counts": self.vocabulary.counts,
+            "fields": self.vocabulary.fields,
+            "rare": self.vocabulary.rare,
+            "bias": self.table.bias[:1],
+            "linear": np.ascontiguousarray(self.table.linear_weights),
+            "factors": np.ascontiguousarray(self.table.factor_weights),
+        }
+
+    def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "task": self.task,
+            "hashing": {"hash": HASH_NAME, "hash_bits": self.vocabulary.hash_bits, "seed": "xxh64(column name)"},
+            "n_factors": self.table.layout.n_factors,
+            "n_features": self.vocabulary.n_features,
+            "n_factored": self.vocabulary.n_factored,
+            "schema": self.schema.to_dict(),
+            "statistics": {name: dataclasses.asdict(known) for name, known in self.statistics.items()},
+            "files": dict(files),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def load(cls, url: str, options: storage.Options = None, check_golden: bool = True) -> FMModel:
+        """The model of a folder. ModelError where it is missing, damaged, too new, or scores its golden rows differently."""
+        manifest = read_manifest(url, options)
+        try:
+            arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
+            model = _from_arrays(manifest, arrays)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(f"the model at {url} is damaged ({error}); publish it again") from error
+        if check_golden and "golden" in manifest["files"]:
+            _check_golden(model, _checked_bytes(url, manifest, "golden", options), url)
+        return model
+
+
+def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
+    """The manifest of a model folder."""
+    try:
+        manifest = json.loads(storage.read_bytes(storage.join(url, MANIFEST), options))
+        known = int(manifest["format"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again") from error
+    if known > FORMAT:
+        raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
+    return dict(manifest)
+
+
+def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: storage.Options) -> bytes:
+    """A file of the model, after its name, size and checksum were found to be what the manifest says."""
+    entry = manifest["files"][kind]
+    name = str(entry["name"])
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise ModelError(f"the manifest of {url} names a file outside the model: {name!r}; do not trust this model")
+    try:
+        data = storage.read_bytes(storage.join(url, name), options)
+    except FileNotFoundError as error:
+        raise ModelError(f"the model at {url} lacks {name}; publish it again") from error
+    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
+    return data
+
+
+def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FMModel:
+    schema = ResolvedSchema.from_dict(manifest["schema"])
+    hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
+    if manifest["hashing"]["hash"] != HASH_NAME:
+        raise ModelError(f"the model hashes with {manifest['hashing']['hash']!r}; this dfm knows {HASH_NAME}")
+    ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
+    rare, n_factored = arrays["rare"], int(manifest["n_factored"])
+    table = allocate(Layout("sgd", n_factors), len(ids), n_factored)
+    if len(rare) != len(schema.fields) or linear.shape != (len(ids),) or factors.shape != (table.n_factored, n_factors):
+        raise ValueError("its arrays do not fit each other")
+    if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
+        raise ValueError("a feature is out of range")
+    table.bias[0] = arrays["bias"][0]
+    table.linear[:, 0] = linear
+    table.factors[:, :n_factors] = factors
+    vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
+    statistics = {
+        name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
+        for name, known in manifest["statistics"].items()
+    }
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"])
+
+
+def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
+    golden = golden.select(list(model.schema.columns))
+    predictions = pa.array(model.predict(golden), pa.float32())
+    sink = io.BytesIO()
+    pq.write_table(golden.append_column(GOLDEN_COLUMN, predictions), sink)
+    return sink.getvalue()
+
+
+def _check_golden(model: FMModel, data: bytes, url: str) -> None:
+    golden = pq.read_table(io.BytesIO(data))
+    expected = golden.column(GOLDEN_COLUMN).to_numpy()
+    difference = np.abs(model.predict(golden) - expected)
+    if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
+        raise ModelError(
+            f"the model at {url} scores its golden rows differently than when it was trained (by up to "
+            f"{difference.max():.3g}); it does not belong to this version of dfm, or was changed: publish it again"
+        )
+
+
+def _listed_names(url: str, options: storage.Options) -> set[str]:
+    """The files that the manifest in place names; a reader may still be loading them."""
+    try:
+        return {str(entry["name"]) for entry in read_manifest(url, options)["files"].values()}
+    except ModelError:
+        return set()
+
+
+def _remove_older(url: str, keep: set[str], options: storage.Options) -> None:
+    for name in storage.names_in(url, options):
+        if name not in keep and name.startswith(("parameters-", "golden-")):
+            storage.remove(storage.join(url, name), options)
+
+
+def _batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """The model's columns of a table in any of the accepted forms, in batches."""
+    if isinstance(data, Mapping):
+        present = {column: data[column] for column in columns if column in data}
+        table = pa.table({c: v if isinstance(v, pa.Array) else pa.array(v) for c, v in present.items()})
+    elif isinstance(data, pa.RecordBatch):
+        table = pa.Table.from_batches([data])
+    elif isinstance(data, pa.Table):
+        table = data
+    elif hasattr(data, "columns") and hasattr(data, "dtypes"):
+        wanted = [column for column in columns if column in data.columns]
+        table = pa.Table.from_pandas(data[wanted], preserve_index=False)
+    else:
+        raise DataError(
+            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict "
+            "of column to list"
+        )
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
+    table = table.select(list(columns))
+    if table.num_rows <= _BATCH_ROWS:
+        table = table.combine_chunks()
+    yield from table.to_batches(_BATCH_ROWS)

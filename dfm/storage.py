@@ -1,0 +1,84 @@
+"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+Options = Mapping[str, Any] | None
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL."""
+    return Path(url.removeprefix("file://"))
+
+
+def join(url: str, name: str) -> str:
+    """A file or folder below a folder."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+def read_bytes(url: str, options: Options = None) -> bytes:
+    """The whole file. FileNotFoundError where there is none."""
+    if is_local(url):
+        return local_path(url).read_bytes()
+    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    return bytes(filesystem.cat_file(path))
+
+
+def write_bytes(url: str, data: bytes, options: Options = None) -> None:
+    """Write a file such that a reader sees the old bytes or the new ones: renamed locally, one put on object stores."""
+    if is_local(url):
+        path = local_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem.pipe_file(path_in_store, data)
+
+
+def exists(url: str, options: Options = None) -> bool:
+    """Whether a file or folder is there."""
+    if is_local(url):
+        return local_path(url).exists()
+    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    return bool(filesystem.exists(path))
+
+
+def names_in(url: str, options: Options = None) -> list[str]:
+    """Names of the files directly in a folder, sorted; none where the folder is missing."""
+    if is_local(url):
+        path = local_path(url)
+        return sorted(entry.name for entry in path.iterdir() if entry.is_file()) if path.is_dir() else []
+    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
+    try:
+        found = filesystem.ls(path_in_store, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+
+
+def remove(url: str, options: Options = None) -> None:
+    """Delete a file; a missing one is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        if is_local(url):
+            local_path(url).unlink()
+        else:
+            filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+            filesystem.rm_file(path)

@@ -1,0 +1,172 @@
+"""A factorization machine by its definition: float64, loops over pairs, nothing shared with dfm. Slow, obviously right.
+
+Tests compare every kernel with this file. It also makes the small random rows that they run on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sparse rows with the attributes of a partition; rows from `n_implicit` on store their values."""
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    n_implicit: int
+
+    def entries(self, row: int) -> list[tuple[int, float]]:
+        """(feature, value) pairs of a row."""
+        start, stop = int(self.indptr[row]), int(self.indptr[row + 1])
+        skipped = int(self.indptr[self.n_implicit])
+        return [
+            (int(self.indices[i]), 1.0 if row < self.n_implicit else float(self.values[i - skipped]))
+            for i in range(start, stop)
+        ]
+
+    def weight(self, row: int) -> float:
+        """Weight of a row."""
+        return float(self.weights[row]) if len(self.weights) else 1.0
+
+
+def random_rows(
+    n_rows: int, n_features: int, longest: int, *, n_implicit: int, seed: int = 0, weighted: bool = False
+) -> Rows:
+    """Rows of 0 to `longest` distinct features, labels 0 and 1; frequent features are the low ones."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest + 1, n_rows)
+    popularity = 1.0 / np.arange(1, n_features + 1)
+    popularity /= popularity.sum()
+    drawn = [rng.choice(n_features, length, replace=False, p=popularity) for length in lengths]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Rows(
+        indptr,
+        np.concatenate([np.zeros(0, np.int64), *drawn]).astype(np.uint32),
+        rng.normal(size=int(indptr[-1] - indptr[n_implicit])).astype(np.float32),
+        (rng.random(n_rows) < 0.4).astype(np.float32),
+        rng.integers(0, 4, n_rows).astype(np.float32) if weighted else np.zeros(0, np.float32),
+        n_implicit,
+    )
+
+
+@dataclass
+class Machine:
+    """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` holds what the optimizer adds."""
+
+    bias: float
+    linear: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    state: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    def score(self, entries: list[tuple[int, float]]) -> float:
+        """w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j, the last over features that own factors."""
+        total = self.bias + sum(self.linear[j] * x for j, x in entries)
+        owners = [(j, x) for j, x in entries if j < len(self.factors)]
+        for (i, x_i), (j, x_j) in itertools.combinations(owners, 2):
+            total += float(self.factors[i] @ self.factors[j]) * x_i * x_j
+        return float(total)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the reference learns: names and numbers as in the kernels' spec and step."""
+
+    loss: str = "logistic"
+    optimizer: str = "adagrad"
+    learning_rate: float = 0.1
+    factor_learning_rate: float = 0.1
+    l2_linear: float = 0.0
+    l2_factors: float = 0.0
+    l1_linear: float = 0.0
+    ftrl_beta: float = 1.0
+    initial_accumulator: float = 1.0
+
+
+def loss_of(name: str, score: float, label: float) -> float:
+    """Log loss of a label 0 or 1, or half the squared error."""
+    if name == "squared":
+        return 0.5 * (score - label) ** 2
+    signed = score if label else -score
+    return max(-signed, 0.0) + math.log1p(math.exp(-abs(score)))
+
+
+def slope_of(name: str, score: float, label: float) -> float:
+    """Derivative of the loss by the score."""
+    return score - label if name == "squared" else 1.0 / (1.0 + math.exp(-score)) - label
+
+
+def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule) -> float:
+    """Learns from the rows in that order, in place; sum of the weighted losses before each update."""
+    total = 0.0
+    for row in order:
+        entries, weight, label = rows.entries(row), rows.weight(row), float(rows.labels[row])
+        score = machine.score(entries)
+        total += weight * loss_of(rule.loss, score, label)
+        _step(machine, entries, weight, slope_of(rule.loss, score, label), rule)
+    return total
+
+
+def _step(
+    machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule
+) -> None:
+    before = machine.factors.copy()
+    machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
+    for j, x in entries:
+        machine.linear[j] = _linear_step(machine, j, machine.linear[j], weight * slope * x, weight, rule)
+    for j, x in entries:
+        if j >= len(before):
+            continue
+        others = sum((before[i] * x_i for i, x_i in entries if i != j and i < len(before)), 0.0 * before[j])
+        gradient = weight * (slope * x * others + rule.l2_factors * before[j])
+        machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
+
+
+def _linear_step(
+    machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule
+) -> float:
+    if rule.optimizer == "ftrl":
+        return _ftrl_step(machine, key, value, gradient, rule)
+    gradient += penalised * rule.l2_linear * value
+    if rule.optimizer == "sgd":
+        return value - rule.learning_rate * gradient
+    total = machine.state.get(("G", key), rule.initial_accumulator) + gradient**2
+    machine.state["G", key] = total
+    return value - rule.learning_rate * gradient / math.sqrt(total)
+
+
+def _ftrl_step(machine: Machine, key: object, value: float, gradient: float, rule: Rule) -> float:
+    """McMahan et al. 2013, algorithm 1. The bias has no penalty."""
+    z, n = machine.state.get(("z", key), 0.0), machine.state.get(("n", key), 0.0)
+    z += gradient - (math.sqrt(n + gradient**2) - math.sqrt(n)) / rule.learning_rate * value
+    n += gradient**2
+    machine.state["z", key], machine.state["n", key] = z, n
+    l1, l2 = (0.0, 0.0) if key == "bias" else (rule.l1_linear, rule.l2_linear)
+    if abs(z) <= l1:
+        return 0.0
+    return -(z - math.copysign(l1, z)) / ((rule.ftrl_beta + math.sqrt(n)) / rule.learning_rate + l2)
+
+
+def _factor_step(machine: Machine, j: int, gradient: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
+    rate = rule.factor_learning_rate
+    if rule.optimizer == "sgd":
+        return rate * gradient
+    if rule.optimizer == "adagrad-row":
+        total = machine.state.get(("row", j), rule.initial_accumulator) + float(np.mean(gradient**2))
+        machine.state["row", j] = total
+        return rate * gradient / math.sqrt(total)
+    step = np.empty_like(gradient)
+    for f, slope in enumerate(gradient):
+        total = machine.state.get(("V", j, f), rule.initial_accumulator) + float(slope) ** 2
+        machine.state["V", j, f] = total
+        step[f] = rate * float(slope) / math.sqrt(total)
+    return step
