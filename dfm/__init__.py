@@ -1,0 +1,35 @@
+"""dfm: factorization machines for click logs that do not fit one machine.
+
+`train(job)` runs a job file, `FMModel.load(url).predict(table)` scores rows; the command `dfm` does both.
+Importing dfm loads neither Dask nor the compiled kernels; the names below fetch them when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfm.distributed.train import TrainResult
+    from dfm.jobs import evaluate, predict, train
+    from dfm.model import FMModel
+    from dfm.settings import Job, load_job
+
+__all__ = ["FMModel", "Job", "TrainResult", "evaluate", "load_job", "predict", "train"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FMModel": "dfm.model",
+    "Job": "dfm.settings",
+    "TrainResult": "dfm.distributed.train",
+    "evaluate": "dfm.jobs",
+    "load_job": "dfm.settings",
+    "predict": "dfm.jobs",
+    "train": "dfm.jobs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dfm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

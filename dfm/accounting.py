@@ -47,9 +47,7 @@ class RowAccount:
         return sum(rejection.count for rejection in self.rejections)
 
     def __add__(self, other: RowAccount) -> RowAccount:
-        return RowAccount(
-            self.read + other.read, self.accepted + other.accepted, self.rejections + other.rejections
-        )
+        return RowAccount(self.read + other.read, self.accepted + other.accepted, self.rejections + other.rejections)
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:
         """DataError where the account does not add up, or more rows are bad than the job allows."""

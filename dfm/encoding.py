@@ -21,7 +21,7 @@ from dfm.partition import HashedRows
 from dfm.schema import Field, ResolvedSchema
 
 _CROSS_BITS = 30
-"""Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses of them rarely collide."""
+"""Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
 _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
 Floats = NDArray[np.float64]
@@ -170,7 +170,8 @@ class _BatchColumns:
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(
-            np.where(present, token, missing).astype(np.uint32), np.where(present, values, 1.0).astype(np.float32)
+            np.where(present, token, missing).astype(np.uint32),
+            np.where(present, values, 1.0).astype(np.float32),
         )
 
     def _list(self, entry: Field) -> _Column:
@@ -234,11 +235,14 @@ def parse_numbers(array: pa.Array, column: str) -> tuple[Floats, Flags, Flags]:
         values, present, unparsed = _parse_distinct(array.dictionary, column)
         n_distinct = len(values)
         table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
-        numbers, is_present, is_unparsed = (
-            hashing.gather_codes(part, array.indices, n_distinct) for part in table
-        )
+        numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices, n_distinct) for part in table)
         return numbers, is_present, is_unparsed
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
         raise DataError(
             f"column {column!r} holds {kind}, which is not numeric; name it in [schema] categorical instead"
         )
@@ -312,7 +316,11 @@ def _assemble(
     for column in columns:
         counts += 1 if column.offsets is None else np.diff(column.offsets)
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    out = np.empty(int(indptr[-1]), np.uint32), np.empty(int(indptr[-1]), np.uint16), np.ones(int(indptr[-1]), np.float32)
+    out = (
+        np.empty(int(indptr[-1]), np.uint32),
+        np.empty(int(indptr[-1]), np.uint16),
+        np.ones(int(indptr[-1]), np.float32),
+    )
     cursor = indptr[:-1].copy()
     one_each = np.arange(n_rows + 1, dtype=np.int64)
     for number, column in enumerate(columns):

@@ -3,7 +3,8 @@
 A token is (column, value). Its index is `XXH64(value bytes, seed=XXH64(column name)) mod 2**hash_bits`
 (XXH64: Collet's xxHash specification, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
 Values are hashed as text, so the integer 5, the float 5.0 and the string "5" are the same category: a log that one
-system writes as integers and another as strings gives one model. Empty text is a missing value. Distinct values are hashed once per Arrow dictionary.
+system writes as integers and another as strings gives one model. Empty text is a missing
+value. Distinct values are hashed once per Arrow dictionary.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def _load(width: int) -> Any:
         def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             array_type = signature.args[0]
             array = context.make_array(array_type)(context, builder, arguments[0])
-            pointer = cgutils.get_item_pointer(
-                context, builder, array_type, array, [arguments[1]], wraparound=False
-            )
+            pointer = cgutils.get_item_pointer(context, builder, array_type, array, [arguments[1]], wraparound=False)
             word = ir.IntType(8 * width)
             loaded = builder.load(builder.bitcast(pointer, word.as_pointer()), align=1)
             return loaded if width == 8 else builder.zext(loaded, ir.IntType(64))
@@ -182,7 +181,7 @@ def _log2_buckets(numbers, present, out):  # type: ignore[no-untyped-def]
 
 
 LOG2_BUCKETS = 2048
-"""Codes of `log2-bucket`: missing, negative, zero, (0, 1], (1, 2], then floor(ln(x)**2); the last one holds x > e**45."""
+"""Codes of `log2-bucket`: missing, negative, zero, (0, 1], (1, 2], then floor(ln(x)**2); the last holds x > e**45."""
 
 
 def bucket_token(code: int) -> bytes:
@@ -193,9 +192,7 @@ def bucket_token(code: int) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def bucket_table(column: str, n_buckets: int, hash_bits: int) -> NDArray[np.uint32]:
     """Feature index of every bucket code of a numeric column, uint32[n_buckets]."""
-    return np.array(
-        [token_index(column, bucket_token(code), hash_bits) for code in range(n_buckets)], np.uint32
-    )
+    return np.array([token_index(column, bucket_token(code), hash_bits) for code in range(n_buckets)], np.uint32)
 
 
 def log2_bucket_codes(numbers: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -220,9 +217,7 @@ def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDA
     if len(array):
         offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)
         offsets = offsets[array.offset : array.offset + len(array) + 1]
-        data = (
-            np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else _NOTHING
-        )
+        data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else _NOTHING
         _hash_texts(data, offsets, seed, np.uint64(mask), np.uint64(missing), out)
     if array.null_count:
         out[_null_mask(array)] = missing
@@ -290,11 +285,10 @@ def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: in
 
 
 def _hash_floats(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
-    """Whole numbers hash as integers (pandas turns an integer column with gaps into floats), the rest as their text."""
+    """Whole numbers hash as integers (pandas turns an integer column with gaps into floats), the rest as text; NaN is missing."""
     numbers = array.cast(pa.float64())
-    whole = pc.fill_null(
-        pc.and_(pc.equal(pc.trunc(numbers), numbers), pc.less(pc.abs(numbers), 2.0**53)), True
-    )
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), pc.less(pc.abs(numbers), 2.0**53)), True)
     if pc.all(whole).as_py() is not False:
         return _hash_integer_array(numbers.cast(pa.int64()), seed, mask, missing)
     out = hash_texts(numbers.cast(pa.string()), seed, mask, missing)

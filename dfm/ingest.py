@@ -67,7 +67,7 @@ class Batch:
 def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> list[Shard]:
     """All Parquet files that the paths name, sorted by URL, each once.
 
-    A path is a file, a folder (searched below; names that begin with "_" or "." are left out) or a glob, local or a URL.
+    A path is a file, a folder (searched below; names that begin with "_" or "." are skipped) or a glob; local or a URL.
     DataError where a path names nothing, or a file is no readable Parquet.
     """
     options = dict(storage_options or {})
@@ -75,7 +75,9 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
     for path in paths:
         found = _expand(path, options)
         if not found:
-            raise DataError(f"no Parquet file at {path!r}: check the path; folders and globs like 'day=*/*.parquet' work")
+            raise DataError(
+                f"no Parquet file at {path!r}: check the path; folders and globs like 'day=*/*.parquet' work"
+            )
         urls.update(dict.fromkeys(found))
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda url: describe_shard(url, options), sorted(urls)))
@@ -88,17 +90,23 @@ def _expand(path: str, options: dict[str, Any]) -> list[str]:
     try:
         filesystem, root = fsspec.core.url_to_fs(path, **options)
         if any(mark in root for mark in "*?["):
-            names = filesystem.glob(root)
-            names = [name for name in names if not filesystem.isdir(name)]
+            folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
+            names = [name for name in filesystem.glob(root) if not filesystem.isdir(name)]
+            names = [name for name in names if not _is_hidden(name.removeprefix(folder))]
         elif filesystem.isdir(root):
-            names = filesystem.find(root)
-            names = [name for name in names if name.endswith((".parquet", ".parq", ".pq"))]
+            names = [name for name in filesystem.find(root) if name.endswith((".parquet", ".parq", ".pq"))]
+            names = [name for name in names if not _is_hidden(name.removeprefix(root))]
         else:
             names = [root] if filesystem.exists(root) else []
-        visible = [name for name in names if not os.path.basename(name).startswith(("_", "."))]
-        return [_unstrip(filesystem, name) for name in visible]
+        return [_unstrip(filesystem, name) for name in names]
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, begins with "." or "_" (`_temporary`, `_delta_log`; not `_x=1`)."""
+    steps = path.split("/")
+    return any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps)
 
 
 def _unstrip(filesystem: Any, name: str) -> str:
@@ -131,7 +139,9 @@ def reading(url: str, place: str = "") -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
-            raise DataError(f"{url} is gone: it was there when the job began; restore it or start the job again") from error
+            raise DataError(
+                f"{url} is gone: it was there when the job began; restore it or start the job again"
+            ) from error
         if isinstance(error, PermissionError):
             raise DataError(f"{url} may not be read: permission denied; check its access rights") from error
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -150,9 +160,10 @@ def open_parquet(
             yield file
         return
     filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
-    with filesystem.open(name, "rb") as stream, pq.ParquetFile(
-        stream, pre_buffer=True, read_dictionary=list(dictionary_columns)
-    ) as file:
+    with (
+        filesystem.open(name, "rb") as stream,
+        pq.ParquetFile(stream, pre_buffer=True, read_dictionary=list(dictionary_columns)) as file,
+    ):
         yield file
 
 
@@ -166,9 +177,7 @@ def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None)
     return schema
 
 
-def read_unit(
-    unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None
-) -> Iterator[Batch]:
+def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[Batch]:
     """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
 
     DataError names the shard and the column where one is missing.
@@ -226,7 +235,7 @@ def _read_row_group(
             break
     if position < last:
         raise DataError(
-            f"{shard.url}, row group {row_group}, has {position} rows where its footer said {shard.row_groups[row_group]}; "
+            f"{shard.url}, row group {row_group}, has {position} rows, its footer said {shard.row_groups[row_group]}; "
             "the file changed or is damaged: start the job again"
         )
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dfm import storage
+from dfm import rowwise, storage
 from dfm.arrays import array_bytes, parse_arrays
 from dfm.encoding import Encoded, NumberStatistics, encode_batch
 from dfm.errors import DataError, ModelError
@@ -48,7 +48,7 @@ LOSSES = {"classification": "logistic", "regression": "squared"}
 class FMModel:
     """A factorization machine with everything that it needs to score raw rows.
 
-    `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how the model
+    `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how it
     came about: settings, validation metrics, row account, versions.
     """
 
@@ -62,6 +62,10 @@ class FMModel:
     @functools.cached_property
     def _lookup(self) -> RowLookup:
         return RowLookup(self.vocabulary)
+
+    @functools.cached_property
+    def _row_encoder(self) -> rowwise.RowEncoder:
+        return rowwise.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
 
     @functools.cached_property
     def _kernels(self) -> Kernels:
@@ -83,8 +87,25 @@ class FMModel:
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
+        few = self._few_rows(data)
+        if few is not None:
+            return few
         parts = [self._scores(batch) for batch in _batches_of(data, self.schema.columns)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
+        """Scores of a dict of short lists, the way of serving; None where the general path has to take them."""
+        if not isinstance(data, Mapping) or not self._row_encoder.usable:
+            return None
+        try:
+            lengths = {len(data[column]) for column in self.schema.columns}
+            n_rows = lengths.pop() if len(lengths) == 1 else 0
+            if not 0 < n_rows <= rowwise.MOST_ROWS:
+                return None
+            rows = self._row_encoder.encode(data, n_rows)
+        except (KeyError, TypeError, rowwise.NotPlain):
+            return None
+        return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""
@@ -123,7 +144,7 @@ class FMModel:
         manifest = json.dumps(self._manifest(listed), indent=1).encode()
         previous = _listed_names(url, options)
         storage.write_bytes(storage.join(url, MANIFEST), manifest, options)
-        _remove_older(url, previous | {entry["name"] for entry in listed.values()}, options)
+        _remove_older(url, previous | {str(entry["name"]) for entry in listed.values()}, options)
         return self.parameters_sha256()
 
     def parameters_sha256(self) -> str:
@@ -148,7 +169,11 @@ class FMModel:
         return {
             "format": FORMAT,
             "task": self.task,
-            "hashing": {"hash": HASH_NAME, "hash_bits": self.vocabulary.hash_bits, "seed": "xxh64(column name)"},
+            "hashing": {
+                "hash": HASH_NAME,
+                "hash_bits": self.vocabulary.hash_bits,
+                "seed": "xxh64(column name)",
+            },
             "n_factors": self.table.layout.n_factors,
             "n_features": self.vocabulary.n_features,
             "n_factored": self.vocabulary.n_factored,
@@ -160,7 +185,7 @@ class FMModel:
 
     @classmethod
     def load(cls, url: str, options: storage.Options = None, check_golden: bool = True) -> FMModel:
-        """The model of a folder. ModelError where it is missing, damaged, too new, or scores its golden rows differently."""
+        """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong."""
         manifest = read_manifest(url, options)
         try:
             arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
@@ -178,9 +203,13 @@ def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
         manifest = json.loads(storage.read_bytes(storage.join(url, MANIFEST), options))
         known = int(manifest["format"])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published") from error
+        raise ModelError(
+            f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again") from error
+        raise ModelError(
+            f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again"
+        ) from error
     if known > FORMAT:
         raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
     return dict(manifest)

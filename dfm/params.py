@@ -166,9 +166,7 @@ def allocate(layout: Layout, n_features: int, n_factored: int) -> ParameterTable
     )
 
 
-def initialise(
-    layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial: InitialValues
-) -> ParameterTable:
+def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial: InitialValues) -> ParameterTable:
     """Table of the features with hashed ids uint32[n_features], of which the first `n_factored` own factors.
 
     Factor f of a feature depends on (seed, id, f) alone: every replica, block and machine starts from the same bytes.
@@ -178,9 +176,7 @@ def initialise(
         table.bias[1:] = initial.initial_accumulator
         table.linear[:, 1:] = initial.initial_accumulator
     table.factors[:, layout.lanes :] = initial.initial_accumulator
-    half_width = np.float32(
-        initial.init_stdev * 3.0**0.5
-    )  # a uniform variable on [-a, a] has deviation a / sqrt(3)
+    half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
     owners = np.ascontiguousarray(ids[:n_factored], np.uint32)
     with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy
         _fill_factors(table.factors, owners, layout.n_factors, np.uint64(initial.seed), half_width)

@@ -60,8 +60,7 @@ def concatenate_rows(parts: Sequence[HashedRows]) -> HashedRows:
     has_weights = any(part.weights.size for part in parts)
     return HashedRows(
         np.concatenate(
-            [np.zeros(1, np.int64)]
-            + [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+            [np.zeros(1, np.int64)] + [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
         ),
         np.concatenate([part.indices for part in parts]),
         np.concatenate([part.fields for part in parts]),
@@ -119,9 +118,7 @@ class SparsePartition:
 
     def save(self, path: Path) -> None:
         """Write to one file, atomically."""
-        write_arrays(
-            path, self._arrays(), {"n_factored": str(self.n_factored), "n_implicit": str(self.n_implicit)}
-        )
+        write_arrays(path, self._arrays(), {"n_factored": str(self.n_factored), "n_implicit": str(self.n_implicit)})
 
     @classmethod
     def open(cls, path: Path) -> SparsePartition:
@@ -233,7 +230,8 @@ def build_partition(
 ) -> SparsePartition:
     """Look rows up in the vocabulary, keep the features that they touch, shuffle them into `order` (int64[n_rows]).
 
-    Rows that need stored values come after those that do not. Entries of features that the vocabulary lacks are left out.
+    Rows that need stored values come after those that do not. Entries of features that the vocabulary lacks are
+    left out.
     """
     table_rows = lookup.rows(rows.indices, rows.fields)
     touched = np.zeros(vocabulary.n_features, np.bool_)
@@ -343,9 +341,7 @@ def _compact(
         np.empty(len(rows.weights), np.float32),
     )
     stamp[:] = -1
-    _write_rows(
-        order, n_implicit, (rows.indptr, local, rows.values, rows.labels, rows.weights), target, stamp
-    )
+    _write_rows(order, n_implicit, (rows.indptr, local, rows.values, rows.labels, rows.weights), target, stamp)
     indptr, indices, values, labels, weights = target
     return SparsePartition(
         indptr,

@@ -55,14 +55,24 @@ class Reading:
     @property
     def columns(self) -> list[str]:
         """Columns to read."""
-        special = (self.schema.label, self.schema.weight, self.schema.time if self.time_from or self.time_until else "")
+        special = (
+            self.schema.label,
+            self.schema.weight,
+            self.schema.time if self.time_from or self.time_until else "",
+        )
         return list(dict.fromkeys([column for column in special if column] + list(self.schema.columns)))
 
     def key(self) -> str:
         """Fingerprint of what decides the hashed bytes."""
         statistics = {name: dataclasses.asdict(value) for name, value in self.statistics.items()}
         return fingerprint(
-            CACHE_FORMAT, self.schema.to_dict(), self.hash_bits, self.task, statistics, self.time_from, self.time_until
+            CACHE_FORMAT,
+            self.schema.to_dict(),
+            self.hash_bits,
+            self.task,
+            statistics,
+            self.time_from,
+            self.time_until,
         )
 
 
@@ -122,13 +132,11 @@ def _sketch(values: NDArray[np.float64]) -> NumberSketch:
     ordered = np.sort(values)
     picks = ((np.arange(_SKETCH_SIZE) + 0.5) / _SKETCH_SIZE * len(ordered)).astype(np.int64)
     mean = float(values.mean())
-    return NumberSketch(
-        len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist())
-    )
+    return NumberSketch(len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist()))
 
 
 def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberStatistics:
-    """Mean and deviation by the pairwise update of Chan, Golub and LeVeque (1979); boundaries from the order statistics."""
+    """Mean and deviation by the update of Chan, Golub and LeVeque (1979); boundaries from order statistics."""
     count, mean, squares = 0, 0.0, 0.0
     known = [sketch for sketch in sketches if sketch.count]
     if not known:
@@ -306,5 +314,3 @@ def prune_cache(directory: str, limit: int, older_than: float) -> int:
         Path(path).unlink(missing_ok=True)
         freed += size
     return freed
-
-

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -40,17 +40,30 @@ def read_bytes(url: str, options: Options = None) -> bytes:
 def write_bytes(url: str, data: bytes, options: Options = None) -> None:
     """Write a file such that a reader sees the old bytes or the new ones: renamed locally, one put on object stores."""
     if is_local(url):
+        with writing(url) as stream:
+            stream.write(data)
+        return
+    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
+    """A stream to a file that appears when the block ends without an error."""
+    if is_local(url):
         path = local_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as stream:
+                yield stream
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return
     filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
-    filesystem.pipe_file(path_in_store, data)
+    with filesystem.transaction, filesystem.open(path_in_store, "wb") as remote:
+        yield remote
 
 
 def exists(url: str, options: Options = None) -> bool:

@@ -1,7 +1,7 @@
 """The features seen in training, most frequent first; their order is the row order of the parameter table.
 
-Frequent features sharing cache lines makes training faster, "does it own factors" becomes one compare (`row < n_factored`),
-and the sorted row list of a partition is a list of gathers that walk memory forwards.
+Frequent features sharing cache lines makes training faster, "does it own factors" becomes one compare
+(`row < n_factored`), and the sorted row list of a partition is a list of gathers that walk memory forwards.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def random_rows(
 
 @dataclass
 class Machine:
-    """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` holds what the optimizer adds."""
+    """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` is the optimizer's."""
 
     bias: float
     linear: NDArray[np.float64]
@@ -116,9 +116,7 @@ def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule) -> flo
     return total
 
 
-def _step(
-    machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule
-) -> None:
+def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule) -> None:
     before = machine.factors.copy()
     machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
     for j, x in entries:
@@ -131,9 +129,7 @@ def _step(
         machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
 
 
-def _linear_step(
-    machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule
-) -> float:
+def _linear_step(machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule) -> float:
     if rule.optimizer == "ftrl":
         return _ftrl_step(machine, key, value, gradient, rule)
     gradient += penalised * rule.l2_linear * value

@@ -23,6 +23,9 @@ from dfm.hashing import log2_bucket_codes
 
 MASK_64 = (1 << 64) - 1
 MASK_32 = (1 << 32) - 1
+# What undoes the two multiplications of MurmurHash3's 32-bit finalizer.
+INVERSE_1 = pow(0x85EBCA6B, -1, 1 << 32)
+INVERSE_2 = pow(0xC2B2AE35, -1, 1 << 32)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,9 @@ def rank_of(column: int, text: str) -> int:
     """Undo the spelling of a category: MurmurHash3's finalizer, backwards."""
     x = int(text, 16)
     x ^= x >> 16
-    x = (x * pow(0xC2B2AE35, -1, 1 << 32)) & MASK_32
+    x = (x * INVERSE_2) & MASK_32
     x ^= (x >> 13) ^ (x >> 26)
-    x = (x * pow(0x85EBCA6B, -1, 1 << 32)) & MASK_32
+    x = (x * INVERSE_1) & MASK_32
     x ^= x >> 16
     return (x - column * 0x9E3779B1) & MASK_32
 
@@ -115,6 +118,19 @@ def test_the_planted_probabilities_are_calibrated(log):
     met = sum(day.log_loss * day.rows for day in truth.days) / truth.rows
     assert abs(met - expected.mean()) < 4.0 * sigma
     assert sum(day.clicks for day in truth.days) / truth.rows == pytest.approx(synth.CLICK_RATE, abs=0.01)
+
+
+def test_clicks_depend_on_no_column_but_through_the_planted_probability(log, rows):
+    """Within every frequent token clicks are as many as expected, to 5 sigma: no cell shares their draw."""
+    truth = synth.read_truth(log)
+    _, tokens = synth._draw(truth.seed, 0, truth.rows)
+    logits = synth._planted_logits(np.uint64(truth.seed), tokens, synth._EFFECTS) + truth.bias
+    p = 1.0 / (1.0 + np.exp(-logits))
+    surplus = rows["label"].to_numpy() - p
+    for column in tokens:
+        for token in np.flatnonzero(np.bincount(column[column < 100]) >= 1_000):
+            there = column == token
+            assert abs(surplus[there].sum()) < 5.0 * math.sqrt((p * (1.0 - p))[there].sum())
 
 
 def test_the_truth_beats_the_click_rate_by_far_and_half_of_that_needs_the_pairs(log):

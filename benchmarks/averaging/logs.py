@@ -110,12 +110,21 @@ def _share(n_rows: int, number: int, of: int) -> slice:
     return slice(n_rows * number // of, n_rows * (number + 1) // of)
 
 
-def read_log(name: str, train: str, validation: str, hash_bits: int, cache: Path, columns: Sequence[str] = ("C*",)) -> Log:
-    """A log in Criteo's columns (label, I1…I13, C1…C26) from Parquet; hashed rows are kept in `cache`."""
+def read_log(
+    name: str,
+    paths: tuple[Sequence[str], Sequence[str]],
+    hash_bits: int,
+    cache: Path,
+    columns: Sequence[str] = ("C*",),
+) -> Log:
+    """A log in Criteo's columns (label, I1…I13, C1…C26) from Parquet; hashed rows are kept in `cache`.
+
+    paths: of the training rows and of the validation rows.
+    """
     rows, fields_of_log = [], ()
-    for part, path in (("train", train), ("validation", validation)):
+    for part, own in zip(("train", "validation"), paths, strict=True):
         file = cache / f"{name}-{part}-{hash_bits}.safetensors"
-        shards = find_shards([path])
+        shards = find_shards(own)
         schema = resolve(
             Schema(label="label", categorical=tuple(columns), numeric=("I*",)), arrow_schema(shards[0]).names
         )
@@ -137,10 +146,4 @@ def synthetic_log(name: str, n_rows: int, hash_bits: int, cache: Path, columns: 
     if not (root / "truth.json").exists():
         generate(root, rows=n_rows, days=8, overwrite=True)
     days = sorted(str(path) for path in root.glob("day=*"))
-    link = cache / f"synthetic-{n_rows}-train"
-    link.mkdir(exist_ok=True)
-    for day in days[:-1]:
-        target = link / Path(day).name
-        if not target.exists():
-            target.symlink_to(Path(day).resolve(), target_is_directory=True)
-    return read_log(f"{name}-{n_rows}", str(link / "*" / "*.parquet"), days[-1], hash_bits, cache, columns)
+    return read_log(f"{name}-{n_rows}", (days[:-1], days[-1:]), hash_bits, cache, columns)

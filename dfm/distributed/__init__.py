@@ -1,1 +1,1 @@
-"""The training loop on Dask: who holds what (placement, prepare), one round (rounds), the whole run (train), scoring."""
+"""The training loop on Dask: who holds what (placement, prepare), one round (rounds), the run (train), scoring."""

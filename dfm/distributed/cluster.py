@@ -87,3 +87,13 @@ def n_threads(client: Client) -> int:
     """Tasks that the cluster runs at a time."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return max(1, sum(int(worker["nthreads"]) for worker in workers))
+
+
+@contextlib.contextmanager
+def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Client]:
+    """The given client, or one of the settings' cluster."""
+    if client is not None:
+        yield client
+    else:
+        with connect(settings) as own:
+            yield own

@@ -40,9 +40,7 @@ class Plan:
         return sum(unit.n_rows for task in self.replicas[replica] for unit in task)
 
 
-def plan_training(
-    shards: Sequence[Shard], n_replicas: int, averages_per_epoch: int | str, seed: int
-) -> Plan:
+def plan_training(shards: Sequence[Shard], n_replicas: int, averages_per_epoch: int | str, seed: int) -> Plan:
     """Deal the rows out to replicas of equal size (to one row).
 
     Pieces of shards are put in a seeded order first: neighbouring shards are often alike (one day, one site), and
@@ -53,9 +51,7 @@ def plan_training(
     shuffled = [pieces[i] for i in order]
     total = sum(piece.n_rows for piece in pieces)
     bounds = [total * r // n_replicas for r in range(n_replicas + 1)]
-    replicas = tuple(
-        tuple(group_units(_cut(shuffled, bounds[r], bounds[r + 1]))) for r in range(n_replicas)
-    )
+    replicas = tuple(tuple(group_units(_cut(shuffled, bounds[r], bounds[r + 1]))) for r in range(n_replicas))
     return Plan(replicas, rounds_per_epoch(total, n_replicas, averages_per_epoch), seed)
 
 

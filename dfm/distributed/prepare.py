@@ -142,7 +142,7 @@ def learn_statistics(client: Client, reading: Reading, plan: Plan, progress: Pro
         return reading
     tasks = [units for replica in plan.replicas for units in replica]
     futures = client.map(sketch_shard, [reading] * len(tasks), tasks, pure=False)
-    _follow(client, futures, [_n_rows(units) for units in tasks], "statistics", progress)
+    follow(client, futures, [_n_rows(units) for units in tasks], "statistics", progress)
     sketches: list[dict[str, NumberSketch]] = client.gather(futures)
     statistics: dict[str, NumberStatistics] = {
         column: merge_sketches([sketch[column] for sketch in sketches], reading.schema.quantile_buckets)
@@ -171,7 +171,7 @@ def prepare(
         )
         for i, units in enumerate(validation_tasks)
     ]  # fmt: skip
-    _follow(client, hashed + held_out, sizes + [_n_rows(units) for units in validation_tasks], "hash", progress)
+    follow(client, hashed + held_out, sizes + [_n_rows(units) for units in validation_tasks], "hash", progress)
     merged = _merge_all(client, hashed, job.model.hash_bits)
     vocabulary, key = _vocabulary(client, job, reading, plan, merged)
     summary, account = client.submit(summarise, vocabulary, merged, pure=False).result()
@@ -195,7 +195,7 @@ def prepare(
         for i, units in enumerate(validation_tasks)
     ]  # fmt: skip
     sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in validation_tasks]
-    _follow(client, replicas + scored, sizes, "build", progress)
+    follow(client, replicas + scored, sizes, "build", progress)
     return Prepared(reading, vocabulary, key, summary, replicas, scored, account, validation_account)
 
 
@@ -224,9 +224,7 @@ def _merge_all(client: Client, hashed: list[Future], hash_bits: int) -> Future:
             return hashed[0]
 
 
-def _vocabulary(
-    client: Client, job: Job, reading: Reading, plan: Plan, merged: Future
-) -> tuple[Future, str]:
+def _vocabulary(client: Client, job: Job, reading: Reading, plan: Plan, merged: Future) -> tuple[Future, str]:
     columns = [entry.name for entry in reading.schema.fields]
     knobs = job.model.hash_bits, job.model.min_count, job.model.min_count_factors
     rows = sorted(units_key([unit for tasks in plan.replicas for units in tasks for unit in units]), key=str)
@@ -238,9 +236,7 @@ def _n_rows(units: Sequence[Unit]) -> int:
     return sum(unit.n_rows for unit in units)
 
 
-def _follow(
-    client: Client, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress
-) -> None:
+def follow(client: Client, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress) -> None:
     """Report rows as tasks finish; the first error ends the wait and is raised here."""
     rows = dict(zip(futures, sizes, strict=True))
     done, total = 0, sum(sizes)

@@ -19,14 +19,12 @@ import numpy as np
 from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
-from dfm.metrics import ClassificationTally, RegressionTally
+from dfm.metrics import TALLIES, Tally
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.vocabulary import Vocabulary
 
 BACKENDS = {"numba": numba_cpu}
-TALLIES = {"classification": ClassificationTally, "regression": RegressionTally}
-Tally = ClassificationTally | RegressionTally
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ def compiled(backend: str, spec: KernelSpec) -> Kernels:
     return BACKENDS[backend].compile_kernels(spec)
 
 
-def initial_block(
-    vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues
-) -> Block:
+def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
     """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
     start, stop = bounds
     n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
@@ -140,9 +136,7 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
     return block.reports
 
 
-def evaluate_partitions(
-    work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]
-) -> Tally:
+def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows."""
     tables = [block.table for block in blocks]
     total: Tally = TALLIES[task].empty()
@@ -166,7 +160,9 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     """The table that the blocks make up, without optimizer state."""
     layout = blocks[0].table.layout.stateless
     table = allocate(
-        layout, sum(block.table.n_features for block in blocks), sum(block.table.n_factored for block in blocks)
+        layout,
+        sum(block.table.n_features for block in blocks),
+        sum(block.table.n_factored for block in blocks),
     )
     table.bias[:] = blocks[0].table.bias[:1]
     row = 0
@@ -186,9 +182,21 @@ def warm_up(work: Work) -> float:
     table = initialise(layout, ids, 2, InitialValues(0))
     ones = np.ones(1, np.float32)
     partition = SparsePartition(
-        np.array([0, 2]), ids, np.zeros(0, np.float32), ones, np.zeros(0, np.float32), ids, len(table.factors), 1
+        np.array([0, 2]),
+        ids,
+        np.zeros(0, np.float32),
+        ones,
+        np.zeros(0, np.float32),
+        ids,
+        len(table.factors),
+        1,
     )
     push = train_replicas(work, 0, 0, [Block(0, table)], [[partition], [partition]])
     merge_block(work, Block(0, table), [push], False)
-    evaluate_partitions(work, "regression" if work.spec.loss == "squared" else "classification", [Block(0, table)], [partition])
+    evaluate_partitions(
+        work,
+        "regression" if work.spec.loss == "squared" else "classification",
+        [Block(0, table)],
+        [partition],
+    )
     return time.perf_counter() - started

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import logging
 import math
 import time
@@ -27,9 +27,10 @@ from dfm.hashing import expected_collisions
 from dfm.ingest import Shard, Unit, arrow_schema, find_shards, read_unit
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.metrics import Tally
 from dfm.model import GOLDEN_ROWS, LOSSES, FMModel
 from dfm.params import InitialValues, Layout
-from dfm.preparation import Reading, fingerprint, prune_cache, units_key
+from dfm.preparation import Reading, fingerprint, prune_cache
 from dfm.schema import ResolvedSchema, infer, resolve
 from dfm.settings import Job, parse_bytes
 from dfm.vocabulary import Vocabulary
@@ -71,6 +72,8 @@ class Inputs:
     validation: list[Shard]
     plan: Plan
     validation_tasks: list[tuple[Unit, ...]]
+    split_rows: bool
+    """Whether data.validation_from has to be compared row by row (the shards' paths do not tell)."""
 
     @property
     def n_rows(self) -> int:
@@ -84,14 +87,34 @@ def find_inputs(job: Job) -> Inputs:
     train = find_shards(job.data.train, options)
     validation = find_shards(job.data.validation, options) if job.data.validation else []
     schema = resolve_schema(job, next(shard for shard in train if shard.n_rows))
+    by_path = _split_by_path(job, train)
+    if by_path is not None:
+        train, validation = by_path
     total = sum(shard.n_rows for shard in train)
     if total < job.training.n_replicas:
         raise DataError(
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
     plan = plan_training(train, job.training.n_replicas, job.training.averages_per_epoch, job.model.seed)
-    held_out = plan_reading(train if job.data.validation_from else validation)
-    return Inputs(schema, train, validation, plan, held_out)
+    split_rows = bool(job.data.validation_from) and by_path is None
+    held_out = plan_reading(train if split_rows else validation)
+    return Inputs(schema, train, validation, plan, held_out, split_rows)
+
+
+def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]] | None:
+    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths."""
+    bound, column = job.data.validation_from, job.schema.time
+    times = [dict(shard.partition).get(column) for shard in shards]
+    if not bound or any(time is None for time in times):
+        return None
+    dated = [(str(time), shard) for time, shard in zip(times, shards, strict=True)]
+    before = [shard for time, shard in dated if time < bound]
+    if not before:
+        raise DataError(
+            f"data.validation_from = {bound!r} leaves no shard to train on: {column} begins at {min(dated)[0]}; "
+            "choose a later time"
+        )
+    return before, [shard for time, shard in dated if time >= bound]
 
 
 def resolve_schema(job: Job, shard: Shard) -> ResolvedSchema:
@@ -124,8 +147,7 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
     tell(plan_event(inputs))
-    with contextlib.ExitStack() as stack:
-        own = client or stack.enter_context(cluster.connect(job.cluster))
+    with cluster.client_of(job.cluster, client) as own:
         return _Run(job, inputs, own, tell).run()
 
 
@@ -216,16 +238,17 @@ class _Run:
     def _reading(self) -> tuple[Reading, Reading]:
         """How training rows are read, and how validation rows are."""
         job = self.job
+        bound = job.data.validation_from if self.inputs.split_rows else ""
         reading = Reading(
             self.inputs.schema,
             job.model.hash_bits,
             job.model.task,
-            time_until=job.data.validation_from,
+            time_until=bound,
             on_bad_rows=job.data.on_bad_rows,
             cache=cluster.cache_directory(job.cluster),
             storage_options=job.data.storage_options,
         )
-        return reading, dataclasses.replace(reading, time_until="", time_from=job.data.validation_from)
+        return reading, dataclasses.replace(reading, time_until="", time_from=bound)
 
     def _prepare(self) -> prepare.Prepared:
         training, validation = self._reading()
@@ -260,19 +283,22 @@ class _Run:
     def _initial_blocks(self) -> list[Future]:
         """Blocks of equal bytes: the leading rows own factors and weigh more."""
         n_blocks = min(
-            -(-self._parameter_bytes() // _BLOCK_BYTES), _MOST_BLOCKS, len(cluster.worker_addresses(self.client))
+            -(-self._parameter_bytes() // _BLOCK_BYTES),
+            _MOST_BLOCKS,
+            len(cluster.worker_addresses(self.client)),
         )
         bounds = block_bounds(
-            self.prepared.summary.n_features, self.prepared.summary.n_factored, self._layout(), max(1, n_blocks)
+            self.prepared.summary.n_features,
+            self.prepared.summary.n_factored,
+            self._layout(),
+            max(1, n_blocks),
         )
-        initial = InitialValues(
-            self.job.model.seed, self.job.model.init_stdev, self.job.training.initial_accumulator
-        )
+        initial = InitialValues(self.job.model.seed, self.job.model.init_stdev, self.job.training.initial_accumulator)
         return [
             self.client.submit(
                 rounds.initial_block, self.prepared.vocabulary, self._layout(), pair, initial, pure=False
             )
-            for pair in zip(bounds[:-1], bounds[1:], strict=True)
+            for pair in itertools.pairwise(bounds)
         ]
 
     # -------------------------------------------------------------------------------------------- training ----
@@ -288,7 +314,13 @@ class _Run:
                 self._save(storage.join(self.job.output.directory, "checkpoint"))
             worse = 0 if improved else worse + 1
             if self.job.training.early_stopping and self.prepared.validation and worse >= self.job.training.patience:
-                self.tell({"event": "stopped", "epoch": epoch, "best_epoch": self.best.epoch if self.best else epoch})
+                self.tell(
+                    {
+                        "event": "stopped",
+                        "epoch": epoch,
+                        "best_epoch": self.best.epoch if self.best else epoch,
+                    }
+                )
                 return
 
     def _epoch(self, epoch: int) -> Event:
@@ -340,9 +372,7 @@ class _Run:
             )
             for group in aligned_groups(plan.n_replicas, 1 << (threads - 1).bit_length())
         ]  # fmt: skip
-        self.blocks = [
-            self._merge(work, number, pushes, slice_number > 0, homes) for number in range(len(self.blocks))
-        ]
+        self.blocks = [self._merge(work, number, pushes, slice_number > 0, homes) for number in range(len(self.blocks))]
         self.rounds_done += 1
 
     def _merge(
@@ -367,11 +397,16 @@ class _Run:
             return {}
         tallies = [
             self.client.submit(
-                rounds.evaluate_partitions, self.work, self.job.model.task, self.blocks, partitions, pure=False
+                rounds.evaluate_partitions,
+                self.work,
+                self.job.model.task,
+                self.blocks,
+                partitions,
+                pure=False,
             )
             for partitions in self.prepared.validation
         ]
-        tally: rounds.Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
+        tally: Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
         return tally.metrics()
 
     def _keep_best(self, epoch: int, event: Event) -> bool:
@@ -392,7 +427,14 @@ class _Run:
         assert self.best is not None
         options = dict(self.job.data.storage_options)
         result = TrainResult(
-            url, digest, self.history, self.best.metrics, self.prepared.account, self.best.epoch, self.interrupted, options
+            url,
+            digest,
+            self.history,
+            self.best.metrics,
+            self.prepared.account,
+            self.best.epoch,
+            self.interrupted,
+            options,
         )
         self.tell(
             {

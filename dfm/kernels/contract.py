@@ -49,7 +49,7 @@ class KernelSpec:
 class Step:
     """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
 
-    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but no longer the same bytes each time.
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time.
     """
 
     learning_rate: float
@@ -128,9 +128,7 @@ def check_rows(rows: RowsLike) -> int:
     n_rows, n_entries = len(rows.labels), len(rows.indices)
     indptr = rows.indptr
     if len(indptr) != n_rows + 1 or indptr[0] != 0 or indptr[-1] != n_entries:
-        raise ValueError(
-            f"indptr must have {n_rows + 1} offsets from 0 to {n_entries}, the number of entries"
-        )
+        raise ValueError(f"indptr must have {n_rows + 1} offsets from 0 to {n_entries}, the number of entries")
     if np.any(indptr[1:] < indptr[:-1]):
         raise ValueError("indptr must not decrease")
     if not 0 <= rows.n_implicit <= n_rows:

@@ -42,11 +42,8 @@ _POWERS = 2.0 ** -np.arange(int(_LARGEST * _LOG2_E) + 2, dtype=np.float64)
 
 @njit(nogil=True, forceinline=True)
 def exponential(distance: float) -> Any:
-    """exp(-distance) for distance >= 0, within 1e-14 relative; beyond 64 it stays at exp(-64), nan stays nan."""
-    if not distance < _LARGEST:
-        if distance != distance:
-            return distance
-        distance = _LARGEST
+    """exp(-distance) for distance >= 0, within 1e-14 relative; beyond 64, or for nan, exp(-64)."""
+    distance = distance if distance < _LARGEST else _LARGEST
     n = int(distance * _LOG2_E + 0.5)
     r = (n * _LN2_HIGH - distance) + n * _LN2_LOW
     # Taylor series on |r| <= ln(2) / 2, even and odd powers apart, since two short chains are faster than a long one.

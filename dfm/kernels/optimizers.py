@@ -41,9 +41,9 @@ def unpenalised(rates: Rates) -> Rates:
     return rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0), l1_linear=np.float32(0))
 
 
-_ONE = np.float32(1)
+_ONE, _TINY = np.float32(1), np.float32(1e-30)
 _SERIES = tuple(np.float32(c) for c in (0.49999833, 0.37500026, 0.31393564, 0.27410909))
-"""(1 - e)^(-1/2) = 1 + e (c0 + c1 e + c2 e² + c3 e³) within 2.4e-8 for the e that `rsqrt_guess` leaves, |e| <= 0.0691."""
+"""(1 - e)^(-1/2) = 1 + e (c0 + c1 e + c2 e² + c3 e³) within 2.4e-8 for the |e| <= 0.0691 that `rsqrt_guess` leaves."""
 
 
 @njit(nogil=True, forceinline=True)
@@ -76,7 +76,8 @@ def adagrad(weight, accumulator, gradient, rate):  # type: ignore[no-untyped-def
 def ftrl_weight(z, n, rates):  # type: ignore[no-untyped-def]
     """The w that z and n stand for (McMahan et al. 2013, algorithm 1): exactly 0 where |z| <= l1."""
     clipped = minimum(maximum(z, -rates.l1_linear), rates.l1_linear)
-    return (clipped - z) / ((sqrt(n) + rates.ftrl_beta) / rates.learning_rate + rates.l2_linear)
+    curvature = (sqrt(n) + rates.ftrl_beta) / rates.learning_rate + rates.l2_linear
+    return (clipped - z) / maximum(curvature, _TINY)  # an untouched feature may have z, n, beta and l2 all 0
 
 
 @njit(nogil=True, forceinline=True)
@@ -106,24 +107,23 @@ class Optimizer:
     """How a local model steps.
 
     `linear(weight, first, second, gradient, sample_weight, rates)` returns the new (weight, first, second), where
-    `gradient` is without penalties; the first `linear_state` columns of a record after w are its state. `factors` names
+    `gradient` is without penalties and the columns of a linear record are weight, first, second. `factors` names
     the rule of V: "sgd", "adagrad" (per coordinate), or "row" (one accumulator for the row, fed with the mean of the
     squared gradients, in the last column of the linear record).
     """
 
     name: str
     linear: Callable[..., Any]
-    linear_state: int
     factors: str
 
 
 OPTIMIZERS = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("sgd", _sgd_linear, 0, "sgd"),
-        Optimizer("adagrad", _adagrad_linear, 1, "adagrad"),
-        Optimizer("adagrad-row", _adagrad_linear, 1, "row"),
-        Optimizer("ftrl", _ftrl_linear, 2, "adagrad"),
+        Optimizer("sgd", _sgd_linear, "sgd"),
+        Optimizer("adagrad", _adagrad_linear, "adagrad"),
+        Optimizer("adagrad-row", _adagrad_linear, "row"),
+        Optimizer("ftrl", _ftrl_linear, "adagrad"),
     )
 }
 
@@ -161,7 +161,7 @@ _LAST_FACTOR = 0.1
 def rate_factor(schedule: str, round_number: int, n_rounds: int) -> float:
     """What the step size is multiplied with in round `round_number` (from 0) of `n_rounds`; 1 at the start.
 
-    "inverse-sqrt" is 1 / sqrt(1 + round). "final-decay" stays 1 and falls linearly to 0.1 over the last 30 % of rounds.
+    "inverse-sqrt" is 1 / sqrt(1 + round). "final-decay" stays 1, then falls linearly to 0.1 over the last 30 %.
     """
     if schedule == "constant":
         return 1.0

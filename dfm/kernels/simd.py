@@ -4,9 +4,10 @@ Numba leaves the loop over factors scalar, since it cannot prove that tables and
 emit LLVM `<lanes x float>` instructions instead, which LLVM lowers to AVX-512, AVX2, SSE2 or NEON, whatever `lanes` is.
 
 A kernel reads like its formula: `fma(gradient, gradient, accumulator)`, `weights - rate * slope`; each name works on
-float32 scalars too. Memory is an array or its `address`; it is accessed by the flat offset of an element, unchecked; `lanes` is a compile-time
-constant. Every operation is IEEE exact and reductions add in a fixed order: results are the same bytes on every
-machine with fused multiply-add instructions (x86 since 2013, every 64-bit ARM). Where there are none, `fma` rounds twice.
+float32 scalars too. Memory is an array or its `address`; it is accessed by the flat offset of an element, unchecked.
+`lanes` is a compile-time constant. Every operation is IEEE exact and reductions add in a fixed order: results are the
+same bytes on every machine with fused multiply-add instructions (x86 since 2013, every 64-bit ARM). Where there are
+none, `fma` rounds twice.
 
 With NUMBA_DISABLE_JIT=1 the same names are plain NumPy functions (`TWINS`), and a vector is a float32[lanes] array.
 """
@@ -110,9 +111,7 @@ def _call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 def _call_sqrt(builder: Any, a: Any) -> Any:
     suffix = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(a.type, [a.type]), f"llvm.sqrt.{suffix}"
-    )
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type]), f"llvm.sqrt.{suffix}")
     return builder.call(function, [a])
 
 
@@ -150,8 +149,12 @@ def _tree_sum(builder: Any, vector: Any) -> Any:
 
 
 def _slice(builder: Any, vector: Any, start: int, length: int) -> Any:
-    mask = ir.Constant(ir.VectorType(_INT, length), list(range(start, start + length)))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+    return _pick(builder, vector, vector, list(range(start, start + length)))
+
+
+def _pick(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
+    """A vector of these lanes of two vectors end to end."""
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_INT, len(lanes)), lanes))
 
 
 # The operations, as kernels see them.
@@ -218,6 +221,33 @@ def _splat(_typing_context, value, lanes):  # type: ignore[no-untyped-def]
     return vector(types.float32, lanes), codegen
 
 
+@intrinsic(prefer_literal=True)
+def _every(_typing_context, vector, start, step):  # type: ignore[no-untyped-def]
+    if not isinstance(start, types.IntegerLiteral) or not isinstance(step, types.IntegerLiteral):
+        return None
+    picked = list(range(start.literal_value, vector.lanes, step.literal_value))
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _pick(builder, args[0], args[0], picked)
+
+    return Vector(len(picked))(vector, start, step), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _interleave(_typing_context, first, second, third, width):  # type: ignore[no-untyped-def]
+    if not isinstance(width, types.IntegerLiteral) or not 1 <= width.literal_value <= 3:
+        return None
+    lanes, count = first.lanes, width.literal_value
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        one_and_two = _pick(builder, args[0], args[1], list(range(2 * lanes)))
+        three = _pick(builder, args[2], args[2], list(range(2 * lanes)))
+        order = [column * lanes + lane for lane in range(lanes) for column in range(count)]
+        return _pick(builder, one_and_two, three, order)
+
+    return Vector(lanes * count)(first, second, third, width), codegen
+
+
 @intrinsic
 def _reduce_add(_typing_context, vector):  # type: ignore[no-untyped-def]
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -274,6 +304,8 @@ INTRINSICS: dict[str, Any] = {
     "minimum": _elementwise("minimum", 2, _smaller),
     "maximum": _elementwise("maximum", 2, _larger),
     "rsqrt_guess": _elementwise("rsqrt_guess", 1, _guess_bits),
+    "every": _every,
+    "interleave": _interleave,
     "reduce_add": _reduce_add,
     "prefetch": _prefetch,
 }
@@ -337,6 +369,14 @@ def _rsqrt_guess_twin(a: Floats) -> Any:
     return (np.uint32(_GUESS) - (np.asarray(a).view(np.uint32) >> np.uint32(1))).view(np.float32)[()]
 
 
+def _every_twin(vector: NDArray[np.float32], start: int, step: int) -> NDArray[np.float32]:
+    return vector[start::step]
+
+
+def _interleave_twin(*arguments: Any) -> NDArray[np.float32]:
+    return np.stack(arguments[: arguments[3]], axis=1).reshape(-1)
+
+
 def _reduce_add_twin(vector: NDArray[np.float32]) -> np.float32:
     width = vector.size & -vector.size
     parts = vector.reshape(-1, width)
@@ -365,6 +405,8 @@ TWINS: dict[str, Any] = {
     "minimum": _minimum_twin,
     "maximum": _maximum_twin,
     "rsqrt_guess": _rsqrt_guess_twin,
+    "every": _every_twin,
+    "interleave": _interleave_twin,
     "reduce_add": _reduce_add_twin,
     "prefetch": _prefetch_twin,
 }
@@ -393,6 +435,10 @@ minimum: Any = _operations["minimum"]
 maximum: Any = _operations["maximum"]
 rsqrt_guess: Any = _operations["rsqrt_guess"]
 """rsqrt_guess(x): 1 / sqrt(x) within 3.5 %, by halving the exponent bits; the same bits on every machine."""
+every: Any = _operations["every"]
+"""every(vector, start, step): the lanes start, start + step, ..."""
+interleave: Any = _operations["interleave"]
+"""interleave(a, b, c, width): a0, b0, c0, a1, ... of the first `width` of three vectors."""
 reduce_add: Any = _operations["reduce_add"]
 """reduce_add(vector): sum of the lanes along a fixed tree."""
 prefetch: Any = _operations["prefetch"]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import reference
+
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels, row_blocks
 from dfm.params import InitialValues, Layout, ParameterTable, initialise

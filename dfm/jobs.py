@@ -1,0 +1,131 @@
+"""What a user asks for, from Python or the command line: train a job, plan it, evaluate and predict with a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distributed import Client
+
+from dfm import storage
+from dfm.distributed import cluster
+from dfm.distributed import train as training
+from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.train import Event, OnEvent, TrainResult
+from dfm.ingest import find_shards
+from dfm.model import FMModel
+from dfm.params import Layout
+from dfm.settings import ClusterSettings, Job, load_job
+
+JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
+
+
+def train(
+    job: JobLike,
+    client: Client | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> TrainResult:
+    """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
+
+    client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
+    on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
+    """
+    return training.train(load_job(job, overrides), client, on_event)
+
+
+def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `train` would do, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
+
+    Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
+    """
+    resolved = load_job(job, overrides)
+    resolved.require_training()
+    inputs = training.find_inputs(resolved)
+    layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
+    per_feature = 4 * (layout.linear_width + layout.factor_width)
+    n_fields = len(inputs.schema.fields)
+    most_features = min(2**resolved.model.hash_bits, inputs.n_rows * n_fields)
+    rows_per_round = -(-inputs.plan.rows_of(0) // inputs.plan.n_rounds)
+    most_touched = min(most_features, rows_per_round * n_fields)
+    return {
+        "job": resolved.to_dict(),
+        **{key: value for key, value in training.plan_event(inputs).items() if key != "event"},
+        "columns": {field.name: field.transform or field.kind for field in inputs.schema.fields},
+        "parquet_bytes": sum(shard.size for shard in inputs.train),
+        "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
+        "partition_cache_bytes": inputs.n_rows * (4 * n_fields + 12),
+        "parameter_bytes_at_most": most_features * per_feature,
+        "round_rows_per_replica": rows_per_round,
+        "round_bytes_per_replica_at_most": 2 * most_touched * (per_feature + 4),
+    }
+
+
+def _scoring(model: str, on_bad_rows: str, settings: ClusterSettings, options: Mapping[str, Any] | None) -> Scoring:
+    """The model by its URL, or itself where remote workers cannot read this machine's path."""
+    if settings.scheduler and storage.is_local(model):
+        return Scoring(FMModel.load(model), on_bad_rows, storage_options=options)
+    url = os.path.abspath(storage.local_path(model)) if storage.is_local(model) else model
+    return Scoring(url, on_bad_rows, storage_options=options)
+
+
+def evaluate(
+    model: str,
+    data: str | Sequence[str],
+    *,
+    settings: ClusterSettings | None = None,
+    client: Client | None = None,
+    on_bad_rows: str = "error",
+    storage_options: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """Metrics of a published model on labelled shards, with the row account under "account"."""
+    chosen = settings or ClusterSettings()
+    FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
+    scoring = _scoring(model, on_bad_rows, chosen, storage_options)
+    shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
+    with cluster.client_of(chosen, client) as own:
+        tally, account = evaluate_shards(own, scoring, shards, _progress(on_event))
+    rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
+    return {**tally.metrics(), "account": rows}
+
+
+def predict(
+    model: str,
+    data: str | Sequence[str],
+    output: str,
+    *,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+    settings: ClusterSettings | None = None,
+    client: Client | None = None,
+    on_bad_rows: str = "error",
+    storage_options: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
+    """Score shards and write `output`/part-*.parquet: the kept columns (all, unless named) and "prediction"."""
+    chosen = settings or ClusterSettings()
+    FMModel.load(model, storage_options)
+    where = os.path.abspath(storage.local_path(output)) if storage.is_local(output) else output
+    scoring = dataclasses.replace(_scoring(model, on_bad_rows, chosen, storage_options), keep=tuple(keep), output=where)
+    shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
+    with cluster.client_of(chosen, client) as own:
+        account = predict_shards(own, scoring, shards, _progress(on_event), overwrite)
+    return {
+        "output": where,
+        "rows": account.read,
+        "predicted": account.accepted,
+        "rejected": account.rejected,
+    }
+
+
+def _progress(on_event: OnEvent | None) -> Any:
+    def report(stage: str, done: int, total: int) -> None:
+        if on_event is not None:
+            event: Event = {"event": "progress", "stage": stage, "done": done, "total": total}
+            on_event(event)
+
+    return report

@@ -1,0 +1,164 @@
+"""What the command line shows: a progress bar per stage and a line per epoch, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Event = dict[str, Any]
+STAGES = {
+    "synth": "making the click log",
+    "statistics": "statistics of numbers",
+    "hash": "hashing shards",
+    "build": "building partitions",
+    "evaluate": "evaluating",
+    "predict": "predicting",
+}
+_EPOCH_COLUMNS = {
+    "classification": ("train_log_loss", "log_loss", "auc"),
+    "regression": ("train_rmse", "rmse", "mae"),
+}
+
+
+class Reporter:
+    """Receives events; use it as a context manager, so that the progress bar is gone before other output."""
+
+    def __init__(self, console: Console, as_json: bool = False) -> None:
+        self._console, self._as_json = console, as_json
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._header_shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_progress()
+
+    def __call__(self, event: Event) -> None:
+        if self._as_json:
+            if event["event"] != "progress":
+                self._console.file.write(json.dumps(_json_safe(event)) + "\n")
+                self._console.file.flush()
+            return
+        show = getattr(self, f"_show_{event['event']}", None)
+        if show is not None:
+            show(event)
+
+    def _show_progress(self, event: Event) -> None:
+        stage, done, total = event["stage"], event["done"], event["total"]
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
+                TimeElapsedColumn(), console=self._console,
+            )  # fmt: skip
+            self._progress.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(STAGES.get(str(stage), str(stage)), total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)
+        if all(task.finished for task in self._progress.tasks):
+            self._stop_progress()
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+
+    def _show_plan(self, event: Event) -> None:
+        self._console.print(
+            f"{event['rows']:,} rows in {event['shards']} shards ({event['fields']} fields) to train on, "
+            f"{event['validation_rows']:,} in {event['validation_shards']} to validate; {event['replicas']} replicas "
+            f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages per epoch"
+        )
+
+    def _show_vocabulary(self, event: Event) -> None:
+        rows = event["rows"]
+        self._console.print(
+            f"{event['distinct_features']:,} distinct features fill {event['table_load']:.1%} of the hash table "
+            f"(about {event['collided_share']:.1%} share an index); {event['features']:,} are kept, "
+            f"{event['features_with_factors']:,} with factors: {_bytes(event['parameter_bytes'])} of parameters"
+        )
+        if rows["rejected"]:
+            self._console.print(f"[yellow]{rows['rejected']:,} of {rows['read']:,} rows rejected:[/] {rows['reasons']}")
+
+    def _show_prepared(self, event: Event) -> None:
+        self._console.print(
+            f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
+        )
+
+    def _show_epoch(self, event: Event) -> None:
+        names = _EPOCH_COLUMNS["classification" if "train_log_loss" in event else "regression"]
+        if not self._header_shown:
+            titles = [name.replace("_", " ") for name in names]
+            self._console.print(
+                "epoch  " + "  ".join(f"{title:>14}" for title in titles) + "      rows/s  seconds  averaging s",
+                style="bold",
+            )
+            self._header_shown = True
+        values = "  ".join(f"{_number(event.get(name)):>14}" for name in names)
+        self._console.print(
+            f"{event['epoch']:5d}  {values}  {event['rows_per_second']:10,.0f}  {event['seconds']:7.2f}"
+            f"  {event['averaging_seconds']:11.2f}",
+            highlight=False,
+        )
+
+    def _show_stopped(self, event: Event) -> None:
+        self._console.print(
+            f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
+        )
+
+    def _show_done(self, event: Event) -> None:
+        state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
+        self._console.print(f"{state} in {event['model']} (epoch {event['best_epoch']})", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5f}"
+
+
+def _bytes(count: int) -> str:
+    """A size for people."""
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _json_safe(value: Any) -> Any:
+    """Numbers that JSON lacks become null."""
+    if isinstance(value, dict):
+        return {key: _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def metrics_table(metrics: Event, title: str = "") -> Table:
+    """Metrics of one evaluation, as a table of name and value; calibration bins follow."""
+    table = Table("metric", "value", title=title or None)
+    for name, value in metrics.items():
+        if name not in ("calibration_bins", "account"):
+            table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
+    for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
+        table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
+    return table
+
+
+def plan_table(planned: Event) -> Table:
+    """A dry run's findings."""
+    table = Table("planned", "value", title="what this job would do")
+    for name, value in planned.items():
+        if name in ("job", "columns"):
+            continue
+        table.add_row(name.replace("_", " "), _bytes(value) if "bytes" in name else f"{value:,}")
+    for column, transform in planned["columns"].items():
+        table.add_row(f"field {column}", transform)
+    return table
