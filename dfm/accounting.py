@@ -97,7 +97,7 @@ def rejections_of(batch: Batch, problems: Iterable[Problem]) -> tuple[Rejection,
             problem.column,
             problem.reason,
             problem.count,
-            batch.first_row + problem.first_row,
+            batch.place_of(problem.first_row),
             problem.value,
         )
         for problem in problems

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from dfm.errors import DataError
 
@@ -31,18 +31,18 @@ _DTYPES = {
 }
 
 
-def array_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The safetensors file of some arrays and string metadata."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return bytes(save(contiguous, metadata=dict(metadata or {})))
+def array_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """The safetensors file of some arrays."""
+    return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file under a temporary name, then rename it: readers see all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
-        temporary.write_bytes(array_bytes(arrays, metadata))
+        save_file(contiguous, temporary, metadata=dict(metadata or {}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             raise ValueError(f"{size} bytes are too few for a header")
         raw = np.memmap(path, np.uint8, mode="r")
         return parse_arrays(raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again") from error
 
 

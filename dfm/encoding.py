@@ -85,9 +85,17 @@ class _Check:
         if not fresh.any():
             return
         first = int(np.flatnonzero(fresh)[0])
-        value = repr(array[first].as_py())
-        self.problems.append(Problem(column, reason, int(fresh.sum()), first, value[:80]))
+        self.problems.append(Problem(column, reason, int(fresh.sum()), first, _shown(array[first])[:80]))
         self.bad |= fresh
+
+
+def _shown(scalar: pa.Scalar) -> str:
+    """A value for a message; text that is not UTF-8 is shown as bytes."""
+    value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
+    try:
+        return repr(value.as_py())
+    except UnicodeDecodeError:
+        return repr(value.as_buffer().to_pybytes())
 
 
 def encode_batch(
@@ -177,6 +185,8 @@ class _BatchColumns:
     def _list(self, entry: Field) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
         array = self.data.column(entry.name)
+        if pa.types.is_null(array.type):
+            array = array.cast(pa.large_list(pa.null()))
         if not is_list(array.type):
             raise DataError(
                 f"column {entry.name!r} holds {array.type}, but the schema calls it a list; "
@@ -258,21 +268,30 @@ def _parse_distinct(distinct: pa.Array, column: str) -> tuple[Floats, Flags, Fla
     kind = distinct.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
         return parse_numbers(distinct, column)
-    texts = distinct.to_pylist()
+    texts = distinct.cast(pa.large_binary()).to_pylist()
     values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
-    present = np.array([text is not None and text.strip() != type(text)() for text in texts], np.bool_)
+    present = np.array([text is not None and text.strip() != b"" for text in texts], np.bool_)
     for i in np.flatnonzero(present):
         try:
             values[i] = float(texts[i])
         except ValueError:
             unparsed[i] = True
+        # Python reads 1_000 as a number; no log means it so.
+        unparsed[i] |= b"_" in texts[i]
     return values, present, unparsed
 
 
 def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
     if schema.label_positive:
-        texts = array.cast(pa.string())
-        check.reject(_nulls(array), schema.label, "label is missing", array)
+        try:
+            texts = array.cast(pa.string())
+        except pa.ArrowException as error:
+            raise DataError(
+                f"column {schema.label!r} holds {array.type}, which label_positive cannot be compared with ({error}); "
+                "write the label as text"
+            ) from error
+        missing = pc.fill_null(pc.equal(texts, ""), True)
+        check.reject(missing.to_numpy(zero_copy_only=False), schema.label, "label is missing", array)
         positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
         flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
         return flags
@@ -283,11 +302,6 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     if task == "classification":
         check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
     return values.astype(np.float32)
-
-
-def _nulls(array: pa.Array) -> Flags:
-    mask: Flags = array.is_null().to_numpy(zero_copy_only=False)
-    return mask
 
 
 def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]:

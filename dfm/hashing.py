@@ -22,6 +22,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from dfm.errors import DataError
+
 HASH_NAME = "xxh64"
 MISSING = b"\x00missing"
 """Token of a null value (a byte string that no text column holds, so that the text "missing" stays its own value)."""
@@ -260,8 +262,17 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
         return hash_texts(array, seed, mask, missing)
     if pa.types.is_large_binary(kind):
         return hash_texts(array, seed, mask, missing)
-    # Dates, times, decimals, fixed-size binary, string views: their text, as Arrow writes it.
-    return hash_texts(array.cast(pa.string()), seed, mask, missing)
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+        return hash_texts(array.cast(pa.binary()), seed, mask, missing)
+    try:
+        # Dates, times, decimals, string views: their text, as Arrow writes it.
+        texts = array.cast(pa.string())
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {column!r} holds {kind}, which is no category; leave it out of [schema], "
+            "or write the parts of it that matter as columns of their own"
+        ) from error
+    return hash_texts(texts, seed, mask, missing)
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dfm.errors import DataError
 
@@ -20,6 +22,8 @@ BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
 _FOOTER_THREADS = 16
 _PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark call the folder of a missing value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,20 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some rows of a shard as Arrow data, and where they stand: row `first_row` of row group `row_group`."""
+    """Some rows of a shard as Arrow data, and where they stand: from row `first_row` of row group `row_group` on.
+
+    Where rows in between were left out, `kept` int64[n_rows] counts from `first_row` to each row that is there.
+    """
 
     data: pa.RecordBatch
     shard: Shard
     row_group: int
     first_row: int
+    kept: NDArray[np.int64] | None = None
+
+    def place_of(self, row: int) -> int:
+        """The row of the row group that is row `row` of the batch."""
+        return self.first_row + (row if self.kept is None else int(self.kept[row]))
 
 
 def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> list[Shard]:
@@ -129,7 +141,7 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -
 
 def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
     steps = (_PARTITION.match(step) for step in url.split("/")[:-1])
-    return tuple((step[1], step[2]) for step in steps if step)
+    return tuple((unquote(step[1]), unquote(step[2])) for step in steps if step)
 
 
 @contextlib.contextmanager
@@ -248,6 +260,7 @@ def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns:
     for name in columns:
         if name not in names:
             codes = pa.array([0], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
-            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([from_path[name]])))
+            value = None if from_path[name] == _HIVE_NULL else from_path[name]
+            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([value], pa.string())))
             names.append(name)
     return pa.RecordBatch.from_arrays(arrays, names=names)

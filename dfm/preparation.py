@@ -29,7 +29,7 @@ from dfm.partition import HashedRows, SparsePartition, build_partition, concaten
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None
@@ -167,7 +167,8 @@ def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch
     wanted = list(dict.fromkeys([*columns, reading.schema.time]))
     for batch in read_unit(unit, wanted, reading.storage_options):
         keep = _in_span(batch.data.column(reading.schema.time), reading)
-        yield dataclasses.replace(batch, data=batch.data.filter(keep))
+        kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+        yield dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
@@ -187,7 +188,7 @@ def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
 
 
 def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
-    """Hash the rows of one reading task and deal them, shuffled by `seed`, into slices of equal size.
+    """Hash the rows of one reading task and deal them, at random by `seed`, into slices of equal size.
 
     Without a seed the rows keep their order. The result is a memory map of a cache file, made if it is not there yet.
     """
@@ -207,10 +208,20 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
     if seed is not None:
-        rows = take_rows(rows, np.random.default_rng(seed).permutation(rows.n_rows))
+        rows = take_rows(rows, _deal(rows.n_rows, n_slices, seed))
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
     return _open_chunk(path) or Chunk(rows, offsets, counts, account)
+
+
+def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
+    """Row numbers slice by slice, int64[n_rows]: membership is random, the order within a slice is that of the file.
+
+    Partitions are shuffled when they are built; until then rows are copied in the order in which they lie.
+    """
+    drawn = np.random.default_rng(seed).permutation(n_rows)
+    bounds = [n_rows * s // n_slices for s in range(1, n_slices)]
+    return np.argsort(np.searchsorted(bounds, drawn, side="right").astype(np.uint16), kind="stable")
 
 
 def _no_rows(schema: ResolvedSchema) -> HashedRows:
@@ -292,7 +303,7 @@ def _open_partition(path: Path) -> SparsePartition | None:
     try:
         partition = SparsePartition.open(path)
         partition.check()
-    except (DataError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError, ValueError):
         return None
     _mark_used(path)
     return partition

@@ -21,8 +21,8 @@ STAGES = {
     "predict": "predicting",
 }
 _EPOCH_COLUMNS = {
-    "classification": ("train_log_loss", "log_loss", "auc"),
-    "regression": ("train_rmse", "rmse", "mae"),
+    "classification": {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
+    "regression": {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
 }
 
 
@@ -97,18 +97,22 @@ class Reporter:
     def _show_epoch(self, event: Event) -> None:
         names = _EPOCH_COLUMNS["classification" if "train_log_loss" in event else "regression"]
         if not self._header_shown:
-            titles = [name.replace("_", " ") for name in names]
-            self._console.print(
-                "epoch  " + "  ".join(f"{title:>14}" for title in titles) + "      rows/s  seconds  averaging s",
-                style="bold",
-            )
+            titles = "".join(f"{title:>12}" for title in names.values())
+            self._line(f"epoch{titles}      rows/s  seconds  averaging", style="bold")
             self._header_shown = True
-        values = "  ".join(f"{_number(event.get(name)):>14}" for name in names)
-        self._console.print(
-            f"{event['epoch']:5d}  {values}  {event['rows_per_second']:10,.0f}  {event['seconds']:7.2f}"
-            f"  {event['averaging_seconds']:11.2f}",
-            highlight=False,
+        values = "".join(f"{_number(event.get(name)):>12}" for name in names)
+        self._line(
+            f"{event['epoch']:5d}{values}{event['rows_per_second']:12,.0f}{event['seconds']:9.2f}"
+            f"{event['averaging_seconds']:11.2f}"
         )
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+
+    def _show_average(self, event: Event) -> None:
+        name = "log_loss" if "log_loss" in event else "rmse"
+        average = f"average {event['average']} of epoch {event['epoch']}"
+        self._line(f"      {average}: {name.replace('_', ' ')} {_number(event[name])}")
 
     def _show_stopped(self, event: Event) -> None:
         self._console.print(

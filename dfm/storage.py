@@ -81,10 +81,10 @@ def names_in(url: str, options: Options = None) -> list[str]:
         return sorted(entry.name for entry in path.iterdir() if entry.is_file()) if path.is_dir() else []
     filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
     try:
-        found = filesystem.ls(path_in_store, detail=False)
+        found = filesystem.ls(path_in_store, detail=True)
     except FileNotFoundError:
         return []
-    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+    return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
 
 
 def remove(url: str, options: Options = None) -> None:

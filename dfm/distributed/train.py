@@ -22,13 +22,13 @@ from dfm.averaging import MergeRule, aligned_groups, scaled_rate
 from dfm.distributed import cluster, prepare, rounds
 from dfm.distributed.placement import Plan, plan_reading, plan_training
 from dfm.encoding import encode_batch
-from dfm.errors import DataError, DivergenceError
+from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.hashing import expected_collisions
 from dfm.ingest import Shard, Unit, arrow_schema, find_shards, read_unit
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.metrics import Tally
-from dfm.model import GOLDEN_ROWS, LOSSES, FMModel
+from dfm.model import GOLDEN_ROWS, LOSSES, MANIFEST, FMModel
 from dfm.params import InitialValues, Layout
 from dfm.preparation import Reading, fingerprint, prune_cache
 from dfm.schema import ResolvedSchema, infer, resolve
@@ -144,11 +144,20 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     with a JSON-ready record as stages and epochs pass. Ctrl-C ends training after the best epoch so far is published.
     """
     job.require_training()
+    _check_output(job)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
     tell(plan_event(inputs))
     with cluster.client_of(job.cluster, client) as own:
         return _Run(job, inputs, own, tell).run()
+
+
+def _check_output(job: Job) -> None:
+    url = storage.join(job.output.directory, "model")
+    if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), job.data.storage_options):
+        raise SettingsError(
+            f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
+        )
 
 
 def plan_event(inputs: Inputs) -> Event:
@@ -188,6 +197,7 @@ class _Run:
     work: rounds.Work = field(init=False)
     interrupted: bool = False
     rounds_done: int = 0
+    worse: int = 0
 
     def run(self) -> TrainResult:
         started = time.time()
@@ -304,51 +314,61 @@ class _Run:
     # -------------------------------------------------------------------------------------------- training ----
 
     def _epochs(self) -> None:
-        worse = 0
         for epoch in range(1, self.job.training.n_epochs + 1):
             event = self._epoch(epoch)
             self.history.append(event)
             self.tell(event)
-            improved = self._keep_best(epoch, event)
-            if improved and self.job.output.checkpoint_every == "epoch":
+            if self.best and self.best.epoch == epoch and self.job.output.checkpoint_every == "epoch":
                 self._save(storage.join(self.job.output.directory, "checkpoint"))
-            worse = 0 if improved else worse + 1
-            if self.job.training.early_stopping and self.prepared.validation and worse >= self.job.training.patience:
-                self.tell(
-                    {
-                        "event": "stopped",
-                        "epoch": epoch,
-                        "best_epoch": self.best.epoch if self.best else epoch,
-                    }
-                )
+            if self._has_worsened():
+                self.tell({"event": "stopped", "epoch": epoch, "best_epoch": self.best.epoch if self.best else epoch})
                 return
 
     def _epoch(self, epoch: int) -> Event:
-        started = time.perf_counter()
+        """Train one epoch, or until validation has worsened too often; returns what there is to tell of it."""
+        started, validating = time.perf_counter(), 0.0
         homes, threads = cluster.worker_addresses(self.client), cluster.n_threads(self.client)
         for slice_number in range(self.inputs.plan.n_rounds):
             self._round(slice_number, homes, threads)
+            if self.job.training.validate == "average" and slice_number + 1 < self.inputs.plan.n_rounds:
+                self._await_round()
+                paused = time.perf_counter()
+                metrics = self._validate()
+                self.tell({"event": "average", "epoch": epoch, "average": slice_number + 1, **metrics})
+                self._judge(epoch, metrics)
+                validating += time.perf_counter() - paused
+                if self._has_worsened():
+                    break
         reports = self._await_round()
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - validating
         _check_finite(epoch, reports)
+        started = time.perf_counter()
+        metrics = self._validate()
+        self._judge(epoch, metrics)
+        validating += time.perf_counter() - started
+        return {
+            "event": "epoch",
+            "epoch": epoch,
+            **self._training_part(reports, seconds),
+            **metrics,
+            "validation_seconds": validating,
+        }
+
+    def _training_part(self, reports: Sequence[rounds.ReplicaReport], seconds: float) -> Event:
+        """Loss and speed of an epoch. What the busiest thread did not spend in the kernel counts as averaging."""
         by_place: dict[str, float] = defaultdict(float)
         for report in reports:
             by_place[report.place] += report.seconds
         rows, weight = sum(r.tally.rows for r in reports), sum(r.tally.weight for r in reports)
         mean_loss = sum(r.tally.loss for r in reports) / weight if weight else float("nan")
-        started = time.perf_counter()
-        metrics = self._validate()
+        busiest = max(by_place.values())
         return {
-            "event": "epoch",
-            "epoch": epoch,
             **_train_metric(self.job.model.task, mean_loss),
-            **metrics,
             "rows_per_second": rows / seconds,
             "seconds": seconds,
-            "training_seconds": max(by_place.values()),
-            "averaging_seconds": max(0.0, seconds - max(by_place.values())),
-            "validation_seconds": time.perf_counter() - started,
-            "bytes_per_round": 2 * sum(r.touched_bytes for r in reports) // self.inputs.plan.n_rounds,
+            "training_seconds": busiest,
+            "averaging_seconds": max(0.0, seconds - busiest),
+            "bytes_per_round": 2 * sum(r.touched_bytes for r in reports) * self.inputs.plan.n_replicas // len(reports),
         }
 
     def _await_round(self) -> tuple[rounds.ReplicaReport, ...]:
@@ -409,15 +429,18 @@ class _Run:
         tally: Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
         return tally.metrics()
 
-    def _keep_best(self, epoch: int, event: Event) -> bool:
-        """Remember these parameters if they are the best so far; without validation the last ones are."""
+    def _judge(self, epoch: int, metrics: dict[str, Any]) -> None:
+        """Keep these parameters if they are the best so far; without validation the last ones are."""
         primary = PRIMARY[self.job.model.task]
-        value = event.get(primary)
-        if value is not None and self.best is not None and not value < self.best.metrics[primary]:
-            return False
-        keys = [key for key in event if key not in _NOT_METRICS]
-        self.best = _Best(list(self.blocks), epoch, {key: event[key] for key in keys} if value is not None else {})
-        return True
+        value = metrics.get(primary)
+        if value is None or self.best is None or value < self.best.metrics[primary]:
+            self.best, self.worse = _Best(list(self.blocks), epoch, metrics), 0
+        else:
+            self.worse += 1
+
+    def _has_worsened(self) -> bool:
+        """Whether early stopping is due."""
+        return self.job.training.early_stopping and self.worse >= self.job.training.patience
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -485,12 +508,6 @@ class _Run:
             freed = prune_cache(directory, parse_bytes(self.job.cluster.cache_limit), started)
             if freed:
                 logger.info("deleted %d bytes of old partitions in %s", freed, directory)
-
-
-_NOT_METRICS = {
-    "event", "epoch", "train_log_loss", "train_rmse", "rows_per_second", "seconds", "training_seconds",
-    "averaging_seconds", "validation_seconds", "bytes_per_round",
-}  # fmt: skip
 
 
 def publish_model(

@@ -176,6 +176,6 @@ def rate_factor(schedule: str, round_number: int, n_rounds: int) -> float:
 
 
 def scheduled(step: Step, optimizer: str, factor: float) -> Step:
-    """The step with its rates multiplied. FTRL's linear rate stays: it is part of what z means, and its own schedule."""
+    """The step with its rates multiplied. FTRL's linear rate stays: it is part of what z means, and decays anyway."""
     linear_rate = step.learning_rate if optimizer == "ftrl" else step.learning_rate * factor
     return replace(step, learning_rate=linear_rate, factor_learning_rate=step.factor_learning_rate * factor)

@@ -221,10 +221,7 @@ def _make_linear_part(shape: Shape) -> Any:
         total = splat(np.float32(0), WIDTH)
         for position in range(0, n_entries, WIDTH):
             weights = every(load(scratch.linear, position * gathered, lanes), 0, gathered)
-            if implicit:
-                total = total + weights
-            else:
-                total = fma(weights, load(scratch.values, position, WIDTH), total)
+            total = total + weights if implicit else fma(weights, load(scratch.values, position, WIDTH), total)
         return reduce_add(total)
 
     return linear_part
@@ -335,36 +332,31 @@ def _make_step_factors(shape: Shape, rule: str) -> Any:
     return _make_step_rows(shape) if rule == "row" else _make_step_coordinates(shape, rule)
 
 
-def _make_gradient(vector: int) -> Any:
-    """gradient(factors, sums, slope_x, decay): of one vector of V_j; see _make_step_factors."""
+def _make_gradient(shape: Shape) -> Any:
+    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j; see _make_step_factors.
+
+    x_j is spread over a vector first, so that explicit values take no scalar arithmetic.
+    """
+    implicit, vector = shape.implicit, shape.vector
 
     @_inlined
-    def gradient(factors, sums, slope_x, decay):  # type: ignore[no-untyped-def]
-        return fma(factors, splat(decay, vector), sums * slope_x)
-
-    return gradient
-
-
-def _make_coefficients(shape: Shape) -> Any:
-    """coefficients(rates, scratch, owner, row_step): slope x_j and l2 − slope x_j²."""
-    implicit = shape.implicit
-
-    @_inlined
-    def coefficients(rates, scratch, owner, row_step):  # type: ignore[no-untyped-def]
+    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
         _start, _n_entries, sample_weight, slope = row_step
+        sums = load(scratch.sums, column, vector)
         penalty = sample_weight * rates.l2_factors
         if implicit:
-            return slope, penalty - slope
-        value = read(scratch.owner_values, owner)
-        return slope * value, fma(-(slope * value), value, penalty)
+            return fma(factors, penalty - slope, sums * slope)
+        values = splat(read(scratch.owner_values, owner), vector)
+        slope_x = values * slope
+        return fma(factors, fma(-slope_x, values, penalty), sums * slope_x)
 
-    return coefficients
+    return gradient
 
 
 def _make_step_coordinates(shape: Shape, rule: str) -> Any:
     """Plain SGD, or AdaGrad with one accumulator per coordinate."""
     vector, lanes = shape.vector, shape.lanes
-    coefficients, gradient_of = _make_coefficients(shape), _make_gradient(shape.vector)
+    gradient_of = _make_gradient(shape)
     with_accumulators = rule == "adagrad"
 
     @_inlined
@@ -372,12 +364,10 @@ def _make_step_coordinates(shape: Shape, rule: str) -> Any:
         rate = rates.factor_learning_rate
         width = table.factor_width
         for column in range(0, lanes, vector):
-            sums = load(scratch.sums, column, vector)
             for owner in range(n_owners):
                 at = read(scratch.owners, owner) * width + column
-                slope_x, decay = coefficients(rates, scratch, owner, row_step)
                 factors = load(table.factors, at, vector)
-                gradient = gradient_of(factors, sums, slope_x, decay)
+                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
                 if with_accumulators:
                     accumulators = load(table.factors, at + lanes, vector)
                     factors, accumulators = adagrad(factors, accumulators, gradient, rate)
@@ -393,18 +383,17 @@ def _make_step_rows(shape: Shape) -> Any:
     """AdaGrad with one accumulator per factor row: the last column of its linear record."""
     vector, lanes = shape.vector, shape.lanes
     share = np.float32(1.0 / shape.n_factors)
-    coefficients, gradient_of = _make_coefficients(shape), _make_gradient(shape.vector)
+    gradient_of = _make_gradient(shape)
 
     @_inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
         width, linear_width = table.factor_width, table.linear_width
         for owner in range(n_owners):
             feature = read(scratch.owners, owner)
-            slope_x, decay = coefficients(rates, scratch, owner, row_step)
             squares = splat(np.float32(0), vector)
             for column in range(0, lanes, vector):
                 factors = load(table.factors, feature * width + column, vector)
-                gradient = gradient_of(factors, load(scratch.sums, column, vector), slope_x, decay)
+                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
                 squares = fma(gradient, gradient, squares)
             state_at = feature * linear_width + linear_width - 1
             accumulator = fma(reduce_add(squares), share, read(table.linear, state_at))
@@ -413,7 +402,7 @@ def _make_step_rows(shape: Shape) -> Any:
             for column in range(0, lanes, vector):
                 at = feature * width + column
                 factors = load(table.factors, at, vector)
-                gradient = gradient_of(factors, load(scratch.sums, column, vector), slope_x, decay)
+                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
                 store(table.factors, at, sgd(factors, gradient, rate))
 
     return step_factors

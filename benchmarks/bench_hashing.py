@@ -1,0 +1,109 @@
+"""From Parquet to partitions on one core, beside scikit-learn's FeatureHasher on the same rows.
+
+    .venv/bin/python benchmarks/bench_hashing.py [--rows 1000000] [--repeats 3] [--smoke]
+
+Both read the same 39-column shards. dfm decodes, hashes, counts features, orders the vocabulary, compacts, shuffles and
+writes partitions; FeatureHasher gets "column=value" strings made from the decoded columns, and gives a CSR matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from machine import machine_line
+
+from dfm.distributed.placement import plan_training
+from dfm.ingest import arrow_schema, find_shards
+from dfm.preparation import Reading, hash_units, load_slices
+from dfm.schema import ResolvedSchema, resolve
+from dfm.settings import Schema
+from dfm.synth import generate
+from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
+
+HASH_BITS = 22
+
+
+def dfm_stages(paths: list[str], cache: Path) -> dict[str, float]:
+    """Seconds of each stage for all rows, in this process alone."""
+    shutil.rmtree(cache, ignore_errors=True)
+    started = time.perf_counter()
+    shards = find_shards(paths)
+    schema = schema_of(shards[0])
+    plan = plan_training(shards, 1, 8, 0)
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(cache))
+    found = time.perf_counter()
+    chunks = [hash_units(reading, units, 8, (0, 0, i)) for i, units in enumerate(plan.replicas[0])]
+    hashed = time.perf_counter()
+    counts = merge_counts([chunk.counts for chunk in chunks], HASH_BITS)
+    vocabulary = build_vocabulary(counts, [field.name for field in schema.fields], HASH_BITS, 2, 10)
+    lookup = RowLookup(vocabulary)
+    ordered = time.perf_counter()
+    load_slices(reading, plan.replicas[0], 8, (0, 0), vocabulary, "benchmark", lookup)
+    built = time.perf_counter()
+    return {
+        "footers": found - started,
+        "decode, hash, count": hashed - found,
+        "vocabulary": ordered - hashed,
+        "compact, shuffle, write": built - ordered,
+        "all": built - started,
+    }
+
+
+def schema_of(shard: object) -> ResolvedSchema:
+    """The synthetic log's fields."""
+    names = arrow_schema(shard).names  # type: ignore[arg-type]
+    return resolve(Schema(categorical=("C*",), numeric=("I*",)), names)
+
+
+def feature_hasher_seconds(path: Path, rows: int) -> float:
+    """Seconds that FeatureHasher takes for the first `rows` rows of a shard, decoding included."""
+    from sklearn.feature_extraction import FeatureHasher
+
+    started = time.perf_counter()
+    table = pq.read_table(path, partitioning=None).slice(0, rows)
+    names = [name for name in table.column_names if name != "label"]
+    columns = [[f"{name}={value}" for value in table.column(name).to_pylist()] for name in names]
+    tokens: Iterator[tuple[str, ...]] = zip(*columns, strict=True)
+    FeatureHasher(2**HASH_BITS, input_type="string", alternate_sign=False).transform(tokens)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="tiny and untimed: does it still run?")
+    arguments = parser.parse_args()
+    rows, repeats = (4000, 1) if arguments.smoke else (arguments.rows, arguments.repeats)
+    pa.set_cpu_count(1)
+    print(machine_line())
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "clicks"
+        generate(log, rows=rows, days=1, shards_per_day=4)
+        started = time.perf_counter()
+        dfm_stages([str(sorted(log.glob("*/*.parquet"))[0])], Path(folder) / "cache")
+        print(f"first shard, compilation included: {time.perf_counter() - started:.1f} s (left out below)")
+        runs = [dfm_stages([str(log)], Path(folder) / "cache") for _ in range(repeats)]
+        middle = sorted(runs, key=lambda run: run["all"])[len(runs) // 2]
+        few = min(rows // 4, 50_000)
+        shard = sorted(log.glob("*/*.parquet"))[0]
+        peer = sorted(feature_hasher_seconds(shard, few) for _ in range(repeats))[repeats // 2]
+    if arguments.smoke:
+        return
+    print(f"{rows:,} rows x 39 columns, hash_bits {HASH_BITS}, one core, median of {repeats} runs")
+    for stage, seconds in middle.items():
+        print(f"  dfm, {stage:24} {seconds:7.2f} s  {rows / seconds:12,.0f} rows/s")
+    print(f"  FeatureHasher ({few:,} rows)        {peer:7.2f} s  {few / peer:12,.0f} rows/s")
+    print(f"  ratio {rows / middle['all'] / (few / peer):.1f}")
+
+
+if __name__ == "__main__":
+    main()

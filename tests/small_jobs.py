@@ -1,0 +1,55 @@
+"""Small jobs on small click logs, and a cluster inside this process, so that kernels are compiled once for all tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from distributed import Client, LocalCluster
+
+FIRST_DAY, LAST_DAY = "2026-11-14", "2026-11-17"
+ROWS = 8_000
+"""Rows of the log of four days that the tests of training share."""
+EPOCH_KEYS = {"event", "epoch", "train_log_loss", "log_loss", "auc", "rows_per_second", "seconds", "averaging_seconds"}
+"""What a line of an epoch holds at least."""
+
+
+def job_tables(log: Path, output: Path, **changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tables of a job of two epochs on a synthetic log; `changes` are merged into the tables of their names."""
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"train": str(log), "validation_from": LAST_DAY},
+        "schema": {"label": "label", "time": "day", "numeric": ["I*"], "categorical": ["C*"]},
+        "model": {"n_factors": 4, "hash_bits": 16},
+        "training": {"n_replicas": 3, "n_epochs": 2, "early_stopping": False},
+        "cluster": {"cache": str(output / "cache"), "workers": 1},
+        "output": {"directory": str(output / "out")},
+    }
+    for name, table in changes.items():
+        tables[name] = {**tables[name], **table}
+    return tables
+
+
+@contextlib.contextmanager
+def in_process_client(n_workers: int) -> Iterator[Client]:
+    """A client of workers that are threads of this process."""
+    with (
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def read_log(log: Path, day: str = "*") -> pa.Table:
+    """Rows of a synthetic log in the order of its shards, with the day as a column."""
+    tables = []
+    for path in sorted(log.glob(f"day={day}/*.parquet")):
+        table = pq.ParquetFile(path).read()
+        name = path.parent.name.removeprefix("day=")
+        tables.append(table.append_column("day", pa.array([name] * table.num_rows)))
+    return pa.concat_tables(tables)
