@@ -18,15 +18,15 @@ EPOCH_KEYS = {"event", "epoch", "train_log_loss", "log_loss", "auc", "rows_per_s
 """What a line of an epoch holds at least."""
 
 
-def job_tables(log: Path, output: Path, **changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Tables of a job of two epochs on a synthetic log; `changes` are merged into the tables of their names."""
+def job_tables(log: Path, folder: Path, **changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tables of a job of two epochs on a synthetic log, everything below `folder`; `changes` are merged into the tables of their names."""
     tables: dict[str, dict[str, Any]] = {
         "data": {"train": str(log), "validation_from": LAST_DAY},
         "schema": {"label": "label", "time": "day", "numeric": ["I*"], "categorical": ["C*"]},
         "model": {"n_factors": 4, "hash_bits": 16},
         "training": {"n_replicas": 3, "n_epochs": 2, "early_stopping": False},
-        "cluster": {"cache": str(output / "cache"), "workers": 1},
-        "output": {"directory": str(output / "out")},
+        "cluster": {"cache": str(folder / "cache"), "workers": 1},
+        "output": {"directory": str(folder / "out")},
     }
     for name, table in changes.items():
         tables[name] = {**tables[name], **table}
@@ -38,7 +38,7 @@ def in_process_client(n_workers: int) -> Iterator[Client]:
     """A client of workers that are threads of this process."""
     with (
         LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
+            n_workers=n_workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -111,7 +111,8 @@ def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list
     before = [shard for time, shard in dated if time < bound]
     if not before:
         raise DataError(
-            f"data.validation_from = {bound!r} leaves no shard to train on: {column} begins at {min(dated)[0]}; "
+            f"data.validation_from = {bound!r} leaves no shard to train on: {column} begins at "
+            f"{min(time for time, _ in dated)}; "
             "choose a later time"
         )
     return before, [shard for time, shard in dated if time >= bound]

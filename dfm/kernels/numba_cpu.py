@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
+from dfm.kernels.compilation_cache import keep_on_disk
 from dfm.kernels.contract import (
     Kernels,
     KernelSpec,
@@ -147,6 +148,9 @@ def _build(spec: KernelSpec) -> Kernels:
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
+    if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
+        keep_on_disk(walk, spec)
+        keep_on_disk(score_all, spec.n_factors)
     _compile(walk, _example_arguments(layout, for_training=True))
     _compile(score_all, _example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)

@@ -147,7 +147,7 @@ def refresh_weights(table: ParameterTable, step: Step) -> None:
     _refresh(table.bias.reshape(1, -1), unpenalised(rates))
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def _refresh(linear, rates):  # type: ignore[no-untyped-def]
     for row in range(linear.shape[0]):
         linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)

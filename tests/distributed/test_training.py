@@ -1,0 +1,509 @@
+"""A job is trained as it is specified: rows accounted, bytes reproducible, the best parameters published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+from small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
+
+from dfm import jobs, storage
+from dfm.averaging import MergeRule, combine_all, contribute, finalise, scaled_rate
+from dfm.distributed import train
+from dfm.errors import DataError, DivergenceError, SettingsError
+from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.numba_cpu import compile_kernels
+from dfm.model import FMModel
+from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
+from dfm.preparation import Reading, hash_units, load_slices
+from dfm.settings import Job
+from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
+
+DAY_ROWS = ROWS // 4
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict[str, Any]]:
+    """What the run of `trained` told."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(
+    log: Path, client: Client, events: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> train.TrainResult:
+    """The job of `job_tables` on one worker."""
+    return jobs.train(job_tables(log, tmp_path_factory.mktemp("trained")), client, on_event=events.append)
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    p = probabilities.astype(np.float64)
+    return float(-np.mean(np.where(labels == 1, np.log(p), np.log1p(-p))))
+
+
+def pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    positives, negatives = scores[labels == 1][:, None], scores[labels == 0][None, :]
+    return float(np.mean((positives > negatives) + 0.5 * (positives == negatives)))
+
+
+# --- what a run tells -----------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_and_hold_what_they_promise(
+    trained: train.TrainResult, events: list[dict[str, Any]]
+) -> None:
+    told = [event for event in events if event["event"] != "progress"]
+    names = [event["event"] for event in told]
+    assert names == ["plan", "vocabulary", "prepared", "epoch", "epoch", "done"]
+    epochs = [event for event in told if event["event"] == "epoch"]
+    assert trained.history == epochs
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    for event in epochs:
+        assert event.keys() >= EPOCH_KEYS
+        assert event["averaging_seconds"] <= event["seconds"]
+        assert event["rows_per_second"] == pytest.approx(3 * DAY_ROWS / event["seconds"])
+    done = told[-1]
+    assert done["parameters_sha256"] == trained.parameters_sha256
+    assert done["validation"] == trained.validation
+    assert done["model"] == trained.model_url
+    assert done["interrupted"] is False
+    json.dumps(told, allow_nan=False)
+
+
+def test_progress_of_every_stage_ends_at_all_rows(trained: train.TrainResult, events: list[dict[str, Any]]) -> None:
+    last = {event["stage"]: (event["done"], event["total"]) for event in events if event["event"] == "progress"}
+    assert last == {"hash": (ROWS, ROWS), "build": (ROWS, ROWS)}
+
+
+def test_every_row_is_accounted_for(trained: train.TrainResult, events: list[dict[str, Any]]) -> None:
+    expected = {"read": 3 * DAY_ROWS, "trained": 3 * DAY_ROWS, "rejected": 0, "reasons": {}}
+    assert events[-1]["rows"] == expected
+    assert trained.rows.read == trained.rows.accepted == 3 * DAY_ROWS
+    assert trained.validation["rows"] == DAY_ROWS
+    assert events[0]["rows"] == 3 * DAY_ROWS
+    assert events[0]["validation_rows"] == DAY_ROWS
+
+
+def test_the_published_model_scores_as_it_was_evaluated(trained: train.TrainResult, log: Path) -> None:
+    held_out = read_log(log, LAST_DAY)
+    predicted, labels = trained.model.predict(held_out), held_out["label"].to_numpy()
+    assert log_loss(predicted, labels) == pytest.approx(trained.validation["log_loss"], rel=1e-6)
+    tolerance = trained.validation["auc_error"] + 1e-9
+    assert pairwise_auc(predicted, labels) == pytest.approx(trained.validation["auc"], abs=tolerance)
+    best = trained.history[trained.best_epoch - 1]
+    assert trained.validation == {name: best[name] for name in trained.validation}
+
+
+def test_training_beats_always_answering_the_click_rate(trained: train.TrainResult) -> None:
+    assert trained.validation["normalized_entropy"] < 0.98
+    assert trained.history[1]["train_log_loss"] < trained.history[0]["train_log_loss"]
+
+
+def test_the_model_remembers_how_it_was_made(trained: train.TrainResult) -> None:
+    metadata = trained.model.metadata
+    assert metadata["settings"]["model"]["n_factors"] == 4
+    assert metadata["rows"]["trained"] == 3 * DAY_ROWS
+    assert metadata["validation"] == trained.validation
+    assert metadata["best_epoch"] == trained.best_epoch
+    assert len(metadata["history"]) == 2
+
+
+# --- the same bytes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_replicas", [3, 8])
+def test_one_worker_and_two_give_the_same_bytes(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, n_replicas: int
+) -> None:
+    chosen = {"n_replicas": n_replicas, "averages_per_epoch": 2}
+    on_one = jobs.train(job_tables(log, tmp_path / "one", training=chosen), client)
+    on_two = jobs.train(job_tables(log, tmp_path / "two", training=chosen), two_workers)
+    assert on_one.parameters_sha256 == on_two.parameters_sha256
+    assert on_one.validation == on_two.validation
+
+
+def test_a_warm_cache_gives_the_same_bytes_and_is_not_written_again(
+    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
+) -> None:
+    job = job_tables(log, tmp_path)
+    first = jobs.train(job, client)
+    files = {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*.safetensors")}
+    again = jobs.train(job, client)
+    assert files
+    assert {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*.safetensors")} == files
+    assert first.parameters_sha256 == again.parameters_sha256 == trained.parameters_sha256
+    assert again.rows == first.rows
+
+
+def test_a_damaged_cache_gives_the_same_bytes(
+    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
+) -> None:
+    job = job_tables(log, tmp_path)
+    jobs.train(job, client)
+    for path in (tmp_path / "cache").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert jobs.train(job, client).parameters_sha256 == trained.parameters_sha256
+
+
+def test_another_seed_gives_other_parameters(
+    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
+) -> None:
+    other = jobs.train(job_tables(log, tmp_path, model={"seed": 1}), client)
+    assert other.parameters_sha256 != trained.parameters_sha256
+    assert other.rows.accepted == trained.rows.accepted
+
+
+@pytest.mark.parametrize("min_count_factors", [1, 10])
+def test_parameters_in_blocks_are_the_same_bytes_as_in_one(
+    log: Path, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_count_factors: int
+) -> None:
+    chosen = {"model": {"min_count_factors": min_count_factors}, "training": {"averages_per_epoch": 2}}
+    whole = jobs.train(job_tables(log, tmp_path / "whole", **chosen), two_workers)
+    asked: list[int] = []
+    block_bounds = train.block_bounds
+
+    def counted(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
+        asked.append(n_blocks)
+        return block_bounds(n_features, n_factored, layout, n_blocks)
+
+    monkeypatch.setattr(train, "block_bounds", counted)
+    monkeypatch.setattr(train, "_BLOCK_BYTES", 1 << 10)
+    cut = jobs.train(job_tables(log, tmp_path / "cut", **chosen), two_workers)
+    assert set(asked) == {2}
+    assert cut.parameters_sha256 == whole.parameters_sha256
+    assert cut.validation == whole.validation
+    assert [event["train_log_loss"] for event in cut.history] == [event["train_log_loss"] for event in whole.history]
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 5, 40])
+@pytest.mark.parametrize(("n_features", "n_factored"), [(100, 100), (100, 7), (100, 0), (3, 1), (0, 0)])
+def test_blocks_cover_the_table_once(n_features: int, n_factored: int, n_blocks: int) -> None:
+    layout = Layout("adagrad", 4)
+    bounds = train.block_bounds(n_features, n_factored, layout, n_blocks)
+    assert len(bounds) == n_blocks + 1
+    assert (bounds[0], bounds[-1]) == (0, n_features)
+    assert bounds == sorted(bounds)
+    heavy = layout.linear_width + layout.factor_width
+    owned = np.where(np.arange(n_features) < n_factored, heavy, layout.linear_width)
+    sizes = [owned[start:stop].sum() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    assert max(sizes) <= owned.sum() / n_blocks + 2 * heavy
+
+
+# --- the definition -------------------------------------------------------------------------------------
+
+
+def train_sequentially(job: Job) -> ParameterTable:
+    """The job's rounds one replica after the other on one table, without Dask."""
+    inputs, seed, n_replicas = train.find_inputs(job), job.model.seed, job.training.n_replicas
+    plan, bits = inputs.plan, job.model.hash_bits
+    reading = Reading(inputs.schema, bits, job.model.task, cache=job.cluster.cache)
+    counts = [
+        hash_units(reading, units, plan.n_rounds, (seed, replica, number)).counts
+        for replica, tasks in enumerate(plan.replicas)
+        for number, units in enumerate(tasks)
+    ]
+    columns = [entry.name for entry in inputs.schema.fields]
+    vocabulary = build_vocabulary(
+        merge_counts(counts, bits), columns, bits, job.model.min_count, job.model.min_count_factors
+    )
+    lookup = RowLookup(vocabulary)
+    partitions = [
+        load_slices(reading, tasks, plan.n_rounds, (seed, replica), vocabulary, "sequential", lookup)
+        for replica, tasks in enumerate(plan.replicas)
+    ]
+    layout = Layout(job.training.optimizer, job.model.n_factors)
+    kernels = compile_kernels(KernelSpec("logistic", layout.optimizer, layout.n_factors))
+    rate = scaled_rate(job.training.learning_rate, job.training.rate_scaling, n_replicas)
+    step = Step(rate, rate, job.training.l2_linear, job.training.l2_factors)
+    rule = MergeRule(weights=job.training.merge, accumulators=job.training.accumulators)
+    initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator)
+    table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
+    for number in range(job.training.n_epochs * plan.n_rounds):
+        contributions = []
+        for replica, slices in enumerate(partitions):
+            partition = slices[number % plan.n_rounds]
+            before = pull([table], partition.features, partition.n_factored)
+            after = before.copy()
+            round_seed = seed * 1_000_003 + number * n_replicas + replica
+            kernels.run_round(partition, after, dataclasses.replace(step, seed=round_seed))
+            contributions.append(contribute(rule, partition, before, after))
+        table, _ = finalise(rule, table, 0, combine_all(contributions), n_replicas, step)
+    return table
+
+
+def test_the_cluster_computes_what_a_plain_loop_computes(log: Path, two_workers: Client, tmp_path: Path) -> None:
+    job = Job.from_dict(
+        job_tables(log, tmp_path, model={"seed": 11}, training={"n_replicas": 5, "averages_per_epoch": 3})
+    )
+    expected = train_sequentially(job)
+    found = jobs.train(job, two_workers).model.table
+    assert found.bias_value == expected.bias_value
+    np.testing.assert_array_equal(found.linear_weights, expected.linear_weights)
+    np.testing.assert_array_equal(found.factor_weights, expected.factor_weights)
+
+
+# --- tasks and optimizers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate"), [("sgd", 0.01), ("ftrl", 0.1), ("adagrad-row", 0.05)]
+)
+def test_every_optimizer_learns(
+    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path, optimizer: str, learning_rate: float
+) -> None:
+    training = {"optimizer": optimizer, "learning_rate": learning_rate, "averages_per_epoch": 2}
+    result = jobs.train(job_tables(log, tmp_path, training=training), client)
+    assert result.validation["normalized_entropy"] < 0.99
+    assert result.parameters_sha256 != trained.parameters_sha256
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Regression rows: the price is a sum of what two categories add, and some noise."""
+    directory = tmp_path_factory.mktemp("prices")
+    rng = np.random.default_rng(5)
+    shop, item = rng.integers(0, 20, 6000), rng.integers(0, 50, 6000)
+    price = 10 + rng.normal(0, 2, 20)[shop] + rng.normal(0, 1, 50)[item] + rng.normal(0, 0.5, 6000)
+    table = pa.table({"shop": shop, "item": [f"item {i}" for i in item], "label": price.astype(np.float32)})
+    pq.write_table(table.slice(0, 5000), directory / "train.parquet", row_group_size=1300)
+    pq.write_table(table.slice(5000), directory / "later.parquet")
+    return directory
+
+
+def price_job(prices: Path, output: Path, **training: Any) -> dict[str, dict[str, Any]]:
+    return job_tables(
+        prices,
+        output,
+        data={
+            "train": str(prices / "train.parquet"),
+            "validation": str(prices / "later.parquet"),
+            "validation_from": "",
+        },
+        schema={"time": "", "numeric": [], "categorical": ["shop", "item"]},
+        model={"task": "regression"},
+        training={"n_replicas": 2, "n_epochs": 6, "l2_linear": 0.0, "learning_rate": 0.2, **training},
+    )
+
+
+def test_regression_predicts_the_label_in_its_own_unit(prices: Path, client: Client, tmp_path: Path) -> None:
+    result = jobs.train(price_job(prices, tmp_path), client)
+    held_out = pq.read_table(prices / "later.parquet")
+    labels = held_out["label"].to_numpy().astype(np.float64)
+    errors = result.model.predict(held_out) - labels
+    assert result.validation["rmse"] == pytest.approx(float(np.sqrt(np.mean(errors**2))), rel=1e-5)
+    assert result.validation["mae"] == pytest.approx(float(np.mean(np.abs(errors))), rel=1e-5)
+    assert result.validation["rmse"] < 0.5 * labels.std()
+    assert result.history[-1].keys() >= {"train_rmse", "rmse", "mae", "rows_per_second"}
+    assert "train_log_loss" not in result.history[-1]
+
+
+# --- which rows validate --------------------------------------------------------------------------------
+
+DAY_COLUMNS = {
+    "text": (lambda day: day, pa.string(), LAST_DAY),
+    "date": (lambda day: day, pa.date32(), LAST_DAY),
+    "timestamp": (lambda day: f"{day} 12:30:00", pa.timestamp("us"), f"{LAST_DAY} 00:00:00"),
+    "integer": (lambda day: int(day.replace("-", "")), pa.int64(), int(LAST_DAY.replace("-", ""))),
+}
+
+
+@pytest.mark.parametrize("kind", DAY_COLUMNS)
+def test_a_time_column_inside_the_files_splits_row_by_row(log: Path, client: Client, tmp_path: Path, kind: str) -> None:
+    written, arrow_type, bound = DAY_COLUMNS[kind]
+    rows = read_log(log)
+    rows = rows.take(np.random.default_rng(1).permutation(rows.num_rows))
+    days = [written(day) for day in rows["day"].to_pylist()]
+    times = pa.array(days) if isinstance(days[0], int) else pa.array(days).cast(arrow_type)
+    rows = rows.drop_columns("day").append_column("day", times)
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=900)
+    result = jobs.train(job_tables(tmp_path / "rows.parquet", tmp_path, data={"validation_from": bound}), client)
+    assert result.rows.read == result.rows.accepted == 3 * DAY_ROWS
+    assert result.validation["rows"] == DAY_ROWS
+    held_out = rows.filter(pa.array([day >= LAST_DAY.replace("-", "") for day in plain_days(rows)]))
+    labels = held_out["label"].to_numpy()
+    assert log_loss(result.model.predict(held_out), labels) == pytest.approx(result.validation["log_loss"], rel=1e-6)
+
+
+def plain_days(rows: pa.Table) -> list[str]:
+    """The days as YYYYMMDD, whatever the type of the column."""
+    return [str(day).replace("-", "")[:8] for day in rows["day"].to_pylist()]
+
+
+def test_without_validation_the_last_epoch_is_published(log: Path, client: Client, tmp_path: Path) -> None:
+    job = job_tables(log, tmp_path, data={"validation_from": ""}, training={"early_stopping": True})
+    result = jobs.train(job, client)
+    assert result.validation == {}
+    assert result.best_epoch == 2
+    assert result.rows.accepted == ROWS
+    assert "log_loss" not in result.history[0]
+    assert len(result.model.predict(read_log(log, LAST_DAY))) == DAY_ROWS
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(log: Path, client: Client, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leaves no shard to train on.*choose a later time"):
+        jobs.train(job_tables(log, tmp_path, data={"validation_from": "2026-11-01"}), client)
+
+
+def test_more_replicas_than_rows_are_refused(log: Path, client: Client, tmp_path: Path) -> None:
+    few = log / "day=2026-11-14" / "part-00000.parquet"
+    job = job_tables(few, tmp_path, data={"validation_from": ""}, training={"n_replicas": 2000})
+    with pytest.raises(DataError, match=r"1000 training rows.*n_replicas = 2000; lower n_replicas"):
+        jobs.train(job, client)
+
+
+# --- when training ends ---------------------------------------------------------------------------------
+
+OVERFITTING = {"n_epochs": 8, "early_stopping": True, "learning_rate": 0.5, "l2_linear": 0.0, "l2_factors": 0.0}
+
+
+def test_early_stopping_publishes_the_parameters_of_the_best_epoch(log: Path, client: Client, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    stopped = jobs.train(job_tables(log, tmp_path, training=OVERFITTING), client, on_event=told.append)
+    losses = [event["log_loss"] for event in stopped.history]
+    assert len(losses) == stopped.best_epoch + 1 < 8
+    assert losses[stopped.best_epoch - 1] == min(losses) == stopped.validation["log_loss"]
+    assert {"event": "stopped", "epoch": len(losses), "best_epoch": stopped.best_epoch} in told
+    short = {**OVERFITTING, "n_epochs": stopped.best_epoch}
+    until_best = jobs.train(job_tables(log, tmp_path / "short", training=short), client)
+    assert stopped.parameters_sha256 == until_best.parameters_sha256 == stopped.model.parameters_sha256()
+
+
+def test_validating_after_every_average_tells_each_and_stops_within_an_epoch(
+    log: Path, client: Client, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    training = {**OVERFITTING, "averages_per_epoch": 4, "validate": "average", "patience": 2}
+    result = jobs.train(job_tables(log, tmp_path, training=training), client, on_event=told.append)
+    losses = [event["log_loss"] for event in told if event["event"] in ("average", "epoch")]
+    assert [event["average"] for event in told if event["event"] == "average"][:3] == [1, 2, 3]
+    assert result.validation["log_loss"] == min(losses)
+    assert losses.index(min(losses)) < len(losses) - 1
+
+
+def test_ctrl_c_after_an_epoch_publishes_what_was_best(log: Path, client: Client, tmp_path: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            raise KeyboardInterrupt
+
+    result = jobs.train(job_tables(log, tmp_path, training={"n_epochs": 50}), client, on_event=interrupt)
+    assert result.interrupted
+    assert result.best_epoch == len(result.history) == 1
+    one = jobs.train(job_tables(log, tmp_path / "one", training={"n_epochs": 1}), client)
+    assert result.model.parameters_sha256() == one.parameters_sha256
+
+
+def test_ctrl_c_before_any_epoch_publishes_nothing(log: Path, client: Client, tmp_path: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "prepared":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.train(job_tables(log, tmp_path), client, on_event=interrupt)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("validate", ["epoch", "average"])
+@pytest.mark.parametrize("learning_rate", [1e4, 1e30])
+def test_divergence_says_what_to_do(
+    prices: Path, client: Client, tmp_path: Path, validate: str, learning_rate: float
+) -> None:
+    job = price_job(
+        prices, tmp_path, optimizer="sgd", learning_rate=learning_rate, validate=validate, averages_per_epoch=2
+    )
+    with pytest.raises(DivergenceError, match=r"smaller training\.learning_rate"):
+        jobs.train(job, client)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_an_existing_model_is_kept_where_overwriting_is_forbidden(log: Path, client: Client, tmp_path: Path) -> None:
+    first = jobs.train(job_tables(log, tmp_path, training={"n_epochs": 1}), client)
+    with pytest.raises(SettingsError, match=r"output\.overwrite = false; choose another output\.directory"):
+        jobs.train(job_tables(log, tmp_path, output={"overwrite": False}), client)
+    assert FMModel.load(first.model_url).parameters_sha256() == first.parameters_sha256
+
+
+def test_the_checkpoint_is_the_best_model_so_far(log: Path, client: Client, tmp_path: Path) -> None:
+    result = jobs.train(job_tables(log, tmp_path / "kept"), client)
+    checkpoint = FMModel.load(storage.join(str(tmp_path / "kept" / "out"), "checkpoint"))
+    assert checkpoint.parameters_sha256() == result.parameters_sha256
+    jobs.train(job_tables(log, tmp_path / "none", output={"checkpoint_every": "never"}), client)
+    assert not (tmp_path / "none" / "out" / "checkpoint").exists()
+
+
+# --- bad rows -------------------------------------------------------------------------------------------
+
+
+def with_bad_rows(log: Path, folder: Path, bad: dict[tuple[str, int], Any]) -> Path:
+    """The first day as shards a and b of two row groups of 500; `bad` maps (column, row of both) to a value."""
+    rows = read_log(log, "2026-11-14").drop_columns("day")
+    columns = {"label": rows["label"].to_pylist(), "I1": [str(n or "") for n in rows["I1"].to_pylist()]}
+    for (column, row), value in bad.items():
+        columns[column][row] = value
+    for name, values in columns.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    folder.mkdir(parents=True)
+    pq.write_table(rows.slice(0, 1000), folder / "a.parquet", row_group_size=500)
+    pq.write_table(rows.slice(1000), folder / "b.parquet", row_group_size=500)
+    return folder
+
+
+def bad_row_job(rows: Path, output: Path, **data: Any) -> dict[str, dict[str, Any]]:
+    chosen = {"validation_from": "", **data}
+    return job_tables(rows, output, data=chosen, schema={"time": ""}, training={"n_epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        (("I1", 1537), "many", r"b\.parquet, row group 1, row 37: column 'I1': not a number \('many'\)"),
+        (("label", 20), 7, r"a\.parquet, row group 0, row 20: column 'label': label is neither 0 nor 1 \(7\)"),
+        (("label", 999), None, r"a\.parquet, row group 1, row 499: column 'label': label is missing"),
+    ],
+)
+def test_a_bad_row_stops_the_job_and_is_named(
+    log: Path, client: Client, tmp_path: Path, place: tuple[str, int], value: Any, named: str
+) -> None:
+    rows = with_bad_rows(log, tmp_path / "rows", {place: value})
+    with pytest.raises(DataError, match=named + r'.*Repair the row, or set data\.on_bad_rows = "skip"'):
+        jobs.train(bad_row_job(rows, tmp_path), client)
+
+
+def test_skipped_rows_are_counted_exactly(log: Path, client: Client, tmp_path: Path) -> None:
+    bad = {("I1", 3): "many", ("I1", 700): "nan", ("I1", 1999): "?", ("label", 4): 2, ("label", 1500): None}
+    rows = with_bad_rows(log, tmp_path / "rows", bad)
+    told: list[dict[str, Any]] = []
+    result = jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip"), client, on_event=told.append)
+    assert told[-1]["rows"] == {
+        "read": DAY_ROWS,
+        "trained": DAY_ROWS - 5,
+        "rejected": 5,
+        "reasons": {
+            "I1: not a number": 2,
+            "I1: not finite": 1,
+            "label: label is missing": 1,
+            "label: label is neither 0 nor 1": 1,
+        },
+    }
+    assert result.rows.read == result.rows.accepted + result.rows.rejected
+    again = jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip"), client)
+    assert again.rows == result.rows
+
+
+def test_too_many_bad_rows_stop_a_job_that_skips(log: Path, client: Client, tmp_path: Path) -> None:
+    rows = with_bad_rows(log, tmp_path / "rows", {("I1", row): "many" for row in range(5)})
+    with pytest.raises(DataError, match=r"5 of 2000 rows are bad.*max_bad_fraction = 0\.002.*raise data\.max_bad"):
+        jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip", max_bad_fraction=0.002), client)
+
+
+def test_rows_skipped_once_stop_the_next_job_that_does_not_skip(log: Path, client: Client, tmp_path: Path) -> None:
+    rows = with_bad_rows(log, tmp_path / "rows", {("I1", 3): "many"})
+    jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip"), client)
+    with pytest.raises(DataError, match="row group 0, row 3: column 'I1'"):
+        jobs.train(bad_row_job(rows, tmp_path), client)

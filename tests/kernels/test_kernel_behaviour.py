@@ -1,0 +1,219 @@
+"""What a round promises beyond the formula: the same bytes, rows that change nothing, the guard, the door."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+
+from dfm.errors import SettingsError
+from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.kernels.numba_cpu import compile_kernels, row_blocks
+from dfm.kernels.row_passes import BLOCK_ROWS
+from dfm.params import InitialValues, Layout, ParameterTable, initialise
+
+N_FEATURES, N_FACTORED, N_FACTORS = 60, 45, 16
+STEP = Step(0.05, 0.03, l2_linear=0.01, l2_factors=0.02)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return compile_kernels(KernelSpec("logistic", "adagrad", N_FACTORS))
+
+
+def make_table(optimizer: str = "adagrad") -> ParameterTable:
+    ids = np.arange(N_FEATURES, dtype=np.uint32)
+    layout = Layout(optimizer, N_FACTORS)
+    return initialise(layout, ids, N_FACTORED, InitialValues(seed=7, init_stdev=0.3))
+
+
+def make_rows(n_rows: int = 200, **changes: Any) -> reference.Rows:
+    rows = reference.random_rows(n_rows, N_FEATURES, 20, n_implicit=n_rows)
+    return dataclasses.replace(rows, **changes)
+
+
+def trained(kernels: Kernels, rows: reference.Rows, step: Step = STEP) -> bytes:
+    table = make_table()
+    kernels.run_round(rows, table, step)
+    return table.bias.tobytes() + table.linear.tobytes() + table.factors.tobytes()
+
+
+def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(kernels: Kernels) -> None:
+    rows = make_rows(3 * BLOCK_ROWS)
+    assert trained(kernels, rows) == trained(kernels, rows)
+    assert trained(kernels, rows) != trained(kernels, rows, dataclasses.replace(STEP, seed=1))
+
+
+def test_blocks_cover_every_row_once_and_never_mix_rows_with_and_without_values() -> None:
+    for n_rows, n_implicit in ((0, 0), (1, 0), (5 * BLOCK_ROWS + 3, 2 * BLOCK_ROWS + 1), (BLOCK_ROWS, BLOCK_ROWS)):
+        blocks = row_blocks(n_rows, n_implicit, seed=3)
+        walked = [row for first, last in blocks for row in range(first, last)]
+        assert sorted(walked) == list(range(n_rows))
+        assert all(last <= n_implicit or first >= n_implicit for first, last in blocks)
+        assert all(0 < last - first <= BLOCK_ROWS for first, last in blocks)
+    orders = {tuple(row_blocks(20 * BLOCK_ROWS, 0, seed)[:, 0]) for seed in range(10)}
+    assert len(orders) == 10
+
+
+def test_rows_whose_values_are_stored_ones_train_like_rows_that_store_none(kernels: Kernels) -> None:
+    rows = make_rows()
+    stored = dataclasses.replace(rows, values=np.ones(len(rows.indices), np.float32), n_implicit=0)
+    assert trained(kernels, rows) == trained(kernels, stored)
+    table = make_table()
+    assert kernels.scores(rows, table).tobytes() == kernels.scores(stored, table).tobytes()
+
+
+def test_a_row_of_weight_zero_changes_nothing_not_even_by_regularisation(kernels: Kernels) -> None:
+    rows = make_rows(100)
+    weights = np.ones(100, np.float32)
+    weights[50:] = 0
+    half = reference.random_rows(100, N_FEATURES, 20, n_implicit=100)
+    stop = int(half.indptr[50])
+    first = dataclasses.replace(
+        half, indptr=half.indptr[:51], indices=half.indices[:stop], labels=half.labels[:50], n_implicit=50
+    )
+    assert trained(kernels, dataclasses.replace(rows, weights=weights)) == trained(kernels, first)
+
+
+def test_weights_of_one_are_no_weights(kernels: Kernels) -> None:
+    rows = make_rows(weights=np.ones(200, np.float32))
+    assert trained(kernels, rows) == trained(kernels, make_rows())
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_table_scores_the_same_without_its_optimizer_state(kernels: Kernels, with_state: bool) -> None:
+    table = make_table()
+    kernels.run_round(make_rows(), table, STEP)
+    other = table.copy() if with_state else table.without_state()
+    for array in (other.bias, other.linear, other.factors):
+        array.flags.writeable = False
+    assert kernels.scores(make_rows(), table).tobytes() == kernels.scores(make_rows(), other).tobytes()
+
+
+def test_padding_stays_zero(kernels: Kernels) -> None:
+    three = compile_kernels(KernelSpec("logistic", "ftrl", 3))
+    layout = Layout("ftrl", 3)
+    table = initialise(layout, np.arange(N_FEATURES, dtype=np.uint32), N_FACTORED, InitialValues(7, 0.3))
+    three.run_round(make_rows(), table, STEP)
+    assert table.factor_weights.any()
+    assert not table.factors[:, 3 : layout.lanes].any()
+
+
+def test_ftrl_leaves_exact_zeros_and_more_of_them_with_more_l1() -> None:
+    kernels = compile_kernels(KernelSpec("logistic", "ftrl", 3))
+    zeros = []
+    for l1 in (0.0, 1.0, 5.0):
+        ids = np.arange(N_FEATURES, dtype=np.uint32)
+        table = initialise(Layout("ftrl", 3), ids, N_FACTORED, InitialValues(7, 0.3))
+        kernels.run_round(make_rows(), table, dataclasses.replace(STEP, l1_linear=l1))
+        zeros.append(int(np.count_nonzero(table.linear_weights == 0)))
+    assert zeros[0] < zeros[1] < zeros[2]
+
+
+def test_threads_that_share_a_table_walk_every_row_and_learn_as_well(kernels: Kernels) -> None:
+    rows = make_rows(6 * BLOCK_ROWS)
+    alone, shared = make_table(), make_table()
+    for seed in range(3):
+        step = dataclasses.replace(STEP, seed=seed)
+        expected = kernels.run_round(rows, alone, step)
+        tally = kernels.run_round(rows, shared, dataclasses.replace(step, n_threads=2))
+        assert tally.rows == 6 * BLOCK_ROWS
+    assert tally.mean_loss == pytest.approx(expected.mean_loss, rel=0.1)
+
+
+def test_rounds_learn_an_interaction_that_no_linear_model_can(kernels: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2, (2, 2000))
+    rows = reference.Rows(
+        np.arange(0, 4001, 2), np.stack([a, b + 2], 1).ravel().astype(np.uint32), np.zeros(0, np.float32),
+        (a ^ b).astype(np.float32), np.zeros(0, np.float32), 2000,
+    )  # fmt: skip
+    layout, ids, initial = Layout("adagrad", N_FACTORS), np.arange(4, dtype=np.uint32), InitialValues(7, 0.3)
+    losses = {}
+    for n_factored in (0, 4):
+        table = initialise(layout, ids, n_factored, initial)
+        losses[n_factored] = [kernels.run_round(rows, table, Step(0.2, 0.2, seed=s)).mean_loss for s in range(4)]
+    assert losses[4][-1] < 0.02
+    assert losses[0][-1] > 0.69
+
+
+def test_a_walk_that_leaves_the_finite_numbers_says_so_and_stops(kernels: Kernels) -> None:
+    rows = make_rows(4 * BLOCK_ROWS)
+    table = make_table()
+    table.linear[0, 0] = np.nan
+    tally = kernels.run_round(rows, table, STEP)
+    assert not tally.is_finite
+    assert tally.rows < 4 * BLOCK_ROWS
+
+
+def test_rows_without_entries_and_no_rows_at_all_are_legal(kernels: Kernels) -> None:
+    table = make_table()
+    empty = reference.random_rows(3, N_FEATURES, 0, n_implicit=3)
+    assert kernels.scores(empty, table).tolist() == [0.0, 0.0, 0.0]
+    assert kernels.run_round(empty, table, STEP).rows == 3
+    none = reference.random_rows(0, N_FEATURES, 5, n_implicit=0)
+    assert kernels.run_round(none, table, STEP).rows == 0
+    assert len(kernels.scores(none, table)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": np.full(3, N_FEATURES, np.uint32)}, "beyond the table"),
+        ({"indices": np.zeros(3, np.int64)}, "indices is int64"),
+        ({"indices": np.zeros(6, np.uint32)[::2]}, "contiguous"),
+        ({"indptr": np.array([0, 2, 4])}, "indptr"),
+        ({"indptr": np.array([1, 2, 3])}, "indptr"),
+        ({"n_implicit": 3}, "n_implicit"),
+        ({"values": np.zeros(2, np.float32)}, "values"),
+        ({"weights": np.zeros(1, np.float32)}, "weights"),
+    ],
+)
+def test_rows_that_could_reach_outside_of_memory_are_refused(
+    kernels: Kernels, change: dict[str, Any], message: str
+) -> None:
+    rows = reference.Rows(
+        np.array([0, 2, 3]), np.array([0, 1, 2], np.uint32), np.zeros(0, np.float32),
+        np.ones(2, np.float32), np.zeros(0, np.float32), 2,
+    )  # fmt: skip
+    table = make_table()
+    assert kernels.run_round(rows, table, STEP).rows == 2
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
+        kernels.run_round(dataclasses.replace(rows, **change), table, STEP)
+
+
+def test_an_offset_that_goes_back_is_refused(kernels: Kernels) -> None:
+    rows = dataclasses.replace(make_rows(3), indptr=np.array([0, 5, 2, 5]), indices=np.arange(5, dtype=np.uint32))
+    with pytest.raises(ValueError, match="decrease"):
+        kernels.scores(rows, make_table())
+
+
+def test_tables_that_do_not_fit_are_refused(kernels: Kernels) -> None:
+    table = make_table()
+    with pytest.raises(ValueError, match="does not fit"):
+        kernels.run_round(make_rows(), make_table("adagrad-row"), STEP)
+    table.factors.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        kernels.run_round(make_rows(), table, STEP)
+    with pytest.raises(TypeError, match="float64"):
+        kernels.scores(make_rows(), dataclasses.replace(table, linear=table.linear.astype(float)))
+    with pytest.raises(ValueError, match="shapes"):
+        kernels.scores(make_rows(), dataclasses.replace(table, linear=table.linear[:30]))
+
+
+def test_settings_that_nothing_reads_are_refused(kernels: Kernels) -> None:
+    with pytest.raises(SettingsError, match="ftrl"):
+        kernels.run_round(make_rows(), make_table(), dataclasses.replace(STEP, l1_linear=0.1))
+    with pytest.raises(SettingsError, match="learning_rate = -1"):
+        Step(-1.0, 0.1)
+    with pytest.raises(SettingsError, match="adam"):
+        compile_kernels(KernelSpec("logistic", "adam", 4))
+    with pytest.raises(SettingsError, match="hinge"):
+        compile_kernels(KernelSpec("hinge", "sgd", 4))
+
+
+def test_kernels_are_compiled_once_per_process(kernels: Kernels) -> None:
+    assert compile_kernels(KernelSpec("logistic", "adagrad", N_FACTORS)) is kernels
