@@ -6,6 +6,7 @@ The partition cache and the model use one format, so either can be read with the
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def parse_arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, st
         start, stop = (int(offset) for offset in entry["data_offsets"])
         shape = tuple(int(length) for length in entry["shape"])
         dtype = np.dtype(_DTYPES[entry["dtype"]])
-        n_bytes = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
+        n_bytes = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or not 0 <= start <= stop <= body.size or stop - start != n_bytes:
             raise ValueError(f"array {name!r} does not fit the file")
         arrays[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)
@@ -81,7 +82,10 @@ def parse_arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, st
 
 
 def read_only(array: Array) -> Array:
-    """A read-only view. To the compiler, mapped, received and fresh arrays are then one type: it compiles once."""
-    view = array.view()
+    """A read-only, aligned view or copy: mapped, received and fresh arrays are then one type to the compiler.
+
+    What came over the network may start at any byte; only such an array is copied.
+    """
+    view = np.asarray(array).view() if array.flags.aligned else np.array(array)
     view.flags.writeable = False
     return view

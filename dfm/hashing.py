@@ -296,7 +296,7 @@ def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: in
 
 
 def _hash_floats(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
-    """Whole numbers hash as integers (pandas turns an integer column with gaps into floats), the rest as text; NaN is missing."""
+    """Whole numbers hash as integers (pandas makes floats of integers with gaps), others as text; NaN is missing."""
     numbers = array.cast(pa.float64())
     numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
     whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), pc.less(pc.abs(numbers), 2.0**53)), True)

@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dfm.arrays import read_only
+
 Floats = NDArray[np.float32]
 
 CACHE_LINE = 64
@@ -238,11 +240,4 @@ def _pull_range(source: Floats, features: NDArray[np.uint32], first_row: int, ta
     """Fills the part of `target` whose features lie in [first_row, first_row + len(source)), in place."""
     start, stop = np.searchsorted(features, [first_row, first_row + len(source)])
     if stop > start:
-        gather_rows(_read_only(source), _read_only(features[start:stop]), first_row, target[start:stop])
-
-
-def _read_only(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A read-only view: then mapped and ordinary arrays are one type to the compiler."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+        gather_rows(read_only(source), read_only(features[start:stop]), first_row, target[start:stop])

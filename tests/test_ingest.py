@@ -106,7 +106,7 @@ def test_shards_on_another_filesystem_keep_their_protocol(tree):
 @pytest.mark.parametrize("path", ["nothing/*.parquet", "nothing", "empty", "day=1/_SUCCES*", "*.parquet"])
 def test_a_path_that_names_no_shard_is_an_error_even_beside_others_that_do(tree, path):
     (tree / "empty").mkdir()
-    with pytest.raises(DataError, match="no Parquet file at .*check the path"):
+    with pytest.raises(DataError, match=r"no Parquet file at .*check the path"):
         found(tree, "day=1", path)
 
 
@@ -117,7 +117,7 @@ def test_an_unknown_protocol_is_an_error():
 
 def test_empty_shards_are_fine_beside_others_and_an_error_alone(tmp_path):
     number_shard(tmp_path / "a.parquet", 0)
-    with pytest.raises(DataError, match="no rows in 1 shards at .*every shard is empty"):
+    with pytest.raises(DataError, match=r"no rows in 1 shards at .*every shard is empty"):
         found(tmp_path, ".")
     number_shard(tmp_path / "b.parquet", 4)
     shards = find_shards([str(tmp_path)])

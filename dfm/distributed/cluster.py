@@ -44,7 +44,8 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
             threads_per_worker=settings.threads_per_worker,
             processes=True,
             memory_limit=settings.memory_limit,
-            dashboard_address=":8787" if settings.dashboard else None,
+            # Without a dashboard Dask still serves health over HTTP: from a free port, so that two runs may share a host.
+            dashboard_address=":8787" if settings.dashboard else ":0",
             local_directory=local_directory,
             silence_logs=logging.ERROR,
         ) as cluster,

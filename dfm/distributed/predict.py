@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -129,7 +130,7 @@ def predict_shard(scoring: Scoring, units: Sequence[Unit], number: int) -> RowAc
     model, account = _model_of(scoring), RowAccount()
     target = storage.join(scoring.output, f"part-{number:05d}.parquet")
     writer: pq.ParquetWriter | None = None
-    with storage.writing(target, scoring.storage_options) as stream:
+    with storage.writing(target, scoring.storage_options) as stream, contextlib.ExitStack() as open_writer:
         for unit in units:
             kept = list(scoring.keep) or arrow_schema(unit.shard, scoring.storage_options).names
             columns = list(dict.fromkeys([*kept, *model.schema.columns]))
@@ -137,10 +138,8 @@ def predict_shard(scoring: Scoring, units: Sequence[Unit], number: int) -> RowAc
                 part, counted = _predicted(model, scoring, batch, kept)
                 account += counted
                 if writer is None:
-                    writer = pq.ParquetWriter(stream, part.schema, compression="zstd")
+                    writer = open_writer.enter_context(pq.ParquetWriter(stream, part.schema, compression="zstd"))
                 writer.write_batch(part.cast(writer.schema) if part.schema != writer.schema else part)
-        if writer is not None:
-            writer.close()
     return account
 
 

@@ -416,17 +416,14 @@ class _Run:
     def _validate(self) -> dict[str, Any]:
         if not self.prepared.validation:
             return {}
+        held_out, homes = self.prepared.validation, cluster.worker_addresses(self.client)
         tallies = [
             self.client.submit(
-                rounds.evaluate_partitions,
-                self.work,
-                self.job.model.task,
-                self.blocks,
-                partitions,
-                pure=False,
+                rounds.evaluate_partitions, self.work, self.job.model.task, self.blocks, partitions,
+                workers=[prepare.home_of(number, len(held_out), homes)], allow_other_workers=True, pure=False,
             )
-            for partitions in self.prepared.validation
-        ]
+            for number, partitions in enumerate(held_out)
+        ]  # fmt: skip
         tally: Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
         return tally.metrics()
 

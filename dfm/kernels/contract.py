@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,20 +109,13 @@ _DTYPES = {
 }
 
 
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only plain view: mapped, shared and ordinary arrays are then one type to the compiler."""
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
 def check_rows(rows: RowsLike) -> int:
     """The largest index, -1 if there is none. TypeError or ValueError where kernels could not walk the rows safely."""
     for name, dtype in _DTYPES.items():
         array = getattr(rows, name)
-        if array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous or not array.flags.aligned:
+        if array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous:
             raise TypeError(
-                f"{name} is {array.dtype}[{array.ndim} dimensions]; pass a contiguous, aligned, "
+                f"{name} is {array.dtype}[{array.ndim} dimensions]; pass a contiguous, "
                 f"one-dimensional {np.dtype(dtype).name} array"
             )
     n_rows, n_entries = len(rows.labels), len(rows.indices)

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.arrays import read_only
 from dfm.errors import SettingsError
 from dfm.kernels.compilation_cache import keep_on_disk
 from dfm.kernels.contract import (
@@ -23,7 +24,6 @@ from dfm.kernels.contract import (
     Step,
     check_rows,
     check_table,
-    read_only,
 )
 from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
 from dfm.kernels.row_passes import (

@@ -360,14 +360,14 @@ def test_more_replicas_than_rows_are_refused(log: Path, client: Client, tmp_path
 
 # --- when training ends ---------------------------------------------------------------------------------
 
-OVERFITTING = {"n_epochs": 8, "early_stopping": True, "learning_rate": 0.5, "l2_linear": 0.0, "l2_factors": 0.0}
+OVERFITTING = {"n_epochs": 8, "early_stopping": True, "averages_per_epoch": 2, "l2_linear": 0.0, "l2_factors": 0.0}
 
 
 def test_early_stopping_publishes_the_parameters_of_the_best_epoch(log: Path, client: Client, tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     stopped = jobs.train(job_tables(log, tmp_path, training=OVERFITTING), client, on_event=told.append)
     losses = [event["log_loss"] for event in stopped.history]
-    assert len(losses) == stopped.best_epoch + 1 < 8
+    assert 1 < stopped.best_epoch < len(losses) == stopped.best_epoch + 1 < 8
     assert losses[stopped.best_epoch - 1] == min(losses) == stopped.validation["log_loss"]
     assert {"event": "stopped", "epoch": len(losses), "best_epoch": stopped.best_epoch} in told
     short = {**OVERFITTING, "n_epochs": stopped.best_epoch}

@@ -1,0 +1,129 @@
+"""Shards are scored in order, row by row, with the columns that were asked for; metrics agree with the predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+from small_jobs import LAST_DAY, job_tables, read_log
+
+from dfm import jobs
+from dfm.distributed import placement
+from dfm.errors import DataError, ModelError, SettingsError
+from dfm.model import FMModel
+
+
+@pytest.fixture(scope="module")
+def model(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where a model of one epoch lies."""
+    job = job_tables(log, tmp_path_factory.mktemp("model"), training={"n_epochs": 1})
+    return jobs.train(job, client).model_url
+
+
+def read_parts(folder: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def test_predictions_stand_beside_all_input_columns_in_order(
+    log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "TASK_ROWS", 900)
+    told: list[dict[str, Any]] = []
+    summary = jobs.predict(model, str(log), str(tmp_path / "scored"), client=client, on_event=told.append)
+    expected = read_log(log)
+    written = read_parts(tmp_path / "scored")
+    assert len(list((tmp_path / "scored").glob("part-*.parquet"))) == 8
+    assert written.column_names == [*expected.column_names, "prediction"]
+    assert written.drop_columns("prediction").to_pylist() == expected.to_pylist()
+    np.testing.assert_array_equal(written["prediction"].to_numpy(), FMModel.load(model).predict(expected))
+    assert summary == {"output": str(tmp_path / "scored"), "rows": 8000, "predicted": 8000, "rejected": 0}
+    assert told[-1] == {"event": "progress", "stage": "predict", "done": 8000, "total": 8000}
+
+
+def test_success_is_written_and_says_how_many(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), client=client)
+    marker = json.loads((tmp_path / "_SUCCESS").read_text())
+    assert marker == {"rows": 2000, "predicted": 2000, "rejected": {}, "parts": 1}
+
+
+def test_only_the_columns_asked_for_are_kept(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), keep=["day", "C3"], client=client)
+    written = read_parts(tmp_path)
+    assert written.column_names == ["day", "C3", "prediction"]
+    assert written["C3"].to_pylist() == read_log(log, LAST_DAY)["C3"].to_pylist()
+
+
+def test_a_column_to_keep_that_is_not_there_is_named(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no column 'user'"):
+        jobs.predict(model, str(log), str(tmp_path), keep=["user"], client=client)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_not_needed_to_predict(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    rows = read_log(log, LAST_DAY).drop_columns(["label", "day"])
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    jobs.predict(model, str(tmp_path / "rows.parquet"), str(tmp_path / "scored"), client=client)
+    np.testing.assert_array_equal(
+        read_parts(tmp_path / "scored")["prediction"].to_numpy(), FMModel.load(model).predict(rows)
+    )
+
+
+def test_an_output_that_is_not_empty_is_refused(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"already holds notes\.txt; choose an empty folder, or add --overwrite"):
+        jobs.predict(model, str(log), str(tmp_path), client=client)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_overwriting_replaces_earlier_parts_and_nothing_else(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "part-00007.parquet").write_text("an earlier part")
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), overwrite=True, client=client)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_SUCCESS", "notes.txt", "part-00000.parquet"]
+
+
+def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    rows = read_log(log, LAST_DAY)
+    texts = [None if n is None else str(n) for n in rows["I2"].to_pylist()]
+    texts[1234] = "many"
+    bad = rows.set_column(rows.column_names.index("I2"), "I2", pa.array(texts))
+    pq.write_table(bad, tmp_path / "bad.parquet", row_group_size=600)
+    with pytest.raises(DataError, match=r"bad\.parquet, row group 2, row 34: column 'I2': not a number"):
+        jobs.predict(model, str(tmp_path / "bad.parquet"), str(tmp_path / "scored"), client=client)
+    assert not (tmp_path / "scored" / "_SUCCESS").exists()
+    summary = jobs.predict(
+        model, str(tmp_path / "bad.parquet"), str(tmp_path / "scored"), client=client, on_bad_rows="skip"
+    )
+    written = read_parts(tmp_path / "scored")["prediction"]
+    expected = FMModel.load(model).predict(rows)
+    assert written.null_count == 1
+    assert not written[1234].is_valid
+    np.testing.assert_array_equal(np.delete(written.to_numpy(), 1234), np.delete(expected, 1234))
+    assert (summary["rows"], summary["predicted"], summary["rejected"]) == (2000, 1999, 1)
+
+
+def test_evaluation_agrees_with_the_training_that_held_the_day_out(
+    log: Path, model: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "TASK_ROWS", 900)
+    found = jobs.evaluate(model, [str(log / f"day={LAST_DAY}")], client=client)
+    assert found.pop("account") == {"read": 2000, "evaluated": 2000, "rejected": 0}
+    expected = FMModel.load(model).metadata["validation"]
+    assert found.keys() == expected.keys()
+    for name in ("log_loss", "auc", "pr_auc", "calibration", "base_rate", "rows"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_a_model_that_is_missing_is_told_before_any_shard_is_read(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model at"):
+        jobs.evaluate(str(tmp_path / "none"), str(tmp_path / "no data"), client=client)
