@@ -289,15 +289,14 @@ def _remove_older(url: str, keep: set[str], options: storage.Options) -> None:
 def _batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
     if isinstance(data, Mapping):
-        present = {column: data[column] for column in columns if column in data}
-        table = pa.table({c: v if isinstance(v, pa.Array) else pa.array(v) for c, v in present.items()})
+        table = _table_of({column: data[column] for column in columns if column in data})
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "columns") and hasattr(data, "dtypes"):
         wanted = [column for column in columns if column in data.columns]
-        table = pa.Table.from_pandas(data[wanted], preserve_index=False)
+        table = _table_of({column: data[column] for column in wanted})
     else:
         raise DataError(
             f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict "
@@ -310,3 +309,23 @@ def _batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
+
+
+def _table_of(columns: Mapping[str, Any]) -> pa.Table:
+    """Lists, arrays or pandas Series of one length as an Arrow table."""
+    arrays = {}
+    for column, values in columns.items():
+        try:
+            arrays[column] = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"
+            ) from error
+    lengths = {column: len(array) for column, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+        raise DataError(
+            f"column {longest!r} has {lengths[longest]} values, column {shortest!r} has {lengths[shortest]}; "
+            "pass one value a row in every column"
+        )
+    return pa.table(arrays)

@@ -107,7 +107,10 @@ def _text(value: Any) -> bytes:
     """A category as the text that is hashed; empty for a missing one."""
     kind = type(value)
     if kind is str:
-        return bytes(value.encode())
+        try:
+            return bytes(value.encode())
+        except UnicodeEncodeError as error:
+            raise NotPlain from error
     if value is None:
         return b""
     if kind is int:
@@ -123,11 +126,12 @@ def _number(value: Any) -> float | None:
     """A number, None where it is missing."""
     if value is None or value == "":
         return None
-    if type(value) not in (int, float, bool, str):
+    if type(value) not in (int, float, bool, str) or (type(value) is str and "_" in value):
         raise NotPlain
     try:
-        number = float(value)
-    except ValueError as error:
+        # Bytes, as `encoding` parses them: of a string, Python would read the digits and spaces of all alphabets.
+        number = float(value.encode() if type(value) is str else value)
+    except (ValueError, OverflowError) as error:
         raise NotPlain from error
     if not math.isfinite(number):
         raise NotPlain

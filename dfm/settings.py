@@ -28,9 +28,9 @@ from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
 OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
-MERGE_RULES = ("mean",)
-ACCUMULATOR_RULES = ("mean",)
-SCHEDULES = ("constant",)
+MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
+ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
+SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("epoch", "never")
@@ -330,8 +330,7 @@ class Table:
         """The record of a parsed TOML table; an unknown key is an error that suggests the nearest one."""
         if not isinstance(values, Mapping):
             raise SettingsError(
-                f"{cls.table} = {_show(values)} is not legal: expected a table. "
-                f"Write its keys below [{cls.table}]."
+                f"{cls.table} = {_show(values)} is not legal: expected a table. Write its keys below [{cls.table}]."
             )
         for key in values:
             if key not in cls.knobs():
@@ -340,9 +339,7 @@ class Table:
 
     def to_dict(self, secrets: bool = False) -> dict[str, Any]:
         """JSON-ready values that `from_dict` takes back; secret knobs only where `secrets` asks for them."""
-        return {
-            key: _thaw(getattr(self, key)) for key, own in self.knobs().items() if secrets or not own.secret
-        }
+        return {key: _thaw(getattr(self, key)) for key, own in self.knobs().items() if secrets or not own.secret}
 
 
 def _thaw(value: Any) -> Any:
@@ -360,9 +357,7 @@ class DataSettings(Table):
 
     table = "data"
 
-    train: tuple[str, ...] = knob(
-        (), PATHS, "Parquet to train on: paths or URLs; globs and hive partitions allowed"
-    )
+    train: tuple[str, ...] = knob((), PATHS, "Parquet to train on: paths or URLs; globs and hive partitions allowed")
     validation: tuple[str, ...] = knob((), PATHS, "Parquet to validate on; may be empty")
     validation_from: str = knob(
         "", Moment(), "rows of `train` whose schema.time is this or later validate instead; needs schema.time"
@@ -409,23 +404,13 @@ class Schema(Table):
     )
     weight: str = knob("", Text(), "column of sample weights; empty: every row weighs 1")
     time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
-    categorical: tuple[str, ...] = knob(
-        (), COLUMNS, "columns (names or globs) whose distinct values are categories"
-    )
+    categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
     numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
-    numeric_transform: str = knob(
-        "log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature"
-    )
+    numeric_transform: str = knob("log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature")
     quantile_buckets: int = knob(32, Number(2, 4096, integer=True), "buckets of the quantile transform")
-    transforms: Mapping[str, str] = knob(
-        {}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns"
-    )
-    lists: tuple[str, ...] = knob(
-        (), COLUMNS, "list-valued columns (names or globs): every element is a category"
-    )
-    list_weight: str = knob(
-        "sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1"
-    )
+    transforms: Mapping[str, str] = knob({}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns")
+    lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
+    list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
     crosses: tuple[tuple[str, ...], ...] = knob(
         (),
         ListOf(ListOf(Text(may_be_empty=False), at_least=2)),
@@ -459,7 +444,7 @@ class ModelSettings(Table):
         "rarer categories share one feature per field",
     )
     min_count_factors: int = knob(
-        10,
+        100,
         Number(1, integer=True),
         "rarer features keep their weight but get no factors",
     )
@@ -473,9 +458,7 @@ class TrainingSettings(Table):
 
     table = "training"
 
-    n_replicas: int = knob(
-        8, Number(1, 4096, integer=True), "local models that are averaged, whatever runs them"
-    )
+    n_replicas: int = knob(8, Number(1, 4096, integer=True), "local models that are averaged, whatever runs them")
     n_epochs: int = knob(5, Number(1, 1000, integer=True), "most walks over the training rows")
     averages_per_epoch: int | str = knob(
         "auto",
@@ -483,31 +466,29 @@ class TrainingSettings(Table):
         "rounds in an epoch; auto: from rows and replicas",
     )
     optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
-    learning_rate: float = knob(0.05, Number(0, open_low=True), "step size, before rate_scaling")
+    learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
     factor_rate_scale: float = knob(
-        1.0, Number(0, open_low=True), "the factors' step size is learning_rate times this"
+        0.45, Number(0, open_low=True), "the factors' step size is learning_rate times this"
     )
-    initial_accumulator: float = knob(
-        1.0, Number(0, open_low=True), "AdaGrad's sum of squared slopes at the start"
-    )
-    l2_linear: float = knob(0.01, Number(0), "L2 on linear weights, per touch")
-    l2_factors: float = knob(0.03, Number(0), "L2 on factors, per touch")
+    initial_accumulator: float = knob(1.0, Number(0, open_low=True), "AdaGrad's sum of squared slopes at the start")
+    l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
+    l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
     l1_linear: float = knob(0.0, Number(0), "L1 on linear weights; ftrl only")
     ftrl_beta: float = knob(1.0, Number(0), "beta of FTRL-proximal: larger starts slower; ftrl only")
-    schedule: str = knob("constant", Options(SCHEDULES), "how the step size changes over the epochs")
+    schedule: str = knob("final-decay", Options(SCHEDULES), "how the step size changes over the epochs")
     rate_scaling: str = knob(
         "sqrt", Options(RATE_SCALINGS), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
     )
-    merge: str = knob("mean", Options(MERGE_RULES), "how replicas' parameters become one")
+    merge: str = knob("auto", Options(MERGE_RULES), "how replicas' parameters become one")
     accumulators: str = knob("mean", Options(ACCUMULATOR_RULES), "how replicas' optimizer state becomes one")
-    outer_momentum: float = knob(
-        0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off"
+    precision: float = knob(
+        1.0, Number(0, open_low=True), 'P of merge = "precision": information below which replicas add up'
     )
+    outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
+    outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
     early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")
-    validate: str = knob(
-        "epoch", Options(VALIDATION_POINTS), "validate after every epoch, or after every average"
-    )
+    validate: str = knob("epoch", Options(VALIDATION_POINTS), "validate after every epoch, or after every average")
     threads_per_replica: int = knob(
         1,
         Number(1, integer=True),
@@ -536,13 +517,9 @@ class ClusterSettings(Table):
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
-    cache: str = knob(
-        ".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker"
-    )
+    cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
-    worker_timeout: float = knob(
-        60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds"
-    )
+    worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
     dashboard: bool = knob(False, Flag(), "serve Dask's dashboard from the local cluster")
 
 
@@ -554,9 +531,7 @@ class OutputSettings(Table):
 
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
-    checkpoint_every: str = knob(
-        "epoch", Options(CHECKPOINT_POINTS), "when a checkpoint to resume from is written"
-    )
+    checkpoint_every: str = knob("epoch", Options(CHECKPOINT_POINTS), "when a checkpoint to resume from is written")
 
 
 TABLES: dict[str, type[Table]] = {
@@ -597,9 +572,7 @@ class Job:
         for name in tables:
             if name not in TABLES:
                 raise SettingsError(_unknown_table(str(name)))
-        records: dict[str, Any] = {
-            name: kind.from_dict(tables.get(name, {})) for name, kind in TABLES.items()
-        }
+        records: dict[str, Any] = {name: kind.from_dict(tables.get(name, {})) for name, kind in TABLES.items()}
         return cls(**records)
 
     def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
@@ -679,9 +652,7 @@ def _override_value(path: list[str], text: str) -> Any:
     own = kind.knobs().get(path[1]) if kind else None
     if own is None or set(parsed) != {"value"}:
         return text
-    constraint = (
-        own.constraint.value if len(path) == 3 and isinstance(own.constraint, TableOf) else own.constraint
-    )
+    constraint = own.constraint.value if len(path) == 3 and isinstance(own.constraint, TableOf) else own.constraint
     value = parsed["value"]
     return text if not _accepts(constraint, value) and _accepts(constraint, text) else value
 
@@ -716,10 +687,7 @@ def _unknown_table(name: str) -> str:
 
 def _bad_override(name: str) -> str:
     example = name if "." in name else (_homes(name) or ["training.learning_rate"])[0]
-    return (
-        f"the override {_show(name)} is not legal: expected table.key=value. "
-        f"Write for example {example}=VALUE."
-    )
+    return f"the override {_show(name)} is not legal: expected table.key=value. Write for example {example}=VALUE."
 
 
 # --- the reference table ---------------------------------------------------------------------------------

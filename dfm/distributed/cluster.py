@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
@@ -25,6 +25,14 @@ _CONFIG = {
     "distributed.comm.retry.count": 3,
     "distributed.admin.tick.limit": "20s",
 }
+
+
+class _Quiet(WorkerPlugin):
+    """Local workers report errors through their tasks; a heartbeat that fails while they close is none."""
+
+    def setup(self, worker: Worker) -> None:
+        """Called on every worker, restarted ones too."""
+        logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -44,13 +52,15 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
             threads_per_worker=settings.threads_per_worker,
             processes=True,
             memory_limit=settings.memory_limit,
-            # Without a dashboard Dask still serves health over HTTP: from a free port, so that two runs may share a host.
-            dashboard_address=":8787" if settings.dashboard else ":0",
+            # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
+            dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": settings.dashboard},
             local_directory=local_directory,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        client.register_plugin(_Quiet())
         yield client
 
 

@@ -146,11 +146,28 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     """
     job.require_training()
     _check_output(job)
+    rule = merge_rule(job)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
+    rule.check_rounds(job.training.n_replicas, inputs.plan.n_rounds)
     tell(plan_event(inputs))
     with cluster.client_of(job.cluster, client) as own:
         return _Run(job, inputs, own, tell).run()
+
+
+def merge_rule(job: Job) -> MergeRule:
+    """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
+    training = job.training
+    automatic = "mean" if training.optimizer == "sgd" else "weighted"
+    rule = MergeRule(
+        automatic if training.merge == "auto" else training.merge,
+        training.accumulators,
+        training.precision,
+        training.outer_rate,
+        training.outer_momentum,
+    )
+    rule.check_optimizer(training.optimizer)
+    return rule
 
 
 def _check_output(job: Job) -> None:
@@ -234,10 +251,7 @@ class _Run:
             n_threads=training.threads_per_replica,
         )
         spec = KernelSpec(LOSSES[model.task], training.optimizer, model.n_factors)
-        rule = MergeRule(
-            weights=training.merge, accumulators=training.accumulators, outer_momentum=training.outer_momentum
-        )
-        return rounds.Work(spec, rule, step, training.n_replicas)
+        return rounds.Work(spec, merge_rule(self.job), step, training.n_replicas)
 
     def _warm_up(self) -> list[Future]:
         """Compile on every worker while the shards are being read."""

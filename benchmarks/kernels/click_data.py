@@ -1,0 +1,77 @@
+"""Synthetic click rows: 39 categorical fields with Zipf-like values, the shape of display-advertising logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_FIELDS = 39
+
+
+@dataclass(frozen=True)
+class ImplicitRows:
+    """Rows of N_FIELDS entries of value 1, with the attributes of a partition."""
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    n_implicit: int
+
+
+def hashed_fields(n_rows: int, seed: int = 1) -> NDArray[np.uint32]:
+    """uint32[n_rows, N_FIELDS]: 32-bit hashes; cardinalities 3 to 1.5 million, Zipf exponents 0.9 to 1.35."""
+    rng = np.random.default_rng(seed)
+    cardinalities = np.round(np.geomspace(3, 1.5e6, N_FIELDS)).astype(np.int64)
+    exponents = rng.permutation(np.linspace(0.9, 1.35, N_FIELDS))
+    hashes = np.empty((n_rows, N_FIELDS), np.uint32)
+    for field, (cardinality, exponent) in enumerate(zip(cardinalities, exponents, strict=True)):
+        cumulative = np.cumsum(np.arange(1, cardinality + 1, dtype=np.float64) ** -exponent)
+        category = np.searchsorted(cumulative, rng.random(n_rows) * cumulative[-1])
+        token = np.full(n_rows, field, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + category.astype(np.uint64)
+        token = (token ^ (token >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes[:, field] = (token ^ (token >> np.uint64(29))).astype(np.uint32)
+    return hashes
+
+
+def labels_for(n_rows: int, seed: int = 2) -> NDArray[np.float32]:
+    """float32[n_rows]: a quarter are 1."""
+    return (np.random.default_rng(seed).random(n_rows) < 0.25).astype(np.float32)
+
+
+def planted_labels(hashes: NDArray[np.uint32], seed: int = 3) -> NDArray[np.float32]:
+    """float32[n_rows]: drawn from a factorization machine of rank 4 whose parameters are functions of the hashes."""
+    rng = np.random.default_rng(seed)
+    linear, factors = rng.normal(size=4096) * 0.25, rng.normal(size=(4096, 4)) * 0.16
+    buckets = hashes % np.uint32(4096)
+    vectors = factors[buckets]
+    sums, squares = vectors.sum(axis=1), (vectors**2).sum(axis=(1, 2))
+    logits = linear[buckets].sum(axis=1) + 0.5 * ((sums**2).sum(axis=1) - squares) - 1.2
+    return (rng.random(len(hashes)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def compact(hashes: NDArray[np.uint32], hash_bits: int) -> tuple[NDArray[np.uint32], int]:
+    """Row numbers in a table sorted by frequency, as a training partition has them; and how many rows it has."""
+    indices = hashes & np.uint32((1 << hash_bits) - 1)
+    counts = np.bincount(indices.ravel(), minlength=1 << hash_bits)
+    used = np.flatnonzero(counts)
+    rank = np.zeros(1 << hash_bits, np.uint32)
+    rank[used[np.argsort(-counts[used], kind="stable")]] = np.arange(len(used), dtype=np.uint32)
+    return rank[indices], len(used)
+
+
+def as_rows(indices: NDArray[np.uint32], labels: NDArray[np.float32]) -> ImplicitRows:
+    """Rows of indices uint32[n_rows, n_fields]."""
+    n_rows, n_fields = indices.shape
+    nothing = np.zeros(0, np.float32)
+    return ImplicitRows(
+        np.arange(0, n_rows * n_fields + 1, n_fields, dtype=np.int64),
+        np.ascontiguousarray(indices).ravel(),
+        nothing,
+        labels,
+        nothing,
+        n_rows,
+    )
