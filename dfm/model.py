@@ -237,9 +237,19 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ModelError(f"the model hashes with {manifest['hashing']['hash']!r}; this dfm knows {HASH_NAME}")
     ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
     rare, n_factored = arrays["rare"], int(manifest["n_factored"])
-    table = allocate(Layout("sgd", n_factors), len(ids), n_factored)
-    if len(rare) != len(schema.fields) or linear.shape != (len(ids),) or factors.shape != (table.n_factored, n_factors):
+    shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    n_features = len(ids)
+    if n_factored > n_features or shapes != {
+        "ids": ("uint32", (n_features,)),
+        "counts": ("int64", (n_features,)),
+        "fields": ("uint16", (n_features,)),
+        "rare": ("int64", (len(schema.fields),)),
+        "bias": ("float32", (1,)),
+        "linear": ("float32", (n_features,)),
+        "factors": ("float32", (n_factored, n_factors)),
+    }:
         raise ValueError("its arrays do not fit each other")
+    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
     table.bias[0] = arrays["bias"][0]

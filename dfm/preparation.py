@@ -121,8 +121,8 @@ def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberS
     for unit in units:
         for batch in _batches(reading, unit, list(columns)):
             for column in columns:
-                values, present, _ = parse_numbers(batch.data.column(column), column)
-                collected[column].append(values[present & np.isfinite(values)])
+                values, present, unparsed = parse_numbers(batch.data.column(column), column)
+                collected[column].append(values[present & ~unparsed & np.isfinite(values)])
     return {column: _sketch(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 

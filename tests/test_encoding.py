@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def entries(rows: HashedRows, n_fields: int) -> list[list[tuple[int, int, float]
     values = rows.values if rows.values.size else np.ones(len(rows.indices), np.float32)
     assert len(rows.indices) == len(fields) == len(values) == rows.indptr[-1]
     flat = list(zip(fields.tolist(), rows.indices.tolist(), values.tolist(), strict=True))
-    return [flat[start:stop] for start, stop in zip(rows.indptr, rows.indptr[1:], strict=False)]
+    return [flat[start:stop] for start, stop in itertools.pairwise(rows.indptr)]
 
 
 def indices_of(encoded: Encoded) -> list[list[int]]:

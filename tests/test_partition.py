@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def slow_rows(rows: HashedRows, vocabulary: Vocabulary) -> list[Row]:
     """Each row as a dictionary, by the definition."""
     table_rows = {index: row for row, index in enumerate(vocabulary.ids.tolist())}
     result = []
-    for start, stop in zip(rows.indptr, rows.indptr[1:], strict=False):
+    for start, stop in itertools.pairwise(rows.indptr):
         sums: Row = defaultdict(float)
         for i in range(start, stop):
             row = table_rows.get(int(rows.indices[i]), int(vocabulary.rare[rows.fields[i]]))
@@ -74,7 +75,7 @@ def partition_rows(partition: SparsePartition, features: np.ndarray) -> list[Row
     values = [1.0] * explicit + partition.values.tolist()
     assert len(values) == len(partition.indices)
     result = []
-    for start, stop in zip(partition.indptr, partition.indptr[1:], strict=False):
+    for start, stop in itertools.pairwise(partition.indptr):
         local = partition.indices[start:stop]
         assert len(set(local.tolist())) == len(local)
         result.append(dict(zip(features[local].tolist(), values[start:stop], strict=True)))
@@ -197,12 +198,8 @@ def test_rows_without_known_features_score_as_empty_rows():
 
 def example() -> SparsePartition:
     """Four rows, two of which store values, with weights."""
-    rows = [
-        [(0, 1, 1.0), (1, 2, 1.0)],
-        [(0, 1, 1.0), (1, 1, 1.0), (2, 4, 1.0)],
-        [(0, 2, 1.0)],
-        [(0, 3, 1.0), (1, 3, 1.0)],
-    ]
+    indices = [[1, 2], [1, 1, 4], [2], [3, 3]]
+    rows = [[(j, index, 1.0) for j, index in enumerate(row)] for row in indices]
     sample = hashed(rows, weights=True, values=False)
     counts = count_features(sample.indices, sample.fields, 3, HASH_BITS)
     vocabulary = build_vocabulary(counts, COLUMNS, HASH_BITS, 1, 2)
@@ -267,14 +264,14 @@ def test_a_partition_that_would_read_outside_its_arrays_is_refused(damage):
 def as_lists(rows: HashedRows) -> list[list[tuple[int, int, float]]]:
     values = rows.values if rows.values.size else np.ones(len(rows.indices), np.float32)
     flat = list(zip(rows.fields.tolist(), rows.indices.tolist(), values.tolist(), strict=True))
-    return [flat[start:stop] for start, stop in zip(rows.indptr, rows.indptr[1:], strict=False)]
+    return [flat[start:stop] for start, stop in itertools.pairwise(rows.indptr)]
 
 
 @given(samples(), st.lists(st.integers(0, 12), max_size=4))
 def test_slices_put_together_are_the_whole(sample, cuts):
     rows, _ = sample
     bounds = [0, *sorted(min(cut, rows.n_rows) for cut in cuts), rows.n_rows]
-    parts = [rows.slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [rows.slice(start, stop) for start, stop in itertools.pairwise(bounds)]
     whole = concatenate_rows(parts)
     for entry in dataclasses.fields(HashedRows):
         ours, theirs = getattr(whole, entry.name), getattr(rows, entry.name)

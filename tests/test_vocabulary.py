@@ -85,7 +85,7 @@ def slow_vocabulary(entries: list[tuple[int, int]], hash_bits: int, min_count: i
     if min_count > 1:
         for column in COLUMNS:
             kept.setdefault(token(column, RARE, hash_bits), 0)
-        for index, (number, field) in slow_counts(entries).items():
+        for number, field in slow_counts(entries).values():
             if number < min_count:
                 kept[token(COLUMNS[field], RARE, hash_bits)] += number
     return dict(sorted(kept.items(), key=lambda item: (-item[1], item[0])))
