@@ -12,6 +12,7 @@ bytes whoever adds what and when.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,9 +64,7 @@ class MergeRule:
         _check_range("precision", self.precision, 0.0, np.inf)
         _check_range("outer_rate", self.outer_rate, 0.0, np.inf)
         if not 0.0 <= self.outer_momentum < 1.0:
-            raise SettingsError(
-                f"outer_momentum = {self.outer_momentum}; it must lie in [0, 1); 0.5 is a mild one"
-            )
+            raise SettingsError(f"outer_momentum = {self.outer_momentum}; it must lie in [0, 1); 0.5 is a mild one")
         outer_step = self.outer_rate / (1.0 - self.outer_momentum)
         if outer_step >= LARGEST_OUTER_STEP:
             raise SettingsError(
@@ -114,6 +113,20 @@ def scaled_rate(learning_rate: float, rate_scaling: str, n_replicas: int) -> flo
     factors = {"none": 1.0, "sqrt": n_replicas**0.5, "linear": float(n_replicas)}
     _check_word("rate_scaling", rate_scaling, RATE_SCALINGS)
     return learning_rate * factors[rate_scaling]
+
+
+LEAST_ROUND_ROWS = 100
+"""Rows per replica and round below which another average costs more than it can be worth."""
+
+
+def automatic_averages(n_rows: int, n_replicas: int) -> int:
+    """Averages per epoch where the job leaves it to dfm: 4 sqrt(W), from rows and replicas, never from a clock.
+
+    More replicas need more averages; more rows do not: beyond this, shorter rounds gained little on every log tried.
+    """
+    if n_replicas == 1:
+        return 1
+    return max(1, min(math.ceil(4 * n_replicas**0.5), n_rows // (n_replicas * LEAST_ROUND_ROWS)))
 
 
 # --- the record that is summed ---------------------------------------------------------------------------
@@ -246,9 +259,7 @@ def contribute(
     if after.n_factored:
         factor_tables = read_only(before.factors), read_only(after.factors)
         _contribute_factors(tables, factor_tables, linear, columns, _shares(rule), factors)
-    rows = (
-        float(partition.weights.sum(dtype=np.float64)) if partition.weights.size else float(partition.n_rows)
-    )
+    rows = float(partition.weights.sum(dtype=np.float64)) if partition.weights.size else float(partition.n_rows)
     growth = after.bias.astype(np.float64) - before.bias.astype(np.float64)
     moving = [columns.primary, *range(columns.state, columns.state + columns.n_states)]
     return Contribution(partition.features, linear, factors, rows * growth[moving], rows)
@@ -552,10 +563,7 @@ def _finish_factors(features, start, summands, numbers, tables, drift):  # type:
         row = np.intp(features[position]) - start
         shared = _quotient(weights, linear_summands, position)
         if columns.n_states > 1:
-            shared += (
-                weights.history * linear[row, columns.state + 1]
-                + weights.growth * linear_summands[position, 2]
-            )
+            shared += weights.history * linear[row, columns.state + 1] + weights.growth * linear_summands[position, 2]
         if columns.factor_states == 0:
             shared = max(shared, _TINY)
             for lane in range(lanes):

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dfm.errors import DfmError
@@ -49,7 +50,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True, markup=True)
+    line = escape(" ".join(message.splitlines()))  # messages speak of [tables], which are no markup
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -206,6 +208,19 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
     for row in rows:
         table.add_row(*[f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()])
     return table
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
+@click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
+def export(model: str, kind: str, output: str) -> None:
+    """Write MODEL in a format that other systems read."""
+    from dfm.export import export as write
+    from dfm.model import FMModel
+
+    for url in write(FMModel.load(model), kind, output):
+        click.echo(url)
 
 
 @cli.command()

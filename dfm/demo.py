@@ -32,7 +32,7 @@ categorical = ["C*"]               # twenty-six categories, hashed
 
 [model]
 n_factors = 8
-hash_bits = 20
+hash_bits = 22
 
 [training]
 n_replicas = 8

@@ -90,7 +90,7 @@ class FMModel:
         few = self._few_rows(data)
         if few is not None:
             return few
-        parts = [self._scores(batch) for batch in _batches_of(data, self.schema.columns)]
+        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
@@ -296,7 +296,7 @@ def _remove_older(url: str, keep: set[str], options: storage.Options) -> None:
             storage.remove(storage.join(url, name), options)
 
 
-def _batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
     if isinstance(data, Mapping):
         table = _table_of({column: data[column] for column in columns if column in data})

@@ -14,7 +14,7 @@ from dfm.schema import ResolvedSchema, resolve
 from dfm.settings import Schema
 from dfm.vocabulary import build_vocabulary, count_features
 
-HASH_BITS = 12
+HASH_BITS = 18
 PLAIN = {"categorical": ("site", "zone"), "numeric": ("visits", "price"), "transforms": {"price": "quantile"}}
 """Fields that `rowwise` takes: categories and bucketed numbers."""
 EVERY_KIND = {

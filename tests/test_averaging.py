@@ -17,6 +17,7 @@ from dfm.averaging import (
     Contribution,
     MergeRule,
     aligned_groups,
+    automatic_averages,
     combine,
     combine_all,
     contribute,
@@ -50,19 +51,14 @@ class Round:
     afters: list[ParameterTable]
 
     def contributions(self, rule: MergeRule) -> list[Contribution]:
-        return [
-            contribute(rule, *replica)
-            for replica in zip(self.partitions, self.befores, self.afters, strict=True)
-        ]
+        return [contribute(rule, *replica) for replica in zip(self.partitions, self.befores, self.afters, strict=True)]
 
     def merge(self, rule: MergeRule) -> ParameterTable:
         total = combine_all(self.contributions(rule))
         return finalise(rule, self.block, 0, total, len(self.partitions), STEP)[0]
 
 
-def random_table(
-    rng: np.random.Generator, layout: Layout, n_features: int, n_factored: int
-) -> ParameterTable:
+def random_table(rng: np.random.Generator, layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
     table = allocate(layout, n_features, n_factored)
     table.bias[:] = rng.uniform(1, 2, table.bias.shape)
     table.linear[:] = rng.uniform(0.5, 2, table.linear.shape)
@@ -87,9 +83,7 @@ def random_partition(rng: np.random.Generator) -> SparsePartition:
     indices = np.repeat(np.arange(len(features), dtype=np.uint32), counts)
     n_rows = int(rng.integers(1, 6))
     indptr = np.linspace(0, len(indices), n_rows + 1).astype(np.int64)
-    weights = (
-        rng.uniform(0.5, 2, n_rows).astype(np.float32) if rng.random() < 0.5 else np.zeros(0, np.float32)
-    )
+    weights = rng.uniform(0.5, 2, n_rows).astype(np.float32) if rng.random() < 0.5 else np.zeros(0, np.float32)
     n_factored = int(np.searchsorted(features, N_FACTORED))
     return SparsePartition(
         indptr,
@@ -181,9 +175,7 @@ def expected(rule: MergeRule, play: Round) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         states = new[..., state : state + 1] if has_state else np.ones_like(new[..., :1])
         history = old[:, state : state + 1] if has_state else np.ones_like(old[:, :1])
-        weights = merged_weights(
-            rule, old[:, [primary]], history, new[..., [primary]], states, touched, counts
-        )
+        weights = merged_weights(rule, old[:, [primary]], history, new[..., [primary]], states, touched, counts)
         linear[seen, primary] = weights[seen, 0]
         for column in range(state, layout.linear_width):
             linear[seen, column] = merged_states(rule, old[:, [column]], new[..., [column]], touched)[seen, 0]
@@ -214,9 +206,7 @@ def test_a_merge_is_what_its_definition_says(rule, optimizer):
     np.testing.assert_allclose(merged.factors, factors, rtol=3e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "rule", RULES[:1] + RULES[4:6], ids=lambda rule: f"{rule.weights}-{rule.accumulators}"
-)
+@pytest.mark.parametrize("rule", RULES[:1] + RULES[4:6], ids=lambda rule: f"{rule.weights}-{rule.accumulators}")
 def test_the_bias_is_the_mean_over_rows(rule):
     play = random_round(5, 6, Layout("adagrad", 2))
     rows = [part.weights.sum(dtype=float) if part.weights.size else part.n_rows for part in play.partitions]
@@ -263,14 +253,10 @@ def test_averaging_equal_replicas_gives_that_replica(seed, n_replicas, layout, r
         setattr(play, name, getattr(play, name) * n_replicas)
     merged, after, features = play.merge(rule), play.afters[0], play.partitions[0].features
     primary = 1 if layout.optimizer == "ftrl" else 0
-    np.testing.assert_allclose(
-        merged.linear[features, primary], after.linear[:, primary], rtol=2e-6, atol=2e-7
-    )
+    np.testing.assert_allclose(merged.linear[features, primary], after.linear[:, primary], rtol=2e-6, atol=2e-7)
     owners = features[: len(after.factors)]
     lanes = layout.lanes
-    np.testing.assert_allclose(
-        merged.factors[owners][:, :lanes], after.factors[:, :lanes], rtol=2e-6, atol=2e-7
-    )
+    np.testing.assert_allclose(merged.factors[owners][:, :lanes], after.factors[:, :lanes], rtol=2e-6, atol=2e-7)
     if rule.accumulators != "sum":
         np.testing.assert_allclose(merged.factors[owners], after.factors, rtol=2e-6, atol=2e-7)
         np.testing.assert_allclose(
@@ -321,9 +307,7 @@ def test_which_replica_comes_first_matters_only_to_the_last_bits(seed, n_replica
 
 def cut(table: ParameterTable, start: int, stop: int) -> ParameterTable:
     """Rows [start, stop) as a block."""
-    return ParameterTable(
-        table.layout, table.bias, table.linear[start:stop], table.factors[start:stop]
-    ).copy()
+    return ParameterTable(table.layout, table.bias, table.linear[start:stop], table.factors[start:stop]).copy()
 
 
 @settings(max_examples=60, deadline=None)
@@ -424,6 +408,14 @@ def test_an_ftrl_feature_without_any_gradient_stays_finite():
 def test_the_local_rate_grows_with_the_replicas(rate_scaling, factor):
     assert scaled_rate(0.05, rate_scaling, 16) == 0.05 * factor
     assert scaled_rate(0.05, rate_scaling, 1) == 0.05
+
+
+def test_more_replicas_are_averaged_more_often_and_small_data_less():
+    assert automatic_averages(10**6, 1) == 1
+    assert [automatic_averages(10**6, n_replicas) for n_replicas in (4, 8, 64)] == [8, 12, 32]
+    assert automatic_averages(10**9, 8) == 12
+    assert automatic_averages(1600, 8) == 2
+    assert automatic_averages(5, 8) == 1
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,6 @@ from dfm.synth import generate
 from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
 from numpy.typing import NDArray
 
-ORDERS = ("time", "shuffled", "sorted")
-"""How rows are dealt to replicas: stretches of the log, at random, or stretches after sorting by a skewed field."""
-
 DENSE_COLUMNS = ("C1", "C2", "C5", "C6", "C8", "C9", "C14", "C17", "C20", "C22", "C23", "C25")
 """Categories of at most 1,460 values: with the counts, a log whose features are all frequent."""
 
@@ -78,16 +75,17 @@ class Log:
             return np.arange(self.train.n_rows)
         if order == "shuffled":
             return rng.permutation(self.train.n_rows)
-        return np.argsort(self.train.indices[self.train.indptr[:-1] + self._skewed_field()], kind="stable")
-
-    def _skewed_field(self) -> int:
-        """Position of the category with the most values whose commonest one is still rarer than a replica's share."""
-        return self.columns.index("C7") if "C7" in self.columns else self.columns.index("C1")
+        column = self.columns.index(order.removeprefix("sorted:"))
+        return np.argsort(self.train.indices[self.train.indptr[:-1] + column], kind="stable")
 
 
 @dataclass(frozen=True)
 class Deal:
-    """How the rows become slices: everything that partitions depend on."""
+    """How the rows become slices: everything that partitions depend on.
+
+    order: replicas take stretches of the log as it is ("time"), of a shuffled one, or of one sorted by a column
+    ("sorted:C7"), so that each sees its own part of that column's values. Each shuffles its rows before it slices them.
+    """
 
     n_replicas: int
     n_slices: int

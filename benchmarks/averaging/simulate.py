@@ -21,20 +21,20 @@ class Setting:
 
     n_replicas: int = 8
     averages: int = 8
-    rule: MergeRule = field(default_factory=MergeRule)
+    rule: MergeRule = field(default_factory=lambda: MergeRule("weighted"))
     rate_scaling: str = "sqrt"
-    learning_rate: float = 0.05
-    factor_rate_scale: float = 1.0
+    learning_rate: float = 0.045
+    factor_rate_scale: float = 0.5
     initial_accumulator: float = 1.0
-    l2_linear: float = 0.06
-    l2_factors: float = 0.06
+    l2_linear: float = 0.005
+    l2_factors: float = 0.005
     min_count: int = 2
-    min_count_factors: int = 10
+    min_count_factors: int = 100
     init_stdev: float = 0.01
     n_factors: int = 8
     n_epochs: int = 5
     optimizer: str = "adagrad"
-    schedule: str = "constant"
+    schedule: str = "final-decay"
     order: str = "time"
     seed: int = 0
 

@@ -77,7 +77,7 @@ def learn(
             rows = click_data.as_rows(indices[laid_out], labels[laid_out])
         else:
             rows = click_data.as_rows(indices, labels)
-        step = Step(0.05, 0.05, 1e-4, 1e-4, seed=0 if order is not None else number, n_threads=n_threads)
+        step = Step(0.05, 0.05, 0.03, 0.03, seed=0 if order is not None else number, n_threads=n_threads)
         begin = time.perf_counter()
         kernels.run_round(rows, table, step)
         seconds += time.perf_counter() - begin

@@ -174,8 +174,11 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     return table
 
 
-def warm_up(work: Work) -> float:
-    """Compile in this process what a round needs; returns the seconds that it took."""
+def warm_up(work: Work, _after: object = None) -> float:
+    """Compile in this process what a round needs; returns the seconds that it took.
+
+    _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
+    """
     started = time.perf_counter()
     layout = Layout(work.spec.optimizer, work.spec.n_factors)
     ids = np.arange(2, dtype=np.uint32)

@@ -254,11 +254,16 @@ class _Run:
         return rounds.Work(spec, merge_rule(self.job), step, training.n_replicas)
 
     def _warm_up(self) -> list[Future]:
-        """Compile on every worker while the shards are being read."""
-        return [
-            self.client.submit(rounds.warm_up, self.work, workers=[home], allow_other_workers=True, pure=False)
-            for home in cluster.worker_addresses(self.client)
-        ]
+        """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
+        futures: list[Future] = []
+        for home in cluster.worker_addresses(self.client):
+            after = futures[0] if futures and not self.job.cluster.scheduler else None
+            futures.append(
+                self.client.submit(
+                    rounds.warm_up, self.work, after, workers=[home], allow_other_workers=True, pure=False
+                )
+            )
+        return futures
 
     def _reading(self) -> tuple[Reading, Reading]:
         """How training rows are read, and how validation rows are."""

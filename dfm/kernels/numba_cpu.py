@@ -151,12 +151,12 @@ def _build(spec: KernelSpec) -> Kernels:
     if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
         keep_on_disk(walk, spec)
         keep_on_disk(score_all, spec.n_factors)
-    _compile(walk, _example_arguments(layout, for_training=True))
-    _compile(score_all, _example_arguments(layout, for_training=False))
+    _compile(walk, example_arguments(layout, for_training=True))
+    _compile(score_all, example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
 
 
-def _example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
+def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     """Arguments of the types that `_train` and `_score` pass: kernels are compiled for these and no others."""
     floats = read_only(np.zeros(0, np.float32))
     rows = Rows(read_only(np.zeros(1, np.int64)), read_only(np.zeros(0, np.uint32)), floats, floats, floats, 0)

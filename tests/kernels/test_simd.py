@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import config, njit
+from numba import config, njit, typeof
 from numpy.typing import NDArray
 
 from dfm.kernels import simd
 from dfm.kernels.contract import KernelSpec
-from dfm.kernels.numba_cpu import compile_kernels
+from dfm.kernels.numba_cpu import example_arguments
+from dfm.kernels.row_passes import Shape, make_walk
+from dfm.params import Layout
 
 needs_compiler = pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 
@@ -102,14 +105,23 @@ print(machine.emit_assembly(llvm.parse_assembly(sys.stdin.read())))
 """
 
 
+@functools.cache
+def adagrad_walk() -> str:
+    """LLVM code of the AdaGrad walk, compiled anew: machine code that was kept on disk comes without it."""
+    spec, layout = KernelSpec("logistic", "adagrad", 16), Layout("adagrad", 16)
+    shape = Shape(16, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
+    walk = make_walk(shape, layout, spec)
+    walk.compile(tuple(typeof(argument) for argument in example_arguments(layout, for_training=True)))
+    return str(next(iter(walk.inspect_llvm().values())))
+
+
 def assembly_for(target: str) -> str:
     """Assembly of the AdaGrad walk for another processor.
 
     Run apart, since LLVM aborts on what a target cannot do; counting references is such a thing, and no concern here.
     """
     triple, cpu = TARGETS[target]
-    walk = compile_kernels(KernelSpec("logistic", "adagrad", 16)).run_round.args[0]  # type: ignore[attr-defined]
-    code = next(iter(walk.inspect_llvm().values()))
+    code = adagrad_walk()
     code = re.sub(r'target triple = ".*"', f'target triple = "{triple}"', code)
     code = re.sub(r'target datalayout = ".*"\n', "", code)
     code = re.sub(r'"target-(cpu|features)"="[^"]*"', "", code)

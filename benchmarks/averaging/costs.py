@@ -1,0 +1,112 @@
+"""What a round costs on a cluster: training, averaging, wire and tasks, from a few measured numbers.
+
+One replica per worker, one thread each. A round of a replica with `rows` rows touches T(rows) features, and its four
+parts follow one another:
+
+    train     rows / rows_per_second
+    average   T feature_seconds                           pull, copy, difference, and its share of sum and finish
+    wire      2 T record / bandwidth, and B blocks receive W T record / B
+    tasks     (W + W B + B) task_seconds                  train, cut and merge tasks through one scheduler
+
+B is the number of blocks that makes the last two least. T grows as a power of the rows (Heaps), up to the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from dfm.params import Layout
+from numpy.typing import NDArray
+
+GIGABIT = 1e9 / 8
+"""Bytes per second of 1 Gbit/s."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Touched features of n rows: `first` n^`power`, at most `most`; a share `factored` of them owns factors."""
+
+    first: float
+    power: float
+    most: float
+    factored: float
+
+    def touched(self, n_rows: float) -> float:
+        """Features that n rows touch."""
+        return min(self.first * n_rows**self.power, self.most)
+
+
+def fit_growth(indices: NDArray[np.uint32], n_fields: int, most: float, factored: float) -> Growth:
+    """The growth seen in leading rows of a log of hashed indices (n_fields of them per row)."""
+    n_rows = len(indices) // n_fields
+    sizes = [n_rows >> shift for shift in range(6, -1, -1)]
+    counts = [len(np.unique(indices[: size * n_fields])) for size in sizes]
+    power, log_first = np.polyfit(np.log(sizes), np.log(counts), 1)
+    return Growth(float(np.exp(log_first)), float(power), most, factored)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """bandwidth of a worker's network in bytes/s, and what one task costs the scheduler, in seconds."""
+
+    n_workers: int
+    bandwidth: float
+    task_seconds: float = 0.0005
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one worker thread: rows trained per second, and averaging's seconds per touched feature."""
+
+    rows_per_second: float
+    feature_seconds: float
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Seconds of one round by part; what a worker sends, in bytes; how many blocks there should be."""
+
+    train: float
+    average: float
+    wire: float
+    tasks: float
+    sent: float
+    blocks: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole round."""
+        return self.train + self.average + self.wire + self.tasks
+
+
+def record_bytes(layout: Layout, growth: Growth) -> float:
+    """Mean bytes of one touched feature in a pull or a push: its number, its linear record, its factors if any."""
+    return 4 + 4 * layout.linear_width + growth.factored * 4 * layout.factor_width
+
+
+def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed) -> RoundCost:
+    """Cost of a round in which each of W workers trains one replica on `rows` rows."""
+    w = cluster.n_workers
+    touched = growth.touched(rows)
+    volume = touched * record_bytes(layout, growth)
+    blocks = np.unique(np.geomspace(1, max(w, 1), 40).astype(int))
+    wires = 2 * volume / cluster.bandwidth + w * volume / (blocks * cluster.bandwidth)
+    tasks = (w + w * blocks + blocks) * cluster.task_seconds
+    best = int(np.argmin(wires + tasks))
+    return RoundCost(
+        rows / speed.rows_per_second,
+        touched * speed.feature_seconds,
+        float(wires[best]),
+        float(tasks[best]),
+        2 * volume,
+        int(blocks[best]),
+    )
+
+
+def epoch_cost(
+    n_rows: float, averages: int, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed
+) -> tuple[float, RoundCost]:
+    """Seconds of an epoch of `averages` rounds, and one of its rounds."""
+    cost = round_cost(n_rows / cluster.n_workers / averages, layout, growth, cluster, speed)
+    return cost.seconds * averages, cost
