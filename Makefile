@@ -47,12 +47,12 @@ format: $(STAMP) ## Rewrite the files as ruff wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) tmpdir ## Run the benchmarks (benchmarks/bench_*.py)
-	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+bench: $(STAMP) tmpdir ## Run the benchmarks (bench_*.py below benchmarks)
+	@for script in $(sort $(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still work?
-	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+	@for script in $(sort $(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \
 		echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
 
 # Universal: one file for all platforms and all Pythons from 3.11 on, with the fewest versions of each package.

@@ -16,29 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from big_log import prepare_log
 from machine import machine_line
-
-from dfm.errors import DataError
-from dfm.synth import generate, read_truth
-
-JOB = """
-[data]
-train = "{folder}/clicks"
-validation_from = "2026-11-21"
-[schema]
-time = "day"
-categorical = ["C*"]
-numeric = ["I*"]
-[model]
-n_factors = 8
-hash_bits = 22
-[training]
-n_epochs = 2
-[cluster]
-cache = "{folder}/cache"
-[output]
-directory = "{folder}/run"
-"""
 
 
 def descendants(root: int) -> list[int]:
@@ -70,7 +49,7 @@ def memory(process: int) -> dict[str, int]:
 
 def train_and_watch(job: Path, poll_seconds: float) -> tuple[dict[int, dict[str, int]], list[dict[str, object]]]:
     """Peaks by process, and the events of the run."""
-    command = [sys.executable, "-m", "dfm", "train", str(job), "--json"]
+    command = [sys.executable, "-m", "dfm", "train", str(job), "--json", "--set", "training.n_epochs=2"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peaks: dict[int, dict[str, int]] = {}
     while run.poll() is None:
@@ -95,19 +74,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = 8_000 if arguments.smoke else arguments.rows
     folder = arguments.folder / ("smoke" if arguments.smoke else f"{rows}")
-    folder.mkdir(parents=True, exist_ok=True)
     print(machine_line())
     started = time.perf_counter()
-    try:
-        made = read_truth(folder / "clicks").rows == rows
-    except DataError:
-        made = False
-    if not made:
-        generate(folder / "clicks", rows=rows, days=8, shards_per_day=8, processes=2, overwrite=True)
+    job = prepare_log(folder, rows)
     size = sum(file.stat().st_size for file in (folder / "clicks").glob("*/*.parquet"))
     print(f"{rows:,} rows, {size / 1e9:.2f} GB of Parquet, made in {time.perf_counter() - started:.0f} s")
-    job = folder / "job.toml"
-    job.write_text(JOB.format(folder=folder.resolve().as_posix()))
     started = time.perf_counter()
     peaks, events = train_and_watch(job, 0.05 if arguments.smoke else 0.5)
     print(f"trained in {time.perf_counter() - started:.0f} s (all stages, hash_bits 22, k 8, 2 workers)")

@@ -117,6 +117,8 @@ def scaled_rate(learning_rate: float, rate_scaling: str, n_replicas: int) -> flo
 
 LEAST_ROUND_ROWS = 100
 """Rows per replica and round below which another average costs more than it can be worth."""
+MOST_AVERAGES = 32
+"""Per epoch. With more than 64 replicas the tasks and the wire of further averages outweigh what they gain."""
 
 
 def automatic_averages(n_rows: int, n_replicas: int) -> int:
@@ -126,7 +128,8 @@ def automatic_averages(n_rows: int, n_replicas: int) -> int:
     """
     if n_replicas == 1:
         return 1
-    return max(1, min(math.ceil(4 * n_replicas**0.5), n_rows // (n_replicas * LEAST_ROUND_ROWS)))
+    wanted = min(math.ceil(4 * n_replicas**0.5), MOST_AVERAGES)
+    return max(1, min(wanted, n_rows // (n_replicas * LEAST_ROUND_ROWS)))
 
 
 # --- the record that is summed ---------------------------------------------------------------------------

@@ -315,7 +315,8 @@ def prune_cache(directory: str, limit: int, older_than: float) -> int:
     older_than: seconds since the epoch. Returns the bytes deleted.
     """
     try:
-        files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(directory)]
+        found = [entry for entry in os.scandir(directory) if entry.is_file()]
+        files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
     except OSError:
         return 0
     total, freed = sum(size for _, size, _ in files), 0

@@ -151,6 +151,11 @@ def test_integers_hash_as_their_decimal_text(numbers):
     assert hashed(pa.array(numbers, pa.int64())) == tokens("C1", texts)
 
 
+def test_integers_around_zero_and_at_the_ends_keep_their_signs():
+    numbers = [-(2**63), -10, -9, -1, 0, 1, 9, 10, 2**63 - 1]
+    assert hashed(pa.array(numbers, pa.int64())) == tokens("C1", [str(number) for number in numbers])
+
+
 @given(st.lists(st.none() | st.integers(0, 2**64 - 1)))
 def test_unsigned_integers_beyond_the_signed_range_hash_as_their_text(numbers):
     texts = [None if number is None else str(number) for number in numbers]

@@ -47,10 +47,11 @@ ENTRY = st.tuples(st.integers(0, 2), st.integers(0, 2**HASH_BITS - 1), st.sample
 
 @st.composite
 def samples(draw: DrawFn) -> tuple[HashedRows, Vocabulary]:
-    """Rows, and the vocabulary of the first half of them."""
+    """Rows, and the vocabulary of some of them and of others: either may hold features that the other lacks."""
     rows = draw(st.lists(st.lists(ENTRY, max_size=6), max_size=12))
     sample = hashed(rows, draw(st.booleans()), draw(st.booleans()))
-    seen = sample.slice(0, draw(st.sampled_from([len(rows), len(rows) // 2])))
+    half = rows[: len(rows) // 2] if draw(st.booleans()) else rows
+    seen = hashed(half + draw(st.lists(st.lists(ENTRY, max_size=9))))
     counts = count_features(seen.indices, seen.fields, len(COLUMNS), HASH_BITS)
     return sample, build_vocabulary(counts, COLUMNS, HASH_BITS, draw(st.integers(1, 3)), draw(st.integers(1, 4)))
 

@@ -1,12 +1,12 @@
 """What a round costs on a cluster: training, averaging, wire and tasks, from a few measured numbers.
 
-One replica per worker, one thread each. A round of a replica with `rows` rows touches T(rows) features, and its four
-parts follow one another:
+Each of N workers (one thread) trains m replicas of `rows` rows one after another, adds them up, and sends the sum to
+the B blocks. With T(n) for the features that n rows touch, the parts of a round follow one another:
 
-    train     rows / rows_per_second
-    average   T feature_seconds                           pull, copy, difference, and its share of sum and finish
-    wire      2 T record / bandwidth, and B blocks receive W T record / B
-    tasks     (W + W B + B) task_seconds                  train, cut and merge tasks through one scheduler
+    train     m rows / rows_per_second
+    average   m T(rows) feature_seconds                         pull, copy, difference, sum, finish
+    wire      (2 + N / B) T(m rows) record / bandwidth          pull, push, and what a block receives
+    tasks     (N + N B + B) task_seconds                        train, cut and merge tasks through one scheduler
 
 B is the number of blocks that makes the last two least. T grows as a power of the rows (Heaps), up to the table.
 """
@@ -16,8 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from dfm.params import Layout
 from numpy.typing import NDArray
+
+from dfm.params import Layout
 
 GIGABIT = 1e9 / 8
 """Bytes per second of 1 Gbit/s."""
@@ -48,10 +49,11 @@ def fit_growth(indices: NDArray[np.uint32], n_fields: int, most: float, factored
 
 @dataclass(frozen=True)
 class Cluster:
-    """bandwidth of a worker's network in bytes/s, and what one task costs the scheduler, in seconds."""
+    """`bandwidth` of a worker's network in bytes/s; what one task costs the scheduler, in seconds."""
 
     n_workers: int
     bandwidth: float
+    replicas_per_worker: int = 1
     task_seconds: float = 0.0005
 
 
@@ -86,27 +88,18 @@ def record_bytes(layout: Layout, growth: Growth) -> float:
 
 
 def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed) -> RoundCost:
-    """Cost of a round in which each of W workers trains one replica on `rows` rows."""
-    w = cluster.n_workers
-    touched = growth.touched(rows)
-    volume = touched * record_bytes(layout, growth)
-    blocks = np.unique(np.geomspace(1, max(w, 1), 40).astype(int))
-    wires = 2 * volume / cluster.bandwidth + w * volume / (blocks * cluster.bandwidth)
-    tasks = (w + w * blocks + blocks) * cluster.task_seconds
+    """Cost of a round in which every replica has `rows` rows."""
+    n, m = cluster.n_workers, cluster.replicas_per_worker
+    volume = growth.touched(m * rows) * record_bytes(layout, growth)
+    blocks = np.unique(np.geomspace(1, n, 40).astype(int))
+    wires = (2 + n / blocks) * volume / cluster.bandwidth
+    tasks = (n + n * blocks + blocks) * cluster.task_seconds
     best = int(np.argmin(wires + tasks))
     return RoundCost(
-        rows / speed.rows_per_second,
-        touched * speed.feature_seconds,
+        m * rows / speed.rows_per_second,
+        m * growth.touched(rows) * speed.feature_seconds,
         float(wires[best]),
         float(tasks[best]),
         2 * volume,
         int(blocks[best]),
     )
-
-
-def epoch_cost(
-    n_rows: float, averages: int, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed
-) -> tuple[float, RoundCost]:
-    """Seconds of an epoch of `averages` rounds, and one of its rounds."""
-    cost = round_cost(n_rows / cluster.n_workers / averages, layout, growth, cluster, speed)
-    return cost.seconds * averages, cost

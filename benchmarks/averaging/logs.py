@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dfm.arrays import read_arrays, write_arrays
 from dfm.encoding import encode_batch, take_rows
 from dfm.ingest import Unit, arrow_schema, find_shards, read_unit
@@ -21,7 +23,6 @@ from dfm.partition import (
 from dfm.schema import Schema, resolve
 from dfm.synth import generate
 from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
-from numpy.typing import NDArray
 
 DENSE_COLUMNS = ("C1", "C2", "C5", "C6", "C8", "C9", "C14", "C17", "C20", "C22", "C23", "C25")
 """Categories of at most 1,460 values: with the counts, a log whose features are all frequent."""
@@ -52,9 +53,7 @@ class Log:
 
     def _make_cut(self, deal: Deal) -> Cut:
         if self._counts is None:
-            self._counts = count_features(
-                self.train.indices, self.train.fields, len(self.columns), self.hash_bits
-            )
+            self._counts = count_features(self.train.indices, self.train.fields, len(self.columns), self.hash_bits)
         vocabulary = build_vocabulary(
             self._counts, self.columns, self.hash_bits, deal.min_count, deal.min_count_factors
         )

@@ -13,12 +13,13 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+from logs import DENSE_COLUMNS, Log, read_log, synthetic_log
+from report import write_report
+from simulate import Setting, simulate
 
 from dfm.averaging import (
     ACCUMULATOR_RULES,
@@ -28,9 +29,6 @@ from dfm.averaging import (
     automatic_averages,
 )
 from dfm.errors import SettingsError
-from logs import DENSE_COLUMNS, Log, read_log, synthetic_log
-from report import write_report
-from simulate import Setting, simulate
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64)
 AVERAGES = (1, 4, 8, 32)
@@ -104,13 +102,15 @@ def read_logs(arguments: argparse.Namespace) -> list[Log]:
     cache = Path(arguments.output) / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     rows = 8_000 if arguments.smoke else arguments.rows
-    logs = []
-    if arguments.criteo:
+    names, logs = arguments.logs.split(","), []
+    if arguments.criteo and "criteo" in names:
         folder = Path(arguments.criteo)
         paths = [str(folder / "train")], [str(folder / "validation")]
         logs.append(read_log("criteo", paths, arguments.hash_bits, cache))
-    logs.append(synthetic_log("synthetic", rows, arguments.hash_bits, cache))
-    logs.append(synthetic_log("synthetic-dense", rows, arguments.hash_bits, cache, DENSE_COLUMNS))
+    if "synthetic" in names:
+        logs.append(synthetic_log("synthetic", rows, arguments.hash_bits, cache))
+    if "dense" in names:
+        logs.append(synthetic_log("synthetic-dense", rows, arguments.hash_bits, cache, DENSE_COLUMNS))
     return logs
 
 
@@ -138,6 +138,7 @@ def main() -> None:
     """Perform the runs that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criteo", default="", help="folder with train/ and validation/ in Criteo's columns")
+    parser.add_argument("--logs", default="criteo,synthetic,dense", help="which of these")
     parser.add_argument("--output", default="benchmarks/output/averaging", help="where runs and the report go")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the synthetic logs")
     parser.add_argument("--hash-bits", type=int, default=20)

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from logs import Cut, Deal, Log
+from numpy.typing import NDArray
+
 from dfm.averaging import MergeRule, combine_all, contribute, finalise, scaled_rate
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
-from logs import Cut, Deal, Log
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class Setting:
 
     @property
     def deal(self) -> Deal:
-        return Deal(
-            self.n_replicas, self.averages, self.min_count, self.min_count_factors, self.order, self.seed
-        )
+        return Deal(self.n_replicas, self.averages, self.min_count, self.min_count_factors, self.order, self.seed)
 
 
 @dataclass
@@ -124,9 +123,7 @@ def _round(
         history.touched += len(partition.features)
         loss, weight = loss + tally.loss, weight + tally.weight
     started = time.perf_counter()
-    table, momentum = finalise(
-        setting.rule, table, 0, combine_all(parts), setting.n_replicas, step, momentum
-    )
+    table, momentum = finalise(setting.rule, table, 0, combine_all(parts), setting.n_replicas, step, momentum)
     history.merge_seconds += time.perf_counter() - started
     return table, momentum, (loss, weight)
 
@@ -143,7 +140,7 @@ def auc(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
     """Area under the ROC curve, ties counted half."""
     if not np.isfinite(scores).all():
         return float("nan")
-    ordered, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positive = labels == 1
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())

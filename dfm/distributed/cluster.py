@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ class _Quiet(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Called on every worker, restarted ones too."""
         logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
+        # Ctrl-C in a terminal reaches the workers too; they must outlive it, for they hold what is to be published.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -351,7 +351,7 @@ class _Run:
         for slice_number in range(self.inputs.plan.n_rounds):
             self._round(slice_number, homes, threads)
             if self.job.training.validate == "average" and slice_number + 1 < self.inputs.plan.n_rounds:
-                self._await_round()
+                _check_finite(epoch, self._await_round())
                 paused = time.perf_counter()
                 metrics = self._validate()
                 self.tell({"event": "average", "epoch": epoch, "average": slice_number + 1, **metrics})

@@ -1,0 +1,133 @@
+"""The cost model against rounds on the local cluster, and what it says of the Criteo terabyte log.
+
+    python benchmarks/averaging/predict.py [--rows 1000000] [--workers 2]
+
+Measures how features grow with rows and how fast one thread trains and averages, on a synthetic log in this process;
+then trains jobs of several averages per epoch on local workers and compares; then predicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from costs import GIGABIT, Cluster, Growth, RoundCost, Speed, fit_growth, round_cost
+from logs import Log, synthetic_log
+from simulate import Setting, simulate
+
+from dfm.averaging import automatic_averages
+from dfm.distributed.train import train
+from dfm.params import Layout
+from dfm.settings import load_job
+
+TERABYTE_ROWS = 4.4e9
+TERABYTE_FEATURES = 2.0**26
+"""Its table: hashed to 26 bits, and full."""
+LOCAL_BANDWIDTH = 1.0e9
+LOCAL_TASK_SECONDS = 0.002
+
+
+def measure(log: Log, n_factors: int, averages: int) -> tuple[Growth, Speed]:
+    """Growth of features, and the speed of one thread."""
+    setting = Setting(averages=averages, n_epochs=1, n_factors=n_factors)
+    # The first run compiles; of the rest the quickest is least disturbed by whatever else the machine does.
+    histories = [simulate(log, setting) for _ in range(6)][1:]
+    train_seconds = min(history.train_seconds for history in histories)
+    merge_seconds = min(history.merge_seconds for history in histories)
+    vocabulary = log.cut(setting.deal).vocabulary
+    slices = [partition for replica in log.cut(setting.deal).slices for partition in replica]
+    factored = sum(part.n_factored for part in slices) / sum(len(part.features) for part in slices)
+    growth = fit_growth(log.train.indices, len(log.columns), float(vocabulary.n_features), factored)
+    features = histories[0].touched * setting.n_replicas * averages
+    return growth, Speed(log.train.n_rows / train_seconds, merge_seconds / features)
+
+
+def measured_round(folder: Path, arguments: argparse.Namespace, averages: int) -> tuple[float, float]:
+    """Seconds of training and of averaging in a round of the second epoch, on local workers."""
+    with tempfile.TemporaryDirectory() as output:
+        job = load_job(
+            {
+                "data": {"train": f"{folder}/day=*/*.parquet"},
+                "schema": {"label": "label", "categorical": ["C*"], "numeric": ["I*"]},
+                "model": {"n_factors": arguments.factors, "hash_bits": arguments.hash_bits},
+                "training": {"n_epochs": 2, "averages_per_epoch": averages, "early_stopping": False},
+                "cluster": {"workers": arguments.workers, "cache": str(arguments.output) + "/dfm-cache"},
+                "output": {"directory": output, "checkpoint_every": "never"},
+            }
+        )
+        epoch = train(job).history[-1]
+    return epoch["training_seconds"] / averages, epoch["averaging_seconds"] / averages
+
+
+def check(arguments: argparse.Namespace, log: Log, n_rows: int, growth: Growth, speed: Speed) -> list[str]:
+    """Measured beside predicted, for several lengths of a round."""
+    layout = Layout("adagrad", arguments.factors)
+    cluster = Cluster(arguments.workers, LOCAL_BANDWIDTH, 8 // arguments.workers, LOCAL_TASK_SECONDS)
+    text = [
+        "| averages | rows per replica and round | train s, model | measured | averaging s, model | measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    folder = arguments.output / "cache" / f"synthetic-{n_rows}"
+    for averages in (1, 4, 12):
+        rows = n_rows / 8 / averages
+        cost = round_cost(rows, layout, growth, cluster, speed)
+        training, averaging = measured_round(folder, arguments, averages)
+        text.append(
+            f"| {averages} | {rows:,.0f} | {cost.train:.3f} | {training:.3f} "
+            f"| {cost.average + cost.wire + cost.tasks:.3f} | {averaging:.3f} |"
+        )
+    return text
+
+
+def terabyte(growth: Growth, speed: Speed, layout: Layout) -> list[str]:
+    """One epoch of 4.4 billion rows, one replica per worker thread."""
+    whole = dataclasses.replace(growth, most=TERABYTE_FEATURES)
+    text = [
+        "| workers | Gbit/s | averages | rows per round | touched | MB sent | blocks "
+        "| round s: train + average + wire + tasks | epoch s | averaging |",
+        "| --- " * 10 + "|",
+    ]
+    for n_workers in (8, 64, 512):
+        averages = automatic_averages(int(TERABYTE_ROWS), n_workers)
+        rows = TERABYTE_ROWS / n_workers / averages
+        for gigabits in (1, 10, 100):
+            cost = round_cost(rows, layout, whole, Cluster(n_workers, gigabits * GIGABIT), speed)
+            text.append(_line(n_workers, gigabits, averages, rows, whole, cost))
+    return text
+
+
+def _line(workers: int, gigabits: int, averages: int, rows: float, growth: Growth, cost: RoundCost) -> str:
+    share = 1 - cost.train / cost.seconds
+    return (
+        f"| {workers} | {gigabits} | {averages} | {rows:,.0f} | {growth.touched(rows):,.0f} | {cost.sent / 1e6:,.0f} "
+        f"| {cost.blocks} | {cost.train:.2f} + {cost.average:.2f} + {cost.wire:.2f} + {cost.tasks:.2f} "
+        f"| {cost.seconds * averages:,.0f} | {share:.0%} |"
+    )
+
+
+def main() -> None:
+    """Measure, compare, predict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the synthetic log")
+    parser.add_argument("--hash-bits", type=int, default=22)
+    parser.add_argument("--factors", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2, help="local workers; 0 skips the comparison")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/output/averaging"))
+    arguments = parser.parse_args()
+    (arguments.output / "cache").mkdir(parents=True, exist_ok=True)
+    log = synthetic_log("synthetic", arguments.rows, arguments.hash_bits, arguments.output / "cache")
+    growth, speed = measure(log, arguments.factors, averages=4)
+    print(f"touched features = {growth.first:.1f} n^{growth.power:.3f}, {growth.factored:.0%} of them with factors")
+    print(
+        f"one thread: {speed.rows_per_second:,.0f} rows/s trained, {speed.feature_seconds * 1e9:.0f} ns per touched "
+        "feature averaged"
+    )
+    if arguments.workers:
+        print("\n".join(check(arguments, log, arguments.rows, growth, speed)))
+    print("\n".join(terabyte(growth, speed, Layout("adagrad", arguments.factors))))
+
+
+if __name__ == "__main__":
+    main()
