@@ -29,9 +29,10 @@ class _KeyedCache(FunctionCache):
 
 @functools.cache
 def _sources() -> str:
-    """Fingerprint (hex) of the kernel modules' source text."""
+    """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
+    here = Path(__file__).parent
     digest = hashlib.sha256()
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in [*sorted(here.glob("*.py")), here.parent / "params.py"]:
         digest.update(module.read_bytes())
     return digest.hexdigest()
 
