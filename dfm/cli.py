@@ -105,7 +105,7 @@ def train(job: str, overrides: tuple[str, ...], dry_run: bool, scheduler: str | 
         console.print(
             f"next: dfm inspect {result.model_url} · dfm evaluate {result.model_url} DATA · "
             f"dfm predict {result.model_url} DATA --output DIR",
-            highlight=False, soft_wrap=True,
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
     return INTERRUPTED if result.interrupted else 0
 
@@ -169,6 +169,8 @@ def predict(
         console.print(
             f"{summary['predicted']:,} of {summary['rows']:,} rows scored into {summary['output']}",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 
@@ -194,9 +196,9 @@ def inspect(model: str, tokens: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"event": "model", "model": model, **described}))
         return
     console = Console()
-    summary = Table("model", model, title="summary")
+    summary = Table("model", escape(model), title="summary")
     for name, value in described["summary"].items():
-        summary.add_row(name.replace("_", " "), f"{value}")
+        summary.add_row(name.replace("_", " "), escape(f"{value}"))
     console.print(summary)
     if described["tokens"]:
         console.print(_table(described["tokens"], "tokens"))
@@ -206,7 +208,8 @@ def inspect(model: str, tokens: tuple[str, ...], as_json: bool) -> None:
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(*[name.replace("_", " ") for name in rows[0]], title=title)
     for row in rows:
-        table.add_row(*[f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()])
+        cells = [f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()]
+        table.add_row(*[escape(cell) for cell in cells])
     return table
 
 
@@ -263,7 +266,7 @@ def synth(
     if as_json:
         click.echo(json.dumps({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
-        console.print(_table(days_found, f"{truth.rows:,} rows in {output} (log losses)"))
+        console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 
 
 @cli.command()
@@ -309,5 +312,5 @@ def knobs() -> None:
 
     table = Table("knob", "default", "legal", "meaning")
     for one in describe():
-        table.add_row(one.name, str(one.default), one.legal, one.help)
+        table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
     Console().print(table)

@@ -57,15 +57,11 @@ class LogitHistogram:
     highest: Floats
 
     @classmethod
-    def from_rows(
-        cls, logits: Floats, probability: Floats, labels: Floats, weights: Floats
-    ) -> LogitHistogram:
+    def from_rows(cls, logits: Floats, probability: Floats, labels: Floats, weights: Floats) -> LogitHistogram:
         """All arrays float64[n_rows]; labels 0 or 1; rows of weight 0 leave no trace."""
         kept = weights > 0
         if not kept.all():
-            logits, probability, labels, weights = (
-                each[kept] for each in (logits, probability, labels, weights)
-            )
+            logits, probability, labels, weights = (each[kept] for each in (logits, probability, labels, weights))
         inside = np.clip(logits, -MAX_LOGIT, MAX_LOGIT)
         row_bins = np.minimum((inside + MAX_LOGIT) * (N_BINS / (2 * MAX_LOGIT)), N_BINS - 1).astype(np.int64)
         lowest = np.full(N_BINS, np.inf)
@@ -171,9 +167,7 @@ class ClassificationTally:
         return cls.from_scores((), ())
 
     @classmethod
-    def from_scores(
-        cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
-    ) -> ClassificationTally:
+    def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> ClassificationTally:
         """scores float[n_rows] are logits, labels 0 or 1; weights float[n_rows], None or empty: all 1."""
         logits, targets, masses = _checked_rows(scores, labels, weights)
         if not np.all((targets == 0) | (targets == 1)):
@@ -252,9 +246,7 @@ class RegressionTally:
         return cls.from_scores((), ())
 
     @classmethod
-    def from_scores(
-        cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
-    ) -> RegressionTally:
+    def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> RegressionTally:
         """scores, labels float[n_rows] in the label's unit; weights float[n_rows], None or empty: all 1."""
         predictions, targets, masses = _checked_rows(scores, labels, weights)
         errors = predictions - targets
@@ -287,9 +279,7 @@ class RegressionTally:
     def metrics(self) -> dict[str, Any]:
         """JSON-ready metrics in the unit of the label; None where the rows do not define one."""
         # below this the spread is the rounding error of the mean: the labels are all the same
-        spread = (
-            self.label_spread if self.label_spread > self.weight * (1e-12 * self.label_mean) ** 2 else 0.0
-        )
+        spread = self.label_spread if self.label_spread > self.weight * (1e-12 * self.label_mean) ** 2 else 0.0
         values = {
             "rmse": math.sqrt(_ratio(self.squared_error, self.weight)),
             "mae": _ratio(self.absolute_error, self.weight),
@@ -307,9 +297,7 @@ TALLIES: dict[str, type[Tally]] = {
 """The tally of each model.task."""
 
 
-def _checked_rows(
-    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Floats, Floats, Floats]:
+def _checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
     """Scores, labels and weights as float64[n_rows], refused where not finite or not of one length."""
     values, targets = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     masses = np.asarray(() if weights is None else weights, np.float64)

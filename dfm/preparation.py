@@ -282,6 +282,8 @@ def load_slices(
         hash_units(reading, units, n_slices, None if seed is None else (*seed, number))
         for number, units in enumerate(tasks)
     ]
+    for chunk in chunks:
+        _check_indices(chunk, reading)
     built = []
     for s, path in enumerate(paths):
         parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
@@ -292,6 +294,12 @@ def load_slices(
         build_partition(rows, vocabulary, lookup, order).save(path)
         built.append(SparsePartition.open(path))
     return built
+
+
+def _check_indices(chunk: Chunk, reading: Reading) -> None:
+    """DataError where a cached index is out of range: look-ups read memory by it without looking."""
+    if chunk.rows.indices.size and int(chunk.rows.indices.max()) >> reading.hash_bits:
+        raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again")
 
 
 def _uniform(rows: HashedRows) -> HashedRows:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -87,7 +88,8 @@ class Reporter:
             f"{event['features_with_factors']:,} with factors: {_bytes(event['parameter_bytes'])} of parameters"
         )
         if rows["rejected"]:
-            self._console.print(f"[yellow]{rows['rejected']:,} of {rows['read']:,} rows rejected:[/] {rows['reasons']}")
+            reasons = escape(f"{rows['reasons']}")
+            self._console.print(f"[yellow]{rows['rejected']:,} of {rows['read']:,} rows rejected:[/] {reasons}")
 
     def _show_prepared(self, event: Event) -> None:
         self._console.print(
@@ -121,7 +123,7 @@ class Reporter:
 
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
-        self._console.print(f"{state} in {event['model']} (epoch {event['best_epoch']})", highlight=False)
+        self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
 
 
 def _number(value: float | None) -> str:
@@ -164,5 +166,5 @@ def plan_table(planned: Event) -> Table:
             continue
         table.add_row(name.replace("_", " "), _bytes(value) if "bytes" in name else f"{value:,}")
     for column, transform in planned["columns"].items():
-        table.add_row(f"field {column}", transform)
+        table.add_row(escape(f"field {column}"), transform)
     return table

@@ -118,9 +118,7 @@ _CATEGORY_DTYPE = np.dtype(
         ("cardinality", "i8"),
     ]
 )
-_COUNT_DTYPE = np.dtype(
-    [("missing", "f8"), ("negative", "f8"), ("median", "f8"), ("tail", "f8"), ("limit", "f8")]
-)
+_COUNT_DTYPE = np.dtype([("missing", "f8"), ("negative", "f8"), ("median", "f8"), ("tail", "f8"), ("limit", "f8")])
 _EFFECT_DTYPE = np.dtype([("linear", "f8"), ("factor", "f8"), ("half_token", "f8")])
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -378,10 +376,7 @@ def _write_row_group(writer: pq.ParquetWriter, shard: _Shard, offset: int, rows:
     loss = _draw_clicks(np.uint64(shard.seed), first_row, logits, clicked)
     arrays = [
         pa.array(clicked.view(np.int8)),
-        *(
-            pa.array(column, mask=bucket == 0)
-            for column, bucket in zip(counts, tokens[:N_COUNTS], strict=True)
-        ),
+        *(pa.array(column, mask=bucket == 0) for column, bucket in zip(counts, tokens[:N_COUNTS], strict=True)),
         *(_category_array(column, ranks) for column, ranks in enumerate(tokens[N_COUNTS:])),
     ]
     writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=rows)
