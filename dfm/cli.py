@@ -38,7 +38,7 @@ def cli(verbose: bool) -> None:
 def main() -> None:
     """Run the command; a DfmError becomes one line and its exit code."""
     try:
-        result = cli.main(standalone_mode=False)
+        result = cli.main(prog_name="dfm", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except DfmError as error:
         _fail(f"{error}", error.exit_code)

@@ -6,6 +6,7 @@ records live in two tables: a rare feature then costs a few bytes, and the weigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -131,7 +132,7 @@ class ParameterTable:
 
     def copy(self) -> ParameterTable:
         """An aligned, writable copy. Training works in place, and a table received from elsewhere is shared."""
-        result = allocate(self.layout, self.n_features, self.n_factored)
+        result = _uninitialised(self.layout, self.n_features, self.n_factored)
         for target, source in zip(_arrays(result), _arrays(self), strict=True):
             target[...] = source
         return result
@@ -151,10 +152,28 @@ def _arrays(table: ParameterTable) -> tuple[Floats, Floats, Floats]:
 
 def aligned_zeros(shape: tuple[int, ...]) -> Floats:
     """float32 zeros that start on a cache line. NumPy allocates, since it asks for huge pages above 4 MB."""
-    size = int(np.prod(shape))
-    room = np.zeros(size + CACHE_LINE // 4, np.float32)
+    return _on_cache_line(np.zeros(math.prod(shape) + CACHE_LINE // 4, np.float32), shape)
+
+
+def _aligned_room(shape: tuple[int, ...]) -> Floats:
+    """As `aligned_zeros`, but with any contents: for what is overwritten as a whole."""
+    return _on_cache_line(np.empty(math.prod(shape) + CACHE_LINE // 4, np.float32), shape)
+
+
+def _on_cache_line(room: Floats, shape: tuple[int, ...]) -> Floats:
     start = (-room.ctypes.data % CACHE_LINE) // 4
-    return room[start : start + size].reshape(shape)
+    return room[start : start + math.prod(shape)].reshape(shape)
+
+
+def _uninitialised(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
+    """A table with any contents."""
+    n_rows = n_factored if layout.n_factors else 0
+    return ParameterTable(
+        layout,
+        _aligned_room((layout.linear_width,)),
+        _aligned_room((n_features, layout.linear_width)),
+        _aligned_room((n_rows, layout.factor_width)),
+    )
 
 
 def allocate(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
@@ -227,7 +246,9 @@ def pull(
     if len(features) and int(features[-1]) >= starts[-1]:
         raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
     owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
-    local = allocate(blocks[0].layout, len(features), owning)
+    if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
+        raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
+    local = _uninitialised(blocks[0].layout, len(features), owning)  # every row is copied from one of the blocks
     local.bias[:] = blocks[0].bias
     for block, start, factor_start in zip(blocks, starts[:-1], factor_starts[:-1], strict=True):
         _pull_range(block.linear, features, int(start), local.linear)

@@ -1,4 +1,4 @@
-"""Small jobs on small click logs, and a cluster inside this process, so that kernels are compiled once for all tests."""
+"""Small jobs on small click logs, and a cluster inside this process, so that kernels are compiled once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EPOCH_KEYS = {"event", "epoch", "train_log_loss", "log_loss", "auc", "rows_per_s
 
 
 def job_tables(log: Path, folder: Path, **changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Tables of a job of two epochs on a synthetic log, everything below `folder`; `changes` are merged into the tables of their names."""
+    """Tables of a job of two epochs on a synthetic log, everything below `folder`; `changes` go into their tables."""
     tables: dict[str, dict[str, Any]] = {
         "data": {"train": str(log), "validation_from": LAST_DAY},
         "schema": {"label": "label", "time": "day", "numeric": ["I*"], "categorical": ["C*"]},
         "model": {"n_factors": 4, "hash_bits": 16},
-        "training": {"n_replicas": 3, "n_epochs": 2, "early_stopping": False},
+        "training": {"n_replicas": 3, "n_epochs": 2, "averages_per_epoch": 2, "early_stopping": False},
         "cluster": {"cache": str(folder / "cache"), "workers": 1},
         "output": {"directory": str(folder / "out")},
     }

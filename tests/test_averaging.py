@@ -34,10 +34,7 @@ N_FEATURES, N_FACTORED = 40, 15
 STEP = Step(0.1, 0.1, l2_linear=0.01, l1_linear=0.5)
 OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
 RULES = [
-    MergeRule(weights, accumulators, precision=2.0)
-    for weights in WEIGHT_RULES
-    for accumulators in ACCUMULATOR_RULES
-    if (weights, accumulators) != ("precision", "sum")
+    MergeRule(weights, accumulators, precision=2.0) for weights in WEIGHT_RULES for accumulators in ACCUMULATOR_RULES
 ]
 
 
@@ -423,14 +420,13 @@ def test_more_replicas_are_averaged_more_often_and_small_data_less():
     [
         (lambda: MergeRule("sum"), "choose one of mean"),
         (lambda: MergeRule(accumulators="local"), "resumed"),
-        (lambda: MergeRule("precision", "sum"), "diverges"),
         (lambda: MergeRule(outer_rate=4.0), "diverges"),
         (lambda: MergeRule(outer_rate=0.7, outer_momentum=0.9), "diverges"),
         (lambda: MergeRule(outer_momentum=1.0), r"\[0, 1\)"),
         (lambda: MergeRule(precision=0.0), "above 0"),
         (lambda: MergeRule(outer_rate=float("nan")), "above 0"),
         (lambda: MergeRule("weighted").check_optimizer("sgd"), "accumulators"),
-        (lambda: MergeRule("touched").check_rounds(4, 1), "averages_per_epoch = 8"),
+        (lambda: MergeRule("precision", precision=30.0).check_replicas(32), "precision = 6.25 or less"),
         (lambda: scaled_rate(0.1, "cube", 8), "none, sqrt, linear"),
     ],
 )
@@ -439,6 +435,6 @@ def test_what_cannot_work_is_refused_with_the_reason(make, reason):
         make()
 
 
-def test_touched_is_legal_where_it_converges():
-    MergeRule("touched").check_rounds(4, 8)
-    MergeRule("touched").check_rounds(2, 1)
+def test_a_precision_that_converged_is_legal():
+    MergeRule("precision", precision=10.0).check_replicas(8)
+    MergeRule("weighted", precision=1000.0).check_replicas(64)

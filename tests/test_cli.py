@@ -104,10 +104,11 @@ def model(log: Path, scheduler: str, tmp_path_factory: pytest.TempPathFactory) -
     """A model trained by the command."""
     folder = tmp_path_factory.mktemp("trained")
     path = write_job(log, folder)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="0"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["dfm", "train", str(path), "--scheduler", scheduler, "--json"])
         patch.setattr(logging.getLogger("dfm"), "handlers", [])
-        main()
+        with pytest.raises(SystemExit, match="0"):
+            main()
     return str(folder / "out" / "model")
 
 
@@ -225,7 +226,7 @@ def test_training_for_people_prints_a_line_per_epoch(run: Run, job: Path, schedu
         ("training.learning_rat=1", ["training.learning_rat is unknown", 'Did you mean "learning_rate"?']),
         ("modle.n_factors=1", ["[modle] is unknown", 'Did you mean "model"?']),
         ("learning_rate=1", ["expected table.key=value", "training.learning_rate=VALUE"]),
-        ("schema.categorical=1.5", ["schema.categorical = 1.5 is not legal", "[brackets]", "default, []"]),
+        ("schema.crosses=C1", ['schema.crosses = "C1" is not legal', "[brackets]", "default, []"]),
         ("schema.label=click", ["click", "label"]),
     ],
 )
@@ -283,9 +284,8 @@ def test_a_scheduler_that_is_not_there_exits_with_4(run: Run, job: Path) -> None
 
 
 def test_training_that_diverges_exits_with_5(run: Run, job: Path, scheduler: str) -> None:
-    code, _, err = run(
-        "train", job, "--scheduler", scheduler, "--set", "training.learning_rate=1e30", "--set", "training.optimizer=sgd"
-    )
+    overrides = ["--set", "training.learning_rate=1e30", "--set", "training.optimizer=sgd"]
+    code, _, err = run("train", job, "--scheduler", scheduler, *overrides)
     assert code == 5
     assert "smaller training.learning_rate" in err.splitlines()[-1]
 
@@ -404,9 +404,7 @@ def start_training(job: Path) -> subprocess.Popen[str]:
     """`dfm train` with worker processes, in a process group of its own, as a terminal starts it."""
     command = [sys.executable, "-c", "from dfm.cli import main; main()", "train", str(job), "--json"]
     command += ["--set", "training.n_epochs=900"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for(process: subprocess.Popen[str], event: str) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import reference
@@ -316,7 +315,7 @@ def test_a_missing_file_is_named(folder: Path, kind: str) -> None:
 def test_a_manifest_that_names_a_file_outside_is_not_followed(folder: Path, name: str) -> None:
     (folder.parent / "x").write_bytes(file_of(folder, "parameters").read_bytes())
     edit_manifest(folder, lambda manifest: manifest["files"]["parameters"].update(name=name))
-    with pytest.raises(ModelError, match="names a file outside the model.*do not trust this model"):
+    with pytest.raises(ModelError, match=r"names a file outside the model.*do not trust this model"):
         FMModel.load(str(folder))
 
 

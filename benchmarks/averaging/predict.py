@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
+import statistics
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from costs import GIGABIT, Cluster, Growth, RoundCost, Speed, fit_growth, round_cost
+from distributed import Client, LocalCluster
 from logs import Log, synthetic_log
 from simulate import Setting, simulate
 
@@ -26,22 +31,55 @@ TERABYTE_ROWS = 4.4e9
 TERABYTE_FEATURES = 2.0**26
 """Its table: hashed to 26 bits, and full."""
 LOCAL_BANDWIDTH = 1.0e9
-LOCAL_TASK_SECONDS = 0.002
 
 
 def measure(log: Log, n_factors: int, averages: int) -> tuple[Growth, Speed]:
     """Growth of features, and the speed of one thread."""
     setting = Setting(averages=averages, n_epochs=1, n_factors=n_factors)
-    # The first run compiles; of the rest the quickest is least disturbed by whatever else the machine does.
-    histories = [simulate(log, setting) for _ in range(6)][1:]
-    train_seconds = min(history.train_seconds for history in histories)
-    merge_seconds = min(history.merge_seconds for history in histories)
-    vocabulary = log.cut(setting.deal).vocabulary
+    histories = [simulate(log, setting) for _ in range(6)][1:]  # the first one compiles
     slices = [partition for replica in log.cut(setting.deal).slices for partition in replica]
     factored = sum(part.n_factored for part in slices) / sum(len(part.features) for part in slices)
-    growth = fit_growth(log.train.indices, len(log.columns), float(vocabulary.n_features), factored)
-    features = histories[0].touched * setting.n_replicas * averages
-    return growth, Speed(log.train.n_rows / train_seconds, merge_seconds / features)
+    n_features = float(log.cut(setting.deal).vocabulary.n_features)
+    growth = fit_growth(log.train.indices, len(log.columns), n_features, factored)
+    touched = histories[0].touched * setting.n_replicas * averages
+    return growth, Speed(
+        log.train.n_rows / statistics.median(history.train_seconds for history in histories),
+        statistics.median(history.merge_seconds for history in histories) / touched,
+    )
+
+
+def measure_together(arguments: argparse.Namespace) -> tuple[Growth, Speed]:
+    """The same in as many processes at a time as there will be workers: two threads of one core are not two cores."""
+    n_processes = max(arguments.workers, 1)
+    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_measure_here, [arguments] * n_processes))
+    speeds = [speed for _, speed in found]
+    return found[0][0], Speed(
+        statistics.mean(speed.rows_per_second for speed in speeds),
+        statistics.mean(speed.feature_seconds for speed in speeds),
+    )
+
+
+def _measure_here(arguments: argparse.Namespace) -> tuple[Growth, Speed]:
+    log = synthetic_log("synthetic", arguments.rows, arguments.hash_bits, arguments.output / "cache")
+    return measure(log, arguments.factors, averages=4)
+
+
+def measure_tasks(n_workers: int, n_rounds: int = 50) -> float:
+    """Seconds that a task costs on local workers: rounds of a task per worker and one that waits for them all."""
+    with LocalCluster(n_workers, threads_per_worker=1, dashboard_address=":0") as local, Client(local) as client:
+        last = None
+        for warm in (True, False):
+            started = time.perf_counter()
+            for number in range(5 if warm else n_rounds):
+                parts = [client.submit(_nothing, last, number, warm, worker, pure=False) for worker in range(n_workers)]
+                last = client.submit(_nothing, *parts, pure=False)
+            last.result()
+        return (time.perf_counter() - started) / n_rounds / (n_workers + 1)
+
+
+def _nothing(*_: object) -> None:
+    return None
 
 
 def measured_round(folder: Path, arguments: argparse.Namespace, averages: int) -> tuple[float, float]:
@@ -61,17 +99,20 @@ def measured_round(folder: Path, arguments: argparse.Namespace, averages: int) -
     return epoch["training_seconds"] / averages, epoch["averaging_seconds"] / averages
 
 
-def check(arguments: argparse.Namespace, log: Log, n_rows: int, growth: Growth, speed: Speed) -> list[str]:
+def check(arguments: argparse.Namespace, growth: Growth, speed: Speed) -> list[str]:
     """Measured beside predicted, for several lengths of a round."""
     layout = Layout("adagrad", arguments.factors)
-    cluster = Cluster(arguments.workers, LOCAL_BANDWIDTH, 8 // arguments.workers, LOCAL_TASK_SECONDS)
+    task_seconds = measure_tasks(arguments.workers)
+    cluster = Cluster(arguments.workers, LOCAL_BANDWIDTH, 8 // arguments.workers, task_seconds)
     text = [
+        f"a task on local workers: {task_seconds * 1e3:.1f} ms",
+        "",
         "| averages | rows per replica and round | train s, model | measured | averaging s, model | measured |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    folder = arguments.output / "cache" / f"synthetic-{n_rows}"
+    folder = arguments.output / "cache" / f"synthetic-{arguments.rows}"
     for averages in (1, 4, 12):
-        rows = n_rows / 8 / averages
+        rows = arguments.rows / 8 / averages
         cost = round_cost(rows, layout, growth, cluster, speed)
         training, averaging = measured_round(folder, arguments, averages)
         text.append(
@@ -117,15 +158,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/output/averaging"))
     arguments = parser.parse_args()
     (arguments.output / "cache").mkdir(parents=True, exist_ok=True)
-    log = synthetic_log("synthetic", arguments.rows, arguments.hash_bits, arguments.output / "cache")
-    growth, speed = measure(log, arguments.factors, averages=4)
+    synthetic_log("synthetic", arguments.rows, arguments.hash_bits, arguments.output / "cache")  # made once, read often
+    growth, speed = measure_together(arguments)
     print(f"touched features = {growth.first:.1f} n^{growth.power:.3f}, {growth.factored:.0%} of them with factors")
     print(
-        f"one thread: {speed.rows_per_second:,.0f} rows/s trained, {speed.feature_seconds * 1e9:.0f} ns per touched "
+        f"a thread: {speed.rows_per_second:,.0f} rows/s trained, {speed.feature_seconds * 1e9:.0f} ns per touched "
         "feature averaged"
     )
     if arguments.workers:
-        print("\n".join(check(arguments, log, arguments.rows, growth, speed)))
+        print("\n".join(check(arguments, growth, speed)))
     print("\n".join(terabyte(growth, speed, Layout("adagrad", arguments.factors))))
 
 

@@ -24,6 +24,11 @@ _CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.comm.retry.count": 3,
+    # A round allocates what the round before gave back. Dask's default returns it to the system each time, and faulting
+    # the pages in again cost more than merging did.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
     "distributed.admin.tick.limit": "20s",
 }
 

@@ -20,6 +20,8 @@ MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
 _ROWS_PER_ROUND = 1500
 _MOST_ROUNDS = 16
+_MANY_ROWS, _ROUNDS_OF_MANY = 500_000, 8
+"""Rows of a replica from which half the averages cost 0.0001 of log loss and save a third of the time (10 M-row log)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def rounds_per_epoch(n_rows: int, n_replicas: int, averages_per_epoch: int | str
     """The number asked for, or for "auto" one from the size of the data: never from a clock."""
     if averages_per_epoch != "auto":
         return max(1, min(int(averages_per_epoch), max(n_rows // n_replicas, 1)))
-    return int(np.clip(n_rows // n_replicas // _ROWS_PER_ROUND, 1, _MOST_ROUNDS))
+    own = n_rows // n_replicas
+    return int(np.clip(own // _ROWS_PER_ROUND, 1, _ROUNDS_OF_MANY if own >= _MANY_ROWS else _MOST_ROUNDS))
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import logging
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -40,8 +41,10 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 PRIMARY = {"classification": "log_loss", "regression": "rmse"}
 """The metric that early stopping watches; less is better."""
-_BLOCK_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 23
+"""From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
 _MOST_BLOCKS = 8
+_WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,30 @@ def find_inputs(job: Job) -> Inputs:
 
 
 def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]] | None:
-    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths."""
+    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths.
+
+    Whole numbers are compared as numbers, anything else as text.
+    """
     bound, column = job.data.validation_from, job.schema.time
-    times = [dict(shard.partition).get(column) for shard in shards]
-    if not bound or any(time is None for time in times):
+    found = [dict(shard.partition).get(column) for shard in shards]
+    times = [time for time in found if time is not None]
+    if not bound or len(times) < len(shards):
         return None
-    dated = [(str(time), shard) for time, shard in zip(times, shards, strict=True)]
-    before = [shard for time, shard in dated if time < bound]
+    moment: Callable[[str], Any] = int if all(_WHOLE_NUMBER.fullmatch(time) for time in [bound, *times]) else str
+    dated = list(zip(times, shards, strict=True))
+    before = [shard for time, shard in dated if moment(time) < moment(bound)]
+    after = [shard for time, shard in dated if moment(time) >= moment(bound)]
     if not before:
-        raise DataError(
-            f"data.validation_from = {bound!r} leaves no shard to train on: {column} begins at "
-            f"{min(time for time, _ in dated)}; "
-            "choose a later time"
-        )
-    return before, [shard for time, shard in dated if time >= bound]
+        first = min(times, key=moment)
+        raise DataError(_nothing_left(bound, f"shard to train on: {column} begins at {first}; choose a later time"))
+    if not after:
+        last = max(times, key=moment)
+        raise DataError(_nothing_left(bound, f"shard to validate on: {column} ends at {last}; choose an earlier time"))
+    return before, after
+
+
+def _nothing_left(bound: str, what: str) -> str:
+    return f"data.validation_from = {bound!r} leaves no {what}"
 
 
 def resolve_schema(job: Job, shard: Shard) -> ResolvedSchema:
@@ -285,7 +298,19 @@ class _Run:
         plan = self.inputs.plan
         training = prepare.learn_statistics(self.client, training, plan, self._progress)
         tasks = self.inputs.validation_tasks
-        return prepare.prepare(self.client, self.job, training, plan, (validation, tasks), self._progress)
+        prepared = prepare.prepare(self.client, self.job, training, plan, (validation, tasks), self._progress)
+        self._check_rows(prepared)
+        return prepared
+
+    def _check_rows(self, prepared: prepare.Prepared) -> None:
+        """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
+        bound = self.job.data.validation_from
+        if not prepared.account.accepted:
+            if self.inputs.split_rows and not prepared.account.read:
+                raise DataError(_nothing_left(bound, "row to train on; choose a later time"))
+            raise DataError(f"all {prepared.account.read} training rows are bad: {prepared.account.rejections[0]}")
+        if self.inputs.split_rows and not prepared.validation_account.accepted:
+            raise DataError(_nothing_left(bound, "row to validate on; choose an earlier time"))
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.tell({"event": "progress", "stage": stage, "done": done, "total": total})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from distributed import Client
 from small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
 from dfm import jobs, storage
-from dfm.averaging import MergeRule, combine_all, contribute, finalise, scaled_rate
+from dfm.averaging import combine_all, contribute, finalise, scaled_rate
 from dfm.distributed import train
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels
+from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.model import FMModel
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.preparation import Reading, hash_units, load_slices
@@ -192,7 +194,7 @@ def test_blocks_cover_the_table_once(n_features: int, n_factored: int, n_blocks:
     assert bounds == sorted(bounds)
     heavy = layout.linear_width + layout.factor_width
     owned = np.where(np.arange(n_features) < n_factored, heavy, layout.linear_width)
-    sizes = [owned[start:stop].sum() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    sizes = [owned[start:stop].sum() for start, stop in itertools.pairwise(bounds)]
     assert max(sizes) <= owned.sum() / n_blocks + 2 * heavy
 
 
@@ -221,20 +223,22 @@ def train_sequentially(job: Job) -> ParameterTable:
     layout = Layout(job.training.optimizer, job.model.n_factors)
     kernels = compile_kernels(KernelSpec("logistic", layout.optimizer, layout.n_factors))
     rate = scaled_rate(job.training.learning_rate, job.training.rate_scaling, n_replicas)
-    step = Step(rate, rate, job.training.l2_linear, job.training.l2_factors)
-    rule = MergeRule(weights=job.training.merge, accumulators=job.training.accumulators)
+    step = Step(rate, rate * job.training.factor_rate_scale, job.training.l2_linear, job.training.l2_factors)
+    rule = train.merge_rule(job)
     initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator)
     table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
-    for number in range(job.training.n_epochs * plan.n_rounds):
+    n_rounds = job.training.n_epochs * plan.n_rounds
+    for number in range(n_rounds):
+        now = scheduled(step, layout.optimizer, rate_factor(job.training.schedule, number, n_rounds))
         contributions = []
         for replica, slices in enumerate(partitions):
             partition = slices[number % plan.n_rounds]
             before = pull([table], partition.features, partition.n_factored)
             after = before.copy()
             round_seed = seed * 1_000_003 + number * n_replicas + replica
-            kernels.run_round(partition, after, dataclasses.replace(step, seed=round_seed))
+            kernels.run_round(partition, after, dataclasses.replace(now, seed=round_seed))
             contributions.append(contribute(rule, partition, before, after))
-        table, _ = finalise(rule, table, 0, combine_all(contributions), n_replicas, step)
+        table, _ = finalise(rule, table, 0, combine_all(contributions), n_replicas, now)
     return table
 
 
@@ -252,9 +256,7 @@ def test_the_cluster_computes_what_a_plain_loop_computes(log: Path, two_workers:
 # --- tasks and optimizers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "learning_rate"), [("sgd", 0.01), ("ftrl", 0.1), ("adagrad-row", 0.05)]
-)
+@pytest.mark.parametrize(("optimizer", "learning_rate"), [("sgd", 0.01), ("ftrl", 0.1), ("adagrad-row", 0.05)])
 def test_every_optimizer_learns(
     log: Path, client: Client, trained: train.TrainResult, tmp_path: Path, optimizer: str, learning_rate: float
 ) -> None:
@@ -346,9 +348,43 @@ def test_without_validation_the_last_epoch_is_published(log: Path, client: Clien
     assert len(result.model.predict(read_log(log, LAST_DAY))) == DAY_ROWS
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(log: Path, client: Client, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="leaves no shard to train on.*choose a later time"):
-        jobs.train(job_tables(log, tmp_path, data={"validation_from": "2026-11-01"}), client)
+@pytest.mark.parametrize(
+    ("bound", "inside", "message"),
+    [
+        ("2026-11-01", False, r"leaves no shard to train on: day begins at 2026-11-14; choose a later time"),
+        ("2027-01-01", False, r"leaves no shard to validate on: day ends at 2026-11-17; choose an earlier time"),
+        ("2026-11-01", True, r"leaves no row to train on; choose a later time"),
+        ("2027-01-01", True, r"leaves no row to validate on; choose an earlier time"),
+    ],
+)
+def test_a_split_that_leaves_nothing_is_refused(
+    log: Path, client: Client, tmp_path: Path, bound: str, inside: bool, message: str
+) -> None:
+    source = log
+    if inside:
+        source = tmp_path / "rows.parquet"
+        pq.write_table(read_log(log), source)
+    with pytest.raises(DataError, match=f"data.validation_from = '{bound}' {message}"):
+        jobs.train(job_tables(source, tmp_path, data={"validation_from": bound}), client)
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_in_paths_are_compared_as_numbers(log: Path, client: Client, tmp_path: Path) -> None:
+    rows = read_log(log).drop_columns("day")
+    for hour in (8, 9, 10, 11):
+        folder = tmp_path / "rows" / f"hour={hour}"
+        folder.mkdir(parents=True)
+        pq.write_table(rows.slice(hour * 100, hour * 100), folder / "part.parquet")
+    job = job_tables(tmp_path / "rows", tmp_path, data={"validation_from": 10}, schema={"time": "hour"})
+    result = jobs.train(job, client)
+    assert result.rows.accepted == 1700
+    assert result.validation["rows"] == 2100
+
+
+def test_rows_that_are_all_bad_are_no_training_data(log: Path, client: Client, tmp_path: Path) -> None:
+    rows = with_bad_rows(log, tmp_path / "rows", {("label", row): None for row in range(DAY_ROWS)})
+    with pytest.raises(DataError, match=r"all 2000 training rows are bad: .*label is missing"):
+        jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip", max_bad_fraction=1.0), client)
 
 
 def test_more_replicas_than_rows_are_refused(log: Path, client: Client, tmp_path: Path) -> None:
@@ -360,7 +396,15 @@ def test_more_replicas_than_rows_are_refused(log: Path, client: Client, tmp_path
 
 # --- when training ends ---------------------------------------------------------------------------------
 
-OVERFITTING = {"n_epochs": 8, "early_stopping": True, "averages_per_epoch": 2, "l2_linear": 0.0, "l2_factors": 0.0}
+OVERFITTING = {
+    "n_epochs": 8,
+    "early_stopping": True,
+    "averages_per_epoch": 2,
+    "learning_rate": 0.05,
+    "schedule": "constant",
+    "l2_linear": 0.0,
+    "l2_factors": 0.0,
+}
 
 
 def test_early_stopping_publishes_the_parameters_of_the_best_epoch(log: Path, client: Client, tmp_path: Path) -> None:
