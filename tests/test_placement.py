@@ -150,9 +150,9 @@ def test_small_units_are_read_together_and_huge_ones_apart():
         (3, 8, 8, 1),
         (0, 1, 8, 1),
         (1_000, 1, "auto", 1),
-        (12_000, 1, "auto", 8),
-        (12_000, 4, "auto", 2),
-        (10**9, 8, "auto", 16),
+        (1_000_000, 64, "auto", 32),
+        (109_217, 8, "auto", 12),
+        (10**9, 8, "auto", 6),
     ],
 )
 def test_rounds_of_an_epoch_come_from_the_job_and_the_size_of_the_data(n_rows, n_replicas, asked, rounds):

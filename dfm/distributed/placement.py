@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dfm.averaging import automatic_averages
 from dfm.ingest import Shard, Unit
 
 PIECE_ROWS = 1 << 17
@@ -18,10 +19,8 @@ TASK_ROWS = 1 << 18
 """Rows that one hashing task puts together: 40 MB of indices at 39 fields."""
 MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
-_ROWS_PER_ROUND = 1500
-_MOST_ROUNDS = 16
-_MANY_ROWS, _ROUNDS_OF_MANY = 500_000, 8
-"""Rows of a replica from which half the averages cost 0.0001 of log loss and save a third of the time (10 M-row log)."""
+_MANY_ROWS = 500_000
+"""From so many rows a replica on, half the averages cost 0.0001 of log loss and save a third of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ def rounds_per_epoch(n_rows: int, n_replicas: int, averages_per_epoch: int | str
     """The number asked for, or for "auto" one from the size of the data: never from a clock."""
     if averages_per_epoch != "auto":
         return max(1, min(int(averages_per_epoch), max(n_rows // n_replicas, 1)))
-    own = n_rows // n_replicas
-    return int(np.clip(own // _ROWS_PER_ROUND, 1, _ROUNDS_OF_MANY if own >= _MANY_ROWS else _MOST_ROUNDS))
+    automatic = automatic_averages(n_rows, n_replicas)
+    return -(-automatic // 2) if n_rows // n_replicas >= _MANY_ROWS else automatic
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:

@@ -456,13 +456,11 @@ def test_ctrl_c_before_any_epoch_publishes_nothing(log: Path, client: Client, tm
 @pytest.mark.parametrize("validate", ["epoch", "average"])
 @pytest.mark.parametrize("learning_rate", [1e4, 1e30])
 def test_divergence_says_what_to_do(
-    prices: Path, client: Client, tmp_path: Path, validate: str, learning_rate: float
+    log: Path, client: Client, tmp_path: Path, validate: str, learning_rate: float
 ) -> None:
-    job = price_job(
-        prices, tmp_path, optimizer="sgd", learning_rate=learning_rate, validate=validate, averages_per_epoch=2
-    )
+    training = {"optimizer": "sgd", "learning_rate": learning_rate, "validate": validate}
     with pytest.raises(DivergenceError, match=r"smaller training\.learning_rate"):
-        jobs.train(job, client)
+        jobs.train(job_tables(log, tmp_path, training=training), client)
     assert not (tmp_path / "out" / "model").exists()
 
 
