@@ -22,6 +22,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dfm.arrays import read_only
+from dfm.compilation import compiled
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
@@ -270,7 +271,7 @@ def contribute(
     return Contribution(partition.features, linear, factors, rows * growth[moving], rows)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled(error_model="numpy")
 def _contribute_linear(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
     """Writes `out` float32[m, n_linear] from tables before and after, float32[m, linear_width]."""
     before, after = tables
@@ -294,7 +295,7 @@ def _contribute_linear(tables, occurrences, columns, shares, out):  # type: igno
             out[row, columns.touches] = np.float32(1)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled(error_model="numpy")
 def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  # type: ignore[no-untyped-def]
     """Writes `out` float32[m_f, n_factor] from tables before and after, float32[m_f, factor_width]."""
     before, after = factor_tables
@@ -370,7 +371,7 @@ def aligned_groups(n_replicas: int, most: int) -> list[range]:
     return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unite(left, right, features, sources):  # type: ignore[no-untyped-def]
     """Unites two ascending lists in `features`; `sources` int32[*, 2] gets positions in both, -1: absent."""
     i = j = at = 0
@@ -391,7 +392,7 @@ def _unite(left, right, features, sources):  # type: ignore[no-untyped-def]
     return at
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count_factored(sources, n_left, n_right):  # type: ignore[no-untyped-def]
     """How many rows of a union own factors, where the first n_left and n_right of its sources do."""
     for row in range(sources.shape[0] - 1, -1, -1):
@@ -400,7 +401,7 @@ def _count_factored(sources, n_left, n_right):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_rows(left, right, sources, out):  # type: ignore[no-untyped-def]
     """out[row] = left[sources[row, 0]] + right[sources[row, 1]] of float32 rows; -1 stands for nothing."""
     for row in range(out.shape[0]):
@@ -537,7 +538,7 @@ def _quotient(divisors, summands, position):  # type: ignore[no-untyped-def]
     return summands[position, divisors.counts] if divisors.counts >= 0 else divisors.fixed
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled(error_model="numpy")
 def _finish_linear(features, start, summands, numbers, linear, drift):  # type: ignore[no-untyped-def]
     """Moves the touched rows of `linear` and `drift`, in place. A divisor of 0 has a numerator of 0."""
     columns, weights, accumulators, outer = numbers
@@ -557,7 +558,7 @@ def _finish_linear(features, start, summands, numbers, linear, drift):  # type: 
             linear[row, columns.state + state] = old + growth / max(divisor, _TINY)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled(error_model="numpy")
 def _finish_factors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
     """Moves the touched rows of the factors and `drift`, in place; tables: linear (only read), factors."""
     columns, weights, accumulators, outer = numbers
@@ -587,7 +588,7 @@ def _finish_factors(features, start, summands, numbers, tables, drift):  # type:
             factors[row, lanes + lane] = old + growth / max(divisor, _TINY)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled(error_model="numpy")
 def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-def]
     """Makes FTRL's w of z and n in the given rows, in place: no mean of w has L1's exact zeros."""
     for position in range(features.size):

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm import hashing
+from dfm.compilation import compiled
 from dfm.errors import DataError
 from dfm.partition import HashedRows
 from dfm.schema import Field, ResolvedSchema
@@ -356,7 +356,7 @@ def _interleave(columns: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return out.reshape(-1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _transpose(source, target):  # type: ignore[no-untyped-def]
     """target[i, j] = source[j, i], in tiles of 16 rows: one cache line of every source column at a time."""
     n_columns, n_rows = source.shape
@@ -367,7 +367,7 @@ def _transpose(source, target):  # type: ignore[no-untyped-def]
                 target[i, j] = source[j, i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _append(indices, values, offsets, field_number, cursor, out):  # type: ignore[no-untyped-def]
     """Writes a field's entries at each row's `cursor` int64[n_rows] and moves it on; writes the arrays of `out`."""
     out_indices, out_fields, out_values = out
@@ -382,7 +382,7 @@ def _append(indices, values, offsets, field_number, cursor, out):  # type: ignor
         cursor[row] = at
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _copy_rows(order, indptr, source, out_indptr, out):  # type: ignore[no-untyped-def]
     """out's rows = source's rows in `order`; writes `out_indptr` and `out`."""
     at = 0

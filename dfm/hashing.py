@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from dfm.compilation import compiled
 from dfm.errors import DataError
 
 HASH_NAME = "xxh64"
@@ -77,7 +78,7 @@ def _merge_round(hashed, accumulator):  # type: ignore[no-untyped-def]
     return (hashed ^ _round(np.uint64(0), accumulator)) * _P1 + _P4
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def xxh64(data, start, stop, seed):  # type: ignore[no-untyped-def]
     """XXH64 of data[start:stop] (uint8 array), uint64."""
     position = start
@@ -129,7 +130,7 @@ def token_index(column: str, value: bytes, hash_bits: int) -> int:
 # ------------------------------------------------------------------------------- whole columns at a time ----
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_texts(data, offsets, seed, mask, missing, out):  # type: ignore[no-untyped-def]
     """out[i] = index of data[offsets[i]:offsets[i + 1]], `missing` where it is empty; writes `out`, uint32."""
     for i in range(out.size):
@@ -137,7 +138,7 @@ def _hash_texts(data, offsets, seed, mask, missing, out):  # type: ignore[no-unt
         out[i] = xxh64(data, start, stop, seed) & mask if stop > start else missing
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_integers(numbers, seed, mask, out):  # type: ignore[no-untyped-def]
     """out[i] = index of the decimal text of numbers[i] (int64); writes `out`, uint32."""
     digits = np.empty(24, np.uint8)
@@ -158,14 +159,14 @@ def _hash_integers(numbers, seed, mask, out):  # type: ignore[no-untyped-def]
         out[i] = xxh64(digits, position, 24, seed) & mask
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def gather(table, codes, out):  # type: ignore[no-untyped-def]
     """out[i] = table[codes[i]]; writes `out`."""
     for i in range(out.size):
         out[i] = table[codes[i]]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _log2_buckets(numbers, present, out):  # type: ignore[no-untyped-def]
     """Bucket code of each number (see `bucket_token`); writes `out`, int32."""
     for i in range(out.size):
@@ -308,7 +309,7 @@ def _hash_floats(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> N
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def cross_indices(left, right, seed, mask, out):  # type: ignore[no-untyped-def]
     """Index of the pair (left[i], right[i]) of two columns' 64-bit token hashes; writes `out`, uint32.
 

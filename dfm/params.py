@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dfm.arrays import read_only
+from dfm.compilation import compiled
 
 Floats = NDArray[np.float32]
 
@@ -204,7 +204,7 @@ def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial
     return table
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mix(state):  # type: ignore[no-untyped-def]
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): uint64 to well-mixed uint64."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -215,7 +215,7 @@ def _mix(state):  # type: ignore[no-untyped-def]
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no-untyped-def]
     """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times `half_width`."""
     for row in range(factors.shape[0]):
@@ -225,7 +225,7 @@ def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no
             factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_width
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_rows(source, rows, first_row, target):  # type: ignore[no-untyped-def]
     """Copies source[rows - first_row] into target. source, target float32[:, width]; rows uint32[len(target)]."""
     for position in range(target.shape[0]):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.arrays import read_arrays, write_arrays
+from dfm.compilation import compiled
 from dfm.errors import DataError
 from dfm.vocabulary import ABSENT, RowLookup, Vocabulary
 
@@ -155,7 +155,7 @@ def _is_mapped(array: NDArray[np.generic]) -> bool:
     return isinstance(base, memoryview) and isinstance(base.obj, np.memmap)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _mark(rows, touched):  # type: ignore[no-untyped-def]
     """Sets touched[row] for every entry that has a row, in place."""
     for i in range(rows.size):
@@ -163,7 +163,7 @@ def _mark(rows, touched):  # type: ignore[no-untyped-def]
             touched[rows[i]] = True
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _needs_values(indptr, local, has_values, stamp, explicit):  # type: ignore[no-untyped-def]
     """explicit[row] = the row has stored values or an index twice; returns the number of entries that will be kept.
 
@@ -185,7 +185,7 @@ def _needs_values(indptr, local, has_values, stamp, explicit):  # type: ignore[n
     return kept
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _write_rows(order, n_implicit, source, target, stamp):  # type: ignore[no-untyped-def]
     """Copies rows in `order` int64[n_rows]; entries that share an index are summed. Writes the arrays of `target`.
 
@@ -257,7 +257,7 @@ _LONG_ROW = 256
 """Entries from which sorting a row finds its duplicates faster than comparing all pairs."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
     """Whether an index stands twice in any row."""
     for row in range(indptr.size - 1):
@@ -273,7 +273,7 @@ def _has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
     return False
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _sum_duplicates(indptr, indices, values, out_indptr, out_indices, out_values):  # type: ignore[no-untyped-def]
     """Copies rows in order, summing the values of entries that share an index; writes the `out_` arrays."""
     at = 0
@@ -309,7 +309,7 @@ def _with_values(rows: HashedRows, table_rows: NDArray[np.uint32]) -> SparsePart
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _localise(table_rows, local_ids):  # type: ignore[no-untyped-def]
     """Local id of every entry, ABSENT where it has no row; overwrites and returns `table_rows` uint32[n_entries]."""
     for i in range(table_rows.size):

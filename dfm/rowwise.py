@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm import hashing
+from dfm.compilation import compiled
 from dfm.encoding import NumberStatistics
 from dfm.partition import HashedRows
 from dfm.schema import ResolvedSchema
@@ -29,7 +29,7 @@ class NotPlain(Exception):
     """These rows need the general path."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_tokens(data, offsets, seeds, missing, mask, out):  # type: ignore[no-untyped-def]
     """out[i] = index of data[offsets[i]:offsets[i + 1]] under seeds[i % n], missing[i % n] if empty; writes `out`."""
     for i in range(out.size):

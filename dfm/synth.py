@@ -27,12 +27,12 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dfm.compilation import compiled
 from dfm.errors import DataError, SettingsError
 
 TRUTH_FILE = "truth.json"
@@ -454,7 +454,7 @@ def _calibrate(seed: int) -> float:
 # --- Kernels. cache=True: a spawned process then loads them instead of compiling for seconds ---
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _mix(x):  # type: ignore[no-untyped-def]
     """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): uint64 to uint64, one to one."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -462,14 +462,14 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _uniform(seed, row, stream):  # type: ignore[no-untyped-def]
     """The number in [0, 1) that belongs to a cell: row, and the column's number as stream."""
     key = _mix(seed * _GOLDEN + np.uint64(row))
     return np.float64(_mix(key + np.uint64(stream + 1) * _GOLDEN) >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _bucket(count):  # type: ignore[no-untyped-def]
     """Token of a present count: negative, 0, 1 and 2 are tokens 1 to 4, then floor(ln(x)^2) from 5 on."""
     if count <= 2:
@@ -477,7 +477,7 @@ def _bucket(count):  # type: ignore[no-untyped-def]
     return 5 + int(math.log(count) ** 2)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _draw_counts(seed, first_row, laws, counts, tokens):  # type: ignore[no-untyped-def]
     """Fill `counts` int64[13, rows] and `tokens` uint32[13, rows] in place."""
     for column in range(counts.shape[0]):
@@ -499,7 +499,7 @@ def _draw_counts(seed, first_row, laws, counts, tokens):  # type: ignore[no-unty
             tokens[column, row] = _bucket(count)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _draw_ranks(seed, first_row, laws, ranks):  # type: ignore[no-untyped-def]
     """Fill `ranks` uint32[26, rows] in place: 1 is the most frequent category, 0 a missing cell."""
     for column in range(ranks.shape[0]):
@@ -514,7 +514,7 @@ def _draw_ranks(seed, first_row, laws, ranks):  # type: ignore[no-untyped-def]
             ranks[column, row] = min(max(rank, 1), law.cardinality)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _planted_logits(seed, tokens, effects):  # type: ignore[no-untyped-def]
     """Logits without the bias, float64[rows], of tokens uint32[39, rows]."""
     root_3 = math.sqrt(3.0)
@@ -542,7 +542,7 @@ def _planted_logits(seed, tokens, effects):  # type: ignore[no-untyped-def]
     return logits
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _draw_clicks(seed, first_row, logits, clicked):  # type: ignore[no-untyped-def]
     """Fill `clicked` bool[rows] in place; returns the summed log loss of the logits, nats."""
     loss = 0.0
@@ -552,7 +552,7 @@ def _draw_clicks(seed, first_row, logits, clicked):  # type: ignore[no-untyped-d
     return loss
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _encode(ranks, codes, distinct):  # type: ignore[no-untyped-def]
     """Number the distinct ranks by first appearance: fills `codes` int32[n], `distinct` uint32[n] in place.
 
@@ -580,7 +580,7 @@ def _encode(ranks, codes, distinct):  # type: ignore[no-untyped-def]
     return n_distinct
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _spell(column, ranks, text):  # type: ignore[no-untyped-def]
     """Write eight hex digits per rank into `text` uint8[n, 8], in place.
 

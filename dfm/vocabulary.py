@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.compilation import compiled
 from dfm.hashing import RARE, token_index
 
 ABSENT = np.uint32(0xFFFFFFFF)
@@ -54,7 +55,7 @@ class Vocabulary:
         return len(self.ids)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _tally(indices, fields, n_fields, counts, lowest):  # type: ignore[no-untyped-def]
     """Adds occurrences to `counts` int64[2**bits] and lowers `lowest` uint16[2**bits], in place.
 
@@ -83,7 +84,7 @@ def count_features(
     return merge_counts([FeatureCounts(indices, np.ones(len(indices), np.int64), fields)], hash_bits)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_counts(ids, part_counts, part_fields, counts, fields):  # type: ignore[no-untyped-def]
     """Adds one part's counts to the dense `counts` int64[2**bits] and lowers `fields`, in place."""
     for i in range(ids.size):
@@ -186,14 +187,14 @@ def _rare_row(fields, i, rare):  # type: ignore[no-untyped-def]
     return np.uint32(row) if row >= 0 else ABSENT
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _look_up(dense, indices, fields, rare, out):  # type: ignore[no-untyped-def]
     for i in range(indices.size):
         row = dense[indices[i]]
         out[i] = row if row != ABSENT else _rare_row(fields, i, rare)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _bisect(sorted_ids, sorted_rows, indices, fields, rare, out):  # type: ignore[no-untyped-def]
     for i in range(indices.size):
         at = np.searchsorted(sorted_ids, indices[i])

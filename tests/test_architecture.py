@@ -13,11 +13,11 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "settings", "schema", "storage", "arrays", "ingest"),
+    *("errors", "compilation", "settings", "schema", "storage", "arrays", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
-    *("kernels.compilation_cache", "kernels.numba_cpu"),
+    "kernels.numba_cpu",
     *("averaging", "metrics", "model", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
     *("distributed.predict", "distributed.train"),

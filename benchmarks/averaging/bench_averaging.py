@@ -1,8 +1,8 @@
 """The averaging laboratory: merge rules, replicas, averages per epoch, rates and the dealing of rows, in one process.
 
-    python benchmarks/averaging/bench_averaging.py --criteo DIRECTORY     # with train/ and validation/ Parquet folders
-    python benchmarks/averaging/bench_averaging.py --full                 # the whole factorial instead of one factor at a time
-    python benchmarks/averaging/bench_averaging.py --smoke                # a few runs on tiny data: does it still work?
+    python benchmarks/averaging/bench_averaging.py --criteo DIRECTORY   # with train/ and validation/ Parquet folders
+    python benchmarks/averaging/bench_averaging.py --full               # all combinations, not one factor at a time
+    python benchmarks/averaging/bench_averaging.py --smoke              # a few runs on tiny data: does it still work?
 
 Runs are kept in OUTPUT/runs.jsonl and not repeated; table.md and plots are made anew from them.
 """

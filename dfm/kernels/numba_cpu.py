@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -14,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.arrays import read_only
+from dfm.compilation import keep_on_disk
 from dfm.errors import SettingsError
-from dfm.kernels.compilation_cache import keep_on_disk
 from dfm.kernels.contract import (
     Kernels,
     KernelSpec,
@@ -141,6 +144,16 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
         return _cache[spec]
 
 
+@functools.cache
+def _sources() -> str:
+    """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for module in [*sorted(here.glob("*.py")), here.parent / "params.py"]:
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
+
+
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
@@ -149,8 +162,8 @@ def _build(spec: KernelSpec) -> Kernels:
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
     if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
-        keep_on_disk(walk, spec)
-        keep_on_disk(score_all, spec.n_factors)
+        keep_on_disk(walk, f"{_sources()} {spec!r}")
+        keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))
     _compile(score_all, example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from dfm.compilation import compiled
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.simd import fma, maximum, minimum, rsqrt_guess, sqrt
@@ -147,7 +148,7 @@ def refresh_weights(table: ParameterTable, step: Step) -> None:
     _refresh(table.bias.reshape(1, -1), unpenalised(rates))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _refresh(linear, rates):  # type: ignore[no-untyped-def]
     for row in range(linear.shape[0]):
         linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)

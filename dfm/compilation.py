@@ -1,0 +1,64 @@
+"""Numba functions whose machine code is kept on disk, safely for processes that start together.
+
+Numba's own cache numbers its files: two processes that compile different signatures of one function at the same time
+both take the next number, and the index of one may then name the machine code of the other. Workers do start together.
+Here a file is named by what is in it. Kernels made by factories give a key of their own, because Numba's key pickles
+the functions that they close over, and those differ in every process: with it they would never be found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+class _Files(IndexDataCacheFile):
+    """An index and data files; the name of a data file is made of the source's stamp and the key."""
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the data, then the index: a reader finds both or none."""
+        digest = hashlib.sha256(f"{self._source_stamp} {key!r}".encode()).hexdigest()
+        name = self._data_name(int(digest[:15], 16))
+        self._save_data(name, data)
+        overloads = self._load_index()
+        overloads[key] = name
+        self._save_index(overloads)
+
+
+class _DiskCache(FunctionCache):
+    """Numba's cache of one function, with our files and, where one is given, our key."""
+
+    def __init__(self, function: Any, key: str) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+        self._key = key
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return (signature, codegen.magic_tuple(), self._key) if self._key else super()._index_key(signature, codegen)
+
+
+def keep_on_disk(dispatcher: Any, key: str = "") -> None:
+    """Let a jitted function load its machine code from disk, or leave it there. Numba picks the folder
+    (NUMBA_CACHE_DIR, or __pycache__ beside the module, or the user's cache folder where that is not writable)."""
+    if numba.config.DISABLE_JIT:
+        return
+    try:
+        dispatcher._cache = _DiskCache(dispatcher.py_func, key)
+    except RuntimeError:
+        return  # no folder can be written to: then every process compiles
+
+
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """`numba.njit(nogil=True, …)`, kept on disk. Without nogil a worker could not answer while a kernel runs."""
+
+    def decorate(inner: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(inner, nogil=True, **options)
+        keep_on_disk(dispatcher)
+        return dispatcher
+
+    return decorate if function is None else decorate(function)
