@@ -40,6 +40,8 @@ class RowAccount:
     read: int = 0
     accepted: int = 0
     rejections: tuple[Rejection, ...] = ()
+    label_sum: float = 0.0
+    """Sum of the accepted rows' labels, weights aside: in classification, how many are positive."""
 
     @property
     def rejected(self) -> int:
@@ -47,7 +49,12 @@ class RowAccount:
         return sum(rejection.count for rejection in self.rejections)
 
     def __add__(self, other: RowAccount) -> RowAccount:
-        return RowAccount(self.read + other.read, self.accepted + other.accepted, self.rejections + other.rejections)
+        return RowAccount(
+            self.read + other.read,
+            self.accepted + other.accepted,
+            self.rejections + other.rejections,
+            self.label_sum + other.label_sum,
+        )
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:
         """DataError where the account does not add up, or more rows are bad than the job allows."""
@@ -80,7 +87,8 @@ class RowAccount:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowAccount:
         """The account that `to_dict` wrote."""
-        return cls(values["read"], values["accepted"], tuple(Rejection(**item) for item in values["rejections"]))
+        rejections = tuple(Rejection(**item) for item in values["rejections"])
+        return cls(values["read"], values["accepted"], rejections, values["label_sum"])
 
 
 def bad_row_message(rejection: Rejection) -> str:

@@ -93,10 +93,6 @@ class MergeRule:
                 f"what few rows taught is added up too often; use precision = {legal:.3g} or less"
             )
 
-    def check_rounds(self, n_replicas: int, averages_per_epoch: int) -> None:
-        """`check_replicas`; the number of averages makes no difference to it."""
-        self.check_replicas(n_replicas)
-
 
 def _check_word(name: str, value: str, legal: tuple[str, ...]) -> None:
     if value not in legal:

@@ -146,7 +146,12 @@ def evaluate(
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--output", required=True, metavar="DIR", help="Folder or URL for the Parquet parts.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    help="Folder or URL for the Parquet parts; file://… is a folder that workers on other machines share.",
+)
 @click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
 @_with(_bad_rows_option, _workers_option, _scheduler_option, _json_option)

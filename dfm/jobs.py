@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,12 +63,11 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _scoring(model: str, on_bad_rows: str, settings: ClusterSettings, options: Mapping[str, Any] | None) -> Scoring:
-    """The model by its URL, or itself where remote workers cannot read this machine's path."""
-    if settings.scheduler and storage.is_local(model):
-        return Scoring(FMModel.load(model), on_bad_rows, storage_options=options)
-    url = os.path.abspath(storage.local_path(model)) if storage.is_local(model) else model
-    return Scoring(url, on_bad_rows, storage_options=options)
+def _absolute(url: str) -> str:
+    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
+    if not storage.is_local(url):
+        return url
+    return ("file://" if url.startswith("file://") else "") + os.path.abspath(storage.local_path(url))
 
 
 def evaluate(
@@ -85,7 +83,7 @@ def evaluate(
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
     FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
-    scoring = _scoring(model, on_bad_rows, chosen, storage_options)
+    scoring = Scoring(_absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
         tally, account = evaluate_shards(own, scoring, shards, _progress(on_event))
@@ -106,11 +104,15 @@ def predict(
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Score shards and write `output`/part-*.parquet: the kept columns (all, unless named) and "prediction"."""
+    """Score shards and write `output`/part-*.parquet: the kept columns (all, unless named) and "prediction".
+
+    Shards may differ in their columns; all parts have one schema. Where workers run on other machines, `output` is a
+    URL: of an object store, or `file://…` for a folder that they share with this machine.
+    """
     chosen = settings or ClusterSettings()
     FMModel.load(model, storage_options)
-    where = os.path.abspath(storage.local_path(output)) if storage.is_local(output) else output
-    scoring = dataclasses.replace(_scoring(model, on_bad_rows, chosen, storage_options), keep=tuple(keep), output=where)
+    where = _absolute(output)
+    scoring = Scoring(_absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
         account = predict_shards(own, scoring, shards, _progress(on_event), overwrite)

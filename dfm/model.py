@@ -98,6 +98,9 @@ class FMModel:
         if not isinstance(data, Mapping) or not self._row_encoder.usable:
             return None
         try:
+            # Anything but plain lists may look rows up by label (a pandas Series) or hold something else (a string).
+            if any(type(data[column]) not in (list, tuple) for column in self.schema.columns):
+                return None
             lengths = {len(data[column]) for column in self.schema.columns}
             n_rows = lengths.pop() if len(lengths) == 1 else 0
             if not 0 < n_rows <= rowwise.MOST_ROWS:
@@ -141,10 +144,13 @@ class FMModel:
             name = f"{kind}-{digest[:16]}.{suffix}"
             storage.write_bytes(storage.join(url, name), data, options)
             listed[kind] = {"name": name, "bytes": len(data), "sha256": digest}
-        manifest = json.dumps(self._manifest(listed), indent=1).encode()
-        previous = _listed_names(url, options)
-        storage.write_bytes(storage.join(url, MANIFEST), manifest, options)
-        _remove_older(url, previous | {str(entry["name"]) for entry in listed.values()}, options)
+        previous = _manifest_in_place(url, options)
+        current = {str(entry["name"]) for entry in listed.values()}
+        superseded = _names(previous) - current
+        manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
+        storage.write_bytes(storage.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
+        for name in set(previous.get("superseded", ())) - superseded - current:
+            storage.remove(storage.join(url, _checked_name(str(name), url)), options)
         return self.parameters_sha256()
 
     def parameters_sha256(self) -> str:
@@ -176,7 +182,7 @@ class FMModel:
             },
             "n_factors": self.table.layout.n_factors,
             "n_features": self.vocabulary.n_features,
-            "n_factored": self.vocabulary.n_factored,
+            "n_factored": self.table.n_factored,
             "schema": self.schema.to_dict(),
             "statistics": {name: dataclasses.asdict(known) for name, known in self.statistics.items()},
             "files": dict(files),
@@ -215,12 +221,17 @@ def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
     return dict(manifest)
 
 
+def _checked_name(name: str, url: str) -> str:
+    """The name of a file of the model. ModelError where it points elsewhere."""
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise ModelError(f"the manifest of {url} names a file outside the model: {name!r}; do not trust this model")
+    return name
+
+
 def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: storage.Options) -> bytes:
     """A file of the model, after its name, size and checksum were found to be what the manifest says."""
     entry = manifest["files"][kind]
-    name = str(entry["name"])
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise ModelError(f"the manifest of {url} names a file outside the model: {name!r}; do not trust this model")
+    name = _checked_name(str(entry["name"]), url)
     try:
         data = storage.read_bytes(storage.join(url, name), options)
     except FileNotFoundError as error:
@@ -282,18 +293,17 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
         )
 
 
-def _listed_names(url: str, options: storage.Options) -> set[str]:
-    """The files that the manifest in place names; a reader may still be loading them."""
+def _manifest_in_place(url: str, options: storage.Options) -> dict[str, Any]:
+    """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
-        return {str(entry["name"]) for entry in read_manifest(url, options)["files"].values()}
+        return read_manifest(url, options)
     except ModelError:
-        return set()
+        return {}
 
 
-def _remove_older(url: str, keep: set[str], options: storage.Options) -> None:
-    for name in storage.names_in(url, options):
-        if name not in keep and name.startswith(("parameters-", "golden-")):
-            storage.remove(storage.join(url, name), options)
+def _names(manifest: Mapping[str, Any]) -> set[str]:
+    """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
+    return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
 
 
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:

@@ -78,14 +78,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class InitialValues:
-    """What a table holds before training: factors uniform with mean 0 and this deviation, and AdaGrad's accumulators.
+    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and AdaGrad's
+    accumulators.
 
-    FTRL's z and n start at 0; its `ftrl_beta` has the part of `initial_accumulator`.
+    FTRL's z and n start at 0, and so does the bias that it makes of them; its `ftrl_beta` has the part of
+    `initial_accumulator`.
     """
 
     seed: int
     init_stdev: float = 0.01
     initial_accumulator: float = 1.0
+    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial
     Factor f of a feature depends on (seed, id, f) alone: every replica, block and machine starts from the same bytes.
     """
     table = allocate(layout, len(ids), n_factored)
+    if layout.optimizer != "ftrl":
+        table.bias[0] = initial.bias
     if layout.optimizer in ("adagrad", "adagrad-row"):
         table.bias[1:] = initial.initial_accumulator
         table.linear[:, 1:] = initial.initial_accumulator

@@ -29,7 +29,7 @@ from dfm.partition import HashedRows, SparsePartition, build_partition, concaten
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None
@@ -203,7 +203,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))
-            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections)
+            label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
+            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum)
             parts.append(encoded.rows)
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
@@ -236,7 +237,9 @@ def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
 def _save_chunk(path: Path, chunk: Chunk) -> None:
     arrays = {f"rows.{f.name}": getattr(chunk.rows, f.name) for f in dataclasses.fields(chunk.rows)}
     arrays |= {f"counts.{f.name}": getattr(chunk.counts, f.name) for f in dataclasses.fields(chunk.counts)}
-    write_arrays(path, {**arrays, "offsets": chunk.offsets}, {"account": json.dumps(chunk.account.to_dict())})
+    # The account is an array and no metadata: many rejections would make a header larger than readers accept.
+    account = np.frombuffer(json.dumps(chunk.account.to_dict()).encode(), np.uint8)
+    write_arrays(path, {**arrays, "offsets": chunk.offsets, "account": account})
 
 
 def _open_chunk(path: Path) -> Chunk | None:
@@ -245,7 +248,7 @@ def _open_chunk(path: Path) -> Chunk | None:
         arrays, metadata = read_arrays(path)
         rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
         counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
-        account = RowAccount.from_dict(json.loads(metadata["account"]))
+        account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
     except (DataError, KeyError, ValueError):
         return None
     _mark_used(path)

@@ -116,6 +116,12 @@ class Reporter:
         average = f"average {event['average']} of epoch {event['epoch']}"
         self._line(f"      {average}: {name.replace('_', ' ')} {_number(event[name])}")
 
+    def _show_rolled_back(self, event: Event) -> None:
+        self._line(
+            f"validation got worse: back to the parameters of epoch {event['to_epoch']}, "
+            f"step size times {event['rate_factor']:g} from here"
+        )
+
     def _show_stopped(self, event: Event) -> None:
         self._console.print(
             f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"

@@ -239,6 +239,7 @@ class TableOf:
         return {str(key): self.value.parse(inner) for key, inner in value.items()}
 
 
+_SCALARS = (Text(), Flag(), Number(-math.inf, integer=True), Number(-math.inf))
 COLUMNS = ListOf(Text(may_be_empty=False), lone=True)
 PATHS = ListOf(Text(may_be_empty=False), lone=True)
 
@@ -372,7 +373,7 @@ class DataSettings(Table):
     )
     storage_options: Mapping[str, Any] = knob(
         {},
-        TableOf(AnyOf((Text(), Flag(), Number(-math.inf)))),
+        TableOf(AnyOf((*_SCALARS, TableOf(AnyOf(_SCALARS))))),
         "options of the filesystem (endpoint, credentials); never printed nor stored",
         secret=True,
     )
@@ -488,6 +489,11 @@ class TrainingSettings(Table):
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
     early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")
+    rollbacks: int = knob(
+        0,
+        Number(0, integer=True),
+        "how often to go back to the best parameters and halve the step size before stopping for good; 0: just stop",
+    )
     validate: str = knob("epoch", Options(VALIDATION_POINTS), "validate after every epoch, or after every average")
     threads_per_replica: int = knob(
         1,
@@ -531,7 +537,9 @@ class OutputSettings(Table):
 
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
-    checkpoint_every: str = knob("epoch", Options(CHECKPOINT_POINTS), "when a checkpoint to resume from is written")
+    checkpoint_every: str = knob(
+        "epoch", Options(CHECKPOINT_POINTS), "when the best model so far is saved as directory/checkpoint"
+    )
 
 
 TABLES: dict[str, type[Table]] = {

@@ -20,8 +20,8 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path of a local URL."""
-    return Path(url.removeprefix("file://"))
+    """The path of a local URL; ~ is the home folder."""
+    return Path(url.removeprefix("file://")).expanduser()
 
 
 def join(url: str, name: str) -> str:

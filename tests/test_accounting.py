@@ -19,8 +19,8 @@ SHARD = Shard("day=1/a.parquet", 100, "", (50, 50), ())
 
 
 def test_accounts_add_up_over_shards():
-    total = RowAccount(10, 8, (BAD,)) + RowAccount(5, 5) + RowAccount(7, 1, (WORSE, WORSE))
-    assert (total.read, total.accepted, total.rejected) == (22, 14, 8)
+    total = RowAccount(10, 8, (BAD,), 3.0) + RowAccount(5, 5) + RowAccount(7, 1, (WORSE, WORSE), 1.0)
+    assert (total.read, total.accepted, total.rejected, total.label_sum) == (22, 14, 8, 4.0)
     assert total.by_reason() == {"label: label is missing": 2, "I1: not a number": 6}
     total.check("skip", 1.0)
 
@@ -53,7 +53,7 @@ def test_the_message_names_place_reason_value_and_remedy():
 
 
 def test_accounts_survive_json():
-    account = RowAccount(22, 14, (BAD, WORSE))
+    account = RowAccount(22, 14, (BAD, WORSE), 6.0)
     assert RowAccount.from_dict(json.loads(json.dumps(account.to_dict()))) == account
 
 

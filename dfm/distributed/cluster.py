@@ -6,12 +6,16 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import CancelledError
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
@@ -50,11 +54,10 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         with _remote_client(settings) as client:
             yield client
         return
-    scratch = Path(settings.cache).absolute() / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    patience = {"distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s"}
     with (
-        dask.config.set(_CONFIG),
-        tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as local_directory,
+        dask.config.set({**_CONFIG, **patience}),
+        tempfile.TemporaryDirectory(prefix="dfm-", ignore_cleanup_errors=True) as local_directory,
         LocalCluster(
             n_workers=settings.workers,
             threads_per_worker=settings.threads_per_worker,
@@ -92,14 +95,31 @@ def _remote_client(settings: ClusterSettings) -> Iterator[Client]:
         yield client
 
 
-def cache_directory(settings: ClusterSettings) -> str:
-    """Where partitions are cached: local workers share a folder, remote ones resolve the path below their own."""
-    return settings.cache if settings.scheduler else os.path.abspath(settings.cache)
+def shares_disk(client: Client) -> bool:
+    """Whether all workers run on this machine, so that a path means the same to them as here."""
+    hosts = {urlsplit(address).hostname or "" for address in worker_addresses(client)}
+    return hosts <= {"", "localhost", "127.0.0.1", "::1", *_own_hosts()} or "inproc" in client.scheduler.address
+
+
+def _own_hosts() -> set[str]:
+    try:
+        name, aliases, addresses = socket.gethostbyname_ex(socket.gethostname())
+    except OSError:
+        return set()
+    return {name, *aliases, *addresses}
+
+
+def cache_directory(settings: ClusterSettings, client: Client) -> str:
+    """Where partitions are cached: workers of this machine share a folder, others resolve the path below their own."""
+    return os.path.abspath(settings.cache) if shares_disk(client) else settings.cache
 
 
 def worker_addresses(client: Client) -> list[str]:
-    """Addresses of the workers alive, in a fixed order."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    """Addresses of the workers alive, in a fixed order. ClusterError where there is none."""
+    addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    if not addresses:
+        raise ClusterError("the cluster has no worker left; start workers and run the same command again")
+    return addresses
 
 
 def n_threads(client: Client) -> int:
@@ -110,9 +130,20 @@ def n_threads(client: Client) -> int:
 
 @contextlib.contextmanager
 def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Client]:
-    """The given client, or one of the settings' cluster."""
-    if client is not None:
-        yield client
-    else:
-        with connect(settings) as own:
-            yield own
+    """The given client, or one of the settings' cluster; trouble of the cluster inside the block is a ClusterError."""
+    try:
+        if client is not None:
+            yield client
+        else:
+            with connect(settings) as own:
+                yield own
+    except KilledWorker as error:
+        raise ClusterError(
+            f"the task {error.task} ended {error.allowed_failures + 1} workers, most likely for want of memory; raise "
+            f"cluster.memory_limit (now {settings.memory_limit!r}), or use fewer cluster.workers with more memory each"
+        ) from error
+    except (NoValidWorkerError, CommClosedError, CancelledError) as error:
+        raise ClusterError(
+            f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
+            "are up, and run the same command again"
+        ) from error

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client
+from distributed import Client, Future
 
 from dfm import storage
 from dfm.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.distributed.cluster import shares_disk
 from dfm.distributed.placement import plan_reading
 from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
@@ -27,18 +29,23 @@ from dfm.model import FMModel
 
 PREDICTION = "prediction"
 DONE = "_SUCCESS"
+_FOOTER_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What every scoring task must know. `model` is a URL that the workers can read, or the model itself."""
+    """What every scoring task must know."""
 
-    model: str | FMModel
+    model: str
+    """Absolute path or URL of the model."""
     on_bad_rows: str = "error"
     keep: tuple[str, ...] = ()
     """Input columns to write beside the prediction; empty: all."""
     output: str = ""
-    storage_options: Mapping[str, Any] | None = None
+    """Where predictions go: absolute path or URL; `file://` says that all workers share the path."""
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    kept: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """The input columns that every part holds, decided once for all shards."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -46,13 +53,20 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _model_of(scoring: Scoring) -> FMModel:
-    """The model, loaded once per process and manifest."""
-    if isinstance(scoring.model, FMModel):
+def _placed(client: Client, scoring: Scoring) -> str | Future:
+    """The model's URL where workers can read it; else the model itself, sent to every worker once."""
+    if not storage.is_local(scoring.model) or shares_disk(client):
         return scoring.model
+    return client.scatter(FMModel.load(scoring.model, check_golden=False), broadcast=True, hash=False)
+
+
+def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
+    """The model; a URL is loaded once per process and manifest."""
+    if isinstance(placed, FMModel):
+        return placed
     options = dict(scoring.storage_options or {})
-    manifest = storage.read_bytes(storage.join(scoring.model, "model.json"), options)
-    return _loaded(scoring.model, manifest, json.dumps(options, sort_keys=True))
+    manifest = storage.read_bytes(storage.join(placed, "model.json"), options)
+    return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
 
 
 def evaluate_shards(
@@ -60,7 +74,8 @@ def evaluate_shards(
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    futures = client.map(evaluate_shard, [scoring] * len(tasks), tasks, pure=False)
+    placed = [_placed(client, scoring)] * len(tasks)
+    futures = client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
     follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
     results: list[tuple[Tally, RowAccount]] = client.gather(futures)
     tally, account = results[0]
@@ -69,20 +84,28 @@ def evaluate_shards(
     return tally, account
 
 
-def evaluate_shard(scoring: Scoring, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
+def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
     """Metrics of some labelled rows."""
-    model = _model_of(scoring)
+    model = _model_of(scoring, placed)
     schema = model.schema
     columns = list(dict.fromkeys([c for c in (schema.label, schema.weight) if c] + list(schema.columns)))
     tally: Tally = TALLIES[model.task].empty()
     account = RowAccount()
     for unit in units:
         for batch in read_unit(unit, columns, scoring.storage_options):
-            encoded = model.encode(batch.data, model.task)
+            encoded = _encoded(model, batch, model.task)
             account += _account(scoring, batch, encoded)
             weights = encoded.rows.weights if encoded.rows.weights.size else None
             tally += TALLIES[model.task].from_scores(model.score(encoded), encoded.rows.labels, weights)
     return tally, account
+
+
+def _encoded(model: FMModel, batch: Batch, task: str | None = None) -> Encoded:
+    """The batch as the model sees it; a column of the wrong type is told with its shard."""
+    try:
+        return model.encode(batch.data, task)
+    except DataError as error:
+        raise DataError(f"{batch.shard.url}: {error}") from error
 
 
 def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
@@ -97,65 +120,139 @@ def predict_shards(
 ) -> RowAccount:
     """Write one Parquet file per reading task below `scoring.output`, and a `_SUCCESS` file last.
 
-    Rows keep their order within the shards; part numbers follow the order of the shards. A bad row that is skipped
-    keeps its place, with a null prediction. DataError where the output is not empty, unless `overwrite`.
+    All files have one schema: the kept columns as `kept_columns` finds them, then the prediction. Rows keep their order
+    within the shards; part numbers follow the order of the shards. A bad row that is skipped keeps its place, with a
+    null prediction. SettingsError where the output is not empty, unless `overwrite`: then earlier parts stay until all
+    new ones are written, but their `_SUCCESS` goes first.
     """
-    _check_output(scoring, overwrite)
+    _check_reach(client, scoring.output)
+    options = scoring.storage_options
+    scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
+    earlier = _earlier_parts(scoring, overwrite)
+    storage.remove(storage.join(scoring.output, DONE), options)
     tasks = plan_reading(shards)
-    numbers = list(range(len(tasks)))
-    futures = client.map(predict_shard, [scoring] * len(tasks), tasks, numbers, pure=False)
+    suffix = f"-{uuid.uuid4().hex[:8]}" if earlier else ""
+    names = [f"part-{number:05d}{suffix}.parquet" for number in range(len(tasks))]
+    placed = [_placed(client, scoring)] * len(tasks)
+    futures = client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
     follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(client.gather(futures), RowAccount())
+    for name in earlier:
+        storage.remove(storage.join(scoring.output, name), options)
     summary = {
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.by_reason(),
         "parts": len(tasks),
     }
-    storage.write_bytes(storage.join(scoring.output, DONE), json.dumps(summary).encode(), scoring.storage_options)
+    storage.write_bytes(storage.join(scoring.output, DONE), json.dumps(summary).encode(), options)
     return account
 
 
-def _check_output(scoring: Scoring, overwrite: bool) -> None:
+def _check_reach(client: Client, output: str) -> None:
+    if storage.is_local(output) and not output.startswith("file://") and not shares_disk(client):
+        raise SettingsError(
+            f"{output} is a path of this machine, but the workers run on others and would write to their own disks; "
+            f"name a URL (s3://…), or file://{output} if all of them share that folder with this machine"
+        )
+
+
+def _earlier_parts(scoring: Scoring, overwrite: bool) -> list[str]:
     found = [name for name in storage.names_in(scoring.output, scoring.storage_options) if not name.startswith(".")]
     if found and not overwrite:
         raise SettingsError(f"{scoring.output} already holds {found[0]}; choose an empty folder, or add --overwrite")
-    for name in found:
-        if name == DONE or (name.startswith("part-") and name.endswith(".parquet")):
-            storage.remove(storage.join(scoring.output, name), scoring.storage_options)
+    return [name for name in found if name.startswith("part-") and name.endswith(".parquet")]
 
 
-def predict_shard(scoring: Scoring, units: Sequence[Unit], number: int) -> RowAccount:
-    """Write the predictions of some rows as part `number`, batch by batch."""
-    model, account = _model_of(scoring), RowAccount()
-    target = storage.join(scoring.output, f"part-{number:05d}.parquet")
-    writer: pq.ParquetWriter | None = None
-    with storage.writing(target, scoring.storage_options) as stream, contextlib.ExitStack() as open_writer:
+def kept_columns(
+    shards: Sequence[Shard], keep: Sequence[str] = (), storage_options: Mapping[str, Any] | None = None
+) -> pa.Schema:
+    """The columns to write (`keep`, or all) with types that hold what every shard has; those of paths are strings.
+
+    Shards need not agree: a column that some lack is null there, null becomes any type, numbers the wider type.
+    SettingsError where two shards' types do not meet, or a column has the prediction's name; DataError where a column
+    to keep is in no shard.
+    """
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        schemas = list(pool.map(lambda shard: arrow_schema(shard, storage_options), shards))
+    found: dict[str, tuple[pa.Field, Shard]] = {}
+    for shard, schema in zip(shards, schemas, strict=True):
+        for column in schema:
+            if column.name in keep or not keep:
+                found[column.name] = _agreed(found.get(column.name), column, shard)
+    missing = [name for name in keep if name not in found]
+    if missing:
+        raise DataError(
+            f"{shards[0].url} has no column {missing[0]!r}, nor has any other shard: it has "
+            f"{', '.join(schemas[0].names[:50])}. Keep columns that are there"
+        )
+    if PREDICTION in found:
+        raise SettingsError(
+            f"{found[PREDICTION][1].url} already has a column {PREDICTION!r}, the name of what would be written; name "
+            "the columns to keep without it (--keep C1,C2)"
+        )
+    return pa.schema([found[name][0] for name in dict.fromkeys(keep or found)])
+
+
+def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard) -> tuple[pa.Field, Shard]:
+    """The column with a type that holds both, and the shard that it comes from."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if known is None:
+        return pa.field(column.name, kind), shard
+    before, earlier = known
+    if before.type == kind:
+        return known
+    both = [pa.schema([before]), pa.schema([(column.name, kind)])]
+    try:
+        merged = pa.unify_schemas(both, promote_options="permissive").field(0)
+    except pa.ArrowException as error:
+        raise SettingsError(
+            f"column {column.name!r} is {before.type} in {earlier.url}, but {kind} in {shard.url}, and one output "
+            "cannot hold both; leave the column out (--keep), or predict these shards into outputs of their own"
+        ) from error
+    return known if merged.type == before.type else (merged, shard)
+
+
+def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> RowAccount:
+    """Write the predictions of some rows as the file `name`, batch by batch."""
+    model, account = _model_of(scoring, placed), RowAccount()
+    options = scoring.storage_options
+    written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
+    with (
+        storage.writing(storage.join(scoring.output, name), options) as stream,
+        pq.ParquetWriter(stream, written, compression="zstd") as writer,
+    ):
         for unit in units:
-            kept = list(scoring.keep) or arrow_schema(unit.shard, scoring.storage_options).names
-            columns = list(dict.fromkeys([*kept, *model.schema.columns]))
-            for batch in read_unit(unit, columns, scoring.storage_options):
-                part, counted = _predicted(model, scoring, batch, kept)
+            there = set(arrow_schema(unit.shard, options).names)
+            kept = [column for column in scoring.kept.names if column in there]
+            for batch in read_unit(unit, list(dict.fromkeys([*kept, *model.schema.columns])), options):
+                predictions, counted = _predictions(model, scoring, batch)
                 account += counted
-                if writer is None:
-                    writer = open_writer.enter_context(pq.ParquetWriter(stream, part.schema, compression="zstd"))
-                writer.write_batch(part.cast(writer.schema) if part.schema != writer.schema else part)
+                columns = [_column(batch, column) for column in scoring.kept]
+                writer.write_batch(pa.RecordBatch.from_arrays([*columns, predictions], schema=written))
     return account
 
 
-def _predicted(
-    model: FMModel, scoring: Scoring, batch: Batch, kept: Sequence[str]
-) -> tuple[pa.RecordBatch, RowAccount]:
-    encoded = model.encode(batch.data)
+def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
+    encoded = _encoded(model, batch)
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
     values[encoded.good] = sigmoid(scores) if model.task == "classification" else scores
-    predictions = pa.array(values, pa.float32(), mask=~encoded.good)
-    columns = [_plain(batch.data.column(name)) for name in kept]
-    return pa.RecordBatch.from_arrays([*columns, predictions], names=[*kept, PREDICTION]), account
+    return pa.array(values, pa.float32(), mask=~encoded.good), account
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    """Text that was read as a dictionary, as text again."""
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+def _column(batch: Batch, column: pa.Field) -> pa.Array:
+    """A column of the batch with the type that all parts give it; nulls where the shard has no such column."""
+    if column.name not in batch.data.schema.names:
+        return pa.nulls(batch.data.num_rows, column.type)
+    array = batch.data.column(column.name)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    try:
+        return array.cast(column.type)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{batch.shard.url}: column {column.name!r} is {array.type} and does not fit {column.type}, which other "
+            f"shards make of it ({error}); leave the column out (--keep), or predict this shard by itself"
+        ) from error

@@ -32,6 +32,8 @@ from dfm.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_co
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
 _FAN_IN = 16
+_NEVER = 2**62
+"""More occurrences than any feature has: a linear model gives factors to none."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,8 @@ def _merge_all(client: Client, hashed: list[Future], hash_bits: int) -> Future:
 
 def _vocabulary(client: Client, job: Job, reading: Reading, plan: Plan, merged: Future) -> tuple[Future, str]:
     columns = [entry.name for entry in reading.schema.fields]
-    knobs = job.model.hash_bits, job.model.min_count, job.model.min_count_factors
+    least = job.model.min_count_factors if job.model.n_factors else _NEVER
+    knobs = job.model.hash_bits, job.model.min_count, least
     rows = sorted(units_key([unit for tasks in plan.replicas for units in tasks for unit in units]), key=str)
     future = client.submit(order_vocabulary, merged, columns, *knobs, pure=False)
     return future, fingerprint(reading.key(), knobs, rows)

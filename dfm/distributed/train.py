@@ -7,8 +7,10 @@ import importlib.metadata
 import itertools
 import logging
 import math
+import os
 import re
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -159,10 +161,9 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     """
     job.require_training()
     _check_output(job)
-    rule = merge_rule(job)
+    merge_rule(job)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
-    rule.check_rounds(job.training.n_replicas, inputs.plan.n_rounds)
     tell(plan_event(inputs))
     with cluster.client_of(job.cluster, client) as own:
         return _Run(job, inputs, own, tell).run()
@@ -180,15 +181,25 @@ def merge_rule(job: Job) -> MergeRule:
         training.outer_momentum,
     )
     rule.check_optimizer(training.optimizer)
+    rule.check_replicas(training.n_replicas)
     return rule
 
 
 def _check_output(job: Job) -> None:
-    url = storage.join(job.output.directory, "model")
-    if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), job.data.storage_options):
+    """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
+    url, options = storage.join(job.output.directory, "model"), job.data.storage_options
+    if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), options):
         raise SettingsError(
             f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
         )
+    probe = storage.join(job.output.directory, f".writable-{uuid.uuid4().hex}")
+    try:
+        storage.write_bytes(probe, b"", options)
+        storage.remove(probe, options)
+    except (OSError, ImportError, ValueError) as error:
+        raise SettingsError(
+            f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
+        ) from error
 
 
 def plan_event(inputs: Inputs) -> Event:
@@ -226,12 +237,16 @@ class _Run:
     prepared: prepare.Prepared = field(init=False)
     blocks: list[Future] = field(init=False)
     work: rounds.Work = field(init=False)
+    shares_disk: bool = field(init=False)
+    """Whether paths mean the same to the workers as to this process."""
     interrupted: bool = False
     rounds_done: int = 0
     worse: int = 0
+    rollbacks: int = 0
 
     def run(self) -> TrainResult:
         started = time.time()
+        self.shares_disk = cluster.shares_disk(self.client)
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
@@ -270,7 +285,7 @@ class _Run:
         """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
         futures: list[Future] = []
         for home in cluster.worker_addresses(self.client):
-            after = futures[0] if futures and not self.job.cluster.scheduler else None
+            after = futures[0] if futures and self.shares_disk else None
             futures.append(
                 self.client.submit(
                     rounds.warm_up, self.work, after, workers=[home], allow_other_workers=True, pure=False
@@ -288,7 +303,7 @@ class _Run:
             job.model.task,
             time_until=bound,
             on_bad_rows=job.data.on_bad_rows,
-            cache=cluster.cache_directory(job.cluster),
+            cache=cluster.cache_directory(job.cluster, self.client),
             storage_options=job.data.storage_options,
         )
         return reading, dataclasses.replace(reading, time_until="", time_from=bound)
@@ -348,7 +363,12 @@ class _Run:
             self._layout(),
             max(1, n_blocks),
         )
-        initial = InitialValues(self.job.model.seed, self.job.model.init_stdev, self.job.training.initial_accumulator)
+        initial = InitialValues(
+            self.job.model.seed,
+            self.job.model.init_stdev,
+            self.job.training.initial_accumulator,
+            _initial_bias(self.job.model.task, self.prepared.account),
+        )
         return [
             self.client.submit(
                 rounds.initial_block, self.prepared.vocabulary, self._layout(), pair, initial, pure=False
@@ -376,7 +396,7 @@ class _Run:
         for slice_number in range(self.inputs.plan.n_rounds):
             self._round(slice_number, homes, threads)
             if self.job.training.validate == "average" and slice_number + 1 < self.inputs.plan.n_rounds:
-                _check_finite(epoch, self._await_round())
+                _check_finite(epoch, self._await_round(), self.job.model.task)
                 paused = time.perf_counter()
                 metrics = self._validate()
                 self.tell({"event": "average", "epoch": epoch, "average": slice_number + 1, **metrics})
@@ -386,7 +406,7 @@ class _Run:
                     break
         reports = self._await_round()
         seconds = time.perf_counter() - started - validating
-        _check_finite(epoch, reports)
+        _check_finite(epoch, reports, self.job.model.task)
         started = time.perf_counter()
         metrics = self._validate()
         self._judge(epoch, metrics)
@@ -426,7 +446,7 @@ class _Run:
         """Submit one round; nothing is waited for, the blocks of the next round depend on those of this one."""
         training, plan = self.job.training, self.inputs.plan
         factor = rate_factor(training.schedule, self.rounds_done, training.n_epochs * plan.n_rounds)
-        step = scheduled(self.work.step, training.optimizer, factor)
+        step = scheduled(self.work.step, training.optimizer, factor * 0.5**self.rollbacks)
         seed = (self.job.model.seed * 1_000_003 + self.rounds_done * plan.n_replicas) % 2**62
         work = dataclasses.replace(self.work, step=dataclasses.replace(step, seed=seed))
         pushes = [
@@ -481,8 +501,15 @@ class _Run:
             self.worse += 1
 
     def _has_worsened(self) -> bool:
-        """Whether early stopping is due."""
-        return self.job.training.early_stopping and self.worse >= self.job.training.patience
+        """Whether to stop now. As long as rollbacks are left, it goes back to the best parameters instead."""
+        if not self.job.training.early_stopping or self.worse < self.job.training.patience:
+            return False
+        if self.rollbacks >= self.job.training.rollbacks or self.best is None:
+            return True
+        self.blocks, self.worse = list(self.best.blocks), 0
+        self.rollbacks += 1
+        self.tell({"event": "rolled_back", "to_epoch": self.best.epoch, "rate_factor": 0.5**self.rollbacks})
+        return False
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -508,6 +535,7 @@ class _Run:
                 "validation": self.best.metrics,
                 "best_epoch": self.best.epoch,
                 "rows": _rows_event(self.prepared.account),
+                "validation_rows": _rows_event(self.prepared.validation_account),
                 "interrupted": self.interrupted,
                 "parameters_sha256": digest,
             }
@@ -519,8 +547,9 @@ class _Run:
         assert self.best is not None
         reading = self.prepared.reading
         units = self.inputs.validation_tasks[0] if self.inputs.validation_tasks else self.inputs.plan.replicas[0][0]
-        arguments = reading, self._metadata(), units[0], url
-        if self.job.cluster.scheduler and storage.is_local(url):
+        where = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+        arguments = reading, self._metadata(), units[0], where
+        if storage.is_local(url) and not self.shares_disk:
             blocks, vocabulary = self.client.gather([self.best.blocks, self.prepared.vocabulary])
             return publish_model(blocks, vocabulary, *arguments)
         digest: str = self.client.submit(
@@ -534,6 +563,7 @@ class _Run:
         return {
             "dfm_version": importlib.metadata.version("dfm"),
             "settings": self.job.to_dict(),
+            "job_fingerprint": self.job.fingerprint(),
             "validation": self.best.metrics,
             "best_epoch": self.best.epoch,
             "history": self.history,
@@ -545,8 +575,8 @@ class _Run:
 
     def _prune(self, started: float) -> None:
         """Keep the cache of local workers below its limit; what this run used stays."""
-        if not self.job.cluster.scheduler:
-            directory = cluster.cache_directory(self.job.cluster)
+        if self.shares_disk:
+            directory = cluster.cache_directory(self.job.cluster, self.client)
             freed = prune_cache(directory, parse_bytes(self.job.cluster.cache_limit), started)
             if freed:
                 logger.info("deleted %d bytes of old partitions in %s", freed, directory)
@@ -590,13 +620,29 @@ def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int
     return [*bounds, n_features]
 
 
-def _check_finite(epoch: int, reports: Sequence[rounds.ReplicaReport]) -> None:
+_EXPLODED = 20.0
+"""Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
+
+
+def _check_finite(epoch: int, reports: Sequence[rounds.ReplicaReport], task: str) -> None:
+    """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
     for report in reports:
-        if not report.tally.is_finite:
+        exploded = task == "classification" and report.tally.mean_loss > _EXPLODED
+        if not report.tally.is_finite or exploded:
+            loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
             raise DivergenceError(
-                f"training diverged in epoch {epoch}, replica {report.replica}: the loss is no longer finite; "
-                "try a smaller training.learning_rate, or more L2"
+                f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
+                "try a smaller training.learning_rate (plain sgd wants 0.001), or more L2"
             )
+
+
+def _initial_bias(task: str, account: RowAccount) -> float:
+    """What a model without features would answer: the mean label, as a log-odds for classification."""
+    mean = account.label_sum / max(account.accepted, 1)
+    if task == "regression":
+        return mean
+    inside = min(max(mean, 1e-6), 1.0 - 1e-6)
+    return math.log(inside / (1.0 - inside))
 
 
 def _train_metric(task: str, mean_loss: float) -> dict[str, float]:
