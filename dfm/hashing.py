@@ -2,9 +2,10 @@
 
 A token is (column, value). Its index is `XXH64(value bytes, seed=XXH64(column name)) mod 2**hash_bits`
 (XXH64: Collet's xxHash specification, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
-Values are hashed as text, so the integer 5, the float 5.0 and the string "5" are the same category: a log that one
-system writes as integers and another as strings gives one model. Empty text is a missing
-value. Distinct values are hashed once per Arrow dictionary.
+Values are hashed as text, so the integer 5, the float 5.0, the decimal 5.00 and the string "5" are the same category:
+a log that one system writes as integers and another as strings gives one model. A float32 is its own shortest text
+(0.1, as the float64), a moment its time in UTC, whatever its unit and zone. Empty text is a missing value. Distinct
+values are hashed once per Arrow dictionary.
 """
 
 from __future__ import annotations
@@ -265,15 +266,34 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
         return hash_texts(array, seed, mask, missing)
     if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
         return hash_texts(array.cast(pa.binary()), seed, mask, missing)
+    if pa.types.is_decimal(kind):
+        return hash_category(_decimal_texts(array), column, hash_bits)
     try:
-        # Dates, times, decimals, string views: their text, as Arrow writes it.
-        texts = array.cast(pa.string())
+        # Dates and string views: their text, as Arrow writes it.
+        texts = _time_texts(array) if pa.types.is_timestamp(kind) or pa.types.is_time(kind) else array.cast(pa.string())
     except pa.ArrowException as error:
         raise DataError(
             f"column {column!r} holds {kind}, which is no category; leave it out of [schema], "
             "or write the parts of it that matter as columns of their own"
         ) from error
     return hash_texts(texts, seed, mask, missing)
+
+
+def _decimal_texts(array: pa.Array) -> pa.DictionaryArray:
+    """Decimals as text without an exponent and without zeros at the end, by distinct value."""
+    encoded = array.dictionary_encode()
+    texts = [f"{number:f}" for number in encoded.dictionary.to_pylist()]
+    texts = [text.rstrip("0").rstrip(".") if "." in text else text for text in texts]
+    return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.string()))
+
+
+def _time_texts(array: pa.Array) -> pa.Array:
+    """Moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC."""
+    unit = array.type.unit
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp(unit))
+    texts = array.cast(pa.string())
+    return texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
@@ -298,9 +318,10 @@ def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: in
 
 def _hash_floats(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
     """Whole numbers hash as integers (pandas makes floats of integers with gaps), others as text; NaN is missing."""
-    numbers = array.cast(pa.float64())
-    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
-    whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), pc.less(pc.abs(numbers), 2.0**53)), True)
+    numbers = array if pa.types.is_float32(array.type) else array.cast(pa.float64())
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, numbers.type), numbers)
+    fits = pc.and_(pc.greater_equal(numbers, -(2.0**63)), pc.less(numbers, 2.0**63))
+    whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
     if pc.all(whole).as_py() is not False:
         return _hash_integer_array(numbers.cast(pa.int64()), seed, mask, missing)
     out = hash_texts(numbers.cast(pa.string()), seed, mask, missing)

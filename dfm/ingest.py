@@ -22,7 +22,7 @@ BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
 _FOOTER_THREADS = 16
 _PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What Hive and Spark call the folder of a missing value."""
 
 
@@ -103,16 +103,21 @@ def _expand(path: str, options: dict[str, Any]) -> list[str]:
         filesystem, root = fsspec.core.url_to_fs(path, **options)
         if any(mark in root for mark in "*?["):
             folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
-            names = [name for name in filesystem.glob(root) if not filesystem.isdir(name)]
-            names = [name for name in names if not _is_hidden(name.removeprefix(folder))]
+            hits = filesystem.glob(root, detail=True).items()
+            files = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
+            names = [name for found in files for name in found if not _is_hidden(name.removeprefix(folder))]
         elif filesystem.isdir(root):
-            names = [name for name in filesystem.find(root) if name.endswith((".parquet", ".parq", ".pq"))]
-            names = [name for name in names if not _is_hidden(name.removeprefix(root))]
+            names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
         else:
             names = [root] if filesystem.exists(root) else []
         return [_unstrip(filesystem, name) for name in names]
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _below(filesystem: Any, folder: str) -> list[str]:
+    """Names of the Parquet files below a folder."""
+    return [name for name in filesystem.find(folder) if name.endswith((".parquet", ".parq", ".pq"))]
 
 
 def _is_hidden(path: str) -> bool:
@@ -136,7 +141,9 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -
             metadata = file.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
-        return Shard(url, int(info["size"]), str(modified or ""), rows, _partition_values(url))
+        # What a filesystem without times knows of its files: at least that they are still the same.
+        modified = modified or filesystem.ukey(name)
+        return Shard(url, int(info["size"]), str(modified), rows, _partition_values(url))
 
 
 def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
@@ -163,6 +170,15 @@ def reading(url: str, place: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def naming_shard(batch: Batch) -> Iterator[None]:
+    """Let a DataError about a batch's columns name the shard."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{batch.shard.url}: {error}") from error
+
+
+@contextlib.contextmanager
 def open_parquet(
     url: str, storage_options: Mapping[str, Any] | None = None, dictionary_columns: Sequence[str] = ()
 ) -> Iterator[pq.ParquetFile]:
@@ -179,10 +195,15 @@ def open_parquet(
         yield file
 
 
+def stored_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The columns that the shard's file holds."""
+    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
+        return file.schema_arrow
+
+
 def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
     """The shard's columns, those of its path at the end (as strings)."""
-    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
-        schema = file.schema_arrow
+    schema = stored_schema(shard, storage_options)
     for name, _ in shard.partition:
         if name not in schema.names:
             schema = schema.append(pa.field(name, pa.string()))
@@ -196,8 +217,7 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
     """
     shard = unit.shard
     from_path = dict(shard.partition)
-    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
-        stored = {field.name: field.type for field in file.schema_arrow}
+    stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
     missing = [name for name in columns if name not in stored and name not in from_path]
     if missing:
         raise DataError(
@@ -260,7 +280,7 @@ def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns:
     for name in columns:
         if name not in names:
             codes = pa.array([0], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
-            value = None if from_path[name] == _HIVE_NULL else from_path[name]
+            value = None if from_path[name] == HIVE_NULL else from_path[name]
             arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([value], pa.string())))
             names.append(name)
     return pa.RecordBatch.from_arrays(arrays, names=names)

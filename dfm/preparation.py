@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,13 @@ from dfm.accounting import RowAccount, bad_row_message, rejections_of
 from dfm.arrays import read_arrays, read_only, write_arrays
 from dfm.encoding import NumberStatistics, encode_batch, parse_numbers, take_rows
 from dfm.errors import DataError
-from dfm.ingest import Batch, Unit, read_unit
+from dfm.ingest import Batch, Unit, naming_shard, read_unit
 from dfm.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.schema import ResolvedSchema
+from dfm.timesplit import at_or_after
 from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None
@@ -121,7 +123,8 @@ def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberS
     for unit in units:
         for batch in _batches(reading, unit, list(columns)):
             for column in columns:
-                values, present, unparsed = parse_numbers(batch.data.column(column), column)
+                with naming_shard(batch):
+                    values, present, unparsed = parse_numbers(batch.data.column(column), column)
                 collected[column].append(values[present & ~unparsed & np.isfinite(values)])
     return {column: _sketch(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
@@ -166,24 +169,15 @@ def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch
         return
     wanted = list(dict.fromkeys([*columns, reading.schema.time]))
     for batch in read_unit(unit, wanted, reading.storage_options):
-        keep = _in_span(batch.data.column(reading.schema.time), reading)
+        with naming_shard(batch):
+            keep = _in_span(batch.data.column(reading.schema.time), reading)
         kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
         yield dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
     """Rows to keep; a missing time counts as the earliest."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    bound = reading.time_from or reading.time_until
-    try:
-        text = pa.scalar(bound)
-        limit = text if pa.types.is_string(column.type) else text.cast(column.type)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"data.validation_from = {bound!r} is no {column.type}, which column {reading.schema.time!r} holds: {error}"
-        ) from error
-    later = pc.fill_null(pc.greater_equal(column, limit), False)
+    later = at_or_after(column, reading.time_from or reading.time_until, reading.schema.time)
     return later if reading.time_from else pc.invert(later)
 
 
@@ -199,7 +193,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     parts, account = [], RowAccount()
     for unit in units:
         for batch in _batches(reading, unit, reading.columns):
-            encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, reading.task)
+            with naming_shard(batch):
+                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, reading.task)
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))
@@ -213,6 +208,29 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
     return _open_chunk(path) or Chunk(rows, offsets, counts, account)
+
+
+def check_label_classes(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
+    """DataError where the rows of some units give a classification one class only; they are read for the message."""
+    if reading.task != "classification" or not account.accepted or 0 < account.label_sum < account.accepted:
+        return
+    schema = reading.schema
+    found = "positive" if account.label_sum else "negative"
+    meant = f"schema.label_positive = {list(schema.label_positive)}" if schema.label_positive else "1 is positive"
+    raise DataError(
+        f"all {account.accepted} rows to train on are {found}: {meant}, and column {schema.label!r} "
+        f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
+        "column as schema.label, or train on data that has both classes"
+    )
+
+
+def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
+    """Up to five distinct labels, from the beginning of the first units."""
+    seen: dict[str, None] = {}
+    for unit in units[:5]:
+        for batch in itertools.islice(_batches(reading, unit, [reading.schema.label]), 1):
+            seen |= dict.fromkeys(repr(label) for label in batch.data.column(reading.schema.label).unique().to_pylist())
+    return list(seen)[:5]
 
 
 def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
@@ -245,7 +263,7 @@ def _save_chunk(path: Path, chunk: Chunk) -> None:
 def _open_chunk(path: Path) -> Chunk | None:
     """The cached chunk, or None; a damaged file counts as missing."""
     try:
-        arrays, metadata = read_arrays(path)
+        arrays, _ = read_arrays(path)
         rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
         counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
         account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))

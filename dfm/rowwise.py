@@ -117,7 +117,7 @@ def _text(value: Any) -> bytes:
         return b"%d" % value
     if kind is bool:
         return b"true" if value else b"false"
-    if kind is float and value.is_integer() and abs(value) < 2.0**53:
+    if kind is float and value.is_integer() and -(2.0**63) <= value < 2.0**63:
         return b"%d" % int(value)
     raise NotPlain
 

@@ -66,6 +66,20 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
         yield remote
 
 
+def check_writable(url: str, options: Options = None) -> None:
+    """OSError where no file can be written below a folder or URL; leaves nothing behind."""
+    probe = join(url, f".writable-{uuid.uuid4().hex}")
+    folders = [local_path(url), *local_path(url).parents] if is_local(url) else []
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        write_bytes(probe, b"", options)
+        remove(probe, options)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def exists(url: str, options: Options = None) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):

@@ -120,6 +120,8 @@ FIVE = {
     "binary": pa.array([b"5", None, b"-7", b"5"], pa.binary()),
     "large_binary": pa.array([b"5", b"", b"-7", b"5"], pa.large_binary()),
     "binary_view": pa.array([b"5", None, b"-7", b"5"], pa.binary_view()),
+    "decimal with zeros after the point": pa.array([5, None, -7, 5], pa.decimal128(9, 2)),
+    "decimal256": pa.array([5, None, -7, 5], pa.decimal256(60, 20)),
     "decimal without digits after the point": pa.array([5, None, -7, 5], pa.decimal128(9, 0)),
     "dictionary of strings": pa.array(["5", None, "-7", "5"]).dictionary_encode(),
     "dictionary of integers": pa.array([5, None, -7, 5]).dictionary_encode(),
@@ -175,18 +177,64 @@ def test_fractions_hash_as_text_and_whole_numbers_among_them_as_integers():
     assert hashed(pa.array(numbers).slice(1, 5)) == tokens("C1", texts[1:6])
 
 
-def test_dates_times_and_decimals_hash_as_arrow_writes_them():
+def test_dates_times_and_decimals_hash_as_text():
     day, moment = datetime.date(2026, 11, 20), datetime.datetime(2026, 11, 20, 7, 5)
     columns = [
         (pa.array([day, None], pa.date32()), "2026-11-20"),
         (pa.array([day, None], pa.date64()), "2026-11-20"),
         (pa.array([moment, None], pa.timestamp("s")), "2026-11-20 07:05:00"),
         (pa.array([moment.time(), None], pa.time32("s")), "07:05:00"),
-        (pa.array([decimal.Decimal("1.50"), None], pa.decimal128(9, 2)), "1.50"),
+        (pa.array([decimal.Decimal("1.50"), None], pa.decimal128(9, 2)), "1.5"),
     ]
     for array, text in columns:
         assert hashed(array) == tokens("C1", [text, None]), array.type
         assert hashed(array.slice(1)) == tokens("C1", [None]), array.type
+
+
+MOMENT = datetime.datetime(2026, 11, 20, 7, 5)
+BERLIN = datetime.timezone(datetime.timedelta(hours=1))
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "+01:00", "Europe/Berlin"])
+def test_a_moment_is_the_same_category_whatever_its_unit_and_zone(unit, zone):
+    """Spark writes moments in microseconds of UTC, pandas in nanoseconds without a zone."""
+    moments = pa.array([MOMENT, None], pa.timestamp(unit)).cast(pa.timestamp(unit, zone))
+    assert hashed(moments) == hashed(moments.dictionary_encode()) == [20547, 1003401]
+    if unit != "s":
+        fractions = pa.array([MOMENT.replace(microsecond=250_000)], pa.timestamp(unit)).cast(moments.type)
+        assert hashed(fractions) == [613525]
+
+
+def test_a_moment_of_python_is_the_category_that_a_shard_gave_it():
+    aware = MOMENT.replace(hour=8, tzinfo=BERLIN)
+    assert hashed(pa.array([MOMENT])) == hashed(pa.array([aware])) == tokens("C1", ["2026-11-20 07:05:00"]) == [20547]
+    assert hashed(pa.array([MOMENT.date()])) != hashed(pa.array([datetime.datetime(2026, 11, 20)]))
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")])
+def test_a_time_of_day_is_the_same_category_whatever_its_unit(kind):
+    assert hashed(pa.array([MOMENT.time(), None], kind)) == [463683, 1003401]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.decimal128(12, 3)])
+def test_a_fraction_is_the_same_category_whatever_its_type(kind):
+    as_written = decimal.Decimal if pa.types.is_decimal(kind) else float
+    fractions = pa.array([as_written("0.1"), None, as_written("1.5")], kind)
+    assert hashed(fractions) == [226200, 1003401, 24202] == tokens("C1", ["0.1", None, "1.5"])
+
+
+def test_small_decimals_hash_without_an_exponent_and_round_ones_keep_their_zeros():
+    numbers = [decimal.Decimal(text) for text in ("0.00000001", "0.00000010", "0", "100", "-1.10")]
+    expected = tokens("C1", ["0.00000001", "0.0000001", "0", "100", "-1.1"])
+    assert hashed(pa.array(numbers, pa.decimal128(12, 8))) == expected
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53) - 2, 2**62, 2**63 - 1024, -(2**63)])
+def test_whole_floats_up_to_the_range_of_int64_hash_as_the_integer(number):
+    expected = hashed(pa.array([number, None]))
+    assert hashed(pa.array([float(number), None])) == expected == tokens("C1", [str(number), None])
+    assert hashed(pa.array([float(number), 0.5]))[0] == expected[0]
 
 
 def test_bytes_that_are_no_utf8_are_categories_too():

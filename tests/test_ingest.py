@@ -76,6 +76,13 @@ def test_globs_name_files_and_folders_between(tree):
     assert found(tree, "day=1?/*") == ["day=10/a.parq"]
 
 
+def test_globs_that_match_folders_search_below_them(tree):
+    assert found(tree, "day=1*") == DAYS[1:4]
+    assert found(tree, "day=*/") == DAYS[1:]
+    assert found(tree, "*") == DAYS
+    assert found(tree.parent, f"{tree.name[:-1]}*/day=2") == [f"{tree.name}/day=2/a.pq"]
+
+
 def test_a_file_named_in_full_is_read_even_where_a_search_would_skip_it(tree):
     assert found(tree, "day=10/_common.parquet") == ["day=10/_common.parquet"]
     hidden = tree / ".staging"
@@ -131,6 +138,18 @@ def test_a_shard_knows_its_size_time_and_row_groups(tmp_path):
     assert (shard.row_groups, shard.n_rows, shard.size) == ((10, 10, 5), 25, status.st_size)
     os.utime(tmp_path / "a.parquet", (1, status.st_mtime + 100))
     assert describe_shard(shard.url).modified != shard.modified
+
+
+def test_a_shard_of_a_filesystem_without_times_changes_with_what_is_known_of_it(tmp_path, monkeypatch):
+    path = Path(number_shard(tmp_path / "a.parquet", 25).url)
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/timeless/a.parquet", path.read_bytes())
+    known: dict[str, Any] = {"name": "/timeless/a.parquet", "size": path.stat().st_size, "type": "file", "md5": "1"}
+    monkeypatch.setattr(type(store), "info", lambda *_, **__: known)
+    first, again = describe_shard("memory://timeless/a.parquet"), describe_shard("memory://timeless/a.parquet")
+    known["md5"] = "2"
+    assert first.modified == again.modified != describe_shard("memory://timeless/a.parquet").modified
+    assert first.modified
 
 
 # ---------------------------------------------------------------------------------------------- bad files ----

@@ -28,9 +28,7 @@ quick = settings(max_examples=60, deadline=None)
 @st.composite
 def rows(draw, min_size=0, logits=spread_logits | crowded_logits):
     """Scores float32[n], labels float32[n] (0 or 1) and weights float32[n] (some of them 0)."""
-    drawn = draw(
-        st.lists(st.tuples(logits, st.booleans(), st.integers(0, 4)), min_size=min_size, max_size=60)
-    )
+    drawn = draw(st.lists(st.tuples(logits, st.booleans(), st.integers(0, 4)), min_size=min_size, max_size=60))
     columns = np.array(drawn, np.float32).reshape(-1, 3)
     return columns[:, 0], columns[:, 1], columns[:, 2]
 
@@ -72,9 +70,7 @@ def test_the_order_of_rows_does_not_matter(task, data, random):
     order = list(range(len(data[0])))
     random.shuffle(order)
     shuffled = [column[order] for column in data]
-    assert_same_metrics(
-        TALLIES[task].from_scores(*shuffled).metrics(), TALLIES[task].from_scores(*data).metrics()
-    )
+    assert_same_metrics(TALLIES[task].from_scores(*shuffled).metrics(), TALLIES[task].from_scores(*data).metrics())
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -92,13 +88,9 @@ def test_a_weight_counts_like_that_many_copies_of_the_row(task, data):
 @given(rows(min_size=1))
 def test_log_loss_equals_its_definition(data):
     scores, labels, _ = data
-    likelihoods = [
-        1 / (1 + math.exp(-z if y else z)) for z, y in zip(scores.tolist(), labels.tolist(), strict=True)
-    ]
+    likelihoods = [1 / (1 + math.exp(-z if y else z)) for z, y in zip(scores.tolist(), labels.tolist(), strict=True)]
     expected = -sum(math.log(likelihood) for likelihood in likelihoods) / len(likelihoods)
-    assert ClassificationTally.from_scores(scores, labels).metrics()["log_loss"] == pytest.approx(
-        expected, rel=1e-9
-    )
+    assert ClassificationTally.from_scores(scores, labels).metrics()["log_loss"] == pytest.approx(expected, rel=1e-9)
 
 
 @quick

@@ -17,6 +17,7 @@ import pytest
 from shards import write_shard
 
 from dfm.accounting import RowAccount
+from dfm.distributed.train import find_inputs
 from dfm.encoding import NumberStatistics
 from dfm.errors import DataError
 from dfm.ingest import Shard, Unit, describe_shard
@@ -24,6 +25,7 @@ from dfm.partition import HashedRows, SparsePartition
 from dfm.preparation import (
     Chunk,
     Reading,
+    check_label_classes,
     fingerprint,
     hash_units,
     load_slices,
@@ -32,6 +34,8 @@ from dfm.preparation import (
     sketch_numbers,
 )
 from dfm.schema import Schema, resolve
+from dfm.settings import Job
+from dfm.timesplit import at_or_after
 from dfm.vocabulary import RowLookup, build_vocabulary, count_features
 
 HASH_BITS = 12
@@ -125,7 +129,7 @@ def test_without_a_seed_rows_keep_the_order_of_the_units(reading, shards):
     chunk = hash_units(reading, whole(shards), 1, None)
     assert chunk.rows.weights.tolist() == list(range(101))
     assert chunk.rows.labels.tolist() == [n % 2 for n in range(101)]
-    assert chunk.account == RowAccount(101, 101)
+    assert chunk.account == RowAccount(101, 101, (), 50.0)
     part = hash_units(reading, [Unit(shards[1], 7, 20), Unit(shards[0], 30, 35)], 1, None)
     everything = keys(chunk.rows)
     assert keys(part.rows) == everything[67:80] + everything[30:35]
@@ -179,6 +183,49 @@ def test_bad_rows_are_accounted_for_or_stop_the_job(reading, tmp_path):
     other = dataclasses.replace(reading, cache=str(tmp_path / "other"))
     with pytest.raises(DataError, match=r'bad\.parquet, row group 1, row 4: column .w.*on_bad_rows = "skip"'):
         hash_units(other, [Unit(shard, 18, 40)], 2, None)
+
+
+def test_a_column_of_the_wrong_type_is_named_with_its_shard(tmp_path):
+    columns = {"label": [0, 1], "C": [["a"], ["b"]], "I": [["1"], ["2"]]}
+    unit = Unit(describe_shard(write_shard(tmp_path / "odd.parquet", columns)), 0, 2)
+    for schema, column in (
+        (Schema(categorical=["C"]), "C"),
+        (Schema(numeric=["I"], transforms={"I": "quantile"}), "I"),
+    ):
+        reading = Reading(resolve(schema, list(columns)), HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+        with pytest.raises(DataError, match=rf"odd\.parquet: column '{column}' holds list"):
+            hash_units(reading, [unit], 1, None)
+    with pytest.raises(DataError, match=r"odd\.parquet: column 'I' holds list"):
+        sketch_numbers(reading, [unit])
+
+
+def labelled(tmp_path: Path, labels: Sequence[Any], task: str = "classification", **schema: Any) -> None:
+    """Check the classes of rows with these labels."""
+    path = write_shard(tmp_path / "labels.parquet", {"label": labels, "C": ["a"] * len(labels)})
+    units = [Unit(describe_shard(path), 0, len(labels))]
+    resolved = resolve(Schema(categorical=["C"], **schema), ["label", "C"])
+    reading = Reading(resolved, HASH_BITS, task, on_bad_rows="skip", cache=str(tmp_path / "cache"))
+    check_label_classes(hash_units(reading, units, 1, None).account, reading, units)
+
+
+def test_labels_of_one_class_are_refused_with_what_was_looked_for_and_what_was_found(tmp_path):
+    message = (
+        r"all 6 rows to train on are negative: schema\.label_positive = \['click'\], and column 'label' "
+        r"holds 'a', 'b', 'c', 'd', 'e'\. Name the positive labels in schema\.label_positive"
+    )
+    with pytest.raises(DataError, match=message):
+        labelled(tmp_path / "1", list("abcdef"), label_positive=["click"])
+    with pytest.raises(
+        DataError, match="all 3 rows to train on are positive: 1 is positive, and column 'label' holds 1"
+    ):
+        labelled(tmp_path / "2", [1, 1, 1])
+
+
+def test_labels_of_both_classes_numbers_to_predict_and_no_rows_at_all_pass(tmp_path):
+    labelled(tmp_path / "1", [0, 0, 1])
+    labelled(tmp_path / "2", ["a", "click"], label_positive=["click"])
+    labelled(tmp_path / "3", [2.0, 2.0], task="regression")
+    labelled(tmp_path / "4", [7, 7])
 
 
 def test_only_the_columns_that_a_reading_needs_are_read(shards, tmp_path):
@@ -398,7 +445,10 @@ TIMES = {
     "date32": pa.array(MOMENTS, pa.date32()),
     "date64": pa.array(MOMENTS, pa.date64()),
     "timestamp": pa.array(MOMENTS, pa.date32()).cast(pa.timestamp("us")),
+    "zoned": pa.array(MOMENTS, pa.date32()).cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")),
+    "dictionary": pa.array([None if day is None else str(day) for day in MOMENTS]).dictionary_encode(),
     "integer": pa.array([None if day is None else int(f"{day:%Y%m%d}") for day in MOMENTS]),
+    "whole numbers as text": pa.array([None if day is None else f"{day:%Y%m%d}" for day in MOMENTS]),
 }
 
 
@@ -417,7 +467,7 @@ def timed_reading(tmp_path: Path, time: pa.Array) -> tuple[Reading, Unit]:
 @pytest.mark.parametrize("time", TIMES.values(), ids=TIMES)
 def test_a_split_in_time_is_exact_and_a_missing_time_is_the_earliest(tmp_path, time):
     reading, unit = timed_reading(tmp_path, time)
-    bound = SPLIT.replace("-", "") if pa.types.is_integer(time.type) else SPLIT
+    bound = SPLIT if "-" in str(time[1]) else SPLIT.replace("-", "")
     before = hash_units(dataclasses.replace(reading, time_until=bound), [unit], 1, None)
     since = hash_units(dataclasses.replace(reading, time_from=bound), [unit], 1, None)
     late = [day is not None and str(day) >= SPLIT for day in MOMENTS]
@@ -439,8 +489,113 @@ def test_a_split_by_folders_is_exact(tmp_path):
 
 def test_a_bound_that_the_time_column_cannot_hold_is_named(tmp_path):
     reading, unit = timed_reading(tmp_path, TIMES["integer"])
-    with pytest.raises(DataError, match="validation_from = '2026-11-04' is no int64, which column 'day' holds"):
+    message = (
+        r"timed\.parquet: data\.validation_from = '2026-11-04' cannot be compared with .* 'day', which holds int64"
+    )
+    with pytest.raises(DataError, match=message):
         hash_units(dataclasses.replace(reading, time_from=SPLIT), [unit], 1, None)
+
+
+def late(values: Any, bound: str, kind: pa.DataType | None = None) -> list[int]:
+    """Which values are at or after the bound, by number."""
+    array = values if isinstance(values, pa.Array) else pa.array(values, kind)
+    return np.flatnonzero(at_or_after(array, bound, "t")).tolist()
+
+
+def test_whole_numbers_are_compared_as_numbers_whatever_their_type():
+    numbers = [9, None, 10, 100, -3]
+    texts = [None if number is None else str(number) for number in numbers]
+    for kind in (pa.int8(), pa.int64(), pa.uint8(), pa.float64(), pa.decimal128(9, 2)):
+        in_range = [abs(n) if n is not None and pa.types.is_unsigned_integer(kind) else n for n in numbers]
+        assert late(in_range, "10", kind) == [2, 3], kind
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())):
+        assert late(pa.array(texts).cast(kind), "10") == [2, 3], kind
+
+
+WRITTEN = ["2026-11-19T23:59:59.999", "2026-11-20", "2026-11-20 00:00", "2026-11-20T00:00:00.000000001", None, ""]
+
+
+@pytest.mark.parametrize("bound", ["2026-11-20", "2026-11-20T00:00:00", "2026-11-20 00:00", "2026-11-20T00:00:00Z"])
+def test_dates_and_times_are_compared_as_moments_however_they_are_written(bound):
+    assert late(WRITTEN, bound) == [1, 2, 3]
+    assert late([datetime.date(2026, 11, 19), datetime.date(2026, 11, 20)], bound) == [1]
+
+
+def test_a_bound_with_a_zone_is_an_instant_and_one_without_is_in_the_zone_of_the_values():
+    texts = ["2026-11-20T00:30+01:00", "2026-11-19T23:30Z", "2026-11-20T01:00:00", "2026-11-20 00:30:00.5+0100"]
+    assert late(texts, "2026-11-20") == [0, 2, 3]
+    assert late(texts, "2026-11-20T00:30:00+01:00") == [0, 1, 2, 3]
+    assert late(texts, "2026-11-20T00:00:00Z") == [2]
+    berlin = pa.array([datetime.datetime(2026, 11, 19, 22, 59), datetime.datetime(2026, 11, 19, 23)])
+    for unit in ("s", "ms", "us", "ns"):
+        moments = berlin.cast(pa.timestamp(unit)).cast(pa.timestamp(unit, "Europe/Berlin"))
+        assert late(moments, "2026-11-20") == late(moments, "2026-11-19T23:00:00Z") == [1], unit
+        assert late(moments.cast(pa.timestamp(unit)), "2026-11-19T23:00:00Z") == [1], unit
+
+
+def test_what_is_neither_number_nor_moment_is_compared_as_text():
+    assert late(["v1", "v2", None, "10"], "v2") == [1]
+    assert late(["2026-W46", "2026-W47"], "2026-W47") == [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "bound", "message"),
+    [
+        (["2026-11-19"], "20261120", "'20261120' is a whole number, but column 't' holds '2026-11-19'; write both the"),
+        (["20261119"], "2026-11-20", r"is a date or time \(YYYY-MM-DD.*, but column 't' holds '20261119'"),
+        (["2026-11-19"], "2026-13-01", r"cannot be compared .* string \(Failed to parse string: '2026-13-01'"),
+        ([datetime.datetime(2026, 11, 19)], "10", r"which holds timestamp\[us\] \(expected YYYY-MM-DD"),
+        ([[1]], "10", r"which holds list<item: int64> .*; write a value like those of t, or name another column"),
+        ([{"a": 1}], "10", r"which holds struct<a: int64>"),
+        ([b"\xff"], "10", "which holds binary"),
+        ([300], "9" * 20, "which holds int64"),
+    ],
+)
+def test_a_bound_and_values_that_cannot_be_compared_are_named(values, bound, message):
+    with pytest.raises(DataError, match=message):
+        late(values, bound)
+
+
+def split_by_folders(tmp_path: Path, days: Sequence[str], bound: str, stored: Sequence[str] = ()) -> list[list[str]]:
+    """Folders of the training and of the validation shards; days may be stored in the files too."""
+    for day in days:
+        columns = {"label": [0, 1], "C": ["a", "b"], **({"day": list(stored)} if stored else {})}
+        write_shard(tmp_path / f"day={day}" / "a.parquet", columns)
+    data = {"train": str(tmp_path), "validation_from": bound}
+    inputs = find_inputs(Job.from_dict({"data": data, "schema": {"time": "day"}, "training": {"n_replicas": 1}}))
+    assert inputs.split_rows == bool(stored)
+    return [[dict(shard.partition)["day"] for shard in shards] for shards in (inputs.train, inputs.validation)]
+
+
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+
+
+@pytest.mark.parametrize(
+    ("days", "bound"),
+    [
+        (["2026-11-19", "2026-11-20"], "2026-11-20T00:00:00"),
+        (["2026-11-19 23%3A00%3A00", "2026-11-20 00%3A00%3A00"], "2026-11-20"),
+        (["9", "10"], "10"),
+        (["v1", "v2"], "v2"),
+    ],
+)
+def test_folders_are_split_as_rows_are_and_the_null_folder_is_the_earliest(tmp_path, days, bound):
+    before, after = (day.replace("%3A", ":") for day in days)
+    assert split_by_folders(tmp_path, [*days, NULL_FOLDER], bound) == [sorted([NULL_FOLDER, before]), [after]]
+
+
+def test_a_stored_time_wins_over_that_of_the_folder(tmp_path):
+    days = ["2026-11-18", "2026-11-19"]
+    assert split_by_folders(tmp_path, days, "2026-11-20", stored=["2026-11-19", "2026-11-20"]) == [days, []]
+
+
+def test_a_split_that_leaves_nothing_names_the_end_of_the_folders(tmp_path):
+    with pytest.raises(DataError, match="leaves no shard to validate on: day ends at 10; choose an earlier time"):
+        split_by_folders(tmp_path, ["9", "10", NULL_FOLDER], "11")
+    with pytest.raises(DataError, match="leaves no shard to validate on: day ends at a missing value"):
+        split_by_folders(tmp_path / "alone", [NULL_FOLDER], "11")
+    with pytest.raises(DataError, match="leaves no shard to train on: day begins at 9; choose a later time"):
+        split_by_folders(tmp_path / "late", ["9", "10"], "3")
 
 
 def test_a_bad_row_is_placed_in_its_row_group_although_earlier_rows_are_left_out(tmp_path):

@@ -118,9 +118,7 @@ def test_every_default_is_legal_and_in_stored_form(table: str, key: str, knob: K
 
 def test_the_reference_table_has_every_knob_once():
     rows = describe()
-    assert [row.name for row in rows] == [
-        f"{table}.{key}" for table, kind in TABLES.items() for key in kind.knobs()
-    ]
+    assert [row.name for row in rows] == [f"{table}.{key}" for table, kind in TABLES.items() for key in kind.knobs()]
     assert all(row.help and row.legal for row in rows)
     markdown = describe_markdown().splitlines()
     assert len(markdown) == len(rows) + 2

@@ -153,9 +153,7 @@ def test_day_records_count_the_rows_and_clicks_of_their_folders(log):
         labels = ds.dataset(log / f"day={day.day}").to_table(columns=["label"])["label"]
         rate = day.clicks / day.rows
         assert (len(labels), pc.sum(labels).as_py()) == (day.rows, day.clicks)
-        assert day.click_rate_log_loss == pytest.approx(
-            -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
-        )
+        assert day.click_rate_log_loss == pytest.approx(-rate * math.log(rate) - (1 - rate) * math.log(1 - rate))
     assert truth.day("2026-11-15") == truth.days[1]
     with pytest.raises(DataError, match="2026-11-16"):
         truth.day("2026-11-16")
@@ -170,9 +168,7 @@ def test_columns_are_plain_nullable_integers_and_strings(rows):
 
 
 def test_counts_have_heavy_tails_nulls_and_where_asked_negatives(rows):
-    for name, (missing, negative, median, _, limit) in zip(
-        synth.COUNT_COLUMNS, synth._COUNT_LAWS, strict=True
-    ):
+    for name, (missing, negative, median, _, limit) in zip(synth.COUNT_COLUMNS, synth._COUNT_LAWS, strict=True):
         present = rows[name].drop_null().to_numpy()
         assert rows[name].null_count / len(rows) == pytest.approx(missing, abs=0.015)
         assert np.mean(present < 0) == pytest.approx(negative, abs=0.015)
@@ -289,13 +285,7 @@ def test_a_wrong_size_is_refused_before_anything_is_written(tmp_path, wrong, mes
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=12))
 def test_auc_is_the_share_of_pairs_in_the_right_order(rows):
-    wins = [
-        1.0 if p > n else 0.5 if p == n else 0.0
-        for p, click in rows
-        if click
-        for n, other in rows
-        if not other
-    ]
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, click in rows if click for n, other in rows if not other]
     scores = np.array([score for score, _ in rows], np.float32)
     clicked = np.array([click for _, click in rows], np.bool_)
     assert synth._exact_auc(scores, clicked) == pytest.approx(sum(wins) / len(wins) if wins else 0.5)

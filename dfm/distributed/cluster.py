@@ -37,6 +37,10 @@ _CONFIG = {
 }
 
 
+_WORKER_PATIENCE = 60
+"""Seconds; a worker that was killed is back in three."""
+
+
 class _Quiet(WorkerPlugin):
     """Local workers report errors through their tasks; a heartbeat that fails while they close is none."""
 
@@ -97,7 +101,8 @@ def _remote_client(settings: ClusterSettings) -> Iterator[Client]:
 
 def shares_disk(client: Client) -> bool:
     """Whether all workers run on this machine, so that a path means the same to them as here."""
-    hosts = {urlsplit(address).hostname or "" for address in worker_addresses(client)}
+    addresses = [*worker_addresses(client), client.scheduler.address]
+    hosts = {urlsplit(address).hostname or "" for address in addresses}
     return hosts <= {"", "localhost", "127.0.0.1", "::1", *_own_hosts()} or "inproc" in client.scheduler.address
 
 
@@ -115,11 +120,14 @@ def cache_directory(settings: ClusterSettings, client: Client) -> str:
 
 
 def worker_addresses(client: Client) -> list[str]:
-    """Addresses of the workers alive, in a fixed order. ClusterError where there is none."""
-    addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
-    if not addresses:
-        raise ClusterError("the cluster has no worker left; start workers and run the same command again")
-    return addresses
+    """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
+    try:
+        client.wait_for_workers(1, timeout=_WORKER_PATIENCE)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the cluster had no worker for {_WORKER_PATIENCE} s; start workers and run the same command again"
+        ) from error
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
 def n_threads(client: Client) -> int:

@@ -22,7 +22,7 @@ from dfm.distributed.placement import plan_reading
 from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
-from dfm.ingest import Batch, Shard, Unit, arrow_schema, read_unit
+from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
 from dfm.kernels.losses import sigmoid
 from dfm.metrics import TALLIES, Tally
 from dfm.model import FMModel
@@ -93,19 +93,12 @@ def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit
     account = RowAccount()
     for unit in units:
         for batch in read_unit(unit, columns, scoring.storage_options):
-            encoded = _encoded(model, batch, model.task)
+            with naming_shard(batch):
+                encoded = model.encode(batch.data, model.task)
             account += _account(scoring, batch, encoded)
             weights = encoded.rows.weights if encoded.rows.weights.size else None
             tally += TALLIES[model.task].from_scores(model.score(encoded), encoded.rows.labels, weights)
     return tally, account
-
-
-def _encoded(model: FMModel, batch: Batch, task: str | None = None) -> Encoded:
-    """The batch as the model sees it; a column of the wrong type is told with its shard."""
-    try:
-        return model.encode(batch.data, task)
-    except DataError as error:
-        raise DataError(f"{batch.shard.url}: {error}") from error
 
 
 def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
@@ -234,7 +227,8 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
 
 
 def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
-    encoded = _encoded(model, batch)
+    with naming_shard(batch):
+        encoded = model.encode(batch.data)
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)

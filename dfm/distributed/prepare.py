@@ -18,6 +18,7 @@ from dfm.preparation import (
     NumberSketch,
     Reading,
     Seed,
+    check_label_classes,
     columns_with_statistics,
     fingerprint,
     hash_units,
@@ -178,6 +179,7 @@ def prepare(
     vocabulary, key = _vocabulary(client, job, reading, plan, merged)
     summary, account = client.submit(summarise, vocabulary, merged, pure=False).result()
     account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
+    check_label_classes(account, reading, [unit for units in plan.replicas[0] for unit in units])
     validation_account = RowAccount()
     if held_out:
         validation_account = client.submit(account_of, held_out, pure=False).result()

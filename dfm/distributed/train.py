@@ -8,9 +8,7 @@ import itertools
 import logging
 import math
 import os
-import re
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from dfm.distributed.placement import Plan, plan_reading, plan_training
 from dfm.encoding import encode_batch
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.hashing import expected_collisions
-from dfm.ingest import Shard, Unit, arrow_schema, find_shards, read_unit
+from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, naming_shard, read_unit, stored_schema
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.metrics import Tally
@@ -36,6 +34,7 @@ from dfm.params import InitialValues, Layout
 from dfm.preparation import Reading, fingerprint, prune_cache
 from dfm.schema import ResolvedSchema, infer, resolve
 from dfm.settings import Job, parse_bytes
+from dfm.timesplit import at_or_after, first_and_last
 from dfm.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ PRIMARY = {"classification": "log_loss", "regression": "rmse"}
 _BLOCK_BYTES = 1 << 23
 """From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
 _MOST_BLOCKS = 8
-_WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True)
@@ -107,24 +105,22 @@ def find_inputs(job: Job) -> Inputs:
 
 
 def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]] | None:
-    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths.
-
-    Whole numbers are compared as numbers, anything else as text.
-    """
+    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths alone."""
     bound, column = job.data.validation_from, job.schema.time
-    found = [dict(shard.partition).get(column) for shard in shards]
-    times = [time for time in found if time is not None]
-    if not bound or len(times) < len(shards):
+    if not bound or not all(column in dict(shard.partition) for shard in shards):
         return None
-    moment: Callable[[str], Any] = int if all(_WHOLE_NUMBER.fullmatch(time) for time in [bound, *times]) else str
-    dated = list(zip(times, shards, strict=True))
-    before = [shard for time, shard in dated if moment(time) < moment(bound)]
-    after = [shard for time, shard in dated if moment(time) >= moment(bound)]
+    # A stored column wins over the path, as it does where rows are read.
+    if column in stored_schema(next(shard for shard in shards if shard.n_rows), job.data.storage_options).names:
+        return None
+    found = [dict(shard.partition)[column] for shard in shards]
+    times = pa.array([None if time == HIVE_NULL else time for time in found], pa.string())
+    later = at_or_after(times, bound, column).to_pylist()
+    before = [shard for shard, is_later in zip(shards, later, strict=True) if not is_later]
+    after = [shard for shard, is_later in zip(shards, later, strict=True) if is_later]
+    first, last = first_and_last(times, bound, column)
     if not before:
-        first = min(times, key=moment)
         raise DataError(_nothing_left(bound, f"shard to train on: {column} begins at {first}; choose a later time"))
     if not after:
-        last = max(times, key=moment)
         raise DataError(_nothing_left(bound, f"shard to validate on: {column} ends at {last}; choose an earlier time"))
     return before, after
 
@@ -192,10 +188,8 @@ def _check_output(job: Job) -> None:
         raise SettingsError(
             f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
         )
-    probe = storage.join(job.output.directory, f".writable-{uuid.uuid4().hex}")
     try:
-        storage.write_bytes(probe, b"", options)
-        storage.remove(probe, options)
+        storage.check_writable(job.output.directory, options)
     except (OSError, ImportError, ValueError) as error:
         raise SettingsError(
             f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
@@ -600,7 +594,8 @@ def golden_rows(reading: Reading, unit: Unit) -> pa.Table | None:
     """The first good rows of a unit, as they are stored."""
     for batch in read_unit(unit, reading.columns, reading.storage_options):
         head = batch.data.slice(0, 4 * GOLDEN_ROWS)
-        encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, reading.task)
+        with naming_shard(batch):
+            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, reading.task)
         rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
         if rows.num_rows:
             return pa.Table.from_batches([rows])

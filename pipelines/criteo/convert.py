@@ -137,9 +137,7 @@ def _check_labels(source: Path, labels: pa.Array, rows_before: int) -> None:
     wrong = pc.fill_null(pc.invert(pc.is_in(labels, pa.array([0, 1], pa.int8()))), True)
     first = pc.index(wrong, True).as_py()
     if first >= 0:
-        raise DataError(
-            f"{source}, line {rows_before + first + 1}: label {labels[first].as_py()} is not 0 or 1"
-        )
+        raise DataError(f"{source}, line {rows_before + first + 1}: label {labels[first].as_py()} is not 0 or 1")
 
 
 @click.command(help=__doc__)
@@ -149,9 +147,7 @@ def _check_labels(source: Path, labels: pa.Array, rows_before: int) -> None:
 @click.option("--validation-share", default=0.1, show_default=True, help="of the shards, the last in time")
 def main(source: Path, output: Path, row_groups_per_shard: int, validation_share: float) -> None:
     try:
-        rows = convert(
-            source, output, row_groups_per_shard=row_groups_per_shard, validation_share=validation_share
-        )
+        rows = convert(source, output, row_groups_per_shard=row_groups_per_shard, validation_share=validation_share)
     except DfmError as error:
         raise click.ClickException(str(error)) from error
     for name, count in rows.items():

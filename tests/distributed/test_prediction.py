@@ -14,7 +14,7 @@ from distributed import Client
 from small_jobs import LAST_DAY, job_tables, read_log
 
 from dfm import jobs
-from dfm.distributed import placement
+from dfm.distributed import placement, predict
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model import FMModel
 
@@ -65,6 +65,119 @@ def test_a_column_to_keep_that_is_not_there_is_named(log: Path, model: str, clie
     assert list(tmp_path.iterdir()) == []
 
 
+def write_shards(folder: Path, *tables: pa.Table) -> str:
+    folder.mkdir()
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"shard-{number}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("task_rows", [1, 10_000], ids=["a part for each shard", "one part"])
+def test_shards_that_differ_are_written_with_one_schema(
+    task_rows: int, log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "TASK_ROWS", task_rows)
+    rows = read_log(log, LAST_DAY).slice(0, 20)
+    first = rows.append_column("note", pa.nulls(20)).append_column("user", pa.array(range(20), pa.int32()))
+    second = rows.append_column("user", pa.array(range(2**40, 2**40 + 20)))
+    second = second.append_column("note", pa.array(["text"] * 20)).append_column("only here", pa.array([1.5] * 20))
+    second = second.select(sorted(second.column_names, reverse=True))
+    data = write_shards(tmp_path / "rows", first, second)
+    jobs.predict(model, data, str(tmp_path / "scored"), client=client)
+    parts = [pq.ParquetFile(path) for path in sorted((tmp_path / "scored").glob("part-*.parquet"))]
+    names = [*first.column_names, "only here", "prediction"]
+    assert {tuple(part.schema_arrow.names) for part in parts} == {tuple(names)}
+    assert len({part.schema_arrow for part in parts}) == 1
+    written = pa.concat_tables(part.read() for part in parts)
+    assert written["user"].type == pa.int64()
+    expected = pa.concat_tables([first, second], promote_options="permissive")
+    assert written.drop_columns("prediction").to_pylist() == expected.to_pylist()
+    scores = FMModel.load(model).predict(rows)
+    np.testing.assert_array_equal(written["prediction"].to_numpy(), np.concatenate([scores, scores]))
+
+
+def test_types_that_do_not_meet_are_told_before_anything_is_written(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    rows = read_log(log, LAST_DAY).slice(0, 5)
+    tables = [rows.append_column("user", pa.array(values)) for values in ([None] * 5, [1] * 5, ["ann"] * 5)]
+    data = write_shards(tmp_path / "rows", *tables)
+    conflict = r"'user' is int64 in \S+shard-1\.parquet, but string in \S+shard-2\.parquet.*leave the column out"
+    with pytest.raises(SettingsError, match=conflict):
+        jobs.predict(model, data, str(tmp_path / "scored"), client=client)
+    assert not (tmp_path / "scored").exists()
+    jobs.predict(model, data, str(tmp_path / "scored"), keep=["C1"], client=client)
+    assert read_parts(tmp_path / "scored").num_rows == 15
+
+
+def test_a_number_too_large_for_the_common_type_names_its_shard(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    rows = read_log(log, LAST_DAY).slice(0, 5)
+    tables = [rows.append_column("user", pa.array(values)) for values in ([0.5] * 5, [2**60 + 1] * 5)]
+    with pytest.raises(DataError, match=r"shard-1\.parquet: column 'user' is int64 and does not fit double"):
+        jobs.predict(model, write_shards(tmp_path / "rows", *tables), str(tmp_path / "scored"), client=client)
+
+
+def test_an_earlier_prediction_is_scored_again_only_without_its_predictions(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path / "once"), client=client)
+    with pytest.raises(SettingsError, match=r"part-00000\.parquet already has a column 'prediction'.*--keep"):
+        jobs.predict(model, str(tmp_path / "once"), str(tmp_path / "twice"), client=client)
+    assert not (tmp_path / "twice").exists()
+    jobs.predict(model, str(tmp_path / "once"), str(tmp_path / "twice"), keep=["day"], client=client)
+    assert read_parts(tmp_path / "twice").equals(read_parts(tmp_path / "once").select(["day", "prediction"]))
+
+
+def test_a_column_of_the_wrong_type_is_told_with_its_shard(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    rows = read_log(log, LAST_DAY).slice(0, 5)
+    lists = rows.set_column(rows.column_names.index("C3"), "C3", pa.array([["a"]] * 5))
+    data = write_shards(tmp_path / "rows", lists)
+    with pytest.raises(DataError, match=r"shard-0\.parquet: column 'C3' holds lists"):
+        jobs.predict(model, data, str(tmp_path / "scored"), keep=["C1"], client=client)
+    with pytest.raises(DataError, match=r"shard-0\.parquet: column 'C3' holds lists"):
+        jobs.evaluate(model, data, client=client)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers count as running on other machines, and cannot load a model by its path."""
+
+    def load(url: str, manifest: bytes, options: str) -> FMModel:
+        raise ModelError(f"no model at {url}")
+
+    monkeypatch.setattr(predict, "shares_disk", lambda client: False)
+    monkeypatch.setattr(predict, "_loaded", load)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_workers_elsewhere_do_not_write_to_a_path_of_this_machine(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=rf"own disks; name a URL \(s3://…\), or file://{tmp_path}/scored"):
+        jobs.predict(model, str(log), str(tmp_path / "scored"), client=client)
+    assert not (tmp_path / "scored").exists()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_workers_elsewhere_get_the_model_sent_and_write_to_a_folder_that_is_said_to_be_shared(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    day = str(log / f"day={LAST_DAY}")
+    summary = jobs.predict(model, day, f"file://{tmp_path}/scored", client=client)
+    assert summary["output"] == f"file://{tmp_path}/scored"
+    expected = FMModel.load(model).predict(read_log(log, LAST_DAY))
+    np.testing.assert_array_equal(read_parts(tmp_path / "scored")["prediction"].to_numpy(), expected)
+    assert jobs.evaluate(model, day, client=client)["rows"] == 2000
+
+
+def test_secrets_of_the_storage_do_not_show() -> None:
+    assert "hunter2" not in repr(predict.Scoring("s3://bucket/model", storage_options={"secret": "hunter2"}))
+
+
 def test_labels_are_not_needed_to_predict(log: Path, model: str, client: Client, tmp_path: Path) -> None:
     rows = read_log(log, LAST_DAY).drop_columns(["label", "day"])
     pq.write_table(rows, tmp_path / "rows.parquet")
@@ -85,9 +198,30 @@ def test_overwriting_replaces_earlier_parts_and_nothing_else(
     log: Path, model: str, client: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "part-00000.parquet").write_text("an earlier part")
     (tmp_path / "part-00007.parquet").write_text("an earlier part")
     jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), overwrite=True, client=client)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["_SUCCESS", "notes.txt", "part-00000.parquet"]
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("part-")} == {"_SUCCESS", "notes.txt"}
+    assert read_parts(tmp_path).num_rows == 2000
+
+
+def test_overwriting_that_fails_keeps_earlier_parts_but_nobody_trusts_them(
+    log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "TASK_ROWS", 900)
+    monkeypatch.setattr(placement, "PIECE_ROWS", 900)
+    rows = read_log(log, LAST_DAY)
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=1000)
+    jobs.predict(model, str(tmp_path / "rows.parquet"), str(tmp_path / "scored"), client=client)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "scored").glob("part-*")}
+    assert len(before) == 2
+    numbers = rows["I2"].cast(pa.float64()).to_pylist()
+    bad = rows.set_column(rows.column_names.index("I2"), "I2", pa.array([*numbers[:-1], float("inf")]))
+    pq.write_table(bad, tmp_path / "rows.parquet", row_group_size=1000)
+    with pytest.raises(DataError, match="not finite"):
+        jobs.predict(model, str(tmp_path / "rows.parquet"), str(tmp_path / "scored"), overwrite=True, client=client)
+    assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "scored").glob("part-*")}.items()
+    assert not (tmp_path / "scored" / "_SUCCESS").exists()
 
 
 def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +207,16 @@ def train_sequentially(job: Job) -> ParameterTable:
     inputs, seed, n_replicas = train.find_inputs(job), job.model.seed, job.training.n_replicas
     plan, bits = inputs.plan, job.model.hash_bits
     reading = Reading(inputs.schema, bits, job.model.task, cache=job.cluster.cache)
-    counts = [
-        hash_units(reading, units, plan.n_rounds, (seed, replica, number)).counts
+    chunks = [
+        hash_units(reading, units, plan.n_rounds, (seed, replica, number))
         for replica, tasks in enumerate(plan.replicas)
         for number, units in enumerate(tasks)
     ]
+    clicks = sum(float(chunk.rows.labels.sum()) for chunk in chunks)
+    rate_of_clicks = clicks / sum(chunk.rows.n_rows for chunk in chunks)
     columns = [entry.name for entry in inputs.schema.fields]
-    vocabulary = build_vocabulary(
-        merge_counts(counts, bits), columns, bits, job.model.min_count, job.model.min_count_factors
-    )
+    counts = merge_counts([chunk.counts for chunk in chunks], bits)
+    vocabulary = build_vocabulary(counts, columns, bits, job.model.min_count, job.model.min_count_factors)
     lookup = RowLookup(vocabulary)
     partitions = [
         load_slices(reading, tasks, plan.n_rounds, (seed, replica), vocabulary, "sequential", lookup)
@@ -225,7 +227,8 @@ def train_sequentially(job: Job) -> ParameterTable:
     rate = scaled_rate(job.training.learning_rate, job.training.rate_scaling, n_replicas)
     step = Step(rate, rate * job.training.factor_rate_scale, job.training.l2_linear, job.training.l2_factors)
     rule = train.merge_rule(job)
-    initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator)
+    log_odds = math.log(rate_of_clicks / (1.0 - rate_of_clicks))
+    initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator, log_odds)
     table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
     n_rounds = job.training.n_epochs * plan.n_rounds
     for number in range(n_rounds):

@@ -120,9 +120,7 @@ def test_an_earlier_conversion_is_not_mixed_with_a_new_one(tmp_path):
         convert(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"row_groups_per_shard": 0}, {"validation_share": 1.0}, {"validation_share": -0.1}]
-)
+@pytest.mark.parametrize("wrong", [{"row_groups_per_shard": 0}, {"validation_share": 1.0}, {"validation_share": -0.1}])
 def test_a_wrong_setting_is_refused(tmp_path, wrong):
     source = raw_file(tmp_path / "train.txt", [line(1)])
     with pytest.raises(SettingsError, match=next(iter(wrong))):
