@@ -440,7 +440,7 @@ def training(job: Path) -> Iterator[subprocess.Popen[str]]:
 def test_ctrl_c_keeps_the_best_model_and_leaves_no_worker(training: subprocess.Popen[str], job: Path) -> None:
     wait_for(training, "epoch")
     os.killpg(training.pid, signal.SIGINT)
-    out, err = training.communicate(timeout=60)
+    out, err = training.communicate(timeout=180)
     assert training.returncode == 130
     done = json.loads(out.splitlines()[-1])
     assert done["event"] == "done"
@@ -453,7 +453,7 @@ def test_ctrl_c_keeps_the_best_model_and_leaves_no_worker(training: subprocess.P
 def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Popen[str], job: Path) -> None:
     wait_for(training, "plan")
     os.killpg(training.pid, signal.SIGINT)
-    _, err = training.communicate(timeout=60)
+    _, err = training.communicate(timeout=180)
     assert training.returncode == 130
     assert "error: interrupted before any epoch was finished; nothing was published" in err
     assert not (job.parent / "out").exists()
