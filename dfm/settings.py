@@ -718,10 +718,3 @@ def describe() -> tuple[KnobDescription, ...]:
         for name, kind in TABLES.items()
         for key, own in kind.knobs().items()
     )
-
-
-def describe_markdown() -> str:
-    """`describe` as a Markdown table."""
-    lines = ["| knob | default | legal | meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{row.name}` | `{row.default}` | {row.legal} | {row.help} |" for row in describe()]
-    return "\n".join(lines) + "\n"

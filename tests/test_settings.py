@@ -26,7 +26,6 @@ from dfm.settings import (
     Text,
     TrainingSettings,
     describe,
-    describe_markdown,
     load_job,
     parse_bytes,
 )
@@ -120,9 +119,6 @@ def test_the_reference_table_has_every_knob_once():
     rows = describe()
     assert [row.name for row in rows] == [f"{table}.{key}" for table, kind in TABLES.items() for key in kind.knobs()]
     assert all(row.help and row.legal for row in rows)
-    markdown = describe_markdown().splitlines()
-    assert len(markdown) == len(rows) + 2
-    assert all(line.count("|") == 5 for line in markdown)
 
 
 def test_a_job_file_is_read(job_file):

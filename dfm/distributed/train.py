@@ -28,7 +28,7 @@ from dfm.hashing import expected_collisions
 from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, naming_shard, read_unit, stored_schema
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.metrics import Tally
+from dfm.metrics import TALLIES, Tally
 from dfm.model import GOLDEN_ROWS, LOSSES, MANIFEST, FMModel
 from dfm.params import InitialValues, Layout
 from dfm.preparation import Reading, fingerprint, prune_cache
@@ -40,8 +40,6 @@ from dfm.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-PRIMARY = {"classification": "log_loss", "regression": "rmse"}
-"""The metric that early stopping watches; less is better."""
 _BLOCK_BYTES = 1 << 23
 """From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
 _MOST_BLOCKS = 8
@@ -237,6 +235,8 @@ class _Run:
     rounds_done: int = 0
     worse: int = 0
     rollbacks: int = 0
+    new_book: bool = True
+    """Whether the next round begins the reports of an epoch: at its start, and on parameters that were gone back to."""
 
     def run(self) -> TrainResult:
         started = time.time()
@@ -385,7 +385,7 @@ class _Run:
 
     def _epoch(self, epoch: int) -> Event:
         """Train one epoch, or until validation has worsened too often; returns what there is to tell of it."""
-        started, validating = time.perf_counter(), 0.0
+        started, validating, self.new_book = time.perf_counter(), 0.0, True
         homes, threads = cluster.worker_addresses(self.client), cluster.n_threads(self.client)
         for slice_number in range(self.inputs.plan.n_rounds):
             self._round(slice_number, homes, threads)
@@ -451,8 +451,11 @@ class _Run:
             )
             for group in aligned_groups(plan.n_replicas, 1 << (threads - 1).bit_length())
         ]  # fmt: skip
-        self.blocks = [self._merge(work, number, pushes, slice_number > 0, homes) for number in range(len(self.blocks))]
+        self.blocks = [
+            self._merge(work, number, pushes, not self.new_book, homes) for number in range(len(self.blocks))
+        ]
         self.rounds_done += 1
+        self.new_book = False
 
     def _merge(
         self, work: rounds.Work, number: int, pushes: list[Future], keep_reports: bool, homes: Sequence[str]
@@ -487,7 +490,7 @@ class _Run:
 
     def _judge(self, epoch: int, metrics: dict[str, Any]) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
-        primary = PRIMARY[self.job.model.task]
+        primary = TALLIES[self.job.model.task].loss_name
         value = metrics.get(primary)
         if value is None or self.best is None or value < self.best.metrics[primary]:
             self.best, self.worse = _Best(list(self.blocks), epoch, metrics), 0
@@ -500,7 +503,7 @@ class _Run:
             return False
         if self.rollbacks >= self.job.training.rollbacks or self.best is None:
             return True
-        self.blocks, self.worse = list(self.best.blocks), 0
+        self.blocks, self.worse, self.new_book = list(self.best.blocks), 0, True
         self.rollbacks += 1
         self.tell({"event": "rolled_back", "to_epoch": self.best.epoch, "rate_factor": 0.5**self.rollbacks})
         return False
