@@ -28,6 +28,7 @@ from dfm.kernels.contract import (
     check_rows,
     check_table,
 )
+from dfm.kernels.losses import Loss
 from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
 from dfm.kernels.row_passes import (
     BLOCK_ROWS,
@@ -161,7 +162,7 @@ def _build(spec: KernelSpec) -> Kernels:
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
-    if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{_sources()} {spec!r}")
         keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))

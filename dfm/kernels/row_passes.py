@@ -444,7 +444,10 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
 
     Leaves their logits in scratch.logits.
     """
-    optimizer, slope_of = resolve_optimizer(spec.optimizer), _compiled(resolve_loss(spec.loss).slope)
+    optimizer, slope_of = (
+        resolve_optimizer(spec.optimizer),
+        _compiled(resolve_loss(spec.loss, spec.loss_parameter).slope),
+    )
     score = _make_score(shape)
     step_linear, step_bias = _make_step_linear(shape, optimizer.linear), _make_step_bias(optimizer.linear)
     step_factors = _make_step_factors(shape, optimizer.factors)
@@ -473,7 +476,7 @@ def _make_tally(spec: KernelSpec) -> Any:
 
     Apart from the walk, where the logarithm of each row would hold up the next one: it cost an eighth of the time.
     """
-    value_of = _compiled(resolve_loss(spec.loss).value)
+    value_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).value)
 
     @_inlined
     def tally(views, first, last):  # type: ignore[no-untyped-def]
