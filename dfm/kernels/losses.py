@@ -19,9 +19,8 @@ from dfm.errors import SettingsError
 from dfm.kernels.arithmetic import exp, exponential, log_of_one_plus
 from dfm.kernels.custom import CustomLoss, CustomRegularizer
 
-__all__ = [
-    "DEFAULT_LOSSES", "LINKS", "LOSSES", "CustomLoss", "CustomRegularizer", "Link", "Loss", "link_of", "resolve_loss",
-]  # fmt: skip
+__all__ = ["DEFAULT_LOSSES", "LINKS", "LOSSES", "CustomLoss", "CustomRegularizer", "Link", "Loss"]
+__all__ += ["check_task", "exponentials", "identity", "link_of", "resolve_loss", "sigmoid"]
 
 Scalar = Callable[[float, float], float]
 

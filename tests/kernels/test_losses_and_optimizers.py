@@ -10,8 +10,8 @@ import pytest
 from numba import njit
 
 from dfm.errors import SettingsError
-from dfm.kernels.contract import Step
 from dfm.kernels.arithmetic import exponential, log_of_one_plus
+from dfm.kernels.contract import Step
 from dfm.kernels.losses import LINKS, LOSSES, resolve_loss
 from dfm.kernels.optimizers import SCHEDULES, rate_factor, reciprocal_root, refresh_weights, scheduled
 from dfm.params import Layout, allocate
