@@ -17,7 +17,7 @@ ORDER = [
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
-    *("kernels.simd", "kernels.optimizers", "kernels.row_passes"),
+    *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     "kernels.numba_cpu",
     *("averaging", "metrics", "model", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),

@@ -68,10 +68,16 @@ class Step:
     l2_factors: float = 0.0
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     seed: int = 0
     n_threads: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1.0:
+                raise SettingsError(f"{name} = {getattr(self, name)}; it must be below 1: the average would never move")
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
             if not least <= value < float("inf"):

@@ -32,15 +32,17 @@ from dfm.kernels.losses import Loss
 from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
 from dfm.kernels.row_passes import (
     BLOCK_ROWS,
-    WIDTH,
     Rows,
     Scratch,
-    Shape,
     Table,
     make_score_all,
     make_walk,
 )
-from dfm.params import Layout, ParameterTable, aligned_zeros, allocate
+from dfm.kernels.step_passes import WIDTH, Shape
+from dfm.params import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+
+_WIDEST = 1 + max(LINEAR_STATE.values())
+"""float32 columns of the longest linear record."""
 
 
 def rows_record(rows: RowsLike) -> Rows:
@@ -64,7 +66,7 @@ def new_scratch(longest_row: int, lanes: int) -> Scratch:
     """Working memory for rows of up to that many entries."""
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
     return Scratch(
-        aligned_zeros((3 * capacity,)),
+        aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
@@ -158,6 +160,11 @@ def _sources() -> str:
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
+    if spec.regularizer is not None and spec.optimizer == "ftrl":
+        raise SettingsError(
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
+            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+        )
     layout = Layout(spec.optimizer, spec.n_factors)
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)
