@@ -19,7 +19,7 @@ from distributed import Client, Future
 
 from dfm import storage
 from dfm.accounting import RowAccount
-from dfm.averaging import MergeRule, aligned_groups, scaled_rate
+from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, aligned_groups, scaled_rate
 from dfm.distributed import cluster, prepare, rounds
 from dfm.distributed.placement import Plan, plan_reading, plan_training
 from dfm.encoding import encode_batch
@@ -166,7 +166,7 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
 def merge_rule(job: Job) -> MergeRule:
     """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
     training = job.training
-    automatic = "mean" if training.optimizer == "sgd" else "weighted"
+    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
     rule = MergeRule(
         automatic if training.merge == "auto" else training.merge,
         training.accumulators,

@@ -45,7 +45,7 @@ def unpenalised(rates: Rates) -> Rates:
     return rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0), l1_linear=np.float32(0))
 
 
-_ONE, _TINY = np.float32(1), np.float32(1e-30)
+_ZERO, _ONE, _TINY = np.float32(0), np.float32(1), np.float32(1e-30)
 _SERIES = tuple(np.float32(c) for c in (0.49999833, 0.37500026, 0.31393564, 0.27410909))
 """(1 - e)^(-1/2) = 1 + e (c0 + c1 e + c2 e² + c3 e³) within 2.4e-8 for the |e| <= 0.0691 that `rsqrt_guess` leaves."""
 
@@ -119,7 +119,7 @@ def adam(weight, moments, filled, rate, epsilon):  # type: ignore[no-untyped-def
     m̂ = m / c1 and v̂ = v / c2 are means of all gradients so far. The paper's c is 1 - β^t. Here it is kept, `filled`,
     as the running mean of ones with the same β: the same number, but one that averages over replicas just as m does.
     """
-    mean, square = moments[0] / filled[0], moments[1] / filled[1]
+    mean, square = moments[0] / filled[0], maximum(moments[1], _ZERO) / filled[1]  # an average may round below 0
     return weight - (rate * mean) / (sqrt(square) + epsilon)
 
 
