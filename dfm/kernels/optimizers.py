@@ -30,6 +30,15 @@ class Rates(NamedTuple):
     l2_factors: np.float32
     l1_linear: np.float32
     ftrl_beta: np.float32
+
+
+class AdamRates(NamedTuple):
+    """The same for Adam's kernels."""
+
+    learning_rate: np.float32
+    factor_learning_rate: np.float32
+    l2_linear: np.float32
+    l2_factors: np.float32
     adam_beta1: np.float32
     adam_beta2: np.float32
     adam_epsilon: np.float32
@@ -43,6 +52,14 @@ def rates_of(step: Step) -> Rates:
 def unpenalised(rates: Rates) -> Rates:
     """The same step sizes without penalties: those of the bias."""
     return rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0), l1_linear=np.float32(0))
+
+
+def both_rates(step: Step, optimizer: str) -> tuple[Rates, Rates] | tuple[AdamRates, AdamRates]:
+    """The rates of features, and those of the bias, for the kernels of an optimizer."""
+    if optimizer != "adam":
+        return rates_of(step), unpenalised(rates_of(step))
+    rates = AdamRates(*(np.float32(getattr(step, name)) for name in AdamRates._fields))
+    return rates, rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0))
 
 
 _ZERO, _ONE, _TINY = np.float32(0), np.float32(1), np.float32(1e-30)
@@ -126,10 +143,8 @@ def adam(weight, moments, filled, rate, epsilon):  # type: ignore[no-untyped-def
 @njit(nogil=True, forceinline=True)
 def without_l2_linear(rates):  # type: ignore[no-untyped-def]
     """The rates for a rule whose gradient holds the penalty already."""
-    return Rates(
-        rates.learning_rate, rates.factor_learning_rate, np.float32(0), rates.l2_factors, rates.l1_linear,
-        rates.ftrl_beta, rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon,
-    )  # fmt: skip
+    factor_rate, zero = rates.factor_learning_rate, np.float32(0)
+    return Rates(rates.learning_rate, factor_rate, zero, rates.l2_factors, rates.l1_linear, rates.ftrl_beta)
 
 
 @dataclass(frozen=True)
