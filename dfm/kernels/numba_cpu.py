@@ -147,7 +147,7 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
@@ -169,8 +169,8 @@ def _build(spec: KernelSpec) -> Kernels:
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
     if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
-        keep_on_disk(walk, f"{_sources()} {spec!r}")
-        keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
+        keep_on_disk(walk, f"{sources()} {spec!r}")
+        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))
     _compile(score_all, example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
