@@ -110,6 +110,11 @@ class UserFunction:
                 f"it must depend on the {self.arguments[0]}, and not by steps"
             )
 
+    def _defaults(self) -> list[Any]:
+        """Defaults of the arguments that dfm does not pass."""
+        parameters = list(inspect.signature(self.function).parameters.values())[len(self.arguments) :]
+        return [one.default for one in parameters]
+
     def _check_result(self, shown: str) -> None:
         """SettingsError where the function cannot be compiled or does not give one number."""
         if config.DISABLE_JIT:
@@ -117,7 +122,8 @@ class UserFunction:
             is_number, is_missing = isinstance(found, PlainDual | float | int), found is None
         else:
             try:
-                self.on_duals.compile((dual, *[types.float64] * (len(self.arguments) - 1)))
+                left_out = [types.Omitted(default) for default in self._defaults()]
+                self.on_duals.compile((dual, *[types.float64] * (len(self.arguments) - 1), *left_out))
             except NumbaError as error:
                 raise SettingsError(_explained(shown, self.function, error)) from error
             found = next(iter(self.on_duals.overloads.values())).signature.return_type
