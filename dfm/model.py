@@ -37,6 +37,7 @@ from dfm.vocabulary import RowLookup, Vocabulary
 
 MANIFEST = "model.json"
 FORMAT = 2
+"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -180,9 +181,8 @@ class FMModel:
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
             "task": self.task,
-            "loss": self.objective.info.to_dict(),
             "hashing": {
                 "hash": HASH_NAME,
                 "hash_bits": self.vocabulary.hash_bits,
@@ -279,7 +279,7 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    loss = LossInfo.from_dict(manifest["loss"]) if "loss" in manifest else None  # format 1 knew the defaults alone
+    loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
     return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
 
 
