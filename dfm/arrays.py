@@ -5,6 +5,7 @@ The partition cache and the model use one format, so either can be read with the
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save, save_file
 
 from dfm.errors import DataError
+from dfm.storage import telling_of_full_disks
 
 Array = NDArray[Any]
 MAX_HEADER = 1 << 20
@@ -38,13 +40,14 @@ def array_bytes(arrays: Mapping[str, Array]) -> bytes:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file under a temporary name, then rename it: readers see all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under a temporary name, then rename it: readers see all or none. StorageError on a full disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        os.replace(temporary, path)
+        with telling_of_full_disks(path, errno.EACCES, errno.EROFS):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

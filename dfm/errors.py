@@ -39,3 +39,9 @@ class ModelError(DfmError):
     """A model folder is incomplete, damaged, or of a format that this version cannot read."""
 
     exit_code = 6
+
+
+class StorageError(DfmError):
+    """A disk is full, or a store throttles or cannot be reached; nothing is wrong with the job: make room or wait."""
+
+    exit_code = 8

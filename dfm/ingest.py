@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dfm import storage
 from dfm.errors import DataError
 
 BATCH_ROWS = 1 << 16
@@ -100,19 +101,24 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
 
 def _expand(path: str, options: dict[str, Any]) -> list[str]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(path, **options)
-        if any(mark in root for mark in "*?["):
-            folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
-            hits = filesystem.glob(root, detail=True).items()
-            files = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
-            names = [name for found in files for name in found if not _is_hidden(name.removeprefix(folder))]
-        elif filesystem.isdir(root):
-            names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
-        else:
-            names = [root] if filesystem.exists(root) else []
-        return [_unstrip(filesystem, name) for name in names]
+        filesystem, root = storage.open_store(path, options)
+        return storage.retrying(path, lambda: _names_of(filesystem, root))
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _names_of(filesystem: Any, root: str) -> list[str]:
+    """URLs of the Parquet files that a path of a filesystem names."""
+    if any(mark in root for mark in "*?["):
+        folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
+        hits = filesystem.glob(root, detail=True).items()
+        files = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
+        names = [name for found in files for name in found if not _is_hidden(name.removeprefix(folder))]
+    elif filesystem.isdir(root):
+        names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
+    else:
+        names = [root] if filesystem.exists(root) else []
+    return [_unstrip(filesystem, name) for name in names]
 
 
 def _below(filesystem: Any, folder: str) -> list[str]:
@@ -135,15 +141,42 @@ def _unstrip(filesystem: Any, name: str) -> str:
 def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:
     """Read a shard's footer. DataError where it is no readable Parquet file."""
     with reading(url):
-        filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
-        info = filesystem.info(name)
+        size, modified = _identity(url, storage_options)
         with open_parquet(url, storage_options) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
-        # What a filesystem without times knows of its files: at least that they are still the same.
-        modified = modified or filesystem.ukey(name)
-        return Shard(url, int(info["size"]), str(modified), rows, _partition_values(url))
+        return Shard(url, size, modified, rows, _partition_values(url))
+
+
+def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
+    """Size and time (or entity tag) of a file as its filesystem tells them now."""
+    filesystem, name = storage.open_store(url, storage_options)
+    info = storage.retrying(url, lambda: filesystem.info(name))
+    modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
+    # What a filesystem without times knows of its files: at least that they are still the same.
+    return int(info["size"]), str(modified or filesystem.ukey(name))
+
+
+def check_unchanged(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> None:
+    """DataError where the shard's file is no longer the one that was found when the job began, or is gone.
+
+    Rows are read again whenever a worker has lost its partitions; other rows would then mix with those trained already.
+    """
+    with reading(shard.url):
+        size, modified = _identity(shard.url, storage_options)
+    if (size, modified) != (shard.size, shard.modified):
+        raise DataError(
+            f"{shard.url} changed since the job began: it had {shard.size} bytes of {_when(shard.modified)}, now "
+            f"{size} of {_when(modified)}; restore it, or start the job again on the new data"
+        )
+
+
+def _when(modified: str) -> str:
+    """The time of a local file for a message; whatever else a store tells as it is."""
+    try:
+        return datetime.datetime.fromtimestamp(float(modified), datetime.UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+    except ValueError:
+        return modified
 
 
 def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
@@ -182,15 +215,19 @@ def naming_shard(batch: Batch) -> Iterator[None]:
 def open_parquet(
     url: str, storage_options: Mapping[str, Any] | None = None, dictionary_columns: Sequence[str] = ()
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of any filesystem, closed on exit; local ones are memory-mapped."""
-    if "://" not in url and "::" not in url:
-        with pq.ParquetFile(url, memory_map=True, read_dictionary=list(dictionary_columns)) as file:
-            yield file
-        return
-    filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
+    """A Parquet file of any filesystem, closed on exit; checksums of its pages are compared where it has them.
+
+    It is not memory-mapped: another program that cuts a mapped file short kills the process that reads it.
+    """
+    is_local = "://" not in url and "::" not in url
     with (
-        filesystem.open(name, "rb") as stream,
-        pq.ParquetFile(stream, pre_buffer=True, read_dictionary=list(dictionary_columns)) as file,
+        contextlib.nullcontext(url) if is_local else storage.PatientStream(url, storage_options) as source,
+        pq.ParquetFile(
+            source,
+            pre_buffer=not is_local,
+            read_dictionary=list(dictionary_columns),
+            page_checksum_verification=True,
+        ) as file,
     ):
         yield file
 
@@ -216,6 +253,7 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
     DataError names the shard and the column where one is missing.
     """
     shard = unit.shard
+    check_unchanged(shard, storage_options)
     from_path = dict(shard.partition)
     stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
     missing = [name for name in columns if name not in stored and name not in from_path]
@@ -233,6 +271,7 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
             if first < last:
                 yield from _read_row_group(file, shard, row_group, (first, last), wanted, from_path, columns)
             position += n_rows
+    check_unchanged(shard, storage_options)
 
 
 def _is_text(kind: pa.DataType) -> bool:
