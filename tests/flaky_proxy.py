@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+ACCESS_KEY, SECRET_KEY = "CANARYACCESSKEY", "canary-secret-of-the-store"
+"""What must be found nowhere but in the environment."""
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>{}</Message></Error>'
 SLOW_DOWN = (503, ERROR.format("SlowDown", "Please reduce your request rate."))
 INTERNAL_ERROR = (500, ERROR.format("InternalError", "We encountered an internal error. Please try again."))

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
-from flaky_proxy import Faults, proxy
+from flaky_proxy import ACCESS_KEY, SECRET_KEY, Faults, proxy
 from small_jobs import in_process_client
 
 from dfm import storage, synth
-
-ACCESS_KEY, SECRET_KEY = "CANARYACCESSKEY", "canary-secret-of-the-store"
-"""What must be found nowhere."""
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,9 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from conftest import SECRET_KEY
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
-from flaky_proxy import KINDS, Faults
+from flaky_proxy import ACCESS_KEY, KINDS, SECRET_KEY, Faults
 from small_jobs import LAST_DAY, job_tables
 
 import dfm
@@ -24,7 +23,7 @@ from dfm import cli, jobs, storage
 from dfm.errors import DataError
 from dfm.ingest import Unit, find_shards, read_unit
 
-CANARIES = (SECRET_KEY.encode(), b"CANARYACCESSKEY")
+CANARIES = (SECRET_KEY.encode(), ACCESS_KEY.encode())
 
 
 def s3_job(log: str, bucket: str, folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
