@@ -184,6 +184,11 @@ class PatientStream(io.RawIOBase):
         super().close()
 
 
+def open_stream(url: str, options: Options = None) -> BinaryIO:
+    """A file to read from, wherever it is."""
+    return local_path(url).open("rb") if is_local(url) else PatientStream(url, options)  # type: ignore[return-value]
+
+
 def write_bytes(url: str, data: bytes, options: Options = None) -> None:
     """Write a file such that a reader sees the old bytes or the new ones: renamed locally, one put on object stores."""
     if is_local(url):

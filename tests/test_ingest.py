@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from shards import write_shard
 
 from dfm import ingest
 from dfm.errors import DataError
-from dfm.ingest import Batch, Shard, Unit, arrow_schema, describe_shard, find_shards, read_unit
+from dfm.ingest import Batch, Shard, Unit, arrow_schema, check_distinct, describe_shard, find_shards, read_unit
 
 
 def found(folder: Path, *paths: str, **options: Any) -> list[str]:
@@ -253,6 +254,41 @@ def test_a_missing_column_is_named_with_the_shard_and_the_columns_it_has(tmp_pat
     shard = number_shard(tmp_path / "a.parquet", 3)
     with pytest.raises(DataError, match=r"a\.parquet has no column 'price': it has n, t\. Name an existing column"):
         list(read_unit(Unit(shard, 0, 3), ["n", "price"]))
+
+
+# ------------------------------------------------------------------------------------------- duplicate shards ----
+
+
+def same_shape(path: Path, first: int) -> Shard:
+    """Files of one size and one footer: numbers of eight bytes, neither compressed nor described."""
+    columns = {"n": pa.array(range(first, first + 10_000), pa.int64())}
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    return describe_shard(write_shard(path, columns, 10_000, **options))
+
+
+def test_copies_and_links_of_a_shard_are_refused_with_both_names(tmp_path):
+    shard = same_shape(tmp_path / "a.parquet", 0)
+    other = same_shape(tmp_path / "b.parquet", 50_000)
+    assert other.size == shard.size
+    check_distinct([shard, other])
+    shutil.copy(shard.url, tmp_path / "copy.parquet")
+    (tmp_path / "link.parquet").symlink_to(shard.url)
+    for name in ("copy.parquet", "link.parquet"):
+        again = describe_shard(str(tmp_path / name))
+        with pytest.raises(
+            DataError, match=rf"{name} is the same file as .*a\.parquet, or a copy.* 10000 rows .*twice"
+        ):
+            check_distinct([shard, other, again])
+
+
+def test_a_shard_to_train_and_to_validate_on_is_refused(tmp_path):
+    shard = same_shape(tmp_path / "a.parquet", 0)
+    with pytest.raises(DataError, match=r"a\.parquet is among the shards to train on and among those to validate on"):
+        check_distinct([shard, shard])
+
+
+def test_empty_shards_may_be_alike(tmp_path):
+    check_distinct([number_shard(tmp_path / f"{name}.parquet", 0) for name in "ab"])
 
 
 # -------------------------------------------------------------------------------------------------- reading ----

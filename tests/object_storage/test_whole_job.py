@@ -20,8 +20,10 @@ from small_jobs import LAST_DAY, job_tables
 
 import dfm
 from dfm import cli, jobs, storage
-from dfm.errors import DataError
+from dfm.distributed import checkpointing
+from dfm.errors import DataError, RunCancelled
 from dfm.ingest import Unit, find_shards, read_unit
+from dfm.runs import read_run
 
 CANARIES = (SECRET_KEY.encode(), ACCESS_KEY.encode())
 
@@ -105,6 +107,33 @@ def test_throttling_and_failures_of_the_store_change_no_byte_and_no_count(
     assert dfm.FMModel.load(found.model_url).parameters_sha256() == expected.parameters_sha256
 
 
+def test_a_run_stopped_on_a_store_goes_on_from_its_checkpoint_there_under_faults(
+    local_log: Path, log: str, bucket: str, faults: Faults, client: Client, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    expected = jobs.train(job_tables(local_log, tmp_path / "disk"), client)
+    tables, told = s3_job(log, bucket, tmp_path / "store"), []
+
+    def stop_after_three(event: dict[str, Any]) -> None:
+        told.append(event["event"])
+        if told.count("round") == 3:
+            raise RunCancelled("asked to stop")
+
+    faults.kinds, faults.rate = KINDS, 0.1
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_after_three)
+    assert [name for name in storage.names_in(f"{bucket}/out/checkpoint") if name.endswith(".json")]
+    found = jobs.train(tables, client, on_event=lambda event: told.append(event["event"]))
+    faults.rate = 0.0
+    assert "resumed" in told
+    assert found.parameters_sha256 == expected.parameters_sha256
+    assert storage.names_in(f"{bucket}/out/checkpoint") == []
+    record = read_run(f"{bucket}/out")
+    assert record is not None
+    assert (record.state, record.parameters_sha256) == ("finished", expected.parameters_sha256)
+
+
 def test_credentials_of_the_environment_are_in_no_task_log_file_or_output(
     log: str, bucket: str, client: Client, recorded: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str],
@@ -125,7 +154,7 @@ def test_credentials_of_the_environment_are_in_no_task_log_file_or_output(
             cli.main()
     printed = capsys.readouterr()
     objects = objects_of(bucket)
-    assert {name.split("/")[2] for name in objects if "/out/" in name} >= {"model"}
+    assert {name.split("/")[2] for name in objects if "/out/" in name} >= {"model", "run.json", "events.jsonl"}
     haystack = [
         *recorded.seen, *texts_below(tmp_path), *objects.values(), caplog.text.encode(), printed.out.encode(),
         printed.err.encode(), json.dumps(told, default=str).encode(), repr(result).encode(),
