@@ -5,6 +5,7 @@ The partition cache and the model use one format, so either can be read with the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -23,6 +24,7 @@ from dfm.storage import telling_of_full_disks
 
 Array = NDArray[Any]
 MAX_HEADER = 1 << 20
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 _DTYPES = {
     "U8": np.uint8,
     "U16": np.uint16,
@@ -44,12 +46,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str,
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
-        with telling_of_full_disks(path, errno.EACCES, errno.EROFS):
+        with telling_of_full_disks(path, *_UNUSABLE):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(contiguous, temporary, metadata=dict(metadata or {}))
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:

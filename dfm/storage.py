@@ -248,7 +248,8 @@ def _create_locally(path: Path, data: bytes) -> None:
         with path.open("xb") as stream:
             stream.write(data)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -270,7 +271,8 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
                 yield stream
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def check_writable(url: str, options: Options = None) -> None:
