@@ -18,7 +18,7 @@ from distributed import Client
 from small_jobs import in_process_client
 
 from dfm import cli, jobs
-from dfm.errors import DataError, DfmError, SettingsError, StorageError
+from dfm.errors import DataError, DfmError, RunCancelled, SettingsError, StorageError
 from dfm.report import Reporter
 
 CASES = [pytest.param(case, id=name) for name, case in TABLE.items()]
@@ -157,14 +157,11 @@ def test_a_type_that_changes_without_changing_the_values_changes_no_byte(folder:
 
 
 def test_a_run_that_was_stopped_does_not_go_on_with_other_data(folder: Path, client: Client) -> None:
-    class Stopped(Exception):
-        pass
-
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "epoch":
-            raise Stopped
+            raise RunCancelled("asked to stop")
 
-    with pytest.raises(Stopped):
+    with pytest.raises(RunCancelled):
         jobs.train(tables(folder), client, on_event=stop)
     assert list((folder.parent / "out" / "checkpoint").glob("*.json"))
     TABLE["shard that changed"].spoil(folder)
