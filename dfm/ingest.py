@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -102,11 +103,13 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
 
 
 def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
-    """DataError where two shards hold the same bytes: a file named twice, under two names, or a copy of it.
+    """DataError where two shards hold the same rows: a file named twice, under two names, or a copy of it.
 
-    Shards of one size and the same row groups are compared, by their ends first and as a whole where these agree.
+    Shards of one size, the same row groups and the same columns of the path are compared, by their ends first and as a
+    whole where these agree.
     """
-    alike = _groups([shard for shard in shards if shard.n_rows], [(s.size, s.row_groups) for s in shards if s.n_rows])
+    filled = [shard for shard in shards if shard.n_rows]
+    alike = _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         for digest in (_digest_of_end, _digest_of_all):
             suspects = [shard for group in alike for shard in group]
@@ -234,7 +237,7 @@ def reading(url: str, place: str = "") -> Iterator[None]:
     """Turn what readers raise on a bad file into a DataError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, IndexError, OverflowError) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(
                 f"{url} is gone: it was there when the job began; restore it or start the job again"
@@ -340,6 +343,7 @@ def _read_row_group(
     while True:
         with reading(shard.url, place):
             data = next(batches, None)
+            _check_dictionaries(data)
         if data is None:
             break
         begin, end = max(first - position, 0), min(last - position, data.num_rows)
@@ -354,6 +358,15 @@ def _read_row_group(
             f"{shard.url}, row group {row_group}, has {position} rows, its footer said {shard.row_groups[row_group]}; "
             "the file changed or is damaged: start the job again"
         )
+
+
+def _check_dictionaries(data: pa.RecordBatch | None) -> None:
+    """ArrowInvalid where a code is outside its dictionary: Arrow hands such data on as they are in a damaged file."""
+    for name, array in zip(data.schema.names, data.columns, strict=True) if data is not None else ():
+        if pa.types.is_dictionary(array.type) and len(array):
+            span = pc.min_max(array.indices).as_py()
+            if span["max"] is not None and not 0 <= span["min"] <= span["max"] < len(array.dictionary):
+                raise pa.ArrowInvalid(f"column {name!r}: a code is outside its dictionary")
 
 
 def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns: Sequence[str]) -> pa.RecordBatch:
