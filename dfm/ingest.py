@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -181,9 +182,13 @@ def _is_hidden(path: str) -> bool:
 
 
 def _unstrip(filesystem: Any, name: str) -> str:
-    """A local path stays a plain path; anything else gets its protocol back."""
+    """A local path stays a plain path, without detours; anything else gets its protocol back."""
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    return name if protocol in ("file", "local") else str(filesystem.unstrip_protocol(name))
+    if protocol not in ("file", "local"):
+        return str(filesystem.unstrip_protocol(name))
+    straight = os.path.normpath(name)
+    # Beyond a symbolic link, ".." may lead elsewhere than it looks.
+    return straight if os.path.realpath(straight) == os.path.realpath(name) else name
 
 
 def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:

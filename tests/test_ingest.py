@@ -98,7 +98,11 @@ def test_shards_come_once_and_in_order_however_often_they_are_named(tree):
 
 def test_local_urls_relative_paths_and_paths_are_one(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    urls = {shard.url for path in ("day=2", f"file://{tree}/day=2", f"{tree}/day=2") for shard in find_shards([path])}
+    urls = {
+        shard.url
+        for path in ("day=2", f"file://{tree}/day=2", f"{tree}/day=2", "day=1/../day=2/*")
+        for shard in find_shards([path])
+    }
     assert urls == {f"{tree}/day=2/a.pq"}
 
 
