@@ -72,7 +72,10 @@ def parse_arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, st
     header_size = int(raw[:8].view("<u8")[0])
     if header_size > min(MAX_HEADER, raw.size - 8):
         raise ValueError(f"a header of {header_size} bytes")
-    header = json.loads(bytes(raw[8 : 8 + header_size]))
+    try:
+        header = json.loads(bytes(raw[8 : 8 + header_size]))
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
     metadata = header.pop("__metadata__", {})
     body = raw[8 + header_size :]
     arrays = {}

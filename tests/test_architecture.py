@@ -14,6 +14,7 @@ import dfm
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
     *("errors", "compilation", "credentials", "settings", "schema", "storage", "runs", "arrays", "timesplit"),
+    "manifest",
     "ingest",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
