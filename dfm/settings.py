@@ -466,6 +466,11 @@ class TrainingSettings(Table):
         AnyOf((Options(("auto",)), Number(1, integer=True))),
         "rounds in an epoch; auto: from rows and replicas",
     )
+    rows_per_round: int = knob(
+        0,
+        Number(0, integer=True),
+        "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
+    )
     optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
     learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
     factor_rate_scale: float = knob(
@@ -502,6 +507,11 @@ class TrainingSettings(Table):
     )
 
     def _check(self) -> None:
+        if self.rows_per_round and self.averages_per_epoch != "auto":
+            raise SettingsError(
+                f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
+                f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
         if self.optimizer == "ftrl":
             return
         for key in ("l1_linear", "ftrl_beta"):
