@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+from dfm.credentials import check_options, check_url
 from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
@@ -374,11 +375,15 @@ class DataSettings(Table):
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*_SCALARS, TableOf(AnyOf(_SCALARS))))),
-        "options of the filesystem (endpoint, credentials); never printed nor stored",
+        "options of the filesystem (endpoint_url, anon, profile); credentials come from the environment",
         secret=True,
     )
 
     def _check(self) -> None:
+        for key in ("train", "validation"):
+            for path in getattr(self, key):
+                check_url(path, f"data.{key}")
+        check_options(self.storage_options)
         if self.validation and self.validation_from:
             raise SettingsError(
                 f"data.validation_from = {_show(self.validation_from)} has no effect beside "
@@ -554,6 +559,9 @@ class OutputSettings(Table):
     )
     resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
+    def _check(self) -> None:
+        check_url(self.directory, "output.directory")
+
 
 TABLES: dict[str, type[Table]] = {
     kind.table: kind
@@ -648,7 +656,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
         return tomllib.loads(Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"the job file {source} is not TOML: {error}.") from None
 
 
@@ -670,7 +678,7 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
 def _override_value(path: list[str], text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     kind = TABLES.get(path[0])
     own = kind.knobs().get(path[1]) if kind else None
