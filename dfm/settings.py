@@ -33,8 +33,9 @@ ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
-CHECKPOINT_POINTS = ("epoch", "never")
+CHECKPOINT_POINTS = ("average", "epoch", "never")
 BAD_ROW_RULES = ("error", "skip")
+MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
@@ -177,6 +178,20 @@ class Size:
         if not isinstance(value, str):
             raise Illegal("Write a string with a unit.")
         parse_bytes(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Factory:
+    """The name of a function, `module:function`, or nothing."""
+
+    legal: ClassVar[str] = "a name of the form module:function"
+
+    def parse(self, value: object) -> str:
+        if value == "":
+            return ""
+        if not isinstance(value, str) or not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            raise Illegal
         return value
 
 
@@ -519,7 +534,21 @@ class ClusterSettings(Table):
 
     table = "cluster"
 
-    scheduler: str = knob("", Text(), "address of a running Dask scheduler; empty: start local workers")
+    scheduler: str = knob(
+        "",
+        Text(),
+        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS where set, else (or with "local") own workers',
+    )
+    factory: str = knob("", Factory(), "function that gives a Dask cluster (dask-jobqueue, dask-gateway, coiled, …)")
+    factory_options: Mapping[str, Any] = knob({}, TableOf(AnyOf(_SCALARS)), "arguments of the factory", secret=True)
+    min_workers: int = knob(1, Number(1, integer=True), "workers that a remote cluster must have before work begins")
+    tls_ca: str = knob("", Text(), "certificate authority (PEM file) of a tls:// scheduler; empty: Dask's own settings")
+    tls_cert: str = knob("", Text(), "this client's certificate (PEM file)")
+    tls_key: str = knob("", Text(), "this client's private key (PEM file)")
+    version_mismatch: str = knob(
+        "error", Options(MISMATCH_RULES), "when client, scheduler and workers do not run the same versions"
+    )
+    install_dfm: bool = knob(False, Flag(), "send this dfm to a scheduler and workers that have none")
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
@@ -527,6 +556,18 @@ class ClusterSettings(Table):
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
     dashboard: bool = knob(False, Flag(), "serve Dask's dashboard from the local cluster")
+
+    def _check(self) -> None:
+        if self.scheduler and self.factory:
+            raise SettingsError(
+                f"cluster.scheduler = {_show(self.scheduler)} and cluster.factory = {_show(self.factory)} name two "
+                "clusters; leave one of them out"
+            )
+        if (given := [key for key in ("tls_ca", "tls_cert", "tls_key") if getattr(self, key)]) and len(given) < 3:
+            raise SettingsError(
+                f"cluster.{given[0]} needs its companions: give cluster.tls_ca, cluster.tls_cert and cluster.tls_key, "
+                "or none of them (then Dask's own settings hold: distributed.comm.tls)"
+            )
 
 
 @dataclass(frozen=True)
@@ -538,8 +579,11 @@ class OutputSettings(Table):
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
     checkpoint_every: str = knob(
-        "epoch", Options(CHECKPOINT_POINTS), "when the best model so far is saved as directory/checkpoint"
+        "average",
+        Options(CHECKPOINT_POINTS),
+        "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
     )
+    resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
 TABLES: dict[str, type[Table]] = {
@@ -587,11 +631,14 @@ class Job:
         """JSON-ready tables that `from_dict` takes back; without data.storage_options unless `secrets`."""
         return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
 
+    def determining_tables(self) -> dict[str, dict[str, Any]]:
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        tables = self.to_dict()
+        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+
     def fingerprint(self) -> str:
         """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""
-        tables = self.to_dict()
-        chosen = {name: tables[name] for name in _DETERMINES_PARAMETERS}
-        canonical = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self.determining_tables(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_training(self) -> None:

@@ -18,9 +18,19 @@ ORDER = [
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "export", "inspection", "synth"),
-    *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
-    *("distributed.predict", "distributed.train"),
+    *("averaging", "metrics", "model", "export", "inspection", "synth", "checkpoint"),
+    *(
+        "distributed.release",
+        "distributed.carried",
+        "distributed.joining",
+        "distributed.versions",
+        "distributed.cluster",
+        "distributed.placement",
+        "distributed.inputs",
+    ),
+    *("distributed.prepare", "distributed.rounds", "distributed.predict"),
+    *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
+    "distributed.train",
     *("jobs", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
