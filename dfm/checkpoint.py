@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a training after an average, in any filesystem, resumable by the same job.
 
-A checkpoint is a manifest `round-00000012.json` beside the files of its parameter blocks. Files are written first, under
-names that hold the digest of their bytes; the manifest last, and only where none of that name exists (a link on local
-disks, a conditional put on S3), so of two drivers at one folder one loses and notices. A manifest that was cut short, or
-names a file whose bytes are no longer what they were, is skipped for the one before it.
+A checkpoint is a manifest `round-00000012.json` beside the files of its parameter blocks. Files are written first,
+under names that hold the digest of their bytes; the manifest last, and only where none of that name exists (a link on
+local disks, a conditional put on S3), so of two drivers at one folder one loses and notices. A manifest that was cut
+short, or names a file whose bytes are no longer what they were, is skipped for the one before it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Conflict(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run must share with a checkpoint to go on from it: the tables that determine the parameters, the shards."""
+    """What a run must share with a checkpoint to go on from it: the tables that decide the parameters, the shards."""
 
     tables: Mapping[str, Mapping[str, Any]]
     shards: Sequence[Sequence[Any]]
@@ -200,8 +200,8 @@ def decode_manifest(data: bytes) -> Checkpoint:
     content = json.loads(outer["content"])
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')}; this version reads {FORMAT}")
-    files = {key: tuple(_block_file(entry) for entry in content.pop(key)) for key in ("blocks", "best")}
-    return Checkpoint(Identity(**content.pop("identity")), **files, **content)
+    blocks, best = (tuple(_block_file(entry) for entry in content.pop(key)) for key in ("blocks", "best"))
+    return Checkpoint(Identity(**content.pop("identity")), blocks=blocks, best=best, **content)
 
 
 def _block_file(entry: Mapping[str, Any]) -> BlockFile:
@@ -266,8 +266,8 @@ class CheckpointFolder:
         except (OSError, ValueError):
             other = "another run"
         return (
-            f"{storage.join(self.url, name)} was written by {other}, not by this run ({self.writer}): two runs share one "
-            "output.directory. This one stops; let the other finish, or give each its own directory"
+            f"{storage.join(self.url, name)} was written by {other}, not by this run ({self.writer}): two runs share "
+            "one output.directory. This one stops; let the other finish, or give each its own directory"
         )
 
     def _prune(self, names: Sequence[str]) -> None:

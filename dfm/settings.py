@@ -537,7 +537,7 @@ class ClusterSettings(Table):
     scheduler: str = knob(
         "",
         Text(),
-        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS where set, else (or with "local") own workers',
+        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS if set, else (or with "local") own workers',
     )
     factory: str = knob("", Factory(), "function that gives a Dask cluster (dask-jobqueue, dask-gateway, coiled, …)")
     factory_options: Mapping[str, Any] = knob({}, TableOf(AnyOf(_SCALARS)), "arguments of the factory", secret=True)

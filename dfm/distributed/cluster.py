@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -137,10 +138,9 @@ class Watch:
 
     def wait(self, future: Future) -> None:
         """Return when a task is done; its error is raised. The result stays on the cluster."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                distributed.wait(future, timeout=_LOOK_AROUND)
-                break
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_LOOK_AROUND):
             self._look_around()
         if future.status != "finished":
             error: Any = future.exception() if future.status == "error" else CancelledError(future.key)
@@ -182,8 +182,8 @@ class Watch:
             raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
         elif now - self._seen > self._patience:
             raise ClusterError(
-                f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run the "
-                "same command again: what is finished is not repeated"
+                f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run "
+                "the same command again: what is finished is not repeated"
             )
 
 
@@ -236,8 +236,8 @@ def _noting_memory(client: Client, found: list[str]) -> Iterator[None]:
 def _why_killed(error: KilledWorker, settings: ClusterSettings, out_of_memory: Sequence[str]) -> str:
     ended = f"the task {error.task} ended {error.allowed_failures + 1} workers"
     remedy = (
-        f"raise cluster.memory_limit (now {settings.memory_limit!r}), use fewer cluster.workers with more memory each, or "
-        "more training.n_replicas, which makes each partition smaller; `dfm train --dry-run` prints what is needed"
+        f"raise cluster.memory_limit (now {settings.memory_limit!r}), use fewer cluster.workers with more memory each, "
+        "or more training.n_replicas, which makes each partition smaller; `dfm train --dry-run` prints what is needed"
     )
     if out_of_memory:
         return (

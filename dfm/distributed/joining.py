@@ -34,7 +34,7 @@ def is_remote(settings: ClusterSettings) -> bool:
 
 @contextlib.contextmanager
 def remote_client(settings: ClusterSettings) -> Iterator[Client]:
-    """A client of the cluster that the settings name, once it has its workers. A factory's cluster ends with the block."""
+    """A client of the cluster that the settings name, with its workers. A factory's cluster ends with the block."""
     with contextlib.ExitStack() as stack:
         client = _of_factory(settings, stack) if settings.factory else _of_scheduler(settings, stack)
         wait_for_workers(client, settings.min_workers, settings.worker_timeout)
@@ -91,8 +91,8 @@ def _function(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise SettingsError(
-            f"cluster.factory = {name!r} cannot be imported ({error}); write module:function, and see that the module is "
-            "installed where dfm runs"
+            f"cluster.factory = {name!r} cannot be imported ({error}); write module:function, and see that the module "
+            "is installed where dfm runs"
         ) from error
     return found
 
