@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import os
 import sys
 import tempfile
 import zipfile
@@ -23,9 +24,7 @@ def unpack(wheel: bytes, digest: str, version: str) -> None:
     if digest not in _FOLDERS:
         if _FOLDERS:
             raise RuntimeError("another build of dfm was sent here before; restart the cluster (Client.restart) first")
-        _FOLDERS[digest] = tempfile.mkdtemp(prefix="dfm-wheel-")
-        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            archive.extractall(_FOLDERS[digest])
+        _FOLDERS[digest] = _folder_of(wheel, digest)
         sys.path.insert(0, _FOLDERS[digest])
     importlib.invalidate_caches()
     found = importlib.import_module("dfm").__version__
@@ -38,6 +37,23 @@ def _installed() -> str | None:
         return importlib.metadata.version("dfm")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _folder_of(wheel: bytes, digest: str) -> str:
+    """The files of the wheel on this machine, the same for all processes of a user: kernels are compiled once."""
+    folder = os.path.join(tempfile.gettempdir(), f"dfm-wheel-{os.getuid()}-{digest[:24]}")
+    if os.path.isdir(folder) and os.stat(folder).st_uid == os.getuid():
+        return folder
+    fresh = tempfile.mkdtemp(prefix="dfm-wheel-")
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        for name in archive.namelist():
+            path = archive.extract(name, fresh)
+            os.utime(path, (0, 0))  # compiled kernels are found by the age of their sources
+    try:
+        os.rename(fresh, folder)
+    except OSError:  # another process was faster, or the name is somebody else's
+        return folder if os.path.isdir(folder) and os.stat(folder).st_uid == os.getuid() else fresh
+    return folder
 
 
 class CarriedToWorkers(WorkerPlugin):
