@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dfm import cli_kubernetes
 from dfm.report import Reporter
 from dfm.runs import json_ready
 
@@ -26,6 +27,11 @@ _options = click.option(
     "--storage-option", "pairs", metavar="KEY=VALUE", multiple=True, help="fsspec option for reading a URL."
 )
 _run_argument = click.argument("run")
+_kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
+_namespace = click.option(
+    "--namespace", default="", help="With --kubernetes: default: the kubeconfig's."
+)
+_context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
 _EVERY = 1.0
 
@@ -39,16 +45,20 @@ class Place:
     run_id: str = ""
 
 
-def _place(run: str, scheduler: str | None, pairs: tuple[str, ...]) -> Place:
-    from dfm.errors import SettingsError
-    from dfm.settings import load_job
-
+def _storage_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise SettingsError(f"--storage-option {pair!r} is not legal: write KEY=VALUE")
+            raise click.UsageError(f"--storage-option {pair!r} is not legal: write KEY=VALUE")
         options[key] = value
+    return options
+
+
+def _place(run: str, scheduler: str | None, pairs: tuple[str, ...]) -> Place:
+    from dfm.settings import load_job
+
+    options = _storage_options(pairs)
     if os.path.isfile(run):
         job = load_job(run)
         return Place(job.output.directory, {**job.data.storage_options, **options})
@@ -89,10 +99,28 @@ def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tupl
 @click.argument("job", type=click.Path(dir_okay=False))
 @_overrides
 @click.option("--scheduler", metavar="ADDRESS", help="Hand the driver to this Dask cluster (tcp://…, tls://…).")
+@_kubernetes
+@_namespace
+@_context
+@click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
+@click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
 @_follow
 @_json
-def submit(job: str, overrides: tuple[str, ...], scheduler: str | None, follow: bool, as_json: bool) -> int:
-    """Hand JOB, driver and all, to a Dask cluster, and print the id of its run."""
+def submit(
+    job: str, overrides: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
+    name: str, dry_run: bool, follow: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Hand JOB, driver and all, to a Dask cluster or to Kubernetes, and print the id of its run."""
+    if kubernetes and scheduler:
+        raise click.UsageError("--scheduler and --kubernetes name two clusters; give one of them")
+    if kubernetes:
+        return cli_kubernetes.submit(job, overrides, name, namespace, context, dry_run, follow, as_json)
+    if dry_run:
+        raise click.UsageError("--dry-run needs --kubernetes; `dfm train --dry-run` shows the plan of a job")
+    return _submit_to_dask(job, overrides, scheduler, follow, as_json)
+
+
+def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None, follow: bool, as_json: bool) -> int:
     from dfm import submission
     from dfm.settings import load_job
 
@@ -112,13 +140,21 @@ def submit(job: str, overrides: tuple[str, ...], scheduler: str | None, follow: 
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@_kubernetes
+@_namespace
+@_context
 @_options
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
 @_json
-def status(run: str, scheduler: str | None, pairs: tuple[str, ...], wait: bool, as_json: bool) -> int:
+def status(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    wait: bool, as_json: bool,
+) -> int:  # fmt: skip
     """How RUN stands: its state, progress, model, or why it failed."""
     from dfm.outcome import outcome_of
 
+    if kubernetes:
+        return cli_kubernetes.status(run, namespace, context, _storage_options(pairs), wait, as_json)
     place = _place(run, scheduler, pairs)
     found = outcome_of(place.directory, place.options, place.run_id)
     while wait and not found.is_over:
@@ -136,13 +172,21 @@ def status(run: str, scheduler: str | None, pairs: tuple[str, ...], wait: bool, 
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@_kubernetes
+@_namespace
+@_context
 @_options
 @_follow
 @_json
-def logs(run: str, scheduler: str | None, pairs: tuple[str, ...], follow: bool, as_json: bool) -> int:
-    """What happened in RUN so far: the lines that `dfm train` would have shown."""
+def logs(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    follow: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
     from dfm.runs import read_events
 
+    if kubernetes:
+        return cli_kubernetes.logs(run, namespace, context, follow)
     place = _place(run, scheduler, pairs)
     if follow:
         return _followed(place, as_json)
@@ -155,15 +199,23 @@ def logs(run: str, scheduler: str | None, pairs: tuple[str, ...], follow: bool, 
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@_kubernetes
+@_namespace
+@_context
 @_options
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
 @_json
-def cancel(run: str, scheduler: str | None, pairs: tuple[str, ...], wait: bool, as_json: bool) -> int:
+def cancel(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    wait: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
     from dfm.errors import SettingsError
     from dfm.outcome import outcome_of
     from dfm.runs import request_cancel
 
+    if kubernetes:
+        return cli_kubernetes.cancel(run, namespace, context, _storage_options(pairs), as_json)
     place = _place(run, scheduler, pairs)
     record = request_cancel(place.directory, place.options)
     if record is None:
@@ -191,7 +243,7 @@ def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[st
     from dfm.settings import ClusterSettings
     from dfm.submission import submitted_to
 
-    options = _place("", None, pairs).options
+    options = _storage_options(pairs)
     if scheduler:
         with cluster.connect(ClusterSettings(scheduler=scheduler)) as client:
             directories = sorted(set(submitted_to(client).values()))

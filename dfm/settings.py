@@ -586,9 +586,37 @@ class OutputSettings(Table):
     resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
+@dataclass(frozen=True)
+class KubernetesSettings(Table):
+    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+
+    table = "kubernetes"
+
+    namespace: str = knob("", Text(), "namespace; empty: that of the kubeconfig's context")
+    image: str = knob("dfm:latest", Text(may_be_empty=False), "image of driver, scheduler and workers")
+    service_account: str = knob("dfm", Text(may_be_empty=False), "service account of the pods (workload identity)")
+    secret: str = knob("", Text(), "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
+    pull_secret: str = knob("", Text(), "Secret for pulling the image")
+    workers: int | str = knob("auto", AnyOf((Options(("auto",)), Number(1, integer=True))), "worker pods")
+    worker_cpus: int = knob(1, Number(1, integer=True), "CPUs, and so tasks at a time, of a worker pod")
+    worker_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of a worker pod")
+    driver_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of the driver's pod")
+    scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
+    scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
+    scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
+    gpus: int = knob(0, Number(0, integer=True), "NVIDIA GPUs of a worker pod")
+    spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
+    tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
+    attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
+    deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+
+
 TABLES: dict[str, type[Table]] = {
     kind.table: kind
-    for kind in (DataSettings, Schema, ModelSettings, TrainingSettings, ClusterSettings, OutputSettings)
+    for kind in (
+        *(DataSettings, Schema, ModelSettings, TrainingSettings),
+        *(ClusterSettings, OutputSettings, KubernetesSettings),
+    )
 }
 _DETERMINES_PARAMETERS = ("data", "schema", "model", "training")
 
@@ -603,6 +631,7 @@ class Job:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
 
     def __post_init__(self) -> None:
         if self.data.validation_from and not self.schema.time:

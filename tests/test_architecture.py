@@ -24,7 +24,24 @@ ORDER = [
     *("distributed.prepare", "distributed.rounds", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     "distributed.train",
-    *("jobs", "outcome", "driver", "submission", "demo", "report", "cli_runs", "cli", "__main__"),
+    "distributed.retire",
+    *(
+        "jobs",
+        "outcome",
+        "driver",
+        "submission",
+        "kubernetes.sizing",
+        "kubernetes.manifest",
+        "kubernetes.api",
+        "kubernetes.following",
+        "kubernetes.submitting",
+        "demo",
+        "report",
+        "cli_kubernetes",
+        "cli_runs",
+        "cli",
+        "__main__",
+    ),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}
