@@ -222,7 +222,8 @@ def test_storage_options_travel_in_a_secret_and_nowhere_else() -> None:
 def plan(rows: int, replicas: int = 8, fields: int = 39, features: int = 1 << 22) -> dict[str, Any]:
     return {
         "rows": rows, "replicas": replicas, "rows_per_replica": rows // replicas,
-        "columns": dict.fromkeys(range(fields)), "parameter_bytes_at_most": features * 80, "round_bytes_per_replica_at_most": features * 168,
+        "columns": dict.fromkeys(range(fields)), "parameter_bytes_at_most": features * 80,
+        "round_bytes_per_replica_at_most": features * 168,
         "partition_cache_bytes": rows * (4 * fields + 12),
     }  # fmt: skip
 
