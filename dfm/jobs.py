@@ -87,13 +87,6 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _absolute(url: str) -> str:
-    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
-    if not storage.is_local(url):
-        return url
-    return ("file://" if url.startswith("file://") else "") + os.path.abspath(storage.local_path(url))
-
-
 def _checked(options: Mapping[str, Any] | None, **urls: str | Sequence[str]) -> dict[str, list[str]]:
     """The URLs as lists. SettingsError where one of them, or an option, holds a secret: both travel in tasks."""
     check_options(options, "storage_options")
@@ -118,7 +111,7 @@ def evaluate(
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
     FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
-    scoring = Scoring(_absolute(model), on_bad_rows, storage_options=storage_options)
+    scoring = Scoring(storage.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
     with cluster.client_of(chosen, client) as own:
         tally, account = evaluate_shards(
@@ -149,8 +142,8 @@ def predict(
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
-    where = _absolute(output)
-    scoring = Scoring(_absolute(model), on_bad_rows, tuple(keep), where, storage_options)
+    where = storage.absolute(output)
+    scoring = Scoring(storage.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
     with cluster.client_of(chosen, client) as own:
         account = predict_shards(

@@ -56,7 +56,10 @@ def find_inputs(job: Job) -> Inputs:
         raise DataError(
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
-    plan = plan_training(train, job.training.n_replicas, job.training.averages_per_epoch, job.model.seed)
+    training = job.training
+    plan = plan_training(
+        train, training.n_replicas, training.averages_per_epoch, job.model.seed, training.rows_per_round
+    )
     split_rows = bool(job.data.validation_from) and by_path is None
     held_out = plan_reading(train if split_rows else validation)
     return Inputs(schema, train, validation, plan, held_out, split_rows)
