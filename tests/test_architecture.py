@@ -18,9 +18,10 @@ ORDER = [
     "ingest",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
-    *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
+    *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
+    *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "export", "inspection", "synth", "checkpoint"),
+    *("averaging", "metrics", "objective", "model", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.predict"),
@@ -31,7 +32,7 @@ ORDER = [
     *("demo", "report", "cli_kubernetes", "cli_runs", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
-TYPES_ONLY = {("kernels.contract", "kernels.losses")}
+TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
 WITH_DASK = ("distributed.", "jobs", "submission")
 WITH_CUPY = ("kernels.cupy_gpu",)
