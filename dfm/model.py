@@ -29,6 +29,7 @@ from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
 from dfm.kernels.losses import sigmoid
+from dfm.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
@@ -80,13 +81,16 @@ class FMModel:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. DataError where a column is missing or a number is not finite.
+        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
         """
         scores = self.decision_function(data)
         return sigmoid(scores) if self.task == "classification" else scores
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            return self._score_matrix(data)
         few = self._few_rows(data)
         if few is not None:
             return few
@@ -109,6 +113,19 @@ class FMModel:
         except (KeyError, TypeError, rowwise.NotPlain):
             return None
         return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
+
+    @functools.cached_property
+    def _scaling(self) -> Scaling | None:
+        return Scaling.from_statistics(self.statistics, self.schema.columns)
+
+    def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
+        """Scores of a matrix whose columns are the model's, in order."""
+        columns = self.schema.columns
+        if not is_vector(self.schema):
+            raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(columns):
+            raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
+        return self._kernels.scores(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""

@@ -18,9 +18,10 @@ ORDER = [
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "export", "inspection", "synth"),
+    *("averaging", "metrics", "matrices", "model", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
-    *("distributed.predict", "distributed.train"),
+    *("fitting", "distributed.predict", "distributed.train"),
+    *("estimators.inputs", "estimators.base", "estimators.classifiers", "estimators.regressors"),
     *("jobs", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
@@ -28,6 +29,8 @@ TYPES_ONLY = {("kernels.contract", "kernels.losses")}
 """Imports for annotations alone, which never run."""
 WITH_DASK = ("distributed.", "jobs")
 WITH_CUPY = ("kernels.cupy_gpu",)
+WITH_SKLEARN = ("estimators.",)
+"""Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 
 
@@ -87,9 +90,14 @@ def test_only_the_gpu_backend_imports_cupy():
     assert users_of("cupy") <= {*WITH_CUPY}
 
 
+def test_nothing_else_needs_the_estimators():
+    others = {name for name in MODULES if not name.startswith(WITH_SKLEARN)}
+    assert not {name for name in others if any(full.startswith("dfm.estimators") for full in imports(MODULES[name]))}
+
+
 def test_optional_packages_are_imported_where_they_are_needed_not_at_the_top():
     for name, tree in MODULES.items():
-        if name not in WITH_CUPY:
+        if not name.startswith((*WITH_CUPY, *WITH_SKLEARN)):
             assert not {i.split(".")[0] for i in imports_at_the_top(tree)} & OPTIONAL, name
 
 

@@ -1,0 +1,229 @@
+"""Classifiers: one machine for two classes, one against the rest each for more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+
+from dfm.estimators.base import BaseFactorizationMachine, mean_of, store
+from dfm.fitting import Event, LabelUnit, Recipe
+from dfm.model import FMModel
+from dfm.partition import HashedRows
+
+
+class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    _task = "classification"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
+        """Train on rows X with class labels y.
+
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
+        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
+        on after each epoch; the best epoch is kept.
+        """
+        return self._fit_here(X, y, sample_weight, eval_set)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
+
+        Weights count as they are; class_weight = "balanced" needs all rows and is refused.
+        """
+        if self.class_weight == "balanced":
+            raise ValueError('class_weight = "balanced" needs all rows at once: pass weights as a dict, or use fit')
+        if not hasattr(self, "_outputs"):
+            self._announced = None if classes is None else np.unique(classes)
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes = {list(classes)} are not those of the first call: {list(self.classes_)}")
+        return self._partial_fit(X, y, sample_weight)
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Logits float64[n_rows] of the second class; of more than two, each against the rest, [n_rows, n_classes]."""
+        scores = self._scores(X)
+        return scores[0] if len(scores) == 1 else np.ascontiguousarray(scores.T)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The likeliest class of every row."""
+        scores = self.decision_function(X)
+        chosen = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[chosen]
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities float64[n_rows, n_classes], classes in the order of `classes_`."""
+        scores = self._scores(X)
+        u = np.exp(-np.abs(scores))
+        likely = np.where(scores > 0, 1 / (1 + u), u / (1 + u))
+        if len(likely) == 1:
+            return np.stack([1 - likely[0], likely[0]], axis=1)
+        total = likely.sum(axis=0)
+        # Where every machine says no with full certainty, none is likelier than the others.
+        shares = np.where(total > 0, likely, 1.0) / np.where(total > 0, total, len(likely))
+        return np.ascontiguousarray(shares.T)
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithms of the probabilities, float64[n_rows, n_classes]."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """w, float32[1, n_features]; with more than two classes a row each."""
+        return np.stack([table.linear_weights for table in self._fitted_tables()])
+
+    @property
+    def intercept_(self) -> NDArray[np.float32]:
+        """w0, float32[1]; with more than two classes one each."""
+        return np.array([table.bias_value for table in self._fitted_tables()])
+
+    @property
+    def factors_(self) -> NDArray[np.float32]:
+        """V, float32[n_features, n_factors]; with more than two classes [n_classes, n_features, n_factors]."""
+        tables = self._fitted_tables()
+        return self._factors(tables[0]) if len(tables) == 1 else np.stack([self._factors(table) for table in tables])
+
+    @property
+    def model_(self) -> FMModel:
+        """The model to serve: probabilities of the second class."""
+        if len(self._fitted_tables()) > 1:
+            raise AttributeError("with more than two classes there is one model each: see models_")
+        return self._model()
+
+    @property
+    def models_(self) -> list[FMModel]:
+        """The models to serve: of the second class of two, or of each class against the rest."""
+        return [self._model(number) for number in range(len(self._fitted_tables()))]
+
+    def _learn_labels(
+        self, y: NDArray[Any], weights: NDArray[np.float32], reset: bool, reweigh: bool = True
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        check_classification_targets(y)
+        if reset:
+            announced = self.__dict__.pop("_announced", None)
+            self.classes_ = np.unique(y) if announced is None else announced
+            if len(self.classes_) < 2:
+                raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
+        codes = np.searchsorted(self.classes_, y)
+        known = self.classes_[np.minimum(codes, len(self.classes_) - 1)] == y
+        if not known.all():
+            raise ValueError(f"y holds {y[~known][0]!r}, which is none of the known classes {list(self.classes_)}")
+        if reweigh and self.class_weight is not None:
+            own = compute_sample_weight(_as_dict(self.class_weight), y).astype(np.float32)
+            weights = own * weights if weights.size else own
+        return codes.astype(np.float32), weights
+
+    def _recipes(self, rows: HashedRows, n_epochs: int | None = None) -> list[Recipe]:
+        n_classes = len(self.classes_)
+        codes = [1] if n_classes == 2 else range(n_classes)
+        return [self._recipe(rows.n_rows, self._first_bias(rows, code), LabelUnit(), n_epochs) for code in codes]
+
+    def _first_bias(self, rows: HashedRows, code: int) -> float:
+        """What a model without features would answer."""
+        share = mean_of(rows.labels == code, rows.weights)
+        inside = min(max(share, 1e-6), 1 - 1e-6)
+        return math.log(inside / (1 - inside))
+
+    def _label_of(self, number: int, recipe: Recipe) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        code = 1 if len(self.classes_) == 2 else number
+        return lambda codes: (codes == code).astype(np.float32)
+
+    def _history(self) -> list[Event]:
+        if len(self._outputs) == 1:
+            return super()._history()
+        return [
+            {"class": label, **event}
+            for label, output in zip(self.classes_.tolist(), self._outputs, strict=True)
+            for event in output.progress.history
+        ]
+
+
+def _as_dict(class_weight: Any) -> Any:
+    return dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
+
+
+class FMClassifier(_Classifier):
+    """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+
+    def __init__(
+        self,
+        n_factors: int = 8,
+        *,
+        loss: Any = "logistic",
+        optimizer: str = "adagrad",
+        learning_rate: float = 0.1,
+        factor_rate_scale: float = 0.45,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l2_factors: float = 0.01,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        init_stdev: float = 0.05,
+        class_weight: Any = None,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        min_count_factors: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())
+
+
+class LinearClassifier(_Classifier):
+    """Linear model for classes: a factorization machine without factors."""
+
+    def __init__(
+        self,
+        *,
+        loss: Any = "logistic",
+        optimizer: str = "adagrad",
+        learning_rate: float = 0.1,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        class_weight: Any = None,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())

@@ -1,0 +1,159 @@
+"""Regressors: the score is the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+
+from dfm.estimators.base import BaseFactorizationMachine, mean_of, store
+from dfm.fitting import LabelUnit, Recipe
+from dfm.model import FMModel
+from dfm.partition import HashedRows
+
+_OF_ANY_UNIT = ("squared", "quantile")
+"""Losses whose best model scales with the labels."""
+
+
+class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    _task = "regression"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
+        """Train on rows X with numbers y.
+
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
+        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
+        on after each epoch; the best epoch is kept.
+        """
+        return self._fit_here(X, y, sample_weight, eval_set)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
+        return self._partial_fit(X, y, sample_weight)
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predicted numbers, float64[n_rows]."""
+        return self._scores(X)[0]
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """w, float32[n_features]."""
+        return self._fitted_tables()[0].linear_weights.copy()
+
+    @property
+    def intercept_(self) -> float:
+        """w0."""
+        return float(self._fitted_tables()[0].bias_value)
+
+    @property
+    def factors_(self) -> NDArray[np.float32]:
+        """V, float32[n_features, n_factors]."""
+        return self._factors(self._fitted_tables()[0])
+
+    @property
+    def model_(self) -> FMModel:
+        """The model to serve."""
+        self._fitted_tables()
+        return self._model()
+
+    def _learn_labels(
+        self, y: NDArray[Any], weights: NDArray[np.float32], reset: bool, reweigh: bool = True
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        numbers = np.asarray(y, np.float64)
+        if reset:
+            self._unit = LabelUnit()
+            if self.loss in _OF_ANY_UNIT:
+                mean = mean_of(numbers, weights)
+                spread = mean_of((numbers - mean) ** 2, weights) ** 0.5
+                self._unit = LabelUnit(mean, spread if spread > 1e-12 * abs(mean) else 1.0)
+        return ((numbers - self._unit.mean) / self._unit.scale).astype(np.float32), weights
+
+    def _recipes(self, rows: HashedRows, n_epochs: int | None = None) -> list[Recipe]:
+        return [self._recipe(rows.n_rows, mean_of(rows.labels, rows.weights), self._unit, n_epochs)]
+
+    def _label_of(self, number: int, recipe: Recipe) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        return lambda labels: labels
+
+
+class FMRegressor(_Regressor):
+    """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+
+    def __init__(
+        self,
+        n_factors: int = 8,
+        *,
+        loss: Any = "squared",
+        optimizer: str = "adagrad",
+        learning_rate: float = 0.1,
+        factor_rate_scale: float = 0.45,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l2_factors: float = 0.01,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        init_stdev: float = 0.05,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        min_count_factors: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())
+
+
+class LinearRegressor(_Regressor):
+    """Linear model for numbers: a factorization machine without factors."""
+
+    def __init__(
+        self,
+        *,
+        loss: Any = "squared",
+        optimizer: str = "adagrad",
+        learning_rate: float = 0.1,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())
