@@ -27,6 +27,37 @@ _NO_FIELDS = np.zeros(0, np.uint16)
 
 
 @dataclass(frozen=True, eq=False)
+class ColumnMoments:
+    """Weight, means and sums of squared deviations of columns, and which hold zeros and ones only; they add up."""
+
+    weight: float
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    is_flag: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, matrix: NDArray[Any], weights: NDArray[np.float32]) -> ColumnMoments:
+        """Of a dense matrix [n_rows, n_columns]; weights float32[n_rows], or empty where all rows count the same."""
+        values = np.asarray(matrix, np.float64)
+        if weights.size:
+            values, weights = values[weights > 0], weights[weights > 0]
+        masses = weights.astype(np.float64) if weights.size else np.ones(len(values))
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(masses.sum())
+            mean = masses @ values / (total or 1.0)
+            squares = masses @ (values - mean) ** 2
+        return cls(total, mean, squares, ((values == 0) | (values == 1)).all(axis=0))
+
+    def __add__(self, other: ColumnMoments) -> ColumnMoments:
+        """Of the rows of both (Chan, Golub and LeVeque 1979)."""
+        weight = self.weight + other.weight
+        share = other.weight / weight if weight else 0.0
+        delta = other.mean - self.mean
+        squares = self.squares + other.squares + delta**2 * self.weight * share
+        return ColumnMoments(weight, self.mean + delta * share, squares, self.is_flag & other.is_flag)
+
+
+@dataclass(frozen=True, eq=False)
 class Scaling:
     """Columns are seen as (x − mean) / scale; float64[n_columns] each, in the columns' units."""
 
@@ -34,23 +65,15 @@ class Scaling:
     scale: NDArray[np.float64]
 
     @classmethod
-    def learn(cls, matrix: NDArray[Any], weights: NDArray[np.float32] | None = None) -> Scaling:
-        """Mean and deviation of the columns of a dense matrix [n_rows, n_columns], rows counted by their weights.
+    def from_moments(cls, moments: ColumnMoments) -> Scaling:
+        """Mean and deviation of every column.
 
         Columns of zeros and ones, and columns of one value, stay as they are: they say yes or no, and have no unit.
         """
-        values = np.asarray(matrix, np.float64)
-        if weights is not None and weights.size:
-            values = values[weights > 0]
-            weights = weights[weights > 0]
-        masses = None if weights is None or not weights.size else weights.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = np.average(values, axis=0, weights=masses)
-            deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=masses))
-        is_flag = ((values == 0) | (values == 1)).all(axis=0)
+        deviation = np.sqrt(moments.squares / (moments.weight or 1.0))
         # A column of one large value has the rounding error of its mean for a deviation.
-        plain = is_flag | ~(deviation > 1e-12 * np.abs(mean))
-        return cls(np.where(plain, 0.0, mean), np.where(plain, 1.0, deviation))
+        plain = moments.is_flag | ~(deviation > 1e-12 * np.abs(moments.mean))
+        return cls(np.where(plain, 0.0, moments.mean), np.where(plain, 1.0, deviation))
 
     def apply(self, matrix: NDArray[Any]) -> NDArray[np.float64]:
         """The columns as the model sees them, float64[n_rows, n_columns]."""

@@ -20,8 +20,9 @@ ORDER = [
     "kernels.numba_cpu",
     *("averaging", "metrics", "matrices", "model", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
-    *("fitting", "distributed.predict", "distributed.train"),
-    *("estimators.inputs", "estimators.base", "estimators.classifiers", "estimators.regressors"),
+    *("distributed.predict", "distributed.train"),
+    *("inputs", "fitting", "distributed.collections", "factorization"),
+    *("estimators.base", "estimators.classifiers", "estimators.regressors"),
     *("jobs", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""

@@ -22,19 +22,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from dfm.averaging import MergeRule, automatic_averages, scaled_rate
 from dfm.encoding import take_rows
 from dfm.errors import DataError, SettingsError
-from dfm.estimators.inputs import (
-    Features,
-    MatrixFeatures,
-    TableFeatures,
-    TableOptions,
-    as_arrow,
-    is_arrow,
-    is_columns,
-    is_frame,
-    is_table,
-    n_rows_of,
-    names_of,
-)
 from dfm.fitting import (
     Event,
     LabelUnit,
@@ -46,6 +33,19 @@ from dfm.fitting import (
     initial_table,
     make_work,
     whole_partition,
+)
+from dfm.inputs import (
+    Features,
+    MatrixFeatures,
+    TableFeatures,
+    TableOptions,
+    as_arrow,
+    is_arrow,
+    is_columns,
+    is_frame,
+    is_table,
+    n_rows_of,
+    names_of,
 )
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.matrices import is_sparse

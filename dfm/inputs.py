@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dfm.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
 from dfm.errors import DataError
 from dfm.matrices import (
+    ColumnMoments,
     Scaling,
     column_names,
     is_sparse,
@@ -57,6 +58,10 @@ class TableOptions:
         """Whether roles were given, so that a table is one even where all its columns are floats."""
         return bool(self.categorical or self.numeric or self.lists or self.crosses)
 
+    def least_for_factors(self, n_factors: int) -> int:
+        """Occurrences from which a feature owns factors; in a linear model none does."""
+        return self.min_count_factors if n_factors else NEVER
+
 
 class Features(Protocol):
     """From what the user has to rows, and from trained parameters to a model."""
@@ -88,7 +93,7 @@ class MatrixFeatures:
         cls, matrix: Any, names: Sequence[str] | None, standardize: bool, weights: NDArray[np.float32]
     ) -> tuple[MatrixFeatures, HashedRows]:
         """What the training rows say of the columns, and these rows."""
-        scaling = Scaling.learn(matrix, weights) if standardize else None
+        scaling = Scaling.from_moments(ColumnMoments.of(matrix, weights)) if standardize else None
         rows = matrix_rows(matrix, scaling)
         counts = np.bincount(rows.indices, minlength=matrix.shape[1]).astype(np.int64)
         vocabulary = vector_vocabulary(matrix.shape[1], counts)
@@ -137,16 +142,16 @@ class TableFeatures:
         table = as_arrow(data)
         schema = resolve_columns({name: table.schema.field(name).type for name in table.column_names}, options)
         statistics = _statistics(table, schema)
-        rows = _encoded(table, schema, options.hash_bits, statistics)
+        rows = encoded_rows(table, schema, options.hash_bits, statistics)
         counts = count_features(rows.indices, rows.fields, len(schema.fields), options.hash_bits)
-        least = options.min_count_factors if n_factors else NEVER
+        least = options.least_for_factors(n_factors)
         names = [entry.name for entry in schema.fields]
         vocabulary = build_vocabulary(counts, names, options.hash_bits, options.min_count, least)
         return cls(schema, vocabulary, statistics), rows
 
     def rows(self, data: Any) -> HashedRows:
         """The rows of a table, or of an array whose columns are in the order of the schema's."""
-        return _encoded(as_arrow(data), self.schema, self.vocabulary.hash_bits, self.statistics)
+        return encoded_rows(as_arrow(data), self.schema, self.vocabulary.hash_bits, self.statistics)
 
     def scoring(self, data: Any) -> SparsePartition:
         """The rows, for kernels that score."""
@@ -184,10 +189,10 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     return found
 
 
-def _encoded(
+def encoded_rows(
     table: pa.Table, schema: ResolvedSchema, hash_bits: int, statistics: Mapping[str, NumberStatistics]
 ) -> HashedRows:
-    """All rows; DataError where one of them is bad."""
+    """All rows of a table, without labels. DataError where one of them is bad."""
     parts, first = [], 0
     for batch in batches_of(table, schema.columns):
         encoded = encode_batch(batch, schema, hash_bits, statistics, None)
