@@ -16,7 +16,8 @@ ORDER = [
     *("errors", "compilation", "settings", "schema", "storage", "arrays", "timesplit", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
-    *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
+    *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
+    *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     "kernels.numba_cpu",
     *("averaging", "metrics", "matrices", "model", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
@@ -26,7 +27,7 @@ ORDER = [
     *("jobs", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
-TYPES_ONLY = {("kernels.contract", "kernels.losses")}
+TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
 WITH_DASK = ("distributed.", "jobs")
 WITH_CUPY = ("kernels.cupy_gpu",)

@@ -28,18 +28,21 @@ from dfm.kernels.contract import (
     check_rows,
     check_table,
 )
+from dfm.kernels.losses import Loss
 from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
 from dfm.kernels.row_passes import (
     BLOCK_ROWS,
-    WIDTH,
     Rows,
     Scratch,
-    Shape,
     Table,
     make_score_all,
     make_walk,
 )
-from dfm.params import Layout, ParameterTable, aligned_zeros, allocate
+from dfm.kernels.step_passes import WIDTH, Shape
+from dfm.params import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+
+_WIDEST = 1 + max(LINEAR_STATE.values())
+"""float32 columns of the longest linear record."""
 
 
 def rows_record(rows: RowsLike) -> Rows:
@@ -63,7 +66,7 @@ def new_scratch(longest_row: int, lanes: int) -> Scratch:
     """Working memory for rows of up to that many entries."""
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
     return Scratch(
-        aligned_zeros((3 * capacity,)),
+        aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
@@ -157,11 +160,16 @@ def _sources() -> str:
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
+    if spec.regularizer is not None and spec.optimizer == "ftrl":
+        raise SettingsError(
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
+            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+        )
     layout = Layout(spec.optimizer, spec.n_factors)
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
-    if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{_sources()} {spec!r}")
         keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))

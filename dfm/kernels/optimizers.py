@@ -30,6 +30,9 @@ class Rates(NamedTuple):
     l2_factors: np.float32
     l1_linear: np.float32
     ftrl_beta: np.float32
+    adam_beta1: np.float32
+    adam_beta2: np.float32
+    adam_epsilon: np.float32
 
 
 def rates_of(step: Step) -> Rates:
@@ -103,18 +106,44 @@ def _ftrl_linear(weight, first, second, gradient, sample_weight, rates):  # type
     return ftrl_weight(first, total, rates), first, total
 
 
+@njit(nogil=True, forceinline=True)
+def running_mean(average, sample, decay):  # type: ignore[no-untyped-def]
+    """β a + (1 - β) x, where the sample has the share 1 - β."""
+    return fma(sample - average, _ONE - decay, average)
+
+
+@njit(nogil=True, forceinline=True)
+def adam(weight, moments, filled, rate, epsilon):  # type: ignore[no-untyped-def]
+    """θ - η m̂ / (sqrt(v̂) + ε) (Kingma and Ba 2015, algorithm 1), of moments (m, v) that this gradient went into.
+
+    m̂ = m / c1 and v̂ = v / c2 are means of all gradients so far. The paper's c is 1 - β^t. Here it is kept, `filled`,
+    as the running mean of ones with the same β: the same number, but one that averages over replicas just as m does.
+    """
+    mean, square = moments[0] / filled[0], moments[1] / filled[1]
+    return weight - (rate * mean) / (sqrt(square) + epsilon)
+
+
+@njit(nogil=True, forceinline=True)
+def without_l2_linear(rates):  # type: ignore[no-untyped-def]
+    """The rates for a rule whose gradient holds the penalty already."""
+    return Rates(
+        rates.learning_rate, rates.factor_learning_rate, np.float32(0), rates.l2_factors, rates.l1_linear,
+        rates.ftrl_beta, rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """How a local model steps.
 
     `linear(weight, first, second, gradient, sample_weight, rates)` returns the new (weight, first, second), where
-    `gradient` is without penalties and the columns of a linear record are weight, first, second. `factors` names
-    the rule of V: "sgd", "adagrad" (per coordinate), or "row" (one accumulator for the row, fed with the mean of the
-    squared gradients, in the last column of the linear record).
+    `gradient` is without penalties and the columns of a linear record are weight, first, second; None for "adam", whose
+    records are longer. `factors` names the rule of V: "sgd", "adagrad" (per coordinate), "row" (one accumulator for the
+    row, fed with the mean of the squared gradients, in the last column of the linear record), or "adam".
     """
 
     name: str
-    linear: Callable[..., Any]
+    linear: Callable[..., Any] | None
     factors: str
 
 
@@ -125,6 +154,7 @@ OPTIMIZERS = {
         Optimizer("adagrad", _adagrad_linear, "adagrad"),
         Optimizer("adagrad-row", _adagrad_linear, "row"),
         Optimizer("ftrl", _ftrl_linear, "adagrad"),
+        Optimizer("adam", None, "adam"),
     )
 }
 

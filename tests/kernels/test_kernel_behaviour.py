@@ -209,10 +209,10 @@ def test_settings_that_nothing_reads_are_refused(kernels: Kernels) -> None:
         kernels.run_round(make_rows(), make_table(), dataclasses.replace(STEP, l1_linear=0.1))
     with pytest.raises(SettingsError, match="learning_rate = -1"):
         Step(-1.0, 0.1)
-    with pytest.raises(SettingsError, match="adam"):
-        compile_kernels(KernelSpec("logistic", "adam", 4))
-    with pytest.raises(SettingsError, match="hinge"):
-        compile_kernels(KernelSpec("hinge", "sgd", 4))
+    with pytest.raises(SettingsError, match="lion"):
+        compile_kernels(KernelSpec("logistic", "lion", 4))
+    with pytest.raises(SettingsError, match="focal"):
+        compile_kernels(KernelSpec("focal", "sgd", 4))
 
 
 def test_kernels_are_compiled_once_per_process(kernels: Kernels) -> None:
