@@ -19,7 +19,7 @@ ORDER = [
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "matrices", "model", "export", "inspection", "synth", "checkpoint"),
+    *("averaging", "metrics", "matrices", "objective", "model", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
