@@ -17,7 +17,8 @@ from distributed import Client, Future, get_client
 from numpy.typing import NDArray
 
 from dfm.averaging import aligned_groups
-from dfm.distributed import cluster, rounds
+from dfm.distributed import rounds
+from dfm.distributed.cluster import Watch
 from dfm.distributed.prepare import home_of
 from dfm.encoding import NumberStatistics, parse_numbers, take_rows
 from dfm.errors import ClusterError, DataError, SettingsError
@@ -48,13 +49,15 @@ from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabular
 _NO_FLOATS = np.zeros(0, np.float32)
 
 
-def current_client(client: Client | None) -> Client:
-    """The given client, or the current one. ClusterError where there is none."""
-    if client is not None:
-        return client
+_PATIENCE = 60.0
+"""Seconds without any worker after which a fit gives up."""
+
+
+def watch_of(client: Client | None) -> Watch:
+    """The given client, or the current one, watched. ClusterError where there is none."""
     try:
-        return get_client()
-    except ValueError as error:
+        return Watch(get_client() if client is None else client, _PATIENCE)
+    except ValueError as error:  # of get_client
         raise ClusterError(
             "a fit on a Dask collection runs on a cluster: start one (dask.distributed.Client()) or pass client="
         ) from error
@@ -63,9 +66,9 @@ def current_client(client: Client | None) -> Client:
 # ------------------------------------------------------------------------------------------- training ----
 
 
-def scatter_replicas(client: Client, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
+def scatter_replicas(watch: Watch, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
     """Partitions that lie here, sent to the workers that will train on them; per replica a list of them."""
-    homes = cluster.worker_addresses(client)
+    client, homes = watch.client, watch.addresses()
     placed = []
     for number, partitions in enumerate(replicas):
         home = home_of(number, len(replicas), homes)
@@ -74,15 +77,25 @@ def scatter_replicas(client: Client, replicas: Sequence[Sequence[SparsePartition
     return placed
 
 
+_LONGEST_LINEAGE = 64
+"""Rounds that a lost block may have to be computed again from, and that the scheduler has to remember."""
+
+
 @dataclass
 class DaskCrew:
     """Trains on a cluster: the rounds of every job. replicas, held_out: futures of lists of partitions."""
 
-    client: Client
+    watch: Watch
     replicas: list[Future]
     held_out: list[Future] = field(default_factory=list)
     _block: Future = field(init=False)
-    _is_new: bool = field(init=False, default=True)
+    _reports: list[Future] = field(init=False, default_factory=list)
+    _lineage: int = field(init=False, default=0)
+
+    @property
+    def client(self) -> Client:
+        """The client of the cluster."""
+        return self.watch.client
 
     @property
     def validates(self) -> bool:
@@ -90,33 +103,35 @@ class DaskCrew:
         return bool(self.held_out)
 
     def start(self, table: ParameterTable) -> None:
-        """Begin with these parameters."""
-        block = rounds.Block(0, table)
-        self._block, self._is_new = self.client.scatter([block], hash=False)[0], True
+        """Begin with these parameters; every worker gets a copy, since nobody could compute them again."""
+        self._block = self.client.scatter([rounds.Block(0, table)], hash=False, broadcast=True)[0]
+        self._lineage = 0
 
     def round(self, work: rounds.Work, slice_number: int) -> None:
         """Submit one round; nothing is waited for, the next one depends on its result."""
-        homes, n_replicas = cluster.worker_addresses(self.client), len(self.replicas)
-        most = 1 << (cluster.n_threads(self.client) - 1).bit_length()
+        homes, n_replicas = self.watch.addresses(), len(self.replicas)
         pushes = [
             self.client.submit(
                 rounds.train_replicas, work, group.start, slice_number, [self._block],
                 self.replicas[group.start : group.stop],
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
             )
-            for group in aligned_groups(n_replicas, most)
+            for group in aligned_groups(n_replicas, 1 << (self.watch.n_threads() - 1).bit_length())
         ]  # fmt: skip
         self._block = self.client.submit(
-            rounds.merge_block, work, self._block, pushes, not self._is_new,
+            rounds.merge_block, work, self._block, pushes,
             workers=homes[:1], allow_other_workers=True, pure=False,
         )  # fmt: skip
-        self._is_new = False
+        self._reports.append(self.client.submit(rounds.reports_of, self._block, pure=False))
+        self._lineage += 1
 
     def tallies(self) -> list[RoundTally]:
         """What the rounds since the last call saw."""
-        reports = self.client.submit(rounds.reports_of, self._block, pure=False).result()
-        self._is_new = True
-        return [report.tally for report in reports]
+        tallies = [report.tally for future in self._reports for report in self.watch.result(future)]
+        self._reports = []
+        if self._lineage >= _LONGEST_LINEAGE:
+            self.start(self.parameters())
+        return tallies
 
     def evaluate(self, recipe: Recipe) -> dict[str, Any]:
         """Metrics on the held-out rows; empty where there are none."""
@@ -125,12 +140,12 @@ class DaskCrew:
         tallies = [
             self.client.submit(tally_of, recipe, [self._block], partitions, pure=False) for partitions in self.held_out
         ]
-        tally: Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
+        tally: Tally = self.watch.result(self.client.submit(rounds.merge_tallies, tallies, pure=False))
         return tally.metrics()
 
     def parameters(self) -> ParameterTable:
         """The parameters, brought here."""
-        table: ParameterTable = self.client.submit(_table_of, self._block, pure=False).result()
+        table: ParameterTable = self.watch.result(self.client.submit(_table_of, self._block, pure=False))
         return table.copy()
 
 
@@ -347,15 +362,13 @@ def _table_features(
 # ----------------------------------------------------------------------------------------- partitions ----
 
 
-def prepare(
-    client: Client, features: Features, rows: Sequence[Future], sizes: Sequence[int], wishes: Wishes
-) -> Prepared:
+def prepare(watch: Watch, features: Features, rows: Sequence[Future], sizes: Sequence[int], wishes: Wishes) -> Prepared:
     """Deal the rows of chunks out to replicas of equal size (to one row), and build their partitions."""
-    total, n_replicas = sum(sizes), wishes.n_replicas
+    client, total, n_replicas = watch.client, sum(sizes), wishes.n_replicas
     if total < n_replicas:
         raise SettingsError(f"n_replicas = {n_replicas} for {total} rows: expected one row each at least")
     vocabulary = client.scatter(features.vocabulary, hash=False)
-    starts, homes = np.cumsum([0, *sizes]), cluster.worker_addresses(client)
+    starts, homes = np.cumsum([0, *sizes]), watch.addresses()
     replicas, held_out = [], []
     for replica in range(n_replicas):
         first, last = total * replica // n_replicas, total * (replica + 1) // n_replicas

@@ -340,7 +340,8 @@ class BaseFactorizationMachine(Parametrised):
         """Raw scores of every machine, float64[n_machines, n_rows]."""
         check_is_fitted(self)
         partition = self._features.scoring(self._known_data(X))
-        spec = self._spec(self._tables[0].layout.n_factors, self.optimizer)
+        # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
+        spec = self._spec(self._objective(), self._tables[0].layout.n_factors, self.optimizer)
         kernels = numba_cpu.compile_kernels(spec)
         return np.stack([kernels.scores(partition, table).astype(np.float64) for table in self._tables])
 
@@ -367,7 +368,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _model(self, number: int = 0) -> FMModel:
         metadata = {"estimator": type(self).__name__, "history": self.history_}
-        return self._features.model(self._tables[number], self._task, metadata)
+        return self._features.model(self._tables[number], self._objective(), metadata)
 
     def to_local(self) -> Self:
         """This estimator as a plain one: the fit brought its parameters here, and no cluster is needed."""

@@ -32,7 +32,7 @@ class OneAgainstRest:
 
 def _gives_probabilities(estimator: Any) -> bool:
     """Whether the loss makes its scores logits; a margin (hinge) is no probability."""
-    return bool(estimator._link().name == "sigmoid")
+    return bool(estimator._objective().info.link == "sigmoid")
 
 
 class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from dfm.distributed import collections
-from dfm.distributed.collections import DaskCrew, Wishes, chunks_of, current_client
+from dfm.distributed.cluster import Watch
+from dfm.distributed.collections import DaskCrew, Wishes, chunks_of, watch_of
 from dfm.distributed.placement import plan_reading
 from dfm.errors import SettingsError
 from dfm.estimators.base import BaseFactorizationMachine, Output, unpacked
@@ -32,10 +33,10 @@ def fit(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_set: Any,
     """Fit on shards or on a Dask collection."""
     if is_path(X):
         return _fit_shards(estimator, X, y, sample_weight, eval_set, client)
-    return _fit_collection(estimator, X, y, sample_weight, eval_set, current_client(client))
+    return _fit_collection(estimator, X, y, sample_weight, eval_set, watch_of(client))
 
 
-def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Any:
+def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_set: Any, watch: Watch) -> Any:
     """Chunks become partitions where they lie."""
     if isinstance(y, str):
         X, y = X.drop(columns=[y]), X[y]
@@ -43,7 +44,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         raise ValueError(
             f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
         )
-    goes_on = estimator.warm_start and hasattr(estimator, "_outputs")
+    goes_on, client = estimator.warm_start and hasattr(estimator, "_outputs"), watch.client
     chunks = chunks_of(client, X, y, sample_weight)
     summaries = collections.summaries_of(client, chunks, estimator._task == "classification")
     summary = add_summaries(summaries)
@@ -66,7 +67,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         estimator._features, rows = collections.learn_features(client, X, chunks, wishes, encoding)
         _record(estimator, X)
     sizes = [part.n_rows for part in summaries]
-    prepared = collections.prepare(client, estimator._features, rows, sizes, wishes)
+    prepared = collections.prepare(watch, estimator._features, rows, sizes, wishes)
     held_out = prepared.held_out
     if eval_set is not None:
         held_out = _held_out(estimator, eval_set, client)
@@ -78,7 +79,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         if relabel is not None:
             replicas = [client.submit(relabel, part, pure=False) for part in replicas]
             held = [client.submit(relabel, part, pure=False) for part in held]
-        return DaskCrew(client, replicas, held)
+        return DaskCrew(watch, replicas, held)
 
     return estimator._train(recipes, estimator._starts(len(recipes), goes_on), crew, max(1, estimator.n_jobs or 1))
 
@@ -117,8 +118,9 @@ def _unweighted(encoding: Any) -> Any:
 
 def crew_of_rows(client: Any, replicas: Sequence[list[SparsePartition]], held_out: list[SparsePartition]) -> Crew:
     """Trains partitions that lie here on the cluster of a client."""
-    held = collections.scatter_replicas(client, [held_out]) if held_out else []
-    return DaskCrew(client, collections.scatter_replicas(client, replicas), held)
+    watch = watch_of(client)
+    held = collections.scatter_replicas(watch, [held_out]) if held_out else []
+    return DaskCrew(watch, collections.scatter_replicas(watch, replicas), held)
 
 
 # --------------------------------------------------------------------------------------------- scores ----
@@ -178,12 +180,11 @@ def _fit_job(estimator: Estimator, X: Any, y: str, sample_weight: str | None, ev
         raise SettingsError(
             "class_weight does not reach shards: write the weights into a column, sample_weight = its name"
         )
-    if not isinstance(estimator.loss, str) or estimator.regularizer is not None:
-        raise SettingsError("a loss or regularizer of your own does not reach a job on shards: name a built-in loss")
     validation = () if eval_set is None else (unpacked(eval_set)[0],)
     with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
         job = _job_of(estimator, X, y, sample_weight, validation, folder)
-        result = jobs.train(job, client)
+        own = estimator.loss if callable(estimator.loss) else None
+        result = jobs.train(job, client, loss=own, regularizer=estimator.regularizer)
         model = result.model
     estimator._features = TableFeatures(model.schema, model.vocabulary, model.statistics)
     estimator._record_names(model.schema.columns)
@@ -212,7 +213,7 @@ def _job_of(
                 "crosses": options.crosses,
                 "numeric_transform": options.numeric_transform,
             },
-            "model": model.to_dict(),
+            "model": {**model.to_dict(), **estimator._loss_knobs()},
             "training": {**training.to_dict(), "early_stopping": bool(estimator.early_stopping)},
             "cluster": {"cache": os.path.join(folder, "cache")},
             "output": {"directory": os.path.join(folder, "output")},

@@ -9,12 +9,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from dfm.averaging import MergeRule, automatic_averages, scaled_rate
+from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
 from dfm.errors import SettingsError
 from dfm.fitting import LabelUnit, Recipe, make_work
 from dfm.inputs import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.losses import CustomLoss, CustomRegularizer, Link, Loss, check_task, link_of, resolve_loss
+from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.objective import Objective
 from dfm.params import InitialValues
 from dfm.settings import ModelSettings, TrainingSettings
 
@@ -78,25 +79,21 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             given.get("min_count_factors", 1),
         )
 
-    def _loss(self) -> str | Loss | CustomLoss:
-        """The loss, made of a user's function where one was given."""
-        loss = self.loss
-        if callable(loss) and not isinstance(loss, Loss | CustomLoss):
-            loss = CustomLoss.of(loss)
-        return loss
+    def _objective(self) -> Objective:
+        """The loss by name or of a user's function. SettingsError where it is not for this kind of estimator."""
+        loss = CustomLoss.of(self.loss) if callable(self.loss) else self.loss
+        return Objective.of(self._task, loss, self.loss_parameter)
 
-    def _link(self) -> Link:
-        """How scores become predictions."""
-        loss = self._loss()
-        return link_of(loss if isinstance(loss, CustomLoss) else resolve_loss(loss, self.loss_parameter), self._task)
+    def _loss_knobs(self) -> dict[str, Any]:
+        """The loss as a job file names it; a user's function is passed beside the job."""
+        parameter = "auto" if self.loss_parameter is None else self.loss_parameter
+        return {"loss": "auto" if callable(self.loss) else self.loss, "loss_parameter": parameter}
 
-    def _spec(self, n_factors: int, optimizer: str) -> KernelSpec:
-        """What kernels are compiled for. SettingsError where the loss is not for this kind of estimator."""
-        loss, regularizer = self._loss(), self.regularizer
-        check_task(loss if isinstance(loss, CustomLoss) else resolve_loss(loss, self.loss_parameter), self._task)
-        if regularizer is not None:
-            regularizer = CustomRegularizer.of(regularizer)
-        return KernelSpec(loss, optimizer, n_factors, self.loss_parameter, regularizer)
+    def _spec(self, objective: Objective, n_factors: int, optimizer: str) -> KernelSpec:
+        """What kernels are compiled for."""
+        regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
+        name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
+        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer)
 
     def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
         """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
@@ -111,17 +108,18 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             ftrl_beta=training.ftrl_beta,
             n_threads=training.threads_per_replica,
         )
-        automatic = "mean" if training.optimizer in ("sgd", "adam") else "weighted"
+        objective = self._objective()
+        automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
         rule = MergeRule(automatic if training.merge == "auto" else training.merge, training.accumulators)
         return Recipe(
-            make_work(self._spec(model.n_factors, training.optimizer), rule, step, training.n_replicas),
-            InitialValues(model.seed, model.init_stdev, training.initial_accumulator, self._link().start(mean_label)),
+            make_work(self._spec(objective, model.n_factors, training.optimizer), rule, step, training.n_replicas),
+            InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
             training.n_epochs if n_epochs is None else n_epochs,
             self._n_rounds(training, n_rows),
             training.schedule,
             float(self.tol),
             training.patience,
-            self._task,
+            objective,
             unit,
             model.seed,
         )

@@ -40,7 +40,7 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         if lazy is not None:
             return lazy
         scores = self._scores(X)[0]
-        link = self._link()
+        link = self._objective().link
         return scores if link.name == "identity" else link.predict(scores.astype(np.float32)).astype(np.float64)
 
     @property
