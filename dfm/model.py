@@ -37,6 +37,7 @@ from dfm.manifest import (
     check_manifest,
     parse_manifest,
 )
+from dfm.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.objective import LossInfo, Objective
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
@@ -97,12 +98,15 @@ class FMModel:
         A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. DataError where a column is missing or a number is not finite.
+        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
         """
         return self.objective.link.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            return self._score_matrix(data)
         few = self._few_rows(data)
         if few is not None:
             return few
@@ -125,6 +129,19 @@ class FMModel:
         except (KeyError, TypeError, rowwise.NotPlain):
             return None
         return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
+
+    @functools.cached_property
+    def _scaling(self) -> Scaling | None:
+        return Scaling.from_statistics(self.statistics, self.schema.columns)
+
+    def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
+        """Scores of a matrix whose columns are the model's, in order."""
+        columns = self.schema.columns
+        if not is_vector(self.schema):
+            raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(columns):
+            raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
+        return self._kernels.scores(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""

@@ -128,10 +128,11 @@ def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberS
                 with naming_shard(batch):
                     values, present, unparsed = parse_numbers(batch.data.column(column), column)
                 collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
-    return {column: _sketch(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
+    return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 
-def _sketch(values: NDArray[np.float64]) -> NumberSketch:
+def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
+    """Sketch of finite numbers float64[n]."""
     if not len(values):
         return NumberSketch(0, 0.0, 0.0, ())
     ordered = np.sort(values)
