@@ -38,18 +38,24 @@ class RowsLike(Protocol):
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernels are compiled for. `loss` is a name in LOSSES or a Loss, `optimizer` a name in OPTIMIZERS."""
+    """What kernels are compiled for. `loss` is a name in LOSSES or a Loss, `optimizer` a name in OPTIMIZERS.
+
+    With a `factor_dtype` of 16 bits ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind.
+    """
 
     loss: str | Loss
     optimizer: str
     n_factors: int
+    factor_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class Step:
     """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
 
-    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time.
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A GPU
+    always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory that
+    rows may take, 0: what there is.
     """
 
     learning_rate: float
@@ -60,6 +66,8 @@ class Step:
     ftrl_beta: float = 1.0
     seed: int = 0
     n_threads: int = 1
+    deterministic: bool = False
+    device_bytes: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
