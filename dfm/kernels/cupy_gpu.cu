@@ -229,7 +229,7 @@ __device__ inline unsigned short narrowed(float value, unsigned noise) {
 
 #endif
 
-__device__ inline float4 load_factors(const Table &table, unsigned feature, int column) {
+__device__ inline float4 load_trained(const Table &table, unsigned feature, int column) {
     ushort4 bits = __ldcg(reinterpret_cast<const ushort4 *>(table.halves + (Offset)feature * LANES + 4 * column));
     return make_float4(widened(bits.x), widened(bits.y), widened(bits.z), widened(bits.w));
 }
@@ -252,7 +252,7 @@ __device__ inline void move_factors(
 
 #elif LANES > 0
 
-__device__ inline float4 load_factors(const Table &table, unsigned feature, int column) {
+__device__ inline float4 load_trained(const Table &table, unsigned feature, int column) {
     return load4(table.factors + feature * table.factor_width + 4 * column);
 }
 
@@ -260,6 +260,17 @@ __device__ inline void move_factors(
     const Launch &launch, unsigned feature, int column, float4 factors, float4 change, unsigned long long moment
 ) {
     add4(launch.table.factors + feature * launch.table.factor_width + 4 * column, change);
+}
+
+#endif
+
+#if LANES > 0
+
+// Four factors of a feature: of the copy that is being trained, or, to score, of the table.
+template <bool TRAINING>
+__device__ inline float4 load_factors(const Table &table, unsigned feature, int column) {
+    if (TRAINING) return load_trained(table, feature, column);
+    return load4(table.factors + feature * table.factor_width + 4 * column);
 }
 
 #endif
@@ -352,7 +363,7 @@ __device__ inline float score(const Launch &launch, const Row &row, int lane, Fa
             for (int step = 0; step < STEPS; step++) {
                 int column = lane % GROUP_LANES + step * GROUP_LANES;
                 if (column >= VECTORS) continue;
-                float4 part = times(load_factors(table, entry.feature, column), entry.value);
+                float4 part = times(load_factors<TRAINING>(table, entry.feature, column), entry.value);
                 sums.columns[step] = plus(sums.columns[step], part);
                 pairs -= dot(part);
             }
@@ -442,7 +453,7 @@ __device__ inline void step_factors(
     for (int step = 0; step < STEPS; step++) {
         int column = lane % GROUP_LANES + step * GROUP_LANES;
         if (!owns || column >= VECTORS) continue;
-        factors[step] = load_factors(table, entry.feature, column);
+        factors[step] = load_trained(table, entry.feature, column);
         gradients[step] = fused(factors[step], own, times(sums.columns[step], slope_x));
         squares += dot(gradients[step]);
     }
@@ -549,7 +560,7 @@ __device__ inline void flush(const Launch &launch, WarpSums &warp, int lane, Off
         } else {
             change = times(gradient, OPTIMIZER == ADAGRAD_ROW ? -hot[ROW] : -rates.factor_learning_rate);
         }
-        move_factors(launch, feature, column, load_factors(table, feature, column), change, moment);
+        move_factors(launch, feature, column, load_trained(table, feature, column), change, moment);
     }
     __syncthreads();
 #endif
