@@ -1,4 +1,4 @@
-"""CUDA C++ to PTX with NVRTC as PyPI ships it (nvidia-cuda-nvrtc-cu12): a compiler that needs neither GPU nor driver."""
+"""CUDA C++ to PTX with NVRTC as PyPI ships it (nvidia-cuda-nvrtc-cu12): a compiler without need of GPU or driver."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ class KernelSpec:
 class Step:
     """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
 
-    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A GPU
-    always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory that
-    rows may take, 0: what there is.
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
+    GPU always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory
+    that rows may take, 0: what there is.
     """
 
     learning_rate: float

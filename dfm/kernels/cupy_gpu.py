@@ -27,6 +27,7 @@ from dfm.kernels.gpu_memory import sent as send_array
 from dfm.kernels.gpu_plan import Facts, Grid, Piece
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import Rates, rates_of, resolve_optimizer
+from dfm.kernels.row_passes import BLOCK_ROWS
 from dfm.params import Layout, ParameterTable
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -185,6 +186,8 @@ class _Round:
     is_settled: bool = False
     """Whether as many rows may be in flight as the device can take; until then each launch asks the bias again."""
     walked: int = 0
+    """Row blocks."""
+    first_bias: list[float] = field(default_factory=list)
 
     def grid(self, n_blocks: int) -> Grid:
         """For the next launch, of at most n_blocks row blocks."""
@@ -193,14 +196,17 @@ class _Round:
             return gpu_plan.one_by_one(self.layout)
         widest = gpu_plan.side_by_side(self.layout, self.facts, n_blocks, n_blocks, float("inf"))
         most = self.walk.program.most_blocks("train_rows", widest.threads, widest.shared_bytes)
-        if self.is_settled:
-            return gpu_plan.side_by_side(self.layout, self.facts, n_blocks, most, float("inf"))
-        bias = np.empty(self.layout.linear_width, np.float32)
-        self.walk.gpu.device.fetch(self.table.bias, bias)
-        calm = gpu_plan.calm_rows(self.spec, self.step, self.facts.crowding, bias.tolist())
-        grid = gpu_plan.side_by_side(self.layout, self.facts, n_blocks, most, calm)
-        self.is_settled = calm >= most * grid.warps * gpu_plan.ROWS_PER_FLUSH
-        return grid
+        calm = float("inf") if self.is_settled else self._calm_rows()
+        self.is_settled = calm >= most * widest.warps * widest.rows_per_flush
+        return gpu_plan.side_by_side(self.layout, self.facts, n_blocks, most, calm)
+
+    def _calm_rows(self) -> float:
+        room = np.empty(self.layout.linear_width, np.float32)
+        self.walk.gpu.device.fetch(self.table.bias, room)
+        bias: list[float] = room.tolist()
+        self.first_bias = self.first_bias or bias
+        seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias)
+        return gpu_plan.calm_rows(self.spec, self.step, self.facts.crowding, bias, seen)
 
     def train(self, piece: Piece, blocks: int, tallies: int) -> None:
         """Walk a piece, whose blocks and tallies begin at these addresses."""
@@ -217,7 +223,9 @@ class _Round:
             self.walked += count
 
 
-def _train(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step) -> RoundTally:
+def _train(
+    program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step
+) -> RoundTally:
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
@@ -230,7 +238,11 @@ def _train(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: 
         walk = _Walk.begin(gpu, program, rows, table, on_device)
         blocks = np.concatenate([np.zeros((0, 2), np.int64), *(piece.blocks for piece in pieces)])
         tallies = np.zeros((len(blocks), 3))
-        room, results, stop = send_array(device, blocks), send_array(device, tallies), send_array(device, np.zeros(1, np.int32))
+        room, results, stop = (
+            send_array(device, blocks),
+            send_array(device, tallies),
+            send_array(device, np.zeros(1, np.int32)),
+        )
         walk.record["rates"], walk.record["seed"] = tuple(rates_of(step)), step.seed
         walk.record["stop"] = stop.address
         every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
@@ -387,8 +399,8 @@ class CupyDevice:
             return _CupyBuffer(self._cuda.alloc(max(n_bytes, 1)))
         except self._cuda.memory.OutOfMemoryError as error:
             raise ClusterError(
-                f"{self.name} is out of memory: {n_bytes:,} more bytes are needed, {self.free_bytes():,} are free; lower "
-                "cluster.gpu_memory, which leaves less to rows, or run fewer processes on this GPU"
+                f"{self.name} is out of memory: {n_bytes:,} more bytes are needed, {self.free_bytes():,} are free; "
+                "lower cluster.gpu_memory, which leaves less to rows, or run fewer processes on this GPU"
             ) from error
 
     def send(self, array: NDArray[Any], buffer: Buffer, offset: int, queue: str) -> None:

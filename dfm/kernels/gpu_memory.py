@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dfm.kernels.contract import RowsLike, check_rows
@@ -189,7 +187,7 @@ class DeviceTable:
     def send(cls, device: Device, table: ParameterTable, with_halves: bool) -> DeviceTable:
         """The table, on its way to the device in TRAIN."""
         halves = device.allocate(2 * table.n_factored * table.layout.lanes) if with_halves else None
-        return cls(*(_sent(device, array) for array in (table.bias, table.linear, table.factors)), halves)
+        return cls(sent(device, table.bias), sent(device, table.linear), sent(device, table.factors), halves)
 
     def fetch(self, device: Device, table: ParameterTable) -> None:
         """Copy it back, in place on `table`."""
@@ -197,15 +195,8 @@ class DeviceTable:
             device.fetch(buffer, array)
 
 
-def _sent(device: Device, array: NDArray[Any]) -> Buffer:
+def sent(device: Device, array: NDArray[Any]) -> Buffer:
+    """An array in a buffer of its own, on its way in TRAIN."""
     buffer = device.allocate(array.nbytes)
     device.send(array, buffer, 0, TRAIN)
     return buffer
-
-
-def sent(device: Device, array: NDArray[Any]) -> Buffer:
-    """An array in a buffer of its own, on its way in TRAIN."""
-    return _sent(device, np.ascontiguousarray(array))
-
-
-Sender = Callable[[NDArray[Any]], Buffer]

@@ -1,8 +1,9 @@
 """The arithmetic of a walk on a GPU, without a GPU: pieces of rows, grids, how many rows at once, shared memory, bytes.
 
-Rows in flight are rows that all see the same weights. Their steps add up, so a weight that n of them touch moves n times
-as far as its gradient justified: from some n on, the walk oscillates and diverges. AdaGrad's accumulators bound the
-step, so more rows may be in flight the longer a table has been trained. `calm_rows` is that bound.
+Rows in flight are rows that all see the same weights. Their steps add up, so a weight that n of them touch moves n
+times as far as its gradient justified: from some n on, the walk oscillates and diverges. AdaGrad's accumulators bound
+the step, so more rows may be in flight the longer a table has been trained. `calm_rows` is that bound; the decision
+record on rows in flight has the log losses within and beyond it.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ WARPS_PER_BLOCK = 8
 PIECE_ROWS = 512 * BLOCK_ROWS
 """Rows that are moved to the device, and evicted from its memory, together."""
 SHARED_BYTES = 32 * 1024
-"""Of shared memory that hot features may take in a block: two blocks then fit every GPU since compute capability 7.0."""
+"""Of shared memory that hot features may take in a block: two blocks fit every GPU from compute capability 7 on."""
 HOT_SHARE = 1 / 16
 """Features in more than this share of the rows are summed in shared memory before they are stepped."""
-HOT_COST = 0.5
-"""Share of the rows in flight that summing hot features over `rows_per_flush` rows may add."""
+SEEN_SHARE = 1 / 200
+"""Of the rows that a table has seen, so many may be in flight."""
 ROWS_PER_FLUSH = 2
+"""Of a warp, where as many rows may be in flight as the device can take."""
 _SAMPLE_ENTRIES = 1 << 20
 CURVATURE = {"logistic": 0.25, "squared": 1.0}
 """Largest second derivative of a loss by the score."""
+ACCUMULATOR = {"adagrad": 1, "adagrad-row": 1, "ftrl": 2}
+"""Column of a linear record that holds the sum of squared gradients."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows [first, last) of a partition, and its row blocks int64[n, 2] in the order of the walk, counted from `first`."""
+    """Rows [first, last) of a partition; its row blocks int64[n, 2], counted from `first`, in the order of the walk."""
 
     first: int
     last: int
@@ -64,8 +68,9 @@ def pieces(n_rows: int, n_implicit: int, seed: int) -> list[Piece]:
 class Facts:
     """What is learnt of a partition once: bounds that were checked, and how its rows share features.
 
-    largest: the largest index, -1 without entries. n_hot: leading features in more than HOT_SHARE of the rows. crowding:
-    with how many steps a row meets those of another, 1 + Σ_j p_j² for features in shares p_j of the rows.
+    largest: the largest index, -1 without entries. n_hot: leading features in more than HOT_SHARE of the rows.
+    crowding: what the steps of one row add to the score of another, in steps of the bias: 1 + Σ_j p_j² / sqrt(p_j) for
+    features in shares p_j of the rows, whose accumulators are p_j times that of the bias.
     """
 
     largest: int
@@ -81,7 +86,7 @@ def facts_of(rows: RowsLike, largest: int) -> Facts:
         return Facts(largest, 0, 1.0)
     shares = np.bincount(rows.indices[: rows.indptr[n_rows]], minlength=1) / n_rows
     frequent = np.flatnonzero(shares > HOT_SHARE)
-    return Facts(largest, int(frequent[-1]) + 1 if len(frequent) else 0, 1.0 + float(shares @ shares))
+    return Facts(largest, int(frequent[-1]) + 1 if len(frequent) else 0, 1.0 + float((shares**1.5).sum()))
 
 
 def hot_width(layout: Layout) -> int:
@@ -120,21 +125,32 @@ class Grid:
         return self.blocks * self.warps * self.rows_per_flush
 
 
-def calm_rows(spec: KernelSpec, step: Step, crowding: float, bias: Sequence[float]) -> float:
-    """Rows that may be in flight together: their steps, added up, then stay below Newton's step.
+def calm_rows(spec: KernelSpec, step: Step, crowding: float, bias: Sequence[float], seen: float) -> float:
+    """Rows that may be in flight: a share of those `seen` so far, and their steps add up to less than Newton's.
 
     n rows with slopes s move their score by n × rate × s × crowding, while s changes by at most `curvature` of that; so
-    n = 1 / (rate × curvature × crowding), where AdaGrad's rate is η / sqrt(G) and FTRL's η / (β + sqrt(n)). The bias has
-    the largest accumulator of all, as every row touches it; bias: its record in the table.
+    n = 1 / (rate × curvature × crowding), where AdaGrad's rate is η / sqrt(G) and FTRL's η / (β + sqrt(n)). bias: its
+    record in the table; it has the largest accumulator of all, as every row touches it.
     """
     name = spec.loss if isinstance(spec.loss, str) else spec.loss.name
     curvature = CURVATURE.get(name, 1.0)
     rate = max(step.learning_rate, step.factor_learning_rate)
-    if spec.optimizer in ("adagrad", "adagrad-row"):
-        rate /= max(bias[1], 1e-12) ** 0.5
-    elif spec.optimizer == "ftrl":
-        rate /= max(step.ftrl_beta + bias[2] ** 0.5, 1e-12)
-    return 1.0 / max(rate * curvature * crowding, 1e-12)
+    column = ACCUMULATOR.get(spec.optimizer)
+    if column is not None:
+        rate /= max((step.ftrl_beta if spec.optimizer == "ftrl" else 0.0) + bias[column] ** 0.5, 1e-12)
+    return min(seen * SEEN_SHARE, 1.0 / max(rate * curvature * crowding, 1e-12))
+
+
+def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
+    """How many rows a table has been trained on, from the growth of the bias' accumulator over `walked` of them.
+
+    before, now: the bias' record. Without an accumulator only the walked rows are known.
+    """
+    column = ACCUMULATOR.get(spec.optimizer)
+    if column is None or not walked:
+        return float(walked)
+    growth = now[column] - before[column]
+    return max(float(walked), walked * now[column] / growth) if growth > 0 else float("inf")
 
 
 def one_by_one(layout: Layout) -> Grid:
@@ -148,6 +164,7 @@ def side_by_side(layout: Layout, facts: Facts, n_blocks: int, most_blocks: int, 
     Few rows in flight are better spent on more warps than on rows that wait to be flushed.
     """
     n_hot = min(facts.n_hot, most_hot(layout))
+    calm = min(calm, 1e12)
     turns = ROWS_PER_FLUSH if calm >= most_blocks * WARPS_PER_BLOCK * ROWS_PER_FLUSH else 1
     warps = int(min(max(calm, 1), WARPS_PER_BLOCK))
     blocks = int(min(max(calm // (warps * turns), 1), most_blocks, max(n_blocks, 1)))

@@ -105,6 +105,8 @@ def _train(walk: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable, s
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    if step.deterministic and step.n_threads > 1:
+        raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
     rates = rates_of(step)
@@ -157,6 +159,10 @@ def _sources() -> str:
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
+    if spec.factor_dtype != "float32":
+        raise SettingsError(
+            f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
+        )
     layout = Layout(spec.optimizer, spec.n_factors)
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)

@@ -40,7 +40,16 @@ def library_of(source: str) -> ctypes.CDLL:
         program, target = Path(_folder.name, f"{digest}.cu"), Path(_folder.name, f"{digest}.so")
         program.write_text(source)
         command = [
-            *(str(COMPILER), "-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-maybe-uninitialized"),
+            *(
+                str(COMPILER),
+                "-std=c++17",
+                "-O1",
+                "-Wall",
+                "-Werror",
+                "-Wno-unknown-pragmas",
+                "-Wno-unused",
+                "-Wno-maybe-uninitialized",
+            ),
             *("-shared", "-fPIC", f'-DCUDA_SOURCE="{program}"', str(HERE / "kernels.cpp"), "-o", str(target)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
