@@ -33,7 +33,9 @@ ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
-CHECKPOINT_POINTS = ("epoch", "never")
+CHECKPOINT_POINTS = ("average", "epoch", "never")
+BACKENDS = ("auto", "numba", "cupy")
+FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 BAD_ROW_RULES = ("error", "skip")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
@@ -500,8 +502,22 @@ class TrainingSettings(Table):
         Number(1, integer=True),
         "more than 1 is faster but no longer gives the same bytes every time",
     )
+    backend: str = knob(
+        "auto",
+        Options(BACKENDS),
+        "what trains: processors (numba) or NVIDIA GPUs (cupy); auto: GPUs where every worker has one",
+    )
+    deterministic: bool = knob(
+        False,
+        Flag(),
+        "the same bytes every time on GPUs too, by one row after the other: slower than a processor core",
+    )
+    factor_dtype: str = knob(
+        "float32", Options(FACTOR_DTYPES), "what GPUs train factors in; the parameters stay float32 between averages"
+    )
 
     def _check(self) -> None:
+        self._check_backend()
         if self.optimizer == "ftrl":
             return
         for key in ("l1_linear", "ftrl_beta"):
@@ -511,6 +527,18 @@ class TrainingSettings(Table):
                     f'training.{key} = {value} needs training.optimizer = "ftrl"; only FTRL reads it, and '
                     f'the optimizer is "{self.optimizer}". Leave {key} out, or choose ftrl.'
                 )
+
+    def _check_backend(self) -> None:
+        if self.deterministic and self.threads_per_replica > 1:
+            raise SettingsError(
+                f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
+                "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.factor_dtype != "float32" and self.backend == "numba":
+            raise SettingsError(
+                f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
+                "float32. Leave factor_dtype out, or choose cupy."
+            )
 
 
 @dataclass(frozen=True)
@@ -523,6 +551,11 @@ class ClusterSettings(Table):
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
+    gpu_memory: str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Size())),
+        "memory of a GPU that rows may stay in; auto: nine tenths of what the parameters leave",
+    )
     cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
@@ -538,8 +571,11 @@ class OutputSettings(Table):
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
     checkpoint_every: str = knob(
-        "epoch", Options(CHECKPOINT_POINTS), "when the best model so far is saved as directory/checkpoint"
+        "average",
+        Options(CHECKPOINT_POINTS),
+        "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
     )
+    resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
 TABLES: dict[str, type[Table]] = {
@@ -587,11 +623,14 @@ class Job:
         """JSON-ready tables that `from_dict` takes back; without data.storage_options unless `secrets`."""
         return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
 
+    def determining_tables(self) -> dict[str, dict[str, Any]]:
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        tables = self.to_dict()
+        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+
     def fingerprint(self) -> str:
         """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""
-        tables = self.to_dict()
-        chosen = {name: tables[name] for name in _DETERMINES_PARAMETERS}
-        canonical = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self.determining_tables(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_training(self) -> None:

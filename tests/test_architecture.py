@@ -13,14 +13,16 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "arrays", "timesplit", "ingest"),
+    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
-    *("averaging", "metrics", "model", "export", "inspection", "synth"),
-    *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
-    *("distributed.predict", "distributed.train"),
+    *("averaging", "metrics", "model", "export", "inspection", "synth", "checkpoint"),
+    *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
+    *("distributed.prepare", "distributed.rounds", "distributed.backends", "distributed.predict"),
+    *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
+    "distributed.train",
     *("jobs", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""

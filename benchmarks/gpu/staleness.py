@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import click_data
@@ -95,19 +97,38 @@ def _apply(indices, bias, linear, factors, slopes, gradients, n_hot, flush, rate
                 factors[j, f] -= factor_rate * hot[j, 3 + f] / np.sqrt(linear[j, 2])
 
 
-def walk(indices, labels, table: ParameterTable, step: Step, flight: int | None, facts: Facts) -> None:  # type: ignore[no-untyped-def]
-    """One epoch with `flight` rows at a time, in place; None: as many as are calm."""
-    at = 0
-    while at < len(indices):
-        rows = flight or int(min(max(calm_rows(SPEC, step, facts.crowding, table.bias.tolist()), 8), MOST_ROWS))
-        part, own = indices[at : at + rows], labels[at : at + rows]
-        sums, slopes = np.zeros((len(part), K)), np.zeros(len(part))
-        gradients = np.zeros((*part.shape, 1 + K))
-        _slopes(part, own, table.bias, table.linear, table.factors, sums, slopes)
-        _gradients(part, table.linear, table.factors, sums, slopes, gradients)
-        flush, rates = (1 if rows == 1 else 16), (step.learning_rate, step.factor_learning_rate)
-        _apply(part, table.bias, table.linear, table.factors, slopes, gradients, facts.n_hot, flush, *rates)
-        at += len(part)
+@dataclass
+class Walker:
+    """Epochs over some rows with `flight` rows at a time; None: as many as are calm."""
+
+    indices: NDArray[np.uint32]
+    labels: NDArray[np.float32]
+    facts: Facts
+    step: Step
+    flight: int | None
+    seen: int = 0
+
+    def in_flight(self, table: ParameterTable) -> int:
+        """Rows of the next batch; a calm one has a warp of rows at least."""
+        if self.flight is not None:
+            return self.flight
+        calm = calm_rows(SPEC, self.step, self.facts.crowding, table.bias.tolist(), self.seen)
+        return int(min(max(calm, 8), MOST_ROWS))
+
+    def walk(self, table: ParameterTable) -> None:
+        """One epoch, in place."""
+        at, rates = 0, (self.step.learning_rate, self.step.factor_learning_rate)
+        arrays = table.bias, table.linear, table.factors
+        while at < len(self.indices):
+            rows = self.in_flight(table)
+            part, labels = self.indices[at : at + rows], self.labels[at : at + rows]
+            sums, slopes = np.zeros((len(part), K)), np.zeros(len(part))
+            gradients = np.zeros((*part.shape, 1 + K))
+            _slopes(part, labels, *arrays, sums, slopes)
+            _gradients(part, *arrays[1:], sums, slopes, gradients)
+            _apply(part, *arrays, slopes, gradients, self.facts.n_hot, 1 if rows == 1 else 16, *rates)
+            at += len(part)
+            self.seen += len(part)
 
 
 def run(n_rows: int, rates: list[float], flights: list[int | None], n_epochs: int) -> None:
@@ -128,9 +149,9 @@ def run(n_rows: int, rates: list[float], flights: list[int | None], n_epochs: in
             table = initialise(
                 Layout("adagrad-row", K), np.arange(n_features, dtype=np.uint32), n_features, InitialValues(1)
             )
-            cells = []
+            cells, walker = [], Walker(indices[train], labels[train], facts, step, flight)
             for _ in range(n_epochs):
-                walk(indices[train], labels[train], table, step, flight, facts)
+                walker.walk(table)
                 logits = scores(click_data.as_rows(indices[held_out], labels[held_out]), table)
                 tally = TALLIES["classification"].from_scores(logits, labels[held_out], None)
                 cells.append(f"{tally.metrics()['log_loss']:.4f}")

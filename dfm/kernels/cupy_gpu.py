@@ -290,20 +290,38 @@ def build(spec: KernelSpec, gpu: Gpu) -> Kernels:
     return Kernels(spec, partial(_train, program, gpu, spec), partial(_score, program, gpu, spec), seconds)
 
 
-_cache: dict[KernelSpec, Kernels] = {}
-_gpus: list[Gpu] = []
+_cache: dict[tuple[KernelSpec, int], Kernels] = {}
+_gpus: dict[int, Gpu] = {}
 _lock = threading.Lock()
+_number = 0
+"""The device of this process, among those that it may see."""
 
 
 def compile_kernels(spec: KernelSpec) -> Kernels:
     """Kernels of a spec on this process's GPU, compiled at the first call in this process (a second or so)."""
     with _lock:
-        if spec not in _cache:
+        key = spec, _number
+        if key not in _cache:
             source_of(spec)  # what the GPU does not do is said before it is said that there is none
-            if not _gpus:
-                _gpus.append(Gpu(CupyDevice()))
-            _cache[spec] = build(spec, _gpus[0])
-        return _cache[spec]
+            if _number not in _gpus:
+                _gpus[_number] = Gpu(CupyDevice(_number))
+            _cache[key] = build(spec, _gpus[_number])
+        return _cache[key]
+
+
+def use_device(number: int) -> None:
+    """Kernels that are compiled from now on run on that device of those that this process may see."""
+    global _number
+    _number = number
+
+
+def device_count() -> int:
+    """How many devices this process may see; 0 where CuPy or a driver is missing."""
+    if not availability()[0]:
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
 
 
 def availability() -> tuple[str, str]:
@@ -313,7 +331,7 @@ def availability() -> tuple[str, str]:
     except ImportError as error:
         return "", f"CuPy is not installed ({error}); pip install 'dfm[cuda12]' or 'dfm[cuda13]'"
     try:
-        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        properties = cupy.cuda.runtime.getDeviceProperties(_number)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return "", f"CuPy finds no usable GPU ({error})"
     return properties["name"].decode(), ""
@@ -349,9 +367,9 @@ class _CupyBuffer:
 
 
 class CupyDevice:
-    """The process's current GPU. Only raw memory, copies and our own kernels are used: CuPy compiles nothing else."""
+    """One GPU by its number. Only raw memory, copies and our own kernels are used: CuPy compiles nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         found, reason = availability()
         if not found:
             raise ClusterError(f'training.backend = "cupy" needs a GPU: {reason}. Use training.backend = "numba" here')
@@ -360,10 +378,11 @@ class CupyDevice:
         self.name = found
         self._cuda = cupy.cuda
         self._cupy = cupy
-        self._device = cupy.cuda.Device()
-        self.properties = cupy.cuda.runtime.getDeviceProperties(self._device.id)
-        self._streams = {queue: cupy.cuda.Stream(non_blocking=True) for queue in (TRAIN, COPY)}
-        self._rooms = {queue: itertools.cycle([self._room(), self._room()]) for queue in (TRAIN, COPY)}
+        self._device = cupy.cuda.Device(number)
+        self.properties = cupy.cuda.runtime.getDeviceProperties(number)
+        with self._device:
+            self._streams = {queue: cupy.cuda.Stream(non_blocking=True) for queue in (TRAIN, COPY)}
+            self._rooms = {queue: itertools.cycle([self._room(), self._room()]) for queue in (TRAIN, COPY)}
 
     def _room(self) -> _Room:
         memory = self._cuda.alloc_pinned_memory(_ROOM_BYTES)

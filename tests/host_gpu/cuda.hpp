@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -60,16 +61,26 @@ template <typename T> inline T atomicAdd(T *address, T change) { T old = *addres
 
 struct Meeting { unsigned arrived = 0, generation = 0; };
 
-struct Fibre { ucontext_t context; bool done; unsigned parity; };
+struct Fibre { ucontext_t context; jmp_buf place; bool started, done; unsigned parity; };
 
 static std::vector<Fibre> fibres;
 static std::vector<char> stacks;
 static std::vector<Meeting> warps;
 static std::vector<float> exchanged;  // [warp][2][32]
 static Meeting whole_block;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 
-inline void yield() { swapcontext(&fibres[threadIdx.x].context, &scheduler); }
+// Contexts only begin a fibre; from then on jumps switch, which ask nothing of the system and are ten times as fast.
+inline void yield() {
+    if (!_setjmp(fibres[threadIdx.x].place)) _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) static void resume(Fibre &fibre) {
+    if (_setjmp(scheduler)) return;
+    if (fibre.started) _longjmp(fibre.place, 1);
+    fibre.started = true;
+    setcontext(&fibre.context);
+}
 
 inline void meet(Meeting &meeting, unsigned expected) {
     unsigned generation = meeting.generation;
@@ -120,7 +131,7 @@ inline void run_block(unsigned n_threads) {
     whole_block = Meeting();
     for (unsigned thread = 0; thread < n_threads; thread++) {
         Fibre &fibre = fibres[thread];
-        fibre.done = false;
+        fibre.started = fibre.done = false;
         fibre.parity = 0;
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = &stacks[stack * thread];
@@ -133,7 +144,7 @@ inline void run_block(unsigned n_threads) {
         for (unsigned thread = 0; thread < n_threads; thread++) {
             if (fibres[thread].done) continue;
             threadIdx.x = thread;
-            swapcontext(&scheduler, &fibres[thread].context);
+            resume(fibres[thread]);
             left += !fibres[thread].done;
         }
     }
