@@ -13,22 +13,27 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
+    *("errors", "compilation", "credentials", "settings", "schema", "storage", "runs", "arrays", "timesplit"),
+    "manifest",
+    "ingest",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
     *("averaging", "metrics", "model", "export", "inspection", "synth", "checkpoint"),
-    *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
+    *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
+    *("distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.backends", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
-    "distributed.train",
-    *("jobs", "demo", "report", "cli", "__main__"),
+    *("distributed.train", "distributed.retire"),
+    *("jobs", "outcome", "driver", "submission"),
+    *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
+    *("demo", "report", "cli_kubernetes", "cli_runs", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs")
+WITH_DASK = ("distributed.", "jobs", "submission")
 WITH_CUPY = ("kernels.cupy_gpu",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 

@@ -214,7 +214,7 @@ class _Run:
 
     def _spec(self) -> KernelSpec:
         training, model = self.job.training, self.job.model
-        return KernelSpec(LOSSES[model.task], training.optimizer, model.n_factors, training.factor_dtype)
+        return KernelSpec(LOSSES[model.task], training.optimizer, model.n_factors, factor_dtype=training.factor_dtype)
 
     def _work(self, spec: KernelSpec) -> rounds.Work:
         training, memory = self.job.training, self.job.cluster.gpu_memory

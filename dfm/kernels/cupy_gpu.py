@@ -7,6 +7,7 @@ averages are made of host tables, as on the CPU. Rounds of one process take turn
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import time
@@ -26,7 +27,7 @@ from dfm.kernels.gpu_memory import COPY, TRAIN, Buffer, Device, DeviceTable, Pro
 from dfm.kernels.gpu_memory import sent as send_array
 from dfm.kernels.gpu_plan import Facts, Grid, Piece
 from dfm.kernels.losses import resolve_loss
-from dfm.kernels.optimizers import Rates, rates_of, resolve_optimizer
+from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.row_passes import BLOCK_ROWS
 from dfm.params import Layout, ParameterTable
 
@@ -35,6 +36,9 @@ OPTIMIZER_NUMBERS = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 3}
 """Optimizers by their number in the .cu."""
 FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 LOSS_NAMES = ("logistic", "squared")
+RATES = ("learning_rate", "factor_learning_rate", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta")
+"""Numbers of a step that the kernels are told."""
+_KNOWN = ("loss", "optimizer", "n_factors", "factor_dtype")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
 _TABLE = [(name, np.uint64) for name in ("bias", "linear", "factors", "halves")]
@@ -48,7 +52,7 @@ LAUNCH = np.dtype(
                 *((name, np.int64) for name in ("linear_width", "factor_width", "n_features", "n_factored")),
             ],
         ),
-        ("rates", [(name, np.float32) for name in Rates._fields]),
+        ("rates", [(name, np.float32) for name in RATES]),
         ("n_hot", np.int32),
         ("rows_per_flush", np.int32),
         ("blocks", np.uint64),
@@ -79,6 +83,12 @@ def source_of(spec: KernelSpec) -> str:
         )
     if spec.factor_dtype not in FACTOR_BITS:
         raise SettingsError(f"factor_dtype = {spec.factor_dtype!r}; choose one of {', '.join(FACTOR_BITS)}")
+    for other in dataclasses.fields(spec):
+        value = getattr(spec, other.name)
+        if other.name not in _KNOWN and value != other.default:
+            raise SettingsError(
+                f'the GPU has no code for {other.name} = {value!r}; leave it out, or choose training.backend = "numba"'
+            )
     layout = Layout(spec.optimizer, spec.n_factors)
     numbers = {
         "N_FACTORS": spec.n_factors,
@@ -243,7 +253,8 @@ def _train(
             send_array(device, tallies),
             send_array(device, np.zeros(1, np.int32)),
         )
-        walk.record["rates"], walk.record["seed"] = tuple(rates_of(step)), step.seed
+        walk.record["rates"] = tuple(getattr(step, name) for name in RATES)
+        walk.record["seed"] = step.seed
         walk.record["stop"] = stop.address
         every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
         if with_halves:

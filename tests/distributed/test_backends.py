@@ -83,7 +83,7 @@ def test_workers_of_a_host_take_its_gpus_in_turn_unless_they_were_given_their_ow
 
 
 def test_what_gpus_cannot_do_is_done_by_processors_or_refused() -> None:
-    unknown = KernelSpec("logistic", "adagrad", 8, "int8")
+    unknown = KernelSpec("logistic", "adagrad", 8, factor_dtype="int8")
     assert "int8" in choose(FakeClient([H200]), unknown).text
     assert choose(FakeClient([H200]), unknown).name == "numba"
     with pytest.raises(SettingsError, match="int8"):

@@ -202,7 +202,7 @@ def test_factors_of_16_bits_follow_those_of_32_and_leave_what_is_untouched(
     tables = []
     for name in ("float32", dtype):
         table = make_table("adagrad-row", 12)
-        kernels = backend(KernelSpec("logistic", "adagrad-row", 12, name))
+        kernels = backend(KernelSpec("logistic", "adagrad-row", 12, factor_dtype=name))
         kernels.run_round(rows, table, Step(0.05, 0.02, seed=2, deterministic=True))
         tables.append(table)
     largest = float(np.abs(tables[0].factors).max())
@@ -226,7 +226,9 @@ def test_small_steps_are_not_lost_to_16_bits(backend: Backend) -> None:
     for name in ("float32", "bfloat16"):
         table = make_table("sgd", 16)
         table.factors[:2] = 0.5
-        backend(KernelSpec("squared", "sgd", 16, name)).run_round(rows, table, Step(0.0, 2e-5, deterministic=True))
+        backend(KernelSpec("squared", "sgd", 16, factor_dtype=name)).run_round(
+            rows, table, Step(0.0, 2e-5, deterministic=True)
+        )
         moves.append(float((table.factors[:2] - 0.5).mean()))
     assert moves[0] != 0
     assert moves[1] == pytest.approx(moves[0], rel=0.3)

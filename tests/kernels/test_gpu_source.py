@@ -15,8 +15,8 @@ from host_gpu import library_of, needs_compiler
 from dfm.errors import SettingsError
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import LOSSES
-from dfm.kernels.optimizers import OPTIMIZERS, Rates
+from dfm.kernels.losses import resolve_loss
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.params import Layout
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.find_library() is None, reason="nvidia-cuda-nvrtc-cu12 is not installed")
@@ -27,8 +27,8 @@ SPECS = [
     KernelSpec("squared", "ftrl", 3),
     KernelSpec("logistic", "sgd", 0),
     KernelSpec("logistic", "adagrad-row", 256),
-    KernelSpec("logistic", "adagrad-row", 16, "bfloat16"),
-    KernelSpec("squared", "adagrad", 20, "float16"),
+    KernelSpec("logistic", "adagrad-row", 16, factor_dtype="bfloat16"),
+    KernelSpec("squared", "adagrad", 20, factor_dtype="float16"),
 ]
 
 
@@ -113,15 +113,23 @@ def test_both_backends_know_the_same_optimizers_by_the_same_state() -> None:
 
 
 def test_what_the_gpu_does_not_do_is_refused_with_the_way_out() -> None:
-    custom = dataclasses.replace(LOSSES["squared"], name="huber")
-    with pytest.raises(SettingsError, match=r"no code for the loss 'huber'.*training.backend = \"numba\""):
+    custom = dataclasses.replace(resolve_loss("squared"), name="my_loss")
+    with pytest.raises(SettingsError, match=r"no code for the loss 'my_loss'.*training.backend = \"numba\""):
         cupy_gpu.compile_kernels(KernelSpec(custom, "sgd", 4))
     with pytest.raises(SettingsError, match="'nothing'"):
         cupy_gpu.compile_kernels(KernelSpec("logistic", "nothing", 4))
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(KernelSpec):
+        penalty: str = ""
+
+    cupy_gpu.source_of(Later("logistic", "sgd", 4))
+    with pytest.raises(SettingsError, match="no code for penalty = 'own'"):
+        cupy_gpu.source_of(Later("logistic", "sgd", 4, penalty="own"))
     with pytest.raises(SettingsError, match="factor_dtype = 'int8'"):
-        cupy_gpu.compile_kernels(KernelSpec("logistic", "sgd", 4, "int8"))
+        cupy_gpu.compile_kernels(KernelSpec("logistic", "sgd", 4, factor_dtype="int8"))
     with pytest.raises(SettingsError, match=r'factor_dtype = "float16" is for GPUs.*training.backend = "cupy"'):
-        numba_cpu.compile_kernels(KernelSpec("logistic", "sgd", 4, "float16"))
+        numba_cpu.compile_kernels(KernelSpec("logistic", "sgd", 4, factor_dtype="float16"))
 
 
 def test_widths_of_the_program_are_those_of_the_layout() -> None:
@@ -145,7 +153,6 @@ def test_the_launch_record_is_the_same_here_and_there() -> None:
         expected = cupy_gpu.LAUNCH if struct == "Launch" else cupy_gpu.LAUNCH[struct.lower()]
         assert names == list(expected.names or ())
         fields += names
-    assert list(cupy_gpu.LAUNCH["rates"].names or ()) == list(Rates._fields)
     assert len(fields) > 30
 
 
