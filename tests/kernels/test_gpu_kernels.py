@@ -7,6 +7,7 @@ tests on it too.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import reference
 from host_gpu import HostDevice, host_kernels, needs_compiler
+from host_gpu import fake_cupy as fake_module
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_gpu, gpu_plan, numba_cpu
@@ -352,3 +354,52 @@ def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
         kernels.run_round(make_rows(), make_table("sgd", 4), Step(0.1, 0.1))
     with pytest.raises(SettingsError, match="ftrl"):
         kernels.run_round(make_rows(), table, Step(0.1, 0.1, l1_linear=0.5))
+
+
+# --- CuPy's own calls, with a stand-in for CuPy -------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., cupy_gpu.CupyDevice]:
+    """`CupyDevice` on a fake CuPy whose copies and kernels wait until somebody waits for them."""
+
+    def device(free: int = 1 << 30) -> cupy_gpu.CupyDevice:
+        monkeypatch.setitem(sys.modules, "cupy", fake_module.make(free))
+        monkeypatch.setattr(cupy_gpu, "_ROOM_BYTES", 1000)  # many pinned rooms are filled for an array
+        return cupy_gpu.CupyDevice()
+
+    return device
+
+
+def test_the_device_by_cupy_copies_and_launches_in_the_right_order(
+    fake_cupy: Callable[..., cupy_gpu.CupyDevice], small_pieces: None
+) -> None:
+    spec, rows = KernelSpec("logistic", "adagrad-row", 8), make_rows(330)
+    largest = max(gpu_plan.piece_bytes(rows, first, min(first + 50, 330)) for first in range(0, 330, 50))
+    results = []
+    for device in (fake_cupy(), HostDevice()):
+        kernels, table = cupy_gpu.build(spec, cupy_gpu.Gpu(device)), make_table("adagrad-row", 8)
+        for seed in range(2):
+            step = Step(0.05, 0.05, seed=seed, deterministic=True, device_bytes=2 * (largest + 8192))
+            tally = kernels.run_round(rows, table, step)
+        results.append((table.linear.tobytes(), table.factors.tobytes(), tally, kernels.scores(rows, table).tobytes()))
+    assert results[0] == results[1]
+
+
+def test_blocks_at_a_time_follow_from_registers_and_memory(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    program = fake_cupy().compile(cupy_gpu.source_of(KernelSpec("logistic", "adagrad-row", 8)))
+    assert program.most_blocks("train_rows", 256, 1000) == 2 * 2  # 65536 registers / (112 * 256), two processors
+    assert program.most_blocks("train_rows", 32, 1000) == 2 * 18
+    assert program.most_blocks("train_rows", 32, 100_000) == 2 * 2
+
+
+def test_an_allocation_that_fails_says_how_much_was_missing(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    device = fake_cupy(free=5000)
+    with pytest.raises(ClusterError, match=r"a fake is out of memory: 6,000 more bytes .* 5,000 .* cluster.gpu_memory"):
+        device.allocate(6000)
+
+
+def test_the_gpu_of_a_process_is_found_and_named(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    fake_cupy()
+    assert cupy_gpu.availability() == ("a fake", "")
+    assert cupy_gpu.device_count() == 1
