@@ -20,7 +20,8 @@ import numpy as np
 from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
+from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.vocabulary import Vocabulary
@@ -142,12 +143,13 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows."""
     tables = [block.table for block in blocks]
-    total: Tally = TALLIES[task].empty()
+    objective = Objective.of_spec(task, work.spec)
+    total = objective.empty()
     for partition in partitions:
         table = pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
-        total = total + TALLIES[task].from_scores(scores, partition.labels, weights)
+        total = total + objective.tally(scores, partition.labels, weights)
     return total
 
 

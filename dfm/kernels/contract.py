@@ -16,6 +16,7 @@ from dfm.errors import SettingsError
 from dfm.params import ParameterTable
 
 if TYPE_CHECKING:
+    from dfm.kernels.custom import CustomLoss, CustomRegularizer
     from dfm.kernels.losses import Loss
 
 
@@ -38,14 +39,21 @@ class RowsLike(Protocol):
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernels are compiled for. `loss` is a name in LOSSES or a Loss, `optimizer` a name in OPTIMIZERS.
+    """What kernels are compiled for: the compile key, hashable and picklable.
 
-    With a `factor_dtype` of 16 bits ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind.
+    loss: a name in `losses.LOSSES`, or what `losses.CustomLoss.of(function)` makes of a user's loss(score, y).
+    optimizer: a name in OPTIMIZERS. loss_parameter: the level of "quantile", the width of "huber"; None for their
+    defaults, and for losses that have none. regularizer: None for L2, w² / 2 of each weight, or what
+    `losses.CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes the place of w² / 2; a step's
+    l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits ("bfloat16", "float16"; GPUs
+    only) V is trained in a copy of that kind.
     """
 
-    loss: str | Loss
+    loss: str | Loss | CustomLoss
     optimizer: str
     n_factors: int
+    loss_parameter: float | None = None
+    regularizer: CustomRegularizer | None = None
     factor_dtype: str = "float32"
 
 
@@ -64,12 +72,18 @@ class Step:
     l2_factors: float = 0.0
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     seed: int = 0
     n_threads: int = 1
     deterministic: bool = False
     device_bytes: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1.0:
+                raise SettingsError(f"{name} = {getattr(self, name)}; it must be below 1: the average would never move")
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
             if not least <= value < float("inf"):

@@ -5,7 +5,7 @@
 //
 //   N_FACTORS, LANES   factors, and floats of V in a record (params.padded_lanes)
 //   OPTIMIZER          one of the four below
-//   LOSS_LOGISTIC, LOSS_SQUARED   which loss, 0 or 1 each; neither: `loss_value` and `loss_slope` were generated
+//   LOSS, LOSS_PARAMETER   one of the six below; the level of QUANTILE, the width of HUBER
 //   FACTOR_BITS        32: V is trained in the table itself; 16: in a copy of it, as bf16 (FACTOR_BF16 = 1) or fp16
 //
 // Lanes. V of a feature is VECTORS float4s. GROUP_LANES neighbouring lanes hold one feature, STEPS float4s each, so a
@@ -27,6 +27,13 @@
 #define ADAGRAD 1
 #define ADAGRAD_ROW 2
 #define FTRL 3
+
+#define LOGISTIC 0
+#define SQUARED 1
+#define HINGE 2
+#define POISSON 3
+#define QUANTILE 4
+#define HUBER 5
 
 typedef long long Offset;
 
@@ -164,7 +171,7 @@ __device__ inline float sum_lanes(float value, int first, int last) {
 
 // --------------------------------------------------------------------------------------------------- losses ----
 
-#if LOSS_LOGISTIC
+#if LOSS == LOGISTIC
 // -log probability of the label, in nats.
 __device__ inline double loss_value(double score, double label) {
     double margin = label > 0.5 ? score : -score;
@@ -178,11 +185,47 @@ __device__ inline double loss_slope(double score, double label) {
     double likely = 1.0 / (1.0 + u);
     return (score > 0.0 ? likely : u * likely) - label;
 }
-#elif LOSS_SQUARED
+#elif LOSS == SQUARED
 // Half the squared error.
 __device__ inline double loss_value(double score, double label) { return 0.5 * (score - label) * (score - label); }
 
 __device__ inline double loss_slope(double score, double label) { return score - label; }
+#elif LOSS == HINGE
+// How far the score is from 1 on the label's side; 0 beyond.
+__device__ inline double loss_value(double score, double label) {
+    double distance = 1.0 - (label > 0.5 ? score : -score);
+    return distance <= 0.0 ? 0.0 : distance;
+}
+
+__device__ inline double loss_slope(double score, double label) {
+    double sign = label > 0.5 ? 1.0 : -1.0;
+    return sign * score < 1.0 ? -sign : 0.0;
+}
+#elif LOSS == POISSON
+// -log likelihood of a count with mean exp(score), without the part that depends on the count alone, in nats.
+__device__ inline double loss_value(double score, double label) { return exp(score) - label * score; }
+
+__device__ inline double loss_slope(double score, double label) { return exp(score) - label; }
+#elif LOSS == QUANTILE
+// The pinball loss: smallest for the quantile of the level LOSS_PARAMETER.
+__device__ inline double loss_value(double score, double label) {
+    return score < label ? LOSS_PARAMETER * (label - score) : (1.0 - LOSS_PARAMETER) * (score - label);
+}
+
+__device__ inline double loss_slope(double score, double label) {
+    return score < label ? -LOSS_PARAMETER : score > label ? 1.0 - LOSS_PARAMETER : 0.0;
+}
+#elif LOSS == HUBER
+// Half the squared error up to a distance of LOSS_PARAMETER, linear beyond.
+__device__ inline double loss_value(double score, double label) {
+    double distance = fabs(score - label);
+    return distance > LOSS_PARAMETER ? LOSS_PARAMETER * (distance - 0.5 * LOSS_PARAMETER) : 0.5 * distance * distance;
+}
+
+__device__ inline double loss_slope(double score, double label) {
+    double error = score - label;
+    return error > LOSS_PARAMETER ? LOSS_PARAMETER : error < -LOSS_PARAMETER ? -LOSS_PARAMETER : error;
+}
 #endif
 
 // ------------------------------------------------------------------------------------------ factors, 32 or 16 bits ----

@@ -35,10 +35,11 @@ SOURCE = Path(__file__).with_suffix(".cu")
 OPTIMIZER_NUMBERS = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 3}
 """Optimizers by their number in the .cu."""
 FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-LOSS_NAMES = ("logistic", "squared")
+LOSS_NUMBERS = {"logistic": 0, "squared": 1, "hinge": 2, "poisson": 3, "quantile": 4, "huber": 5}
+"""Losses by their number in the .cu."""
 RATES = ("learning_rate", "factor_learning_rate", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta")
 """Numbers of a step that the kernels are told."""
-_KNOWN = ("loss", "optimizer", "n_factors", "factor_dtype")
+_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
 _TABLE = [(name, np.uint64) for name in ("bias", "linear", "factors", "halves")]
@@ -70,11 +71,11 @@ LAUNCH = np.dtype(
 def source_of(spec: KernelSpec) -> str:
     """The program of a spec: its compile-time numbers, then the .cu. SettingsError for what the GPU does not do."""
     resolve_optimizer(spec.optimizer)
-    loss = resolve_loss(spec.loss)
-    if not isinstance(spec.loss, str) or loss.name not in LOSS_NAMES:
+    loss = resolve_loss(spec.loss, spec.loss_parameter)
+    if not isinstance(spec.loss, str) or loss.name not in LOSS_NUMBERS:
         raise SettingsError(
-            f"the GPU has no code for the loss {loss.name!r}, only for {' and '.join(LOSS_NAMES)}; choose one of "
-            'these, or training.backend = "numba"'
+            f"the GPU has no code for the loss {loss.name!r}, only for {', '.join(LOSS_NUMBERS)}; choose one of these, "
+            'or training.backend = "numba"'
         )
     if spec.optimizer not in OPTIMIZER_NUMBERS:
         raise SettingsError(
@@ -94,7 +95,8 @@ def source_of(spec: KernelSpec) -> str:
         "N_FACTORS": spec.n_factors,
         "LANES": layout.lanes,
         "OPTIMIZER": OPTIMIZER_NUMBERS[spec.optimizer],
-        **{f"LOSS_{name.upper()}": int(name == loss.name) for name in LOSS_NAMES},
+        "LOSS": LOSS_NUMBERS[loss.name],
+        "LOSS_PARAMETER": repr(float(loss.parameter or 0.0)),
         "FACTOR_BITS": FACTOR_BITS[spec.factor_dtype] if layout.lanes else 32,
         "FACTOR_BF16": int(spec.factor_dtype == "bfloat16"),
     }

@@ -15,7 +15,7 @@ from host_gpu import library_of, needs_compiler
 from dfm.errors import SettingsError
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import resolve_loss
+from dfm.kernels.losses import LOSSES, CustomLoss, CustomRegularizer
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.params import Layout
 
@@ -29,6 +29,10 @@ SPECS = [
     KernelSpec("logistic", "adagrad-row", 256),
     KernelSpec("logistic", "adagrad-row", 16, factor_dtype="bfloat16"),
     KernelSpec("squared", "adagrad", 20, factor_dtype="float16"),
+    KernelSpec("hinge", "sgd", 8),
+    KernelSpec("poisson", "adagrad", 4),
+    KernelSpec("quantile", "adagrad-row", 5, loss_parameter=0.9),
+    KernelSpec("huber", "ftrl", 8),
 ]
 
 
@@ -112,20 +116,25 @@ def test_both_backends_know_the_same_optimizers_by_the_same_state() -> None:
     assert set(cupy_gpu.OPTIMIZER_NUMBERS) <= set(OPTIMIZERS)
 
 
+def test_both_backends_know_the_same_losses() -> None:
+    text = cupy_gpu.SOURCE.read_text()
+    assert set(cupy_gpu.LOSS_NUMBERS) == set(LOSSES)
+    for name, number in cupy_gpu.LOSS_NUMBERS.items():
+        assert f"#define {name.upper()} {number}\n" in text
+        assert f"LOSS == {name.upper()}\n" in text
+
+
 def test_what_the_gpu_does_not_do_is_refused_with_the_way_out() -> None:
-    custom = dataclasses.replace(resolve_loss("squared"), name="my_loss")
-    with pytest.raises(SettingsError, match=r"no code for the loss 'my_loss'.*training.backend = \"numba\""):
-        cupy_gpu.compile_kernels(KernelSpec(custom, "sgd", 4))
+    own = CustomLoss.of(lambda score, y: (score - y) ** 4)
+    with pytest.raises(SettingsError, match=r"no code for the loss '<lambda>'.*training.backend = \"numba\""):
+        cupy_gpu.compile_kernels(KernelSpec(own, "sgd", 4))
+    penalty = CustomRegularizer.of(lambda w: abs(w))
+    with pytest.raises(SettingsError, match=r"no code for regularizer.*training.backend = \"numba\""):
+        cupy_gpu.compile_kernels(KernelSpec("logistic", "sgd", 4, regularizer=penalty))
+    with pytest.raises(SettingsError, match=r"no code for optimizer = 'adam'.*training.backend = \"numba\""):
+        cupy_gpu.compile_kernels(KernelSpec("logistic", "adam", 4))
     with pytest.raises(SettingsError, match="'nothing'"):
         cupy_gpu.compile_kernels(KernelSpec("logistic", "nothing", 4))
-
-    @dataclasses.dataclass(frozen=True)
-    class Later(KernelSpec):
-        penalty: str = ""
-
-    cupy_gpu.source_of(Later("logistic", "sgd", 4))
-    with pytest.raises(SettingsError, match="no code for penalty = 'own'"):
-        cupy_gpu.source_of(Later("logistic", "sgd", 4, penalty="own"))
     with pytest.raises(SettingsError, match="factor_dtype = 'int8'"):
         cupy_gpu.compile_kernels(KernelSpec("logistic", "sgd", 4, factor_dtype="int8"))
     with pytest.raises(SettingsError, match=r'factor_dtype = "float16" is for GPUs.*training.backend = "cupy"'):
