@@ -219,7 +219,12 @@ def kernel_spec(
     objective = Objective.of(model.task, loss or model.loss, parameter)
     name = loss or objective.info.name
     return objective, KernelSpec(
-        name, training.optimizer, model.n_factors, loss_parameter=parameter, regularizer=regularizer
+        name,
+        training.optimizer,
+        model.n_factors,
+        loss_parameter=parameter,
+        regularizer=regularizer,
+        factor_dtype=training.factor_dtype,
     )
 
 

@@ -42,6 +42,8 @@ SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
+BACKENDS = ("auto", "numba", "cupy")
+FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
@@ -582,8 +584,22 @@ class TrainingSettings(Table):
         Number(1, integer=True),
         "more than 1 is faster but no longer gives the same bytes every time",
     )
+    backend: str = knob(
+        "auto",
+        Options(BACKENDS),
+        "what trains: processors (numba) or NVIDIA GPUs (cupy); auto: GPUs where every worker has one",
+    )
+    deterministic: bool = knob(
+        False,
+        Flag(),
+        "the same bytes every time on GPUs too, by one row after the other: slower than a processor core",
+    )
+    factor_dtype: str = knob(
+        "float32", Options(FACTOR_DTYPES), "what GPUs train factors in; the parameters stay float32 between averages"
+    )
 
     def _check(self) -> None:
+        self._check_backend()
         if self.rows_per_round and self.averages_per_epoch != "auto":
             raise SettingsError(
                 f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
@@ -600,6 +616,18 @@ class TrainingSettings(Table):
             raise SettingsError(
                 'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
                 'regularizer. Leave the regularizer out, or choose "adagrad".'
+            )
+
+    def _check_backend(self) -> None:
+        if self.deterministic and self.threads_per_replica > 1:
+            raise SettingsError(
+                f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
+                "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.factor_dtype != "float32" and self.backend == "numba":
+            raise SettingsError(
+                f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
+                "float32. Leave factor_dtype out, or choose cupy."
             )
 
 
@@ -634,6 +662,11 @@ class ClusterSettings(Table):
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
+    gpu_memory: str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Size())),
+        "memory of a GPU that rows may stay in; auto: nine tenths of what the parameters leave",
+    )
     cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
