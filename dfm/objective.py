@@ -193,8 +193,10 @@ def total_loss(loss: Loss | CustomLoss) -> Callable[..., float]:
         return result
 
     function = numba.njit(nogil=True, error_model="numpy")(total)
-    named = f"{loss.name} {loss.parameter}" if isinstance(loss, Loss) else repr(loss)
-    keep_on_disk(function, f"{numba_cpu.sources()} {named}")
+    if isinstance(loss, CustomLoss):
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss!r}")
+    elif loss.name in LOSSES and resolve_loss(loss.name, loss.parameter) is loss:  # nothing else is known by its name
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss.name} {loss.parameter}")
     return function
 
 
