@@ -162,4 +162,4 @@ def test_a_loss_that_is_not_finite_for_some_label_stops_training_with_a_hint(cli
     tables = counts_job(tmp_path, 0)
     tables["model"]["loss"] = "auto"
     with pytest.raises(DivergenceError, match="your loss is not finite for one of the labels"):
-        jobs.train(tables, client, loss=lambda score, y: (score - y) ** 2 * math.log(y))
+        jobs.train(tables, client, loss=lambda score, y: (score - y) ** 2 * (1 + math.log(y)))
