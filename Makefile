@@ -59,11 +59,16 @@ bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still
 		echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
 
 # Universal: one file for all platforms and all Pythons from 3.11 on, with the fewest versions of each package.
-lock: $(STAMP) tmpdir ## Choose new versions for requirements.lock
+lock: $(STAMP) tmpdir ## Choose new versions for requirements.lock and the image's lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --no-config --no-cache \
 		--universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
+	for extras in "image" "image,cuda12"; do \
+		$(BIN)/uv pip compile pyproject.toml $$(printf -- '--extra %s ' $$(echo $$extras | tr , ' ')) --upgrade --quiet \
+			--no-config --no-cache --universal --python-version 3.11 --fork-strategy fewest \
+			--generate-hashes --no-emit-index-url --no-header --no-annotate \
+			--output-file deploy/$$(echo $$extras | sed 's/image,/image-/').lock || exit 1; done
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
