@@ -67,8 +67,8 @@ class StandIn:
     def exec(self, name: str, pod: Manifest, command: list[str]) -> str:
         """Run a command in a container, as its preStop hook would be; its output."""
         container = pod["containers"][0]
-        environment = self._environment(name, container)
         mounts = self._mounts(name, pod, container)
+        environment = self._environment(name, container, mounts)
         done = subprocess.run(
             self._command(command, environment, mounts), env=environment, cwd=self.folder / name, capture_output=True,
             text=True, timeout=120,
@@ -107,22 +107,19 @@ class StandIn:
         (self.folder / name).mkdir(parents=True)
         container = pod["containers"][0]
         mounts = self._mounts(name, pod, container)
-        environment = self._environment(name, container)
-        environment = {key: self._translated(value, mounts) for key, value in environment.items()} | dict(
-            self.environment
-        )
+        environment = self._environment(name, container, mounts)
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 self._command(container["args"], environment, mounts), env=environment, cwd=self.folder / name,
                 stdout=log, stderr=log,
             )  # fmt: skip
 
-    def _environment(self, name: str, container: Manifest) -> dict[str, str]:
+    def _environment(self, name: str, container: Manifest, mounts: Mapping[str, Path]) -> dict[str, str]:
         given = {each["name"]: each["value"] for each in container["env"]}
         if "DASK_WORKER_NAME" in given:
             given["DASK_WORKER_NAME"] += f"-{name}"
         inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
-        return inherited | given
+        return inherited | {key: self._translated(value, mounts) for key, value in given.items()} | {**self.environment}
 
     def _mounts(self, name: str, pod: Manifest, container: Manifest) -> dict[str, Path]:
         """Local folders by mount path, filled as the volumes say."""
