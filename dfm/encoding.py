@@ -24,6 +24,8 @@ _CROSS_BITS = 30
 """Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
 _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers that are trained on as they are (labels, weights, raw and standardized columns) are float32."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -88,6 +90,12 @@ class _Check:
         self.problems.append(Problem(column, reason, int(fresh.sum()), first, _shown(array[first])[:80]))
         self.bad |= fresh
 
+    def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:
+        """The values as float32; rows whose value does not fit are bad, and hold 0."""
+        too_large = ~(np.abs(values) <= LARGEST)
+        self.reject(too_large, column, f"{reason} for a 32-bit number", array)
+        return np.where(too_large, 0.0, values).astype(np.float32)
+
 
 def _shown(scalar: pa.Scalar) -> str:
     """A value for a message; text that is not UTF-8 is shown as bytes."""
@@ -136,6 +144,8 @@ class _BatchColumns:
             return self._list(entry)
         if entry.kind == "numeric":
             return self._numeric(entry)
+        if entry.kind == "vector":
+            return self._vector(entry)
         array = self.data.column(entry.name)
         if is_list(array.type):
             raise DataError(
@@ -174,13 +184,28 @@ class _BatchColumns:
         values, present = self._numbers(entry.name)
         if entry.transform == "standardize":
             known = self._statistics_of(entry.name)
-            values = (values - known.mean) / (known.stdev or 1.0)
+            with np.errstate(over="ignore"):
+                values = (values - known.mean) / (known.stdev or 1.0)
+        narrow = self.check.narrowed(
+            np.where(present, values, 1.0), entry.name, "too large", self.data.column(entry.name)
+        )
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(
             np.where(present, token, missing).astype(np.uint32),
-            np.where(present, values, 1.0).astype(np.float32),
+            narrow,
         )
+
+    def _vector(self, entry: Field) -> _Column:
+        """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""
+        matrix = np.empty((self.data.num_rows, len(entry.columns)))
+        for j, column in enumerate(entry.columns):
+            values, present = self._numbers(column)
+            self.check.reject(~present, column, "missing", self.data.column(column))
+            known = self._statistics_of(column)
+            matrix[:, j] = (values - known.mean) / (known.stdev or 1.0)
+        offsets, indices, entries = dense_entries(matrix.astype(np.float32))
+        return _Column(indices, entries, offsets)
 
     def _list(self, entry: Field) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
@@ -224,6 +249,29 @@ class _BatchColumns:
         out = np.empty(len(codes), np.uint32)
         hashing.gather(hashing.bucket_table(part.name, n_codes, _CROSS_BITS), codes, out)
         return out
+
+
+def dense_entries(
+    matrix: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
+    """Offsets int64[n_rows + 1], columns and values of what is not zero in a matrix [n_rows, n_columns]."""
+    there = matrix != 0
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(there.sum(axis=1, dtype=np.int64))])
+    return offsets, np.nonzero(there)[1].astype(np.uint32), matrix[there]
+
+
+def column_kind(arrow_type: pa.DataType) -> str:
+    """The word for an Arrow type that `schema.infer` knows; the type's own name for what is no feature."""
+    tests = {
+        "bool": pa.types.is_boolean,
+        "int": pa.types.is_integer,
+        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
+        "dictionary": pa.types.is_dictionary,
+        "null": pa.types.is_null,
+        "list": is_list,
+        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t),
+    }
+    return next((kind for kind, test in tests.items() if test(arrow_type)), str(arrow_type))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -299,9 +347,11 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, "label is not a number", array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
+    if task == "counts":
+        check.reject(values < 0, schema.label, "label is negative", array)
     if task == "classification":
         check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
-    return values.astype(np.float32)
+    return check.narrowed(values, schema.label, "label is too large", array)
 
 
 def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]:
@@ -309,7 +359,7 @@ def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)
     check.reject(values < 0, column, "weight is negative", array)
-    return values.astype(np.float32)
+    return check.narrowed(values, column, "weight is too large", array)
 
 
 def _assemble(

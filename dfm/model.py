@@ -28,20 +28,29 @@ from dfm.errors import DataError, ModelError
 from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import sigmoid
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.manifest import (
+    MOST_GOLDEN_BYTES,
+    MOST_GOLDEN_ROWS,
+    MOST_MANIFEST_BYTES,
+    check_arrays,
+    check_manifest,
+    parse_manifest,
+)
+from dfm.matrices import Scaling, is_sparse, is_vector, matrix_rows
+from dfm.objective import LossInfo, Objective
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import RowLookup, Vocabulary
 
 MANIFEST = "model.json"
-FORMAT = 1
+FORMAT = 2
+"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
 _BATCH_ROWS = 1 << 16
-LOSSES = {"classification": "logistic", "regression": "squared"}
-"""Loss of each task."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class FMModel:
     """A factorization machine with everything that it needs to score raw rows.
 
     `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how it
-    came about: settings, validation metrics, row account, versions.
+    came about: settings, validation metrics, row account, versions. `loss` None is the default loss of the task.
     """
 
     schema: ResolvedSchema
@@ -58,6 +67,7 @@ class FMModel:
     table: ParameterTable
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: LossInfo | None = None
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -70,7 +80,13 @@ class FMModel:
     @functools.cached_property
     def _kernels(self) -> Kernels:
         layout = self.table.layout
-        return numba_cpu.compile_kernels(KernelSpec(LOSSES[self.task], layout.optimizer, layout.n_factors))
+        # Scores do not depend on the loss, so that of a user is not needed here.
+        return numba_cpu.compile_kernels(KernelSpec(DEFAULT_LOSSES[self.task], layout.optimizer, layout.n_factors))
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What the model was trained for, and how its scores become predictions."""
+        return Objective.of_info(self.task, self.loss)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -79,14 +95,18 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
+        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. DataError where a column is missing or a number is not finite.
+        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
         """
-        scores = self.decision_function(data)
-        return sigmoid(scores) if self.task == "classification" else scores
+        return self.objective.link.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            return self._score_matrix(data)
         few = self._few_rows(data)
         if few is not None:
             return few
@@ -109,6 +129,19 @@ class FMModel:
         except (KeyError, TypeError, rowwise.NotPlain):
             return None
         return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
+
+    @functools.cached_property
+    def _scaling(self) -> Scaling | None:
+        return Scaling.from_statistics(self.statistics, self.schema.columns)
+
+    def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
+        """Scores of a matrix whose columns are the model's, in order."""
+        columns = self.schema.columns
+        if not is_vector(self.schema):
+            raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(columns):
+            raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
+        return self._kernels.scores(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""
@@ -137,7 +170,9 @@ class FMModel:
         """
         files = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if golden is not None and golden.num_rows:
-            files["golden"] = ("parquet", _golden_bytes(self, golden))
+            data = _golden_bytes(self, golden)
+            if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
+                files["golden"] = ("parquet", data)
         listed = {}
         for kind, (suffix, data) in files.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -173,7 +208,7 @@ class FMModel:
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -194,9 +229,11 @@ class FMModel:
         """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong."""
         manifest = read_manifest(url, options)
         try:
+            check_manifest(manifest)
             arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
             model = _from_arrays(manifest, arrays)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+            check_arrays(manifest, arrays)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"the model at {url} is damaged ({error}); publish it again") from error
         if check_golden and "golden" in manifest["files"]:
             _check_golden(model, _checked_bytes(url, manifest, "golden", options), url)
@@ -206,13 +243,15 @@ class FMModel:
 def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
     """The manifest of a model folder."""
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(url, MANIFEST), options))
+        if storage.size_of(storage.join(url, MANIFEST), options) > MOST_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
+        manifest = parse_manifest(storage.read_bytes(storage.join(url, MANIFEST), options))
         known = int(manifest["format"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(
             f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
             f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again"
         ) from error
@@ -233,10 +272,12 @@ def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: st
     entry = manifest["files"][kind]
     name = _checked_name(str(entry["name"]), url)
     try:
-        data = storage.read_bytes(storage.join(url, name), options)
+        # A file of another size is not even read.
+        fits = storage.size_of(storage.join(url, name), options) == entry["bytes"]
+        data = storage.read_bytes(storage.join(url, name), options) if fits else b""
     except FileNotFoundError as error:
         raise ModelError(f"the model at {url} lacks {name}; publish it again") from error
-    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if not fits or len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
     return data
 
@@ -271,7 +312,8 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"])
+    loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
 
 
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
@@ -283,9 +325,15 @@ def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
 
 
 def _check_golden(model: FMModel, data: bytes, url: str) -> None:
-    golden = pq.read_table(io.BytesIO(data))
-    expected = golden.column(GOLDEN_COLUMN).to_numpy()
-    difference = np.abs(model.predict(golden) - expected)
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
+                raise ValueError(f"{file.metadata.num_rows} rows")
+            golden = file.read()
+        expected = golden.column(GOLDEN_COLUMN).to_numpy()
+        difference = np.abs(model.predict(golden) - expected)
+    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"the golden rows of the model at {url} are damaged ({error}); publish it again") from error
     if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
         raise ModelError(
             f"the model at {url} scores its golden rows differently than when it was trained (by up to "
