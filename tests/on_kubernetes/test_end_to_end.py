@@ -83,6 +83,7 @@ def test_a_rendered_job_trains_and_publishes_though_its_driver_is_killed(expecte
     assert found.record.parameters_sha256 == expected
 
 
+@pytest.mark.slow
 def test_a_rendered_job_trains_under_tls_while_a_spot_worker_is_taken_away(make: Make, tmp_path: Path) -> None:
     made = make_certificates(tmp_path / "tls")
     names = {"ca.crt": "ca", "tls.crt": "cert", "tls.key": "key"}
