@@ -13,9 +13,20 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "credentials", "settings", "schema", "storage", "runs", "arrays", "timesplit"),
+    *(
+        "errors",
+        "compilation",
+        "credentials",
+        "settings",
+        "schema",
+        "patience",
+        "storage",
+        "runs",
+        "arrays",
+        "timesplit",
+    ),
     "manifest",
-    "ingest",
+    *("ingest", "duplicates"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
