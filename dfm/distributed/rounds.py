@@ -24,6 +24,7 @@ from dfm.metrics import Tally
 from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
+from dfm.settings import LOSS_TASKS
 from dfm.vocabulary import Vocabulary
 
 BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
@@ -203,7 +204,7 @@ def warm_up(work: Work, _after: object = None) -> float:
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        "regression" if work.spec.loss == "squared" else "classification",
+        LOSS_TASKS.get(str(work.spec.loss), "classification"),
         [Block(0, table)],
         [partition],
     )
