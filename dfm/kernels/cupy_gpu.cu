@@ -111,7 +111,7 @@ __device__ inline Launch launch_of(const Launch *arguments) {
     in_global_memory(launch.rows.indices);
     in_global_memory(launch.rows.values);
     in_global_memory(launch.rows.labels);
-    in_global_memory(launch.rows.weights);
+    if (launch.rows.weights) in_global_memory(launch.rows.weights);
     in_global_memory(launch.table.bias);
     in_global_memory(launch.table.linear);
     in_global_memory(launch.table.factors);
