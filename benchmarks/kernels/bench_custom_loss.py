@@ -3,8 +3,9 @@
     python benchmarks/kernels/bench_custom_loss.py            # a minute or two
     python benchmarks/kernels/bench_custom_loss.py --smoke    # does it still work?
 
-Best of several interleaved repetitions, since other work on the machine only ever adds time. Compile time is apart: the
-last columns are the first compilation on this machine, and the check of the function that comes before it.
+Rows per second of CPU time of the one thread, best of several interleaved repetitions: other work on the machine then
+matters little. Compile time is apart: the last columns are the first compilation on this machine, and the check of the
+function that comes before it.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ def contestants(k: int) -> list[Contestant]:
 
 
 def seconds_of_a_round(kernels: Kernels, rows: click_data.ImplicitRows, n_features: int) -> float:
-    """One round on a new table."""
+    """CPU time of one round on a new table."""
     layout = Layout(kernels.spec.optimizer, kernels.spec.n_factors)
     table = initialise(layout, np.arange(n_features, dtype=np.uint32), n_features, InitialValues(1))
     rate = 0.002 if kernels.spec.optimizer == "adam" else 0.05
-    begin = time.perf_counter()
+    begin = time.thread_time()
     tally = kernels.run_round(rows, table, Step(rate, rate, 1e-5, 1e-5))
-    seconds = time.perf_counter() - begin
+    seconds = time.thread_time() - begin
     assert tally.is_finite, "diverged: lower the rate"
     return seconds
 

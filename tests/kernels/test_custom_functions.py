@@ -99,10 +99,10 @@ def counts_up(score, y):
         (lambda score, y: score // 2, r"uses floordiv\(score, .*no derivative"),
         (lambda score, y: score.real, "uses .real of the score"),
         (lambda score, y: not_there(score), "uses not_there, which is not defined"),  # noqa: F821
-        (misspells, "uses math.exq, which cannot be compiled"),
+        (misspells, "uses math.exq, which does not exist"),
         (imports_inside, "imports inside"),
         (opens_a_file, "uses with|uses a construct"),
-        (mixes_text, "makes result .* in one branch and .* in another"),
+        (mixes_text, "makes result a str in one branch and a number in another"),
         (forgets_to_return, "returns None for some score: does a branch lack its return"),
         (returns_text, "return one number"),
         (lambda score, y: (score, y), "return one number"),
