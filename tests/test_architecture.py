@@ -31,7 +31,8 @@ ORDER = [
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
-    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
+    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_device"),
+    "kernels.cupy_gpu",
     *("averaging", "metrics", "matrices", "objective", "model", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),
@@ -50,7 +51,7 @@ ORDER = [
 TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
 WITH_DASK = ("distributed.", "jobs", "submission")
-WITH_CUPY = ("kernels.cupy_gpu",)
+WITH_CUPY = ("kernels.cupy_device",)
 WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
