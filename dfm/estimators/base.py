@@ -197,6 +197,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
+        self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
         if is_dask(X) or is_path(X):
             from dfm.estimators import elsewhere
 
@@ -292,7 +293,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _partitions(self, rows: HashedRows, n_rounds: int) -> list[list[SparsePartition]]:
         """The rows of each replica and round, shuffled."""
-        n_replicas, features = self.n_replicas, self._features
+        n_replicas, features = self._settings()[1].n_replicas, self._features
         if rows.n_rows < n_replicas:
             raise SettingsError(f"n_replicas = {n_replicas} for {rows.n_rows} rows: expected one row each at least")
         parts = deal(rows.n_rows, n_replicas, n_rounds, self._seed())

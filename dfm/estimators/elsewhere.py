@@ -56,7 +56,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         estimator._table_options(),
         estimator.standardize,
         model.n_factors,
-        estimator.n_replicas,
+        training.n_replicas,
         estimator._seed(),
         share,
         estimator._n_rounds(training, summary.n_rows),
