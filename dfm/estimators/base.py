@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
@@ -250,7 +251,7 @@ class BaseFactorizationMachine(Parametrised):
         client: Any = None,
     ) -> Self:
         """Train every machine on rows of this process; with a client its cluster does the work."""
-        features, n_threads = self._features, max(1, self.n_jobs or 1)
+        features, n_threads = self._features, effective_n_jobs(self.n_jobs)
         partitions = self._partitions(rows, recipes[0].n_rounds)
         held = [] if held_out is None else [whole_partition(held_out, features.vocabulary, features.lookup)]
 

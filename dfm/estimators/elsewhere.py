@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 
 from dfm.distributed import collections
 from dfm.distributed.cluster import Watch
@@ -83,7 +84,12 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
             held = [client.submit(relabel, part, pure=False) for part in held]
         return DaskCrew(watch, replicas, held)
 
-    return estimator._train(recipes, estimator._starts(len(recipes), goes_on), crew, max(1, estimator.n_jobs or 1))
+    return estimator._train(
+        recipes,
+        estimator._starts(len(recipes), goes_on),
+        crew,
+        1 if len(recipes) == 1 else effective_n_jobs(estimator.n_jobs),
+    )
 
 
 def _record(estimator: Estimator, X: Any) -> None:
