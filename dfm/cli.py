@@ -19,7 +19,7 @@ from dfm.report import Reporter, metrics_table, plan_table
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
-130 interrupted (the best model so far was published)."""
+7 cancelled on request; 130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
 
 
@@ -87,19 +87,30 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
 )
+@click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from the checkpoint that an earlier run of the same job left (the default), or delete it.",
+)
 @_with(_scheduler_option, _json_option)
-def train(job: str, overrides: tuple[str, ...], dry_run: bool, scheduler: str | None, as_json: bool) -> int:
+def train(
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, scheduler: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
 
     if scheduler:
         overrides = (*overrides, f"cluster.scheduler={scheduler}")
+    if resume is not None:
+        overrides = (*overrides, f"output.resume={str(resume).lower()}")
     if dry_run:
         _show_plan(jobs.plan(job, overrides), as_json)
         return 0
     console = Console()
     with Reporter(console, as_json) as reporter:
-        result = jobs.train(job, overrides=overrides, on_event=reporter)
+        result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id)
     if not as_json:
         console.print(metrics_table(result.validation, "validation")) if result.validation else None
         console.print(

@@ -335,6 +335,8 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, "label is not a number", array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
+    if task == "counts":
+        check.reject(values < 0, schema.label, "label is negative", array)
     if task == "classification":
         check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
     return values.astype(np.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging import MergeRule, automatic_averages, scaled_rate
+from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
 from dfm.encoding import take_rows
 from dfm.errors import DataError, SettingsError
 from dfm.fitting import (
@@ -31,6 +31,7 @@ from dfm.fitting import (
 )
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.matrices import is_sparse, vector_vocabulary
+from dfm.objective import Objective
 from dfm.params import InitialValues
 from dfm.partition import HashedRows, SparsePartition, build_partition
 from dfm.vocabulary import RowLookup, Vocabulary
@@ -101,7 +102,7 @@ def matrix_factorization(
     recipe = Recipe(
         make_work(
             KernelSpec("squared", optimizer, n_factors),
-            MergeRule("mean" if optimizer == "sgd" else "weighted"),
+            MergeRule("mean" if optimizer in WITHOUT_ACCUMULATORS else "weighted"),
             _step(learning_rate, biases, l2, l2_biases, n_replicas),
             n_replicas,
         ),
@@ -111,7 +112,7 @@ def matrix_factorization(
         schedule,
         tol,
         patience,
-        "regression",
+        Objective.of("regression"),
         unit,
         seed,
     )
@@ -176,9 +177,10 @@ def _crew(recipe: Recipe, entries: HashedRows, vocabulary: Vocabulary, client: A
     ]
     if client is None:
         return LocalCrew(replicas)
-    from dfm.distributed.collections import DaskCrew, scatter_replicas
+    from dfm.distributed.collections import DaskCrew, scatter_replicas, watch_of
 
-    return DaskCrew(client, scatter_replicas(client, replicas))
+    watch = watch_of(client)
+    return DaskCrew(watch, scatter_replicas(watch, replicas))
 
 
 def _result(done: Progress, shape: tuple[int, int], unit: LabelUnit) -> Factorization:

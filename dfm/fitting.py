@@ -21,7 +21,8 @@ from dfm.distributed import rounds
 from dfm.errors import DivergenceError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
+from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.partition import HashedRows, SparsePartition, build_partition
 from dfm.vocabulary import RowLookup, Vocabulary
@@ -53,7 +54,7 @@ class Recipe:
     schedule: str = "constant"
     tolerance: float = 0.0
     patience: int = 1_000_000
-    task: str = "classification"
+    objective: Objective = field(default_factory=lambda: Objective.of("classification"))
     unit: LabelUnit = field(default_factory=LabelUnit)
     seed: int = 0
 
@@ -108,7 +109,7 @@ def fit(recipe: Recipe, crew: Crew, progress: Progress, tell: Tell) -> Progress:
         metrics = crew.evaluate(recipe)
         history.append({**record, **metrics})
         tell(history[-1])
-        loss = float(metrics[TALLIES[recipe.task].loss_name] if metrics else record["train_loss"])
+        loss = float(metrics[recipe.objective.primary] if metrics else record["train_loss"])
         if metrics and loss < least:
             best = crew.parameters()
         worse = 0 if loss < least - recipe.tolerance else worse + 1
@@ -128,7 +129,7 @@ def _record(recipe: Recipe, tallies: Sequence[RoundTally], epoch: int, seconds: 
             f"(it is {recipe.work.step.learning_rate:g}; plain sgd wants 0.01 or less), or scale the columns"
         )
     record = {"epoch": epoch, "train_loss": loss, "seconds": seconds}
-    if recipe.work.spec.loss == "squared":
+    if recipe.objective.info.name == "squared":
         record["train_rmse"] = (2.0 * loss) ** 0.5 * recipe.unit.scale
     return record
 
@@ -222,7 +223,7 @@ class LocalCrew:
             return
         pushes = self._pushes(work, slice_number)
         self._tallies += [report.tally for push in pushes for report in push.reports]
-        self._block = rounds.merge_block(work, self._block, pushes, keep_reports=False)
+        self._block = rounds.merge_block(work, self._block, pushes)
 
     def _pushes(self, work: rounds.Work, slice_number: int) -> list[rounds.Push]:
         def train(number: int) -> rounds.Push:
@@ -253,11 +254,11 @@ class LocalCrew:
 def tally_of(recipe: Recipe, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of parameters on rows, in the labels' own unit."""
     unit, tables = recipe.unit, [block.table for block in blocks]
-    total: Tally = TALLIES[recipe.task].empty()
+    total: Tally = recipe.objective.empty()
     for partition in partitions:
         table = pull(tables, partition.features, partition.n_factored)
         scores = recipe.work.kernels.scores(partition, table).astype(np.float64) * unit.scale + unit.mean
         labels = partition.labels.astype(np.float64) * unit.scale + unit.mean
         weights = partition.weights if partition.weights.size else None
-        total = total + TALLIES[recipe.task].from_scores(scores, labels, weights)
+        total = total + recipe.objective.tally(scores, labels, weights)
     return total

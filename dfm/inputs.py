@@ -29,6 +29,7 @@ from dfm.matrices import (
     vector_vocabulary,
 )
 from dfm.model import FMModel, batches_of
+from dfm.objective import Objective
 from dfm.params import ParameterTable
 from dfm.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.preparation import columns_with_statistics, merge_sketches, sketch_values
@@ -76,7 +77,7 @@ class Features(Protocol):
 
     def scoring(self, data: Any) -> SparsePartition: ...
 
-    def model(self, table: ParameterTable, task: str, metadata: Mapping[str, Any]) -> FMModel: ...
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel: ...
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ class MatrixFeatures:
             rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
         )
 
-    def model(self, table: ParameterTable, task: str, metadata: Mapping[str, Any]) -> FMModel:
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
         """A model that takes matrices, or tables with these columns."""
         names = self.names or column_names(self.vocabulary.n_features)
         statistics = {} if self.scaling is None else self.scaling.statistics(names)
-        return FMModel(vector_schema(names), task, self.vocabulary, table, statistics, metadata)
+        return FMModel(
+            vector_schema(names), objective.task, self.vocabulary, table, statistics, metadata, objective.info
+        )
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,9 @@ class TableFeatures:
         """The rows, for kernels that score."""
         return scoring_partition(self.rows(data), self.lookup)
 
-    def model(self, table: ParameterTable, task: str, metadata: Mapping[str, Any]) -> FMModel:
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
         """A model that takes such tables."""
-        return FMModel(self.schema, task, self.vocabulary, table, self.statistics, metadata)
+        return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
 
 
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
@@ -11,11 +11,16 @@ from distributed import Client
 from dfm import storage
 from dfm.distributed import cluster
 from dfm.distributed import train as training
+from dfm.distributed.inputs import find_inputs, plan_event
 from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.ingest import find_shards
+from dfm.kernels.losses import CustomLoss
 from dfm.model import FMModel
+from dfm.objective import kernel_spec, with_functions
 from dfm.params import Layout
+from dfm.runs import RunLog
 from dfm.settings import ClusterSettings, Job, load_job
 
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
@@ -27,13 +32,36 @@ def train(
     *,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    run_id: str = "",
+    loss: str | Callable[..., Any] | CustomLoss | None = None,
+    regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
+    run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
+    in output.directory beside the model (dfm.runs). loss: a name, or a function loss(score, y) of numbers, whose slope
+    dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and l2_factors scale it.
     """
-    return training.train(load_job(job, overrides), client, on_event)
+    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
+    resolved.require_training()
+    if not run_id:  # what may not begin leaves the record of the run before it alone
+        check_output(resolved)
+    scheduler = client.scheduler.address if client is not None else ""
+    with RunLog(resolved, run_id, scheduler) as log:
+        return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
+
+
+def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
+    """The caller hears of an event before the first may end the run with it."""
+
+    def on_event(event: Event) -> None:
+        if second is not None:
+            second(event)
+        first(event)
+
+    return on_event
 
 
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,7 +71,8 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     resolved = load_job(job, overrides)
     resolved.require_training()
-    inputs = training.find_inputs(resolved)
+    kernel_spec(resolved)
+    inputs = find_inputs(resolved)
     layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
     per_feature = 4 * (layout.linear_width + layout.factor_width)
     n_fields = len(inputs.schema.fields)
@@ -52,7 +81,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "job": resolved.to_dict(),
-        **{key: value for key, value in training.plan_event(inputs).items() if key != "event"},
+        **{key: value for key, value in plan_event(inputs).items() if key != "event"},
         "columns": {field.name: field.transform or field.kind for field in inputs.schema.fields},
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
@@ -86,7 +115,9 @@ def evaluate(
     scoring = Scoring(_absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
-        tally, account = evaluate_shards(own, scoring, shards, _progress(on_event))
+        tally, account = evaluate_shards(
+            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event)
+        )
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 
@@ -115,7 +146,9 @@ def predict(
     scoring = Scoring(_absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
-        account = predict_shards(own, scoring, shards, _progress(on_event), overwrite)
+        account = predict_shards(
+            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite
+        )
     return {
         "output": where,
         "rows": account.read,

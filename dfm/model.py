@@ -28,21 +28,20 @@ from dfm.errors import DataError, ModelError
 from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import sigmoid
+from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.matrices import Scaling, is_sparse, is_vector, matrix_rows
+from dfm.objective import LossInfo, Objective
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import RowLookup, Vocabulary
 
 MANIFEST = "model.json"
-FORMAT = 1
+FORMAT = 2
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
 _BATCH_ROWS = 1 << 16
-LOSSES = {"classification": "logistic", "regression": "squared"}
-"""Loss of each task."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class FMModel:
     """A factorization machine with everything that it needs to score raw rows.
 
     `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how it
-    came about: settings, validation metrics, row account, versions.
+    came about: settings, validation metrics, row account, versions. `loss` None is the default loss of the task.
     """
 
     schema: ResolvedSchema
@@ -59,6 +58,7 @@ class FMModel:
     table: ParameterTable
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: LossInfo | None = None
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -71,7 +71,13 @@ class FMModel:
     @functools.cached_property
     def _kernels(self) -> Kernels:
         layout = self.table.layout
-        return numba_cpu.compile_kernels(KernelSpec(LOSSES[self.task], layout.optimizer, layout.n_factors))
+        # Scores do not depend on the loss, so that of a user is not needed here.
+        return numba_cpu.compile_kernels(KernelSpec(DEFAULT_LOSSES[self.task], layout.optimizer, layout.n_factors))
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What the model was trained for, and how its scores become predictions."""
+        return Objective.of_info(self.task, self.loss)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -80,12 +86,13 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
+        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
         does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
         DataError where a column is missing or a number is not finite.
         """
-        scores = self.decision_function(data)
-        return sigmoid(scores) if self.task == "classification" else scores
+        return self.objective.link.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
@@ -192,6 +199,7 @@ class FMModel:
         return {
             "format": FORMAT,
             "task": self.task,
+            "loss": self.objective.info.to_dict(),
             "hashing": {
                 "hash": HASH_NAME,
                 "hash_bits": self.vocabulary.hash_bits,
@@ -288,7 +296,8 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"])
+    loss = LossInfo.from_dict(manifest["loss"]) if "loss" in manifest else None  # format 1 knew the defaults alone
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
 
 
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dfm.runs import json_ready
+
 Event = dict[str, Any]
 STAGES = {
     "synth": "making the click log",
@@ -21,10 +23,13 @@ STAGES = {
     "evaluate": "evaluating",
     "predict": "predicting",
 }
-_EPOCH_COLUMNS = {
-    "classification": {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
-    "regression": {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
-}
+_EPOCH_COLUMNS = (
+    {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
+    {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
+    {"train_loss": "train loss", "loss": "loss", "auc": "auc"},
+    {"train_loss": "train loss", "loss": "loss", "rmse": "rmse"},
+)
+"""By what an epoch tells: the first of these of which most is there."""
 
 
 class Reporter:
@@ -46,8 +51,8 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         if self._as_json:
-            if event["event"] != "progress":
-                self._console.file.write(json.dumps(_json_safe(event)) + "\n")
+            if event["event"] not in ("progress", "round"):
+                self._console.file.write(json.dumps(json_ready(event)) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)
@@ -55,15 +60,21 @@ class Reporter:
             show(event)
 
     def _show_progress(self, event: Event) -> None:
-        stage, done, total = event["stage"], event["done"], event["total"]
+        self._advance(str(event["stage"]), event["done"], event["total"], "rows")
+
+    def _show_round(self, event: Event) -> None:
+        self._advance(f"training epoch {event['epoch']}", event["round"], event["rounds"], "averages", vanishes=True)
+
+    def _advance(self, stage: str, done: int, total: int, unit: str, vanishes: bool = False) -> None:
+        """Move the bar of a stage, which goes when all that are shown are full; one that `vanishes` leaves no line."""
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
-                TimeElapsedColumn(), console=self._console,
+                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TimeElapsedColumn(), console=self._console, transient=vanishes,
             )  # fmt: skip
             self._progress.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(STAGES.get(str(stage), str(stage)), total=total)
+            self._tasks[stage] = self._progress.add_task(STAGES.get(stage, stage), total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
         if all(task.finished for task in self._progress.tasks):
             self._stop_progress()
@@ -96,8 +107,15 @@ class Reporter:
             f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
         )
 
+    def _show_resumed(self, event: Event) -> None:
+        self._line(
+            f"going on from the checkpoint in epoch {event['epoch']}, average {event['round']} of {event['rounds']} "
+            "(--no-resume starts afresh)"
+        )
+
     def _show_epoch(self, event: Event) -> None:
-        names = _EPOCH_COLUMNS["classification" if "train_log_loss" in event else "regression"]
+        self._stop_progress()
+        names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())
             self._line(f"epoch{titles}      rows/s  seconds  averaging", style="bold")
@@ -112,7 +130,7 @@ class Reporter:
         self._console.print(text, style=style, highlight=False, soft_wrap=True)
 
     def _show_average(self, event: Event) -> None:
-        name = "log_loss" if "log_loss" in event else "rmse"
+        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
         average = f"average {event['average']} of epoch {event['epoch']}"
         self._line(f"      {average}: {name.replace('_', ' ')} {_number(event[name])}")
 
@@ -140,17 +158,6 @@ def _bytes(count: int) -> str:
     """A size for people."""
     power = min(int(math.log(max(count, 1), 1000)), 4)
     return f"{count / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def _json_safe(value: Any) -> Any:
-    """Numbers that JSON lacks become null."""
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def metrics_table(metrics: Event, title: str = "") -> Table:

@@ -27,13 +27,20 @@ from typing import Any, ClassVar, Protocol, Self
 from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
-OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
+LOSS_TASKS = {
+    **{"logistic": "classification", "hinge": "classification"},
+    **{"squared": "regression", "poisson": "regression", "quantile": "regression", "huber": "regression"},
+}
+"""The task of each built-in loss."""
+LOSS_PARAMETERS = {"quantile": (0.5, 1.0), "huber": (1.0, math.inf)}
+"""Of losses with a parameter: its default and the bound that it stays below; all are above 0."""
+OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
 MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
-CHECKPOINT_POINTS = ("epoch", "never")
+CHECKPOINT_POINTS = ("average", "epoch", "never")
 BAD_ROW_RULES = ("error", "skip")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
@@ -126,6 +133,20 @@ class Options:
         if isinstance(value, str) and value in self.words:
             return value
         raise Illegal(_did_you_mean(str(value), self.words))
+
+
+OWN = "custom:"
+"""How the mark of a function begins that Python passed: custom:NAME:SHA256. It says which it was, and runs nothing."""
+
+
+@dataclass(frozen=True)
+class OptionsOrOwn(Options):
+    """One word of a fixed set, or the mark of a user's function."""
+
+    def parse(self, value: object) -> str:
+        if isinstance(value, str) and re.fullmatch(rf"{OWN}.+:[0-9a-f]{{64}}", value):
+            return value
+        return super().parse(value)
 
 
 @dataclass(frozen=True)
@@ -436,7 +457,17 @@ class ModelSettings(Table):
 
     table = "model"
 
-    task: str = knob("classification", Options(TASKS), "log loss on labels 0 and 1, or squared error")
+    task: str = knob("classification", Options(TASKS), "labels 0 and 1, or numbers")
+    loss: str = knob(
+        "auto",
+        OptionsOrOwn(("auto", *LOSS_TASKS)),
+        "what training minimises; auto: logistic for classification, squared for regression",
+    )
+    loss_parameter: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "the level of loss quantile (auto: 0.5), the width of huber (auto: 1)",
+    )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
     min_count: int = knob(
@@ -451,6 +482,28 @@ class ModelSettings(Table):
     )
     init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+
+    def _check(self) -> None:
+        task = LOSS_TASKS.get(self.loss, self.task)
+        if task != self.task:
+            fitting = " or ".join(f'"{name}"' for name, own in LOSS_TASKS.items() if own == self.task)
+            raise SettingsError(
+                f'model.loss = "{self.loss}" needs model.task = "{task}", and the task is "{self.task}". '
+                f"Choose {fitting}, or another task."
+            )
+        if self.loss_parameter == "auto":
+            return
+        if self.loss not in LOSS_PARAMETERS:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} needs model.loss = "
+                f'{" or ".join(LOSS_PARAMETERS)}; only these have one, and the loss is "{self.loss}". Leave it out.'
+            )
+        below = LOSS_PARAMETERS[self.loss][1]
+        if float(self.loss_parameter) >= below:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} is not legal: expected a number above 0 and below "
+                f'{below:g} for model.loss = "{self.loss}".'
+            )
 
 
 @dataclass(frozen=True)
@@ -475,7 +528,11 @@ class TrainingSettings(Table):
     l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
     l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
     l1_linear: float = knob(0.0, Number(0), "L1 on linear weights; ftrl only")
+    regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
     ftrl_beta: float = knob(1.0, Number(0), "beta of FTRL-proximal: larger starts slower; ftrl only")
+    adam_beta1: float = knob(0.9, Number(0, 1, open_high=True), "decay of Adam's mean of gradients; adam only")
+    adam_beta2: float = knob(0.999, Number(0, 1, open_high=True), "decay of Adam's mean of their squares; adam only")
+    adam_epsilon: float = knob(1e-8, Number(0), "added to the root that Adam divides by; adam only")
     schedule: str = knob("final-decay", Options(SCHEDULES), "how the step size changes over the epochs")
     rate_scaling: str = knob(
         "sqrt", Options(RATE_SCALINGS), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
@@ -502,15 +559,25 @@ class TrainingSettings(Table):
     )
 
     def _check(self) -> None:
-        if self.optimizer == "ftrl":
-            return
-        for key in ("l1_linear", "ftrl_beta"):
+        for key, optimizer in _ONLY_FOR.items():
             value, default = getattr(self, key), self.knobs()[key].default
-            if value != default:
+            if value != default and self.optimizer != optimizer:
                 raise SettingsError(
-                    f'training.{key} = {value} needs training.optimizer = "ftrl"; only FTRL reads it, and '
-                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose ftrl.'
+                    f'training.{key} = {value} needs training.optimizer = "{optimizer}"; only that reads it, and '
+                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {optimizer}.'
                 )
+        if self.optimizer == "ftrl" and self.regularizer != "l2":
+            raise SettingsError(
+                'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
+                'regularizer. Leave the regularizer out, or choose "adagrad".'
+            )
+
+
+_ONLY_FOR = {
+    **{"l1_linear": "ftrl", "ftrl_beta": "ftrl"},
+    **{"adam_beta1": "adam", "adam_beta2": "adam", "adam_epsilon": "adam"},
+}
+"""Knobs of training that one optimizer alone reads."""
 
 
 @dataclass(frozen=True)
@@ -538,8 +605,11 @@ class OutputSettings(Table):
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
     checkpoint_every: str = knob(
-        "epoch", Options(CHECKPOINT_POINTS), "when the best model so far is saved as directory/checkpoint"
+        "average",
+        Options(CHECKPOINT_POINTS),
+        "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
     )
+    resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
 TABLES: dict[str, type[Table]] = {
@@ -587,11 +657,14 @@ class Job:
         """JSON-ready tables that `from_dict` takes back; without data.storage_options unless `secrets`."""
         return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
 
+    def determining_tables(self) -> dict[str, dict[str, Any]]:
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        tables = self.to_dict()
+        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+
     def fingerprint(self) -> str:
         """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""
-        tables = self.to_dict()
-        chosen = {name: tables[name] for name in _DETERMINES_PARAMETERS}
-        canonical = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self.determining_tables(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_training(self) -> None:

@@ -13,18 +13,21 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "arrays", "timesplit", "ingest"),
+    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "matrices", "model", "export", "inspection", "synth"),
-    *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
-    *("distributed.predict", "distributed.train"),
-    *("inputs", "fitting", "distributed.collections", "factorization"),
-    *("estimators.base", "estimators.classifiers", "estimators.regressors"),
+    *("averaging", "metrics", "matrices", "objective", "model", "export", "inspection", "synth", "checkpoint"),
+    *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
+    *("distributed.prepare", "distributed.rounds", "distributed.predict"),
+    *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
+    "distributed.train",
     *("jobs", "demo", "report", "cli", "__main__"),
+    *("inputs", "labels", "fitting", "distributed.collections", "factorization"),
+    *("estimators.recipes", "estimators.base", "estimators.elsewhere", "estimators.classifiers"),
+    "estimators.regressors",
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}

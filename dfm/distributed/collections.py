@@ -17,11 +17,13 @@ from distributed import Client, Future, get_client
 from numpy.typing import NDArray
 
 from dfm.averaging import aligned_groups
-from dfm.distributed import cluster, rounds
+from dfm.distributed import rounds
+from dfm.distributed.cluster import Watch
 from dfm.distributed.prepare import home_of
 from dfm.encoding import NumberStatistics, parse_numbers, take_rows
 from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.fitting import Recipe, tally_of
+from dfm.ingest import Shard, arrow_schema
 from dfm.inputs import (
     Features,
     MatrixFeatures,
@@ -35,6 +37,7 @@ from dfm.inputs import (
     resolve_columns,
 )
 from dfm.kernels.contract import RoundTally
+from dfm.labels import LabelEncoding, LabelSummary, summarise_labels
 from dfm.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.metrics import Tally
 from dfm.params import ParameterTable
@@ -46,13 +49,15 @@ from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabular
 _NO_FLOATS = np.zeros(0, np.float32)
 
 
-def current_client(client: Client | None) -> Client:
-    """The given client, or the current one. ClusterError where there is none."""
-    if client is not None:
-        return client
+_PATIENCE = 60.0
+"""Seconds without any worker after which a fit gives up."""
+
+
+def watch_of(client: Client | None) -> Watch:
+    """The given client, or the current one, watched. ClusterError where there is none."""
     try:
-        return get_client()
-    except ValueError as error:
+        return Watch(get_client() if client is None else client, _PATIENCE)
+    except ValueError as error:  # of get_client
         raise ClusterError(
             "a fit on a Dask collection runs on a cluster: start one (dask.distributed.Client()) or pass client="
         ) from error
@@ -61,9 +66,9 @@ def current_client(client: Client | None) -> Client:
 # ------------------------------------------------------------------------------------------- training ----
 
 
-def scatter_replicas(client: Client, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
+def scatter_replicas(watch: Watch, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
     """Partitions that lie here, sent to the workers that will train on them; per replica a list of them."""
-    homes = cluster.worker_addresses(client)
+    client, homes = watch.client, watch.addresses()
     placed = []
     for number, partitions in enumerate(replicas):
         home = home_of(number, len(replicas), homes)
@@ -72,15 +77,25 @@ def scatter_replicas(client: Client, replicas: Sequence[Sequence[SparsePartition
     return placed
 
 
+_LONGEST_LINEAGE = 64
+"""Rounds that a lost block may have to be computed again from, and that the scheduler has to remember."""
+
+
 @dataclass
 class DaskCrew:
     """Trains on a cluster: the rounds of every job. replicas, held_out: futures of lists of partitions."""
 
-    client: Client
+    watch: Watch
     replicas: list[Future]
     held_out: list[Future] = field(default_factory=list)
     _block: Future = field(init=False)
-    _is_new: bool = field(init=False, default=True)
+    _reports: list[Future] = field(init=False, default_factory=list)
+    _lineage: int = field(init=False, default=0)
+
+    @property
+    def client(self) -> Client:
+        """The client of the cluster."""
+        return self.watch.client
 
     @property
     def validates(self) -> bool:
@@ -88,33 +103,35 @@ class DaskCrew:
         return bool(self.held_out)
 
     def start(self, table: ParameterTable) -> None:
-        """Begin with these parameters."""
-        block = rounds.Block(0, table)
-        self._block, self._is_new = self.client.scatter([block], hash=False)[0], True
+        """Begin with these parameters; every worker gets a copy, since nobody could compute them again."""
+        self._block = self.client.scatter([rounds.Block(0, table)], hash=False, broadcast=True)[0]
+        self._lineage = 0
 
     def round(self, work: rounds.Work, slice_number: int) -> None:
         """Submit one round; nothing is waited for, the next one depends on its result."""
-        homes, n_replicas = cluster.worker_addresses(self.client), len(self.replicas)
-        most = 1 << (cluster.n_threads(self.client) - 1).bit_length()
+        homes, n_replicas = self.watch.addresses(), len(self.replicas)
         pushes = [
             self.client.submit(
                 rounds.train_replicas, work, group.start, slice_number, [self._block],
                 self.replicas[group.start : group.stop],
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
             )
-            for group in aligned_groups(n_replicas, most)
+            for group in aligned_groups(n_replicas, 1 << (self.watch.n_threads() - 1).bit_length())
         ]  # fmt: skip
         self._block = self.client.submit(
-            rounds.merge_block, work, self._block, pushes, not self._is_new,
+            rounds.merge_block, work, self._block, pushes,
             workers=homes[:1], allow_other_workers=True, pure=False,
         )  # fmt: skip
-        self._is_new = False
+        self._reports.append(self.client.submit(rounds.reports_of, self._block, pure=False))
+        self._lineage += 1
 
     def tallies(self) -> list[RoundTally]:
         """What the rounds since the last call saw."""
-        reports = self.client.submit(rounds.reports_of, self._block, pure=False).result()
-        self._is_new = True
-        return [report.tally for report in reports]
+        tallies = [report.tally for future in self._reports for report in self.watch.result(future)]
+        self._reports = []
+        if self._lineage >= _LONGEST_LINEAGE:
+            self.start(self.parameters())
+        return tallies
 
     def evaluate(self, recipe: Recipe) -> dict[str, Any]:
         """Metrics on the held-out rows; empty where there are none."""
@@ -123,12 +140,12 @@ class DaskCrew:
         tallies = [
             self.client.submit(tally_of, recipe, [self._block], partitions, pure=False) for partitions in self.held_out
         ]
-        tally: Tally = self.client.submit(rounds.merge_tallies, tallies, pure=False).result()
+        tally: Tally = self.watch.result(self.client.submit(rounds.merge_tallies, tallies, pure=False))
         return tally.metrics()
 
     def parameters(self) -> ParameterTable:
         """The parameters, brought here."""
-        table: ParameterTable = self.client.submit(_table_of, self._block, pure=False).result()
+        table: ParameterTable = self.watch.result(self.client.submit(_table_of, self._block, pure=False))
         return table.copy()
 
 
@@ -146,49 +163,6 @@ class Chunk:
     data: Future
     labels: Future
     weights: Future | None
-
-
-@dataclass(frozen=True)
-class LabelEncoding:
-    """How labels become what is trained: classes (their numbers are stored) or a unit; weights by class, if any."""
-
-    classes: NDArray[Any] | None = None
-    mean: float = 0.0
-    scale: float = 1.0
-    class_weights: NDArray[np.float64] | None = None
-    mean_weight: float = 1.0
-
-    def labels(self, y: Any) -> NDArray[np.float32]:
-        """Labels as rows store them."""
-        y = np.asarray(y)
-        if self.classes is None:
-            return ((y.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
-        codes = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
-        if (self.classes[codes] != y).any():
-            unknown = y[self.classes[codes] != y][0]
-            raise DataError(f"y holds {unknown!r}, which is none of the classes {list(self.classes)}")
-        return codes.astype(np.float32)
-
-    def weights(self, codes: NDArray[np.float32], given: Any) -> NDArray[np.float32]:
-        """Weights of rows relative to the mean of all; empty where all count the same."""
-        masses = None if given is None else np.asarray(given, np.float64)
-        if self.class_weights is not None:
-            own = self.class_weights[codes.astype(np.intp)]
-            masses = own if masses is None else own * masses
-        return _NO_FLOATS if masses is None else (masses / self.mean_weight).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class LabelSummary:
-    """Of the labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations."""
-
-    n_rows: int
-    classes: NDArray[Any]
-    counts: NDArray[np.int64]
-    masses: NDArray[np.float64]
-    weight: float
-    mean: float
-    squares: float
 
 
 def chunks_of(client: Client, X: Any, y: Any, weights: Any) -> list[Chunk]:
@@ -214,46 +188,6 @@ def _blocks(collection: Any) -> list[Any]:
     if getattr(collection, "ndim", 0) == 2:
         return list(collection.rechunk({1: -1}).to_delayed()[:, 0])
     return list(collection.to_delayed())
-
-
-def summarise_labels(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
-    """What is to be known of a chunk's labels before any row can be trained on."""
-    labels = np.asarray(y)
-    if labels.ndim != 1 or len(labels) != n_rows_of(data):
-        raise DataError(f"a chunk of X has {n_rows_of(data)} rows, that of y the shape {labels.shape}: one label a row")
-    masses = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    if len(masses) != len(labels) or not np.isfinite(masses).all() or (masses < 0).any():
-        raise DataError("sample_weight must have one finite number, 0 or more, for every row")
-    if is_classification:
-        classes, codes = np.unique(labels, return_inverse=True)
-        counts = np.bincount(codes, minlength=len(classes)).astype(np.int64)
-        sums = np.bincount(codes, masses, minlength=len(classes)).astype(np.float64)
-        return LabelSummary(len(labels), classes, counts, sums, float(masses.sum()), 0.0, 0.0)
-    numbers = labels.astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise DataError("y holds NaN or infinity; drop these rows")
-    weight = float(masses.sum())
-    mean = float(masses @ numbers / weight) if weight else 0.0
-    nothing = np.zeros(0)
-    squares = float(masses @ (numbers - mean) ** 2)
-    no_counts = np.zeros(0, np.int64)
-    return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares)
-
-
-def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:
-    """The summary of all chunks."""
-    classes = np.unique(np.concatenate([part.classes for part in parts]))
-    counts, masses = np.zeros(len(classes), np.int64), np.zeros(len(classes))
-    weight, mean, squares = 0.0, 0.0, 0.0
-    for part in parts:
-        at = np.searchsorted(classes, part.classes)
-        counts[at] += part.counts
-        masses[at] += part.masses
-        total = weight + part.weight
-        share, delta = part.weight / total if total else 0.0, part.mean - mean
-        squares += part.squares + delta**2 * weight * share
-        weight, mean = total, mean + delta * share
-    return LabelSummary(sum(part.n_rows for part in parts), classes, counts, masses, weight, mean, squares)
 
 
 # ------------------------------------------------------------------------------------------- features ----
@@ -314,13 +248,10 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a fit on a collection trains on: features, futures of partitions, and what the labels are like."""
+    """Futures of lists of partitions: of each replica's rounds, and of the rows that it holds out."""
 
-    features: Features
     replicas: list[Future]
     held_out: list[Future]
-    n_rounds: int
-    n_rows: int
 
 
 @dataclass(frozen=True)
@@ -333,14 +264,25 @@ class Wishes:
     n_replicas: int
     seed: int
     validation_fraction: float
-    n_rounds: Callable[[int], int]
-    """Rounds of an epoch, from the number of training rows."""
+    n_rounds: int
 
 
-def summary_of(client: Client, chunks: Sequence[Chunk], is_classification: bool) -> list[LabelSummary]:
+def columns_of(shard: Shard) -> list[str]:
+    """Names of the columns of a shard, those of its path too."""
+    return list(arrow_schema(shard).names)
+
+
+def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
+    """What is to be known of a chunk's labels. DataError where there is not one for every row."""
+    if np.ndim(y) != 1 or len(y) != n_rows_of(data):
+        raise DataError(f"a chunk of X has {n_rows_of(data)} rows, that of y the shape {np.shape(y)}: one label a row")
+    return summarise_labels(y, weights, is_classification)
+
+
+def summaries_of(client: Client, chunks: Sequence[Chunk], is_classification: bool) -> list[LabelSummary]:
     """Summaries of the labels, chunk by chunk."""
     futures = [
-        client.submit(summarise_labels, chunk.data, chunk.labels, chunk.weights, is_classification, pure=False)
+        client.submit(summarise_chunk, chunk.data, chunk.labels, chunk.weights, is_classification, pure=False)
         for chunk in chunks
     ]
     summaries: list[LabelSummary] = client.gather(futures)
@@ -420,16 +362,13 @@ def _table_features(
 # ----------------------------------------------------------------------------------------- partitions ----
 
 
-def prepare(
-    client: Client, features: Features, rows: Sequence[Future], sizes: Sequence[int], wishes: Wishes
-) -> Prepared:
+def prepare(watch: Watch, features: Features, rows: Sequence[Future], sizes: Sequence[int], wishes: Wishes) -> Prepared:
     """Deal the rows of chunks out to replicas of equal size (to one row), and build their partitions."""
-    total, n_replicas = sum(sizes), wishes.n_replicas
+    client, total, n_replicas = watch.client, sum(sizes), wishes.n_replicas
     if total < n_replicas:
         raise SettingsError(f"n_replicas = {n_replicas} for {total} rows: expected one row each at least")
-    n_rounds = wishes.n_rounds(total)
     vocabulary = client.scatter(features.vocabulary, hash=False)
-    starts, homes = np.cumsum([0, *sizes]), cluster.worker_addresses(client)
+    starts, homes = np.cumsum([0, *sizes]), watch.addresses()
     replicas, held_out = [], []
     for replica in range(n_replicas):
         first, last = total * replica // n_replicas, total * (replica + 1) // n_replicas
@@ -437,13 +376,13 @@ def prepare(
         home = home_of(replica, n_replicas, homes)
         both = client.submit(
             replica_partitions, vocabulary, [rows[i] for i in used], (first - int(starts[used[0]]), last - first),
-            n_rounds, (wishes.seed, replica), wishes.validation_fraction,
+            wishes.n_rounds, (wishes.seed, replica), wishes.validation_fraction,
             workers=[home], allow_other_workers=True, pure=False,
         )  # fmt: skip
         replicas.append(client.submit(_first_of, both, workers=[home], allow_other_workers=True, pure=False))
         if wishes.validation_fraction:
             held_out.append(client.submit(_second_of, both, workers=[home], allow_other_workers=True, pure=False))
-    return Prepared(features, replicas, held_out, n_rounds, total)
+    return Prepared(replicas, held_out)
 
 
 def _first_of(pair: tuple[Any, Any]) -> Any:
@@ -468,10 +407,21 @@ def replica_partitions(
     """
     first, n_rows = span
     rows = concatenate_rows(list(chunks)).slice(first, first + n_rows)
-    order = np.random.default_rng(seed).permutation(n_rows)
-    n_held_out = int(n_rows * validation_fraction)
-    lookup = RowLookup(vocabulary)
-    bounds = [n_held_out + (n_rows - n_held_out) * part // n_rounds for part in range(n_rounds + 1)]
+    return partitions_of(rows, vocabulary, RowLookup(vocabulary), n_rounds, seed, validation_fraction)
+
+
+def partitions_of(
+    rows: HashedRows,
+    vocabulary: Vocabulary,
+    lookup: RowLookup,
+    n_rounds: int,
+    seed: tuple[int, int],
+    validation_fraction: float,
+) -> tuple[list[SparsePartition], list[SparsePartition]]:
+    """Partitions of a replica's rows, shuffled, one per round, and of a share of them that is held out."""
+    order = np.random.default_rng(seed).permutation(rows.n_rows)
+    n_held_out = int(rows.n_rows * validation_fraction)
+    bounds = [n_held_out + (rows.n_rows - n_held_out) * part // n_rounds for part in range(n_rounds + 1)]
     parts = [
         build_partition(take_rows(rows, order[bounds[part] : bounds[part + 1]]), vocabulary, lookup)
         for part in range(n_rounds)
@@ -488,13 +438,6 @@ def whole_chunks(client: Client, features: Features, rows: Sequence[Future]) -> 
 
 def _whole_chunk(vocabulary: Vocabulary, rows: HashedRows) -> list[SparsePartition]:
     return [build_partition(rows, vocabulary, RowLookup(vocabulary))]
-
-
-def relabel(
-    client: Client, placed: Sequence[Future], label: Callable[[list[SparsePartition]], list[SparsePartition]]
-) -> list[Future]:
-    """Partitions with other labels, made where they lie."""
-    return [client.submit(label, partitions, pure=False) for partitions in placed]
 
 
 # ------------------------------------------------------------------------------------------- predict ----

@@ -17,14 +17,13 @@ from distributed import Client, Future
 
 from dfm import storage
 from dfm.accounting import RowAccount, bad_row_message, rejections_of
-from dfm.distributed.cluster import shares_disk
+from dfm.distributed.cluster import Watch, shares_disk
 from dfm.distributed.placement import plan_reading
 from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
-from dfm.kernels.losses import sigmoid
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
 from dfm.model import FMModel
 
 PREDICTION = "prediction"
@@ -70,14 +69,14 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
 
 
 def evaluate_shards(
-    client: Client, scoring: Scoring, shards: Sequence[Shard], progress: Progress
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    placed = [_placed(client, scoring)] * len(tasks)
-    futures = client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
-    follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
-    results: list[tuple[Tally, RowAccount]] = client.gather(futures)
+    placed = [_placed(watch.client, scoring)] * len(tasks)
+    futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
+    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
+    results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
     tally, account = results[0]
     for other_tally, other_account in results[1:]:
         tally, account = tally + other_tally, account + other_account
@@ -89,15 +88,16 @@ def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit
     model = _model_of(scoring, placed)
     schema = model.schema
     columns = list(dict.fromkeys([c for c in (schema.label, schema.weight) if c] + list(schema.columns)))
-    tally: Tally = TALLIES[model.task].empty()
+    objective = model.objective
+    tally = objective.empty()
     account = RowAccount()
     for unit in units:
         for batch in read_unit(unit, columns, scoring.storage_options):
             with naming_shard(batch):
-                encoded = model.encode(batch.data, model.task)
+                encoded = model.encode(batch.data, objective.label_kind)
             account += _account(scoring, batch, encoded)
             weights = encoded.rows.weights if encoded.rows.weights.size else None
-            tally += TALLIES[model.task].from_scores(model.score(encoded), encoded.rows.labels, weights)
+            tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
     return tally, account
 
 
@@ -109,7 +109,7 @@ def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
 
 
 def predict_shards(
-    client: Client, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: bool = False
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: bool = False
 ) -> RowAccount:
     """Write one Parquet file per reading task below `scoring.output`, and a `_SUCCESS` file last.
 
@@ -118,7 +118,7 @@ def predict_shards(
     null prediction. SettingsError where the output is not empty, unless `overwrite`: then earlier parts stay until all
     new ones are written, but their `_SUCCESS` goes first.
     """
-    _check_reach(client, scoring.output)
+    _check_reach(watch.client, scoring.output)
     options = scoring.storage_options
     scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
     earlier = _earlier_parts(scoring, overwrite)
@@ -126,10 +126,10 @@ def predict_shards(
     tasks = plan_reading(shards)
     suffix = f"-{uuid.uuid4().hex[:8]}" if earlier else ""
     names = [f"part-{number:05d}{suffix}.parquet" for number in range(len(tasks))]
-    placed = [_placed(client, scoring)] * len(tasks)
-    futures = client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
-    follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
-    account = sum(client.gather(futures), RowAccount())
+    placed = [_placed(watch.client, scoring)] * len(tasks)
+    futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
+    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
+    account = sum(watch.client.gather(futures), RowAccount())
     for name in earlier:
         storage.remove(storage.join(scoring.output, name), options)
     summary = {
@@ -232,7 +232,7 @@ def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Arr
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
-    values[encoded.good] = sigmoid(scores) if model.task == "classification" else scores
+    values[encoded.good] = model.objective.link.predict(scores)
     return pa.array(values, pa.float32(), mask=~encoded.good), account
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
+from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.vocabulary import Vocabulary
@@ -65,7 +66,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and this epoch's reports."""
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round."""
 
     start: int
     table: ParameterTable
@@ -121,30 +122,31 @@ def part_of_push(push: Push, start: int, stop: int) -> Push:
     return Push(select(push.contribution, start, stop), push.reports if start == 0 else ())
 
 
-def merge_block(work: Work, block: Block, pushes: Sequence[Push], keep_reports: bool) -> Block:
-    """The block after an average. `keep_reports`: go on with the reports of earlier rounds of the epoch."""
+def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
+    """The block after an average."""
     contribution = combine_all([push.contribution for push in pushes])
     table, momentum = finalise(
         work.rule, block.table, block.start, contribution, work.n_replicas, work.step, block.momentum
     )
     reports = tuple(report for push in pushes for report in push.reports)
-    return Block(block.start, table, momentum, (block.reports if keep_reports else ()) + reports)
+    return Block(block.start, table, momentum, reports)
 
 
 def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
-    """The reports of the epoch, of which block 0 keeps the book."""
+    """The reports of the round that made a block; block 0 carries them."""
     return block.reports
 
 
 def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows."""
     tables = [block.table for block in blocks]
-    total: Tally = TALLIES[task].empty()
+    objective = Objective.of_spec(task, work.spec)
+    total = objective.empty()
     for partition in partitions:
         table = pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
-        total = total + TALLIES[task].from_scores(scores, partition.labels, weights)
+        total = total + objective.tally(scores, partition.labels, weights)
     return total
 
 
@@ -195,7 +197,7 @@ def warm_up(work: Work, _after: object = None) -> float:
         1,
     )
     push = train_replicas(work, 0, 0, [Block(0, table)], [[partition], [partition]])
-    merge_block(work, Block(0, table), [push], False)
+    merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
         "regression" if work.spec.loss == "squared" else "classification",

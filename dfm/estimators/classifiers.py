@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_sample_weight
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
-from dfm.estimators.base import BaseFactorizationMachine, mean_of, store
-from dfm.fitting import Event, LabelUnit, Recipe
+from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.recipes import store
+from dfm.fitting import Event
+from dfm.labels import LabelEncoding, LabelSummary
 from dfm.model import FMModel
-from dfm.partition import HashedRows
+from dfm.partition import SparsePartition
+
+
+@dataclass(frozen=True)
+class OneAgainstRest:
+    """Turns numbers of classes into 1 for one of them and 0 for the others."""
+
+    code: int
+
+    def __call__(self, partitions: Sequence[SparsePartition]) -> list[SparsePartition]:
+        return [replace(part, labels=(part.labels == self.code).astype(np.float32)) for part in partitions]
+
+
+def _gives_probabilities(estimator: Any) -> bool:
+    """Whether the loss makes its scores logits; a margin (hinge) is no probability."""
+    return bool(estimator._objective().info.link == "sigmoid")
 
 
 class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]
@@ -28,7 +45,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
         on after each epoch; the best epoch is kept.
         """
-        return self._fit_here(X, y, sample_weight, eval_set)
+        return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
@@ -43,19 +60,37 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
             raise ValueError(f"classes = {list(classes)} are not those of the first call: {list(self.classes_)}")
         return self._partial_fit(X, y, sample_weight)
 
+    def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
+        y = super()._checked_labels(X, y)
+        check_classification_targets(y)
+        return y
+
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Logits float64[n_rows] of the second class; of more than two, each against the rest, [n_rows, n_classes]."""
+        n_classes = len(self._fitted_tables())
+        lazy = self._elsewhere(X, "decision_function", () if n_classes == 1 else (n_classes,), np.float64)
+        if lazy is not None:
+            return lazy
         scores = self._scores(X)
         return scores[0] if len(scores) == 1 else np.ascontiguousarray(scores.T)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The likeliest class of every row."""
+        self._fitted_tables()
+        lazy = self._elsewhere(X, "predict", (), self.classes_.dtype)
+        if lazy is not None:
+            return lazy
         scores = self.decision_function(X)
         chosen = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
         return self.classes_[chosen]
 
+    @available_if(_gives_probabilities)
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities float64[n_rows, n_classes], classes in the order of `classes_`."""
+        self._fitted_tables()
+        lazy = self._elsewhere(X, "predict_proba", (len(self.classes_),), np.float64)
+        if lazy is not None:
+            return lazy
         scores = self._scores(X)
         u = np.exp(-np.abs(scores))
         likely = np.where(scores > 0, 1 / (1 + u), u / (1 + u))
@@ -66,6 +101,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         shares = np.where(total > 0, likely, 1.0) / np.where(total > 0, total, len(likely))
         return np.ascontiguousarray(shares.T)
 
+    @available_if(_gives_probabilities)
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Logarithms of the probabilities, float64[n_rows, n_classes]."""
         with np.errstate(divide="ignore"):
@@ -99,38 +135,42 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         """The models to serve: of the second class of two, or of each class against the rest."""
         return [self._model(number) for number in range(len(self._fitted_tables()))]
 
-    def _learn_labels(
-        self, y: NDArray[Any], weights: NDArray[np.float32], reset: bool, reweigh: bool = True
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        check_classification_targets(y)
-        if reset:
-            announced = self.__dict__.pop("_announced", None)
-            self.classes_ = np.unique(y) if announced is None else announced
-            if len(self.classes_) < 2:
-                raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
-        codes = np.searchsorted(self.classes_, y)
-        known = self.classes_[np.minimum(codes, len(self.classes_) - 1)] == y
-        if not known.all():
-            raise ValueError(f"y holds {y[~known][0]!r}, which is none of the known classes {list(self.classes_)}")
-        if reweigh and self.class_weight is not None:
-            own = compute_sample_weight(_as_dict(self.class_weight), y).astype(np.float32)
-            weights = own * weights if weights.size else own
-        return codes.astype(np.float32), weights
+    def _encode(self, summary: LabelSummary) -> LabelEncoding:
+        announced = self.__dict__.pop("_announced", None)
+        self.classes_ = summary.classes if announced is None else announced
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
+        by_class = self._weights_by_class(summary)
+        masses = summary.masses if by_class is None else summary.masses * by_class[self._codes(summary)]
+        total = float(masses.sum())
+        return LabelEncoding(self.classes_, class_weights=by_class, mean_weight=total / summary.n_rows or 1.0)
 
-    def _recipes(self, rows: HashedRows, n_epochs: int | None = None) -> list[Recipe]:
-        n_classes = len(self.classes_)
-        codes = [1] if n_classes == 2 else range(n_classes)
-        return [self._recipe(rows.n_rows, self._first_bias(rows, code), LabelUnit(), n_epochs) for code in codes]
+    def _codes(self, summary: LabelSummary) -> NDArray[np.intp]:
+        """Numbers of the classes that were seen."""
+        return np.searchsorted(self.classes_, summary.classes)
 
-    def _first_bias(self, rows: HashedRows, code: int) -> float:
-        """What a model without features would answer."""
-        share = mean_of(rows.labels == code, rows.weights)
-        inside = min(max(share, 1e-6), 1 - 1e-6)
-        return math.log(inside / (1 - inside))
+    def _weights_by_class(self, summary: LabelSummary) -> NDArray[np.float64] | None:
+        chosen = self.class_weight
+        if chosen is None:
+            return None
+        if isinstance(chosen, Mapping):
+            known = self.classes_.tolist()
+            if unknown := [label for label in chosen if label not in known]:
+                raise ValueError(f"class_weight names {unknown[0]!r}, which is none of the classes {known}")
+            return np.array([float(chosen.get(label, 1.0)) for label in known])
+        if chosen != "balanced":
+            raise ValueError(f'class_weight = {chosen!r} is not legal: expected None, "balanced" or a dict')
+        return summary.n_rows / (len(summary.classes) * summary.counts.astype(np.float64))
 
-    def _label_of(self, number: int, recipe: Recipe) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        code = 1 if len(self.classes_) == 2 else number
-        return lambda codes: (codes == code).astype(np.float32)
+    def _mean_labels(self, summary: LabelSummary) -> list[float]:
+        shares, codes = np.zeros(len(self.classes_)), self._codes(summary)
+        by_class = self._encoding.class_weights
+        shares[codes] = summary.masses if by_class is None else summary.masses * by_class[codes]
+        shares /= shares.sum()
+        return [float(shares[1])] if len(shares) == 2 else shares.tolist()
+
+    def _relabel(self, number: int) -> Relabel | None:
+        return None if len(self.classes_) == 2 else OneAgainstRest(number)
 
     def _history(self) -> list[Event]:
         if len(self._outputs) == 1:
@@ -142,10 +182,6 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         ]
 
 
-def _as_dict(class_weight: Any) -> Any:
-    return dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
-
-
 class FMClassifier(_Classifier):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
 
@@ -154,8 +190,10 @@ class FMClassifier(_Classifier):
         n_factors: int = 8,
         *,
         loss: Any = "logistic",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
         optimizer: str = "adagrad",
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         factor_rate_scale: float = 0.45,
         n_epochs: int = 100,
         schedule: str = "constant",
@@ -197,8 +235,10 @@ class LinearClassifier(_Classifier):
         self,
         *,
         loss: Any = "logistic",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
         optimizer: str = "adagrad",
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         n_epochs: int = 100,
         schedule: str = "constant",
         l2_linear: float = 0.003,

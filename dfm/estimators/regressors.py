@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
-from dfm.estimators.base import BaseFactorizationMachine, mean_of, store
-from dfm.fitting import LabelUnit, Recipe
+from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.recipes import store
+from dfm.labels import LabelEncoding, LabelSummary
 from dfm.model import FMModel
-from dfm.partition import HashedRows
 
 _OF_ANY_UNIT = ("squared", "quantile")
 """Losses whose best model scales with the labels."""
@@ -28,7 +28,7 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
         on after each epoch; the best epoch is kept.
         """
-        return self._fit_here(X, y, sample_weight, eval_set)
+        return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
@@ -36,7 +36,12 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Predicted numbers, float64[n_rows]."""
-        return self._scores(X)[0]
+        lazy = self._elsewhere(X, "predict", (), np.float64)
+        if lazy is not None:
+            return lazy
+        scores = self._scores(X)[0]
+        link = self._objective().link
+        return scores if link.name == "identity" else link.predict(scores.astype(np.float32)).astype(np.float64)
 
     @property
     def coef_(self) -> NDArray[np.float32]:
@@ -59,23 +64,17 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         self._fitted_tables()
         return self._model()
 
-    def _learn_labels(
-        self, y: NDArray[Any], weights: NDArray[np.float32], reset: bool, reweigh: bool = True
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        numbers = np.asarray(y, np.float64)
-        if reset:
-            self._unit = LabelUnit()
-            if self.loss in _OF_ANY_UNIT:
-                mean = mean_of(numbers, weights)
-                spread = mean_of((numbers - mean) ** 2, weights) ** 0.5
-                self._unit = LabelUnit(mean, spread if spread > 1e-12 * abs(mean) else 1.0)
-        return ((numbers - self._unit.mean) / self._unit.scale).astype(np.float32), weights
+    def _encode(self, summary: LabelSummary) -> LabelEncoding:
+        mean_weight = summary.weight / summary.n_rows or 1.0
+        if self.loss not in _OF_ANY_UNIT:
+            return LabelEncoding(mean_weight=mean_weight)
+        return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
 
-    def _recipes(self, rows: HashedRows, n_epochs: int | None = None) -> list[Recipe]:
-        return [self._recipe(rows.n_rows, mean_of(rows.labels, rows.weights), self._unit, n_epochs)]
+    def _mean_labels(self, summary: LabelSummary) -> list[float]:
+        return [(summary.mean - self._encoding.mean) / self._encoding.scale]
 
-    def _label_of(self, number: int, recipe: Recipe) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        return lambda labels: labels
+    def _relabel(self, number: int) -> Relabel | None:
+        return None
 
 
 class FMRegressor(_Regressor):
@@ -86,8 +85,10 @@ class FMRegressor(_Regressor):
         n_factors: int = 8,
         *,
         loss: Any = "squared",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
         optimizer: str = "adagrad",
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         factor_rate_scale: float = 0.45,
         n_epochs: int = 100,
         schedule: str = "constant",
@@ -128,8 +129,10 @@ class LinearRegressor(_Regressor):
         self,
         *,
         loss: Any = "squared",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
         optimizer: str = "adagrad",
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         n_epochs: int = 100,
         schedule: str = "constant",
         l2_linear: float = 0.003,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfm.errors import SettingsError
 from dfm.kernels.arithmetic import exp, exponential, log_of_one_plus
 from dfm.kernels.custom import CustomLoss, CustomRegularizer
+from dfm.settings import LOSS_PARAMETERS, LOSS_TASKS
 
 __all__ = ["DEFAULT_LOSSES", "LINKS", "LOSSES", "CustomLoss", "CustomRegularizer", "Link", "Loss"]
 __all__ += ["check_task", "exponentials", "identity", "link_of", "resolve_loss", "sigmoid"]
@@ -185,21 +186,8 @@ _PLAIN = {
 }
 
 
-@dataclass(frozen=True)
-class _Family:
-    """Losses with a parameter: its default, its open upper bound, and how one is made."""
-
-    default: float
-    below: float
-    meaning: str
-    make: Callable[[float], Loss]
-
-
-_FAMILIES = {
-    "quantile": _Family(0.5, 1.0, "the level of the quantile", _quantile),
-    "huber": _Family(1.0, math.inf, "the error from which on the loss is linear", _huber),
-}
-LOSSES = (*_PLAIN, *_FAMILIES)
+_FAMILIES = {"quantile": _quantile, "huber": _huber}
+LOSSES = tuple(LOSS_TASKS)
 """Names of the built-in losses."""
 DEFAULT_LOSSES = {"classification": "logistic", "regression": "squared"}
 """The loss of each task, where none is named."""
@@ -219,14 +207,14 @@ def resolve_loss(loss: str | Loss | CustomLoss, parameter: float | None = None) 
         raise SettingsError(
             f"loss = {loss!r}; choose one of {', '.join(LOSSES)}, or pass CustomLoss.of(a function of score and label)"
         )
-    family = _FAMILIES[loss]
-    chosen = family.default if parameter is None else float(parameter)
-    if not 0.0 < chosen < family.below:
+    default, below = LOSS_PARAMETERS[loss]
+    chosen = default if parameter is None else float(parameter)
+    if not 0.0 < chosen < below:
         raise SettingsError(
-            f'loss_parameter = {chosen} is not legal for loss = "{loss}": it is {family.meaning}, above 0 and '
-            f"{'finite' if family.below == math.inf else f'below {family.below:g}'}; its default is {family.default}"
+            f'loss_parameter = {chosen} is not legal for loss = "{loss}": it must be above 0 and '
+            f"{'finite' if below == math.inf else f'below {below:g}'}; the default is {default}"
         )
-    return family.make(chosen)
+    return _FAMILIES[loss](chosen)
 
 
 def _refuse_parameter(name: str, parameter: float | None) -> None:

@@ -29,7 +29,7 @@ from dfm.kernels.contract import (
     check_table,
 )
 from dfm.kernels.losses import Loss
-from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
+from dfm.kernels.optimizers import both_rates, resolve_optimizer
 from dfm.kernels.row_passes import (
     BLOCK_ROWS,
     Rows,
@@ -110,8 +110,7 @@ def _train(walk: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable, s
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
-    rates = rates_of(step)
-    records = rows_record(rows), table_record(table), (rates, unpenalised(rates))
+    records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
     lanes = table.layout.lanes
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
@@ -148,7 +147,7 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
@@ -170,8 +169,8 @@ def _build(spec: KernelSpec) -> Kernels:
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
     if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
-        keep_on_disk(walk, f"{_sources()} {spec!r}")
-        keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
+        keep_on_disk(walk, f"{sources()} {spec!r}")
+        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))
     _compile(score_all, example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
@@ -183,8 +182,7 @@ def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     rows = Rows(read_only(np.zeros(1, np.int64)), read_only(np.zeros(0, np.uint32)), floats, floats, floats, 0)
     table, scratch = table_record(allocate(layout, 0, 0)), new_scratch(0, layout.lanes)
     if for_training:
-        rates = rates_of(Step(1.0, 1.0))
-        return rows, table, (rates, rates), scratch, np.zeros((0, 2), np.int64)
+        return rows, table, both_rates(Step(1.0, 1.0), layout.optimizer), scratch, np.zeros((0, 2), np.int64)
     return rows, Table(*(read_only(array) for array in table)), scratch, np.zeros(0, np.float32)
 
 

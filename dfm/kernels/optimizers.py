@@ -30,6 +30,15 @@ class Rates(NamedTuple):
     l2_factors: np.float32
     l1_linear: np.float32
     ftrl_beta: np.float32
+
+
+class AdamRates(NamedTuple):
+    """The same for Adam's kernels."""
+
+    learning_rate: np.float32
+    factor_learning_rate: np.float32
+    l2_linear: np.float32
+    l2_factors: np.float32
     adam_beta1: np.float32
     adam_beta2: np.float32
     adam_epsilon: np.float32
@@ -45,7 +54,15 @@ def unpenalised(rates: Rates) -> Rates:
     return rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0), l1_linear=np.float32(0))
 
 
-_ONE, _TINY = np.float32(1), np.float32(1e-30)
+def both_rates(step: Step, optimizer: str) -> tuple[Rates, Rates] | tuple[AdamRates, AdamRates]:
+    """The rates of features, and those of the bias, for the kernels of an optimizer."""
+    if optimizer != "adam":
+        return rates_of(step), unpenalised(rates_of(step))
+    rates = AdamRates(*(np.float32(getattr(step, name)) for name in AdamRates._fields))
+    return rates, rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0))
+
+
+_ZERO, _ONE, _TINY = np.float32(0), np.float32(1), np.float32(1e-30)
 _SERIES = tuple(np.float32(c) for c in (0.49999833, 0.37500026, 0.31393564, 0.27410909))
 """(1 - e)^(-1/2) = 1 + e (c0 + c1 e + c2 e² + c3 e³) within 2.4e-8 for the |e| <= 0.0691 that `rsqrt_guess` leaves."""
 
@@ -119,17 +136,15 @@ def adam(weight, moments, filled, rate, epsilon):  # type: ignore[no-untyped-def
     m̂ = m / c1 and v̂ = v / c2 are means of all gradients so far. The paper's c is 1 - β^t. Here it is kept, `filled`,
     as the running mean of ones with the same β: the same number, but one that averages over replicas just as m does.
     """
-    mean, square = moments[0] / filled[0], moments[1] / filled[1]
+    mean, square = moments[0] / filled[0], maximum(moments[1], _ZERO) / filled[1]  # an average may round below 0
     return weight - (rate * mean) / (sqrt(square) + epsilon)
 
 
 @njit(nogil=True, forceinline=True)
 def without_l2_linear(rates):  # type: ignore[no-untyped-def]
     """The rates for a rule whose gradient holds the penalty already."""
-    return Rates(
-        rates.learning_rate, rates.factor_learning_rate, np.float32(0), rates.l2_factors, rates.l1_linear,
-        rates.ftrl_beta, rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon,
-    )  # fmt: skip
+    factor_rate, zero = rates.factor_learning_rate, np.float32(0)
+    return Rates(rates.learning_rate, factor_rate, zero, rates.l2_factors, rates.l1_linear, rates.ftrl_beta)
 
 
 @dataclass(frozen=True)
