@@ -52,9 +52,11 @@ def job(log: Path, day: str, epochs: int, workers: int) -> dict[str, dict[str, A
     }
 
 
-def answers(tables: dict[str, Any], loss: str | Callable[..., Any], rows: pa.Table) -> NDArray[np.float64]:
-    """Train a job with a loss; probabilities float64[n_rows] of a click for the rows of the last day."""
-    result = dfm.train(tables, loss=loss)
+def answers(
+    tables: dict[str, Any], loss: str | Callable[..., Any], rows: pa.Table, client: Any = None
+) -> NDArray[np.float64]:
+    """Train a job with a loss, on the cluster of `client` if there is one; probabilities float64[n_rows] of a click."""
+    result = dfm.train(tables, client, loss=loss)
     return dfm.FMModel.load(result.model_url).predict(rows).astype(float)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from small_jobs import in_process_client
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -32,9 +34,11 @@ def test_the_cost_counts_missed_clicks_fourfold():
     assert found["recall"] == found["precision"] == 0.5
 
 
-def test_the_changed_loss_finds_more_clicks_at_a_smaller_cost(tmp_path):
-    arguments = ["--rows", "16000", "--epochs", "2", "--workers", "1", "--output", str(tmp_path)]
-    done = CliRunner().invoke(run.main, arguments, catch_exceptions=False)
+def test_the_changed_loss_finds_more_clicks_at_a_smaller_cost(tmp_path, monkeypatch):
+    arguments = ["--rows", "16000", "--epochs", "2", "--output", str(tmp_path)]
+    with in_process_client(1) as client:
+        monkeypatch.setattr(run, "answers", functools.partial(run.answers, client=client))
+        done = CliRunner().invoke(run.main, arguments, catch_exceptions=False)
     rows = {line[:29].strip(): [float(cell) for cell in line[29:].split()] for line in done.output.splitlines()[2:5]}
     recall, _, cost, mean = rows["log loss"][:4]
     own_recall, _, own_cost, own_mean = rows["missed clicks cost more"][:4]
