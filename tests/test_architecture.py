@@ -25,9 +25,9 @@ ORDER = [
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     "distributed.train",
     *("jobs", "demo", "report", "cli", "__main__"),
-    *("inputs", "labels", "fitting", "distributed.collections", "factorization"),
-    *("estimators.recipes", "estimators.base", "estimators.elsewhere", "estimators.classifiers"),
-    "estimators.regressors",
+    *("inputs", "labels", "fitting", "distributed.crew", "distributed.collections", "factorization"),
+    *("estimators.recipes", "estimators.outputs", "estimators.elsewhere", "estimators.base"),
+    *("estimators.classifiers", "estimators.regressors"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}

@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from dfm.distributed import collections
 from dfm.distributed.cluster import Watch
-from dfm.distributed.collections import DaskCrew, Wishes, chunks_of, watch_of
+from dfm.distributed.collections import Wishes, chunks_of
+from dfm.distributed.crew import DaskCrew, scatter_replicas, watch_of
 from dfm.distributed.placement import plan_reading
 from dfm.errors import SettingsError
-from dfm.estimators.base import BaseFactorizationMachine, Output, unpacked
+from dfm.estimators.outputs import Output, unpacked
 from dfm.fitting import Crew, LabelUnit, Progress
 from dfm.ingest import find_shards, read_unit
 from dfm.inputs import MatrixFeatures, TableFeatures, is_dask, is_path
@@ -26,7 +27,8 @@ from dfm.params import ParameterTable
 from dfm.partition import SparsePartition
 from dfm.settings import Job
 
-Estimator = BaseFactorizationMachine
+Estimator = Any
+"""A `BaseFactorizationMachine`, whose module imports this one."""
 
 
 def fit(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Any:
@@ -56,7 +58,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         estimator._table_options(),
         estimator.standardize,
         model.n_factors,
-        estimator.n_replicas,
+        training.n_replicas,
         estimator._seed(),
         share,
         estimator._n_rounds(training, summary.n_rows),
@@ -119,8 +121,8 @@ def _unweighted(encoding: Any) -> Any:
 def crew_of_rows(client: Any, replicas: Sequence[list[SparsePartition]], held_out: list[SparsePartition]) -> Crew:
     """Trains partitions that lie here on the cluster of a client."""
     watch = watch_of(client)
-    held = collections.scatter_replicas(watch, [held_out]) if held_out else []
-    return DaskCrew(watch, collections.scatter_replicas(watch, replicas), held)
+    held = scatter_replicas(watch, [held_out]) if held_out else []
+    return DaskCrew(watch, scatter_replicas(watch, replicas), held)
 
 
 # --------------------------------------------------------------------------------------------- scores ----
