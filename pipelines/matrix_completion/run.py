@@ -16,7 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.factorization import matrix_factorization
+import dfm
 
 HERE = Path(__file__).parent
 STARS = np.array(
@@ -82,11 +82,11 @@ def by_dfm(D: NDArray[np.float64], n_factors: int, n_epochs: int, repeats: int =
     """dfm on the same objective; the fastest of some repeats, after the kernels were compiled."""
     scale = float(np.sqrt(np.nanmean(D**2)))
     settings = {"learning_rate": 1.0, "l2": BETA / 2 / scale, "tol": 0.0, "seed": 1}
-    matrix_factorization(D, n_factors, n_epochs=1)
+    dfm.matrix_factorization(D, n_factors, n_epochs=1)
     seconds = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
-        done = matrix_factorization(D, n_factors, n_epochs=n_epochs, **settings)
+        done = dfm.matrix_factorization(D, n_factors, n_epochs=n_epochs, **settings)
         seconds = min(seconds, time.perf_counter() - begin)
     rounds = len(done.history)
     # The error of an epoch is taken while it learns, so it belongs to what the epoch before it left.
@@ -169,7 +169,7 @@ def main(steps: int, size: tuple[int, int], output: Path) -> None:
             everywhere = "" if truth is None else f"{rmse(run.product, truth):.4f}"
             print(
                 f"  {who:40}{rmse(run.product, D):8.4f}{everywhere:>8}{run.rounds:8,}{run.seconds:10.4f}"
-                f"{run.seconds / loop.seconds:9.2%}"
+                f"{run.seconds / loop.seconds:9.3%}"
             )
         runs.append((loop, machine, longer))
     plot(part, *runs[1], runs[0][2], output / "matrix_completion.png")
