@@ -33,7 +33,7 @@ def plot_errors(rows: list[tuple[str, float]], path: Path) -> None:
     for label, (name, _) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color("C0" if name.startswith("dfm") else "0.3")
     axes.set(xlabel="mean squared error on ua.test, stars² (smaller is better)")
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -75,12 +75,16 @@ def _short(title: str) -> str:
 
 
 def _name(axes: Any, places: Any, names: list[str]) -> None:
-    """A name beside every point, moved up or down where it would cover another."""
+    """A name to the right or left of every point, where it covers neither a point nor another name."""
+    from matplotlib.transforms import Bbox
+
     axes.figure.canvas.draw()
-    taken: list[Any] = []
+    points = axes.transData.transform(places[:, ::-1])
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     for place, name in sorted(zip(places[:, ::-1].tolist(), names, strict=True), key=lambda pair: -pair[0][1]):
-        for offset in (0, 9, -9, 18, -18, 27, -27, 36):
-            text = axes.annotate(name, place, (6, offset), textcoords="offset points", fontsize=8, va="center")
+        for x, y in [(side, up) for up in (0, 8, -8, 14, -14, 20, -20) for side in (6, -6)]:
+            options = {"textcoords": "offset points", "fontsize": 8, "va": "center", "ha": "left" if x > 0 else "right"}
+            text = axes.annotate(name, place, (x, y), **options)
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break

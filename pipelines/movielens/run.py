@@ -32,7 +32,7 @@ ALONE = {
     "init_stdev": 0.05,
     **COMMON,
 }
-WITH_SIDE = {**ALONE, "n_factors": 16, "n_epochs": 100, "learning_rate": 0.008, "l2_factors": 0.08, "init_stdev": 0.1}
+WITH_SIDE = {**ALONE, "n_epochs": 100, "l2_linear": 0.03}
 SETTINGS = dict(zip(DESIGNS, (ALONE, WITH_SIDE, WITH_SIDE), strict=True))
 """The best of tune.py: of 25 trials for user and movie, of 14 with side information, also for the same page."""
 LINEAR = {**COMMON, "n_epochs": 80, "learning_rate": 0.005, "l2_linear": 0.03}
