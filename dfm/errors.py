@@ -45,3 +45,9 @@ class RunCancelled(DfmError):
     """Somebody asked the run to stop; its checkpoint stays, and the same job goes on from there."""
 
     exit_code = 7
+
+
+class StorageError(DfmError):
+    """A disk is full, or a store throttles or cannot be reached; nothing is wrong with the job: make room or wait."""
+
+    exit_code = 8

@@ -32,7 +32,7 @@ from dfm.kernels.losses import (
     resolve_loss,
 )
 from dfm.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
-from dfm.settings import OWN, Job
+from dfm.settings import LOSS_TASKS, OWN, Job
 
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
@@ -55,7 +55,7 @@ class LossInfo:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LossInfo:
+    def from_dict(cls, values: Mapping[str, Any], task: str) -> LossInfo:
         """The loss of a manifest. ModelError where this dfm cannot know what its scores mean."""
         parameter = values["parameter"]
         found = cls(
@@ -64,9 +64,10 @@ class LossInfo:
             None if parameter is None else float(parameter),
             str(values["sha256"]),
         )
-        if found.link not in LINKS or (not found.sha256 and found.name not in LOSSES):
+        known = found.link in LINKS and (found.sha256 or LOSS_TASKS.get(found.name) == task)
+        if not known or not (found.sha256 or resolve_loss(found.name, found.parameter).link == found.link):
             raise ModelError(
-                f"the model's loss {found.name!r} with link {found.link!r} is unknown; this dfm knows "
+                f"the model's loss {found.name!r} with link {found.link!r} for {task} is unknown; this dfm knows "
                 f"{', '.join(LOSSES)}: install a newer dfm"
             )
         return found
@@ -218,7 +219,12 @@ def kernel_spec(
     objective = Objective.of(model.task, loss or model.loss, parameter)
     name = loss or objective.info.name
     return objective, KernelSpec(
-        name, training.optimizer, model.n_factors, loss_parameter=parameter, regularizer=regularizer
+        name,
+        training.optimizer,
+        model.n_factors,
+        loss_parameter=parameter,
+        regularizer=regularizer,
+        factor_dtype=training.factor_dtype,
     )
 
 

@@ -106,6 +106,7 @@ class Reporter:
         self._console.print(
             f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
         )
+        self._line(str(event["backend_text"]))
 
     def _show_resumed(self, event: Event) -> None:
         self._line(

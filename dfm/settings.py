@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+from dfm.credentials import check_options, check_url
 from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
@@ -41,7 +42,10 @@ SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
+BACKENDS = ("auto", "numba", "cupy")
+FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 BAD_ROW_RULES = ("error", "skip")
+MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
@@ -198,6 +202,20 @@ class Size:
         if not isinstance(value, str):
             raise Illegal("Write a string with a unit.")
         parse_bytes(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Factory:
+    """The name of a function, `module:function`, or nothing."""
+
+    legal: ClassVar[str] = "a name of the form module:function"
+
+    def parse(self, value: object) -> str:
+        if value == "":
+            return ""
+        if not isinstance(value, str) or not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            raise Illegal
         return value
 
 
@@ -395,11 +413,15 @@ class DataSettings(Table):
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*_SCALARS, TableOf(AnyOf(_SCALARS))))),
-        "options of the filesystem (endpoint, credentials); never printed nor stored",
+        "options of the filesystem (endpoint_url, anon, profile); credentials come from the environment",
         secret=True,
     )
 
     def _check(self) -> None:
+        for key in ("train", "validation"):
+            for path in getattr(self, key):
+                check_url(path, f"data.{key}")
+        check_options(self.storage_options)
         if self.validation and self.validation_from:
             raise SettingsError(
                 f"data.validation_from = {_show(self.validation_from)} has no effect beside "
@@ -519,6 +541,11 @@ class TrainingSettings(Table):
         AnyOf((Options(("auto",)), Number(1, integer=True))),
         "rounds in an epoch; auto: from rows and replicas",
     )
+    rows_per_round: int = knob(
+        0,
+        Number(0, integer=True),
+        "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
+    )
     optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
     learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
     factor_rate_scale: float = knob(
@@ -557,8 +584,27 @@ class TrainingSettings(Table):
         Number(1, integer=True),
         "more than 1 is faster but no longer gives the same bytes every time",
     )
+    backend: str = knob(
+        "auto",
+        Options(BACKENDS),
+        "what trains: processors (numba) or NVIDIA GPUs (cupy); auto: GPUs where every worker has one",
+    )
+    deterministic: bool = knob(
+        False,
+        Flag(),
+        "the same bytes every time on GPUs too, by one row after the other: slower than a processor core",
+    )
+    factor_dtype: str = knob(
+        "float32", Options(FACTOR_DTYPES), "what GPUs train factors in; the parameters stay float32 between averages"
+    )
 
     def _check(self) -> None:
+        self._check_backend()
+        if self.rows_per_round and self.averages_per_epoch != "auto":
+            raise SettingsError(
+                f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
+                f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
         for key, optimizer in _ONLY_FOR.items():
             value, default = getattr(self, key), self.knobs()[key].default
             if value != default and self.optimizer != optimizer:
@@ -570,6 +616,18 @@ class TrainingSettings(Table):
             raise SettingsError(
                 'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
                 'regularizer. Leave the regularizer out, or choose "adagrad".'
+            )
+
+    def _check_backend(self) -> None:
+        if self.deterministic and self.threads_per_replica > 1:
+            raise SettingsError(
+                f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
+                "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.factor_dtype != "float32" and self.backend == "numba":
+            raise SettingsError(
+                f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
+                "float32. Leave factor_dtype out, or choose cupy."
             )
 
 
@@ -586,14 +644,45 @@ class ClusterSettings(Table):
 
     table = "cluster"
 
-    scheduler: str = knob("", Text(), "address of a running Dask scheduler; empty: start local workers")
+    scheduler: str = knob(
+        "",
+        Text(),
+        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS if set, else (or with "local") own workers',
+    )
+    factory: str = knob("", Factory(), "function that gives a Dask cluster (dask-jobqueue, dask-gateway, coiled, …)")
+    factory_options: Mapping[str, Any] = knob({}, TableOf(AnyOf(_SCALARS)), "arguments of the factory", secret=True)
+    min_workers: int = knob(1, Number(1, integer=True), "workers that a remote cluster must have before work begins")
+    tls_ca: str = knob("", Text(), "certificate authority (PEM file) of a tls:// scheduler; empty: Dask's own settings")
+    tls_cert: str = knob("", Text(), "this client's certificate (PEM file)")
+    tls_key: str = knob("", Text(), "this client's private key (PEM file)")
+    version_mismatch: str = knob(
+        "error", Options(MISMATCH_RULES), "when client, scheduler and workers do not run the same versions"
+    )
+    install_dfm: bool = knob(False, Flag(), "send this dfm to a scheduler and workers that have none")
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
+    gpu_memory: str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Size())),
+        "memory of a GPU that rows may stay in; auto: nine tenths of what the parameters leave",
+    )
     cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
     dashboard: bool = knob(False, Flag(), "serve Dask's dashboard from the local cluster")
+
+    def _check(self) -> None:
+        if self.scheduler and self.factory:
+            raise SettingsError(
+                f"cluster.scheduler = {_show(self.scheduler)} and cluster.factory = {_show(self.factory)} name two "
+                "clusters; leave one of them out"
+            )
+        if (given := [key for key in ("tls_ca", "tls_cert", "tls_key") if getattr(self, key)]) and len(given) < 3:
+            raise SettingsError(
+                f"cluster.{given[0]} needs its companions: give cluster.tls_ca, cluster.tls_cert and cluster.tls_key, "
+                "or none of them (then Dask's own settings hold: distributed.comm.tls)"
+            )
 
 
 @dataclass(frozen=True)
@@ -611,10 +700,41 @@ class OutputSettings(Table):
     )
     resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
+    def _check(self) -> None:
+        check_url(self.directory, "output.directory")
+
+
+@dataclass(frozen=True)
+class KubernetesSettings(Table):
+    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+
+    table = "kubernetes"
+
+    namespace: str = knob("", Text(), "namespace; empty: that of the kubeconfig's context")
+    image: str = knob("dfm:latest", Text(may_be_empty=False), "image of driver, scheduler and workers")
+    service_account: str = knob("dfm", Text(may_be_empty=False), "service account of the pods (workload identity)")
+    secret: str = knob("", Text(), "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
+    pull_secret: str = knob("", Text(), "Secret for pulling the image")
+    workers: int | str = knob("auto", AnyOf((Options(("auto",)), Number(1, integer=True))), "worker pods")
+    worker_cpus: int = knob(1, Number(1, integer=True), "CPUs, and so tasks at a time, of a worker pod")
+    worker_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of a worker pod")
+    driver_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of the driver's pod")
+    scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
+    scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
+    scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
+    gpus: int = knob(0, Number(0, integer=True), "NVIDIA GPUs of a worker pod")
+    spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
+    tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
+    attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
+    deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+
 
 TABLES: dict[str, type[Table]] = {
     kind.table: kind
-    for kind in (DataSettings, Schema, ModelSettings, TrainingSettings, ClusterSettings, OutputSettings)
+    for kind in (
+        *(DataSettings, Schema, ModelSettings, TrainingSettings),
+        *(ClusterSettings, OutputSettings, KubernetesSettings),
+    )
 }
 _DETERMINES_PARAMETERS = ("data", "schema", "model", "training")
 
@@ -629,6 +749,7 @@ class Job:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
 
     def __post_init__(self) -> None:
         if self.data.validation_from and not self.schema.time:
@@ -705,7 +826,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
         return tomllib.loads(Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"the job file {source} is not TOML: {error}.") from None
 
 
@@ -727,7 +848,7 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
 def _override_value(path: list[str], text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     kind = TABLES.get(path[0])
     own = kind.knobs().get(path[1]) if kind else None

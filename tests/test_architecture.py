@@ -13,18 +13,23 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
+    *("errors", "compilation", "credentials", "settings", "schema", "storage", "runs", "arrays", "timesplit"),
+    "manifest",
+    "ingest",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
-    "kernels.numba_cpu",
+    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
     *("averaging", "metrics", "matrices", "objective", "model", "export", "inspection", "synth", "checkpoint"),
-    *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
-    *("distributed.prepare", "distributed.rounds", "distributed.predict"),
+    *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
+    *("distributed.cluster", "distributed.placement", "distributed.inputs"),
+    *("distributed.prepare", "distributed.rounds", "distributed.backends", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
-    "distributed.train",
-    *("jobs", "demo", "report", "cli", "__main__"),
+    *("distributed.train", "distributed.retire"),
+    *("jobs", "outcome", "driver", "submission"),
+    *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
+    *("demo", "report", "cli_kubernetes", "cli_runs", "cli", "__main__"),
     *("inputs", "labels", "fitting", "distributed.crew", "distributed.collections", "factorization"),
     *("estimators.recipes", "estimators.outputs", "estimators.elsewhere", "estimators.base"),
     *("estimators.classifiers", "estimators.regressors"),
@@ -32,7 +37,7 @@ ORDER = [
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs")
+WITH_DASK = ("distributed.", "jobs", "submission")
 WITH_CUPY = ("kernels.cupy_gpu",)
 WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""

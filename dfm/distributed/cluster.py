@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -12,11 +13,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import cloudpickle
 import dask
 import distributed
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
@@ -24,6 +23,8 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed import release
+from dfm.distributed.joining import is_remote, remote_client
+from dfm.distributed.versions import by_value, check_versions
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
 
@@ -35,12 +36,16 @@ _CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.comm.retry.count": 3,
+    # Dask goes on trying to reach a dead worker for this long (30 s by default), also where the port refuses at once.
+    "distributed.comm.timeouts.connect": "5s",
     # A round allocates what the round before gave back. Dask's default returns it to the system each time, and faulting
     # the pages in again cost more than merging did.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
     "distributed.admin.tick.limit": "20s",
+    # So long a worker that was killed may take to come back before another is started in its place.
+    "distributed.deploy.lost-worker-timeout": "20s",
 }
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
@@ -59,8 +64,8 @@ class _Quiet(WorkerPlugin):
 @contextlib.contextmanager
 def connect(settings: ClusterSettings) -> Iterator[Client]:
     """A client with at least one worker; a cluster started here ends with the block."""
-    if settings.scheduler:
-        with _remote_client(settings) as client:
+    if is_remote(settings):
+        with remote_client(settings) as client:
             yield client
         return
     patience = {
@@ -85,26 +90,6 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(_Quiet())
-        yield client
-
-
-@contextlib.contextmanager
-def _remote_client(settings: ClusterSettings) -> Iterator[Client]:
-    try:
-        client = Client(settings.scheduler, set_as_default=False, timeout=settings.worker_timeout)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler at {settings.scheduler} ({error}); check the address, or leave cluster.scheduler empty "
-            "to start local workers"
-        ) from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=settings.worker_timeout)
-        except TimeoutError as error:
-            raise ClusterError(
-                f"the scheduler at {settings.scheduler} had no worker within cluster.worker_timeout = "
-                f"{settings.worker_timeout} s; start workers (dask worker {settings.scheduler}) or wait longer"
-            ) from error
         yield client
 
 
@@ -152,9 +137,16 @@ class Watch:
         return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
 
     def result(self, future: Future) -> Any:
-        """The result of a task; its error is raised."""
-        self.wait(future)
-        return future.result()
+        """The result of a task, a small one; its error is raised.
+
+        A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
+        """
+        for patience in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
+            self.wait(future)
+            with contextlib.suppress(TimeoutError):
+                return future.result(timeout=patience)
+            self._look_around()
+        raise AssertionError("not reached")
 
     def wait(self, future: Future) -> None:
         """Return when a task is done; its error is raised. The result stays on the cluster."""
@@ -162,12 +154,10 @@ class Watch:
         future.add_done_callback(lambda _: done.set())
         while not done.wait(_LOOK_AROUND):
             self._look_around()
-        if future.status != "finished":
-            error: Any = future.exception() if future.status == "error" else CancelledError(future.key)
-            raise error
+        _raise_if_failed(future)
 
     def as_completed(self, futures: Sequence[Future]) -> Iterator[Future]:
-        """The tasks as they end, well or not."""
+        """The tasks as they end; the first error is raised."""
         completed = distributed.as_completed(list(futures), loop=self.client.loop)
         left = len(futures)
         while left:
@@ -178,6 +168,7 @@ class Watch:
                 continue
             for future in completed.next_batch(block=False):
                 left -= 1
+                _raise_if_failed(future)
                 yield future
 
     def _look_around(self) -> None:
@@ -185,12 +176,16 @@ class Watch:
         self._check(self._workers())
 
     def _workers(self) -> Mapping[str, Any]:
+        """The workers alive. Local ones that Dask has given up on (killed while they started) are started anew."""
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
             workers: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TimeoutError):
             return {}
+        local = self.client.cluster
+        if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
+            local.scale(len(local.worker_spec))
         return workers
 
     def _check(self, workers: Mapping[str, Any]) -> None:
@@ -207,6 +202,15 @@ class Watch:
             )
 
 
+def _raise_if_failed(future: Future) -> None:
+    """A result that was lost with its worker is no failure: Dask computes it again."""
+    if future.status == "error":
+        error: Any = future.exception()
+        raise error
+    if future.status == "cancelled":
+        raise CancelledError(future.key)
+
+
 def worker_addresses(client: Client) -> list[str]:
     """Addresses of the workers that are there now, in a fixed order."""
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
@@ -214,18 +218,8 @@ def worker_addresses(client: Client) -> list[str]:
 
 def release_from_lost_workers(client: Client) -> None:
     """Let tasks that prefer a worker which no longer exists run on any; registering it twice does no harm."""
-    with _by_value(release):
+    with by_value(release):
         client.register_plugin(release.ReleaseFromLostWorkers())
-
-
-@contextlib.contextmanager
-def _by_value(module: ModuleType) -> Iterator[None]:
-    """Within, what the module defines is sent as code: the scheduler's host need not have dfm installed."""
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
 
 
 @contextlib.contextmanager
@@ -234,10 +228,13 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     out_of_memory: list[str] = []
     try:
         if client is not None:
+            check_versions(client, settings)
             with _noting_memory(client, out_of_memory):
                 yield client
         else:
             with connect(settings) as own, _noting_memory(own, out_of_memory):
+                if is_remote(settings):
+                    check_versions(own, settings)
                 yield own
     except KilledWorker as error:
         raise ClusterError(_why_killed(error, settings, out_of_memory)) from error

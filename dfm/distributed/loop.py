@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,8 @@ class TrainingLoop:
     blocks: list[Future]
     bounds: list[int]
     checkpointer: Checkpointer | None = None
+    resources: Mapping[str, float] | None = None
+    """What a training task takes of its worker: see `backends`."""
     at: Progress = field(default_factory=Progress)
     best: Best | None = None
     _flights: collections.deque[_Flight] = field(default_factory=collections.deque)
@@ -143,6 +145,7 @@ class TrainingLoop:
                 rounds.train_replicas, work, group.start, slice_number, self.blocks,
                 self.prepared.replicas[group.start : group.stop],
                 workers=[prepare.home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
+                resources=self.resources,
             )
             for group in aligned_groups(n_replicas, 1 << (threads - 1).bit_length())
         ]  # fmt: skip

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
-from dfm.kernels import numba_cpu
+from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
 from dfm.objective import Objective
@@ -25,7 +26,8 @@ from dfm.params import InitialValues, Layout, ParameterTable, allocate, initiali
 from dfm.partition import SparsePartition
 from dfm.vocabulary import Vocabulary
 
-BACKENDS = {"numba": numba_cpu}
+BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
+"""By the names that training.backend takes."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Block:
 
 def compiled(backend: str, spec: KernelSpec) -> Kernels:
     """Kernels of a backend by name; each backend keeps them per process."""
-    return BACKENDS[backend].compile_kernels(spec)
+    kernels: Kernels = BACKENDS[backend].compile_kernels(spec)
+    return kernels
 
 
 def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:

@@ -21,7 +21,7 @@ from dfm import storage
 from dfm.accounting import RowAccount
 from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
 from dfm.checkpoint import Checkpoint, CheckpointFolder, Identity
-from dfm.distributed import cluster, prepare, rounds
+from dfm.distributed import backends, cluster, prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
 from dfm.distributed.loop import Best, TrainingLoop
@@ -138,6 +138,7 @@ class _Run:
     spec: KernelSpec
     prepared: prepare.Prepared = field(init=False)
     work: rounds.Work = field(init=False)
+    backend: backends.Backend = field(init=False)
     shares_disk: bool = field(init=False)
     """Whether paths mean the same to the workers as to this process."""
     interrupted: bool = False
@@ -151,12 +152,21 @@ class _Run:
         """Prepare, train from the newest sound checkpoint that was found, publish."""
         started = time.time()
         self.shares_disk = cluster.shares_disk(self.client)
+        self.backend = backends.choose(self.client, self.job.training, self.spec, self.watch.addresses())
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
-        self.tell({"event": "prepared", "seconds": time.time() - started, "compile_seconds": compile_seconds})
+        self.tell(
+            {
+                "event": "prepared",
+                "seconds": time.time() - started,
+                "compile_seconds": compile_seconds,
+                "backend": self.backend.name,
+                "backend_text": self.backend.text,
+            }
+        )
         checkpointer = self._checkpointer()
         try:
             loop = self._loop(checkpointer, found)
@@ -195,8 +205,9 @@ class _Run:
         bounds = self._block_bounds()
         n_rounds = self.inputs.plan.n_rounds
         loop = TrainingLoop(
-            self.job, n_rounds, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer
-        )
+            self.job, n_rounds, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
+            self.backend.resources,
+        )  # fmt: skip
         for checkpoint in found if checkpointer is not None else ():
             assert checkpointer is not None
             blocks, best = checkpointer.load(checkpoint)
@@ -215,7 +226,7 @@ class _Run:
     # ----------------------------------------------------------------------------------------- preparation ----
 
     def _work(self) -> rounds.Work:
-        training = self.job.training
+        training, memory = self.job.training, self.job.cluster.gpu_memory
         rate = scaled_rate(training.learning_rate, training.rate_scaling, training.n_replicas)
         step = Step(
             learning_rate=rate,
@@ -228,8 +239,10 @@ class _Run:
             adam_beta2=training.adam_beta2,
             adam_epsilon=training.adam_epsilon,
             n_threads=training.threads_per_replica,
+            deterministic=training.deterministic,
+            device_bytes=0 if memory == "auto" else parse_bytes(memory),
         )
-        return rounds.Work(self.spec, merge_rule(self.job), step, training.n_replicas)
+        return rounds.Work(self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name)
 
     def _warm_up(self) -> list[Future]:
         """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
@@ -372,6 +385,7 @@ class _Run:
             "dfm_version": importlib.metadata.version("dfm"),
             "settings": self.job.to_dict(),
             "job_fingerprint": self.job.fingerprint(),
+            "backend": self.backend.name,
             "validation": best.metrics,
             "best_epoch": best.epoch,
             "history": history,

@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+import dfm
 from dfm.encoding import take_rows
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.outputs import Output, shown, teller, unpacked
@@ -53,6 +55,7 @@ from dfm.params import Layout, ParameterTable
 from dfm.partition import HashedRows, SparsePartition, build_partition
 from dfm.vocabulary import RowLookup
 
+_PLAIN = bool | int | float | str | None
 Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
 
 
@@ -190,6 +193,12 @@ class BaseFactorizationMachine(Parametrised):
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         """One epoch over these rows, from where the last call or fit ended."""
+        if is_dask(X) or is_path(X):
+            raise SettingsError(
+                "partial_fit takes rows of this process: fit a collection or shards as a whole, or several times with "
+                "warm_start = True"
+            )
+        self._on_cluster = False
         goes_on = hasattr(self, "_outputs")
         rows, summary = self._training_rows(X, y, sample_weight, goes_on, are_all=False)
         recipes = self._recipes(rows.n_rows, summary, 1)
@@ -250,7 +259,7 @@ class BaseFactorizationMachine(Parametrised):
         client: Any = None,
     ) -> Self:
         """Train every machine on rows of this process; with a client its cluster does the work."""
-        features, n_threads = self._features, max(1, self.n_jobs or 1)
+        features, n_threads = self._features, effective_n_jobs(self.n_jobs)
         partitions = self._partitions(rows, recipes[0].n_rounds)
         held = [] if held_out is None else [whole_partition(held_out, features.vocabulary, features.lookup)]
 
@@ -342,7 +351,13 @@ class BaseFactorizationMachine(Parametrised):
         return dense
 
     def _model(self, number: int = 0) -> FMModel:
-        metadata = {"estimator": type(self).__name__, "history": self.history_}
+        given = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in self.get_params().items()}
+        metadata = {
+            "dfm_version": dfm.__version__,
+            "estimator": type(self).__name__,
+            "settings": {"estimator": given},
+            "history": self.history_,
+        }
         return self._features.model(self._tables[number], self._objective(), metadata)
 
     def to_local(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 
 from dfm.distributed import collections
 from dfm.distributed.cluster import Watch
@@ -83,7 +84,12 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
             held = [client.submit(relabel, part, pure=False) for part in held]
         return DaskCrew(watch, replicas, held)
 
-    return estimator._train(recipes, estimator._starts(len(recipes), goes_on), crew, max(1, estimator.n_jobs or 1))
+    return estimator._train(
+        recipes,
+        estimator._starts(len(recipes), goes_on),
+        crew,
+        1 if len(recipes) == 1 else effective_n_jobs(estimator.n_jobs),
+    )
 
 
 def _record(estimator: Estimator, X: Any) -> None:
@@ -156,9 +162,13 @@ def _fit_shards(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_s
     return _fit_job(estimator, X, y, sample_weight, eval_set, client)
 
 
+def _paths(given: Any) -> list[str]:
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
+
+
 def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of shards as one table."""
-    shards = find_shards([os.fspath(paths)] if isinstance(paths, str | os.PathLike) else list(paths))
+    shards = find_shards(_paths(paths))
     units = [unit for task in plan_reading(shards) for unit in task]
     names = list(columns) if columns is not None else collections.columns_of(shards[0])
     return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])
@@ -183,6 +193,8 @@ def _fit_job(estimator: Estimator, X: Any, y: str, sample_weight: str | None, ev
             "class_weight does not reach shards: write the weights into a column, sample_weight = its name"
         )
     validation = () if eval_set is None else (unpacked(eval_set)[0],)
+    if not all(is_path(path) for path in validation):
+        raise SettingsError("a job on shards validates on shards: eval_set = (path, y), or nothing")
     with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
         job = _job_of(estimator, X, y, sample_weight, validation, folder)
         own = estimator.loss if callable(estimator.loss) else None
@@ -202,10 +214,9 @@ def _job_of(
 ) -> Job:
     model, training = estimator._settings()
     options = estimator._table_options()
-    paths = [os.fspath(X)] if isinstance(X, str | os.PathLike) else list(X)
     return Job.from_dict(
         {
-            "data": {"train": paths, "validation": [os.fspath(path) for path in validation]},
+            "data": {"train": _paths(X), "validation": [path for paths in validation for path in _paths(paths)]},
             "schema": {
                 "label": y,
                 "weight": sample_weight or "",

@@ -45,7 +45,8 @@ class KernelSpec:
     optimizer: a name in OPTIMIZERS. loss_parameter: the level of "quantile", the width of "huber"; None for their
     defaults, and for losses that have none. regularizer: None for L2, w² / 2 of each weight, or what
     `losses.CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes the place of w² / 2; a step's
-    l2_linear and l2_factors are the strengths of either.
+    l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits ("bfloat16", "float16"; GPUs
+    only) V is trained in a copy of that kind.
     """
 
     loss: str | Loss | CustomLoss
@@ -53,13 +54,16 @@ class KernelSpec:
     n_factors: int
     loss_parameter: float | None = None
     regularizer: CustomRegularizer | None = None
+    factor_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class Step:
     """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
 
-    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time.
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
+    GPU always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory
+    that rows may take, 0: what there is.
     """
 
     learning_rate: float
@@ -73,6 +77,8 @@ class Step:
     adam_epsilon: float = 1e-8
     seed: int = 0
     n_threads: int = 1
+    deterministic: bool = False
+    device_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("adam_beta1", "adam_beta2"):

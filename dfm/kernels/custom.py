@@ -18,7 +18,6 @@ from types import FunctionType
 from typing import Any, ClassVar, Self
 
 from numba import config, njit, types
-from numba.core.errors import NumbaError
 
 from dfm.errors import SettingsError
 from dfm.kernels.dual import SUPPORTED, PlainDual, dual, for_plain_duals, make, slope, value
@@ -110,6 +109,11 @@ class UserFunction:
                 f"it must depend on the {self.arguments[0]}, and not by steps"
             )
 
+    def _defaults(self) -> list[Any]:
+        """Defaults of the arguments that dfm does not pass."""
+        parameters = list(inspect.signature(self.function).parameters.values())[len(self.arguments) :]
+        return [one.default for one in parameters]
+
     def _check_result(self, shown: str) -> None:
         """SettingsError where the function cannot be compiled or does not give one number."""
         if config.DISABLE_JIT:
@@ -117,8 +121,9 @@ class UserFunction:
             is_number, is_missing = isinstance(found, PlainDual | float | int), found is None
         else:
             try:
-                self.on_duals.compile((dual, *[types.float64] * (len(self.arguments) - 1)))
-            except NumbaError as error:
+                left_out = [types.Omitted(default) for default in self._defaults()]
+                self.on_duals.compile((dual, *[types.float64] * (len(self.arguments) - 1), *left_out))
+            except Exception as error:  # Numba's own errors have no common base
                 raise SettingsError(_explained(shown, self.function, error)) from error
             found = next(iter(self.on_duals.overloads.values())).signature.return_type
             is_number = found is dual or isinstance(found, types.Float | types.Integer | types.Boolean)
@@ -199,8 +204,9 @@ def _check_arity(shown: str, function: FunctionType, n_arguments: int, call: str
 _SAYINGS = (
     (r"Unknown attribute '(\w+)' of type Module\(<module '([\w.]+)'.*", r"uses \2.\1, which cannot be compiled"),
     (r"Unknown attribute '(\w+)' of type dual", r"uses .\1 of the score"),
+    (r"module '([\w.]+)' has no attribute '(\w+)'", r"uses \1.\2, which does not exist"),
     (r"NameError: name '(\w+)' is not defined", r"uses \1, which is not defined"),
-    (r"Cannot unify (.+) and (.+) for '([\w.]+?)(?:\.\d+)?'.*", r"makes \3 \1 in one branch and \2 in another"),
+    (r"Cannot unify (.+) and (.+) for '([\w.]+?)(?:\.\d+)?'.*", r"makes \3 a \1 in one branch and a \2 in another"),
     (r"Use of unsupported opcode \(IMPORT_\w+\).*", "imports inside of the function (import at the top of the file)"),
     (r"Use of unsupported opcode \((\w+)\).*", r"uses a construct that cannot be compiled (\1)"),
     (r"The '(.+)' construct is not supported.*", r"uses \1"),
@@ -208,31 +214,30 @@ _SAYINGS = (
 _CALL = re.compile(r">>> (\w+)\((.*)\)")
 
 
-def _explained(shown: str, function: FunctionType | Callable[..., Any], error: NumbaError) -> str:
+def _explained(shown: str, function: Callable[..., Any], error: Exception) -> str:
     """The construct, its line and a way out."""
     said = [line.strip() for line in str(error).splitlines() if line.strip() and "pipeline (step" not in line]
-    first = said[0] if said else type(error).__name__
+    first = re.sub(r"Literal\[(\w+)\]\(.*?\)", r"\1", said[0]) if said else type(error).__name__
     call = next((_CALL.search(line) for line in said if _CALL.search(line)), None)
     construct = f'cannot be compiled: "{first}"'
     for pattern, meaning in _SAYINGS:
         if re.match(pattern, first):
-            construct = re.sub(pattern, meaning, first)
+            construct = re.sub(pattern, meaning, first).replace("a dual", "a number")
             break
     else:
         if call is not None:
             verb = "has no derivative here" if "dual" in call[2] else "cannot be compiled"
-            construct = f"uses {call[1]}({call[2].replace('dual', 'score')}), which {verb}"
+            arguments = call[2].replace("dual", "score").replace("<iv=None>", "")
+            construct = f"uses {call[1]}({arguments}), which {verb}"
     return f"{shown} {construct}{_line_of(function, error)}. Write it with {SUPPORTED}"
 
 
-def _line_of(function: Any, error: NumbaError) -> str:
+def _line_of(function: Any, error: Exception) -> str:
     """Line and text of the user's file that the error speaks of."""
     file = function.__code__.co_filename
-    number = getattr(getattr(error, "loc", None), "line", None)
+    number = getattr(getattr(error, "loc", None), "line", None) or function.__code__.co_firstlineno
     named = re.findall(rf"{re.escape(file)} \((\d+)\)", str(error)) or re.findall(r"line (\d+)", str(error))
     if named:
         number = int(named[0])
-    if number is None:
-        return ""
     text = linecache.getline(file, number).strip()
     return f", line {number}" + (f": {text}" if text else "")

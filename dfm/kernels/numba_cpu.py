@@ -108,6 +108,8 @@ def _train(walk: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable, s
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    if step.deterministic and step.n_threads > 1:
+        raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
     records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
@@ -159,6 +161,10 @@ def sources() -> str:
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
+    if spec.factor_dtype != "float32":
+        raise SettingsError(
+            f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
+        )
     if spec.regularizer is not None and spec.optimizer == "ftrl":
         raise SettingsError(
             f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
