@@ -500,6 +500,10 @@ class TrainingSettings(Table):
         Number(1, integer=True),
         "more than 1 is faster but no longer gives the same bytes every time",
     )
+    warm_start: str = knob("", Text(), "folder or URL of a model to go on from; empty: start from the beginning")
+    warm_start_decay: float = knob(
+        0.1, Number(0, 1), "how far warm_start's weights shrink towards the initial ones; 0: not at all, 1: forget them"
+    )
 
     def _check(self) -> None:
         if self.optimizer == "ftrl":

@@ -36,6 +36,7 @@ from dfm.schema import ResolvedSchema, infer, resolve
 from dfm.settings import Job, parse_bytes
 from dfm.timesplit import at_or_after, first_and_last
 from dfm.vocabulary import Vocabulary
+from dfm.warmstart import Start, find_start
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -158,9 +159,10 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     merge_rule(job)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
+    warm = find_start(job, inputs.schema)
     tell(plan_event(inputs))
     with cluster.client_of(job.cluster, client) as own:
-        return _Run(job, inputs, own, tell).run()
+        return _Run(job, inputs, own, tell, warm).run()
 
 
 def merge_rule(job: Job) -> MergeRule:
@@ -224,6 +226,8 @@ class _Run:
     inputs: Inputs
     client: Client
     tell: OnEvent
+    warm: Start | None = None
+    """The model that training goes on from."""
     history: list[Event] = field(default_factory=list)
     best: _Best | None = None
     prepared: prepare.Prepared = field(init=False)
@@ -305,7 +309,10 @@ class _Run:
     def _prepare(self) -> prepare.Prepared:
         training, validation = self._reading()
         plan = self.inputs.plan
-        training = prepare.learn_statistics(self.client, training, plan, self._progress)
+        if self.warm:
+            training = dataclasses.replace(training, statistics=self.warm.statistics)
+        else:
+            training = prepare.learn_statistics(self.client, training, plan, self._progress)
         tasks = self.inputs.validation_tasks
         prepared = prepare.prepare(self.client, self.job, training, plan, (validation, tasks), self._progress)
         self._check_rows(prepared)
@@ -363,12 +370,20 @@ class _Run:
             self.job.training.initial_accumulator,
             _initial_bias(self.job.model.task, self.prepared.account),
         )
-        return [
+        blocks = [
             self.client.submit(
                 rounds.initial_block, self.prepared.vocabulary, self._layout(), pair, initial, pure=False
             )
             for pair in itertools.pairwise(bounds)
         ]
+        return self._warmed(blocks, self.warm) if self.warm else blocks
+
+    def _warmed(self, blocks: list[Future], warm: Start) -> list[Future]:
+        """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
+        here = storage.is_local(warm.url) and not self.shares_disk
+        model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
+        vocabulary = self.prepared.vocabulary
+        return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
 
     # -------------------------------------------------------------------------------------------- training ----
 
@@ -568,6 +583,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "warm_start": self.warm.describe() if self.warm else {},
         }
 
     def _prune(self, started: float) -> None:
