@@ -1,4 +1,4 @@
-"""A job that goes on from yesterday's model: ahead of a cold start, the same bytes on any cluster, told in its model."""
+"""A job that goes on from yesterday's model: ahead of a cold start, same bytes on any cluster, told in its model."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def test_another_hashing_is_refused_before_any_row_is_read(
 ) -> None:
     events: list[dict[str, Any]] = []
     tables = job_tables(log, work, model={"hash_bits": 15}, training={"warm_start": yesterday.model_url})
-    with pytest.raises(SettingsError, match="hash_bits = 15, but .* has 16"):
+    with pytest.raises(SettingsError, match=r"hash_bits = 15, but .* has 16"):
         jobs.train(tables, client, on_event=events.append)
     assert not events
