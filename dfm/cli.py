@@ -19,7 +19,7 @@ from dfm.report import Reporter, metrics_table, plan_table
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
-130 interrupted (the best model so far was published)."""
+7 cancelled on request; 130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
 
 
@@ -87,8 +87,11 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
 )
+@click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
 @_with(_scheduler_option, _json_option)
-def train(job: str, overrides: tuple[str, ...], dry_run: bool, scheduler: str | None, as_json: bool) -> int:
+def train(
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, scheduler: str | None, as_json: bool
+) -> int:
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
 
@@ -99,7 +102,7 @@ def train(job: str, overrides: tuple[str, ...], dry_run: bool, scheduler: str | 
         return 0
     console = Console()
     with Reporter(console, as_json) as reporter:
-        result = jobs.train(job, overrides=overrides, on_event=reporter)
+        result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id)
     if not as_json:
         console.print(metrics_table(result.validation, "validation")) if result.validation else None
         console.print(

@@ -39,3 +39,9 @@ class ModelError(DfmError):
     """A model folder is incomplete, damaged, or of a format that this version cannot read."""
 
     exit_code = 6
+
+
+class RunCancelled(DfmError):
+    """Somebody asked the run to stop; its checkpoint stays, and the same job goes on from there."""
+
+    exit_code = 7

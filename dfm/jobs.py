@@ -16,6 +16,7 @@ from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.ingest import find_shards
 from dfm.model import FMModel
 from dfm.params import Layout
+from dfm.runs import RunLog
 from dfm.settings import ClusterSettings, Job, load_job
 
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
@@ -27,13 +28,33 @@ def train(
     *,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    run_id: str = "",
 ) -> TrainResult:
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
+    run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
+    in output.directory beside the model (dfm.runs).
     """
-    return training.train(load_job(job, overrides), client, on_event)
+    resolved = load_job(job, overrides)
+    resolved.require_training()
+    if not run_id:  # what may not begin leaves the record of the run before it alone
+        training.check_output(resolved)
+    scheduler = client.scheduler.address if client is not None else ""
+    with RunLog(resolved, run_id, scheduler) as log:
+        return training.train(resolved, client, _both(log.on_event, on_event))
+
+
+def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
+    """The caller hears of an event before the first may end the run with it."""
+
+    def on_event(event: Event) -> None:
+        if second is not None:
+            second(event)
+        first(event)
+
+    return on_event
 
 
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dfm.runs import json_ready
+
 Event = dict[str, Any]
 STAGES = {
     "synth": "making the click log",
@@ -47,7 +49,7 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         if self._as_json:
             if event["event"] != "progress":
-                self._console.file.write(json.dumps(_json_safe(event)) + "\n")
+                self._console.file.write(json.dumps(json_ready(event)) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)
@@ -140,17 +142,6 @@ def _bytes(count: int) -> str:
     """A size for people."""
     power = min(int(math.log(max(count, 1), 1000)), 4)
     return f"{count / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def _json_safe(value: Any) -> Any:
-    """Numbers that JSON lacks become null."""
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def metrics_table(metrics: Event, title: str = "") -> Table:

@@ -13,7 +13,7 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "arrays", "timesplit", "ingest"),
+    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),

@@ -155,7 +155,7 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     with a JSON-ready record as stages and epochs pass. Ctrl-C ends training after the best epoch so far is published.
     """
     job.require_training()
-    _check_output(job)
+    check_output(job)
     merge_rule(job)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
@@ -181,7 +181,7 @@ def merge_rule(job: Job) -> MergeRule:
     return rule
 
 
-def _check_output(job: Job) -> None:
+def check_output(job: Job) -> None:
     """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
     url, options = storage.join(job.output.directory, "model"), job.data.storage_options
     if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), options):

@@ -369,7 +369,7 @@ def test_a_split_that_leaves_nothing_is_refused(
         pq.write_table(read_log(log), source)
     with pytest.raises(DataError, match=f"data.validation_from = '{bound}' {message}"):
         jobs.train(job_tables(source, tmp_path, data={"validation_from": bound}), client)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_whole_numbers_in_paths_are_compared_as_numbers(log: Path, client: Client, tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_ctrl_c_before_any_epoch_publishes_nothing(log: Path, client: Client, tm
 
     with pytest.raises(KeyboardInterrupt):
         jobs.train(job_tables(log, tmp_path), client, on_event=interrupt)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model").exists()
 
 
 @pytest.mark.parametrize("validate", ["epoch", "average"])
