@@ -45,3 +45,9 @@ class RunCancelled(DfmError):
     """Somebody asked the run to stop; its checkpoint stays, and the same job goes on from there."""
 
     exit_code = 7
+
+
+class GateError(DfmError):
+    """A model may not become the champion, or an alias has none to go back to."""
+
+    exit_code = 8

@@ -47,6 +47,26 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
     filesystem.pipe_file(path, data)
 
 
+def create_bytes(url: str, data: bytes, options: Options = None) -> None:
+    """Write a file where none exists; FileExistsError otherwise. Of several writers at once exactly one succeeds.
+
+    Local disks link a complete temporary file to the name; S3 puts under the condition that there is no such key. Other
+    filesystems are asked first, so there two writers in the same instant may both succeed.
+    """
+    if is_local(url):
+        path = local_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            temporary.write_bytes(data)
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem.pipe_file(path_in_store, data, mode="create")
+
+
 @contextlib.contextmanager
 def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
     """A stream to a file that appears when the block ends without an error."""

@@ -18,7 +18,7 @@ ORDER = [
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "warmstart", "export", "inspection", "synth"),
+    *("averaging", "metrics", "model", "warmstart", "promotion", "export", "inspection", "synth"),
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
     *("distributed.predict", "distributed.train"),
     *("jobs", "demo", "report", "cli", "__main__"),

@@ -1,0 +1,270 @@
+"""Which model is the champion: a gate that compares it with a candidate, and an alias that names it.
+
+An alias is a folder (or URL) of small files, one a version: `v000001.json`, `v000002.json`, … The highest one names the
+champion. A file is made only where none exists, so of two publications at once one succeeds and the other learns of it;
+a reader sees the old champion or the new one. Nothing is ever changed or removed: the folder is the history.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfm import storage
+from dfm.errors import GateError, ModelError, SettingsError
+from dfm.model import MANIFEST, FMModel, read_manifest
+
+Metrics = Mapping[str, Any]
+_VERSION = re.compile(r"v(\d{6,})\.json")
+_TOLD = ("log_loss", "rmse", "auc", "normalized_entropy", "calibration", "base_rate", "r2", "rows", "weight")
+"""Metrics that a verdict shows."""
+_SAME = 1e-9
+"""Relative difference of weights and click rates below which two evaluations saw the same rows."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate must reach on the validation window to become the champion."""
+
+    log_loss_ratio: float = 1.0
+    """Its log loss (regression: rmse) over the champion's, at most."""
+    calibration_low: float = 0.9
+    """Sum of predicted probabilities over clicks, at least."""
+    calibration_high: float = 1.1
+    normalized_entropy: float = 1.0
+    """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does)."""
+    min_rows: int = 1000
+    """Rows of the window; fewer decide nothing."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise SettingsError(f"gate {name} = {value!r} is not legal: expected a number, 0 or more")
+        if self.calibration_low > self.calibration_high:
+            raise SettingsError(
+                f"gate calibration_low = {self.calibration_low} lies above calibration_high = {self.calibration_high}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Gate:
+        """The gate of some thresholds by name; the others take their defaults."""
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise SettingsError(f"the gate has no threshold {unknown[0]!r}; it has {', '.join(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says: `refusals` are the thresholds that were missed, in words; none means that it passed."""
+
+    refusals: tuple[str, ...]
+    candidate: dict[str, Any]
+    champion: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the champion on the same rows; empty where there is none yet."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the candidate may become the champion."""
+        return not self.refusals
+
+
+def judge(candidate: Metrics, champion: Metrics | None, gate: Gate) -> Verdict:
+    """Compare two evaluations of the same rows. SettingsError where the rows were not the same."""
+    told = {name: candidate[name] for name in _TOLD if name in candidate}
+    known = {name: champion[name] for name in _TOLD if name in champion} if champion else {}
+    if champion:
+        _check_same_rows(candidate, champion)
+    return Verdict(tuple(_refusals(candidate, champion, gate)), told, known)
+
+
+def _check_same_rows(candidate: Metrics, champion: Metrics) -> None:
+    for name in ("rows", "weight", "base_rate"):
+        ours, theirs = candidate.get(name), champion.get(name)
+        if ours != theirs and (ours is None or theirs is None or abs(ours - theirs) > _SAME * abs(theirs)):
+            raise SettingsError(
+                f"candidate and champion were evaluated on different rows ({name} is {ours} and {theirs}); evaluate "
+                "both on the same validation window"
+            )
+
+
+def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[str]:
+    found = []
+    if candidate["rows"] < gate.min_rows:
+        found.append(f"the window has {candidate['rows']} rows, fewer than min_rows = {gate.min_rows}")
+    name = "log_loss" if "log_loss" in candidate else "rmse"
+    loss = candidate[name]
+    entropy = candidate.get("normalized_entropy") if name == "log_loss" else 1.0 - (candidate.get("r2") or 0.0)
+    if loss is None or entropy is None:
+        return [*found, f"the window does not define {name}: it has no rows, or labels of one class only"]
+    if entropy >= gate.normalized_entropy:
+        other = "always answering the click rate" if name == "log_loss" else "always answering the mean"
+        found.append(
+            f"it is {entropy:.4f} times as bad as {other}; the gate asks for less than {gate.normalized_entropy:g}"
+        )
+    if champion and champion.get(name) is not None and loss > gate.log_loss_ratio * champion[name]:
+        found.append(
+            f"its {name} {loss:.5f} is {loss / champion[name]:.4f} times the champion's {champion[name]:.5f}; the gate "
+            f"allows {gate.log_loss_ratio:g}"
+        )
+    ratio = candidate.get("calibration")
+    if name == "log_loss" and (ratio is None or not gate.calibration_low <= ratio <= gate.calibration_high):
+        found.append(
+            f"it predicts {ratio if ratio is None else f'{ratio:.3f}'} clicks for each one that came; the gate allows "
+            f"{gate.calibration_low:g} to {gate.calibration_high:g}"
+        )
+    return found
+
+
+# --- the alias -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Version:
+    """One entry of an alias: the champion from `time` (ISO 8601, UTC) until the next entry."""
+
+    number: int
+    model: str
+    parameters_sha256: str
+    action: str = "promote"
+    """"promote" or "rollback"."""
+    previous: int = 0
+    """The version that a rollback goes back to; 0: none."""
+    withdrawn: str = ""
+    """Of a rollback: the parameters that it took out of service (sha256)."""
+    order: str = ""
+    """When the model's data ended, in any form that sorts: an earlier one never replaces a later one."""
+    reason: str = ""
+    time: str = ""
+    candidate: dict[str, Any] = field(default_factory=dict)
+    champion: dict[str, Any] = field(default_factory=dict)
+
+
+def versions(alias: str, options: storage.Options = None) -> list[Version]:
+    """All entries of an alias, oldest first; none where there is no such alias yet."""
+    names = [name for name in storage.names_in(alias, options) if _VERSION.fullmatch(name)]
+    return [_read(storage.join(alias, name), options) for name in sorted(names, key=_number)]
+
+
+def champion(alias: str, options: storage.Options = None) -> Version | None:
+    """The present entry of an alias."""
+    names = [name for name in storage.names_in(alias, options) if _VERSION.fullmatch(name)]
+    return _read(storage.join(alias, max(names, key=_number)), options) if names else None
+
+
+def model_of(url: str, options: storage.Options = None) -> str:
+    """The model that a URL means: of an alias its champion, else the URL itself."""
+    if storage.exists(storage.join(url, MANIFEST), options):
+        return url
+    present = champion(url, options)
+    return present.model if present else url
+
+
+def _number(name: str) -> int:
+    match = _VERSION.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _read(url: str, options: storage.Options) -> Version:
+    try:
+        return Version(**json.loads(storage.read_bytes(url, options)))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{url} is no version of an alias ({error}); restore it, the folder is append-only") from error
+
+
+def parameters_of(model: str, options: storage.Options = None) -> str:
+    """What tells one model from another: the checksum of its parameters (sha256, hex)."""
+    return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
+
+
+def objections(history: Sequence[Version], parameters: str, order: str) -> list[str]:
+    """Why an alias with this history should not take these parameters, whatever their metrics."""
+    found = []
+    present = history[-1] if history else None
+    if present and order and present.order and order < present.order:
+        found.append(
+            f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
+        )
+    for entry in history:
+        if entry.withdrawn == parameters:
+            found.append(f"it was the champion before, and was withdrawn by version {entry.number} ({entry.reason})")
+    return found
+
+
+def promote(
+    alias: str,
+    model: str,
+    verdict: Verdict,
+    *,
+    order: str = "",
+    seen: int | None = None,
+    options: storage.Options = None,
+) -> Version:
+    """Make a model the champion. GateError where the verdict or the history of the alias speaks against it.
+
+    seen: number of the version that the verdict compared with (0: none); another one in its place is a GateError, too.
+    A model that is the champion already stays it, without a new version. The model is loaded first: what does not score
+    its golden rows is never published.
+    """
+    where = _absolute(model)
+    parameters = parameters_of(where, options)
+    history = versions(alias, options)
+    present = history[-1] if history else None
+    if present and (present.model, present.parameters_sha256) == (where, parameters):
+        return present
+    if refusals := [*verdict.refusals, *objections(history, parameters, order)]:
+        raise GateError(f"{model} does not become the champion of {alias}: {'; '.join(refusals)}")
+    number = present.number if present else 0
+    if seen is not None and seen != number:
+        raise GateError(_overtaken(alias, seen, number))
+    FMModel.load(where, options)
+    entry = Version(
+        number + 1, where, parameters, "promote", number, "", order, "passed the gate", _now(),
+        verdict.candidate, verdict.champion,
+    )  # fmt: skip
+    return _append(alias, entry, options)
+
+
+def rollback(alias: str, reason: str = "", options: storage.Options = None) -> Version:
+    """Make the champion before the present one the champion again; a second call goes back one further.
+
+    The present one is withdrawn: promoting it again is refused. GateError where there is none to go back to.
+    """
+    history = {entry.number: entry for entry in versions(alias, options)}
+    present = history[max(history)] if history else None
+    target = history.get(present.previous) if present else None
+    if present is None or target is None:
+        raise GateError(f"{alias} has no champion to go back to; it has {len(history)} versions")
+    FMModel.load(target.model, options)
+    entry = Version(
+        present.number + 1, target.model, target.parameters_sha256, "rollback", target.previous,
+        present.parameters_sha256, target.order, reason or "rolled back", _now(), target.candidate, target.champion,
+    )  # fmt: skip
+    return _append(alias, entry, options)
+
+
+def _append(alias: str, entry: Version, options: storage.Options) -> Version:
+    data = json.dumps(dataclasses.asdict(entry), indent=1).encode()
+    try:
+        storage.create_bytes(storage.join(alias, f"v{entry.number:06d}.json"), data, options)
+    except FileExistsError as error:
+        raise GateError(_overtaken(alias, entry.number - 1, entry.number)) from error
+    return entry
+
+
+def _overtaken(alias: str, seen: int, found: int) -> str:
+    return f"{alias} went from version {seen} to {found} in the meantime; compare with the new champion and try again"
+
+
+def _absolute(url: str) -> str:
+    return os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
