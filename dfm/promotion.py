@@ -20,6 +20,11 @@ from dfm import storage
 from dfm.errors import GateError, ModelError, SettingsError
 from dfm.model import MANIFEST, FMModel, read_manifest
 
+
+class Overtaken(GateError):
+    """Another model became the champion in the meantime; judge again."""
+
+
 Metrics = Mapping[str, Any]
 _VERSION = re.compile(r"v(\d{6,})\.json")
 _TOLD = ("log_loss", "rmse", "auc", "normalized_entropy", "calibration", "base_rate", "r2", "rows", "weight")
@@ -183,6 +188,14 @@ def parameters_of(model: str, options: storage.Options = None) -> str:
     return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
 
 
+def published_as(history: Sequence[Version], model: str, parameters: str) -> Version | None:
+    """The version by which a model became the champion, unless it was withdrawn since."""
+    if any(entry.withdrawn == parameters for entry in history):
+        return None
+    same = [entry for entry in history if (entry.model, entry.parameters_sha256) == (model, parameters)]
+    return same[0] if same else None
+
+
 def objections(history: Sequence[Version], parameters: str, order: str) -> list[str]:
     """Why an alias with this history should not take these parameters, whatever their metrics."""
     found = []
@@ -208,21 +221,21 @@ def promote(
 ) -> Version:
     """Make a model the champion. GateError where the verdict or the history of the alias speaks against it.
 
-    seen: number of the version that the verdict compared with (0: none); another one in its place is a GateError, too.
-    A model that is the champion already stays it, without a new version. The model is loaded first: what does not score
-    its golden rows is never published.
+    seen: number of the version that the verdict compared with (0: none); with another one in its place it is Overtaken.
+    A model that was promoted before is left where it stands, without a new version. The model is loaded first: what
+    does not score its golden rows is never published.
     """
     where = _absolute(model)
     parameters = parameters_of(where, options)
     history = versions(alias, options)
     present = history[-1] if history else None
-    if present and (present.model, present.parameters_sha256) == (where, parameters):
-        return present
+    if known := published_as(history, where, parameters):
+        return known
     if refusals := [*verdict.refusals, *objections(history, parameters, order)]:
         raise GateError(f"{model} does not become the champion of {alias}: {'; '.join(refusals)}")
     number = present.number if present else 0
     if seen is not None and seen != number:
-        raise GateError(_overtaken(alias, seen, number))
+        raise Overtaken(_overtaken(alias, seen, number))
     FMModel.load(where, options)
     entry = Version(
         number + 1, where, parameters, "promote", number, "", order, "passed the gate", _now(),
@@ -254,7 +267,7 @@ def _append(alias: str, entry: Version, options: storage.Options) -> Version:
     try:
         storage.create_bytes(storage.join(alias, f"v{entry.number:06d}.json"), data, options)
     except FileExistsError as error:
-        raise GateError(_overtaken(alias, entry.number - 1, entry.number)) from error
+        raise Overtaken(_overtaken(alias, entry.number - 1, entry.number)) from error
     return entry
 
 

@@ -18,15 +18,16 @@ ORDER = [
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "warmstart", "promotion", "export", "inspection", "synth"),
+    *("averaging", "metrics", "model", "warmstart", "promotion", "datacheck", "export", "inspection"),
+    "synth",
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
     *("distributed.predict", "distributed.train"),
-    *("jobs", "demo", "report", "cli", "__main__"),
+    *("jobs", "steps", "detached", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs")
+WITH_DASK = ("distributed.", "jobs", "steps", "detached")
 WITH_CUPY = ("kernels.cupy_gpu",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 

@@ -115,6 +115,9 @@ def test_promoting_the_champion_again_changes_nothing(alias: str, models: list[s
     first = promote(alias, models[0], PASSED)
     assert promote(alias, models[0], PASSED, seen=0) == first
     assert len(versions(alias)) == 1
+    promote(alias, models[1], PASSED, order="2026-11-02")
+    assert promote(alias, models[0], PASSED, order="2026-11-01") == first
+    assert model_of(alias) == models[1]
 
 
 def test_a_refused_candidate_leaves_the_alias_alone(alias: str, models: list[str]):
