@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,25 @@ def _log(job: Job) -> Path:
     folder = storage.local_path(job.output.directory)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / LOG
+
+
+def is_lost(record: runs.RunRecord, patience: float = runs.STALE_SECONDS) -> bool:
+    """Whether the driver is gone: a process of this machine that is no more, or not heard of for `patience` seconds."""
+    if record.is_over:
+        return False
+    if record.state == "running" and record.host == socket.gethostname() and not _is_alive(record.pid):
+        return True
+    return record.state == "running" and record.is_stale(patience)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def main(path: str) -> int:

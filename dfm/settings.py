@@ -621,10 +621,17 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
     Relative paths stay as they are written.
     """
+    return Job.from_dict(read_tables(source, overrides))
+
+
+def read_tables(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The tables that `load_job` makes a job of, as they are written and not yet checked."""
     tables = _read_tables(source)
     for override in overrides:
         _apply_override(tables, override)
-    return Job.from_dict(tables)
+    return tables
 
 
 def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> dict[str, Any]:
@@ -652,10 +659,11 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             inner = target[step] = {}
         target = inner
-    target[path[-1]] = _override_value(path, text)
+    target[path[-1]] = read_override(path, text)
 
 
-def _override_value(path: list[str], text: str) -> Any:
+def read_override(path: Sequence[str], text: str) -> Any:
+    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

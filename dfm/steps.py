@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any
 from distributed import Client
 
 from dfm import datacheck, jobs, promotion, runs, storage
+from dfm.detached import is_lost
 from dfm.distributed import train as training
 from dfm.distributed.predict import DONE
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
@@ -75,25 +74,6 @@ def running_driver(job: Job) -> RunRecord | None:
     if record is None or record.is_over or record.job_fingerprint != job.fingerprint():
         return None
     return None if is_lost(record) else record
-
-
-def is_lost(record: RunRecord, patience: float = runs.STALE_SECONDS) -> bool:
-    """Whether the driver is gone: a process of this machine that is no more, or not heard of for `patience` seconds."""
-    if record.is_over:
-        return False
-    if record.state == "running" and record.host == socket.gethostname() and not _is_alive(record.pid):
-        return True
-    return record.state == "running" and record.is_stale(patience)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ORDER = [
     "synth",
     *("distributed.cluster", "distributed.placement", "distributed.prepare", "distributed.rounds"),
     *("distributed.predict", "distributed.train"),
-    *("jobs", "steps", "detached", "demo", "report", "cli", "__main__"),
+    *("jobs", "detached", "steps", "demo", "report", "cli", "__main__"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}

@@ -1,0 +1,101 @@
+"""The connection type `dask`: a scheduler, or nothing but the size of a cluster to start on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from dfm.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_LOCAL = ("workers", "threads_per_worker", "memory_limit")
+"""Extras of a connection without a host: the size of the cluster that is started for each task."""
+_TLS = {"tls_ca_file": "ca-file", "tls_client_cert": "client.cert", "tls_client_key": "client.key"}
+
+
+class DaskHook(BaseHook):
+    """Host and port are the scheduler's. Extras, all optional:
+
+    protocol ("tcp", "tls"), tls_ca_file, tls_client_cert, tls_client_key (paths on the Airflow workers), dashboard (URL);
+    without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task.
+    """
+
+    conn_name_attr = "dask_conn_id"
+    default_conn_name = "dask_default"
+    conn_type = "dask"
+    hook_name = "Dask"
+
+    def __init__(self, dask_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.dask_conn_id = dask_conn_id
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """How the form of the connection looks."""
+        return {
+            "hidden_fields": ["schema", "login", "password"],
+            "relabeling": {"host": "Scheduler (empty: workers on the task's machine)"},
+            "placeholders": {"host": "dask-scheduler", "port": "8786", "extra": '{"protocol": "tls", "workers": 2}'},
+        }
+
+    def cluster(self) -> dict[str, Any]:
+        """Values for a job's [cluster] table."""
+        connection = self.get_connection(self.dask_conn_id)
+        extra = connection.extra_dejson
+        if not connection.host:
+            chosen = {name: extra[name] for name in _LOCAL if name in extra}
+            return {name: int(value) if name != "memory_limit" else value for name, value in chosen.items()}
+        return {"scheduler": f"{extra.get('protocol', 'tcp')}://{connection.host}:{connection.port or 8786}"}
+
+    def dask_config(self) -> dict[str, Any]:
+        """Dask's settings for a connection with TLS, by their dotted names."""
+        extra = self.get_connection(self.dask_conn_id).extra_dejson
+        return {f"distributed.comm.tls.{key}": extra[name] for name, key in _TLS.items() if extra.get(name)}
+
+    def dashboard(self) -> str:
+        """Where Dask's dashboard is: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
+        connection = self.get_connection(self.dask_conn_id)
+        known = connection.extra_dejson.get("dashboard")
+        return str(known) if known else (f"http://{connection.host}:8787/status" if connection.host else "")
+
+    @contextlib.contextmanager
+    def get_conn(self) -> Iterator[Client]:
+        """A client of the scheduler, or of workers that end with the block."""
+        import dask
+
+        from dfm.distributed.cluster import connect
+
+        with dask.config.set(self.dask_config()), connect(ClusterSettings(**self.cluster())) as client:
+            yield client
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the scheduler answers and has workers."""
+        try:
+            with self.get_conn() as client:
+                workers = client.scheduler_info(n_workers=-1)["workers"]
+        except Exception as error:
+            return False, str(error)
+        return True, f"{len(workers)} workers at {client.scheduler.address}"
+
+
+def storage_options(connection: Any) -> dict[str, Any]:
+    """What fsspec needs to reach a store, of an Airflow connection.
+
+    The extra `storage_options` if there is one; of a connection of type `aws` login, password, session token and endpoint; else
+    all extras.
+    """
+    extra = dict(connection.extra_dejson)
+    if "storage_options" in extra:
+        return dict(extra["storage_options"])
+    if connection.conn_type != "aws":
+        return extra
+    named = {"key": connection.login, "secret": connection.password, "token": extra.get("aws_session_token")}
+    options: dict[str, Any] = {name: value for name, value in named.items() if value}
+    if extra.get("endpoint_url"):
+        options["endpoint_url"] = extra["endpoint_url"]
+    return options

@@ -1,0 +1,171 @@
+"""What every task needs: where its results belong, how storage and Dask are reached, what a DAG file may say of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dfm import storage
+from dfm.settings import TABLES, Job, TableOf, load_job, read_tables
+
+if TYPE_CHECKING:
+    from dfm.steps import Where
+
+Tables = dict[str, Any]
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def interval_key(context: Mapping[str, Any]) -> str:
+    """The data interval in a form that sorts and fits paths; a run without one is named by its run id."""
+    start = context.get("data_interval_start") or context.get("logical_date")
+    if start is None:
+        return str(context["run_id"]).replace("/", "-").replace(":", "")
+    return f"{start:%Y%m%dT%H%M%S}"
+
+
+def previous_key(context: Mapping[str, Any]) -> str:
+    """The key of the interval just before, of the same length; "" where there is none."""
+    start, end = context.get("data_interval_start"), context.get("data_interval_end")
+    return f"{start - (end - start):%Y%m%dT%H%M%S}" if start and end and end > start else ""
+
+
+def task_name(context: Mapping[str, Any]) -> str:
+    """The task within its DAG; each of several mapped ones has a number."""
+    instance = context["ti"]
+    index = getattr(instance, "map_index", -1)
+    return str(instance.task_id) + (f"-{index}" if index is not None and index >= 0 else "")
+
+
+def run_id(context: Mapping[str, Any]) -> str:
+    """Name of the run of a task: the same on every try, another one for every interval."""
+    return f"{context['ti'].dag_id}.{task_name(context)}.{interval_key(context)}"
+
+
+def run_directory(models: str, context: Mapping[str, Any], key: str) -> str:
+    """Output location of a task's run of one interval, below the root of all models."""
+    return f"{models.rstrip('/')}/{context['ti'].dag_id}/{task_name(context)}/{key}"
+
+
+# --- connections -----------------------------------------------------------------------------------------
+
+
+def options_of(storage_conn_id: str | None) -> dict[str, Any]:
+    """What fsspec needs to reach a store; nothing without a connection."""
+    if not storage_conn_id:
+        return {}
+    from airflow.sdk import BaseHook
+
+    from dfm.airflow.hooks import storage_options
+
+    return storage_options(BaseHook.get_connection(storage_conn_id))
+
+
+@contextlib.contextmanager
+def working_on(
+    dask_conn_id: str | None, storage_conn_id: str | None, cluster: Mapping[str, Any] | None = None
+) -> Iterator[Where]:
+    """Where a step works: on the scheduler of a connection, or on local workers; Dask's TLS is set within the block.
+
+    cluster: values of a job's [cluster] table, which those of the connection override.
+    """
+    import dask
+
+    from dfm.settings import ClusterSettings
+    from dfm.steps import Where
+
+    known, config = dict(cluster or {}), {}
+    if dask_conn_id:
+        from dfm.airflow.hooks import DaskHook
+
+        hook = DaskHook(dask_conn_id)
+        known, config = {**known, **hook.cluster()}, hook.dask_config()
+    with dask.config.set(config):
+        yield Where(None, ClusterSettings(**known), options_of(storage_conn_id))
+
+
+def report_url(url: str) -> str:
+    """A local path as a link."""
+    return url if "://" in url else "file://" + os.path.abspath(storage.local_path(url))
+
+
+# --- jobs in DAG files -----------------------------------------------------------------------------------
+
+
+def tables_of(job: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Tables:
+    """The tables of a job as a DAG file has them, templates included, after they were found to be legal.
+
+    What holds a template is known when the task runs; until then its name is checked, and its value where that is text.
+    """
+    from dfm.errors import SettingsError
+
+    tables = read_tables(job, overrides)
+    if isinstance(tables.get("data"), Mapping) and tables["data"].get("storage_options"):
+        raise SettingsError(
+            "data.storage_options would be shown by Airflow's web pages; put them into a connection, and name it as "
+            "storage_conn_id"
+        )
+    load_job(_without_unknown(tables))
+    return tables
+
+
+def _without_unknown(tables: Tables) -> Tables:
+    """The tables without what only the running task knows."""
+    known: Tables = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping) or name not in TABLES:
+            known[name] = table
+            continue
+        known[name] = {key: value for key, value in table.items() if not _is_unknown(name, key, value)}
+    return known
+
+
+def _is_unknown(table: str, key: str, value: Any) -> bool:
+    own = TABLES[table].knobs().get(key)
+    if own is None or not _is_templated(value):
+        return False
+    if _holds_reference(value):
+        return True
+    constraint = own.constraint.value if isinstance(own.constraint, TableOf) else own.constraint
+    try:
+        constraint.parse(value)
+    except ValueError:
+        return True
+    return False
+
+
+def _is_templated(value: Any) -> bool:
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, Mapping):
+        return any(_is_templated(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_is_templated(inner) for inner in value)
+    return _holds_reference(value)
+
+
+def _holds_reference(value: Any) -> bool:
+    """Whether the output of another task is in there."""
+    if isinstance(value, Mapping):
+        return any(_holds_reference(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_reference(inner) for inner in value)
+    return hasattr(value, "resolve") and not isinstance(value, str)
+
+
+def numbers_again(tables: Tables) -> Tables:
+    """Rendered tables: a template gives text, and text that stands for a number or a flag is read as TOML."""
+    from dfm.settings import read_override
+
+    result: Tables = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping) or name not in TABLES:
+            result[name] = table
+            continue
+        result[name] = {
+            key: read_override((name, key), value) if isinstance(value, str) else value for key, value in table.items()
+        }
+    return result
