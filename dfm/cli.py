@@ -88,15 +88,23 @@ def _settings(scheduler: str | None, workers: int) -> Any:
     "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
 )
 @click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from the checkpoint that an earlier run of the same job left (the default), or delete it.",
+)
 @_with(_scheduler_option, _json_option)
 def train(
-    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, scheduler: str | None, as_json: bool
-) -> int:
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, scheduler: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
 
     if scheduler:
         overrides = (*overrides, f"cluster.scheduler={scheduler}")
+    if resume is not None:
+        overrides = (*overrides, f"output.resume={str(resume).lower()}")
     if dry_run:
         _show_plan(jobs.plan(job, overrides), as_json)
         return 0

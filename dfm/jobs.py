@@ -11,7 +11,9 @@ from distributed import Client
 from dfm import storage
 from dfm.distributed import cluster
 from dfm.distributed import train as training
+from dfm.distributed.inputs import find_inputs, plan_event
 from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.ingest import find_shards
 from dfm.model import FMModel
@@ -40,7 +42,7 @@ def train(
     resolved = load_job(job, overrides)
     resolved.require_training()
     if not run_id:  # what may not begin leaves the record of the run before it alone
-        training.check_output(resolved)
+        check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
     with RunLog(resolved, run_id, scheduler) as log:
         return training.train(resolved, client, _both(log.on_event, on_event))
@@ -64,7 +66,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     resolved = load_job(job, overrides)
     resolved.require_training()
-    inputs = training.find_inputs(resolved)
+    inputs = find_inputs(resolved)
     layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
     per_feature = 4 * (layout.linear_width + layout.factor_width)
     n_fields = len(inputs.schema.fields)
@@ -73,7 +75,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "job": resolved.to_dict(),
-        **{key: value for key, value in training.plan_event(inputs).items() if key != "event"},
+        **{key: value for key, value in plan_event(inputs).items() if key != "event"},
         "columns": {field.name: field.transform or field.kind for field in inputs.schema.fields},
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
@@ -107,7 +109,9 @@ def evaluate(
     scoring = Scoring(_absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
-        tally, account = evaluate_shards(own, scoring, shards, _progress(on_event))
+        tally, account = evaluate_shards(
+            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event)
+        )
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 
@@ -136,7 +140,9 @@ def predict(
     scoring = Scoring(_absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
-        account = predict_shards(own, scoring, shards, _progress(on_event), overwrite)
+        account = predict_shards(
+            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite
+        )
     return {
         "output": where,
         "rows": account.read,

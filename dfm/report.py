@@ -48,7 +48,7 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         if self._as_json:
-            if event["event"] != "progress":
+            if event["event"] not in ("progress", "round"):
                 self._console.file.write(json.dumps(json_ready(event)) + "\n")
                 self._console.file.flush()
             return
@@ -57,15 +57,21 @@ class Reporter:
             show(event)
 
     def _show_progress(self, event: Event) -> None:
-        stage, done, total = event["stage"], event["done"], event["total"]
+        self._advance(str(event["stage"]), event["done"], event["total"], "rows")
+
+    def _show_round(self, event: Event) -> None:
+        self._advance(f"training epoch {event['epoch']}", event["round"], event["rounds"], "averages", vanishes=True)
+
+    def _advance(self, stage: str, done: int, total: int, unit: str, vanishes: bool = False) -> None:
+        """Move the bar of a stage, which goes when all that are shown are full; one that `vanishes` leaves no line."""
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"),
-                TimeElapsedColumn(), console=self._console,
+                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TimeElapsedColumn(), console=self._console, transient=vanishes,
             )  # fmt: skip
             self._progress.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(STAGES.get(str(stage), str(stage)), total=total)
+            self._tasks[stage] = self._progress.add_task(STAGES.get(stage, stage), total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
         if all(task.finished for task in self._progress.tasks):
             self._stop_progress()
@@ -98,7 +104,14 @@ class Reporter:
             f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
         )
 
+    def _show_resumed(self, event: Event) -> None:
+        self._line(
+            f"going on from the checkpoint in epoch {event['epoch']}, average {event['round']} of {event['rounds']} "
+            "(--no-resume starts afresh)"
+        )
+
     def _show_epoch(self, event: Event) -> None:
+        self._stop_progress()
         names = _EPOCH_COLUMNS["classification" if "train_log_loss" in event else "regression"]
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())

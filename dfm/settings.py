@@ -33,7 +33,7 @@ ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
-CHECKPOINT_POINTS = ("epoch", "never")
+CHECKPOINT_POINTS = ("average", "epoch", "never")
 BAD_ROW_RULES = ("error", "skip")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
@@ -542,8 +542,11 @@ class OutputSettings(Table):
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
     checkpoint_every: str = knob(
-        "epoch", Options(CHECKPOINT_POINTS), "when the best model so far is saved as directory/checkpoint"
+        "average",
+        Options(CHECKPOINT_POINTS),
+        "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
     )
+    resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
 TABLES: dict[str, type[Table]] = {
@@ -591,11 +594,14 @@ class Job:
         """JSON-ready tables that `from_dict` takes back; without data.storage_options unless `secrets`."""
         return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
 
+    def determining_tables(self) -> dict[str, dict[str, Any]]:
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        tables = self.to_dict()
+        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+
     def fingerprint(self) -> str:
         """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""
-        tables = self.to_dict()
-        chosen = {name: tables[name] for name in _DETERMINES_PARAMETERS}
-        canonical = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self.determining_tables(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_training(self) -> None:

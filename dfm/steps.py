@@ -18,7 +18,7 @@ from distributed import Client
 
 from dfm import datacheck, jobs, promotion, runs, storage
 from dfm.detached import is_lost
-from dfm.distributed import train as training
+from dfm.distributed.inputs import find_inputs, resolve_schema
 from dfm.distributed.predict import DONE
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.ingest import Shard, find_shards
@@ -62,7 +62,7 @@ def finished_run(job: Job) -> RunRecord | None:
     if manifest.get("job_fingerprint") != job.fingerprint():
         return None
     try:
-        shards = training.find_inputs(job).train
+        shards = find_inputs(job).train
     except DataError:  # the log may be gone by now; the model is there
         return record
     return record if manifest.get("data_fingerprint") == fingerprint(_identities(shards)) else None
@@ -165,7 +165,7 @@ def _check_unseen(model: str, shards: Sequence[Shard], options: storage.Options)
         return
     tables = {**settings, "data": {**settings["data"], "storage_options": dict(options or {})}}
     try:
-        inputs = training.find_inputs(Job.from_dict(tables))
+        inputs = find_inputs(Job.from_dict(tables))
     except DataError:  # the training log may be gone by now
         return
     seen = {shard.url for shard in inputs.train}
@@ -253,7 +253,7 @@ def check_day(job: Job, day: str, before: Sequence[str], limits: datacheck.Limit
     options = job.data.storage_options
     there = [url for url in before if storage.exists(url, options)]
     shards = find_shards([day], options)
-    schema = training.resolve_schema(job, next(shard for shard in shards if shard.n_rows))
+    schema = resolve_schema(job, next(shard for shard in shards if shard.n_rows))
     earlier = [datacheck.profile(url, job, schema, keep) for url in there]
     today = datacheck.profile(day, job, schema, keep)
     datacheck.check(today, earlier, limits)

@@ -1,9 +1,11 @@
-"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes."""
+"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes, creation that only one can win."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import Any, BinaryIO
 import fsspec
 
 Options = Mapping[str, Any] | None
+_WRITER = "dfm-writer"
+"""Metadata of an object that `create_bytes` put: who put it, so that a repeated request knows its own work."""
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def is_local(url: str) -> bool:
@@ -48,23 +53,54 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
 
 
 def create_bytes(url: str, data: bytes, options: Options = None) -> None:
-    """Write a file where none exists; FileExistsError otherwise. Of several writers at once exactly one succeeds.
+    """Write a file only where there is none; of several writers exactly one wins. FileExistsError for the others.
 
-    Local disks link a complete temporary file to the name; S3 puts under the condition that there is no such key. Other
-    filesystems are asked first, so there two writers in the same instant may both succeed.
+    Readers see nothing or all of it. Locally it is written apart and linked into place (a disk without hard links: made
+    with O_EXCL, so that one writer wins, but a reader may catch it half-written). On S3 it is one put on the condition
+    If-None-Match: *, on Google and Azure their like. A filesystem without such a condition gets a look before the
+    write, which two writers at the same instant can both pass.
     """
     if is_local(url):
-        path = local_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            temporary.write_bytes(data)
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _create_locally(local_path(url), data)
         return
-    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
-    filesystem.pipe_file(path_in_store, data, mode="create")
+    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    on_s3 = url.startswith(("s3://", "s3a://"))
+    writer = uuid.uuid4().hex
+    extra = {"Metadata": {_WRITER: writer}} if on_s3 else {}
+    try:
+        filesystem.pipe_file(path, data, mode="create", **extra)
+    except OSError as error:
+        if not _is_refusal(error):
+            raise
+        # The store may have taken a request whose answer got lost; its repetition then finds the first one's file.
+        if on_s3 and filesystem.metadata(path, refresh=True).get(_WRITER) == writer:
+            return
+        raise FileExistsError(errno.EEXIST, "the file is there already", url) from error
+
+
+def _is_refusal(error: OSError) -> bool:
+    """Whether a store declined to create a file because there is one."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    refused = answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+    return isinstance(error, FileExistsError) or refused
+
+
+def _create_locally(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with path.open("xb") as stream:
+            stream.write(data)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -105,20 +141,37 @@ def exists(url: str, options: Options = None) -> bool:
     if is_local(url):
         return local_path(url).exists()
     filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem.invalidate_cache()
     return bool(filesystem.exists(path))
 
 
 def names_in(url: str, options: Options = None) -> list[str]:
     """Names of the files directly in a folder, sorted; none where the folder is missing."""
+    return _entries(url, "file", options)
+
+
+def folders_in(url: str, options: Options = None) -> list[str]:
+    """Names of the folders directly in a folder, sorted; none where the folder is missing."""
+    return _entries(url, "directory", options)
+
+
+def _entries(url: str, kind: str, options: Options) -> list[str]:
+    """Names of the files ("file") or folders ("directory") directly in a folder."""
     if is_local(url):
         path = local_path(url)
-        return sorted(entry.name for entry in path.iterdir() if entry.is_file()) if path.is_dir() else []
+        entries = list(path.iterdir()) if path.is_dir() else []
+        return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
     filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
+    # A filesystem object remembers listings; what others wrote since would be missing.
+    filesystem.invalidate_cache()
     try:
         found = filesystem.ls(path_in_store, detail=True)
     except FileNotFoundError:
         return []
-    return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+    # Some stores keep an empty object for the folder itself.
+    itself = path_in_store.rstrip("/")
+    full = (entry["name"].rstrip("/") for entry in found if entry["type"] == kind)
+    return sorted(name.rsplit("/", 1)[-1] for name in full if name != itself)
 
 
 def remove(url: str, options: Options = None) -> None:
@@ -129,3 +182,18 @@ def remove(url: str, options: Options = None) -> None:
         else:
             filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
             filesystem.rm_file(path)
+
+
+def remove_tree(url: str, options: Options = None) -> None:
+    """Delete a folder with all that is in it, or a file; a missing one is no error."""
+    if is_local(url):
+        path = local_path(url)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem.invalidate_cache()
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm(path_in_store, recursive=True)

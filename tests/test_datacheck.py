@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm.datacheck import Limits, Profile, check, compare, profile
-from dfm.distributed.train import resolve_schema
+from dfm.distributed.inputs import resolve_schema
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import find_shards
 from dfm.settings import load_job

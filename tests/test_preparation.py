@@ -17,7 +17,7 @@ import pytest
 from shards import write_shard
 
 from dfm.accounting import RowAccount
-from dfm.distributed.train import find_inputs
+from dfm.distributed.inputs import find_inputs
 from dfm.encoding import NumberStatistics
 from dfm.errors import DataError
 from dfm.ingest import Shard, Unit, describe_shard

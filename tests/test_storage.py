@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -68,3 +71,57 @@ def test_local_urls_are_told_from_stores():
     assert not storage.is_local("s3://bucket/key")
     assert storage.local_path("file:///a/b") == Path("/a/b")
     assert storage.join("s3://bucket/folder/", "name") == "s3://bucket/folder/name"
+
+
+def test_a_file_is_created_once_and_the_first_one_stays(folder):
+    url = storage.join(folder, "deep/manifest.json")
+    storage.create_bytes(url, b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+    assert storage.names_in(storage.join(folder, "deep")) == ["manifest.json"]
+
+
+def test_of_many_who_create_a_file_at_once_one_wins_and_its_bytes_are_whole(tmp_path):
+    url = f"{tmp_path}/lock"
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait()
+        try:
+            storage.create_bytes(url, bytes([number]) * 100_000)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(create, range(8)))
+    assert sum(won) == 1
+    assert storage.read_bytes(url) == bytes([won.index(True)]) * 100_000
+    assert storage.names_in(str(tmp_path)) == ["lock"]
+
+
+def test_a_disk_without_hard_links_still_lets_one_writer_win(tmp_path, monkeypatch):
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(storage.os, "link", refuse)
+    url = f"{tmp_path}/lock"
+    storage.create_bytes(url, b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+    assert storage.names_in(str(tmp_path)) == ["lock"]
+
+
+def test_folders_are_listed_and_removed_with_all_that_they_hold(folder):
+    for name in ("checkpoint/1/a", "checkpoint/1/b/c", "checkpoint/2/a", "model/a"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    assert storage.folders_in(folder) == ["checkpoint", "model"]
+    assert storage.folders_in(storage.join(folder, "checkpoint")) == ["1", "2"]
+    assert storage.folders_in(storage.join(folder, "nowhere")) == []
+    storage.remove_tree(storage.join(folder, "checkpoint"))
+    storage.remove_tree(storage.join(folder, "checkpoint"))
+    storage.remove_tree(storage.join(folder, "model/a"))
+    assert not storage.exists(storage.join(folder, "checkpoint"))
+    assert not storage.exists(storage.join(folder, "model/a"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfm import storage
-from dfm.settings import TABLES, Job, TableOf, load_job, read_tables
+from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
 
 if TYPE_CHECKING:
     from dfm.steps import Where
@@ -130,11 +130,7 @@ def _is_unknown(table: str, key: str, value: Any) -> bool:
     if _holds_reference(value):
         return True
     constraint = own.constraint.value if isinstance(own.constraint, TableOf) else own.constraint
-    try:
-        constraint.parse(value)
-    except ValueError:
-        return True
-    return False
+    return not _accepts(constraint, value)
 
 
 def _is_templated(value: Any) -> bool:
@@ -158,14 +154,25 @@ def _holds_reference(value: Any) -> bool:
 
 def numbers_again(tables: Tables) -> Tables:
     """Rendered tables: a template gives text, and text that stands for a number or a flag is read as TOML."""
-    from dfm.settings import read_override
-
     result: Tables = {}
     for name, table in tables.items():
         if not isinstance(table, Mapping) or name not in TABLES:
             result[name] = table
             continue
-        result[name] = {
-            key: read_override((name, key), value) if isinstance(value, str) else value for key, value in table.items()
-        }
+        result[name] = {key: _as_meant(name, key, value) for key, value in table.items()}
     return result
+
+
+def _as_meant(table: str, key: str, value: Any) -> Any:
+    own = TABLES[table].knobs().get(key)
+    if not isinstance(value, str) or own is None or _accepts(own.constraint, value):
+        return value
+    return read_override((table, key), value)
+
+
+def _accepts(constraint: Any, value: Any) -> bool:
+    try:
+        constraint.parse(value)
+    except ValueError:
+        return False
+    return True

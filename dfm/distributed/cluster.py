@@ -8,23 +8,30 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
+import cloudpickle
 import dask
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+import distributed
+from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
+from dfm.distributed import release
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
 
 _CONFIG = {
     # Tasks stay where their partitions lie; a stolen one would move megabytes to save milliseconds.
     "distributed.scheduler.work-stealing": False,
-    # A task that killed two workers will kill the third.
-    "distributed.scheduler.allowed-failures": 2,
+    # A worker that dies takes the task with it that it was at; one task may be struck so often by mere chance.
+    "distributed.scheduler.allowed-failures": 4,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.comm.retry.count": 3,
@@ -35,10 +42,8 @@ _CONFIG = {
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
     "distributed.admin.tick.limit": "20s",
 }
-
-
-_WORKER_PATIENCE = 60
-"""Seconds; a worker that was killed is back in three."""
+_LOOK_AROUND = 2.0
+"""Seconds between two looks at the workers while the driver waits."""
 
 
 class _Quiet(WorkerPlugin):
@@ -58,7 +63,11 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         with _remote_client(settings) as client:
             yield client
         return
-    patience = {"distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s"}
+    patience = {
+        "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
+        # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
+        "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
+    }
     with (
         dask.config.set({**_CONFIG, **patience}),
         tempfile.TemporaryDirectory(prefix="dfm-", ignore_cleanup_errors=True) as local_directory,
@@ -119,39 +128,146 @@ def cache_directory(settings: ClusterSettings, client: Client) -> str:
     return os.path.abspath(settings.cache) if shares_disk(client) else settings.cache
 
 
+class Watch:
+    """A client whose waits end when the cluster is gone: when it had no worker for `patience` seconds.
+
+    Dask itself waits for ever by default, for workers as for a scheduler that does not answer.
+    """
+
+    def __init__(self, client: Client, patience: float) -> None:
+        self.client = client
+        self._patience = patience
+        self._seen = self._next = time.monotonic()
+        release_from_lost_workers(client)
+
+    def addresses(self) -> list[str]:
+        """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
+        while not (workers := self._workers()):
+            self._check(workers)
+            time.sleep(0.1)
+        return sorted(workers)
+
+    def n_threads(self) -> int:
+        """Tasks that the cluster runs at a time."""
+        return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
+
+    def result(self, future: Future) -> Any:
+        """The result of a task; its error is raised."""
+        self.wait(future)
+        return future.result()
+
+    def wait(self, future: Future) -> None:
+        """Return when a task is done; its error is raised. The result stays on the cluster."""
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_LOOK_AROUND):
+            self._look_around()
+        if future.status != "finished":
+            error: Any = future.exception() if future.status == "error" else CancelledError(future.key)
+            raise error
+
+    def as_completed(self, futures: Sequence[Future]) -> Iterator[Future]:
+        """The tasks as they end, well or not."""
+        completed = distributed.as_completed(list(futures), loop=self.client.loop)
+        left = len(futures)
+        while left:
+            if not completed.has_ready():
+                time.sleep(0.01)
+                if time.monotonic() > self._next:
+                    self._look_around()
+                continue
+            for future in completed.next_batch(block=False):
+                left -= 1
+                yield future
+
+    def _look_around(self) -> None:
+        self._next = time.monotonic() + _LOOK_AROUND
+        self._check(self._workers())
+
+    def _workers(self) -> Mapping[str, Any]:
+        if self.client.status not in ("running", "newly-created"):
+            return {}
+        try:
+            workers: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, TimeoutError):
+            return {}
+        return workers
+
+    def _check(self, workers: Mapping[str, Any]) -> None:
+        """ClusterError where the cluster has been without a worker, or out of reach, for too long."""
+        now = time.monotonic()
+        if workers:
+            self._seen = now
+        elif self.client.status == "closed":
+            raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
+        elif now - self._seen > self._patience:
+            raise ClusterError(
+                f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run "
+                "the same command again: what is finished is not repeated"
+            )
+
+
 def worker_addresses(client: Client) -> list[str]:
-    """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
-    try:
-        client.wait_for_workers(1, timeout=_WORKER_PATIENCE)
-    except TimeoutError as error:
-        raise ClusterError(
-            f"the cluster had no worker for {_WORKER_PATIENCE} s; start workers and run the same command again"
-        ) from error
+    """Addresses of the workers that are there now, in a fixed order."""
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def n_threads(client: Client) -> int:
-    """Tasks that the cluster runs at a time."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return max(1, sum(int(worker["nthreads"]) for worker in workers))
+def release_from_lost_workers(client: Client) -> None:
+    """Let tasks that prefer a worker which no longer exists run on any; registering it twice does no harm."""
+    with _by_value(release):
+        client.register_plugin(release.ReleaseFromLostWorkers())
+
+
+@contextlib.contextmanager
+def _by_value(module: ModuleType) -> Iterator[None]:
+    """Within, what the module defines is sent as code: the scheduler's host need not have dfm installed."""
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 @contextlib.contextmanager
 def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Client]:
     """The given client, or one of the settings' cluster; trouble of the cluster inside the block is a ClusterError."""
+    out_of_memory: list[str] = []
     try:
         if client is not None:
-            yield client
+            with _noting_memory(client, out_of_memory):
+                yield client
         else:
-            with connect(settings) as own:
+            with connect(settings) as own, _noting_memory(own, out_of_memory):
                 yield own
     except KilledWorker as error:
-        raise ClusterError(
-            f"the task {error.task} ended {error.allowed_failures + 1} workers, most likely for want of memory; raise "
-            f"cluster.memory_limit (now {settings.memory_limit!r}), or use fewer cluster.workers with more memory each"
-        ) from error
+        raise ClusterError(_why_killed(error, settings, out_of_memory)) from error
     except (NoValidWorkerError, CommClosedError, CancelledError) as error:
         raise ClusterError(
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
-            "are up, and run the same command again"
+            "are up, and run the same command again: what is finished is not repeated"
         ) from error
+
+
+@contextlib.contextmanager
+def _noting_memory(client: Client, found: list[str]) -> Iterator[None]:
+    """Collect, when the block fails, which workers were ended because their memory ran out."""
+    try:
+        yield
+    except KilledWorker:
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            events = client.get_events("worker-restart-memory")
+            found += sorted({f"{event['worker']} ({event['rss'] / 2**30:.2f} GiB)" for _, event in events})
+        raise
+
+
+def _why_killed(error: KilledWorker, settings: ClusterSettings, out_of_memory: Sequence[str]) -> str:
+    ended = f"the task {error.task} ended {error.allowed_failures + 1} workers"
+    remedy = (
+        f"raise cluster.memory_limit (now {settings.memory_limit!r}), use fewer cluster.workers with more memory each, "
+        "or more training.n_replicas, which makes each partition smaller; `dfm train --dry-run` prints what is needed"
+    )
+    if out_of_memory:
+        return (
+            f"out of memory: {ended}, which Dask restarted at 95 % of their limit: {', '.join(out_of_memory)}; {remedy}"
+        )
+    return f"{ended}, perhaps for want of memory; the workers' logs tell. If so, {remedy}"

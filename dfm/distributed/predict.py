@@ -17,7 +17,7 @@ from distributed import Client, Future
 
 from dfm import storage
 from dfm.accounting import RowAccount, bad_row_message, rejections_of
-from dfm.distributed.cluster import shares_disk
+from dfm.distributed.cluster import Watch, shares_disk
 from dfm.distributed.placement import plan_reading
 from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
@@ -70,14 +70,14 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
 
 
 def evaluate_shards(
-    client: Client, scoring: Scoring, shards: Sequence[Shard], progress: Progress
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    placed = [_placed(client, scoring)] * len(tasks)
-    futures = client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
-    follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
-    results: list[tuple[Tally, RowAccount]] = client.gather(futures)
+    placed = [_placed(watch.client, scoring)] * len(tasks)
+    futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
+    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
+    results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
     tally, account = results[0]
     for other_tally, other_account in results[1:]:
         tally, account = tally + other_tally, account + other_account
@@ -109,7 +109,7 @@ def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
 
 
 def predict_shards(
-    client: Client, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: bool = False
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: bool = False
 ) -> RowAccount:
     """Write one Parquet file per reading task below `scoring.output`, and a `_SUCCESS` file last.
 
@@ -118,7 +118,7 @@ def predict_shards(
     null prediction. SettingsError where the output is not empty, unless `overwrite`: then earlier parts stay until all
     new ones are written, but their `_SUCCESS` goes first.
     """
-    _check_reach(client, scoring.output)
+    _check_reach(watch.client, scoring.output)
     options = scoring.storage_options
     scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
     earlier = _earlier_parts(scoring, overwrite)
@@ -126,10 +126,10 @@ def predict_shards(
     tasks = plan_reading(shards)
     suffix = f"-{uuid.uuid4().hex[:8]}" if earlier else ""
     names = [f"part-{number:05d}{suffix}.parquet" for number in range(len(tasks))]
-    placed = [_placed(client, scoring)] * len(tasks)
-    futures = client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
-    follow(client, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
-    account = sum(client.gather(futures), RowAccount())
+    placed = [_placed(watch.client, scoring)] * len(tasks)
+    futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
+    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
+    account = sum(watch.client.gather(futures), RowAccount())
     for name in earlier:
         storage.remove(storage.join(scoring.output, name), options)
     summary = {

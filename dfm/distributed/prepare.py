@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Client, Future, as_completed, get_worker
+from distributed import Client, Future, get_worker
 
 from dfm.accounting import RowAccount
-from dfm.distributed.cluster import worker_addresses
+from dfm.distributed.cluster import Watch
 from dfm.distributed.placement import Plan
 from dfm.encoding import NumberStatistics
 from dfm.ingest import Unit
@@ -139,13 +139,14 @@ def sketch_shard(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSke
 # ----------------------------------------------------------------------------------------------------------
 
 
-def learn_statistics(client: Client, reading: Reading, plan: Plan, progress: Progress) -> Reading:
+def learn_statistics(watch: Watch, reading: Reading, plan: Plan, progress: Progress) -> Reading:
     """The reading with quantile boundaries, means and deviations of the training rows, where the schema needs them."""
     if not columns_with_statistics(reading.schema):
         return reading
+    client = watch.client
     tasks = [units for replica in plan.replicas for units in replica]
     futures = client.map(sketch_shard, [reading] * len(tasks), tasks, pure=False)
-    follow(client, futures, [_n_rows(units) for units in tasks], "statistics", progress)
+    follow(watch, futures, [_n_rows(units) for units in tasks], "statistics", progress)
     sketches: list[dict[str, NumberSketch]] = client.gather(futures)
     statistics: dict[str, NumberStatistics] = {
         column: merge_sketches([sketch[column] for sketch in sketches], reading.schema.quantile_buckets)
@@ -155,7 +156,7 @@ def learn_statistics(client: Client, reading: Reading, plan: Plan, progress: Pro
 
 
 def prepare(
-    client: Client,
+    watch: Watch,
     job: Job,
     reading: Reading,
     plan: Plan,
@@ -163,7 +164,7 @@ def prepare(
     progress: Progress,
 ) -> Prepared:
     """Hash training and validation rows, agree on the vocabulary, build all partitions."""
-    homes = worker_addresses(client)
+    client, homes = watch.client, watch.addresses()
     validation_reading, validation_tasks = validation
     validation_reading = replace(validation_reading, statistics=reading.statistics)
     hashed, sizes = _hash_replicas(client, reading, plan, homes)
@@ -174,15 +175,15 @@ def prepare(
         )
         for i, units in enumerate(validation_tasks)
     ]  # fmt: skip
-    follow(client, hashed + held_out, sizes + [_n_rows(units) for units in validation_tasks], "hash", progress)
+    follow(watch, hashed + held_out, sizes + [_n_rows(units) for units in validation_tasks], "hash", progress)
     merged = _merge_all(client, hashed, job.model.hash_bits)
     vocabulary, key = _vocabulary(client, job, reading, plan, merged)
-    summary, account = client.submit(summarise, vocabulary, merged, pure=False).result()
+    summary, account = watch.result(client.submit(summarise, vocabulary, merged, pure=False))
     account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
     check_label_classes(account, reading, [unit for units in plan.replicas[0] for unit in units])
     validation_account = RowAccount()
     if held_out:
-        validation_account = client.submit(account_of, held_out, pure=False).result()
+        validation_account = watch.result(client.submit(account_of, held_out, pure=False))
         validation_account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
     replicas = [
         client.submit(
@@ -199,7 +200,7 @@ def prepare(
         for i, units in enumerate(validation_tasks)
     ]  # fmt: skip
     sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in validation_tasks]
-    follow(client, replicas + scored, sizes, "build", progress)
+    follow(watch, replicas + scored, sizes, "build", progress)
     return Prepared(reading, vocabulary, key, summary, replicas, scored, account, validation_account)
 
 
@@ -241,12 +242,12 @@ def _n_rows(units: Sequence[Unit]) -> int:
     return sum(unit.n_rows for unit in units)
 
 
-def follow(client: Client, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress) -> None:
+def follow(watch: Watch, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress) -> None:
     """Report rows as tasks finish; the first error ends the wait and is raised here."""
     rows = dict(zip(futures, sizes, strict=True))
     done, total = 0, sum(sizes)
     progress(stage, 0, total)
-    for future in as_completed(list(futures), loop=client.loop):
+    for future in watch.as_completed(futures):
         if future.status != "finished":
             error: Any = future.exception()
             raise error

@@ -67,7 +67,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and this epoch's reports."""
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round."""
 
     start: int
     table: ParameterTable
@@ -129,18 +129,18 @@ def part_of_push(push: Push, start: int, stop: int) -> Push:
     return Push(select(push.contribution, start, stop), push.reports if start == 0 else ())
 
 
-def merge_block(work: Work, block: Block, pushes: Sequence[Push], keep_reports: bool) -> Block:
-    """The block after an average. `keep_reports`: go on with the reports of earlier rounds of the epoch."""
+def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
+    """The block after an average."""
     contribution = combine_all([push.contribution for push in pushes])
     table, momentum = finalise(
         work.rule, block.table, block.start, contribution, work.n_replicas, work.step, block.momentum
     )
     reports = tuple(report for push in pushes for report in push.reports)
-    return Block(block.start, table, momentum, (block.reports if keep_reports else ()) + reports)
+    return Block(block.start, table, momentum, reports)
 
 
 def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
-    """The reports of the epoch, of which block 0 keeps the book."""
+    """The reports of the round that made a block; block 0 carries them."""
     return block.reports
 
 
@@ -203,7 +203,7 @@ def warm_up(work: Work, _after: object = None) -> float:
         1,
     )
     push = train_replicas(work, 0, 0, [Block(0, table)], [[partition], [partition]])
-    merge_block(work, Block(0, table), [push], False)
+    merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
         "regression" if work.spec.loss == "squared" else "classification",

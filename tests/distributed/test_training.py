@@ -16,9 +16,10 @@ import pytest
 from distributed import Client
 from small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
-from dfm import jobs, storage
+from dfm import jobs
 from dfm.averaging import combine_all, contribute, finalise, scaled_rate
 from dfm.distributed import train
+from dfm.distributed.inputs import find_inputs
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels
@@ -64,7 +65,9 @@ def test_events_come_in_order_and_hold_what_they_promise(
 ) -> None:
     told = [event for event in events if event["event"] != "progress"]
     names = [event["event"] for event in told]
-    assert names == ["plan", "vocabulary", "prepared", "epoch", "epoch", "done"]
+    assert names == ["plan", "vocabulary", "prepared", *(["round", "round", "epoch"] * 2), "done"]
+    standing = [(event["epoch"], event["round"], event["rounds"]) for event in told if event["event"] == "round"]
+    assert standing == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
     epochs = [event for event in told if event["event"] == "epoch"]
     assert trained.history == epochs
     assert [event["epoch"] for event in epochs] == [1, 2]
@@ -204,7 +207,7 @@ def test_blocks_cover_the_table_once(n_features: int, n_factored: int, n_blocks:
 
 def train_sequentially(job: Job) -> ParameterTable:
     """The job's rounds one replica after the other on one table, without Dask."""
-    inputs, seed, n_replicas = train.find_inputs(job), job.model.seed, job.training.n_replicas
+    inputs, seed, n_replicas = find_inputs(job), job.model.seed, job.training.n_replicas
     plan, bits = inputs.plan, job.model.hash_bits
     reading = Reading(inputs.schema, bits, job.model.task, cache=job.cluster.cache)
     chunks = [
@@ -472,14 +475,6 @@ def test_an_existing_model_is_kept_where_overwriting_is_forbidden(log: Path, cli
     with pytest.raises(SettingsError, match=r"output\.overwrite = false; choose another output\.directory"):
         jobs.train(job_tables(log, tmp_path, output={"overwrite": False}), client)
     assert FMModel.load(first.model_url).parameters_sha256() == first.parameters_sha256
-
-
-def test_the_checkpoint_is_the_best_model_so_far(log: Path, client: Client, tmp_path: Path) -> None:
-    result = jobs.train(job_tables(log, tmp_path / "kept"), client)
-    checkpoint = FMModel.load(storage.join(str(tmp_path / "kept" / "out"), "checkpoint"))
-    assert checkpoint.parameters_sha256() == result.parameters_sha256
-    jobs.train(job_tables(log, tmp_path / "none", output={"checkpoint_every": "never"}), client)
-    assert not (tmp_path / "none" / "out" / "checkpoint").exists()
 
 
 # --- bad rows -------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_worker_processes_give_the_bytes_of_a_single_worker(
     log: Path, processes: Client, expected: str, tmp_path: Path
 ) -> None:
     assert len(cluster.worker_addresses(processes)) == 2
-    assert cluster.n_threads(processes) == 2
+    assert cluster.Watch(processes, 60.0).n_threads() == 2
     result = jobs.train(job_tables(log, tmp_path, training=FOUR_EPOCHS), processes)
     assert result.parameters_sha256 == expected
 

@@ -1,0 +1,197 @@
+"""Checkpoints of a run on a cluster: workers write the blocks while the next rounds train, the driver commits.
+
+The driver never waits: it offers a snapshot after every average, and a thread of its own writes the newest one offered.
+Checkpoints that would take more than a twentieth of the time are left out, so small rounds are not slowed down; which
+ones are left out changes nothing in the parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, get_worker, secede
+
+from dfm import storage
+from dfm.checkpoint import (
+    BlockFile,
+    Checkpoint,
+    CheckpointFolder,
+    Conflict,
+    Identity,
+    SavedBlock,
+    read_block,
+    write_block,
+)
+from dfm.distributed.rounds import Block
+from dfm.errors import ClusterError
+from dfm.params import Layout
+
+logger = logging.getLogger(__name__)
+LARGEST_SHARE = 0.05
+"""Part of the time that checkpoints may take."""
+_FIRST = 100
+"""Priority of the tasks that save: a block must not wait behind the training tasks of rounds to come."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run after `rounds_done` averages. `blocks_at`, `best_at`: the averages that made the blocks."""
+
+    rounds_done: int
+    state: Mapping[str, Any]
+    blocks_at: int
+    blocks: Sequence[Future]
+    best_at: int
+    best_blocks: Sequence[Future]
+
+
+def save_block(
+    url: str, rounds_done: int, number: int, block: Block, options: storage.Options
+) -> tuple[BlockFile, float]:
+    """Write one block from a worker, beside its training thread; the file and the seconds that it took."""
+    if _on_a_worker():
+        secede()  # the thread no longer counts: the next training task starts at once
+    started = time.perf_counter()
+    saved = SavedBlock(block.start, block.table, block.momentum)
+    return write_block(url, rounds_done, number, saved, options), time.perf_counter() - started
+
+
+def load_block(url: str, file: BlockFile, layout: Layout, options: storage.Options) -> Block:
+    """One block of a checkpoint, checked."""
+    saved = read_block(url, file, layout, options)
+    return Block(saved.start, saved.table, saved.momentum)
+
+
+def _on_a_worker() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+class Checkpointer:
+    """Writes snapshots of one run. `by_workers`: whether the workers can write to the folder, or only this process."""
+
+    def __init__(
+        self, client: Client, folder: CheckpointFolder, identity: Identity, layout: Layout, by_workers: bool
+    ) -> None:
+        self._client, self._folder, self._identity, self._layout = client, folder, identity, layout
+        self._by_workers = by_workers
+        self._files: dict[int, tuple[BlockFile, ...]] = {}
+        self._pending: Snapshot | None = None
+        self._busy = self._closing = self._hurried = False
+        self._conflict: Conflict | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
+        self._thread.start()
+        self.seconds = 0.0
+        """Time that workers or this process spent on writing so far."""
+        self.committed: Checkpoint | None = None
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Let this snapshot be the next one written. ClusterError where another run has taken over the folder."""
+        with self._changed:
+            if self._conflict is not None:
+                raise ClusterError(str(self._conflict)) from self._conflict
+            self._pending = snapshot
+            self._changed.notify_all()
+
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait until the newest snapshot is written, or could not be."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._busy and self._pending is None, timeout)
+            self._hurried = False
+
+    def close(self) -> None:
+        """End the thread; a snapshot that waits is not written any more."""
+        with self._changed:
+            self._closing, self._pending = True, None
+            self._changed.notify_all()
+        self._thread.join(timeout=60.0)
+
+    def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
+        """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
+        self._files[checkpoint.state["progress"]["blocks_at"]] = checkpoint.blocks
+        if checkpoint.state["best"] is not None:
+            self._files[checkpoint.state["best"]["at"]] = checkpoint.best
+        loaded = {file: self._load(file) for file in dict.fromkeys((*checkpoint.blocks, *checkpoint.best))}
+        return [loaded[file] for file in checkpoint.blocks], [loaded[file] for file in checkpoint.best]
+
+    def _load(self, file: BlockFile) -> Future:
+        arguments = self._folder.url, file, self._layout, self._folder.options
+        if self._by_workers:
+            return self._client.submit(load_block, *arguments, pure=False)
+        (future,) = self._client.scatter([load_block(*arguments)], hash=False)
+        return future
+
+    # ------------------------------------------------------------------------------------ in the thread ----
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None or self._closing)
+                if self._closing:
+                    return
+                snapshot, self._pending, self._busy = self._pending, None, True
+            assert snapshot is not None
+            cost = self._write_safely(snapshot)
+            del snapshot  # the futures of its blocks are let go
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                if self._conflict is not None:
+                    return
+                pause = cost * (1 / LARGEST_SHARE - 1)
+                self._changed.wait_for(lambda: self._closing or self._hurried, pause)
+
+    def _write_safely(self, snapshot: Snapshot) -> float:
+        try:
+            return self._write(snapshot)
+        except Conflict as conflict:
+            self._conflict = conflict
+        except Exception as error:
+            if not self._closing:
+                logger.warning(
+                    "no checkpoint after round %d: %s: %s; training goes on",
+                    snapshot.rounds_done, type(error).__name__, error,
+                )  # fmt: skip
+        return 1.0
+
+    def _write(self, snapshot: Snapshot) -> float:
+        """Write what is not written yet and commit; returns the seconds spent."""
+        blocks, cost = self._save(snapshot.blocks_at, snapshot.blocks)
+        best, cost_of_best = self._save(snapshot.best_at, snapshot.best_blocks) if snapshot.best_blocks else ((), 0.0)
+        started = time.perf_counter()
+        checkpoint = Checkpoint(self._identity, snapshot.state, snapshot.rounds_done, blocks, best)
+        self._folder.commit(checkpoint)
+        self._files = {snapshot.blocks_at: blocks} | ({snapshot.best_at: best} if best else {})
+        self.committed = checkpoint
+        cost += cost_of_best + time.perf_counter() - started
+        self.seconds += cost
+        return cost
+
+    def _save(self, rounds_done: int, blocks: Sequence[Future]) -> tuple[tuple[BlockFile, ...], float]:
+        if rounds_done in self._files:
+            return self._files[rounds_done], 0.0
+        url, options = self._folder.url, self._folder.options
+        if self._by_workers:
+            tasks = [
+                self._client.submit(
+                    save_block, url, rounds_done, number, block, options, priority=_FIRST, pure=False
+                )
+                for number, block in enumerate(blocks)
+            ]  # fmt: skip
+            saved = self._client.gather(tasks)
+        else:
+            saved = [
+                save_block(url, rounds_done, number, block.result(), options) for number, block in enumerate(blocks)
+            ]
+        return tuple(file for file, _ in saved), max(seconds for _, seconds in saved)

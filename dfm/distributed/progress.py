@@ -1,0 +1,104 @@
+"""How far a training has come: what, beside the parameters, decides how it goes on. All of it fits a checkpoint."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dfm.distributed.rounds import ReplicaReport
+from dfm.errors import DivergenceError
+
+Event = dict[str, Any]
+_EXPLODED = 20.0
+"""Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
+
+
+@dataclass
+class Book:
+    """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: per process and thread."""
+
+    rounds: int = 0
+    reports: int = 0
+    rows: int = 0
+    weight: float = 0.0
+    loss: float = 0.0
+    touched_bytes: int = 0
+    seconds: float = 0.0
+    kernel_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, reports: Sequence[ReplicaReport]) -> None:
+        """Count one more round."""
+        self.rounds += 1
+        by_place: dict[str, float] = defaultdict(float, self.kernel_seconds)
+        for report in reports:
+            self.reports += 1
+            self.rows += report.tally.rows
+            self.weight += report.tally.weight
+            self.loss += report.tally.loss
+            self.touched_bytes += report.touched_bytes
+            by_place[report.place] += report.seconds
+        self.kernel_seconds = dict(by_place)
+
+    def summary(self, task: str, n_replicas: int) -> Event:
+        """Loss and speed of an epoch. What the busiest thread did not spend in the kernel counts as averaging."""
+        busiest = max(self.kernel_seconds.values(), default=0.0)
+        return {
+            **_train_metric(task, self.loss / self.weight if self.weight else float("nan")),
+            "rows_per_second": self.rows / max(self.seconds, 1e-9),
+            "seconds": self.seconds,
+            "training_seconds": busiest,
+            "averaging_seconds": max(0.0, self.seconds - busiest),
+            "bytes_per_round": 2 * self.touched_bytes * n_replicas // max(self.reports, 1),
+        }
+
+
+def _train_metric(task: str, mean_loss: float) -> dict[str, float]:
+    if task == "classification":
+        return {"train_log_loss": mean_loss}
+    return {"train_rmse": (2.0 * mean_loss) ** 0.5}
+
+
+@dataclass
+class Progress:
+    """Where a training stands: in which epoch, after how many of its rounds, and what it has seen.
+
+    rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
+    average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
+    without a better one.
+    """
+
+    epoch: int = 1
+    round: int = 0
+    rounds_done: int = 0
+    blocks_at: int = 0
+    worse: int = 0
+    rollbacks: int = 0
+    book: Book = field(default_factory=Book)
+    history: list[Event] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Stand at the start of the next epoch."""
+        self.epoch, self.round, self.book = self.epoch + 1, 0, Book()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """The progress of a checkpoint."""
+        return cls(**{**values, "book": Book(**values["book"])})
+
+
+def check_finite(epoch: int, reports: Sequence[ReplicaReport], task: str) -> None:
+    """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
+    for report in reports:
+        exploded = task == "classification" and report.tally.mean_loss > _EXPLODED
+        if not report.tally.is_finite or exploded:
+            loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
+            raise DivergenceError(
+                f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
+                "try a smaller training.learning_rate (plain sgd wants 0.001), or more L2"
+            )

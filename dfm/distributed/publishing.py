@@ -1,0 +1,59 @@
+"""The end of a run: blocks become one model with golden rows, written where the job wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dfm import storage
+from dfm.distributed import rounds
+from dfm.encoding import encode_batch
+from dfm.errors import SettingsError
+from dfm.ingest import Unit, naming_shard, read_unit
+from dfm.model import GOLDEN_ROWS, MANIFEST, FMModel
+from dfm.preparation import Reading
+from dfm.settings import Job
+from dfm.vocabulary import Vocabulary
+
+
+def check_output(job: Job) -> None:
+    """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
+    url, options = storage.join(job.output.directory, "model"), job.data.storage_options
+    if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), options):
+        raise SettingsError(
+            f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
+        )
+    try:
+        storage.check_writable(job.output.directory, options)
+    except (OSError, ImportError, ValueError) as error:
+        raise SettingsError(
+            f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
+        ) from error
+
+
+def publish_model(
+    blocks: Sequence[rounds.Block],
+    vocabulary: Vocabulary,
+    reading: Reading,
+    metadata: dict[str, Any],
+    golden_unit: Unit,
+    url: str,
+) -> str:
+    """Put the model together and save it with some golden rows; returns the fingerprint of its parameters."""
+    table = rounds.whole_table(blocks)
+    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata)
+    return model.save(url, golden_rows(reading, golden_unit), reading.storage_options)
+
+
+def golden_rows(reading: Reading, unit: Unit) -> pa.Table | None:
+    """The first good rows of a unit, as they are stored."""
+    for batch in read_unit(unit, reading.columns, reading.storage_options):
+        head = batch.data.slice(0, 4 * GOLDEN_ROWS)
+        with naming_shard(batch):
+            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, reading.task)
+        rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
+        if rows.num_rows:
+            return pa.Table.from_batches([rows])
+    return None
