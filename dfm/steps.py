@@ -21,15 +21,17 @@ from dfm.detached import is_lost
 from dfm.distributed.inputs import find_inputs, resolve_schema
 from dfm.distributed.predict import DONE
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
+from dfm.gate import Gate, Verdict, judge
 from dfm.ingest import Shard, find_shards
-from dfm.model import read_manifest
+from dfm.model import MANIFEST, read_manifest
 from dfm.preparation import fingerprint
-from dfm.promotion import Gate, Verdict
 from dfm.runs import RunRecord
 from dfm.settings import ClusterSettings, Job
 
 logger = logging.getLogger(__name__)
 OnEvent = Callable[[dict[str, Any]], None]
+START = "start.json"
+"""The model that a run goes on from, beside its results."""
 SCORED = ".scored.json"
 """What predictions were made of; hidden from readers of the folder."""
 _ATTEMPTS = 3
@@ -47,6 +49,22 @@ class Where:
 
 
 # --- training --------------------------------------------------------------------------------------------
+
+
+def pin_start(directory: str, wanted: str, options: storage.Options = None) -> str:
+    """The model that the run of a directory goes on from: the wanted one, or the champion of an alias; "" for none.
+
+    Decided once and kept in the directory. A second try then trains the same job, though the earlier model may have
+    appeared, or the champion changed, since the first one.
+    """
+    kept = storage.join(directory, START)
+    url = promotion.model_of(wanted, options) if wanted else ""
+    choice = url if url and storage.exists(storage.join(url, MANIFEST), options) else ""
+    try:
+        storage.create_bytes(kept, json.dumps({"wanted": wanted, "model": choice}).encode(), options)
+    except FileExistsError:
+        choice = str(json.loads(storage.read_bytes(kept, options))["model"])
+    return choice
 
 
 def finished_run(job: Job) -> RunRecord | None:
@@ -190,7 +208,7 @@ def publish(
     for attempt in range(1, _ATTEMPTS + 1):
         present = promotion.champion(alias, options)
         rival = evaluate_once(present.model, data, where) if present else None
-        verdict = promotion.judge(metrics, rival, gate)
+        verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0
             entry = promotion.promote(alias, candidate, verdict, order=order, seen=version, options=options)

@@ -13,19 +13,19 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
+    *("errors", "gate", "compilation", "settings", "schema", "storage", "runs", "arrays", "timesplit", "ingest"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
     "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "warmstart", "promotion", "datacheck", "export", "inspection"),
-    *("synth", "checkpoint"),
+    *("averaging", "metrics", "model", "warmstart", "promotion", "datacheck", "nightreport", "export"),
+    *("inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     "distributed.train",
     *("jobs", "detached", "steps"),
-    *("airflow.runtime", "airflow.hooks", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
+    *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
     *("airflow.tasks", "airflow.operators"),
     *("demo", "report", "cli", "__main__"),
 ]

@@ -11,7 +11,8 @@ from small_models import PLAIN, make_model
 
 from dfm import storage
 from dfm.errors import GateError, ModelError, SettingsError
-from dfm.promotion import Gate, Verdict, champion, judge, model_of, promote, rollback, versions
+from dfm.gate import Gate, Verdict, judge
+from dfm.promotion import champion, model_of, promote, rollback, versions
 
 GOOD = {
     "log_loss": 0.40, "normalized_entropy": 0.8, "calibration": 1.02, "base_rate": 0.25, "rows": 5000, "weight": 5000.0,

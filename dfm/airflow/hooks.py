@@ -21,8 +21,8 @@ _TLS = {"tls_ca_file": "ca-file", "tls_client_cert": "client.cert", "tls_client_
 class DaskHook(BaseHook):
     """Host and port are the scheduler's. Extras, all optional:
 
-    protocol ("tcp", "tls"), tls_ca_file, tls_client_cert, tls_client_key (paths on the Airflow workers), dashboard (URL);
-    without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task.
+    protocol ("tcp", "tls"), tls_ca_file, tls_client_cert, tls_client_key (paths on the Airflow workers), dashboard
+    (URL); without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task.
     """
 
     conn_name_attr = "dask_conn_id"
@@ -86,8 +86,8 @@ class DaskHook(BaseHook):
 def storage_options(connection: Any) -> dict[str, Any]:
     """What fsspec needs to reach a store, of an Airflow connection.
 
-    The extra `storage_options` if there is one; of a connection of type `aws` login, password, session token and endpoint; else
-    all extras.
+    The extra `storage_options` if there is one; of a connection of type `aws` login, password, session token and
+    endpoint; else all extras.
     """
     extra = dict(connection.extra_dejson)
     if "storage_options" in extra:

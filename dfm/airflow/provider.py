@@ -20,9 +20,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "dfm",
         "description": "Train, evaluate, publish and apply factorization machines on Dask.",
         "versions": [dfm.__version__],
-        "integrations": [
-            {"integration-name": _INTEGRATION, "external-doc-url": "https://docs.dask.org", "tags": ["software"]}
-        ],
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["software"]}],
         "operators": modules("operators"),
         "sensors": modules("sensors"),
         "hooks": modules("hooks"),

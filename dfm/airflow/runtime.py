@@ -1,10 +1,10 @@
-"""What every task needs: where its results belong, how storage and Dask are reached, what a DAG file may say of a job."""
+"""What every task needs: where its results belong, how storage and Dask are reached, what a job may hold in a DAG."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfm import storage
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dfm.steps import Where
 
 Tables = dict[str, Any]
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -66,28 +67,46 @@ def options_of(storage_conn_id: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def working_on(
-    dask_conn_id: str | None, storage_conn_id: str | None, cluster: Mapping[str, Any] | None = None
+    dask_conn_id: str | None, storage_conn_id: str | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
-    """Where a step works: on the scheduler of a connection, or on local workers; Dask's TLS is set within the block.
-
-    cluster: values of a job's [cluster] table, which those of the connection override.
-    """
+    """Where a step works: on the cluster of a connection, or on local workers; Dask's TLS is set within the block."""
     import dask
 
     from dfm.settings import ClusterSettings
     from dfm.steps import Where
 
-    known, config = dict(cluster or {}), {}
+    cluster: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     if dask_conn_id:
         from dfm.airflow.hooks import DaskHook
 
         hook = DaskHook(dask_conn_id)
-        known, config = {**known, **hook.cluster()}, hook.dask_config()
+        cluster, config = hook.cluster(), hook.dask_config()
     with dask.config.set(config):
-        yield Where(None, ClusterSettings(**known), options_of(storage_conn_id))
+        yield Where(None, ClusterSettings(**cluster), options_of(storage_conn_id), on_event)
 
 
-def report_url(url: str) -> str:
+def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
+    """Start the driver of a job where it outlives this task: on the Dask cluster, or in a process of its own."""
+    from dfm import detached
+
+    config: dict[str, Any] = {}
+    if dask_conn_id:
+        from dfm.airflow.hooks import DaskHook
+
+        config = DaskHook(dask_conn_id).dask_config()
+    if not job.cluster.scheduler:
+        detached.start(job, run_id, config)
+        return
+    import dask
+
+    from dfm.submission import submit
+
+    with dask.config.set(config):
+        submit(job, run_id)
+
+
+def link_to(url: str) -> str:
     """A local path as a link."""
     return url if "://" in url else "file://" + os.path.abspath(storage.local_path(url))
 

@@ -28,8 +28,8 @@ async def _options(storage_conn_id: str | None) -> dict[str, Any]:
 class DfmRunTrigger(BaseTrigger):
     """Fires once the run in an output location is over, or its driver is gone: {"state", "run_id"}.
 
-    Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or clears
-    the waiting task, the run is asked to stop.
+    Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
+    clears the waiting task, the run is asked to stop.
     """
 
     def __init__(self, directory: str, storage_conn_id: str | None = None, poll_interval: float = 10.0) -> None:
