@@ -32,7 +32,7 @@ class _DfmOperator(BaseOperator):
     def __init__(
         self, *, dask_conn_id: str | None = "dask_default", storage_conn_id: str | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"multiple_outputs": True, **kwargs})
         self.dask_conn_id = dask_conn_id
         self.storage_conn_id = storage_conn_id
         self.dashboard_url = ""
@@ -60,7 +60,7 @@ class DfmTrainOperator(_DfmOperator):
     Output location and run id follow from DAG, task and data interval. A try after the first waits for the driver where
     it still works, goes on from its checkpoint where it died, and returns at once where it was finished on this data.
 
-    :param job: job file, or its tables; checked when the DAG is parsed, templates included
+    :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
     :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
@@ -85,7 +85,7 @@ class DfmTrainOperator(_DfmOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.job = runtime.tables_of(job, overrides)
+        self.job = runtime.tables_of(self._in_full(job), overrides)
         if not models and not self.job.get("output", {}).get("directory"):
             raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
         self.models = models
@@ -93,6 +93,12 @@ class DfmTrainOperator(_DfmOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._running: tuple[str, dict[str, Any]] | None = None
+
+    def _in_full(self, job: Any) -> Any:
+        """A job file that is named without a folder lies beside the DAG's file."""
+        if not isinstance(job, str | os.PathLike) or os.path.isabs(job) or not self.has_dag():
+            return job
+        return os.path.join(os.path.dirname(self.dag.fileloc), job)
 
     def work(self, context: Any) -> dict[str, Any]:
         """Train here, or have it done elsewhere and wait in the triggerer."""
@@ -238,19 +244,19 @@ class DfmPredictOperator(_DfmOperator):
 
     :param model: URL of a model, or of an alias for its champion
     :param data: paths, folders, globs or URLs of Parquet files
-    :param output: folder or URL of the parts; those of an earlier model are replaced
+    :param scores: folder or URL of the parts; those of an earlier model are replaced
     :param keep: input columns to keep; by default all
     :param on_bad_rows: "error" or "skip"
     """
 
-    template_fields: Sequence[str] = ("model", "data", "output", "keep", "dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id", "storage_conn_id")
 
     def __init__(
         self,
         *,
         model: str,
         data: str | Sequence[str],
-        output: str,
+        scores: str,
         keep: Sequence[str] = (),
         on_bad_rows: str = "error",
         **kwargs: Any,
@@ -258,12 +264,14 @@ class DfmPredictOperator(_DfmOperator):
         super().__init__(**kwargs)
         self.model = model
         self.data = data
-        self.output = output
+        self.scores = scores
         self.keep = list(keep)
         self.on_bad_rows = on_bad_rows
 
     def work(self, context: Any) -> dict[str, Any]:
-        """Score; scores of the same model and shards are left alone."""
+        """Score; scores of the same model and shards are left alone. Skipped as long as an alias has no champion."""
+        if not tasks.is_model(self.model, self.storage_conn_id):
+            raise AirflowSkipException(f"there is no model at {self.model} yet")
         return tasks.predict(
-            self.model, self.data, self.output, self.keep, self.dask_conn_id, self.storage_conn_id, self.on_bad_rows
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_conn_id, self.on_bad_rows
         )  # fmt: skip

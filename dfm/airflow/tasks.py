@@ -136,6 +136,15 @@ def predict(
         return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
 
 
+def is_model(url: str, storage_conn_id: str | None = None) -> bool:
+    """Whether there is a model at a URL, or a champion behind an alias."""
+    from dfm import promotion, storage
+    from dfm.model import MANIFEST
+
+    options = runtime.options_of(storage_conn_id)
+    return storage.exists(storage.join(promotion.model_of(url, options), MANIFEST), options)
+
+
 def rollback(alias: str, reason: str = "", storage_conn_id: str | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
     from dfm import promotion
