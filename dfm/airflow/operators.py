@@ -117,19 +117,18 @@ class DfmTrainOperator(_DfmOperator):
             self.defer(
                 trigger=DfmRunTrigger(job.output.directory, self.storage_conn_id, self.poll_interval),
                 method_name="execute_complete",
-                kwargs={"directory": job.output.directory},
                 timeout=self.execution_timeout,
             )
         return self._result(job.output.directory, dict(job.data.storage_options))
 
-    def execute_complete(self, context: Any, event: dict[str, Any], directory: str) -> dict[str, Any]:
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
         if event["state"] == "lost":
             raise AirflowException(
                 f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
             )
         try:
-            return self._result(directory, runtime.options_of(self.storage_conn_id))
+            return self._result(event["directory"], runtime.options_of(self.storage_conn_id))
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 

@@ -26,7 +26,7 @@ async def _options(storage_conn_id: str | None) -> dict[str, Any]:
 
 
 class DfmRunTrigger(BaseTrigger):
-    """Fires once the run in an output location is over, or its driver is gone: {"state", "run_id"}.
+    """Fires once the run in an output location is over, or its driver is gone: {"state", "run_id", "directory"}.
 
     Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
     clears the waiting task, the run is asked to stop.
@@ -58,7 +58,8 @@ class DfmRunTrigger(BaseTrigger):
             else:
                 state = _state_of(record)
                 if state:
-                    yield TriggerEvent({"state": state, "run_id": record.run_id if record else ""})
+                    run_id = record.run_id if record else ""
+                    yield TriggerEvent({"state": state, "run_id": run_id, "directory": self.directory})
                     return
             await asyncio.sleep(self.poll_interval)
 
