@@ -1,4 +1,4 @@
-"""What a retry does: it goes on from the checkpoint after a kill, waits for a driver that works, stops when asked to."""
+"""What a retry does: it goes on from the checkpoint after a kill, waits for a driver at work, stops when asked to."""
 
 from __future__ import annotations
 

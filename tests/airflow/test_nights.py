@@ -1,4 +1,4 @@
-"""The nightly DAG on real parts: nights in a row, the same night twice, many nights at once, a model that is refused."""
+"""The nightly DAG on real parts: nights in a row, one of them twice, many at once, a model that is refused."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_xcom_holds_names_and_numbers_only(two_nights):
 
 
 def test_three_nights_at_once_do_not_collide(cluster: DaskCluster, log: Path, airflow_home: Path, tmp_path: Path):
-    """Each `airflow dags test` has a database of its own, as SQLite takes one writer; log, output and Dask are shared."""
+    """Each `airflow dags test` has its own database, as SQLite takes one writer; log, output and Dask are shared."""
     days = {"2026-11-15": "2026-11-16", "2026-11-16": "2026-11-17", "2026-11-17": "2026-11-18"}
     output = tmp_path / "output"
     processes = []
