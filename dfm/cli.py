@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dfm import cli_runs
 from dfm.errors import DfmError
 from dfm.report import Reporter, metrics_table, plan_table
 
@@ -33,6 +34,9 @@ def cli(verbose: bool) -> None:
     logger = logging.getLogger("dfm")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+cli_runs.register(cli.add_command)
 
 
 def main() -> None:
@@ -93,16 +97,16 @@ def _settings(scheduler: str | None, workers: int) -> Any:
     default=None,
     help="Go on from the checkpoint that an earlier run of the same job left (the default), or delete it.",
 )
+@click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
 @_with(_scheduler_option, _json_option)
 def train(
-    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, scheduler: str | None,
-    as_json: bool,
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, cluster_factory: str | None,
+    scheduler: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
 
-    if scheduler:
-        overrides = (*overrides, f"cluster.scheduler={scheduler}")
+    overrides = (*overrides, *cli_runs.cluster_overrides(scheduler, cluster_factory))
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")
     if dry_run:

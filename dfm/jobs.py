@@ -86,13 +86,6 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _absolute(url: str) -> str:
-    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
-    if not storage.is_local(url):
-        return url
-    return ("file://" if url.startswith("file://") else "") + os.path.abspath(storage.local_path(url))
-
-
 def evaluate(
     model: str,
     data: str | Sequence[str],
@@ -106,7 +99,7 @@ def evaluate(
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
     FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
-    scoring = Scoring(_absolute(model), on_bad_rows, storage_options=storage_options)
+    scoring = Scoring(storage.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
         tally, account = evaluate_shards(
@@ -136,8 +129,8 @@ def predict(
     """
     chosen = settings or ClusterSettings()
     FMModel.load(model, storage_options)
-    where = _absolute(output)
-    scoring = Scoring(_absolute(model), on_bad_rows, tuple(keep), where, storage_options)
+    where = storage.absolute(output)
+    scoring = Scoring(storage.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
     with cluster.client_of(chosen, client) as own:
         account = predict_shards(

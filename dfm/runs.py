@@ -118,6 +118,15 @@ def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
     return record
 
 
+def end_lost_run(job: Job, run_id: str, message: str, exit_code: int) -> None:
+    """End the record of a run whose driver could not do so itself."""
+    directory, options = job.output.directory, job.data.storage_options
+    record = read_run(directory, options)
+    if record is not None and record.run_id == run_id and not record.is_over:
+        error = {"type": "DriverLost", "message": message, "exit_code": exit_code}
+        write_run(directory, dataclasses.replace(record, state="failed", error=error, ended=now()), options)
+
+
 def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = None) -> RunRecord | None:
     """Ask the run that writes to a directory to stop; it does so at its next event and keeps its checkpoint.
 

@@ -35,6 +35,7 @@ RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 BAD_ROW_RULES = ("error", "skip")
+MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
@@ -177,6 +178,20 @@ class Size:
         if not isinstance(value, str):
             raise Illegal("Write a string with a unit.")
         parse_bytes(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Factory:
+    """The name of a function, `module:function`, or nothing."""
+
+    legal: ClassVar[str] = "a name of the form module:function"
+
+    def parse(self, value: object) -> str:
+        if value == "":
+            return ""
+        if not isinstance(value, str) or not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            raise Illegal
         return value
 
 
@@ -523,7 +538,21 @@ class ClusterSettings(Table):
 
     table = "cluster"
 
-    scheduler: str = knob("", Text(), "address of a running Dask scheduler; empty: start local workers")
+    scheduler: str = knob(
+        "",
+        Text(),
+        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS if set, else (or with "local") own workers',
+    )
+    factory: str = knob("", Factory(), "function that gives a Dask cluster (dask-jobqueue, dask-gateway, coiled, …)")
+    factory_options: Mapping[str, Any] = knob({}, TableOf(AnyOf(_SCALARS)), "arguments of the factory", secret=True)
+    min_workers: int = knob(1, Number(1, integer=True), "workers that a remote cluster must have before work begins")
+    tls_ca: str = knob("", Text(), "certificate authority (PEM file) of a tls:// scheduler; empty: Dask's own settings")
+    tls_cert: str = knob("", Text(), "this client's certificate (PEM file)")
+    tls_key: str = knob("", Text(), "this client's private key (PEM file)")
+    version_mismatch: str = knob(
+        "error", Options(MISMATCH_RULES), "when client, scheduler and workers do not run the same versions"
+    )
+    install_dfm: bool = knob(False, Flag(), "send this dfm to a scheduler and workers that have none")
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
@@ -531,6 +560,18 @@ class ClusterSettings(Table):
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
     dashboard: bool = knob(False, Flag(), "serve Dask's dashboard from the local cluster")
+
+    def _check(self) -> None:
+        if self.scheduler and self.factory:
+            raise SettingsError(
+                f"cluster.scheduler = {_show(self.scheduler)} and cluster.factory = {_show(self.factory)} name two "
+                "clusters; leave one of them out"
+            )
+        if (given := [key for key in ("tls_ca", "tls_cert", "tls_key") if getattr(self, key)]) and len(given) < 3:
+            raise SettingsError(
+                f"cluster.{given[0]} needs its companions: give cluster.tls_ca, cluster.tls_cert and cluster.tls_key, "
+                "or none of them (then Dask's own settings hold: distributed.comm.tls)"
+            )
 
 
 @dataclass(frozen=True)
@@ -549,9 +590,37 @@ class OutputSettings(Table):
     resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
 
 
+@dataclass(frozen=True)
+class KubernetesSettings(Table):
+    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+
+    table = "kubernetes"
+
+    namespace: str = knob("", Text(), "namespace; empty: that of the kubeconfig's context")
+    image: str = knob("dfm:latest", Text(may_be_empty=False), "image of driver, scheduler and workers")
+    service_account: str = knob("dfm", Text(may_be_empty=False), "service account of the pods (workload identity)")
+    secret: str = knob("", Text(), "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
+    pull_secret: str = knob("", Text(), "Secret for pulling the image")
+    workers: int | str = knob("auto", AnyOf((Options(("auto",)), Number(1, integer=True))), "worker pods")
+    worker_cpus: int = knob(1, Number(1, integer=True), "CPUs, and so tasks at a time, of a worker pod")
+    worker_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of a worker pod")
+    driver_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of the driver's pod")
+    scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
+    scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
+    scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
+    gpus: int = knob(0, Number(0, integer=True), "NVIDIA GPUs of a worker pod")
+    spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
+    tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
+    attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
+    deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+
+
 TABLES: dict[str, type[Table]] = {
     kind.table: kind
-    for kind in (DataSettings, Schema, ModelSettings, TrainingSettings, ClusterSettings, OutputSettings)
+    for kind in (
+        *(DataSettings, Schema, ModelSettings, TrainingSettings),
+        *(ClusterSettings, OutputSettings, KubernetesSettings),
+    )
 }
 _DETERMINES_PARAMETERS = ("data", "schema", "model", "training")
 
@@ -566,6 +635,7 @@ class Job:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
 
     def __post_init__(self) -> None:
         if self.data.validation_from and not self.schema.time:

@@ -29,6 +29,13 @@ def local_path(url: str) -> Path:
     return Path(url.removeprefix("file://")).expanduser()
 
 
+def absolute(url: str) -> str:
+    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
+    if not is_local(url):
+        return url
+    return ("file://" if url.startswith("file://") else "") + os.path.abspath(local_path(url))
+
+
 def join(url: str, name: str) -> str:
     """A file or folder below a folder."""
     return f"{url.rstrip('/')}/{name}"

@@ -20,19 +20,44 @@ ORDER = [
     "kernels.numba_cpu",
     *("averaging", "metrics", "model", "warmstart", "promotion", "datacheck", "nightreport", "export"),
     *("inspection", "synth", "checkpoint"),
-    *("distributed.release", "distributed.cluster", "distributed.placement", "distributed.inputs"),
+    *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
+    *("distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     "distributed.train",
-    *("jobs", "detached", "steps"),
-    *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
-    *("airflow.tasks", "airflow.operators"),
-    *("demo", "report", "cli", "__main__"),
+    "distributed.retire",
+    *(
+        "jobs",
+        "outcome",
+        "driver",
+        "submission",
+        "detached",
+        "steps",
+        "kubernetes.sizing",
+        "kubernetes.manifest",
+        "kubernetes.api",
+        "kubernetes.following",
+        "kubernetes.submitting",
+        "airflow.hooks",
+        "airflow.runtime",
+        "airflow.links",
+        "airflow.provider",
+        "airflow.triggers",
+        "airflow.sensors",
+        "airflow.tasks",
+        "airflow.operators",
+        "demo",
+        "report",
+        "cli_kubernetes",
+        "cli_runs",
+        "cli",
+        "__main__",
+    ),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs", "steps", "detached", "airflow.")
+WITH_DASK = ("distributed.", "jobs", "submission", "steps", "detached", "airflow.")
 WITH_CUPY = ("kernels.cupy_gpu",)
 WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}

@@ -14,6 +14,7 @@ from dfm.settings import (
     AnyOf,
     Constraint,
     DataSettings,
+    Factory,
     Flag,
     Job,
     Knob,
@@ -73,6 +74,8 @@ def illegal_values(constraint: Constraint) -> list[object]:
         return ["4XB", "4", "-4GB", "", 4, True]
     if isinstance(constraint, Text):
         return [3, True, None, ["a"]] + ([] if constraint.may_be_empty else [""])
+    if isinstance(constraint, Factory):
+        return ["module", "module:", "a b:c", 3, None, ["a:b"]]
     if isinstance(constraint, Moment):
         return [True, 1.5, None, ["a"]]
     if isinstance(constraint, AnyOf):

@@ -95,7 +95,15 @@ def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
         from dfm.airflow.hooks import DaskHook
 
         config = DaskHook(dask_conn_id).dask_config()
-    detached.start(job, run_id, config)
+    if not job.cluster.scheduler:
+        detached.start(job, run_id, config)
+        return
+    import dask
+
+    from dfm.submission import submit
+
+    with dask.config.set(config):
+        submit(job, run_id)
 
 
 def link_to(url: str) -> str:

@@ -12,11 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import cloudpickle
 import dask
 import distributed
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
@@ -24,6 +22,8 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed import release
+from dfm.distributed.joining import is_remote, remote_client
+from dfm.distributed.versions import by_value, check_versions
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
 
@@ -59,8 +59,8 @@ class _Quiet(WorkerPlugin):
 @contextlib.contextmanager
 def connect(settings: ClusterSettings) -> Iterator[Client]:
     """A client with at least one worker; a cluster started here ends with the block."""
-    if settings.scheduler:
-        with _remote_client(settings) as client:
+    if is_remote(settings):
+        with remote_client(settings) as client:
             yield client
         return
     patience = {
@@ -85,26 +85,6 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(_Quiet())
-        yield client
-
-
-@contextlib.contextmanager
-def _remote_client(settings: ClusterSettings) -> Iterator[Client]:
-    try:
-        client = Client(settings.scheduler, set_as_default=False, timeout=settings.worker_timeout)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler at {settings.scheduler} ({error}); check the address, or leave cluster.scheduler empty "
-            "to start local workers"
-        ) from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=settings.worker_timeout)
-        except TimeoutError as error:
-            raise ClusterError(
-                f"the scheduler at {settings.scheduler} had no worker within cluster.worker_timeout = "
-                f"{settings.worker_timeout} s; start workers (dask worker {settings.scheduler}) or wait longer"
-            ) from error
         yield client
 
 
@@ -214,18 +194,8 @@ def worker_addresses(client: Client) -> list[str]:
 
 def release_from_lost_workers(client: Client) -> None:
     """Let tasks that prefer a worker which no longer exists run on any; registering it twice does no harm."""
-    with _by_value(release):
+    with by_value(release):
         client.register_plugin(release.ReleaseFromLostWorkers())
-
-
-@contextlib.contextmanager
-def _by_value(module: ModuleType) -> Iterator[None]:
-    """Within, what the module defines is sent as code: the scheduler's host need not have dfm installed."""
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
 
 
 @contextlib.contextmanager
@@ -234,10 +204,13 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     out_of_memory: list[str] = []
     try:
         if client is not None:
+            check_versions(client, settings)
             with _noting_memory(client, out_of_memory):
                 yield client
         else:
             with connect(settings) as own, _noting_memory(own, out_of_memory):
+                if is_remote(settings):
+                    check_versions(own, settings)
                 yield own
     except KilledWorker as error:
         raise ClusterError(_why_killed(error, settings, out_of_memory)) from error

@@ -1,0 +1,258 @@
+"""The few requests to a Kubernetes API server that a job needs, on plain dicts, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dfm.errors import ClusterError, SettingsError
+from dfm.kubernetes.manifest import GROUP, VERSION, Manifest
+
+_PATHS = {
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "Secret": ("/api/v1", "secrets"),
+    "Pod": ("/api/v1", "pods"),
+    "Event": ("/api/v1", "events"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "DaskJob": (f"/apis/{GROUP}/{VERSION}", "daskjobs"),
+    "DaskCluster": (f"/apis/{GROUP}/{VERSION}", "daskclusters"),
+}
+_TRIES = 5
+FIRST_PAUSE = 0.5
+_GONE, _CONFLICT, _NOT_FOUND = 410, 409, 404
+_PASSING = (429, 500, 502, 503, 504)
+
+
+class NotThere(Exception):
+    """The object does not exist."""
+
+
+class Api:
+    """A namespace of a Kubernetes cluster: that of the kubeconfig's context, or the one this pod runs in."""
+
+    def __init__(self, namespace: str = "", context: str = "") -> None:
+        self._client, found = _connect(context)
+        self.namespace = namespace or found
+
+    def create(self, body: Manifest) -> Manifest:
+        """Create an object; fields that the server does not know are refused. The object as it is stored.
+
+        An attempt whose answer was lost is made again: an object of the same run that is there already is that answer.
+        """
+        query = {"fieldValidation": "Strict"}
+        try:
+            return self._json("POST", self._path(body["kind"]), query, body)
+        except _Refused as refused:
+            if refused.status != _CONFLICT:
+                raise refused.explained(body["kind"], self.namespace) from None
+            found = self.get(body["kind"], body["metadata"]["name"])
+            if refused.first or _owner(found) != _owner(body):
+                raise SettingsError(
+                    f"there is a {body['kind']} {body['metadata']['name']!r} in namespace {self.namespace!r} already; "
+                    "delete it (dfm cancel) or choose another --name"
+                ) from None
+            return found
+
+    def get(self, kind: str, name: str) -> Manifest:
+        """An object by name. NotThere where there is none."""
+        try:
+            return self._json("GET", f"{self._path(kind)}/{name}")
+        except _Refused as refused:
+            raise refused.explained(kind, self.namespace) from None
+
+    def list(self, kind: str, labels: str = "", fields: str = "") -> tuple[list[Manifest], str]:
+        """Objects of a kind, and the version of the list, from which `watch` goes on."""
+        query = {"labelSelector": labels, "fieldSelector": fields}
+        try:
+            found = self._json("GET", self._path(kind), {key: value for key, value in query.items() if value})
+        except _Refused as refused:
+            raise refused.explained(kind, self.namespace) from None
+        return found["items"], found["metadata"].get("resourceVersion", "")
+
+    def watch(self, kind: str, labels: str, since: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
+        """Changes (ADDED, MODIFIED, DELETED; object) from a version on, for so many seconds at most.
+
+        Ends early where the connection breaks, or the version is too old (410): list again, and watch from there.
+        """
+        query = {
+            "watch": "1", "labelSelector": labels, "resourceVersion": since, "timeoutSeconds": str(seconds),
+            "allowWatchBookmarks": "false",
+        }  # fmt: skip
+        try:
+            for line in self._lines(self._path(kind), query, seconds + 10.0):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return
+                yield event["type"], event["object"]
+        except _Refused as refused:
+            if refused.status != _GONE:
+                raise refused.explained(kind, self.namespace) from None
+        except _broken():
+            return
+
+    def log(self, pod: str, container: str, follow: bool, since: str = "") -> Iterator[tuple[str, str]]:
+        """Lines of a container's log with their times (RFC 3339), from a time on. Ends where the connection breaks."""
+        query = {"container": container, "follow": str(follow).lower(), "timestamps": "true"}
+        query |= {"sinceTime": since} if since else {}
+        try:
+            for line in self._lines(f"{self._path('Pod')}/{pod}/log", query, 3600.0):
+                moment, _, text = line.decode(errors="replace").partition(" ")
+                yield moment, text
+        except _Refused as refused:
+            if refused.status not in (400, _NOT_FOUND):  # the container has not started, or is gone
+                raise refused.explained("Pod", self.namespace) from None
+        except _broken():
+            return
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object and what it owns; a missing one is no error."""
+        try:
+            self._json("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
+        except _Refused as refused:
+            if refused.status != _NOT_FOUND:
+                raise refused.explained(kind, self.namespace) from None
+
+    def adopt(self, kind: str, name: str, owner: Manifest) -> None:
+        """Let an object be deleted with its owner."""
+        meta = owner["metadata"]
+        reference = {
+            "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]
+        }  # fmt: skip
+        body = {"metadata": {"ownerReferences": [reference]}}
+        try:
+            self._json("PATCH", f"{self._path(kind)}/{name}", body=body)
+        except _Refused as refused:
+            raise refused.explained(kind, self.namespace) from None
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _path(self, kind: str) -> str:
+        group, plural = _PATHS[kind]
+        return f"{group}/namespaces/{self.namespace}/{plural}"
+
+    def _json(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Manifest | None = None
+    ) -> Manifest:
+        """The answer; a server that is out of reach or out of breath is asked again, which is safe for all we ask."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                with self._request(method, path, query, body) as response:
+                    answer: Manifest = json.loads(response.read())
+                    return answer
+            except _Refused as refused:
+                refused.first = attempt == 1
+                if refused.status not in _PASSING or attempt == _TRIES:
+                    raise
+            except _broken() as error:
+                if attempt == _TRIES:
+                    raise ClusterError(
+                        f"the Kubernetes API at {self._client.configuration.host} does not answer ({error}); check the "
+                        "kubeconfig (kubectl get pods), or try again"
+                    ) from error
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        raise AssertionError
+
+    def _lines(self, path: str, query: Mapping[str, str], timeout: float) -> Iterator[bytes]:
+        rest = b""
+        with self._request("GET", path, query, None, timeout) as response:
+            for chunk in response.stream(1 << 14, decode_content=True):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+        if rest:
+            yield rest
+
+    def _request(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Manifest | None, timeout: float = 30.0
+    ) -> Any:
+        from kubernetes.client.exceptions import ApiException
+
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            answer = self._client.call_api(
+                path, method, query_params=list((query or {}).items()), body=body, auth_settings=["BearerToken"],
+                header_params={"Accept": "application/json", "Content-Type": kind}, _preload_content=False,
+                _request_timeout=(10.0, timeout), _return_http_data_only=True,
+            )  # fmt: skip
+        except ApiException as error:
+            raise _Refused(int(error.status or 0), str(error.body or error.reason or "")) from None
+        return _Answer(answer)
+
+
+class _Answer:
+    """A response as a context manager that gives its connection back."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __enter__(self) -> Any:
+        return self._response
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+        self._response.release_conn()
+
+
+class _Refused(Exception):
+    """The server answered with an error; `first`: to the first attempt."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(body)
+        self.status, self.first = status, True
+        try:
+            self.message = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            self.message = body[:500]
+
+    def explained(self, kind: str, namespace: str) -> Exception:
+        """The error for the user."""
+        remedy = {
+            401: "log in again: the kubeconfig's credentials are not accepted",
+            403: f"ask for the Role dfm-submitter in namespace {namespace!r} (deploy/kubernetes/base/access.yaml)",
+            400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
+            422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
+        }.get(self.status, "see `kubectl get events`")
+        if self.status == _NOT_FOUND:
+            if kind not in ("DaskJob", "DaskCluster") or '"' in self.message:
+                return NotThere(self.message)
+            remedy = "install the Dask operator (helm install dask-kubernetes-operator, see deploy/README.md)"
+        return ClusterError(f"Kubernetes refuses a request for a {kind} ({self.status}): {self.message}; {remedy}")
+
+
+def _owner(body: Mapping[str, Any]) -> str:
+    from dfm.kubernetes.manifest import RUN_ID
+
+    return str(body["metadata"].get("labels", {}).get(RUN_ID, ""))
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What a broken connection raises; an answer that was cut short is no JSON."""
+    from urllib3.exceptions import HTTPError
+
+    return (HTTPError, OSError, ValueError)
+
+
+def _connect(context: str) -> tuple[Any, str]:
+    """A client, and the namespace to use by default."""
+    try:
+        from kubernetes import client, config
+    except ImportError as error:
+        raise SettingsError("the Kubernetes client is missing; install dfm[kubernetes]") from error
+    configuration = client.Configuration()
+    configuration.retries = False  # urllib3's own attempts would hide what was asked how often
+    try:
+        config.load_kube_config(context=context or None, client_configuration=configuration)
+        _, active = config.list_kube_config_contexts()
+        chosen = next((c for c in config.list_kube_config_contexts()[0] if c["name"] == context), active)
+        namespace = chosen["context"].get("namespace", "default")
+    except config.ConfigException as no_kubeconfig:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            raise SettingsError(
+                f"no Kubernetes cluster is configured ({no_kubeconfig}); set KUBECONFIG, or check kubectl config view"
+            ) from None
+        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as stream:
+            namespace = stream.read().strip()
+    return client.ApiClient(configuration), namespace

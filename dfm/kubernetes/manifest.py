@@ -1,0 +1,331 @@
+"""The objects of a job: its job file, its DaskJob and what protects its driver, as plain dicts.
+
+Reasons for what looks odd are traps of the operator and of Kubernetes: see deploy/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dfm.errors import SettingsError
+from dfm.kubernetes.sizing import Sizing, quantity
+from dfm.settings import Job, KubernetesSettings
+
+Manifest = dict[str, Any]
+GROUP, VERSION = "kubernetes.dask.org", "v1"
+RUN_ID, OUTPUT, FINGERPRINT = "dfm/run-id", "dfm/output", "dfm/job-fingerprint"
+LONGEST_NAME = 53
+"""A longer one leaves no room for "-scheduler": its cluster fails, and the driver starts all the same."""
+USER = 10001
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_TLS = "/etc/dfm-tls"
+_API_ROUTES = [
+    *("distributed.http.scheduler.prometheus", "distributed.http.scheduler.info", "distributed.http.scheduler.json"),
+    *(
+        "distributed.http.health",
+        "distributed.http.proxy",
+        "distributed.http.statics",
+        "distributed.http.scheduler.api",
+    ),
+]
+"""Dask's own routes and the one by which the operator retires workers; without it scaling down loses their data."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job on its way to Kubernetes. An empty run_id: the driver makes one itself."""
+
+    name: str
+    namespace: str
+    job: Job
+    sizing: Sizing
+    run_id: str = ""
+
+    @property
+    def settings(self) -> KubernetesSettings:
+        """The job's [kubernetes]."""
+        return self.job.kubernetes
+
+
+def name_for(stem: str, run_id: str) -> str:
+    """A name of a DaskJob, unique to the run."""
+    cleaned = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[: LONGEST_NAME - len(run_id) - 1].strip("-")
+    return f"{cleaned or 'dfm'}-{run_id}"
+
+
+def check_name(name: str) -> None:
+    """SettingsError where the operator would choke on a name."""
+    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise SettingsError(
+            f"{name!r} is no name for a DaskJob: at most {LONGEST_NAME} of a-z, 0-9 and -, beginning and ending with a "
+            "letter or digit"
+        )
+
+
+def objects(submission: Submission) -> list[Manifest]:
+    """All objects of a job in the order of their creation: the job file, the DaskJob, the driver's protection."""
+    check_name(submission.name)
+    return [job_file(submission), dask_job(submission), disruption_budget(submission)]
+
+
+def job_file(submission: Submission) -> Manifest:
+    """The job file for the driver. Where it holds storage options it is a Secret."""
+    has_secrets = bool(submission.job.data.storage_options)
+    text = to_toml(_for_the_cluster(submission.job).to_dict(secrets=True))
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret" if has_secrets else "ConfigMap",
+        "metadata": _metadata(submission, f"{submission.name}-job"),
+        "stringData" if has_secrets else "data": {"job.toml": text},
+    }
+
+
+def _for_the_cluster(job: Job) -> Job:
+    """The job as the driver reads it in its pod: on the cluster of its DaskJob, whose address is in the environment."""
+    cluster = replace(job.cluster, scheduler="", factory="", factory_options={}, tls_ca="", tls_cert="", tls_key="")
+    return replace(job, cluster=replace(cluster, cache="dfm-cache", worker_timeout=max(cluster.worker_timeout, 600.0)))
+
+
+def dask_job(submission: Submission) -> Manifest:
+    """The DaskJob: the driver's pod and its Dask cluster."""
+    name = submission.name
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "DaskJob",
+        "metadata": _metadata(submission, name),
+        "spec": {
+            "job": {"spec": _driver_pod(submission)},
+            "cluster": {
+                "spec": {
+                    "worker": {"replicas": submission.sizing.workers, "spec": _worker_pod(submission)},
+                    "scheduler": {"spec": _scheduler_pod(submission), "service": _service(name)},
+                }
+            },
+        },
+    }
+
+
+def disruption_budget(submission: Submission) -> Manifest:
+    """Nodes are not drained below the driver, which nothing recreates."""
+    labels = {"dask.org/cluster-name": submission.name, "dask.org/component": "job-runner"}
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(submission, f"{submission.name}-driver"),
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels}},
+    }
+
+
+def _metadata(submission: Submission, name: str) -> Manifest:
+    annotations = {OUTPUT: submission.job.output.directory, FINGERPRINT: submission.job.fingerprint()}
+    labels = {"app.kubernetes.io/name": "dfm", "app.kubernetes.io/managed-by": "dfm"}
+    if submission.run_id:
+        labels[RUN_ID] = submission.run_id
+    metadata = {"name": name, "labels": labels, "annotations": annotations}
+    return {**metadata, "namespace": submission.namespace} if submission.namespace else metadata
+
+
+# --- pods ------------------------------------------------------------------------------------------------
+
+
+def _driver_pod(submission: Submission) -> Manifest:
+    settings = submission.settings
+    arguments = ["dfm", "drive", "/etc/dfm/job.toml", "--attempts", str(settings.attempts)]
+    arguments += ["--run-id", submission.run_id] if submission.run_id else []
+    # Two thirds of the workers are enough to begin with; the others join when nodes are found for them.
+    arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
+    container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
+    container["volumeMounts"].append({"name": "job", "mountPath": "/etc/dfm", "readOnly": True})
+    pod = _pod(submission, container, "job-runner")
+    source = {"secret": {"secretName": f"{submission.name}-job"}}
+    if not submission.job.data.storage_options:
+        source = {"configMap": {"name": f"{submission.name}-job"}}
+    pod["volumes"].append({"name": "job", **source})
+    pod["restartPolicy"] = "Never"  # OnFailure, the operator's default, restarts for ever what cannot succeed
+    if settings.deadline:
+        pod["activeDeadlineSeconds"] = settings.deadline
+    return pod
+
+
+def _scheduler_pod(submission: Submission) -> Manifest:
+    arguments = ["dask", "scheduler", "--port", "8786", "--dashboard-address", ":8787"]
+    arguments += ["--protocol", "tls"] if submission.settings.tls_secret else []
+    container = _container(submission, "scheduler", arguments, submission.sizing.scheduler_memory, 1)
+    container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": json.dumps(_API_ROUTES)})
+    container["ports"] = [
+        {"name": "tcp-comm", "containerPort": 8786, "protocol": "TCP"},
+        {"name": "http-dashboard", "containerPort": 8787, "protocol": "TCP"},
+    ]
+    container["readinessProbe"] = _probe("http-dashboard", 5, 3)
+    container["livenessProbe"] = _probe("http-dashboard", 15, 8)
+    return _pod(submission, container, "scheduler")
+
+
+def _worker_pod(submission: Submission) -> Manifest:
+    settings, sizing = submission.settings, submission.sizing
+    arguments = ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", str(sizing.worker_cpus)]
+    arguments += ["--memory-limit", str(sizing.worker_memory), "--local-directory", "/scratch"]
+    arguments += ["--dashboard-address", ":8788", "--death-timeout", "600"]
+    arguments += ["--protocol", "tls"] if settings.tls_secret else []
+    arguments += ["--resources", f"GPU={settings.gpus}"] if settings.gpus else []
+    container = _container(submission, "worker", arguments, sizing.worker_memory, sizing.worker_cpus)
+    # Mapped partitions count as a process's memory for Dask, though the system takes their pages back: the pod's limit
+    # is what ends a worker that really needs too much.
+    for key in ("PAUSE", "TERMINATE"):
+        container["env"].append({"name": f"DASK_DISTRIBUTED__WORKER__MEMORY__{key}", "value": "False"})
+    container["ports"] = [{"name": "http-dashboard", "containerPort": 8788, "protocol": "TCP"}]
+    container["readinessProbe"] = _probe("http-dashboard", 5, 3)
+    container["livenessProbe"] = _probe("http-dashboard", 15, 8)
+    container["lifecycle"] = {"preStop": {"exec": {"command": ["python", "-m", "dfm.distributed.retire"]}}}
+    container["volumeMounts"].append({"name": "scratch", "mountPath": "/scratch"})
+    pod = _pod(submission, container, "worker")
+    pod["volumes"].append(_scratch(submission))
+    pod["terminationGracePeriodSeconds"] = 25 if settings.spot else 60
+    if settings.gpus:
+        container["resources"]["limits"]["nvidia.com/gpu"] = str(settings.gpus)
+        pod["tolerations"].append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    if settings.spot:
+        pod["tolerations"] += [_tolerated(key) for key in _SPOT_TAINTS]
+    return pod
+
+
+_SPOT_TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "karpenter.sh/disruption", "spot")
+
+
+def _tolerated(key: str) -> Manifest:
+    return {"key": key, "operator": "Exists"}
+
+
+def _scratch(submission: Submission) -> Manifest:
+    size = quantity(submission.sizing.scratch)
+    if not submission.settings.scratch_claim:
+        return {"name": "scratch", "emptyDir": {"sizeLimit": size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": submission.settings.scratch_claim,
+        "resources": {"requests": {"storage": size}},
+    }
+    return {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+
+
+def _pod(submission: Submission, container: Manifest, component: str) -> Manifest:
+    settings = submission.settings
+    labels = {"dask.org/cluster-name": submission.name, "dask.org/component": component}
+    pod: Manifest = {
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        # Else a job called dfm would find DFM_SCHEDULER_PORT and the like among its variables.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationGracePeriodSeconds": 30,
+        "tolerations": [],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+            }
+        ],
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}],
+    }
+    if settings.pull_secret:
+        pod["imagePullSecrets"] = [{"name": settings.pull_secret}]
+    if settings.tls_secret:
+        pod["volumes"].append({"name": "tls", "secret": {"secretName": settings.tls_secret, "defaultMode": 0o440}})
+    return pod
+
+
+def _container(submission: Submission, name: str, arguments: list[str], memory: int, cpus: int) -> Manifest:
+    settings = submission.settings
+    limit = quantity(memory)
+    container: Manifest = {
+        "name": name,
+        "image": settings.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+        "env": _environment(submission),
+        "resources": {"requests": {"cpu": str(cpus), "memory": limit}, "limits": {"memory": limit}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    if settings.secret:
+        container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
+    if settings.tls_secret:
+        container["volumeMounts"].append({"name": "tls", "mountPath": _TLS, "readOnly": True})
+    return container
+
+
+def _environment(submission: Submission) -> list[Manifest]:
+    values = {"HOME": "/tmp", "NUMBA_CACHE_DIR": "/tmp/numba", "DASK_TEMPORARY_DIRECTORY": "/tmp"}
+    if submission.settings.tls_secret:
+        comm = "DASK_DISTRIBUTED__COMM__"
+        # The operator gives tcp:// to every container that has no address of its own.
+        namespace = submission.namespace or "default"
+        values["DASK_SCHEDULER_ADDRESS"] = f"tls://{submission.name}-scheduler.{namespace}.svc.cluster.local:8786"
+        values[f"{comm}REQUIRE_ENCRYPTION"] = "True"
+        values[f"{comm}TLS__CA_FILE"] = f"{_TLS}/ca.crt"
+        for role in ("SCHEDULER", "WORKER", "CLIENT"):
+            values[f"{comm}TLS__{role}__CERT"] = f"{_TLS}/tls.crt"
+            values[f"{comm}TLS__{role}__KEY"] = f"{_TLS}/tls.key"
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _probe(port: str, period: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": "/health", "port": port},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _service(name: str) -> Manifest:
+    return {
+        "type": "ClusterIP",
+        "selector": {"dask.org/cluster-name": name, "dask.org/component": "scheduler"},
+        "ports": [
+            {"name": "tcp-comm", "protocol": "TCP", "port": 8786, "targetPort": "tcp-comm"},
+            {"name": "http-dashboard", "protocol": "TCP", "port": 8787, "targetPort": "http-dashboard"},
+        ],
+    }
+
+
+# --- the job file ----------------------------------------------------------------------------------------
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of a job as a TOML file."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {_value(value)}" for key, value in table.items() if key not in inner]
+        for key, values in inner.items():
+            if values:
+                lines += [f"[{name}.{key}]", *(f"{_value(k)} = {_value(v)}" for k, v in values.items())]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    # What JSON and TOML differ in: TOML wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

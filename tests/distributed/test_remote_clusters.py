@@ -1,0 +1,222 @@
+"""What a cluster of other people's making may lack: workers, dfm, our versions; and what it may do: grow and shrink."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+from real_cluster import real_cluster
+from small_jobs import in_process_client, job_tables
+
+import dfm
+from dfm import jobs
+from dfm.distributed import carried, cluster, joining, versions
+from dfm.errors import ClusterError, SettingsError
+from dfm.settings import ClusterSettings
+
+SAME = {"python": "3.12", "dfm": "1", "dask": "2", "distributed": "2", "numba": "3", "numpy": "4", "pyarrow": "5"}
+
+
+# --- versions -------------------------------------------------------------------------------------------
+
+
+def test_the_same_versions_are_no_mismatch() -> None:
+    assert versions.mismatches({"client": SAME, "scheduler": SAME, "worker a": SAME}) == []
+
+
+def test_a_mismatch_names_the_package_its_versions_and_who_has_which() -> None:
+    old = {**SAME, "numba": "2.9"}
+    found = {"client": SAME, "scheduler": {**SAME, "dfm": None}, "worker a": old, "worker b": old, "worker c": old}
+    assert versions.mismatches(found) == [
+        "dfm 1 on client and worker a and 2 more workers, missing on scheduler",
+        "numba 3 on client and scheduler, 2.9 on worker a and 2 more workers",
+    ]
+
+
+@pytest.fixture
+def other_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """A client whose one worker says that it has another numba."""
+    with in_process_client(1) as client:
+        ask = client.get_versions
+
+        def answer(**arguments: Any) -> Any:
+            found = ask(**arguments)
+            for worker in found["workers"].values():
+                worker["packages"] = {**worker["packages"], "numba": "0.1"}
+            return found
+
+        monkeypatch.setattr(client, "get_versions", answer)
+        yield client
+
+
+def test_a_job_does_not_begin_on_other_versions_unless_told_to(
+    log: Path, other_worker: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    with pytest.raises(ClusterError, match=r"numba .* on client and scheduler, 0\.1 on worker .* install the same"):
+        jobs.train(job_tables(log, tmp_path), other_worker, on_event=lambda event: events.append(event["event"]))
+    assert events == ["plan"]
+    tables = job_tables(log, tmp_path, cluster={"version_mismatch": "warn"})
+    assert jobs.train(tables, other_worker).history
+    assert "0.1 on worker" in caplog.text
+
+
+# --- dfm is carried -------------------------------------------------------------------------------------
+
+
+BARE = """
+import importlib.metadata, runpy, site, sys
+packages = {packages!r}
+sys.path.append(packages)
+sys.argv[0] = "dask"
+runpy.run_module("dask", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_dask(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The command dask of a Python that has everything but dfm: its packages are linked into a folder of their own."""
+    folder = tmp_path_factory.mktemp("bare")
+    packages = folder / "packages"
+    packages.mkdir()
+    for place in {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}:
+        for entry in Path(place).iterdir():
+            if not entry.name.startswith(("dfm", "_dfm", "__editable__", "_editable")) and entry.suffix != ".pth":
+                (packages / entry.name).symlink_to(entry)
+    (folder / "bare_dask.py").write_text(BARE.format(packages=str(packages)))
+    return (sys.executable, "-S", "-E", str(folder / "bare_dask.py"))
+
+
+def test_dfm_reaches_workers_that_lack_it_when_it_may(log: Path, bare_dask: tuple[str, ...], tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": "", "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{tmp_path}/numba")}
+    with real_cluster(tmp_path / "cluster", 1, dask=bare_dask, environment=environment) as bare:
+        here = {"scheduler": bare.address, "worker_timeout": 120}
+        with pytest.raises(ClusterError, match=r"missing on scheduler and worker .* set cluster\.install_dfm = true"):
+            jobs.train(job_tables(log, tmp_path, cluster=here))
+        allowed = job_tables(log, tmp_path, cluster={**here, "install_dfm": True})
+        result = jobs.train(allowed)
+        assert result.model.parameters_sha256() == result.parameters_sha256
+        bare.start_worker("late")  # a worker that joins afterwards has it too
+        with Client(bare.address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=120)
+            found = client.run(lambda: __import__("dfm").__file__)
+        assert len(found) == 2
+        assert all("dfm-wheel-" in path for path in found.values())
+        assert jobs.train(allowed).parameters_sha256 == result.parameters_sha256
+
+
+def test_the_wheel_can_be_installed_and_imported(tmp_path: Path) -> None:
+    import importlib.metadata
+    import zipfile
+
+    (tmp_path / "dfm.whl").write_bytes(versions.build_wheel())
+    with zipfile.ZipFile(tmp_path / "dfm.whl") as wheel:
+        names = wheel.namelist()
+        wheel.extractall(tmp_path / "installed")
+    assert {"dfm/__init__.py", "dfm/cli.py", "dfm/kernels/simd.py"} <= {*names}
+    found = {each.metadata["Name"]: each for each in importlib.metadata.distributions(path=[f"{tmp_path}/installed"])}
+    assert found["dfm"].version == dfm.__version__
+    assert any(line.startswith("dask") for line in found["dfm"].requires or [])
+    assert versions.build_wheel() == versions.build_wheel()
+
+
+def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(sys.path)
+    carried.unpack(b"no wheel", "digest", dfm.__version__)
+    assert sys.path == before
+    monkeypatch.setattr(carried, "_FOLDERS", {"another digest": "/there"})
+    with pytest.raises(RuntimeError, match="another build of dfm was sent here before; restart the cluster"):
+        carried.unpack(b"no wheel", "digest", dfm.__version__)
+
+
+# --- who comes, and when --------------------------------------------------------------------------------
+
+
+def test_too_few_workers_in_time_are_counted(log: Path, client: Client) -> None:
+    settings = ClusterSettings(scheduler=client.scheduler.address, min_workers=3, worker_timeout=0.3)
+    with pytest.raises(ClusterError, match=r"had 1 of 3 workers within cluster\.worker_timeout = 0\.3 s; start"):
+        cluster.connect(settings).__enter__()
+
+
+def make_cluster(n_workers: int = 1, adaptive: bool = False) -> LocalCluster:
+    """A factory as users write them."""
+    made = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=":0")
+    if adaptive:
+        made.adapt(minimum=0, maximum=2, interval="100ms", wait_count=30)
+    return made
+
+
+@pytest.fixture
+def factory(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(sys.modules, "clusters_of_ours", sys.modules[__name__])
+    return "clusters_of_ours:make_cluster"
+
+
+def test_a_job_runs_on_the_cluster_of_a_factory(log: Path, factory: str, client: Client, tmp_path: Path) -> None:
+    table = {"factory": factory, "factory_options": {"n_workers": 2}, "min_workers": 2}
+    result = jobs.train(job_tables(log, tmp_path, cluster=table))
+    assert result.parameters_sha256 == jobs.train(job_tables(log, tmp_path), client).parameters_sha256
+
+
+def test_an_adaptive_cluster_without_workers_is_woken(factory: str) -> None:
+    settings = ClusterSettings(factory=factory, factory_options={"n_workers": 0, "adaptive": True})
+    with cluster.connect(settings) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no_such_module:f", "cannot be imported"),
+        ("os:no_such_function", "cannot be imported"),
+        ("contextlib:nullcontext", "gave a nullcontext; it must give a Dask cluster or a client"),
+    ],
+)
+def test_a_factory_that_gives_no_cluster_is_named(name: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        cluster.connect(ClusterSettings(factory=name)).__enter__()
+
+
+def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, client: Client, tmp_path: Path) -> None:
+    training = {"n_epochs": 6, "averages_per_epoch": 2}
+    expected = jobs.train(job_tables(log, tmp_path, training=training), client).parameters_sha256
+    sizes = {1: 3, 3: 1, 4: 2}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as changing,
+        Client(changing, set_as_default=False) as own,
+    ):
+
+        def rescale(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and (size := sizes.get(event["epoch"])):
+                changing.scale(size)
+                if size > 1:
+                    own.wait_for_workers(size, timeout=60)
+
+        result = jobs.train(job_tables(log, tmp_path / "changing", training=training), own, on_event=rescale)
+    assert result.parameters_sha256 == expected
+
+
+def test_the_scheduler_comes_from_the_job_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    assert joining.scheduler_address(ClusterSettings()) == ""
+    with dask.config.set({"scheduler-address": "tcp://there:8786"}):
+        assert joining.scheduler_address(ClusterSettings()) == "tcp://there:8786"
+        assert joining.scheduler_address(ClusterSettings(scheduler="tcp://here:1")) == "tcp://here:1"
+        assert not joining.is_remote(ClusterSettings(scheduler="local"))
+        assert joining.is_remote(ClusterSettings(factory="a:b"))
+        assert joining.scheduler_address(ClusterSettings(factory="a:b")) == ""
+
+
+def test_two_clusters_and_half_a_certificate_are_refused() -> None:
+    with pytest.raises(SettingsError, match="name two clusters; leave one of them out"):
+        ClusterSettings(scheduler="tcp://x:1", factory="a:b")
+    with pytest.raises(SettingsError, match=r"cluster\.tls_ca needs its companions"):
+        ClusterSettings(tls_ca="ca.pem")
+    with pytest.raises(SettingsError, match="module:function"):
+        ClusterSettings(factory="not a name")
