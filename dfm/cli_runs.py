@@ -28,9 +28,7 @@ _options = click.option(
 )
 _run_argument = click.argument("run")
 _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
-_namespace = click.option(
-    "--namespace", default="", help="With --kubernetes: default: the kubeconfig's."
-)
+_namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
 _context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
 _EVERY = 1.0

@@ -9,9 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dfm import runs, storage
 from dfm.errors import DfmError
@@ -21,14 +19,13 @@ LOG = "driver.log"
 """What the driver prints, beside its results where these are on this machine."""
 
 
-def start(job: Job, run_id: str, dask_config: Mapping[str, Any] | None = None) -> None:
+def start(job: Job, run_id: str) -> None:
     """Start the driver of a job and leave it alone; `dfm.runs.read_run(job.output.directory)` tells how it does.
 
     The job passes through a file that only this user can read, as it may hold credentials; the driver removes it.
-    dask_config: settings of Dask for the driver, by their dotted names.
     """
     runs.submitted(job, run_id, job.cluster.scheduler)
-    order = {"job": job.to_dict(secrets=True), "run_id": run_id, "dask": dict(dask_config or {})}
+    order = {"job": job.to_dict(secrets=True), "run_id": run_id}
     handle, path = tempfile.mkstemp(prefix="dfm-driver-", suffix=".json")
     with os.fdopen(handle, "w") as stream:
         json.dump(order, stream)
@@ -49,13 +46,16 @@ def _log(job: Job) -> Path:
     return folder / LOG
 
 
-def is_lost(record: runs.RunRecord, patience: float = runs.STALE_SECONDS) -> bool:
-    """Whether the driver is gone: a process of this machine that is no more, or not heard of for `patience` seconds."""
-    if record.is_over:
+def is_lost(record: runs.RunRecord, by_process: bool = True) -> bool:
+    """Whether the driver is gone: not heard of for a minute or, `by_process`, a process of this machine that is no more.
+
+    by_process: false for a driver that Dask starts again on another worker when its process dies.
+    """
+    if record.state != "running":
         return False
-    if record.state == "running" and record.host == socket.gethostname() and not _is_alive(record.pid):
+    if by_process and record.host == socket.gethostname() and not _is_alive(record.pid):
         return True
-    return record.state == "running" and record.is_stale(patience)
+    return record.is_stale()
 
 
 def _is_alive(pid: int) -> bool:
@@ -74,10 +74,6 @@ def main(path: str) -> int:
 
     order = json.loads(Path(path).read_text())
     Path(path).unlink()
-    if order["dask"]:
-        import dask
-
-        dask.config.set(order["dask"])
     job = Job.from_dict(order["job"])
     try:
         result = jobs.train(job, run_id=order["run_id"])

@@ -86,12 +86,15 @@ def finished_run(job: Job) -> RunRecord | None:
     return record if manifest.get("data_fingerprint") == fingerprint(_identities(shards)) else None
 
 
-def running_driver(job: Job) -> RunRecord | None:
-    """The record of this job's driver where one is at work; None where it is over, or died without a word."""
+def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
+    """The record of this job's driver where one is at work; None where it is over, or died without a word.
+
+    by_process: whether the death of its process is its end (`dfm.detached.is_lost`).
+    """
     record = runs.read_run(job.output.directory, job.data.storage_options)
     if record is None or record.is_over or record.job_fingerprint != job.fingerprint():
         return None
-    return None if is_lost(record) else record
+    return None if is_lost(record, by_process) else record
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:

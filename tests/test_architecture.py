@@ -57,7 +57,7 @@ ORDER = [
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs", "submission", "steps", "detached", "airflow.")
+WITH_DASK = ("distributed.", "jobs", "submission", "steps", "airflow.")
 WITH_CUPY = ("kernels.cupy_gpu",)
 WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}

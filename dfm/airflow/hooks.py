@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from dfm.settings import ClusterSettings
+from dfm.settings import ClusterSettings, read_override
 
 if TYPE_CHECKING:
     from distributed import Client
 
 _LOCAL = ("workers", "threads_per_worker", "memory_limit")
 """Extras of a connection without a host: the size of the cluster that is started for each task."""
-_TLS = {"tls_ca_file": "ca-file", "tls_client_cert": "client.cert", "tls_client_key": "client.key"}
+_REMOTE = ("tls_ca", "tls_cert", "tls_key", "worker_timeout")
+"""Extras of a connection to a scheduler. All of them are knobs of a job's [cluster], with the same meaning."""
 
 
 class DaskHook(BaseHook):
     """Host and port are the scheduler's. Extras, all optional:
 
-    protocol ("tcp", "tls"), tls_ca_file, tls_client_cert, tls_client_key (paths on the Airflow workers), dashboard
-    (URL); without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task.
+    protocol ("tcp", "tls"), tls_ca, tls_cert, tls_key (paths on the Airflow workers), worker_timeout, dashboard (URL);
+    without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task;
+    kubernetes: knobs of a job's [kubernetes], to train as a DaskJob there.
     """
 
     conn_name_attr = "dask_conn_id"
@@ -47,15 +49,15 @@ class DaskHook(BaseHook):
         """Values for a job's [cluster] table."""
         connection = self.get_connection(self.dask_conn_id)
         extra = connection.extra_dejson
-        if not connection.host:
-            chosen = {name: extra[name] for name in _LOCAL if name in extra}
-            return {name: int(value) if name != "memory_limit" else value for name, value in chosen.items()}
-        return {"scheduler": f"{extra.get('protocol', 'tcp')}://{connection.host}:{connection.port or 8786}"}
+        names = _REMOTE if connection.host else _LOCAL
+        chosen = {name: read_override(("cluster", name), str(extra[name])) for name in names if name in extra}
+        scheduler = f"{extra.get('protocol', 'tcp')}://{connection.host}:{connection.port or 8786}"
+        return {"scheduler": scheduler if connection.host else "local", **chosen}
 
-    def dask_config(self) -> dict[str, Any]:
-        """Dask's settings for a connection with TLS, by their dotted names."""
-        extra = self.get_connection(self.dask_conn_id).extra_dejson
-        return {f"distributed.comm.tls.{key}": extra[name] for name, key in _TLS.items() if extra.get(name)}
+    def kubernetes(self) -> dict[str, Any] | None:
+        """Values for a job's [kubernetes] table where the connection means Kubernetes, else None."""
+        chosen = self.get_connection(self.dask_conn_id).extra_dejson.get("kubernetes")
+        return None if chosen is None else dict(chosen)
 
     def dashboard(self) -> str:
         """Where Dask's dashboard is: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
@@ -66,11 +68,9 @@ class DaskHook(BaseHook):
     @contextlib.contextmanager
     def get_conn(self) -> Iterator[Client]:
         """A client of the scheduler, or of workers that end with the block."""
-        import dask
-
         from dfm.distributed.cluster import connect
 
-        with dask.config.set(self.dask_config()), connect(ClusterSettings(**self.cluster())) as client:
+        with connect(ClusterSettings(**self.cluster())) as client:
             yield client
 
     def test_connection(self) -> tuple[bool, str]:

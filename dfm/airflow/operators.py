@@ -41,9 +41,7 @@ class _DfmOperator(BaseOperator):
     def execute(self, context: Any) -> Any:
         """Do the work of the interval; an error that would come again fails the task without another try."""
         if self.dask_conn_id:
-            from dfm.airflow.hooks import DaskHook
-
-            self.dashboard_url = DaskHook(self.dask_conn_id).dashboard()
+            self.dashboard_url = runtime.hook_of(self.dask_conn_id).dashboard()
         try:
             return self.work(context)
         except _HOPELESS as error:
@@ -112,10 +110,11 @@ class DfmTrainOperator(_DfmOperator):
         if not self.deferrable:
             tasks.train_here(job, run_id, self.dask_conn_id, self.storage_conn_id, self.poll_interval)
         elif not steps.finished_run(job):
-            if not steps.running_driver(job):
+            by_process = runtime.drives_itself(job, self.dask_conn_id)
+            if not steps.running_driver(job, by_process):
                 runtime.start_driver(job, run_id, self.dask_conn_id)
             self.defer(
-                trigger=DfmRunTrigger(job.output.directory, self.storage_conn_id, self.poll_interval),
+                trigger=DfmRunTrigger(job.output.directory, self.storage_conn_id, self.poll_interval, by_process),
                 method_name="execute_complete",
                 timeout=self.execution_timeout,
             )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +14,13 @@ from dfm import storage
 from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
 
 if TYPE_CHECKING:
+    from dfm.airflow.hooks import DaskHook
     from dfm.steps import Where
 
 Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
+_DELETION = 120.0
+"""Seconds that Kubernetes gets to take the DaskJob of an earlier try away."""
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -69,41 +75,55 @@ def options_of(storage_conn_id: str | None) -> dict[str, Any]:
 def working_on(
     dask_conn_id: str | None, storage_conn_id: str | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
-    """Where a step works: on the cluster of a connection, or on local workers; Dask's TLS is set within the block."""
-    import dask
-
+    """Where a step works: on the cluster of a connection, or on local workers."""
     from dfm.settings import ClusterSettings
     from dfm.steps import Where
 
-    cluster: dict[str, Any] = {}
-    config: dict[str, Any] = {}
-    if dask_conn_id:
-        from dfm.airflow.hooks import DaskHook
+    cluster = hook_of(dask_conn_id).cluster() if dask_conn_id else {}
+    yield Where(None, ClusterSettings(**cluster), options_of(storage_conn_id), on_event)
 
-        hook = DaskHook(dask_conn_id)
-        cluster, config = hook.cluster(), hook.dask_config()
-    with dask.config.set(config):
-        yield Where(None, ClusterSettings(**cluster), options_of(storage_conn_id), on_event)
+
+def hook_of(dask_conn_id: str) -> DaskHook:
+    """The hook of a connection of type `dask`."""
+    from dfm.airflow.hooks import DaskHook
+
+    return DaskHook(dask_conn_id)
+
+
+def drives_itself(job: Job, dask_conn_id: str | None) -> bool:
+    """Whether `start_driver` makes a process of this machine, which nobody starts again when it dies."""
+    on_kubernetes = bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None
+    return not on_kubernetes and job.cluster.scheduler in ("", "local")
 
 
 def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
-    """Start the driver of a job where it outlives this task: on the Dask cluster, or in a process of its own."""
+    """Start a driver where it outlives this task: on Kubernetes, on the Dask cluster, or in a process of its own."""
     from dfm import detached
 
-    config: dict[str, Any] = {}
-    if dask_conn_id:
-        from dfm.airflow.hooks import DaskHook
+    if dask_conn_id and hook_of(dask_conn_id).kubernetes() is not None:
+        start_dask_job(job, run_id)
+    elif job.cluster.scheduler not in ("", "local"):
+        from dfm.submission import submit
 
-        config = DaskHook(dask_conn_id).dask_config()
-    if not job.cluster.scheduler:
-        detached.start(job, run_id, config)
-        return
-    import dask
-
-    from dfm.submission import submit
-
-    with dask.config.set(config):
         submit(job, run_id)
+    else:
+        detached.start(job, run_id)
+
+
+def start_dask_job(job: Job, run_id: str) -> None:
+    """Create the DaskJob of a run; what an earlier try left of it goes first. Its name follows from the run."""
+    from dfm.kubernetes import submitting
+    from dfm.kubernetes.api import Api, NotThere
+    from dfm.kubernetes.manifest import name_for
+
+    api = Api(job.kubernetes.namespace)
+    name = name_for(run_id.split(".")[0], hashlib.sha256(run_id.encode()).hexdigest()[:10])
+    submitting.delete(api, name)
+    deadline = time.monotonic() + _DELETION
+    with contextlib.suppress(NotThere):
+        while api.get("DaskJob", name) and time.monotonic() < deadline:
+            time.sleep(1.0)
+    submitting.submit(api, dataclasses.replace(submitting.prepare(job, name), run_id=run_id))
 
 
 def link_to(url: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
+from dfm import runs
 from dfm.airflow import runtime
 from dfm.gate import Gate
 from dfm.settings import Job, load_job
@@ -44,9 +45,9 @@ def job_of(
     tables["data"] = {**tables.get("data", {}), "storage_options": options}
     tables["output"] = {**tables.get("output", {}), "directory": directory}
     if dask_conn_id:
-        from dfm.airflow.hooks import DaskHook
-
-        tables["cluster"] = {**tables.get("cluster", {}), **DaskHook(dask_conn_id).cluster()}
+        hook = runtime.hook_of(dask_conn_id)
+        tables["cluster"] = {**tables.get("cluster", {}), **hook.cluster()}
+        tables["kubernetes"] = {**tables.get("kubernetes", {}), **(hook.kubernetes() or {})}
     if warm_start:
         previous = runtime.previous_key(context)
         before = runtime.run_directory(models, context, previous) + "/model" if previous else ""
@@ -74,9 +75,16 @@ def train(
 def train_here(
     job: Job, run_id: str, dask_conn_id: str | None, storage_conn_id: str | None, poll_interval: float
 ) -> dict[str, Any]:
-    """Train a job in this process, with Dask's TLS settings from the connection."""
+    """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
     from dfm import steps
 
+    if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
+        if not steps.finished_run(job):
+            if not steps.running_driver(job):
+                runtime.start_driver(job, run_id, dask_conn_id)
+            steps.wait_for(job, poll_interval)
+        record = runs.read_run(job.output.directory, job.data.storage_options)
+        return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
     with runtime.working_on(dask_conn_id, storage_conn_id, on_event=log_event) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 

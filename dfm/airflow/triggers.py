@@ -30,22 +30,27 @@ class DfmRunTrigger(BaseTrigger):
 
     Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
     clears the waiting task, the run is asked to stop.
+
+    by_process: whether the driver is a process that nobody starts again (`dfm.detached`).
     """
 
-    def __init__(self, directory: str, storage_conn_id: str | None = None, poll_interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        directory: str,
+        storage_conn_id: str | None = None,
+        poll_interval: float = 10.0,
+        by_process: bool = False,
+    ) -> None:
         super().__init__()
         self.directory = directory
         self.storage_conn_id = storage_conn_id
         self.poll_interval = poll_interval
+        self.by_process = by_process
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What another triggerer makes this one of."""
-        arguments = {
-            "directory": self.directory,
-            "storage_conn_id": self.storage_conn_id,
-            "poll_interval": self.poll_interval,
-        }
-        return "dfm.airflow.triggers.DfmRunTrigger", arguments
+        names = ("directory", "storage_conn_id", "poll_interval", "by_process")
+        return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the record until the run is over."""
@@ -56,7 +61,7 @@ class DfmRunTrigger(BaseTrigger):
             except OSError as error:  # a store that is away for a moment ends no wait of hours
                 self.log.warning("the record in %s cannot be read: %s", self.directory, error)
             else:
-                state = _state_of(record)
+                state = _state_of(record, self.by_process)
                 if state:
                     run_id = record.run_id if record else ""
                     yield TriggerEvent({"state": state, "run_id": run_id, "directory": self.directory})
@@ -69,7 +74,7 @@ class DfmRunTrigger(BaseTrigger):
         await asyncio.to_thread(runs.request_cancel, self.directory, options)
 
 
-def _state_of(record: runs.RunRecord | None) -> str:
+def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
     """How a run ended, "lost" where it never will; "" as long as there is hope."""
     if record is None:
         return "lost"
@@ -78,7 +83,7 @@ def _state_of(record: runs.RunRecord | None) -> str:
     if record.state == "submitted":
         age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.updated)
         return "lost" if age.total_seconds() > _START_PATIENCE else ""
-    return "lost" if is_lost(record) else ""
+    return "lost" if is_lost(record, by_process) else ""
 
 
 class PartitionTrigger(BaseTrigger):

@@ -207,12 +207,14 @@ def test_the_connection_names_the_scheduler_or_the_size_of_a_cluster(
     assert working, message
     assert "2 workers" in message
     monkeypatch.setenv("AIRFLOW_CONN_LOCAL", '{"conn_type": "dask", "extra": {"workers": 3, "memory_limit": "1GB"}}')
-    assert DaskHook("local").cluster() == {"workers": 3, "memory_limit": "1GB"}
+    assert DaskHook("local").cluster() == {"scheduler": "local", "workers": 3, "memory_limit": "1GB"}
     assert DaskHook("local").dashboard() == ""
-    secure = '{"conn_type": "dask", "host": "h", "port": 1, "extra": {"protocol": "tls", "tls_ca_file": "/ca.pem"}}'
+    secure = '{"conn_type": "dask", "host": "h", "port": 1, "extra": {"protocol": "tls", "tls_ca": "/ca.pem"}}'
     monkeypatch.setenv("AIRFLOW_CONN_SECURE", secure)
-    assert DaskHook("secure").cluster() == {"scheduler": "tls://h:1"}
-    assert DaskHook("secure").dask_config() == {"distributed.comm.tls.ca-file": "/ca.pem"}
+    assert DaskHook("secure").cluster() == {"scheduler": "tls://h:1", "tls_ca": "/ca.pem"}
+    assert DaskHook("secure").kubernetes() is None
+    monkeypatch.setenv("AIRFLOW_CONN_PODS", '{"conn_type": "dask", "extra": {"kubernetes": {"namespace": "ctr"}}}')
+    assert DaskHook("pods").kubernetes() == {"namespace": "ctr"}
 
 
 def test_credentials_come_from_a_connection(monkeypatch: pytest.MonkeyPatch):
