@@ -47,7 +47,7 @@ def _log(job: Job) -> Path:
 
 
 def is_lost(record: runs.RunRecord, by_process: bool = True) -> bool:
-    """Whether the driver is gone: not heard of for a minute or, `by_process`, a process of this machine that is no more.
+    """Whether the driver is gone: unheard of for a minute or, `by_process`, a process of this machine that is no more.
 
     by_process: false for a driver that Dask starts again on another worker when its process dies.
     """
