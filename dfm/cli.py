@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dfm import cli_runs
+from dfm import cli_publish, cli_runs
 from dfm.errors import DfmError
 from dfm.report import Reporter, metrics_table, plan_table
 
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
-7 cancelled on request; 130 interrupted (the best model so far was published)."""
+7 cancelled on request; 8 refused by the gate;
+130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
 
 
@@ -37,6 +38,7 @@ def cli(verbose: bool) -> None:
 
 
 cli_runs.register(cli.add_command)
+cli_publish.register(cli.add_command)
 
 
 def main() -> None:

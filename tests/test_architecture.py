@@ -50,6 +50,7 @@ ORDER = [
         "report",
         "cli_kubernetes",
         "cli_runs",
+        "cli_publish",
         "cli",
         "__main__",
     ),
