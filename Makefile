@@ -22,7 +22,7 @@ export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench bench-smoke lock clean tmpdir
+.PHONY: help setup demo test test-slow soak lint format bench bench-smoke lock clean tmpdir
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patie
 
 test-slow: $(STAMP) tmpdir ## Run the slow tests
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'slow and not gpu and not airflow'
+
+soak: $(STAMP) tmpdir ## Kill workers and drivers at random for some minutes; watch memory over 300 rounds
+	$(BIN)/pytest -s -m slow tests/resilience
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -22,7 +22,6 @@ hash_bits = 22
 cache = "{folder}/cache"
 [output]
 directory = "{folder}/run"
-checkpoint_every = "never"
 """
 
 

@@ -5,6 +5,8 @@ The partition cache and the model use one format, so either can be read with the
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save, save_file
 
 from dfm.errors import DataError
+from dfm.storage import telling_of_full_disks
 
 Array = NDArray[Any]
 MAX_HEADER = 1 << 20
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 _DTYPES = {
     "U8": np.uint8,
     "U16": np.uint16,
@@ -38,15 +42,17 @@ def array_bytes(arrays: Mapping[str, Array]) -> bytes:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file under a temporary name, then rename it: readers see all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under a temporary name, then rename it: readers see all or none. StorageError on a full disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        os.replace(temporary, path)
+        with telling_of_full_disks(path, *_UNUSABLE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -66,7 +72,10 @@ def parse_arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, st
     header_size = int(raw[:8].view("<u8")[0])
     if header_size > min(MAX_HEADER, raw.size - 8):
         raise ValueError(f"a header of {header_size} bytes")
-    header = json.loads(bytes(raw[8 : 8 + header_size]))
+    try:
+        header = json.loads(bytes(raw[8 : 8 + header_size]))
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
     metadata = header.pop("__metadata__", {})
     body = raw[8 + header_size :]
     arrays = {}

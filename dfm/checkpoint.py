@@ -147,7 +147,7 @@ def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
     try:
         arrays, _ = parse_arrays(np.frombuffer(data, np.uint8))
         table = _table(arrays, "", layout)
-        momentum = _table(arrays, _MOMENTUM, layout) if f"{_MOMENTUM}bias" in arrays else None
+        momentum = _table(arrays, _MOMENTUM, layout.stateless) if f"{_MOMENTUM}bias" in arrays else None
         return SavedBlock(int(arrays["start"][0]), table, momentum)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"the checkpoint file {file.name} is damaged: {error}") from error

@@ -20,7 +20,8 @@ from dfm.report import Reporter, metrics_table, plan_table
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
-7 cancelled on request; 8 refused by the gate;
+7 cancelled on request; 8 a disk is full, or a store does not answer;
+9 refused by the gate;
 130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
 
@@ -79,6 +80,16 @@ _bad_rows_option = click.option(
     "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that breaks the schema, or count it and go on.",
 )  # fmt: skip
+_storage_option = click.option(
+    "--storage-option", "options", metavar="KEY=VALUE", multiple=True, callback=lambda _, __, pairs: _parsed(pairs),
+    help="Option of the filesystem (endpoint_url=…, anon=true, client_kwargs.x=…); credentials: from the environment.",
+)  # fmt: skip
+
+
+def _parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
+    from dfm.credentials import parse_options
+
+    return parse_options(pairs)
 
 
 def _settings(scheduler: str | None, workers: int) -> Any:
@@ -142,18 +153,20 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@_with(_bad_rows_option, _workers_option, _scheduler_option, _json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, _storage_option, _json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, as_json: bool
-) -> None:
+    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, options: dict[str, Any],
+    as_json: bool,
+) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
     from dfm import jobs
 
     console = Console()
     with Reporter(console, as_json) as reporter:
         metrics = jobs.evaluate(
-            model, data, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, on_event=reporter
-        )
+            model, data, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, storage_options=options,
+            on_event=reporter,
+        )  # fmt: skip
         if as_json:
             reporter({"event": "evaluated", "model": model, **metrics})
     if not as_json:
@@ -171,10 +184,10 @@ def evaluate(
 )
 @click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, _json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, _storage_option, _json_option)
 def predict(
     model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
-    scheduler: str | None, as_json: bool,
+    scheduler: str | None, options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
     from dfm import jobs
@@ -183,7 +196,8 @@ def predict(
     with Reporter(console, as_json) as reporter:
         summary = jobs.predict(
             model, data, output, keep=[name.strip() for name in keep.split(",") if name.strip()],
-            overwrite=overwrite, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, on_event=reporter,
+            overwrite=overwrite, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows,
+            storage_options=options, on_event=reporter,
         )  # fmt: skip
         if as_json:
             reporter({"event": "predicted", "model": model, **summary})
@@ -205,13 +219,13 @@ def predict(
     multiple=True,
     help="Show what the model learnt of a category.",
 )
-@_with(_json_option)
-def inspect(model: str, tokens: tuple[str, ...], as_json: bool) -> None:
+@_with(_storage_option, _json_option)
+def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
     """What a model is: its settings, metrics, and the weight of its fields."""
     from dfm.inspection import describe_model, describe_token
     from dfm.model import FMModel
 
-    loaded = FMModel.load(model)
+    loaded = FMModel.load(model, options)
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
     if as_json:
@@ -239,12 +253,13 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 @click.argument("model")
 @click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
 @click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
-def export(model: str, kind: str, output: str) -> None:
+@_with(_storage_option)
+def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
     """Write MODEL in a format that other systems read."""
     from dfm.export import export as write
     from dfm.model import FMModel
 
-    for url in write(FMModel.load(model), kind, output):
+    for url in write(FMModel.load(model, options), kind, output, options):
         click.echo(url)
 
 

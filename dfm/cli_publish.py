@@ -34,7 +34,7 @@ def publish(
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
-    Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows. Refused: exit code 8.
+    Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows. Refused: exit code 9.
     """
     from dfm import steps
     from dfm.settings import ClusterSettings

@@ -24,6 +24,8 @@ _CROSS_BITS = 30
 """Columns of a cross are hashed to this many bits, whatever the model's hash_bits, so that crosses rarely collide."""
 _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers that are trained on as they are (labels, weights, raw and standardized columns) are float32."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -87,6 +89,12 @@ class _Check:
         first = int(np.flatnonzero(fresh)[0])
         self.problems.append(Problem(column, reason, int(fresh.sum()), first, _shown(array[first])[:80]))
         self.bad |= fresh
+
+    def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:
+        """The values as float32; rows whose value does not fit are bad, and hold 0."""
+        too_large = ~(np.abs(values) <= LARGEST)
+        self.reject(too_large, column, f"{reason} for a 32-bit number", array)
+        return np.where(too_large, 0.0, values).astype(np.float32)
 
 
 def _shown(scalar: pa.Scalar) -> str:
@@ -174,12 +182,16 @@ class _BatchColumns:
         values, present = self._numbers(entry.name)
         if entry.transform == "standardize":
             known = self._statistics_of(entry.name)
-            values = (values - known.mean) / (known.stdev or 1.0)
+            with np.errstate(over="ignore"):
+                values = (values - known.mean) / (known.stdev or 1.0)
+        narrow = self.check.narrowed(
+            np.where(present, values, 1.0), entry.name, "too large", self.data.column(entry.name)
+        )
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(
             np.where(present, token, missing).astype(np.uint32),
-            np.where(present, values, 1.0).astype(np.float32),
+            narrow,
         )
 
     def _list(self, entry: Field) -> _Column:
@@ -301,7 +313,7 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
     if task == "classification":
         check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
-    return values.astype(np.float32)
+    return check.narrowed(values, schema.label, "label is too large", array)
 
 
 def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]:
@@ -309,7 +321,7 @@ def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)
     check.reject(values < 0, column, "weight is negative", array)
-    return values.astype(np.float32)
+    return check.narrowed(values, column, "weight is too large", array)
 
 
 def _assemble(

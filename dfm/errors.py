@@ -47,7 +47,13 @@ class RunCancelled(DfmError):
     exit_code = 7
 
 
+class StorageError(DfmError):
+    """A disk is full, or a store throttles or cannot be reached; nothing is wrong with the job: make room or wait."""
+
+    exit_code = 8
+
+
 class GateError(DfmError):
     """A model may not become the champion, or an alias has none to go back to."""
 
-    exit_code = 8
+    exit_code = 9

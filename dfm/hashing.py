@@ -248,6 +248,7 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
     if pa.types.is_dictionary(kind):
         distinct = hash_category(array.dictionary, column, hash_bits)
         if len(distinct) == 0:
+            check_codes(array.indices.drop_null().to_numpy(zero_copy_only=False), 0)
             return np.full(len(array), missing, np.uint32)
         return gather_codes(np.append(distinct, np.uint32(missing)), array.indices, len(distinct))
     if pa.types.is_null(kind):
@@ -303,8 +304,19 @@ def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArra
             codes = codes.cast(pa.int32())
         codes = codes.fill_null(null_code)
     out = np.empty(len(codes), table.dtype)
-    gather(table, codes.to_numpy(zero_copy_only=False), out)
+    numbers = codes.to_numpy(zero_copy_only=False)
+    check_codes(numbers, len(table))
+    gather(table, numbers, out)
     return out
+
+
+def check_codes(codes: NDArray[Any], n_distinct: int) -> None:
+    """DataError where a code is outside its dictionary, as damaged files have them: `gather` reads without looking."""
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < n_distinct:
+        raise DataError(
+            f"a code of a dictionary is out of range ({codes.min()} to {codes.max()}, of {n_distinct} values): the "
+            "data are damaged; replace the file or leave it out"
+        )
 
 
 def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:

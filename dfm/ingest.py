@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import hashlib
+import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dfm import storage
 from dfm.errors import DataError
 
 BATCH_ROWS = 1 << 16
@@ -98,21 +103,71 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
     return shards
 
 
+def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
+    """DataError where two shards hold the same rows: a file named twice, under two names, or a copy of it.
+
+    Shards of one size, the same row groups and the same columns of the path are compared, by their ends first and as a
+    whole where these agree.
+    """
+    filled = [shard for shard in shards if shard.n_rows]
+    alike = _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        for digest in (_digest_of_end, _digest_of_all):
+            suspects = [shard for group in alike for shard in group]
+            digests = list(pool.map(digest, suspects, itertools.repeat(storage_options)))
+            alike = _groups(suspects, digests)
+    for first, second, *_ in alike:
+        what = f"is the same file as {first.url}, or a copy of it"
+        if first.url == second.url:
+            what = "is among the shards to train on and among those to validate on"
+        raise DataError(
+            f"{second.url} {what}: its {second.n_rows} rows would count twice; leave it out of one of the two places"
+        )
+
+
+def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
+    """The shards that share a key with another one."""
+    by_key: dict[Any, list[Shard]] = {}
+    for shard, key in zip(shards, keys, strict=True):
+        by_key.setdefault(key, []).append(shard)
+    return [group for group in by_key.values() if len(group) > 1]
+
+
+def _digest_of_end(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
+    """Of the last 64 kB, where the footer is."""
+    with reading(shard.url), storage.open_stream(shard.url, storage_options) as stream:
+        stream.seek(max(0, shard.size - (1 << 16)))
+        return hashlib.sha256(stream.read()).digest()
+
+
+def _digest_of_all(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
+    digest = hashlib.sha256()
+    with reading(shard.url), storage.open_stream(shard.url, storage_options) as stream:
+        while part := stream.read(1 << 24):
+            digest.update(part)
+    return digest.digest()
+
+
 def _expand(path: str, options: dict[str, Any]) -> list[str]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(path, **options)
-        if any(mark in root for mark in "*?["):
-            folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
-            hits = filesystem.glob(root, detail=True).items()
-            files = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
-            names = [name for found in files for name in found if not _is_hidden(name.removeprefix(folder))]
-        elif filesystem.isdir(root):
-            names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
-        else:
-            names = [root] if filesystem.exists(root) else []
-        return [_unstrip(filesystem, name) for name in names]
+        filesystem, root = storage.open_store(path, options)
+        return storage.retrying(path, lambda: _names_of(filesystem, root))
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _names_of(filesystem: Any, root: str) -> list[str]:
+    """URLs of the Parquet files that a path of a filesystem names."""
+    if any(mark in root for mark in "*?["):
+        folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
+        hits = filesystem.glob(root, detail=True).items()
+        files = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
+        names = [name for found in files for name in found if not _is_hidden(name.removeprefix(folder))]
+    elif filesystem.isdir(root):
+        names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
+    else:
+        names = [root] if filesystem.exists(root) else []
+    return [_unstrip(filesystem, name) for name in names]
 
 
 def _below(filesystem: Any, folder: str) -> list[str]:
@@ -127,23 +182,54 @@ def _is_hidden(path: str) -> bool:
 
 
 def _unstrip(filesystem: Any, name: str) -> str:
-    """A local path stays a plain path; anything else gets its protocol back."""
+    """A local path stays a plain path, without detours; anything else gets its protocol back."""
     protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    return name if protocol in ("file", "local") else str(filesystem.unstrip_protocol(name))
+    if protocol not in ("file", "local"):
+        return str(filesystem.unstrip_protocol(name))
+    straight = os.path.normpath(name)
+    # Beyond a symbolic link, ".." may lead elsewhere than it looks.
+    return straight if os.path.realpath(straight) == os.path.realpath(name) else name
 
 
 def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:
     """Read a shard's footer. DataError where it is no readable Parquet file."""
     with reading(url):
-        filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
-        info = filesystem.info(name)
+        size, modified = _identity(url, storage_options)
         with open_parquet(url, storage_options) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
-        # What a filesystem without times knows of its files: at least that they are still the same.
-        modified = modified or filesystem.ukey(name)
-        return Shard(url, int(info["size"]), str(modified), rows, _partition_values(url))
+        return Shard(url, size, modified, rows, _partition_values(url))
+
+
+def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
+    """Size and time (or entity tag) of a file as its filesystem tells them now."""
+    filesystem, name = storage.open_store(url, storage_options)
+    info = storage.retrying(url, lambda: filesystem.info(name))
+    modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
+    # What a filesystem without times knows of its files: at least that they are still the same.
+    return int(info["size"]), str(modified or filesystem.ukey(name))
+
+
+def check_unchanged(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> None:
+    """DataError where the shard's file is no longer the one that was found when the job began, or is gone.
+
+    Rows are read again whenever a worker has lost its partitions; other rows would then mix with those trained already.
+    """
+    with reading(shard.url):
+        size, modified = _identity(shard.url, storage_options)
+    if (size, modified) != (shard.size, shard.modified):
+        raise DataError(
+            f"{shard.url} changed since the job began: it had {shard.size} bytes of {_when(shard.modified)}, now "
+            f"{size} of {_when(modified)}; restore it, or start the job again on the new data"
+        )
+
+
+def _when(modified: str) -> str:
+    """The time of a local file for a message; whatever else a store tells as it is."""
+    try:
+        return datetime.datetime.fromtimestamp(float(modified), datetime.UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+    except ValueError:
+        return modified
 
 
 def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
@@ -156,7 +242,7 @@ def reading(url: str, place: str = "") -> Iterator[None]:
     """Turn what readers raise on a bad file into a DataError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, IndexError, OverflowError) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(
                 f"{url} is gone: it was there when the job began; restore it or start the job again"
@@ -182,15 +268,19 @@ def naming_shard(batch: Batch) -> Iterator[None]:
 def open_parquet(
     url: str, storage_options: Mapping[str, Any] | None = None, dictionary_columns: Sequence[str] = ()
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of any filesystem, closed on exit; local ones are memory-mapped."""
-    if "://" not in url and "::" not in url:
-        with pq.ParquetFile(url, memory_map=True, read_dictionary=list(dictionary_columns)) as file:
-            yield file
-        return
-    filesystem, name = fsspec.core.url_to_fs(url, **dict(storage_options or {}))
+    """A Parquet file of any filesystem, closed on exit; checksums of its pages are compared where it has them.
+
+    It is not memory-mapped: another program that cuts a mapped file short kills the process that reads it.
+    """
+    is_local = "://" not in url and "::" not in url
     with (
-        filesystem.open(name, "rb") as stream,
-        pq.ParquetFile(stream, pre_buffer=True, read_dictionary=list(dictionary_columns)) as file,
+        contextlib.nullcontext(url) if is_local else storage.PatientStream(url, storage_options) as source,
+        pq.ParquetFile(
+            source,
+            pre_buffer=not is_local,
+            read_dictionary=list(dictionary_columns),
+            page_checksum_verification=True,
+        ) as file,
     ):
         yield file
 
@@ -216,6 +306,7 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
     DataError names the shard and the column where one is missing.
     """
     shard = unit.shard
+    check_unchanged(shard, storage_options)
     from_path = dict(shard.partition)
     stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
     missing = [name for name in columns if name not in stored and name not in from_path]
@@ -233,6 +324,7 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
             if first < last:
                 yield from _read_row_group(file, shard, row_group, (first, last), wanted, from_path, columns)
             position += n_rows
+    check_unchanged(shard, storage_options)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -256,6 +348,7 @@ def _read_row_group(
     while True:
         with reading(shard.url, place):
             data = next(batches, None)
+            _check_dictionaries(data)
         if data is None:
             break
         begin, end = max(first - position, 0), min(last - position, data.num_rows)
@@ -270,6 +363,15 @@ def _read_row_group(
             f"{shard.url}, row group {row_group}, has {position} rows, its footer said {shard.row_groups[row_group]}; "
             "the file changed or is damaged: start the job again"
         )
+
+
+def _check_dictionaries(data: pa.RecordBatch | None) -> None:
+    """ArrowInvalid where a code is outside its dictionary: Arrow hands such data on as they are in a damaged file."""
+    for name, array in zip(data.schema.names, data.columns, strict=True) if data is not None else ():
+        if pa.types.is_dictionary(array.type) and len(array):
+            span = pc.min_max(array.indices).as_py()
+            if span["max"] is not None and not 0 <= span["min"] <= span["max"] < len(array.dictionary):
+                raise pa.ArrowInvalid(f"column {name!r}: a code is outside its dictionary")
 
 
 def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns: Sequence[str]) -> pa.RecordBatch:

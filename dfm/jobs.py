@@ -9,6 +9,7 @@ from typing import Any
 from distributed import Client
 
 from dfm import storage
+from dfm.credentials import check_options, check_url
 from dfm.distributed import cluster
 from dfm.distributed import train as training
 from dfm.distributed.inputs import find_inputs, plan_event
@@ -86,6 +87,16 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def _checked(options: Mapping[str, Any] | None, **urls: str | Sequence[str]) -> dict[str, list[str]]:
+    """The URLs as lists. SettingsError where one of them, or an option, holds a secret: both travel in tasks."""
+    check_options(options, "storage_options")
+    listed = {name: [found] if isinstance(found, str) else list(found) for name, found in urls.items()}
+    for name, found in listed.items():
+        for url in found:
+            check_url(url, name)
+    return listed
+
+
 def evaluate(
     model: str,
     data: str | Sequence[str],
@@ -98,9 +109,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
+    paths = _checked(storage_options, model=[model], data=data)["data"]
     FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
     scoring = Scoring(storage.absolute(model), on_bad_rows, storage_options=storage_options)
-    shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
+    shards = find_shards(paths, storage_options)
     with cluster.client_of(chosen, client) as own:
         tally, account = evaluate_shards(
             cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event)
@@ -128,10 +140,11 @@ def predict(
     URL: of an object store, or `file://…` for a folder that they share with this machine.
     """
     chosen = settings or ClusterSettings()
+    paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
     where = storage.absolute(output)
     scoring = Scoring(storage.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
-    shards = find_shards([data] if isinstance(data, str) else list(data), storage_options)
+    shards = find_shards(paths, storage_options)
     with cluster.client_of(chosen, client) as own:
         account = predict_shards(
             cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite

@@ -29,6 +29,14 @@ from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
 from dfm.kernels.losses import sigmoid
+from dfm.manifest import (
+    MOST_GOLDEN_BYTES,
+    MOST_GOLDEN_ROWS,
+    MOST_MANIFEST_BYTES,
+    check_arrays,
+    check_manifest,
+    parse_manifest,
+)
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
@@ -137,7 +145,9 @@ class FMModel:
         """
         files = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if golden is not None and golden.num_rows:
-            files["golden"] = ("parquet", _golden_bytes(self, golden))
+            data = _golden_bytes(self, golden)
+            if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
+                files["golden"] = ("parquet", data)
         listed = {}
         for kind, (suffix, data) in files.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -194,9 +204,11 @@ class FMModel:
         """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong."""
         manifest = read_manifest(url, options)
         try:
+            check_manifest(manifest)
             arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
             model = _from_arrays(manifest, arrays)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+            check_arrays(manifest, arrays)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"the model at {url} is damaged ({error}); publish it again") from error
         if check_golden and "golden" in manifest["files"]:
             _check_golden(model, _checked_bytes(url, manifest, "golden", options), url)
@@ -206,13 +218,15 @@ class FMModel:
 def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
     """The manifest of a model folder."""
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(url, MANIFEST), options))
+        if storage.size_of(storage.join(url, MANIFEST), options) > MOST_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
+        manifest = parse_manifest(storage.read_bytes(storage.join(url, MANIFEST), options))
         known = int(manifest["format"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(
             f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
             f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again"
         ) from error
@@ -233,10 +247,12 @@ def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: st
     entry = manifest["files"][kind]
     name = _checked_name(str(entry["name"]), url)
     try:
-        data = storage.read_bytes(storage.join(url, name), options)
+        # A file of another size is not even read.
+        fits = storage.size_of(storage.join(url, name), options) == entry["bytes"]
+        data = storage.read_bytes(storage.join(url, name), options) if fits else b""
     except FileNotFoundError as error:
         raise ModelError(f"the model at {url} lacks {name}; publish it again") from error
-    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if not fits or len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
     return data
 
@@ -283,9 +299,15 @@ def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
 
 
 def _check_golden(model: FMModel, data: bytes, url: str) -> None:
-    golden = pq.read_table(io.BytesIO(data))
-    expected = golden.column(GOLDEN_COLUMN).to_numpy()
-    difference = np.abs(model.predict(golden) - expected)
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
+                raise ValueError(f"{file.metadata.num_rows} rows")
+            golden = file.read()
+        expected = golden.column(GOLDEN_COLUMN).to_numpy()
+        difference = np.abs(model.predict(golden) - expected)
+    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"the golden rows of the model at {url} are damaged ({error}); publish it again") from error
     if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
         raise ModelError(
             f"the model at {url} scores its golden rows differently than when it was trained (by up to "

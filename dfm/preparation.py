@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dfm.accounting import RowAccount, bad_row_message, rejections_of
 from dfm.arrays import read_arrays, read_only, write_arrays
-from dfm.encoding import NumberStatistics, encode_batch, parse_numbers, take_rows
+from dfm.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
 from dfm.errors import DataError
 from dfm.ingest import Batch, Unit, naming_shard, read_unit
 from dfm.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
@@ -125,7 +125,7 @@ def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberS
             for column in columns:
                 with naming_shard(batch):
                     values, present, unparsed = parse_numbers(batch.data.column(column), column)
-                collected[column].append(values[present & ~unparsed & np.isfinite(values)])
+                collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
     return {column: _sketch(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 

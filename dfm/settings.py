@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+from dfm.credentials import check_options, check_url
 from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
@@ -389,11 +390,15 @@ class DataSettings(Table):
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*_SCALARS, TableOf(AnyOf(_SCALARS))))),
-        "options of the filesystem (endpoint, credentials); never printed nor stored",
+        "options of the filesystem (endpoint_url, anon, profile); credentials come from the environment",
         secret=True,
     )
 
     def _check(self) -> None:
+        for key in ("train", "validation"):
+            for path in getattr(self, key):
+                check_url(path, f"data.{key}")
+        check_options(self.storage_options)
         if self.validation and self.validation_from:
             raise SettingsError(
                 f"data.validation_from = {_show(self.validation_from)} has no effect beside "
@@ -481,6 +486,11 @@ class TrainingSettings(Table):
         AnyOf((Options(("auto",)), Number(1, integer=True))),
         "rounds in an epoch; auto: from rows and replicas",
     )
+    rows_per_round: int = knob(
+        0,
+        Number(0, integer=True),
+        "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
+    )
     optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
     learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
     factor_rate_scale: float = knob(
@@ -521,6 +531,11 @@ class TrainingSettings(Table):
     )
 
     def _check(self) -> None:
+        if self.rows_per_round and self.averages_per_epoch != "auto":
+            raise SettingsError(
+                f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
+                f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
         if self.optimizer == "ftrl":
             return
         for key in ("l1_linear", "ftrl_beta"):
@@ -588,6 +603,9 @@ class OutputSettings(Table):
         "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
     )
     resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
+
+    def _check(self) -> None:
+        check_url(self.directory, "output.directory")
 
 
 @dataclass(frozen=True)
@@ -719,7 +737,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
         return tomllib.loads(Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"the job file {source} is not TOML: {error}.") from None
 
 
@@ -742,7 +760,7 @@ def read_override(path: Sequence[str], text: str) -> Any:
     """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     kind = TABLES.get(path[0])
     own = kind.knobs().get(path[1]) if kind else None

@@ -1,22 +1,43 @@
-"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes, creation that only one can win."""
+"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes, creation that only one can win.
+
+What a store answers while it is busy, throttles or restarts is asked again for `PATIENCE` seconds, then a StorageError.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import logging
 import os
+import random
+import re
 import shutil
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from dfm.credentials import check_url, hidden
+from dfm.errors import StorageError
+
+logger = logging.getLogger(__name__)
 Options = Mapping[str, Any] | None
+Answer = TypeVar("Answer")
+PATIENCE = 60.0
+"""Seconds for which a failing store is asked again, beside what its own client repeats."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.25, 10.0
 _WRITER = "dfm-writer"
 """Metadata of an object that `create_bytes` put: who put it, so that a repeated request knows its own work."""
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BUSY = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
+_CONNECTION_ERRORS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"}
+"""Classes of botocore, aiohttp and urllib3, found by name: none of these packages is needed."""
 
 
 def is_local(url: str) -> bool:
@@ -41,12 +62,138 @@ def join(url: str, name: str) -> str:
     return f"{url.rstrip('/')}/{name}"
 
 
+def open_store(url: str, options: Options = None) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path in it. SettingsError where the URL holds a secret."""
+    check_url(url)
+    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    # A filesystem object remembers listings; what others wrote since would be missing.
+    filesystem.invalidate_cache()
+    return filesystem, path
+
+
+def retrying(url: str, action: Callable[[], Answer]) -> Answer:
+    """What `action` returns; while the store is busy, it is called again. StorageError when patience is at an end."""
+    started, delay = time.monotonic(), _FIRST_DELAY
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() - started + delay > PATIENCE:
+                raise StorageError(
+                    f"{hidden(url)} does not answer ({_first_line(error)}), asked again for {PATIENCE:.0f} s; "
+                    "check the store, its address and its limits, then run the same command again"
+                ) from error
+            logger.warning("%s: %s; asking again in %.1f s", hidden(url), _first_line(error), delay)
+        # Many workers were refused at the same moment; they must not come back at the same moment.
+        time.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a store may answer the same request later: throttling, its own failures, lost connections."""
+    for cause in (error, error.__cause__):
+        answer = getattr(cause, "response", None)
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, Mapping) else None
+        status = status or getattr(cause, "status", None) or getattr(answer, "status_code", None)
+        if isinstance(status, int):
+            return status >= 500 or status in (408, 429)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    by_name = {kind.__name__ for kind in type(error).__mro__} & _CONNECTION_ERRORS
+    return bool(by_name) or (isinstance(error, OSError) and error.errno in _BUSY)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def telling_of_full_disks(path: Path, *also: int) -> Iterator[None]:
+    """Turn what writing to a full disk (or errors of the numbers `also`) raises into a StorageError with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors writes in Rust and raises its own class, with the system's words.
+        number = error.errno if isinstance(error, OSError) else None
+        found = re.search(r"\b(?:code:|os error) (\d+)", str(error))
+        if (number if number is not None else int(found[1]) if found else 0) not in {*_FULL, *also}:
+            raise
+        free = f", {shutil.disk_usage(path.parent).free:,} bytes free" if path.parent.is_dir() else ""
+        raise StorageError(
+            f"{path} cannot be written: {_first_line(error)}{free}; make room there, or name a folder on another disk "
+            "(cluster.cache for partitions, output.directory for results)"
+        ) from error
+
+
 def read_bytes(url: str, options: Options = None) -> bytes:
     """The whole file. FileNotFoundError where there is none."""
     if is_local(url):
         return local_path(url).read_bytes()
-    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
-    return bytes(filesystem.cat_file(path))
+    filesystem, path = open_store(url, options)
+    return bytes(retrying(url, lambda: filesystem.cat_file(path)))
+
+
+def size_of(url: str, options: Options = None) -> int:
+    """Bytes of a file. FileNotFoundError where there is none."""
+    if is_local(url):
+        return local_path(url).stat().st_size
+    filesystem, path = open_store(url, options)
+    return int(retrying(url, lambda: filesystem.info(path))["size"])
+
+
+class PatientStream(io.RawIOBase):
+    """A file of a store, opened for reading; a read that fails for the moment is repeated."""
+
+    def __init__(self, url: str, options: Options = None) -> None:
+        super().__init__()
+        filesystem, path = open_store(url, options)
+        self._url = url
+        self._file = retrying(url, lambda: filesystem.open(path, "rb"))
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that are left for -1."""
+        position = self._file.tell()
+
+        def read_here() -> bytes:
+            self._file.seek(position)
+            return bytes(self._file.read(size))
+
+        return retrying(self._url, read_here)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file reaches."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move on to a byte."""
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Close the file of the store too."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_stream(url: str, options: Options = None) -> BinaryIO:
+    """A file to read from, wherever it is."""
+    return local_path(url).open("rb") if is_local(url) else PatientStream(url, options)  # type: ignore[return-value]
 
 
 def write_bytes(url: str, data: bytes, options: Options = None) -> None:
@@ -55,8 +202,8 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
         with writing(url) as stream:
             stream.write(data)
         return
-    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
-    filesystem.pipe_file(path, data)
+    filesystem, path = open_store(url, options)
+    retrying(url, lambda: filesystem.pipe_file(path, data))
 
 
 def create_bytes(url: str, data: bytes, options: Options = None) -> None:
@@ -70,17 +217,18 @@ def create_bytes(url: str, data: bytes, options: Options = None) -> None:
     if is_local(url):
         _create_locally(local_path(url), data)
         return
-    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    filesystem, path = open_store(url, options)
     on_s3 = url.startswith(("s3://", "s3a://"))
     writer = uuid.uuid4().hex
     extra = {"Metadata": {_WRITER: writer}} if on_s3 else {}
     try:
-        filesystem.pipe_file(path, data, mode="create", **extra)
+        retrying(url, lambda: filesystem.pipe_file(path, data, mode="create", **extra))
     except OSError as error:
         if not _is_refusal(error):
             raise
         # The store may have taken a request whose answer got lost; its repetition then finds the first one's file.
-        if on_s3 and filesystem.metadata(path, refresh=True).get(_WRITER) == writer:
+        known = retrying(url, lambda: filesystem.metadata(path, refresh=True)) if on_s3 else {}
+        if known.get(_WRITER) == writer:
             return
         raise FileExistsError(errno.EEXIST, "the file is there already", url) from error
 
@@ -107,26 +255,31 @@ def _create_locally(path: Path, data: bytes) -> None:
         with path.open("xb") as stream:
             stream.write(data)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
-    """A stream to a file that appears when the block ends without an error."""
-    if is_local(url):
-        path = local_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
+    """A stream to a file that appears when the block ends without an error; for a store it is collected on disk."""
+    if not is_local(url):
+        with tempfile.NamedTemporaryFile(prefix="dfm-upload-") as collected:
+            yield collected  # type: ignore[misc]
+            collected.flush()
+            filesystem, path_in_store = open_store(url, options)
+            retrying(url, lambda: filesystem.put_file(collected.name, path_in_store))
+        return
+    path = local_path(url)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with telling_of_full_disks(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 yield stream
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return
-    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
-    with filesystem.transaction, filesystem.open(path_in_store, "wb") as remote:
-        yield remote
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def check_writable(url: str, options: Options = None) -> None:
@@ -147,9 +300,8 @@ def exists(url: str, options: Options = None) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):
         return local_path(url).exists()
-    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
-    filesystem.invalidate_cache()
-    return bool(filesystem.exists(path))
+    filesystem, path = open_store(url, options)
+    return bool(retrying(url, lambda: filesystem.exists(path)))
 
 
 def names_in(url: str, options: Options = None) -> list[str]:
@@ -168,11 +320,9 @@ def _entries(url: str, kind: str, options: Options) -> list[str]:
         path = local_path(url)
         entries = list(path.iterdir()) if path.is_dir() else []
         return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
-    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
-    # A filesystem object remembers listings; what others wrote since would be missing.
-    filesystem.invalidate_cache()
+    filesystem, path_in_store = open_store(url, options)
     try:
-        found = filesystem.ls(path_in_store, detail=True)
+        found = retrying(url, lambda: filesystem.ls(path_in_store, detail=True))
     except FileNotFoundError:
         return []
     # Some stores keep an empty object for the folder itself.
@@ -187,8 +337,8 @@ def remove(url: str, options: Options = None) -> None:
         if is_local(url):
             local_path(url).unlink()
         else:
-            filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
-            filesystem.rm_file(path)
+            filesystem, path = open_store(url, options)
+            retrying(url, lambda: filesystem.rm_file(path))
 
 
 def remove_tree(url: str, options: Options = None) -> None:
@@ -200,7 +350,6 @@ def remove_tree(url: str, options: Options = None) -> None:
         else:
             path.unlink(missing_ok=True)
         return
-    filesystem, path_in_store = fsspec.core.url_to_fs(url, **dict(options or {}))
-    filesystem.invalidate_cache()
+    filesystem, path_in_store = open_store(url, options)
     with contextlib.suppress(FileNotFoundError):
-        filesystem.rm(path_in_store, recursive=True)
+        retrying(url, lambda: filesystem.rm(path_in_store, recursive=True))

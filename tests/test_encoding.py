@@ -225,6 +225,27 @@ def test_numbers_that_are_not_finite_reject_their_row(value, transform):
         assert np.isfinite(encoded.rows.values).all()
 
 
+@pytest.mark.parametrize("transform", ["raw", "standardize"])
+def test_numbers_that_do_not_fit_32_bits_reject_their_row_where_they_are_trained_on(transform):
+    numbers = [1.0, 1e39, None, -1e300, 3e38]
+    encoded = encode({"x": numbers}, numeric=["x"], transforms={"x": transform})
+    assert encoded.good.tolist() == [True, False, True, False, True]
+    assert [p.reason for p in encoded.problems] == ["too large for a 32-bit number"]
+    assert np.isfinite(encoded.rows.values).all()
+    assert encode({"x": numbers}, numeric=["x"]).good.all(), "a bucket holds any number"
+
+
+def test_labels_and_weights_that_do_not_fit_32_bits_reject_their_row():
+    columns = {"label": [1.0, 1e39, 2.0], "w": [1.0, 1.0, 1e40], "x": ["a", "a", "a"]}
+    schema = resolve(Schema(weight="w", categorical=["x"]), list(columns))
+    encoded = encode_batch(batch_of(columns), schema, BITS, {}, "regression")
+    assert encoded.good.tolist() == [True, False, False]
+    assert [(p.column, p.reason) for p in encoded.problems] == [
+        ("label", "label is too large for a 32-bit number"),
+        ("w", "weight is too large for a 32-bit number"),
+    ]
+
+
 def test_text_that_is_no_utf8_is_no_number_and_can_be_shown():
     bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"7", b"\xff"]).buffers())
     for column in (bad, bad.dictionary_encode()):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from shards import write_shard
 
 from dfm import ingest
 from dfm.errors import DataError
-from dfm.ingest import Batch, Shard, Unit, arrow_schema, describe_shard, find_shards, read_unit
+from dfm.ingest import Batch, Shard, Unit, arrow_schema, check_distinct, describe_shard, find_shards, read_unit
 
 
 def found(folder: Path, *paths: str, **options: Any) -> list[str]:
@@ -95,7 +98,11 @@ def test_shards_come_once_and_in_order_however_often_they_are_named(tree):
 
 def test_local_urls_relative_paths_and_paths_are_one(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    urls = {shard.url for path in ("day=2", f"file://{tree}/day=2", f"{tree}/day=2") for shard in find_shards([path])}
+    urls = {
+        shard.url
+        for path in ("day=2", f"file://{tree}/day=2", f"{tree}/day=2", "day=1/../day=2/*")
+        for shard in find_shards([path])
+    }
     assert urls == {f"{tree}/day=2/a.pq"}
 
 
@@ -178,28 +185,114 @@ def test_damaged_pages_are_named_with_their_row_group(tmp_path, compression):
     data = bytearray(path.read_bytes())
     data[start : start + 30] = b"\xff" * 30
     path.write_bytes(data)
+    shard = describe_shard(shard.url)
     assert numbers(list(read_unit(Unit(shard, 0, 20), ["n"]))) == list(range(20))
     with pytest.raises(DataError, match=r"damaged\.parquet, row group 1, cannot be read as Parquet"):
         list(read_unit(Unit(shard, 0, 40), ["n"]))
 
 
-def test_a_file_that_went_away_or_shrank_since_it_was_found_is_named(tmp_path):
+def test_a_file_that_changed_or_went_away_since_it_was_found_is_named(tmp_path):
     shard = number_shard(tmp_path / "a.parquet", 30)
-    number_shard(tmp_path / "a.parquet", 30, row_group_size=5)
-    with pytest.raises(DataError, match=r"row group 0, has 5 rows.* 10; the file changed"):
-        list(read_unit(Unit(shard, 0, 30), ["n"]))
-    number_shard(tmp_path / "a.parquet", 20)
-    with pytest.raises(DataError, match="row group 2, cannot be read"):
+    os.utime(tmp_path / "a.parquet", (1, 1_700_000_000))
+    with pytest.raises(
+        DataError, match=r"a\.parquet changed since the job began: .* of 2023-11-14 22:13:20.*restore it"
+    ):
         list(read_unit(Unit(shard, 0, 30), ["n"]))
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(DataError, match=r"a\.parquet is gone"):
         list(read_unit(Unit(shard, 0, 30), ["n"]))
 
 
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
+    shard = number_shard(tmp_path / "a.parquet", 30)
+    batches = read_unit(Unit(shard, 0, 30), ["n"])
+    next(batches)
+    number_shard(tmp_path / "a.parquet", 30, row_group_size=5)
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        list(batches)
+
+
+def test_a_file_whose_identity_was_forged_has_the_rows_of_its_footer_or_an_error(tmp_path, monkeypatch):
+    shard = number_shard(tmp_path / "a.parquet", 30)
+    monkeypatch.setattr(ingest, "check_unchanged", lambda *_: None)
+    number_shard(tmp_path / "a.parquet", 30, row_group_size=5)
+    with pytest.raises(DataError, match=r"row group 0, has 5 rows.* 10; the file changed"):
+        list(read_unit(Unit(shard, 0, 30), ["n"]))
+    number_shard(tmp_path / "a.parquet", 20)
+    with pytest.raises(DataError, match="row group 2, cannot be read"):
+        list(read_unit(Unit(shard, 0, 30), ["n"]))
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error_and_kills_nobody(tmp_path):
+    """A memory-mapped file would end the process with SIGBUS."""
+    columns = {"n": pa.array(range(300_000), pa.int64())}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns, 100_000, compression="none"))
+    program = (
+        "import sys, os; from dfm.ingest import *; from dfm.errors import DataError\n"
+        "shard = describe_shard(sys.argv[1]); batches = read_unit(Unit(shard, 0, shard.n_rows), ['n']); next(batches)\n"
+        "os.truncate(sys.argv[1], 4096)\n"
+        "try: list(batches); print('read on')\n"
+        "except DataError as error: print('DataError', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, shard.url], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("DataError ")
+    assert "a.parquet" in done.stdout
+
+
+def test_a_changed_page_is_found_by_its_checksum_where_the_file_has_them(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"n": pa.array(range(1000), pa.int64())}
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    write_shard(path, columns, 1000, **options)
+    data = bytearray(path.read_bytes())
+    at = data.index((500).to_bytes(8, "little"))
+    data[at] ^= 1
+    path.write_bytes(data)
+    shard = describe_shard(str(path))
+    with pytest.raises(DataError, match=r"a\.parquet, row group 0, cannot be read as Parquet .*(CRC|crc)"):
+        list(read_unit(Unit(shard, 0, 1000), ["n"]))
+
+
 def test_a_missing_column_is_named_with_the_shard_and_the_columns_it_has(tmp_path):
     shard = number_shard(tmp_path / "a.parquet", 3)
     with pytest.raises(DataError, match=r"a\.parquet has no column 'price': it has n, t\. Name an existing column"):
         list(read_unit(Unit(shard, 0, 3), ["n", "price"]))
+
+
+# ------------------------------------------------------------------------------------------- duplicate shards ----
+
+
+def same_shape(path: Path, first: int) -> Shard:
+    """Files of one size and one footer: numbers of eight bytes, neither compressed nor described."""
+    columns = {"n": pa.array(range(first, first + 10_000), pa.int64())}
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    return describe_shard(write_shard(path, columns, 10_000, **options))
+
+
+def test_copies_and_links_of_a_shard_are_refused_with_both_names(tmp_path):
+    shard = same_shape(tmp_path / "a.parquet", 0)
+    other = same_shape(tmp_path / "b.parquet", 50_000)
+    assert other.size == shard.size
+    check_distinct([shard, other])
+    shutil.copy(shard.url, tmp_path / "copy.parquet")
+    (tmp_path / "link.parquet").symlink_to(shard.url)
+    for name in ("copy.parquet", "link.parquet"):
+        again = describe_shard(str(tmp_path / name))
+        with pytest.raises(
+            DataError, match=rf"{name} is the same file as .*a\.parquet, or a copy.* 10000 rows .*twice"
+        ):
+            check_distinct([shard, other, again])
+
+
+def test_a_shard_to_train_and_to_validate_on_is_refused(tmp_path):
+    shard = same_shape(tmp_path / "a.parquet", 0)
+    with pytest.raises(DataError, match=r"a\.parquet is among the shards to train on and among those to validate on"):
+        check_distinct([shard, shard])
+
+
+def test_empty_shards_may_be_alike(tmp_path):
+    check_distinct([number_shard(tmp_path / f"{name}.parquet", 0) for name in "ab"])
 
 
 # -------------------------------------------------------------------------------------------------- reading ----

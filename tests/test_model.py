@@ -331,6 +331,10 @@ ARRAY_EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "ids of another type": lambda arrays: arrays.update(ids=arrays["ids"].astype(np.float64)),
     "ids beyond hash_bits": lambda arrays: arrays.update(ids=arrays["ids"] + np.uint32(1 << HASH_BITS)),
     "rare rows beyond the table": lambda arrays: arrays.update(rare=arrays["rare"] + 10_000),
+    "ids twice": lambda arrays: arrays.update(ids=np.repeat(arrays["ids"][:1], len(arrays["ids"]))),
+    "fields that are none": lambda arrays: arrays.update(fields=arrays["fields"] + np.uint16(500)),
+    "rare rows below the table": lambda arrays: arrays.update(rare=arrays["rare"] - 10_000),
+    "a parameter that is not finite": lambda arrays: arrays.update(bias=arrays["bias"] * np.float32(np.nan)),
     "factors of another length": lambda arrays: arrays.update(factors=arrays["factors"][:, :-1].copy()),
 }
 
@@ -350,6 +354,12 @@ MANIFEST_EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "negative factored features": lambda manifest: manifest.update(n_factored=-1),
     "another number of factors": lambda manifest: manifest.update(n_factors=4),
     "fewer hash bits": lambda manifest: manifest["hashing"].update(hash_bits=3),
+    "as many factors as memory holds": lambda manifest: manifest.update(n_factors=2**40),
+    "a file larger than its arrays": lambda manifest: manifest["files"]["parameters"].update(bytes=2**40),
+    "an unknown task": lambda manifest: manifest.update(task="eval"),
+    "a transform that is none": lambda manifest: manifest["schema"]["fields"][2].update(transform="x"),
+    "a field twice": lambda manifest: manifest["schema"]["fields"].append(manifest["schema"]["fields"][0]),
+    "boundaries that fall": lambda manifest: manifest["statistics"]["price"]["boundaries"].reverse(),
     "one field less": lambda manifest: manifest["schema"]["fields"].pop(),
     "parameters that are no arrays": lambda manifest: manifest["files"].update(parameters=manifest["files"]["golden"]),
 }
@@ -370,7 +380,6 @@ def test_another_hash_is_refused(folder: Path) -> None:
 
 GOLDEN_EDITS: dict[str, Callable[[Path], None]] = {
     "bias": lambda folder: edit_arrays(folder, lambda a: a.update(bias=a["bias"] + np.float32(0.01))),
-    "not finite": lambda folder: edit_arrays(folder, lambda a: a.update(bias=a["bias"] * np.float32(np.nan))),
     "linear": lambda folder: edit_arrays(folder, lambda a: a.update(linear=a["linear"][::-1].copy())),
     "factors": lambda folder: edit_arrays(folder, lambda a: a.update(factors=a["factors"] * np.float32(1.5))),
     "task": lambda folder: edit_manifest(folder, lambda m: m.update(task="regression")),

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from dfm.distributed import placement
 from dfm.distributed.placement import Plan, group_units, plan_reading, plan_training, rounds_per_epoch
+from dfm.errors import SettingsError
 from dfm.ingest import Shard, Unit
+from dfm.settings import TrainingSettings
 
 
 def shard(number: int, *row_groups: int) -> Shard:
@@ -157,3 +159,18 @@ def test_small_units_are_read_together_and_huge_ones_apart():
 )
 def test_rounds_of_an_epoch_come_from_the_job_and_the_size_of_the_data(n_rows, n_replicas, asked, rounds):
     assert rounds_per_epoch(n_rows, n_replicas, asked) == rounds
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "rows_per_round", "rounds"),
+    [(8_000_000, 250_000, 4), (8_000_000, 300_000, 3), (100, 1_000, 1), (8, 1, 1)],
+)
+def test_rounds_of_a_fixed_number_of_rows_grow_in_number_with_the_data(
+    n_rows: int, rows_per_round: int, rounds: int
+) -> None:
+    assert rounds_per_epoch(n_rows, 8, "auto", rows_per_round) == rounds
+
+
+def test_two_answers_to_how_often_to_average_are_refused() -> None:
+    with pytest.raises(SettingsError, match="both say how often to average"):
+        TrainingSettings(rows_per_round=1000, averages_per_epoch=4)

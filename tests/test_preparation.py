@@ -265,15 +265,38 @@ def test_whatever_decides_the_bytes_decides_the_cache_entry(reading, shards, cha
     assert len(cache_files(reading, "chunk")) == 2
 
 
-@pytest.mark.parametrize("change", [{"size": 1}, {"modified": "later"}, {"url": "elsewhere"}])
+def move(path: Path) -> Path:
+    return path.rename(path.with_name("c.parquet"))
+
+
+def touch(path: Path) -> Path:
+    os.utime(path, (1, path.stat().st_mtime + 100))
+    return path
+
+
+def rewrite(path: Path) -> Path:
+    return Path(write_shard(path, columns_of(0, 60), 7))
+
+
+@pytest.mark.parametrize("change", [move, touch, rewrite])
 def test_a_shard_of_another_name_size_or_time_is_read_again(reading, shards, change):
     fresh = hash_units(reading, whole(shards[:1]), 1, None)
-    changed = dataclasses.replace(shards[0], **change)
-    if "url" in change:
-        changed = dataclasses.replace(changed, url=os.path.join(os.path.dirname(shards[0].url), "c.parquet"))
-        Path(changed.url).write_bytes(Path(shards[0].url).read_bytes())
+    changed = describe_shard(str(change(Path(shards[0].url))))
     assert_same_arrays(hash_units(reading, whole([changed]), 1, None).rows, fresh.rows)
     assert len(cache_files(reading, "chunk")) == 2
+
+
+@pytest.mark.parametrize("change", [move, touch, rewrite])
+def test_a_worker_that_lost_its_partitions_does_not_make_them_again_from_other_rows(reading, shards, change):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    changed = change(Path(shards[0].url))
+    load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    for path in Path(reading.cache).iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"a\.parquet is gone" if change is move else "a.parquet changed since"):
+        load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    assert changed.exists()
 
 
 def test_where_bad_rows_and_the_cache_go_does_not_change_the_key(reading):

@@ -40,7 +40,7 @@ JOB_FILE = """
 [data]
 train = ["s3://clicks/day=*/*.parquet"]
 validation_from = 2026-11-20
-storage_options = { key = "SECRET-KEY", anon = false, timeout = 5 }
+storage_options = { profile = "SECRET-PROFILE", anon = false, timeout = 5 }
 
 [schema]
 time = "day"
@@ -149,7 +149,7 @@ def test_a_job_file_is_read(job_file):
         ("output.directory=a=b", "output", "directory", "a=b"),
         ("cluster.dashboard=true", "cluster", "dashboard", True),
         ("schema.transforms.a.b=raw", "schema", "transforms", {"I5": "quantile", "a.b": "raw"}),
-        ("data.storage_options.key=12", "data", "storage_options", {"key": 12, "anon": False, "timeout": 5}),
+        ("data.storage_options.profile=12", "data", "storage_options", {"profile": 12, "anon": False, "timeout": 5}),
         ('output.directory="x"\nmore = 1', "output", "directory", '"x"\nmore = 1'),
     ],
 )
@@ -239,9 +239,9 @@ def test_a_job_survives_json_and_pickle(job_file):
 
 def test_secrets_appear_in_no_text_and_in_no_stored_job(job_file):
     job = load_job(job_file)
-    assert job.data.storage_options["key"] == "SECRET-KEY"
+    assert job.data.storage_options["profile"] == "SECRET-PROFILE"
     assert "SECRET" not in repr(job) + json.dumps(job.to_dict())
-    for value in ("SECRET", {"key": ["SECRET"]}):
+    for value in ("SECRET", {"profile": ["SECRET"]}):
         with pytest.raises(SettingsError) as refusal:
             DataSettings.from_dict({"storage_options": value})
         assert "SECRET" not in str(refusal.value)
@@ -252,7 +252,7 @@ def test_secrets_appear_in_no_text_and_in_no_stored_job(job_file):
 
 def test_the_fingerprint_follows_what_determines_the_parameters_and_nothing_else(job_file):
     job = load_job(job_file)
-    same = ["cluster.workers=7", "output.directory=elsewhere", "data.storage_options.key=other"]
+    same = ["cluster.workers=7", "output.directory=elsewhere", "data.storage_options.profile=other"]
     other = ["data.train=x", "schema.weight=w", "model.seed=1", "training.n_replicas=3"]
     assert load_job(job_file, same).fingerprint() == job.fingerprint()
     assert load_job(job, ["training.learning_rate=1.0"]).fingerprint() == job.fingerprint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -35,12 +36,16 @@ _CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.comm.retry.count": 3,
+    # Dask goes on trying to reach a dead worker for this long (30 s by default), also where the port refuses at once.
+    "distributed.comm.timeouts.connect": "5s",
     # A round allocates what the round before gave back. Dask's default returns it to the system each time, and faulting
     # the pages in again cost more than merging did.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
     "distributed.admin.tick.limit": "20s",
+    # So long a worker that was killed may take to come back before another is started in its place.
+    "distributed.deploy.lost-worker-timeout": "20s",
 }
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
@@ -132,9 +137,16 @@ class Watch:
         return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
 
     def result(self, future: Future) -> Any:
-        """The result of a task; its error is raised."""
-        self.wait(future)
-        return future.result()
+        """The result of a task, a small one; its error is raised.
+
+        A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
+        """
+        for patience in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
+            self.wait(future)
+            with contextlib.suppress(TimeoutError):
+                return future.result(timeout=patience)
+            self._look_around()
+        raise AssertionError("not reached")
 
     def wait(self, future: Future) -> None:
         """Return when a task is done; its error is raised. The result stays on the cluster."""
@@ -142,12 +154,10 @@ class Watch:
         future.add_done_callback(lambda _: done.set())
         while not done.wait(_LOOK_AROUND):
             self._look_around()
-        if future.status != "finished":
-            error: Any = future.exception() if future.status == "error" else CancelledError(future.key)
-            raise error
+        _raise_if_failed(future)
 
     def as_completed(self, futures: Sequence[Future]) -> Iterator[Future]:
-        """The tasks as they end, well or not."""
+        """The tasks as they end; the first error is raised."""
         completed = distributed.as_completed(list(futures), loop=self.client.loop)
         left = len(futures)
         while left:
@@ -158,6 +168,7 @@ class Watch:
                 continue
             for future in completed.next_batch(block=False):
                 left -= 1
+                _raise_if_failed(future)
                 yield future
 
     def _look_around(self) -> None:
@@ -165,12 +176,16 @@ class Watch:
         self._check(self._workers())
 
     def _workers(self) -> Mapping[str, Any]:
+        """The workers alive. Local ones that Dask has given up on (killed while they started) are started anew."""
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
             workers: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TimeoutError):
             return {}
+        local = self.client.cluster
+        if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
+            local.scale(len(local.worker_spec))
         return workers
 
     def _check(self, workers: Mapping[str, Any]) -> None:
@@ -185,6 +200,15 @@ class Watch:
                 f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run "
                 "the same command again: what is finished is not repeated"
             )
+
+
+def _raise_if_failed(future: Future) -> None:
+    """A result that was lost with its worker is no failure: Dask computes it again."""
+    if future.status == "error":
+        error: Any = future.exception()
+        raise error
+    if future.status == "cancelled":
+        raise CancelledError(future.key)
 
 
 def worker_addresses(client: Client) -> list[str]:

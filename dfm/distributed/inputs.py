@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dfm.distributed.placement import Plan, plan_reading, plan_training
 from dfm.errors import DataError
-from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, stored_schema
+from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, check_distinct, find_shards, stored_schema
 from dfm.schema import ResolvedSchema, infer, resolve
 from dfm.settings import Job
 from dfm.timesplit import at_or_after, first_and_last
@@ -46,6 +46,7 @@ def find_inputs(job: Job) -> Inputs:
     options = job.data.storage_options
     train = find_shards(job.data.train, options)
     validation = find_shards(job.data.validation, options) if job.data.validation else []
+    check_distinct([*train, *validation], options)
     schema = resolve_schema(job, next(shard for shard in train if shard.n_rows))
     by_path = _split_by_path(job, train)
     if by_path is not None:
@@ -55,7 +56,10 @@ def find_inputs(job: Job) -> Inputs:
         raise DataError(
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
-    plan = plan_training(train, job.training.n_replicas, job.training.averages_per_epoch, job.model.seed)
+    training = job.training
+    plan = plan_training(
+        train, training.n_replicas, training.averages_per_epoch, job.model.seed, training.rows_per_round
+    )
     split_rows = bool(job.data.validation_from) and by_path is None
     held_out = plan_reading(train if split_rows else validation)
     return Inputs(schema, train, validation, plan, held_out, split_rows)

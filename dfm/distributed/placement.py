@@ -41,7 +41,9 @@ class Plan:
         return sum(unit.n_rows for task in self.replicas[replica] for unit in task)
 
 
-def plan_training(shards: Sequence[Shard], n_replicas: int, averages_per_epoch: int | str, seed: int) -> Plan:
+def plan_training(
+    shards: Sequence[Shard], n_replicas: int, averages_per_epoch: int | str, seed: int, rows_per_round: int = 0
+) -> Plan:
     """Deal the rows out to replicas of equal size (to one row).
 
     Pieces of shards are put in a seeded order first: neighbouring shards are often alike (one day, one site), and
@@ -53,11 +55,16 @@ def plan_training(shards: Sequence[Shard], n_replicas: int, averages_per_epoch: 
     total = sum(piece.n_rows for piece in pieces)
     bounds = [total * r // n_replicas for r in range(n_replicas + 1)]
     replicas = tuple(tuple(group_units(_cut(shuffled, bounds[r], bounds[r + 1]))) for r in range(n_replicas))
-    return Plan(replicas, rounds_per_epoch(total, n_replicas, averages_per_epoch), seed)
+    return Plan(replicas, rounds_per_epoch(total, n_replicas, averages_per_epoch, rows_per_round), seed)
 
 
-def rounds_per_epoch(n_rows: int, n_replicas: int, averages_per_epoch: int | str) -> int:
-    """The number asked for, or for "auto" one from the size of the data: never from a clock."""
+def rounds_per_epoch(n_rows: int, n_replicas: int, averages_per_epoch: int | str, rows_per_round: int = 0) -> int:
+    """The number asked for, or for "auto" one from the size of the data: never from a clock.
+
+    rows_per_round: rows that a replica walks between two averages; where it is given, it decides.
+    """
+    if rows_per_round:
+        averages_per_epoch = max(1, round(n_rows / n_replicas / rows_per_round))
     if averages_per_epoch != "auto":
         return max(1, min(int(averages_per_epoch), max(n_rows // n_replicas, 1)))
     automatic = automatic_averages(n_rows, n_replicas)

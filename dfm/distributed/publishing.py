@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import pyarrow as pa
 from dfm import storage
 from dfm.distributed import rounds
 from dfm.encoding import encode_batch
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.ingest import Unit, naming_shard, read_unit
 from dfm.model import GOLDEN_ROWS, MANIFEST, FMModel
 from dfm.preparation import Reading
 from dfm.settings import Job
 from dfm.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 def check_output(job: Job) -> None:
@@ -48,7 +51,15 @@ def publish_model(
 
 
 def golden_rows(reading: Reading, unit: Unit) -> pa.Table | None:
-    """The first good rows of a unit, as they are stored."""
+    """The first good rows of a unit, as they are stored; none where its shard is gone: the model is worth more."""
+    try:
+        return _first_good_rows(reading, unit)
+    except DataError as error:
+        logger.warning("the model is published without golden rows: %s", error)
+        return None
+
+
+def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
     for batch in read_unit(unit, reading.columns, reading.storage_options):
         head = batch.data.slice(0, 4 * GOLDEN_ROWS)
         with naming_shard(batch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes.manifest import GROUP, VERSION, Manifest
@@ -33,7 +35,7 @@ class Api:
     """A namespace of a Kubernetes cluster: that of the kubeconfig's context, or the one this pod runs in."""
 
     def __init__(self, namespace: str = "", context: str = "") -> None:
-        self._client, found = _connect(context)
+        self._configuration, self._pool, found = _connect(context)
         self.namespace = namespace or found
 
     def create(self, body: Manifest) -> Manifest:
@@ -148,7 +150,7 @@ class Api:
             except _broken() as error:
                 if attempt == _TRIES:
                     raise ClusterError(
-                        f"the Kubernetes API at {self._client.configuration.host} does not answer ({error}); check the "
+                        f"the Kubernetes API at {self._configuration.host} does not answer ({error}); check the "
                         "kubeconfig (kubectl get pods), or try again"
                     ) from error
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
@@ -166,18 +168,22 @@ class Api:
     def _request(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Manifest | None, timeout: float = 30.0
     ) -> Any:
-        from kubernetes.client.exceptions import ApiException
+        import urllib3
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        try:
-            answer = self._client.call_api(
-                path, method, query_params=list((query or {}).items()), body=body, auth_settings=["BearerToken"],
-                header_params={"Accept": "application/json", "Content-Type": kind}, _preload_content=False,
-                _request_timeout=(10.0, timeout), _return_http_data_only=True,
-            )  # fmt: skip
-        except ApiException as error:
-            raise _Refused(int(error.status or 0), str(error.body or error.reason or "")) from None
-        return _Answer(answer)
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        for auth in self._configuration.auth_settings().values():  # fetches a new token where the old one ran out
+            if auth["in"] == "header" and auth["value"]:
+                headers[auth["key"]] = auth["value"]
+        address = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        response = self._pool.request(
+            method, address, body=None if body is None else json.dumps(body), headers=headers, preload_content=False,
+            retries=False, timeout=urllib3.Timeout(connect=10.0, read=timeout),
+        )  # fmt: skip
+        if response.status >= 400:
+            with _Answer(response):
+                raise _Refused(response.status, response.read().decode(errors="replace"))
+        return _Answer(response)
 
 
 class _Answer:
@@ -233,18 +239,21 @@ def _broken() -> tuple[type[Exception], ...]:
     return (HTTPError, OSError, ValueError)
 
 
-def _connect(context: str) -> tuple[Any, str]:
-    """A client, and the namespace to use by default."""
+def _connect(context: str) -> tuple[Any, Any, str]:
+    """The client library's configuration and connection pool (TLS, proxies, logins), and the namespace by default.
+
+    Its own calls are not used: they differ from version to version.
+    """
     try:
         from kubernetes import client, config
     except ImportError as error:
         raise SettingsError("the Kubernetes client is missing; install dfm[kubernetes]") from error
     configuration = client.Configuration()
-    configuration.retries = False  # urllib3's own attempts would hide what was asked how often
     try:
-        config.load_kube_config(context=context or None, client_configuration=configuration)
-        _, active = config.list_kube_config_contexts()
-        chosen = next((c for c in config.list_kube_config_contexts()[0] if c["name"] == context), active)
+        file = os.environ.get("KUBECONFIG")  # the client library looks only once, when it is imported
+        config.load_kube_config(file, context=context or None, client_configuration=configuration)
+        contexts, active = config.list_kube_config_contexts(file)
+        chosen = next((each for each in contexts if each["name"] == context), active)
         namespace = chosen["context"].get("namespace", "default")
     except config.ConfigException as no_kubeconfig:
         try:
@@ -255,4 +264,4 @@ def _connect(context: str) -> tuple[Any, str]:
             ) from None
         with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as stream:
             namespace = stream.read().strip()
-    return client.ApiClient(configuration), namespace
+    return configuration, client.ApiClient(configuration).rest_client.pool_manager, namespace

@@ -87,7 +87,7 @@ def job_file(submission: Submission) -> Manifest:
 def _for_the_cluster(job: Job) -> Job:
     """The job as the driver reads it in its pod: on the cluster of its DaskJob, whose address is in the environment."""
     cluster = replace(job.cluster, scheduler="", factory="", factory_options={}, tls_ca="", tls_cert="", tls_key="")
-    return replace(job, cluster=replace(cluster, cache="dfm-cache", worker_timeout=max(cluster.worker_timeout, 600.0)))
+    return replace(job, cluster=replace(cluster, cache="dfm-cache"))
 
 
 def dask_job(submission: Submission) -> Manifest:
@@ -136,7 +136,9 @@ def _driver_pod(submission: Submission) -> Manifest:
     settings = submission.settings
     arguments = ["dfm", "drive", "/etc/dfm/job.toml", "--attempts", str(settings.attempts)]
     arguments += ["--run-id", submission.run_id] if submission.run_id else []
-    # Two thirds of the workers are enough to begin with; the others join when nodes are found for them.
+    # The driver starts beside its cluster and waits for it. Two thirds of the workers are enough to begin with; the
+    # others join when nodes are found for them.
+    arguments += ["--set", "cluster.worker_timeout=900"]
     arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
     container["volumeMounts"].append({"name": "job", "mountPath": "/etc/dfm", "readOnly": True})

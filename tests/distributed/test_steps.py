@@ -226,7 +226,7 @@ def test_the_commands_publish_and_roll_back(candidate, log: Path, tmp_path: Path
         cli_publish.publish, [*arguments[:2], "--alias", str(tmp_path / "new"), *scheduler, "--gate", "min_rows=3000"]
     )
     assert isinstance(refused.exception, GateError)
-    assert refused.exception.exit_code == 8
+    assert refused.exception.exit_code == 9
     assert "fewer than min_rows = 3000" in str(refused.exception)
     back = CliRunner().invoke(cli_publish.rollback, [alias, "--reason", "none"])
     assert isinstance(back.exception, GateError)

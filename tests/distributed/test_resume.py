@@ -1,0 +1,221 @@
+"""A training that was stopped after any average goes on from there and ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from small_jobs import job_tables
+
+from dfm import jobs
+from dfm.distributed import checkpointing, loop
+from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"outer_momentum": 0.5, "merge": "mean"},
+    "ftrl": {"optimizer": "ftrl", "learning_rate": 0.1},
+    "guarded": {
+        "validate": "average", "early_stopping": True, "patience": 1, "rollbacks": 2, "learning_rate": 0.4,
+        "l2_linear": 0.0, "l2_factors": 0.0, "n_epochs": 4,
+    },
+}  # fmt: skip
+"""Changes of [training] under which a state has parts that another kind does not have."""
+
+
+def stop_after(rounds: int) -> Any:
+    """An observer that cancels the run after so many averages in all."""
+    seen = 0
+
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += event["event"] == "round"
+        if seen == rounds and event["event"] == "round":
+            raise RunCancelled("asked to stop")
+
+    return observe
+
+
+def rounds_and_result(tables: dict[str, Any], client: Client) -> tuple[int, Any]:
+    told: list[dict[str, Any]] = []
+    result = jobs.train(tables, client, on_event=told.append)
+    return sum(event["event"] == "round" for event in told), result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_after_every_average_in_turn_it_ends_with_the_same_bytes(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    training = {"averages_per_epoch": 3, **KINDS[kind]}
+    n_rounds, expected = rounds_and_result(job_tables(log, tmp_path / "whole", training=training), client)
+    assert n_rounds >= 6
+    tables = job_tables(log, tmp_path / "parts", training=training)
+    told: list[dict[str, Any]] = []
+    step = 2 if kind == "guarded" else 1  # with validation in between, a state is saved only after it was judged
+    for attempt in range(n_rounds + 1):
+        stop = stop_after(step)
+
+        def observe(event: dict[str, Any], stop: Any = stop) -> None:
+            told.append(event)
+            stop(event)
+
+        try:
+            result = jobs.train(tables, two_workers if attempt % 2 else client, on_event=observe)
+            break
+        except RunCancelled:
+            continue
+    assert attempt >= n_rounds // step - 1
+    assert result.parameters_sha256 == expected.parameters_sha256
+    assert result.best_epoch == expected.best_epoch
+    assert result.validation == expected.validation
+    losses = [event["train_log_loss"] for event in expected.history]
+    assert [event["train_log_loss"] for event in result.history] == pytest.approx(losses, rel=1e-12)
+    resumed = [event for event in told if event["event"] == "resumed"]
+    assert len(resumed) == attempt
+    assert not (tmp_path / "parts" / "out" / "checkpoint").exists()
+
+
+def cancelled(tables: dict[str, Any], client: Client, rounds: int = 3) -> None:
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_after(rounds))
+
+
+def resumed_rounds(tables: dict[str, Any], client: Client) -> list[tuple[int, int]]:
+    told: list[dict[str, Any]] = []
+    jobs.train(tables, client, on_event=told.append)
+    return [(event["epoch"], event["round"]) for event in told if event["event"] == "resumed"]
+
+
+def test_a_run_goes_on_from_the_average_at_which_it_was_stopped(log: Path, client: Client, tmp_path: Path) -> None:
+    tables = job_tables(log, tmp_path)
+    cancelled(tables, client)
+    assert resumed_rounds(tables, client) == [(2, 1)]
+    assert resumed_rounds(tables, client) == []
+
+
+def test_without_resume_a_run_starts_afresh(log: Path, client: Client, tmp_path: Path) -> None:
+    tables = job_tables(log, tmp_path)
+    cancelled(tables, client)
+    assert resumed_rounds(job_tables(log, tmp_path, output={"resume": False}), client) == []
+
+
+def test_another_job_does_not_go_on_from_a_checkpoint(log: Path, client: Client, tmp_path: Path) -> None:
+    cancelled(job_tables(log, tmp_path), client)
+    other = job_tables(log, tmp_path, training={"learning_rate": 0.2}, model={"hash_bits": 17})
+    with pytest.raises(
+        SettingsError, match=r"model\.hash_bits is 17 now and 16 there; training\.learning_rate is 0\.2"
+    ):
+        jobs.train(other, client)
+    assert resumed_rounds(job_tables(log, tmp_path), client) == [(2, 1)]
+
+
+def test_a_cluster_of_another_size_is_no_other_job(log: Path, client: Client, tmp_path: Path) -> None:
+    cancelled(job_tables(log, tmp_path), client)
+    other = job_tables(log, tmp_path, cluster={"workers": 7, "threads_per_worker": 2})
+    assert resumed_rounds(other, client) == [(2, 1)]
+
+
+def test_a_damaged_block_is_skipped_for_the_checkpoint_before(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    expected = jobs.train(job_tables(log, tmp_path / "whole"), client).parameters_sha256
+    tables = job_tables(log, tmp_path)
+    cancelled(tables, client, rounds=2)
+    cancelled(tables, client, rounds=1)
+    newest = max((tmp_path / "out" / "checkpoint").glob("round-00000003-block-*"))
+    data = newest.read_bytes()
+    newest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    told: list[dict[str, Any]] = []
+    with caplog.at_level(logging.WARNING):
+        result = jobs.train(tables, client, on_event=told.append)
+    assert "skipping the damaged checkpoint" in caplog.text
+    assert [event["round"] for event in told if event["event"] == "resumed"] == [2]
+    assert result.parameters_sha256 == expected
+
+
+def test_shards_that_changed_since_the_checkpoint_are_refused(log: Path, client: Client, tmp_path: Path) -> None:
+    copied = tmp_path / "log"
+    shutil.copytree(log, copied)
+    cancelled(job_tables(copied, tmp_path), client)
+    shard = next(copied.glob("day=*/*.parquet"))
+    shutil.copyfile(next(path for path in log.glob("day=*/*.parquet") if path.name != shard.name), shard)
+    with pytest.raises(SettingsError, match=r"the shard \S*parquet changed since then.*--no-resume"):
+        jobs.train(job_tables(copied, tmp_path), client)
+
+
+def test_a_training_that_diverged_leaves_no_checkpoint(log: Path, client: Client, tmp_path: Path) -> None:
+    wild = {"optimizer": "sgd", "learning_rate": 1e6, "l2_linear": 0.0, "n_epochs": 3}
+    with pytest.raises(DivergenceError):
+        jobs.train(job_tables(log, tmp_path, training=wild), client)
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    jobs.train(job_tables(log, tmp_path), client)
+
+
+def test_never_means_no_checkpoint(log: Path, client: Client, tmp_path: Path) -> None:
+    cancelled(job_tables(log, tmp_path, output={"checkpoint_every": "never"}), client)
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def test_checkpoints_of_epochs_are_made_at_their_last_average(log: Path, client: Client, tmp_path: Path) -> None:
+    tables = job_tables(log, tmp_path, output={"checkpoint_every": "epoch"})
+    cancelled(tables, client, rounds=3)
+    assert resumed_rounds(tables, client) == [(1, 2)]
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint").write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING):
+        jobs.train(job_tables(log, tmp_path), client)
+    assert "no checkpoint after round" in caplog.text
+
+
+@pytest.mark.parametrize("client_name", ["client", "two_workers"])
+def test_the_lineage_of_blocks_is_cut_without_changing_them(
+    log: Path, tmp_path: Path, client_name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: Client = request.getfixturevalue(client_name)
+    training = {"n_epochs": 6, "averages_per_epoch": 4}
+    expected = jobs.train(job_tables(log, tmp_path / "whole", training=training), own).parameters_sha256
+    monkeypatch.setattr(loop, "_LONGEST_LINEAGE", 3)
+    most = 0
+
+    def count_tasks(event: dict[str, Any]) -> None:
+        nonlocal most
+        if event["event"] == "round":
+            most = max(most, own.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+    result = jobs.train(job_tables(log, tmp_path, training=training), own, on_event=count_tasks)
+    assert result.parameters_sha256 == expected
+    assert most < 120, "tasks of all rounds are remembered"
+
+
+def test_workers_elsewhere_leave_the_writing_of_a_local_folder_to_the_driver(
+    log: Path, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = jobs.train(job_tables(log, tmp_path / "whole"), two_workers).parameters_sha256
+    monkeypatch.setattr("dfm.distributed.cluster.shares_disk", lambda client: False)
+    tables = job_tables(log, tmp_path)
+    cancelled(tables, two_workers)
+    told: list[dict[str, Any]] = []
+    result = jobs.train(tables, two_workers, on_event=told.append)
+    assert [event["round"] for event in told if event["event"] == "resumed"] == [1]
+    assert result.parameters_sha256 == expected
+
+
+def test_bad_data_found_late_leaves_what_was_trained(log: Path, client: Client, tmp_path: Path) -> None:
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "round" and event["epoch"] == 2:
+            raise DataError("a shard is gone")
+
+    with pytest.raises(DataError):
+        jobs.train(job_tables(log, tmp_path), client, on_event=fail)
+    jobs.train(job_tables(log, tmp_path), client)

@@ -1,0 +1,108 @@
+"""Small files on S3: what holds on a disk holds there, under throttling and failures too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from flaky_proxy import KINDS, Faults
+
+from dfm import storage
+from dfm.errors import SettingsError, StorageError
+
+
+def test_files_are_written_listed_read_and_removed(bucket: str) -> None:
+    for name in ("a/b.json", "a/deep/c", "d"):
+        storage.write_bytes(f"{bucket}/{name}", name.encode())
+    assert storage.read_bytes(f"{bucket}/a/b.json") == b"a/b.json"
+    assert storage.size_of(f"{bucket}/a/b.json") == 8
+    assert (storage.names_in(f"{bucket}/a"), storage.folders_in(f"{bucket}/a")) == (["b.json"], ["deep"])
+    assert storage.folders_in(bucket) == ["a"]
+    assert storage.names_in(f"{bucket}/nowhere") == []
+    storage.remove_tree(f"{bucket}/a")
+    storage.remove_tree(f"{bucket}/a")
+    assert not storage.exists(f"{bucket}/a/b.json")
+    storage.remove(f"{bucket}/d")
+    storage.remove(f"{bucket}/d")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{bucket}/d")
+
+
+def test_of_many_who_create_a_file_one_wins(bucket: str) -> None:
+    start = threading.Barrier(6)
+
+    def create(number: int) -> bool:
+        start.wait()
+        try:
+            storage.create_bytes(f"{bucket}/lock", b"%d" % number)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(create, range(6)))
+    assert sum(won) == 1
+    assert storage.read_bytes(f"{bucket}/lock") == b"%d" % won.index(True)
+
+
+def test_who_created_a_file_knows_it_although_the_answer_got_lost(bucket: str, faults: Faults) -> None:
+    """The store does the work and answers 500; the client's repetition is refused because of its own file."""
+    faults.kinds = ("done but failed",)
+    faults.rate = 0.5
+    for number in range(8):
+        storage.create_bytes(f"{bucket}/{number}", b"mine")
+        with pytest.raises(FileExistsError):
+            storage.create_bytes(f"{bucket}/{number}", b"mine")
+    assert faults.counts["done but failed"] > 3
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, faults: Faults) -> Iterator[str]:
+    faults.kinds = (request.param,)
+    yield request.param
+    faults.kinds = KINDS
+
+
+def test_a_store_that_fails_often_is_asked_until_it_answers(bucket: str, faults: Faults, kind: str) -> None:
+    faults.rate = 0.4
+    for number in range(5):
+        url = f"{bucket}/folder/{number}"
+        storage.write_bytes(url, b"x" * number)
+        assert storage.read_bytes(url) == b"x" * number
+        with storage.writing(f"{url}-stream") as stream:
+            stream.write(b"y" * 100)
+        with storage.PatientStream(f"{url}-stream") as stream:
+            assert stream.seek(90) == 90
+            assert stream.read() == b"y" * 10
+    assert len(storage.names_in(f"{bucket}/folder")) == 10
+    storage.remove_tree(f"{bucket}/folder")
+    assert storage.names_in(f"{bucket}/folder") == []
+    assert faults.counts[kind] > 5
+
+
+def test_a_store_that_never_answers_is_an_error_that_says_so(
+    bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE", 0.5)
+    faults.kinds, faults.rate = ("slow down",), 1.0
+    with pytest.raises(StorageError, match=rf"{bucket}/x does not answer \(.*\), asked again.*run the same"):
+        storage.read_bytes(f"{bucket}/x")
+    faults.kinds = KINDS
+
+
+def test_a_stream_that_breaks_off_leaves_nothing(bucket: str) -> None:
+    def fail() -> None:
+        with storage.writing(f"{bucket}/part") as stream:
+            stream.write(b"half")
+            raise RuntimeError("the task was killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert storage.names_in(bucket) == []
+
+
+def test_a_url_with_credentials_is_not_opened(bucket: str) -> None:
+    with pytest.raises(SettingsError, match="in the environment"):
+        storage.read_bytes(bucket.replace("s3://", "s3://key:secret@"))

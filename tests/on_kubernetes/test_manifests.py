@@ -1,0 +1,250 @@
+"""What is sent to Kubernetes: legal for the operator's CRDs, legal as pods, and free of the operator's known traps."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import itertools
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from on_kubernetes.operator_parts import (
+    KUBERNETES,
+    OVERLAYS,
+    Manifest,
+    built,
+    check_crd,
+    kustomized,
+    rendered,
+)
+
+from dfm.errors import SettingsError
+from dfm.kubernetes import manifest, sizing
+from dfm.kubernetes.manifest import Submission
+from dfm.settings import Job, load_job
+
+SIZES = sizing.Sizing(3, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gpu": {"gpus": 2, "image": "dfm:cuda"},
+    "spot": {"spot": True},
+    "tls": {"tls_secret": "dfm-tls"},
+    "everything": {
+        "secret": "keys", "pull_secret": "pull", "tls_secret": "t", "spot": True, "gpus": 1, "deadline": 60,
+        "scratch_claim": "nvme", "service_account": "me",
+    },
+}  # fmt: skip
+
+
+def job_of(settings: dict[str, Any] | None = None, **tables: Any) -> Job:
+    base = {"data": {"train": "s3://in/x"}, "output": {"directory": "s3://out/y"}, "kubernetes": settings or {}}
+    return Job.from_dict({**base, **tables})
+
+
+def submission_of(settings: dict[str, Any] | None = None, **tables: Any) -> Submission:
+    return Submission("clicks-1", "team", job_of(settings, **tables), SIZES, "20261121-101010-abcdef")
+
+
+def pod_specs(body: Manifest) -> list[Manifest]:
+    spec = body["spec"]
+    return [spec["job"]["spec"], *(spec["cluster"]["spec"][part]["spec"] for part in ("worker", "scheduler"))]
+
+
+def versions() -> list[str]:
+    """1.28 and every later one that the validator knows."""
+    validator = pytest.importorskip("kubernetes_validate")
+    newest = int(validator.latest_version().split(".")[1])
+    assert newest >= 36
+    return [f"1.{minor}" for minor in range(28, newest + 1)]
+
+
+def check_strictly(body: Manifest) -> None:
+    """kubernetes-validate's error where an object is not legal on one of the versions, or has a field too many."""
+    _check_strictly(json.dumps(body, sort_keys=True))
+
+
+@functools.cache
+def _check_strictly(body: str) -> None:
+    """Cached: the overlays share most of their objects."""
+    validator = pytest.importorskip("kubernetes_validate")
+    for version in versions():
+        validator.validate(json.loads(body), version, strict=True)
+
+
+def check_all(objects: list[Manifest]) -> list[Manifest]:
+    """Everything that Kubernetes would hold: the objects, and what the operator makes of the DaskJob."""
+    jobs = [body for body in objects if body["kind"] == "DaskJob"]
+    made = [each for job in jobs for each in built(job)]
+    for body in [*objects, *made]:
+        if body["apiVersion"].startswith("kubernetes.dask.org/"):
+            check_crd(body)
+        elif not body["apiVersion"].startswith("monitoring.coreos.com/"):
+            check_strictly(body)
+    return made
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_is_submitted_is_legal_down_to_the_pods(name: str) -> None:
+    made = check_all(manifest.objects(submission_of(SETTINGS[name])))
+    kinds = [body["kind"] for body in made]
+    assert kinds == ["DaskCluster", "Deployment", "Service", "DaskWorkerGroup", "Deployment", "Pod"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_is_legal_down_to_the_pods(overlay: str) -> None:
+    objects = kustomized(overlay)
+    made = check_all(objects)
+    assert any(body["kind"] == "Pod" for body in made)
+    assert {body["metadata"].get("namespace", "dfm") for body in objects} == {"dfm"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_render_alike_with_and_without_kubectl(overlay: str) -> None:
+    def key(body: Manifest) -> tuple[str, str]:
+        return body["kind"], body["metadata"]["name"]
+
+    ours, theirs = (
+        {key(body): body for body in found} for found in (rendered(KUBERNETES / overlay), kustomized(overlay))
+    )
+    assert ours == theirs
+
+
+def test_the_closed_schema_refuses_a_field_that_the_operator_would_drop() -> None:
+    body = manifest.dask_job(submission_of())
+    wrong = copy.deepcopy(body)
+    wrong["spec"]["cluster"]["spec"]["idleTimeout"] = 60
+    check_crd(wrong)  # in the CRD, and yet it does not reach the cluster: not used
+    wrong["spec"]["cluster"]["spec"]["worker"]["spec"]["preStopSleep"] = 5
+    with pytest.raises(Exception, match="preStopSleep"):
+        check_crd(wrong)
+    assert "idleTimeout" not in str(body)
+
+
+def test_the_files_in_deploy_are_those_that_render_makes() -> None:
+    spec = importlib.util.spec_from_file_location("render", KUBERNETES / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    for path, text in render.files().items():
+        assert path.read_text() == text, f"{path.name}: run deploy/kubernetes/render.py"
+    for name, settings in render.OVERLAYS.items():
+        job = next(body for body in kustomized(f"overlays/{name}") if body["kind"] == "DaskJob")
+        assert job == render.dask_job(settings)
+
+
+# --- traps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_pods_are_hardened_bounded_and_see_no_service_variables(name: str) -> None:
+    for pod in pod_specs(manifest.dask_job(submission_of(SETTINGS[name]))):
+        assert pod["enableServiceLinks"] is False
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            context, resources = container["securityContext"], container["resources"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert resources["requests"]["memory"] == resources["limits"]["memory"]
+            names = [each["name"] for each in container["env"]]
+            assert len(names) == len({*names})
+
+
+def test_a_failing_driver_is_not_restarted_by_kubernetes() -> None:
+    driver, worker, scheduler = pod_specs(manifest.dask_job(submission_of()))
+    assert driver["restartPolicy"] == "Never"
+    assert "drive" in driver["containers"][0]["args"]
+    for pod in (worker, scheduler):
+        assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
+        assert pod["containers"][0]["readinessProbe"]
+
+
+def test_under_tls_no_container_is_given_a_plain_address() -> None:
+    for body in built(manifest.dask_job(submission_of({"tls_secret": "dfm-tls"}))):
+        pod = body["spec"] if body["kind"] == "Pod" else body["spec"].get("template", {}).get("spec")
+        for container in pod["containers"] if pod and "containers" in pod else []:
+            addresses = [e["value"] for e in container["env"] if e["name"] == "DASK_SCHEDULER_ADDRESS"]
+            assert addresses == ["tls://clicks-1-scheduler.team.svc.cluster.local:8786"]
+
+
+@pytest.mark.parametrize("name", ["x" * 54, "Upper", "-x", "dotted.name", ""])
+def test_a_name_that_breaks_the_cluster_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="is no name for a DaskJob: at most 53"):
+        manifest.check_name(name)
+
+
+@pytest.mark.parametrize("stem", ["job", "A Job_of.Ours", "x" * 80, "täglich", "___"])
+def test_names_made_of_job_files_are_legal(stem: str) -> None:
+    name = manifest.name_for(stem, "20261121-101010-abcdef")
+    manifest.check_name(name)
+    assert name.endswith("-20261121-101010-abcdef")
+
+
+# --- the job file ---------------------------------------------------------------------------------------
+
+
+def test_the_job_file_in_the_cluster_is_the_job(tmp_path: Path) -> None:
+    tables = {
+        "schema": {"label": 'a "quoted"\n\\ name', "transforms": {"price.x": "raw"}, "crosses": [["a", "b"]]},
+        "training": {"learning_rate": 1e-5, "early_stopping": False},
+        "cluster": {"scheduler": "tcp://laptop:8786", "cache": "/home/me/cache"},
+    }
+    job = job_of(**tables)
+    body = manifest.job_file(submission_of(**tables))
+    (tmp_path / "job.toml").write_text(body["data"]["job.toml"])
+    again = load_job(tmp_path / "job.toml")
+    assert again.fingerprint() == job.fingerprint()
+    assert (again.schema, again.training, again.output) == (job.schema, job.training, job.output)
+    assert again.cluster.scheduler == ""
+    assert not again.cluster.cache.startswith("/")
+
+
+def test_storage_options_travel_in_a_secret_and_nowhere_else() -> None:
+    data = {"train": "s3://in/x", "storage_options": {"secret": "hunter2"}}
+    objects = manifest.objects(submission_of(data=data))
+    assert objects[0]["kind"] == "Secret"
+    assert tomllib.loads(objects[0]["stringData"]["job.toml"])["data"]["storage_options"] == {"secret": "hunter2"}
+    assert "hunter2" not in yaml.safe_dump(objects[1:])
+    assert {"name": "job", "secret": {"secretName": "clicks-1-job"}} in objects[1]["spec"]["job"]["spec"]["volumes"]
+
+
+# --- sizes ----------------------------------------------------------------------------------------------
+
+
+def plan(rows: int, replicas: int = 8, fields: int = 39, features: int = 1 << 22) -> dict[str, Any]:
+    return {
+        "rows": rows, "replicas": replicas, "rows_per_replica": rows // replicas,
+        "columns": dict.fromkeys(range(fields)), "parameter_bytes_at_most": features * 80,
+        "round_bytes_per_replica_at_most": features * 168,
+        "partition_cache_bytes": rows * (4 * fields + 12),
+    }  # fmt: skip
+
+
+def test_sizes_grow_with_the_data_and_cover_what_was_measured() -> None:
+    small, large = plan(100_000), plan(17_500_000)
+    assert sizing.workers_for(small) == 1
+    assert sizing.workers_for(large) == 8
+    assert sizing.workers_for(plan(10**9, replicas=32)) == 32
+    # 17.5 M rows on two workers: 0.66 GB of anonymous memory at most (benchmarks/memory-2026-11-21.md).
+    assert sizing.worker_memory(large, 1) > 0.66e9
+    for before, after in itertools.pairwise([plan(rows) for rows in (10**6, 10**7, 10**8)]):
+        assert sizing.worker_memory(before, 1) <= sizing.worker_memory(after, 1)
+        assert sizing.scratch(before, 4) <= sizing.scratch(after, 4)
+    assert sizing.scratch(large, 2) > large["partition_cache_bytes"]
+
+
+def test_sizes_that_are_given_are_kept() -> None:
+    given = {"workers": 5, "worker_memory": "3GiB", "driver_memory": "2GiB", "scratch": "7GiB", "worker_cpus": 2}
+    settings = job_of(given).kubernetes
+    assert not sizing.needs_plan(settings)
+    assert sizing.size(settings, None) == sizing.Sizing(5, 2, 3 << 30, 2 << 30, 1 << 30, 7 << 30)
+    assert sizing.needs_plan(job_of().kubernetes)
+    assert [sizing.quantity(each) for each in (3 << 30, 1 << 20, (1 << 20) + 1)] == ["3Gi", "1Mi", "2Mi"]
