@@ -81,21 +81,3 @@ class DaskHook(BaseHook):
         except Exception as error:
             return False, str(error)
         return True, f"{len(workers)} workers at {client.scheduler.address}"
-
-
-def storage_options(connection: Any) -> dict[str, Any]:
-    """What fsspec needs to reach a store, of an Airflow connection.
-
-    The extra `storage_options` if there is one; of a connection of type `aws` login, password, session token and
-    endpoint; else all extras.
-    """
-    extra = dict(connection.extra_dejson)
-    if "storage_options" in extra:
-        return dict(extra["storage_options"])
-    if connection.conn_type != "aws":
-        return extra
-    named = {"key": connection.login, "secret": connection.password, "token": extra.get("aws_session_token")}
-    options: dict[str, Any] = {name: value for name, value in named.items() if value}
-    if extra.get("endpoint_url"):
-        options["endpoint_url"] = extra["endpoint_url"]
-    return options

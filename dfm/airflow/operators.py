@@ -25,16 +25,20 @@ _HOPELESS = (SettingsError, DivergenceError)
 class _DfmOperator(BaseOperator):
     """What the operators share: the two connections, the links, and which errors are worth another try."""
 
-    template_fields: Sequence[str] = ("dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("dask_conn_id",)
     operator_extra_links = (DaskDashboardLink(), ReportLink())
     ui_color = "#fdf2e9"
 
     def __init__(
-        self, *, dask_conn_id: str | None = "dask_default", storage_conn_id: str | None = None, **kwargs: Any
+        self,
+        *,
+        dask_conn_id: str | None = "dask_default",
+        storage_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**{"multiple_outputs": True, **kwargs})
         self.dask_conn_id = dask_conn_id
-        self.storage_conn_id = storage_conn_id
+        self.storage_options = runtime.options_of(storage_options)
         self.dashboard_url = ""
         self.report_url = ""
 
@@ -64,12 +68,12 @@ class DfmTrainOperator(_DfmOperator):
     :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
         there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
-    :param storage_conn_id: connection with the storage's options
+    :param storage_options: options of the filesystem, without secrets; those of the job come first
     :param deferrable: hand the driver to the Dask cluster (or to a process of its own) and wait in the triggerer
     :param poll_interval: seconds between two looks at the run
     """
 
-    template_fields: Sequence[str] = ("job", "models", "warm_start", "dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("job", "models", "warm_start", "dask_conn_id")
 
     def __init__(
         self,
@@ -84,6 +88,8 @@ class DfmTrainOperator(_DfmOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job = runtime.tables_of(self._in_full(job), overrides)
+        data = self.job.setdefault("data", {})
+        self.storage_options = data["storage_options"] = data.get("storage_options") or self.storage_options
         if not models and not self.job.get("output", {}).get("directory"):
             raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
         self.models = models
@@ -103,18 +109,18 @@ class DfmTrainOperator(_DfmOperator):
         from dfm import steps
 
         job = tasks.job_of(
-            self.job, self.models, context, self.dask_conn_id, self.storage_conn_id, self.warm_start
+            self.job, self.models, context, self.dask_conn_id, self.warm_start
         )  # fmt: skip
         run_id = runtime.run_id(context)
         self._running = job.output.directory, dict(job.data.storage_options)
         if not self.deferrable:
-            tasks.train_here(job, run_id, self.dask_conn_id, self.storage_conn_id, self.poll_interval)
+            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval)
         elif not steps.finished_run(job):
             by_process = runtime.drives_itself(job, self.dask_conn_id)
             if not steps.running_driver(job, by_process):
                 runtime.start_driver(job, run_id, self.dask_conn_id)
             self.defer(
-                trigger=DfmRunTrigger(job.output.directory, self.storage_conn_id, self.poll_interval, by_process),
+                trigger=DfmRunTrigger(job.output.directory, self.storage_options, self.poll_interval, by_process),
                 method_name="execute_complete",
                 timeout=self.execution_timeout,
             )
@@ -127,7 +133,7 @@ class DfmTrainOperator(_DfmOperator):
                 f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
             )
         try:
-            return self._result(event["directory"], runtime.options_of(self.storage_conn_id))
+            return self._result(event["directory"], self.storage_options)
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
@@ -154,7 +160,7 @@ class DfmEvaluateOperator(_DfmOperator):
     :param on_bad_rows: "error" or "skip"
     """
 
-    template_fields: Sequence[str] = ("model", "data", "dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("model", "data", "dask_conn_id")
 
     def __init__(
         self,
@@ -174,7 +180,7 @@ class DfmEvaluateOperator(_DfmOperator):
     def work(self, context: Any) -> dict[str, Any]:
         """Evaluate; metrics of the same model and shards are kept, and found again."""
         return tasks.evaluate(
-            self.model, self.data, self.dask_conn_id, self.storage_conn_id, self.on_bad_rows, self.unseen
+            self.model, self.data, self.dask_conn_id, self.storage_options, self.on_bad_rows, self.unseen
         )  # fmt: skip
 
 
@@ -193,7 +199,7 @@ class DfmPublishOperator(_DfmOperator):
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
     """
 
-    template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")
 
     def __init__(
         self,
@@ -222,7 +228,7 @@ class DfmPublishOperator(_DfmOperator):
         order = self.order or runtime.interval_key(context)
         try:
             result = tasks.publish(
-                self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_conn_id, order, False
+                self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
             )  # fmt: skip
         except GateError as error:  # overtaken again and again: not this candidate's fault
             raise AirflowException(str(error)) from error
@@ -247,7 +253,7 @@ class DfmPredictOperator(_DfmOperator):
     :param on_bad_rows: "error" or "skip"
     """
 
-    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id", "storage_conn_id")
+    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id")
 
     def __init__(
         self,
@@ -268,8 +274,8 @@ class DfmPredictOperator(_DfmOperator):
 
     def work(self, context: Any) -> dict[str, Any]:
         """Score; scores of the same model and shards are left alone. Skipped as long as an alias has no champion."""
-        if not tasks.is_model(self.model, self.storage_conn_id):
+        if not tasks.is_model(self.model, self.storage_options):
             raise AirflowSkipException(f"there is no model at {self.model} yet")
         return tasks.predict(
-            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_conn_id, self.on_bad_rows
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows
         )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfm import storage
+from dfm.credentials import check_options
 from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
 
 if TYPE_CHECKING:
@@ -60,27 +61,22 @@ def run_directory(models: str, context: Mapping[str, Any], key: str) -> str:
 # --- connections -----------------------------------------------------------------------------------------
 
 
-def options_of(storage_conn_id: str | None) -> dict[str, Any]:
-    """What fsspec needs to reach a store; nothing without a connection."""
-    if not storage_conn_id:
-        return {}
-    from airflow.sdk import BaseHook
-
-    from dfm.airflow.hooks import storage_options
-
-    return storage_options(BaseHook.get_connection(storage_conn_id))
+def options_of(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of the filesystem. SettingsError where they hold a secret: Airflow shows what tasks are given."""
+    check_options(storage_options, "storage_options")
+    return dict(storage_options or {})
 
 
 @contextlib.contextmanager
 def working_on(
-    dask_conn_id: str | None, storage_conn_id: str | None, on_event: OnEvent | None = None
+    dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
     """Where a step works: on the cluster of a connection, or on local workers."""
     from dfm.settings import ClusterSettings
     from dfm.steps import Where
 
     cluster = hook_of(dask_conn_id).cluster() if dask_conn_id else {}
-    yield Where(None, ClusterSettings(**cluster), options_of(storage_conn_id), on_event)
+    yield Where(None, ClusterSettings(**cluster), options_of(storage_options), on_event)
 
 
 def hook_of(dask_conn_id: str) -> DaskHook:
@@ -139,14 +135,7 @@ def tables_of(job: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: 
 
     What holds a template is known when the task runs; until then its name is checked, and its value where that is text.
     """
-    from dfm.errors import SettingsError
-
     tables = read_tables(job, overrides)
-    if isinstance(tables.get("data"), Mapping) and tables["data"].get("storage_options"):
-        raise SettingsError(
-            "data.storage_options would be shown by Airflow's web pages; put them into a connection, and name it as "
-            "storage_conn_id"
-        )
     load_job(_without_unknown(tables))
     return tables
 

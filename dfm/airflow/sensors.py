@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,11 +18,11 @@ class DfmPartitionSensor(BaseSensorOperator):
     :param partition: folder or URL of the partition
     :param marker: file that its writer leaves last
     :param min_rows: wait for so many rows instead of the marker, counted in the footers of the shards
-    :param storage_conn_id: connection with the storage's options
+    :param storage_options: options of the filesystem, without secrets
     :param deferrable: wait in the triggerer
     """
 
-    template_fields: Sequence[str] = ("partition", "storage_conn_id")
+    template_fields: Sequence[str] = ("partition",)
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class DfmPartitionSensor(BaseSensorOperator):
         partition: str,
         marker: str = "_SUCCESS",
         min_rows: int = 0,
-        storage_conn_id: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -38,12 +38,12 @@ class DfmPartitionSensor(BaseSensorOperator):
         self.partition = partition
         self.marker = marker
         self.min_rows = min_rows
-        self.storage_conn_id = storage_conn_id
+        self.storage_options = options_of(storage_options)
         self.deferrable = deferrable
 
     def poke(self, context: Any) -> bool:
         """Whether the partition is complete."""
-        return is_complete(self.partition, self.marker, self.min_rows, options_of(self.storage_conn_id))
+        return is_complete(self.partition, self.marker, self.min_rows, self.storage_options)
 
     def execute(self, context: Any) -> None:
         """Wait here, or in the triggerer."""
@@ -51,7 +51,7 @@ class DfmPartitionSensor(BaseSensorOperator):
             super().execute(context)
         elif not self.poke(context):
             trigger = PartitionTrigger(
-                self.partition, self.marker, self.min_rows, self.storage_conn_id, float(self.poke_interval)
+                self.partition, self.marker, self.min_rows, self.storage_options, float(self.poke_interval)
             )
             self.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=float(self.timeout)))
 

@@ -27,10 +27,9 @@ def job_of(
     models: str,
     context: Mapping[str, Any],
     dask_conn_id: str | None = "dask_default",
-    storage_conn_id: str | None = None,
     warm_start: str = "",
 ) -> Job:
-    """The job of this interval, checked: output location, cluster and credentials are filled in.
+    """The job of this interval, checked: output location and cluster are filled in.
 
     models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the
     interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
@@ -41,8 +40,7 @@ def job_of(
     directory = tables.get("output", {}).get("directory") or runtime.run_directory(
         models, context, runtime.interval_key(context)
     )
-    options = runtime.options_of(storage_conn_id)
-    tables["data"] = {**tables.get("data", {}), "storage_options": options}
+    options = runtime.options_of(tables.get("data", {}).get("storage_options"))
     tables["output"] = {**tables.get("output", {}), "directory": directory}
     if dask_conn_id:
         hook = runtime.hook_of(dask_conn_id)
@@ -61,20 +59,17 @@ def train(
     models: str = "",
     overrides: Sequence[str] = (),
     dask_conn_id: str | None = "dask_default",
-    storage_conn_id: str | None = None,
     warm_start: str = "",
     poll_interval: float = 5.0,
 ) -> dict[str, Any]:
     """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics."""
     context = get_current_context()
     tables = runtime.tables_of(job, overrides)
-    resolved = job_of(tables, models, context, dask_conn_id, storage_conn_id, warm_start)
-    return train_here(resolved, runtime.run_id(context), dask_conn_id, storage_conn_id, poll_interval)
+    resolved = job_of(tables, models, context, dask_conn_id, warm_start)
+    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval)
 
 
-def train_here(
-    job: Job, run_id: str, dask_conn_id: str | None, storage_conn_id: str | None, poll_interval: float
-) -> dict[str, Any]:
+def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
     from dfm import steps
 
@@ -85,7 +80,7 @@ def train_here(
             steps.wait_for(job, poll_interval)
         record = runs.read_run(job.output.directory, job.data.storage_options)
         return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
-    with runtime.working_on(dask_conn_id, storage_conn_id, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log_event) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 
 
@@ -93,14 +88,14 @@ def evaluate(
     model: str,
     data: str | Sequence[str],
     dask_conn_id: str | None = "dask_default",
-    storage_conn_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     on_bad_rows: str = "error",
     unseen: bool = True,
 ) -> dict[str, Any]:
     """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
     from dfm import promotion, steps
 
-    with runtime.working_on(dask_conn_id, storage_conn_id, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         url = promotion.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
@@ -112,7 +107,7 @@ def publish(
     data: str | Sequence[str],
     gate: Mapping[str, Any] | None = None,
     dask_conn_id: str | None = "dask_default",
-    storage_conn_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     order: str = "",
     enforce: bool = True,
 ) -> dict[str, Any]:
@@ -123,7 +118,7 @@ def publish(
     from dfm import steps
 
     order = order or runtime.interval_key(get_current_context())
-    with runtime.working_on(dask_conn_id, storage_conn_id, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         chosen = Gate.from_dict(gate or {})
         return steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
 
@@ -134,30 +129,30 @@ def predict(
     output: str,
     keep: Sequence[str] = (),
     dask_conn_id: str | None = "dask_default",
-    storage_conn_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     on_bad_rows: str = "error",
 ) -> dict[str, Any]:
     """Score shards with a model, or the champion of an alias, into Parquet parts below `output`."""
     from dfm import steps
 
-    with runtime.working_on(dask_conn_id, storage_conn_id, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
 
 
-def is_model(url: str, storage_conn_id: str | None = None) -> bool:
+def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
     from dfm import promotion, storage
     from dfm.model import MANIFEST
 
-    options = runtime.options_of(storage_conn_id)
+    options = runtime.options_of(storage_options)
     return storage.exists(storage.join(promotion.model_of(url, options), MANIFEST), options)
 
 
-def rollback(alias: str, reason: str = "", storage_conn_id: str | None = None) -> dict[str, Any]:
+def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
     from dfm import promotion
 
-    entry = promotion.rollback(alias, reason, runtime.options_of(storage_conn_id))
+    entry = promotion.rollback(alias, reason, runtime.options_of(storage_options))
     return {"alias": alias, "version": entry.number, "champion": entry.model}
 
 
@@ -167,7 +162,7 @@ def check_day(
     before: Sequence[str],
     limits: Mapping[str, Any] | None = None,
     keep: str = "",
-    storage_conn_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     at_least: int = 1,
 ) -> dict[str, Any]:
     """Compare a partition with those before it (oldest first): columns, rows, click rate. DataError where it is odd.
@@ -179,19 +174,22 @@ def check_day(
     from dfm.datacheck import Limits
 
     tables = runtime.numbers_again(runtime.tables_of(job, ()))
-    tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_conn_id)}
+    if storage_options:
+        tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
     found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep)
     if len(found["before"]) < at_least:
         raise AirflowSkipException(f"{len(found['before'])} partitions before {day} are there; {at_least} needed")
     return found
 
 
-def report(url: str, title: str, sections: Mapping[str, Any], storage_conn_id: str | None = None) -> dict[str, Any]:
+def report(
+    url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write a page about the night; a section is what a task returned, or None where it did not run."""
     from dfm.nightreport import write_report
 
     present = {name: content for name, content in sections.items() if content}
-    write_report(url, title, present, runtime.options_of(storage_conn_id))
+    write_report(url, title, present, runtime.options_of(storage_options))
     return {"report": url, "sections": sorted(present)}
 
 

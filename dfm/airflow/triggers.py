@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from dfm import runs, storage
 from dfm.detached import is_lost
 
-_START_PATIENCE = 900.0
-"""Seconds until a driver that was submitted has to be at work: a cluster may have to grow first."""
-
-
-async def _options(storage_conn_id: str | None) -> dict[str, Any]:
-    if not storage_conn_id:
-        return {}
-    from dfm.airflow.hooks import storage_options
-
-    return storage_options(await BaseHook.aget_connection(storage_conn_id))
+_START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
+"""Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
 
 
 class DfmRunTrigger(BaseTrigger):
@@ -37,27 +28,26 @@ class DfmRunTrigger(BaseTrigger):
     def __init__(
         self,
         directory: str,
-        storage_conn_id: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         poll_interval: float = 10.0,
         by_process: bool = False,
     ) -> None:
         super().__init__()
         self.directory = directory
-        self.storage_conn_id = storage_conn_id
+        self.storage_options = dict(storage_options or {})
         self.poll_interval = poll_interval
         self.by_process = by_process
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What another triggerer makes this one of."""
-        names = ("directory", "storage_conn_id", "poll_interval", "by_process")
+        names = ("directory", "storage_options", "poll_interval", "by_process")
         return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the record until the run is over."""
-        options = await _options(self.storage_conn_id)
         while True:
             try:
-                record = await asyncio.to_thread(runs.read_run, self.directory, options)
+                record = await asyncio.to_thread(runs.read_run, self.directory, self.storage_options)
             except OSError as error:  # a store that is away for a moment ends no wait of hours
                 self.log.warning("the record in %s cannot be read: %s", self.directory, error)
             else:
@@ -70,8 +60,7 @@ class DfmRunTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Ask the run to stop."""
-        options = await _options(self.storage_conn_id)
-        await asyncio.to_thread(runs.request_cancel, self.directory, options)
+        await asyncio.to_thread(runs.request_cancel, self.directory, self.storage_options)
 
 
 def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
@@ -82,7 +71,7 @@ def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
         return record.state
     if record.state == "submitted":
         age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.updated)
-        return "lost" if age.total_seconds() > _START_PATIENCE else ""
+        return "lost" if age.total_seconds() > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
     return "lost" if is_lost(record, by_process) else ""
 
 
@@ -94,25 +83,26 @@ class PartitionTrigger(BaseTrigger):
         partition: str,
         marker: str = "_SUCCESS",
         min_rows: int = 0,
-        storage_conn_id: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         poll_interval: float = 60.0,
     ) -> None:
         super().__init__()
         self.partition = partition
         self.marker = marker
         self.min_rows = min_rows
-        self.storage_conn_id = storage_conn_id
+        self.storage_options = dict(storage_options or {})
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What another triggerer makes this one of."""
-        names = ("partition", "marker", "min_rows", "storage_conn_id", "poll_interval")
+        names = ("partition", "marker", "min_rows", "storage_options", "poll_interval")
         return "dfm.airflow.triggers.PartitionTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the partition until it is complete."""
-        options = await _options(self.storage_conn_id)
-        while not await asyncio.to_thread(is_complete, self.partition, self.marker, self.min_rows, options):
+        while not await asyncio.to_thread(
+            is_complete, self.partition, self.marker, self.min_rows, self.storage_options
+        ):
             await asyncio.sleep(self.poll_interval)
         yield TriggerEvent({"partition": self.partition})
 

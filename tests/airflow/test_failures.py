@@ -215,14 +215,3 @@ def test_the_connection_names_the_scheduler_or_the_size_of_a_cluster(
     assert DaskHook("secure").kubernetes() is None
     monkeypatch.setenv("AIRFLOW_CONN_PODS", '{"conn_type": "dask", "extra": {"kubernetes": {"namespace": "ctr"}}}')
     assert DaskHook("pods").kubernetes() == {"namespace": "ctr"}
-
-
-def test_credentials_come_from_a_connection(monkeypatch: pytest.MonkeyPatch):
-    from dfm.airflow.runtime import options_of
-
-    store = '{"conn_type": "aws", "login": "id", "password": "pw", "extra": {"endpoint_url": "http://store"}}'
-    monkeypatch.setenv("AIRFLOW_CONN_STORE", store)
-    assert options_of("store") == {"key": "id", "secret": "pw", "endpoint_url": "http://store"}
-    monkeypatch.setenv("AIRFLOW_CONN_PLAIN", '{"conn_type": "generic", "extra": {"storage_options": {"token": "t"}}}')
-    assert options_of("plain") == {"token": "t"}
-    assert options_of(None) == {}

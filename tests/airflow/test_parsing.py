@@ -81,7 +81,7 @@ def test_parsing_loads_neither_dask_nor_numba():
         ("DfmTrainOperator(task_id='t', job={})", "does not say where models go"),
         (
             "DfmTrainOperator(task_id='t', job={'data': {'storage_options': {'key': 'x'}}}, models='m')",
-            "put them into a connection",
+            "storage_options.key is a secret",
         ),
         (
             "DfmPublishOperator(task_id='t', candidate='c', alias='a', data='d', gate={'auc': 0.7})",
