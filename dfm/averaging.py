@@ -32,6 +32,8 @@ from dfm.partition import SparsePartition
 WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 RATE_SCALINGS = ("none", "sqrt", "linear")
+WITHOUT_ACCUMULATORS = ("sgd", "adam")
+"""Optimizers whose state does not say how much a replica has seen of a feature."""
 LARGEST_OUTER_STEP = 4.0
 """From this value of outer_rate / (1 - outer_momentum) on, training diverged or got much worse."""
 LARGEST_PRECISION = 200.0
@@ -77,11 +79,17 @@ class MergeRule:
             )
 
     def check_optimizer(self, optimizer: str) -> None:
-        """SettingsError where the rule weighs by accumulators that the optimizer does not have."""
-        if optimizer == "sgd" and self.weights in ("weighted", "precision"):
+        """SettingsError where the rule weighs by accumulators that the optimizer does not have, or adds up averages."""
+        if optimizer in WITHOUT_ACCUMULATORS and self.weights in ("weighted", "precision"):
             raise SettingsError(
-                f'merge = "{self.weights}" weighs replicas by accumulators, and optimizer = "sgd" has none; '
+                f'merge = "{self.weights}" weighs replicas by accumulators, and optimizer = "{optimizer}" has none; '
                 'use merge = "mean", "touched" or "count", or optimizer = "adagrad"'
+            )
+        if optimizer == "adam" and self.accumulators not in ("mean", "touched"):
+            raise SettingsError(
+                f'accumulators = "{self.accumulators}" merges sums of squared gradients, and the moments of '
+                'optimizer = "adam" are averages of either sign; use accumulators = "mean" or "touched", or '
+                'optimizer = "adagrad"'
             )
 
     def check_replicas(self, n_replicas: int) -> None:
@@ -172,7 +180,7 @@ class _Columns(NamedTuple):
     n_linear: int
     lanes: int
     factor_states: int
-    """Accumulators per factor; 0 where the whole row has one, in the linear record, or none."""
+    """State per factor; 0 where the whole row has one accumulator, in the linear record, or none."""
     n_factor: int
 
 
@@ -193,8 +201,14 @@ class _Divisors(NamedTuple):
     counts: int
 
 
-_STATE_COLUMNS = {"sgd": (0, 1, 0), "adagrad": (0, 1, 1), "adagrad-row": (0, 1, 2), "ftrl": (1, 2, 1)}
-"""Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first accumulator, how many."""
+_STATE_COLUMNS = {
+    "sgd": (0, 1, 0),
+    "adagrad": (0, 1, 1),
+    "adagrad-row": (0, 1, 2),
+    "ftrl": (1, 2, 1),
+    "adam": (0, 1, 4),
+}
+"""Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first of the state, how many."""
 
 
 def _columns(rule: MergeRule, layout: Layout) -> _Columns:
@@ -207,7 +221,7 @@ def _columns(rule: MergeRule, layout: Layout) -> _Columns:
         occurrences, width = width, width + 1
     if rule.weights == "touched" or (rule.accumulators == "touched" and n_states):
         touches, width = width, width + 1
-    factor_states = int(layout.factor_width > layout.lanes)
+    factor_states = layout.factor_width // layout.lanes - 1 if layout.lanes else 0
     n_factor = layout.lanes * (1 + factor_states * (2 if has_squares else 1))
     return _Columns(
         primary, state, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
@@ -316,6 +330,8 @@ def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  #
             out[row, lanes + lane] = growth
             if columns.squares >= 0:
                 out[row, 2 * lanes + lane] = growth * growth
+        for column in range(2 * lanes, (1 + columns.factor_states) * lanes):  # Adam's, which has no squares
+            out[row, column] = after[row, column] - before[row, column]
 
 
 # --- sum -------------------------------------------------------------------------------------------------
@@ -582,6 +598,8 @@ def _finish_factors(features, start, summands, numbers, tables, drift):  # type:
             if columns.squares >= 0:
                 growth = growth * old + factor_summands[position, 2 * lanes + lane]
             factors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+        for column in range(2 * lanes, (1 + columns.factor_states) * lanes):
+            factors[row, column] += factor_summands[position, column] / max(per_row, _TINY)
 
 
 @compiled(error_model="numpy")

@@ -144,6 +144,8 @@ class _BatchColumns:
             return self._list(entry)
         if entry.kind == "numeric":
             return self._numeric(entry)
+        if entry.kind == "vector":
+            return self._vector(entry)
         array = self.data.column(entry.name)
         if is_list(array.type):
             raise DataError(
@@ -194,6 +196,17 @@ class _BatchColumns:
             narrow,
         )
 
+    def _vector(self, entry: Field) -> _Column:
+        """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""
+        matrix = np.empty((self.data.num_rows, len(entry.columns)))
+        for j, column in enumerate(entry.columns):
+            values, present = self._numbers(column)
+            self.check.reject(~present, column, "missing", self.data.column(column))
+            known = self._statistics_of(column)
+            matrix[:, j] = (values - known.mean) / (known.stdev or 1.0)
+        offsets, indices, entries = dense_entries(matrix.astype(np.float32))
+        return _Column(indices, entries, offsets)
+
     def _list(self, entry: Field) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
         array = self.data.column(entry.name)
@@ -236,6 +249,29 @@ class _BatchColumns:
         out = np.empty(len(codes), np.uint32)
         hashing.gather(hashing.bucket_table(part.name, n_codes, _CROSS_BITS), codes, out)
         return out
+
+
+def dense_entries(
+    matrix: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
+    """Offsets int64[n_rows + 1], columns and values of what is not zero in a matrix [n_rows, n_columns]."""
+    there = matrix != 0
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(there.sum(axis=1, dtype=np.int64))])
+    return offsets, np.nonzero(there)[1].astype(np.uint32), matrix[there]
+
+
+def column_kind(arrow_type: pa.DataType) -> str:
+    """The word for an Arrow type that `schema.infer` knows; the type's own name for what is no feature."""
+    tests = {
+        "bool": pa.types.is_boolean,
+        "int": pa.types.is_integer,
+        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
+        "dictionary": pa.types.is_dictionary,
+        "null": pa.types.is_null,
+        "list": is_list,
+        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t),
+    }
+    return next((kind for kind, test in tests.items() if test(arrow_type)), str(arrow_type))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -311,6 +347,8 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, "label is not a number", array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
+    if task == "counts":
+        check.reject(values < 0, schema.label, "label is negative", array)
     if task == "classification":
         check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
     return check.narrowed(values, schema.label, "label is too large", array)

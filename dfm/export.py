@@ -19,6 +19,9 @@ from dfm.errors import SettingsError
 from dfm.model import FMModel, batches_of
 
 ONNX_OPSET = 18
+_ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
+_TEXT_LINKS = ("sigmoid", "identity", "margin")
+"""How predictions may be made of scores where the format leaves that to the reader, who knows classes and numbers."""
 
 
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -134,7 +137,7 @@ def onnx_bytes(model: FMModel) -> bytes:
         "factors": np.array([1], np.int64),
         "last": np.array([-1], np.int64),
     }
-    link = "Sigmoid" if model.task == "classification" else "Identity"
+    link = _ONNX_LINKS[model.objective.info.link]
     steps = [
         ("Gather", ["row_of_id", "ids"], "known"),
         ("Gather", ["rare_row", "fields"], "pooled"),
@@ -184,6 +187,12 @@ FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
 def export(model: FMModel, kind: str, directory: str, options: storage.Options = None) -> list[str]:
     """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written."""
     name, made = FORMATS[kind]
+    info = model.objective.info
+    if kind in ("xlearn", "libfm") and info.link not in _TEXT_LINKS:
+        raise SettingsError(
+            f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '
+            "export to onnx, or to parquet for a reader that knows it"
+        )
     files = {name: made(model)}
     if kind == "libfm":
         files["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()

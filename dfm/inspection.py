@@ -13,9 +13,11 @@ from dfm.model import FMModel
 
 def describe_model(model: FMModel) -> dict[str, Any]:
     """The model's summary and one record per field, the most telling field first (JSON-ready)."""
-    metadata, vocabulary = model.metadata, model.vocabulary
+    metadata, vocabulary, loss = model.metadata, model.vocabulary, model.objective.info
     summary = {
         "task": model.task,
+        "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
+        "link": loss.link,
         "n_factors": model.table.layout.n_factors,
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,

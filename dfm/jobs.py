@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
@@ -17,7 +17,9 @@ from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
 from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.ingest import find_shards
+from dfm.kernels.losses import CustomLoss
 from dfm.model import FMModel
+from dfm.objective import kernel_spec, with_functions
 from dfm.params import Layout
 from dfm.runs import RunLog
 from dfm.settings import ClusterSettings, Job, load_job
@@ -32,21 +34,24 @@ def train(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     run_id: str = "",
+    loss: str | Callable[..., Any] | CustomLoss | None = None,
+    regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
-    in output.directory beside the model (dfm.runs).
+    in output.directory beside the model (dfm.runs). loss: a name, or a function loss(score, y) of numbers, whose slope
+    dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and l2_factors scale it.
     """
-    resolved = load_job(job, overrides)
+    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     if not run_id:  # what may not begin leaves the record of the run before it alone
         check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
     with RunLog(resolved, run_id, scheduler) as log:
-        return training.train(resolved, client, _both(log.on_event, on_event))
+        return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
@@ -67,6 +72,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     resolved = load_job(job, overrides)
     resolved.require_training()
+    kernel_spec(resolved)
     inputs = find_inputs(resolved)
     layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
     per_feature = 4 * (layout.linear_width + layout.factor_width)

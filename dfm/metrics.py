@@ -30,13 +30,7 @@ class Tally(Protocol):
 
     loss_name: ClassVar[str]
 
-    @classmethod
-    def empty(cls) -> Self: ...
-
-    @classmethod
-    def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self: ...
-
-    def __add__(self, other: Self) -> Self: ...
+    def __add__(self, other: Any) -> Any: ...
 
     def metrics(self) -> dict[str, Any]: ...
 
@@ -162,14 +156,14 @@ class ClassificationTally:
     histogram: LogitHistogram
 
     @classmethod
-    def empty(cls) -> ClassificationTally:
+    def empty(cls) -> Self:
         """The tally of no rows, which changes no sum."""
         return cls.from_scores((), ())
 
     @classmethod
-    def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> ClassificationTally:
+    def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """scores float[n_rows] are logits, labels 0 or 1; weights float[n_rows], None or empty: all 1."""
-        logits, targets, masses = _checked_rows(scores, labels, weights)
+        logits, targets, masses = checked_rows(scores, labels, weights)
         if not np.all((targets == 0) | (targets == 1)):
             wrong = targets[(targets != 0) & (targets != 1)][0]
             raise DataError(f"the label {wrong} is not legal in classification: expected 0 or 1.")
@@ -186,8 +180,8 @@ class ClassificationTally:
             LogitHistogram.from_rows(logits, probability, targets, masses),
         )
 
-    def __add__(self, other: ClassificationTally) -> ClassificationTally:
-        return ClassificationTally(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             self.rows + other.rows,
             self.weight + other.weight,
             self.positives + other.positives,
@@ -222,6 +216,22 @@ class ClassificationTally:
         }
 
 
+class MarginTally(ClassificationTally):
+    """The same of scores that stand for no probability: a row is predicted to be of class 1 where its score is not
+    negative."""
+
+    __slots__ = ()
+    loss_name: ClassVar[str] = "error_rate"
+
+    def metrics(self) -> dict[str, Any]:
+        """JSON-ready: what follows from the order of the scores, and the share of rows on the wrong side of 0."""
+        known = super().metrics()
+        above = self.histogram.bins >= N_BINS // 2
+        wrong = self.histogram.negatives[above].sum() + self.histogram.positives[~above].sum()
+        kept = {name: known[name] for name in ("auc", "auc_error", "pr_auc", "base_rate", "weight", "rows")}
+        return {**_finite_or_none({"error_rate": _ratio(float(wrong), self.weight)}), **kept}
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class RegressionTally:
     """Rows, their weight, and weighted sums of errors (prediction − label): plain, absolute, squared.
@@ -248,7 +258,7 @@ class RegressionTally:
     @classmethod
     def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> RegressionTally:
         """scores, labels float[n_rows] in the label's unit; weights float[n_rows], None or empty: all 1."""
-        predictions, targets, masses = _checked_rows(scores, labels, weights)
+        predictions, targets, masses = checked_rows(scores, labels, weights)
         errors = predictions - targets
         weight = _total(masses)
         mean = _total(masses * targets) / weight if weight else 0.0
@@ -290,14 +300,14 @@ class RegressionTally:
         return {**_finite_or_none(values), "rows": self.rows}
 
 
-TALLIES: dict[str, type[Tally]] = {
+TALLIES: dict[str, type[ClassificationTally] | type[RegressionTally]] = {
     "classification": ClassificationTally,
     "regression": RegressionTally,
 }
 """The tally of each model.task."""
 
 
-def _checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+def checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
     """Scores, labels and weights as float64[n_rows], refused where not finite or not of one length."""
     values, targets = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     masses = np.asarray(() if weights is None else weights, np.float64)

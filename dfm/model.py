@@ -28,7 +28,7 @@ from dfm.errors import DataError, ModelError
 from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import sigmoid
+from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
@@ -37,19 +37,20 @@ from dfm.manifest import (
     check_manifest,
     parse_manifest,
 )
+from dfm.matrices import Scaling, is_sparse, is_vector, matrix_rows
+from dfm.objective import LossInfo, Objective
 from dfm.params import Layout, ParameterTable, allocate
 from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import RowLookup, Vocabulary
 
 MANIFEST = "model.json"
-FORMAT = 1
+FORMAT = 2
+"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
 _BATCH_ROWS = 1 << 16
-LOSSES = {"classification": "logistic", "regression": "squared"}
-"""Loss of each task."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class FMModel:
     """A factorization machine with everything that it needs to score raw rows.
 
     `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how it
-    came about: settings, validation metrics, row account, versions.
+    came about: settings, validation metrics, row account, versions. `loss` None is the default loss of the task.
     """
 
     schema: ResolvedSchema
@@ -66,6 +67,7 @@ class FMModel:
     table: ParameterTable
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: LossInfo | None = None
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -78,7 +80,13 @@ class FMModel:
     @functools.cached_property
     def _kernels(self) -> Kernels:
         layout = self.table.layout
-        return numba_cpu.compile_kernels(KernelSpec(LOSSES[self.task], layout.optimizer, layout.n_factors))
+        # Scores do not depend on the loss, so that of a user is not needed here.
+        return numba_cpu.compile_kernels(KernelSpec(DEFAULT_LOSSES[self.task], layout.optimizer, layout.n_factors))
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What the model was trained for, and how its scores become predictions."""
+        return Objective.of_info(self.task, self.loss)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -87,14 +95,18 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
+        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. DataError where a column is missing or a number is not finite.
+        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
         """
-        scores = self.decision_function(data)
-        return sigmoid(scores) if self.task == "classification" else scores
+        return self.objective.link.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            return self._score_matrix(data)
         few = self._few_rows(data)
         if few is not None:
             return few
@@ -117,6 +129,19 @@ class FMModel:
         except (KeyError, TypeError, rowwise.NotPlain):
             return None
         return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
+
+    @functools.cached_property
+    def _scaling(self) -> Scaling | None:
+        return Scaling.from_statistics(self.statistics, self.schema.columns)
+
+    def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
+        """Scores of a matrix whose columns are the model's, in order."""
+        columns = self.schema.columns
+        if not is_vector(self.schema):
+            raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(columns):
+            raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
+        return self._kernels.scores(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""
@@ -183,7 +208,7 @@ class FMModel:
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -287,7 +312,8 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"])
+    loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
 
 
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:

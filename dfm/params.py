@@ -21,11 +21,12 @@ Floats = NDArray[np.float32]
 CACHE_LINE = 64
 MAX_FACTORS = 256
 
-LINEAR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 2}
-"""Numbers of state after w, by optimizer: the accumulator; that and the accumulator of the factor row; z and n."""
+LINEAR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 2, "adam": 4}
+"""Numbers of state after w, by optimizer: the accumulator; that and the accumulator of the factor row; z and n; both
+moments and the weight of the gradients in each."""
 
-FACTOR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 0, "ftrl": 1}
-"""Accumulators per factor, by optimizer."""
+FACTOR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 0, "ftrl": 1, "adam": 2}
+"""Numbers of state per factor, by optimizer: accumulators, or both moments."""
 
 
 def padded_lanes(n_factors: int) -> int:
@@ -42,8 +43,8 @@ class Layout:
     """Which columns the records have. The layout of "sgd" has no state: a finished model is stored in it.
 
     A linear record is [w, state...]: accumulator ("adagrad"), accumulator and the factors' accumulator
-    ("adagrad-row"), z and n ("ftrl"). A factor record is [V padded with zeros to `lanes`, accumulators of the same
-    shape if any].
+    ("adagrad-row"), z and n ("ftrl"), moments m and v and the weights of the gradients in them, c1 and c2 ("adam").
+    A factor record is [V padded with zeros to `lanes`, accumulators, or m and then v, of the same shape if any].
     """
 
     optimizer: str
@@ -82,7 +83,7 @@ class InitialValues:
     accumulators.
 
     FTRL's z and n start at 0, and so does the bias that it makes of them; its `ftrl_beta` has the part of
-    `initial_accumulator`.
+    `initial_accumulator`. Adam's state starts at 0.
     """
 
     seed: int
@@ -201,7 +202,8 @@ def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial
     if layout.optimizer in ("adagrad", "adagrad-row"):
         table.bias[1:] = initial.initial_accumulator
         table.linear[:, 1:] = initial.initial_accumulator
-    table.factors[:, layout.lanes :] = initial.initial_accumulator
+    if layout.optimizer != "adam":
+        table.factors[:, layout.lanes :] = initial.initial_accumulator
     half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
     owners = np.ascontiguousarray(ids[:n_factored], np.uint32)
     with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy

@@ -52,6 +52,8 @@ class Reading:
     """Keep only rows whose time is before this; empty: no such bound."""
     on_bad_rows: str = "error"
     cache: str = ""
+    label_kind: str = ""
+    """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,7 +73,7 @@ class Reading:
             CACHE_FORMAT,
             self.schema.to_dict(),
             self.hash_bits,
-            self.task,
+            self.label_kind or self.task,
             statistics,
             self.time_from,
             self.time_until,
@@ -126,10 +128,11 @@ def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberS
                 with naming_shard(batch):
                     values, present, unparsed = parse_numbers(batch.data.column(column), column)
                 collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
-    return {column: _sketch(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
+    return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 
-def _sketch(values: NDArray[np.float64]) -> NumberSketch:
+def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
+    """Sketch of finite numbers float64[n]."""
     if not len(values):
         return NumberSketch(0, 0.0, 0.0, ())
     ordered = np.sort(values)
@@ -194,7 +197,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     for unit in units:
         for batch in _batches(reading, unit, reading.columns):
             with naming_shard(batch):
-                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, reading.task)
+                kind = reading.label_kind or reading.task
+                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))

@@ -23,10 +23,13 @@ STAGES = {
     "evaluate": "evaluating",
     "predict": "predicting",
 }
-_EPOCH_COLUMNS = {
-    "classification": {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
-    "regression": {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
-}
+_EPOCH_COLUMNS = (
+    {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
+    {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
+    {"train_loss": "train loss", "loss": "loss", "auc": "auc"},
+    {"train_loss": "train loss", "loss": "loss", "rmse": "rmse"},
+)
+"""By what an epoch tells: the first of these of which most is there."""
 
 
 class Reporter:
@@ -103,6 +106,7 @@ class Reporter:
         self._console.print(
             f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
         )
+        self._line(str(event["backend_text"]))
 
     def _show_resumed(self, event: Event) -> None:
         self._line(
@@ -112,7 +116,7 @@ class Reporter:
 
     def _show_epoch(self, event: Event) -> None:
         self._stop_progress()
-        names = _EPOCH_COLUMNS["classification" if "train_log_loss" in event else "regression"]
+        names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())
             self._line(f"epoch{titles}      rows/s  seconds  averaging", style="bold")
@@ -127,7 +131,7 @@ class Reporter:
         self._console.print(text, style=style, highlight=False, soft_wrap=True)
 
     def _show_average(self, event: Event) -> None:
-        name = "log_loss" if "log_loss" in event else "rmse"
+        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
         average = f"average {event['average']} of epoch {event['epoch']}"
         self._line(f"      {average}: {name.replace('_', ' ')} {_number(event[name])}")
 

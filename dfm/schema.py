@@ -32,8 +32,9 @@ CROSS_SIGN = "&"
 class Field:
     """One feature column of the model: a column of the data, or a cross of several.
 
-    kind: "categorical", "numeric", "list" or "cross". transform: of a numeric field one of TRANSFORMS, of a
-    list its weight ("sqrt" or "one"), else "". index: the field's number, 0 first.
+    kind: "categorical", "numeric", "list", "cross" of several columns, or "vector" (the columns of a numeric
+    matrix, one feature each). transform: of a numeric field one of TRANSFORMS, of a list its weight ("sqrt" or
+    "one"), else "". index: the field's number, 0 first.
     """
 
     name: str

@@ -28,13 +28,22 @@ from dfm.credentials import check_options, check_url
 from dfm.errors import SettingsError
 
 TASKS = ("classification", "regression")
-OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
+LOSS_TASKS = {
+    **{"logistic": "classification", "hinge": "classification"},
+    **{"squared": "regression", "poisson": "regression", "quantile": "regression", "huber": "regression"},
+}
+"""The task of each built-in loss."""
+LOSS_PARAMETERS = {"quantile": (0.5, 1.0), "huber": (1.0, math.inf)}
+"""Of losses with a parameter: its default and the bound that it stays below; all are above 0."""
+OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
 MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
 RATE_SCALINGS = ("none", "sqrt", "linear")
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
+BACKENDS = ("auto", "numba", "cupy")
+FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
@@ -128,6 +137,20 @@ class Options:
         if isinstance(value, str) and value in self.words:
             return value
         raise Illegal(_did_you_mean(str(value), self.words))
+
+
+OWN = "custom:"
+"""How the mark of a function begins that Python passed: custom:NAME:SHA256. It says which it was, and runs nothing."""
+
+
+@dataclass(frozen=True)
+class OptionsOrOwn(Options):
+    """One word of a fixed set, or the mark of a user's function."""
+
+    def parse(self, value: object) -> str:
+        if isinstance(value, str) and re.fullmatch(rf"{OWN}.+:[0-9a-f]{{64}}", value):
+            return value
+        return super().parse(value)
 
 
 @dataclass(frozen=True)
@@ -456,7 +479,17 @@ class ModelSettings(Table):
 
     table = "model"
 
-    task: str = knob("classification", Options(TASKS), "log loss on labels 0 and 1, or squared error")
+    task: str = knob("classification", Options(TASKS), "labels 0 and 1, or numbers")
+    loss: str = knob(
+        "auto",
+        OptionsOrOwn(("auto", *LOSS_TASKS)),
+        "what training minimises; auto: logistic for classification, squared for regression",
+    )
+    loss_parameter: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "the level of loss quantile (auto: 0.5), the width of huber (auto: 1)",
+    )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
     min_count: int = knob(
@@ -471,6 +504,28 @@ class ModelSettings(Table):
     )
     init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+
+    def _check(self) -> None:
+        task = LOSS_TASKS.get(self.loss, self.task)
+        if task != self.task:
+            fitting = " or ".join(f'"{name}"' for name, own in LOSS_TASKS.items() if own == self.task)
+            raise SettingsError(
+                f'model.loss = "{self.loss}" needs model.task = "{task}", and the task is "{self.task}". '
+                f"Choose {fitting}, or another task."
+            )
+        if self.loss_parameter == "auto":
+            return
+        if self.loss not in LOSS_PARAMETERS:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} needs model.loss = "
+                f'{" or ".join(LOSS_PARAMETERS)}; only these have one, and the loss is "{self.loss}". Leave it out.'
+            )
+        below = LOSS_PARAMETERS[self.loss][1]
+        if float(self.loss_parameter) >= below:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} is not legal: expected a number above 0 and below "
+                f'{below:g} for model.loss = "{self.loss}".'
+            )
 
 
 @dataclass(frozen=True)
@@ -500,7 +555,11 @@ class TrainingSettings(Table):
     l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
     l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
     l1_linear: float = knob(0.0, Number(0), "L1 on linear weights; ftrl only")
+    regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
     ftrl_beta: float = knob(1.0, Number(0), "beta of FTRL-proximal: larger starts slower; ftrl only")
+    adam_beta1: float = knob(0.9, Number(0, 1, open_high=True), "decay of Adam's mean of gradients; adam only")
+    adam_beta2: float = knob(0.999, Number(0, 1, open_high=True), "decay of Adam's mean of their squares; adam only")
+    adam_epsilon: float = knob(1e-8, Number(0), "added to the root that Adam divides by; adam only")
     schedule: str = knob("final-decay", Options(SCHEDULES), "how the step size changes over the epochs")
     rate_scaling: str = knob(
         "sqrt", Options(RATE_SCALINGS), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
@@ -529,22 +588,58 @@ class TrainingSettings(Table):
     warm_start_decay: float = knob(
         0.1, Number(0, 1), "how far warm_start's weights shrink towards the initial ones; 0: not at all, 1: forget them"
     )
+    backend: str = knob(
+        "auto",
+        Options(BACKENDS),
+        "what trains: processors (numba) or NVIDIA GPUs (cupy); auto: GPUs where every worker has one",
+    )
+    deterministic: bool = knob(
+        False,
+        Flag(),
+        "the same bytes every time on GPUs too, by one row after the other: slower than a processor core",
+    )
+    factor_dtype: str = knob(
+        "float32", Options(FACTOR_DTYPES), "what GPUs train factors in; the parameters stay float32 between averages"
+    )
 
     def _check(self) -> None:
+        self._check_backend()
         if self.rows_per_round and self.averages_per_epoch != "auto":
             raise SettingsError(
                 f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
                 f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
             )
-        if self.optimizer == "ftrl":
-            return
-        for key in ("l1_linear", "ftrl_beta"):
+        for key, optimizer in _ONLY_FOR.items():
             value, default = getattr(self, key), self.knobs()[key].default
-            if value != default:
+            if value != default and self.optimizer != optimizer:
                 raise SettingsError(
-                    f'training.{key} = {value} needs training.optimizer = "ftrl"; only FTRL reads it, and '
-                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose ftrl.'
+                    f'training.{key} = {value} needs training.optimizer = "{optimizer}"; only that reads it, and '
+                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {optimizer}.'
                 )
+        if self.optimizer == "ftrl" and self.regularizer != "l2":
+            raise SettingsError(
+                'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
+                'regularizer. Leave the regularizer out, or choose "adagrad".'
+            )
+
+    def _check_backend(self) -> None:
+        if self.deterministic and self.threads_per_replica > 1:
+            raise SettingsError(
+                f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
+                "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.factor_dtype != "float32" and self.backend == "numba":
+            raise SettingsError(
+                f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
+                "float32. Leave factor_dtype out, or choose cupy."
+            )
+
+
+_ONLY_FOR = {
+    **{"l1_linear": "ftrl", "ftrl_beta": "ftrl"},
+    **{"adam_beta1": "adam", "adam_beta2": "adam", "adam_epsilon": "adam"},
+}
+"""Knobs of training that one optimizer alone reads."""
 
 
 @dataclass(frozen=True)
@@ -571,6 +666,11 @@ class ClusterSettings(Table):
     workers: int = knob(2, Number(1, integer=True), "local worker processes")
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
+    gpu_memory: str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Size())),
+        "memory of a GPU that rows may stay in; auto: nine tenths of what the parameters leave",
+    )
     cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
     cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
     worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")

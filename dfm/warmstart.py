@@ -54,10 +54,11 @@ class Start:
         return model
 
 
-def find_start(job: Job, schema: ResolvedSchema) -> Start | None:
+def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None) -> Start | None:
     """The job's training.warm_start, after its manifest was found to fit the job; None where there is none.
 
-    schema: the job's, on the columns of its shards. SettingsError where hashing, factors or schema differ.
+    schema: the job's, on the columns of its shards. loss: what the job's model will tell of its loss; None for that of
+    its task. SettingsError where hashing, factors, loss or schema differ.
     """
     url = job.training.warm_start
     if not url:
@@ -66,6 +67,11 @@ def find_start(job: Job, schema: ResolvedSchema) -> Start | None:
     options = job.data.storage_options
     manifest = read_manifest(where, options)
     _check_fit(job, schema, manifest, url)
+    if (dict(loss) if loss else None) != manifest.get("loss"):
+        raise SettingsError(
+            f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
+            "same model.loss, or leave warm_start out and train from the beginning."
+        )
     statistics = {
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,20 +89,47 @@ class Rule:
     l2_factors: float = 0.0
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     initial_accumulator: float = 1.0
+    loss_parameter: float = 0.0
+    penalty_slope: Callable[[float], float] = float
+    """Derivative of the penalty of one weight: w, of w² / 2."""
 
 
-def loss_of(name: str, score: float, label: float) -> float:
-    """Log loss of a label 0 or 1, or half the squared error."""
-    if name == "squared":
-        return 0.5 * (score - label) ** 2
+def loss_of(rule: Rule, score: float, label: float) -> float:
+    """The loss by its textbook formula; labels 0 and 1 where they are classes."""
+    error, parameter = score - label, rule.loss_parameter
+    if rule.loss == "squared":
+        return 0.5 * error**2
+    if rule.loss == "hinge":
+        return max(0.0, 1.0 - (2.0 * label - 1.0) * score)
+    if rule.loss == "poisson":
+        return math.exp(score) - label * score
+    if rule.loss == "quantile":
+        return max(-parameter * error, (1.0 - parameter) * error)
+    if rule.loss == "huber":
+        return 0.5 * error**2 if abs(error) <= parameter else parameter * (abs(error) - 0.5 * parameter)
     signed = score if label else -score
     return max(-signed, 0.0) + math.log1p(math.exp(-abs(score)))
 
 
-def slope_of(name: str, score: float, label: float) -> float:
+def slope_of(rule: Rule, score: float, label: float) -> float:
     """Derivative of the loss by the score."""
-    return score - label if name == "squared" else 1.0 / (1.0 + math.exp(-score)) - label
+    error, parameter = score - label, rule.loss_parameter
+    if rule.loss == "squared":
+        return error
+    if rule.loss == "hinge":
+        sign = 2.0 * label - 1.0
+        return -sign if sign * score < 1.0 else 0.0
+    if rule.loss == "poisson":
+        return math.exp(score) - label
+    if rule.loss == "quantile":
+        return -parameter if error < 0 else 1.0 - parameter
+    if rule.loss == "huber":
+        return error if abs(error) <= parameter else math.copysign(parameter, error)
+    return 1.0 / (1.0 + math.exp(-score)) - label
 
 
 def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule) -> float:
@@ -111,12 +138,14 @@ def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule) -> flo
     for row in order:
         entries, weight, label = rows.entries(row), rows.weight(row), float(rows.labels[row])
         score = machine.score(entries)
-        total += weight * loss_of(rule.loss, score, label)
-        _step(machine, entries, weight, slope_of(rule.loss, score, label), rule)
+        total += weight * loss_of(rule, score, label)
+        _step(machine, entries, weight, slope_of(rule, score, label), rule)
     return total
 
 
 def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule) -> None:
+    if weight == 0.0:
+        return
     before = machine.factors.copy()
     machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
     for j, x in entries:
@@ -125,16 +154,20 @@ def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slo
         if j >= len(before):
             continue
         others = sum((before[i] * x_i for i, x_i in entries if i != j and i < len(before)), 0.0 * before[j])
-        gradient = weight * (slope * x * others + rule.l2_factors * before[j])
+        gradient = weight * (
+            slope * x * others + rule.l2_factors * np.array([rule.penalty_slope(v) for v in before[j]])
+        )
         machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
 
 
 def _linear_step(machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule) -> float:
     if rule.optimizer == "ftrl":
         return _ftrl_step(machine, key, value, gradient, rule)
-    gradient += penalised * rule.l2_linear * value
+    gradient += penalised * rule.l2_linear * rule.penalty_slope(value)
     if rule.optimizer == "sgd":
         return value - rule.learning_rate * gradient
+    if rule.optimizer == "adam":
+        return value - rule.learning_rate * _adam_direction(machine, ("w", key), gradient, rule)
     total = machine.state.get(("G", key), rule.initial_accumulator) + gradient**2
     machine.state["G", key] = total
     return value - rule.learning_rate * gradient / math.sqrt(total)
@@ -152,10 +185,23 @@ def _ftrl_step(machine: Machine, key: object, value: float, gradient: float, rul
     return -(z - math.copysign(l1, z)) / ((rule.ftrl_beta + math.sqrt(n)) / rule.learning_rate + l2)
 
 
+def _adam_direction(machine: Machine, key: tuple[object, ...], gradient: float, rule: Rule) -> float:
+    """Kingma and Ba 2015, algorithm 1, for one coordinate whose steps t are those that touched it."""
+    m, v, t = (machine.state.get((name, key), 0.0) for name in ("m", "v", "t"))
+    m = rule.adam_beta1 * m + (1.0 - rule.adam_beta1) * gradient
+    v = rule.adam_beta2 * v + (1.0 - rule.adam_beta2) * gradient**2
+    t += 1.0
+    machine.state["m", key], machine.state["v", key], machine.state["t", key] = m, v, t
+    unbiased = m / (1.0 - rule.adam_beta1**t), v / (1.0 - rule.adam_beta2**t)
+    return unbiased[0] / (math.sqrt(unbiased[1]) + rule.adam_epsilon)
+
+
 def _factor_step(machine: Machine, j: int, gradient: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
     rate = rule.factor_learning_rate
     if rule.optimizer == "sgd":
         return rate * gradient
+    if rule.optimizer == "adam":
+        return rate * np.array([_adam_direction(machine, ("V", j, f), g, rule) for f, g in enumerate(gradient)])
     if rule.optimizer == "adagrad-row":
         total = machine.state.get(("row", j), rule.initial_accumulator) + float(np.mean(gradient**2))
         machine.state["row", j] = total

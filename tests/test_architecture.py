@@ -18,13 +18,14 @@ ORDER = [
     "ingest",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
-    *("kernels.contract", "kernels.losses", "kernels.simd", "kernels.optimizers", "kernels.row_passes"),
-    "kernels.numba_cpu",
-    *("averaging", "metrics", "model", "warmstart", "promotion", "datacheck", "nightreport", "export"),
-    *("inspection", "synth", "checkpoint"),
+    *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
+    *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
+    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
+    *("averaging", "metrics", "matrices", "objective", "model", "warmstart", "promotion"),
+    *("datacheck", "nightreport", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),
-    *("distributed.prepare", "distributed.rounds", "distributed.predict"),
+    *("distributed.prepare", "distributed.rounds", "distributed.backends", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     *("distributed.train", "distributed.retire"),
     *("jobs", "outcome", "driver", "submission", "detached", "steps"),
@@ -32,12 +33,17 @@ ORDER = [
     *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
     *("airflow.tasks", "airflow.operators"),
     *("demo", "report", "cli_kubernetes", "cli_runs", "cli_publish", "cli", "__main__"),
+    *("inputs", "labels", "fitting", "distributed.collections", "factorization"),
+    *("estimators.recipes", "estimators.base", "estimators.elsewhere", "estimators.classifiers"),
+    "estimators.regressors",
 ]
 """Every module; each may import those before it, at its top or inside a function."""
-TYPES_ONLY = {("kernels.contract", "kernels.losses")}
+TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
 WITH_DASK = ("distributed.", "jobs", "submission", "steps", "airflow.")
 WITH_CUPY = ("kernels.cupy_gpu",)
+WITH_SKLEARN = ("estimators.",)
+"""Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 
@@ -98,9 +104,14 @@ def test_only_the_gpu_backend_imports_cupy():
     assert users_of("cupy") <= {*WITH_CUPY}
 
 
+def test_nothing_else_needs_the_estimators():
+    others = {name for name in MODULES if not name.startswith(WITH_SKLEARN)}
+    assert not {name for name in others if any(full.startswith("dfm.estimators") for full in imports(MODULES[name]))}
+
+
 def test_optional_packages_are_imported_where_they_are_needed_not_at_the_top():
     for name, tree in MODULES.items():
-        if name not in WITH_CUPY and not name.startswith(WITH_AIRFLOW):
+        if not name.startswith((*WITH_CUPY, *WITH_SKLEARN, *WITH_AIRFLOW)):
             assert not {i.split(".")[0] for i in imports_at_the_top(tree)} & OPTIONAL, name
 
 

@@ -190,11 +190,19 @@ def expected(rule: MergeRule, play: Round) -> tuple[np.ndarray, np.ndarray]:
     return linear, factors
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def is_legal(rule: MergeRule, optimizer: str) -> bool:
+    try:
+        rule.check_optimizer(optimizer)
+    except SettingsError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "adam"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights}-{rule.accumulators}")
 def test_a_merge_is_what_its_definition_says(rule, optimizer):
-    if optimizer == "sgd" and rule.weights in ("weighted", "precision"):
-        pytest.skip("refused: there are no accumulators to weigh by")
+    if not is_legal(rule, optimizer):
+        pytest.skip("refused: there are no accumulators to weigh by, or to add up")
     play = random_round(3, 5, Layout(optimizer, 3))
     merged = play.merge(rule)
     linear, factors = expected(rule, play)
@@ -330,6 +338,40 @@ def test_cutting_the_table_into_blocks_changes_no_byte(seed, cuts, layout, rule,
     assert all(block.bias.tobytes() == whole.bias.tobytes() for block in blocks)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seeds,
+    st.integers(0, N_FEATURES),
+    st.sampled_from([0, 5, 16]),
+    st.sampled_from([rule for rule in RULES if is_legal(rule, "adam")]),
+)
+def test_blocks_of_adams_state_merge_to_the_same_bytes_and_untouched_rows_keep_theirs(seed, at, n_factors, rule):
+    play = random_round(seed, 3, Layout("adam", n_factors))
+    total, merged = combine_all(play.contributions(rule)), play.merge(rule)
+    blocks = [
+        finalise(rule, cut(play.block, start, stop), start, select(total, start, stop), 3, STEP)[0]
+        for start, stop in ((0, at), (at, N_FEATURES))
+    ]
+    assert np.concatenate([block.linear for block in blocks]).tobytes() == merged.linear.tobytes()
+    assert np.concatenate([block.factors for block in blocks]).tobytes() == merged.factors.tobytes()
+    touched = np.unique(np.concatenate([partition.features for partition in play.partitions]))
+    untouched = np.setdiff1d(np.arange(N_FEATURES), touched)
+    assert merged.linear[untouched].tobytes() == play.block.linear[untouched].tobytes()
+
+
+def test_adams_merged_moments_stay_the_mean_of_the_gradients_whoever_saw_them():
+    """One of four replicas met a feature, once: m over its count is that gradient, not a quarter of it."""
+    play = random_round(8, 4, Layout("adam", 0))
+    play.block.linear[:, 1:] = 0.0
+    for number, (before, after) in enumerate(zip(play.befores, play.afters, strict=True)):
+        before.linear[:, 1:] = 0.0
+        after.linear[:, 1:] = np.array([0.1 * 3.0, 0.001 * 9.0, 0.1, 0.001]) * (number == 0)
+    features = play.partitions[0].features
+    _w, m, v, c1, c2 = play.merge(MergeRule()).linear[features].astype(np.float64).T
+    np.testing.assert_allclose(m / c1, 3.0, rtol=1e-6)
+    np.testing.assert_allclose(v / c2, 9.0, rtol=1e-6)
+
+
 def test_inputs_may_be_read_only_and_are_never_changed():
     play = random_round(9, 4, Layout("adagrad", 3))
     rule = MergeRule("weighted", "vw", outer_momentum=0.5)
@@ -426,6 +468,9 @@ def test_more_replicas_are_averaged_more_often_and_small_data_less():
         (lambda: MergeRule(precision=0.0), "above 0"),
         (lambda: MergeRule(outer_rate=float("nan")), "above 0"),
         (lambda: MergeRule("weighted").check_optimizer("sgd"), "accumulators"),
+        (lambda: MergeRule("weighted").check_optimizer("adam"), "accumulators"),
+        (lambda: MergeRule("mean", "vw").check_optimizer("adam"), "either sign"),
+        (lambda: MergeRule("mean", "sum").check_optimizer("adam"), "either sign"),
         (lambda: MergeRule("precision", precision=30.0).check_replicas(32), "precision = 6.25 or less"),
         (lambda: scaled_rate(0.1, "cube", 8), "none, sqrt, linear"),
     ],

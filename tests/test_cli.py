@@ -222,7 +222,7 @@ def test_training_for_people_prints_a_line_per_epoch(run: Run, job: Path, schedu
     ("override", "told"),
     [
         ("model.hash_bits=31", ["model.hash_bits = 31 is not legal", "from 10 to 30", "default, 20"]),
-        ("training.optimizer=adam", ['"adam" is not legal', '"ftrl"']),
+        ("training.optimizer=lion", ['"lion" is not legal', '"ftrl"']),
         ("training.learning_rat=1", ["training.learning_rat is unknown", 'Did you mean "learning_rate"?']),
         ("modle.n_factors=1", ["[modle] is unknown", 'Did you mean "model"?']),
         ("learning_rate=1", ["expected table.key=value", "training.learning_rate=VALUE"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dfm.errors import SettingsError
 from dfm.export import export, hashed_inputs
 from dfm.model import FMModel
+from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, initialise
 from dfm.schema import resolve
 from dfm.settings import Schema
@@ -94,3 +97,26 @@ def test_onnx_scores_as_the_model(model: FMModel, tmp_path) -> None:
     inputs = {"ids": ids, "fields": fields, "values": values}
     (prediction,) = ReferenceEvaluator(graph).run(None, inputs)
     np.testing.assert_allclose(prediction, model.predict(ROWS), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "task"), [("hinge", "classification"), ("poisson", "regression")])
+def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
+    model: FMModel, tmp_path, name: str, task: str
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    other = dataclasses.replace(model, task=task, loss=Objective.of(task, name).info)
+    other.save(str(tmp_path / "model"))
+    other = FMModel.load(str(tmp_path / "model"))
+    ids, fields, values = hashed_inputs(other, ROWS)
+    graph = onnx.load(export(other, "onnx", str(tmp_path))[0])
+    (prediction,) = ReferenceEvaluator(graph).run(None, {"ids": ids, "fields": fields, "values": values})
+    np.testing.assert_allclose(prediction, other.predict(ROWS), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(prediction, model.predict(ROWS))
+    for kind in ("xlearn", "libfm"):
+        if name == "poisson":
+            with pytest.raises(SettingsError, match=r"cannot say that predictions are exp\(score\)"):
+                export(other, kind, str(tmp_path))
+        else:
+            assert export(other, kind, str(tmp_path))

@@ -16,7 +16,7 @@ from dfm.params import (
     pull,
 )
 
-OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
+OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
 
 
 def cut(table: ParameterTable, starts: list[int]) -> list[ParameterTable]:
@@ -35,10 +35,10 @@ def test_vectors_are_padded_to_what_registers_take() -> None:
 
 def test_layouts_say_how_wide_records_are() -> None:
     widths = {name: (Layout(name, 10).linear_width, Layout(name, 10).factor_width) for name in OPTIMIZERS}
-    assert widths == {"sgd": (1, 16), "adagrad": (2, 32), "adagrad-row": (3, 16), "ftrl": (3, 32)}
+    assert widths == {"sgd": (1, 16), "adagrad": (2, 32), "adagrad-row": (3, 16), "ftrl": (3, 32), "adam": (5, 48)}
     assert Layout("ftrl", 10).stateless == Layout("sgd", 10)
-    with pytest.raises(ValueError, match="adam"):
-        Layout("adam", 4)
+    with pytest.raises(ValueError, match="lion"):
+        Layout("lion", 4)
     with pytest.raises(ValueError, match=r"257.*0 … 256"):
         Layout("sgd", 257)
 

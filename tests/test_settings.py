@@ -172,7 +172,7 @@ def test_the_last_override_wins_and_the_callers_dict_is_left_alone():
     [
         ({"training": {"lerning_rate": 1}}, [], 'Did you mean "learning_rate"'),
         ({"model": {"learning_rate": 1}}, [], "Did you mean training.learning_rate"),
-        ({"model": {"zzz": 1}}, [], "[model] has: task, n_factors"),
+        ({"model": {"zzz": 1}}, [], "[model] has: task, loss"),
         ({"trainin": {}}, [], 'Did you mean "training"'),
         ({"n_factors": 8}, [], "Did you mean model.n_factors"),
         ({"training": 3}, [], "Write its keys below [training]"),

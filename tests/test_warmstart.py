@@ -123,6 +123,11 @@ def test_another_schema_is_refused_with_the_field_that_differs(model: FMModel, p
             find_start(load_job(tables(published)), dataclasses.replace(model.schema, fields=tuple(others)))
 
 
+def test_another_loss_is_refused(model: FMModel, published: str):
+    with pytest.raises(SettingsError, match="the loss differs"):
+        find_start(load_job(tables(published)), model.schema, {"name": "hinge"})
+
+
 def test_a_model_that_is_missing_or_was_replaced_is_no_start(model: FMModel, published: str, tmp_path: Path):
     with pytest.raises(ModelError, match="no model at"):
         find_start(load_job(tables(str(tmp_path / "nothing"))), model.schema)

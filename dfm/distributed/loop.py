@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,8 @@ from dfm.distributed.cluster import Watch
 from dfm.distributed.progress import Progress, check_finite
 from dfm.errors import ClusterError
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
+from dfm.objective import Objective
 from dfm.settings import Job
 
 Event = dict[str, Any]
@@ -64,6 +66,8 @@ class TrainingLoop:
     blocks: list[Future]
     bounds: list[int]
     checkpointer: Checkpointer | None = None
+    resources: Mapping[str, float] | None = None
+    """What a training task takes of its worker: see `backends`."""
     at: Progress = field(default_factory=Progress)
     best: Best | None = None
     _flights: collections.deque[_Flight] = field(default_factory=collections.deque)
@@ -75,6 +79,11 @@ class TrainingLoop:
     _seconds_before: float = 0.0
     _started: float = 0.0
     _paused: float = 0.0
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What is minimised, and what the best parameters are chosen by."""
+        return Objective.of_spec(self.job.model.task, self.work.spec)
 
     def run(self) -> None:
         """Train all epochs, or until validation has worsened too often."""
@@ -111,7 +120,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.job.model.task, self.job.training.n_replicas),
+            **self.at.book.summary(self.objective, self.job.training.n_replicas),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }
@@ -136,6 +145,7 @@ class TrainingLoop:
                 rounds.train_replicas, work, group.start, slice_number, self.blocks,
                 self.prepared.replicas[group.start : group.stop],
                 workers=[prepare.home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
+                resources=self.resources,
             )
             for group in aligned_groups(n_replicas, 1 << (threads - 1).bit_length())
         ]  # fmt: skip
@@ -166,7 +176,7 @@ class TrainingLoop:
         while len(self._flights) > under_way:
             flight = self._flights.popleft()
             reports = self.watch.result(flight.reports)
-            check_finite(self.at.epoch, reports, self.job.model.task)
+            check_finite(self.at.epoch, reports, self.objective)
             self._recent.append(flight.blocks)
             self.at.round += 1
             self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
@@ -211,7 +221,7 @@ class TrainingLoop:
 
     def _judge(self, metrics: dict[str, Any]) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
-        primary = TALLIES[self.job.model.task].loss_name
+        primary = self.objective.primary
         value = metrics.get(primary)
         if value is None or self.best is None or value < self.best.metrics[primary]:
             self.best = Best(list(self.blocks), self.at.blocks_at, self.at.epoch, metrics)

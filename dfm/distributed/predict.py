@@ -23,8 +23,7 @@ from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
-from dfm.kernels.losses import sigmoid
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
 from dfm.model import FMModel
 
 PREDICTION = "prediction"
@@ -89,15 +88,16 @@ def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit
     model = _model_of(scoring, placed)
     schema = model.schema
     columns = list(dict.fromkeys([c for c in (schema.label, schema.weight) if c] + list(schema.columns)))
-    tally: Tally = TALLIES[model.task].empty()
+    objective = model.objective
+    tally = objective.empty()
     account = RowAccount()
     for unit in units:
         for batch in read_unit(unit, columns, scoring.storage_options):
             with naming_shard(batch):
-                encoded = model.encode(batch.data, model.task)
+                encoded = model.encode(batch.data, objective.label_kind)
             account += _account(scoring, batch, encoded)
             weights = encoded.rows.weights if encoded.rows.weights.size else None
-            tally += TALLIES[model.task].from_scores(model.score(encoded), encoded.rows.labels, weights)
+            tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
     return tally, account
 
 
@@ -232,7 +232,7 @@ def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Arr
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
-    values[encoded.good] = sigmoid(scores) if model.task == "classification" else scores
+    values[encoded.good] = model.objective.link.predict(scores)
     return pa.array(values, pa.float32(), mask=~encoded.good), account
 
 

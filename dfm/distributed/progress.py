@@ -9,10 +9,9 @@ from typing import Any
 
 from dfm.distributed.rounds import ReplicaReport
 from dfm.errors import DivergenceError
+from dfm.objective import Objective
 
 Event = dict[str, Any]
-_EXPLODED = 20.0
-"""Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
 @dataclass
@@ -41,23 +40,17 @@ class Book:
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, task: str, n_replicas: int) -> Event:
+    def summary(self, objective: Objective, n_replicas: int) -> Event:
         """Loss and speed of an epoch. What the busiest thread did not spend in the kernel counts as averaging."""
         busiest = max(self.kernel_seconds.values(), default=0.0)
         return {
-            **_train_metric(task, self.loss / self.weight if self.weight else float("nan")),
+            **objective.train_metric(self.loss / self.weight if self.weight else float("nan")),
             "rows_per_second": self.rows / max(self.seconds, 1e-9),
             "seconds": self.seconds,
             "training_seconds": busiest,
             "averaging_seconds": max(0.0, self.seconds - busiest),
             "bytes_per_round": 2 * self.touched_bytes * n_replicas // max(self.reports, 1),
         }
-
-
-def _train_metric(task: str, mean_loss: float) -> dict[str, float]:
-    if task == "classification":
-        return {"train_log_loss": mean_loss}
-    return {"train_rmse": (2.0 * mean_loss) ** 0.5}
 
 
 @dataclass
@@ -92,13 +85,14 @@ class Progress:
         return cls(**{**values, "book": Book(**values["book"])})
 
 
-def check_finite(epoch: int, reports: Sequence[ReplicaReport], task: str) -> None:
+def check_finite(epoch: int, reports: Sequence[ReplicaReport], objective: Objective) -> None:
     """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
     for report in reports:
-        exploded = task == "classification" and report.tally.mean_loss > _EXPLODED
+        exploded = objective.has_exploded(report.tally.mean_loss)
         if not report.tally.is_finite or exploded:
+            own = "; or your loss is not finite for one of the labels" if objective.info.sha256 else ""
             loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
             raise DivergenceError(
                 f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
-                "try a smaller training.learning_rate (plain sgd wants 0.001), or more L2"
+                f"try a smaller training.learning_rate (plain sgd wants 0.001), or more L2{own}"
             )

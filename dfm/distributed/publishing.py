@@ -14,6 +14,7 @@ from dfm.encoding import encode_batch
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import Unit, naming_shard, read_unit
 from dfm.model import GOLDEN_ROWS, MANIFEST, FMModel
+from dfm.objective import LossInfo
 from dfm.preparation import Reading
 from dfm.settings import Job
 from dfm.vocabulary import Vocabulary
@@ -43,10 +44,11 @@ def publish_model(
     metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
+    loss: LossInfo | None = None,
 ) -> str:
     """Put the model together and save it with some golden rows; returns the fingerprint of its parameters."""
     table = rounds.whole_table(blocks)
-    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata)
+    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
     return model.save(url, golden_rows(reading, golden_unit), reading.storage_options)
 
 
@@ -63,7 +65,8 @@ def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
     for batch in read_unit(unit, reading.columns, reading.storage_options):
         head = batch.data.slice(0, 4 * GOLDEN_ROWS)
         with naming_shard(batch):
-            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, reading.task)
+            kind = reading.label_kind or reading.task
+            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, kind)
         rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
         if rows.num_rows:
             return pa.Table.from_batches([rows])

@@ -13,20 +13,23 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
-from dfm.kernels import numba_cpu
+from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
-from dfm.metrics import TALLIES, Tally
+from dfm.metrics import Tally
 from dfm.model import FMModel
+from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.vocabulary import Vocabulary
 from dfm.warmstart import warm_table
 
-BACKENDS = {"numba": numba_cpu}
+BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
+"""By the names that training.backend takes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Block:
 
 def compiled(backend: str, spec: KernelSpec) -> Kernels:
     """Kernels of a backend by name; each backend keeps them per process."""
-    return BACKENDS[backend].compile_kernels(spec)
+    kernels: Kernels = BACKENDS[backend].compile_kernels(spec)
+    return kernels
 
 
 def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
@@ -147,12 +151,13 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows."""
     tables = [block.table for block in blocks]
-    total: Tally = TALLIES[task].empty()
+    objective = Objective.of_spec(task, work.spec)
+    total = objective.empty()
     for partition in partitions:
         table = pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
-        total = total + TALLIES[task].from_scores(scores, partition.labels, weights)
+        total = total + objective.tally(scores, partition.labels, weights)
     return total
 
 

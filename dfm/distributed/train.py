@@ -19,9 +19,9 @@ from distributed import Client, Future
 
 from dfm import storage
 from dfm.accounting import RowAccount
-from dfm.averaging import MergeRule, scaled_rate
+from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
 from dfm.checkpoint import Checkpoint, CheckpointFolder, Identity
-from dfm.distributed import cluster, prepare, rounds
+from dfm.distributed import backends, cluster, prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
 from dfm.distributed.loop import Best, TrainingLoop
@@ -29,7 +29,9 @@ from dfm.distributed.publishing import check_output, publish_model
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.hashing import expected_collisions
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.model import LOSSES, FMModel
+from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.model import FMModel
+from dfm.objective import Objective, kernel_spec
 from dfm.params import InitialValues, Layout
 from dfm.preparation import Reading, fingerprint, prune_cache
 from dfm.settings import Job, parse_bytes
@@ -64,8 +66,16 @@ class TrainResult:
         return FMModel.load(self.model_url, self.storage_options)
 
 
-def train(job: Job, client: Client | None = None, on_event: OnEvent | None = None) -> TrainResult:
+def train(
+    job: Job,
+    client: Client | None = None,
+    on_event: OnEvent | None = None,
+    loss: CustomLoss | None = None,
+    regularizer: CustomRegularizer | None = None,
+) -> TrainResult:
     """Train the job's model and publish it in output.directory/model.
+
+    loss, regularizer: the functions that the job was marked with, by `objective.with_functions`.
 
     client: a Dask client to run on; without one the job's [cluster] is connected to, or started. on_event is called
     with a JSON-ready record as stages and epochs pass. Ctrl-C ends training after the best epoch so far is published.
@@ -73,13 +83,15 @@ def train(job: Job, client: Client | None = None, on_event: OnEvent | None = Non
     job.require_training()
     check_output(job)
     merge_rule(job)
+    objective, spec = kernel_spec(job, loss, regularizer)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
-    warm = find_start(job, inputs.schema)
+    warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
     with cluster.client_of(job.cluster, client) as own:
-        return _Run(job, inputs, cluster.Watch(own, job.cluster.worker_timeout), tell, checkpoints, warm).run(found)
+        watch = cluster.Watch(own, job.cluster.worker_timeout)
+        return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
@@ -104,7 +116,7 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
 def merge_rule(job: Job) -> MergeRule:
     """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
     training = job.training
-    automatic = "mean" if training.optimizer == "sgd" else "weighted"
+    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
     rule = MergeRule(
         automatic if training.merge == "auto" else training.merge,
         training.accumulators,
@@ -124,10 +136,13 @@ class _Run:
     watch: cluster.Watch
     tell: OnEvent
     checkpoints: CheckpointFolder
+    objective: Objective
+    spec: KernelSpec
     warm: Start | None
     """The model that training goes on from."""
     prepared: prepare.Prepared = field(init=False)
     work: rounds.Work = field(init=False)
+    backend: backends.Backend = field(init=False)
     shares_disk: bool = field(init=False)
     """Whether paths mean the same to the workers as to this process."""
     interrupted: bool = False
@@ -141,12 +156,21 @@ class _Run:
         """Prepare, train from the newest sound checkpoint that was found, publish."""
         started = time.time()
         self.shares_disk = cluster.shares_disk(self.client)
+        self.backend = backends.choose(self.client, self.job.training, self.spec, self.watch.addresses())
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
-        self.tell({"event": "prepared", "seconds": time.time() - started, "compile_seconds": compile_seconds})
+        self.tell(
+            {
+                "event": "prepared",
+                "seconds": time.time() - started,
+                "compile_seconds": compile_seconds,
+                "backend": self.backend.name,
+                "backend_text": self.backend.text,
+            }
+        )
         checkpointer = self._checkpointer()
         try:
             loop = self._loop(checkpointer, found)
@@ -185,8 +209,9 @@ class _Run:
         bounds = self._block_bounds()
         n_rounds = self.inputs.plan.n_rounds
         loop = TrainingLoop(
-            self.job, n_rounds, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer
-        )
+            self.job, n_rounds, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
+            self.backend.resources,
+        )  # fmt: skip
         for checkpoint in found if checkpointer is not None else ():
             assert checkpointer is not None
             blocks, best = checkpointer.load(checkpoint)
@@ -205,7 +230,7 @@ class _Run:
     # ----------------------------------------------------------------------------------------- preparation ----
 
     def _work(self) -> rounds.Work:
-        training, model = self.job.training, self.job.model
+        training, memory = self.job.training, self.job.cluster.gpu_memory
         rate = scaled_rate(training.learning_rate, training.rate_scaling, training.n_replicas)
         step = Step(
             learning_rate=rate,
@@ -214,10 +239,14 @@ class _Run:
             l2_factors=training.l2_factors,
             l1_linear=training.l1_linear,
             ftrl_beta=training.ftrl_beta,
+            adam_beta1=training.adam_beta1,
+            adam_beta2=training.adam_beta2,
+            adam_epsilon=training.adam_epsilon,
             n_threads=training.threads_per_replica,
+            deterministic=training.deterministic,
+            device_bytes=0 if memory == "auto" else parse_bytes(memory),
         )
-        spec = KernelSpec(LOSSES[model.task], training.optimizer, model.n_factors)
-        return rounds.Work(spec, merge_rule(self.job), step, training.n_replicas)
+        return rounds.Work(self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name)
 
     def _warm_up(self) -> list[Future]:
         """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
@@ -241,6 +270,7 @@ class _Run:
             job.model.task,
             time_until=bound,
             on_bad_rows=job.data.on_bad_rows,
+            label_kind=self.objective.label_kind,
             cache=cluster.cache_directory(job.cluster, self.client),
             storage_options=job.data.storage_options,
         )
@@ -302,7 +332,7 @@ class _Run:
             self.job.model.seed,
             self.job.model.init_stdev,
             self.job.training.initial_accumulator,
-            _initial_bias(self.job.model.task, self.prepared.account),
+            self.objective.link.start(self.prepared.account.label_sum / max(self.prepared.account.accepted, 1)),
         )
         blocks = [
             self.client.submit(
@@ -356,7 +386,7 @@ class _Run:
         reading = self.prepared.reading
         units = self.inputs.validation_tasks[0] if self.inputs.validation_tasks else self.inputs.plan.replicas[0][0]
         where = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
-        arguments = reading, self._metadata(best, history), units[0], where
+        arguments = reading, self._metadata(best, history), units[0], where, self.objective.info
         if storage.is_local(url) and not self.shares_disk:
             blocks, vocabulary = self.client.gather([best.blocks, self.prepared.vocabulary])
             return publish_model(blocks, vocabulary, *arguments)
@@ -370,6 +400,7 @@ class _Run:
             "dfm_version": importlib.metadata.version("dfm"),
             "settings": self.job.to_dict(),
             "job_fingerprint": self.job.fingerprint(),
+            "backend": self.backend.name,
             "validation": best.metrics,
             "best_epoch": best.epoch,
             "history": history,
@@ -400,15 +431,6 @@ def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int
         row = in_heavy if in_heavy < n_factored else n_factored + (share - heavy * n_factored) // light
         bounds.append(max(bounds[-1], row))
     return [*bounds, n_features]
-
-
-def _initial_bias(task: str, account: RowAccount) -> float:
-    """What a model without features would answer: the mean label, as a log-odds for classification."""
-    mean = account.label_sum / max(account.accepted, 1)
-    if task == "regression":
-        return mean
-    inside = min(max(mean, 1e-6), 1.0 - 1e-6)
-    return math.log(inside / (1.0 - inside))
 
 
 def _rows_event(account: RowAccount) -> dict[str, Any]:

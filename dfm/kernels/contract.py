@@ -16,6 +16,7 @@ from dfm.errors import SettingsError
 from dfm.params import ParameterTable
 
 if TYPE_CHECKING:
+    from dfm.kernels.custom import CustomLoss, CustomRegularizer
     from dfm.kernels.losses import Loss
 
 
@@ -38,18 +39,31 @@ class RowsLike(Protocol):
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernels are compiled for. `loss` is a name in LOSSES or a Loss, `optimizer` a name in OPTIMIZERS."""
+    """What kernels are compiled for: the compile key, hashable and picklable.
 
-    loss: str | Loss
+    loss: a name in `losses.LOSSES`, or what `losses.CustomLoss.of(function)` makes of a user's loss(score, y).
+    optimizer: a name in OPTIMIZERS. loss_parameter: the level of "quantile", the width of "huber"; None for their
+    defaults, and for losses that have none. regularizer: None for L2, w² / 2 of each weight, or what
+    `losses.CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes the place of w² / 2; a step's
+    l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits ("bfloat16", "float16"; GPUs
+    only) V is trained in a copy of that kind.
+    """
+
+    loss: str | Loss | CustomLoss
     optimizer: str
     n_factors: int
+    loss_parameter: float | None = None
+    regularizer: CustomRegularizer | None = None
+    factor_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class Step:
     """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
 
-    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time.
+    With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
+    GPU always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory
+    that rows may take, 0: what there is.
     """
 
     learning_rate: float
@@ -58,10 +72,18 @@ class Step:
     l2_factors: float = 0.0
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     seed: int = 0
     n_threads: int = 1
+    deterministic: bool = False
+    device_bytes: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1.0:
+                raise SettingsError(f"{name} = {getattr(self, name)}; it must be below 1: the average would never move")
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
             if not least <= value < float("inf"):

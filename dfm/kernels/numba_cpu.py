@@ -28,18 +28,21 @@ from dfm.kernels.contract import (
     check_rows,
     check_table,
 )
-from dfm.kernels.optimizers import rates_of, resolve_optimizer, unpenalised
+from dfm.kernels.losses import Loss
+from dfm.kernels.optimizers import both_rates, resolve_optimizer
 from dfm.kernels.row_passes import (
     BLOCK_ROWS,
-    WIDTH,
     Rows,
     Scratch,
-    Shape,
     Table,
     make_score_all,
     make_walk,
 )
-from dfm.params import Layout, ParameterTable, aligned_zeros, allocate
+from dfm.kernels.step_passes import WIDTH, Shape
+from dfm.params import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+
+_WIDEST = 1 + max(LINEAR_STATE.values())
+"""float32 columns of the longest linear record."""
 
 
 def rows_record(rows: RowsLike) -> Rows:
@@ -63,7 +66,7 @@ def new_scratch(longest_row: int, lanes: int) -> Scratch:
     """Working memory for rows of up to that many entries."""
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
     return Scratch(
-        aligned_zeros((3 * capacity,)),
+        aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
@@ -105,10 +108,11 @@ def _train(walk: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable, s
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    if step.deterministic and step.n_threads > 1:
+        raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
-    rates = rates_of(step)
-    records = rows_record(rows), table_record(table), (rates, unpenalised(rates))
+    records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
     lanes = table.layout.lanes
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
@@ -145,7 +149,7 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
@@ -157,13 +161,22 @@ def _sources() -> str:
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
     resolve_optimizer(spec.optimizer)
+    if spec.factor_dtype != "float32":
+        raise SettingsError(
+            f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
+        )
+    if spec.regularizer is not None and spec.optimizer == "ftrl":
+        raise SettingsError(
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
+            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+        )
     layout = Layout(spec.optimizer, spec.n_factors)
     shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
     walk = make_walk(shape, layout, spec)
     score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
-    if isinstance(spec.loss, str) and not numba.config.DISABLE_JIT:
-        keep_on_disk(walk, f"{_sources()} {spec!r}")
-        keep_on_disk(score_all, f"{_sources()} {spec.n_factors}")
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+        keep_on_disk(walk, f"{sources()} {spec!r}")
+        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))
     _compile(score_all, example_arguments(layout, for_training=False))
     return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
@@ -175,8 +188,7 @@ def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     rows = Rows(read_only(np.zeros(1, np.int64)), read_only(np.zeros(0, np.uint32)), floats, floats, floats, 0)
     table, scratch = table_record(allocate(layout, 0, 0)), new_scratch(0, layout.lanes)
     if for_training:
-        rates = rates_of(Step(1.0, 1.0))
-        return rows, table, (rates, rates), scratch, np.zeros((0, 2), np.int64)
+        return rows, table, both_rates(Step(1.0, 1.0), layout.optimizer), scratch, np.zeros((0, 2), np.int64)
     return rows, Table(*(read_only(array) for array in table)), scratch, np.zeros(0, np.float32)
 
 

@@ -32,6 +32,18 @@ class Rates(NamedTuple):
     ftrl_beta: np.float32
 
 
+class AdamRates(NamedTuple):
+    """The same for Adam's kernels."""
+
+    learning_rate: np.float32
+    factor_learning_rate: np.float32
+    l2_linear: np.float32
+    l2_factors: np.float32
+    adam_beta1: np.float32
+    adam_beta2: np.float32
+    adam_epsilon: np.float32
+
+
 def rates_of(step: Step) -> Rates:
     """The numbers of a step, for a kernel."""
     return Rates(*(np.float32(getattr(step, name)) for name in Rates._fields))
@@ -42,7 +54,15 @@ def unpenalised(rates: Rates) -> Rates:
     return rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0), l1_linear=np.float32(0))
 
 
-_ONE, _TINY = np.float32(1), np.float32(1e-30)
+def both_rates(step: Step, optimizer: str) -> tuple[Rates, Rates] | tuple[AdamRates, AdamRates]:
+    """The rates of features, and those of the bias, for the kernels of an optimizer."""
+    if optimizer != "adam":
+        return rates_of(step), unpenalised(rates_of(step))
+    rates = AdamRates(*(np.float32(getattr(step, name)) for name in AdamRates._fields))
+    return rates, rates._replace(l2_linear=np.float32(0), l2_factors=np.float32(0))
+
+
+_ZERO, _ONE, _TINY = np.float32(0), np.float32(1), np.float32(1e-30)
 _SERIES = tuple(np.float32(c) for c in (0.49999833, 0.37500026, 0.31393564, 0.27410909))
 """(1 - e)^(-1/2) = 1 + e (c0 + c1 e + c2 e² + c3 e³) within 2.4e-8 for the |e| <= 0.0691 that `rsqrt_guess` leaves."""
 
@@ -103,18 +123,42 @@ def _ftrl_linear(weight, first, second, gradient, sample_weight, rates):  # type
     return ftrl_weight(first, total, rates), first, total
 
 
+@njit(nogil=True, forceinline=True)
+def running_mean(average, sample, decay):  # type: ignore[no-untyped-def]
+    """β a + (1 - β) x, where the sample has the share 1 - β."""
+    return fma(sample - average, _ONE - decay, average)
+
+
+@njit(nogil=True, forceinline=True)
+def adam(weight, moments, filled, rate, epsilon):  # type: ignore[no-untyped-def]
+    """θ - η m̂ / (sqrt(v̂) + ε) (Kingma and Ba 2015, algorithm 1), of moments (m, v) that this gradient went into.
+
+    m̂ = m / c1 and v̂ = v / c2 are means of all gradients so far. The paper's c is 1 - β^t. Here it is kept, `filled`,
+    as the running mean of ones with the same β: the same number, but one that averages over replicas just as m does.
+    """
+    mean, square = moments[0] / filled[0], maximum(moments[1], _ZERO) / filled[1]  # an average may round below 0
+    return weight - (rate * mean) / (sqrt(square) + epsilon)
+
+
+@njit(nogil=True, forceinline=True)
+def without_l2_linear(rates):  # type: ignore[no-untyped-def]
+    """The rates for a rule whose gradient holds the penalty already."""
+    factor_rate, zero = rates.factor_learning_rate, np.float32(0)
+    return Rates(rates.learning_rate, factor_rate, zero, rates.l2_factors, rates.l1_linear, rates.ftrl_beta)
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """How a local model steps.
 
     `linear(weight, first, second, gradient, sample_weight, rates)` returns the new (weight, first, second), where
-    `gradient` is without penalties and the columns of a linear record are weight, first, second. `factors` names
-    the rule of V: "sgd", "adagrad" (per coordinate), or "row" (one accumulator for the row, fed with the mean of the
-    squared gradients, in the last column of the linear record).
+    `gradient` is without penalties and the columns of a linear record are weight, first, second; None for "adam", whose
+    records are longer. `factors` names the rule of V: "sgd", "adagrad" (per coordinate), "row" (one accumulator for the
+    row, fed with the mean of the squared gradients, in the last column of the linear record), or "adam".
     """
 
     name: str
-    linear: Callable[..., Any]
+    linear: Callable[..., Any] | None
     factors: str
 
 
@@ -125,6 +169,7 @@ OPTIMIZERS = {
         Optimizer("adagrad", _adagrad_linear, "adagrad"),
         Optimizer("adagrad-row", _adagrad_linear, "row"),
         Optimizer("ftrl", _ftrl_linear, "adagrad"),
+        Optimizer("adam", None, "adam"),
     )
 }
 

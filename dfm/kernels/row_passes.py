@@ -1,36 +1,34 @@
 """The passes over one row of which the CPU kernels consist, built for a shape and compiled into one walk.
 
 `gather` copies a row's linear records into contiguous scratch and lists the entries that own factors. `factor_part` and
-`linear_part` give the logit. After the slope is known, `step_linear` updates 16 linear weights at a time in the scratch
-and scatters them (no feature stands twice in a row, so this is safe), and `step_factors` updates each factor record in
-place. No pass allocates, branches on settings, counts references or calls Python.
+`linear_part` give the logit. After the slope is known, `step_bias`, `step_linear` and `step_factors` (`step_passes`)
+change parameters in place. No pass allocates, branches on settings, counts references or calls Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dfm.kernels import adam_passes
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.losses import resolve_loss
-from dfm.kernels.optimizers import adagrad, reciprocal_root, resolve_optimizer, sgd
-from dfm.kernels.simd import (
-    address,
-    every,
-    fma,
-    interleave,
-    load,
-    prefetch,
-    read,
-    reduce_add,
-    splat,
-    store,
-    write,
+from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.simd import address, every, fma, load, prefetch, read, reduce_add, splat, store, write
+from dfm.kernels.step_passes import (
+    WIDTH,
+    Shape,
+    inlined,
+    make_step_bias,
+    make_step_factors,
+    make_step_linear,
+    no_step,
+    with_penalty,
 )
 from dfm.params import CACHE_LINE, Layout
 
@@ -39,9 +37,6 @@ BLOCK_ROWS = 512
 
 PREFETCH_ENTRIES = 128
 """How far ahead table rows are asked for: see the decision record on prefetching."""
-
-WIDTH = 16
-"""Linear weights that are updated at a time."""
 
 
 class Rows(NamedTuple):
@@ -90,7 +85,7 @@ class TableView(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of one thread, or its addresses, for rows of up to `capacity` - WIDTH entries.
 
-    linear float32[3 * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity] and
+    linear float32[5 * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity] and
     owner_values float32[capacity]: feature and x of the entries that own factors; sums float32[lanes]: Σ_j V_j x_j;
     logits float32[BLOCK_ROWS]: of the rows of a block.
     """
@@ -103,30 +98,6 @@ class Scratch(NamedTuple):
     logits: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Compile-time numbers of the passes.
-
-    lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
-    reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
-    """
-
-    n_factors: int
-    lanes: int
-    touched: int
-    gathered: int
-    implicit: bool
-
-    @property
-    def vector(self) -> int:
-        """Lanes of one vector: long factor rows are walked in several, so that sums stay in registers."""
-        return self.lanes if self.lanes <= 64 else next(n for n in (64, 48, 32, 16) if self.lanes % n == 0)
-
-
-# Passes become part of the walk that calls them; wrappers for other callers would take a quarter of the compile time.
-_inlined = njit(nogil=True, forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
 def _make_views(widths: tuple[int, int] | None) -> Any:
     """views(rows, table, scratch): addresses of their arrays.
 
@@ -135,7 +106,7 @@ def _make_views(widths: tuple[int, int] | None) -> Any:
     linear_width, factor_width = widths or (0, 0)
     known = widths is not None
 
-    @_inlined
+    @inlined
     def views(rows, table, scratch):  # type: ignore[no-untyped-def]
         return (
             RowsView(
@@ -173,7 +144,7 @@ def _make_gather(shape: Shape) -> Any:
     """gather(rows, table, scratch, start, stop): number of entries of the row that own factors."""
     implicit, gathered, no_weights = shape.implicit, shape.gathered, WIDTH * shape.gathered
 
-    @_inlined
+    @inlined
     def gather(rows, table, scratch, start, stop):  # type: ignore[no-untyped-def]
         linear_width, n_factored = table.linear_width, table.n_factored
         first_value = start - rows.first_value
@@ -199,7 +170,7 @@ def _make_prefetch(shape: Shape) -> Any:
     """prefetch_rows(rows, table, start, stop): asks for the table rows of entries that come later."""
     lines = (shape.touched * 4 + CACHE_LINE - 1) // CACHE_LINE
 
-    @_inlined
+    @inlined
     def prefetch_rows(rows, table, start, stop):  # type: ignore[no-untyped-def]
         shift = min(PREFETCH_ENTRIES, rows.n_entries - stop)
         for entry in range(start + shift, stop + shift):
@@ -216,7 +187,7 @@ def _make_linear_part(shape: Shape) -> Any:
     """linear_part(scratch, n_entries): Σ_j w_j x_j."""
     implicit, gathered, lanes = shape.implicit, shape.gathered, WIDTH * shape.gathered
 
-    @_inlined
+    @inlined
     def linear_part(scratch, n_entries):  # type: ignore[no-untyped-def]
         total = splat(np.float32(0), WIDTH)
         for position in range(0, n_entries, WIDTH):
@@ -235,18 +206,18 @@ def _make_factor_part(shape: Shape) -> Any:
     implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
     if lanes == 0:
 
-        @_inlined
+        @inlined
         def no_part(_table, _scratch, _n_owners):  # type: ignore[no-untyped-def]
             return np.float32(0)
 
         return no_part
 
-    @_inlined
+    @inlined
     def factors_of(table, scratch, owner, column):  # type: ignore[no-untyped-def]
         factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
         return factors if implicit else factors * read(scratch.owner_values, owner)
 
-    @_inlined
+    @inlined
     def factor_part(table, scratch, n_owners):  # type: ignore[no-untyped-def]
         total = np.float32(0)
         for column in range(0, lanes, vector):
@@ -269,151 +240,12 @@ def _make_factor_part(shape: Shape) -> Any:
     return factor_part
 
 
-def _make_step_linear(shape: Shape, update: Any) -> Any:
-    """step_linear(rows, table, rates, scratch, row_step): updates w of every entry of the row, in place."""
-    implicit, gathered, lanes = shape.implicit, shape.gathered, WIDTH * shape.gathered
-    # A rule with less state than two gets w again for the rest, and what it gives back for it is dropped.
-    first_column, second_column = min(1, gathered - 1), min(2, gathered - 1)
-
-    @_inlined
-    def step_linear(rows, table, rates, scratch, row_step):  # type: ignore[no-untyped-def]
-        start, n_entries, sample_weight, slope = row_step
-        for position in range(0, n_entries, WIDTH):
-            gradient = splat(slope, WIDTH)
-            if not implicit:
-                gradient = gradient * load(scratch.values, position, WIDTH)
-            records = load(scratch.linear, position * gathered, lanes)
-            weights, first, second = update(
-                every(records, 0, gathered),
-                every(records, first_column, gathered),
-                every(records, second_column, gathered),
-                gradient,
-                sample_weight,
-                rates,
-            )
-            store(scratch.linear, position * gathered, interleave(weights, first, second, gathered))
-        for position in range(n_entries):
-            feature = np.intp(read(rows.indices, start + position))
-            record = load(scratch.linear, position * gathered, gathered)
-            store(table.linear, feature * table.linear_width, record)
-
-    return step_linear
-
-
-def _make_step_bias(update: Any) -> Any:
-    """step_bias(table, rates, sample_weight, slope): updates w0, in place. `rates` without penalties."""
-
-    @_inlined
-    def step_bias(table, rates, sample_weight, slope):  # type: ignore[no-untyped-def]
-        bias, last = table.bias, table.linear_width - 1
-        weight, first, second = update(
-            read(bias, 0), read(bias, min(1, last)), read(bias, min(2, last)), slope, sample_weight, rates
-        )
-        # Backwards: a rule with less state than two gave back what it was given for the rest.
-        write(bias, min(2, last), second)
-        write(bias, min(1, last), first)
-        write(bias, 0, weight)
-
-    return step_bias
-
-
-def _make_step_factors(shape: Shape, rule: str) -> Any:
-    """step_factors(table, rates, scratch, n_owners, row_step): updates V of the row's entries, in place.
-
-    The gradient of V_j is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ.
-    """
-    if shape.lanes == 0:
-
-        @_inlined
-        def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-untyped-def]
-            return
-
-        return no_step
-    return _make_step_rows(shape) if rule == "row" else _make_step_coordinates(shape, rule)
-
-
-def _make_gradient(shape: Shape) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j; see _make_step_factors.
-
-    x_j is spread over a vector first, so that explicit values take no scalar arithmetic.
-    """
-    implicit, vector = shape.implicit, shape.vector
-
-    @_inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
-        penalty = sample_weight * rates.l2_factors
-        if implicit:
-            return fma(factors, penalty - slope, sums * slope)
-        values = splat(read(scratch.owner_values, owner), vector)
-        slope_x = values * slope
-        return fma(factors, fma(-slope_x, values, penalty), sums * slope_x)
-
-    return gradient
-
-
-def _make_step_coordinates(shape: Shape, rule: str) -> Any:
-    """Plain SGD, or AdaGrad with one accumulator per coordinate."""
-    vector, lanes = shape.vector, shape.lanes
-    gradient_of = _make_gradient(shape)
-    with_accumulators = rule == "adagrad"
-
-    @_inlined
-    def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        rate = rates.factor_learning_rate
-        width = table.factor_width
-        for column in range(0, lanes, vector):
-            for owner in range(n_owners):
-                at = read(scratch.owners, owner) * width + column
-                factors = load(table.factors, at, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                if with_accumulators:
-                    accumulators = load(table.factors, at + lanes, vector)
-                    factors, accumulators = adagrad(factors, accumulators, gradient, rate)
-                    store(table.factors, at + lanes, accumulators)
-                else:
-                    factors = sgd(factors, gradient, rate)
-                store(table.factors, at, factors)
-
-    return step_factors
-
-
-def _make_step_rows(shape: Shape) -> Any:
-    """AdaGrad with one accumulator per factor row: the last column of its linear record."""
-    vector, lanes = shape.vector, shape.lanes
-    share = np.float32(1.0 / shape.n_factors)
-    gradient_of = _make_gradient(shape)
-
-    @_inlined
-    def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        width, linear_width = table.factor_width, table.linear_width
-        for owner in range(n_owners):
-            feature = read(scratch.owners, owner)
-            squares = splat(np.float32(0), vector)
-            for column in range(0, lanes, vector):
-                factors = load(table.factors, feature * width + column, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                squares = fma(gradient, gradient, squares)
-            state_at = feature * linear_width + linear_width - 1
-            accumulator = fma(reduce_add(squares), share, read(table.linear, state_at))
-            write(table.linear, state_at, accumulator)
-            rate = rates.factor_learning_rate * reciprocal_root(accumulator)
-            for column in range(0, lanes, vector):
-                at = feature * width + column
-                factors = load(table.factors, at, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                store(table.factors, at, sgd(factors, gradient, rate))
-
-    return step_factors
-
-
 def _make_score(shape: Shape) -> Any:
     """score(views, start, stop): (logit of one row, number of entries that own factors)."""
     gather, linear_part, factor_part = _make_gather(shape), _make_linear_part(shape), _make_factor_part(shape)
     prefetch_rows = _make_prefetch(shape)
 
-    @_inlined
+    @inlined
     def score(views, start, stop):  # type: ignore[no-untyped-def]
         rows, table, scratch = views
         n_owners = gather(rows, table, scratch, start, stop)
@@ -431,7 +263,7 @@ def _make_logit(shape: Shape) -> Any:
     """logit(views, row): of one row."""
     score = _make_score(shape)
 
-    @_inlined
+    @inlined
     def logit(views, row):  # type: ignore[no-untyped-def]
         indptr = views[0].indptr
         return score(views, read(indptr, row), read(indptr, row + 1))[0]
@@ -439,17 +271,29 @@ def _make_logit(shape: Shape) -> Any:
     return logit
 
 
+def _make_steps(shape: Shape, spec: KernelSpec) -> tuple[Any, Any, Any]:
+    """step_bias, step_linear, step_factors of the spec's optimizer and regulariser."""
+    rule, regularizer = resolve_optimizer(spec.optimizer), spec.regularizer
+    if rule.linear is None:
+        step_bias, step_linear = adam_passes.make_step_bias(), adam_passes.make_step_linear(shape, regularizer)
+        step_factors = adam_passes.make_step_factors(shape, regularizer) if shape.lanes else no_step
+    else:
+        step_bias = make_step_bias(rule.linear)
+        step_linear = make_step_linear(shape, with_penalty(rule.linear, regularizer))
+        step_factors = make_step_factors(shape, rule.factors, regularizer) if shape.lanes else no_step
+    return step_bias, step_linear, step_factors
+
+
 def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
     """train_rows(views, both_rates, first, last): walks rows [first, last), at most BLOCK_ROWS.
 
     Leaves their logits in scratch.logits.
     """
-    optimizer, slope_of = resolve_optimizer(spec.optimizer), _compiled(resolve_loss(spec.loss).slope)
+    slope_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).slope)
     score = _make_score(shape)
-    step_linear, step_bias = _make_step_linear(shape, optimizer.linear), _make_step_bias(optimizer.linear)
-    step_factors = _make_step_factors(shape, optimizer.factors)
+    step_bias, step_linear, step_factors = _make_steps(shape, spec)
 
-    @_inlined
+    @inlined
     def train_rows(views, both_rates, first, last):  # type: ignore[no-untyped-def]
         rows, table, scratch = views
         rates, bias_rates = both_rates
@@ -473,9 +317,9 @@ def _make_tally(spec: KernelSpec) -> Any:
 
     Apart from the walk, where the logarithm of each row would hold up the next one: it cost an eighth of the time.
     """
-    value_of = _compiled(resolve_loss(spec.loss).value)
+    value_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).value)
 
-    @_inlined
+    @inlined
     def tally(views, first, last):  # type: ignore[no-untyped-def]
         rows, _table, scratch = views
         total_loss, total_weight = 0.0, 0.0
@@ -545,4 +389,4 @@ def _with_values(shape: Shape, has_values: bool) -> Shape:
 
 def _compiled(function: Callable[[float, float], float]) -> Any:
     """A loss function as kernels can call it; one that Numba compiled already is taken as it is."""
-    return function if hasattr(function, "py_func") else _inlined(function)
+    return function if hasattr(function, "py_func") else inlined(function)

@@ -257,6 +257,31 @@ def _reduce_add(_typing_context, vector):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def _map_lanes(typing_context, function, vector, count):  # type: ignore[no-untyped-def]
+    of_one = function.get_call_type(typing_context, (types.float32,), {})
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        implementation = context.get_function(function, of_one)
+        for library in getattr(implementation, "libs", ()):
+            context.active_code_library.add_linking_library(library)
+        lanes = args[1].type.count
+        memory = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, 2 * lanes))
+        first = builder.gep(memory, [ir.Constant(_LONG, 0), ir.Constant(_LONG, 0)])
+        second = builder.gep(first, [ir.Constant(_LONG, lanes)])
+        builder.store(args[1], builder.bitcast(first, args[1].type.as_pointer()), align=_ALIGNMENT)
+        zeros = ir.Constant(args[1].type, [0.0] * lanes)
+        builder.store(zeros, builder.bitcast(second, args[1].type.as_pointer()), align=_ALIGNMENT)
+        most = ir.Constant(args[2].type, lanes)
+        wanted = builder.select(builder.icmp_signed("<", args[2], most), args[2], most)
+        with cgutils.for_range(builder, wanted) as loop:
+            mapped = implementation(builder, [builder.load(builder.gep(first, [loop.index]))])
+            builder.store(mapped, builder.gep(second, [loop.index]))
+        return builder.load(builder.bitcast(second, args[1].type.as_pointer()), align=_ALIGNMENT)
+
+    return vector(function, vector, types.intp), codegen
+
+
+@intrinsic
 def _prefetch(_typing_context, array, offset):  # type: ignore[no-untyped-def]
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _element(context, builder, sig.args[0], args[0], args[1])
@@ -307,6 +332,7 @@ INTRINSICS: dict[str, Any] = {
     "every": _every,
     "interleave": _interleave,
     "reduce_add": _reduce_add,
+    "map_lanes": _map_lanes,
     "prefetch": _prefetch,
 }
 
@@ -389,6 +415,13 @@ def _reduce_add_twin(vector: NDArray[np.float32]) -> np.float32:
     return total[0]
 
 
+def _map_lanes_twin(function: Any, vector: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    mapped = np.zeros_like(vector)
+    for lane in range(min(count, vector.size)):
+        mapped[lane] = function(vector[lane])
+    return mapped
+
+
 def _prefetch_twin(_array: NDArray[Any], _offset: int) -> None:
     return None
 
@@ -408,6 +441,7 @@ TWINS: dict[str, Any] = {
     "every": _every_twin,
     "interleave": _interleave_twin,
     "reduce_add": _reduce_add_twin,
+    "map_lanes": _map_lanes_twin,
     "prefetch": _prefetch_twin,
 }
 
@@ -441,5 +475,7 @@ interleave: Any = _operations["interleave"]
 """interleave(a, b, c, width): a0, b0, c0, a1, ... of the first `width` of three vectors."""
 reduce_add: Any = _operations["reduce_add"]
 """reduce_add(vector): sum of the lanes along a fixed tree."""
+map_lanes: Any = _operations["map_lanes"]
+"""map_lanes(function, vector, count): a compiled function of one float32 on each of the first `count` lanes, else 0."""
 prefetch: Any = _operations["prefetch"]
 """prefetch(array, offset): ask for that cache line; changes nothing and never faults."""

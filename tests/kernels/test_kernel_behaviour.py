@@ -93,6 +93,29 @@ def test_a_table_scores_the_same_without_its_optimizer_state(kernels: Kernels, w
     assert kernels.scores(make_rows(), table).tobytes() == kernels.scores(make_rows(), other).tobytes()
 
 
+def test_adam_takes_a_step_of_the_learning_rate_whenever_a_feature_comes_for_the_first_time() -> None:
+    """Its moments are corrected by what the feature has seen, not by the rows of others before."""
+    kernels = compile_kernels(KernelSpec("logistic", "adam", 0))
+    layout = Layout("adam", 0)
+    table = initialise(layout, np.arange(2, dtype=np.uint32), 0, InitialValues(0))
+    rows = reference.Rows(
+        np.arange(1001), np.array([0] * 999 + [1], np.uint32), np.zeros(0, np.float32),
+        np.array([0, 1] * 500, np.float32), np.zeros(0, np.float32), 1000,
+    )  # fmt: skip
+    kernels.run_round(rows, table, Step(0.01, 0.01))
+    assert table.linear[1, 0] == pytest.approx(0.01, rel=1e-5)
+
+
+def test_adam_leaves_what_a_row_of_weight_zero_touches() -> None:
+    kernels = compile_kernels(KernelSpec("logistic", "adam", 0))
+    table = initialise(Layout("adam", 0), np.arange(N_FEATURES, dtype=np.uint32), 0, InitialValues(0))
+    kernels.run_round(make_rows(), table, STEP)
+    before = table.copy()
+    kernels.run_round(make_rows(weights=np.zeros(200, np.float32)), table, STEP)
+    assert table.linear.tobytes() == before.linear.tobytes()
+    assert table.bias.tobytes() == before.bias.tobytes()
+
+
 def test_padding_stays_zero(kernels: Kernels) -> None:
     three = compile_kernels(KernelSpec("logistic", "ftrl", 3))
     layout = Layout("ftrl", 3)
@@ -209,10 +232,10 @@ def test_settings_that_nothing_reads_are_refused(kernels: Kernels) -> None:
         kernels.run_round(make_rows(), make_table(), dataclasses.replace(STEP, l1_linear=0.1))
     with pytest.raises(SettingsError, match="learning_rate = -1"):
         Step(-1.0, 0.1)
-    with pytest.raises(SettingsError, match="adam"):
-        compile_kernels(KernelSpec("logistic", "adam", 4))
-    with pytest.raises(SettingsError, match="hinge"):
-        compile_kernels(KernelSpec("hinge", "sgd", 4))
+    with pytest.raises(SettingsError, match="lion"):
+        compile_kernels(KernelSpec("logistic", "lion", 4))
+    with pytest.raises(SettingsError, match="focal"):
+        compile_kernels(KernelSpec("focal", "sgd", 4))
 
 
 def test_kernels_are_compiled_once_per_process(kernels: Kernels) -> None:

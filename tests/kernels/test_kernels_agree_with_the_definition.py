@@ -19,7 +19,13 @@ CASES = [
     ("logistic", "ftrl", 3),
     ("logistic", "sgd", 80),
     ("logistic", "adagrad", 0),
+    ("logistic", "adam", 16),
+    ("poisson", "adam", 0),
+    ("hinge", "sgd", 0),
+    ("quantile", "sgd", 0),
+    ("huber", "sgd", 0),
 ]
+PARAMETERS = {"quantile": 0.8, "huber": 0.7}
 ODD_SIZES = [1, 2, 7, 33, 64, 65, 112, 129, 256]
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
 
@@ -46,8 +52,9 @@ def test_rounds_agree_with_the_definition(loss: str, optimizer: str, n_factors: 
     rows = reference.random_rows(160, N_FEATURES, 25, n_implicit=90, weighted=True)
     penalties = {**PENALTIES, "l1_linear": 0.3} if optimizer == "ftrl" else PENALTIES
     step = Step(learning_rate=0.05, factor_learning_rate=0.02, **penalties)
-    rule = reference.Rule(loss, optimizer, 0.05, 0.02, **penalties)
-    kernels = compile_kernels(KernelSpec(loss, optimizer, n_factors))
+    parameter = PARAMETERS.get(loss)
+    rule = reference.Rule(loss, optimizer, 0.05, 0.02, loss_parameter=parameter or 0.0, **penalties)
+    kernels = compile_kernels(KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter))
     table = make_table(optimizer, n_factors)
     machine = as_machine(table)
 

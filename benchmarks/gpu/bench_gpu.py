@@ -1,0 +1,323 @@
+"""Rows per second on a GPU beside the CPU's kernel, PyTorch on the same GPU and the copy bandwidth; log loss, logits.
+
+    python benchmarks/gpu/bench_gpu.py --output results.md   # about ten minutes on a machine with an NVIDIA GPU
+    python benchmarks/gpu/bench_gpu.py --smoke                # does it still work?
+
+Without a GPU it says so and ends. A round is timed as training sees it: table sent, rows walked, table fetched. "walk"
+is what more rows cost, (t(2n) − t(n)) / n: transfers of the table and the first, careful launches fall out of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+import click_data
+from click_data import ImplicitRows
+from machine import machine_line
+
+from dfm.kernels import cupy_gpu, numba_cpu
+from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.params import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+
+Compile = Callable[[KernelSpec], Kernels]
+STEP = Step(0.05, 0.025, 0.005, 0.005)
+BAR_ROWS, BAR_TORCH, BAR_LOSS, BAR_LOGIT = 40e6, 20.0, 0.001, 1e-5
+"""Rows per second at k = 16, hash_bits = 22, row-wise AdaGrad; times PyTorch; log loss and logits beside the CPU's."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is run. rows: of the speeds; learning_rows, epochs: of the log losses; copied: bytes of the copy."""
+
+    rows: int
+    learning_rows: int
+    epochs: int
+    factors: tuple[int, ...]
+    hash_bits: tuple[int, ...]
+    repeats: int
+    copied: int
+
+
+FULL = Sizes(4_000_000, 2_000_000, 3, (8, 16, 32, 64), (20, 22, 24, 26), 5, 4 << 30)
+SMOKE = Sizes(20_000, 4_000, 1, (8,), (16,), 1, 1 << 20)
+
+
+def new_table(spec: KernelSpec, n_features: int) -> ParameterTable:
+    """Untrained; every feature owns factors."""
+    layout = Layout(spec.optimizer, spec.n_factors)
+    return initialise(layout, np.arange(n_features, dtype=np.uint32), n_features, InitialValues(1))
+
+
+def some(rows: ImplicitRows, n_rows: int) -> ImplicitRows:
+    """The first rows."""
+    n_entries = int(rows.indptr[n_rows])
+    return replace(
+        rows,
+        indptr=rows.indptr[: n_rows + 1].copy(),
+        indices=rows.indices[:n_entries].copy(),
+        labels=rows.labels[:n_rows].copy(),
+        n_implicit=n_rows,
+    )
+
+
+def seconds_of(kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step, repeats: int) -> float:
+    """Median of a round, on a table that one round has trained, with rows that the device holds."""
+    table = new_table(kernels.spec, n_features)
+    kernels.run_round(rows, table, step)
+    seconds = []
+    for seed in range(repeats):
+        begin = time.perf_counter()
+        tally = kernels.run_round(rows, table, replace(step, seed=seed + 1))
+        seconds.append(time.perf_counter() - begin)
+        assert tally.is_finite, "diverged"
+    return statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Rows per second of a round, and of the walk alone."""
+
+    round: float
+    walk: float
+
+
+def speed_of(kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step, repeats: int) -> Speed:
+    """See the module."""
+    n_rows = len(rows.labels) // 2
+    half = seconds_of(kernels, some(rows, n_rows), n_features, step, repeats)
+    whole = seconds_of(kernels, rows, n_features, step, repeats)
+    return Speed(2 * n_rows / whole, n_rows / max(whole - half, 1e-9))
+
+
+def bytes_per_row(spec: KernelSpec) -> float:
+    """Read and written in the table by a row of N_FIELDS entries, if no two rows shared anything."""
+    layout = Layout(spec.optimizer, spec.n_factors)
+    lanes = padded_lanes(spec.n_factors) * (1 + (layout.factor_width > layout.lanes))
+    return float(click_data.N_FIELDS * (2 * 4 * (lanes + layout.linear_width) + 4))
+
+
+def copy_bandwidth(n_bytes: int) -> float:
+    """Bytes read and written per second by copies within device memory."""
+    import cupy
+
+    source, target = cupy.cuda.alloc(n_bytes), cupy.cuda.alloc(n_bytes)
+    source.memset(1, n_bytes)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    best = 0.0
+    for _ in range(10):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        target.copy_from_device_async(source, n_bytes, stream)
+        end.record(stream)
+        end.synchronize()
+        best = max(best, 2 * n_bytes / (cupy.cuda.get_elapsed_time(begin, end) / 1e3))
+    return best
+
+
+def torch_rows_per_second(rows: ImplicitRows, n_features: int, k: int, n_steps: int) -> float | None:
+    """A factorization machine of sparse embeddings with Adagrad in batches of 8192, on the GPU; or None."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    device, batch = "cuda", 8192
+    linear: Any = torch.nn.EmbeddingBag(n_features, 1, mode="sum", sparse=True, device=device)
+    factors: Any = torch.nn.Embedding(n_features, k, sparse=True, device=device)
+    torch.nn.init.normal_(factors.weight, std=0.01)
+    bias = torch.zeros(1, requires_grad=True, device=device)
+    optimizer = torch.optim.Adagrad([*linear.parameters(), *factors.parameters(), bias], lr=0.05)
+    indices = torch.from_numpy(rows.indices.reshape(-1, click_data.N_FIELDS).astype(np.int64)).to(device)
+    labels = torch.from_numpy(rows.labels).to(device)
+
+    def step(number: int) -> None:
+        start = number * batch % max(len(labels) - batch, 1)
+        chosen = indices[start : start + batch]
+        vectors = factors(chosen)
+        pairs = 0.5 * (vectors.sum(1) ** 2 - (vectors**2).sum(1)).sum(1)
+        logits = bias + linear(chosen)[:, 0] + pairs
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[start : start + batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for number in range(3):
+        step(number)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for number in range(n_steps):
+        step(number)
+    torch.cuda.synchronize()
+    return n_steps * min(batch, len(labels)) / (time.perf_counter() - begin)
+
+
+def table_row(*cells: str) -> None:
+    """One line of a Markdown table."""
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def millions(rate: float | None) -> str:
+    """Rows per second in a cell."""
+    return "-" if rate is None else f"{rate / 1e6:.2f} M"
+
+
+def print_speeds(gpu: Compile, sizes: Sizes, bandwidth: float) -> dict[str, float]:
+    """Speeds for every k and hash_bits; returns what the bars are about."""
+    hashes, labels = click_data.hashed_fields(sizes.rows), click_data.labels_for(sizes.rows)
+    found: dict[str, float] = {}
+    print(f"\n{sizes.rows} rows of {click_data.N_FIELDS} entries; millions of rows per second\n")
+    head = ("k", "hash_bits", "optimizer", "round", "walk", "share of copy bandwidth", "CPU, all cores")
+    table_row(*head, "PyTorch", "walk / PyTorch", "deterministic")
+    table_row(*["---"] * 10)
+    for k in sizes.factors:
+        for bits in sizes.hash_bits:
+            indices, n_features = click_data.compact(hashes, bits)
+            rows = click_data.as_rows(indices, labels)
+            few = some(rows, min(sizes.rows, 200_000))
+            torch_speed = torch_rows_per_second(rows, n_features, k, 50)
+            for optimizer in ("adagrad-row", "adagrad"):
+                spec = KernelSpec("logistic", optimizer, k)
+                speed = speed_of(gpu(spec), rows, n_features, STEP, sizes.repeats)
+                cores = replace(STEP, n_threads=os.cpu_count() or 1)
+                cpu = len(few.labels) / seconds_of(numba_cpu.compile_kernels(spec), few, n_features, cores, 1)
+                careful = replace(STEP, deterministic=True)
+                alone = some(rows, min(sizes.rows, 50_000))
+                slow = len(alone.labels) / seconds_of(gpu(spec), alone, n_features, careful, 1)
+                times = speed.walk / torch_speed if torch_speed else float("nan")
+                table_row(
+                    *(str(k), str(bits), optimizer, millions(speed.round), millions(speed.walk)),
+                    *(f"{speed.walk * bytes_per_row(spec) / bandwidth:.0%}", millions(cpu), millions(torch_speed)),
+                    *(f"{times:.0f}x", millions(slow)),
+                )
+                if (k, bits, optimizer) == (16, 22, "adagrad-row"):
+                    found |= {"rows/s": speed.walk, "times PyTorch": times}
+    return found
+
+
+def print_learning(gpu: Compile, sizes: Sizes) -> dict[str, float]:
+    """Log loss per epoch beside the CPU's, and the largest difference of logits of one table."""
+    n_rows = sizes.learning_rows
+    hashes = click_data.hashed_fields(n_rows * 5 // 4)
+    indices, n_features = click_data.compact(hashes, 20)
+    labels = click_data.planted_labels(hashes)
+    train = click_data.as_rows(indices[:n_rows], labels[:n_rows])
+    held_out = click_data.as_rows(indices[n_rows:], labels[n_rows:])
+    found = {"log loss": 0.0, "logits": 0.0}
+    print(f"\nlog loss of {len(held_out.labels)} held-out rows after each epoch of {n_rows}\n")
+    table_row("optimizer", "epoch", "CPU", "GPU", "GPU, deterministic", "GPU, bf16", "largest difference of logits")
+    table_row(*["---"] * 7)
+    for optimizer in ("adagrad-row", "adagrad", "ftrl"):
+        spec = KernelSpec("logistic", optimizer, 16)
+        ways = [
+            (numba_cpu.compile_kernels(spec), STEP),
+            (gpu(spec), STEP),
+            (gpu(spec), replace(STEP, deterministic=True)),
+            (gpu(replace(spec, factor_dtype="bfloat16")), STEP),
+        ]
+        tables = [new_table(spec, n_features) for _ in ways]
+        for epoch in range(sizes.epochs):
+            losses = []
+            for (kernels, step), table in zip(ways, tables, strict=True):
+                kernels.run_round(train, table, replace(step, seed=epoch))
+                losses.append(log_loss(ways[0][0].scores(held_out, table), held_out.labels))
+            logits = np.abs(ways[1][0].scores(held_out, tables[0]) - ways[0][0].scores(held_out, tables[0])).max()
+            table_row(optimizer, str(epoch + 1), *(f"{loss:.4f}" for loss in losses), f"{logits:.1e}")
+            found["logits"] = max(found["logits"], float(logits))
+            found["log loss"] = max(found["log loss"], abs(losses[1] - losses[0]))
+    return found
+
+
+def log_loss(logits: Any, labels: Any) -> float:
+    """Mean, in nats."""
+    signed = np.where(labels > 0.5, logits, -logits).astype(np.float64)
+    return float(np.logaddexp(0.0, -signed).mean())
+
+
+def print_bars(found: dict[str, float]) -> None:
+    """What was promised, and what was found."""
+    bars = [
+        ("rows/s", f"at least {BAR_ROWS / 1e6:.0f} M", lambda x: x >= BAR_ROWS),
+        ("times PyTorch", f"at least {BAR_TORCH:.0f}", lambda x: x >= BAR_TORCH),
+        ("log loss", f"within {BAR_LOSS} of the CPU", lambda x: x <= BAR_LOSS),
+        ("logits", f"equal to {BAR_LOGIT}", lambda x: x <= BAR_LOGIT),
+    ]
+    print("\nbars (rows/s and PyTorch: k = 16, hash_bits = 22, row-wise AdaGrad)\n")
+    table_row("bar", "wanted", "found", "met")
+    table_row(*["---"] * 4)
+    for name, wanted, is_met in bars:
+        value = found.get(name, float("nan"))
+        table_row(name, wanted, f"{value:.4g}", "not run" if value != value else "yes" if is_met(value) else "no")
+
+
+@contextlib.contextmanager
+def also_written_to(path: str) -> Iterator[None]:
+    """What is printed goes to a file too."""
+    if not path:
+        yield
+        return
+    with Path(path).open("w", encoding="utf-8") as file:
+        screen = sys.stdout
+
+        class Both:
+            def write(self, text: str) -> int:
+                screen.write(text)
+                return file.write(text)
+
+            def flush(self) -> None:
+                screen.flush()
+                file.flush()
+
+        with contextlib.redirect_stdout(Both()):  # type: ignore[type-var]
+            yield
+
+
+def run(gpu: Compile, sizes: Sizes, device: str, bandwidth: float) -> None:
+    """Prints everything."""
+    print(machine_line())
+    print(f"{device}; {datetime.date.today()}; copies within its memory: {bandwidth / 1e9:.0f} GB/s read and written")
+    found = print_learning(gpu, sizes)
+    found |= print_speeds(gpu, sizes, bandwidth)
+    print_bars(found)
+
+
+def device_line() -> str:
+    """The device with its driver."""
+    import cupy
+
+    name, _ = cupy_gpu.availability()
+    runtime = cupy.cuda.runtime
+    return f"{name}, driver {runtime.driverGetVersion()}, CUDA {runtime.runtimeGetVersion()}, CuPy {cupy.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes")
+    parser.add_argument("--output", default="", help="write what is printed to this file too")
+    arguments = parser.parse_args()
+    name, reason = cupy_gpu.availability()
+    if not name:
+        print(f"no GPU, nothing measured: {reason}")
+        return
+    sizes = SMOKE if arguments.smoke else FULL
+    with also_written_to(arguments.output):
+        run(cupy_gpu.compile_kernels, sizes, device_line(), copy_bandwidth(sizes.copied))
+
+
+if __name__ == "__main__":
+    main()

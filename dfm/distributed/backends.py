@@ -1,0 +1,104 @@
+"""Which backend trains a job: processors, or GPUs where every worker has one. Replicas never mix the two.
+
+GPUs add up in another order than processors, so a replica must give the same result wherever Dask puts it: one backend
+for all. A worker started with `--resources GPU=1` trains one replica at a time; without that, its rounds take turns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from distributed import Client
+
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels import cupy_gpu
+from dfm.kernels.contract import KernelSpec
+from dfm.settings import TrainingSettings
+
+RESOURCE = "GPU"
+"""What workers declare; see Dask's `--resources`."""
+
+
+@dataclass(frozen=True)
+class GpuOfWorker:
+    """What a worker says of its GPU: name, or the reason why there is none; which ones its process may see."""
+
+    name: str
+    reason: str
+    n_devices: int
+    visible: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The choice: name in rounds.BACKENDS, what a training task takes of its worker, and the choice in words."""
+
+    name: str
+    resources: Mapping[str, float] | None
+    text: str
+
+
+def gpu_of_worker() -> GpuOfWorker:
+    """Of this process."""
+    name, reason = cupy_gpu.availability()
+    return GpuOfWorker(name, reason, cupy_gpu.device_count() if name else 0, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def choose(client: Client, training: TrainingSettings, spec: KernelSpec, addresses: Sequence[str]) -> Backend:
+    """The backend of a job, as training.backend wants it.
+
+    SettingsError or ClusterError where GPUs are wanted that cannot do it, or are not there.
+    """
+    wanted = training.backend
+    if wanted == "numba":
+        return Backend("numba", None, "training on processors")
+    try:
+        cupy_gpu.source_of(spec)
+    except SettingsError as error:
+        if wanted == "cupy":
+            raise
+        return Backend("numba", None, f"training on processors: {error}")
+    found: dict[str, GpuOfWorker] = client.run(gpu_of_worker, workers=list(addresses))
+    without = {address: gpu for address, gpu in found.items() if not gpu.name}
+    if without and wanted == "cupy":
+        address, gpu = next(iter(without.items()))
+        raise ClusterError(
+            f'training.backend = "cupy" needs a GPU on every worker, and {len(without)} of {len(found)} have none: '
+            f"{address}: {gpu.reason}. Start workers on machines with GPUs only, or use training.backend = "
+            '"numba"'
+        )
+    if len(without) == len(found):
+        return Backend("numba", None, "training on processors: no worker has a GPU")
+    if without:
+        named = ", ".join(sorted(without))
+        return Backend(
+            "numba", None, f"training on processors: {len(without)} of {len(found)} workers have no GPU ({named})"
+        )
+    _spread(client, found)
+    kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.values()).items())
+    resources = _declared(client, addresses)
+    careful = " (deterministic: one row after the other, slower than a processor)" if training.deterministic else ""
+    return Backend("cupy", resources, f"training on GPUs: {kinds}{careful}")
+
+
+def _declared(client: Client, addresses: Sequence[str]) -> dict[str, float] | None:
+    """A GPU per task, where all workers count theirs."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    all_count = all(workers.get(address, {}).get("resources", {}).get(RESOURCE, 0) >= 1 for address in addresses)
+    return {RESOURCE: 1} if all_count else None
+
+
+def _spread(client: Client, found: Mapping[str, GpuOfWorker]) -> None:
+    """Let the workers of a host take its GPUs in turn, unless each was given its own (as dask-cuda does)."""
+    hosts: dict[str, list[str]] = {}
+    for address in sorted(found):
+        hosts.setdefault(urlsplit(address).hostname or "", []).append(address)
+    for workers in hosts.values():
+        if len({found[address].visible for address in workers}) > 1:
+            continue
+        for number, address in enumerate(workers):
+            client.run(cupy_gpu.use_device, number % found[address].n_devices, workers=[address])

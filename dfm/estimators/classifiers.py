@@ -1,0 +1,269 @@
+"""Classifiers: one machine for two classes, one against the rest each for more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+
+from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.recipes import store
+from dfm.fitting import Event
+from dfm.labels import LabelEncoding, LabelSummary
+from dfm.model import FMModel
+from dfm.partition import SparsePartition
+
+
+@dataclass(frozen=True)
+class OneAgainstRest:
+    """Turns numbers of classes into 1 for one of them and 0 for the others."""
+
+    code: int
+
+    def __call__(self, partitions: Sequence[SparsePartition]) -> list[SparsePartition]:
+        return [replace(part, labels=(part.labels == self.code).astype(np.float32)) for part in partitions]
+
+
+def _gives_probabilities(estimator: Any) -> bool:
+    """Whether the loss makes its scores logits; a margin (hinge) is no probability."""
+    return bool(estimator._objective().info.link == "sigmoid")
+
+
+class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    _task = "classification"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
+        """Train on rows X with class labels y.
+
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
+        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
+        on after each epoch; the best epoch is kept.
+        """
+        return self._fit(X, y, sample_weight, eval_set, client)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
+
+        Weights count as they are; class_weight = "balanced" needs all rows and is refused.
+        """
+        if self.class_weight == "balanced":
+            raise ValueError('class_weight = "balanced" needs all rows at once: pass weights as a dict, or use fit')
+        if not hasattr(self, "_outputs"):
+            self._announced = None if classes is None else np.unique(classes)
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes = {list(classes)} are not those of the first call: {list(self.classes_)}")
+        return self._partial_fit(X, y, sample_weight)
+
+    def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
+        y = super()._checked_labels(X, y)
+        check_classification_targets(y)
+        return y
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Logits float64[n_rows] of the second class; of more than two, each against the rest, [n_rows, n_classes]."""
+        n_classes = len(self._fitted_tables())
+        lazy = self._elsewhere(X, "decision_function", () if n_classes == 1 else (n_classes,), np.float64)
+        if lazy is not None:
+            return lazy
+        scores = self._scores(X)
+        return scores[0] if len(scores) == 1 else np.ascontiguousarray(scores.T)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The likeliest class of every row."""
+        self._fitted_tables()
+        lazy = self._elsewhere(X, "predict", (), self.classes_.dtype)
+        if lazy is not None:
+            return lazy
+        scores = self.decision_function(X)
+        chosen = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[chosen]
+
+    @available_if(_gives_probabilities)
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities float64[n_rows, n_classes], classes in the order of `classes_`."""
+        self._fitted_tables()
+        lazy = self._elsewhere(X, "predict_proba", (len(self.classes_),), np.float64)
+        if lazy is not None:
+            return lazy
+        scores = self._scores(X)
+        u = np.exp(-np.abs(scores))
+        likely = np.where(scores > 0, 1 / (1 + u), u / (1 + u))
+        if len(likely) == 1:
+            return np.stack([1 - likely[0], likely[0]], axis=1)
+        total = likely.sum(axis=0)
+        # Where every machine says no with full certainty, none is likelier than the others.
+        shares = np.where(total > 0, likely, 1.0) / np.where(total > 0, total, len(likely))
+        return np.ascontiguousarray(shares.T)
+
+    @available_if(_gives_probabilities)
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithms of the probabilities, float64[n_rows, n_classes]."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """w, float32[1, n_features]; with more than two classes a row each."""
+        return np.stack([table.linear_weights for table in self._fitted_tables()])
+
+    @property
+    def intercept_(self) -> NDArray[np.float32]:
+        """w0, float32[1]; with more than two classes one each."""
+        return np.array([table.bias_value for table in self._fitted_tables()])
+
+    @property
+    def factors_(self) -> NDArray[np.float32]:
+        """V, float32[n_features, n_factors]; with more than two classes [n_classes, n_features, n_factors]."""
+        tables = self._fitted_tables()
+        return self._factors(tables[0]) if len(tables) == 1 else np.stack([self._factors(table) for table in tables])
+
+    @property
+    def model_(self) -> FMModel:
+        """The model to serve: probabilities of the second class."""
+        if len(self._fitted_tables()) > 1:
+            raise AttributeError("with more than two classes there is one model each: see models_")
+        return self._model()
+
+    @property
+    def models_(self) -> list[FMModel]:
+        """The models to serve: of the second class of two, or of each class against the rest."""
+        return [self._model(number) for number in range(len(self._fitted_tables()))]
+
+    def _encode(self, summary: LabelSummary) -> LabelEncoding:
+        announced = self.__dict__.pop("_announced", None)
+        self.classes_ = summary.classes if announced is None else announced
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
+        by_class = self._weights_by_class(summary)
+        masses = summary.masses if by_class is None else summary.masses * by_class[self._codes(summary)]
+        total = float(masses.sum())
+        return LabelEncoding(self.classes_, class_weights=by_class, mean_weight=total / summary.n_rows or 1.0)
+
+    def _codes(self, summary: LabelSummary) -> NDArray[np.intp]:
+        """Numbers of the classes that were seen."""
+        return np.searchsorted(self.classes_, summary.classes)
+
+    def _weights_by_class(self, summary: LabelSummary) -> NDArray[np.float64] | None:
+        chosen = self.class_weight
+        if chosen is None:
+            return None
+        if isinstance(chosen, Mapping):
+            known = self.classes_.tolist()
+            if unknown := [label for label in chosen if label not in known]:
+                raise ValueError(f"class_weight names {unknown[0]!r}, which is none of the classes {known}")
+            return np.array([float(chosen.get(label, 1.0)) for label in known])
+        if chosen != "balanced":
+            raise ValueError(f'class_weight = {chosen!r} is not legal: expected None, "balanced" or a dict')
+        return summary.n_rows / (len(summary.classes) * summary.counts.astype(np.float64))
+
+    def _mean_labels(self, summary: LabelSummary) -> list[float]:
+        shares, codes = np.zeros(len(self.classes_)), self._codes(summary)
+        by_class = self._encoding.class_weights
+        shares[codes] = summary.masses if by_class is None else summary.masses * by_class[codes]
+        shares /= shares.sum()
+        return [float(shares[1])] if len(shares) == 2 else shares.tolist()
+
+    def _relabel(self, number: int) -> Relabel | None:
+        return None if len(self.classes_) == 2 else OneAgainstRest(number)
+
+    def _history(self) -> list[Event]:
+        if len(self._outputs) == 1:
+            return super()._history()
+        return [
+            {"class": label, **event}
+            for label, output in zip(self.classes_.tolist(), self._outputs, strict=True)
+            for event in output.progress.history
+        ]
+
+
+class FMClassifier(_Classifier):
+    """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+
+    def __init__(
+        self,
+        n_factors: int = 8,
+        *,
+        loss: Any = "logistic",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
+        optimizer: str = "adagrad",
+        learning_rate: float | None = None,
+        factor_rate_scale: float = 0.45,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l2_factors: float = 0.01,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        init_stdev: float = 0.05,
+        class_weight: Any = None,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        min_count_factors: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())
+
+
+class LinearClassifier(_Classifier):
+    """Linear model for classes: a factorization machine without factors."""
+
+    def __init__(
+        self,
+        *,
+        loss: Any = "logistic",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
+        optimizer: str = "adagrad",
+        learning_rate: float | None = None,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        class_weight: Any = None,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())

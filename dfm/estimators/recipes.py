@@ -1,0 +1,148 @@
+"""From the parameters of an estimator to the numbers of a fit; ranges are those of a job file's knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.errors import SettingsError
+from dfm.fitting import LabelUnit, Recipe, make_work
+from dfm.inputs import TableOptions
+from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.objective import Objective
+from dfm.params import InitialValues
+from dfm.settings import ModelSettings, TrainingSettings
+
+LEARNING_RATES = {"sgd": 0.01, "adagrad": 0.1, "adagrad-row": 0.1, "ftrl": 0.1, "adam": 0.01}
+"""By optimizer, where learning_rate is None."""
+_NOT_KNOBS = ("early_stopping", "loss", "regularizer", "loss_parameter", "learning_rate")
+"""Parameters that mean more here than the knob of that name, or have a default of their own."""
+
+
+def store(estimator: Any, given: Mapping[str, Any]) -> None:
+    """Set the arguments of an __init__ as attributes, which is all that scikit-learn wants done there."""
+    for name, value in given.items():
+        if name not in ("self", "__class__"):
+            setattr(estimator, name, value)
+
+
+class Parametrised(BaseEstimator):  # type: ignore[misc]
+    """An estimator's parameters, read."""
+
+    _task: str
+
+    def _settings(self) -> tuple[ModelSettings, TrainingSettings]:
+        """The parameters as tables of a job, which check their ranges."""
+        given = {key: value for key, value in self.get_params(deep=False).items() if key not in _NOT_KNOBS}
+        rate = self.learning_rate
+        if rate is None:
+            rate = LEARNING_RATES.get(self.optimizer, 0.1)
+        if self.optimizer != "ftrl":
+            given = {key: value for key, value in given.items() if key not in ("l1_linear", "ftrl_beta")}
+            if self.l1_linear:
+                raise SettingsError(
+                    f'l1_linear = {self.l1_linear} needs optimizer = "ftrl", not {self.optimizer!r}; leave it at 0'
+                )
+        chosen = {"n_factors": 0, **given, "task": self._task, "seed": self._seed(), "learning_rate": rate}
+        return (
+            ModelSettings(**{key: chosen[key] for key in ModelSettings.knobs() if key in chosen}),
+            TrainingSettings(**{key: chosen[key] for key in TrainingSettings.knobs() if key in chosen}),
+        )
+
+    def _seed(self) -> int:
+        state = self.random_state
+        if isinstance(state, int | np.integer) and not isinstance(state, bool):
+            return int(state)
+        return int(check_random_state(state).randint(2**31 - 1))
+
+    def _table_options(self) -> TableOptions:
+        given = self.get_params(deep=False)
+
+        def named(key: str) -> tuple[Any, ...]:
+            value = given[key]
+            return (value,) if isinstance(value, str) else tuple(value or ())
+
+        return TableOptions(
+            named("categorical"),
+            named("numeric"),
+            named("lists"),
+            tuple(tuple(cross) for cross in given["crosses"] or ()),
+            given["numeric_transform"],
+            given["hash_bits"],
+            given["min_count"],
+            given.get("min_count_factors", 1),
+        )
+
+    def _objective(self) -> Objective:
+        """The loss by name or of a user's function. SettingsError where it is not for this kind of estimator."""
+        loss = CustomLoss.of(self.loss) if callable(self.loss) else self.loss
+        return Objective.of(self._task, loss, self.loss_parameter)
+
+    def _loss_knobs(self) -> dict[str, Any]:
+        """The loss as a job file names it; a user's function is passed beside the job."""
+        parameter = "auto" if self.loss_parameter is None else self.loss_parameter
+        return {"loss": "auto" if callable(self.loss) else self.loss, "loss_parameter": parameter}
+
+    def _spec(self, objective: Objective, n_factors: int, optimizer: str) -> KernelSpec:
+        """What kernels are compiled for."""
+        regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
+        name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
+        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer)
+
+    def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
+        """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
+        model, training = self._settings()
+        rate = scaled_rate(training.learning_rate, training.rate_scaling, training.n_replicas)
+        step = Step(
+            learning_rate=rate,
+            factor_learning_rate=rate * training.factor_rate_scale,
+            l2_linear=training.l2_linear,
+            l2_factors=training.l2_factors,
+            l1_linear=training.l1_linear,
+            ftrl_beta=training.ftrl_beta,
+            n_threads=training.threads_per_replica,
+        )
+        objective = self._objective()
+        automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
+        rule = MergeRule(automatic if training.merge == "auto" else training.merge, training.accumulators)
+        return Recipe(
+            make_work(self._spec(objective, model.n_factors, training.optimizer), rule, step, training.n_replicas),
+            InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
+            training.n_epochs if n_epochs is None else n_epochs,
+            self._n_rounds(training, n_rows),
+            training.schedule,
+            float(self.tol),
+            training.patience,
+            objective,
+            unit,
+            model.seed,
+        )
+
+    def _n_rounds(self, training: TrainingSettings, n_rows: int) -> int:
+        """Rounds of an epoch."""
+        if training.n_replicas == 1:
+            return 1
+        if training.averages_per_epoch == "auto":
+            return automatic_averages(n_rows, training.n_replicas)
+        return max(1, min(int(training.averages_per_epoch), n_rows // training.n_replicas))
+
+    def _holds_out(self, n_rows: int, has_eval_set: bool) -> float:
+        """The share of the rows to hold out for early stopping; 0 for none."""
+        stopping, share = self.early_stopping, self.validation_fraction
+        if stopping not in (True, False, "auto"):
+            raise SettingsError(f'early_stopping = {stopping!r} is not legal: expected True, False or "auto"')
+        if not 0 < share < 1:
+            raise SettingsError(f"validation_fraction = {share} is not legal: expected a number between 0 and 1")
+        if has_eval_set or not stopping or (stopping == "auto" and n_rows < MANY_ROWS):
+            return 0.0
+        return float(share)
+
+
+MANY_ROWS = 10_000
+"""From so many rows on, early_stopping = "auto" holds some of them out."""

@@ -1,0 +1,162 @@
+"""Regressors: the score is the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+
+from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.recipes import store
+from dfm.labels import LabelEncoding, LabelSummary
+from dfm.model import FMModel
+
+_OF_ANY_UNIT = ("squared", "quantile")
+"""Losses whose best model scales with the labels."""
+
+
+class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    _task = "regression"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
+        """Train on rows X with numbers y.
+
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
+        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
+        on after each epoch; the best epoch is kept.
+        """
+        return self._fit(X, y, sample_weight, eval_set, client)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
+        return self._partial_fit(X, y, sample_weight)
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predicted numbers, float64[n_rows]."""
+        lazy = self._elsewhere(X, "predict", (), np.float64)
+        if lazy is not None:
+            return lazy
+        scores = self._scores(X)[0]
+        link = self._objective().link
+        return scores if link.name == "identity" else link.predict(scores.astype(np.float32)).astype(np.float64)
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """w, float32[n_features]."""
+        return self._fitted_tables()[0].linear_weights.copy()
+
+    @property
+    def intercept_(self) -> float:
+        """w0."""
+        return float(self._fitted_tables()[0].bias_value)
+
+    @property
+    def factors_(self) -> NDArray[np.float32]:
+        """V, float32[n_features, n_factors]."""
+        return self._factors(self._fitted_tables()[0])
+
+    @property
+    def model_(self) -> FMModel:
+        """The model to serve."""
+        self._fitted_tables()
+        return self._model()
+
+    def _encode(self, summary: LabelSummary) -> LabelEncoding:
+        mean_weight = summary.weight / summary.n_rows or 1.0
+        if self.loss not in _OF_ANY_UNIT:
+            return LabelEncoding(mean_weight=mean_weight)
+        return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
+
+    def _mean_labels(self, summary: LabelSummary) -> list[float]:
+        return [(summary.mean - self._encoding.mean) / self._encoding.scale]
+
+    def _relabel(self, number: int) -> Relabel | None:
+        return None
+
+
+class FMRegressor(_Regressor):
+    """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+
+    def __init__(
+        self,
+        n_factors: int = 8,
+        *,
+        loss: Any = "squared",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
+        optimizer: str = "adagrad",
+        learning_rate: float | None = None,
+        factor_rate_scale: float = 0.45,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l2_factors: float = 0.01,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        init_stdev: float = 0.05,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        min_count_factors: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())
+
+
+class LinearRegressor(_Regressor):
+    """Linear model for numbers: a factorization machine without factors."""
+
+    def __init__(
+        self,
+        *,
+        loss: Any = "squared",
+        loss_parameter: float | None = None,
+        regularizer: Any = None,
+        optimizer: str = "adagrad",
+        learning_rate: float | None = None,
+        n_epochs: int = 100,
+        schedule: str = "constant",
+        l2_linear: float = 0.003,
+        l1_linear: float = 0.0,
+        ftrl_beta: float = 1.0,
+        initial_accumulator: float = 1.0,
+        standardize: bool | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        n_replicas: int = 1,
+        averages_per_epoch: int | str = "auto",
+        merge: str = "auto",
+        categorical: Sequence[str] | None = None,
+        numeric: Sequence[str] | None = None,
+        lists: Sequence[str] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
+        numeric_transform: str = "standardize",
+        hash_bits: int = 20,
+        min_count: int = 1,
+        random_state: Any = 0,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        store(self, locals())

@@ -1,0 +1,498 @@
+"""The GPU backend: the kernels of `cupy_gpu.cu`, compiled by CuPy, behind the contract that the CPU backend has.
+
+A round sends the table to the device, walks the rows that stay there (or stream through), and brings the table back;
+averages are made of host tables, as on the CPU. Rounds of one process take turns on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels import gpu_plan
+from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, RowsLike, Step, check_table
+from dfm.kernels.gpu_memory import COPY, TRAIN, Buffer, Device, DeviceTable, Program, Resident, Residents, first_value
+from dfm.kernels.gpu_memory import sent as send_array
+from dfm.kernels.gpu_plan import Facts, Grid, Piece
+from dfm.kernels.losses import resolve_loss
+from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.row_passes import BLOCK_ROWS
+from dfm.params import Layout, ParameterTable
+
+SOURCE = Path(__file__).with_suffix(".cu")
+OPTIMIZER_NUMBERS = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 3}
+"""Optimizers by their number in the .cu."""
+FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+LOSS_NUMBERS = {"logistic": 0, "squared": 1, "hinge": 2, "poisson": 3, "quantile": 4, "huber": 5}
+"""Losses by their number in the .cu."""
+RATES = ("learning_rate", "factor_learning_rate", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta")
+"""Numbers of a step that the kernels are told."""
+_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype")
+
+_ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
+_TABLE = [(name, np.uint64) for name in ("bias", "linear", "factors", "halves")]
+LAUNCH = np.dtype(
+    [
+        ("rows", [*_ROWS, ("first_entry", np.int64), ("first_value", np.int64), ("n_implicit", np.int64)]),
+        (
+            "table",
+            [
+                *_TABLE,
+                *((name, np.int64) for name in ("linear_width", "factor_width", "n_features", "n_factored")),
+            ],
+        ),
+        ("rates", [(name, np.float32) for name in RATES]),
+        ("n_hot", np.int32),
+        ("rows_per_flush", np.int32),
+        ("blocks", np.uint64),
+        ("n_blocks", np.int64),
+        ("tallies", np.uint64),
+        ("stop", np.uint64),
+        ("scores", np.uint64),
+        ("seed", np.uint64),
+    ],
+    align=True,
+)
+"""What a kernel is told: `struct Launch` of the .cu, field by field."""
+
+
+def source_of(spec: KernelSpec) -> str:
+    """The program of a spec: its compile-time numbers, then the .cu. SettingsError for what the GPU does not do."""
+    resolve_optimizer(spec.optimizer)
+    loss = resolve_loss(spec.loss, spec.loss_parameter)
+    if not isinstance(spec.loss, str) or loss.name not in LOSS_NUMBERS:
+        raise SettingsError(
+            f"the GPU has no code for the loss {loss.name!r}, only for {', '.join(LOSS_NUMBERS)}; choose one of these, "
+            'or training.backend = "numba"'
+        )
+    if spec.optimizer not in OPTIMIZER_NUMBERS:
+        raise SettingsError(
+            f"the GPU has no code for optimizer = {spec.optimizer!r}, only for {', '.join(OPTIMIZER_NUMBERS)}; choose "
+            'one of these, or training.backend = "numba"'
+        )
+    if spec.factor_dtype not in FACTOR_BITS:
+        raise SettingsError(f"factor_dtype = {spec.factor_dtype!r}; choose one of {', '.join(FACTOR_BITS)}")
+    for other in dataclasses.fields(spec):
+        value = getattr(spec, other.name)
+        if other.name not in _KNOWN and value != other.default:
+            raise SettingsError(
+                f'the GPU has no code for {other.name} = {value!r}; leave it out, or choose training.backend = "numba"'
+            )
+    layout = Layout(spec.optimizer, spec.n_factors)
+    numbers = {
+        "N_FACTORS": spec.n_factors,
+        "LANES": layout.lanes,
+        "OPTIMIZER": OPTIMIZER_NUMBERS[spec.optimizer],
+        "LOSS": LOSS_NUMBERS[loss.name],
+        "LOSS_PARAMETER": repr(float(loss.parameter or 0.0)),
+        "FACTOR_BITS": FACTOR_BITS[spec.factor_dtype] if layout.lanes else 32,
+        "FACTOR_BF16": int(spec.factor_dtype == "bfloat16"),
+    }
+    defines = "".join(f"#define {name} {number}\n" for name, number in numbers.items())
+    return defines + SOURCE.read_text(encoding="utf-8")
+
+
+@dataclass
+class Gpu:
+    """A device of this process, the rows on it, and whose turn it is."""
+
+    device: Device
+    residents: Residents = field(init=False)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.residents = Residents(self.device)
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """The device, for one round or one scoring at a time."""
+        with self.turn, self.device.active():
+            yield
+
+
+@dataclass
+class _Walk:
+    """One call's work on the device: the launch record is filled in once, and changed from launch to launch."""
+
+    gpu: Gpu
+    program: Program
+    rows: RowsLike
+    record: NDArray[Any]
+    room: Buffer
+    """The record on the device; a launch reads it before the next one can overwrite it, as TRAIN keeps its order."""
+
+    @classmethod
+    def begin(cls, gpu: Gpu, program: Program, rows: RowsLike, table: ParameterTable, on_device: DeviceTable) -> _Walk:
+        record = np.zeros(1, LAUNCH)
+        shapes = table.linear.shape[1], table.factors.shape[1], table.n_features, table.n_factored
+        addresses = (buffer.address if buffer else 0 for buffer in vars(on_device).values())
+        record["table"] = (*addresses, *shapes)
+        return cls(gpu, program, rows, record, gpu.device.allocate(LAUNCH.itemsize))
+
+    def use(self, piece: Piece) -> Resident:
+        """Point the record at a piece of rows; TRAIN waits until it has arrived."""
+        resident, rows = self.gpu.residents.get(self.rows, piece), self.rows
+        addresses = {name: resident.address(name) for name, _ in _ROWS}
+        if not len(rows.weights):
+            addresses["weights"] = 0
+        implicit = min(max(rows.n_implicit - piece.first, 0), piece.last - piece.first)
+        starts = int(rows.indptr[piece.first]), first_value(rows, piece), implicit
+        self.record["rows"] = (*addresses.values(), *starts)
+        self.gpu.device.wait(TRAIN, resident.arrived)
+        return resident
+
+    def launch(self, kernel: str, grid: Grid) -> None:
+        """Queue a kernel with the record as it is now."""
+        self.gpu.device.send(self.record, self.room, 0, TRAIN)
+        self.program.launch(kernel, (grid.blocks, grid.threads), grid.shared_bytes, self.room)
+
+    def each(self, pieces: list[Piece]) -> Iterator[tuple[int, Piece]]:
+        """The pieces with their number; while one is worked on, the next one is copied."""
+        for number, piece in enumerate(pieces):
+            resident = self.use(piece)
+            yield number, piece
+            resident.used = self.gpu.device.mark(TRAIN)
+            if number + 1 < len(pieces):
+                self.gpu.residents.get(self.rows, pieces[number + 1])
+
+
+def _door(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, with_state: bool) -> Facts:
+    """Facts of the rows; raises where kernels could read or write outside of the arrays."""
+    check_table(table, spec, with_state)
+    facts = gpu.residents.facts(rows)
+    if facts.largest >= table.n_features:
+        raise IndexError(f"index {facts.largest} is beyond the table's {table.n_features} features")
+    return facts
+
+
+def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, pieces: list[Piece], wanted: int) -> None:
+    """Set the budget of the rows; evicts some where the table needs their place."""
+    largest = max((gpu_plan.piece_bytes(rows, p.first, p.last) + 8192 for p in pieces), default=0)
+    needed = gpu_plan.table_bytes(table.layout, table.n_features, table.n_factored, spec.factor_dtype)
+    free = gpu.device.free_bytes() + gpu.residents.n_bytes
+    gpu.residents.limit(gpu_plan.row_budget(wanted, free, needed, largest, gpu.device.name))
+
+
+@dataclass
+class _Round:
+    """One walk over all rows of a partition."""
+
+    walk: _Walk
+    spec: KernelSpec
+    step: Step
+    facts: Facts
+    table: DeviceTable
+    layout: Layout
+    is_settled: bool = False
+    """Whether as many rows may be in flight as the device can take; until then each launch asks the bias again."""
+    walked: int = 0
+    """Row blocks."""
+    first_bias: list[float] = field(default_factory=list)
+
+    def grid(self, n_blocks: int) -> Grid:
+        """For the next launch, of at most n_blocks row blocks."""
+        if self.step.deterministic:
+            self.is_settled = True
+            return gpu_plan.one_by_one(self.layout)
+        widest = gpu_plan.side_by_side(self.layout, self.facts, n_blocks, n_blocks, float("inf"))
+        most = self.walk.program.most_blocks("train_rows", widest.threads, widest.shared_bytes)
+        calm = float("inf") if self.is_settled else self._calm_rows()
+        self.is_settled = calm >= most * widest.warps * widest.rows_per_flush
+        return gpu_plan.side_by_side(self.layout, self.facts, n_blocks, most, calm)
+
+    def _calm_rows(self) -> float:
+        room = np.empty(self.layout.linear_width, np.float32)
+        self.walk.gpu.device.fetch(self.table.bias, room)
+        bias: list[float] = room.tolist()
+        self.first_bias = self.first_bias or bias
+        seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias)
+        return gpu_plan.calm_rows(self.spec, self.step, self.facts.crowding, bias, seen)
+
+    def train(self, piece: Piece, blocks: int, tallies: int) -> None:
+        """Walk a piece, whose blocks and tallies begin at these addresses."""
+        record, at = self.walk.record, 0
+        while at < len(piece.blocks):
+            rest = len(piece.blocks) - at
+            grid = self.grid(rest)
+            count = rest if self.is_settled else min(rest, max(2 * grid.blocks, self.walked // 2))
+            record["n_hot"], record["rows_per_flush"] = grid.n_hot, grid.rows_per_flush
+            record["blocks"], record["n_blocks"] = blocks + 16 * at, count
+            record["tallies"] = tallies + 24 * at
+            self.walk.launch("train_rows", grid)
+            at += count
+            self.walked += count
+
+
+def _train(
+    program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step
+) -> RoundTally:
+    """One walk over all rows, in place on `table`."""
+    if step.l1_linear > 0 and spec.optimizer != "ftrl":
+        raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    with gpu.taken():
+        device, facts = gpu.device, _door(gpu, spec, rows, table, with_state=True)
+        pieces = gpu_plan.pieces(len(rows.labels), rows.n_implicit, step.seed)
+        _fit(gpu, spec, rows, table, pieces, step.device_bytes)
+        with_halves = spec.factor_dtype != "float32" and table.layout.lanes > 0
+        on_device = DeviceTable.send(device, table, with_halves)
+        walk = _Walk.begin(gpu, program, rows, table, on_device)
+        blocks = np.concatenate([np.zeros((0, 2), np.int64), *(piece.blocks for piece in pieces)])
+        tallies = np.zeros((len(blocks), 3))
+        room, results, stop = (
+            send_array(device, blocks),
+            send_array(device, tallies),
+            send_array(device, np.zeros(1, np.int32)),
+        )
+        walk.record["rates"] = tuple(getattr(step, name) for name in RATES)
+        walk.record["seed"] = step.seed
+        walk.record["stop"] = stop.address
+        every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
+        if with_halves:
+            walk.launch("narrow_factors", every_factor)
+        this_round = _Round(walk, spec, step, facts, on_device, table.layout)
+        starts = [0, *itertools.accumulate(len(piece.blocks) for piece in pieces)]
+        for number, piece in walk.each(pieces):
+            start = starts[number]
+            this_round.train(piece, room.address + 16 * start, results.address + 24 * start)
+        if with_halves:
+            walk.launch("widen_factors", every_factor)
+        if spec.optimizer == "ftrl":
+            walk.launch("refresh_weights", gpu_plan.flat(table.n_features // gpu_plan.WARP, 128))
+        device.fetch(results, tallies)
+        on_device.fetch(device, table)
+    n_rows, weight, loss = tallies.sum(axis=0)
+    return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
+
+
+def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
+    scores = np.empty(len(rows.labels), np.float32)
+    with gpu.taken():
+        _door(gpu, spec, rows, table, with_state=False)
+        pieces = sorted(gpu_plan.pieces(len(rows.labels), rows.n_implicit, 0), key=lambda piece: piece.first)
+        _fit(gpu, spec, rows, table, pieces, 0)
+        on_device = DeviceTable.send(gpu.device, table, False)
+        walk = _Walk.begin(gpu, program, rows, table, on_device)
+        room = gpu.device.allocate(scores.nbytes)
+        for _, piece in walk.each(pieces):
+            n_rows = piece.last - piece.first
+            walk.record["scores"], walk.record["n_blocks"] = room.address + 4 * piece.first, n_rows
+            walk.launch("score_rows", gpu_plan.flat(n_rows, 128))
+        gpu.device.fetch(room, scores)
+    return scores
+
+
+def build(spec: KernelSpec, gpu: Gpu) -> Kernels:
+    """Kernels of a spec on a device."""
+    begin = time.perf_counter()
+    source = source_of(spec)
+    with gpu.taken():
+        program = gpu.device.compile(source)
+    seconds = time.perf_counter() - begin
+    return Kernels(spec, partial(_train, program, gpu, spec), partial(_score, program, gpu, spec), seconds)
+
+
+_cache: dict[tuple[KernelSpec, int], Kernels] = {}
+_gpus: dict[int, Gpu] = {}
+_lock = threading.Lock()
+_number = 0
+"""The device of this process, among those that it may see."""
+
+
+def compile_kernels(spec: KernelSpec) -> Kernels:
+    """Kernels of a spec on this process's GPU, compiled at the first call in this process (a second or so)."""
+    with _lock:
+        key = spec, _number
+        if key not in _cache:
+            source_of(spec)  # what the GPU does not do is said before it is said that there is none
+            if _number not in _gpus:
+                _gpus[_number] = Gpu(CupyDevice(_number))
+            _cache[key] = build(spec, _gpus[_number])
+        return _cache[key]
+
+
+def use_device(number: int) -> None:
+    """Kernels that are compiled from now on run on that device of those that this process may see."""
+    global _number
+    _number = number
+
+
+def device_count() -> int:
+    """How many devices this process may see; 0 where CuPy or a driver is missing."""
+    if not availability()[0]:
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+def availability() -> tuple[str, str]:
+    """Name of the GPU that this process would use, and "": or "", and the reason why there is none."""
+    try:
+        import cupy
+    except ImportError as error:
+        return "", f"CuPy is not installed ({error}); pip install 'dfm[cuda12]' or 'dfm[cuda13]'"
+    try:
+        properties = cupy.cuda.runtime.getDeviceProperties(_number)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return "", f"CuPy finds no usable GPU ({error})"
+    return properties["name"].decode(), ""
+
+
+# --- the device, by CuPy -----------------------------------------------------------------------------------
+
+_ROOM_BYTES = 16 << 20
+"""Pinned memory of one transfer; there are two per queue, so that one is filled while the other is copied."""
+_REGISTERS = 65536
+"""32-bit registers of a multiprocessor, on every GPU since compute capability 5.0."""
+
+
+@dataclass
+class _Room:
+    """Pinned host memory; `is_read` is the point at which its last copy has been made."""
+
+    memory: Any
+    bytes: NDArray[np.uint8]
+    is_read: Any
+
+
+class _CupyBuffer:
+    """Memory of CuPy's pool."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return int(self.pointer.ptr)
+
+
+class CupyDevice:
+    """One GPU by its number. Only raw memory, copies and our own kernels are used: CuPy compiles nothing else."""
+
+    def __init__(self, number: int = 0) -> None:
+        found, reason = availability()
+        if not found:
+            raise ClusterError(f'training.backend = "cupy" needs a GPU: {reason}. Use training.backend = "numba" here')
+        import cupy
+
+        self.name = found
+        self._cuda = cupy.cuda
+        self._cupy = cupy
+        self._device = cupy.cuda.Device(number)
+        self.properties = cupy.cuda.runtime.getDeviceProperties(number)
+        with self._device:
+            self._streams = {queue: cupy.cuda.Stream(non_blocking=True) for queue in (TRAIN, COPY)}
+            self._rooms = {queue: itertools.cycle([self._room(), self._room()]) for queue in (TRAIN, COPY)}
+
+    def _room(self) -> _Room:
+        memory = self._cuda.alloc_pinned_memory(_ROOM_BYTES)
+        view = np.frombuffer(memory, np.uint8, _ROOM_BYTES)
+        return _Room(memory, view, self._cuda.Event(disable_timing=True))
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes this the thread's device. After an error nothing is left running on memory that is being given back."""
+        with self._device:
+            try:
+                yield
+            except BaseException:
+                for stream in self._streams.values():
+                    stream.synchronize()
+                raise
+
+    def free_bytes(self) -> int:
+        """Memory that can still be allocated: the driver's, and what CuPy's pool holds unused."""
+        return int(self._cuda.runtime.memGetInfo()[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
+
+    def compile(self, source: str) -> Program:
+        """CUDA C++ to machine code of this GPU; CuPy keeps it on disk."""
+        return _CupyProgram(self, self._cupy.RawModule(code=source, options=("-std=c++17",)))
+
+    def allocate(self, n_bytes: int) -> Buffer:
+        """Device memory. ClusterError where there is none left even after unused memory was given back."""
+        try:
+            return _CupyBuffer(self._cuda.alloc(max(n_bytes, 1)))
+        except self._cuda.memory.OutOfMemoryError:
+            self._cupy.get_default_memory_pool().free_all_blocks()
+        try:
+            return _CupyBuffer(self._cuda.alloc(max(n_bytes, 1)))
+        except self._cuda.memory.OutOfMemoryError as error:
+            raise ClusterError(
+                f"{self.name} is out of memory: {n_bytes:,} more bytes are needed, {self.free_bytes():,} are free; "
+                "lower cluster.gpu_memory, which leaves less to rows, or run fewer processes on this GPU"
+            ) from error
+
+    def send(self, array: NDArray[Any], buffer: Buffer, offset: int, queue: str) -> None:
+        """Host to device, through pinned memory."""
+        runtime, stream = self._cuda.runtime, self._streams[queue]
+        source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, source.size, _ROOM_BYTES):
+            part, room = source[start : start + _ROOM_BYTES], next(self._rooms[queue])
+            room.is_read.synchronize()
+            room.bytes[: part.size] = part
+            target = buffer.address + offset + start
+            runtime.memcpyAsync(target, room.memory.ptr, part.size, runtime.memcpyHostToDevice, stream.ptr)
+            room.is_read.record(stream)
+
+    def fetch(self, buffer: Buffer, array: NDArray[Any]) -> None:
+        """Device to host, through pinned memory."""
+        runtime, stream = self._cuda.runtime, self._streams[TRAIN]
+        target = array.reshape(-1).view(np.uint8)
+        for start in range(0, target.size, _ROOM_BYTES):
+            part, room = target[start : start + _ROOM_BYTES], next(self._rooms[TRAIN])
+            room.is_read.synchronize()
+            source = buffer.address + start
+            runtime.memcpyAsync(room.memory.ptr, source, part.size, runtime.memcpyDeviceToHost, stream.ptr)
+            stream.synchronize()
+            part[:] = room.bytes[: part.size]
+
+    def mark(self, queue: str) -> Any:
+        """An event."""
+        event = self._cuda.Event(disable_timing=True)
+        event.record(self._streams[queue])
+        return event
+
+    def wait(self, queue: str, mark: Any) -> None:
+        """Of one stream for another's event."""
+        self._streams[queue].wait_event(mark)
+
+    def launch(self, function: Any, grid: tuple[int, int], shared_bytes: int, arguments: Buffer) -> None:
+        """In TRAIN."""
+        with self._streams[TRAIN]:
+            function((grid[0],), (grid[1],), (np.uint64(arguments.address),), shared_mem=shared_bytes)
+
+
+@dataclass
+class _CupyProgram:
+    """Kernels of a RawModule."""
+
+    device: CupyDevice
+    module: Any
+
+    def launch(self, kernel: str, grid: tuple[int, int], shared_bytes: int, arguments: Buffer) -> None:
+        """Queue a kernel."""
+        self.device.launch(self.module.get_function(kernel), grid, shared_bytes, arguments)
+
+    def most_blocks(self, kernel: str, threads: int, shared_bytes: int) -> int:
+        """Blocks at a time, by registers, threads and shared memory."""
+        properties = self.device.properties
+        registers = -(-self.module.get_function(kernel).num_regs // 8) * 8
+        each = min(
+            _REGISTERS // (registers * threads),
+            properties["maxThreadsPerMultiProcessor"] // threads,
+            properties["sharedMemPerMultiprocessor"] // (shared_bytes + 1024),
+        )
+        return int(max(each, 1) * properties["multiProcessorCount"])

@@ -1,0 +1,101 @@
+"""Labels of any kind, as the kernels take them: numbers of classes, or numbers in a unit of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.errors import DataError
+
+_NO_FLOATS = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """How labels become what is trained: classes (their numbers are stored) or a unit; weights by class, if any."""
+
+    classes: NDArray[Any] | None = None
+    mean: float = 0.0
+    scale: float = 1.0
+    class_weights: NDArray[np.float64] | None = None
+    mean_weight: float = 1.0
+
+    def labels(self, y: Any) -> NDArray[np.float32]:
+        """Labels as rows store them."""
+        y = np.asarray(y)
+        if self.classes is None:
+            return ((y.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
+        codes = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
+        if (self.classes[codes] != y).any():
+            unknown = y[self.classes[codes] != y][0]
+            raise DataError(f"y holds {unknown!r}, which is none of the classes {list(self.classes)}")
+        return codes.astype(np.float32)
+
+    def weights(self, codes: NDArray[np.float32], given: Any) -> NDArray[np.float32]:
+        """Weights of rows relative to the mean of all; empty where all count the same."""
+        masses = None if given is None else np.asarray(given, np.float64)
+        if self.class_weights is not None:
+            own = self.class_weights[codes.astype(np.intp)]
+            masses = own if masses is None else own * masses
+        return _NO_FLOATS if masses is None else (masses / self.mean_weight).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """Of the labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations."""
+
+    n_rows: int
+    classes: NDArray[Any]
+    counts: NDArray[np.int64]
+    masses: NDArray[np.float64]
+    weight: float
+    mean: float
+    squares: float
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of numbers; 1 where it is but the rounding error of their mean."""
+        spread = float((self.squares / self.weight) ** 0.5) if self.weight else 0.0
+        return spread if spread > 1e-12 * abs(self.mean) else 1.0
+
+
+def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSummary:
+    """What is to be known of the labels of some rows before any can be trained on."""
+    labels = np.asarray(y)
+    masses = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+    if len(masses) != len(labels) or not np.isfinite(masses).all() or (masses < 0).any():
+        raise DataError("sample_weight must have one finite number, 0 or more, for every row")
+    if is_classification:
+        classes, codes = np.unique(labels, return_inverse=True)
+        counts = np.bincount(codes, minlength=len(classes)).astype(np.int64)
+        sums = np.bincount(codes, masses, minlength=len(classes)).astype(np.float64)
+        return LabelSummary(len(labels), classes, counts, sums, float(masses.sum()), 0.0, 0.0)
+    numbers = labels.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise DataError("y holds NaN or infinity; drop these rows")
+    weight = float(masses.sum())
+    mean = float(masses @ numbers / weight) if weight else 0.0
+    nothing = np.zeros(0)
+    squares = float(masses @ (numbers - mean) ** 2)
+    no_counts = np.zeros(0, np.int64)
+    return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares)
+
+
+def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:
+    """The summary of all chunks."""
+    classes = np.unique(np.concatenate([part.classes for part in parts]))
+    counts, masses = np.zeros(len(classes), np.int64), np.zeros(len(classes))
+    weight, mean, squares = 0.0, 0.0, 0.0
+    for part in parts:
+        at = np.searchsorted(classes, part.classes)
+        counts[at] += part.counts
+        masses[at] += part.masses
+        total = weight + part.weight
+        share, delta = part.weight / total if total else 0.0, part.mean - mean
+        squares += part.squares + delta**2 * weight * share
+        weight, mean = total, mean + delta * share
+    return LabelSummary(sum(part.n_rows for part in parts), classes, counts, masses, weight, mean, squares)

@@ -1,0 +1,126 @@
+"""Processors or GPUs: what a job is trained on, what is said of it, and that a whole job trains on (stand-in) GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from host_gpu import HostDevice, needs_compiler
+from small_jobs import job_tables
+
+from dfm import jobs
+from dfm.distributed import backends
+from dfm.distributed.backends import GpuOfWorker
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels import cupy_gpu
+from dfm.kernels.contract import KernelSpec
+from dfm.settings import TrainingSettings
+
+SPEC = KernelSpec("logistic", "adagrad", 8)
+H200, NONE = GpuOfWorker("NVIDIA H200", "", 2, ""), GpuOfWorker("", "CuPy finds no usable GPU", 0, "")
+
+
+class FakeClient:
+    """Workers that say what GPU they have."""
+
+    def __init__(self, gpus: Sequence[GpuOfWorker], resources: Sequence[int] | None = None) -> None:
+        self.gpus = {f"tcp://host{number // 2}:{number}": gpu for number, gpu in enumerate(gpus)}
+        self.resources = resources or [0] * len(gpus)
+        self.devices: dict[str, int] = {}
+
+    def run(self, function: Callable[..., Any], *arguments: Any, workers: Sequence[str]) -> dict[str, Any]:
+        if function is backends.gpu_of_worker:
+            return {address: self.gpus[address] for address in workers}
+        assert function is cupy_gpu.use_device
+        self.devices |= {address: arguments[0] for address in workers}
+        return {}
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        counted = zip(self.gpus, self.resources, strict=True)
+        return {"workers": {address: {"resources": {"GPU": number} if number else {}} for address, number in counted}}
+
+
+def choose(client: FakeClient, spec: KernelSpec = SPEC, **training: Any) -> backends.Backend:
+    return backends.choose(client, TrainingSettings(**training), spec, list(client.gpus))  # type: ignore[arg-type]
+
+
+def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:
+    chosen = choose(FakeClient([H200, H200, H200]))
+    assert (chosen.name, chosen.resources) == ("cupy", None)
+    assert "3 x NVIDIA H200" in chosen.text
+    assert "slower" in choose(FakeClient([H200]), deterministic=True).text
+
+
+def test_a_mixed_cluster_trains_on_processors_and_says_which_lack_a_gpu_or_refuses() -> None:
+    client = FakeClient([H200, NONE, H200])
+    chosen = choose(client)
+    assert chosen.name == "numba"
+    assert "1 of 3 workers have no GPU (tcp://host0:1)" in chosen.text
+    with pytest.raises(ClusterError, match=r"1 of 3 have none: tcp://host0:1: CuPy finds no usable GPU"):
+        choose(client, backend="cupy")
+
+
+def test_without_gpus_processors_train_and_nobody_is_asked_where_they_are_wanted() -> None:
+    assert choose(FakeClient([NONE, NONE])).text == "training on processors: no worker has a GPU"
+    assert choose(FakeClient([]), backend="numba").name == "numba"
+
+
+def test_workers_that_count_their_gpus_train_one_replica_on_each() -> None:
+    assert choose(FakeClient([H200, H200], resources=[1, 1])).resources == {"GPU": 1}
+    assert choose(FakeClient([H200, H200], resources=[1, 0])).resources is None
+
+
+def test_workers_of_a_host_take_its_gpus_in_turn_unless_they_were_given_their_own() -> None:
+    client = FakeClient([H200] * 4)
+    choose(client)
+    assert list(client.devices.values()) == [0, 1, 0, 1]
+    own = FakeClient([GpuOfWorker("NVIDIA H200", "", 2, visible) for visible in ("0,1", "1,0")])
+    choose(own)
+    assert own.devices == {}
+
+
+def test_what_gpus_cannot_do_is_done_by_processors_or_refused() -> None:
+    unknown = KernelSpec("logistic", "adagrad", 8, factor_dtype="int8")
+    assert "int8" in choose(FakeClient([H200]), unknown).text
+    assert choose(FakeClient([H200]), unknown).name == "numba"
+    with pytest.raises(SettingsError, match="int8"):
+        choose(FakeClient([H200]), unknown, backend="cupy")
+
+
+def test_a_job_that_needs_gpus_is_refused_where_there_are_none(log: Path, client: Client, tmp_path: Path) -> None:
+    if cupy_gpu.availability()[0]:
+        pytest.skip("there is a GPU")
+    with pytest.raises(ClusterError, match=r'training.backend = "cupy" needs a GPU on every worker'):
+        jobs.train(job_tables(log, tmp_path, training={"backend": "cupy"}), client)
+
+
+@needs_compiler
+def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels run on the processor; what is tested is the way through settings, rounds, averages and validation."""
+    shards = [str(next(log.glob(f"day=2026-11-{day}/*.parquet"))) for day in (16, 17)]
+    small = {
+        "data": {"train": shards[0], "validation": shards[1], "validation_from": ""},
+        "model": {"n_factors": 2, "hash_bits": 12},
+    }
+    training = {"n_replicas": 2, "n_epochs": 1, "averages_per_epoch": 1}
+    losses, told = {}, []
+    device = HostDevice()
+    for backend in ("numba", "cupy"):
+        if backend == "cupy":
+            monkeypatch.setattr(cupy_gpu, "availability", lambda: (device.name, ""))
+            monkeypatch.setattr(cupy_gpu, "device_count", lambda: 1)
+            monkeypatch.setattr(cupy_gpu, "CupyDevice", lambda number: device)
+            monkeypatch.setattr(cupy_gpu, "_gpus", {})
+            monkeypatch.setattr(cupy_gpu, "_cache", {})
+        tables = job_tables(log, tmp_path / backend, **small, training={**training, "backend": "auto"})
+        result = jobs.train(tables, client, on_event=told.append)
+        losses[backend] = result.validation["log_loss"]
+        assert result.model.metadata["backend"] == backend
+    assert [event["backend"] for event in told if event["event"] == "prepared"] == ["numba", "cupy"]
+    assert {"train_rows", "score_rows"} <= {kernel for kernel, *_ in device.launched}
+    assert losses["cupy"] == pytest.approx(losses["numba"], abs=0.002)

@@ -1,0 +1,415 @@
+"""The GPU's kernels against `reference.py` and the CPU's, for every optimizer, loss, width and way of walking.
+
+Without a GPU the same kernels run on the processor (see `host_gpu`); on a machine with one, `pytest -m gpu` runs these
+tests on it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from host_gpu import HostDevice, host_kernels, needs_compiler
+from host_gpu import fake_cupy as fake_module
+
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels import cupy_gpu, gpu_plan, numba_cpu
+from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.kernels.gpu_memory import COPY, TRAIN
+from dfm.kernels.gpu_plan import Grid
+from dfm.kernels.numba_cpu import row_blocks
+from dfm.kernels.row_passes import BLOCK_ROWS
+from dfm.params import InitialValues, Layout, ParameterTable, initialise
+
+N_FEATURES, N_FACTORED = 60, 45
+PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
+CASES = [
+    ("logistic", "adagrad", 16),
+    ("squared", "adagrad-row", 20),
+    ("logistic", "ftrl", 3),
+    ("logistic", "sgd", 80),
+    ("logistic", "adagrad", 0),
+    ("squared", "ftrl", 1),
+    ("logistic", "adagrad-row", 256),
+    ("hinge", "sgd", 5),
+    ("poisson", "adagrad", 2),
+    ("quantile", "adagrad-row", 8),
+    ("huber", "ftrl", 4),
+]
+PARAMETERS = {"quantile": 0.8, "huber": 0.7}
+ALL_SIZES = [0, 1, 2, 4, 7, 8, 12, 16, 17, 33, 48, 64, 65, 112, 128, 129, 160, 255, 256]
+Backend = Callable[[KernelSpec], Kernels]
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(params=["host", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The kernels on the processor, and on a GPU where there is one."""
+    if request.param == "host":
+        return host_kernels
+    name, reason = cupy_gpu.availability()
+    if not name:
+        pytest.skip(reason)
+    return cupy_gpu.compile_kernels
+
+
+def make_table(optimizer: str, n_factors: int, n_factored: int = N_FACTORED) -> ParameterTable:
+    ids = np.arange(N_FEATURES, dtype=np.uint32)
+    stdev = 0.3 * min(1.0, (16 / max(n_factors, 1)) ** 0.5)  # scores of moderate size with any number of factors
+    return initialise(Layout(optimizer, n_factors), ids, n_factored, InitialValues(seed=7, init_stdev=stdev))
+
+
+def make_rows(n_rows: int = 80, longest: int = 40, **changes: Any) -> reference.Rows:
+    """Rows of which some have more entries than a warp has lanes; the second half stores its values."""
+    rows = reference.random_rows(n_rows, N_FEATURES, longest, n_implicit=n_rows // 2, weighted=True)
+    return dataclasses.replace(rows, **changes)
+
+
+def assert_agree(backend: Backend, case: tuple[str, str, int], rows: reference.Rows) -> None:
+    """Logits, the loss and all parameters of a deterministic round are those of the definition."""
+    loss, optimizer, n_factors = case
+    penalties = {**PENALTIES, "l1_linear": 0.3} if optimizer == "ftrl" else PENALTIES
+    rates = (0.002, 0.001) if optimizer == "sgd" else (0.05, 0.02)
+    step = Step(*rates, **penalties, seed=1, deterministic=True)
+    parameter = PARAMETERS.get(loss)
+    kernels = backend(KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter))
+    table, rule = make_table(optimizer, n_factors), reference.Rule(loss, optimizer, *rates, **penalties)
+    rule = dataclasses.replace(rule, loss_parameter=parameter or 0.0)
+    machine = reference.Machine(
+        float(table.bias_value), table.linear_weights.astype(float), table.factor_weights.astype(float)
+    )
+    n_rows = len(rows.labels)
+    expected = [machine.score(rows.entries(row)) for row in range(n_rows)]
+    np.testing.assert_allclose(kernels.scores(rows, table), expected, rtol=1e-5, atol=1e-5)
+    order = [row for first, last in row_blocks(n_rows, rows.n_implicit, 1) for row in range(first, last)]
+    tally = kernels.run_round(rows, table, step)
+    loss_sum = reference.train(machine, rows, order, rule)
+    assert tally.rows == n_rows
+    assert tally.is_finite
+    assert tally.weight == sum(rows.weight(row) for row in range(n_rows))
+    np.testing.assert_allclose(tally.loss, loss_sum, rtol=2e-6)
+    np.testing.assert_allclose(table.bias_value, machine.bias, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(table.linear_weights, machine.linear, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(table.factor_weights, machine.factors, rtol=1e-4, atol=2e-6)
+    assert not table.factors[:, n_factors : table.layout.lanes].any(), "padding stays zero"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rounds_agree_with_the_definition(backend: Backend, case: tuple[str, str, int]) -> None:
+    assert_agree(backend, case, make_rows())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_factors", ALL_SIZES)
+@pytest.mark.parametrize("optimizer", cupy_gpu.OPTIMIZER_NUMBERS)
+@pytest.mark.parametrize("loss", ["logistic", "squared"])
+def test_any_number_of_factors_agrees_with_the_definition(
+    backend: Backend, loss: str, optimizer: str, n_factors: int
+) -> None:
+    assert_agree(backend, (loss, optimizer, n_factors), make_rows(40))
+
+
+@pytest.mark.parametrize(("loss", "optimizer", "k"), CASES[:4])
+def test_both_backends_train_the_same_table(backend: Backend, loss: str, optimizer: str, k: int) -> None:
+    spec, rows = KernelSpec(loss, optimizer, k), make_rows(120)
+    rates = (0.002, 0.001) if optimizer == "sgd" else (0.05, 0.02)
+    tables, tallies = [], []
+    for kernels in (backend(spec), numba_cpu.compile_kernels(spec)):
+        table = make_table(optimizer, k)
+        tallies += [kernels.run_round(rows, table, Step(*rates, 0.02, 0.05, seed=4, deterministic=True))]
+        tables.append(table)
+        np.testing.assert_allclose(
+            kernels.scores(rows, tables[0]), backend(spec).scores(rows, tables[0]), rtol=1e-5, atol=1e-5
+        )
+    for name in ("bias", "linear", "factors"):  # the state too
+        np.testing.assert_allclose(getattr(tables[0], name), getattr(tables[1], name), rtol=2e-5, atol=2e-6)
+    assert tallies[0].loss == pytest.approx(tallies[1].loss, rel=1e-6)
+
+
+def force_grid(monkeypatch: pytest.MonkeyPatch, blocks: int, warps: int, turns: int, n_hot: int) -> None:
+    """Every walk is launched so, whatever the plan says."""
+
+    def grid(layout: Layout, *_: object) -> Grid:
+        return Grid(blocks, warps, turns, n_hot, gpu_plan.shared_bytes(layout, n_hot, warps))
+
+    monkeypatch.setattr(gpu_plan, "one_by_one", grid)
+    monkeypatch.setattr(gpu_plan, "side_by_side", grid)
+
+
+@pytest.mark.parametrize("n_hot", [7, N_FEATURES])
+@pytest.mark.parametrize("case", CASES[:5], ids=str)
+def test_hot_features_that_are_flushed_after_every_row_agree_with_the_definition(
+    backend: Backend, case: tuple[str, str, int], n_hot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force_grid(monkeypatch, 1, 1, 1, n_hot)
+    assert_agree(backend, case, make_rows())
+
+
+@pytest.mark.parametrize("n_hot", [0, 20])
+@pytest.mark.parametrize("optimizer", cupy_gpu.OPTIMIZER_NUMBERS)
+def test_many_warps_move_the_table_as_one_does_to_first_order(
+    backend: Backend, optimizer: str, n_hot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps so small that rows hardly feel each other, what is left is that no row's gradient gets lost."""
+    rows, spec = make_rows(BLOCK_ROWS + 60, 12), KernelSpec("logistic", optimizer, 8)
+    tables = []
+    for shape in ((1, 1, 1, 0), (2, 4, 3, n_hot)):
+        table = make_table(optimizer, 8)
+        first = 2 if optimizer == "ftrl" else 1  # z stays 0
+        for state in (table.bias[first:], table.linear[:, first:], table.factors[:, table.layout.lanes :]):
+            state[...] = 1e4
+        with monkeypatch.context() as patch:
+            force_grid(patch, *shape)
+            step = Step(1e-4, 1e-4, ftrl_beta=10.0)
+            tally = backend(spec).run_round(rows, table, step)
+        assert tally.rows == len(rows.labels)
+        tables.append(table)
+    start = make_table(optimizer, 8)
+    for name in ("bias", "linear", "factors"):
+        one, many = getattr(tables[0], name), getattr(tables[1], name)
+        moved = np.abs(one - getattr(start, name)).max() if name != "bias" else 1.0
+        np.testing.assert_allclose(
+            many, one, rtol=2e-3, atol=2e-3 * float(moved) if optimizer in ("sgd", "ftrl") else 1e-6
+        )
+
+
+def test_a_walk_side_by_side_learns_as_well_as_one_row_after_the_other(backend: Backend) -> None:
+    rows, spec = make_rows(4 * BLOCK_ROWS, 12), KernelSpec("logistic", "adagrad-row", 4)
+    losses = []
+    for deterministic in (True, False):
+        table = make_table("adagrad-row", 4)
+        for seed in range(2):
+            step = Step(0.05, 0.03, 0.01, 0.02, seed=seed, deterministic=deterministic)
+            tally = backend(spec).run_round(rows, table, step)
+            assert tally.rows == 4 * BLOCK_ROWS
+        losses.append(tally.mean_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_deterministic_rounds_give_the_same_bytes_and_follow_the_seed(backend: Backend) -> None:
+    kernels, rows = backend(KernelSpec("logistic", "adagrad", 8)), make_rows(3 * BLOCK_ROWS, 5)
+
+    def trained(seed: int) -> bytes:
+        table = make_table("adagrad", 8)
+        kernels.run_round(rows, table, Step(0.05, 0.02, seed=seed, deterministic=True))
+        return table.bias.tobytes() + table.linear.tobytes() + table.factors.tobytes()
+
+    assert trained(3) == trained(3)
+    assert trained(3) != trained(4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_factors_of_16_bits_follow_those_of_32_and_leave_what_is_untouched(
+    backend: Backend, dtype: str, tolerance: float
+) -> None:
+    rows = make_rows(60)
+    tables = []
+    for name in ("float32", dtype):
+        table = make_table("adagrad-row", 12)
+        kernels = backend(KernelSpec("logistic", "adagrad-row", 12, factor_dtype=name))
+        kernels.run_round(rows, table, Step(0.05, 0.02, seed=2, deterministic=True))
+        tables.append(table)
+    largest = float(np.abs(tables[0].factors).max())
+    # Each touch rounds by at most a unit in the last place, up or down by chance: errors grow like a root of touches.
+    np.testing.assert_allclose(tables[1].factors, tables[0].factors, atol=20 * tolerance * largest)
+    assert np.abs(tables[1].factors - tables[0].factors).mean() < 3 * tolerance * largest
+    touched = np.unique(rows.indices)
+    start = make_table("adagrad-row", 12)
+    untouched = np.setdiff1d(np.arange(N_FACTORED), touched)
+    assert tables[1].factors[untouched].tobytes() == start.factors[untouched].tobytes()
+
+
+def test_small_steps_are_not_lost_to_16_bits(backend: Backend) -> None:
+    """Steps of a hundredth of a bfloat16's spacing: rounding to the nearest would lose all of them."""
+    n_rows = 400
+    rows = reference.Rows(
+        np.arange(0, 2 * n_rows + 1, 2), np.tile(np.array([0, 1], np.uint32), n_rows), np.zeros(0, np.float32),
+        np.ones(n_rows, np.float32), np.zeros(0, np.float32), n_rows,
+    )  # fmt: skip
+    moves = []
+    for name in ("float32", "bfloat16"):
+        table = make_table("sgd", 16)
+        table.factors[:2] = 0.5
+        backend(KernelSpec("squared", "sgd", 16, factor_dtype=name)).run_round(
+            rows, table, Step(0.0, 2e-5, deterministic=True)
+        )
+        moves.append(float((table.factors[:2] - 0.5).mean()))
+    assert moves[0] != 0
+    assert moves[1] == pytest.approx(moves[0], rel=0.3)
+
+
+# --- what stays on the device, and what does not fit -------------------------------------------------------
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition of some hundred rows is cut like one of millions."""
+    monkeypatch.setattr(gpu_plan, "PIECE_ROWS", 50)
+
+
+def kernels_on(device: HostDevice, optimizer: str = "adagrad") -> Kernels:
+    return host_kernels(KernelSpec("logistic", optimizer, 4), device)
+
+
+def rows_sent(device: HostDevice) -> int:
+    return sum(size for queue, size in device.sent if queue == COPY)
+
+
+def test_rows_are_sent_once_and_stay(small_pieces: None) -> None:
+    device, rows, table = HostDevice(), make_rows(180), make_table("adagrad", 4)
+    kernels = kernels_on(device)
+    kernels.run_round(rows, table, Step(0.05, 0.05, deterministic=True))
+    assert rows_sent(device) > rows.indices.nbytes
+    device.sent.clear()
+    kernels.run_round(rows, table, Step(0.05, 0.05, seed=1, deterministic=True))
+    kernels.scores(rows, table)
+    assert rows_sent(device) == 0
+    assert {queue for queue, _ in device.sent} == {TRAIN}
+
+
+def test_rows_beyond_the_budget_stream_through_and_give_the_same_bytes(small_pieces: None) -> None:
+    rows = make_rows(330)
+    largest = max(gpu_plan.piece_bytes(rows, first, min(first + 50, 330)) for first in range(0, 330, 50))
+    tables, scores = [], []
+    for budget in (0, 2 * (largest + 8192)):
+        device, table = HostDevice(), make_table("adagrad", 4)
+        kernels = kernels_on(device)
+        for seed in range(3):
+            kernels.run_round(rows, table, Step(0.05, 0.05, seed=seed, deterministic=True, device_bytes=budget))
+        scores.append(kernels.scores(rows, table).tobytes())
+        tables.append(table.linear.tobytes() + table.factors.tobytes())
+        resent = rows_sent(device) / rows.indices.nbytes
+        assert resent > 2 if budget else resent < 2
+    assert tables[0] == tables[1]
+    assert scores[0] == scores[1]
+
+
+def test_pieces_have_every_row_once_whatever_the_seed(small_pieces: None, backend: Backend) -> None:
+    rows, spec = make_rows(330), KernelSpec("logistic", "sgd", 80)
+    table = make_table("sgd", 80)
+    expected = numba_cpu.compile_kernels(spec).scores(rows, table)
+    np.testing.assert_allclose(backend(spec).scores(rows, table), expected, rtol=1e-5, atol=1e-5)
+    tally = backend(spec).run_round(rows, table, Step(0.0, 0.0, seed=5))
+    assert tally.rows == 330
+    assert tally.weight == rows.weights.sum()
+    labels = rows.labels.astype(float)
+    losses = [
+        reference.loss_of(reference.Rule(), s, label) for s, label in zip(expected.astype(float), labels, strict=True)
+    ]
+    assert tally.loss == pytest.approx(float(np.dot(losses, rows.weights)), rel=1e-5)
+
+
+def test_the_memory_of_a_partition_that_is_gone_is_given_back() -> None:
+    device, table = HostDevice(), make_table("adagrad", 4)
+    kernels = kernels_on(device)
+    kernels.run_round(make_rows(200), table, Step(0.05, 0.05, deterministic=True))
+    held = device.in_use
+    assert held > 0
+    kernels.run_round(make_rows(20), table, Step(0.05, 0.05, deterministic=True))
+    assert device.in_use < held / 4
+
+
+def test_too_little_memory_names_the_bytes_and_the_settings() -> None:
+    rows, table = make_rows(200), make_table("adagrad", 4)
+    with pytest.raises(
+        ClusterError, match=r"10,000 bytes .* needs [\d,]+: [\d,]+ for the parameters .*model.n_factors"
+    ):
+        kernels_on(HostDevice(capacity=10_000)).run_round(rows, table, Step(0.05, 0.05))
+    with pytest.raises(ClusterError, match=r"cluster.gpu_memory allows rows 1,000 bytes"):
+        kernels_on(HostDevice()).run_round(rows, table, Step(0.05, 0.05, device_bytes=1000))
+
+
+# --- the door ----------------------------------------------------------------------------------------------
+
+
+def test_a_walk_that_leaves_the_finite_numbers_says_so_and_stops(backend: Backend) -> None:
+    rows, table = make_rows(4 * BLOCK_ROWS, 5), make_table("adagrad", 4)
+    table.linear[0, 0] = np.nan
+    tally = backend(KernelSpec("logistic", "adagrad", 4)).run_round(rows, table, Step(0.05, 0.05, deterministic=True))
+    assert not tally.is_finite
+    assert tally.rows < 4 * BLOCK_ROWS
+
+
+def test_rows_without_entries_and_no_rows_at_all_are_legal(backend: Backend) -> None:
+    kernels, table = backend(KernelSpec("logistic", "adagrad", 4)), make_table("adagrad", 4)
+    empty = reference.random_rows(3, N_FEATURES, 0, n_implicit=3)
+    assert kernels.scores(empty, table).tolist() == [0.0, 0.0, 0.0]
+    assert kernels.run_round(empty, table, Step(0.05, 0.05)).rows == 3
+    none = reference.random_rows(0, N_FEATURES, 5, n_implicit=0)
+    assert kernels.run_round(none, table, Step(0.05, 0.05)).rows == 0
+    assert len(kernels.scores(none, table)) == 0
+
+
+def test_a_model_without_state_scores_the_same_and_few_features_may_own_factors(backend: Backend) -> None:
+    kernels, rows = backend(KernelSpec("logistic", "adagrad-row", 20)), make_rows()
+    for n_factored in (0, 1, N_FEATURES):
+        table = make_table("adagrad-row", 20, n_factored)
+        kernels.run_round(rows, table, Step(0.05, 0.05, deterministic=True))
+        assert kernels.scores(rows, table).tobytes() == kernels.scores(rows, table.without_state()).tobytes()
+
+
+def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
+    kernels, table = kernels_on(HostDevice()), make_table("adagrad", 4)
+    with pytest.raises(IndexError, match="beyond the table"):
+        kernels.scores(make_rows(indices=np.full(len(make_rows().indices), N_FEATURES, np.uint32)), table)
+    with pytest.raises(TypeError, match="indices is int64"):
+        kernels.scores(make_rows(indices=make_rows().indices.astype(np.int64)), table)
+    with pytest.raises(ValueError, match="does not fit"):
+        kernels.run_round(make_rows(), make_table("sgd", 4), Step(0.1, 0.1))
+    with pytest.raises(SettingsError, match="ftrl"):
+        kernels.run_round(make_rows(), table, Step(0.1, 0.1, l1_linear=0.5))
+
+
+# --- CuPy's own calls, with a stand-in for CuPy -------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., cupy_gpu.CupyDevice]:
+    """`CupyDevice` on a fake CuPy whose copies and kernels wait until somebody waits for them."""
+
+    def device(free: int = 1 << 30) -> cupy_gpu.CupyDevice:
+        monkeypatch.setitem(sys.modules, "cupy", fake_module.make(free))
+        monkeypatch.setattr(cupy_gpu, "_ROOM_BYTES", 1000)  # many pinned rooms are filled for an array
+        return cupy_gpu.CupyDevice()
+
+    return device
+
+
+def test_the_device_by_cupy_copies_and_launches_in_the_right_order(
+    fake_cupy: Callable[..., cupy_gpu.CupyDevice], small_pieces: None
+) -> None:
+    spec, rows = KernelSpec("logistic", "adagrad-row", 8), make_rows(330)
+    largest = max(gpu_plan.piece_bytes(rows, first, min(first + 50, 330)) for first in range(0, 330, 50))
+    results = []
+    for device in (fake_cupy(), HostDevice()):
+        kernels, table = cupy_gpu.build(spec, cupy_gpu.Gpu(device)), make_table("adagrad-row", 8)
+        for seed in range(2):
+            step = Step(0.05, 0.05, seed=seed, deterministic=True, device_bytes=2 * (largest + 8192))
+            tally = kernels.run_round(rows, table, step)
+        results.append((table.linear.tobytes(), table.factors.tobytes(), tally, kernels.scores(rows, table).tobytes()))
+    assert results[0] == results[1]
+
+
+def test_blocks_at_a_time_follow_from_registers_and_memory(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    program = fake_cupy().compile(cupy_gpu.source_of(KernelSpec("logistic", "adagrad-row", 8)))
+    assert program.most_blocks("train_rows", 256, 1000) == 2 * 2  # 65536 registers / (112 * 256), two processors
+    assert program.most_blocks("train_rows", 32, 1000) == 2 * 18
+    assert program.most_blocks("train_rows", 32, 100_000) == 2 * 2
+
+
+def test_an_allocation_that_fails_says_how_much_was_missing(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    device = fake_cupy(free=5000)
+    with pytest.raises(ClusterError, match=r"a fake is out of memory: 6,000 more bytes .* 5,000 .* cluster.gpu_memory"):
+        device.allocate(6000)
+
+
+def test_the_gpu_of_a_process_is_found_and_named(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+    fake_cupy()
+    assert cupy_gpu.availability() == ("a fake", "")
+    assert cupy_gpu.device_count() == 1
