@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
-_DELETION = 120.0
-"""Seconds that Kubernetes gets to take the DaskJob of an earlier try away."""
+DASK_JOB = "daskjob.txt"
+"""Holds the name of the DaskJob that the latest try made."""
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -107,18 +106,19 @@ def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
 
 
 def start_dask_job(job: Job, run_id: str) -> None:
-    """Create the DaskJob of a run; what an earlier try left of it goes first. Its name follows from the run."""
+    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first.
+
+    Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
+    """
     from dfm.kubernetes import submitting
-    from dfm.kubernetes.api import Api, NotThere
+    from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
-    api = Api(job.kubernetes.namespace)
-    name = name_for(run_id.split(".")[0], hashlib.sha256(run_id.encode()).hexdigest()[:10])
-    submitting.delete(api, name)
-    deadline = time.monotonic() + _DELETION
-    with contextlib.suppress(NotThere):
-        while api.get("DaskJob", name) and time.monotonic() < deadline:
-            time.sleep(1.0)
+    api, kept = Api(job.kubernetes.namespace), storage.join(job.output.directory, DASK_JOB)
+    with contextlib.suppress(FileNotFoundError):
+        submitting.delete(api, storage.read_bytes(kept, job.data.storage_options).decode())
+    name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
+    storage.write_bytes(kept, name.encode(), job.data.storage_options)
     submitting.submit(api, dataclasses.replace(submitting.prepare(job, name), run_id=run_id))
 
 
