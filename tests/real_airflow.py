@@ -100,8 +100,8 @@ def _address_in(file: Path) -> str:
 
 TRAINING_DAGS = """
 import datetime
-from airflow.sdk import DAG, CronDataIntervalTimetable
-from dfm.airflow import DfmTrainOperator
+from airflow.sdk import DAG, CronDataIntervalTimetable, task
+from dfm.airflow import DfmTrainOperator, tasks
 
 JOB = {
     "data": {"train": "{{ var.value.ctr_log }}/day={{ data_interval_start | ds }}"},
@@ -117,10 +117,16 @@ KNOBS |= {"retries": 8, "retry_delay": datetime.timedelta(seconds=0.1)}
 with DAG("train_here", schedule=DAILY):
     DfmTrainOperator(task_id="train", **KNOBS)
 
+with DAG("train_flow", schedule=DAILY):
+    short = {**JOB, "training": {"n_replicas": 4, "n_epochs": 1}}
+    done = task(task_id="train")(tasks.train)(job=short, models="{{ var.value.ctr_output }}/flow")
+    data = ["{{ var.value.ctr_log }}/day={{ macros.ds_add(data_interval_start | ds, 1) }}"]
+    task(task_id="judge")(tasks.evaluate)(model=done["model"], data=data)
+
 with DAG("train_away", schedule=DAILY):
     DfmTrainOperator(task_id="train", dask_conn_id=None, deferrable=True, **KNOBS)
 """
-"""Two DAGs of one long training: in the task's own process on the Dask cluster, and in a process of its own."""
+"""One long training, in the task's own process on the Dask cluster and in a process of its own; TaskFlow."""
 
 
 def run_dag(dag_id: str, day: str) -> dict[str, str]:

@@ -189,6 +189,24 @@ def test_a_trigger_that_is_made_again_elsewhere_goes_on_where_the_first_one_stop
     timer.join()
 
 
+def test_the_steps_are_functions_for_taskflow(cluster: DaskCluster, log: Path):
+    assert run_dag("train_flow", "2026-11-15") == {"train": "success", "judge": "success"}
+    folder = HOME / "output" / "flow" / "train_flow" / "train" / "20261115T000000"
+    assert record_of(folder).state == "finished"
+    assert len(list((folder / "model-evaluations").iterdir())) == 1
+
+
+def test_killing_a_task_asks_its_run_to_stop(tmp_path: Path):
+    from dfm.airflow import DfmTrainOperator
+
+    operator = DfmTrainOperator(task_id="train", job={}, models=str(tmp_path))
+    operator.on_kill()  # before there is a run
+    runs.write_run(str(tmp_path), runs.RunRecord("the-run", "running"))
+    operator._running = str(tmp_path), {}
+    operator.on_kill()
+    assert (tmp_path / runs.CANCEL).exists()
+
+
 def test_a_partition_may_be_awaited_by_its_rows(log: Path):
     from dfm.airflow.triggers import is_complete
 
