@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from dfm.settings import Job, load_job
 
 __all__ = [
-    *("CustomLoss", "FMModel", "Job", "TrainResult"),
-    *("evaluate", "load_job", "matrix_factorization", "predict", "train"),
+    "CustomLoss",
+    "FMModel",
+    "Job",
+    "TrainResult",
+    "evaluate",
+    "load_job",
+    "matrix_factorization",
+    "predict",
+    "train",
 ]
 __version__ = "0.1.0"
 
