@@ -67,10 +67,12 @@ bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still
 COMPILE := $(BIN)/uv pip compile pyproject.toml --upgrade --quiet --no-config --no-cache \
 	--universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
-lock: $(STAMP) tmpdir ## Choose new versions for requirements.lock and requirements-airflow.lock
+lock: $(STAMP) tmpdir ## Choose new versions for all lock files: development, Airflow, the two images
 	$(BIN)/python -m pip install --quiet uv
 	$(COMPILE) --extra dev --output-file requirements.lock
 	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.lock
+	$(COMPILE) --extra image --output-file deploy/image.lock
+	$(COMPILE) --extra image --extra cuda12 --output-file deploy/image-cuda12.lock
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) $(AIRFLOW) $(CACHE) .dfm-cache demo-output benchmarks/output build dist

@@ -48,7 +48,7 @@ class RunCancelled(DfmError):
 
 
 class StorageError(DfmError):
-    """A disk is full, or a store throttles or cannot be reached; nothing is wrong with the job: make room or wait."""
+    """A disk is full, or a store throttles, is out of reach or denies access; nothing is wrong with the job itself."""
 
     exit_code = 8
 

@@ -25,6 +25,7 @@ from dfm.model import FMModel
 from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
+from dfm.settings import LOSS_TASKS
 from dfm.vocabulary import Vocabulary
 from dfm.warmstart import warm_table
 
@@ -211,7 +212,7 @@ def warm_up(work: Work, _after: object = None) -> float:
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        "regression" if work.spec.loss == "squared" else "classification",
+        LOSS_TASKS.get(str(work.spec.loss), "classification"),
         [Block(0, table)],
         [partition],
     )

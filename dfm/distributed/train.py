@@ -21,7 +21,7 @@ from dfm import storage
 from dfm.accounting import RowAccount
 from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
 from dfm.checkpoint import Checkpoint, CheckpointFolder, Identity
-from dfm.distributed import backends, cluster, prepare, rounds
+from dfm.distributed import backends, cluster, observing, prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
 from dfm.distributed.loop import Best, TrainingLoop
@@ -91,6 +91,8 @@ def train(
     checkpoints, found = _find_checkpoints(job, inputs)
     with cluster.client_of(job.cluster, client) as own:
         watch = cluster.Watch(own, job.cluster.worker_timeout)
+        tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.n_rounds)
+        tell(observing.placement_event(inputs.plan, watch.addresses()))
         return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
 
 
