@@ -88,8 +88,10 @@ class DfmTrainOperator(_DfmOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job = runtime.tables_of(self._in_full(job), overrides)
-        data = self.job.setdefault("data", {})
-        self.storage_options = data["storage_options"] = data.get("storage_options") or self.storage_options
+        data = self.job.get("data", {})
+        self.storage_options = data.get("storage_options") or self.storage_options
+        if self.storage_options:
+            self.job["data"] = {**data, "storage_options": self.storage_options}
         if not models and not self.job.get("output", {}).get("directory"):
             raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
         self.models = models
@@ -235,7 +237,7 @@ class DfmPublishOperator(_DfmOperator):
         if not result["promoted"]:
             refusal = "; ".join(result["refusals"])
             self.log.warning("%s", refusal)
-            context["ti"].xcom_push(key="verdict", value=result)
+            context["ti"].xcom_push(key="return_value", value=result)  # a skipped task returns nothing
             if self.on_refusal == "fail":
                 raise AirflowFailException(refusal)
             if self.on_refusal == "skip":
