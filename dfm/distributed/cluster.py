@@ -232,7 +232,7 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
             with _noting_memory(client, out_of_memory):
                 yield client
         else:
-            with connect(settings) as own, _noting_memory(own, out_of_memory), _told_once():
+            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory):
                 if is_remote(settings):
                     check_versions(own, settings)
                 yield own
