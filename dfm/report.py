@@ -91,6 +91,18 @@ class Reporter:
             f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages per epoch"
         )
 
+    def _show_placement(self, event: Event) -> None:
+        workers = event["workers"]
+        rows = [each["rows"] for each in workers]
+        if len(workers) < 2:
+            return
+        idle = sum(not each["replicas"] for each in workers)
+        idle_text = f"; {idle} have none: more replicas than workers would use them" if idle else ""
+        self._line(
+            f"{len(workers)} workers with {min(rows):,} to {max(rows):,} rows each, "
+            f"{min(e['replicas'] for e in workers)} to {max(e['replicas'] for e in workers)} replicas{idle_text}"
+        )
+
     def _show_vocabulary(self, event: Event) -> None:
         rows = event["rows"]
         self._console.print(

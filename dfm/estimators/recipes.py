@@ -126,7 +126,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
             training.n_epochs if n_epochs is None else n_epochs,
             self._n_rounds(training, n_rows),
-            training.schedule,
+            # Of one call after another nobody knows the end that a decay would lead to.
+            "constant" if n_epochs is not None and training.schedule == "final-decay" else training.schedule,
             float(self.tol),
             training.patience,
             objective,

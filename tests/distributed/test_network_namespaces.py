@@ -1,0 +1,124 @@
+"""Several hosts on one machine: scheduler and workers in network namespaces of their own, one of them cut off."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from real_cluster import RealCluster, make_certificates, wait_until
+from small_jobs import job_tables
+
+from dfm import jobs
+from dfm.distributed import cluster as clusters
+from dfm.distributed.joining import remote_client
+from dfm.errors import SettingsError
+from dfm.settings import ClusterSettings, Job
+from dfm.submission import submit
+
+
+def ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A bridge with hosts behind it: `hosts[name]` is the address of namespace `prefix`-name."""
+
+    prefix: str
+    subnet: str
+    hosts: dict[str, str]
+
+    def inside(self, host: str) -> list[str]:
+        return ["ip", "netns", "exec", f"{self.prefix}-{host}"]
+
+    def cut(self, host: str) -> None:
+        ip("link", "set", f"{self.prefix}{host[0]}{host[-1]}", "down")
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and the command ip")
+    prefix, third = f"d{uuid.uuid4().hex[:5]}", 100 + os.getpid() % 100
+    hosts = {name: f"10.213.{third}.{number}" for number, name in enumerate(("scheduler", "worker-1", "worker-2"), 2)}
+    found = Network(prefix, f"10.213.{third}.1", hosts)
+    try:
+        try:
+            ip("link", "add", f"{prefix}br", "type", "bridge")
+            ip("addr", "add", f"{found.subnet}/24", "dev", f"{prefix}br")
+            ip("link", "set", f"{prefix}br", "up")
+            for name, address in hosts.items():
+                outside, inside = f"{prefix}{name[0]}{name[-1]}", f"{prefix}i{name[0]}{name[-1]}"
+                ip("netns", "add", f"{prefix}-{name}")
+                ip("link", "add", outside, "type", "veth", "peer", "name", inside)
+                ip("link", "set", outside, "master", f"{prefix}br", "up")
+                ip("link", "set", inside, "netns", f"{prefix}-{name}")
+                subprocess.run([*found.inside(name), "ip", "addr", "add", f"{address}/24", "dev", inside], check=True)
+                subprocess.run([*found.inside(name), "ip", "link", "set", inside, "up"], check=True)
+                subprocess.run([*found.inside(name), "ip", "link", "set", "lo", "up"], check=True)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr!r}")
+        yield found
+    finally:
+        for name in hosts:
+            ip("netns", "del", f"{prefix}-{name}", check=False)
+        ip("link", "del", f"{prefix}br", check=False)
+
+
+@pytest.fixture(scope="module")
+def hosts(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    """A scheduler and two workers on three hosts, under TLS; links that are cut are noticed after seconds."""
+    folder = tmp_path_factory.mktemp("hosts")
+    short = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "20s"}
+    found = RealCluster(folder, make_certificates(folder / "tls"), environment=short)
+    try:
+        found.start_scheduler(host=network.hosts["scheduler"], prefix=network.inside("scheduler"))
+        for name in ("worker-1", "worker-2"):
+            found.start_worker(name, "--host", network.hosts[name], prefix=network.inside(name))
+        yield found
+    finally:
+        found.stop()
+
+
+def settings(hosts: RealCluster) -> dict[str, Any]:
+    tls = {f"tls_{name}": path for name, path in hosts.tls.items()}
+    return {"scheduler": hosts.address, "min_workers": 2, "worker_timeout": 120, **tls}
+
+
+def test_paths_of_this_machine_are_refused_for_workers_on_other_hosts(
+    log: Path, hosts: RealCluster, tmp_path: Path
+) -> None:
+    with remote_client(ClusterSettings(**settings(hosts))) as client:
+        assert not clusters.shares_disk(client)
+    job = Job.from_dict(job_tables(log, tmp_path, cluster=settings(hosts)))
+    with pytest.raises(SettingsError, match=r"output\.directory = .* is a path of this machine"):
+        submit(job)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off_in_mid_training_changes_nothing(
+    log: Path, network: Network, hosts: RealCluster, client: Client, tmp_path: Path
+) -> None:
+    training = {"n_epochs": 6, "averages_per_epoch": 2}
+    expected = jobs.train(job_tables(log, tmp_path / "here", training=training), client).parameters_sha256
+    cut: list[int] = []
+
+    def cut_a_link(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and not cut:
+            cut.append(event["epoch"])
+            network.cut("worker-2")
+
+    tables = job_tables(log, tmp_path / "hosts", training=training, cluster=settings(hosts))
+    tables["cluster"]["cache"] = "cache"
+    result = jobs.train(tables, on_event=cut_a_link)
+    assert cut == [1]
+    assert result.parameters_sha256 == expected
+    wait_until(lambda: "worker-2" in hosts.log("scheduler"), hosts)
