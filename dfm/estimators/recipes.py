@@ -21,8 +21,12 @@ from dfm.settings import ModelSettings, TrainingSettings
 
 LEARNING_RATES = {"sgd": 0.01, "adagrad": 0.1, "adagrad-row": 0.1, "ftrl": 0.1, "adam": 0.01}
 """By optimizer, where learning_rate is None."""
-_NOT_KNOBS = ("early_stopping", "loss", "regularizer", "loss_parameter", "learning_rate")
-"""Parameters that mean more here than the knob of that name, or have a default of their own."""
+_MODEL_KNOBS = ("n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_TRAINING_KNOBS = (
+    *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
+    *("initial_accumulator", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta", "schedule", "merge", "patience"),
+)
+"""Parameters that mean what the knob of that name means in a job file."""
 
 
 def store(estimator: Any, given: Mapping[str, Any]) -> None:
@@ -41,23 +45,19 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
 
     def _settings(self) -> tuple[ModelSettings, TrainingSettings]:
         """The parameters as tables of a job, which check their ranges."""
-        given = {key: value for key, value in self.get_params(deep=False).items() if key not in _NOT_KNOBS}
-        rate = self.learning_rate
-        if rate is None:
-            rate = LEARNING_RATES.get(self.optimizer, 0.1)
+        given = {"n_factors": 0, **self.get_params(deep=False)}
+        given["n_replicas"] = self._n_replicas()
+        if self.learning_rate is None:
+            given["learning_rate"] = LEARNING_RATES.get(self.optimizer, 0.1)
         if self.optimizer != "ftrl":
             given = {key: value for key, value in given.items() if key not in ("l1_linear", "ftrl_beta")}
             if self.l1_linear:
                 raise SettingsError(
                     f'l1_linear = {self.l1_linear} needs optimizer = "ftrl", not {self.optimizer!r}; leave it at 0'
                 )
-        n_replicas = self._n_replicas()
-        fixed = {"task": self._task, "seed": self._seed(), "learning_rate": rate, "n_replicas": n_replicas}
-        chosen = {"n_factors": 0, **given, **fixed}
-        return (
-            ModelSettings(**{key: chosen[key] for key in ModelSettings.knobs() if key in chosen}),
-            TrainingSettings(**{key: chosen[key] for key in TrainingSettings.knobs() if key in chosen}),
-        )
+        model = {key: given[key] for key in _MODEL_KNOBS if key in given}
+        training = {key: given[key] for key in _TRAINING_KNOBS if key in given}
+        return ModelSettings(**model, task=self._task, seed=self._seed()), TrainingSettings(**training)
 
     def _n_replicas(self) -> int:
         """Local models; None is one here, and as many as a job has where the rows lie on a cluster."""
