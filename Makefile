@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
 STAMP := $(VENV)/.installed
+AIRFLOW := .venv-airflow
+AIRFLOW_STAMP := $(AIRFLOW)/.installed
 
 # Dask writes its default settings to DASK_CONFIG and, like pytest, scratch folders below TMPDIR.
 export DASK_CONFIG := $(CACHE)/dask
@@ -22,7 +24,7 @@ export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint format bench bench-smoke lock clean tmpdir
+.PHONY: help setup demo test test-slow test-airflow soak lint format bench bench-smoke lock clean tmpdir
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +39,9 @@ test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patie
 
 test-slow: $(STAMP) tmpdir ## Run the slow tests
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'slow and not gpu and not airflow'
+
+test-airflow: $(AIRFLOW_STAMP) tmpdir ## Run the tests in a real Airflow, which gets an environment of its own
+	$(AIRFLOW)/bin/python -m pytest -m airflow tests/airflow
 
 soak: $(STAMP) tmpdir ## Kill workers and drivers at random for some minutes; watch memory over 300 rounds
 	$(BIN)/pytest -s -m slow tests/resilience
@@ -59,19 +64,18 @@ bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still
 		echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
 
 # Universal: one file for all platforms and all Pythons from 3.11 on, with the fewest versions of each package.
-lock: $(STAMP) tmpdir ## Choose new versions for requirements.lock and the image's lock files
+COMPILE := $(BIN)/uv pip compile pyproject.toml --upgrade --quiet --no-config --no-cache \
+	--universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-header --no-annotate
+lock: $(STAMP) tmpdir ## Choose new versions for all lock files: development, Airflow, the two images
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --no-config --no-cache \
-		--universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
-	for extras in "image" "image,cuda12"; do \
-		$(BIN)/uv pip compile pyproject.toml $$(printf -- '--extra %s ' $$(echo $$extras | tr , ' ')) --upgrade --quiet \
-			--no-config --no-cache --universal --python-version 3.11 --fork-strategy fewest \
-			--generate-hashes --no-emit-index-url --no-header --no-annotate \
-			--output-file deploy/$$(echo $$extras | sed 's/image,/image-/').lock || exit 1; done
+	$(COMPILE) --extra dev --output-file requirements.lock
+	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.lock
+	$(COMPILE) --extra image --output-file deploy/image.lock
+	$(COMPILE) --extra image --extra cuda12 --output-file deploy/image-cuda12.lock
 
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
+	rm -rf $(VENV) $(AIRFLOW) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -89,4 +93,10 @@ $(STAMP): requirements.lock pyproject.toml | tmpdir
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(AIRFLOW_STAMP): requirements-airflow.lock pyproject.toml $(STAMP)
+	test -x $(AIRFLOW)/bin/python || $(BIN)/python -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet --require-hashes --requirement requirements-airflow.lock
+	$(AIRFLOW)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

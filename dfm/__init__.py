@@ -11,19 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
+    from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
+    from dfm.kernels.losses import CustomLoss
     from dfm.model import FMModel
     from dfm.settings import Job, load_job
 
-__all__ = ["FMModel", "Job", "TrainResult", "evaluate", "load_job", "predict", "train"]
+__all__ = [
+    "CustomLoss",
+    "FMModel",
+    "Job",
+    "TrainResult",
+    "evaluate",
+    "load_job",
+    "matrix_factorization",
+    "predict",
+    "train",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CustomLoss": "dfm.kernels.losses",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",
     "TrainResult": "dfm.distributed.train",
     "evaluate": "dfm.jobs",
     "load_job": "dfm.settings",
+    "matrix_factorization": "dfm.factorization",
     "predict": "dfm.jobs",
     "train": "dfm.jobs",
 }

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dfm import cli_runs
+from dfm import cli_publish, cli_runs
 from dfm.errors import DfmError
 from dfm.report import Reporter, metrics_table, plan_table
 
@@ -21,6 +21,7 @@ EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
 7 cancelled on request; 8 a disk is full, or a store does not answer;
+9 refused by the gate;
 130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
 
@@ -38,6 +39,7 @@ def cli(verbose: bool) -> None:
 
 
 cli_runs.register(cli.add_command)
+cli_publish.register(cli.add_command)
 
 
 def main() -> None:

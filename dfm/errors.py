@@ -48,6 +48,12 @@ class RunCancelled(DfmError):
 
 
 class StorageError(DfmError):
-    """A disk is full, or a store throttles or cannot be reached; nothing is wrong with the job: make room or wait."""
+    """A disk is full, or a store throttles, is out of reach or denies access; nothing is wrong with the job itself."""
 
     exit_code = 8
+
+
+class GateError(DfmError):
+    """A model may not become the champion, or an alias has none to go back to."""
+
+    exit_code = 9

@@ -177,7 +177,7 @@ def _crew(recipe: Recipe, entries: HashedRows, vocabulary: Vocabulary, client: A
     ]
     if client is None:
         return LocalCrew(replicas)
-    from dfm.distributed.collections import DaskCrew, scatter_replicas, watch_of
+    from dfm.distributed.crew import DaskCrew, scatter_replicas, watch_of
 
     watch = watch_of(client)
     return DaskCrew(watch, scatter_replicas(watch, replicas))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from dfm import storage
 from dfm.errors import DataError
+from dfm.patience import retrying
 
 BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
@@ -103,55 +102,10 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
     return shards
 
 
-def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
-    """DataError where two shards hold the same rows: a file named twice, under two names, or a copy of it.
-
-    Shards of one size, the same row groups and the same columns of the path are compared, by their ends first and as a
-    whole where these agree.
-    """
-    filled = [shard for shard in shards if shard.n_rows]
-    alike = _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        for digest in (_digest_of_end, _digest_of_all):
-            suspects = [shard for group in alike for shard in group]
-            digests = list(pool.map(digest, suspects, itertools.repeat(storage_options)))
-            alike = _groups(suspects, digests)
-    for first, second, *_ in alike:
-        what = f"is the same file as {first.url}, or a copy of it"
-        if first.url == second.url:
-            what = "is among the shards to train on and among those to validate on"
-        raise DataError(
-            f"{second.url} {what}: its {second.n_rows} rows would count twice; leave it out of one of the two places"
-        )
-
-
-def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
-    """The shards that share a key with another one."""
-    by_key: dict[Any, list[Shard]] = {}
-    for shard, key in zip(shards, keys, strict=True):
-        by_key.setdefault(key, []).append(shard)
-    return [group for group in by_key.values() if len(group) > 1]
-
-
-def _digest_of_end(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
-    """Of the last 64 kB, where the footer is."""
-    with reading(shard.url), storage.open_stream(shard.url, storage_options) as stream:
-        stream.seek(max(0, shard.size - (1 << 16)))
-        return hashlib.sha256(stream.read()).digest()
-
-
-def _digest_of_all(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
-    digest = hashlib.sha256()
-    with reading(shard.url), storage.open_stream(shard.url, storage_options) as stream:
-        while part := stream.read(1 << 24):
-            digest.update(part)
-    return digest.digest()
-
-
 def _expand(path: str, options: dict[str, Any]) -> list[str]:
     try:
         filesystem, root = storage.open_store(path, options)
-        return storage.retrying(path, lambda: _names_of(filesystem, root))
+        return retrying(path, lambda: _names_of(filesystem, root))
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
 
@@ -204,7 +158,7 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -
 def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
     """Size and time (or entity tag) of a file as its filesystem tells them now."""
     filesystem, name = storage.open_store(url, storage_options)
-    info = storage.retrying(url, lambda: filesystem.info(name))
+    info = retrying(url, lambda: filesystem.info(name))
     modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
     # What a filesystem without times knows of its files: at least that they are still the same.
     return int(info["size"]), str(modified or filesystem.ukey(name))

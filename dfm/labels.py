@@ -55,6 +55,8 @@ class LabelSummary:
     weight: float
     mean: float
     squares: float
+    least: float = 0.0
+    """The smallest of numbers."""
 
     @property
     def deviation(self) -> float:
@@ -82,7 +84,8 @@ def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSumm
     nothing = np.zeros(0)
     squares = float(masses @ (numbers - mean) ** 2)
     no_counts = np.zeros(0, np.int64)
-    return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares)
+    least = float(numbers.min(initial=np.inf))
+    return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares, least)
 
 
 def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:
@@ -98,4 +101,5 @@ def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:
         share, delta = part.weight / total if total else 0.0, part.mean - mean
         squares += part.squares + delta**2 * weight * share
         weight, mean = total, mean + delta * share
-    return LabelSummary(sum(part.n_rows for part in parts), classes, counts, masses, weight, mean, squares)
+    least = min(part.least for part in parts)
+    return LabelSummary(sum(part.n_rows for part in parts), classes, counts, masses, weight, mean, squares, least)

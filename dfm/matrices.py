@@ -68,12 +68,13 @@ class Scaling:
     def from_moments(cls, moments: ColumnMoments) -> Scaling:
         """Mean and deviation of every column.
 
-        Columns of zeros and ones, and columns of one value, stay as they are: they say yes or no, and have no unit.
+        Columns of zeros and ones stay as they are: they say yes or no, and have no unit. Columns of one value vanish.
         """
         deviation = np.sqrt(moments.squares / (moments.weight or 1.0))
         # A column of one large value has the rounding error of its mean for a deviation.
-        plain = moments.is_flag | ~(deviation > 1e-12 * np.abs(moments.mean))
-        return cls(np.where(plain, 0.0, moments.mean), np.where(plain, 1.0, deviation))
+        varies = deviation > 1e-12 * np.abs(moments.mean)
+        mean = np.where(moments.is_flag, 0.0, moments.mean)
+        return cls(mean, np.where(varies & ~moments.is_flag, deviation, 1.0))
 
     def apply(self, matrix: NDArray[Any]) -> NDArray[np.float64]:
         """The columns as the model sees them, float64[n_rows, n_columns]."""

@@ -86,22 +86,22 @@ class Objective:
         """The objective of a loss by name ("" or "auto": the task's default) or of a user's. SettingsError as
         `check_task` says."""
         chosen = DEFAULT_LOSSES[task] if loss in ("", "auto") else loss
-        own = isinstance(chosen, CustomLoss)
         known = chosen if isinstance(chosen, CustomLoss) else resolve_loss(chosen, parameter)
         check_task(known, task)
-        sha256 = known.fingerprint if isinstance(known, CustomLoss) else ""
-        return cls(
-            task,
-            LossInfo(known.name, link_of(known, task).name, None if own else getattr(known, "parameter", None), sha256),
-            known,
-        )
+        return cls._unchecked(task, known)
+
+    @classmethod
+    def _unchecked(cls, task: str, loss: Loss | CustomLoss) -> Objective:
+        link = link_of(loss, task).name
+        if isinstance(loss, CustomLoss):
+            return cls(task, LossInfo(loss.name, link, None, loss.fingerprint), loss)
+        return cls(task, LossInfo(loss.name, link, loss.parameter), loss)
 
     @classmethod
     def of_spec(cls, task: str, spec: KernelSpec) -> Objective:
-        """The objective of compiled kernels."""
-        if isinstance(spec.loss, Loss):
-            return cls(task, LossInfo(spec.loss.name, spec.loss.link, spec.loss.parameter), spec.loss)
-        return cls.of(task, spec.loss, spec.loss_parameter)
+        """The objective of compiled kernels, which was checked before: that compiles a user's function once more."""
+        known = spec.loss if isinstance(spec.loss, CustomLoss) else resolve_loss(spec.loss, spec.loss_parameter)
+        return cls._unchecked(task, known)
 
     @classmethod
     def of_info(cls, task: str, info: LossInfo | None) -> Objective:
@@ -193,8 +193,10 @@ def total_loss(loss: Loss | CustomLoss) -> Callable[..., float]:
         return result
 
     function = numba.njit(nogil=True, error_model="numpy")(total)
-    named = f"{loss.name} {loss.parameter}" if isinstance(loss, Loss) else repr(loss)
-    keep_on_disk(function, f"{numba_cpu.sources()} {named}")
+    if isinstance(loss, CustomLoss):
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss!r}")
+    elif loss.name in LOSSES and resolve_loss(loss.name, loss.parameter) is loss:  # nothing else is known by its name
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss.name} {loss.parameter}")
     return function
 
 

@@ -584,6 +584,10 @@ class TrainingSettings(Table):
         Number(1, integer=True),
         "more than 1 is faster but no longer gives the same bytes every time",
     )
+    warm_start: str = knob("", Text(), "folder or URL of a model to go on from; empty: start from the beginning")
+    warm_start_decay: float = knob(
+        0.1, Number(0, 1), "how far warm_start's weights shrink towards the initial ones; 0: not at all, 1: forget them"
+    )
     backend: str = knob(
         "auto",
         Options(BACKENDS),
@@ -811,10 +815,17 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
     Relative paths stay as they are written.
     """
+    return Job.from_dict(read_tables(source, overrides))
+
+
+def read_tables(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The tables that `load_job` makes a job of, as they are written and not yet checked."""
     tables = _read_tables(source)
     for override in overrides:
         _apply_override(tables, override)
-    return Job.from_dict(tables)
+    return tables
 
 
 def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> dict[str, Any]:
@@ -842,10 +853,11 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             inner = target[step] = {}
         target = inner
-    target[path[-1]] = _override_value(path, text)
+    target[path[-1]] = read_override(path, text)
 
 
-def _override_value(path: list[str], text: str) -> Any:
+def read_override(path: Sequence[str], text: str) -> Any:
+    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):

@@ -1,6 +1,6 @@
 """Small files at local paths and fsspec URLs alike: whole reads, atomic writes, creation that only one can win.
 
-What a store answers while it is busy, throttles or restarts is asked again for `PATIENCE` seconds, then a StorageError.
+A store that is busy, throttles or restarts is asked again (`dfm.patience`).
 """
 
 from __future__ import annotations
@@ -8,36 +8,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import logging
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import fsspec
 
-from dfm.credentials import check_url, hidden
-from dfm.errors import StorageError
+from dfm.credentials import check_url
+from dfm.errors import SettingsError, StorageError
+from dfm.patience import first_line, retrying
 
-logger = logging.getLogger(__name__)
 Options = Mapping[str, Any] | None
-Answer = TypeVar("Answer")
-PATIENCE = 60.0
-"""Seconds for which a failing store is asked again, beside what its own client repeats."""
-_FIRST_DELAY, _LONGEST_DELAY = 0.25, 10.0
 _WRITER = "dfm-writer"
 """Metadata of an object that `create_bytes` put: who put it, so that a repeated request knows its own work."""
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BUSY = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
-_CONNECTION_ERRORS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"}
-"""Classes of botocore, aiohttp and urllib3, found by name: none of these packages is needed."""
 
 
 def is_local(url: str) -> bool:
@@ -63,50 +53,18 @@ def join(url: str, name: str) -> str:
 
 
 def open_store(url: str, options: Options = None) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path in it. SettingsError where the URL holds a secret."""
+    """The fsspec filesystem of a URL and the path in it. SettingsError where it holds a secret or nothing opens it."""
     check_url(url)
-    filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    except (ImportError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{url} cannot be opened: {first_line(error)}; check the protocol and the storage options, and install "
+            "what the protocol needs (pip install 'dfm[s3]' for s3://)"
+        ) from error
     # A filesystem object remembers listings; what others wrote since would be missing.
     filesystem.invalidate_cache()
     return filesystem, path
-
-
-def retrying(url: str, action: Callable[[], Answer]) -> Answer:
-    """What `action` returns; while the store is busy, it is called again. StorageError when patience is at an end."""
-    started, delay = time.monotonic(), _FIRST_DELAY
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            if time.monotonic() - started + delay > PATIENCE:
-                raise StorageError(
-                    f"{hidden(url)} does not answer ({_first_line(error)}), asked again for {PATIENCE:.0f} s; "
-                    "check the store, its address and its limits, then run the same command again"
-                ) from error
-            logger.warning("%s: %s; asking again in %.1f s", hidden(url), _first_line(error), delay)
-        # Many workers were refused at the same moment; they must not come back at the same moment.
-        time.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(2 * delay, _LONGEST_DELAY)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether a store may answer the same request later: throttling, its own failures, lost connections."""
-    for cause in (error, error.__cause__):
-        answer = getattr(cause, "response", None)
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, Mapping) else None
-        status = status or getattr(cause, "status", None) or getattr(answer, "status_code", None)
-        if isinstance(status, int):
-            return status >= 500 or status in (408, 429)
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    by_name = {kind.__name__ for kind in type(error).__mro__} & _CONNECTION_ERRORS
-    return bool(by_name) or (isinstance(error, OSError) and error.errno in _BUSY)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -122,7 +80,7 @@ def telling_of_full_disks(path: Path, *also: int) -> Iterator[None]:
             raise
         free = f", {shutil.disk_usage(path.parent).free:,} bytes free" if path.parent.is_dir() else ""
         raise StorageError(
-            f"{path} cannot be written: {_first_line(error)}{free}; make room there, or name a folder on another disk "
+            f"{path} cannot be written: {first_line(error)}{free}; make room there, or name a folder on another disk "
             "(cluster.cache for partitions, output.directory for results)"
         ) from error
 

@@ -257,6 +257,7 @@ ELSEWHERE = (
         8,
     ),
     ("a store that throttles or fails for longer than a minute", "the URL, what it answered last", 8),
+    ("a store that denies access, or a process without credentials", "the URL; check credentials and rights", 8),
     ("a password or a signature in a URL, a secret among the storage options", "the key; never the secret", 2),
 )
 """What the same section tells and other tests look at."""

@@ -14,6 +14,7 @@ ACCESS_KEY, SECRET_KEY = "CANARYACCESSKEY", "canary-secret-of-the-store"
 """What must be found nowhere but in the environment."""
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>{}</Message></Error>'
 SLOW_DOWN = (503, ERROR.format("SlowDown", "Please reduce your request rate."))
+DENIED = (403, ERROR.format("AccessDenied", "Access Denied"))
 INTERNAL_ERROR = (500, ERROR.format("InternalError", "We encountered an internal error. Please try again."))
 KINDS = ("slow down", "internal error", "cut", "done but failed")
 """Refused, failed before or after the work was done, or cut off without an answer."""
@@ -47,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.faults.draw()
         if fault == "slow down":
             self._answer(SLOW_DOWN[0], {"Content-Type": "application/xml"}, SLOW_DOWN[1].encode())
+        elif fault == "denied":
+            self._answer(DENIED[0], {"Content-Type": "application/xml"}, DENIED[1].encode())
         elif fault == "internal error":
             self._answer(INTERNAL_ERROR[0], {"Content-Type": "application/xml"}, INTERNAL_ERROR[1].encode())
         elif fault == "cut":

@@ -28,6 +28,8 @@ COLUMNS = ["label", "w", "C", "I", "L"]
 SCHEMA = resolve(Schema(weight="w", categorical=["C"], numeric=["I"], lists=["L"]), COLUMNS)
 MEMORY = 6 << 30
 """Bytes of address space: a mutated length that asks for more gets an error instead of the machine."""
+LARGEST = 3.4028234663852886e38
+"""The largest number of 32 bits; a weight beyond it is a bad one."""
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"compression": "none", "use_dictionary": False, "write_page_checksum": True},
     {"compression": "none", "use_dictionary": True, "write_page_checksum": True, "data_page_version": "2.0"},
@@ -100,7 +102,7 @@ def plain(path: Path) -> tuple[int, list[tuple[float, float]]]:
     good = []
     for row in rows:
         label, weight, number = row["label"], row["w"], row["I"]
-        if label not in (0, 1) or weight is None or not 0 <= weight < float("inf"):
+        if label not in (0, 1) or weight is None or not 0 <= weight <= LARGEST:
             continue
         if number is not None and not abs(number) < float("inf"):
             continue

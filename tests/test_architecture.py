@@ -13,35 +13,40 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "compilation", "credentials", "settings", "schema", "storage", "runs", "arrays", "timesplit"),
+    *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "runs", "arrays"),
+    "timesplit",
     "manifest",
-    "ingest",
+    *("ingest", "duplicates"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     "params",
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
-    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_gpu"),
-    *("averaging", "metrics", "matrices", "objective", "model", "export", "inspection", "synth", "checkpoint"),
+    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_device", "kernels.cupy_gpu"),
+    *("averaging", "metrics", "matrices", "objective", "model", "warmstart", "promotion"),
+    *("datacheck", "nightreport", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.observing"),
     *("distributed.backends", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     *("distributed.train", "distributed.retire"),
-    *("jobs", "outcome", "driver", "submission"),
+    *("jobs", "outcome", "driver", "submission", "detached", "steps"),
     *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
-    *("demo", "report", "cli_kubernetes", "cli_runs", "cli", "__main__"),
-    *("inputs", "labels", "fitting", "distributed.collections", "factorization"),
-    *("estimators.recipes", "estimators.base", "estimators.elsewhere", "estimators.classifiers"),
-    "estimators.regressors",
+    *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
+    *("airflow.tasks", "airflow.operators"),
+    *("demo", "report", "cli_kubernetes", "cli_runs", "cli_publish", "cli", "__main__"),
+    *("inputs", "labels", "fitting", "distributed.crew", "distributed.collections", "factorization"),
+    *("estimators.recipes", "estimators.outputs", "estimators.elsewhere", "estimators.base"),
+    *("estimators.classifiers", "estimators.regressors"),
 ]
 """Every module; each may import those before it, at its top or inside a function."""
 TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
 """Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs", "submission")
-WITH_CUPY = ("kernels.cupy_gpu",)
+WITH_DASK = ("distributed.", "jobs", "submission", "steps", "airflow.")
+WITH_CUPY = ("kernels.cupy_device",)
 WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
+WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 
 
@@ -108,7 +113,7 @@ def test_nothing_else_needs_the_estimators():
 
 def test_optional_packages_are_imported_where_they_are_needed_not_at_the_top():
     for name, tree in MODULES.items():
-        if not name.startswith((*WITH_CUPY, *WITH_SKLEARN)):
+        if not name.startswith((*WITH_CUPY, *WITH_SKLEARN, *WITH_AIRFLOW)):
             assert not {i.split(".")[0] for i in imports_at_the_top(tree)} & OPTIONAL, name
 
 

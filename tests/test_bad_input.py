@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +20,10 @@ from distributed import Client
 from small_jobs import in_process_client
 
 from dfm import cli, jobs
+from dfm.distributed import cluster
 from dfm.errors import DataError, DfmError, RunCancelled, SettingsError, StorageError
 from dfm.report import Reporter
+from dfm.settings import ClusterSettings
 
 CASES = [pytest.param(case, id=name) for name, case in TABLE.items()]
 SKIPPABLE = [pytest.param(case, id=name) for name, case in TABLE.items() if case.skipped]
@@ -167,6 +171,25 @@ def test_a_run_that_was_stopped_does_not_go_on_with_other_data(folder: Path, cli
     TABLE["shard that changed"].spoil(folder)
     with pytest.raises(SettingsError, match=r"belongs to another job: the shard .*b\.parquet changed since then"):
         jobs.train(tables(folder), client)
+
+
+def test_a_lost_worker_does_not_make_its_partitions_again_from_a_shard_that_changed(folder: Path) -> None:
+    """A real process: it dies between two epochs, with the cache and all that it held, and the shard is another one."""
+    job = tables(folder)
+    job["training"]["n_epochs"] = 60
+    killed: list[int] = []
+    with cluster.connect(ClusterSettings(workers=1, cache=job["cluster"]["cache"])) as own:
+
+        def lose_the_worker(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and not killed:
+                TABLE["shard that changed"].spoil(folder)
+                shutil.rmtree(job["cluster"]["cache"])
+                killed.append(next(iter(own.run(os.getpid).values())))
+                os.kill(killed[0], signal.SIGKILL)
+
+        with pytest.raises(DataError, match=TABLE["shard that changed"].message):
+            jobs.train(job, own, on_event=lose_the_worker)
+    assert killed
 
 
 def test_the_readme_holds_the_table() -> None:

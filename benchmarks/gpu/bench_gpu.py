@@ -30,7 +30,7 @@ import click_data
 from click_data import ImplicitRows
 from machine import machine_line
 
-from dfm.kernels import cupy_gpu, numba_cpu
+from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, padded_lanes
 
@@ -300,7 +300,7 @@ def device_line() -> str:
     """The device with its driver."""
     import cupy
 
-    name, _ = cupy_gpu.availability()
+    name, _ = cupy_device.availability()
     runtime = cupy.cuda.runtime
     return f"{name}, driver {runtime.driverGetVersion()}, CUDA {runtime.runtimeGetVersion()}, CuPy {cupy.__version__}"
 
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     parser.add_argument("--output", default="", help="write what is printed to this file too")
     arguments = parser.parse_args()
-    name, reason = cupy_gpu.availability()
+    name, reason = cupy_device.availability()
     if not name:
         print(f"no GPU, nothing measured: {reason}")
         return

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_gpu
+from dfm.kernels import cupy_device, cupy_gpu
 from dfm.kernels.contract import KernelSpec
 from dfm.settings import TrainingSettings
 
@@ -44,8 +44,10 @@ class Backend:
 
 def gpu_of_worker() -> GpuOfWorker:
     """Of this process."""
-    name, reason = cupy_gpu.availability()
-    return GpuOfWorker(name, reason, cupy_gpu.device_count() if name else 0, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    name, reason = cupy_device.availability()
+    return GpuOfWorker(
+        name, reason, cupy_device.device_count() if name else 0, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    )
 
 
 def choose(client: Client, training: TrainingSettings, spec: KernelSpec, addresses: Sequence[str]) -> Backend:
@@ -101,4 +103,4 @@ def _spread(client: Client, found: Mapping[str, GpuOfWorker]) -> None:
         if len({found[address].visible for address in workers}) > 1:
             continue
         for number, address in enumerate(workers):
-            client.run(cupy_gpu.use_device, number % found[address].n_devices, workers=[address])
+            client.run(cupy_device.use_device, number % found[address].n_devices, workers=[address])

@@ -232,7 +232,7 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
             with _noting_memory(client, out_of_memory):
                 yield client
         else:
-            with connect(settings) as own, _noting_memory(own, out_of_memory):
+            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory):
                 if is_remote(settings):
                     check_versions(own, settings)
                 yield own
@@ -243,6 +243,20 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
             "are up, and run the same command again: what is finished is not repeated"
         ) from error
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """A scheduler that is lost ends the block with an error of ours; Dask need not log its traceback as well."""
+    loggers = [logging.getLogger(name) for name in ("distributed.client", "distributed.core", "tornado.application")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

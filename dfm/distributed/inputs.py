@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from dfm.distributed.placement import Plan, plan_reading, plan_training
+from dfm.duplicates import check_distinct
 from dfm.errors import DataError
-from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, check_distinct, find_shards, stored_schema
+from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, stored_schema
 from dfm.schema import ResolvedSchema, infer, resolve
 from dfm.settings import Job
 from dfm.timesplit import at_or_after, first_and_last

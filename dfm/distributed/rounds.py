@@ -21,10 +21,13 @@ from dfm.averaging import Contribution, MergeRule, combine_all, contribute, fina
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
+from dfm.model import FMModel
 from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
+from dfm.settings import LOSS_TASKS
 from dfm.vocabulary import Vocabulary
+from dfm.warmstart import warm_table
 
 BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
 """By the names that training.backend takes."""
@@ -87,6 +90,12 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     start, stop = bounds
     n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
     return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+
+
+def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
+    """The untrained block, moved towards an earlier model."""
+    ids = vocabulary.ids[block.start : block.start + block.table.n_features]
+    return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
 
 def train_replicas(
@@ -203,7 +212,7 @@ def warm_up(work: Work, _after: object = None) -> float:
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        "regression" if work.spec.loss == "squared" else "classification",
+        LOSS_TASKS.get(str(work.spec.loss), "classification"),
         [Block(0, table)],
         [partition],
     )

@@ -35,6 +35,7 @@ from dfm.objective import Objective, kernel_spec
 from dfm.params import InitialValues, Layout
 from dfm.preparation import Reading, fingerprint, prune_cache
 from dfm.settings import Job, parse_bytes
+from dfm.warmstart import Start, find_start
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -85,13 +86,14 @@ def train(
     objective, spec = kernel_spec(job, loss, regularizer)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
+    warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
     with cluster.client_of(job.cluster, client) as own:
         watch = cluster.Watch(own, job.cluster.worker_timeout)
         tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.n_rounds)
         tell(observing.placement_event(inputs.plan, watch.addresses()))
-        return _Run(job, inputs, watch, tell, checkpoints, objective, spec).run(found)
+        return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
@@ -138,6 +140,8 @@ class _Run:
     checkpoints: CheckpointFolder
     objective: Objective
     spec: KernelSpec
+    warm: Start | None
+    """The model that training goes on from."""
     prepared: prepare.Prepared = field(init=False)
     work: rounds.Work = field(init=False)
     backend: backends.Backend = field(init=False)
@@ -277,7 +281,10 @@ class _Run:
     def _prepare(self) -> prepare.Prepared:
         training, validation = self._reading()
         plan = self.inputs.plan
-        training = prepare.learn_statistics(self.watch, training, plan, self._progress)
+        if self.warm:
+            training = dataclasses.replace(training, statistics=self.warm.statistics)
+        else:
+            training = prepare.learn_statistics(self.watch, training, plan, self._progress)
         tasks = self.inputs.validation_tasks
         prepared = prepare.prepare(self.watch, self.job, training, plan, (validation, tasks), self._progress)
         self._check_rows(prepared)
@@ -329,12 +336,20 @@ class _Run:
             self.job.training.initial_accumulator,
             self.objective.link.start(self.prepared.account.label_sum / max(self.prepared.account.accepted, 1)),
         )
-        return [
+        blocks = [
             self.client.submit(
                 rounds.initial_block, self.prepared.vocabulary, self._layout(), pair, initial, pure=False
             )
             for pair in itertools.pairwise(bounds)
         ]
+        return self._warmed(blocks, self.warm) if self.warm else blocks
+
+    def _warmed(self, blocks: list[Future], warm: Start) -> list[Future]:
+        """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
+        here = storage.is_local(warm.url) and not self.shares_disk
+        model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
+        vocabulary = self.prepared.vocabulary
+        return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -395,6 +410,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "warm_start": self.warm.describe() if self.warm else {},
         }
 
     def _prune(self, started: float) -> None:

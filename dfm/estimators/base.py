@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+import dfm
 from dfm.encoding import take_rows
 from dfm.errors import DataError, SettingsError
+from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised
 from dfm.fitting import (
     Crew,
@@ -52,34 +51,12 @@ from dfm.kernels import numba_cpu
 from dfm.labels import LabelEncoding, LabelSummary, summarise_labels
 from dfm.matrices import is_sparse
 from dfm.model import FMModel
-from dfm.params import Layout, ParameterTable, allocate
+from dfm.params import Layout, ParameterTable
 from dfm.partition import HashedRows, SparsePartition, build_partition
 from dfm.vocabulary import RowLookup
 
-logger = logging.getLogger("dfm.estimators")
-_SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
-"""Of an epoch's record, what `verbose` shows."""
+_PLAIN = bool | int | float | str | None
 Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
-
-
-@dataclass(frozen=True, eq=False)
-class Output:
-    """One factorization machine of an estimator: of the label, or of one class against the rest."""
-
-    progress: Progress
-    unit: LabelUnit
-
-    def table(self) -> ParameterTable:
-        """Its parameters without optimizer state, in the labels' own unit.
-
-        A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
-        """
-        trained, scale = self.progress.table, self.unit.scale
-        table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
-        table.bias[0] = float(trained.bias_value) * scale + self.unit.mean
-        table.linear[:, 0] = trained.linear_weights * np.float32(scale)
-        table.factors[:, : trained.layout.n_factors] = trained.factor_weights * np.float32(scale**0.5)
-        return table
 
 
 class BaseFactorizationMachine(Parametrised):
@@ -197,6 +174,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
+        self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
         if is_dask(X) or is_path(X):
             from dfm.estimators import elsewhere
 
@@ -215,6 +193,12 @@ class BaseFactorizationMachine(Parametrised):
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         """One epoch over these rows, from where the last call or fit ended."""
+        if is_dask(X) or is_path(X):
+            raise SettingsError(
+                "partial_fit takes rows of this process: fit a collection or shards as a whole, or several times with "
+                "warm_start = True"
+            )
+        self._on_cluster = False
         goes_on = hasattr(self, "_outputs")
         rows, summary = self._training_rows(X, y, sample_weight, goes_on, are_all=False)
         recipes = self._recipes(rows.n_rows, summary, 1)
@@ -275,7 +259,7 @@ class BaseFactorizationMachine(Parametrised):
         client: Any = None,
     ) -> Self:
         """Train every machine on rows of this process; with a client its cluster does the work."""
-        features, n_threads = self._features, max(1, self.n_jobs or 1)
+        features, n_threads = self._features, effective_n_jobs(self.n_jobs)
         partitions = self._partitions(rows, recipes[0].n_rounds)
         held = [] if held_out is None else [whole_partition(held_out, features.vocabulary, features.lookup)]
 
@@ -292,7 +276,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _partitions(self, rows: HashedRows, n_rounds: int) -> list[list[SparsePartition]]:
         """The rows of each replica and round, shuffled."""
-        n_replicas, features = self.n_replicas, self._features
+        n_replicas, features = self._settings()[1].n_replicas, self._features
         if rows.n_rows < n_replicas:
             raise SettingsError(f"n_replicas = {n_replicas} for {rows.n_rows} rows: expected one row each at least")
         parts = deal(rows.n_rows, n_replicas, n_rounds, self._seed())
@@ -316,10 +300,10 @@ class BaseFactorizationMachine(Parametrised):
         def train(number: int) -> Output:
             recipe, start = recipes[number], starts[number]
             progress = start or Progress(initial_table(recipe, self._features.vocabulary))
-            tell = _teller(number, len(recipes))
+            tell = teller(number, len(recipes))
             return Output(fit(recipe, crew(number), progress, tell), recipe.unit)
 
-        with _shown(bool(self.verbose)), ThreadPoolExecutor(n_threads) as pool:
+        with shown(bool(self.verbose)), ThreadPoolExecutor(n_threads) as pool:
             threaded = n_threads > 1 and len(recipes) > 1
             outputs = list((pool.map if threaded else map)(train, range(len(recipes))))
         return self._keep(outputs)
@@ -350,7 +334,7 @@ class BaseFactorizationMachine(Parametrised):
         if not (is_dask(X) or is_path(X)):
             return None
         check_is_fitted(self)
-        from dfm.estimators import elsewhere
+        from dfm.estimators import elsewhere  # loads Dask, which a fit on an array does not need
 
         return elsewhere.score(self, X, method, shape, dtype)
 
@@ -367,7 +351,13 @@ class BaseFactorizationMachine(Parametrised):
         return dense
 
     def _model(self, number: int = 0) -> FMModel:
-        metadata = {"estimator": type(self).__name__, "history": self.history_}
+        given = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in self.get_params().items()}
+        metadata = {
+            "dfm_version": dfm.__version__,
+            "estimator": type(self).__name__,
+            "settings": {"estimator": given},
+            "history": self.history_,
+        }
         return self._features.model(self._tables[number], self._objective(), metadata)
 
     def to_local(self) -> Self:
@@ -379,41 +369,3 @@ class BaseFactorizationMachine(Parametrised):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:
-    """X, y and weights of (X, y) or (X, y, sample_weight), or of a list with one such tuple."""
-    if isinstance(eval_set, list) and len(eval_set) == 1:
-        eval_set = eval_set[0]
-    if not isinstance(eval_set, tuple) or len(eval_set) not in (2, 3):
-        raise SettingsError("eval_set is not legal: expected (X, y) or (X, y, sample_weight)")
-    X, y, sample_weight = (*eval_set, None)[:3]
-    return X, y, sample_weight
-
-
-def _teller(number: int, n_outputs: int) -> Callable[[Event], None]:
-    """What is logged of an epoch."""
-    which = f" ({number + 1} of {n_outputs})" if n_outputs > 1 else ""
-
-    def tell(event: Event) -> None:
-        shown = ", ".join(f"{key} {event[key]:.5f}" for key in _SHOWN if event.get(key) is not None)
-        logger.info("epoch %d%s: %s", event["epoch"], which, shown)
-
-    return tell
-
-
-@contextmanager
-def _shown(verbose: bool) -> Iterator[None]:
-    """With verbose, the log of this fit goes to standard output, unless the program logs itself."""
-    if not verbose or logger.isEnabledFor(logging.INFO):
-        yield
-        return
-    handler, level = logging.StreamHandler(sys.stdout), logger.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

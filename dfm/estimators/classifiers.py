@@ -41,9 +41,11 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
         """Train on rows X with class labels y.
 
-        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
-        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
-        on after each epoch; the best epoch is kept.
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
+        array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
+        then name. sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to
+        validate on after each epoch; the best epoch is kept. client: of the Dask cluster to train on; collections take
+        the current one by themselves, everything else is trained in this process without it.
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
@@ -183,7 +185,31 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 
 
 class FMClassifier(_Classifier):
-    """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+    """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
+
+    The model. n_factors: length of a factor vector. loss: "logistic", "hinge" (scores are margins, no probabilities),
+    or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in place of w² / 2;
+    l2_linear and l2_factors are the strengths of either, per row that touches a weight.
+
+    Training. optimizer: "adagrad", "adagrad-row", "sgd", "adam", or "ftrl", which alone reads l1_linear and ftrl_beta.
+    learning_rate: None for 0.1, or 0.01 with sgd and adam; that of the factors is factor_rate_scale times as large.
+    n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
+    any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
+    validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
+    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit.
+
+    Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
+    "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
+    crosses name columns by role (by type where none is named), and numeric_transform, hash_bits, min_count and
+    min_count_factors are the knobs of a job file.
+
+    Work. n_replicas: local models, averaged averages_per_epoch times an epoch by the rule `merge`; None is one in this
+    process, and eight where the rows lie on a cluster. n_jobs: threads for replicas or classes. random_state: a number
+    for the same bytes every time. verbose: print a line an epoch.
+
+    Fitted: classes_, coef_ (w), intercept_ (w0), factors_ (V), n_iter_ (epochs), history_ (a record each), model_ (the
+    `FMModel` to serve), n_features_in_, and feature_names_in_ where columns have names.
+    """
 
     def __init__(
         self,
@@ -210,7 +236,7 @@ class FMClassifier(_Classifier):
         patience: int = 5,
         tol: float = 1e-4,
         warm_start: bool = False,
-        n_replicas: int = 1,
+        n_replicas: int | None = None,
         averages_per_epoch: int | str = "auto",
         merge: str = "auto",
         categorical: Sequence[str] | None = None,
@@ -229,7 +255,7 @@ class FMClassifier(_Classifier):
 
 
 class LinearClassifier(_Classifier):
-    """Linear model for classes: a factorization machine without factors."""
+    """Linear model for classes: a factorization machine without factors. Parameters as in `FMClassifier`."""
 
     def __init__(
         self,
@@ -252,7 +278,7 @@ class LinearClassifier(_Classifier):
         patience: int = 5,
         tol: float = 1e-4,
         warm_start: bool = False,
-        n_replicas: int = 1,
+        n_replicas: int | None = None,
         averages_per_epoch: int | str = "auto",
         merge: str = "auto",
         categorical: Sequence[str] | None = None,

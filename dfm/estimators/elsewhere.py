@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from joblib import effective_n_jobs
 
 from dfm.distributed import collections
 from dfm.distributed.cluster import Watch
-from dfm.distributed.collections import DaskCrew, Wishes, chunks_of, watch_of
+from dfm.distributed.collections import Wishes, chunks_of
+from dfm.distributed.crew import DaskCrew, scatter_replicas, watch_of
 from dfm.distributed.placement import plan_reading
 from dfm.errors import SettingsError
-from dfm.estimators.base import BaseFactorizationMachine, Output, unpacked
+from dfm.estimators.outputs import Output, unpacked
 from dfm.fitting import Crew, LabelUnit, Progress
 from dfm.ingest import find_shards, read_unit
 from dfm.inputs import MatrixFeatures, TableFeatures, is_dask, is_path
@@ -26,7 +28,8 @@ from dfm.params import ParameterTable
 from dfm.partition import SparsePartition
 from dfm.settings import Job
 
-Estimator = BaseFactorizationMachine
+Estimator = Any
+"""A `BaseFactorizationMachine`, whose module imports this one."""
 
 
 def fit(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Any:
@@ -56,7 +59,7 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
         estimator._table_options(),
         estimator.standardize,
         model.n_factors,
-        estimator.n_replicas,
+        training.n_replicas,
         estimator._seed(),
         share,
         estimator._n_rounds(training, summary.n_rows),
@@ -81,7 +84,12 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
             held = [client.submit(relabel, part, pure=False) for part in held]
         return DaskCrew(watch, replicas, held)
 
-    return estimator._train(recipes, estimator._starts(len(recipes), goes_on), crew, max(1, estimator.n_jobs or 1))
+    return estimator._train(
+        recipes,
+        estimator._starts(len(recipes), goes_on),
+        crew,
+        1 if len(recipes) == 1 else effective_n_jobs(estimator.n_jobs),
+    )
 
 
 def _record(estimator: Estimator, X: Any) -> None:
@@ -119,8 +127,8 @@ def _unweighted(encoding: Any) -> Any:
 def crew_of_rows(client: Any, replicas: Sequence[list[SparsePartition]], held_out: list[SparsePartition]) -> Crew:
     """Trains partitions that lie here on the cluster of a client."""
     watch = watch_of(client)
-    held = collections.scatter_replicas(watch, [held_out]) if held_out else []
-    return DaskCrew(watch, collections.scatter_replicas(watch, replicas), held)
+    held = scatter_replicas(watch, [held_out]) if held_out else []
+    return DaskCrew(watch, scatter_replicas(watch, replicas), held)
 
 
 # --------------------------------------------------------------------------------------------- scores ----
@@ -154,9 +162,13 @@ def _fit_shards(estimator: Estimator, X: Any, y: Any, sample_weight: Any, eval_s
     return _fit_job(estimator, X, y, sample_weight, eval_set, client)
 
 
+def _paths(given: Any) -> list[str]:
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
+
+
 def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of shards as one table."""
-    shards = find_shards([os.fspath(paths)] if isinstance(paths, str | os.PathLike) else list(paths))
+    shards = find_shards(_paths(paths))
     units = [unit for task in plan_reading(shards) for unit in task]
     names = list(columns) if columns is not None else collections.columns_of(shards[0])
     return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])
@@ -181,6 +193,8 @@ def _fit_job(estimator: Estimator, X: Any, y: str, sample_weight: str | None, ev
             "class_weight does not reach shards: write the weights into a column, sample_weight = its name"
         )
     validation = () if eval_set is None else (unpacked(eval_set)[0],)
+    if not all(is_path(path) for path in validation):
+        raise SettingsError("a job on shards validates on shards: eval_set = (path, y), or nothing")
     with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
         job = _job_of(estimator, X, y, sample_weight, validation, folder)
         own = estimator.loss if callable(estimator.loss) else None
@@ -200,10 +214,9 @@ def _job_of(
 ) -> Job:
     model, training = estimator._settings()
     options = estimator._table_options()
-    paths = [os.fspath(X)] if isinstance(X, str | os.PathLike) else list(X)
     return Job.from_dict(
         {
-            "data": {"train": paths, "validation": [os.fspath(path) for path in validation]},
+            "data": {"train": _paths(X), "validation": [path for paths in validation for path in _paths(paths)]},
             "schema": {
                 "label": y,
                 "weight": sample_weight or "",

@@ -36,6 +36,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     """An estimator's parameters, read."""
 
     _task: str
+    _on_cluster: bool = False
+    """Whether the fit under way, or the last one, was of rows that lie on a cluster or in shards."""
 
     def _settings(self) -> tuple[ModelSettings, TrainingSettings]:
         """The parameters as tables of a job, which check their ranges."""
@@ -49,11 +51,19 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                 raise SettingsError(
                     f'l1_linear = {self.l1_linear} needs optimizer = "ftrl", not {self.optimizer!r}; leave it at 0'
                 )
-        chosen = {"n_factors": 0, **given, "task": self._task, "seed": self._seed(), "learning_rate": rate}
+        n_replicas = self._n_replicas()
+        fixed = {"task": self._task, "seed": self._seed(), "learning_rate": rate, "n_replicas": n_replicas}
+        chosen = {"n_factors": 0, **given, **fixed}
         return (
             ModelSettings(**{key: chosen[key] for key in ModelSettings.knobs() if key in chosen}),
             TrainingSettings(**{key: chosen[key] for key in TrainingSettings.knobs() if key in chosen}),
         )
+
+    def _n_replicas(self) -> int:
+        """Local models; None is one here, and as many as a job has where the rows lie on a cluster."""
+        if self.n_replicas is None:
+            return int(TrainingSettings.knobs()["n_replicas"].default) if self._on_cluster else 1
+        return self.n_replicas
 
     def _seed(self) -> int:
         state = self.random_state
@@ -116,7 +126,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
             training.n_epochs if n_epochs is None else n_epochs,
             self._n_rounds(training, n_rows),
-            training.schedule,
+            # Of one call after another nobody knows the end that a decay would lead to.
+            "constant" if n_epochs is not None and training.schedule == "final-decay" else training.schedule,
             float(self.tol),
             training.patience,
             objective,

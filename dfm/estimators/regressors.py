@@ -24,9 +24,11 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
         """Train on rows X with numbers y.
 
-        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns.
-        sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to validate
-        on after each epoch; the best epoch is kept.
+        X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
+        array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
+        then name. sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to
+        validate on after each epoch; the best epoch is kept. client: of the Dask cluster to train on; collections take
+        the current one by themselves, everything else is trained in this process without it.
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
@@ -66,6 +68,8 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         mean_weight = summary.weight / summary.n_rows or 1.0
+        if self._objective().label_kind == "counts" and summary.least < 0:
+            raise ValueError(f'y holds {summary.least:g}, and loss = "poisson" is for counts: expected 0 or more')
         if self.loss not in _OF_ANY_UNIT:
             return LabelEncoding(mean_weight=mean_weight)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
@@ -78,7 +82,12 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
 
 
 class FMRegressor(_Regressor):
-    """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010)."""
+    """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
+
+    loss: "squared" and "quantile" are trained on labels of mean 0 and deviation 1, so that their unit does not matter,
+    "huber" (loss_parameter: the error from which on it is linear) and "poisson" (predictions are exp(score)) on labels
+    as they are; or any function loss(score, y). All other parameters, and what is fitted, as in `FMClassifier`.
+    """
 
     def __init__(
         self,
@@ -104,7 +113,7 @@ class FMRegressor(_Regressor):
         patience: int = 5,
         tol: float = 1e-4,
         warm_start: bool = False,
-        n_replicas: int = 1,
+        n_replicas: int | None = None,
         averages_per_epoch: int | str = "auto",
         merge: str = "auto",
         categorical: Sequence[str] | None = None,
@@ -123,7 +132,7 @@ class FMRegressor(_Regressor):
 
 
 class LinearRegressor(_Regressor):
-    """Linear model for numbers: a factorization machine without factors."""
+    """Linear model for numbers: a factorization machine without factors. Parameters as in `FMRegressor`."""
 
     def __init__(
         self,
@@ -145,7 +154,7 @@ class LinearRegressor(_Regressor):
         patience: int = 5,
         tol: float = 1e-4,
         warm_start: bool = False,
-        n_replicas: int = 1,
+        n_replicas: int | None = None,
         averages_per_epoch: int | str = "auto",
         merge: str = "auto",
         categorical: Sequence[str] | None = None,

@@ -111,7 +111,7 @@ __device__ inline Launch launch_of(const Launch *arguments) {
     in_global_memory(launch.rows.indices);
     in_global_memory(launch.rows.values);
     in_global_memory(launch.rows.labels);
-    in_global_memory(launch.rows.weights);
+    if (launch.rows.weights) in_global_memory(launch.rows.weights);
     in_global_memory(launch.table.bias);
     in_global_memory(launch.table.linear);
     in_global_memory(launch.table.factors);
@@ -643,7 +643,7 @@ __device__ inline bool must_stop(const Launch &launch, double *room) {
 
 // Trains on row blocks. Grid: any number of blocks of whole warps. Shared memory: the bias' and the hot features'
 // records, then three doubles per warp.
-extern "C" __global__ void __launch_bounds__(256) train_rows(const Launch *arguments) {
+extern "C" __global__ void __launch_bounds__(256, 2) train_rows(const Launch *arguments) {
     Launch launch = launch_of(arguments);
     int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
     int n_vectors = 1 + launch.n_hot * (HOT_WIDTH / 4);

@@ -1,7 +1,7 @@
 """What a GPU holds between launches: pieces of rows that stay as long as they fit, and tables for the time of a call.
 
-Nothing here knows CuPy: `Device` says what is needed of a GPU, `cupy_gpu.CupyDevice` gives it, and tests give it on the
-processor.
+Nothing here knows CuPy: `Device` says what is needed of a GPU, `cupy_device.CupyDevice` gives it, and tests give it on
+the processor.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ class Residents:
         owner = self._owner(rows)
         if owner not in self._facts:
             self._facts[owner] = facts_of(rows, check_rows(rows))
-            for name in _ARRAYS:
+            for array in (getattr(rows, name) for name in _ARRAYS):
                 # An identity may be given to another array once this one is gone; finalizers may run in any thread.
-                weakref.finalize(getattr(rows, name), self._gone.append, owner).atexit = False
+                if array.size:  # empty arrays are shared, and outlive all
+                    weakref.finalize(array, self._gone.append, owner).atexit = False
         return self._facts[owner]
 
     def limit(self, budget: int) -> None:

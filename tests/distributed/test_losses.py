@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from small_jobs import LAST_DAY, job_tables, read_log
 import dfm
 from dfm import cli, jobs
 from dfm.distributed.train import TrainResult
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.model import FMModel
 
 KERNELS = {"n_factors": 0, "hash_bits": 16}
@@ -147,3 +148,18 @@ def test_poisson_predicts_the_mean_count(client: Client, tmp_path: Path) -> None
 def test_a_negative_count_is_a_bad_row(client: Client, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label is negative"):
         jobs.train(counts_job(tmp_path, -1), client)
+
+
+def test_a_users_loss_may_name_its_link(client: Client, tmp_path: Path) -> None:
+    tables = counts_job(tmp_path, 3)
+    tables["model"]["loss"] = "auto"
+    result = jobs.train(tables, client, loss=dfm.CustomLoss.of(user_functions.poisson, link="exp"))
+    np.testing.assert_allclose(result.model.predict({"site": [0, 1]}), [2.0, 9.0], rtol=0.1)
+    assert FMModel.load(result.model_url).objective.info.link == "exp"
+
+
+def test_a_loss_that_is_not_finite_for_some_label_stops_training_with_a_hint(client: Client, tmp_path: Path) -> None:
+    tables = counts_job(tmp_path, 0)
+    tables["model"]["loss"] = "auto"
+    with pytest.raises(DivergenceError, match="your loss is not finite for one of the labels"):
+        jobs.train(tables, client, loss=lambda score, y: (score - y) ** 2 * (1 + math.log(y)))

@@ -72,12 +72,20 @@ class Event:
             self.stream.work.pop(0)()
 
 
+POOL: dict[int, list[Any]] = {}
+
+
 class _Memory:
-    """Of the device, or pinned; it takes part in numpy.frombuffer as CuPy's does."""
+    """Of the device. As in CuPy's pool, what is dropped is handed out again at once, even if work on it still waits."""
 
     def __init__(self, n_bytes: int) -> None:
-        self.room = (ctypes.c_char * (n_bytes + 256))()
+        self.size = -(-n_bytes // 4096) * 4096
+        free = POOL.setdefault(self.size, [])
+        self.room = free.pop() if free else (ctypes.c_char * (self.size + 256))()
         self.ptr = ctypes.addressof(self.room) + -ctypes.addressof(self.room) % 256
+
+    def __del__(self) -> None:
+        POOL[self.size].append(self.room)
 
 
 class Device:

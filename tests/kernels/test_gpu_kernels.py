@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from host_gpu import HostDevice, host_kernels, needs_compiler
+from host_gpu import HostDevice, host_kernels
 from host_gpu import fake_cupy as fake_module
 
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_gpu, gpu_plan, numba_cpu
+from dfm.kernels import cupy_device, cupy_gpu, gpu_plan, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.gpu_memory import COPY, TRAIN
 from dfm.kernels.gpu_plan import Grid
@@ -45,15 +45,13 @@ PARAMETERS = {"quantile": 0.8, "huber": 0.7}
 ALL_SIZES = [0, 1, 2, 4, 7, 8, 12, 16, 17, 33, 48, 64, 65, 112, 128, 129, 160, 255, 256]
 Backend = Callable[[KernelSpec], Kernels]
 
-pytestmark = needs_compiler
-
 
 @pytest.fixture(params=["host", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """The kernels on the processor, and on a GPU where there is one."""
     if request.param == "host":
         return host_kernels
-    name, reason = cupy_gpu.availability()
+    name, reason = cupy_device.availability()
     if not name:
         pytest.skip(reason)
     return cupy_gpu.compile_kernels
@@ -370,19 +368,19 @@ def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.fixture
-def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., cupy_gpu.CupyDevice]:
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., cupy_device.CupyDevice]:
     """`CupyDevice` on a fake CuPy whose copies and kernels wait until somebody waits for them."""
 
-    def device(free: int = 1 << 30) -> cupy_gpu.CupyDevice:
+    def device(free: int = 1 << 30) -> cupy_device.CupyDevice:
         monkeypatch.setitem(sys.modules, "cupy", fake_module.make(free))
-        monkeypatch.setattr(cupy_gpu, "_ROOM_BYTES", 1000)  # many pinned rooms are filled for an array
-        return cupy_gpu.CupyDevice()
+        monkeypatch.setattr(cupy_device, "_ROOM_BYTES", 1000)  # many pinned rooms are filled for an array
+        return cupy_device.CupyDevice()
 
     return device
 
 
 def test_the_device_by_cupy_copies_and_launches_in_the_right_order(
-    fake_cupy: Callable[..., cupy_gpu.CupyDevice], small_pieces: None
+    fake_cupy: Callable[..., cupy_device.CupyDevice], small_pieces: None
 ) -> None:
     spec, rows = KernelSpec("logistic", "adagrad-row", 8), make_rows(330)
     largest = max(gpu_plan.piece_bytes(rows, first, min(first + 50, 330)) for first in range(0, 330, 50))
@@ -396,20 +394,20 @@ def test_the_device_by_cupy_copies_and_launches_in_the_right_order(
     assert results[0] == results[1]
 
 
-def test_blocks_at_a_time_follow_from_registers_and_memory(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+def test_blocks_at_a_time_follow_from_registers_and_memory(fake_cupy: Callable[..., cupy_device.CupyDevice]) -> None:
     program = fake_cupy().compile(cupy_gpu.source_of(KernelSpec("logistic", "adagrad-row", 8)))
     assert program.most_blocks("train_rows", 256, 1000) == 2 * 2  # 65536 registers / (112 * 256), two processors
     assert program.most_blocks("train_rows", 32, 1000) == 2 * 18
     assert program.most_blocks("train_rows", 32, 100_000) == 2 * 2
 
 
-def test_an_allocation_that_fails_says_how_much_was_missing(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+def test_an_allocation_that_fails_says_how_much_was_missing(fake_cupy: Callable[..., cupy_device.CupyDevice]) -> None:
     device = fake_cupy(free=5000)
     with pytest.raises(ClusterError, match=r"a fake is out of memory: 6,000 more bytes .* 5,000 .* cluster.gpu_memory"):
         device.allocate(6000)
 
 
-def test_the_gpu_of_a_process_is_found_and_named(fake_cupy: Callable[..., cupy_gpu.CupyDevice]) -> None:
+def test_the_gpu_of_a_process_is_found_and_named(fake_cupy: Callable[..., cupy_device.CupyDevice]) -> None:
     fake_cupy()
-    assert cupy_gpu.availability() == ("a fake", "")
-    assert cupy_gpu.device_count() == 1
+    assert cupy_device.availability() == ("a fake", "")
+    assert cupy_device.device_count() == 1

@@ -10,10 +10,10 @@ import re
 import numpy as np
 import nvrtc
 import pytest
-from host_gpu import library_of, needs_compiler
+from host_gpu import library_of
 
 from dfm.errors import SettingsError
-from dfm.kernels import cupy_gpu, numba_cpu
+from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
 from dfm.kernels.losses import LOSSES, CustomLoss, CustomRegularizer
 from dfm.kernels.optimizers import OPTIMIZERS
@@ -149,7 +149,6 @@ def test_widths_of_the_program_are_those_of_the_layout() -> None:
             assert (layout.factor_width > layout.lanes) == (name in ("adagrad", "ftrl") and k > 0)
 
 
-@needs_compiler
 def test_the_launch_record_is_the_same_here_and_there() -> None:
     library = library_of(cupy_gpu.source_of(KernelSpec("logistic", "sgd", 4)))
     assert library.record_bytes() == cupy_gpu.LAUNCH.itemsize
@@ -166,7 +165,7 @@ def test_the_launch_record_is_the_same_here_and_there() -> None:
 
 
 def test_a_machine_without_gpu_says_why() -> None:
-    name, reason = cupy_gpu.availability()
+    name, reason = cupy_device.availability()
     assert bool(name) != bool(reason)
     assert name or re.search(r"dfm\[cuda12\]|no usable GPU", reason)
     assert np.dtype(cupy_gpu.LAUNCH).isalignedstruct

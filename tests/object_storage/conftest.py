@@ -17,7 +17,7 @@ from distributed import Client
 from flaky_proxy import ACCESS_KEY, SECRET_KEY, Faults, proxy
 from small_jobs import in_process_client
 
-from dfm import storage, synth
+from dfm import patience, storage, synth
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def faults(endpoint: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     # The client's own repetitions would hide those of dfm, and wait for seconds.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(storage, "_FIRST_DELAY", 0.02)
+    monkeypatch.setattr(patience, "_FIRST_DELAY", 0.02)
     faults.rate = 0.0
     faults.counts.clear()
     yield faults

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from flaky_proxy import KINDS, Faults
 
-from dfm import storage
+from dfm import patience, storage
 from dfm.errors import SettingsError, StorageError
+from dfm.ingest import describe_shard
+from dfm.model import FMModel
 
 
 def test_files_are_written_listed_read_and_removed(bucket: str) -> None:
@@ -85,11 +88,36 @@ def test_a_store_that_fails_often_is_asked_until_it_answers(bucket: str, faults:
 def test_a_store_that_never_answers_is_an_error_that_says_so(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PATIENCE", 0.5)
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
     faults.kinds, faults.rate = ("slow down",), 1.0
     with pytest.raises(StorageError, match=rf"{bucket}/x does not answer \(.*\), asked again.*run the same"):
         storage.read_bytes(f"{bucket}/x")
     faults.kinds = KINDS
+
+
+def test_a_store_that_denies_access_is_asked_once(bucket: str, faults: Faults) -> None:
+    faults.kinds, faults.rate = ("denied",), 1.0
+    faults.counts.clear()
+    for action in (storage.read_bytes, storage.exists, storage.names_in, FMModel.load, describe_shard):
+        with pytest.raises(
+            StorageError, match=rf"{bucket}/x.*: access denied \(.*\); check that this process finds cred"
+        ):
+            action(f"{bucket}/x")
+    with pytest.raises(StorageError, match="access denied"):
+        storage.write_bytes(f"{bucket}/x", b"")
+    assert faults.counts["denied"] < 15
+    faults.kinds = KINDS
+
+
+def test_a_process_without_credentials_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(
+        StorageError, match=r"access denied \(.*credentials.*\); check that this process finds credentials"
+    ):
+        storage.read_bytes(f"{bucket}/x", {"skip_instance_cache": True})
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(bucket: str) -> None:

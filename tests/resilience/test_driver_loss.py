@@ -79,7 +79,7 @@ def test_a_scheduler_killed_with_kill_9_ends_the_run_with_a_clear_error_and_is_r
         _, err = training.communicate(timeout=PATIENCE)
         assert training.returncode == 4, err
         assert "run the same command again" in err
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
         cluster.start_scheduler()
         for _ in range(2):
             cluster.add_worker()

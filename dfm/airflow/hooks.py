@@ -1,0 +1,83 @@
+"""The connection type `dask`: a scheduler, or nothing but the size of a cluster to start on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from dfm.settings import ClusterSettings, read_override
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_LOCAL = ("workers", "threads_per_worker", "memory_limit")
+"""Extras of a connection without a host: the size of the cluster that is started for each task."""
+_REMOTE = ("tls_ca", "tls_cert", "tls_key", "worker_timeout")
+"""Extras of a connection to a scheduler. All of them are knobs of a job's [cluster], with the same meaning."""
+
+
+class DaskHook(BaseHook):
+    """Host and port are the scheduler's. Extras, all optional:
+
+    protocol ("tcp", "tls"), tls_ca, tls_cert, tls_key (paths on the Airflow workers), worker_timeout, dashboard (URL);
+    without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task;
+    kubernetes: knobs of a job's [kubernetes], to train as a DaskJob there.
+    """
+
+    conn_name_attr = "dask_conn_id"
+    default_conn_name = "dask_default"
+    conn_type = "dask"
+    hook_name = "Dask"
+
+    def __init__(self, dask_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.dask_conn_id = dask_conn_id
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """How the form of the connection looks."""
+        return {
+            "hidden_fields": ["schema", "login", "password"],
+            "relabeling": {"host": "Scheduler (empty: workers on the task's machine)"},
+            "placeholders": {"host": "dask-scheduler", "port": "8786", "extra": '{"protocol": "tls", "workers": 2}'},
+        }
+
+    def cluster(self) -> dict[str, Any]:
+        """Values for a job's [cluster] table."""
+        connection = self.get_connection(self.dask_conn_id)
+        extra = connection.extra_dejson
+        names = _REMOTE if connection.host else _LOCAL
+        chosen = {name: read_override(("cluster", name), str(extra[name])) for name in names if name in extra}
+        scheduler = f"{extra.get('protocol', 'tcp')}://{connection.host}:{connection.port or 8786}"
+        return {"scheduler": scheduler if connection.host else "local", **chosen}
+
+    def kubernetes(self) -> dict[str, Any] | None:
+        """Values for a job's [kubernetes] table where the connection means Kubernetes, else None."""
+        chosen = self.get_connection(self.dask_conn_id).extra_dejson.get("kubernetes")
+        return None if chosen is None else dict(chosen)
+
+    def dashboard(self) -> str:
+        """Where Dask's dashboard is: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
+        connection = self.get_connection(self.dask_conn_id)
+        known = connection.extra_dejson.get("dashboard")
+        return str(known) if known else (f"http://{connection.host}:8787/status" if connection.host else "")
+
+    @contextlib.contextmanager
+    def get_conn(self) -> Iterator[Client]:
+        """A client of the scheduler, or of workers that end with the block."""
+        from dfm.distributed.cluster import connect
+
+        with connect(ClusterSettings(**self.cluster())) as client:
+            yield client
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the scheduler answers and has workers."""
+        try:
+            with self.get_conn() as client:
+                workers = client.scheduler_info(n_workers=-1)["workers"]
+                return True, f"{len(workers)} workers at {client.scheduler.address}"
+        except Exception as error:
+            return False, str(error)

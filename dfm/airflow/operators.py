@@ -1,0 +1,283 @@
+"""The operators: train, evaluate, publish, predict. Heavy imports happen when a task runs, so DAGs are parsed fast."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import BaseOperator, conf
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from dfm import runs
+from dfm.airflow import runtime, tasks
+from dfm.airflow.links import DaskDashboardLink, ReportLink
+from dfm.airflow.triggers import DfmRunTrigger
+from dfm.errors import DivergenceError, GateError, SettingsError
+from dfm.gate import Gate
+from dfm.settings import Job
+
+ON_REFUSAL = ("fail", "skip", "continue")
+_HOPELESS = (SettingsError, DivergenceError)
+"""Errors that another try would meet again."""
+
+
+class _DfmOperator(BaseOperator):
+    """What the operators share: the two connections, the links, and which errors are worth another try."""
+
+    template_fields: Sequence[str] = ("dask_conn_id",)
+    operator_extra_links = (DaskDashboardLink(), ReportLink())
+    ui_color = "#fdf2e9"
+
+    def __init__(
+        self,
+        *,
+        dask_conn_id: str | None = "dask_default",
+        storage_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"multiple_outputs": True, **kwargs})
+        self.dask_conn_id = dask_conn_id
+        self.storage_options = runtime.options_of(storage_options)
+        self.dashboard_url = ""
+        self.report_url = ""
+
+    def execute(self, context: Any) -> Any:
+        """Do the work of the interval; an error that would come again fails the task without another try."""
+        if self.dask_conn_id:
+            self.dashboard_url = runtime.hook_of(self.dask_conn_id).dashboard()
+        try:
+            return self.work(context)
+        except _HOPELESS as error:
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+    def work(self, context: Any) -> Any:
+        """What the operator does."""
+        raise NotImplementedError
+
+
+class DfmTrainOperator(_DfmOperator):
+    """Trains a job for the data interval and publishes its model below `models`; returns {"model", "validation", …}.
+
+    Output location and run id follow from DAG, task and data interval. A try after the first waits for the driver where
+    it still works, goes on from its checkpoint where it died, and returns at once where it was finished on this data.
+
+    :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
+    :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
+    :param overrides: "table.key=value", as on the command line
+    :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
+        there is none yet, training starts from the beginning
+    :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
+    :param storage_options: options of the filesystem, without secrets; those of the job come first
+    :param deferrable: hand the driver to the Dask cluster (or to a process of its own) and wait in the triggerer
+    :param poll_interval: seconds between two looks at the run
+    """
+
+    template_fields: Sequence[str] = ("job", "models", "warm_start", "dask_conn_id")
+
+    def __init__(
+        self,
+        *,
+        job: str | os.PathLike[str] | Mapping[str, Any] | Job,
+        models: str = "",
+        overrides: Sequence[str] = (),
+        warm_start: str = "",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.job = runtime.tables_of(self._in_full(job), overrides)
+        data = self.job.get("data", {})
+        self.storage_options = data.get("storage_options") or self.storage_options
+        if self.storage_options:
+            self.job["data"] = {**data, "storage_options": self.storage_options}
+        if not models and not self.job.get("output", {}).get("directory"):
+            raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
+        self.models = models
+        self.warm_start = warm_start
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self._running: tuple[str, dict[str, Any]] | None = None
+
+    def _in_full(self, job: Any) -> Any:
+        """A job file that is named without a folder lies beside the DAG's file."""
+        if not isinstance(job, str | os.PathLike) or os.path.isabs(job) or not self.has_dag():
+            return job
+        return os.path.join(os.path.dirname(self.dag.fileloc), job)
+
+    def work(self, context: Any) -> dict[str, Any]:
+        """Train here, or have it done elsewhere and wait in the triggerer."""
+        from dfm import steps
+
+        job = tasks.job_of(
+            self.job, self.models, context, self.dask_conn_id, self.warm_start
+        )  # fmt: skip
+        run_id = runtime.run_id(context)
+        self._running = job.output.directory, dict(job.data.storage_options)
+        if not self.deferrable:
+            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval)
+        elif not steps.finished_run(job):
+            by_process = runtime.drives_itself(job, self.dask_conn_id)
+            if not steps.running_driver(job, by_process):
+                runtime.start_driver(job, run_id, self.dask_conn_id)
+            self.defer(
+                trigger=DfmRunTrigger(job.output.directory, self.storage_options, self.poll_interval, by_process),
+                method_name="execute_complete",
+                timeout=self.execution_timeout,
+            )
+        return self._result(job.output.directory, dict(job.data.storage_options))
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+        """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
+        if event["state"] == "lost":
+            raise AirflowException(
+                f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
+            )
+        try:
+            return self._result(event["directory"], self.storage_options)
+        except _HOPELESS as error:
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+    def _result(self, directory: str, options: dict[str, Any]) -> dict[str, Any]:
+        from dfm import nightreport, steps
+
+        record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
+        self.report_url = runtime.link_to(nightreport.report_training(directory, record.run_id, options))
+        return steps.outcome(record)
+
+    def on_kill(self) -> None:
+        """Ask the run to stop; it keeps its checkpoint."""
+        if self._running:
+            directory, options = self._running
+            runs.request_cancel(directory, options)
+
+
+class DfmEvaluateOperator(_DfmOperator):
+    """Evaluates a model on labelled shards that it was not trained on; returns the metrics.
+
+    :param model: URL of a model, or of an alias for its champion
+    :param data: paths, folders, globs or URLs of Parquet files
+    :param unseen: refuse shards that the model was trained on
+    :param on_bad_rows: "error" or "skip"
+    """
+
+    template_fields: Sequence[str] = ("model", "data", "dask_conn_id")
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        data: str | Sequence[str],
+        unseen: bool = True,
+        on_bad_rows: str = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.data = data
+        self.unseen = unseen
+        self.on_bad_rows = on_bad_rows
+
+    def work(self, context: Any) -> dict[str, Any]:
+        """Evaluate; metrics of the same model and shards are kept, and found again."""
+        return tasks.evaluate(
+            self.model, self.data, self.dask_conn_id, self.storage_options, self.on_bad_rows, self.unseen
+        )  # fmt: skip
+
+
+class DfmPublishOperator(_DfmOperator):
+    """Compares a candidate with the champion on the same validation window and promotes it where the gate lets it.
+
+    The alias changes in one step. A model of an earlier interval never replaces one of a later interval, so backfills
+    are safe; a model that was rolled back does not return.
+
+    :param candidate: URL of the model
+    :param alias: folder or URL that names the champion
+    :param data: the validation window: shards that the candidate was not trained on
+    :param gate: thresholds by name (`dfm.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
+        normalized_entropy, min_rows
+    :param order: when the candidate's data ended; by default the data interval
+    :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
+    """
+
+    template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")
+
+    def __init__(
+        self,
+        *,
+        candidate: str,
+        alias: str,
+        data: str | Sequence[str],
+        gate: Mapping[str, Any] | None = None,
+        order: str = "",
+        on_refusal: str = "fail",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        Gate.from_dict(gate or {})
+        if on_refusal not in ON_REFUSAL:
+            raise SettingsError(f"on_refusal = {on_refusal!r} is not legal: expected {' or '.join(ON_REFUSAL)}")
+        self.candidate = candidate
+        self.alias = alias
+        self.data = data
+        self.gate = dict(gate or {})
+        self.order = order
+        self.on_refusal = on_refusal
+
+    def work(self, context: Any) -> dict[str, Any]:
+        """Judge and promote; the answer says what the champion is now."""
+        order = self.order or runtime.interval_key(context)
+        try:
+            result = tasks.publish(
+                self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
+            )  # fmt: skip
+        except GateError as error:  # overtaken again and again: not this candidate's fault
+            raise AirflowException(str(error)) from error
+        if not result["promoted"]:
+            refusal = "; ".join(result["refusals"])
+            self.log.warning("%s", refusal)
+            context["ti"].xcom_push(key="return_value", value=result)  # a skipped task returns nothing
+            if self.on_refusal == "fail":
+                raise AirflowFailException(refusal)
+            if self.on_refusal == "skip":
+                raise AirflowSkipException(refusal)
+        return result
+
+
+class DfmPredictOperator(_DfmOperator):
+    """Scores shards into Parquet parts with a column "prediction"; returns the row account.
+
+    :param model: URL of a model, or of an alias for its champion
+    :param data: paths, folders, globs or URLs of Parquet files
+    :param scores: folder or URL of the parts; those of an earlier model are replaced
+    :param keep: input columns to keep; by default all
+    :param on_bad_rows: "error" or "skip"
+    """
+
+    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id")
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        data: str | Sequence[str],
+        scores: str,
+        keep: Sequence[str] = (),
+        on_bad_rows: str = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.data = data
+        self.scores = scores
+        self.keep = list(keep)
+        self.on_bad_rows = on_bad_rows
+
+    def work(self, context: Any) -> dict[str, Any]:
+        """Score; scores of the same model and shards are left alone. Skipped as long as an alias has no champion."""
+        if not tasks.is_model(self.model, self.storage_options):
+            raise AirflowSkipException(f"there is no model at {self.model} yet")
+        return tasks.predict(
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows
+        )  # fmt: skip

@@ -1,0 +1,30 @@
+"""What Airflow's provider manager asks for: the connection type, where operators and triggers are, the links."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dfm
+
+_INTEGRATION = "Distributed Factorization Machines"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Metadata of this provider, by the schema of Airflow's `provider_info.schema.json`."""
+
+    def modules(*names: str) -> list[dict[str, Any]]:
+        return [{"integration-name": _INTEGRATION, "python-modules": [f"dfm.airflow.{name}" for name in names]}]
+
+    return {
+        "package-name": "dfm",
+        "name": "dfm",
+        "description": "Train, evaluate, publish and apply factorization machines on Dask.",
+        "versions": [dfm.__version__],
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["software"]}],
+        "operators": modules("operators"),
+        "sensors": modules("sensors"),
+        "hooks": modules("hooks"),
+        "triggers": modules("triggers"),
+        "connection-types": [{"hook-class-name": "dfm.airflow.hooks.DaskHook", "connection-type": "dask"}],
+        "extra-links": ["dfm.airflow.links.DaskDashboardLink", "dfm.airflow.links.ReportLink"],
+    }

@@ -1,0 +1,206 @@
+"""What every task needs: where its results belong, how storage and Dask are reached, what a job may hold in a DAG."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dfm import storage
+from dfm.credentials import check_options
+from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
+
+if TYPE_CHECKING:
+    from dfm.airflow.hooks import DaskHook
+    from dfm.steps import Where
+
+Tables = dict[str, Any]
+OnEvent = Callable[[dict[str, Any]], None]
+DASK_JOB = "daskjob.txt"
+"""Holds the name of the DaskJob that the latest try made."""
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def interval_key(context: Mapping[str, Any]) -> str:
+    """The data interval in a form that sorts and fits paths; a run without one is named by its run id."""
+    start = context.get("data_interval_start") or context.get("logical_date")
+    if start is None:
+        return str(context["run_id"]).replace("/", "-").replace(":", "")
+    return f"{start:%Y%m%dT%H%M%S}"
+
+
+def previous_key(context: Mapping[str, Any]) -> str:
+    """The key of the interval just before, of the same length; "" where there is none."""
+    start, end = context.get("data_interval_start"), context.get("data_interval_end")
+    return f"{start - (end - start):%Y%m%dT%H%M%S}" if start and end and end > start else ""
+
+
+def task_name(context: Mapping[str, Any]) -> str:
+    """The task within its DAG; each of several mapped ones has a number."""
+    instance = context["ti"]
+    index = getattr(instance, "map_index", -1)
+    return str(instance.task_id) + (f"-{index}" if index is not None and index >= 0 else "")
+
+
+def run_id(context: Mapping[str, Any]) -> str:
+    """Name of the run of a task: the same on every try, another one for every interval."""
+    return f"{context['ti'].dag_id}.{task_name(context)}.{interval_key(context)}"
+
+
+def run_directory(models: str, context: Mapping[str, Any], key: str) -> str:
+    """Output location of a task's run of one interval, below the root of all models."""
+    return f"{models.rstrip('/')}/{context['ti'].dag_id}/{task_name(context)}/{key}"
+
+
+# --- connections -----------------------------------------------------------------------------------------
+
+
+def options_of(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of the filesystem. SettingsError where they hold a secret: Airflow shows what tasks are given."""
+    check_options(storage_options, "storage_options")
+    return dict(storage_options or {})
+
+
+@contextlib.contextmanager
+def working_on(
+    dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
+) -> Iterator[Where]:
+    """Where a step works: on the cluster of a connection, or on local workers."""
+    from dfm.settings import ClusterSettings
+    from dfm.steps import Where
+
+    cluster = hook_of(dask_conn_id).cluster() if dask_conn_id else {}
+    yield Where(None, ClusterSettings(**cluster), options_of(storage_options), on_event)
+
+
+def hook_of(dask_conn_id: str) -> DaskHook:
+    """The hook of a connection of type `dask`."""
+    from dfm.airflow.hooks import DaskHook
+
+    return DaskHook(dask_conn_id)
+
+
+def drives_itself(job: Job, dask_conn_id: str | None) -> bool:
+    """Whether `start_driver` makes a process of this machine, which nobody starts again when it dies."""
+    on_kubernetes = bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None
+    return not on_kubernetes and job.cluster.scheduler in ("", "local")
+
+
+def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
+    """Start a driver where it outlives this task: on Kubernetes, on the Dask cluster, or in a process of its own."""
+    from dfm import detached
+
+    if dask_conn_id and hook_of(dask_conn_id).kubernetes() is not None:
+        start_dask_job(job, run_id)
+    elif job.cluster.scheduler not in ("", "local"):
+        from dfm.submission import submit
+
+        submit(job, run_id)
+    else:
+        detached.start(job, run_id)
+
+
+def start_dask_job(job: Job, run_id: str) -> None:
+    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first.
+
+    Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
+    """
+    from dfm.kubernetes import submitting
+    from dfm.kubernetes.api import Api
+    from dfm.kubernetes.manifest import name_for
+
+    api, kept = Api(job.kubernetes.namespace), storage.join(job.output.directory, DASK_JOB)
+    with contextlib.suppress(FileNotFoundError):
+        submitting.delete(api, storage.read_bytes(kept, job.data.storage_options).decode())
+    name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
+    storage.write_bytes(kept, name.encode(), job.data.storage_options)
+    submitting.submit(api, dataclasses.replace(submitting.prepare(job, name), run_id=run_id))
+
+
+def link_to(url: str) -> str:
+    """A local path as a link."""
+    return url if "://" in url else "file://" + os.path.abspath(storage.local_path(url))
+
+
+# --- jobs in DAG files -----------------------------------------------------------------------------------
+
+
+def tables_of(job: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str]) -> Tables:
+    """The tables of a job as a DAG file has them, templates included, after they were found to be legal.
+
+    What holds a template is known when the task runs; until then its name is checked, and its value where that is text.
+    """
+    tables = read_tables(job, overrides)
+    load_job(_without_unknown(tables))
+    return tables
+
+
+def _without_unknown(tables: Tables) -> Tables:
+    """The tables without what only the running task knows."""
+    known: Tables = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping) or name not in TABLES:
+            known[name] = table
+            continue
+        known[name] = {key: value for key, value in table.items() if not _is_unknown(name, key, value)}
+    return known
+
+
+def _is_unknown(table: str, key: str, value: Any) -> bool:
+    own = TABLES[table].knobs().get(key)
+    if own is None or not _is_templated(value):
+        return False
+    if _holds_reference(value):
+        return True
+    constraint = own.constraint.value if isinstance(own.constraint, TableOf) else own.constraint
+    return not _accepts(constraint, value)
+
+
+def _is_templated(value: Any) -> bool:
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, Mapping):
+        return any(_is_templated(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_is_templated(inner) for inner in value)
+    return _holds_reference(value)
+
+
+def _holds_reference(value: Any) -> bool:
+    """Whether the output of another task is in there."""
+    if isinstance(value, Mapping):
+        return any(_holds_reference(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_reference(inner) for inner in value)
+    return hasattr(value, "resolve") and not isinstance(value, str)
+
+
+def numbers_again(tables: Tables) -> Tables:
+    """Rendered tables: a template gives text, and text that stands for a number or a flag is read as TOML."""
+    result: Tables = {}
+    for name, table in tables.items():
+        if not isinstance(table, Mapping) or name not in TABLES:
+            result[name] = table
+            continue
+        result[name] = {key: _as_meant(name, key, value) for key, value in table.items()}
+    return result
+
+
+def _as_meant(table: str, key: str, value: Any) -> Any:
+    own = TABLES[table].knobs().get(key)
+    if not isinstance(value, str) or own is None or _accepts(own.constraint, value):
+        return value
+    return read_override((table, key), value)
+
+
+def _accepts(constraint: Any, value: Any) -> bool:
+    try:
+        constraint.parse(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""The steps as functions for `@task`: they find out from Airflow which interval they work for.
+
+    check = task(tasks.check_day)(job=JOB, day="s3://…/day={{ data_interval_start | ds }}", before=[…])
+
+Each does its work once: what is finished for the interval is found in storage and returned.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dfm import runs
+from dfm.airflow import runtime
+from dfm.gate import Gate
+from dfm.settings import Job, load_job
+
+logger = logging.getLogger(__name__)
+
+
+def job_of(
+    job: Mapping[str, Any],
+    models: str,
+    context: Mapping[str, Any],
+    dask_conn_id: str | None = "dask_default",
+    warm_start: str = "",
+) -> Job:
+    """The job of this interval, checked: output location and cluster are filled in.
+
+    models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the
+    interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
+    """
+    from dfm import steps
+
+    tables = runtime.numbers_again(dict(job))
+    directory = tables.get("output", {}).get("directory") or runtime.run_directory(
+        models, context, runtime.interval_key(context)
+    )
+    options = runtime.options_of(tables.get("data", {}).get("storage_options"))
+    tables["output"] = {**tables.get("output", {}), "directory": directory}
+    if dask_conn_id:
+        hook = runtime.hook_of(dask_conn_id)
+        tables["cluster"] = {**tables.get("cluster", {}), **hook.cluster()}
+        tables["kubernetes"] = {**tables.get("kubernetes", {}), **(hook.kubernetes() or {})}
+    if warm_start:
+        previous = runtime.previous_key(context)
+        before = runtime.run_directory(models, context, previous) + "/model" if previous else ""
+        start = steps.pin_start(directory, before if warm_start == "previous" else warm_start, options)
+        tables["training"] = {**tables.get("training", {}), "warm_start": start}
+    return load_job(tables)
+
+
+def train(
+    job: Mapping[str, Any],
+    models: str = "",
+    overrides: Sequence[str] = (),
+    dask_conn_id: str | None = "dask_default",
+    warm_start: str = "",
+    poll_interval: float = 5.0,
+) -> dict[str, Any]:
+    """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics."""
+    context = get_current_context()
+    tables = runtime.tables_of(job, overrides)
+    resolved = job_of(tables, models, context, dask_conn_id, warm_start)
+    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval)
+
+
+def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
+    """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
+    from dfm import steps
+
+    if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
+        if not steps.finished_run(job):
+            if not steps.running_driver(job):
+                runtime.start_driver(job, run_id, dask_conn_id)
+            steps.wait_for(job, poll_interval)
+        record = runs.read_run(job.output.directory, job.data.storage_options)
+        return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
+    with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log_event) as where:
+        return steps.train_once(job, run_id, where, poll_interval)
+
+
+def evaluate(
+    model: str,
+    data: str | Sequence[str],
+    dask_conn_id: str | None = "dask_default",
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_rows: str = "error",
+    unseen: bool = True,
+) -> dict[str, Any]:
+    """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
+    from dfm import promotion, steps
+
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+        url = promotion.model_of(model, where.storage_options)
+        metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
+    return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
+
+
+def publish(
+    candidate: str,
+    alias: str,
+    data: str | Sequence[str],
+    gate: Mapping[str, Any] | None = None,
+    dask_conn_id: str | None = "dask_default",
+    storage_options: Mapping[str, Any] | None = None,
+    order: str = "",
+    enforce: bool = True,
+) -> dict[str, Any]:
+    """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
+
+    order: when its data ended, by default the data interval. enforce: a refusal is a GateError, else in the answer.
+    """
+    from dfm import steps
+
+    order = order or runtime.interval_key(get_current_context())
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+        chosen = Gate.from_dict(gate or {})
+        return steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
+
+
+def predict(
+    model: str,
+    data: str | Sequence[str],
+    output: str,
+    keep: Sequence[str] = (),
+    dask_conn_id: str | None = "dask_default",
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_rows: str = "error",
+) -> dict[str, Any]:
+    """Score shards with a model, or the champion of an alias, into Parquet parts below `output`."""
+    from dfm import steps
+
+    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+        return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
+
+
+def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether there is a model at a URL, or a champion behind an alias."""
+    from dfm import promotion, storage
+    from dfm.model import MANIFEST
+
+    options = runtime.options_of(storage_options)
+    return storage.exists(storage.join(promotion.model_of(url, options), MANIFEST), options)
+
+
+def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make the champion before the present one the champion again, and withdraw the present one."""
+    from dfm import promotion
+
+    entry = promotion.rollback(alias, reason, runtime.options_of(storage_options))
+    return {"alias": alias, "version": entry.number, "champion": entry.model}
+
+
+def check_day(
+    job: Mapping[str, Any],
+    day: str,
+    before: Sequence[str],
+    limits: Mapping[str, Any] | None = None,
+    keep: str = "",
+    storage_options: Mapping[str, Any] | None = None,
+    at_least: int = 1,
+) -> dict[str, Any]:
+    """Compare a partition with those before it (oldest first): columns, rows, click rate. DataError where it is odd.
+
+    Returns rows, click rate, and under "before" the earlier partitions that are there. The task is skipped, and with it
+    what needs it, where there are fewer than `at_least`. keep: a folder for the profiles.
+    """
+    from dfm import steps
+    from dfm.datacheck import Limits
+
+    tables = runtime.numbers_again(runtime.tables_of(job, ()))
+    if storage_options:
+        tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
+    found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep)
+    if len(found["before"]) < at_least:
+        raise AirflowSkipException(f"{len(found['before'])} partitions before {day} are there; {at_least} needed")
+    return found
+
+
+def report(
+    url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a page about the night; a section is what a task returned, or None where it did not run."""
+    from dfm.nightreport import write_report
+
+    present = {name: content for name, content in sections.items() if content}
+    write_report(url, title, present, runtime.options_of(storage_options))
+    return {"report": url, "sections": sorted(present)}
+
+
+def log_event(event: dict[str, Any]) -> None:
+    """Training in the task's log: what is told once, not every progress."""
+    if event["event"] not in ("progress", "round"):
+        shown = {name: value for name, value in event.items() if isinstance(value, int | float | str)}
+        logger.info("%s", shown)
+
+
+def _listed(data: str | Sequence[str]) -> list[str]:
+    return [data] if isinstance(data, str) else list(data)

@@ -1,0 +1,120 @@
+"""What waits in the triggerer while a run or a partition is on its way: both look at storage, and keep nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from dfm import runs, storage
+from dfm.detached import is_lost
+
+_START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
+"""Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
+
+
+class DfmRunTrigger(BaseTrigger):
+    """Fires once the run in an output location is over, or its driver is gone: {"state", "run_id", "directory"}.
+
+    Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
+    clears the waiting task, the run is asked to stop.
+
+    by_process: whether the driver is a process that nobody starts again (`dfm.detached`).
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        storage_options: Mapping[str, Any] | None = None,
+        poll_interval: float = 10.0,
+        by_process: bool = False,
+    ) -> None:
+        super().__init__()
+        self.directory = directory
+        self.storage_options = dict(storage_options or {})
+        self.poll_interval = poll_interval
+        self.by_process = by_process
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What another triggerer makes this one of."""
+        names = ("directory", "storage_options", "poll_interval", "by_process")
+        return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at the record until the run is over."""
+        while True:
+            try:
+                record = await asyncio.to_thread(runs.read_run, self.directory, self.storage_options)
+            except OSError as error:  # a store that is away for a moment ends no wait of hours
+                self.log.warning("the record in %s cannot be read: %s", self.directory, error)
+            else:
+                state = _state_of(record, self.by_process)
+                if state:
+                    run_id = record.run_id if record else ""
+                    yield TriggerEvent({"state": state, "run_id": run_id, "directory": self.directory})
+                    return
+            await asyncio.sleep(self.poll_interval)
+
+    async def on_kill(self) -> None:
+        """Ask the run to stop."""
+        await asyncio.to_thread(runs.request_cancel, self.directory, self.storage_options)
+
+
+def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
+    """How a run ended, "lost" where it never will; "" as long as there is hope."""
+    if record is None:
+        return "lost"
+    if record.is_over:
+        return record.state
+    if record.state == "submitted":
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.updated)
+        return "lost" if age.total_seconds() > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
+    return "lost" if is_lost(record, by_process) else ""
+
+
+class PartitionTrigger(BaseTrigger):
+    """Fires once a partition is complete: its marker is there, or it has enough rows."""
+
+    def __init__(
+        self,
+        partition: str,
+        marker: str = "_SUCCESS",
+        min_rows: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+        poll_interval: float = 60.0,
+    ) -> None:
+        super().__init__()
+        self.partition = partition
+        self.marker = marker
+        self.min_rows = min_rows
+        self.storage_options = dict(storage_options or {})
+        self.poll_interval = poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What another triggerer makes this one of."""
+        names = ("partition", "marker", "min_rows", "storage_options", "poll_interval")
+        return "dfm.airflow.triggers.PartitionTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at the partition until it is complete."""
+        while not await asyncio.to_thread(
+            is_complete, self.partition, self.marker, self.min_rows, self.storage_options
+        ):
+            await asyncio.sleep(self.poll_interval)
+        yield TriggerEvent({"partition": self.partition})
+
+
+def is_complete(partition: str, marker: str, min_rows: int, options: dict[str, Any]) -> bool:
+    """Whether a partition holds its marker or, where a number of rows is asked for, so many rows."""
+    if not min_rows:
+        return storage.exists(storage.join(partition, marker), options)
+    from dfm.errors import DataError
+    from dfm.ingest import find_shards
+
+    try:
+        return sum(shard.n_rows for shard in find_shards([partition], options)) >= min_rows
+    except DataError:  # nothing there yet, or a shard that is still being written
+        return False

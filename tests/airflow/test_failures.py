@@ -1,0 +1,235 @@
+"""What a retry does: it goes on from the checkpoint after a kill, waits for a driver at work, stops when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_airflow import HOME, DaskCluster, run_dag, wait_until
+
+import dfm
+from dfm import detached, runs, steps
+from dfm.errors import RunCancelled
+from dfm.settings import Job, load_job
+
+pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
+OUTPUT = HOME / "output" / "long"
+
+
+def job_for(log: Path, day: str, directory: Path, **training: Any) -> Job:
+    """The job of the DAGs of long training, as they resolve it."""
+    return load_job(
+        {
+            "data": {"train": str(log / f"day={day}")},
+            "schema": {"label": "label", "numeric": ["I*"], "categorical": ["C*"]},
+            "model": {"n_factors": 4, "hash_bits": 16},
+            "training": {
+                "n_replicas": 4, "n_epochs": 60, "averages_per_epoch": 4, "early_stopping": False, **training,
+            },
+            "cluster": {"workers": 1, "cache": str(HOME / "output" / "cache")},
+            "output": {"directory": str(directory)},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(log: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Parameters (sha256) of the job on the 14th when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return dfm.train(job_for(log, "2026-11-14", folder)).parameters_sha256
+
+
+@contextlib.contextmanager
+def meanwhile(action) -> Iterator[list[BaseException]]:
+    """Do something in a thread while the block runs; its errors are raised at the end."""
+    errors: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield errors
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any(path.is_file() for path in (folder / "checkpoint").rglob("*.json"))
+
+
+def events_of(folder: Path) -> list[str]:
+    return [event["event"] for event in runs.read_events(str(folder))]
+
+
+def record_of(folder: Path) -> runs.RunRecord:
+    record = runs.read_run(str(folder))
+    assert record is not None
+    return record
+
+
+def test_a_retry_after_all_workers_were_killed_goes_on_from_the_checkpoint(
+    cluster: DaskCluster, log: Path, undisturbed: str
+):
+    folder = OUTPUT / "train_here" / "train" / "20261114T000000"
+
+    def kill() -> None:
+        wait_until(lambda: has_checkpoint(folder), "a checkpoint")
+        cluster.kill_workers()
+        wait_until(lambda: record_of(folder).state == "failed", "the run has failed")
+        cluster.start_workers()
+
+    with meanwhile(kill):
+        assert run_dag("train_here", "2026-11-14") == {"train": "success"}
+    assert "resumed" in events_of(folder)
+    assert record_of(folder).parameters_sha256 == undisturbed
+
+
+def test_a_worker_that_is_killed_while_another_lives_costs_no_try(cluster: DaskCluster, log: Path):
+    folder = OUTPUT / "train_here" / "train" / "20261115T000000"
+
+    def kill() -> None:
+        wait_until(lambda: "epoch" in events_of(folder), "an epoch")
+        cluster.kill_workers(1)
+
+    try:
+        with meanwhile(kill):
+            assert run_dag("train_here", "2026-11-15") == {"train": "success"}
+    finally:
+        cluster.start_workers(1)
+    assert "resumed" not in events_of(folder)
+
+
+def test_a_retry_after_the_driver_was_killed_goes_on_from_the_checkpoint(log: Path, undisturbed: str):
+    folder = OUTPUT / "train_away" / "train" / "20261114T000000"
+
+    def kill() -> None:
+        wait_until(lambda: has_checkpoint(folder), "a checkpoint")
+        os.kill(record_of(folder).pid, signal.SIGKILL)
+
+    with meanwhile(kill):
+        assert run_dag("train_away", "2026-11-14") == {"train": "success"}
+    assert "resumed" in events_of(folder)
+    assert record_of(folder).parameters_sha256 == undisturbed
+    assert record_of(folder).pid != os.getpid()
+
+
+def test_a_task_waits_for_the_driver_that_is_at_work_instead_of_starting_another(log: Path, tmp_path: Path):
+    job = job_for(log, "2026-11-14", tmp_path / "run")
+    detached.start(job, "the-run")
+    wait_until(lambda: record_of(tmp_path / "run").state == "running", "the driver is at work")
+    pid = record_of(tmp_path / "run").pid
+    found = steps.train_once(job, "the-run", steps.Where(), poll=0.2)
+    assert found["run_id"] == "the-run"
+    assert record_of(tmp_path / "run").pid == pid
+    assert events_of(tmp_path / "run").count("plan") == 1
+    assert steps.train_once(job, "the-run", steps.Where())["parameters_sha256"] == found["parameters_sha256"]
+    assert events_of(tmp_path / "run").count("plan") == 1
+
+
+def test_the_trigger_tells_how_the_run_ended_and_a_kill_by_the_user_stops_the_run(log: Path, tmp_path: Path):
+    from dfm.airflow import DfmRunTrigger
+
+    folder = tmp_path / "run"
+    job = job_for(log, "2026-11-14", folder, n_epochs=900)
+    detached.start(job, "the-run")
+    wait_until(lambda: record_of(folder).state == "running" and "epoch" in events_of(folder), "an epoch")
+    trigger = DfmRunTrigger(str(folder), None, 0.2)
+
+    async def watch() -> dict[str, Any]:
+        stream = trigger.run()
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        await trigger.on_kill()
+        return (await asyncio.wait_for(waiting, 120)).payload
+
+    assert asyncio.run(watch()) == {"state": "cancelled", "run_id": "the-run", "directory": str(folder)}
+    assert has_checkpoint(folder)
+    with pytest.raises(RunCancelled):
+        steps.raise_unless_finished(record_of(folder), str(folder))
+
+
+def test_a_trigger_that_is_made_again_elsewhere_goes_on_where_the_first_one_stopped(log: Path, tmp_path: Path):
+    from dfm.airflow import DfmRunTrigger
+    from dfm.airflow.triggers import PartitionTrigger
+
+    folder = tmp_path / "run"
+    job = job_for(log, "2026-11-14", folder, n_epochs=2)
+
+    def again(trigger):
+        path, arguments = trigger.serialize()
+        module, name = path.rsplit(".", 1)
+        return getattr(__import__(module, fromlist=[name]), name)(**arguments)
+
+    async def restarted(trigger) -> Any:
+        first = asyncio.ensure_future(anext(trigger.run()))
+        await asyncio.sleep(0.5)
+        first.cancel()  # a triggerer that shuts down
+        return (await asyncio.wait_for(anext(again(trigger).run()), 120)).payload
+
+    detached.start(job, "the-run")
+    assert asyncio.run(restarted(DfmRunTrigger(str(folder), None, 0.2)))["state"] == "finished"
+    partition = tmp_path / "day=2026-11-20"
+    partition.mkdir()
+    timer = threading.Timer(1.0, (partition / "_SUCCESS").touch)
+    timer.start()
+    assert asyncio.run(restarted(PartitionTrigger(str(partition), poll_interval=0.1))) == {"partition": str(partition)}
+    timer.join()
+
+
+def test_the_steps_are_functions_for_taskflow(cluster: DaskCluster, log: Path):
+    assert run_dag("train_flow", "2026-11-15") == {"train": "success", "judge": "success"}
+    folder = HOME / "output" / "flow" / "train_flow" / "train" / "20261115T000000"
+    assert record_of(folder).state == "finished"
+    assert len(list((folder / "model-evaluations").iterdir())) == 1
+
+
+def test_killing_a_task_asks_its_run_to_stop(tmp_path: Path):
+    from dfm.airflow import DfmTrainOperator
+
+    operator = DfmTrainOperator(task_id="train", job={}, models=str(tmp_path))
+    operator.on_kill()  # before there is a run
+    runs.write_run(str(tmp_path), runs.RunRecord("the-run", "running"))
+    operator._running = str(tmp_path), {}
+    operator.on_kill()
+    assert (tmp_path / runs.CANCEL).exists()
+
+
+def test_a_partition_may_be_awaited_by_its_rows(log: Path):
+    from dfm.airflow.triggers import is_complete
+
+    assert is_complete(str(log / "day=2026-11-14"), "_SUCCESS", 6000, {})
+    assert not is_complete(str(log / "day=2026-11-14"), "_SUCCESS", 6001, {})
+    assert not is_complete(str(log / "day=2026-12-24"), "_SUCCESS", 1, {})
+
+
+def test_the_connection_names_the_scheduler_or_the_size_of_a_cluster(
+    cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch
+):
+    from dfm.airflow import DaskHook
+
+    assert DaskHook().cluster() == {"scheduler": cluster.address}
+    working, message = DaskHook().test_connection()
+    assert working, message
+    assert "2 workers" in message
+    monkeypatch.setenv("AIRFLOW_CONN_LOCAL", '{"conn_type": "dask", "extra": {"workers": 3, "memory_limit": "1GB"}}')
+    assert DaskHook("local").cluster() == {"scheduler": "local", "workers": 3, "memory_limit": "1GB"}
+    assert DaskHook("local").dashboard() == ""
+    secure = '{"conn_type": "dask", "host": "h", "port": 1, "extra": {"protocol": "tls", "tls_ca": "/ca.pem"}}'
+    monkeypatch.setenv("AIRFLOW_CONN_SECURE", secure)
+    assert DaskHook("secure").cluster() == {"scheduler": "tls://h:1", "tls_ca": "/ca.pem"}
+    assert DaskHook("secure").kubernetes() is None
+    monkeypatch.setenv("AIRFLOW_CONN_PODS", '{"conn_type": "dask", "extra": {"kubernetes": {"namespace": "ctr"}}}')
+    assert DaskHook("pods").kubernetes() == {"namespace": "ctr"}

@@ -1,0 +1,224 @@
+"""What a fit means: which parameters come out, what the options do, where training goes on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+from dfm.errors import DataError, DivergenceError, SettingsError
+from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
+from dfm.model import FMModel
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(600, 5))
+PAIR = X[:, 0] * X[:, 1] > 0
+"""A label that no linear model can learn."""
+NUMBERS = 3.0 * X[:, 0] * X[:, 1] + X[:, 2] + 0.1 * RNG.normal(size=600)
+THREE = np.array(["low", "mid", "top"])[np.digitize(X[:, 0] + X[:, 1] * X[:, 2], [-0.5, 0.5])]
+
+
+def by_definition(table: Any, rows: np.ndarray) -> np.ndarray:
+    """w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j, in float64."""
+    w0, w, V = (np.asarray(part, np.float64) for part in table)
+    pairs = np.array([sum(x[i] * x[j] * (V[i] @ V[j]) for i in range(len(x)) for j in range(i)) for x in rows])
+    return w0 + rows @ w + pairs
+
+
+def test_factors_learn_what_a_linear_model_cannot():
+    assert FMClassifier(n_factors=4).fit(X[:400], PAIR[:400]).score(X[400:], PAIR[400:]) > 0.93
+    assert LinearClassifier().fit(X[:400], PAIR[:400]).score(X[400:], PAIR[400:]) < 0.65
+    assert FMRegressor(n_factors=4).fit(X[:400], NUMBERS[:400]).score(X[400:], NUMBERS[400:]) > 0.97
+    assert LinearRegressor().fit(X[:400], NUMBERS[:400]).score(X[400:], NUMBERS[400:]) < 0.4
+
+
+def test_the_public_parameters_are_those_of_the_score():
+    """Without standardization they belong to the columns as they are; a regressor's are in the unit of the labels."""
+    number = FMRegressor(n_factors=3, n_epochs=5, standardize=False).fit(X, 50 * NUMBERS + 7)
+    expected = by_definition((number.intercept_, number.coef_, number.factors_), X[:20])
+    np.testing.assert_allclose(number.predict(X[:20]), expected, rtol=1e-4, atol=1e-3)
+    label = FMClassifier(n_factors=3, n_epochs=5, standardize=False).fit(X, PAIR)
+    expected = by_definition((label.intercept_[0], label.coef_[0], label.factors_), X[:20])
+    np.testing.assert_allclose(label.decision_function(X[:20]), expected, rtol=1e-4, atol=1e-5)
+    assert (label.coef_.shape, label.factors_.shape, label.intercept_.shape) == ((1, 5), (5, 3), (1,))
+
+
+def test_sparse_and_dense_rows_are_the_same_rows():
+    gappy = np.where(np.abs(X) > 0.8, X, 0.0)
+    dense = FMClassifier(n_epochs=4, standardize=False).fit(gappy, PAIR)
+    for form in (scipy.sparse.csr_matrix, scipy.sparse.csc_array, scipy.sparse.coo_array):
+        sparse = FMClassifier(n_epochs=4).fit(form(gappy), PAIR)
+        assert sparse.factors_.tobytes() == dense.factors_.tobytes()
+        np.testing.assert_array_equal(sparse.decision_function(form(gappy)), dense.decision_function(gappy))
+
+
+def test_units_of_columns_and_labels_do_not_matter():
+    plain = FMRegressor(n_epochs=5).fit(X, NUMBERS)
+    scaled = FMRegressor(n_epochs=5).fit(X * [1e6, 1e-6, 1, 10, 1] + [0, 0, 50, 0, 0], 1e5 * NUMBERS + 1e6)
+    moved = X * [1e6, 1e-6, 1, 10, 1] + [0, 0, 50, 0, 0]
+    np.testing.assert_allclose((scaled.predict(moved) - 1e6) / 1e5, plain.predict(X), atol=5e-3)
+
+
+def test_columns_of_zeros_and_ones_are_left_alone_and_a_constant_one_does_no_harm():
+    flags = np.column_stack([X[:, 0] > 0, X[:, 1] > 0, np.full(600, 4e9)]).astype(float)
+    model = FMClassifier(n_epochs=50).fit(flags, PAIR)
+    assert model.score(flags, PAIR) == 1.0
+    model = FMClassifier(n_epochs=50).fit(np.delete(flags, 2, axis=1), PAIR)
+    assert model.model_.statistics["x0"].mean == 0.0
+
+
+def test_a_sparse_matrix_is_not_moved_to_mean_zero():
+    with pytest.raises(SettingsError, match="would make a sparse matrix dense"):
+        FMClassifier(standardize=True).fit(scipy.sparse.csr_array(X), PAIR)
+
+
+def test_three_classes_are_three_machines_against_the_rest():
+    model = FMClassifier(n_factors=2, n_epochs=60).fit(X, THREE)
+    assert model.classes_.tolist() == ["low", "mid", "top"]
+    assert (model.coef_.shape, model.factors_.shape, model.intercept_.shape) == ((3, 5), (3, 5, 2), (3,))
+    assert model.score(X, THREE) > 0.8
+    np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1.0)
+    with pytest.raises(AttributeError, match="see models_"):
+        model.model_  # noqa: B018 (the access itself is the test)
+    top = model.models_[2].predict(X)
+    np.testing.assert_allclose(top, 1 / (1 + np.exp(-model.decision_function(X)[:, 2])), atol=1e-6)
+    threaded = FMClassifier(n_factors=2, n_epochs=60, n_jobs=2).fit(X, THREE)
+    assert threaded.factors_.tobytes() == model.factors_.tobytes()
+
+
+def test_the_model_to_serve_predicts_the_same_after_a_trip_to_disk(tmp_path):
+    fitted = FMClassifier(n_epochs=3).fit(X, PAIR)
+    fitted.model_.save(str(tmp_path))
+    model, expected = FMModel.load(str(tmp_path)), fitted.predict_proba(X)[:, 1]
+    np.testing.assert_allclose(model.predict(X), expected, atol=1e-6)
+    named = {f"x{j}": X[:, j].tolist() for j in range(5)}
+    np.testing.assert_allclose(model.predict(named), expected, atol=1e-6)
+    with pytest.raises(DataError, match=r"takes \[n_rows, 5\]"):
+        model.predict(X[:, :4])
+    with pytest.raises(DataError, match="missing"):
+        model.predict({**named, "x3": [None] * 600})
+
+
+def test_weights_are_relative_and_rows_without_weight_teach_nothing():
+    weights = np.where(np.arange(600) < 400, 1.0, 0.0)
+    wrong = np.where(weights > 0, PAIR, ~PAIR)
+    some = FMClassifier().fit(X, wrong, sample_weight=weights)
+    assert some.score(X[400:], PAIR[400:]) > 0.9
+    more = FMClassifier().fit(X, wrong, sample_weight=1e4 * weights)
+    np.testing.assert_allclose(more.decision_function(X), some.decision_function(X), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="Negative"):
+        FMClassifier().fit(X, PAIR, sample_weight=-weights)
+
+
+def test_class_weights_are_sample_weights():
+    rare = X[:, 0] > 1.3
+    balanced = LinearClassifier(class_weight="balanced", n_epochs=5).fit(X, rare)
+    by_hand = np.where(rare, 300 / rare.sum(), 300 / (~rare).sum())
+    weighted = LinearClassifier(n_epochs=5).fit(X, rare, sample_weight=by_hand)
+    np.testing.assert_allclose(balanced.decision_function(X), weighted.decision_function(X), atol=1e-4)
+    named = LinearClassifier(class_weight={True: 10.0}, n_epochs=5).fit(X, rare)
+    assert named.predict(X).sum() > LinearClassifier(n_epochs=5).fit(X, rare).predict(X).sum()
+    with pytest.raises(ValueError, match="none of the classes"):
+        FMClassifier(class_weight={"yes": 2.0}).fit(X, rare)
+
+
+def test_a_warm_start_goes_on_and_parts_of_the_data_may_come_one_by_one():
+    model = FMClassifier(n_epochs=5, warm_start=True, tol=0).fit(X, PAIR)
+    once = model.history_[-1]["train_loss"]
+    model.fit(X, PAIR)
+    assert (model.n_iter_, [event["epoch"] for event in model.history_]) == (10, list(range(1, 11)))
+    assert model.history_[-1]["train_loss"] < once
+    with pytest.raises(SettingsError, match="cannot go on"):
+        model.set_params(n_factors=3).fit(X, PAIR)
+    parts = FMClassifier(n_factors=4)
+    for _ in range(20):
+        for start in range(0, 600, 200):
+            parts.partial_fit(X[start : start + 200], PAIR[start : start + 200], classes=[False, True])
+    assert parts.score(X, PAIR) > 0.93
+    with pytest.raises(ValueError, match="not those of the first call"):
+        parts.partial_fit(X, PAIR, classes=[1, 2])
+
+
+def test_the_best_epoch_on_the_evaluation_rows_is_kept():
+    noise = RNG.random(600) < 0.4
+    hard = np.where(noise, ~PAIR, PAIR)
+    model = FMClassifier(n_factors=16, l2_factors=0, l2_linear=0, learning_rate=1.0, n_epochs=40, patience=3)
+    model.fit(X[:300], hard[:300], eval_set=(X[300:], hard[300:]))
+    losses = [event["log_loss"] for event in model.history_]
+    assert model.n_iter_ < 40
+    assert len(losses) - 1 - int(np.argmin(losses)) >= 3
+    probabilities = model.predict_proba(X[300:])[:, 1]
+    likelihood = np.where(hard[300:], probabilities, 1 - probabilities)
+    assert -np.log(likelihood).mean() == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_early_stopping_holds_out_rows_only_where_it_is_asked_to_or_there_are_many():
+    assert "log_loss" not in FMClassifier(n_epochs=2).fit(X, PAIR).history_[0]
+    held = FMClassifier(n_epochs=2, early_stopping=True, validation_fraction=0.25).fit(X, PAIR)
+    assert held.history_[0]["rows"] == 150
+    many = LinearRegressor(n_epochs=1).fit(np.repeat(X, 20, axis=0), np.repeat(NUMBERS, 20))
+    assert many.history_[0]["rows"] == 1200
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adagrad-row", "ftrl", "adam"])
+def test_every_optimizer_learns_with_its_own_step_size(optimizer):
+    assert FMClassifier(n_factors=4, optimizer=optimizer, init_stdev=0.1).fit(X, PAIR).score(X, PAIR) > 0.9
+
+
+def test_losses_change_what_is_predicted():
+    high = LinearRegressor(loss="quantile", loss_parameter=0.9).fit(X, NUMBERS)
+    assert np.mean(high.predict(X) > NUMBERS) == pytest.approx(0.9, abs=0.05)
+    counts = RNG.poisson(np.exp(0.5 + 0.4 * X[:, 0]))
+    poisson = LinearRegressor(loss="poisson").fit(X, counts)
+    assert poisson.predict(X).min() > 0
+    assert poisson.predict(X).mean() == pytest.approx(counts.mean(), rel=0.1)
+    np.testing.assert_allclose(poisson.model_.predict(X), poisson.predict(X), rtol=1e-6)
+    assert not hasattr(FMClassifier(loss="hinge"), "predict_proba")
+    with pytest.raises(SettingsError, match="classification"):
+        FMClassifier(loss="squared").fit(X, PAIR)
+
+
+def test_a_function_is_a_loss():
+    def costly_misses(score, y):
+        p = 1.0 / (1.0 + np.exp(-score))
+        return -5.0 * y * np.log(p) - (1.0 - y) * np.log(1.0 - p)
+
+    label = X[:, 0] + RNG.normal(size=600) > 0
+    plain = LinearClassifier().fit(X, label)
+    careful = LinearClassifier(loss=costly_misses).fit(X, label)
+    assert careful.predict(X).mean() > plain.predict(X).mean() + 0.1
+
+
+def test_replicas_are_averaged_and_threads_change_nothing():
+    replicas = FMClassifier(n_factors=4, n_replicas=3).fit(X, PAIR)
+    assert replicas.score(X, PAIR) > 0.9
+    threaded = FMClassifier(n_factors=4, n_replicas=3, n_jobs=2).fit(X, PAIR)
+    assert threaded.factors_.tobytes() == replicas.factors_.tobytes()
+
+
+def test_verbose_prints_a_line_an_epoch_and_nothing_else_does(capsys, caplog):
+    FMRegressor(n_epochs=2).fit(X, NUMBERS)
+    assert capsys.readouterr().out == ""
+    FMRegressor(n_epochs=2, verbose=1).fit(X, NUMBERS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    assert "train_rmse" in lines[0]
+    with caplog.at_level(logging.INFO, logger="dfm.estimators"):
+        FMRegressor(n_epochs=1).fit(X, NUMBERS)
+    assert caplog.messages[0].startswith("epoch 1: train_loss")
+
+
+def test_parameters_out_of_range_are_refused_with_the_range():
+    with pytest.raises(SettingsError, match=r"learning_rate = -1 is not legal: expected a number above 0"):
+        FMClassifier(learning_rate=-1).fit(X, PAIR)
+    with pytest.raises(SettingsError, match="l1_linear"):
+        FMClassifier(l1_linear=0.1).fit(X, PAIR)
+    with pytest.raises(SettingsError, match="expected one row each"):
+        FMClassifier(n_replicas=601).fit(X, PAIR)
+    with pytest.raises(DivergenceError, match="try a smaller learning_rate"):
+        FMRegressor(optimizer="sgd", learning_rate=100.0).fit(X, NUMBERS)

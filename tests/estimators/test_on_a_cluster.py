@@ -1,0 +1,112 @@
+"""Collections, shards and rows sent to a cluster are trained there, to the bytes that the rows decide."""
+
+# ruff: noqa: E402 (what may be missing is looked for first)
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+pytest.importorskip("sklearn", minversion="1.6")
+pd = pytest.importorskip("pandas")
+
+import dask
+import dask.array as da
+from distributed import Client
+from small_jobs import in_process_client
+
+from dfm.errors import ClusterError, DataError, SettingsError
+from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from dfm.factorization import matrix_factorization
+
+RNG = np.random.default_rng(2)
+X = RNG.normal(size=(900, 4)) * [1, 10, 100, 1] + [0, 5, 0, 0]
+Y = (X[:, 0] * (X[:, 1] - 5) > 0).astype(int)
+FRAME = pd.DataFrame({"site": RNG.choice(list("abc"), 900), "price": X[:, 1]})
+FRAME["kind"] = np.where(FRAME.site == "a", "low", np.where(FRAME.price > 5, "mid", "top"))
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with in_process_client(2) as client:
+        yield client
+
+
+def test_rows_of_this_process_train_on_a_cluster_to_the_same_bytes(client):
+    here = FMClassifier(n_replicas=3, n_epochs=4).fit(X, Y)
+    there = FMClassifier(n_replicas=3, n_epochs=4).fit(X, Y, client=client)
+    assert there.factors_.tobytes() == here.factors_.tobytes()
+    assert there.coef_.tobytes() == here.coef_.tobytes()
+
+
+def test_an_array_of_dask_trains_where_it_lies_and_predicts_when_it_is_asked(client):
+    collection, labels = da.from_array(X, chunks=(200, 3)), da.from_array(Y, chunks=200)
+    model = FMClassifier(n_factors=4, n_epochs=30).fit(collection, labels, client=client)
+    probabilities = model.predict_proba(collection)
+    assert isinstance(probabilities, da.Array)
+    assert probabilities.shape == (900, 2)
+    plain = model.to_local()
+    np.testing.assert_array_equal(probabilities.compute(scheduler="sync"), plain.predict_proba(X))
+    np.testing.assert_array_equal(model.predict(collection).compute(scheduler="sync"), plain.predict(X))
+    assert plain.score(X, Y) > 0.93
+    assert model.model_.statistics["x1"].mean == pytest.approx(X[:, 1].mean())
+    again = FMClassifier(n_factors=4, n_epochs=30).fit(collection, labels, client=client)
+    assert again.factors_.tobytes() == model.factors_.tobytes()
+
+
+def test_sparse_blocks_stay_sparse(client):
+    blocks = [scipy.sparse.csr_matrix(np.abs(X[i : i + 300])) for i in range(0, 900, 300)]
+    parts = [da.from_delayed(dask.delayed(block), block.shape, float) for block in blocks]
+    collection, labels = da.concatenate(parts), da.from_array(Y.astype(float), chunks=300)
+    model = FMRegressor(n_replicas=2, n_epochs=2).fit(collection, labels, client=client)
+    assert model.model_.statistics == {}
+    lazily = model.predict(collection).compute(scheduler="sync")
+    np.testing.assert_array_equal(lazily, model.predict(scipy.sparse.vstack(blocks)))
+
+
+def test_a_frame_of_dask_is_hashed_and_may_hold_its_labels(client):
+    dd = pytest.importorskip("dask.dataframe")
+    frame = dd.from_pandas(FRAME, npartitions=3)
+    weights = dd.from_pandas(pd.Series(np.ones(900)), npartitions=3)
+    model = LinearClassifier(n_replicas=2, n_epochs=20, class_weight="balanced")
+    model.fit(frame, "kind", weights, eval_set=(frame, "kind"), client=client)
+    assert model.classes_.tolist() == ["low", "mid", "top"]
+    assert model.feature_names_in_.tolist() == ["site", "price"]
+    assert model.score(FRAME[["site", "price"]], FRAME.kind) > 0.95
+    assert model.history_[-1]["rows"] == 900
+    lazily = model.predict(frame).compute(scheduler="sync")
+    np.testing.assert_array_equal(lazily, model.predict(FRAME))
+
+
+def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
+    FRAME.assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(tmp_path / "rows.parquet")
+    shards = str(tmp_path / "rows.parquet")
+    here = FMClassifier(n_epochs=5, categorical=["site"], numeric=["price"]).fit(shards, "rare")
+    assert here.score(FRAME, FRAME.kind == "low") == 1.0
+    np.testing.assert_array_equal(here.predict(shards), here.predict(FRAME))
+    job = FMClassifier(n_epochs=3, n_replicas=2, categorical=["site"], numeric=["price"])
+    job.fit(shards, "rare", eval_set=(shards, "rare"), client=client)
+    assert job.score(FRAME, FRAME.kind == "low") == 1.0
+    assert job.history_[-1]["auc"] == 1.0
+    with pytest.raises(SettingsError, match="names of columns"):
+        here.fit(shards, FRAME.kind)
+
+
+def test_chunks_that_do_not_match_are_refused(client):
+    collection = da.from_array(X, chunks=(300, 4))
+    with pytest.raises(DataError, match="y is 2 chunks"):
+        FMClassifier().fit(collection, da.from_array(Y, chunks=450), client=client)
+    with pytest.raises(DataError, match="no Dask collection"):
+        FMClassifier().fit(collection, Y, client=client)
+    with pytest.raises(ClusterError, match="pass client="):
+        FMClassifier().fit(collection, da.from_array(Y, chunks=300))
+
+
+def test_a_matrix_is_factorized_on_a_cluster_to_the_same_bytes(client):
+    D = RNG.normal(size=(60, 3)) @ RNG.normal(size=(3, 50))
+    D[RNG.random(D.shape) < 0.5] = np.nan
+    here = matrix_factorization(D, 3, n_replicas=2, n_epochs=4)
+    there = matrix_factorization(D, 3, n_replicas=2, n_epochs=4, client=client)
+    assert (here.P.tobytes(), here.Q.tobytes()) == (there.P.tobytes(), there.Q.tobytes())

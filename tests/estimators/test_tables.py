@@ -1,0 +1,119 @@
+"""Tables with categories are hashed as shards are; tables of floats are matrices."""
+
+# ruff: noqa: E402 (what may be missing is looked for first)
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+pytest.importorskip("sklearn", minversion="1.6")
+pd = pytest.importorskip("pandas")
+
+from dfm.encoding import encode_batch
+from dfm.errors import DataError
+from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from dfm.schema import Schema, resolve
+
+RNG = np.random.default_rng(1)
+FRAME = pd.DataFrame(
+    {
+        "site": RNG.choice(["a", "b", "c", "d"], 800),
+        "zone": RNG.integers(0, 3, 800),
+        "price": RNG.exponential(5.0, 800),
+    }
+)
+CLICKED = ((FRAME.site == "a") ^ (FRAME.zone == 1)).to_numpy()
+"""A pair of categories decides."""
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FMClassifier:
+    return FMClassifier(n_factors=4, n_epochs=60).fit(FRAME, CLICKED)
+
+
+def test_categories_and_numbers_are_told_apart_by_their_types(fitted):
+    kinds = {field.name: (field.kind, field.transform) for field in fitted.model_.schema.fields}
+    assert kinds == {
+        "site": ("categorical", ""),
+        "zone": ("categorical", ""),
+        "price": ("numeric", "standardize"),
+    }
+    assert fitted.feature_names_in_.tolist() == ["site", "zone", "price"]
+    assert fitted.n_features_in_ == 3
+    assert fitted.score(FRAME, CLICKED) > 0.98
+
+
+def test_a_table_is_hashed_to_the_indices_of_a_shard(fitted):
+    schema = resolve(
+        Schema(label="y", categorical=("site", "zone"), numeric=("price",), numeric_transform="standardize"),
+        [*FRAME.columns, "y"],
+    )
+    batch = pa.RecordBatch.from_pandas(FRAME, preserve_index=False)
+    shard = encode_batch(batch, schema, 20, fitted.model_.statistics, None).rows
+    rows = fitted._features.rows(FRAME)
+    np.testing.assert_array_equal(rows.indices, shard.indices)
+    np.testing.assert_array_equal(rows.values, shard.values)
+
+
+def test_every_form_of_a_table_gives_the_same_model_and_the_same_predictions(fitted):
+    expected = fitted.decision_function(FRAME)
+    forms = [pa.Table.from_pandas(FRAME, preserve_index=False), {name: FRAME[name].tolist() for name in FRAME}]
+    for form in [*forms, FRAME[["price", "zone", "site"]].assign(more="x")]:
+        np.testing.assert_array_equal(fitted.decision_function(form), expected)
+    for form in forms:
+        again = FMClassifier(n_factors=4, n_epochs=60).fit(form, CLICKED)
+        np.testing.assert_array_equal(again.decision_function(FRAME), expected)
+    np.testing.assert_allclose(fitted.model_.predict(forms[1]), fitted.predict_proba(FRAME)[:, 1], atol=1e-6)
+
+
+def test_an_array_is_taken_column_by_column_with_a_warning(fitted):
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        scores = fitted.decision_function(FRAME.to_numpy(object))
+    np.testing.assert_array_equal(scores, fitted.decision_function(FRAME))
+    with pytest.raises(ValueError, match="X has 2 features, but FMClassifier is expecting 3"):
+        fitted.predict(np.zeros((4, 2)))
+
+
+def test_roles_of_columns_can_be_named(fitted):
+    model = LinearClassifier(numeric=["zone", "price"], crosses=[["site", "zone"]], categorical=["site"])
+    with pytest.raises(Exception, match="only categories can be combined"):
+        model.fit(FRAME, CLICKED)
+    model = LinearClassifier(categorical=["site", "zone"], crosses=[["site", "zone"]]).fit(FRAME, CLICKED)
+    assert model.score(FRAME, CLICKED) > 0.98
+    assert [field.name for field in model.model_.schema.fields] == ["site", "zone", "site&zone"]
+
+
+def test_rare_categories_share_a_bucket_that_unseen_ones_fall_into():
+    frame = FRAME.assign(user=[f"u{i}" for i in range(800)])
+    model = FMClassifier(n_epochs=2, min_count=2, min_count_factors=10, hash_bits=24).fit(frame, CLICKED)
+    unseen = frame.assign(user="never seen")
+    np.testing.assert_array_equal(model.decision_function(unseen), model.decision_function(frame))
+    alone = FMClassifier(n_epochs=2, hash_bits=24).fit(frame, CLICKED)
+    assert alone.coef_.shape[1] == model.coef_.shape[1] - 4 + 800
+
+
+def test_tables_of_floats_are_matrices_by_name():
+    frame = pd.DataFrame(RNG.normal(size=(200, 3)), columns=["red", "green", "blue"])
+    y = frame.red * frame.green
+    model = FMRegressor(n_epochs=5).fit(frame, y)
+    assert model.model_.schema.columns == ("red", "green", "blue")
+    expected = model.predict(frame)
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    np.testing.assert_array_equal(model.predict(table.select(["blue", "red", "green"])), expected)
+    np.testing.assert_array_equal(FMRegressor(n_epochs=5).fit(table, y).predict(frame), expected)
+    with pytest.raises(DataError, match="lack column 'green'"):
+        model.predict({"red": [1.0], "blue": [2.0]})
+
+
+def test_a_number_that_is_none_stops_the_fit_with_its_row():
+    frame = FRAME.assign(price=np.where(np.arange(800) == 7, np.inf, FRAME.price))
+    with pytest.raises(DataError, match=r"row 7: column 'price': not finite"):
+        FMClassifier().fit(frame, CLICKED)
+
+
+def test_training_on_new_rows_keeps_the_categories_of_the_first():
+    model = FMClassifier(n_factors=4)
+    for _ in range(30):
+        model.partial_fit(FRAME[:400], CLICKED[:400]).partial_fit(FRAME[400:], CLICKED[400:])
+    assert model.score(FRAME, CLICKED) > 0.95
