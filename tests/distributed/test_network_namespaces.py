@@ -77,7 +77,7 @@ def network() -> Iterator[Network]:
 def hosts(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
     """A scheduler and two workers on three hosts, under TLS; links that are cut are noticed after seconds."""
     folder = tmp_path_factory.mktemp("hosts")
-    short = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "20s"}
+    short = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "20s"}
     found = RealCluster(folder, make_certificates(folder / "tls"), environment=short)
     try:
         found.start_scheduler(host=network.hosts["scheduler"], prefix=network.inside("scheduler"))
