@@ -67,6 +67,8 @@ class Reporter:
 
     def _advance(self, stage: str, done: int, total: int, unit: str, vanishes: bool = False) -> None:
         """Move the bar of a stage, which goes when all that are shown are full; one that `vanishes` leaves no line."""
+        if vanishes and not self._console.is_terminal:
+            return
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),

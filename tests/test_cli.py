@@ -193,8 +193,10 @@ def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, sche
     code, out, err = run("train", job, "--json", "--scheduler", scheduler)
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
-    assert [event["event"] for event in events] == ["plan", "vocabulary", "prepared", "epoch", "epoch", "done"]
-    for number, event in enumerate(events[3:5], start=1):
+    assert [event["event"] for event in events] == [
+        *("plan", "placement", "vocabulary", "prepared", "epoch", "epoch", "done")
+    ]
+    for number, event in enumerate(events[4:6], start=1):
         assert event.keys() >= EPOCH_KEYS
         assert event["epoch"] == number
     done = events[-1]

@@ -131,8 +131,8 @@ class SchedulerMetrics(SchedulerPlugin):
                 gauges[name].labels(job).set(msg[name])
         if msg["event"] == "epoch":
             gauges["rounds"].labels(job).set(msg["epoch"] * msg["rounds_per_epoch"])
-        for kind in ("read", "trained", "rejected"):
-            if kind in (msg.get("rows") or {}) and msg["event"] == "vocabulary":
+        if msg["event"] == "vocabulary":
+            for kind in ("read", "trained", "rejected"):
                 gauges["rows"].labels(job, kind).set(msg["rows"][kind])
 
 
