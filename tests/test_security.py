@@ -36,6 +36,15 @@ FORBIDDEN_ATTRIBUTES = {
     ("cloudpickle", "load"), ("marshal", "loads"), ("yaml", "load"), ("np", "load"), ("joblib", "load"),
 }  # fmt: skip
 
+TRUSTED = {
+    # Numba reads the arity of an intrinsic from its signature, made from a name and a number of operands here.
+    ("simd.py", "exec"),
+    # A function that a user passed in Python, on its way from client to worker inside Dask's own pickles.
+    ("custom.py", "cloudpickle.loads"),
+    # Not the builtin: an argument, which compiles such a function.
+    ("snapshot.py", "compile"),
+}
+
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -46,9 +55,9 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 def test_no_module_runs_code_or_unpickles_what_it_reads() -> None:
     for path in Path(dfm.__file__).parent.rglob("*.py"):
         for name, call in calls(path):
-            # Numba reads the arity of an intrinsic from its signature, made from a name and a number of operands here.
-            generated = name == "exec" and path.name == "simd.py"
-            assert generated or name not in FORBIDDEN_CALLS, f"{path}:{call.lineno}"
+            if (path.name, name) in TRUSTED:
+                continue
+            assert name not in FORBIDDEN_CALLS, f"{path}:{call.lineno}"
             assert tuple(name.rsplit(".", 1)) not in FORBIDDEN_ATTRIBUTES, f"{path}:{call.lineno}"
             assert not any(key.arg in ("shell", "allow_pickle") for key in call.keywords), f"{path}:{call.lineno}"
 
