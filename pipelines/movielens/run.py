@@ -2,7 +2,7 @@
 
     python pipelines/movielens/run.py ml-100k
 
-The folder holds ua.base, ua.test, u.item and u.user (how to get them: README.md). ua.test is used once, at the
+The folder holds ua.base, ua.test, u.item and u.user (how to get them: README.md). ua.test is scored once, at the
 end: how the settings below were chosen says tune.py.
 """
 
