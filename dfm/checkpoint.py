@@ -227,7 +227,7 @@ class CheckpointFolder:
         for name in sorted(filter(_MANIFEST.fullmatch, storage.names_in(self.url, self.options)), reverse=True):
             try:
                 checkpoint = decode_manifest(storage.read_bytes(storage.join(self.url, name), self.options))
-            except (ValueError, TypeError, KeyError, AttributeError, FileNotFoundError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FileNotFoundError) as error:
                 self._discard(name, error)
                 continue
             self._files[name] = checkpoint.files
