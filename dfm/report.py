@@ -63,6 +63,8 @@ class Reporter:
         self._advance(str(event["stage"]), event["done"], event["total"], "rows")
 
     def _show_round(self, event: Event) -> None:
+        if not self._console.is_terminal:
+            return  # a bar that vanishes would leave an empty line
         self._advance(f"training epoch {event['epoch']}", event["round"], event["rounds"], "averages", vanishes=True)
 
     def _advance(self, stage: str, done: int, total: int, unit: str, vanishes: bool = False) -> None:
