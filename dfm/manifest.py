@@ -75,15 +75,26 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     for field in fields:
         name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
         _text(name, "a field's name")
-        legal = {"categorical": ("",), "cross": ("",), "numeric": TRANSFORMS, "list": LIST_WEIGHTS}
+        legal = {"categorical": ("",), "cross": ("",), "vector": ("",), "numeric": TRANSFORMS, "list": LIST_WEIGHTS}
         if kind not in legal or transform not in legal[kind] or name in kinds:
             raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
+        if kind == "vector":
+            _check_vector(columns, len(fields))
+            continue
         if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
             raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
         crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
         if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
             raise ValueError(f"the cross {_short(name)} has a part that is no category")
         kinds[name] = "crossable" if crossable and kind != "cross" else "other"
+
+
+def _check_vector(columns: Any, n_fields: int) -> None:
+    """The columns of a numeric matrix, which is a model's only field."""
+    if n_fields > 1 or not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
+        raise ValueError("its matrix has no columns, one of them twice, or fields beside it")
+    for column in columns:
+        _text(column, "a column's name")
 
 
 def _check_statistics(statistics: Mapping[str, Any]) -> None:

@@ -82,12 +82,13 @@ def test_a_frame_of_dask_is_hashed_and_may_hold_its_labels(client):
 
 def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     FRAME.assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(tmp_path / "rows.parquet")
-    shards = str(tmp_path / "rows.parquet")
+    shards, others = str(tmp_path / "rows.parquet"), str(tmp_path / "others.parquet")
+    FRAME[::3].assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(others)
     here = FMClassifier(n_epochs=5, categorical=["site"], numeric=["price"]).fit(shards, "rare")
     assert here.score(FRAME, FRAME.kind == "low") == 1.0
     np.testing.assert_array_equal(here.predict(shards), here.predict(FRAME))
     job = FMClassifier(n_epochs=3, n_replicas=2, categorical=["site"], numeric=["price"])
-    job.fit(shards, "rare", eval_set=(shards, "rare"), client=client)
+    job.fit(shards, "rare", eval_set=(others, "rare"), client=client)
     assert job.score(FRAME, FRAME.kind == "low") == 1.0
     assert job.history_[-1]["auc"] == 1.0
     with pytest.raises(SettingsError, match="names of columns"):
