@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from distributed import Client
 
+from dfm.distributed.joining import workers_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device, cupy_gpu
 from dfm.kernels.contract import KernelSpec
@@ -89,7 +90,7 @@ def choose(client: Client, training: TrainingSettings, spec: KernelSpec, address
 
 def _declared(client: Client, addresses: Sequence[str]) -> dict[str, float] | None:
     """A GPU per task, where all workers count theirs."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     all_count = all(workers.get(address, {}).get("resources", {}).get(RESOURCE, 0) >= 1 for address in addresses)
     return {RESOURCE: 1} if all_count else None
 

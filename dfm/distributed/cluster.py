@@ -23,7 +23,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed import release
-from dfm.distributed.joining import is_remote, remote_client
+from dfm.distributed.joining import is_remote, remote_client, workers_of
 from dfm.distributed.versions import by_value, check_versions
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
@@ -180,7 +180,7 @@ class Watch:
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
-            workers: Mapping[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+            workers: Mapping[str, Any] = workers_of(self.client)
         except (OSError, TimeoutError):
             return {}
         local = self.client.cluster
@@ -213,7 +213,7 @@ def _raise_if_failed(future: Future) -> None:
 
 def worker_addresses(client: Client) -> list[str]:
     """Addresses of the workers that are there now, in a fixed order."""
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+    return sorted(workers_of(client))
 
 
 def release_from_lost_workers(client: Client) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from dfm.distributed.placement import Plan, plan_reading, plan_training
 from dfm.duplicates import check_distinct
+from dfm.encoding import column_kind
 from dfm.errors import DataError
 from dfm.ingest import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, stored_schema
 from dfm.schema import ResolvedSchema, infer, resolve
@@ -95,21 +96,8 @@ def nothing_left(bound: str, what: str) -> str:
 def resolve_schema(job: Job, shard: Shard) -> ResolvedSchema:
     """The job's schema on the columns of one shard."""
     found = arrow_schema(shard, job.data.storage_options)
-    kinds = {field.name: _kind(field.type) for field in found}
+    kinds = {field.name: column_kind(field.type) for field in found}
     return resolve(infer(job.schema, kinds), found.names)
-
-
-def _kind(arrow_type: pa.DataType) -> str:
-    tests = {
-        "bool": pa.types.is_boolean,
-        "int": pa.types.is_integer,
-        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
-        "dictionary": pa.types.is_dictionary,
-        "null": pa.types.is_null,
-        "list": lambda t: pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t),
-        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t),
-    }
-    return next((kind for kind, test in tests.items() if test(arrow_type)), str(arrow_type))
 
 
 def plan_event(inputs: Inputs) -> Event:

@@ -27,6 +27,15 @@ def scheduler_address(settings: ClusterSettings) -> str:
     return settings.scheduler or str(dask.config.get("scheduler-address", None) or "")
 
 
+def workers_of(client: Client) -> dict[str, Any]:
+    """The workers alive, by address, as the scheduler describes them.
+
+    Asked of the scheduler itself: `client.scheduler_info()` may answer from what a periodic callback left, without any.
+    """
+    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return workers
+
+
 def is_remote(settings: ClusterSettings) -> bool:
     """Whether the work is done by a cluster that this process does not start itself."""
     return bool(settings.factory or scheduler_address(settings))
@@ -104,7 +113,7 @@ def wait_for_workers(client: Client, n_workers: int, timeout: float) -> None:
     """
     deadline = time.monotonic() + timeout
     nudge: Any = None
-    while (found := len(client.scheduler_info(n_workers=-1)["workers"])) < n_workers:
+    while (found := len(workers_of(client))) < n_workers:
         if nudge is None:
             nudge = client.submit(int, key=f"wait_for_workers-{uuid.uuid4().hex}")
         if time.monotonic() > deadline:

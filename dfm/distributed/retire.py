@@ -11,6 +11,8 @@ import sys
 
 from distributed import Client
 
+from dfm.distributed.joining import workers_of
+
 PATIENCE = 15.0
 """Seconds: within the grace period of nodes that are taken away at short notice."""
 
@@ -18,7 +20,7 @@ PATIENCE = 15.0
 def retire(name: str, timeout: float = PATIENCE) -> list[str]:
     """Ask the scheduler to move a worker's results and to let it go; returns the workers that were."""
     with Client(timeout=timeout, set_as_default=False) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"].items()
+        workers = workers_of(client).items()
         mine = [address for address, worker in workers if worker["name"] == name]
         if mine and len(workers) > len(mine):
             client.retire_workers(workers=mine, close_workers=True)

@@ -11,7 +11,7 @@ from dfm.settings import KubernetesSettings, parse_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
 ROWS_PER_WORKER = 2_000_000
-"""From so many rows a worker on, a round's training outweighs its averaging (benchmarks/decisions)."""
+"""A rule of thumb, not a measurement: at about a million rows a second and core, an epoch of a few seconds."""
 _PROCESS = 512 * MIB
 """A worker before any row: Python, Dask, Arrow, compiled kernels, and the nanny beside it."""
 _TASK_ROWS = 1 << 18
