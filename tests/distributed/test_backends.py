@@ -38,7 +38,14 @@ class FakeClient:
         self.devices |= {address: arguments[0] for address in workers}
         return {}
 
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+    @property
+    def scheduler(self) -> FakeClient:
+        return self
+
+    def sync(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        return function(**arguments)
+
+    def identity(self, n_workers: int) -> dict[str, Any]:
         counted = zip(self.gpus, self.resources, strict=True)
         return {"workers": {address: {"resources": {"GPU": number} if number else {}} for address, number in counted}}
 
