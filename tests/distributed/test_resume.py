@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_shards_that_changed_since_the_checkpoint_are_refused(log: Path, client:
     shutil.copytree(log, copied)
     cancelled(job_tables(copied, tmp_path), client)
     shard = next(copied.glob("day=*/*.parquet"))
-    shutil.copyfile(next(path for path in log.glob("day=*/*.parquet") if path.name != shard.name), shard)
+    os.utime(shard, (1, 1))
     with pytest.raises(SettingsError, match=r"the shard \S*parquet changed since then.*--no-resume"):
         jobs.train(job_tables(copied, tmp_path), client)
 
