@@ -27,8 +27,6 @@ from dfm.encoding import Encoded, NumberStatistics, encode_batch
 from dfm.errors import DataError, ModelError
 from dfm.hashing import HASH_NAME
 from dfm.kernels import numba_cpu
-from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
@@ -78,10 +76,8 @@ class FMModel:
         return rowwise.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
 
     @functools.cached_property
-    def _kernels(self) -> Kernels:
-        layout = self.table.layout
-        # Scores do not depend on the loss, so that of a user is not needed here.
-        return numba_cpu.compile_kernels(KernelSpec(DEFAULT_LOSSES[self.task], layout.optimizer, layout.n_factors))
+    def _score_rows(self) -> numba_cpu.Scores:
+        return numba_cpu.compile_scores(self.table.layout.n_factors)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -128,7 +124,7 @@ class FMModel:
             rows = self._row_encoder.encode(data, n_rows)
         except (KeyError, TypeError, rowwise.NotPlain):
             return None
-        return self._kernels.scores(scoring_partition(rows, self._lookup), self.table)
+        return self._score_rows(scoring_partition(rows, self._lookup), self.table)
 
     @functools.cached_property
     def _scaling(self) -> Scaling | None:
@@ -141,7 +137,7 @@ class FMModel:
             raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
-        return self._kernels.scores(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
+        return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""
@@ -149,7 +145,7 @@ class FMModel:
 
     def score(self, encoded: Encoded) -> NDArray[np.float32]:
         """Raw scores of encoded rows, float32[n_rows]."""
-        return self._kernels.scores(scoring_partition(encoded.rows, self._lookup), self.table)
+        return self._score_rows(scoring_partition(encoded.rows, self._lookup), self.table)
 
     def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
         encoded = self.encode(batch)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -136,6 +137,7 @@ def _score(score_all: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTab
     return scores
 
 
+Scores = Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
 _cache: dict[KernelSpec, Kernels] = {}
 _lock = threading.Lock()
 
@@ -171,15 +173,30 @@ def _build(spec: KernelSpec) -> Kernels:
             'L2 in closed form; choose "adagrad", or leave the regularizer out'
         )
     layout = Layout(spec.optimizer, spec.n_factors)
-    shape = Shape(spec.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
-    walk = make_walk(shape, layout, spec)
-    score_all = make_score_all(replace(shape, touched=layout.lanes, gathered=1))
+    walk = make_walk(_shape(layout), layout, spec)
     if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
-        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(walk, example_arguments(layout, for_training=True))
+    return Kernels(spec, partial(_train, walk, spec), _build_scores(spec), time.perf_counter() - begin)
+
+
+def _shape(layout: Layout) -> Shape:
+    return Shape(layout.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
+
+
+@functools.cache
+def compile_scores(n_factors: int) -> Scores:
+    """`Kernels.scores` of finished models, whose tables have no optimizer state: nothing is compiled for training."""
+    return _build_scores(KernelSpec("squared", "sgd", n_factors))
+
+
+def _build_scores(spec: KernelSpec) -> Scores:
+    layout = Layout(spec.optimizer, spec.n_factors)
+    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(score_all, example_arguments(layout, for_training=False))
-    return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
+    return partial(_score, score_all, spec)
 
 
 def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
