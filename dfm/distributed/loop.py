@@ -120,7 +120,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.objective, self.job.training.n_replicas),
+            **self.at.book.summary(self.objective, self.job.training.n_replicas, max(1, threads // len(homes))),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }

@@ -16,7 +16,7 @@ Event = dict[str, Any]
 
 @dataclass
 class Book:
-    """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: per process and thread."""
+    """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: by process."""
 
     rounds: int = 0
     reports: int = 0
@@ -40,9 +40,9 @@ class Book:
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, objective: Objective, n_replicas: int) -> Event:
-        """Loss and speed of an epoch. What the busiest thread did not spend in the kernel counts as averaging."""
-        busiest = max(self.kernel_seconds.values(), default=0.0)
+    def summary(self, objective: Objective, n_replicas: int, threads_per_worker: int) -> Event:
+        """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
+        busiest = max(self.kernel_seconds.values(), default=0.0) / threads_per_worker
         return {
             **objective.train_metric(self.loss / self.weight if self.weight else float("nan")),
             "rows_per_second": self.rows / max(self.seconds, 1e-9),

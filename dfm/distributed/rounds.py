@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one replica's round saw, where it ran (process and thread) and how long its kernel took (seconds)."""
+    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds)."""
 
     replica: int
     tally: RoundTally
@@ -125,7 +124,7 @@ def _train_replica(
     tally = work.kernels.run_round(partition, after, step)
     seconds = time.perf_counter() - started
     contribution = contribute(work.rule, partition, before, after)
-    place = f"{platform.node()}/{os.getpid()}/{threading.get_native_id()}"
+    place = f"{platform.node()}/{os.getpid()}"
     return contribution, ReplicaReport(replica, tally, seconds, place, after.nbytes)
 
 
