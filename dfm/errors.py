@@ -29,6 +29,10 @@ class ClusterError(DfmError):
     exit_code = 4
 
 
+class OutOfMemoryError(ClusterError):
+    """Workers were ended because their memory ran out."""
+
+
 class DivergenceError(DfmError):
     """Training left the finite numbers, or the loss exploded."""
 

@@ -16,6 +16,8 @@ from dfm.distributed.inputs import find_inputs, plan_event
 from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
 from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
+from dfm.errors import OutOfMemoryError
+from dfm.footprint import GIB, worker_memory
 from dfm.ingest import find_shards
 from dfm.kernels.losses import CustomLoss
 from dfm.model import FMModel
@@ -51,7 +53,11 @@ def train(
         check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
     with RunLog(resolved, run_id, scheduler) as log:
-        return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
+        try:
+            return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
+        except OutOfMemoryError as error:
+            needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
+            raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:

@@ -30,7 +30,7 @@ ORDER = [
     *("distributed.backends", "distributed.predict"),
     *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
     *("distributed.train", "distributed.retire"),
-    *("jobs", "outcome", "driver", "submission", "detached", "steps"),
+    *("footprint", "jobs", "outcome", "driver", "submission", "detached", "steps"),
     *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
     *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
     *("airflow.tasks", "airflow.operators"),

@@ -25,7 +25,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError
 from dfm.distributed import release
 from dfm.distributed.joining import is_remote, remote_client, workers_of
 from dfm.distributed.versions import by_value, check_versions
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, OutOfMemoryError
 from dfm.settings import ClusterSettings
 
 _CONFIG = {
@@ -237,7 +237,8 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
                     check_versions(own, settings)
                 yield own
     except KilledWorker as error:
-        raise ClusterError(_why_killed(error, settings, out_of_memory)) from error
+        kind = OutOfMemoryError if out_of_memory else ClusterError
+        raise kind(_why_killed(error, settings, out_of_memory)) from error
     except (NoValidWorkerError, CommClosedError, CancelledError) as error:
         raise ClusterError(
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
