@@ -35,6 +35,8 @@ _CONFIG = {
     "distributed.scheduler.allowed-failures": 4,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
+    # A worker that pauses waits for memory that only its own tasks would free; at the limit it is restarted instead.
+    "distributed.worker.memory.pause": False,
     "distributed.comm.retry.count": 3,
     # Dask goes on trying to reach a dead worker for this long (30 s by default), also where the port refuses at once.
     "distributed.comm.timeouts.connect": "5s",

@@ -117,8 +117,8 @@ def test_a_worker_that_stalls_is_replaced(log: Path, undisturbed: jobs.TrainResu
 
 
 def test_running_out_of_memory_is_told_with_what_would_have_been_needed(log: Path, tmp_path: Path) -> None:
-    """A worker that has imported everything holds nearly 300 MB: such a limit ends it in its first task."""
-    tight = disturbed_job(log, tmp_path, cluster={"memory_limit": "300MB", "worker_timeout": 120.0})
+    """A worker that has imported everything holds more than 250 MB: such a limit ends it in its first task."""
+    tight = disturbed_job(log, tmp_path, cluster={"memory_limit": "250MB", "worker_timeout": 120.0})
     with pytest.raises(ClusterError, match=r"out of memory: .* at 95 % .*needs at most about [\d.]+ GiB"):
         jobs.train(tight)
 
