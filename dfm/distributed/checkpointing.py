@@ -90,8 +90,6 @@ class Checkpointer:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
         self._thread.start()
-        self.seconds = 0.0
-        """Time that workers or this process spent on writing so far."""
         self.committed: Checkpoint | None = None
 
     def offer(self, snapshot: Snapshot) -> None:
@@ -174,9 +172,7 @@ class Checkpointer:
         self._folder.commit(checkpoint)
         self._files = {snapshot.blocks_at: blocks} | ({snapshot.best_at: best} if best else {})
         self.committed = checkpoint
-        cost += cost_of_best + time.perf_counter() - started
-        self.seconds += cost
-        return cost
+        return cost + cost_of_best + time.perf_counter() - started
 
     def _save(self, rounds_done: int, blocks: Sequence[Future]) -> tuple[tuple[BlockFile, ...], float]:
         if rounds_done in self._files:
