@@ -23,7 +23,7 @@ from dfm.distributed.placement import plan_training
 from dfm.ingest import arrow_schema, find_shards
 from dfm.preparation import Reading, hash_units, load_slices
 from dfm.schema import ResolvedSchema, resolve
-from dfm.settings import Schema
+from dfm.settings import Schema, TrainingSettings
 from dfm.synth import generate
 from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
 
@@ -36,7 +36,7 @@ def dfm_stages(paths: list[str], cache: Path) -> dict[str, float]:
     started = time.perf_counter()
     shards = find_shards(paths)
     schema = schema_of(shards[0])
-    plan = plan_training(shards, 1, 8, 0)
+    plan = plan_training(shards, TrainingSettings(n_replicas=1, averages_per_epoch=8), 0)
     reading = Reading(schema, HASH_BITS, "classification", cache=str(cache))
     found = time.perf_counter()
     chunks = [hash_units(reading, units, 8, (0, 0, i)) for i, units in enumerate(plan.replicas[0])]

@@ -27,7 +27,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
 from dfm.params import Floats, Layout, ParameterTable, allocate
-from dfm.partition import SparsePartition
+from dfm.slices import Touched
 
 WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
@@ -259,26 +259,24 @@ def _accumulator_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -
 # --- map -------------------------------------------------------------------------------------------------
 
 
-def contribute(
-    rule: MergeRule, partition: SparsePartition, before: ParameterTable, after: ParameterTable
-) -> Contribution:
-    """The summands of one replica that trained `partition` from the pulled table `before` to `after`."""
+def contribute(rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable) -> Contribution:
+    """The summands of one replica whose rows brought the pulled table from `before` to `after`."""
     rule.check_optimizer(before.layout.optimizer)
     columns = _columns(rule, before.layout)
     linear = np.empty((after.n_features, columns.n_linear), np.float32)
     factors = np.empty((after.n_factored, columns.n_factor), np.float32)
     occurrences = np.zeros(0, np.int64)
     if columns.occurrences >= 0:
-        occurrences = np.bincount(partition.indices, minlength=after.n_features)
+        occurrences = touched.occurrences()
     tables = read_only(before.linear), read_only(after.linear)
     _contribute_linear(tables, read_only(occurrences), columns, _shares(rule), linear)
     if after.n_factored:
         factor_tables = read_only(before.factors), read_only(after.factors)
         _contribute_factors(tables, factor_tables, linear, columns, _shares(rule), factors)
-    rows = float(partition.weights.sum(dtype=np.float64)) if partition.weights.size else float(partition.n_rows)
+    rows = touched.total_weight
     growth = after.bias.astype(np.float64) - before.bias.astype(np.float64)
     moving = [columns.primary, *range(columns.state, columns.state + columns.n_states)]
-    return Contribution(partition.features, linear, factors, rows * growth[moving], rows)
+    return Contribution(touched.features, linear, factors, rows * growth[moving], rows)
 
 
 @compiled(error_model="numpy")

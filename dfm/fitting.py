@@ -227,7 +227,8 @@ class LocalCrew:
 
     def _pushes(self, work: rounds.Work, slice_number: int) -> list[rounds.Push]:
         def train(number: int) -> rounds.Push:
-            return rounds.train_replicas(work, number, slice_number, [self._block], [self.replicas[number]])
+            numbers = range(slice_number, slice_number + 1)
+            return rounds.train_replicas(work, number, numbers, [self._block], [self.replicas[number]])
 
         numbers = range(len(self.replicas))
         if self.n_threads == 1:

@@ -84,7 +84,8 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     per_feature = 4 * (layout.linear_width + layout.factor_width)
     n_fields = len(inputs.schema.fields)
     most_features = min(2**resolved.model.hash_bits, inputs.n_rows * n_fields)
-    rows_per_round = -(-inputs.plan.rows_of(0) // inputs.plan.n_rounds)
+    plan = inputs.plan
+    rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * plan.longest_round)
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "job": resolved.to_dict(),

@@ -101,6 +101,15 @@ class SparsePartition:
         return len(self.labels)
 
     @property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+        return float(self.weights.sum(dtype=np.float64)) if self.weights.size else float(self.n_rows)
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each of the features stands in the rows: int64[n_features]."""
+        return np.bincount(self.indices, minlength=len(self.features))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays, in memory or mapped."""
         return sum(array.nbytes for array in self._arrays().values())

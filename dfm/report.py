@@ -89,10 +89,12 @@ class Reporter:
             self._progress, self._tasks = None, {}
 
     def _show_plan(self, event: Event) -> None:
+        fewer = event["later_rounds_per_epoch"]
+        later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         self._console.print(
             f"{event['rows']:,} rows in {event['shards']} shards ({event['fields']} fields) to train on, "
             f"{event['validation_rows']:,} in {event['validation_shards']} to validate; {event['replicas']} replicas "
-            f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages per epoch"
+            f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages {later}"
         )
 
     def _show_placement(self, event: Event) -> None:

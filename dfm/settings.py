@@ -539,7 +539,13 @@ class TrainingSettings(Table):
     averages_per_epoch: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, integer=True))),
-        "rounds in an epoch; auto: from rows and replicas",
+        "rounds in the first epoch, and in the others unless later_averages differs; auto: from rows and replicas",
+    )
+    later_averages: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, integer=True))),
+        "rounds in an epoch after the first; auto: as in the first, and a quarter where a replica has many rows and "
+        "averages_per_epoch is auto",
     )
     rows_per_round: int = knob(
         0,
@@ -608,6 +614,13 @@ class TrainingSettings(Table):
             raise SettingsError(
                 f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
                 f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
+        both = self.averages_per_epoch, self.later_averages
+        if "auto" not in both and int(both[1]) > int(both[0]):
+            raise SettingsError(
+                f"training.later_averages = {both[1]} is more than training.averages_per_epoch = {both[0]}, and rows "
+                "are dealt for the first epoch: later ones can only have fewer averages. Make averages_per_epoch as "
+                "large."
             )
         for key, optimizer in _ONLY_FOR.items():
             value, default = getattr(self, key), self.knobs()[key].default

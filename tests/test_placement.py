@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm.distributed import placement
-from dfm.distributed.placement import Plan, group_units, plan_reading, plan_training, rounds_per_epoch
+from dfm.distributed.placement import Plan, averages, group_units, plan_reading, plan_training
 from dfm.errors import SettingsError
 from dfm.ingest import Shard, Unit
 from dfm.settings import TrainingSettings
@@ -57,8 +57,12 @@ SHAPES = {
 }
 
 
+def dealt(n_replicas: int, averages_per_epoch: int | str) -> TrainingSettings:
+    return TrainingSettings(n_replicas=n_replicas, averages_per_epoch=averages_per_epoch)
+
+
 def check_training(shards: Sequence[Shard], n_replicas: int, seed: int) -> None:
-    plan = plan_training(shards, n_replicas, 4, seed)
+    plan = plan_training(shards, dealt(n_replicas, 4), seed)
     replicas = replica_rows(plan)
     assert sorted(row for rows in replicas for row in rows) == sorted(all_rows(shards))
     sizes = [len(rows) for rows in replicas]
@@ -83,23 +87,23 @@ def test_shards_of_any_shape_are_dealt_out_evenly(shards, n_replicas):
 
 
 def test_more_replicas_than_rows_leaves_some_without_any():
-    plan = plan_training([shard(0, 3)], 8, "auto", 1)
+    plan = plan_training([shard(0, 3)], dealt(8, "auto"), 1)
     assert sorted(plan.rows_of(r) for r in range(8)) == [0] * 5 + [1] * 3
-    assert plan.n_rounds == 1
+    assert plan.n_slices == 1
 
 
 @given(SHARDS, st.integers(1, 5), st.integers(0, 1000))
 def test_the_same_job_gives_the_same_replicas_whatever_else_goes_on(shards, n_replicas, seed):
-    first = plan_training(shards, n_replicas, "auto", seed)
+    first = plan_training(shards, dealt(n_replicas, "auto"), seed)
     random.seed(seed + 1)
     np.random.seed(seed + 1)  # noqa: NPY002 (the point is that the global state does not matter)
-    assert plan_training(list(shards), n_replicas, "auto", seed) == first
+    assert plan_training(list(shards), dealt(n_replicas, "auto"), seed) == first
 
 
 def test_a_plan_depends_on_the_sizes_of_shards_not_on_where_or_when_they_were_written():
     shards = [shard(number, *[5] * 4) for number in range(10)]
     moved = [dataclasses.replace(entry, url=f"s3://bucket/{entry.url}", modified="later") for entry in shards]
-    here, there = plan_training(shards, 3, 4, 1), plan_training(moved, 3, 4, 1)
+    here, there = plan_training(shards, dealt(3, 4), 1), plan_training(moved, dealt(3, 4), 1)
     ranges = [[[(u.shard.url.split("/")[-1], u.start, u.stop) for u in units] for t in p.replicas for units in t]
               for p in (here, there)]  # fmt: skip
     assert ranges[0] == ranges[1]
@@ -107,7 +111,7 @@ def test_a_plan_depends_on_the_sizes_of_shards_not_on_where_or_when_they_were_wr
 
 def test_another_seed_deals_otherwise_and_neighbouring_shards_are_spread():
     shards = [shard(number, 8) for number in range(64)]
-    one, two = replica_rows(plan_training(shards, 4, 4, 1)), replica_rows(plan_training(shards, 4, 4, 2))
+    one, two = replica_rows(plan_training(shards, dealt(4, 4), 1)), replica_rows(plan_training(shards, dealt(4, 4), 2))
     assert one != two
     for rows in one:
         numbers = sorted({int(url[-13:-8]) for url, _ in rows})
@@ -118,7 +122,7 @@ def test_another_seed_deals_otherwise_and_neighbouring_shards_are_spread():
 def test_a_row_group_that_fits_a_piece_is_read_by_one_task_of_one_replica_almost_always():
     """Only the replicas' borders cut row groups: whoever reads the end of one decodes its beginning too."""
     shards = [shard(number, *[8] * 10) for number in range(8)]
-    plan = plan_training(shards, 5, 4, 3)
+    plan = plan_training(shards, dealt(5, 4), 3)
     units = [unit for tasks in plan.replicas for units in tasks for unit in units]
     cut = [unit for unit in units if unit.start % 8 or unit.stop % 8]
     assert len(cut) <= 2 * (5 - 1)
@@ -144,21 +148,23 @@ def test_small_units_are_read_together_and_huge_ones_apart():
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "n_replicas", "asked", "rounds"),
+    ("n_rows", "n_replicas", "asked", "first", "later"),
     [
-        (1000, 2, 8, 8),
-        (1000, 2, 1, 1),
-        (10, 4, 8, 2),
-        (3, 8, 8, 1),
-        (0, 1, 8, 1),
-        (1_000, 1, "auto", 1),
-        (1_000_000, 64, "auto", 32),
-        (109_217, 8, "auto", 12),
-        (10**9, 8, "auto", 6),
+        (1000, 2, 8, 8, 8),
+        (1000, 2, 1, 1, 1),
+        (10, 4, 8, 2, 2),
+        (3, 8, 8, 1, 1),
+        (0, 1, 8, 1, 1),
+        (1_000, 1, "auto", 1, 1),
+        (1_000_000, 64, "auto", 32, 32),
+        (109_217, 8, "auto", 12, 12),
+        (10**9, 8, "auto", 12, 3),
+        (10**9, 64, "auto", 32, 8),
+        (10**9, 8, 12, 12, 12),
     ],
 )
-def test_rounds_of_an_epoch_come_from_the_job_and_the_size_of_the_data(n_rows, n_replicas, asked, rounds):
-    assert rounds_per_epoch(n_rows, n_replicas, asked) == rounds
+def test_averages_come_from_the_job_and_the_size_of_the_data(n_rows, n_replicas, asked, first, later):
+    assert averages(n_rows, dealt(n_replicas, asked)) == (first, later)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,44 @@ def test_rounds_of_an_epoch_come_from_the_job_and_the_size_of_the_data(n_rows, n
 def test_rounds_of_a_fixed_number_of_rows_grow_in_number_with_the_data(
     n_rows: int, rows_per_round: int, rounds: int
 ) -> None:
-    assert rounds_per_epoch(n_rows, 8, "auto", rows_per_round) == rounds
+    assert averages(n_rows, TrainingSettings(n_replicas=8, rows_per_round=rows_per_round)) == (rounds, rounds)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "settings", "expected"),
+    [
+        (1_000, {"averages_per_epoch": 8, "later_averages": 3}, (8, 3)),
+        (10, {"averages_per_epoch": 8, "later_averages": 8}, (5, 5)),
+        (1_000, {"rows_per_round": 100, "later_averages": 9}, (5, 5)),
+        (10**8, {"later_averages": 5}, (6, 5)),
+    ],
+)
+def test_later_epochs_have_as_many_averages_as_asked_for_and_never_more_than_the_first(
+    n_rows: int, settings: dict[str, int], expected: tuple[int, int]
+) -> None:
+    assert averages(n_rows, TrainingSettings(n_replicas=2, **settings)) == expected  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 40), st.data())
+def test_every_epoch_walks_every_slice_once_in_rounds_of_almost_equal_length(
+    n_slices: int, data: st.DataObject
+) -> None:
+    plan = Plan((), n_slices, data.draw(st.integers(1, n_slices)), 0)
+    for epoch in (1, 2, 7):
+        rounds = plan.rounds(epoch)
+        assert [number for each in rounds for number in each] == list(range(n_slices))
+        assert len(rounds) == plan.n_rounds(epoch)
+        lengths = [len(each) for each in rounds]
+        assert max(lengths) - min(lengths) <= 1
+        assert max(lengths) <= plan.longest_round
+    assert max(len(each) for each in plan.rounds(2)) == plan.longest_round
+    assert plan.rounds(1) == [range(number, number + 1) for number in range(n_slices)]
+    assert plan.rounds_until(5) == sum(plan.n_rounds(epoch) for epoch in range(1, 6))
+
+
+def test_later_epochs_cannot_have_more_averages_than_the_first() -> None:
+    with pytest.raises(SettingsError, match=r"later_averages = 5 is more than training.averages_per_epoch = 4"):
+        TrainingSettings(averages_per_epoch=4, later_averages=5)
 
 
 def test_two_answers_to_how_often_to_average_are_refused() -> None:

@@ -79,7 +79,7 @@ class DaskCrew:
         homes, n_replicas = self.watch.addresses(), len(self.replicas)
         pushes = [
             self.client.submit(
-                rounds.train_replicas, work, group.start, slice_number, [self._block],
+                rounds.train_replicas, work, group.start, range(slice_number, slice_number + 1), [self._block],
                 self.replicas[group.start : group.stop],
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
             )

@@ -58,10 +58,7 @@ def find_inputs(job: Job) -> Inputs:
         raise DataError(
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
-    training = job.training
-    plan = plan_training(
-        train, training.n_replicas, training.averages_per_epoch, job.model.seed, training.rows_per_round
-    )
+    plan = plan_training(train, job.training, job.model.seed)
     split_rows = bool(job.data.validation_from) and by_path is None
     held_out = plan_reading(train if split_rows else validation)
     return Inputs(schema, train, validation, plan, held_out, split_rows)
@@ -110,6 +107,7 @@ def plan_event(inputs: Inputs) -> Event:
         "validation_rows": sum(shard.n_rows for shard in inputs.validation),
         "fields": len(inputs.schema.fields),
         "replicas": inputs.plan.n_replicas,
-        "rounds_per_epoch": inputs.plan.n_rounds,
+        "rounds_per_epoch": inputs.plan.n_slices,
+        "later_rounds_per_epoch": inputs.plan.later_rounds,
         "rows_per_replica": inputs.plan.rows_of(0),
     }

@@ -21,6 +21,7 @@ from dfm.checkpoint import Checkpoint
 from dfm.distributed import prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer, Snapshot
 from dfm.distributed.cluster import Watch
+from dfm.distributed.placement import Plan
 from dfm.distributed.progress import Progress, check_finite
 from dfm.errors import ClusterError
 from dfm.kernels.optimizers import rate_factor, scheduled
@@ -31,6 +32,8 @@ from dfm.settings import Job
 Event = dict[str, Any]
 _AHEAD = 2
 """Rounds that wait to be run while one runs: workers find work while the driver reads reports."""
+_WHOLE_PUSHES = 2
+"""Up to so many blocks, pushes travel whole: cutting them would cost a task each and save hardly a byte."""
 _LONGEST_LINEAGE = 64
 """Rounds that a lost block may have to be computed again from, and that the scheduler has to remember."""
 
@@ -58,7 +61,7 @@ class TrainingLoop:
     """Everything between the first round and the last. `bounds`: rows at which the table is cut into blocks."""
 
     job: Job
-    n_rounds: int
+    plan: Plan
     work: rounds.Work
     prepared: prepare.Prepared
     watch: Watch
@@ -85,6 +88,11 @@ class TrainingLoop:
         """What is minimised, and what the best parameters are chosen by."""
         return Objective.of_spec(self.job.model.task, self.work.spec)
 
+    @property
+    def n_rounds(self) -> int:
+        """Averages of the present epoch."""
+        return self.plan.n_rounds(self.at.epoch)
+
     def run(self) -> None:
         """Train all epochs, or until validation has worsened too often."""
         self._submitted = self._cut_at = self.at.rounds_done
@@ -103,10 +111,10 @@ class TrainingLoop:
         self._start_clock()
         homes, threads = self.watch.addresses(), self.watch.n_threads()
         each = self.job.training.validate == "average"
-        for slice_number in range(self.at.round, self.n_rounds):
-            self._submit(slice_number, homes, threads)
+        for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
+            self._submit(slices, homes, threads)
             self._settle(0 if each else _AHEAD)
-            if each and slice_number + 1 < self.n_rounds:
+            if each and number < self.n_rounds:
                 self._validate_inside()
                 if self._has_worsened():
                     break
@@ -136,13 +144,13 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- rounds ----
 
-    def _submit(self, slice_number: int, homes: Sequence[str], threads: int) -> None:
+    def _submit(self, slices: range, homes: Sequence[str], threads: int) -> None:
         """Submit one round; nothing is waited for, the blocks of the next round depend on those of this one."""
         work, n_replicas = self._work_of_round(), self.job.training.n_replicas
         client = self.watch.client
         pushes = [
             client.submit(
-                rounds.train_replicas, work, group.start, slice_number, self.blocks,
+                rounds.train_replicas, work, group.start, slices, self.blocks,
                 self.prepared.replicas[group.start : group.stop],
                 workers=[prepare.home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
                 resources=self.resources,
@@ -155,15 +163,15 @@ class TrainingLoop:
 
     def _work_of_round(self) -> rounds.Work:
         """The work with the rates and the seed of the round to be submitted."""
-        training, n_rounds = self.job.training, self.n_rounds
-        factor = rate_factor(training.schedule, self._submitted, training.n_epochs * n_rounds)
+        training = self.job.training
+        factor = rate_factor(training.schedule, self._submitted, self.plan.rounds_until(training.n_epochs))
         step = scheduled(self.work.step, training.optimizer, factor * 0.5**self.at.rollbacks)
         seed = (self.job.model.seed * 1_000_003 + self._submitted * training.n_replicas) % 2**62
         return dataclasses.replace(self.work, step=dataclasses.replace(step, seed=seed))
 
     def _merge(self, work: rounds.Work, number: int, pushes: list[Future], homes: Sequence[str]) -> Future:
         client, parts = self.watch.client, pushes
-        if len(self.blocks) > 1:
+        if len(self.blocks) > _WHOLE_PUSHES:
             bounds = self.bounds[number : number + 2]
             parts = [client.submit(rounds.part_of_push, push, *bounds, pure=False) for push in pushes]
         return client.submit(

@@ -42,8 +42,11 @@ def placement_event(plan: Plan, homes: Sequence[str]) -> Event:
     return {"event": "placement", "workers": workers}
 
 
-def observed(client: Client, tell: OnEvent, job: str, rounds_per_epoch: int) -> OnEvent:
-    """Events go to `tell`, and, without waiting, to the cluster's metrics and topic. job: what metrics call it."""
+def observed(client: Client, tell: OnEvent, job: str, rounds_until: Callable[[int], int]) -> OnEvent:
+    """Events go to `tell`, and, without waiting, to the cluster's metrics and topic.
+
+    job: what metrics call it. rounds_until: the averages of a job's first so many epochs.
+    """
     try:
         client.register_plugin(SchedulerMetrics())
         client.register_plugin(WorkerMetrics())
@@ -53,7 +56,8 @@ def observed(client: Client, tell: OnEvent, job: str, rounds_per_epoch: int) -> 
     def on_event(event: Event) -> None:
         if event["event"] not in _NOT_SENT:
             with contextlib.suppress(Exception):
-                _send(client, {**json_ready(event), "job": job, "rounds_per_epoch": rounds_per_epoch})
+                done = {"rounds_done": rounds_until(event["epoch"])} if event["event"] == "epoch" else {}
+                _send(client, {**json_ready(event), "job": job, **done})
         tell(event)
 
     return on_event
@@ -130,7 +134,7 @@ class SchedulerMetrics(SchedulerPlugin):
             if msg["event"] == "epoch" and isinstance(msg.get(name), int | float):
                 gauges[name].labels(job).set(msg[name])
         if msg["event"] == "epoch":
-            gauges["rounds"].labels(job).set(msg["epoch"] * msg["rounds_per_epoch"])
+            gauges["rounds"].labels(job).set(msg["rounds_done"])
         if msg["event"] == "vocabulary":
             for kind in ("read", "trained", "rejected"):
                 gauges["rows"].labels(job, kind).set(msg["rows"][kind])

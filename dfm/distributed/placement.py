@@ -5,6 +5,7 @@ Nothing here knows how many workers there are: the same job gives the same repli
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from dfm.averaging import automatic_averages
 from dfm.ingest import Shard, Unit
+from dfm.settings import TrainingSettings
 
 PIECE_ROWS = 1 << 17
 """Rows that stay together when shards are dealt out: about one row group of a well-written file."""
@@ -20,16 +22,42 @@ TASK_ROWS = 1 << 18
 MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
 _MANY_ROWS = 500_000
-"""From so many rows a replica on, half the averages cost 0.0001 of log loss and save a third of the time."""
+"""From so many rows a replica on, fewer averages are enough after the first epoch."""
+_LATER_SHARE = 4
+"""One average where the first epoch has so many: see the decision record on rounds of several slices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The reading tasks of every replica, and into how many slices (rounds of an epoch) its rows are dealt."""
+    """The reading tasks of every replica, into how many slices its rows are dealt, and when replicas are averaged.
+
+    Between two averages a replica walks one slice in the first epoch; in later ones the slices are walked in
+    `later_rounds` rounds.
+    """
 
     replicas: tuple[tuple[tuple[Unit, ...], ...], ...]
-    n_rounds: int
+    n_slices: int
+    later_rounds: int
     seed: int
+
+    def rounds(self, epoch: int) -> list[range]:
+        """The slices that each round of an epoch (from 1) walks."""
+        n_rounds = self.n_rounds(epoch)
+        bounds = [self.n_slices * number // n_rounds for number in range(n_rounds + 1)]
+        return [range(first, last) for first, last in itertools.pairwise(bounds)]
+
+    def n_rounds(self, epoch: int) -> int:
+        """Averages of an epoch (from 1)."""
+        return self.n_slices if epoch == 1 else self.later_rounds
+
+    def rounds_until(self, epoch: int) -> int:
+        """Averages of all epochs up to and including this one."""
+        return self.n_slices + (epoch - 1) * self.later_rounds
+
+    @property
+    def longest_round(self) -> int:
+        """The most slices that a round walks."""
+        return -(-self.n_slices // self.later_rounds)
 
     @property
     def n_replicas(self) -> int:
@@ -41,34 +69,38 @@ class Plan:
         return sum(unit.n_rows for task in self.replicas[replica] for unit in task)
 
 
-def plan_training(
-    shards: Sequence[Shard], n_replicas: int, averages_per_epoch: int | str, seed: int, rows_per_round: int = 0
-) -> Plan:
+def plan_training(shards: Sequence[Shard], training: TrainingSettings, seed: int) -> Plan:
     """Deal the rows out to replicas of equal size (to one row).
 
     Pieces of shards are put in a seeded order first: neighbouring shards are often alike (one day, one site), and
     replicas that see different rows of one mixture average better.
     """
+    n_replicas = training.n_replicas
     pieces = [piece for shard in shards for piece in _pieces(shard)]
     order = np.random.default_rng([seed, 1]).permutation(len(pieces))
     shuffled = [pieces[i] for i in order]
     total = sum(piece.n_rows for piece in pieces)
     bounds = [total * r // n_replicas for r in range(n_replicas + 1)]
     replicas = tuple(tuple(group_units(_cut(shuffled, bounds[r], bounds[r + 1]))) for r in range(n_replicas))
-    return Plan(replicas, rounds_per_epoch(total, n_replicas, averages_per_epoch, rows_per_round), seed)
+    n_slices, later_rounds = averages(total, training)
+    return Plan(replicas, n_slices, later_rounds, seed)
 
 
-def rounds_per_epoch(n_rows: int, n_replicas: int, averages_per_epoch: int | str, rows_per_round: int = 0) -> int:
-    """The number asked for, or for "auto" one from the size of the data: never from a clock.
-
-    rows_per_round: rows that a replica walks between two averages; where it is given, it decides.
+def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
+    """Averages in the first epoch and in each later one: as asked for, or from the size of the data, never from a
+    clock.
     """
-    if rows_per_round:
-        averages_per_epoch = max(1, round(n_rows / n_replicas / rows_per_round))
-    if averages_per_epoch != "auto":
-        return max(1, min(int(averages_per_epoch), max(n_rows // n_replicas, 1)))
-    automatic = automatic_averages(n_rows, n_replicas)
-    return -(-automatic // 2) if n_rows // n_replicas >= _MANY_ROWS else automatic
+    first, later, n_replicas = training.averages_per_epoch, training.later_averages, training.n_replicas
+    is_automatic = first == "auto" and not training.rows_per_round
+    if is_automatic:
+        first = automatic_averages(n_rows, n_replicas)
+    elif training.rows_per_round:
+        first = max(1, round(n_rows / n_replicas / training.rows_per_round))
+    n_first = max(1, min(int(first), n_rows // n_replicas))
+    if later != "auto":
+        return n_first, min(int(later), n_first)
+    thinned = is_automatic and n_rows // n_replicas >= _MANY_ROWS
+    return n_first, -(-n_first // _LATER_SHARE) if thinned else n_first
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:

@@ -186,7 +186,7 @@ def prepare(
         validation_account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
     replicas = [
         client.submit(
-            build_partition, reading, plan.replicas[r], plan.n_rounds, (plan.seed, r), vocabulary, key,
+            build_partition, reading, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key,
             workers=[home_of(r, plan.n_replicas, homes)], allow_other_workers=True, pure=False,
         )
         for r in range(plan.n_replicas)
@@ -211,7 +211,7 @@ def _hash_replicas(
         for number, units in enumerate(tasks):
             futures.append(
                 client.submit(
-                    hash_shard, reading, units, plan.n_rounds, (plan.seed, r, number),
+                    hash_shard, reading, units, plan.n_slices, (plan.seed, r, number),
                     workers=[home_of(r, plan.n_replicas, homes)], allow_other_workers=True, pure=False,
                 )
             )  # fmt: skip

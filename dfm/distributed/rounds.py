@@ -25,9 +25,12 @@ from dfm.objective import Objective
 from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.settings import LOSS_TASKS
+from dfm.slices import Slices
 from dfm.vocabulary import Vocabulary
 from dfm.warmstart import warm_table
 
+_SEED_STRIDE = 1 << 45
+"""Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
 BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
 """By the names that training.backend takes."""
 
@@ -100,30 +103,38 @@ def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: floa
 def train_replicas(
     work: Work,
     first_replica: int,
-    slice_number: int,
+    numbers: range,
     blocks: Sequence[Block],
     replicas: Sequence[Sequence[SparsePartition]],
 ) -> Push:
-    """Train neighbouring replicas, each from the same parameters on its slice; sum what they changed."""
+    """Train neighbouring replicas, each from the same parameters on its slices `numbers`; sum what they changed."""
     contributions, reports = [], []
-    for number, slices in enumerate(replicas, start=first_replica):
-        contribution, report = _train_replica(work, number, blocks, slices[slice_number])
+    for replica, slices in enumerate(replicas, start=first_replica):
+        contribution, report = _train_replica(work, replica, blocks, [slices[number] for number in numbers])
         contributions.append(contribution)
         reports.append(report)
     return Push(combine_all(contributions), tuple(reports))
 
 
 def _train_replica(
-    work: Work, replica: int, blocks: Sequence[Block], partition: SparsePartition
+    work: Work, replica: int, blocks: Sequence[Block], slices: Sequence[SparsePartition]
 ) -> tuple[Contribution, ReplicaReport]:
-    tables = [block.table for block in blocks]
-    before = pull(tables, partition.features, partition.n_factored)
+    """One after the other, each slice from where the last one ended."""
+    tables, seed = [block.table for block in blocks], work.step.seed + replica
+    several = Slices.of(slices) if len(slices) > 1 else None
+    touched = several or slices[0]
+    before = pull(tables, touched.features, touched.n_factored)
     after = before.copy()
-    step = dataclasses.replace(work.step, seed=(work.step.seed + replica) % 2**63)
-    started = time.perf_counter()
-    tally = work.kernels.run_round(partition, after, step)
-    seconds = time.perf_counter() - started
-    contribution = contribute(work.rule, partition, before, after)
+    tally, seconds = RoundTally(0, 0.0, 0.0, True), 0.0
+    for number, partition in enumerate(slices):
+        local = several.pull(number, after) if several else after
+        step = dataclasses.replace(work.step, seed=(seed + number * _SEED_STRIDE) % 2**63)
+        started = time.perf_counter()
+        tally += work.kernels.run_round(partition, local, step)
+        seconds += time.perf_counter() - started
+        if several:
+            several.put(number, local, after)
+    contribution = contribute(work.rule, touched, before, after)
     place = f"{platform.node()}/{os.getpid()}"
     return contribution, ReplicaReport(replica, tally, seconds, place, after.nbytes)
 
@@ -134,12 +145,13 @@ def part_of_push(push: Push, start: int, stop: int) -> Push:
 
 
 def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
-    """The block after an average."""
-    contribution = combine_all([push.contribution for push in pushes])
+    """The block after an average. pushes: whole, or their parts that concern the block."""
+    stop = block.start + block.table.n_features
+    contribution = combine_all([select(push.contribution, block.start, stop) for push in pushes])
     table, momentum = finalise(
         work.rule, block.table, block.start, contribution, work.n_replicas, work.step, block.momentum
     )
-    reports = tuple(report for push in pushes for report in push.reports)
+    reports = tuple(report for push in pushes for report in push.reports) if block.start == 0 else ()
     return Block(block.start, table, momentum, reports)
 
 
@@ -187,9 +199,10 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     return table
 
 
-def warm_up(work: Work, _after: object = None) -> float:
+def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     """Compile in this process what a round needs; returns the seconds that it took.
 
+    n_slices: as many as a round walks.
     _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
     """
     started = time.perf_counter()
@@ -207,7 +220,7 @@ def warm_up(work: Work, _after: object = None) -> float:
         len(table.factors),
         1,
     )
-    push = train_replicas(work, 0, 0, [Block(0, table)], [[partition], [partition]])
+    push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,

@@ -91,7 +91,7 @@ def train(
     checkpoints, found = _find_checkpoints(job, inputs)
     with cluster.client_of(job.cluster, client) as own:
         watch = cluster.Watch(own, job.cluster.worker_timeout)
-        tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.n_rounds)
+        tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
         tell(observing.placement_event(inputs.plan, watch.addresses()))
         return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
 
@@ -209,9 +209,9 @@ class _Run:
     def _loop(self, checkpointer: Checkpointer | None, found: Sequence[Checkpoint]) -> TrainingLoop:
         """The training loop at its start, or where the newest checkpoint with sound files was made."""
         bounds = self._block_bounds()
-        n_rounds = self.inputs.plan.n_rounds
+        plan = self.inputs.plan
         loop = TrainingLoop(
-            self.job, n_rounds, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
+            self.job, plan, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
             self.backend.resources,
         )  # fmt: skip
         for checkpoint in found if checkpointer is not None else ():
@@ -224,7 +224,8 @@ class _Run:
                 self.checkpoints.discard(checkpoint, error)
                 continue
             loop.restore(checkpoint, blocks, best)
-            self.tell({"event": "resumed", "epoch": loop.at.epoch, "round": loop.at.round, "rounds": n_rounds})
+            at, n_rounds = loop.at, plan.n_rounds(loop.at.epoch)
+            self.tell({"event": "resumed", "epoch": at.epoch, "round": at.round, "rounds": n_rounds})
             return loop
         loop.blocks = self._initial_blocks(bounds)
         return loop
@@ -257,7 +258,13 @@ class _Run:
             after = futures[0] if futures and self.shares_disk else None
             futures.append(
                 self.client.submit(
-                    rounds.warm_up, self.work, after, workers=[home], allow_other_workers=True, pure=False
+                    rounds.warm_up,
+                    self.work,
+                    self.inputs.plan.longest_round,
+                    after,
+                    workers=[home],
+                    allow_other_workers=True,
+                    pure=False,
                 )
             )
         return futures

@@ -102,6 +102,14 @@ class RoundTally:
     loss: float
     is_finite: bool
 
+    def __add__(self, other: RoundTally) -> RoundTally:
+        return RoundTally(
+            self.rows + other.rows,
+            self.weight + other.weight,
+            self.loss + other.loss,
+            self.is_finite and other.is_finite,
+        )
+
     @property
     def mean_loss(self) -> float:
         """Loss per unit of weight; nan without rows."""

@@ -18,6 +18,7 @@ from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "several slices a round": {"averages_per_epoch": 4, "later_averages": 2},
     "momentum": {"outer_momentum": 0.5, "merge": "mean"},
     "ftrl": {"optimizer": "ftrl", "learning_rate": 0.1},
     "guarded": {

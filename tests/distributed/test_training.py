@@ -28,6 +28,7 @@ from dfm.model import FMModel
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.preparation import Reading, hash_units, load_slices
 from dfm.settings import Job
+from dfm.slices import Slices
 from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
 
 DAY_ROWS = ROWS // 4
@@ -211,7 +212,7 @@ def train_sequentially(job: Job) -> ParameterTable:
     plan, bits = inputs.plan, job.model.hash_bits
     reading = Reading(inputs.schema, bits, job.model.task, cache=job.cluster.cache)
     chunks = [
-        hash_units(reading, units, plan.n_rounds, (seed, replica, number))
+        hash_units(reading, units, plan.n_slices, (seed, replica, number))
         for replica, tasks in enumerate(plan.replicas)
         for number, units in enumerate(tasks)
     ]
@@ -222,7 +223,7 @@ def train_sequentially(job: Job) -> ParameterTable:
     vocabulary = build_vocabulary(counts, columns, bits, job.model.min_count, job.model.min_count_factors)
     lookup = RowLookup(vocabulary)
     partitions = [
-        load_slices(reading, tasks, plan.n_rounds, (seed, replica), vocabulary, "sequential", lookup)
+        load_slices(reading, tasks, plan.n_slices, (seed, replica), vocabulary, "sequential", lookup)
         for replica, tasks in enumerate(plan.replicas)
     ]
     layout = Layout(job.training.optimizer, job.model.n_factors)
@@ -233,25 +234,33 @@ def train_sequentially(job: Job) -> ParameterTable:
     log_odds = math.log(rate_of_clicks / (1.0 - rate_of_clicks))
     initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator, log_odds)
     table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
-    n_rounds = job.training.n_epochs * plan.n_rounds
-    for number in range(n_rounds):
-        now = scheduled(step, layout.optimizer, rate_factor(job.training.schedule, number, n_rounds))
+    walks = [slices for epoch in range(1, job.training.n_epochs + 1) for slices in plan.rounds(epoch)]
+    for number, walk in enumerate(walks):
+        now = scheduled(step, layout.optimizer, rate_factor(job.training.schedule, number, len(walks)))
         contributions = []
         for replica, slices in enumerate(partitions):
-            partition = slices[number % plan.n_rounds]
-            before = pull([table], partition.features, partition.n_factored)
-            after = before.copy()
-            round_seed = seed * 1_000_003 + number * n_replicas + replica
-            kernels.run_round(partition, after, dataclasses.replace(now, seed=round_seed))
-            contributions.append(contribute(rule, partition, before, after))
+            united = Slices.of([slices[at] for at in walk]) if len(walk) > 1 else slices[walk[0]]
+            before, whole = pull([table], united.features, united.n_factored), table.copy()
+            for at in walk:
+                partition = slices[at]
+                local = pull([whole], partition.features, partition.n_factored)
+                round_seed = seed * 1_000_003 + number * n_replicas + replica + (at - walk[0]) * 2**45
+                kernels.run_round(partition, local, dataclasses.replace(now, seed=round_seed))
+                whole.bias[:] = local.bias
+                whole.linear[partition.features] = local.linear
+                whole.factors[partition.features[: local.n_factored]] = local.factors
+            after = pull([whole], united.features, united.n_factored)
+            contributions.append(contribute(rule, united, before, after))
         table, _ = finalise(rule, table, 0, combine_all(contributions), n_replicas, now)
     return table
 
 
-def test_the_cluster_computes_what_a_plain_loop_computes(log: Path, two_workers: Client, tmp_path: Path) -> None:
-    job = Job.from_dict(
-        job_tables(log, tmp_path, model={"seed": 11}, training={"n_replicas": 5, "averages_per_epoch": 3})
-    )
+@pytest.mark.parametrize("later_averages", ["auto", 2, 1])
+def test_the_cluster_computes_what_a_plain_loop_computes(
+    log: Path, two_workers: Client, tmp_path: Path, later_averages: int | str
+) -> None:
+    training = {"n_replicas": 5, "averages_per_epoch": 3, "later_averages": later_averages}
+    job = Job.from_dict(job_tables(log, tmp_path, model={"seed": 11}, training=training))
     expected = train_sequentially(job)
     found = jobs.train(job, two_workers).model.table
     assert found.bias_value == expected.bias_value

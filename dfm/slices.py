@@ -1,0 +1,131 @@
+"""What a replica walks between two averages: one slice of its rows or several, and the features they touch together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.params import ParameterTable, pull
+from dfm.partition import SparsePartition
+
+
+class Touched(Protocol):
+    """What merging must know of the rows that a replica walked. `features`: uint32[n] ascending rows of the table."""
+
+    @property
+    def features(self) -> NDArray[np.uint32]:
+        """What was touched."""
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each feature stands in the rows."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices that are walked one after the other.
+
+    features uint32[n]: rows of the parameter table that any of them touches, ascending; the first `n_factored` own
+    factors. positions: of each slice's features in `features`.
+    """
+
+    slices: tuple[SparsePartition, ...]
+    features: NDArray[np.uint32]
+    n_factored: int
+    positions: tuple[NDArray[np.uint32], ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[SparsePartition]) -> Slices:
+        """The slices in their order; one at least."""
+        features = np.concatenate([each.features for each in slices])
+        offsets = np.cumsum([0] + [len(each.features) for each in slices])
+        united, positions = np.empty(len(features) + 1, np.uint32), np.empty(len(features), np.uint32)
+        united = united[: _unite(features, offsets, united, positions)]
+        parts = tuple(positions[start:stop] for start, stop in pairwise(offsets))
+        owners = [
+            int(part[each.n_factored - 1]) + 1 for part, each in zip(parts, slices, strict=True) if each.n_factored
+        ]
+        return cls(tuple(slices), united, max(owners, default=0), parts)
+
+    @cached_property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+        return sum(each.total_weight for each in self.slices)
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each feature stands in the rows: int64[len(features)]."""
+        total = np.zeros(len(self.features), np.int64)
+        for each, position in zip(self.slices, self.positions, strict=True):
+            total[position] += each.occurrences()
+        return total
+
+    def pull(self, number: int, table: ParameterTable) -> ParameterTable:
+        """What slice `number` touches of a table of all `features`."""
+        return pull([table], self.positions[number], self.slices[number].n_factored)
+
+    def put(self, number: int, local: ParameterTable, table: ParameterTable) -> None:
+        """Write back what `pull` gave, in place."""
+        position = self.positions[number]
+        table.bias[:] = local.bias
+        _scatter_rows(local.linear, position, table.linear)
+        _scatter_rows(local.factors, position[: local.n_factored], table.factors)
+
+
+_CHUNK = 1 << 14
+"""Rows of the table that are looked at together: what is noted of them stays in the first cache."""
+
+
+@compiled
+def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def]
+    """Unites ascending lists, one after the other in `features`, list i from offsets[i] to offsets[i + 1].
+
+    Writes the ascending union to `united` (room for one more than all features), and to `positions` where in it each
+    feature stands; returns the length of the union.
+    """
+    n_lists = offsets.size - 1
+    cursors = offsets[:n_lists].copy()
+    seen = np.zeros(_CHUNK, np.uint8)
+    ranks = np.empty(_CHUNK, np.uint32)
+    at = 0
+    while True:
+        start = np.int64(1) << 40
+        for each in range(n_lists):
+            if cursors[each] < offsets[each + 1]:
+                start = min(start, np.int64(features[cursors[each]]))
+        if start == np.int64(1) << 40:
+            return at
+        for each in range(n_lists):
+            i = cursors[each]
+            while i < offsets[each + 1] and np.int64(features[i]) < start + _CHUNK:
+                seen[np.int64(features[i]) - start] = 1
+                i += 1
+        for row in range(_CHUNK):
+            ranks[row] = at
+            united[at] = start + row
+            at += seen[row]
+            seen[row] = 0
+        for each in range(n_lists):
+            i = cursors[each]
+            while i < offsets[each + 1] and np.int64(features[i]) < start + _CHUNK:
+                positions[i] = ranks[np.int64(features[i]) - start]
+                i += 1
+            cursors[each] = i
+
+
+@compiled
+def _scatter_rows(source, rows, target):  # type: ignore[no-untyped-def]
+    """Copies source into target[rows]. source, target float32[:, width]; rows uint32[len(source)]."""
+    for position in range(source.shape[0]):
+        row = np.intp(rows[position])
+        for column in range(source.shape[1]):
+            target[row, column] = source[position, column]
