@@ -13,9 +13,10 @@ bytes whoever adds what and when.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numba import njit
@@ -27,8 +28,9 @@ from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
 from dfm.params import Floats, Layout, ParameterTable, allocate
-from dfm.slices import Touched
+from dfm.slices import Touched, unite
 
+T = TypeVar("T")
 WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
 RATE_SCALINGS = ("none", "sqrt", "linear")
@@ -335,18 +337,15 @@ def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  #
 # --- sum -------------------------------------------------------------------------------------------------
 
 
+_FAN_IN = 8
+"""Contributions that are summed at a time, a power of two: so many are held at once."""
+_CHUNK_BYTES = 1 << 18
+"""Of partial sums that are worked on together: they stay in a core's own cache."""
+
+
 def combine(left: Contribution, right: Contribution) -> Contribution:
     """The sum of two contributions, over the union of their features."""
-    room = len(left.features) + len(right.features)
-    features, sources = np.empty(room, np.uint32), np.empty((room, 2), np.int32)
-    size = _unite(read_only(left.features), read_only(right.features), features, sources)
-    linear = np.empty((size, left.linear.shape[1]), np.float32)
-    _add_rows(read_only(left.linear), read_only(right.linear), sources, linear)
-    # Features with factors lead in both lists, so they lead in the union.
-    n_factored = _count_factored(sources[:size], len(left.factors), len(right.factors))
-    factors = np.empty((n_factored, left.factors.shape[1]), np.float32)
-    _add_rows(read_only(left.factors), read_only(right.factors), sources, factors)
-    return Contribution(features[:size], linear, factors, left.bias + right.bias, left.rows + right.rows)
+    return _sum([left, right])
 
 
 def combine_all(contributions: Iterable[Contribution]) -> Contribution:
@@ -355,19 +354,75 @@ def combine_all(contributions: Iterable[Contribution]) -> Contribution:
 
     The tree of n replicas splits them at the largest power of two below n. So it does not matter whether the
     input is replicas, or the sums of `aligned_groups` of them: the bytes are the same. The input may be a
-    generator; about log2(n) partial sums are held at a time.
+    generator; a few contributions and about log2(n) partial sums are held at a time.
     """
     waiting: list[tuple[int, Contribution]] = []
+    batch: list[Contribution] = []
     for contribution in contributions:
-        size, total = 1, contribution
+        batch.append(contribution)
+        if len(batch) < _FAN_IN:
+            continue
+        size, total = 1, _sum(batch)
+        batch = []
         while waiting and waiting[-1][0] == size:
             total = combine(waiting.pop()[1], total)
             size *= 2
         waiting.append((size, total))
-    total = waiting.pop()[1]
+    total = _sum(batch) if batch else waiting.pop()[1]
     while waiting:
         total = combine(waiting.pop()[1], total)
     return total
+
+
+def _sum(parts: Sequence[Contribution]) -> Contribution:
+    """The sum of one contribution or more along their tree. What a part does not have counts as +0."""
+    if len(parts) == 1:
+        return parts[0]
+    features, positions = unite([part.features for part in parts])
+    linear = np.empty((len(features), parts[0].linear.shape[1]), np.float32)
+    _add_tree([part.linear for part in parts], positions, linear)
+    owners = [position[: len(part.factors)] for part, position in zip(parts, positions, strict=True)]
+    # Features with factors lead in every list, so they lead in the union.
+    n_factored = max((int(each[-1]) + 1 for each in owners if len(each)), default=0)
+    factors = np.empty((n_factored, parts[0].factors.shape[1]), np.float32)
+    _add_tree([part.factors for part in parts], owners, factors)
+    bias = _fold([part.bias for part in parts], np.add)
+    rows = _fold([part.rows for part in parts], operator.add)
+    return Contribution(features, linear, factors, bias, rows)
+
+
+def _fold(values: Sequence[T], add: Callable[[T, T], T]) -> T:
+    """The sum of values along their tree."""
+    if len(values) == 1:
+        return values[0]
+    middle = 1 << (len(values) - 1).bit_length() - 1
+    return add(_fold(values[:middle], add), _fold(values[middle:], add))
+
+
+def _add_tree(parts: Sequence[Floats], positions: Sequence[NDArray[np.uint32]], out: Floats) -> None:
+    """Writes the sum of parts float32[m_i, width] along their tree; row r of part i belongs to out[positions[i][r]]."""
+    chunk = max(1, _CHUNK_BYTES // max(4 * out.shape[1], 1))
+    bounds = np.arange(0, len(out) + chunk, chunk)
+    cuts = [np.searchsorted(each, bounds) for each in positions]
+    room = np.empty((len(parts).bit_length(), chunk, out.shape[1]), np.float32)
+    parts, positions = [read_only(part) for part in parts], [read_only(each) for each in positions]
+    for number, start in enumerate(bounds[:-1]):
+        rows = out[start : start + chunk]
+        sums: list[Floats] = []  # of 2 parts or of 1, of 4, of 8 …: those that wait for a sum of as many
+        for i in range(len(parts)):
+            if i % 2 == 0:
+                sums.append(room[len(sums), : len(rows)] if sums else rows)
+                sums[-1].fill(0.0)
+            mine = slice(cuts[i][number], cuts[i][number + 1])
+            _add_rows(parts[i][mine], positions[i][mine], start, sums[-1])
+            pairs = (i + 1) // 2 if i % 2 else 0
+            while pairs and pairs % 2 == 0:
+                right = sums.pop()
+                sums[-1] += right
+                pairs //= 2
+        while len(sums) > 1:
+            right = sums.pop()
+            sums[-1] += right
 
 
 def aligned_groups(n_replicas: int, most: int) -> list[range]:
@@ -382,49 +437,18 @@ def aligned_groups(n_replicas: int, most: int) -> list[range]:
 
 
 @compiled
-def _unite(left, right, features, sources):  # type: ignore[no-untyped-def]
-    """Unites two ascending lists in `features`; `sources` int32[*, 2] gets positions in both, -1: absent."""
-    i = j = at = 0
-    while i < left.size and j < right.size:
-        a, b = left[i], right[j]
-        features[at] = min(a, b)
-        sources[at, 0] = i if a <= b else -1
-        sources[at, 1] = j if b <= a else -1
-        i += a <= b
-        j += b <= a
-        at += 1
-    for rest in range(i, left.size):
-        features[at], sources[at, 0], sources[at, 1] = left[rest], rest, -1
-        at += 1
-    for rest in range(j, right.size):
-        features[at], sources[at, 0], sources[at, 1] = right[rest], -1, rest
-        at += 1
-    return at
-
-
-@compiled
-def _count_factored(sources, n_left, n_right):  # type: ignore[no-untyped-def]
-    """How many rows of a union own factors, where the first n_left and n_right of its sources do."""
-    for row in range(sources.shape[0] - 1, -1, -1):
-        if 0 <= sources[row, 0] < n_left or 0 <= sources[row, 1] < n_right:
-            return row + 1
-    return 0
-
-
-@compiled
-def _add_rows(left, right, sources, out):  # type: ignore[no-untyped-def]
-    """out[row] = left[sources[row, 0]] + right[sources[row, 1]] of float32 rows; -1 stands for nothing."""
-    for row in range(out.shape[0]):
-        i, j = sources[row, 0], sources[row, 1]
-        if j < 0:
-            for column in range(out.shape[1]):
-                out[row, column] = left[i, column]
-        elif i < 0:
-            for column in range(out.shape[1]):
-                out[row, column] = right[j, column]
-        else:
-            for column in range(out.shape[1]):
-                out[row, column] = left[i, column] + right[j, column]
+def _add_rows(source, positions, start, target):  # type: ignore[no-untyped-def]
+    """target[positions - start] += source, rows of float32."""
+    if source.shape[1] == 2:  # most rows of most models: a weight and its accumulator
+        for row in range(source.shape[0]):
+            place = np.intp(positions[row]) - start
+            target[place, 0] += source[row, 0]
+            target[place, 1] += source[row, 1]
+        return
+    for row in range(source.shape[0]):
+        place = np.intp(positions[row]) - start
+        for column in range(source.shape[1]):
+            target[place, column] += source[row, column]
 
 
 def select(contribution: Contribution, start: int, stop: int) -> Contribution:

@@ -47,15 +47,11 @@ class Slices:
     @classmethod
     def of(cls, slices: Sequence[SparsePartition]) -> Slices:
         """The slices in their order; one at least."""
-        features = np.concatenate([each.features for each in slices])
-        offsets = np.cumsum([0] + [len(each.features) for each in slices])
-        united, positions = np.empty(len(features) + 1, np.uint32), np.empty(len(features), np.uint32)
-        united = united[: _unite(features, offsets, united, positions)]
-        parts = tuple(positions[start:stop] for start, stop in pairwise(offsets))
+        united, parts = unite([each.features for each in slices])
         owners = [
             int(part[each.n_factored - 1]) + 1 for part, each in zip(parts, slices, strict=True) if each.n_factored
         ]
-        return cls(tuple(slices), united, max(owners, default=0), parts)
+        return cls(tuple(slices), united, max(owners, default=0), tuple(parts))
 
     @cached_property
     def total_weight(self) -> float:
@@ -79,6 +75,15 @@ class Slices:
         table.bias[:] = local.bias
         _scatter_rows(local.linear, position, table.linear)
         _scatter_rows(local.factors, position[: local.n_factored], table.factors)
+
+
+def unite(lists: Sequence[NDArray[np.uint32]]) -> tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]:
+    """The union of ascending lists, ascending, and for each list where in the union its members stand."""
+    joined = np.concatenate(lists)
+    offsets = np.cumsum([0] + [len(each) for each in lists])
+    united, positions = np.empty(len(joined) + 1, np.uint32), np.empty(len(joined), np.uint32)
+    size = _unite(joined, offsets, united, positions)
+    return united[:size], [positions[start:stop] for start, stop in pairwise(offsets)]
 
 
 _CHUNK = 1 << 14

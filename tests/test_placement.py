@@ -156,10 +156,11 @@ def test_small_units_are_read_together_and_huge_ones_apart():
         (3, 8, 8, 1, 1),
         (0, 1, 8, 1, 1),
         (1_000, 1, "auto", 1, 1),
-        (1_000_000, 64, "auto", 32, 32),
-        (109_217, 8, "auto", 12, 12),
-        (10**9, 8, "auto", 12, 3),
-        (10**9, 64, "auto", 32, 8),
+        (1_000_000, 64, "auto", 32, 22),
+        (109_217, 8, "auto", 12, 3),
+        (10**9, 2, "auto", 3, 1),
+        (10**9, 8, "auto", 6, 3),
+        (10**9, 64, "auto", 16, 16),
         (10**9, 8, 12, 12, 12),
     ],
 )
@@ -183,7 +184,8 @@ def test_rounds_of_a_fixed_number_of_rows_grow_in_number_with_the_data(
         (1_000, {"averages_per_epoch": 8, "later_averages": 3}, (8, 3)),
         (10, {"averages_per_epoch": 8, "later_averages": 8}, (5, 5)),
         (1_000, {"rows_per_round": 100, "later_averages": 9}, (5, 5)),
-        (10**8, {"later_averages": 5}, (6, 5)),
+        (100_000, {"later_averages": 5}, (6, 5)),
+        (10**8, {"later_averages": 5}, (3, 3)),
     ],
 )
 def test_later_epochs_have_as_many_averages_as_asked_for_and_never_more_than_the_first(

@@ -26,9 +26,10 @@ from dfm.averaging import (
     RATE_SCALINGS,
     WEIGHT_RULES,
     MergeRule,
-    automatic_averages,
 )
+from dfm.distributed.placement import averages
 from dfm.errors import SettingsError
+from dfm.settings import TrainingSettings
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64)
 AVERAGES = (1, 4, 8, 32)
@@ -37,7 +38,7 @@ STUDIED_REPLICAS = (8, 32)
 ORDERS = ("shuffled", "sorted:C1", "sorted:C14")
 """Beside "time". C1 has 558 (Criteo) or 1,456 values, C14 26 or 27; the commonest of them 25 to 50 % of the rows."""
 
-EXPERIMENTS = ("sequential", "replicas", "averages", "rules", "rates", "momentum", "orders")
+EXPERIMENTS = ("sequential", "replicas", "averages", "later", "rules", "rates", "momentum", "orders")
 Run = tuple[str, str, Setting]
 
 
@@ -55,8 +56,9 @@ def rules() -> list[MergeRule]:
 def default(log: Log, n_replicas: int) -> Setting:
     """The defaults of dfm for this log; synthetic logs stop an epoch earlier, long after their best."""
     epochs = 5 if log.name.startswith("criteo") else 4
-    averages = automatic_averages(log.train.n_rows, n_replicas)
-    return Setting(n_replicas=n_replicas, averages=averages, n_epochs=epochs)
+    training = TrainingSettings(n_replicas=n_replicas)
+    first, later = averages(log.train.n_rows, training)
+    return Setting(n_replicas=n_replicas, averages=first, later_averages=later, n_epochs=epochs)
 
 
 def star(log: Log, seed: int) -> Iterator[Run]:
@@ -67,8 +69,11 @@ def star(log: Log, seed: int) -> Iterator[Run]:
         base = dataclasses.replace(default(log, n_replicas), seed=seed)
         yield "replicas", "default", base
         if n_replicas in (8, 32, 64):
-            for averages in AVERAGES:
-                yield "averages", f"{averages}", dataclasses.replace(base, averages=averages)
+            for number in AVERAGES:
+                yield "averages", f"{number}", dataclasses.replace(base, averages=number, later_averages=number)
+            halved, eighth = (-(-base.averages // share) for share in (2, 8))
+            for number in sorted({base.averages, halved, base.later_averages, eighth, 1}):
+                yield "later", f"{number}", dataclasses.replace(base, later_averages=number)
         if n_replicas in STUDIED_REPLICAS:
             yield from _changes(base)
 
@@ -90,9 +95,9 @@ def _changes(base: Setting) -> Iterator[Run]:
 
 def factorial(log: Log, seed: int) -> Iterator[Run]:
     """Everything with everything."""
-    for n_replicas, averages in itertools.product(REPLICAS, AVERAGES):
+    for n_replicas, number in itertools.product(REPLICAS, AVERAGES):
         for rule, scaling in itertools.product(rules(), RATE_SCALINGS):
-            base = dataclasses.replace(default(log, n_replicas), averages=averages, seed=seed)
+            base = dataclasses.replace(default(log, n_replicas), averages=number, later_averages=number, seed=seed)
             name = f"{rule.weights} {rule.accumulators} {scaling}"
             yield "full", name, dataclasses.replace(base, rule=rule, rate_scaling=scaling)
 

@@ -63,7 +63,8 @@ def _table(log: str, groups: dict[tuple[str, str, int, str], list[Line]]) -> lis
         if own != log:
             continue
         losses, (best, spread, auc) = _losses(runs).mean(axis=0), _best(runs)
-        averages = runs[0]["setting"]["averages"]
+        setting = runs[0]["setting"]
+        averages = f"{setting['averages']}, {setting['later_averages']}"
         text.append(
             f"| {experiment} | {n_replicas} | {name} | {averages} | {len(runs)} | {losses[0]:.4f} | {losses[1]:.4f} "
             f"| {best:.4f} ± {spread:.4f} | {auc:.4f} | {losses[-1]:.4f} | {runs[0]['touched']:,.0f} "
@@ -98,16 +99,16 @@ def _bars(log: str, groups: dict[tuple[str, str, int, str], list[Line]]) -> list
 
 def simulated_seconds(run: Line, gigabits: float) -> float:
     """Seconds of one epoch with one worker per replica, in the network model of `costs`, from the run's own times."""
-    setting = run["setting"]
-    rounds = setting["averages"] * len(run["log_loss"])
+    setting, epochs = run["setting"], len(run["log_loss"])
     n_replicas = setting["n_replicas"]
-    computed = (run["train_seconds"] + run["merge_seconds"]) / (n_replicas * rounds)
+    computed = (run["train_seconds"] + run["merge_seconds"]) / (n_replicas * epochs)
     if n_replicas == 1:
-        return float(computed * setting["averages"])
+        return float(computed)
     # A worker sends its push and serves a pull of the same size, and as many blocks as workers share the sums.
     wire = 3 * run["round_bytes"] / (gigabits * GIGABIT)
     tasks = TASKS_PER_REPLICA * n_replicas * TASK_SECONDS
-    return float((computed + wire + tasks) * setting["averages"])
+    rounds = setting["averages"] + (epochs - 1) * setting["later_averages"]
+    return float(computed + (wire + tasks) * rounds / epochs)
 
 
 def _plot(log: str, groups: dict[tuple[str, str, int, str], list[Line]], path: Path) -> None:

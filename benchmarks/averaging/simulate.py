@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from logs import Cut, Deal, Log
 from numpy.typing import NDArray
 
 from dfm.averaging import MergeRule, combine_all, contribute, finalise, scaled_rate
+from dfm.distributed.placement import Plan
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
+from dfm.slices import Slices
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that decides a run. `averages` is per epoch; `order` is how rows are dealt to replicas."""
+    """Everything that decides a run. `order` is how rows are dealt to replicas.
+
+    averages: of the first epoch, and slices of a replica; later_averages: of every other epoch.
+    """
 
     n_replicas: int = 8
     averages: int = 8
+    later_averages: int = 8
     rule: MergeRule = field(default_factory=lambda: MergeRule("weighted"))
     rate_scaling: str = "sqrt"
     learning_rate: float = 0.045
@@ -72,13 +78,14 @@ def simulate(log: Log, setting: Setting) -> History:
     initial = InitialValues(setting.seed, setting.init_stdev, setting.initial_accumulator)
     table = initialise(layout, cut.vocabulary.ids, cut.vocabulary.n_factored, initial)
     momentum, history = None, History()
-    n_rounds = setting.n_epochs * setting.averages
-    for epoch in range(setting.n_epochs):
+    plan = Plan((), setting.averages, setting.later_averages, setting.seed)
+    n_rounds, number = plan.rounds_until(setting.n_epochs), 0
+    for epoch in range(1, setting.n_epochs + 1):
         losses, weight = 0.0, 0.0
-        for number in range(setting.averages):
-            step = _step(setting, epoch * setting.averages + number, n_rounds)
-            table, momentum, tally = _round(cut, kernels, setting, step, (table, momentum), number, history)
-            losses, weight = losses + tally[0], weight + tally[1]
+        for walk in plan.rounds(epoch):
+            step = _step(setting, number, n_rounds)
+            table, momentum, tally = _round(cut, kernels, setting, step, (table, momentum), walk, history)
+            losses, weight, number = losses + tally[0], weight + tally[1], number + 1
         history.train_loss.append(losses / weight)
         scores = kernels.scores(cut.validation, table)
         history.log_loss.append(log_loss(scores, cut.validation.labels))
@@ -102,26 +109,28 @@ def _round(
     setting: Setting,
     step: Step,
     state: tuple[ParameterTable, ParameterTable | None],
-    number: int,
+    walk: range,
     history: History,
 ) -> tuple[ParameterTable, ParameterTable | None, tuple[float, float]]:
-    """Round `number` of an epoch: the table and momentum after it, and the replicas' loss and weight."""
+    """A round over the slices `walk`: the table and momentum after it, and the replicas' loss and weight."""
     table, momentum = state
     loss, weight, parts = 0.0, 0.0, []
     for slices in cut.slices:
-        partition = slices[number]
-        started = time.perf_counter()
-        before = pull([table], partition.features)
+        started, in_kernel = time.perf_counter(), history.train_seconds
+        walked = Slices.of([slices[number] for number in walk])
+        before = pull([table], walked.features)
         after = before.copy()
-        pulled = time.perf_counter()
-        tally = kernels.run_round(partition, after, step)
-        trained = time.perf_counter()
-        parts.append(contribute(setting.rule, partition, before, after))
-        history.merge_seconds += pulled - started + time.perf_counter() - trained
-        history.train_seconds += trained - pulled
+        for number, partition in enumerate(walked.slices):
+            local = walked.pull(number, after)
+            pulled = time.perf_counter()
+            tally = kernels.run_round(partition, local, replace(step, seed=step.seed + number))
+            history.train_seconds += time.perf_counter() - pulled
+            walked.put(number, local, after)
+            loss, weight = loss + tally.loss, weight + tally.weight
+        parts.append(contribute(setting.rule, walked, before, after))
+        history.merge_seconds += time.perf_counter() - started - (history.train_seconds - in_kernel)
         history.round_bytes += parts[-1].nbytes
-        history.touched += len(partition.features)
-        loss, weight = loss + tally.loss, weight + tally.weight
+        history.touched += len(walked.features)
     started = time.perf_counter()
     table, momentum = finalise(setting.rule, table, 0, combine_all(parts), setting.n_replicas, step, momentum)
     history.merge_seconds += time.perf_counter() - started

@@ -22,9 +22,9 @@ TASK_ROWS = 1 << 18
 MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
 _MANY_ROWS = 500_000
-"""From so many rows a replica on, fewer averages are enough after the first epoch."""
-_LATER_SHARE = 4
-"""One average where the first epoch has so many: see the decision record on rounds of several slices."""
+"""From so many rows a replica on, half the averages cost 0.0001 of log loss and save a third of the time."""
+_LATER_REPLICAS = 3
+"""Replicas to one average of a later epoch: see the decision record on later epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,21 @@ def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
     """Averages in the first epoch and in each later one: as asked for, or from the size of the data, never from a
     clock.
     """
-    first, later, n_replicas = training.averages_per_epoch, training.later_averages, training.n_replicas
-    is_automatic = first == "auto" and not training.rows_per_round
+    n_replicas = training.n_replicas
+    rows_each = n_rows // n_replicas
+    is_automatic = training.averages_per_epoch == "auto" and not training.rows_per_round
     if is_automatic:
         first = automatic_averages(n_rows, n_replicas)
+        if rows_each >= _MANY_ROWS:
+            first = -(-first // 2)
     elif training.rows_per_round:
         first = max(1, round(n_rows / n_replicas / training.rows_per_round))
-    n_first = max(1, min(int(first), n_rows // n_replicas))
-    if later != "auto":
-        return n_first, min(int(later), n_first)
-    thinned = is_automatic and n_rows // n_replicas >= _MANY_ROWS
-    return n_first, -(-n_first // _LATER_SHARE) if thinned else n_first
+    else:
+        first = int(training.averages_per_epoch)
+    first = max(1, min(first, rows_each))
+    if training.later_averages != "auto":
+        return first, min(int(training.later_averages), first)
+    return first, min(-(-n_replicas // _LATER_REPLICAS), first) if is_automatic else first
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
