@@ -44,6 +44,7 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 BACKENDS = ("auto", "numba", "cupy")
 FACTOR_DTYPES = ("float32", "bfloat16", "float16")
+WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
@@ -574,6 +575,11 @@ class TrainingSettings(Table):
     accumulators: str = knob("mean", Options(ACCUMULATOR_RULES), "how replicas' optimizer state becomes one")
     precision: float = knob(
         1.0, Number(0, open_low=True), 'P of merge = "precision": information below which replicas add up'
+    )
+    wire_dtype: str = knob(
+        "float32",
+        Options(WIRE_DTYPES),
+        "what replicas' changes are sent in; bfloat16 halves their bytes and rounds each by at most 1/256 of itself",
     )
     outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")

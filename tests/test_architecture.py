@@ -22,7 +22,7 @@ ORDER = [
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_device", "kernels.cupy_gpu"),
-    *("averaging", "metrics", "matrices", "objective", "model", "warmstart", "promotion"),
+    *("contributions", "averaging", "metrics", "matrices", "objective", "model", "warmstart", "promotion"),
     *("datacheck", "nightreport", "export", "inspection", "synth", "checkpoint"),
     *("distributed.release", "distributed.carried", "distributed.joining", "distributed.versions"),
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),

@@ -14,17 +14,13 @@ from hypothesis import strategies as st
 from dfm.averaging import (
     ACCUMULATOR_RULES,
     WEIGHT_RULES,
-    Contribution,
     MergeRule,
-    aligned_groups,
     automatic_averages,
-    combine,
-    combine_all,
     contribute,
     finalise,
     scaled_rate,
-    select,
 )
+from dfm.contributions import Contribution, aligned_groups, combine, combine_all, select
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.params import Layout, ParameterTable, allocate, pull
@@ -483,3 +479,47 @@ def test_what_cannot_work_is_refused_with_the_reason(make, reason):
 def test_a_precision_that_converged_is_legal():
     MergeRule("precision", precision=10.0).check_replicas(8)
     MergeRule("weighted", precision=1000.0).check_replicas(64)
+
+
+# --- halved records -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=40))
+def test_halved_summands_are_off_by_at_most_a_256th_of_themselves(values: list[float]) -> None:
+    linear = np.array(values, np.float32).reshape(-1, 1)
+    features = np.arange(len(values), dtype=np.uint32)
+    part = Contribution(features, linear, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
+    found = part.halved().whole().linear
+    normal = np.abs(linear) >= np.finfo(np.float32).tiny
+    assert np.all(np.abs(found - linear)[normal] <= np.abs(linear)[normal] * 2.0**-8)
+    assert np.all(np.abs(found)[~normal] <= 2 * np.finfo(np.float32).tiny)
+    assert part.halved().nbytes - features.nbytes - 16 == linear.nbytes // 2
+
+
+def test_halving_keeps_what_is_no_finite_number_and_what_fits() -> None:
+    values = np.array([[np.nan], [np.inf], [-np.inf], [1.0], [-0.5], [256.0], [0.0]], np.float32)
+    part = Contribution(np.arange(7, dtype=np.uint32), values, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
+    np.testing.assert_array_equal(part.halved().whole().linear, values)
+    assert part.whole() is part
+
+
+def test_numbers_between_two_halves_go_to_the_nearest_and_ties_to_the_even_one() -> None:
+    exponents = np.array([[1 + 2.0**-8], [1 + 3 * 2.0**-8], [1 + 2.0**-8 + 2.0**-12]], np.float32)
+    part = Contribution(np.arange(3, dtype=np.uint32), exponents, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
+    assert part.halved().whole().linear.ravel().tolist() == [1.0, 1 + 2.0**-6, 1 + 2.0**-7]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 9), st.integers(1, 9), rules)
+def test_sums_of_halved_records_have_the_same_bytes_however_they_are_grouped(
+    seed: int, n_replicas: int, most: int, rule: MergeRule
+) -> None:
+    parts = [part.halved() for part in random_round(seed, n_replicas, Layout("adagrad", 2)).contributions(rule)]
+    groups = [[parts[replica] for replica in group] for group in aligned_groups(n_replicas, most)]
+    pushes = [group[0] if len(group) == 1 else combine_all(group) for group in groups]
+    assert contribution_bytes(combine_all(pushes)) == contribution_bytes(combine_all(parts))
+    by_parts = [select(push, 0, 17) for push in pushes], [select(push, 17, N_FEATURES) for push in pushes]
+    joined = [combine_all(part) for part in by_parts]
+    whole = combine_all(parts)
+    np.testing.assert_array_equal(np.concatenate([part.linear for part in joined]), whole.linear)

@@ -9,7 +9,8 @@ import numpy as np
 from logs import Cut, Deal, Log
 from numpy.typing import NDArray
 
-from dfm.averaging import MergeRule, combine_all, contribute, finalise, scaled_rate
+from dfm.averaging import MergeRule, contribute, finalise, scaled_rate
+from dfm.contributions import combine_all
 from dfm.distributed.placement import Plan
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client, Future, get_client
 
-from dfm.averaging import aligned_groups
+from dfm.contributions import aligned_groups
 from dfm.distributed import rounds
 from dfm.distributed.cluster import Watch
 from dfm.distributed.prepare import home_of

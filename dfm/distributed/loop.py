@@ -16,8 +16,8 @@ from typing import Any
 
 from distributed import Future
 
-from dfm.averaging import aligned_groups
 from dfm.checkpoint import Checkpoint
+from dfm.contributions import aligned_groups
 from dfm.distributed import prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer, Snapshot
 from dfm.distributed.cluster import Watch
@@ -128,7 +128,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.objective, self.job.training.n_replicas, max(1, threads // len(homes))),
+            **self.at.book.summary(self.objective, max(1, threads // len(homes))),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }

@@ -19,11 +19,10 @@ class Book:
     """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: by process."""
 
     rounds: int = 0
-    reports: int = 0
     rows: int = 0
     weight: float = 0.0
     loss: float = 0.0
-    touched_bytes: int = 0
+    wire_bytes: int = 0
     seconds: float = 0.0
     kernel_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -32,15 +31,14 @@ class Book:
         self.rounds += 1
         by_place: dict[str, float] = defaultdict(float, self.kernel_seconds)
         for report in reports:
-            self.reports += 1
             self.rows += report.tally.rows
             self.weight += report.tally.weight
             self.loss += report.tally.loss
-            self.touched_bytes += report.touched_bytes
+            self.wire_bytes += report.wire_bytes
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, objective: Objective, n_replicas: int, threads_per_worker: int) -> Event:
+    def summary(self, objective: Objective, threads_per_worker: int) -> Event:
         """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
         busiest = max(self.kernel_seconds.values(), default=0.0) / threads_per_worker
         return {
@@ -49,7 +47,7 @@ class Book:
             "seconds": self.seconds,
             "training_seconds": busiest,
             "averaging_seconds": max(0.0, self.seconds - busiest),
-            "bytes_per_round": 2 * self.touched_bytes * n_replicas // max(self.reports, 1),
+            "bytes_per_round": self.wire_bytes // max(self.rounds, 1),
         }
 
 

@@ -16,7 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
-from dfm.averaging import Contribution, MergeRule, combine_all, contribute, finalise, select
+from dfm.averaging import MergeRule, contribute, finalise
+from dfm.contributions import Contribution, combine_all, select
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
@@ -45,6 +46,7 @@ class Work:
     """Rates of this round; its seed is the seed of the round, to which each replica adds its number."""
     n_replicas: int
     backend: str = "numba"
+    wire_dtype: str = "float32"
 
     @property
     def kernels(self) -> Kernels:
@@ -54,13 +56,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds)."""
+    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds).
+
+    wire_bytes: of the parameters that it pulled and of the summands that it pushed.
+    """
 
     replica: int
     tally: RoundTally
     seconds: float
     place: str
-    touched_bytes: int
+    wire_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,9 @@ def train_replicas(
         contribution, report = _train_replica(work, replica, blocks, [slices[number] for number in numbers])
         contributions.append(contribution)
         reports.append(report)
-    return Push(combine_all(contributions), tuple(reports))
+    # The summands of one replica travel as they are, halved or not; a sum needs float32.
+    total = combine_all(contributions) if len(contributions) > 1 else contributions[0]
+    return Push(total, tuple(reports))
 
 
 def _train_replica(
@@ -135,8 +142,10 @@ def _train_replica(
         if several:
             several.put(number, local, after)
     contribution = contribute(work.rule, touched, before, after)
+    if work.wire_dtype == "bfloat16":
+        contribution = contribution.halved()
     place = f"{platform.node()}/{os.getpid()}"
-    return contribution, ReplicaReport(replica, tally, seconds, place, after.nbytes)
+    return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes + contribution.nbytes)
 
 
 def part_of_push(push: Push, start: int, stop: int) -> Push:

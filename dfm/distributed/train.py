@@ -249,7 +249,9 @@ class _Run:
             deterministic=training.deterministic,
             device_bytes=0 if memory == "auto" else parse_bytes(memory),
         )
-        return rounds.Work(self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name)
+        return rounds.Work(
+            self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name, training.wire_dtype
+        )
 
     def _warm_up(self) -> list[Future]:
         """Compile while the shards are being read: one local worker for all, remote ones each for itself."""

@@ -17,7 +17,8 @@ from distributed import Client
 from small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
 from dfm import jobs
-from dfm.averaging import combine_all, contribute, finalise, scaled_rate
+from dfm.averaging import contribute, finalise, scaled_rate
+from dfm.contributions import combine_all
 from dfm.distributed import train
 from dfm.distributed.inputs import find_inputs
 from dfm.errors import DataError, DivergenceError, SettingsError
@@ -253,6 +254,20 @@ def train_sequentially(job: Job) -> ParameterTable:
             contributions.append(contribute(rule, united, before, after))
         table, _ = finalise(rule, table, 0, combine_all(contributions), n_replicas, now)
     return table
+
+
+@pytest.mark.parametrize("n_replicas", [2, 5])
+def test_halved_changes_give_the_same_bytes_on_any_workers_and_travel_cheaper(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, n_replicas: int
+) -> None:
+    training = {"n_replicas": n_replicas, "averages_per_epoch": 3}
+    whole = jobs.train(job_tables(log, tmp_path / "whole", training=training), two_workers)
+    halved = {**training, "wire_dtype": "bfloat16"}
+    here = jobs.train(job_tables(log, tmp_path / "here", training=halved), client)
+    there = jobs.train(job_tables(log, tmp_path / "there", training=halved), two_workers)
+    assert here.parameters_sha256 == there.parameters_sha256 != whole.parameters_sha256
+    assert here.validation["log_loss"] == pytest.approx(whole.validation["log_loss"], abs=1e-3)
+    assert 0.6 < here.history[0]["bytes_per_round"] / whole.history[0]["bytes_per_round"] < 0.85
 
 
 @pytest.mark.parametrize("later_averages", ["auto", 2, 1])
