@@ -545,8 +545,8 @@ class TrainingSettings(Table):
     later_averages: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, integer=True))),
-        "rounds in an epoch after the first; auto: as in the first, and a quarter where a replica has many rows and "
-        "averages_per_epoch is auto",
+        "rounds in an epoch after the first; auto: as in the first, and where that is auto, one for every two "
+        "replicas or, where they have many rows, four",
     )
     rows_per_round: int = knob(
         0,

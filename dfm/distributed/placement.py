@@ -23,8 +23,6 @@ MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
 _MANY_ROWS = 500_000
 """From so many rows a replica on, half the averages cost 0.0001 of log loss and save a third of the time."""
-_LATER_REPLICAS = 3
-"""Replicas to one average of a later epoch: see the decision record on later epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +87,23 @@ def plan_training(shards: Sequence[Shard], training: TrainingSettings, seed: int
 def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
     """Averages in the first epoch and in each later one: as asked for, or from the size of the data, never from a
     clock.
+
+    Left to dfm, a later epoch has one for every two replicas: what only one of them has seen, the first epoch spreads.
     """
     n_replicas = training.n_replicas
     rows_each = n_rows // n_replicas
     is_automatic = training.averages_per_epoch == "auto" and not training.rows_per_round
     if is_automatic:
-        first = automatic_averages(n_rows, n_replicas)
-        if rows_each >= _MANY_ROWS:
-            first = -(-first // 2)
+        divisor = 2 if rows_each >= _MANY_ROWS else 1
+        first, later = -(-automatic_averages(n_rows, n_replicas) // divisor), -(-n_replicas // (2 * divisor))
     elif training.rows_per_round:
-        first = max(1, round(n_rows / n_replicas / training.rows_per_round))
+        first = later = max(1, round(n_rows / n_replicas / training.rows_per_round))
     else:
-        first = int(training.averages_per_epoch)
-    first = max(1, min(first, rows_each))
+        first = later = int(training.averages_per_epoch)
     if training.later_averages != "auto":
-        return first, min(int(training.later_averages), first)
-    return first, min(-(-n_replicas // _LATER_REPLICAS), first) if is_automatic else first
+        later = int(training.later_averages)
+    first = max(1, min(first, rows_each))
+    return first, min(later, first)
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
