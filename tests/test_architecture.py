@@ -14,7 +14,7 @@ import dfm
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
     *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "runs", "arrays"),
-    "timesplit",
+    *("timesplit", "heartbeat"),
     "manifest",
     *("ingest", "duplicates"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),

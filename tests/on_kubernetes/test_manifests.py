@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from on_kubernetes.operator_parts import (
     rendered,
 )
 
+from dfm import driver, heartbeat
 from dfm.errors import SettingsError
 from dfm.kubernetes import manifest, sizing
 from dfm.kubernetes.manifest import Submission
@@ -165,6 +167,20 @@ def test_a_failing_driver_is_not_restarted_by_kubernetes() -> None:
     for pod in (worker, scheduler):
         assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
         assert pod["containers"][0]["readinessProbe"]
+
+
+def test_the_driver_is_probed_by_the_heartbeat_that_it_is_told_to_leave() -> None:
+    container = pod_specs(manifest.dask_job(submission_of()))[0]["containers"][0]
+    file = container["args"][container["args"].index("--heartbeat") + 1]
+    assert any(file.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+    for kind in ("startupProbe", "livenessProbe"):
+        assert container[kind]["exec"]["command"][:2] == ["sh", "-c"]
+        assert file in container[kind]["exec"]["command"][2]
+    # What hangs is ended and started again by `dfm drive` first: a pod that Kubernetes ends is not.
+    minutes = int(re.findall(r"-mmin -(\d+)", container["livenessProbe"]["exec"]["command"][2])[0])
+    assert 60 * minutes > heartbeat.STALLED_SECONDS + driver._LONGEST_PAUSE
+    assert heartbeat.STALLED_SECONDS > 100 * heartbeat.SECONDS
+    assert "readinessProbe" not in container
 
 
 def test_under_tls_no_container_is_given_a_plain_address() -> None:
