@@ -18,7 +18,7 @@ ORDER = [
     "manifest",
     *("ingest", "duplicates"),
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
-    *("params", "slices"),
+    *("params", "slices", "costs"),
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
     *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
     *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.cupy_device", "kernels.cupy_gpu"),
