@@ -10,7 +10,7 @@ the B blocks. With T(n) for the features that n rows touch, the parts of a round
 
 B is the number of blocks that makes the last two least. T grows as a power of the rows (Heaps), up to the table.
 
-`job_times` puts a whole job together from that, at the speed of a machine that was measured when it was slow.
+`job_times` puts a whole job together from that, at the speed of a machine that others used as well.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ _FIELDS, _LANES = 39, 16
 _TRAINED, _PREPARED = 2.1e6, 0.2e6
 """Rows per second and core that are trained on, and that are read, hashed, counted and built into partitions.
 
-The slower of two runs of benchmarks/averaging/predict.py, and 17.5 M rows on two cores in 42 s
-(benchmarks/memory-2026-11-21.md); both on a machine that others used as well.
+From the slower half of runs of benchmarks/averaging/predict.py (1.4 to 4.4 M rows/s, 45 to 103 ns per feature), and
+17.5 M rows on two cores in 42 s (benchmarks/memory-2026-11-21.md); all on a machine that others used as well.
 """
 _FEATURE_SECONDS = 92e-9
 _GROWTH = Growth(97.1, 0.671, math.inf, 0.17)
