@@ -47,6 +47,7 @@ class AskNewcomers(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         """Called once, when it is registered: a worker that is held does not become ready by saying so."""
+        scheduler.subscribe_topic(self.name, self._client)  # its own word may come after the first newcomer
         change = scheduler.stream_handlers[_STATUS]
 
         def unless_held(*, status: str, worker: str, **more: Any) -> None:

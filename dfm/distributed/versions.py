@@ -20,6 +20,7 @@ from distributed.versions import get_versions
 
 import dfm
 from dfm.distributed import carried, newcomers
+from dfm.distributed.joining import workers_of
 from dfm.distributed.newcomers import ASKED_FOR, COMPARED, Versions, picked
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
@@ -33,8 +34,11 @@ def same_versions(client: Client, settings: ClusterSettings) -> Iterator[None]:
 
     ClusterError where client, scheduler and the workers there are do not run the same; dfm is sent where it may be.
     """
+    before = {*workers_of(client)}
+    check_versions(client, settings)  # first of all: a scheduler of another Python could not read the plugin
     with _asking_newcomers(client, settings):
-        check_versions(client, settings)
+        if {*workers_of(client)} - before:
+            check_versions(client, settings)
         yield
 
 
