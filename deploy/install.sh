@@ -6,15 +6,27 @@ lock=$1 source=$2 target=$3 wheels=${4:-}
 "${PYTHON:-python3}" -m venv "$target"
 offline=""
 if [ -n "$wheels" ] && ls "$wheels"/*.whl >/dev/null 2>&1; then
-    offline="--no-index --find-links $wheels"
+    offline=yes
 fi
-# shellcheck disable=SC2086
-"$target/bin/python" -m pip install --quiet --no-cache-dir --no-compile --require-hashes $offline --requirement "$lock"
+pip() {
+    "$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-cache-dir --no-compile \
+        ${offline:+--no-index} ${offline:+--find-links="$wheels"} "$@"
+}
+if ! pip --require-hashes --requirement "$lock"; then
+    test -z "$offline" || echo "$wheels lacks wheels of $lock for $("$target/bin/python" -V), or some are damaged:" \
+        "run deploy/wheels.sh $lock $wheels, with that Python" >&2
+    exit 1
+fi
 if [ -n "$offline" ]; then
-    # shellcheck disable=SC2086
-    "$target/bin/python" -m pip install --quiet --no-cache-dir --no-compile --no-deps $offline dfm
+    pip --no-deps dfm
+    # It was built from the source earlier; what is installed must not be an older state of it.
+    site=$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    if ! diff -rq -x __pycache__ "$source/dfm" "$site/dfm" >&2; then
+        echo "the wheel of dfm in $wheels is not of this source: run deploy/wheels.sh again" >&2
+        exit 1
+    fi
 else
-    "$target/bin/python" -m pip install --quiet --no-cache-dir --no-compile --no-deps "$source"
+    pip --no-deps "$source"
 fi
 # Byte code now: the image is read-only later.
 "$target/bin/python" -m compileall -q "$target/lib" || true

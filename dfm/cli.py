@@ -111,13 +111,15 @@ def _settings(scheduler: str | None, workers: int) -> Any:
     help="Go on from the checkpoint that an earlier run of the same job left (the default), or delete it.",
 )
 @click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
+@click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
 @_with(_scheduler_option, _json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, cluster_factory: str | None,
-    scheduler: str | None, as_json: bool,
+    heartbeat: str, scheduler: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
+    from dfm.heartbeat import beating
 
     overrides = (*overrides, *cli_runs.cluster_overrides(scheduler, cluster_factory))
     if resume is not None:
@@ -126,7 +128,7 @@ def train(
         _show_plan(jobs.plan(job, overrides), as_json)
         return 0
     console = Console()
-    with Reporter(console, as_json) as reporter:
+    with beating(heartbeat), Reporter(console, as_json) as reporter:
         result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id)
     if not as_json:
         console.print(metrics_table(result.validation, "validation")) if result.validation else None

@@ -277,15 +277,17 @@ def _below(location: str, options: dict[str, Any]) -> list[str]:
 @_overrides
 @click.option("--attempts", type=click.IntRange(1), default=5, show_default=True, help="Starts of the driver.")
 @click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
-def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str) -> int:
+@click.option("--heartbeat", default="", metavar="FILE", help="Touched while the driver lives, for a liveness probe.")
+def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, heartbeat: str) -> int:
     """Train JOB unattended: a driver that was lost is started again and goes on from its checkpoint."""
     from dfm import driver, runs
     from dfm.settings import load_job
 
     run_id = run_id or runs.new_run_id()
     options = [part for override in overrides for part in ("--set", override)]
+    options += ["--heartbeat", heartbeat] if heartbeat else []
     command = driver.train_command(job, run_id, options)
-    return driver.drive(load_job(job, overrides), command, run_id, attempts, lambda line: click.echo(line, err=False))
+    return driver.drive(load_job(job, overrides), command, run_id, attempts, click.echo, heartbeat)
 
 
 COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, drive]

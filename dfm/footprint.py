@@ -6,12 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dfm.params import Layout
+
 MIB, GIB = 1 << 20, 1 << 30
 _PROCESS = 512 * MIB
 """A worker before any row: Python, Dask, Arrow, compiled kernels, and the nanny beside it."""
 _TASK_ROWS = 1 << 18
 _DECODED_CELL = 32
 """Bytes of a cell while its shard is read: Arrow values, hashes, indices and their dealt copies."""
+
+
+def bounds(n_rows: int, n_fields: int, rows_per_round: int, hash_bits: int, layout: Layout) -> dict[str, int]:
+    """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits."""
+    per_feature = 4 * (layout.linear_width + layout.factor_width)
+    most_features = min(2**hash_bits, n_rows * n_fields)
+    return {
+        "partition_cache_bytes": n_rows * (4 * n_fields + 12),
+        "parameter_bytes_at_most": most_features * per_feature,
+        "round_bytes_per_replica_at_most": 2 * min(most_features, rows_per_round * n_fields) * (per_feature + 4),
+    }
 
 
 def worker_memory(plan: Mapping[str, Any], threads: int) -> int:

@@ -17,7 +17,7 @@ from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
 from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
-from dfm.footprint import GIB, worker_memory
+from dfm.footprint import GIB, bounds, worker_memory
 from dfm.ingest import find_shards
 from dfm.kernels.losses import CustomLoss
 from dfm.model import FMModel
@@ -81,22 +81,16 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     kernel_spec(resolved)
     inputs = find_inputs(resolved)
     layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
-    per_feature = 4 * (layout.linear_width + layout.factor_width)
-    n_fields = len(inputs.schema.fields)
-    most_features = min(2**resolved.model.hash_bits, inputs.n_rows * n_fields)
-    plan = inputs.plan
+    n_fields, plan = len(inputs.schema.fields), inputs.plan
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * plan.longest_round)
-    most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "job": resolved.to_dict(),
         **{key: value for key, value in plan_event(inputs).items() if key != "event"},
         "columns": {field.name: field.transform or field.kind for field in inputs.schema.fields},
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
-        "partition_cache_bytes": inputs.n_rows * (4 * n_fields + 12),
-        "parameter_bytes_at_most": most_features * per_feature,
         "round_rows_per_replica": rows_per_round,
-        "round_bytes_per_replica_at_most": 2 * most_touched * (per_feature + 4),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,8 @@ def python_for_all() -> str:
     pytest.skip("no Python of at least 3.11 with venv that another user could run")
 
 
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["from the index", "from wheels"])
+def image(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder that others may read: `opt` is the environment of the image, owned by us, read-only for NOBODY."""
     folder = Path(tempfile.mkdtemp(prefix="dfm-image-", dir="/tmp"))
     try:
@@ -76,16 +78,39 @@ def image() -> Iterator[Path]:
         shutil.copytree(ROOT / "dfm", source / "dfm", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source)
-        command = [ROOT / "deploy" / "install.sh", ROOT / "deploy" / "image.lock", source, folder / "opt"]
+        lock, wheels = ROOT / "deploy" / "image.lock", folder / "wheels"
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         environment["PYTHON"] = python_for_all()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
-            pytest.skip("no package index in reach")
-        assert done.returncode == 0, done.stderr
+        if request.param == "from wheels":
+            run_or_skip([ROOT / "deploy" / "wheels.sh", lock, wheels], environment)
+            environment = without_index(environment)
+        install = [ROOT / "deploy" / "install.sh", lock, source, folder / "opt", wheels]
+        run_or_skip([*unconnected(), *install] if wheels.exists() else install, environment)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_or_skip(command: list[Any], environment: dict[str, str]) -> None:
+    """Run a step of the build; where it needs a package index and there is none, the test is skipped."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    missing = "No matching distribution" in done.stderr or "Could not find a version" in done.stderr
+    if missing and "PIP_CONFIG_FILE" not in environment:
+        pytest.skip("no package index in reach")
+    assert done.returncode == 0, done.stderr
+
+
+def unconnected() -> list[str]:
+    """What to put before a command so that it has no network; nothing where that takes rights that we lack."""
+    alone = ["unshare", "-n"]
+    allowed = os.getuid() == 0 and shutil.which("unshare") and subprocess.run([*alone, "true"]).returncode == 0
+    return alone if allowed else []
+
+
+def without_index(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with pip's settings gone and an index that nobody serves."""
+    kept = {key: value for key, value in environment.items() if not key.startswith("PIP_")}
+    return {**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/"}
 
 
 def start(image: Path, tmp: Path, *command: str, init: bool = True) -> subprocess.Popen[str]:
@@ -161,3 +186,51 @@ def test_the_init_passes_on_the_signal_that_ends_a_pod(image: Path, writable: Pa
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert time.monotonic() - started < 5
+
+
+# --- without a package index -----------------------------------------------------------------------------
+
+
+def wheel_of(folder: Path, name: str, files: dict[str, bytes]) -> str:
+    """Write a small wheel of version 1.0; its line for a lock file."""
+    info = f"{name}-1.0.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for inner, data in files.items():
+            archive.writestr(inner, data)
+        archive.writestr(f"{info}/RECORD", "".join(f"{inner},,\n" for inner in [*files, f"{info}/RECORD"]))
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+def install_offline(folder: Path) -> subprocess.CompletedProcess[str]:
+    """deploy/install.sh of the wheels in `folder`, without a network where that can be had, and with none in use."""
+    environment = without_index({**os.environ, "PYTHON": sys.executable})
+    parts = [folder / "lock", folder / "source", folder / "opt", folder / "wheels"]
+    shutil.rmtree(folder / "opt", ignore_errors=True)
+    return subprocess.run(
+        [*unconnected(), ROOT / "deploy" / "install.sh", *parts], capture_output=True, text=True, env=environment
+    )
+
+
+def test_an_image_is_installed_from_a_folder_of_wheels_alone_and_not_from_an_older_state(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "source" / "dfm").mkdir(parents=True)
+    (tmp_path / "source" / "dfm" / "__init__.py").write_text("state = 1\n")
+    wheel_of(tmp_path / "wheels", "dfm", {"dfm/__init__.py": b"state = 1\n"})
+    (tmp_path / "lock").write_text(wheel_of(tmp_path / "wheels", "needed", {"needed.py": b""}))
+    done = install_offline(tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = subprocess.run(
+        [tmp_path / "opt" / "bin" / "python", "-c", "import dfm, needed; print(dfm.state)"],
+        capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    assert told.stdout == "1\n"
+
+    (tmp_path / "source" / "dfm" / "__init__.py").write_text("state = 2\n")
+    stale = install_offline(tmp_path)
+    assert stale.returncode != 0
+    assert "is not of this source: run deploy/wheels.sh again" in stale.stderr

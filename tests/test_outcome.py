@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dfm import driver, runs, storage
+from dfm import driver, heartbeat, runs, storage
 from dfm.outcome import outcome_of
 from dfm.runs import RunLog, read_run, write_run
 from dfm.settings import Job
@@ -95,11 +97,11 @@ def drive(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     """Drive a Python statement: exit code, what was told, how often it ran."""
     monkeypatch.setattr(driver, "FIRST_PAUSE", 0.01)
 
-    def call(statement: str, attempts: int = 3) -> tuple[int, list[dict[str, Any]], int]:
+    def call(statement: str, attempts: int = 3, heartbeat: str = "") -> tuple[int, list[dict[str, Any]], int]:
         told: list[dict[str, Any]] = []
         counted = f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); "
         command = [sys.executable, "-c", f"import os, signal, sys; {counted}{statement}"]
-        code = driver.drive(job, command, "run-1", attempts, lambda line: told.append(json.loads(line)))
+        code = driver.drive(job, command, "run-1", attempts, lambda line: told.append(json.loads(line)), heartbeat)
         return code, told, len((tmp_path / "starts").read_text())
 
     return call
@@ -133,3 +135,35 @@ def test_a_signal_to_the_supervisor_ends_driver_and_attempts(drive: Callable[...
     code, told, starts = drive("import time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
     assert (code, told, starts) == (128 + signal.SIGTERM, [], 1)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_driver_that_stops_dead_is_killed_and_started_again(
+    drive: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_LOOK", 0.05)
+    monkeypatch.setattr(heartbeat, "STALLED_SECONDS", 0.5)
+    once = "os.path.getsize('starts') == 1 and os.kill(os.getpid(), signal.SIGSTOP)"
+    monkeypatch.chdir(tmp_path)
+    code, told, starts = drive(once, heartbeat=str(tmp_path / "heartbeat"))
+    assert (code, starts) == (0, 2)
+    assert [event["exit_code"] for event in told] == [137]
+
+
+def test_a_heartbeat_goes_on_while_the_driver_is_busy_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "STALLED_SECONDS", 0.3)
+    pulse = heartbeat.Pulse(str(tmp_path / "heartbeat"))
+    with heartbeat.beating(str(tmp_path / "heartbeat")):
+        for _ in range(10):
+            time.sleep(0.06)
+            assert not pulse.has_stopped()
+        os.utime(tmp_path / "heartbeat", (0, 0))  # as a clock that is set makes it look
+        assert not pulse.has_stopped()
+    deadline = time.monotonic() + 30
+    while not pulse.has_stopped():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with heartbeat.beating(""):
+        pass

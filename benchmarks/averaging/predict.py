@@ -17,12 +17,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from costs import GIGABIT, Cluster, Growth, RoundCost, Speed, fit_growth, round_cost
+import numpy as np
 from distributed import Client, LocalCluster
 from logs import Log, synthetic_log
+from numpy.typing import NDArray
 from simulate import Setting, simulate
 
 from dfm.averaging import automatic_averages
+from dfm.costs import GIGABIT, Cluster, Growth, RoundCost, Speed, round_cost
 from dfm.distributed.train import train
 from dfm.params import Layout
 from dfm.settings import load_job
@@ -31,6 +33,15 @@ TERABYTE_ROWS = 4.4e9
 TERABYTE_FEATURES = 2.0**26
 """Its table: hashed to 26 bits, and full."""
 LOCAL_BANDWIDTH = 1.0e9
+
+
+def fit_growth(indices: NDArray[np.uint32], n_fields: int, most: float, factored: float) -> Growth:
+    """The growth seen in leading rows of a log of hashed indices (n_fields of them per row)."""
+    n_rows = len(indices) // n_fields
+    sizes = [n_rows >> shift for shift in range(6, -1, -1)]
+    counts = [len(np.unique(indices[: size * n_fields])) for size in sizes]
+    power, log_first = np.polyfit(np.log(sizes), np.log(counts), 1)
+    return Growth(float(np.exp(log_first)), float(power), most, factored)
 
 
 def measure(log: Log, n_factors: int, averages: int) -> tuple[Growth, Speed]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from costs import GIGABIT
 from numpy.typing import NDArray
+
+from dfm.costs import GIGABIT
 
 Line = dict[str, Any]
 NETWORKS = (1, 10, 100)

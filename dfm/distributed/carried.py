@@ -71,7 +71,7 @@ class CarriedToWorkers(WorkerPlugin):
 
 
 class CarriedToScheduler(SchedulerPlugin):
-    """The scheduler unpickles what is submitted, so it needs the package too."""
+    """The scheduler unpickles the graphs that are submitted, though not scattered data: it needs the package too."""
 
     idempotent = True
 

@@ -23,8 +23,8 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed import release
-from dfm.distributed.joining import is_remote, remote_client, workers_of
-from dfm.distributed.versions import by_value, check_versions
+from dfm.distributed.joining import is_remote, remote_client, takes_work, workers_of
+from dfm.distributed.versions import by_value, same_versions
 from dfm.errors import ClusterError, OutOfMemoryError
 from dfm.settings import ClusterSettings
 
@@ -182,7 +182,7 @@ class Watch:
         self._check(self._workers())
 
     def _workers(self) -> Mapping[str, Any]:
-        """The workers alive. Local ones that Dask has given up on (killed while they started) are started anew."""
+        """The workers that take work. Local ones that Dask gave up on (killed while they started) are started anew."""
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
@@ -192,7 +192,7 @@ class Watch:
         local = self.client.cluster
         if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
             local.scale(len(local.worker_spec))
-        return workers
+        return {address: worker for address, worker in workers.items() if takes_work(worker)}
 
     def _check(self, workers: Mapping[str, Any]) -> None:
         """ClusterError where the cluster has been without a worker, or out of reach, for too long."""
@@ -234,13 +234,10 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     out_of_memory: list[str] = []
     try:
         if client is not None:
-            check_versions(client, settings)
-            with _noting_memory(client, out_of_memory):
+            with same_versions(client, settings), _noting_memory(client, out_of_memory):
                 yield client
         else:
-            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory):
-                if is_remote(settings):
-                    check_versions(own, settings)
+            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory), _alike(own, settings):
                 yield own
     except KilledWorker as error:
         kind = OutOfMemoryError if out_of_memory else ClusterError
@@ -250,6 +247,11 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
             "are up, and run the same command again: what is finished is not repeated"
         ) from error
+
+
+def _alike(client: Client, settings: ClusterSettings) -> contextlib.AbstractContextManager[None]:
+    """Workers that this process started run its versions."""
+    return same_versions(client, settings) if is_remote(settings) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

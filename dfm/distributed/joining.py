@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dask
@@ -34,6 +34,11 @@ def workers_of(client: Client) -> dict[str, Any]:
     """
     workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     return workers
+
+
+def takes_work(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker, as the scheduler describes it, is more than paused and empty, as a refused newcomer is."""
+    return worker["status"] != "paused" or any(worker["metrics"].get("task_counts", {}).values())
 
 
 def is_remote(settings: ClusterSettings) -> bool:

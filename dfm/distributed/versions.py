@@ -1,4 +1,4 @@
-"""What client, scheduler and workers have installed, compared before work begins."""
+"""What client, scheduler and workers have installed, compared before they get work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,22 +16,35 @@ from typing import Any
 
 import cloudpickle
 from distributed import Client
+from distributed.versions import get_versions
 
 import dfm
-from dfm.distributed import carried
+from dfm.distributed import carried, newcomers
+from dfm.distributed.joining import workers_of
+from dfm.distributed.newcomers import ASKED_FOR, COMPARED, Versions, picked
 from dfm.errors import ClusterError
 from dfm.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
-COMPARED = ("python", "dfm", "dask", "distributed", "numba", "numpy", "pyarrow")
-_OF_PYTHON = 2
-"""Numbers of a Python version that must agree: 3.11.4 and 3.11.9 read each other's pickles."""
-Versions = dict[str, str | None]
+
+
+@contextlib.contextmanager
+def same_versions(client: Client, settings: ClusterSettings) -> Iterator[None]:
+    """A block in which only workers of the client's versions get work, those that join within it included.
+
+    ClusterError where client, scheduler and the workers there are do not run the same; dfm is sent where it may be.
+    """
+    before = {*workers_of(client)}
+    check_versions(client, settings)  # first of all: a scheduler of another Python could not read the plugin
+    with _asking_newcomers(client, settings):
+        if {*workers_of(client)} - before:
+            check_versions(client, settings)
+        yield
 
 
 def check_versions(client: Client, settings: ClusterSettings) -> None:
     """ClusterError where client, scheduler and workers do not run the same versions; dfm is sent where it may be."""
-    answer = client.get_versions(check=False, packages=["dfm", "numba", "pyarrow"])
+    answer = client.get_versions(check=False, packages=ASKED_FOR)
     found = {"client": _picked(answer["client"]), "scheduler": _picked(answer["scheduler"])}
     found |= {f"worker {address}": _picked(worker) for address, worker in answer["workers"].items() if worker}
     if settings.install_dfm and any(place["dfm"] is None for place in found.values()):
@@ -71,10 +85,37 @@ def _named(places: list[str]) -> str:
 
 
 def _picked(answer: Mapping[str, Any] | None) -> Versions:
-    packages = dict(answer["packages"]) if answer else {}
-    picked: Versions = {name: packages.get(name) for name in COMPARED}
-    picked["python"] = ".".join(str(packages.get("python", "?")).split(".")[:_OF_PYTHON])
-    return picked
+    return picked(dict(answer["packages"]) if answer else {})
+
+
+# --- who joins later -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _asking_newcomers(client: Client, settings: ClusterSettings) -> Iterator[None]:
+    """Within, the scheduler asks every worker that joins for its versions, and this process logs who was refused."""
+    topic = f"dfm-newcomers-{uuid.uuid4().hex}"
+    own = _picked(get_versions(packages=ASKED_FOR))
+    refuses = settings.version_mismatch != "warn"
+    brought = ("dfm",) if settings.install_dfm else ()
+
+    def tell(event: tuple[float, dict[str, Any]]) -> None:
+        worker, versions = event[1]["worker"], event[1]["versions"]
+        told = "; ".join(mismatches({"client": own, f"worker {worker}": versions}))
+        outcome = "it gets no work while this job runs; start it with the same versions" if refuses else "it is tried"
+        logger.warning("worker %s joined with other versions: %s; %s", worker, told, outcome)
+
+    client.subscribe_topic(topic, tell)
+    with by_value(newcomers):
+        client.register_plugin(newcomers.AskNewcomers(topic, client.id, own, brought, refuses))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            if client.status == "running":  # else the scheduler sees to it, if there still is one
+                client.unsubscribe_topic(topic)
+                with by_value(newcomers):
+                    client.run_on_scheduler(newcomers.end, topic)
 
 
 # --- dfm, carried ----------------------------------------------------------------------------------------

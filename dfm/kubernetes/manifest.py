@@ -23,6 +23,7 @@ LONGEST_NAME = 53
 USER = 10001
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _TLS = "/etc/dfm-tls"
+_HEARTBEAT = "/tmp/dfm-heartbeat"
 _API_ROUTES = [
     *("distributed.http.scheduler.prometheus", "distributed.http.scheduler.info", "distributed.http.scheduler.json"),
     *(
@@ -140,7 +141,12 @@ def _driver_pod(submission: Submission) -> Manifest:
     # others join when nodes are found for them.
     arguments += ["--set", "cluster.worker_timeout=900"]
     arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
+    arguments += ["--heartbeat", _HEARTBEAT]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
+    # find, not Python: a probe must not fail for want of memory or of a processor's time. Nobody calls the driver, so
+    # that it needs no readiness. It ends a driver that `dfm drive` should have ended five minutes before.
+    container["startupProbe"] = _exec_probe(f"test -e {_HEARTBEAT}", 5, 120)
+    container["livenessProbe"] = _exec_probe(f'test -n "$(find {_HEARTBEAT} -mmin -15)"', 60, 5)
     container["volumeMounts"].append({"name": "job", "mountPath": "/etc/dfm", "readOnly": True})
     pod = _pod(submission, container, "job-runner")
     source = {"secret": {"secretName": f"{submission.name}-job"}}
@@ -294,6 +300,15 @@ def _probe(port: str, period: int, failures: int) -> Manifest:
         "httpGet": {"path": "/health", "port": port},
         "periodSeconds": period,
         "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _exec_probe(condition: str, period: int, failures: int) -> Manifest:
+    return {
+        "exec": {"command": ["sh", "-c", condition]},
+        "periodSeconds": period,
+        "timeoutSeconds": 30,
         "failureThreshold": failures,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -10,12 +11,12 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
-from real_cluster import real_cluster
+from real_cluster import DASK, real_cluster, wait_until
 from small_jobs import in_process_client, job_tables
 
 import dfm
 from dfm import jobs
-from dfm.distributed import carried, cluster, joining, versions
+from dfm.distributed import carried, cluster, joining, newcomers, versions
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings import ClusterSettings
 
@@ -64,6 +65,91 @@ def test_a_job_does_not_begin_on_other_versions_unless_told_to(
     tables = job_tables(log, tmp_path, cluster={"version_mismatch": "warn"})
     assert jobs.train(tables, other_worker).history
     assert "0.1 on worker" in caplog.text
+
+
+OTHER_NUMBA = """
+import distributed.versions, runpy, sys
+told = distributed.versions._version_cached
+distributed.versions._version_cached = lambda name: "0.1" if name == "numba" else told(name)
+sys.argv[0] = "dask"
+runpy.run_module("dask", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_worker_that_joins_with_other_versions_gets_no_work_and_is_named(
+    log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker is a process whose numba, so it says, is another one; it joins after the first epoch."""
+    (tmp_path / "other_numba.py").write_text(OTHER_NUMBA)
+    with real_cluster(tmp_path / "cluster", 1) as real, Client(real.address, set_as_default=False) as client:
+
+        def workers() -> dict[str, Any]:
+            return {worker["name"]: worker for worker in joining.workers_of(client).values()}
+
+        def join(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and event["epoch"] == 1:
+                real.dask = (sys.executable, str(tmp_path / "other_numba.py"))
+                real.start_worker("other", "--no-nanny")  # whose process would be a fresh one
+                wait_until(lambda: "0.1 on worker" in caplog.text, real)
+                real.dask = DASK
+                real.start_worker("same")
+                wait_until(lambda: workers().get("same", {}).get("status") == "running", real)
+                # The one worker that could go on is ended: the work goes to the one that fits.
+                real.processes["worker-0"].kill()
+
+        training = {"n_epochs": 4, "averages_per_epoch": 2}
+        here = {"scheduler": real.address, "worker_timeout": 120}
+        result = jobs.train(job_tables(log, tmp_path, cluster=here, training=training), on_event=join)
+        assert len(result.history) == 4
+        assert "joined with other versions: numba" in caplog.text
+        assert "it gets no work while this job runs; start it with the same versions" in caplog.text
+        with versions.by_value(sys.modules[__name__]):
+            happened_to = dict(client.run(stimuli).values())
+            plugins = client.run_on_scheduler(plugins_of)
+        assert "ComputeTaskEvent" not in happened_to["other"]
+        assert "ComputeTaskEvent" in happened_to["same"]
+        # The job is over: whom it did not want may work for others.
+        assert workers()["other"]["status"] == "running"
+        assert not [name for name in plugins if "newcomers" in name]
+
+
+@pytest.mark.parametrize("mode", ["error", "warn"])
+def test_a_newcomer_is_let_in_at_once_under_warn_and_else_when_its_client_is_lost(
+    mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = versions.get_versions(packages=newcomers.ASKED_FOR)
+    other = {**own, "packages": {**own["packages"], "numba": "0.1"}}
+    monkeypatch.setattr(versions, "get_versions", lambda **_: other)
+    settings = ClusterSettings(version_mismatch=mode)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0"
+        ) as growing,
+        Client(growing, set_as_default=False) as watching,
+        contextlib.ExitStack() as stack,
+    ):
+        driver = stack.enter_context(Client(growing, set_as_default=False))
+        stack.enter_context(versions._asking_newcomers(driver, settings))
+        growing.scale(2)
+        wait_until(lambda: "joined with other versions" in caplog.text, seconds=30)
+        assert ("it is tried" in caplog.text) is (mode == "warn")
+
+        def statuses() -> list[str]:
+            return sorted(worker["status"] for worker in joining.workers_of(watching).values())
+
+        wait_until(lambda: statuses() == (["running"] * 2 if mode == "warn" else ["paused", "running"]), seconds=30)
+        driver.close()  # as when its process is killed: it takes no leave of the scheduler's plugin
+        wait_until(lambda: statuses() == ["running"] * 2, seconds=30)
+        assert watching.submit(sum, [1, 2]).result() == 3
+
+
+def stimuli(dask_worker: Any) -> tuple[str, set[str]]:
+    """A worker's name, and the kinds of all that has happened to it."""
+    return dask_worker.name, {type(event).__name__ for event in dask_worker.state.stimulus_log}
+
+
+def plugins_of(dask_scheduler: Any) -> list[str]:
+    return [*dask_scheduler.plugins]
 
 
 # --- dfm is carried -------------------------------------------------------------------------------------

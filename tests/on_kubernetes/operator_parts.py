@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -80,15 +81,18 @@ def built(job: Manifest) -> list[Manifest]:
     return [cluster, scheduler, service, group, worker, pod]
 
 
+def kustomize() -> list[str]:
+    """The command that renders a folder, of kubectl or of kustomize itself; empty where neither is installed."""
+    commands = (["kubectl", "kustomize"], ["kustomize", "build"])
+    return next((command for command in commands if shutil.which(command[0])), [])
+
+
 def kustomized(overlay: str) -> list[Manifest]:
-    """The objects of base or an overlay: by kubectl where it is installed, else by our own reading of it."""
-    command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        if isinstance(error, subprocess.CalledProcessError) and "kustomiz" in (error.stderr or ""):
-            raise AssertionError(error.stderr) from error
+    """The objects of base or an overlay: by kustomize where it is installed, else by our own reading of it."""
+    if not (command := kustomize()):
         return rendered(KUBERNETES / overlay)
+    done = subprocess.run([*command, str(KUBERNETES / overlay)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
 

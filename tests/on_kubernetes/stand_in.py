@@ -54,8 +54,8 @@ class StandIn:
             self.ports["8788"] = free_port()
             self.worker_specs.append(worker["spec"]["template"]["spec"])
             self._start_pod(f"worker-{number}", worker["spec"]["template"]["spec"])
-        driver = next(body for body in made if body["kind"] == "Pod")
-        self._start_pod("driver", driver["spec"])
+        self.driver_spec = next(body for body in made if body["kind"] == "Pod")["spec"]
+        self._start_pod("driver", self.driver_spec)
 
     def wait(self, seconds: float = 300) -> int:
         """The driver's exit code."""
@@ -75,6 +75,14 @@ class StandIn:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
+
+    def probe(self, name: str, pod: Manifest, kind: str) -> bool:
+        """Whether a shell probe of a container succeeds."""
+        container = pod["containers"][0]
+        shell, option, condition = container[kind]["exec"]["command"]
+        for path, folder in self._mounts(name, pod, container).items():
+            condition = condition.replace(path, str(folder))
+        return subprocess.run([shell, option, condition], timeout=30).returncode == 0
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")

@@ -72,6 +72,8 @@ def test_a_rendered_job_trains_and_publishes_though_its_driver_is_killed(expecte
     wait_until(lambda: (found := read_run(output)) and found.progress.get("epoch", 0) >= 3, seconds=240)
     first = read_run(output)
     assert first is not None
+    assert stand_in.probe("driver", stand_in.driver_spec, "startupProbe")
+    assert stand_in.probe("driver", stand_in.driver_spec, "livenessProbe")
     assert stand_in.kill_driver_once() == first.pid
     assert stand_in.wait() == 0, stand_in.log("driver")
     found = outcome_of(output, run_id=submission.run_id)
@@ -81,6 +83,10 @@ def test_a_rendered_job_trains_and_publishes_though_its_driver_is_killed(expecte
     assert found.record is not None
     assert found.record.pid != first.pid
     assert found.record.parameters_sha256 == expected
+    # Sixteen minutes after its last heartbeat.
+    heartbeat = next(stand_in.folder.rglob("dfm-heartbeat"))
+    os.utime(heartbeat, (heartbeat.stat().st_mtime - 960,) * 2)
+    assert not stand_in.probe("driver", stand_in.driver_spec, "livenessProbe")
 
 
 @pytest.mark.slow

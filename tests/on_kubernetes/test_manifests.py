@@ -7,8 +7,10 @@ import functools
 import importlib.util
 import itertools
 import json
+import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,10 +21,13 @@ from on_kubernetes.operator_parts import (
     Manifest,
     built,
     check_crd,
+    kustomize,
     kustomized,
     rendered,
 )
 
+from dfm import driver, heartbeat
+from dfm.costs import job_times
 from dfm.errors import SettingsError
 from dfm.kubernetes import manifest, sizing
 from dfm.kubernetes.manifest import Submission
@@ -103,8 +108,9 @@ def test_every_overlay_is_legal_down_to_the_pods(overlay: str) -> None:
     assert {body["metadata"].get("namespace", "dfm") for body in objects} == {"dfm"}
 
 
+@pytest.mark.skipif(not kustomize(), reason="neither kubectl nor kustomize is installed")
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlays_render_alike_with_and_without_kubectl(overlay: str) -> None:
+def test_overlays_render_alike_with_and_without_kustomize(overlay: str) -> None:
     def key(body: Manifest) -> tuple[str, str]:
         return body["kind"], body["metadata"]["name"]
 
@@ -126,11 +132,7 @@ def test_the_closed_schema_refuses_a_field_that_the_operator_would_drop() -> Non
 
 
 def test_the_files_in_deploy_are_those_that_render_makes() -> None:
-    spec = importlib.util.spec_from_file_location("render", KUBERNETES / "render.py")
-    assert spec is not None
-    assert spec.loader is not None
-    render = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(render)
+    render = script("render")
     for path, text in render.files().items():
         assert path.read_text() == text, f"{path.name}: run deploy/kubernetes/render.py"
     for name, settings in render.OVERLAYS.items():
@@ -165,6 +167,20 @@ def test_a_failing_driver_is_not_restarted_by_kubernetes() -> None:
     for pod in (worker, scheduler):
         assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
         assert pod["containers"][0]["readinessProbe"]
+
+
+def test_the_driver_is_probed_by_the_heartbeat_that_it_is_told_to_leave() -> None:
+    container = pod_specs(manifest.dask_job(submission_of()))[0]["containers"][0]
+    file = container["args"][container["args"].index("--heartbeat") + 1]
+    assert any(file.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+    for kind in ("startupProbe", "livenessProbe"):
+        assert container[kind]["exec"]["command"][:2] == ["sh", "-c"]
+        assert file in container[kind]["exec"]["command"][2]
+    # What hangs is ended and started again by `dfm drive` first: a pod that Kubernetes ends is not.
+    minutes = int(re.findall(r"-mmin -(\d+)", container["livenessProbe"]["exec"]["command"][2])[0])
+    assert 60 * minutes > heartbeat.STALLED_SECONDS + driver._LONGEST_PAUSE
+    assert heartbeat.STALLED_SECONDS > 100 * heartbeat.SECONDS
+    assert "readinessProbe" not in container
 
 
 def test_under_tls_no_container_is_given_a_plain_address() -> None:
@@ -221,26 +237,57 @@ def test_storage_options_travel_in_a_secret_and_nowhere_else() -> None:
 # --- sizes ----------------------------------------------------------------------------------------------
 
 
-def plan(rows: int, replicas: int = 8, fields: int = 39, features: int = 1 << 22) -> dict[str, Any]:
-    return {
-        "rows": rows, "replicas": replicas, "rows_per_replica": rows // replicas,
-        "columns": dict.fromkeys(range(fields)), "parameter_bytes_at_most": features * 80,
-        "round_bytes_per_replica_at_most": features * 168,
-        "partition_cache_bytes": rows * (4 * fields + 12),
-    }  # fmt: skip
+@functools.cache
+def script(name: str) -> ModuleType:
+    """A script of deploy/kubernetes as a module."""
+    spec = importlib.util.spec_from_file_location(name, KUBERNETES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def plan(rows: int, replicas: int = 8, hash_bits: int = 22) -> dict[str, Any]:
+    found: dict[str, Any] = script("sizes").plan_of(rows, hash_bits, replicas)
+    return found
 
 
 def test_sizes_grow_with_the_data_and_cover_what_was_measured() -> None:
-    small, large = plan(100_000), plan(17_500_000)
-    assert sizing.workers_for(small) == 1
-    assert sizing.workers_for(large) == 8
-    assert sizing.workers_for(plan(10**9, replicas=32)) == 32
+    large = plan(17_500_000)
     # 17.5 M rows on two workers: 0.66 GB of anonymous memory at most (benchmarks/memory-2026-11-21.md).
     assert sizing.worker_memory(large, 1) > 0.66e9
     for before, after in itertools.pairwise([plan(rows) for rows in (10**6, 10**7, 10**8)]):
         assert sizing.worker_memory(before, 1) <= sizing.worker_memory(after, 1)
         assert sizing.scratch(before, 4) <= sizing.scratch(after, 4)
     assert sizing.scratch(large, 2) > large["partition_cache_bytes"]
+
+
+def test_workers_are_added_while_they_pay() -> None:
+    assert sizing.workers_for(plan(100_000), 1) == 1
+    assert sizing.workers_for(plan(17_500_000), 1) == 4
+    assert sizing.workers_for(plan(10**9, replicas=32), 1) == 32  # none without a replica
+    assert sizing.workers_for(plan(10**9, replicas=32), 4) == 8
+    assert sizing.workers_for(plan(10**9, replicas=12), 1) == 12
+    # So many replicas that averaging them outweighs what more workers save.
+    assert sizing.workers_for(plan(10**9, replicas=2048, hash_bits=26), 1) < 512
+    for rows in (10**7, 10**8, 10**9):
+        times = [job_times(plan(rows, replicas=64), workers, 1) for workers in (1, 2, 4, 8)]
+        assert all(more.seconds < fewer.seconds for fewer, more in itertools.pairwise(times))
+        assert all(each.later_epoch <= each.first_epoch for each in times)
+
+
+def test_the_cost_model_is_within_a_factor_of_two_of_a_job_that_was_measured() -> None:
+    """17.5 M rows on two workers: 42 s of preparation, 3.1 s an epoch (benchmarks/memory-2026-11-21.md)."""
+    times = job_times(plan(17_500_000), 2, 1)
+    assert 42 / 2 < times.preparation < 42 * 2
+    assert 3.1 / 2 < times.later_epoch < 3.1 * 2
+
+
+def test_the_table_of_sizes_is_what_the_model_says() -> None:
+    table = script("sizes").table()
+    assert table in (KUBERNETES.parent / "README.md").read_text(), "run deploy/kubernetes/sizes.py"
+    assert table.count("\n") == 6
 
 
 def test_sizes_that_are_given_are_kept() -> None:

@@ -9,14 +9,18 @@ the B blocks. With T(n) for the features that n rows touch, the parts of a round
     tasks     (N + N B + B) task_seconds                        train, cut and merge tasks through one scheduler
 
 B is the number of blocks that makes the last two least. T grows as a power of the rows (Heaps), up to the table.
+
+`job_times` puts a whole job together from that, at the speed of a machine that others used as well.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dfm.params import Layout
 
@@ -36,15 +40,6 @@ class Growth:
     def touched(self, n_rows: float) -> float:
         """Features that n rows touch."""
         return min(self.first * n_rows**self.power, self.most)
-
-
-def fit_growth(indices: NDArray[np.uint32], n_fields: int, most: float, factored: float) -> Growth:
-    """The growth seen in leading rows of a log of hashed indices (n_fields of them per row)."""
-    n_rows = len(indices) // n_fields
-    sizes = [n_rows >> shift for shift in range(6, -1, -1)]
-    counts = [len(np.unique(indices[: size * n_fields])) for size in sizes]
-    power, log_first = np.polyfit(np.log(sizes), np.log(counts), 1)
-    return Growth(float(np.exp(log_first)), float(power), most, factored)
 
 
 @dataclass(frozen=True)
@@ -102,4 +97,62 @@ def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, sp
         float(tasks[best]),
         2 * volume,
         int(blocks[best]),
+    )
+
+
+# --- a whole job ------------------------------------------------------------------------------------------
+
+_FIELDS, _LANES = 39, 16
+"""Columns and factors of the log that the numbers below were measured on."""
+_TRAINED, _PREPARED = 2.1e6, 0.2e6
+"""Rows per second and core that are trained on, and that are read, hashed, counted and built into partitions.
+
+From the slower half of runs of benchmarks/averaging/predict.py (1.4 to 4.4 M rows/s, 45 to 103 ns per feature), and
+17.5 M rows on two cores in 42 s (benchmarks/memory-2026-11-21.md); all on a machine that others used as well.
+"""
+_FEATURE_SECONDS = 92e-9
+_GROWTH = Growth(97.1, 0.671, math.inf, 0.17)
+"""Of the synthetic log's first million rows. Beyond them it is an extrapolation."""
+_BANDWIDTH = 10 * GIGABIT
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """Seconds of a job by part: rows made ready once, the first epoch with all its averages, and each later epoch.
+
+    Validation, publishing and the start of the workers are not in it.
+    """
+
+    preparation: float
+    first_epoch: float
+    later_epoch: float
+    n_epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """The job, if it does not stop early."""
+        return self.preparation + self.first_epoch + (self.n_epochs - 1) * self.later_epoch
+
+
+def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
+    """Times of a planned job (`jobs.plan`) on workers of so many cores, each with a network of 10 Gbit/s.
+
+    Time per row grows with the columns, and beyond 16 factors with them.
+    """
+    model, fields = plan["job"]["model"], len(plan["columns"])
+    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"])
+    slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
+    growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
+    speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)
+    per_worker = math.ceil(plan["replicas"] / n_workers / cpus) * cpus
+    cluster = Cluster(min(n_workers, plan["replicas"]), _BANDWIDTH, per_worker)
+
+    def epoch(rounds: int) -> float:
+        return rounds * round_cost(plan["rows_per_replica"] / rounds, layout, growth, cluster, speed).seconds
+
+    return JobTimes(
+        plan["rows"] * fields / _FIELDS / (n_workers * cpus * _PREPARED),
+        epoch(plan["rounds_per_epoch"]),
+        epoch(plan["later_rounds_per_epoch"]),
+        plan["job"]["training"]["n_epochs"],
     )
