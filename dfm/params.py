@@ -235,6 +235,12 @@ def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no
 @compiled
 def gather_rows(source, rows, first_row, target):  # type: ignore[no-untyped-def]
     """Copies source[rows - first_row] into target. source, target float32[:, width]; rows uint32[len(target)]."""
+    if target.shape[1] == 2:  # linear records of most models; a loop over two columns costs more than they do
+        for position in range(target.shape[0]):
+            row = np.intp(rows[position]) - first_row
+            target[position, 0] = source[row, 0]
+            target[position, 1] = source[row, 1]
+        return
     for position in range(target.shape[0]):
         row = np.intp(rows[position]) - first_row
         for column in range(target.shape[1]):
