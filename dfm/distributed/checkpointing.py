@@ -34,6 +34,8 @@ from dfm.params import Layout
 logger = logging.getLogger(__name__)
 LARGEST_SHARE = 0.05
 """Part of the time that checkpoints may take."""
+_LAST_WRITE = 5.0
+"""Seconds that a checkpoint which is being written when training ends may still take."""
 _FIRST = 100
 """Priority of the tasks that save: a block must not wait behind the training tasks of rounds to come."""
 
@@ -85,6 +87,7 @@ class Checkpointer:
         self._by_workers = by_workers
         self._files: dict[int, tuple[BlockFile, ...]] = {}
         self._pending: Snapshot | None = None
+        self._saving: list[Future] = []
         self._busy = self._closing = self._hurried = False
         self._conflict: Conflict | None = None
         self._changed = threading.Condition()
@@ -109,11 +112,14 @@ class Checkpointer:
             self._hurried = False
 
     def close(self) -> None:
-        """End the thread; a snapshot that waits is not written any more."""
+        """End the thread. A snapshot that waits is not written any more, one that is being written if it takes long."""
         with self._changed:
             self._closing, self._pending = True, None
             self._changed.notify_all()
-        self._thread.join(timeout=60.0)
+        self._thread.join(timeout=_LAST_WRITE)
+        if self._thread.is_alive():  # where no worker is left, its tasks would wait for one
+            self._client.cancel(self._saving, force=True)
+            self._thread.join(timeout=60.0 - _LAST_WRITE)
 
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
         """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
@@ -179,13 +185,14 @@ class Checkpointer:
             return self._files[rounds_done], 0.0
         url, options = self._folder.url, self._folder.options
         if self._by_workers:
-            tasks = [
+            self._saving = [
                 self._client.submit(
                     save_block, url, rounds_done, number, block, options, priority=_FIRST, pure=False
                 )
                 for number, block in enumerate(blocks)
             ]  # fmt: skip
-            saved = self._client.gather(tasks)
+            saved = self._client.gather(self._saving)
+            self._saving = []
         else:
             saved = [
                 save_block(url, rounds_done, number, block.result(), options) for number, block in enumerate(blocks)

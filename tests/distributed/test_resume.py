@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 from small_jobs import job_tables
 
 from dfm import jobs
+from dfm.checkpoint import CheckpointFolder, Identity
 from dfm.distributed import checkpointing, loop
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
+from dfm.params import Layout
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -221,3 +224,20 @@ def test_bad_data_found_late_leaves_what_was_trained(log: Path, client: Client, 
     with pytest.raises(DataError):
         jobs.train(job_tables(log, tmp_path), client, on_event=fail)
     jobs.train(job_tables(log, tmp_path), client)
+
+
+def test_the_end_of_a_run_does_not_wait_for_workers_that_are_gone(tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as nobody,
+    ):
+        folder = CheckpointFolder(str(tmp_path), "run")
+        saver = checkpointing.Checkpointer(nobody, folder, Identity({}, ()), Layout("sgd", 2), by_workers=True)
+        lost = nobody.submit(int, 1, pure=False)
+        saver.offer(checkpointing.Snapshot(1, {}, 1, [lost], 0, []))
+        while not saver._saving:
+            time.sleep(0.01)
+        started = time.monotonic()
+        saver.close()
+        assert time.monotonic() - started < 4 * checkpointing._LAST_WRITE
+        assert not saver._thread.is_alive()
