@@ -50,7 +50,10 @@ class Contribution:
         return self.linear.dtype == np.uint16
 
     def halved(self) -> Contribution:
-        """With summands rounded to bfloat16: half the bytes, and each off by at most 2^-8 of itself."""
+        """With summands rounded to bfloat16: half the bytes, and each off by at most 2^-8 of itself.
+
+        Beyond 3.39e38 they become infinite, below 1.2e-38 the error may be larger.
+        """
         return replace(self, linear=_upper_halves(self.linear), factors=_upper_halves(self.factors))
 
     def whole(self) -> Contribution:

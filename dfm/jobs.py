@@ -82,7 +82,8 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     inputs = find_inputs(resolved)
     layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
     n_fields, plan = len(inputs.schema.fields), inputs.plan
-    rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * plan.longest_round)
+    longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
+    rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
     return {
         "job": resolved.to_dict(),
         **{key: value for key, value in plan_event(inputs).items() if key != "event"},

@@ -89,7 +89,7 @@ class Reporter:
             self._progress, self._tasks = None, {}
 
     def _show_plan(self, event: Event) -> None:
-        fewer = event["later_rounds_per_epoch"]
+        fewer = event.get("later_rounds_per_epoch", event["rounds_per_epoch"])  # older records lack it
         later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         self._console.print(
             f"{event['rows']:,} rows in {event['shards']} shards ({event['fields']} fields) to train on, "

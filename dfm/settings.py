@@ -545,8 +545,8 @@ class TrainingSettings(Table):
     later_averages: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, integer=True))),
-        "rounds in an epoch after the first; auto: as in the first, and where that is auto, one for every two "
-        "replicas or, where they have many rows, four",
+        "rounds in an epoch after the first, at most as many as in that; auto: as many, and where those are auto, one "
+        "for every two replicas or, where they have many rows, four",
     )
     rows_per_round: int = knob(
         0,
@@ -579,7 +579,8 @@ class TrainingSettings(Table):
     wire_dtype: str = knob(
         "float32",
         Options(WIRE_DTYPES),
-        "what replicas' changes are sent in; bfloat16 halves their bytes and rounds each by at most 1/256 of itself",
+        "what replicas' changes are sent in; bfloat16 rounds each by at most 1/256 of itself, and halves their bytes "
+        "where a worker has one replica",
     )
     outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
@@ -620,6 +621,16 @@ class TrainingSettings(Table):
             raise SettingsError(
                 f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
                 f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
+        if self.wire_dtype != "float32" and self.optimizer == "adam":
+            raise SettingsError(
+                f'training.wire_dtype = "{self.wire_dtype}" does not go with training.optimizer = "adam": its mean of '
+                'squares falls too, and rounded it could become negative. Use wire_dtype = "float32", or adagrad.'
+            )
+        if self.wire_dtype != "float32" and self.n_replicas == 1:
+            raise SettingsError(
+                f'training.wire_dtype = "{self.wire_dtype}" rounds what replicas send to be averaged, and with '
+                "training.n_replicas = 1 nothing is averaged. Leave wire_dtype out."
             )
         both = self.averages_per_epoch, self.later_averages
         if "auto" not in both and int(both[1]) > int(both[0]):

@@ -86,8 +86,9 @@ def unite(lists: Sequence[NDArray[np.uint32]]) -> tuple[NDArray[np.uint32], list
     return united[:size], [positions[start:stop] for start, stop in pairwise(offsets)]
 
 
-_CHUNK = 1 << 14
-"""Rows of the table that are looked at together: what is noted of them stays in the first cache."""
+_CHUNK, _SMALLEST_CHUNK = 1 << 14, 16
+"""Rows of the table that are looked at together, where features stand close and where they are far apart: what is noted
+of them stays in the first cache, and few rows are looked at in vain."""
 
 
 @compiled
@@ -101,7 +102,7 @@ def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def
     cursors = offsets[:n_lists].copy()
     seen = np.zeros(_CHUNK, np.uint8)
     ranks = np.empty(_CHUNK, np.uint32)
-    at = 0
+    at, chunk = np.int64(0), np.int64(_SMALLEST_CHUNK)
     while True:
         start = np.int64(1) << 40
         for each in range(n_lists):
@@ -109,22 +110,27 @@ def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def
                 start = min(start, np.int64(features[cursors[each]]))
         if start == np.int64(1) << 40:
             return at
+        before = at
         for each in range(n_lists):
             i = cursors[each]
-            while i < offsets[each + 1] and np.int64(features[i]) < start + _CHUNK:
+            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
                 seen[np.int64(features[i]) - start] = 1
                 i += 1
-        for row in range(_CHUNK):
+        for row in range(chunk):
             ranks[row] = at
             united[at] = start + row
-            at += seen[row]
+            at += np.int64(seen[row])
             seen[row] = 0
         for each in range(n_lists):
             i = cursors[each]
-            while i < offsets[each + 1] and np.int64(features[i]) < start + _CHUNK:
+            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
                 positions[i] = ranks[np.int64(features[i]) - start]
                 i += 1
             cursors[each] = i
+        if 8 * (at - before) > chunk:
+            chunk = min(2 * chunk, np.int64(_CHUNK))
+        elif 32 * (at - before) < chunk:
+            chunk = max(chunk // 2, np.int64(_SMALLEST_CHUNK))
 
 
 @compiled

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfm import contributions
 from dfm.averaging import (
     ACCUMULATOR_RULES,
     WEIGHT_RULES,
@@ -284,6 +285,38 @@ def test_sums_of_aligned_groups_sum_to_the_same_bytes(seed, n_replicas, most, ru
     assert [replica for group in groups for replica in group] == list(range(n_replicas))
     grouped = combine_all(combine_all(parts[replica] for replica in group) for group in groups)
     assert contribution_bytes(grouped) == contribution_bytes(combine_all(parts))
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2, 3, 7, 8, 9, 16, 17, 23, 24, 32, 40])
+@pytest.mark.parametrize("chunk_bytes", [64, contributions._CHUNK_BYTES])
+def test_sums_follow_the_tree_by_its_definition(
+    n_replicas: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense and recursive: a part that lacks a feature counts as +0."""
+    monkeypatch.setattr(contributions, "_CHUNK_BYTES", chunk_bytes)
+    layout = Layout("adagrad", 2)
+    parts = random_round(5, n_replicas, layout).contributions(MergeRule("weighted"))
+
+    def dense(part: Contribution) -> tuple[np.ndarray, np.ndarray]:
+        linear = np.zeros((N_FEATURES, part.linear.shape[1]), np.float32)
+        factors = np.zeros((N_FEATURES, part.factors.shape[1]), np.float32)
+        linear[part.features] = part.linear
+        factors[part.features[: len(part.factors)]] = part.factors
+        return linear, factors
+
+    def tree(some: list[Contribution]) -> tuple[np.ndarray, np.ndarray]:
+        if len(some) == 1:
+            return dense(some[0])
+        middle = 1
+        while 2 * middle < len(some):
+            middle *= 2
+        left, right = tree(some[:middle]), tree(some[middle:])
+        return left[0] + right[0], left[1] + right[1]
+
+    total = combine_all(iter(parts))
+    assert total.features.tolist() == sorted({feature for part in parts for feature in part.features.tolist()})
+    for found, expected in zip(dense(total), tree(parts), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_the_tree_splits_at_the_largest_power_of_two():

@@ -212,6 +212,18 @@ def test_every_epoch_walks_every_slice_once_in_rounds_of_almost_equal_length(
     assert plan.rounds_until(5) == sum(plan.n_rounds(epoch) for epoch in range(1, 6))
 
 
+@pytest.mark.parametrize(("n_slices", "later"), [(1, 1), (12, 12), (12, 5), (6, 2)])
+def test_a_schedule_follows_the_rows_whatever_the_rounds(n_slices: int, later: int) -> None:
+    plan, n_epochs = Plan((), n_slices, later, 0), 3
+    rounds = [(epoch, slices) for epoch in range(1, n_epochs + 1) for slices in plan.rounds(epoch)]
+    standings = [plan.standing(epoch, slices, n_epochs) for epoch, slices in rounds]
+    assert {total for _, total in standings} == {n_epochs * n_slices}
+    weighted = sum(at * len(slices) for (at, _), (_, slices) in zip(standings, rounds, strict=True))
+    assert weighted == sum(range(n_epochs * n_slices))
+    assert [at for at, _ in standings] == sorted(at for at, _ in standings)
+    assert standings[0][0] == 0
+
+
 def test_later_epochs_cannot_have_more_averages_than_the_first() -> None:
     with pytest.raises(SettingsError, match=r"later_averages = 5 is more than training.averages_per_epoch = 4"):
         TrainingSettings(averages_per_epoch=4, later_averages=5)

@@ -195,6 +195,8 @@ def test_a_mistake_is_answered_with_the_nearest_legal_thing(tables, overrides, s
     [
         ({"training": {"l1_linear": 0.1}}, 'needs training.optimizer = "ftrl"'),
         ({"training": {"ftrl_beta": 2, "optimizer": "sgd"}}, 'needs training.optimizer = "ftrl"'),
+        ({"training": {"wire_dtype": "bfloat16", "optimizer": "adam"}}, "could become negative"),
+        ({"training": {"wire_dtype": "bfloat16", "n_replicas": 1}}, "nothing is averaged"),
         (
             {"data": {"validation": "v", "validation_from": "3"}, "schema": {"time": "t"}},
             "no effect beside data.validation",

@@ -65,7 +65,21 @@ def test_features_at_the_end_of_the_range_of_indices_are_united_too() -> None:
     assert Slices.of([far, last]).features.tolist() == [3, 2**32 - 20_000, 2**32 - 2]
 
 
-def test_lists_longer_than_what_is_looked_at_together_are_united(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_features_and_far_ones_are_united_in_one_list() -> None:
+    rng = np.random.default_rng(7)
+    close, far = np.arange(100_000), rng.integers(200_000, 2**32 - 1, 3_000)
+    more = np.arange(2**31, 2**31 + 50_000)
+    lists = [
+        np.unique(np.concatenate([rng.choice(close, 60_000), far[half::2], rng.choice(more, 20_000)])).astype(np.uint32)
+        for half in (0, 1)
+    ]
+    united, positions = slices_module.unite(lists)
+    np.testing.assert_array_equal(united, np.unique(np.concatenate(lists)))
+    for each, position in zip(lists, positions, strict=True):
+        np.testing.assert_array_equal(united[position], each)
+
+
+def test_lists_longer_than_what_is_looked_at_together_are_united() -> None:
     long = [np.arange(start, 3 * slices_module._CHUNK, step, dtype=np.uint32) for start, step in ((0, 2), (1, 3))]
     some = partition_of([0], 0, np.random.default_rng(0))
     united = Slices.of([dataclasses.replace(some, features=each, n_factored=0) for each in long])

@@ -80,28 +80,28 @@ def simulate(log: Log, setting: Setting) -> History:
     table = initialise(layout, cut.vocabulary.ids, cut.vocabulary.n_factored, initial)
     momentum, history = None, History()
     plan = Plan((), setting.averages, setting.later_averages, setting.seed)
-    n_rounds, number = plan.rounds_until(setting.n_epochs), 0
+    number = 0
     for epoch in range(1, setting.n_epochs + 1):
         losses, weight = 0.0, 0.0
         for walk in plan.rounds(epoch):
-            step = _step(setting, number, n_rounds)
+            step = _step(setting, number, rate_factor(setting.schedule, *plan.standing(epoch, walk, setting.n_epochs)))
             table, momentum, tally = _round(cut, kernels, setting, step, (table, momentum), walk, history)
             losses, weight, number = losses + tally[0], weight + tally[1], number + 1
         history.train_loss.append(losses / weight)
         scores = kernels.scores(cut.validation, table)
         history.log_loss.append(log_loss(scores, cut.validation.labels))
         history.auc.append(auc(scores, cut.validation.labels))
-    history.round_bytes /= n_rounds * setting.n_replicas
-    history.touched /= n_rounds * setting.n_replicas
+    history.round_bytes /= number * setting.n_replicas
+    history.touched /= number * setting.n_replicas
     return history
 
 
-def _step(setting: Setting, number: int, n_rounds: int) -> Step:
+def _step(setting: Setting, number: int, factor: float) -> Step:
     rate = scaled_rate(setting.learning_rate, setting.rate_scaling, setting.n_replicas)
     step = Step(
         rate, rate * setting.factor_rate_scale, setting.l2_linear, setting.l2_factors, seed=setting.seed * 1000 + number
     )
-    return scheduled(step, setting.optimizer, rate_factor(setting.schedule, number, n_rounds))
+    return scheduled(step, setting.optimizer, factor)
 
 
 def _round(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,8 @@ def remote_client(settings: ClusterSettings) -> Iterator[Client]:
 
 def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
     address = scheduler_address(settings)
+    # Whoever waits for the scheduler is told that it was lost; a second word, with a traceback, comes now and then.
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
     try:
         client = Client(address, set_as_default=False, timeout=settings.worker_timeout, security=_security(settings))
     except (OSError, ValueError, TypeError) as error:

@@ -32,8 +32,6 @@ from dfm.settings import Job
 Event = dict[str, Any]
 _AHEAD = 2
 """Rounds that wait to be run while one runs: workers find work while the driver reads reports."""
-_WHOLE_PUSHES = 2
-"""Up to so many blocks, pushes travel whole: cutting them would cost a task each and save hardly a byte."""
 _LONGEST_LINEAGE = 64
 """Rounds that a lost block may have to be computed again from, and that the scheduler has to remember."""
 
@@ -69,6 +67,8 @@ class TrainingLoop:
     blocks: list[Future]
     bounds: list[int]
     checkpointer: Checkpointer | None = None
+    cuts_pushes: bool = True
+    """Whether pushes are cut into blocks before they travel, or travel whole, which saves a task for each part."""
     resources: Mapping[str, float] | None = None
     """What a training task takes of its worker: see `backends`."""
     at: Progress = field(default_factory=Progress)
@@ -146,7 +146,7 @@ class TrainingLoop:
 
     def _submit(self, slices: range, homes: Sequence[str], threads: int) -> None:
         """Submit one round; nothing is waited for, the blocks of the next round depend on those of this one."""
-        work, n_replicas = self._work_of_round(), self.job.training.n_replicas
+        work, n_replicas = self._work_of_round(slices), self.job.training.n_replicas
         client = self.watch.client
         pushes = [
             client.submit(
@@ -161,17 +161,17 @@ class TrainingLoop:
         self._submitted += 1
         self._flights.append(_Flight(self.blocks, client.submit(rounds.reports_of, self.blocks[0], pure=False)))
 
-    def _work_of_round(self) -> rounds.Work:
+    def _work_of_round(self, slices: range) -> rounds.Work:
         """The work with the rates and the seed of the round to be submitted."""
         training = self.job.training
-        factor = rate_factor(training.schedule, self._submitted, self.plan.rounds_until(training.n_epochs))
+        factor = rate_factor(training.schedule, *self.plan.standing(self.at.epoch, slices, training.n_epochs))
         step = scheduled(self.work.step, training.optimizer, factor * 0.5**self.at.rollbacks)
         seed = (self.job.model.seed * 1_000_003 + self._submitted * training.n_replicas) % 2**62
         return dataclasses.replace(self.work, step=dataclasses.replace(step, seed=seed))
 
     def _merge(self, work: rounds.Work, number: int, pushes: list[Future], homes: Sequence[str]) -> Future:
         client, parts = self.watch.client, pushes
-        if len(self.blocks) > _WHOLE_PUSHES:
+        if self.cuts_pushes:
             bounds = self.bounds[number : number + 2]
             parts = [client.submit(rounds.part_of_push, push, *bounds, pure=False) for push in pushes]
         return client.submit(

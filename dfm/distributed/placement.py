@@ -52,6 +52,10 @@ class Plan:
         """Averages of all epochs up to and including this one."""
         return self.n_slices + (epoch - 1) * self.later_rounds
 
+    def standing(self, epoch: int, slices: range, n_epochs: int) -> tuple[float, int]:
+        """Where the middle of a round stands among all slices, and how many there are: a schedule follows the rows."""
+        return (epoch - 1) * self.n_slices + (slices.start + slices.stop - 1) / 2, n_epochs * self.n_slices
+
     @property
     def longest_round(self) -> int:
         """The most slices that a round walks."""

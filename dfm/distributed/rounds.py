@@ -58,7 +58,7 @@ class Work:
 class ReplicaReport:
     """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds).
 
-    wire_bytes: of the parameters that it pulled and of the summands that it pushed.
+    wire_bytes: of the parameters that it pulled; the first report of a push adds those of the summands.
     """
 
     replica: int
@@ -120,6 +120,7 @@ def train_replicas(
         reports.append(report)
     # The summands of one replica travel as they are, halved or not; a sum needs float32.
     total = combine_all(contributions) if len(contributions) > 1 else contributions[0]
+    reports[0] = dataclasses.replace(reports[0], wire_bytes=reports[0].wire_bytes + total.nbytes)
     return Push(total, tuple(reports))
 
 
@@ -145,7 +146,7 @@ def _train_replica(
     if work.wire_dtype == "bfloat16":
         contribution = contribution.halved()
     place = f"{platform.node()}/{os.getpid()}"
-    return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes + contribution.nbytes)
+    return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes)
 
 
 def part_of_push(push: Push, start: int, stop: int) -> Push:

@@ -42,6 +42,8 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 _BLOCK_BYTES = 1 << 23
 """From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
+_WHOLE_PUSH_BYTES = 64 << 20
+"""Two blocks of a table up to this size get whole pushes: half of one more than needed takes less than the tasks do."""
 _MOST_BLOCKS = 8
 _PATIENCE_OF_A_USER = 15.0
 """Seconds that a run which was told to stop may spend on its last checkpoint."""
@@ -212,7 +214,7 @@ class _Run:
         plan = self.inputs.plan
         loop = TrainingLoop(
             self.job, plan, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
-            self.backend.resources,
+            self._cuts_pushes(len(bounds) - 1), self.backend.resources,
         )  # fmt: skip
         for checkpoint in found if checkpointer is not None else ():
             assert checkpointer is not None
@@ -331,6 +333,10 @@ class _Run:
     def _parameter_bytes(self) -> int:
         layout, summary = self._layout(), self.prepared.summary
         return 4 * (summary.n_features * layout.linear_width + summary.n_factored * layout.factor_width)
+
+    def _cuts_pushes(self, n_blocks: int) -> bool:
+        """Whether it pays to cut pushes: whole ones cost more bytes on the wire, parts a task each."""
+        return n_blocks > 2 or (n_blocks == 2 and self._parameter_bytes() > _WHOLE_PUSH_BYTES)
 
     def _block_bounds(self) -> list[int]:
         """Rows at which the table is cut into blocks of equal bytes: the leading rows own factors and weigh more."""

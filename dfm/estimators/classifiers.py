@@ -203,9 +203,9 @@ class FMClassifier(_Classifier):
     crosses name columns by role (by type where none is named), and numeric_transform, hash_bits, min_count and
     min_count_factors are the knobs of a job file.
 
-    Work. n_replicas: local models, averaged averages_per_epoch times an epoch by the rule `merge`; None is one in this
-    process, and eight where the rows lie on a cluster. n_jobs: threads for replicas or classes. random_state: a number
-    for the same bytes every time. verbose: print a line an epoch.
+    Work. n_replicas: local models, averaged averages_per_epoch times in every epoch by the rule `merge`; None is one
+    in this process, and eight where the rows lie on a cluster. n_jobs: threads for replicas or classes. random_state:
+    a number for the same bytes every time. verbose: print a line an epoch.
 
     Fitted: classes_, coef_ (w), intercept_ (w0), factors_ (V), n_iter_ (epochs), history_ (a record each), model_ (the
     `FMModel` to serve), n_features_in_, and feature_names_in_ where columns have names.

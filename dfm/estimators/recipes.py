@@ -26,7 +26,7 @@ _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *("initial_accumulator", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta", "schedule", "merge", "patience"),
 )
-"""Parameters that mean what the knob of that name means in a job file."""
+"""Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
 
 
 def store(estimator: Any, given: Mapping[str, Any]) -> None:

@@ -204,8 +204,10 @@ _DECAYING_SHARE = 0.3
 _LAST_FACTOR = 0.1
 
 
-def rate_factor(schedule: str, round_number: int, n_rounds: int) -> float:
+def rate_factor(schedule: str, round_number: float, n_rounds: int) -> float:
     """What the step size is multiplied with in round `round_number` (from 0) of `n_rounds`; 1 at the start.
+
+    Rounds are of equal length here; one that is longer counts as so many, and stands at their middle.
 
     "inverse-sqrt" is 1 / sqrt(1 + round). "final-decay" stays 1, then falls linearly to 0.1 over the last 30 %.
     """
