@@ -113,7 +113,7 @@ def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
         "data": {"train": shards[0], "validation": shards[1], "validation_from": ""},
         "model": {"n_factors": 2, "hash_bits": 12},
     }
-    training = {"n_replicas": 2, "n_epochs": 1, "averages_per_epoch": 1}
+    training = {"n_replicas": 2, "n_epochs": 2, "averages_per_epoch": 4, "later_averages": 2}  # several slices a round
     losses, told = {}, []
     device = HostDevice()
     host_kernels(SPEC)  # skips here, not in a worker, where there is no compiler
