@@ -132,7 +132,7 @@ def _plot(log: str, groups: dict[tuple[str, str, int, str], list[Line]], path: P
         if title != "epochs":
             axis.set_xscale("log")
     axes[0].set_ylabel(f"validation log loss, {log}")
-    axes[-1].legend()
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
