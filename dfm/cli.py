@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm import cli_publish, cli_runs
 from dfm.errors import DfmError
@@ -349,7 +349,8 @@ def knobs() -> None:
     """Every knob of a job file: default, legal values, meaning."""
     from dfm.settings import describe
 
-    table = Table("knob", "default", "legal", "meaning")
+    name = Column("knob", no_wrap=True, overflow="fold")  # it is to be copied
+    table = Table(name, "default", "legal", "meaning")
     for one in describe():
         table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
     Console().print(table)

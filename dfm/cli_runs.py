@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm import cli_kubernetes
 from dfm.report import Reporter
@@ -255,7 +255,8 @@ def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[st
             record = found.record.to_dict() if found.record else {}
             click.echo(json.dumps(json_ready({"event": "run", **record, "state": found.state, "directory": directory})))
         return
-    table = Table("run", "state", "epoch", "updated", "directory")
+    run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
+    table = Table(run, "state", "epoch", "updated", where)
     for directory, found in runs:
         assert found.record is not None
         epoch = found.record.progress.get("epoch", "-")

@@ -152,6 +152,11 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -
         with open_parquet(url, storage_options) as file:
             metadata = file.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise DataError(
+                    f"{url} contradicts itself: its footer tells of {metadata.num_rows} rows, and of row groups with "
+                    f"{', '.join(map(str, rows[:5]))}{' …' if len(rows) > 5 else ''}; write it again"
+                )
         return Shard(url, size, modified, rows, _partition_values(url))
 
 

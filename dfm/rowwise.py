@@ -54,8 +54,11 @@ class RowEncoder:
         self._missing = np.array(
             [hashing.token_index(name, hashing.MISSING, hash_bits) for name in self._categories], np.uint32
         )
+        unknown = NumberStatistics()  # as for a batch
         self._boundaries = [
-            np.array(statistics[entry.name].boundaries, np.float64) if entry.transform == "quantile" else None
+            np.array(statistics.get(entry.name, unknown).boundaries, np.float64)
+            if entry.transform == "quantile"
+            else None
             for entry in numeric
         ]
         self._bucket_tables = [

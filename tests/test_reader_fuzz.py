@@ -64,6 +64,14 @@ def test_a_code_outside_its_dictionary_is_refused(tmp_path: Path) -> None:
     assert fuzz(tmp_path, 15, 1) == {"refused": 1}
 
 
+@pytest.mark.parametrize("mutation", [2001734, 4002942, 5007625, 1007863])
+def test_row_groups_that_hold_less_than_nothing_or_not_what_the_file_does_are_refused(
+    tmp_path: Path, mutation: int
+) -> None:
+    """Mutations of the footer: -2147483648, -87, -64 and 0 rows where there were 64."""
+    assert fuzz(tmp_path, mutation, 1) == {"refused": 1}
+
+
 # ------------------------------------------------------------------------------------ tables by their definition ----
 
 BITS = 12

@@ -57,17 +57,22 @@ def remote_client(settings: ClusterSettings) -> Iterator[Client]:
 
 
 def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
-    address = scheduler_address(settings)
+    address, security = scheduler_address(settings), _security(settings)
+    if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+        # Dask's client would tell the same, and then never let this process end.
+        raise ClusterError(
+            f"no Dask scheduler at {address} without certificates: a tls:// scheduler needs cluster.tls_ca, "
+            "cluster.tls_cert and cluster.tls_key, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__CLIENT__CERT and "
+            "…__CLIENT__KEY"
+        )
     # Whoever waits for the scheduler is told that it was lost; a second word, with a traceback, comes now and then.
     logging.getLogger("distributed.batched").setLevel(logging.WARNING)
     try:
-        client = Client(address, set_as_default=False, timeout=settings.worker_timeout, security=_security(settings))
+        client = Client(address, set_as_default=False, timeout=settings.worker_timeout, security=security)
     except (OSError, ValueError, TypeError) as error:
-        tls = address.startswith("tls://") and isinstance(error, TypeError)
-        remedy = "a tls:// scheduler needs cluster.tls_ca, cluster.tls_cert and cluster.tls_key" if tls else ""
         raise ClusterError(
-            f"no Dask scheduler at {address} ({error}); "
-            + (remedy or 'check the address, or set cluster.scheduler = "local" to start local workers')
+            f"no Dask scheduler at {address} ({error}); check the address, or set cluster.scheduler = "
+            '"local" to start local workers'
         ) from error
     return stack.enter_context(client)
 

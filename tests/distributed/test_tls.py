@@ -122,3 +122,12 @@ def test_a_client_with_a_certificate_of_its_own_making_is_refused(log: Path, sch
     assert done.returncode == 4, done.stderr
     assert "no Dask scheduler at tls://" in done.stderr
     assert not (tmp_path / "strange" / "out" / "model").exists()
+
+
+def test_a_tls_scheduler_without_certificates_is_refused_at_once(log: Path, scheduler: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = train(write_job(log, tmp_path / "bare", 60), scheduler, {})
+    assert done.returncode == 4, done.stderr
+    assert "needs cluster.tls_ca, cluster.tls_cert and cluster.tls_key" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 50  # the patience of the job is a minute
