@@ -124,6 +124,7 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None,
 
     overrides = (*overrides, *cluster_overrides(scheduler))
     resolved = submission.with_absolute_paths(load_job(job, overrides))
+    submission.check_free(resolved)
     record = submission.submit(resolved)
     directory = resolved.output.directory
     _told(

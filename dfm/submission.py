@@ -51,6 +51,21 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
     return record
 
 
+def check_free(job: Job) -> None:
+    """SettingsError where a run is alive in the output directory: the new one would never be seen there.
+
+    For people; a scheduler of jobs that tries again must not wait until the last driver counts as lost.
+    """
+    directory = with_absolute_paths(job).output.directory
+    record = runs.read_run(directory, job.data.storage_options)
+    if record is not None and record.state == "running" and not record.is_stale():
+        raise SettingsError(
+            f"output.directory = {directory!r} holds run {record.run_id}, which is running (last word "
+            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
+            f"A driver that was killed counts as lost after {runs.STALE_SECONDS:g} s"
+        )
+
+
 def drive_run(job: Job, run_id: str) -> str:
     """The driver, as a task; returns the state that the run ended in. Started again, it leaves a run that is over."""
     record = runs.read_run(job.output.directory, job.data.storage_options)

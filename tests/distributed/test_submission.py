@@ -108,6 +108,10 @@ def test_a_submitted_job_is_cancelled_from_another_machine(log: Path, secure: Re
     record = submission.submit(job)
     output = job.output.directory
     wait_until(lambda: (found := read_run(output)) and found.progress.get("epoch"), secure)
+    (tmp_path / "again.toml").write_text(to_toml(job_tables(log, tmp_path, cluster=secured(secure), training=LONG)))
+    again = dfm("submit", str(tmp_path / "again.toml"), check=False)
+    assert again.returncode == 2, again.stderr
+    assert f"holds run {record.run_id}, which is running" in again.stderr
     done = dfm("cancel", output, "--wait")
     assert f"run {record.run_id} is over: cancelled" in done.stdout
     assert outcome_of(output).exit_code == 7
