@@ -42,6 +42,8 @@ from dfm.partition import scoring_partition
 from dfm.schema import ResolvedSchema
 from dfm.vocabulary import RowLookup, Vocabulary
 
+_LONGEST_REASON = 500
+"""Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
 FORMAT = 2
 """The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
@@ -229,10 +231,12 @@ class FMModel:
             arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
             model = _from_arrays(manifest, arrays)
             check_arrays(manifest, arrays)
+            has_golden = check_golden and "golden" in manifest["files"]
+            golden = _checked_bytes(url, manifest, "golden", options) if has_golden else b""
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-            raise ModelError(f"the model at {url} is damaged ({error}); publish it again") from error
-        if check_golden and "golden" in manifest["files"]:
-            _check_golden(model, _checked_bytes(url, manifest, "golden", options), url)
+            raise ModelError(f"the model at {url} is damaged ({_short(error)}); publish it again") from error
+        if has_golden:
+            _check_golden(model, golden, url)
         return model
 
 
@@ -249,17 +253,25 @@ def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{storage.join(url, MANIFEST)} is no model manifest ({error}); publish the model again"
+            f"{storage.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
         ) from error
     if known > FORMAT:
         raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
     return dict(manifest)
 
 
+def _short(cause: object) -> str:
+    """What an error or a manifest says; that of a damaged file may be all of it."""
+    text = str(cause)
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
+
+
 def _checked_name(name: str, url: str) -> str:
     """The name of a file of the model. ModelError where it points elsewhere."""
     if "/" in name or "\\" in name or name.startswith("."):
-        raise ModelError(f"the manifest of {url} names a file outside the model: {name!r}; do not trust this model")
+        raise ModelError(
+            f"the manifest of {url} names a file outside the model: {_short(name)!r}; do not trust this model"
+        )
     return name
 
 
@@ -282,7 +294,7 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     schema = ResolvedSchema.from_dict(manifest["schema"])
     hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
     if manifest["hashing"]["hash"] != HASH_NAME:
-        raise ModelError(f"the model hashes with {manifest['hashing']['hash']!r}; this dfm knows {HASH_NAME}")
+        raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
     ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
     rare, n_factored = arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
@@ -329,7 +341,9 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
         expected = golden.column(GOLDEN_COLUMN).to_numpy()
         difference = np.abs(model.predict(golden) - expected)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
-        raise ModelError(f"the golden rows of the model at {url} are damaged ({error}); publish it again") from error
+        raise ModelError(
+            f"the golden rows of the model at {url} are damaged ({_short(error)}); publish it again"
+        ) from error
     if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
         raise ModelError(
             f"the model at {url} scores its golden rows differently than when it was trained (by up to "
