@@ -1,4 +1,5 @@
-"""Merging the replicas' models with pure functions: map (`contribute`), sum (`combine`), finish (`finalise`).
+"""Merging the replicas' models with pure functions: map (`contribute`), sum (`dfm.contributions`), finish
+(`finalise`).
 
 Notation, per coordinate: w0 and G0 at the start of the round; replica k of W ends at w_k and G_k; Δ_k = w_k −
 w0; F_k = G_k − G0 (its sum of squared gradients); t replicas touched the coordinate. Every rule has the form
