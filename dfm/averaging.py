@@ -14,20 +14,23 @@ bytes whoever adds what and when.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from dfm.arrays import read_only
 from dfm.compilation import compiled
-from dfm.contributions import Contribution
+from dfm.contributions import Contribution, combine_all
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
-from dfm.params import Layout, ParameterTable, allocate
-from dfm.slices import Touched
+from dfm.params import Floats, Layout, ParameterTable, allocate, pull, put
+from dfm.partition import SparsePartition
+from dfm.slices import Slices, Touched
 
 WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
@@ -142,7 +145,7 @@ def automatic_averages(n_rows: int, n_replicas: int) -> int:
 # --- where things stand ---------------------------------------------------------------------------
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """Where things stand in records: of tables (`primary`, `state`) and of summands (the rest, -1: absent).
 
     A linear summand is [a Δ, F × n_states, F² × n_states (if squares), counts]; a factor summand the same of
@@ -162,7 +165,7 @@ class _Columns(NamedTuple):
     n_factor: int
 
 
-class _Shares(NamedTuple):
+class Shares(NamedTuple):
     """a_k = base + history G0 + growth F_k; with `occurrences`, times the feature's occurrences."""
 
     base: np.float32
@@ -170,7 +173,7 @@ class _Shares(NamedTuple):
     growth: np.float32
 
 
-class _Divisors(NamedTuple):
+class Divisors(NamedTuple):
     """D = fixed + history G0 + growth ΣF; the summands' column `counts`, unless -1, in place of fixed."""
 
     fixed: np.float32
@@ -189,7 +192,7 @@ _STATE_COLUMNS = {
 """Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first of the state, how many."""
 
 
-def _columns(rule: MergeRule, layout: Layout) -> _Columns:
+def columns_of(rule: MergeRule, layout: Layout) -> Columns:
     primary, state, n_states = _STATE_COLUMNS[layout.optimizer]
     has_squares = rule.accumulators == "vw" and n_states > 0
     width = 1 + n_states * (2 if has_squares else 1)
@@ -201,19 +204,19 @@ def _columns(rule: MergeRule, layout: Layout) -> _Columns:
         touches, width = width, width + 1
     factor_states = layout.factor_width // layout.lanes - 1 if layout.lanes else 0
     n_factor = layout.lanes * (1 + factor_states * (2 if has_squares else 1))
-    return _Columns(
+    return Columns(
         primary, state, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
     )
 
 
-def _shares(rule: MergeRule) -> _Shares:
+def shares_of(rule: MergeRule) -> Shares:
     base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
         rule.weights, (1.0, 0.0, 0.0)
     )
-    return _Shares(np.float32(base), np.float32(history), np.float32(growth))
+    return Shares(np.float32(base), np.float32(history), np.float32(growth))
 
 
-def _weight_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -> _Divisors:
+def _weight_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
     fixed, history, growth, counts = {
         "mean": (n_replicas, 0, 0, -1),
         "weighted": (0, n_replicas, 1, -1),
@@ -221,17 +224,17 @@ def _weight_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -> _Di
         "count": (0, 0, 0, columns.occurrences),
         "precision": (rule.precision, 0, 1, -1),
     }[rule.weights]
-    return _Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
 
 
-def _accumulator_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -> _Divisors:
+def _accumulator_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
     fixed, history, growth, counts = {
         "mean": (n_replicas, 0, 0, -1),
         "vw": (0, n_replicas, 1, -1),
         "touched": (0, 0, 0, columns.touches),
         "sum": (1, 0, 0, -1),
     }[rule.accumulators]
-    return _Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
 
 
 # --- map -------------------------------------------------------------------------------------------------
@@ -240,21 +243,25 @@ def _accumulator_divisors(rule: MergeRule, columns: _Columns, n_replicas: int) -
 def contribute(rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable) -> Contribution:
     """The summands of one replica whose rows brought the pulled table from `before` to `after`."""
     rule.check_optimizer(before.layout.optimizer)
-    columns = _columns(rule, before.layout)
+    columns = columns_of(rule, before.layout)
     linear = np.empty((after.n_features, columns.n_linear), np.float32)
     factors = np.empty((after.n_factored, columns.n_factor), np.float32)
     occurrences = np.zeros(0, np.int64)
     if columns.occurrences >= 0:
         occurrences = touched.occurrences()
     tables = read_only(before.linear), read_only(after.linear)
-    _contribute_linear(tables, read_only(occurrences), columns, _shares(rule), linear)
+    _contribute_linear(tables, read_only(occurrences), columns, shares_of(rule), linear)
     if after.n_factored:
         factor_tables = read_only(before.factors), read_only(after.factors)
-        _contribute_factors(tables, factor_tables, linear, columns, _shares(rule), factors)
+        _contribute_factors(tables, factor_tables, linear, columns, shares_of(rule), factors)
     rows = touched.total_weight
-    growth = after.bias.astype(np.float64) - before.bias.astype(np.float64)
-    moving = [columns.primary, *range(columns.state, columns.state + columns.n_states)]
-    return Contribution(touched.features, linear, factors, rows * growth[moving], rows)
+    return Contribution(touched.features, linear, factors, rows * bias_growth(columns, before.bias, after.bias), rows)
+
+
+def bias_growth(columns: Columns, before: Floats, after: Floats) -> NDArray[np.float64]:
+    """Δ of the bias and F of its state, from its record before and after."""
+    growth = after.astype(np.float64) - before.astype(np.float64)
+    return growth[[columns.primary, *range(columns.state, columns.state + columns.n_states)]]
 
 
 @compiled(error_model="numpy")
@@ -322,20 +329,43 @@ def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  #
 # --- finish ----------------------------------------------------------------------------------------------
 
 
-class _Outer(NamedTuple):
+class Outer(NamedTuple):
     """The outer step: momentum β and rate."""
 
     rate: np.float32
     momentum: np.float32
 
 
-class _Finish(NamedTuple):
+class Finish(NamedTuple):
     """All numbers of one merge."""
 
-    columns: _Columns
-    weights: _Divisors
-    accumulators: _Divisors
-    outer: _Outer
+    columns: Columns
+    weights: Divisors
+    accumulators: Divisors
+    outer: Outer
+
+
+def finish_of(rule: MergeRule, layout: Layout, n_replicas: int) -> Finish:
+    """The numbers of a merge of so many replicas."""
+    columns = columns_of(rule, layout)
+    return Finish(
+        columns,
+        _weight_divisors(rule, columns, n_replicas),
+        _accumulator_divisors(rule, columns, n_replicas),
+        Outer(np.float32(rule.outer_rate), np.float32(rule.outer_momentum)),
+    )
+
+
+class BiasSum(Protocol):
+    """The bias' part of summands: Δ and F times the rows, and the rows."""
+
+    @property
+    def bias(self) -> NDArray[np.float64]:
+        """Of the primary column, then of the state."""
+
+    @property
+    def rows(self) -> float:
+        """Sum of the weights of the replicas' rows."""
 
 
 def finalise(
@@ -350,19 +380,13 @@ def finalise(
     """The block after the round, rows [start, start + block.n_features) of the table, and its momentum, as
     new tables.
 
-    contribution: the sum over all `n_replicas`, restricted to the block by `select`. step: the replicas'
+    contribution: the sum over all `n_replicas`, restricted to the block by its `select`. step: the replicas'
     settings, from which FTRL's w is made of the merged z and n. momentum: what the last merge of the block
     returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
     keep value and momentum. The bias is the mean by rows, and every block carries it.
     """
     layout = block.layout
-    columns = _columns(rule, layout)
-    numbers = _Finish(
-        columns,
-        _weight_divisors(rule, columns, n_replicas),
-        _accumulator_divisors(rule, columns, n_replicas),
-        _Outer(np.float32(rule.outer_rate), np.float32(rule.outer_momentum)),
-    )
+    numbers = finish_of(rule, layout, n_replicas)
     merged = block.copy()
     drift = _next_momentum(rule, block, momentum)
     features = read_only(contribution.features)
@@ -372,11 +396,9 @@ def finalise(
         # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
         _finish_factors(features, start, summands, numbers, (merged.linear, merged.factors), drift.factors)
     _finish_linear(features, start, linear_summands, numbers, merged.linear, drift.linear)
-    _finish_bias(rule, contribution, columns, merged, drift)
+    finish_bias(rule, layout, contribution, step, (merged.bias, drift.bias))
     if layout.optimizer == "ftrl":
-        rates = rates_of(step)
-        _refresh_rows(features, start, rates, merged.linear)
-        _refresh_rows(np.zeros(1, np.uint32), 0, unpenalised(rates), merged.bias.reshape(1, -1))
+        _refresh_rows(features, start, rates_of(step), merged.linear)
     return merged, drift if rule.outer_momentum else None
 
 
@@ -389,24 +411,24 @@ def _next_momentum(rule: MergeRule, block: ParameterTable, momentum: ParameterTa
     return momentum.copy()
 
 
-def _finish_bias(
-    rule: MergeRule,
-    contribution: Contribution,
-    columns: _Columns,
-    merged: ParameterTable,
-    drift: ParameterTable,
-) -> None:
-    """Moves the bias and its state by their means over rows, in place; rows without weight change nothing."""
-    if contribution.rows <= 0.0:
-        return
-    means = contribution.bias / contribution.rows
-    move = means[0]
-    if rule.outer_momentum:
-        drift.bias[0] = rule.outer_momentum * float(drift.bias[0]) + move
-        move = move + rule.outer_momentum * float(drift.bias[0])
-    merged.bias[columns.primary] += np.float32(rule.outer_rate * move)
-    for state in range(columns.n_states):
-        merged.bias[columns.state + state] += np.float32(means[1 + state])
+def finish_bias(rule: MergeRule, layout: Layout, total: BiasSum, step: Step, records: tuple[Floats, Floats]) -> None:
+    """Moves the bias and its state by their means over rows, in place; rows without weight change nothing.
+
+    total: the sum over all replicas. records: float32[linear_width] of the bias, and [1] of its momentum.
+    """
+    bias, drift = records
+    columns = columns_of(rule, layout)
+    if total.rows > 0.0:
+        means = total.bias / total.rows
+        move = means[0]
+        if rule.outer_momentum:
+            drift[0] = rule.outer_momentum * float(drift[0]) + move
+            move = move + rule.outer_momentum * float(drift[0])
+        bias[columns.primary] += np.float32(rule.outer_rate * move)
+        for state in range(columns.n_states):
+            bias[columns.state + state] += np.float32(means[1 + state])
+    if layout.optimizer == "ftrl":
+        _refresh_rows(np.zeros(1, np.uint32), 0, unpenalised(rates_of(step)), bias.reshape(1, -1))
 
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
@@ -496,3 +518,71 @@ def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-de
     for position in range(features.size):
         row = np.intp(features[position]) - start
         linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)
+
+
+# --- where it is done --------------------------------------------------------------------------------------
+
+
+class Averaging(Protocol):
+    """What a round does with tables and summands, wherever these lie: in a processor's memory or on a GPU.
+
+    Summands of any kind have the parts `select`, `bias`, `rows` and `nbytes` of a `Contribution`; pickled, they arrive
+    as one, and every kind takes these too.
+    """
+
+    def unite(self, slices: Sequence[SparsePartition]) -> Slices:
+        """See `Slices.of`."""
+
+    def pull(
+        self, blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
+    ) -> ParameterTable:
+        """See `params.pull`."""
+
+    def copy(self, table: ParameterTable) -> ParameterTable:
+        """A copy that training may change."""
+
+    def put(self, local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
+        """See `params.put`."""
+
+    def contribute(
+        self, rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable, halved: bool
+    ) -> Any:
+        """See `contribute`; halved: with summands rounded to bfloat16."""
+
+    def combine_all(self, contributions: Sequence[Any]) -> Any:
+        """See `contributions.combine_all`."""
+
+    def finalise(
+        self,
+        rule: MergeRule,
+        block: ParameterTable,
+        start: int,
+        contribution: Any,
+        n_replicas: int,
+        step: Step,
+        momentum: ParameterTable | None = None,
+    ) -> tuple[ParameterTable, ParameterTable | None]:
+        """See `finalise`."""
+
+
+class OnProcessors:
+    """Averaging by the functions of this module, `params` and `contributions`."""
+
+    unite = staticmethod(Slices.of)
+    pull = staticmethod(pull)
+    put = staticmethod(put)
+    combine_all = staticmethod(combine_all)
+    finalise = staticmethod(finalise)
+
+    @staticmethod
+    def copy(table: ParameterTable) -> ParameterTable:
+        """See `ParameterTable.copy`."""
+        return table.copy()
+
+    @staticmethod
+    def contribute(
+        rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable, halved: bool
+    ) -> Contribution:
+        """See `contribute`."""
+        contribution = contribute(rule, touched, before, after)
+        return contribution.halved() if halved else contribution

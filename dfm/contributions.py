@@ -63,6 +63,12 @@ class Contribution:
         linear, factors = (_from_upper_halves(array) for array in (self.linear, self.factors))
         return replace(self, linear=linear, factors=factors)
 
+    def select(self, start: int, stop: int) -> Contribution:
+        """The part that falls into rows [start, stop) of the parameter table, as views."""
+        first, last = np.searchsorted(self.features, [start, stop])
+        linear, factors = self.linear[first:last], self.factors[first:last]
+        return Contribution(self.features[first:last], linear, factors, self.bias, self.rows)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays: what travels."""
@@ -139,17 +145,17 @@ def _sum(parts: Sequence[Contribution]) -> Contribution:
     n_factored = max((int(each[-1]) + 1 for each in owners if len(each)), default=0)
     factors = np.empty((n_factored, parts[0].factors.shape[1]), np.float32)
     _add_tree([part.factors for part in parts], owners, factors)
-    bias = _fold([part.bias for part in parts], np.add)
-    rows = _fold([part.rows for part in parts], operator.add)
+    bias = fold([part.bias for part in parts], np.add)
+    rows = fold([part.rows for part in parts], operator.add)
     return Contribution(features, linear, factors, bias, rows)
 
 
-def _fold(values: Sequence[T], add: Callable[[T, T], T]) -> T:
+def fold(values: Sequence[T], add: Callable[[T, T], T]) -> T:
     """The sum of values along their tree."""
     if len(values) == 1:
         return values[0]
     middle = 1 << (len(values) - 1).bit_length() - 1
-    return add(_fold(values[:middle], add), _fold(values[middle:], add))
+    return add(fold(values[:middle], add), fold(values[middle:], add))
 
 
 def _add_tree(parts: Sequence[Floats], positions: Sequence[NDArray[np.uint32]], out: Floats) -> None:
@@ -202,15 +208,3 @@ def _add_rows(source, positions, start, target):  # type: ignore[no-untyped-def]
         place = np.intp(positions[row]) - start
         for column in range(source.shape[1]):
             target[place, column] += source[row, column]
-
-
-def select(contribution: Contribution, start: int, stop: int) -> Contribution:
-    """The part that falls into rows [start, stop) of the parameter table, as views."""
-    first, last = np.searchsorted(contribution.features, [start, stop])
-    return Contribution(
-        contribution.features[first:last],
-        contribution.linear[first:last],
-        contribution.factors[first:last],
-        contribution.bias,
-        contribution.rows,
-    )

@@ -136,7 +136,7 @@ class ParameterTable:
 
     def copy(self) -> ParameterTable:
         """An aligned, writable copy. Training works in place, and a table received from elsewhere is shared."""
-        result = _uninitialised(self.layout, self.n_features, self.n_factored)
+        result = empty_table(self.layout, self.n_features, self.n_factored)
         for target, source in zip(_arrays(result), _arrays(self), strict=True):
             target[...] = source
         return result
@@ -169,8 +169,8 @@ def _on_cache_line(room: Floats, shape: tuple[int, ...]) -> Floats:
     return room[start : start + math.prod(shape)].reshape(shape)
 
 
-def _uninitialised(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
-    """A table with any contents."""
+def empty_table(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
+    """A table with any contents, for what is overwritten as a whole."""
     n_rows = n_factored if layout.n_factors else 0
     return ParameterTable(
         layout,
@@ -261,7 +261,7 @@ def pull(
     owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
     if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
         raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
-    local = _uninitialised(blocks[0].layout, len(features), owning)  # every row is copied from one of the blocks
+    local = empty_table(blocks[0].layout, len(features), owning)  # every row is copied from one of the blocks
     local.bias[:] = blocks[0].bias
     for block, start, factor_start in zip(blocks, starts[:-1], factor_starts[:-1], strict=True):
         _pull_range(block.linear, features, int(start), local.linear)
@@ -275,3 +275,19 @@ def _pull_range(source: Floats, features: NDArray[np.uint32], first_row: int, ta
     start, stop = np.searchsorted(features, [first_row, first_row + len(source)])
     if stop > start:
         gather_rows(read_only(source), read_only(features[start:stop]), first_row, target[start:stop])
+
+
+def put(local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
+    """Write a local table back into the rows, uint32[n] ascending, of the table that `pull` took it from, in place."""
+    table.bias[:] = local.bias
+    _scatter_rows(local.linear, rows, table.linear)
+    _scatter_rows(local.factors, rows[: local.n_factored], table.factors)
+
+
+@compiled
+def _scatter_rows(source, rows, target):  # type: ignore[no-untyped-def]
+    """Copies source into target[rows]. source, target float32[:, width]; rows uint32[len(source)]."""
+    for position in range(source.shape[0]):
+        row = np.intp(rows[position])
+        for column in range(source.shape[1]):
+            target[row, column] = source[position, column]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.params import ParameterTable, pull
 from dfm.partition import SparsePartition
 
 
@@ -64,17 +63,6 @@ class Slices:
         for each, position in zip(self.slices, self.positions, strict=True):
             total[position] += each.occurrences()
         return total
-
-    def pull(self, number: int, table: ParameterTable) -> ParameterTable:
-        """What slice `number` touches of a table of all `features`."""
-        return pull([table], self.positions[number], self.slices[number].n_factored)
-
-    def put(self, number: int, local: ParameterTable, table: ParameterTable) -> None:
-        """Write back what `pull` gave, in place."""
-        position = self.positions[number]
-        table.bias[:] = local.bias
-        _scatter_rows(local.linear, position, table.linear)
-        _scatter_rows(local.factors, position[: local.n_factored], table.factors)
 
 
 def unite(lists: Sequence[NDArray[np.uint32]]) -> tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]:
@@ -131,12 +119,3 @@ def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def
             chunk = min(2 * chunk, np.int64(_CHUNK))
         elif 32 * (at - before) < chunk:
             chunk = max(chunk // 2, np.int64(_SMALLEST_CHUNK))
-
-
-@compiled
-def _scatter_rows(source, rows, target):  # type: ignore[no-untyped-def]
-    """Copies source into target[rows]. source, target float32[:, width]; rows uint32[len(source)]."""
-    for position in range(source.shape[0]):
-        row = np.intp(rows[position])
-        for column in range(source.shape[1]):
-            target[row, column] = source[position, column]

@@ -21,7 +21,7 @@ from dfm.averaging import (
     finalise,
     scaled_rate,
 )
-from dfm.contributions import Contribution, aligned_groups, combine, combine_all, select
+from dfm.contributions import Contribution, aligned_groups, combine, combine_all
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.params import Layout, ParameterTable, allocate, pull
@@ -359,7 +359,7 @@ def test_cutting_the_table_into_blocks_changes_no_byte(seed, cuts, layout, rule,
     whole = finalise(rule, play.block, 0, total, 3, STEP)[0]
     bounds = [0, *sorted(cuts), N_FEATURES]
     blocks = [
-        finalise(rule, cut(play.block, start, stop), start, select(total, start, stop), 3, STEP)[0]
+        finalise(rule, cut(play.block, start, stop), start, total.select(start, stop), 3, STEP)[0]
         for start, stop in itertools.pairwise(bounds)
     ]
     assert np.concatenate([block.linear for block in blocks]).tobytes() == whole.linear.tobytes()
@@ -378,7 +378,7 @@ def test_blocks_of_adams_state_merge_to_the_same_bytes_and_untouched_rows_keep_t
     play = random_round(seed, 3, Layout("adam", n_factors))
     total, merged = combine_all(play.contributions(rule)), play.merge(rule)
     blocks = [
-        finalise(rule, cut(play.block, start, stop), start, select(total, start, stop), 3, STEP)[0]
+        finalise(rule, cut(play.block, start, stop), start, total.select(start, stop), 3, STEP)[0]
         for start, stop in ((0, at), (at, N_FEATURES))
     ]
     assert np.concatenate([block.linear for block in blocks]).tobytes() == merged.linear.tobytes()
@@ -422,7 +422,7 @@ def test_a_replica_without_features_adds_nothing():
     play = random_round(2, 2, Layout("adagrad", 3))
     rule = MergeRule("touched", "touched")
     part = play.contributions(rule)[0]
-    nothing = select(part, N_FEATURES, N_FEATURES)
+    nothing = part.select(N_FEATURES, N_FEATURES)
     for total in (combine(part, nothing), combine(nothing, part)):
         assert total.linear.tobytes() == part.linear.tobytes()
         assert total.factors.tobytes() == part.factors.tobytes()
@@ -552,7 +552,7 @@ def test_sums_of_halved_records_have_the_same_bytes_however_they_are_grouped(
     groups = [[parts[replica] for replica in group] for group in aligned_groups(n_replicas, most)]
     pushes = [group[0] if len(group) == 1 else combine_all(group) for group in groups]
     assert contribution_bytes(combine_all(pushes)) == contribution_bytes(combine_all(parts))
-    by_parts = [select(push, 0, 17) for push in pushes], [select(push, 17, N_FEATURES) for push in pushes]
+    by_parts = [push.select(0, 17) for push in pushes], [push.select(17, N_FEATURES) for push in pushes]
     joined = [combine_all(part) for part in by_parts]
     whole = combine_all(parts)
     np.testing.assert_array_equal(np.concatenate([part.linear for part in joined]), whole.linear)

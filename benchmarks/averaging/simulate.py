@@ -15,7 +15,7 @@ from dfm.distributed.placement import Plan
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.numba_cpu import compile_kernels
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
+from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull, put
 from dfm.slices import Slices
 
 
@@ -122,11 +122,11 @@ def _round(
         before = pull([table], walked.features)
         after = before.copy()
         for number, partition in enumerate(walked.slices):
-            local = walked.pull(number, after)
+            local = pull([after], walked.positions[number], walked.slices[number].n_factored)
             pulled = time.perf_counter()
             tally = kernels.run_round(partition, local, replace(step, seed=step.seed + number))
             history.train_seconds += time.perf_counter() - pulled
-            walked.put(number, local, after)
+            put(local, walked.positions[number], after)
             loss, weight = loss + tally.loss, weight + tally.weight
         parts.append(contribute(setting.rule, walked, before, after))
         history.merge_seconds += time.perf_counter() - started - (history.train_seconds - in_kernel)

@@ -10,23 +10,23 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from dfm.averaging import MergeRule, contribute, finalise
-from dfm.contributions import Contribution, combine_all, select
+from dfm import gpu_averaging
+from dfm.averaging import Averaging, MergeRule, OnProcessors
 from dfm.kernels import cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
 from dfm.model import FMModel
 from dfm.objective import Objective
-from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise, pull
+from dfm.params import InitialValues, Layout, ParameterTable, allocate, initialise
 from dfm.partition import SparsePartition
 from dfm.settings import LOSS_TASKS
-from dfm.slices import Slices
 from dfm.vocabulary import Vocabulary
 from dfm.warmstart import warm_table
 
@@ -34,6 +34,8 @@ _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
 BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
 """By the names that training.backend takes."""
+AVERAGING: dict[str, Callable[[], Averaging]] = {"numba": OnProcessors, "cupy": gpu_averaging.of_process}
+"""What goes with them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Work:
         """The compiled kernels of this process."""
         return compiled(self.backend, self.spec)
 
+    @property
+    def averaging(self) -> Averaging:
+        """Where this process keeps tables and summands between walks."""
+        return AVERAGING[self.backend]()
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
@@ -70,9 +77,9 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """The summed changes of some replicas, on their way to the blocks."""
+    """The summed changes of some replicas, on their way to the blocks: a `Contribution`, or one that is on a GPU."""
 
-    contribution: Contribution
+    contribution: Any
     reports: tuple[ReplicaReport, ...]
 
 
@@ -119,47 +126,48 @@ def train_replicas(
         contributions.append(contribution)
         reports.append(report)
     # The summands of one replica travel as they are, halved or not; a sum needs float32.
-    total = combine_all(contributions) if len(contributions) > 1 else contributions[0]
+    total = work.averaging.combine_all(contributions) if len(contributions) > 1 else contributions[0]
     reports[0] = dataclasses.replace(reports[0], wire_bytes=reports[0].wire_bytes + total.nbytes)
     return Push(total, tuple(reports))
 
 
 def _train_replica(
     work: Work, replica: int, blocks: Sequence[Block], slices: Sequence[SparsePartition]
-) -> tuple[Contribution, ReplicaReport]:
+) -> tuple[Any, ReplicaReport]:
     """One after the other, each slice from where the last one ended."""
     tables, seed = [block.table for block in blocks], work.step.seed + replica
-    several = Slices.of(slices) if len(slices) > 1 else None
+    averaging = work.averaging
+    several = averaging.unite(slices) if len(slices) > 1 else None
     touched = several or slices[0]
-    before = pull(tables, touched.features, touched.n_factored)
-    after = before.copy()
+    before = averaging.pull(tables, touched.features, touched.n_factored)
+    after = averaging.copy(before)
     tally, seconds = RoundTally(0, 0.0, 0.0, True), 0.0
     for number, partition in enumerate(slices):
-        local = several.pull(number, after) if several else after
+        rows = several.positions[number] if several else touched.features
+        local = averaging.pull([after], rows, partition.n_factored) if several else after
         step = dataclasses.replace(work.step, seed=(seed + number * _SEED_STRIDE) % 2**63)
         started = time.perf_counter()
         tally += work.kernels.run_round(partition, local, step)
         seconds += time.perf_counter() - started
         if several:
-            several.put(number, local, after)
-    contribution = contribute(work.rule, touched, before, after)
-    if work.wire_dtype == "bfloat16":
-        contribution = contribution.halved()
+            averaging.put(local, rows, after)
+    contribution = averaging.contribute(work.rule, touched, before, after, work.wire_dtype == "bfloat16")
     place = f"{platform.node()}/{os.getpid()}"
     return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes)
 
 
 def part_of_push(push: Push, start: int, stop: int) -> Push:
     """What concerns the rows [start, stop) of the table; the reports stay with row 0."""
-    return Push(select(push.contribution, start, stop), push.reports if start == 0 else ())
+    return Push(push.contribution.select(start, stop), push.reports if start == 0 else ())
 
 
 def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
     """The block after an average. pushes: whole, or their parts that concern the block."""
     stop = block.start + block.table.n_features
-    contribution = combine_all([select(push.contribution, block.start, stop) for push in pushes])
-    table, momentum = finalise(
-        work.rule, block.table, block.start, contribution, work.n_replicas, work.step, block.momentum
+    averaging = work.averaging
+    total = averaging.combine_all([push.contribution.select(block.start, stop) for push in pushes])
+    table, momentum = averaging.finalise(
+        work.rule, block.table, block.start, total, work.n_replicas, work.step, block.momentum
     )
     reports = tuple(report for push in pushes for report in push.reports) if block.start == 0 else ()
     return Block(block.start, table, momentum, reports)
@@ -176,7 +184,7 @@ def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitio
     objective = Objective.of_spec(task, work.spec)
     total = objective.empty()
     for partition in partitions:
-        table = pull(tables, partition.features, partition.n_factored)
+        table = work.averaging.pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
         total = total + objective.tally(scores, partition.labels, weights)

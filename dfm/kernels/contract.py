@@ -164,6 +164,12 @@ def check_rows(rows: RowsLike) -> int:
     return int(rows.indices.max()) if n_entries else -1
 
 
+def check_layout(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
+    """ValueError where a table's records do not fit the kernels."""
+    if table.layout.n_factors != spec.n_factors or (with_state and table.layout.optimizer != spec.optimizer):
+        raise ValueError(f"a table of {table.layout} does not fit kernels of {spec}")
+
+
 def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """TypeError or ValueError where a table does not fit the kernels."""
     for name in ("bias", "linear", "factors"):
@@ -172,9 +178,8 @@ def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> No
             raise TypeError(f"table.{name} is {array.dtype}; pass a contiguous, aligned float32 array")
         if with_state and not array.flags.writeable:
             raise ValueError(f"table.{name} is read-only; a round trains in place, pass table.copy()")
+    check_layout(table, spec, with_state)
     layout = table.layout
-    if layout.n_factors != spec.n_factors or (with_state and layout.optimizer != spec.optimizer):
-        raise ValueError(f"a table of {layout} does not fit kernels of {spec}")
     if (
         table.bias.shape != (layout.linear_width,)
         or table.linear.shape != (table.n_features, layout.linear_width)

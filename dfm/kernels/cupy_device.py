@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
-from dfm.kernels.gpu_memory import COPY, TRAIN, Buffer, Program
+from dfm.kernels.gpu_memory import COPY, FETCH, TRAIN, Buffer, Program
 
 _number = 0
 """The device of this process, among those that it may see."""
@@ -69,6 +69,12 @@ class _Room:
     is_read: Any
 
 
+def _take(room: _Room, target: NDArray[np.uint8]) -> None:
+    """Fill the target when what was copied into the room is there."""
+    room.is_read.synchronize()
+    target[:] = room.bytes[: target.size]
+
+
 class _CupyBuffer:
     """Memory of CuPy's pool."""
 
@@ -96,8 +102,8 @@ class CupyDevice:
         self._device = cupy.cuda.Device(number)
         self.properties = cupy.cuda.runtime.getDeviceProperties(number)
         with self._device:
-            self._streams = {queue: cupy.cuda.Stream(non_blocking=True) for queue in (TRAIN, COPY)}
-            self._rooms = {queue: itertools.cycle([self._room(), self._room()]) for queue in (TRAIN, COPY)}
+            self._streams = {queue: cupy.cuda.Stream(non_blocking=True) for queue in (TRAIN, COPY, FETCH)}
+            self._rooms = {queue: itertools.cycle([self._room(), self._room()]) for queue in self._streams}
 
     def _room(self) -> _Room:
         memory = self._cuda.alloc_pinned_memory(_ROOM_BYTES)
@@ -119,9 +125,10 @@ class CupyDevice:
         """Memory that can still be allocated: the driver's, and what CuPy's pool holds unused."""
         return int(self._cuda.runtime.memGetInfo()[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
-    def compile(self, source: str) -> Program:
+    def compile(self, source: str, exact: bool = False) -> Program:
         """CUDA C++ to machine code of this GPU; CuPy keeps it on disk."""
-        return _CupyProgram(self, self._cupy.RawModule(code=source, options=("-std=c++17",)))
+        options = ("-std=c++17", "--fmad=false") if exact else ("-std=c++17",)
+        return _CupyProgram(self, self._cupy.RawModule(code=source, options=options))
 
     def allocate(self, n_bytes: int) -> Buffer:
         """Device memory. ClusterError where there is none left even after unused memory was given back."""
@@ -149,17 +156,21 @@ class CupyDevice:
             runtime.memcpyAsync(target, room.memory.ptr, part.size, runtime.memcpyHostToDevice, stream.ptr)
             room.is_read.record(stream)
 
-    def fetch(self, buffer: Buffer, array: NDArray[Any]) -> None:
-        """Device to host, through pinned memory."""
-        runtime, stream = self._cuda.runtime, self._streams[TRAIN]
-        target = array.reshape(-1).view(np.uint8)
+    def fetch(self, buffer: Buffer, array: NDArray[Any], offset: int = 0, queue: str = TRAIN) -> None:
+        """Device to host, through pinned memory: while a part is taken out of it, the next one is copied."""
+        runtime, stream = self._cuda.runtime, self._streams[queue]
+        target, waiting = array.reshape(-1).view(np.uint8), None
         for start in range(0, target.size, _ROOM_BYTES):
-            part, room = target[start : start + _ROOM_BYTES], next(self._rooms[TRAIN])
+            part, room = target[start : start + _ROOM_BYTES], next(self._rooms[queue])
             room.is_read.synchronize()
-            source = buffer.address + start
+            source = buffer.address + offset + start
             runtime.memcpyAsync(room.memory.ptr, source, part.size, runtime.memcpyDeviceToHost, stream.ptr)
-            stream.synchronize()
-            part[:] = room.bytes[: part.size]
+            room.is_read.record(stream)
+            if waiting:
+                _take(*waiting)
+            waiting = room, part
+        if waiting:
+            _take(*waiting)
 
     def mark(self, queue: str) -> Any:
         """An event."""

@@ -1,12 +1,11 @@
 """The GPU backend: the kernels of `cupy_gpu.cu`, compiled by CuPy, behind the contract that the CPU backend has.
 
-A round sends the table to the device, walks the rows that stay there (or stream through), and brings the table back;
-averages are made of host tables, as on the CPU. Rounds of one process take turns on the device.
+A round walks the rows that stay on the device (or stream through). A `GpuTable` stays there too; another table is sent
+first and brought back afterwards. Rounds of one process take turns on the device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import threading
@@ -22,10 +21,10 @@ from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
 from dfm.kernels import cupy_device, gpu_plan
-from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, RowsLike, Step, check_table
-from dfm.kernels.gpu_memory import TRAIN, Buffer, Device, DeviceTable, Program, Resident, Residents, first_value
-from dfm.kernels.gpu_memory import sent as send_array
+from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
+from dfm.kernels.gpu_memory import TRAIN, Buffer, Program, Resident, first_value
 from dfm.kernels.gpu_plan import Facts, Grid, Piece
+from dfm.kernels.gpu_tables import Gpu, GpuTable, TableBuffers
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.row_passes import BLOCK_ROWS
@@ -105,24 +104,6 @@ def source_of(spec: KernelSpec) -> str:
 
 
 @dataclass
-class Gpu:
-    """A device of this process, the rows on it, and whose turn it is."""
-
-    device: Device
-    residents: Residents = field(init=False)
-    turn: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self.residents = Residents(self.device)
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """The device, for one round or one scoring at a time."""
-        with self.turn, self.device.active():
-            yield
-
-
-@dataclass
 class _Walk:
     """One call's work on the device: the launch record is filled in once, and changed from launch to launch."""
 
@@ -134,12 +115,12 @@ class _Walk:
     """The record on the device; a launch reads it before the next one can overwrite it, as TRAIN keeps its order."""
 
     @classmethod
-    def begin(cls, gpu: Gpu, program: Program, rows: RowsLike, table: ParameterTable, on_device: DeviceTable) -> _Walk:
+    def begin(cls, gpu: Gpu, program: Program, rows: RowsLike, table: ParameterTable, buffers: TableBuffers) -> _Walk:
         record = np.zeros(1, LAUNCH)
-        shapes = table.linear.shape[1], table.factors.shape[1], table.n_features, table.n_factored
-        addresses = (buffer.address if buffer else 0 for buffer in vars(on_device).values())
+        shapes = table.layout.linear_width, table.layout.factor_width, table.n_features, table.n_factored
+        addresses = (buffer.address if buffer else 0 for buffer in vars(buffers).values())
         record["table"] = (*addresses, *shapes)
-        return cls(gpu, program, rows, record, gpu.device.allocate(LAUNCH.itemsize))
+        return cls(gpu, program, rows, record, gpu.allocate(LAUNCH.itemsize))
 
     def use(self, piece: Piece) -> Resident:
         """Point the record at a piece of rows; TRAIN waits until it has arrived."""
@@ -170,7 +151,10 @@ class _Walk:
 
 def _door(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, with_state: bool) -> Facts:
     """Facts of the rows; raises where kernels could read or write outside of the arrays."""
-    check_table(table, spec, with_state)
+    if isinstance(table, GpuTable):  # whose arrays are not looked at
+        check_layout(table, spec, with_state)
+    else:
+        check_table(table, spec, with_state)
     facts = gpu.residents.facts(rows)
     if facts.largest >= table.n_features:
         raise IndexError(f"index {facts.largest} is beyond the table's {table.n_features} features")
@@ -178,10 +162,13 @@ def _door(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, wit
 
 
 def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, pieces: list[Piece], wanted: int) -> None:
-    """Set the budget of the rows; evicts some where the table needs their place."""
+    """Set the budget of the rows; rows and older tables are evicted where the table needs their place."""
     largest = max((gpu_plan.piece_bytes(rows, p.first, p.last) + 8192 for p in pieces), default=0)
     needed = gpu_plan.table_bytes(table.layout, table.n_features, table.n_factored, spec.factor_dtype)
-    free = gpu.device.free_bytes() + gpu.residents.n_bytes
+    if isinstance(table, GpuTable) and table.is_on_device:
+        needed -= table.nbytes
+    while (free := gpu.device.free_bytes() + gpu.residents.n_bytes) < needed + 2 * largest and gpu.spill_one():
+        pass
     gpu.residents.limit(gpu_plan.row_budget(wanted, free, needed, largest, gpu.device.name))
 
 
@@ -193,7 +180,7 @@ class _Round:
     spec: KernelSpec
     step: Step
     facts: Facts
-    table: DeviceTable
+    table: TableBuffers
     layout: Layout
     is_settled: bool = False
     """Whether as many rows may be in flight as the device can take; until then each launch asks the bias again."""
@@ -243,25 +230,25 @@ def _train(
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
     with gpu.taken():
         device, facts = gpu.device, _door(gpu, spec, rows, table, with_state=True)
+        ours = _ours(gpu, table)
         pieces = gpu_plan.pieces(len(rows.labels), rows.n_implicit, step.seed)
-        _fit(gpu, spec, rows, table, pieces, step.device_bytes)
+        _fit(gpu, spec, rows, ours, pieces, step.device_bytes)
         with_halves = spec.factor_dtype != "float32" and table.layout.lanes > 0
-        on_device = DeviceTable.send(device, table, with_halves)
-        walk = _Walk.begin(gpu, program, rows, table, on_device)
+        buffers = gpu.use(ours)
+        if with_halves:
+            halves = gpu.allocate(2 * table.n_factored * table.layout.lanes)
+            buffers = dataclasses.replace(buffers, halves=halves)
+        walk = _Walk.begin(gpu, program, rows, table, buffers)
         blocks = np.concatenate([np.zeros((0, 2), np.int64), *(piece.blocks for piece in pieces)])
         tallies = np.zeros((len(blocks), 3))
-        room, results, stop = (
-            send_array(device, blocks),
-            send_array(device, tallies),
-            send_array(device, np.zeros(1, np.int32)),
-        )
+        room, results, stop = (gpu.send(array) for array in (blocks, tallies, np.zeros(1, np.int32)))
         walk.record["rates"] = tuple(getattr(step, name) for name in RATES)
         walk.record["seed"] = step.seed
         walk.record["stop"] = stop.address
         every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
         if with_halves:
             walk.launch("narrow_factors", every_factor)
-        this_round = _Round(walk, spec, step, facts, on_device, table.layout)
+        this_round = _Round(walk, spec, step, facts, buffers, table.layout)
         starts = [0, *itertools.accumulate(len(piece.blocks) for piece in pieces)]
         for number, piece in walk.each(pieces):
             start = starts[number]
@@ -271,9 +258,17 @@ def _train(
         if spec.optimizer == "ftrl":
             walk.launch("refresh_weights", gpu_plan.flat(table.n_features // gpu_plan.WARP, 128))
         device.fetch(results, tallies)
-        on_device.fetch(device, table)
+        ours.changed()
+        if ours is not table:
+            for name in ("bias", "linear", "factors"):
+                device.fetch(getattr(buffers, name), getattr(table, name))
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
+
+
+def _ours(gpu: Gpu, table: ParameterTable) -> GpuTable:
+    """The table on the device, for the time of a call unless it lives there: another one may change between calls."""
+    return table if isinstance(table, GpuTable) and table.gpu is gpu else GpuTable.of_host(gpu, table)
 
 
 def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
@@ -281,10 +276,10 @@ def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: 
     with gpu.taken():
         _door(gpu, spec, rows, table, with_state=False)
         pieces = sorted(gpu_plan.pieces(len(rows.labels), rows.n_implicit, 0), key=lambda piece: piece.first)
-        _fit(gpu, spec, rows, table, pieces, 0)
-        on_device = DeviceTable.send(gpu.device, table, False)
-        walk = _Walk.begin(gpu, program, rows, table, on_device)
-        room = gpu.device.allocate(scores.nbytes)
+        ours = _ours(gpu, table)
+        _fit(gpu, spec, rows, ours, pieces, 0)
+        walk = _Walk.begin(gpu, program, rows, table, gpu.use(ours))
+        room = gpu.allocate(scores.nbytes)
         for _, piece in walk.each(pieces):
             n_rows = piece.last - piece.first
             walk.record["scores"], walk.record["n_blocks"] = room.address + 4 * piece.first, n_rows
@@ -305,7 +300,16 @@ def build(spec: KernelSpec, gpu: Gpu) -> Kernels:
 
 _cache: dict[tuple[KernelSpec, int], Kernels] = {}
 _gpus: dict[int, Gpu] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
+
+
+def gpu_of_process() -> Gpu:
+    """The GPU that this process trains on. ClusterError where there is none."""
+    with _lock:
+        number = cupy_device.chosen()
+        if number not in _gpus:
+            _gpus[number] = Gpu(cupy_device.CupyDevice(number))
+        return _gpus[number]
 
 
 def compile_kernels(spec: KernelSpec) -> Kernels:
@@ -315,7 +319,5 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
         key = spec, number
         if key not in _cache:
             source_of(spec)  # what the GPU does not do is said before it is said that there is none
-            if number not in _gpus:
-                _gpus[number] = Gpu(cupy_device.CupyDevice(number))
-            _cache[key] = build(spec, _gpus[number])
+            _cache[key] = build(spec, gpu_of_process())
         return _cache[key]

@@ -1,4 +1,4 @@
-"""What a GPU holds between launches: pieces of rows that stay as long as they fit, and tables for the time of a call.
+"""What a GPU holds between launches: pieces of rows, and other arrays, that stay as long as they fit.
 
 Nothing here knows CuPy: `Device` says what is needed of a GPU, `cupy_device.CupyDevice` gives it, and tests give it on
 the processor.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 
 from dfm.kernels.contract import RowsLike, check_rows
 from dfm.kernels.gpu_plan import Facts, Piece, facts_of, piece_bytes
-from dfm.params import ParameterTable
 
 ALIGNMENT = 256
-TRAIN, COPY = "train", "copy"
-"""The two queues of a device. Work of one queue is done in order; kernels run in TRAIN, rows arrive in COPY."""
+TRAIN, COPY, FETCH = "train", "copy", "fetch"
+"""The queues of a device. Work of one queue is done in order: kernels run in TRAIN, rows arrive in COPY, and what lives
+on the device leaves it in FETCH, whatever the others do."""
 
 
 class Buffer(Protocol):
@@ -50,14 +51,18 @@ class Device(Protocol):
         """Makes this the thread's device; what runs out of memory inside becomes a ClusterError."""
 
     def free_bytes(self) -> int: ...
-    def compile(self, source: str) -> Program: ...
-    def allocate(self, n_bytes: int) -> Buffer: ...
+
+    def compile(self, source: str, exact: bool = False) -> Program:
+        """CUDA C++ to kernels; `exact`: products and sums are rounded one by one, as processors do it."""
+
+    def allocate(self, n_bytes: int) -> Buffer:
+        """Memory with any contents. ClusterError where there is none left."""
 
     def send(self, array: NDArray[Any], buffer: Buffer, offset: int, queue: str) -> None:
         """Copy an array to `offset` bytes into a buffer. The array may change as soon as this returns."""
 
-    def fetch(self, buffer: Buffer, array: NDArray[Any]) -> None:
-        """Fill an array from a buffer, in place, after all work in TRAIN."""
+    def fetch(self, buffer: Buffer, array: NDArray[Any], offset: int = 0, queue: str = TRAIN) -> None:
+        """Fill an array from `offset` bytes into a buffer, in place, after all work in the queue."""
 
     def mark(self, queue: str) -> Any:
         """A point in a queue's work."""
@@ -85,17 +90,23 @@ Owner = tuple[int, ...]
 """What tells partitions apart: the identities of their arrays, and n_implicit."""
 
 _ARRAYS = ("indptr", "indices", "values", "labels", "weights")
+_WHOLE = -1
+"""In place of a piece's first row."""
 
 
 class Residents:
     """The pieces on a device, least recently used first. Pieces of a partition that is gone go too."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, allocate: Callable[[int], Buffer] | None = None) -> None:
+        """allocate: who gives the memory, if not the device itself."""
         self.device = device
+        self.allocate = allocate or device.allocate
         self.budget = 0
         self.n_bytes = 0
         self._pieces: OrderedDict[tuple[Owner, int], Resident] = OrderedDict()
+        """Pieces of rows by their first row, and arrays under _WHOLE."""
         self._facts: dict[Owner, Facts] = {}
+        self._watched: set[Owner] = set()
         self._gone: deque[Owner] = deque()
 
     def facts(self, rows: RowsLike) -> Facts:
@@ -104,11 +115,17 @@ class Residents:
         owner = self._owner(rows)
         if owner not in self._facts:
             self._facts[owner] = facts_of(rows, check_rows(rows))
-            for array in (getattr(rows, name) for name in _ARRAYS):
-                # An identity may be given to another array once this one is gone; finalizers may run in any thread.
-                if array.size:  # empty arrays are shared, and outlive all
-                    weakref.finalize(array, self._gone.append, owner).atexit = False
+            self._watch(owner, *(getattr(rows, name) for name in _ARRAYS))
         return self._facts[owner]
+
+    def _watch(self, owner: Owner, *arrays: NDArray[Any]) -> None:
+        """Notice when one of the owner's arrays is gone: its identity may then be given to another."""
+        if owner in self._watched:
+            return
+        self._watched.add(owner)
+        for array in arrays:
+            if array.size:  # empty arrays are shared, and outlive all
+                weakref.finalize(array, self._gone.append, owner).atexit = False  # may run in any thread
 
     def limit(self, budget: int) -> None:
         """Hold at most `budget` bytes from now on."""
@@ -122,10 +139,33 @@ class Residents:
         if key not in self._pieces:
             n_bytes = piece_bytes(rows, piece.first, piece.last) + ALIGNMENT * len(_ARRAYS)
             self._make_room(n_bytes)
-            self._pieces[key] = _send_piece(self.device, rows, piece, n_bytes)
+            self._pieces[key] = _send_piece(self.device, rows, piece, self.allocate(n_bytes), n_bytes)
             self.n_bytes += n_bytes
         self._pieces.move_to_end(key)
         return self._pieces[key]
+
+    def array(self, array: NDArray[Any]) -> Buffer:
+        """An array that is used again and again, on the device; it arrives in TRAIN."""
+        self._forget()
+        owner = (id(array),)
+        key = owner, _WHOLE
+        if key not in self._pieces:
+            self._watch(owner, array)
+            n_bytes = array.nbytes + ALIGNMENT
+            self._make_room(n_bytes)
+            buffer = self.allocate(array.nbytes)
+            self.device.send(array, buffer, 0, TRAIN)
+            self._pieces[key] = Resident(buffer, {}, n_bytes, None)
+            self.n_bytes += n_bytes
+        self._pieces.move_to_end(key)
+        return self._pieces[key].buffer
+
+    def evict_one(self) -> bool:
+        """Give back the memory of what was not used for longest; False where there is nothing."""
+        if self._pieces:
+            self._evict(next(iter(self._pieces)))
+            return True
+        return False
 
     @staticmethod
     def _owner(rows: RowsLike) -> Owner:
@@ -136,6 +176,7 @@ class Residents:
         while self._gone:
             owner = self._gone.popleft()
             self._facts.pop(owner, None)
+            self._watched.discard(owner)
             for key in [key for key in self._pieces if key[0] == owner]:
                 self._evict(key)
 
@@ -147,10 +188,11 @@ class Residents:
         piece = self._pieces.pop(key)
         self.n_bytes -= piece.n_bytes
         # The memory may be handed out again at once, and be written to by COPY while TRAIN still reads it.
-        self.device.wait(COPY, piece.used if piece.used is not None else piece.arrived)
+        mark = piece.used if piece.used is not None else piece.arrived
+        self.device.wait(COPY, self.device.mark(TRAIN) if mark is None else mark)
 
 
-def _send_piece(device: Device, rows: RowsLike, piece: Piece, n_bytes: int) -> Resident:
+def _send_piece(device: Device, rows: RowsLike, piece: Piece, buffer: Buffer, n_bytes: int) -> Resident:
     first, last = piece.first, piece.last
     start, stop = int(rows.indptr[first]), int(rows.indptr[last])
     skipped = int(rows.indptr[rows.n_implicit])
@@ -162,7 +204,7 @@ def _send_piece(device: Device, rows: RowsLike, piece: Piece, n_bytes: int) -> R
         "labels": rows.labels[first:last],
         "weights": rows.weights[first:last],
     }
-    buffer, offsets, at = device.allocate(n_bytes), {}, 0
+    offsets, at = {}, 0
     for name, array in parts.items():
         offsets[name] = at
         device.send(array, buffer, at, COPY)
@@ -173,31 +215,3 @@ def _send_piece(device: Device, rows: RowsLike, piece: Piece, n_bytes: int) -> R
 def first_value(rows: RowsLike, piece: Piece) -> int:
     """The partition's entry from which on the piece's rows store their values."""
     return int(rows.indptr[max(piece.first, min(piece.last, rows.n_implicit))])
-
-
-@dataclass
-class DeviceTable:
-    """A parameter table on the device, and room for V in 16 bits where it is trained so."""
-
-    bias: Buffer
-    linear: Buffer
-    factors: Buffer
-    halves: Buffer | None
-
-    @classmethod
-    def send(cls, device: Device, table: ParameterTable, with_halves: bool) -> DeviceTable:
-        """The table, on its way to the device in TRAIN."""
-        halves = device.allocate(2 * table.n_factored * table.layout.lanes) if with_halves else None
-        return cls(sent(device, table.bias), sent(device, table.linear), sent(device, table.factors), halves)
-
-    def fetch(self, device: Device, table: ParameterTable) -> None:
-        """Copy it back, in place on `table`."""
-        for buffer, array in ((self.bias, table.bias), (self.linear, table.linear), (self.factors, table.factors)):
-            device.fetch(buffer, array)
-
-
-def sent(device: Device, array: NDArray[Any]) -> Buffer:
-    """An array in a buffer of its own, on its way in TRAIN."""
-    buffer = device.allocate(array.nbytes)
-    device.send(array, buffer, 0, TRAIN)
-    return buffer

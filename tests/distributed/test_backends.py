@@ -129,5 +129,6 @@ def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
         losses[backend] = result.validation["log_loss"]
         assert result.model.metadata["backend"] == backend
     assert [event["backend"] for event in told if event["event"] == "prepared"] == ["numba", "cupy"]
-    assert {"train_rows", "score_rows"} <= {kernel for kernel, *_ in device.launched}
+    kernels = {kernel for kernel, *_ in device.launched}
+    assert {"train_rows", "score_rows", "sum_linear", "finish_factors", "scatter_rows"} <= kernels
     assert losses["cupy"] == pytest.approx(losses["numba"], abs=0.002)

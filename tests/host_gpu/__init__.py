@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,13 +24,15 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.cupy_gpu import Gpu, build
-from dfm.kernels.gpu_memory import Buffer, Program
+from dfm.kernels.cupy_gpu import build
+from dfm.kernels.gpu_memory import TRAIN, Buffer, Program
+from dfm.kernels.gpu_tables import Gpu
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 _folder = tempfile.TemporaryDirectory(prefix="dfm-host-gpu-", ignore_cleanup_errors=True)
 _libraries: dict[str, ctypes.CDLL] = {}
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(')
 
 
 def library_of(source: str) -> ctypes.CDLL:
@@ -40,18 +43,31 @@ def library_of(source: str) -> ctypes.CDLL:
     if digest not in _libraries:
         program, target = Path(_folder.name, f"{digest}.cu"), Path(_folder.name, f"{digest}.so")
         program.write_text(source)
+        half_bits = "#define FACTOR_BITS 16" in source
+        names = [
+            name for name in _KERNEL.findall(source) if half_bits or name not in ("narrow_factors", "widen_factors")
+        ]
         command = [
             *(
                 str(COMPILER),
                 "-std=c++17",
                 "-O1",
+                "-ffp-contract=off",
                 "-Wall",
                 "-Werror",
                 "-Wno-unknown-pragmas",
                 "-Wno-unused",
                 "-Wno-maybe-uninitialized",
             ),
-            *("-shared", "-fPIC", f'-DCUDA_SOURCE="{program}"', str(HERE / "kernels.cpp"), "-o", str(target)),
+            *(
+                "-shared",
+                "-fPIC",
+                f'-DCUDA_SOURCE="{program}"',
+                "-DKERNELS=" + " ".join(f"X({name})" for name in names),
+                str(HERE / "kernels.cpp"),
+                "-o",
+                str(target),
+            ),
         ]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
         assert done.returncode == 0, done.stderr
@@ -99,7 +115,7 @@ class HostProgram:
 
 @dataclass
 class HostDevice:
-    """A device of `capacity` bytes. What it was asked to do is kept: kernels with their grids, and bytes sent."""
+    """A device of `capacity` bytes. What it was asked is kept: kernels with their grids, bytes sent and fetched."""
 
     capacity: int = 1 << 30
     blocks_at_a_time: int = 4
@@ -107,6 +123,7 @@ class HostDevice:
     in_use: int = 0
     launched: list[tuple[str, int, int]] = field(default_factory=list)
     sent: list[tuple[str, int]] = field(default_factory=list)
+    fetched: list[tuple[str, int]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -115,7 +132,7 @@ class HostDevice:
     def free_bytes(self) -> int:
         return self.capacity - self.in_use
 
-    def compile(self, source: str) -> Program:
+    def compile(self, source: str, exact: bool = False) -> Program:
         return HostProgram(library_of(source), self)
 
     def allocate(self, n_bytes: int) -> Buffer:
@@ -133,10 +150,12 @@ class HostDevice:
         buffer.memory[offset : offset + source.size] = source
         self.sent.append((queue, source.size))
 
-    def fetch(self, buffer: Buffer, array: NDArray[Any]) -> None:
+    def fetch(self, buffer: Buffer, array: NDArray[Any], offset: int = 0, queue: str = TRAIN) -> None:
         assert isinstance(buffer, HostBuffer)
         target = array.reshape(-1).view(np.uint8)
-        target[:] = buffer.memory[: target.size]
+        assert offset + target.size <= buffer.memory.size
+        target[:] = buffer.memory[offset : offset + target.size]
+        self.fetched.append((queue, target.size))
 
     def mark(self, queue: str) -> Any:
         return queue
