@@ -3,8 +3,8 @@
     python benchmarks/gpu/bench_gpu.py --output results.md   # about ten minutes on a machine with an NVIDIA GPU
     python benchmarks/gpu/bench_gpu.py --smoke                # does it still work?
 
-Without a GPU it says so and ends. A round is timed as training sees it: table sent, rows walked, table fetched. "walk"
-is what more rows cost, (t(2n) − t(n)) / n: transfers of the table and the first, careful launches fall out of it.
+Without a GPU it says so and ends. A "walk" is what more rows cost, (t(2n) − t(n)) / n: the first, careful launches fall
+out of it. A round of a job is timed whole: parameters pulled, replicas trained, summed and merged.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ import click_data
 from click_data import ImplicitRows
 from machine import machine_line
 
+from dfm import gpu_averaging
+from dfm.averaging import MergeRule, OnProcessors
+from dfm.distributed import rounds
 from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+from dfm.partition import SparsePartition
 
-Compile = Callable[[KernelSpec], Kernels]
+Place = Callable[[ParameterTable], ParameterTable]
+"""Brings a table to where the kernels want it."""
 STEP = Step(0.05, 0.025, 0.005, 0.005)
 BAR_ROWS, BAR_TORCH, BAR_LOSS, BAR_LOGIT = 40e6, 20.0, 0.001, 1e-5
 """Rows per second at k = 16, hash_bits = 22, row-wise AdaGrad; times PyTorch; log loss and logits beside the CPU's."""
@@ -42,19 +47,24 @@ BAR_ROWS, BAR_TORCH, BAR_LOSS, BAR_LOGIT = 40e6, 20.0, 0.001, 1e-5
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run. rows: of the speeds; learning_rows, epochs: of the log losses; copied: bytes of the copy."""
+    """What is run. rows: of the speeds; learning_rows, epochs: of the log losses; optimizers: of both; copied: bytes of
+    the copy."""
 
     rows: int
     learning_rows: int
     epochs: int
     factors: tuple[int, ...]
     hash_bits: tuple[int, ...]
+    optimizers: tuple[str, ...]
     repeats: int
+    n_replicas: int
     copied: int
 
 
-FULL = Sizes(4_000_000, 2_000_000, 3, (8, 16, 32, 64), (20, 22, 24, 26), 5, 4 << 30)
-SMOKE = Sizes(20_000, 4_000, 1, (8,), (16,), 1, 1 << 20)
+FULL = Sizes(
+    4_000_000, 2_000_000, 3, (8, 16, 32, 64), (20, 22, 24, 26), ("adagrad-row", "adagrad", "ftrl"), 5, 8, 4 << 30
+)
+SMOKE = Sizes(20_000, 4_000, 1, (8,), (16,), ("adagrad-row",), 1, 2, 1 << 20)
 
 
 def new_table(spec: KernelSpec, n_features: int) -> ParameterTable:
@@ -75,9 +85,21 @@ def some(rows: ImplicitRows, n_rows: int) -> ImplicitRows:
     )
 
 
-def seconds_of(kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step, repeats: int) -> float:
-    """Median of a round, on a table that one round has trained, with rows that the device holds."""
-    table = new_table(kernels.spec, n_features)
+def stay(table: ParameterTable) -> ParameterTable:
+    """Where it is."""
+    return table
+
+
+def on_device(table: ParameterTable) -> ParameterTable:
+    """On the GPU, as averages leave it."""
+    return gpu_averaging.of_process().copy(table)
+
+
+def seconds_of(
+    kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step, repeats: int, place: Place = stay
+) -> float:
+    """Median of a walk, on a table that one walk has trained, with rows that the device holds."""
+    table = place(new_table(kernels.spec, n_features))
     kernels.run_round(rows, table, step)
     seconds = []
     for seed in range(repeats):
@@ -90,17 +112,17 @@ def seconds_of(kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step
 
 @dataclass(frozen=True)
 class Speed:
-    """Rows per second of a round, and of the walk alone."""
+    """Rows per second of all rows, and of the second half of them: the walk, see the module."""
 
-    round: float
+    whole: float
     walk: float
 
 
 def speed_of(kernels: Kernels, rows: ImplicitRows, n_features: int, step: Step, repeats: int) -> Speed:
-    """See the module."""
+    """Of a GPU's kernels on a table that lives there."""
     n_rows = len(rows.labels) // 2
-    half = seconds_of(kernels, some(rows, n_rows), n_features, step, repeats)
-    whole = seconds_of(kernels, rows, n_features, step, repeats)
+    half = seconds_of(kernels, some(rows, n_rows), n_features, step, repeats, on_device)
+    whole = seconds_of(kernels, rows, n_features, step, repeats, on_device)
     return Speed(2 * n_rows / whole, n_rows / max(whole - half, 1e-9))
 
 
@@ -177,12 +199,12 @@ def millions(rate: float | None) -> str:
     return "-" if rate is None else f"{rate / 1e6:.2f} M"
 
 
-def print_speeds(gpu: Compile, sizes: Sizes, bandwidth: float) -> dict[str, float]:
+def print_speeds(sizes: Sizes, bandwidth: float) -> dict[str, float]:
     """Speeds for every k and hash_bits; returns what the bars are about."""
     hashes, labels = click_data.hashed_fields(sizes.rows), click_data.labels_for(sizes.rows)
     found: dict[str, float] = {}
     print(f"\n{sizes.rows} rows of {click_data.N_FIELDS} entries; millions of rows per second\n")
-    head = ("k", "hash_bits", "optimizer", "round", "walk", "share of copy bandwidth", "CPU, all cores")
+    head = ("k", "hash_bits", "optimizer", "all rows", "walk", "share of copy bandwidth", "CPU, all cores")
     table_row(*head, "PyTorch", "walk / PyTorch", "deterministic")
     table_row(*["---"] * 10)
     for k in sizes.factors:
@@ -191,17 +213,17 @@ def print_speeds(gpu: Compile, sizes: Sizes, bandwidth: float) -> dict[str, floa
             rows = click_data.as_rows(indices, labels)
             few = some(rows, min(sizes.rows, 200_000))
             torch_speed = torch_rows_per_second(rows, n_features, k, 50)
-            for optimizer in ("adagrad-row", "adagrad"):
+            for optimizer in sizes.optimizers[:2]:
                 spec = KernelSpec("logistic", optimizer, k)
-                speed = speed_of(gpu(spec), rows, n_features, STEP, sizes.repeats)
+                speed = speed_of(cupy_gpu.compile_kernels(spec), rows, n_features, STEP, sizes.repeats)
                 cores = replace(STEP, n_threads=os.cpu_count() or 1)
                 cpu = len(few.labels) / seconds_of(numba_cpu.compile_kernels(spec), few, n_features, cores, 1)
                 careful = replace(STEP, deterministic=True)
                 alone = some(rows, min(sizes.rows, 50_000))
-                slow = len(alone.labels) / seconds_of(gpu(spec), alone, n_features, careful, 1)
+                slow = len(alone.labels) / seconds_of(cupy_gpu.compile_kernels(spec), alone, n_features, careful, 1)
                 times = speed.walk / torch_speed if torch_speed else float("nan")
                 table_row(
-                    *(str(k), str(bits), optimizer, millions(speed.round), millions(speed.walk)),
+                    *(str(k), str(bits), optimizer, millions(speed.whole), millions(speed.walk)),
                     *(f"{speed.walk * bytes_per_row(spec) / bandwidth:.0%}", millions(cpu), millions(torch_speed)),
                     *(f"{times:.0f}x", millions(slow)),
                 )
@@ -210,7 +232,7 @@ def print_speeds(gpu: Compile, sizes: Sizes, bandwidth: float) -> dict[str, floa
     return found
 
 
-def print_learning(gpu: Compile, sizes: Sizes) -> dict[str, float]:
+def print_learning(sizes: Sizes) -> dict[str, float]:
     """Log loss per epoch beside the CPU's, and the largest difference of logits of one table."""
     n_rows = sizes.learning_rows
     hashes = click_data.hashed_fields(n_rows * 5 // 4)
@@ -222,7 +244,8 @@ def print_learning(gpu: Compile, sizes: Sizes) -> dict[str, float]:
     print(f"\nlog loss of {len(held_out.labels)} held-out rows after each epoch of {n_rows}\n")
     table_row("optimizer", "epoch", "CPU", "GPU", "GPU, deterministic", "GPU, bf16", "largest difference of logits")
     table_row(*["---"] * 7)
-    for optimizer in ("adagrad-row", "adagrad", "ftrl"):
+    gpu = cupy_gpu.compile_kernels
+    for optimizer in sizes.optimizers:
         spec = KernelSpec("logistic", optimizer, 16)
         ways = [
             (numba_cpu.compile_kernels(spec), STEP),
@@ -247,6 +270,50 @@ def log_loss(logits: Any, labels: Any) -> float:
     """Mean, in nats."""
     signed = np.where(labels > 0.5, logits, -logits).astype(np.float64)
     return float(np.logaddexp(0.0, -signed).mean())
+
+
+def replicas_of(indices: Any, labels: Any, n_replicas: int) -> list[list[SparsePartition]]:
+    """The rows dealt out, as partitions of a job have them: each with the features that it touches."""
+    result = []
+    for part, its_labels in zip(np.array_split(indices, n_replicas), np.array_split(labels, n_replicas), strict=True):
+        features, local = np.unique(part, return_inverse=True)
+        rows = click_data.as_rows(local.reshape(part.shape).astype(np.uint32), np.ascontiguousarray(its_labels))
+        result.append(
+            [
+                SparsePartition(
+                    rows.indptr, rows.indices, rows.values, rows.labels, rows.weights,
+                    features.astype(np.uint32), len(features), rows.n_implicit,
+                )
+            ]
+        )  # fmt: skip
+    return result
+
+
+def print_rounds(sizes: Sizes) -> None:
+    """A round of a job on one device: its replicas one after the other, and their average."""
+    bits, k = max(bits for bits in sizes.hash_bits if bits <= 22), 16 if 16 in sizes.factors else sizes.factors[0]
+    hashes = click_data.hashed_fields(sizes.rows)
+    indices, n_features = click_data.compact(hashes, bits)
+    replicas = replicas_of(indices, click_data.planted_labels(hashes), sizes.n_replicas)
+    spec = KernelSpec("logistic", "adagrad-row", k)
+    print(f"\na round: {sizes.n_replicas} replicas, {sizes.rows} rows, {n_features} features, k = {k}; medians\n")
+    table_row("rows walked by", "averages made by", "round, s", "walks, s", "the rest, s", "rows/s of the round")
+    table_row(*["---"] * 6)
+    for backend, averaging in (("cupy", gpu_averaging.of_process), ("cupy", OnProcessors), ("numba", OnProcessors)):
+        rounds.AVERAGING[backend] = averaging
+        work = rounds.Work(spec, MergeRule("weighted"), STEP, sizes.n_replicas, backend)
+        block = rounds.Block(0, new_table(spec, n_features))
+        times = []
+        for number in range(sizes.repeats + 2):
+            step = replace(STEP, seed=number * sizes.n_replicas)
+            begin = time.perf_counter()
+            push = rounds.train_replicas(replace(work, step=step), 0, range(1), [block], replicas)
+            block = rounds.merge_block(work, block, [push])
+            times.append((time.perf_counter() - begin, sum(report.seconds for report in push.reports)))
+        whole, walks = (statistics.median(each) for each in zip(*times[2:], strict=True))
+        names = "one core" if backend == "numba" else "GPU", "GPU" if averaging is not OnProcessors else "one core"
+        table_row(*names, *(f"{each:.4f}" for each in (whole, walks, whole - walks)), millions(sizes.rows / whole))
+    rounds.AVERAGING["cupy"] = gpu_averaging.of_process
 
 
 def print_bars(found: dict[str, float]) -> None:
@@ -287,12 +354,13 @@ def also_written_to(path: str) -> Iterator[None]:
             yield
 
 
-def run(gpu: Compile, sizes: Sizes, device: str, bandwidth: float) -> None:
+def run(sizes: Sizes, device: str, bandwidth: float) -> None:
     """Prints everything."""
     print(machine_line())
     print(f"{device}; {datetime.date.today()}; copies within its memory: {bandwidth / 1e9:.0f} GB/s read and written")
-    found = print_learning(gpu, sizes)
-    found |= print_speeds(gpu, sizes, bandwidth)
+    found = print_learning(sizes)
+    print_rounds(sizes)
+    found |= print_speeds(sizes, bandwidth)
     print_bars(found)
 
 
@@ -316,7 +384,7 @@ def main() -> None:
         return
     sizes = SMOKE if arguments.smoke else FULL
     with also_written_to(arguments.output):
-        run(cupy_gpu.compile_kernels, sizes, device_line(), copy_bandwidth(sizes.copied))
+        run(sizes, device_line(), copy_bandwidth(sizes.copied))
 
 
 if __name__ == "__main__":
