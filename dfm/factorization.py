@@ -83,6 +83,7 @@ def matrix_factorization(
     patience: int = 5,
     n_replicas: int = 1,
     seed: int = 0,
+    backend: str = "numba",
     client: Any = None,
 ) -> Factorization:
     """Factors of a matrix [m, n] of which only some entries are known.
@@ -91,7 +92,8 @@ def matrix_factorization(
     too) are what is known. l2, l2_biases: penalties per observed entry, for entries of deviation 1. init_stdev: of the
     factors at the start; None for one at which the product has a third of the deviation of D. tol, patience: training
     ends when the mean squared error, for entries of deviation 1, fell by less than tol in each of so many epochs.
-    client: a Dask client, to train the replicas on its cluster; without one they are trained here.
+    backend: "numba" trains on processors, "cupy" on NVIDIA GPUs, "auto" on GPUs where they are. client: a Dask client,
+    to train the replicas on its cluster; without one they are trained here.
     """
     if n_factors < 1:
         raise SettingsError(f"n_factors = {n_factors}; a factorization needs at least 1")
@@ -105,6 +107,7 @@ def matrix_factorization(
             MergeRule("mean" if optimizer in WITHOUT_ACCUMULATORS else "weighted"),
             _step(learning_rate, biases, l2, l2_biases, n_replicas),
             n_replicas,
+            backend,
         ),
         InitialValues(seed, n_factors**-0.25 / 3**0.5 if init_stdev is None else init_stdev),
         n_epochs,

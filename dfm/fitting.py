@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from dfm.averaging import MergeRule
 from dfm.distributed import rounds
-from dfm.errors import DivergenceError
+from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.metrics import Tally
 from dfm.objective import Objective
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
+from dfm.params import InitialValues, Layout, ParameterTable, initialise
 from dfm.partition import HashedRows, SparsePartition, build_partition
+from dfm.settings import BACKENDS
 from dfm.vocabulary import RowLookup, Vocabulary
 
 Event = dict[str, Any]
@@ -75,7 +76,10 @@ class Crew(Protocol):
     def validates(self) -> bool:
         """Whether there are held-out rows."""
 
-    def start(self, table: ParameterTable) -> None:
+    def placed(self, work: rounds.Work) -> rounds.Work:
+        """The work with the backend that it asks for, or, for "auto", the one that there is."""
+
+    def start(self, work: rounds.Work, table: ParameterTable) -> None:
         """Begin with these parameters."""
 
     def round(self, work: rounds.Work, slice_number: int) -> None:
@@ -96,7 +100,8 @@ def fit(recipe: Recipe, crew: Crew, progress: Progress, tell: Tell) -> Progress:
 
     DivergenceError where the loss leaves the finite numbers.
     """
-    crew.start(progress.table)
+    recipe = dataclasses.replace(recipe, work=crew.placed(recipe.work))
+    crew.start(recipe.work, progress.table)
     history, rounds_done = list(progress.history), progress.rounds_done
     total_rounds = rounds_done + recipe.n_epochs * recipe.n_rounds
     best, least, worse = progress.table, float("inf"), 0
@@ -149,11 +154,13 @@ def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     return initialise(Layout(spec.optimizer, spec.n_factors), vocabulary.ids, vocabulary.n_factored, recipe.initial)
 
 
-def make_work(spec: KernelSpec, rule: MergeRule, step: Step, n_replicas: int) -> rounds.Work:
-    """The work record of a fit, after the rule was found to suit optimizer and replicas."""
+def make_work(spec: KernelSpec, rule: MergeRule, step: Step, n_replicas: int, backend: str = "numba") -> rounds.Work:
+    """The work record of a fit, after the rule was found to suit optimizer and replicas; a crew settles the backend."""
     rule.check_optimizer(spec.optimizer)
     rule.check_replicas(n_replicas)
-    return rounds.Work(spec, rule, step, n_replicas)
+    if backend not in BACKENDS:
+        raise SettingsError(f"backend = {backend!r}; choose one of {', '.join(BACKENDS)}")
+    return rounds.Work(spec, rule, step, n_replicas, backend)
 
 
 # ------------------------------------------------------------------------------------------------ rows ----
@@ -211,9 +218,13 @@ class LocalCrew:
         """Whether there are held-out rows."""
         return bool(self.held_out)
 
-    def start(self, table: ParameterTable) -> None:
+    def placed(self, work: rounds.Work) -> rounds.Work:
+        """With a backend of this process."""
+        return dataclasses.replace(work, backend=rounds.backend_here(work.backend, work.spec))
+
+    def start(self, work: rounds.Work, table: ParameterTable) -> None:
         """Begin with a copy of these parameters."""
-        self._block = rounds.Block(0, table.copy())
+        self._block = rounds.Block(0, work.averaging.copy(table))
 
     def round(self, work: rounds.Work, slice_number: int) -> None:
         """Train every replica on a slice, then average."""
@@ -257,7 +268,7 @@ def tally_of(recipe: Recipe, blocks: Sequence[rounds.Block], partitions: Sequenc
     unit, tables = recipe.unit, [block.table for block in blocks]
     total: Tally = recipe.objective.empty()
     for partition in partitions:
-        table = pull(tables, partition.features, partition.n_factored)
+        table = recipe.work.averaging.pull(tables, partition.features, partition.n_factored)
         scores = recipe.work.kernels.scores(partition, table).astype(np.float64) * unit.scale + unit.mean
         labels = partition.labels.astype(np.float64) * unit.scale + unit.mean
         weights = partition.weights if partition.weights.size else None

@@ -8,10 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from host_gpu import HostDevice, host_kernels
-
-from dfm.kernels import cupy_device, cupy_gpu
-from dfm.kernels.contract import KernelSpec
+from host_gpu import as_gpu_of_process
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_gpu.py"
 
@@ -19,10 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_gpu.py"
 def test_the_benchmark_prints_speeds_rounds_losses_and_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    host_kernels(KernelSpec("logistic", "adagrad-row", 2))  # skips where there is no compiler
-    monkeypatch.setattr(cupy_device, "CupyDevice", lambda number: HostDevice())
-    monkeypatch.setattr(cupy_gpu, "_gpus", {})
-    monkeypatch.setattr(cupy_gpu, "_cache", {})
+    as_gpu_of_process(monkeypatch)
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds folders
     spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
     assert spec is not None

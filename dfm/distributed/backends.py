@@ -18,7 +18,6 @@ from dfm.distributed.joining import workers_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device, cupy_gpu
 from dfm.kernels.contract import KernelSpec
-from dfm.settings import TrainingSettings
 
 RESOURCE = "GPU"
 """What workers declare; see Dask's `--resources`."""
@@ -51,12 +50,13 @@ def gpu_of_worker() -> GpuOfWorker:
     )
 
 
-def choose(client: Client, training: TrainingSettings, spec: KernelSpec, addresses: Sequence[str]) -> Backend:
-    """The backend of a job, as training.backend wants it.
+def choose(
+    client: Client, wanted: str, spec: KernelSpec, addresses: Sequence[str], deterministic: bool = False
+) -> Backend:
+    """The backend of a job or a fit, as `training.backend` wants it.
 
     SettingsError or ClusterError where GPUs are wanted that cannot do it, or are not there.
     """
-    wanted = training.backend
     if wanted == "numba":
         return Backend("numba", None, "training on processors")
     try:
@@ -84,7 +84,7 @@ def choose(client: Client, training: TrainingSettings, spec: KernelSpec, address
     _spread(client, found)
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.values()).items())
     resources = _declared(client, addresses)
-    careful = " (deterministic: one row after the other, slower than a processor)" if training.deterministic else ""
+    careful = " (deterministic: one row after the other, slower than a processor)" if deterministic else ""
     return Backend("cupy", resources, f"training on GPUs: {kinds}{careful}")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client, Future, get_client
 
 from dfm.contributions import aligned_groups
-from dfm.distributed import rounds
+from dfm.distributed import backends, rounds
 from dfm.distributed.cluster import Watch
 from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError
@@ -56,6 +57,8 @@ class DaskCrew:
     replicas: list[Future]
     held_out: list[Future] = field(default_factory=list)
     _block: Future = field(init=False)
+    _resources: Mapping[str, float] | None = field(init=False, default=None)
+    """What a training task takes of its worker: see `backends`."""
     _reports: list[Future] = field(init=False, default_factory=list)
     _lineage: int = field(init=False, default=0)
 
@@ -69,8 +72,18 @@ class DaskCrew:
         """Whether there are held-out rows."""
         return bool(self.held_out)
 
-    def start(self, table: ParameterTable) -> None:
-        """Begin with these parameters; every worker gets a copy, since nobody could compute them again."""
+    def placed(self, work: rounds.Work) -> rounds.Work:
+        """With a backend that all workers have."""
+        backend = backends.choose(self.client, work.backend, work.spec, self.watch.addresses())
+        self._resources = backend.resources
+        return dataclasses.replace(work, backend=backend.name)
+
+    def start(self, work: rounds.Work, table: ParameterTable) -> None:
+        """Begin with these parameters."""
+        self._scatter(table)
+
+    def _scatter(self, table: ParameterTable) -> None:
+        """Every worker gets a copy, since nobody could compute them again."""
         self._block = self.client.scatter([rounds.Block(0, table)], hash=False, broadcast=True)[0]
         self._lineage = 0
 
@@ -82,6 +95,7 @@ class DaskCrew:
                 rounds.train_replicas, work, group.start, range(slice_number, slice_number + 1), [self._block],
                 self.replicas[group.start : group.stop],
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
+                resources=self._resources,
             )
             for group in aligned_groups(n_replicas, 1 << (self.watch.n_threads() - 1).bit_length())
         ]  # fmt: skip
@@ -97,7 +111,7 @@ class DaskCrew:
         tallies = [report.tally for future in self._reports for report in self.watch.result(future)]
         self._reports = []
         if self._lineage >= _LONGEST_LINEAGE:
-            self.start(self.parameters())
+            self._scatter(self.parameters())
         return tallies
 
     def evaluate(self, recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import numpy as np
 
 from dfm import gpu_averaging
 from dfm.averaging import Averaging, MergeRule, OnProcessors
-from dfm.kernels import cupy_gpu, numba_cpu
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
 from dfm.model import FMModel
@@ -91,6 +92,25 @@ class Block:
     table: ParameterTable
     momentum: ParameterTable | None = None
     reports: tuple[ReplicaReport, ...] = ()
+
+
+def backend_here(wanted: str, spec: KernelSpec) -> str:
+    """The backend of this process, as "auto", "numba" or "cupy" want it.
+
+    SettingsError or ClusterError where a GPU is wanted that cannot do it, or is not there.
+    """
+    if wanted == "numba":
+        return wanted
+    try:
+        cupy_gpu.source_of(spec)
+    except SettingsError:
+        if wanted == "cupy":
+            raise
+        return "numba"
+    name, reason = cupy_device.availability()
+    if not name and wanted == "cupy":
+        raise ClusterError(f'backend = "cupy" needs a GPU: {reason}. Use backend = "numba" here')
+    return "cupy" if name else "numba"
 
 
 def compiled(backend: str, spec: KernelSpec) -> Kernels:

@@ -160,7 +160,10 @@ class _Run:
         """Prepare, train from the newest sound checkpoint that was found, publish."""
         started = time.time()
         self.shares_disk = cluster.shares_disk(self.client)
-        self.backend = backends.choose(self.client, self.job.training, self.spec, self.watch.addresses())
+        training = self.job.training
+        self.backend = backends.choose(
+            self.client, training.backend, self.spec, self.watch.addresses(), training.deterministic
+        )
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()

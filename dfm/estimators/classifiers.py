@@ -204,8 +204,9 @@ class FMClassifier(_Classifier):
     min_count_factors are the knobs of a job file.
 
     Work. n_replicas: local models, averaged averages_per_epoch times in every epoch by the rule `merge`; None is one
-    in this process, and eight where the rows lie on a cluster. n_jobs: threads for replicas or classes. random_state:
-    a number for the same bytes every time. verbose: print a line an epoch.
+    in this process, and eight where the rows lie on a cluster. backend: "numba" trains on processors, "cupy" on NVIDIA
+    GPUs, which give other bytes each time; "auto" on GPUs where they are and can do it. n_jobs: threads for replicas or
+    classes. random_state: a number for the same bytes every time. verbose: print a line an epoch.
 
     Fitted: classes_, coef_ (w), intercept_ (w0), factors_ (V), n_iter_ (epochs), history_ (a record each), model_ (the
     `FMModel` to serve), n_features_in_, and feature_names_in_ where columns have names.
@@ -247,6 +248,7 @@ class FMClassifier(_Classifier):
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
+        backend: str = "numba",
         random_state: Any = 0,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -288,6 +290,7 @@ class LinearClassifier(_Classifier):
         numeric_transform: str = "standardize",
         hash_bits: int = 20,
         min_count: int = 1,
+        backend: str = "numba",
         random_state: Any = 0,
         n_jobs: int | None = None,
         verbose: int = 0,

@@ -25,6 +25,7 @@ _MODEL_KNOBS = ("n_factors", "hash_bits", "min_count", "min_count_factors", "ini
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *("initial_accumulator", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta", "schedule", "merge", "patience"),
+    "backend",
 )
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
 
@@ -122,7 +123,13 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
         rule = MergeRule(automatic if training.merge == "auto" else training.merge, training.accumulators)
         return Recipe(
-            make_work(self._spec(objective, model.n_factors, training.optimizer), rule, step, training.n_replicas),
+            make_work(
+                self._spec(objective, model.n_factors, training.optimizer),
+                rule,
+                step,
+                training.n_replicas,
+                training.backend,
+            ),
             InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
             training.n_epochs if n_epochs is None else n_epochs,
             self._n_rounds(training, n_rows),

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from host_gpu import HostDevice, host_kernels
+from host_gpu import as_gpu_of_process
 from small_jobs import job_tables
 
 from dfm import jobs
 from dfm.distributed import backends
 from dfm.distributed.backends import GpuOfWorker
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_device, cupy_gpu
+from dfm.kernels import cupy_device
 from dfm.kernels.contract import KernelSpec
-from dfm.settings import TrainingSettings
 
 SPEC = KernelSpec("logistic", "adagrad", 8)
 H200, NONE = GpuOfWorker("NVIDIA H200", "", 2, ""), GpuOfWorker("", "CuPy finds no usable GPU", 0, "")
@@ -50,8 +49,10 @@ class FakeClient:
         return {"workers": {address: {"resources": {"GPU": number} if number else {}} for address, number in counted}}
 
 
-def choose(client: FakeClient, spec: KernelSpec = SPEC, **training: Any) -> backends.Backend:
-    return backends.choose(client, TrainingSettings(**training), spec, list(client.gpus))  # type: ignore[arg-type]
+def choose(
+    client: FakeClient, spec: KernelSpec = SPEC, backend: str = "auto", deterministic: bool = False
+) -> backends.Backend:
+    return backends.choose(client, backend, spec, list(client.gpus), deterministic)  # type: ignore[arg-type]
 
 
 def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:
@@ -115,15 +116,9 @@ def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
     }
     training = {"n_replicas": 2, "n_epochs": 2, "averages_per_epoch": 4, "later_averages": 2}  # several slices a round
     losses, told = {}, []
-    device = HostDevice()
-    host_kernels(SPEC)  # skips here, not in a worker, where there is no compiler
     for backend in ("numba", "cupy"):
         if backend == "cupy":
-            monkeypatch.setattr(cupy_device, "availability", lambda: (device.name, ""))
-            monkeypatch.setattr(cupy_device, "device_count", lambda: 1)
-            monkeypatch.setattr(cupy_device, "CupyDevice", lambda number: device)
-            monkeypatch.setattr(cupy_gpu, "_gpus", {})
-            monkeypatch.setattr(cupy_gpu, "_cache", {})
+            device = as_gpu_of_process(monkeypatch)
         tables = job_tables(log, tmp_path / backend, **small, training={**training, "backend": "auto"})
         result = jobs.train(tables, client, on_event=told.append)
         losses[backend] = result.validation["log_loss"]

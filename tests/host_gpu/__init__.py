@@ -23,8 +23,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
+from dfm.kernels import cupy_device, cupy_gpu
 from dfm.kernels.contract import Kernels, KernelSpec
-from dfm.kernels.cupy_gpu import build
+from dfm.kernels.cupy_gpu import build, source_of
 from dfm.kernels.gpu_memory import TRAIN, Buffer, Program
 from dfm.kernels.gpu_tables import Gpu
 
@@ -167,3 +168,15 @@ class HostDevice:
 def host_kernels(spec: KernelSpec, device: HostDevice | None = None) -> Kernels:
     """The GPU's kernels of a spec, on a processor."""
     return build(spec, Gpu(device or HostDevice()))
+
+
+def as_gpu_of_process(monkeypatch: pytest.MonkeyPatch) -> HostDevice:
+    """Let this process find a GPU, which is a processor. Skips the test where no compiler is."""
+    library_of(source_of(KernelSpec("logistic", "adagrad", 2)))
+    device = HostDevice()
+    monkeypatch.setattr(cupy_device, "availability", lambda: (device.name, ""))
+    monkeypatch.setattr(cupy_device, "device_count", lambda: 1)
+    monkeypatch.setattr(cupy_device, "CupyDevice", lambda number: device)
+    monkeypatch.setattr(cupy_gpu, "_gpus", {})
+    monkeypatch.setattr(cupy_gpu, "_cache", {})
+    return device
