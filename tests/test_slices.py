@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dfm import slices as slices_module
 from dfm.averaging import WEIGHT_RULES, MergeRule, contribute
 from dfm.distributed import rounds
-from dfm.kernels.contract import KernelSpec, RoundTally, Step
+from dfm.kernels.contract import Following, KernelSpec, RoundTally, RowsLike, Step
 from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.partition import SparsePartition
 from dfm.slices import Slices
@@ -159,10 +159,25 @@ def test_slices_of_one_round_are_walked_in_different_orders(monkeypatch: pytest.
     work = work_of("adagrad", MergeRule("mean"))
     kernels, seeds = work.kernels, []
 
-    def run_round(rows: SparsePartition, local: ParameterTable, step: Step) -> RoundTally:
+    def run_round(rows: RowsLike, local: ParameterTable, step: Step, following: Following | None = None) -> RoundTally:
         seeds.append(step.seed)
         return kernels.run_round(rows, local, step)
 
     monkeypatch.setattr(rounds, "compiled", lambda *_: dataclasses.replace(kernels, run_round=run_round))
     rounds.train_replicas(work, 0, range(2), [rounds.Block(0, table)], [[part, part], [part, part]])
     assert len(seeds) == len(set(seeds)) == 4
+
+
+def test_a_walk_is_told_what_is_walked_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, table, work = drawn(4, 6), untrained("adagrad"), work_of("adagrad", MergeRule("mean"))
+    kernels, walks, announced = work.kernels, [], []
+
+    def run_round(rows: RowsLike, local: ParameterTable, step: Step, following: Following | None = None) -> RoundTally:
+        walks.append((id(rows), step.seed))
+        announced.append((id(following.rows), following.seed) if following else None)
+        return kernels.run_round(rows, local, step)
+
+    monkeypatch.setattr(rounds, "compiled", lambda *_: dataclasses.replace(kernels, run_round=run_round))
+    rounds.train_replicas(work, 3, range(1, 3), [rounds.Block(0, table)], [parts[:3], parts[3:]])
+    assert announced == [*walks[1:], None]
+    assert [walk for walk, _ in walks] == [id(part) for part in (parts[1], parts[2], parts[4], parts[5])]

@@ -21,7 +21,7 @@ from dfm import gpu_averaging
 from dfm.averaging import Averaging, MergeRule, OnProcessors
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
-from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, Step
+from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
 from dfm.metrics import Tally
 from dfm.model import FMModel
 from dfm.objective import Objective
@@ -141,8 +141,11 @@ def train_replicas(
 ) -> Push:
     """Train neighbouring replicas, each from the same parameters on its slices `numbers`; sum what they changed."""
     contributions, reports = [], []
-    for replica, slices in enumerate(replicas, start=first_replica):
-        contribution, report = _train_replica(work, replica, blocks, [slices[number] for number in numbers])
+    walked = [[slices[number] for number in numbers] for slices in replicas]
+    for replica, slices in enumerate(walked, start=first_replica):
+        others = walked[replica - first_replica + 1 :]
+        following = Following(others[0][0], _seed(work, replica + 1, 0)) if others else None
+        contribution, report = _train_replica(work, replica, blocks, slices, following)
         contributions.append(contribution)
         reports.append(report)
     # The summands of one replica travel as they are, halved or not; a sum needs float32.
@@ -151,11 +154,20 @@ def train_replicas(
     return Push(total, tuple(reports))
 
 
+def _seed(work: Work, replica: int, number: int) -> int:
+    """Of a replica's walk over the slice that comes as this number in the round."""
+    return (work.step.seed + replica + number * _SEED_STRIDE) % 2**63
+
+
 def _train_replica(
-    work: Work, replica: int, blocks: Sequence[Block], slices: Sequence[SparsePartition]
+    work: Work,
+    replica: int,
+    blocks: Sequence[Block],
+    slices: Sequence[SparsePartition],
+    following: Following | None,
 ) -> tuple[Any, ReplicaReport]:
-    """One after the other, each slice from where the last one ended."""
-    tables, seed = [block.table for block in blocks], work.step.seed + replica
+    """One after the other, each slice from where the last one ended. following: what this process walks after them."""
+    tables = [block.table for block in blocks]
     averaging = work.averaging
     several = averaging.unite(slices) if len(slices) > 1 else None
     touched = several or slices[0]
@@ -165,9 +177,11 @@ def _train_replica(
     for number, partition in enumerate(slices):
         rows = several.positions[number] if several else touched.features
         local = averaging.pull([after], rows, partition.n_factored) if several else after
-        step = dataclasses.replace(work.step, seed=(seed + number * _SEED_STRIDE) % 2**63)
+        step = dataclasses.replace(work.step, seed=_seed(work, replica, number))
+        rest = slices[number + 1 :]
+        next_one = Following(rest[0], _seed(work, replica, number + 1)) if rest else following
         started = time.perf_counter()
-        tally += work.kernels.run_round(partition, local, step)
+        tally += work.kernels.run_round(partition, local, step, next_one)
         seconds += time.perf_counter() - started
         if several:
             averaging.put(local, rows, after)

@@ -91,6 +91,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Following:
+    """The rows that are walked after these, and the seed of that walk: a GPU copies them meanwhile."""
+
+    rows: RowsLike
+    seed: int
+
+
+class RunRound(Protocol):
+    """See `Kernels`."""
+
+    def __call__(
+        self, rows: RowsLike, table: ParameterTable, step: Step, following: Following | None = None
+    ) -> RoundTally: ...
+
+
+@dataclass(frozen=True)
 class RoundTally:
     """What a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss).
 
@@ -120,12 +136,12 @@ class RoundTally:
 class Kernels:
     """Compiled functions of one spec.
 
-    `run_round(rows, table, step)` walks all rows once, in seeded block order, and changes `table` in place.
+    `run_round(rows, table, step, following)` walks all rows once, in seeded block order, and changes `table` in place.
     `scores(rows, table)` gives float32[n_rows] logits; tables without optimizer state are legal there.
     """
 
     spec: KernelSpec
-    run_round: Callable[[RowsLike, ParameterTable, Step], RoundTally]
+    run_round: RunRound
     scores: Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
     compile_seconds: float
 

@@ -6,6 +6,7 @@ first and brought back afterwards. Rounds of one process take turns on the devic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.errors import SettingsError
+from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device, gpu_plan
-from dfm.kernels.contract import Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
+from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
 from dfm.kernels.gpu_memory import TRAIN, Buffer, Program, Resident, first_value
 from dfm.kernels.gpu_plan import Facts, Grid, Piece
 from dfm.kernels.gpu_tables import Gpu, GpuTable, TableBuffers
@@ -223,7 +224,13 @@ class _Round:
 
 
 def _train(
-    program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step
+    program: Program,
+    gpu: Gpu,
+    spec: KernelSpec,
+    rows: RowsLike,
+    table: ParameterTable,
+    step: Step,
+    following: Following | None = None,
 ) -> RoundTally:
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
@@ -257,6 +264,8 @@ def _train(
             walk.launch("widen_factors", every_factor)
         if spec.optimizer == "ftrl":
             walk.launch("refresh_weights", gpu_plan.flat(table.n_features // gpu_plan.WARP, 128))
+        if following:
+            _copy_ahead(gpu, following)
         device.fetch(results, tallies)
         ours.changed()
         if ours is not table:
@@ -264,6 +273,15 @@ def _train(
                 device.fetch(getattr(buffers, name), getattr(table, name))
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
+
+
+def _copy_ahead(gpu: Gpu, following: Following) -> None:
+    """Let the first piece of the next walk come while this one is under way; errors are that walk's to raise."""
+    rows = following.rows
+    with contextlib.suppress(ClusterError, TypeError, ValueError):
+        gpu.residents.facts(rows)
+        for piece in gpu_plan.pieces(len(rows.labels), rows.n_implicit, following.seed)[:1]:
+            gpu.residents.get(rows, piece)
 
 
 def _ours(gpu: Gpu, table: ParameterTable) -> GpuTable:

@@ -21,6 +21,7 @@ from dfm.arrays import read_only
 from dfm.compilation import keep_on_disk
 from dfm.errors import SettingsError
 from dfm.kernels.contract import (
+    Following,
     Kernels,
     KernelSpec,
     RoundTally,
@@ -105,7 +106,14 @@ def _check_door(rows: RowsLike, table: ParameterTable, spec: KernelSpec, with_st
     return int(np.diff(rows.indptr).max(initial=0))
 
 
-def _train(walk: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step) -> RoundTally:
+def _train(
+    walk: Any,
+    spec: KernelSpec,
+    rows: RowsLike,
+    table: ParameterTable,
+    step: Step,
+    following: Following | None = None,
+) -> RoundTally:
     """One walk over all rows, in place on `table`."""
     if step.l1_linear > 0 and spec.optimizer != "ftrl":
         raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')

@@ -19,7 +19,7 @@ from host_gpu import fake_cupy as fake_module
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device, cupy_gpu, gpu_plan, numba_cpu
-from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.kernels.contract import Following, Kernels, KernelSpec, Step
 from dfm.kernels.gpu_memory import COPY, TRAIN
 from dfm.kernels.gpu_plan import Grid
 from dfm.kernels.numba_cpu import row_blocks
@@ -269,6 +269,23 @@ def test_rows_are_sent_once_and_stay(small_pieces: None) -> None:
     kernels.scores(rows, table)
     assert rows_sent(device) == 0
     assert {queue for queue, _ in device.sent} == {TRAIN}
+
+
+def test_the_rows_of_the_next_walk_come_while_these_are_trained(small_pieces: None) -> None:
+    device, rows, others = HostDevice(), make_rows(180), make_rows(150)
+    kernels, table = kernels_on(device), make_table("adagrad", 4)
+    kernels.run_round(rows, table, Step(0.05, 0.05), Following(others, 7))
+    first = gpu_plan.pieces(150, others.n_implicit, 7)[0]
+    tables_at = max(i for i, (queue, size) in enumerate(device.sent) if queue == TRAIN)
+    assert [queue for queue, _ in device.sent[tables_at + 1 :]] == [COPY] * 5, "after the last launch"
+    device.sent.clear()
+    kernels.run_round(others, table, Step(0.05, 0.05, seed=7))
+    starts = {piece.first for piece in gpu_plan.pieces(150, others.n_implicit, 7)} - {first.first}
+    assert rows_sent(device) == sum(gpu_plan.piece_bytes(others, at, min(at + 50, 150)) for at in starts)
+    broken = dataclasses.replace(others, labels=others.labels.astype(np.float64))
+    assert kernels.run_round(rows, table, Step(0.05, 0.05), Following(broken, 1)).is_finite
+    with pytest.raises(TypeError, match="labels is float64"):
+        kernels.run_round(broken, table, Step(0.05, 0.05, seed=1))
 
 
 def test_rows_beyond_the_budget_stream_through_and_give_the_same_bytes(small_pieces: None) -> None:
