@@ -41,34 +41,33 @@ struct Weights {
     int is_ftrl;
 };
 
-// Summands of some replicas, in rows of `linear` and of `factors`. Those of row r of what is summed, first <= r < last,
-// stand at places[r], NO_PLACE: nowhere; or, without `places`, at `shift` + r, if `touched` says so of that place.
+// Summands of some replicas, in rows of `linear` and of `factors`. Those of row r of what is summed stand at places[r],
+// NO_PLACE: nowhere.
 struct Part {
     const unsigned *places;
-    const unsigned char *touched;
     const float *linear;
     const float *factors;
-    Offset first, last;
-    Offset shift;
     Offset n_adds;  // of the tree, after this part: how often the last two sums become one
 };
 
 // Everything that a kernel is told. Python fills in the same record (gpu_averaging.LAUNCH).
 struct Launch {
-    Offset n;                // rows that are worked on, or numbers
-    Offset width;            // numbers of a row
-    Offset start;            // row of the parameter table that comes first in `target`, `source` or `places`
-    const unsigned *rows;    // [n], ascending
+    Offset n;                  // rows that are worked on, or numbers
+    Offset width;              // numbers of a row
+    Offset start;              // row of the parameter table that comes first in a table, or in `places` and `touched`
+    Offset n_places;           // rows that `places` knows
+    Offset shift;              // what is added to a place
+    const unsigned *rows;      // [n] of the parameter table, ascending
     const float *source;
     float *target;
-    unsigned *places;        // [n]
-    unsigned char *touched;  // [n]
+    unsigned *places;          // [n_places]
+    unsigned char *touched;    // [n]
     const Part *parts;
     Offset n_parts;
     const float *before_linear, *before_factors, *after_linear, *after_factors;
     const float *occurrences;  // [n], or null where the rule does not count
     float *linear, *factors;   // of the table that is being finished, or of summands that are being made
-    const float *linear_sums, *factor_sums;
+    const float *linear_sums, *factor_sums;  // [n]
     float *linear_drift, *factor_drift;
     Offset linear_width, factor_width, drift_lanes;
     Merge merge;
@@ -84,6 +83,11 @@ __device__ inline Offset n_threads() { return (Offset)gridDim.x * blockDim.x; }
 __device__ inline float at_least(float value, float least) { return value > least ? value : least; }
 
 // ---------------------------------------------------------------------------------------- rows of a table ----
+
+extern "C" __global__ void clear_numbers(const Launch *arguments) {
+    const Launch launch = *arguments;
+    for (Offset i = first_item(); i < launch.n; i += n_threads()) launch.target[i] = 0.0f;
+}
 
 extern "C" __global__ void copy_numbers(const Launch *arguments) {
     const Launch launch = *arguments;
@@ -185,45 +189,39 @@ extern "C" __global__ void forget_places(const Launch *arguments) {
     for (Offset i = first_item(); i < launch.n; i += n_threads()) launch.places[i] = NO_PLACE;
 }
 
-// places[rows - start] = 0, 1, 2 ... for `rows` [width] that lie in the n rows from `start` on.
+// places[rows - start] = shift, shift + 1, ... for those of the rows that lie in the n_places rows from `start` on.
 extern "C" __global__ void note_places(const Launch *arguments) {
     const Launch launch = *arguments;
-    for (Offset i = first_item(); i < launch.width; i += n_threads()) {
+    for (Offset i = first_item(); i < launch.n; i += n_threads()) {
         Offset row = (Offset)launch.rows[i] - launch.start;
-        if (row >= 0 && row < launch.n) launch.places[row] = (unsigned)i;
+        if (row >= 0 && row < launch.n_places) launch.places[row] = (unsigned)(launch.shift + i);
     }
 }
 
-__device__ inline Offset place_of(const Part &part, Offset row) {
-    if (row < part.first || row >= part.last) return -1;
-    if (part.places) return part.places[row] == NO_PLACE ? -1 : (Offset)part.places[row];
-    return part.touched[part.shift + row] ? part.shift + row : -1;
-}
-
-// touched[r] = whether any part has the row
+// touched[r] = whether any part has row r.
 extern "C" __global__ void note_touched(const Launch *arguments) {
     const Launch launch = *arguments;
     for (Offset row = first_item(); row < launch.n; row += n_threads()) {
         bool is_touched = false;
-        for (Offset part = 0; part < launch.n_parts; part++) is_touched |= place_of(launch.parts[part], row) >= 0;
+        for (Offset part = 0; part < launch.n_parts; part++) is_touched |= launch.parts[part].places[row] != NO_PLACE;
         launch.touched[row] = is_touched;
     }
 }
 
-// target = Σ of the parts' `linear` (if FACTORS: `factors`) along the tree. What a part does not have counts as +0. Sums
-// that wait for others of their size lie in shared memory, [depth of the tree][threads].
+// target[i] = Σ over the parts of `linear` (if FACTORS: `factors`) of rows[i] along the tree. What a part does not have
+// counts as +0, and -0 becomes +0. Sums that wait for others of their size lie in shared memory: [depth of the
+// tree][threads].
 template <bool FACTORS>
 __device__ inline void sum_parts(const Launch &launch) {
     float *waiting = reinterpret_cast<float *>(shared_memory) + threadIdx.x;
     for (Offset i = first_item(); i < launch.n * launch.width; i += n_threads()) {
-        Offset row = i / launch.width, column = i % launch.width;
+        Offset row = (Offset)launch.rows[i / launch.width] - launch.start, column = i % launch.width;
         int n_waiting = 0;
         for (Offset number = 0; number < launch.n_parts; number++) {
             const Part &part = launch.parts[number];
-            Offset place = place_of(part, row);
+            Offset place = part.places[row];
             float value = 0.0f;
-            if (place >= 0) value = (FACTORS ? part.factors : part.linear)[place * launch.width + column];
-            if (launch.n_parts > 1) value += 0.0f;  // -0 becomes +0
+            if (place != NO_PLACE) value += (FACTORS ? part.factors : part.linear)[place * launch.width + column];
             for (Offset add = 0; add < part.n_adds; add++) value = waiting[--n_waiting * blockDim.x] + value;
             waiting[n_waiting++ * blockDim.x] = value;
         }
@@ -254,19 +252,19 @@ __device__ inline float ftrl_weight(float z, float n, const Weights &weights) {
     return (clipped - z) / at_least(curvature, TINY);
 }
 
-// averaging._finish_linear, for the touched ones of n rows from `start` on; sums and touched begin there.
+// averaging._finish_linear
 extern "C" __global__ void finish_linear(const Launch *arguments) {
     const Launch launch = *arguments;
     const Columns &columns = launch.merge.columns;
     const Divisors &weights = launch.merge.weights, &accumulators = launch.merge.accumulators;
-    for (Offset row = first_item(); row < launch.n; row += n_threads()) {
-        if (!launch.touched[row]) continue;
-        float *record = launch.linear + (launch.start + row) * launch.linear_width;
-        const float *sums = launch.linear_sums + row * columns.n_linear;
+    for (Offset i = first_item(); i < launch.n; i += n_threads()) {
+        Offset row = (Offset)launch.rows[i] - launch.start;
+        float *record = launch.linear + row * launch.linear_width;
+        const float *sums = launch.linear_sums + i * columns.n_linear;
         float divisor = weights.counts >= 0 ? sums[weights.counts] : weights.fixed;
         if (columns.n_states) divisor += weights.history * record[columns.state] + weights.growth * sums[1];
         float move = sums[0] / at_least(divisor, SMALLEST);
-        record[columns.primary] += outer_move(move, launch.merge.outer, launch.linear_drift + launch.start + row);
+        record[columns.primary] += outer_move(move, launch.merge.outer, launch.linear_drift + row);
         float per_row = accumulators.counts >= 0 ? sums[accumulators.counts] : accumulators.fixed;
         for (int state = 0; state < columns.n_states; state++) {
             float old = record[columns.state + state], growth = sums[1 + state];
@@ -285,16 +283,15 @@ extern "C" __global__ void finish_factors(const Launch *arguments) {
     const Divisors &weights = launch.merge.weights, &accumulators = launch.merge.accumulators;
     int lanes = columns.lanes;
     for (Offset i = first_item(); i < launch.n * lanes; i += n_threads()) {
-        Offset row = i / lanes, lane = i % lanes;
-        if (!launch.touched[row]) continue;
-        float *record = launch.factors + (launch.start + row) * launch.factor_width + lane;
-        const float *linear_sums = launch.linear_sums + row * columns.n_linear;
-        const float *sums = launch.factor_sums + row * columns.n_factor + lane;
-        float *drift = launch.factor_drift + (launch.start + row) * launch.drift_lanes + lane;
+        Offset place = i / lanes, lane = i % lanes, row = (Offset)launch.rows[place] - launch.start;
+        float *record = launch.factors + row * launch.factor_width + lane;
+        const float *linear_sums = launch.linear_sums + place * columns.n_linear;
+        const float *sums = launch.factor_sums + place * columns.n_factor + lane;
+        float *drift = launch.factor_drift + row * launch.drift_lanes + lane;
         float shared = weights.counts >= 0 ? linear_sums[weights.counts] : weights.fixed;
         if (columns.factor_states == 0) {
             if (columns.n_states > 1) {
-                float old = launch.linear[(launch.start + row) * launch.linear_width + columns.state + 1];
+                float old = launch.linear[row * launch.linear_width + columns.state + 1];
                 shared += weights.history * old + weights.growth * linear_sums[2];
             }
             record[0] += outer_move(sums[0] / at_least(shared, SMALLEST), launch.merge.outer, drift);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import operator
 import threading
 import weakref
@@ -23,10 +24,10 @@ from dfm.averaging import Columns, MergeRule, bias_growth, columns_of, finish_bi
 from dfm.contributions import Contribution, fold
 from dfm.kernels import cupy_gpu
 from dfm.kernels.contract import Step
-from dfm.kernels.gpu_memory import TRAIN, Buffer, Program
-from dfm.kernels.gpu_tables import Gpu, GpuTable
+from dfm.kernels.gpu_memory import Buffer, Program
+from dfm.kernels.gpu_tables import Gpu, GpuArrays, GpuTable
 from dfm.kernels.optimizers import rates_of
-from dfm.params import Layout, ParameterTable, allocate
+from dfm.params import Layout, ParameterTable
 from dfm.partition import SparsePartition
 from dfm.slices import Slices, Touched
 
@@ -34,22 +35,19 @@ SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
 """Of a block."""
 MOST_BLOCKS = 4096
-CHUNK_BYTES = 1 << 30
-"""Of the device's memory that sums, and where their parts stand, may take while a block is merged."""
+CHUNK_BYTES = 1 << 28
+"""Of the device's memory that notes of where summands stand may take while they are summed."""
 
 Summands = Any
-"""`Sent`, `Summed`, or a `Contribution` that came from another process."""
+"""`GpuSummands`, or a `Contribution` that came from another process."""
 
 _COLUMNS = [(name, np.int32) for name in Columns._fields]
 _DIVISORS = [(name, np.float32) for name in ("fixed", "history", "growth")] + [("counts", np.int32)]
-PART = np.dtype(
-    [(name, np.uint64) for name in ("places", "touched", "linear", "factors")]
-    + [(name, np.int64) for name in ("first", "last", "shift", "n_adds")]
-)
+PART = np.dtype([*((name, np.uint64) for name in ("places", "linear", "factors")), ("n_adds", np.int64)])
 """`struct Part` of the .cu."""
 LAUNCH = np.dtype(
     [
-        *((name, np.int64) for name in ("n", "width", "start")),
+        *((name, np.int64) for name in ("n", "width", "start", "n_places", "shift")),
         *((name, np.uint64) for name in ("rows", "source", "target", "places", "touched", "parts")),
         ("n_parts", np.int64),
         *((name, np.uint64) for name in ("before_linear", "before_factors", "after_linear", "after_factors")),
@@ -73,115 +71,61 @@ LAUNCH = np.dtype(
 """What a kernel is told: `struct Launch` of the .cu, field by field."""
 
 
-class _Travels:
-    """Summands on a device that leave it as a `Contribution`."""
-
-    def on_host(self) -> Contribution:
-        """The same summands in this process's memory."""
-        raise NotImplementedError
-
-    def __reduce__(self) -> tuple[Callable[..., Contribution], tuple[Any, ...]]:
-        host = self.on_host()
-        return Contribution, (host.features, host.linear, host.factors, host.bias, host.rows)
-
-
 @dataclass(frozen=True, eq=False)
-class Sent(_Travels):
-    """One replica's summands: a row of `linear` for each of the features uint32[m], and one of `factors` for the first
-    `n_factored`, of `widths` float32. The features in [start, stop) are meant. `ready`: when the summands are made."""
+class GpuSummands:
+    """Summands of one replica or more on a device: `arrays` has a row of `linear` for each of the features uint32[m],
+    and one of `factors` for the first of them. The features in [start, stop) are meant. Pickled, a `Contribution`.
+    """
 
-    gpu: Gpu = field(repr=False)
     features: NDArray[np.uint32]
-    n_factored: int
-    widths: tuple[int, int]
-    linear: Buffer
-    factors: Buffer
+    arrays: GpuArrays
     bias: NDArray[np.float64]
     rows: float
-    is_halved: bool
-    ready: Any
+    is_halved: bool = False
     start: int = 0
     stop: int = 1 << 32
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of what would travel."""
-        first, last = self.bounds()
-        n_factored = max(min(last, self.n_factored) - first, 0)
-        numbers = (last - first) * self.widths[0] + n_factored * self.widths[1]
-        return 4 * (last - first) + numbers * (2 if self.is_halved else 4) + self.bias.nbytes
+    def n_factored(self) -> int:
+        """How many of the features own factors."""
+        return self.arrays.shapes["factors"][0]
 
-    def select(self, start: int, stop: int) -> Sent:
-        """The part that falls into rows [start, stop) of the parameter table."""
-        return dataclasses.replace(self, start=max(start, self.start), stop=min(stop, self.stop))
-
-    def on_host(self) -> Contribution:
-        """See `_Travels`."""
-        first, last = self.bounds()
-        owners = max(min(last, self.n_factored) - first, 0)
-        linear = np.empty((last - first, self.widths[0]), np.float32)
-        factors = np.empty((owners, self.widths[1]), np.float32)
-        self.gpu.fetch(
-            self.ready,
-            (self.linear, linear, 4 * first * self.widths[0]),
-            (self.factors, factors, 4 * first * self.widths[1]),
-        )
-        whole = Contribution(self.features[first:last], linear, factors, self.bias, self.rows)
-        return whole.halved() if self.is_halved else whole
-
-    def bounds(self) -> tuple[int, int]:
-        """Which of the features are meant."""
-        first, last = np.searchsorted(self.features, [self.start, self.stop])
-        return int(first), int(last)
-
-
-@dataclass(frozen=True, eq=False)
-class Summed(_Travels):
-    """A sum of summands: a row of `linear` for each row of the parameter table from `first` on, and one of `factors`
-    for the first `n_factored` of these. Rows in [start, stop) are meant, where `touched` says so."""
-
-    gpu: Gpu = field(repr=False)
-    first: int
-    n_factored: int
-    widths: tuple[int, int]
-    linear: Buffer
-    factors: Buffer
-    touched: Buffer
-    bias: NDArray[np.float64]
-    rows: float
-    ready: Any
-    start: int
-    stop: int
+    @property
+    def widths(self) -> tuple[int, int]:
+        """float32 numbers of a row of `linear`, and of `factors`."""
+        return self.arrays.shapes["linear"][1], self.arrays.shapes["factors"][1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what would travel if all rows were touched."""
-        n_factored = max(min(self.stop - self.first, self.n_factored) - (self.start - self.first), 0)
-        n_rows = max(self.stop - self.start, 0)
-        return 4 * (n_rows * (1 + self.widths[0]) + n_factored * self.widths[1]) + self.bias.nbytes
+        """Bytes of what would travel."""
+        (first, last), (linear, factors) = self.bounds(), self.widths
+        numbers = (last - first) * linear + self._owners() * factors
+        return 4 * (last - first) + numbers * (2 if self.is_halved else 4) + self.bias.nbytes
 
-    def select(self, start: int, stop: int) -> Summed:
+    def select(self, start: int, stop: int) -> GpuSummands:
         """The part that falls into rows [start, stop) of the parameter table."""
-        start = min(max(start, self.start), self.stop)
-        return dataclasses.replace(self, start=start, stop=max(start, min(stop, self.stop)))
+        return dataclasses.replace(self, start=max(start, self.start), stop=min(stop, self.stop))
+
+    def bounds(self) -> tuple[int, int]:
+        """Which of the features are meant."""
+        first, last = np.searchsorted(self.features, [self.start, max(self.start, self.stop)])
+        return int(first), int(last)
+
+    def _owners(self) -> int:
+        first, last = self.bounds()
+        return max(min(last, self.n_factored) - first, 0)
 
     def on_host(self) -> Contribution:
-        """See `_Travels`."""
-        at, n_rows = self.start - self.first, self.stop - self.start
-        owners = max(min(at + n_rows, self.n_factored) - at, 0)
-        touched = np.empty(n_rows, np.uint8)
-        linear = np.empty((n_rows, self.widths[0]), np.float32)
-        factors = np.empty((owners, self.widths[1]), np.float32)
-        self.gpu.fetch(
-            self.ready,
-            (self.touched, touched, at),
-            (self.linear, linear, 4 * at * self.widths[0]),
-            (self.factors, factors, 4 * at * self.widths[1]),
-        )
-        chosen = np.flatnonzero(touched)
-        features = (chosen + self.start).astype(np.uint32)
-        owned = chosen[: np.searchsorted(chosen, owners)]
-        return Contribution(features, linear[chosen], factors[owned], self.bias, self.rows)
+        """The same summands in this process's memory."""
+        first, last = self.bounds()
+        linear = self.arrays.part("linear", first, last)
+        factors = self.arrays.part("factors", first, first + self._owners())
+        whole = Contribution(self.features[first:last], linear, factors, self.bias, self.rows)
+        return whole.halved() if self.is_halved else whole
+
+    def __reduce__(self) -> tuple[Callable[..., Contribution], tuple[Any, ...]]:
+        host = self.on_host()
+        return Contribution, (host.features, host.linear, host.factors, host.bias, host.rows)
 
 
 @dataclass
@@ -192,6 +136,8 @@ class OnGpu:
     _program: Program = field(init=False)
     _united: dict[tuple[int, ...], Slices] = field(init=False, default_factory=dict)
     """What `unite` found, by the slices' features: the same slices come in every later epoch."""
+    _unions: dict[tuple[int, ...], NDArray[np.uint32]] = field(init=False, default_factory=dict)
+    """The features of sums, by those of their parts and the rows that were meant: likewise."""
 
     def __post_init__(self) -> None:
         with self.gpu.taken():
@@ -226,11 +172,11 @@ class OnGpu:
         layout = blocks[0].layout
         with self.gpu.taken():
             local = GpuTable.empty(self.gpu, layout, len(features), owning)
-            target, rows = self.gpu.use(local), self.gpu.residents.array(features)
+            target, rows = self.gpu.use_table(local), self.gpu.residents.array(features)
             for number, block in enumerate(blocks):
-                source = self.gpu.use(block)
+                source = self.gpu.use_table(block)
                 if number == 0:
-                    self._launch("copy_numbers", layout.linear_width, source=source.bias, target=target.bias)
+                    self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
                 for name, width, first, last, most in (
                     ("linear", layout.linear_width, starts[number], starts[number + 1], len(features)),
                     ("factors", layout.factor_width, factor_starts[number], factor_starts[number + 1], owning),
@@ -238,10 +184,10 @@ class OnGpu:
                     begin, end = (min(int(at), most) for at in np.searchsorted(features, [first, last]))
                     self._launch(
                         "gather_rows", (end - begin) * width, n=end - begin, width=width, start=first,
-                        rows=rows.address + 4 * begin, source=getattr(source, name),
-                        target=getattr(target, name).address + 4 * width * begin,
+                        rows=rows.address + 4 * begin, source=source[name],
+                        target=target[name].address + 4 * width * begin,
                     )  # fmt: skip
-            local.changed()
+            local.arrays.changed()
         return local
 
     def copy(self, table: ParameterTable) -> ParameterTable:
@@ -251,31 +197,36 @@ class OnGpu:
 
     def _copy(self, table: ParameterTable) -> GpuTable:
         result = GpuTable.empty(self.gpu, table.layout, table.n_features, table.n_factored)
-        layout, source, target = table.layout, self.gpu.use(table), self.gpu.use(result)
-        self._launch("copy_numbers", layout.linear_width, source=source.bias, target=target.bias)
+        layout, source, target = table.layout, self.gpu.use_table(table), self.gpu.use_table(result)
+        self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
         for name, n_numbers in (
             ("linear", table.n_features * layout.linear_width),
             ("factors", table.n_factored * layout.factor_width),
         ):
-            self._launch("copy_numbers", n_numbers, source=getattr(source, name), target=getattr(target, name))
-        result.changed()
+            self._launch("copy_numbers", n_numbers, source=source[name], target=target[name])
+        result.arrays.changed()
         return result
 
     def put(self, local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
         """See `params.put`."""
         layout = table.layout
+        if not isinstance(table, GpuTable) or table.gpu is not self.gpu:
+            raise ValueError(
+                f"{table!r} is not on this GPU, and cannot be changed here; pass what `copy` or `pull` gave"
+            )
         with self.gpu.taken():
-            source, target, places = self.gpu.use(local), self.gpu.use(table), self.gpu.residents.array(rows)
-            self._launch("copy_numbers", layout.linear_width, source=source.bias, target=target.bias)
+            source, target = self.gpu.use_table(local), self.gpu.use(table.arrays)
+            places = self.gpu.residents.array(rows)
+            self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
             for name, n_rows, width in (
                 ("linear", local.n_features, layout.linear_width),
                 ("factors", local.n_factored, layout.factor_width),
             ):
                 self._launch(
                     "scatter_rows", n_rows * width, n=n_rows, width=width, rows=places,
-                    source=getattr(source, name), target=getattr(target, name),
+                    source=source[name], target=target[name],
                 )  # fmt: skip
-            self.gpu.table(table).changed()
+            table.arrays.changed()
 
     # ------------------------------------------------------------------------------------------- summands ----
 
@@ -287,27 +238,28 @@ class OnGpu:
         layout, columns = before.layout, columns_of(rule, before.layout)
         n_features, n_factored, gpu = after.n_features, after.n_factored, self.gpu
         with gpu.taken():
-            olds, news = gpu.use(before), gpu.use(after)
-            linear = gpu.allocate(4 * n_features * columns.n_linear)
-            factors = gpu.allocate(4 * n_factored * columns.n_factor)
+            olds, news = gpu.use_table(before), gpu.use_table(after)
+            made = GpuArrays.empty(
+                gpu, {"linear": (n_features, columns.n_linear), "factors": (n_factored, columns.n_factor)}
+            )
+            out = gpu.use(made)
             numbers: dict[str, Any] = {
-                "before_linear": olds.linear, "after_linear": news.linear, "linear": linear, "factors": factors,
-                "before_factors": olds.factors, "after_factors": news.factors, "merge": _merge(rule, layout, 1),
+                "before_linear": olds["linear"], "after_linear": news["linear"], "linear": out["linear"],
+                "before_factors": olds["factors"], "after_factors": news["factors"], "factors": out["factors"],
                 "linear_width": layout.linear_width, "factor_width": layout.factor_width,
+                "merge": _merge(rule, layout, 1),
             }  # fmt: skip
             if columns.occurrences >= 0:
                 numbers["occurrences"] = gpu.send(touched.occurrences().astype(np.float32))
             self._launch("contribute_linear", n_features, **numbers)
             self._launch("contribute_factors", n_factored * layout.lanes, n=n_factored, **numbers)
             if halved:
-                self._launch("round_summands", n_features * columns.n_linear, target=linear)
-                self._launch("round_summands", n_factored * columns.n_factor, target=factors)
-            old, new = gpu.table(before).bias_now(), gpu.table(after).bias_now()
+                self._launch("round_summands", n_features * columns.n_linear, target=out["linear"])
+                self._launch("round_summands", n_factored * columns.n_factor, target=out["factors"])
+            made.changed()
+            old, new = (gpu.table(table).arrays.now("bias") for table in (before, after))
             rows = touched.total_weight
-            bias = rows * bias_growth(columns, old, new)
-            ready = gpu.device.mark(TRAIN)
-        widths = columns.n_linear, columns.n_factor
-        return Sent(gpu, touched.features, n_factored, widths, linear, factors, bias, rows, halved, ready)
+        return GpuSummands(touched.features, made, rows * bias_growth(columns, old, new), rows, halved)
 
     def combine_all(self, contributions: Sequence[Summands]) -> Summands:
         """See `contributions.combine_all`."""
@@ -316,81 +268,86 @@ class OnGpu:
         with self.gpu.taken():
             return self._sum(contributions)
 
-    def _sum(self, contributions: Sequence[Summands]) -> Summed:
-        """The sum of one or more along their tree."""
-        parts = [self._part(each) for each in contributions]
-        first = min((part.first for part in parts if part.last > part.first), default=0)
-        last = max((part.last for part in parts), default=first)
-        n_rows = max(last - first, 0)
-        n_factored = max(min(max(part.last_factored for part in parts), last) - first, 0)
-        gpu, widths = self.gpu, parts[0].widths
-        linear, factors = gpu.allocate(4 * n_rows * widths[0]), gpu.allocate(4 * n_factored * widths[1])
-        touched = gpu.allocate(n_rows)
-        depth = len(parts).bit_length() + 1
-        chunk = max(CHUNK_BYTES // (4 * len(parts)), 1)
-        places = [gpu.allocate(4 * min(chunk, n_rows)) if part.features else None for part in parts]
-        records = np.zeros(len(parts), PART)
-        for start in range(first, last, chunk):
-            n = min(chunk, last - start)
-            for record, part, room, adds in zip(records, parts, places, _adds(len(parts)), strict=True):
-                if room is not None:
-                    self._launch("forget_places", n, places=room)
-                    self._launch(
-                        "note_places", part.n_features, n=n, width=part.n_features, start=start, rows=part.features,
-                        places=room,
-                    )  # fmt: skip
-                record["places"] = room.address if room is not None else 0
-                record["touched"] = part.touched.address if part.touched else 0
-                record["linear"], record["factors"] = part.linear.address, part.factors.address
-                record["first"], record["last"] = part.first - start, part.last - start
-                record["shift"], record["n_adds"] = start - part.origin, adds
-            numbers: dict[str, Any] = {"parts": gpu.send(records), "n_parts": len(parts)}
-            at, shared = start - first, 4 * THREADS * depth
-            self._launch("note_touched", n, touched=touched.address + at, **numbers)
-            self._launch(
-                "sum_linear", n * widths[0], shared, n=n, width=widths[0], target=linear.address + 4 * at * widths[0],
-                **numbers,
-            )  # fmt: skip
-            owners = min(n, n_factored - at)
-            self._launch(
-                "sum_factors", owners * widths[1], shared, n=owners, width=widths[1],
-                target=factors.address + 4 * at * widths[1], **numbers,
-            )  # fmt: skip
+    def _sum(self, contributions: Sequence[Summands]) -> GpuSummands:
+        """The sum of two or more along their tree."""
+        gpu, parts = self.gpu, [self._part(each) for each in contributions]
+        features, chunks = self._union(parts), self._chunks(parts)
+        n_factored = int(np.searchsorted(features, max(part.end_of_owners for part in parts)))
+        linear_width, factor_width = parts[0].widths
+        made = GpuArrays.empty(gpu, {"linear": (len(features), linear_width), "factors": (n_factored, factor_width)})
+        out, rows = gpu.use(made), gpu.residents.array(features)
+        shared_bytes = 4 * THREADS * (len(parts).bit_length() + 1)
+        for start, stop in chunks:
+            first, last = (int(at) for at in np.searchsorted(features, [start, stop]))
+            records = self._note(parts, start, stop)
+            for kernel, name, width, end in (
+                ("sum_linear", "linear", linear_width, last),
+                ("sum_factors", "factors", factor_width, min(last, n_factored)),
+            ):
+                self._launch(
+                    kernel, (end - first) * width, shared_bytes, n=end - first, width=width, start=start,
+                    rows=rows.address + 4 * first, target=out[name].address + 4 * first * width,
+                    parts=records, n_parts=len(parts),
+                )  # fmt: skip
+        made.changed()
         bias = fold([each.bias for each in contributions], np.add)
-        rows = fold([each.rows for each in contributions], operator.add)
-        ready = gpu.device.mark(TRAIN)
-        return Summed(
-            gpu, first, n_factored, widths, linear, factors, touched, bias, rows, ready, first, first + n_rows
-        )
+        return GpuSummands(features, made, bias, fold([each.rows for each in contributions], operator.add))
 
     def _part(self, summands: Summands) -> _Part:
-        """Where a sum finds its summands. Those of a part that was cut are noted for its rows only."""
-        if isinstance(summands, Sent | Summed) and summands.gpu is not self.gpu:
+        """Where the device finds summands."""
+        if isinstance(summands, GpuSummands) and summands.arrays.gpu is not self.gpu:
             summands = summands.on_host()
-        if isinstance(summands, Summed):
-            factored = min(summands.first + summands.n_factored, summands.stop)
-            return _Part(
-                summands.widths, summands.start, summands.stop, factored, summands.linear, summands.factors,
-                origin=summands.first, touched=summands.touched,
+        if isinstance(summands, GpuSummands):
+            arrays, (first, last) = self.gpu.use(summands.arrays), summands.bounds()
+            features, linear, factors = summands.features, arrays["linear"], arrays["factors"]
+            return _Part(features, self.gpu.residents.array(features), first, last, summands.n_factored,
+                         summands.widths, linear, factors)  # fmt: skip
+        whole = summands.whole()
+        features, widths = whole.features, (whole.linear.shape[1], whole.factors.shape[1])
+        buffers = (self.gpu.send(array) for array in (features, whole.linear, whole.factors))
+        rows, linear, factors = buffers
+        return _Part(features, rows, 0, len(features), len(whole.factors), widths, linear, factors, is_ours=False)
+
+    def _chunks(self, parts: Sequence[_Part]) -> list[tuple[int, int]]:
+        """Rows of the parameter table that are summed at a time, so that notes of places stay small."""
+        start = min((int(part.meant[0]) for part in parts if len(part.meant)), default=0)
+        stop = max((int(part.meant[-1]) + 1 for part in parts if len(part.meant)), default=0)
+        size = max(CHUNK_BYTES // (4 * len(parts)), 1)
+        return [(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+    def _note(self, parts: Sequence[_Part], start: int, stop: int) -> Buffer:
+        """`struct Part` of each part, with notes of where its summands of the rows [start, stop) stand."""
+        records = np.zeros(len(parts), PART)
+        for record, part, adds in zip(records, parts, _adds(len(parts)), strict=True):
+            if part.places is None or part.n_places < stop - start:
+                part.places, part.n_places = self.gpu.allocate(4 * (stop - start)), stop - start
+            self._launch("forget_places", stop - start, places=part.places)
+            self._launch(
+                "note_places", part.last - part.first, n_places=stop - start, start=start, shift=part.first,
+                rows=part.rows.address + 4 * part.first, places=part.places,
             )  # fmt: skip
-        if isinstance(summands, Sent):
-            first, last = summands.bounds()
-            features, n_factored, widths = summands.features, summands.n_factored, summands.widths
-            linear, factors = summands.linear, summands.factors
-            list_of = self.gpu.residents.array(features)
-        else:
-            whole = summands.whole()
-            features, first, last, n_factored = whole.features, 0, len(whole.features), len(whole.factors)
-            widths = whole.linear.shape[1], whole.factors.shape[1]
-            list_of, linear, factors = (self.gpu.send(each) for each in (features, whole.linear, whole.factors))
-        owners = min(last, n_factored)
-        return _Part(
-            widths,
-            int(features[first]) if last > first else 0,
-            int(features[last - 1]) + 1 if last > first else 0,
-            int(features[owners - 1]) + 1 if owners > first else 0,
-            linear, factors, features=list_of, n_features=len(features),
-        )  # fmt: skip
+            record["places"], record["n_adds"] = part.places.address, adds
+            record["linear"], record["factors"] = part.linear.address, part.factors.address
+        return self.gpu.send(records)
+
+    def _union(self, parts: Sequence[_Part]) -> NDArray[np.uint32]:
+        """The features that any part has, ascending; noted down as long as the parts' own lists are there."""
+        key = tuple(number for part in parts for number in (id(part.features), part.first, part.last))
+        if key in self._unions:
+            return self._unions[key]
+        found = [np.zeros(0, np.uint32)]
+        for start, stop in self._chunks(parts):
+            records, room = self._note(parts, start, stop), self.gpu.allocate(stop - start)
+            self._launch("note_touched", stop - start, touched=room, parts=records, n_parts=len(parts))
+            touched = np.empty(stop - start, np.uint8)
+            self.gpu.device.fetch(room, touched)
+            found.append((np.flatnonzero(touched) + start).astype(np.uint32))
+        features = np.concatenate(found)
+        if all(part.is_ours and part.features.size for part in parts):
+            self._unions[key] = features
+            for part in parts:
+                weakref.finalize(part.features, self._unions.pop, key, None).atexit = False
+        return features
 
     def finalise(
         self,
@@ -405,17 +362,16 @@ class OnGpu:
         """See `averaging.finalise`."""
         layout, gpu, rates = block.layout, self.gpu, rates_of(step)
         with gpu.taken():
-            total = contribution if isinstance(contribution, Summed) else self._sum([contribution])
-            total = total.select(start, start + block.n_features)
-            bias = np.array(gpu.table(block).bias_now())
+            total = self._part(contribution.select(start, start + block.n_features))
+            bias = np.array(gpu.table(block).arrays.now("bias"))
             merged, drift = self._copy(block), self._next_momentum(rule, block, momentum)
-            drift_bias = np.array(drift.bias_now()) if drift else np.zeros(1, np.float32)
-            new, at, n_rows = gpu.use(merged), total.start - total.first, total.stop - total.start
-            row = total.start - start
+            drift_bias = np.array(drift.arrays.now("bias")) if drift else np.zeros(1, np.float32)
+            new, n_rows, owners = gpu.use(merged.arrays), total.last - total.first, total.n_owners
             numbers: dict[str, Any] = {
-                "start": row, "touched": total.touched.address + at, "linear": new.linear, "factors": new.factors,
-                "linear_sums": total.linear.address + 4 * at * total.widths[0],
-                "factor_sums": total.factors.address + 4 * at * total.widths[1],
+                "start": start, "rows": total.rows.address + 4 * total.first,
+                "linear": new["linear"], "factors": new["factors"],
+                "linear_sums": total.linear.address + 4 * total.first * total.widths[0],
+                "factor_sums": total.factors.address + 4 * total.first * total.widths[1],
                 "linear_width": layout.linear_width, "factor_width": layout.factor_width, "drift_lanes": layout.lanes,
                 "merge": _merge(rule, layout, n_replicas),
                 "weights": (
@@ -423,16 +379,16 @@ class OnGpu:
                 ),
             }  # fmt: skip
             if drift:
-                speeds = gpu.use(drift)
-                numbers |= {"linear_drift": speeds.linear, "factor_drift": speeds.factors}
-            owners = max(min(n_rows, total.n_factored - at, block.n_factored - row), 0)
+                speeds = gpu.use(drift.arrays)
+                numbers |= {"linear_drift": speeds["linear"], "factor_drift": speeds["factors"]}
             # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
             self._launch("finish_factors", owners * layout.lanes, n=owners, **numbers)
             self._launch("finish_linear", n_rows, **numbers)
-            finish_bias(rule, layout, total, step, (bias, drift_bias))
-            merged.set_bias(bias)
-            if drift:
-                drift.set_bias(drift_bias)
+            finish_bias(rule, layout, contribution, step, (bias, drift_bias))
+            for table, record in ((merged, bias), (drift, drift_bias)):
+                if table is not None:
+                    table.arrays.changed()
+                    table.arrays.replace("bias", record)
         return merged, drift
 
     def _next_momentum(
@@ -441,9 +397,13 @@ class OnGpu:
         """The table that takes the new momentum, holding the old one; None where the rule has none."""
         if not rule.outer_momentum:
             return None
-        if momentum is None:
-            momentum = allocate(block.layout.stateless, block.n_features, block.n_factored)
-        return self._copy(momentum)
+        if momentum is not None:
+            return self._copy(momentum)
+        zeros = GpuTable.empty(self.gpu, block.layout.stateless, block.n_features, block.n_factored)
+        for name, buffer in self.gpu.use(zeros.arrays).items():
+            self._launch("clear_numbers", math.prod(zeros.arrays.shapes[name]), target=buffer)
+        zeros.arrays.changed()
+        return zeros
 
     def _launch(self, kernel: str, n_items: int, shared_bytes: int = 0, **fields: Any) -> None:
         """Queue a kernel over so many items; buffers stand for their addresses, `n` is n_items unless it is given."""
@@ -457,21 +417,37 @@ class OnGpu:
         self._program.launch(kernel, (blocks, THREADS), shared_bytes, room)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
-    """Where a sum finds the summands of rows [first, last) of the table, of which those before `last_factored` may own
-    factors: by the list `features`, or at row − origin where `touched` says so."""
+    """Where the device finds summands: those of features[first:last] in rows of `linear`, the first of them, before
+    `n_factored`, also in rows of `factors`. places: notes of where they stand, made when they are summed."""
 
-    widths: tuple[int, int]
+    features: NDArray[np.uint32]
+    rows: Buffer
     first: int
     last: int
-    last_factored: int
+    n_factored: int
+    widths: tuple[int, int]
     linear: Buffer
     factors: Buffer
-    features: Buffer | None = None
-    n_features: int = 0
-    origin: int = 0
-    touched: Buffer | None = None
+    is_ours: bool = True
+    places: Buffer | None = None
+    n_places: int = 0
+
+    @property
+    def meant(self) -> NDArray[np.uint32]:
+        """The features of the part."""
+        return self.features[self.first : self.last]
+
+    @property
+    def n_owners(self) -> int:
+        """How many of them own factors."""
+        return max(min(self.last, self.n_factored) - self.first, 0)
+
+    @property
+    def end_of_owners(self) -> int:
+        """Row of the parameter table after the last of these."""
+        return int(self.meant[self.n_owners - 1]) + 1 if self.n_owners else 0
 
 
 def _adds(n_parts: int) -> list[int]:

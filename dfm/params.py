@@ -159,7 +159,7 @@ def aligned_zeros(shape: tuple[int, ...]) -> Floats:
     return _on_cache_line(np.zeros(math.prod(shape) + CACHE_LINE // 4, np.float32), shape)
 
 
-def _aligned_room(shape: tuple[int, ...]) -> Floats:
+def aligned_room(shape: tuple[int, ...]) -> Floats:
     """As `aligned_zeros`, but with any contents: for what is overwritten as a whole."""
     return _on_cache_line(np.empty(math.prod(shape) + CACHE_LINE // 4, np.float32), shape)
 
@@ -174,9 +174,9 @@ def empty_table(layout: Layout, n_features: int, n_factored: int) -> ParameterTa
     n_rows = n_factored if layout.n_factors else 0
     return ParameterTable(
         layout,
-        _aligned_room((layout.linear_width,)),
-        _aligned_room((n_features, layout.linear_width)),
-        _aligned_room((n_rows, layout.factor_width)),
+        aligned_room((layout.linear_width,)),
+        aligned_room((n_features, layout.linear_width)),
+        aligned_room((n_rows, layout.factor_width)),
     )
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,8 @@ from dfm.kernels.gpu_memory import COPY, FETCH, TRAIN, Buffer, Program
 _number = 0
 """The device of this process, among those that it may see."""
 
+EXACT = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+"""Options by which every operation is rounded as processors round it."""
 _ROOM_BYTES = 16 << 20
 """Pinned memory of one transfer; there are two per queue, so that one is filled while the other is copied."""
 _REGISTERS = 65536
@@ -126,9 +132,22 @@ class CupyDevice:
         return int(self._cuda.runtime.memGetInfo()[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     def compile(self, source: str, exact: bool = False) -> Program:
-        """CUDA C++ to machine code of this GPU; CuPy keeps it on disk."""
-        options = ("-std=c++17", "--fmad=false") if exact else ("-std=c++17",)
-        return _CupyProgram(self, self._cupy.RawModule(code=source, options=options))
+        """CUDA C++ to machine code of this GPU; CuPy keeps it on disk unless it is `exact`."""
+        if not exact:
+            return _CupyProgram(self, self._cupy.RawModule(code=source, options=("-std=c++17",)))
+        # RawModule would add an option of its own, by which numbers below 1e-38 become 0.
+        nvrtc = self._cuda.nvrtc
+        program = nvrtc.createProgram(source, "exact.cu", [], [])
+        try:
+            nvrtc.compileProgram(program, (*EXACT, f"--gpu-architecture=sm_{self._device.compute_capability}"))
+            machine_code = nvrtc.getCUBIN(program)
+        finally:
+            nvrtc.destroyProgram(program)
+        folder = tempfile.mkdtemp(prefix="dfm-gpu-")  # a path of its own: CuPy keeps modules by their path
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder, "exact.cubin")
+        path.write_bytes(machine_code)
+        return _CupyProgram(self, self._cupy.RawModule(path=str(path)))
 
     def allocate(self, n_bytes: int) -> Buffer:
         """Device memory. ClusterError where there is none left even after unused memory was given back."""
@@ -140,8 +159,7 @@ class CupyDevice:
             return _CupyBuffer(self._cuda.alloc(max(n_bytes, 1)))
         except self._cuda.memory.OutOfMemoryError as error:
             raise ClusterError(
-                f"{self.name} is out of memory: {n_bytes:,} more bytes are needed, {self.free_bytes():,} are free; "
-                "lower cluster.gpu_memory, which leaves less to rows, or run fewer processes on this GPU"
+                f"{self.name} is out of memory: {n_bytes:,} more bytes are needed, {self.free_bytes():,} are free"
             ) from error
 
     def send(self, array: NDArray[Any], buffer: Buffer, offset: int, queue: str) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from dfm.kernels import cupy_device, gpu_plan
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
 from dfm.kernels.gpu_memory import TRAIN, Buffer, Program, Resident, first_value
 from dfm.kernels.gpu_plan import Facts, Grid, Piece
-from dfm.kernels.gpu_tables import Gpu, GpuTable, TableBuffers
+from dfm.kernels.gpu_tables import Gpu, GpuTable
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.row_passes import BLOCK_ROWS
@@ -39,6 +39,8 @@ LOSS_NUMBERS = {"logistic": 0, "squared": 1, "hinge": 2, "poisson": 3, "quantile
 """Losses by their number in the .cu."""
 RATES = ("learning_rate", "factor_learning_rate", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta")
 """Numbers of a step that the kernels are told."""
+_COPIES = 4
+"""Of a table that averaging may want beside it; what it did want is known after a round."""
 _KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
@@ -116,10 +118,12 @@ class _Walk:
     """The record on the device; a launch reads it before the next one can overwrite it, as TRAIN keeps its order."""
 
     @classmethod
-    def begin(cls, gpu: Gpu, program: Program, rows: RowsLike, table: ParameterTable, buffers: TableBuffers) -> _Walk:
+    def begin(
+        cls, gpu: Gpu, program: Program, rows: RowsLike, table: ParameterTable, buffers: Mapping[str, Buffer]
+    ) -> _Walk:
         record = np.zeros(1, LAUNCH)
         shapes = table.layout.linear_width, table.layout.factor_width, table.n_features, table.n_factored
-        addresses = (buffer.address if buffer else 0 for buffer in vars(buffers).values())
+        addresses = (buffers[name].address if name in buffers else 0 for name, _ in _TABLE)
         record["table"] = (*addresses, *shapes)
         return cls(gpu, program, rows, record, gpu.allocate(LAUNCH.itemsize))
 
@@ -162,15 +166,18 @@ def _door(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, wit
     return facts
 
 
-def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, pieces: list[Piece], wanted: int) -> None:
-    """Set the budget of the rows; rows and older tables are evicted where the table needs their place."""
+def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: GpuTable, pieces: list[Piece], wanted: int) -> None:
+    """Set the budget of the rows; rows and older arrays are evicted where the table needs their place."""
     largest = max((gpu_plan.piece_bytes(rows, p.first, p.last) + 8192 for p in pieces), default=0)
     needed = gpu_plan.table_bytes(table.layout, table.n_features, table.n_factored, spec.factor_dtype)
-    if isinstance(table, GpuTable) and table.is_on_device:
+    gpu.hold(table.arrays)
+    if table.arrays.is_on_device:
         needed -= table.nbytes
     while (free := gpu.device.free_bytes() + gpu.residents.n_bytes) < needed + 2 * largest and gpu.spill_one():
         pass
-    gpu.residents.limit(gpu_plan.row_budget(wanted, free, needed, largest, gpu.device.name))
+    # Averaging wants a copy from before, what was learnt, and the merged table, of each replica and of all.
+    reserve = gpu.reserve(_COPIES * table.nbytes)
+    gpu.residents.limit(gpu_plan.row_budget(wanted, free, needed, reserve, largest, gpu.device.name))
 
 
 @dataclass
@@ -181,7 +188,7 @@ class _Round:
     spec: KernelSpec
     step: Step
     facts: Facts
-    table: TableBuffers
+    bias: Buffer
     layout: Layout
     is_settled: bool = False
     """Whether as many rows may be in flight as the device can take; until then each launch asks the bias again."""
@@ -202,7 +209,7 @@ class _Round:
 
     def _calm_rows(self) -> float:
         room = np.empty(self.layout.linear_width, np.float32)
-        self.walk.gpu.device.fetch(self.table.bias, room)
+        self.walk.gpu.device.fetch(self.bias, room)
         bias: list[float] = room.tolist()
         self.first_bias = self.first_bias or bias
         seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias)
@@ -241,10 +248,9 @@ def _train(
         pieces = gpu_plan.pieces(len(rows.labels), rows.n_implicit, step.seed)
         _fit(gpu, spec, rows, ours, pieces, step.device_bytes)
         with_halves = spec.factor_dtype != "float32" and table.layout.lanes > 0
-        buffers = gpu.use(ours)
+        buffers = gpu.use(ours.arrays)
         if with_halves:
-            halves = gpu.allocate(2 * table.n_factored * table.layout.lanes)
-            buffers = dataclasses.replace(buffers, halves=halves)
+            buffers = {**buffers, "halves": gpu.allocate(2 * table.n_factored * table.layout.lanes)}
         walk = _Walk.begin(gpu, program, rows, table, buffers)
         blocks = np.concatenate([np.zeros((0, 2), np.int64), *(piece.blocks for piece in pieces)])
         tallies = np.zeros((len(blocks), 3))
@@ -255,7 +261,7 @@ def _train(
         every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
         if with_halves:
             walk.launch("narrow_factors", every_factor)
-        this_round = _Round(walk, spec, step, facts, buffers, table.layout)
+        this_round = _Round(walk, spec, step, facts, buffers["bias"], table.layout)
         starts = [0, *itertools.accumulate(len(piece.blocks) for piece in pieces)]
         for number, piece in walk.each(pieces):
             start = starts[number]
@@ -267,10 +273,10 @@ def _train(
         if following:
             _copy_ahead(gpu, following)
         device.fetch(results, tallies)
-        ours.changed()
+        ours.arrays.changed()
         if ours is not table:
             for name in ("bias", "linear", "factors"):
-                device.fetch(getattr(buffers, name), getattr(table, name))
+                device.fetch(buffers[name], getattr(table, name))
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 
@@ -281,7 +287,7 @@ def _copy_ahead(gpu: Gpu, following: Following) -> None:
     with contextlib.suppress(ClusterError, TypeError, ValueError):
         gpu.residents.facts(rows)
         for piece in gpu_plan.pieces(len(rows.labels), rows.n_implicit, following.seed)[:1]:
-            gpu.residents.get(rows, piece)
+            gpu.residents.get_if_it_fits(rows, piece)
 
 
 def _ours(gpu: Gpu, table: ParameterTable) -> GpuTable:
@@ -296,7 +302,7 @@ def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: 
         pieces = sorted(gpu_plan.pieces(len(rows.labels), rows.n_implicit, 0), key=lambda piece: piece.first)
         ours = _ours(gpu, table)
         _fit(gpu, spec, rows, ours, pieces, 0)
-        walk = _Walk.begin(gpu, program, rows, table, gpu.use(ours))
+        walk = _Walk.begin(gpu, program, rows, table, gpu.use(ours.arrays))
         room = gpu.allocate(scores.nbytes)
         for _, piece in walk.each(pieces):
             n_rows = piece.last - piece.first

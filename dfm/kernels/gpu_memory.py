@@ -90,12 +90,11 @@ Owner = tuple[int, ...]
 """What tells partitions apart: the identities of their arrays, and n_implicit."""
 
 _ARRAYS = ("indptr", "indices", "values", "labels", "weights")
-_WHOLE = -1
-"""In place of a piece's first row."""
 
 
 class Residents:
-    """The pieces on a device, least recently used first. Pieces of a partition that is gone go too."""
+    """The pieces on a device, least recently used first, and other arrays. What belongs to what is gone goes
+    too. `n_bytes` and `budget` are about pieces."""
 
     def __init__(self, device: Device, allocate: Callable[[int], Buffer] | None = None) -> None:
         """allocate: who gives the memory, if not the device itself."""
@@ -104,7 +103,7 @@ class Residents:
         self.budget = 0
         self.n_bytes = 0
         self._pieces: OrderedDict[tuple[Owner, int], Resident] = OrderedDict()
-        """Pieces of rows by their first row, and arrays under _WHOLE."""
+        self._arrays: OrderedDict[Owner, Buffer] = OrderedDict()
         self._facts: dict[Owner, Facts] = {}
         self._watched: set[Owner] = set()
         self._gone: deque[Owner] = deque()
@@ -134,12 +133,19 @@ class Residents:
 
     def get(self, rows: RowsLike, piece: Piece) -> Resident:
         """The piece on the device, or on its way there: TRAIN must wait for `arrived`."""
+        return self._get(rows, piece, self.allocate)
+
+    def get_if_it_fits(self, rows: RowsLike, piece: Piece) -> None:
+        """As `get`, but in memory that nobody holds. ClusterError where there is not enough of it."""
+        self._get(rows, piece, self.device.allocate)
+
+    def _get(self, rows: RowsLike, piece: Piece, allocate: Callable[[int], Buffer]) -> Resident:
         self._forget()
         key = self._owner(rows), piece.first
         if key not in self._pieces:
             n_bytes = piece_bytes(rows, piece.first, piece.last) + ALIGNMENT * len(_ARRAYS)
             self._make_room(n_bytes)
-            self._pieces[key] = _send_piece(self.device, rows, piece, self.allocate(n_bytes), n_bytes)
+            self._pieces[key] = _send_piece(self.device, rows, piece, allocate(n_bytes), n_bytes)
             self.n_bytes += n_bytes
         self._pieces.move_to_end(key)
         return self._pieces[key]
@@ -147,25 +153,26 @@ class Residents:
     def array(self, array: NDArray[Any]) -> Buffer:
         """An array that is used again and again, on the device; it arrives in TRAIN."""
         self._forget()
+        if not array.size:
+            return self.allocate(0)
         owner = (id(array),)
-        key = owner, _WHOLE
-        if key not in self._pieces:
+        if owner not in self._arrays:
             self._watch(owner, array)
-            n_bytes = array.nbytes + ALIGNMENT
-            self._make_room(n_bytes)
             buffer = self.allocate(array.nbytes)
             self.device.send(array, buffer, 0, TRAIN)
-            self._pieces[key] = Resident(buffer, {}, n_bytes, None)
-            self.n_bytes += n_bytes
-        self._pieces.move_to_end(key)
-        return self._pieces[key].buffer
+            self._arrays[owner] = buffer
+        self._arrays.move_to_end(owner)
+        return self._arrays[owner]
 
     def evict_one(self) -> bool:
-        """Give back the memory of what was not used for longest; False where there is nothing."""
+        """Give back the memory of the piece, or else the array, that was not used for longest; False without any."""
         if self._pieces:
             self._evict(next(iter(self._pieces)))
-            return True
-        return False
+        elif self._arrays:
+            self._drop(next(iter(self._arrays)))
+        else:
+            return False
+        return True
 
     @staticmethod
     def _owner(rows: RowsLike) -> Owner:
@@ -177,6 +184,8 @@ class Residents:
             owner = self._gone.popleft()
             self._facts.pop(owner, None)
             self._watched.discard(owner)
+            if owner in self._arrays:
+                self._drop(owner)
             for key in [key for key in self._pieces if key[0] == owner]:
                 self._evict(key)
 
@@ -184,12 +193,19 @@ class Residents:
         while self._pieces and self.n_bytes + n_bytes > self.budget:
             self._evict(next(iter(self._pieces)))
 
+    # Memory that is given back may be handed out again at once. So COPY waits until TRAIN has read it, and TRAIN until
+    # COPY has written it: a piece may be evicted before anybody used it.
+
     def _evict(self, key: tuple[Owner, int]) -> None:
         piece = self._pieces.pop(key)
         self.n_bytes -= piece.n_bytes
-        # The memory may be handed out again at once, and be written to by COPY while TRAIN still reads it.
-        mark = piece.used if piece.used is not None else piece.arrived
-        self.device.wait(COPY, self.device.mark(TRAIN) if mark is None else mark)
+        self.device.wait(TRAIN, piece.arrived)
+        if piece.used is not None:
+            self.device.wait(COPY, piece.used)
+
+    def _drop(self, owner: Owner) -> None:
+        del self._arrays[owner]
+        self.device.wait(COPY, self.device.mark(TRAIN))
 
 
 def _send_piece(device: Device, rows: RowsLike, piece: Piece, buffer: Buffer, n_bytes: int) -> Resident:

@@ -190,21 +190,26 @@ def table_bytes(layout: Layout, n_features: int, n_factored: int, factor_dtype: 
     return 4 * (layout.linear_width * (1 + n_features) + layout.factor_width * n_factored) + halves
 
 
-def row_budget(wanted: int, free: int, table: int, largest_piece: int, device: str) -> int:
+FEWER_BYTES = (
+    'Fewer bytes per feature: a smaller model.n_factors, or training.optimizer = "adagrad-row"; fewer features: a '
+    "larger model.min_count_factors, or a larger training.n_replicas, so that a replica touches fewer of them"
+)
+"""What to do where parameters do not fit a device."""
+
+
+def row_budget(wanted: int, free: int, table: int, reserve: int, largest_piece: int, device: str) -> int:
     """Bytes that rows may take on the device. ClusterError where a round cannot run at all.
 
-    wanted: what the settings say, 0: nine tenths of what the table leaves. Two pieces must fit: one that is trained and
-    the next one on its way.
+    wanted: what the settings say, 0: nine tenths of what the table leaves, and what will be wanted beside it (reserve).
+    Two pieces must fit: one that is trained and the next one on its way.
     """
     least = 2 * largest_piece
     if table + least > free:
         raise ClusterError(
             f"{device} has {free:,} bytes of memory free, and this round needs {table + least:,}: {table:,} for the "
-            f"parameters that its rows touch, {least:,} for two pieces of rows. Fewer bytes per feature: a smaller "
-            'model.n_factors, or training.optimizer = "adagrad-row"; fewer features: a larger model.min_count_factors, '
-            "or a larger training.n_replicas, so that a replica touches fewer of them"
+            f"parameters that its rows touch, {least:,} for two pieces of rows. {FEWER_BYTES}"
         )
-    budget = wanted or (free - table) * 9 // 10
+    budget = wanted or max((free - table - reserve) * 9 // 10, least)
     if budget < least:
         raise ClusterError(
             f"cluster.gpu_memory allows rows {budget:,} bytes of {device}, and streaming them needs {least:,} for two "

@@ -1,4 +1,4 @@
-"""A GPU of this process, and parameter tables that stay on it: they come to the host when somebody looks at them.
+"""A GPU of this process, and arrays that live on it: they come to the host when somebody looks at them.
 
 A table that a worker's own GPU goes on with never leaves it. One that travels, is saved or published is fetched, by the
 act of looking at its arrays or of pickling it, and arrives elsewhere as an ordinary `ParameterTable`.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,19 +20,8 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
 from dfm.kernels.gpu_memory import COPY, FETCH, TRAIN, Buffer, Device, Residents
-from dfm.params import Floats, Layout, ParameterTable, empty_table
-
-_NAMES = ("bias", "linear", "factors")
-
-
-@dataclass(frozen=True)
-class TableBuffers:
-    """A parameter table's arrays on a device, and room for V in 16 bits where it is trained so."""
-
-    bias: Buffer
-    linear: Buffer
-    factors: Buffer
-    halves: Buffer | None = None
+from dfm.kernels.gpu_plan import FEWER_BYTES
+from dfm.params import Floats, Layout, ParameterTable, aligned_room
 
 
 @dataclass
@@ -41,11 +31,13 @@ class Gpu:
     device: Device
     residents: Residents = field(init=False)
     turn: threading.Lock = field(default_factory=threading.Lock)
-    _tables: weakref.WeakValueDictionary[int, GpuTable] = field(default_factory=weakref.WeakValueDictionary)
-    """Those whose arrays are on the device, or were, by the number of their last use."""
+    most_bytes: int = 0
+    """That arrays other than rows took at any time."""
+    _arrays: weakref.WeakValueDictionary[int, GpuArrays] = field(default_factory=weakref.WeakValueDictionary)
+    """Those that live here, by the number of their last use."""
     _copies: dict[int, GpuTable] = field(default_factory=dict)
     """Of tables that came from elsewhere, by the identity of the original."""
-    _in_use: list[GpuTable] = field(default_factory=list)
+    _in_use: list[GpuArrays] = field(default_factory=list)
     _clock: Iterator[int] = field(default_factory=itertools.count)
     _fetching: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,32 +55,43 @@ class Gpu:
             finally:
                 self._in_use.clear()
 
-    def allocate(self, n_bytes: int) -> Buffer:
-        """Memory of the device; where there is none left, rows make room, then tables that were not used for longest.
+    # ---------------------------------------------------------------------------------------------- memory ----
 
-        Whoever calls has the device.
+    def allocate(self, n_bytes: int) -> Buffer:
+        """Memory of the device; where there is none left, rows make room, then arrays that were not used for longest.
+
+        Whoever calls has the device. ClusterError where that is not enough.
         """
         while True:
             try:
                 return self.device.allocate(n_bytes)
-            except ClusterError:
+            except ClusterError as error:
                 if not self.make_room():
-                    raise
+                    raise ClusterError(
+                        f"{error}; rows and older parameters have made room already. {FEWER_BYTES}"
+                    ) from error
 
     def make_room(self) -> bool:
         """Give back the memory of something that can be sent again; False where there is nothing."""
         return self.residents.evict_one() or self.spill_one()
 
     def spill_one(self) -> bool:
-        """Fetch the table that was not used for longest, and give back its memory; False where there is none."""
-        for number in sorted(self._tables.keys()):
-            table = self._tables.pop(number, None)
-            if table is not None and not any(table is other for other in self._in_use) and table.is_on_device:
-                table.spill()
+        """Fetch the arrays that were not used for longest, and give back their memory; False where there are none."""
+        for number in sorted(self._arrays.keys()):
+            arrays = self._arrays.get(number)
+            if arrays is not None and arrays.is_on_device and not any(arrays is other for other in self._in_use):
+                arrays.spill()
                 return True
-            if table is not None:
-                self._tables[number] = table
         return False
+
+    def reserve(self, least: int) -> int:
+        """Bytes that arrays other than rows will want beside those that are here: what they once had, or `least`."""
+        return max(self.most_bytes - self._bytes_of_arrays(), least)
+
+    def _bytes_of_arrays(self) -> int:
+        return sum(arrays.nbytes for arrays in list(self._arrays.values()) if arrays.is_on_device)
+
+    # ---------------------------------------------------------------------------------------- coming and going ----
 
     def table(self, table: ParameterTable) -> GpuTable:
         """The table itself if it belongs to this GPU, else a copy that is kept as long as the original is.
@@ -102,15 +105,22 @@ class Gpu:
             weakref.finalize(table, self._copies.pop, id(table), None).atexit = False
         return self._copies[id(table)]
 
-    def use(self, table: ParameterTable) -> TableBuffers:
-        """The table's arrays on the device, until this turn ends."""
-        ours = self.table(table)
-        buffers = ours.send()
-        self._tables.pop(ours.number, None)
-        ours.number = next(self._clock)
-        self._tables[ours.number] = ours
-        self._in_use.append(ours)
-        return buffers
+    def use(self, arrays: GpuArrays) -> dict[str, Buffer]:
+        """The arrays on the device, until this turn ends."""
+        self.hold(arrays)
+        return arrays.send()
+
+    def use_table(self, table: ParameterTable) -> dict[str, Buffer]:
+        """Those of a table."""
+        return self.use(self.table(table).arrays)
+
+    def hold(self, arrays: GpuArrays) -> None:
+        """Let the arrays stay where they are until this turn ends."""
+        self._arrays.pop(arrays.number, None)
+        arrays.number = next(self._clock)
+        self._arrays[arrays.number] = arrays
+        self._in_use.append(arrays)
+        self.most_bytes = max(self.most_bytes, self._bytes_of_arrays())
 
     def send(self, array: NDArray[Any]) -> Buffer:
         """An array in memory of its own, on its way in TRAIN."""
@@ -126,119 +136,167 @@ class Gpu:
                 self.device.fetch(buffer, array, offset, FETCH)
 
 
-class GpuTable(ParameterTable):
-    """A parameter table on a GPU. `bias`, `linear` and `factors` are fetched when they are first looked at.
+class GpuArrays:
+    """Named float32 arrays on a GPU, on the host, or on both."""
 
-    What changes it in place says so (`changed`). Pickled, it is a plain table.
-    """
-
-    gpu: Gpu
-    number: int
-    _shape: tuple[int, int]
-    _buffers: TableBuffers | None
-    _ready: Any
-    _lock: threading.RLock
-
-    def __init__(
-        self, gpu: Gpu, layout: Layout, n_features: int, n_factored: int, buffers: TableBuffers | None
-    ) -> None:
-        self.__dict__["layout"] = layout  # the class that this one is derived from lets nobody assign its fields
-        self.gpu, self.number, self._shape, self._buffers = gpu, -1, (n_features, n_factored), buffers
-        self._ready = gpu.device.mark(TRAIN) if buffers else None
+    def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.gpu, self.shapes, self.number = gpu, dict(shapes), -1
+        self._buffers: dict[str, Buffer] | None = None
+        self._host: dict[str, Floats] = {}
+        self._ready: Any = None
         self._lock = threading.RLock()
 
     @classmethod
-    def empty(cls, gpu: Gpu, layout: Layout, n_features: int, n_factored: int) -> GpuTable:
-        """A table of any contents. Whoever calls has the device."""
-        n_factored = n_factored if layout.lanes else 0
-        sizes = layout.linear_width, n_features * layout.linear_width, n_factored * layout.factor_width
-        buffers = TableBuffers(*(gpu.allocate(4 * size) for size in sizes))
-        table = cls(gpu, layout, n_features, n_factored, buffers)
-        gpu.use(table)
-        return table
+    def empty(cls, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]]) -> GpuArrays:
+        """Arrays of any contents, on the device. Whoever calls has it, fills them, and then says `changed`."""
+        arrays = cls(gpu, shapes)
+        arrays._buffers = {name: gpu.allocate(4 * math.prod(shape)) for name, shape in shapes.items()}
+        arrays._ready = gpu.device.mark(TRAIN)
+        gpu.hold(arrays)
+        return arrays
 
     @classmethod
-    def of_host(cls, gpu: Gpu, table: ParameterTable) -> GpuTable:
-        """A table that is sent when it is first used."""
-        ours = cls(gpu, table.layout, table.n_features, table.n_factored, None)
-        ours.__dict__.update((name, getattr(table, name)) for name in _NAMES)
-        return ours
-
-    @property
-    def n_features(self) -> int:
-        """Rows of the linear table."""
-        return self._shape[0]
-
-    @property
-    def n_factored(self) -> int:
-        """Rows of the factor table."""
-        return self._shape[1]
+    def of_host(cls, gpu: Gpu, host: Mapping[str, Floats]) -> GpuArrays:
+        """Arrays that are sent when they are first used."""
+        arrays = cls(gpu, {name: array.shape for name, array in host.items()})
+        arrays._host.update(host)
+        return arrays
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all three arrays."""
-        layout, (n_features, n_factored) = self.layout, self._shape
-        return 4 * (layout.linear_width * (1 + n_features) + layout.factor_width * n_factored)
+        """Bytes of all arrays."""
+        return 4 * sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def is_on_device(self) -> bool:
-        """Whether the device holds the arrays."""
+        """Whether the device holds them."""
         return self._buffers is not None
 
-    def __getattr__(self, name: str) -> Floats:
-        if name not in _NAMES:
-            raise AttributeError(name)
+    def host_bytes(self) -> int:
+        """Of the host's memory that they take."""
+        return sum(array.nbytes for array in self._host.values())
+
+    def host(self, name: str) -> Floats:
+        """An array, after all that was done to it; all of them are fetched at once."""
         with self._lock:
-            if name not in self.__dict__:
+            if name not in self._host:
                 self._fetch()
-            return self.__dict__[name]
+            return self._host[name]
 
-    def __sizeof__(self) -> int:
-        """Bytes of the host's memory."""
-        return 1000 + sum(self.__dict__[name].nbytes for name in _NAMES if name in self.__dict__)
-
-    def __reduce__(self) -> tuple[Callable[..., ParameterTable], tuple[Any, ...]]:
-        return ParameterTable, (self.layout, self.bias, self.linear, self.factors)
+    def part(self, name: str, first: int, last: int) -> Floats:
+        """Some rows of an array; only these are fetched."""
+        with self._lock:
+            if name in self._host:
+                return self._host[name][first:last]
+            assert self._buffers is not None
+            width = math.prod(self.shapes[name][1:])
+            rows = np.empty((last - first, width), np.float32)
+            self.gpu.fetch(self._ready, (self._buffers[name], rows, 4 * width * first))
+            return rows
 
     def _fetch(self) -> None:
         assert self._buffers is not None
-        host = empty_table(self.layout, *self._shape)
-        pairs = ((getattr(self._buffers, name), getattr(host, name), 0) for name in _NAMES)
-        self.gpu.fetch(self._ready, *pairs)
-        self.__dict__.update((name, getattr(host, name)) for name in _NAMES)
+        missing = {name: aligned_room(shape) for name, shape in self.shapes.items() if name not in self._host}
+        self.gpu.fetch(self._ready, *((self._buffers[name], array, 0) for name, array in missing.items()))
+        self._host.update(missing)
 
-    def send(self) -> TableBuffers:
+    def send(self) -> dict[str, Buffer]:
         """The arrays on the device, sent if they are not there. Whoever calls has the device."""
         with self._lock:
             if self._buffers is None:
-                self._buffers = TableBuffers(*(self.gpu.send(self.__dict__[name]) for name in _NAMES))
+                self._buffers = {name: self.gpu.send(self._host[name]) for name in self.shapes}
                 self._ready = self.gpu.device.mark(TRAIN)
             return self._buffers
 
     def spill(self) -> None:
-        """Keep the arrays on the host only."""
+        """Keep them on the host only."""
         with self._lock:
-            if any(name not in self.__dict__ for name in _NAMES):
+            if len(self._host) < len(self.shapes):
                 self._fetch()
             self._buffers = None
 
     def changed(self) -> None:
         """What is queued in TRAIN by now changes the arrays: what the host has of them is no longer true."""
         with self._lock:
-            for name in _NAMES:
-                self.__dict__.pop(name, None)
+            self._host.clear()
             self._ready = self.gpu.device.mark(TRAIN)
 
-    def set_bias(self, bias: Floats) -> None:
-        """Give it another bias; the rest is as it is on the device. Whoever calls has the device."""
-        self.gpu.device.send(bias, self.gpu.use(self).bias, 0, TRAIN)
-        self.changed()
-        self.__dict__["bias"] = bias
+    def replace(self, name: str, array: Floats) -> None:
+        """Another array in place of one. Whoever calls has the device."""
+        self.gpu.device.send(array, self.gpu.use(self)[name], 0, TRAIN)
+        with self._lock:
+            self._host[name] = array
+            self._ready = self.gpu.device.mark(TRAIN)
 
-    def bias_now(self) -> Floats:
-        """The bias' record after all that is queued in TRAIN. Whoever calls has the device."""
-        if "bias" in self.__dict__:
-            return self.__dict__["bias"]
-        room = np.empty(self.layout.linear_width, np.float32)
-        self.gpu.device.fetch(self.gpu.use(self).bias, room)
+    def now(self, name: str) -> Floats:
+        """An array after all that is queued in TRAIN, fetched by itself. Whoever calls has the device."""
+        if name in self._host:
+            return self._host[name]
+        room = np.empty(self.shapes[name], np.float32)
+        self.gpu.device.fetch(self.gpu.use(self)[name], room)
         return room
+
+
+_NAMES = ("bias", "linear", "factors")
+
+
+class GpuTable(ParameterTable):
+    """A parameter table on a GPU. `bias`, `linear` and `factors` are fetched when they are first looked at.
+
+    What changes its `arrays` in place says so to them. Pickled, it is a plain table.
+    """
+
+    arrays: GpuArrays
+
+    def __init__(self, layout: Layout, arrays: GpuArrays) -> None:
+        self.__dict__["layout"] = layout  # the class that this one is derived from lets nobody assign its fields
+        self.arrays = arrays
+
+    @classmethod
+    def empty(cls, gpu: Gpu, layout: Layout, n_features: int, n_factored: int) -> GpuTable:
+        """A table of any contents: see `GpuArrays.empty`."""
+        n_rows = n_factored if layout.lanes else 0
+        shapes = (layout.linear_width,), (n_features, layout.linear_width), (n_rows, layout.factor_width)
+        return cls(layout, GpuArrays.empty(gpu, dict(zip(_NAMES, shapes, strict=True))))
+
+    @classmethod
+    def of_host(cls, gpu: Gpu, table: ParameterTable) -> GpuTable:
+        """A table that is sent when it is first used."""
+        return cls(table.layout, GpuArrays.of_host(gpu, {name: getattr(table, name) for name in _NAMES}))
+
+    @property
+    def gpu(self) -> Gpu:
+        """Where it lives."""
+        return self.arrays.gpu
+
+    @property
+    def n_features(self) -> int:
+        """Rows of the linear table."""
+        return self.arrays.shapes["linear"][0]
+
+    @property
+    def n_factored(self) -> int:
+        """Rows of the factor table."""
+        return self.arrays.shapes["factors"][0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three arrays."""
+        return self.arrays.nbytes
+
+    def __getattr__(self, name: str) -> Floats:
+        if name not in _NAMES:
+            raise AttributeError(name)
+        return self.arrays.host(name)
+
+    def __repr__(self) -> str:
+        return f"GpuTable({self.layout}, {self.n_features} features, {self.n_factored} with factors)"
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def __sizeof__(self) -> int:
+        """Bytes of the host's memory."""
+        return 1000 + self.arrays.host_bytes()
+
+    def __reduce__(self) -> tuple[Callable[..., ParameterTable], tuple[Any, ...]]:
+        return ParameterTable, (self.layout, self.bias, self.linear, self.factors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +92,8 @@ class _Memory:
 class Device:
     """A context manager."""
 
+    compute_capability = "90"
+
     def __init__(self, number: int = 0) -> None:
         self.id = number
 
@@ -104,8 +107,9 @@ class Device:
 class RawModule:
     """Kernels of the program, compiled by the system's compiler."""
 
-    def __init__(self, code: str, options: tuple[str, ...] = ()) -> None:
-        self.library = library_of(code)
+    def __init__(self, code: str = "", *, path: str = "", options: tuple[str, ...] = ()) -> None:
+        assert bool(code) != bool(path)
+        self.library = library_of(code or Path(path).read_text())
 
     def get_function(self, name: str) -> Any:
         def launch(grid: tuple[int], block: tuple[int], arguments: tuple[np.uint64], *, shared_mem: int) -> None:
@@ -121,6 +125,26 @@ class RawModule:
 
         launch.num_regs = 112  # type: ignore[attr-defined]
         return launch
+
+
+class Nvrtc:
+    """The compiler: its machine code is the source, and it remembers with which options it was asked."""
+
+    def __init__(self) -> None:
+        self.options: tuple[str, ...] = ()
+
+    def createProgram(self, source: str, name: str, headers: list[str], names: list[str]) -> list[str]:
+        return [source]
+
+    def compileProgram(self, program: list[str], options: tuple[str, ...]) -> None:
+        assert program
+        self.options = options
+
+    def getCUBIN(self, program: list[str]) -> bytes:
+        return program[0].encode()
+
+    def destroyProgram(self, program: list[str]) -> None:
+        program.clear()
 
 
 def make(free: int = 1 << 30) -> Any:
@@ -152,7 +176,7 @@ def make(free: int = 1 << 30) -> Any:
     )
     cuda = SimpleNamespace(
         runtime=runtime, alloc=alloc, alloc_pinned_memory=pinned, Stream=Stream, Event=Event, Device=Device,
-        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), nvrtc=Nvrtc(),
     )  # fmt: skip
     pool = SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
     return SimpleNamespace(cuda=cuda, RawModule=RawModule, get_default_memory_pool=lambda: pool)

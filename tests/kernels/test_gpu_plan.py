@@ -111,10 +111,12 @@ def test_bytes_of_pieces_and_tables_are_those_of_their_arrays() -> None:
 
 
 def test_the_budget_leaves_room_for_the_table_and_for_two_pieces() -> None:
-    assert gpu_plan.row_budget(0, 10_000, 5000, 1000, "gpu") == 4500
-    assert gpu_plan.row_budget(2000, 10_000, 5000, 1000, "gpu") == 2000
-    assert gpu_plan.row_budget(9000, 10_000, 5000, 1000, "gpu") == 5000
+    assert gpu_plan.row_budget(0, 10_000, 5000, 0, 1000, "gpu") == 4500
+    assert gpu_plan.row_budget(0, 10_000, 5000, 2000, 1000, "gpu") == 2700
+    assert gpu_plan.row_budget(0, 10_000, 5000, 9000, 1000, "gpu") == 2000, "two pieces, whatever else is wanted"
+    assert gpu_plan.row_budget(2000, 10_000, 5000, 9000, 1000, "gpu") == 2000
+    assert gpu_plan.row_budget(9000, 10_000, 5000, 0, 1000, "gpu") == 5000
     with pytest.raises(ClusterError, match=r"gpu has 6,000 bytes .* needs 7,000: 5,000 .* 2,000"):
-        gpu_plan.row_budget(0, 6000, 5000, 1000, "gpu")
+        gpu_plan.row_budget(0, 6000, 5000, 0, 1000, "gpu")
     with pytest.raises(ClusterError, match=r"cluster.gpu_memory allows rows 1,999 bytes of gpu, .* 2,000"):
-        gpu_plan.row_budget(1999, 10_000, 5000, 1000, "gpu")
+        gpu_plan.row_budget(1999, 10_000, 5000, 0, 1000, "gpu")
