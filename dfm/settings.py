@@ -756,7 +756,9 @@ class KubernetesSettings(Table):
     scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
     scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
     scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
-    gpus: int = knob(0, Number(0, integer=True), "NVIDIA GPUs of a worker pod")
+    gpus: int = knob(
+        0, Number(0, 1, integer=True), "1: every worker pod has an NVIDIA GPU; for more GPUs, more workers"
+    )
     spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
     tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")

@@ -142,6 +142,10 @@ class Watch:
         """Tasks that the cluster runs at a time."""
         return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
 
+    def n_walks(self, backend: str) -> int:
+        """Replicas that the cluster trains at a time: one a thread, or one a GPU, of which each worker has one."""
+        return self.n_threads() if backend == "numba" else len(self.addresses())
+
     def result(self, future: Future) -> Any:
         """The result of a task, a small one; its error is raised.
 

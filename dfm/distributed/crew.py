@@ -97,7 +97,7 @@ class DaskCrew:
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
                 resources=self._resources,
             )
-            for group in aligned_groups(n_replicas, 1 << (self.watch.n_threads() - 1).bit_length())
+            for group in aligned_groups(n_replicas, 1 << (self.watch.n_walks(work.backend) - 1).bit_length())
         ]  # fmt: skip
         self._block = self.client.submit(
             rounds.merge_block, work, self._block, pushes,

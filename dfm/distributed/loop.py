@@ -109,10 +109,10 @@ class TrainingLoop:
     def _epoch(self) -> Event:
         """Train what is left of an epoch, or until validation has worsened too often; what there is to tell of it."""
         self._start_clock()
-        homes, threads = self.watch.addresses(), self.watch.n_threads()
+        homes, walks = self.watch.addresses(), self.watch.n_walks(self.work.backend)
         each = self.job.training.validate == "average"
         for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
-            self._submit(slices, homes, threads)
+            self._submit(slices, homes, walks)
             self._settle(0 if each else _AHEAD)
             if each and number < self.n_rounds:
                 self._validate_inside()
@@ -128,7 +128,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.objective, max(1, threads // len(homes))),
+            **self.at.book.summary(self.objective, max(1, walks // len(homes))),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }
@@ -144,7 +144,7 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- rounds ----
 
-    def _submit(self, slices: range, homes: Sequence[str], threads: int) -> None:
+    def _submit(self, slices: range, homes: Sequence[str], walks: int) -> None:
         """Submit one round; nothing is waited for, the blocks of the next round depend on those of this one."""
         work, n_replicas = self._work_of_round(slices), self.job.training.n_replicas
         client = self.watch.client
@@ -155,7 +155,7 @@ class TrainingLoop:
                 workers=[prepare.home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
                 resources=self.resources,
             )
-            for group in aligned_groups(n_replicas, 1 << (threads - 1).bit_length())
+            for group in aligned_groups(n_replicas, 1 << (walks - 1).bit_length())
         ]  # fmt: skip
         self.blocks = [self._merge(work, number, pushes, homes) for number in range(len(self.blocks))]
         self._submitted += 1

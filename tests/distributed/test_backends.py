@@ -12,7 +12,7 @@ from host_gpu import as_gpu_of_process
 from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.distributed import backends
+from dfm.distributed import backends, cluster
 from dfm.distributed.backends import GpuOfWorker
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device
@@ -79,6 +79,14 @@ def test_without_gpus_processors_train_and_nobody_is_asked_where_they_are_wanted
 def test_workers_that_count_their_gpus_train_one_replica_on_each() -> None:
     assert choose(FakeClient([H200, H200], resources=[1, 1])).resources == {"GPU": 1}
     assert choose(FakeClient([H200, H200], resources=[1, 0])).resources is None
+
+
+def test_replicas_are_grouped_by_gpu_not_by_thread(two_workers: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a GPU sums all its replicas, and knows which rows come next."""
+    watch = cluster.Watch(two_workers, 60.0)
+    monkeypatch.setattr(watch, "n_threads", lambda: 16)
+    assert watch.n_walks("cupy") == 2
+    assert watch.n_walks("numba") == 16
 
 
 def test_workers_of_a_host_take_its_gpus_in_turn_unless_they_were_given_their_own() -> None:

@@ -36,7 +36,7 @@ from dfm.settings import Job, load_job
 SIZES = sizing.Sizing(3, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "gpu": {"gpus": 2, "image": "dfm:cuda"},
+    "gpu": {"gpus": 1, "image": "dfm:cuda"},
     "spot": {"spot": True},
     "tls": {"tls_secret": "dfm-tls"},
     "everything": {
