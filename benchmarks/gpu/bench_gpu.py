@@ -1,6 +1,7 @@
 """Rows per second on a GPU beside the CPU's kernel, PyTorch on the same GPU and the copy bandwidth; log loss, logits.
 
     python benchmarks/gpu/bench_gpu.py --output results.md   # about ten minutes on a machine with an NVIDIA GPU
+    python benchmarks/gpu/bench_gpu.py --only rounds          # one part of it: learning, rounds or speeds
     python benchmarks/gpu/bench_gpu.py --smoke                # does it still work?
 
 Without a GPU it says so and ends. A "walk" is what more rows cost, (t(2n) − t(n)) / n: the first, careful launches fall
@@ -17,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,17 +243,15 @@ def print_learning(sizes: Sizes) -> dict[str, float]:
     held_out = click_data.as_rows(indices[n_rows:], labels[n_rows:])
     found = {"log loss": 0.0, "logits": 0.0}
     print(f"\nlog loss of {len(held_out.labels)} held-out rows after each epoch of {n_rows}\n")
-    table_row("optimizer", "epoch", "CPU", "GPU", "GPU, deterministic", "GPU, bf16", "largest difference of logits")
+    table_row("optimizer", "epoch", "CPU", "GPU", "GPU, bf16", "GPU, deterministic", "largest difference of logits")
     table_row(*["---"] * 7)
     gpu = cupy_gpu.compile_kernels
     for optimizer in sizes.optimizers:
         spec = KernelSpec("logistic", optimizer, 16)
-        ways = [
-            (numba_cpu.compile_kernels(spec), STEP),
-            (gpu(spec), STEP),
-            (gpu(spec), replace(STEP, deterministic=True)),
-            (gpu(replace(spec, factor_dtype="bfloat16")), STEP),
-        ]
+        ways = [(numba_cpu.compile_kernels(spec), STEP), (gpu(spec), STEP)]
+        ways.append((gpu(replace(spec, factor_dtype="bfloat16")), STEP))
+        if optimizer == sizes.optimizers[0]:  # a warp takes minutes for what the device does in a second
+            ways.append((gpu(spec), replace(STEP, deterministic=True)))
         tables = [new_table(spec, n_features) for _ in ways]
         for epoch in range(sizes.epochs):
             losses = []
@@ -260,7 +259,8 @@ def print_learning(sizes: Sizes) -> dict[str, float]:
                 kernels.run_round(train, table, replace(step, seed=epoch))
                 losses.append(log_loss(ways[0][0].scores(held_out, table), held_out.labels))
             logits = np.abs(ways[1][0].scores(held_out, tables[0]) - ways[0][0].scores(held_out, tables[0])).max()
-            table_row(optimizer, str(epoch + 1), *(f"{loss:.4f}" for loss in losses), f"{logits:.1e}")
+            cells = [f"{loss:.4f}" for loss in losses] + ["-"] * (4 - len(losses))
+            table_row(optimizer, str(epoch + 1), *cells, f"{logits:.1e}")
             found["logits"] = max(found["logits"], float(logits))
             found["log loss"] = max(found["log loss"], abs(losses[1] - losses[0]))
     return found
@@ -354,13 +354,20 @@ def also_written_to(path: str) -> Iterator[None]:
             yield
 
 
-def run(sizes: Sizes, device: str, bandwidth: float) -> None:
-    """Prints everything."""
+PARTS = ("learning", "rounds", "speeds")
+
+
+def run(sizes: Sizes, device: str, bandwidth: float, parts: Sequence[str] = PARTS) -> None:
+    """Prints the parts, and what they say of the bars."""
     print(machine_line())
     print(f"{device}; {datetime.date.today()}; copies within its memory: {bandwidth / 1e9:.0f} GB/s read and written")
-    found = print_learning(sizes)
-    print_rounds(sizes)
-    found |= print_speeds(sizes, bandwidth)
+    found: dict[str, float] = {}
+    if "learning" in parts:
+        found |= print_learning(sizes)
+    if "rounds" in parts:
+        print_rounds(sizes)
+    if "speeds" in parts:
+        found |= print_speeds(sizes, bandwidth)
     print_bars(found)
 
 
@@ -376,6 +383,7 @@ def device_line() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given again")
     parser.add_argument("--output", default="", help="write what is printed to this file too")
     arguments = parser.parse_args()
     name, reason = cupy_device.availability()
@@ -384,7 +392,7 @@ def main() -> None:
         return
     sizes = SMOKE if arguments.smoke else FULL
     with also_written_to(arguments.output):
-        run(sizes, device_line(), copy_bandwidth(sizes.copied))
+        run(sizes, device_line(), copy_bandwidth(sizes.copied), arguments.only or PARTS)
 
 
 if __name__ == "__main__":
