@@ -32,6 +32,8 @@ _namespace = click.option("--namespace", default="", help="With --kubernetes: de
 _context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
 _EVERY = 1.0
+_PATIENCE = 15.0
+"""Seconds for a scheduler to answer a question."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,22 @@ def _place(run: str, scheduler: str | None, pairs: tuple[str, ...]) -> Place:
     return Place(run, options)
 
 
-def _directory_of(run_id: str, scheduler: str) -> str:
+def _runs_of(scheduler: str) -> dict[str, str]:
+    """Directories of the runs that were submitted to a Dask scheduler, by their ids."""
     from dfm.distributed import cluster
-    from dfm.errors import SettingsError
     from dfm.settings import ClusterSettings
     from dfm.submission import submitted_to
 
-    with cluster.connect(ClusterSettings(scheduler=scheduler)) as client:
-        known = submitted_to(client)
+    settings = ClusterSettings(scheduler=scheduler, worker_timeout=_PATIENCE)
+    asking = f"asking {escape(scheduler)} for its runs (at most {_PATIENCE:.0f} s)"
+    with Console(stderr=True).status(asking), cluster.connect(settings) as client:
+        return submitted_to(client)
+
+
+def _directory_of(run_id: str, scheduler: str) -> str:
+    from dfm.errors import SettingsError
+
+    known = _runs_of(scheduler)
     if run_id not in known:
         found = ", ".join(sorted(known)) or "none"
         raise SettingsError(
@@ -237,15 +247,11 @@ def cancel(
 @_json
 def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[str, ...], as_json: bool) -> None:
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
-    from dfm.distributed import cluster
     from dfm.outcome import outcome_of
-    from dfm.settings import ClusterSettings
-    from dfm.submission import submitted_to
 
     options = _storage_options(pairs)
     if scheduler:
-        with cluster.connect(ClusterSettings(scheduler=scheduler)) as client:
-            directories = sorted(set(submitted_to(client).values()))
+        directories = sorted(set(_runs_of(scheduler).values()))
     else:
         directories = [found for location in locations or (".",) for found in _below(location, options)]
     outcomes = [(directory, outcome_of(directory, options)) for directory in directories]
