@@ -14,7 +14,7 @@ bytes whoever adds what and when.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -549,7 +549,7 @@ class Averaging(Protocol):
     ) -> Any:
         """See `contribute`; halved: with summands rounded to bfloat16."""
 
-    def combine_all(self, contributions: Sequence[Any]) -> Any:
+    def combine_all(self, contributions: Iterable[Any]) -> Any:
         """See `contributions.combine_all`."""
 
     def finalise(

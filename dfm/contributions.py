@@ -195,6 +195,17 @@ def aligned_groups(n_replicas: int, most: int) -> list[range]:
     return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
 
 
+def groups_at_home(n_replicas: int, n_homes: int) -> list[range]:
+    """Replica numbers in groups of one power of two each (the last may be smaller), of which none has two homes.
+
+    Home h of n has the replicas from ceil(h × n_replicas / n) on. Each group is a subtree, as of `aligned_groups`.
+    """
+    bounds = [-(-home * n_replicas // n_homes) for home in range(1, n_homes)]
+    sizes = [bound & -bound for bound in bounds if 0 < bound < n_replicas]
+    size = min(sizes, default=1 << (n_replicas - 1).bit_length())
+    return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
+
+
 @compiled
 def _add_rows(source, positions, start, target):  # type: ignore[no-untyped-def]
     """target[positions - start] += source, rows of float32."""

@@ -12,7 +12,7 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
 """Of a block."""
 MOST_BLOCKS = 4096
+FAN_IN = 4
+"""Summands that are summed at a time, a power of two: so many must be on the device at once."""
 CHUNK_BYTES = 1 << 28
 """Of the device's memory that notes of where summands stand may take while they are summed."""
 
@@ -261,15 +263,28 @@ class OnGpu:
             rows = touched.total_weight
         return GpuSummands(touched.features, made, rows * bias_growth(columns, old, new), rows, halved)
 
-    def combine_all(self, contributions: Sequence[Summands]) -> Summands:
-        """See `contributions.combine_all`."""
+    def combine_all(self, contributions: Iterable[Summands]) -> Summands:
+        """See `contributions.combine_all`; few are on the device at a time."""
+        waiting: list[tuple[int, Summands]] = []  # sums of so many, each half as many as the one before or less
+        for batch in _batches(contributions, FAN_IN):
+            size, total = len(batch), self._sum(batch)
+            while waiting and waiting[-1][0] == size:
+                total = self._sum([waiting.pop()[1], total])
+                size *= 2
+            waiting.append((size, total))
+        _, total = waiting.pop()
+        while waiting:
+            total = self._sum([waiting.pop()[1], total])
+        return total
+
+    def _sum(self, contributions: Sequence[Summands]) -> Summands:
+        """The sum along their tree; of one that one, as it is."""
         if len(contributions) == 1:
             return contributions[0]
         with self.gpu.taken():
-            return self._sum(contributions)
+            return self._sum_now(contributions)
 
-    def _sum(self, contributions: Sequence[Summands]) -> GpuSummands:
-        """The sum of two or more along their tree."""
+    def _sum_now(self, contributions: Sequence[Summands]) -> GpuSummands:
         gpu, parts = self.gpu, [self._part(each) for each in contributions]
         features, chunks = self._union(parts), self._chunks(parts)
         n_factored = int(np.searchsorted(features, max(part.end_of_owners for part in parts)))
@@ -332,6 +347,7 @@ class OnGpu:
 
     def _union(self, parts: Sequence[_Part]) -> NDArray[np.uint32]:
         """The features that any part has, ascending; noted down as long as the parts' own lists are there."""
+        parts = [part for part in parts if len(part.meant)]
         key = tuple(number for part in parts for number in (id(part.features), part.first, part.last))
         if key in self._unions:
             return self._unions[key]
@@ -343,7 +359,7 @@ class OnGpu:
             self.gpu.device.fetch(room, touched)
             found.append((np.flatnonzero(touched) + start).astype(np.uint32))
         features = np.concatenate(found)
-        if all(part.is_ours and part.features.size for part in parts):
+        if all(part.is_ours for part in parts):
             self._unions[key] = features
             for part in parts:
                 weakref.finalize(part.features, self._unions.pop, key, None).atexit = False
@@ -448,6 +464,13 @@ class _Part:
     def end_of_owners(self) -> int:
         """Row of the parameter table after the last of these."""
         return int(self.meant[self.n_owners - 1]) + 1 if self.n_owners else 0
+
+
+def _batches(items: Iterable[Summands], size: int) -> Iterator[list[Summands]]:
+    """So many at a time; the last may be fewer."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def _adds(n_parts: int) -> list[int]:

@@ -6,12 +6,13 @@ Without a GPU the kernels run on the processor (see `host_gpu`); `pytest -m gpu`
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import pickle
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -453,6 +454,105 @@ def test_a_sum_takes_memory_for_what_was_touched() -> None:
     device.fetched.clear()
     on_gpu.combine_all(parts)
     assert not [size for _, size in device.fetched if size > 1000], "what was united once is known"
+
+
+def test_more_replicas_than_the_device_has_room_for_are_summed_as_they_come() -> None:
+    device, layout = HostDevice(), Layout("adagrad", 64)
+    on_gpu, table, everything = OnGpu(Gpu(device)), make_table(layout), np.arange(N_FEATURES, dtype=np.uint32)
+    touch = Touch(everything, 2.0, np.ones(N_FEATURES, np.int64))
+    device.capacity = 8 * table.nbytes
+
+    def total_of(averaging: Averaging) -> Contribution:
+        def parts() -> Iterator[object]:
+            for replica in range(21):
+                before = averaging.pull([table], everything)
+                yield averaging.contribute(MergeRule(), touch, before, learn(table_of(before), replica), False)
+
+        travelled: Contribution = pickle.loads(pickle.dumps(averaging.combine_all(parts())))
+        return travelled
+
+    ours, theirs = total_of(on_gpu), total_of(OnProcessors())
+    for name in ("features", "linear", "factors", "bias"):
+        assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
+
+
+def test_lists_of_features_go_before_tables_where_room_is_needed() -> None:
+    device = HostDevice()
+    on_gpu = OnGpu(Gpu(device))
+    kernels = cupy_gpu.build(KernelSpec("logistic", "adagrad", 4), on_gpu.gpu)
+    older, table = on_gpu.copy(make_table(Layout("adagrad", 64))), make_table(Layout("adagrad", 4))
+    lists = [np.arange(50_000, dtype=np.uint32) + number for number in range(4)]
+    with on_gpu.gpu.taken():
+        for each in lists:
+            on_gpu.gpu.residents.array(each)
+    device.capacity = device.in_use + 1000
+    kernels.run_round(reference.random_rows(50, N_FEATURES, 9, n_implicit=50), table, Step(0.1, 0.1))
+    assert isinstance(older, GpuTable)
+    assert older.arrays.is_on_device
+    assert on_gpu.gpu.residents.array_bytes < sum(each.nbytes for each in lists)
+
+
+def test_what_was_used_last_is_spilt_last() -> None:
+    on_gpu = OnGpu(Gpu(HostDevice()))
+    first, second = (on_gpu.copy(make_table(Layout("adagrad", 4))) for _ in range(2))
+    on_gpu.pull([first], np.arange(3, dtype=np.uint32))
+    with on_gpu.gpu.taken():
+        assert on_gpu.gpu.spill_one()
+    assert isinstance(first, GpuTable)
+    assert isinstance(second, GpuTable)
+    assert first.arrays.is_on_device
+    assert not second.arrays.is_on_device
+
+
+def test_what_averaging_took_of_late_is_reserved() -> None:
+    gpu = Gpu(HostDevice())
+    on_gpu = OnGpu(gpu)
+    several = [on_gpu.copy(make_table(Layout("adagrad", 64))) for _ in range(5)]
+    size = several[0].nbytes  # and the last one's original was sent
+    assert gpu.reserve(10) == size
+    assert gpu.array_bytes == 5 * size
+    gpu.most_bytes = 6 * size
+    del several
+    assert gpu.reserve(10) == 6 * size, "what is gone may come again"
+    for _ in range(400):
+        gpu.reserve(10)
+    assert gpu.reserve(10) == 10, "another job may want less"
+
+
+def test_unions_live_as_long_as_the_lists_that_they_are_of() -> None:
+    on_gpu, table = OnGpu(Gpu(HostDevice())), make_table(Layout("adagrad", 4))
+
+    def summed(lists: Sequence[NDArray[np.uint32]]) -> list[int]:
+        parts = []
+        for features in lists:
+            touch = Touch(features, 1.0, np.ones(len(features), np.int64))
+            before = on_gpu.pull([table], features)
+            parts.append(on_gpu.contribute(MergeRule(), touch, before, learn(table_of(before), 1), False))
+        found: Contribution = pickle.loads(pickle.dumps(on_gpu.combine_all(parts)))
+        return found.features.tolist()
+
+    lists = [np.array(features, np.uint32) for features in ([1, 5], [], [5, 9])]
+    assert summed(lists) == summed(lists) == [1, 5, 9]
+    assert len(on_gpu._unions) == 1
+    del lists[2]
+    gc.collect()
+    assert not on_gpu._unions
+    for number in range(10, 60):  # identities come again
+        assert summed([np.array([number], np.uint32), np.array([], np.uint32)]) == [number]
+        assert summed([np.array([], np.uint32), np.array([number + 1], np.uint32)]) == [number + 1]
+
+
+def test_the_limit_of_a_job_holds_for_scores_and_for_rows_that_are_copied_ahead() -> None:
+    device = HostDevice()
+    on_gpu, table = OnGpu(Gpu(device)), make_table(Layout("adagrad", 4))
+    kernels = cupy_gpu.build(KernelSpec("logistic", "adagrad", 4), on_gpu.gpu)
+    few, many = (reference.random_rows(n, N_FEATURES, 9, n_implicit=n) for n in (300, 3000))
+    limit = 2 * (gpu_plan.piece_bytes(few, 0, 300) + 8192)
+    step = Step(0.1, 0.1, device_bytes=limit)
+    kernels.run_round(few, table, step, Following(many, 1))
+    assert 0 < on_gpu.gpu.residents.n_bytes <= limit, "the next rows are too large to come beside these"
+    kernels.scores(few, table)
+    assert on_gpu.gpu.residents.budget == limit
 
 
 def test_to_describe_a_table_moves_nothing() -> None:

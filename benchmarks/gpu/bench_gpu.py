@@ -5,7 +5,8 @@
     python benchmarks/gpu/bench_gpu.py --smoke                # does it still work?
 
 Without a GPU it says so and ends. A "walk" is what more rows cost, (t(2n) − t(n)) / n: the first, careful launches fall
-out of it. A round of a job is timed whole: parameters pulled, replicas trained, summed and merged.
+out of it. A round of a job is timed whole: parameters pulled, replicas trained, summed and merged; its walks include
+what a GPU had queued before them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which backend trains a job: processors, or GPUs where every worker has one. Replicas never mix the two.
 
 GPUs add up in another order than processors, so a replica must give the same result wherever Dask puts it: one backend
-for all. A worker started with `--resources GPU=1` trains one replica at a time; without that, its rounds take turns.
+for all. A worker started with `--resources GPU=1` gets one training task at a time; without that, they take turns.
 """
 
 from __future__ import annotations

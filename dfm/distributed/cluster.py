@@ -22,6 +22,7 @@ from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
+from dfm.contributions import aligned_groups, groups_at_home
 from dfm.distributed import release
 from dfm.distributed.joining import is_remote, remote_client, takes_work, workers_of
 from dfm.distributed.versions import by_value, same_versions
@@ -145,6 +146,12 @@ class Watch:
     def n_walks(self, backend: str) -> int:
         """Replicas that the cluster trains at a time: one a thread, or one a GPU, of which each worker has one."""
         return self.n_threads() if backend == "numba" else len(self.addresses())
+
+    def groups(self, n_replicas: int, backend: str) -> list[range]:
+        """Replicas that one task trains after each other. A GPU's own ones are few tasks: their sum is made on it."""
+        if backend == "numba":
+            return aligned_groups(n_replicas, 1 << (self.n_threads() - 1).bit_length())
+        return groups_at_home(n_replicas, len(self.addresses()))
 
     def result(self, future: Future) -> Any:
         """The result of a task, a small one; its error is raised.

@@ -9,7 +9,6 @@ from typing import Any
 
 from distributed import Client, Future, get_client
 
-from dfm.contributions import aligned_groups
 from dfm.distributed import backends, rounds
 from dfm.distributed.cluster import Watch
 from dfm.distributed.prepare import home_of
@@ -97,7 +96,7 @@ class DaskCrew:
                 workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
                 resources=self._resources,
             )
-            for group in aligned_groups(n_replicas, 1 << (self.watch.n_walks(work.backend) - 1).bit_length())
+            for group in self.watch.groups(n_replicas, work.backend)
         ]  # fmt: skip
         self._block = self.client.submit(
             rounds.merge_block, work, self._block, pushes,

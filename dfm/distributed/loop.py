@@ -17,7 +17,6 @@ from typing import Any
 from distributed import Future
 
 from dfm.checkpoint import Checkpoint
-from dfm.contributions import aligned_groups
 from dfm.distributed import prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer, Snapshot
 from dfm.distributed.cluster import Watch
@@ -112,7 +111,7 @@ class TrainingLoop:
         homes, walks = self.watch.addresses(), self.watch.n_walks(self.work.backend)
         each = self.job.training.validate == "average"
         for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
-            self._submit(slices, homes, walks)
+            self._submit(slices, homes)
             self._settle(0 if each else _AHEAD)
             if each and number < self.n_rounds:
                 self._validate_inside()
@@ -144,7 +143,7 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- rounds ----
 
-    def _submit(self, slices: range, homes: Sequence[str], walks: int) -> None:
+    def _submit(self, slices: range, homes: Sequence[str]) -> None:
         """Submit one round; nothing is waited for, the blocks of the next round depend on those of this one."""
         work, n_replicas = self._work_of_round(slices), self.job.training.n_replicas
         client = self.watch.client
@@ -155,7 +154,7 @@ class TrainingLoop:
                 workers=[prepare.home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
                 resources=self.resources,
             )
-            for group in aligned_groups(n_replicas, 1 << (walks - 1).bit_length())
+            for group in self.watch.groups(n_replicas, work.backend)
         ]  # fmt: skip
         self.blocks = [self._merge(work, number, pushes, homes) for number in range(len(self.blocks))]
         self._submitted += 1

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -64,7 +64,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds).
+    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds; on a GPU, what
+    it had to wait for too).
 
     wire_bytes: of the parameters that it pulled; the first report of a push adds those of the summands.
     """
@@ -140,16 +141,19 @@ def train_replicas(
     replicas: Sequence[Sequence[SparsePartition]],
 ) -> Push:
     """Train neighbouring replicas, each from the same parameters on its slices `numbers`; sum what they changed."""
-    contributions, reports = [], []
+    reports: list[ReplicaReport] = []
     walked = [[slices[number] for number in numbers] for slices in replicas]
-    for replica, slices in enumerate(walked, start=first_replica):
-        others = walked[replica - first_replica + 1 :]
-        following = Following(others[0][0], _seed(work, replica + 1, 0)) if others else None
-        contribution, report = _train_replica(work, replica, blocks, slices, following)
-        contributions.append(contribution)
-        reports.append(report)
+
+    def contributions() -> Iterator[Any]:
+        for at, slices in enumerate(walked):
+            others = walked[at + 1 :]
+            following = Following(others[0][0], _seed(work, first_replica + at + 1, 0)) if others else None
+            contribution, report = _train_replica(work, first_replica + at, blocks, slices, following)
+            reports.append(report)
+            yield contribution
+
     # The summands of one replica travel as they are, halved or not; a sum needs float32.
-    total = work.averaging.combine_all(contributions) if len(contributions) > 1 else contributions[0]
+    total = work.averaging.combine_all(contributions()) if len(walked) > 1 else next(contributions())
     reports[0] = dataclasses.replace(reports[0], wire_bytes=reports[0].wire_bytes + total.nbytes)
     return Push(total, tuple(reports))
 

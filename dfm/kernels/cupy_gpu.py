@@ -166,18 +166,20 @@ def _door(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: ParameterTable, wit
     return facts
 
 
-def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: GpuTable, pieces: list[Piece], wanted: int) -> None:
-    """Set the budget of the rows; rows and older arrays are evicted where the table needs their place."""
+def _fit(gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: GpuTable, pieces: list[Piece]) -> None:
+    """Set the budget of the rows; lists, and then older parameters, are evicted where the table needs their place."""
     largest = max((gpu_plan.piece_bytes(rows, p.first, p.last) + 8192 for p in pieces), default=0)
     needed = gpu_plan.table_bytes(table.layout, table.n_features, table.n_factored, spec.factor_dtype)
     gpu.hold(table.arrays)
     if table.arrays.is_on_device:
         needed -= table.nbytes
-    while (free := gpu.device.free_bytes() + gpu.residents.n_bytes) < needed + 2 * largest and gpu.spill_one():
-        pass
+    residents = gpu.residents
+    while (free := gpu.device.free_bytes() + residents.n_bytes) < needed + 2 * largest:
+        if not (residents.evict_array() or gpu.spill_one()):
+            break
     # Averaging wants a copy from before, what was learnt, and the merged table, of each replica and of all.
     reserve = gpu.reserve(_COPIES * table.nbytes)
-    gpu.residents.limit(gpu_plan.row_budget(wanted, free, needed, reserve, largest, gpu.device.name))
+    residents.limit(gpu_plan.row_budget(gpu.row_limit, free, needed, reserve, largest, gpu.device.name))
 
 
 @dataclass
@@ -246,7 +248,8 @@ def _train(
         device, facts = gpu.device, _door(gpu, spec, rows, table, with_state=True)
         ours = _ours(gpu, table)
         pieces = gpu_plan.pieces(len(rows.labels), rows.n_implicit, step.seed)
-        _fit(gpu, spec, rows, ours, pieces, step.device_bytes)
+        gpu.row_limit = step.device_bytes
+        _fit(gpu, spec, rows, ours, pieces)
         with_halves = spec.factor_dtype != "float32" and table.layout.lanes > 0
         buffers = gpu.use(ours.arrays)
         if with_halves:
@@ -301,7 +304,7 @@ def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: 
         _door(gpu, spec, rows, table, with_state=False)
         pieces = sorted(gpu_plan.pieces(len(rows.labels), rows.n_implicit, 0), key=lambda piece: piece.first)
         ours = _ours(gpu, table)
-        _fit(gpu, spec, rows, ours, pieces, 0)
+        _fit(gpu, spec, rows, ours, pieces)
         walk = _Walk.begin(gpu, program, rows, table, gpu.use(ours.arrays))
         room = gpu.allocate(scores.nbytes)
         for _, piece in walk.each(pieces):

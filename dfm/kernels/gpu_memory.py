@@ -7,6 +7,7 @@ the processor.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class Resident:
     n_bytes: int
     arrived: Any
     used: Any = None
+    age: int = 0
+    """Larger: asked for later."""
 
     def address(self, name: str) -> int:
         """Of an array of the piece."""
@@ -94,7 +97,7 @@ _ARRAYS = ("indptr", "indices", "values", "labels", "weights")
 
 class Residents:
     """The pieces on a device, least recently used first, and other arrays. What belongs to what is gone goes
-    too. `n_bytes` and `budget` are about pieces."""
+    too. `n_bytes` and `budget` are about pieces, `array_bytes` about the other arrays."""
 
     def __init__(self, device: Device, allocate: Callable[[int], Buffer] | None = None) -> None:
         """allocate: who gives the memory, if not the device itself."""
@@ -103,7 +106,9 @@ class Residents:
         self.budget = 0
         self.n_bytes = 0
         self._pieces: OrderedDict[tuple[Owner, int], Resident] = OrderedDict()
-        self._arrays: OrderedDict[Owner, Buffer] = OrderedDict()
+        self.array_bytes = 0
+        self._arrays: OrderedDict[Owner, Resident] = OrderedDict()
+        self._clock = itertools.count(1)
         self._facts: dict[Owner, Facts] = {}
         self._watched: set[Owner] = set()
         self._gone: deque[Owner] = deque()
@@ -136,8 +141,10 @@ class Residents:
         return self._get(rows, piece, self.allocate)
 
     def get_if_it_fits(self, rows: RowsLike, piece: Piece) -> None:
-        """As `get`, but in memory that nobody holds. ClusterError where there is not enough of it."""
-        self._get(rows, piece, self.device.allocate)
+        """As `get`, but only older pieces make room for it. Nothing comes where it is larger than half of the budget:
+        the piece that is being trained would have to go. ClusterError where the device has no room."""
+        if 2 * piece_bytes(rows, piece.first, piece.last) <= self.budget:
+            self._get(rows, piece, self.device.allocate)
 
     def _get(self, rows: RowsLike, piece: Piece, allocate: Callable[[int], Buffer]) -> Resident:
         self._forget()
@@ -148,6 +155,7 @@ class Residents:
             self._pieces[key] = _send_piece(self.device, rows, piece, allocate(n_bytes), n_bytes)
             self.n_bytes += n_bytes
         self._pieces.move_to_end(key)
+        self._pieces[key].age = next(self._clock)
         return self._pieces[key]
 
     def array(self, array: NDArray[Any]) -> Buffer:
@@ -160,19 +168,26 @@ class Residents:
             self._watch(owner, array)
             buffer = self.allocate(array.nbytes)
             self.device.send(array, buffer, 0, TRAIN)
-            self._arrays[owner] = buffer
+            self._arrays[owner] = Resident(buffer, {}, array.nbytes, None)
+            self.array_bytes += array.nbytes
         self._arrays.move_to_end(owner)
-        return self._arrays[owner]
+        self._arrays[owner].age = next(self._clock)
+        return self._arrays[owner].buffer
 
     def evict_one(self) -> bool:
-        """Give back the memory of the piece, or else the array, that was not used for longest; False without any."""
-        if self._pieces:
-            self._evict(next(iter(self._pieces)))
-        elif self._arrays:
+        """Give back the memory of the piece or array that was not used for longest; False without any."""
+        piece, array = next(iter(self._pieces), None), next(iter(self._arrays), None)
+        if piece and (not array or self._pieces[piece].age < self._arrays[array].age):
+            self._evict(piece)
+            return True
+        return self.evict_array()
+
+    def evict_array(self) -> bool:
+        """Give back the memory of the array that was not used for longest; False without any."""
+        if self._arrays:
             self._drop(next(iter(self._arrays)))
-        else:
-            return False
-        return True
+            return True
+        return False
 
     @staticmethod
     def _owner(rows: RowsLike) -> Owner:
@@ -204,7 +219,7 @@ class Residents:
             self.device.wait(COPY, piece.used)
 
     def _drop(self, owner: Owner) -> None:
-        del self._arrays[owner]
+        self.array_bytes -= self._arrays.pop(owner).n_bytes
         self.device.wait(COPY, self.device.mark(TRAIN))
 
 

@@ -192,7 +192,7 @@ def table_bytes(layout: Layout, n_features: int, n_factored: int, factor_dtype: 
 
 FEWER_BYTES = (
     'Fewer bytes per feature: a smaller model.n_factors, or training.optimizer = "adagrad-row"; fewer features: a '
-    "larger model.min_count_factors, or a larger training.n_replicas, so that a replica touches fewer of them"
+    "larger model.min_count_factors"
 )
 """What to do where parameters do not fit a device."""
 
@@ -207,7 +207,8 @@ def row_budget(wanted: int, free: int, table: int, reserve: int, largest_piece: 
     if table + least > free:
         raise ClusterError(
             f"{device} has {free:,} bytes of memory free, and this round needs {table + least:,}: {table:,} for the "
-            f"parameters that its rows touch, {least:,} for two pieces of rows. {FEWER_BYTES}"
+            f"parameters that its rows touch, {least:,} for two pieces of rows. {FEWER_BYTES}, or a "
+            "larger training.n_replicas, so that a replica touches fewer of them"
         )
     budget = wanted or max((free - table - reserve) * 9 // 10, least)
     if budget < least:

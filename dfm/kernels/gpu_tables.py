@@ -11,6 +11,7 @@ import itertools
 import math
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ from dfm.kernels.gpu_memory import COPY, FETCH, TRAIN, Buffer, Device, Residents
 from dfm.kernels.gpu_plan import FEWER_BYTES
 from dfm.params import Floats, Layout, ParameterTable, aligned_room
 
+_MEMORY = 0.98
+"""What is left of the largest need for memory after another walk."""
+
 
 @dataclass
 class Gpu:
@@ -31,8 +35,14 @@ class Gpu:
     device: Device
     residents: Residents = field(init=False)
     turn: threading.Lock = field(default_factory=threading.Lock)
+    row_limit: int = 0
+    """Bytes that rows may take, as the job wants it; 0: what there is."""
+    array_bytes: int = 0
+    """Of the parameters and summands that are here."""
     most_bytes: int = 0
-    """That arrays other than rows took at any time."""
+    """That these took of late."""
+    _returned: deque[int] = field(default_factory=deque)
+    """Bytes of arrays that are gone: whoever has the device next takes note."""
     _arrays: weakref.WeakValueDictionary[int, GpuArrays] = field(default_factory=weakref.WeakValueDictionary)
     """Those that live here, by the number of their last use."""
     _copies: dict[int, GpuTable] = field(default_factory=dict)
@@ -86,10 +96,24 @@ class Gpu:
 
     def reserve(self, least: int) -> int:
         """Bytes that arrays other than rows will want beside those that are here: what they once had, or `least`."""
-        return max(self.most_bytes - self._bytes_of_arrays(), least)
+        self._count(0)
+        reserve = max(self.most_bytes - self.array_bytes, least)
+        self.most_bytes = int(self.most_bytes * _MEMORY)  # another job may want less
+        return reserve
 
-    def _bytes_of_arrays(self) -> int:
-        return sum(arrays.nbytes for arrays in list(self._arrays.values()) if arrays.is_on_device)
+    def _count(self, n_bytes: int) -> None:
+        """More bytes are taken by arrays; what was given back meanwhile is subtracted."""
+        while self._returned:
+            self.array_bytes -= self._returned.popleft()
+        self.array_bytes += n_bytes
+        self.most_bytes = max(self.most_bytes, self.array_bytes)
+
+    def buffers(self, buffers: Mapping[str, Buffer], n_bytes: int) -> Buffers:
+        """Buffers of arrays, counted as long as they are there."""
+        counted = Buffers(buffers)
+        weakref.finalize(counted, self._returned.append, n_bytes).atexit = False
+        self._count(n_bytes)
+        return counted
 
     # ---------------------------------------------------------------------------------------- coming and going ----
 
@@ -120,7 +144,6 @@ class Gpu:
         arrays.number = next(self._clock)
         self._arrays[arrays.number] = arrays
         self._in_use.append(arrays)
-        self.most_bytes = max(self.most_bytes, self._bytes_of_arrays())
 
     def send(self, array: NDArray[Any]) -> Buffer:
         """An array in memory of its own, on its way in TRAIN."""
@@ -136,12 +159,16 @@ class Gpu:
                 self.device.fetch(buffer, array, offset, FETCH)
 
 
+class Buffers(dict[str, Buffer]):
+    """Buffers by name; unlike a plain dict, one can be told when it is gone."""
+
+
 class GpuArrays:
     """Named float32 arrays on a GPU, on the host, or on both."""
 
     def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.gpu, self.shapes, self.number = gpu, dict(shapes), -1
-        self._buffers: dict[str, Buffer] | None = None
+        self._buffers: Buffers | None = None
         self._host: dict[str, Floats] = {}
         self._ready: Any = None
         self._lock = threading.RLock()
@@ -150,7 +177,8 @@ class GpuArrays:
     def empty(cls, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]]) -> GpuArrays:
         """Arrays of any contents, on the device. Whoever calls has it, fills them, and then says `changed`."""
         arrays = cls(gpu, shapes)
-        arrays._buffers = {name: gpu.allocate(4 * math.prod(shape)) for name, shape in shapes.items()}
+        rooms = {name: gpu.allocate(4 * math.prod(shape)) for name, shape in shapes.items()}
+        arrays._buffers = gpu.buffers(rooms, arrays.nbytes)
         arrays._ready = gpu.device.mark(TRAIN)
         gpu.hold(arrays)
         return arrays
@@ -204,7 +232,8 @@ class GpuArrays:
         """The arrays on the device, sent if they are not there. Whoever calls has the device."""
         with self._lock:
             if self._buffers is None:
-                self._buffers = {name: self.gpu.send(self._host[name]) for name in self.shapes}
+                sent = {name: self.gpu.send(self._host[name]) for name in self.shapes}
+                self._buffers = self.gpu.buffers(sent, self.nbytes)
                 self._ready = self.gpu.device.mark(TRAIN)
             return self._buffers
 

@@ -12,8 +12,10 @@ from host_gpu import as_gpu_of_process
 from small_jobs import job_tables
 
 from dfm import jobs
+from dfm.contributions import groups_at_home
 from dfm.distributed import backends, cluster
 from dfm.distributed.backends import GpuOfWorker
+from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels import cupy_device
 from dfm.kernels.contract import KernelSpec
@@ -87,6 +89,20 @@ def test_replicas_are_grouped_by_gpu_not_by_thread(two_workers: Client, monkeypa
     monkeypatch.setattr(watch, "n_threads", lambda: 16)
     assert watch.n_walks("cupy") == 2
     assert watch.n_walks("numba") == 16
+    assert watch.groups(8, "cupy") == [range(4), range(4, 8)]
+    assert watch.groups(8, "numba") == [range(n, n + 1) for n in range(8)]
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2, 3, 8, 9, 12, 24, 31])
+@pytest.mark.parametrize("n_workers", [1, 2, 3, 4, 5, 8, 40])
+def test_every_gpu_trains_the_replicas_whose_rows_it_has(n_replicas: int, n_workers: int) -> None:
+    homes = [str(number) for number in range(n_workers)]
+    groups = groups_at_home(n_replicas, n_workers)
+    assert [replica for group in groups for replica in group] == list(range(n_replicas))
+    assert {len(group) for group in groups[:-1]} | {len(groups[0])} == {len(groups[0])}
+    assert len(groups) == 1 or len(groups[0]).bit_count() == 1
+    for group in groups:
+        assert len({home_of(replica, n_replicas, homes) for replica in group}) == 1
 
 
 def test_workers_of_a_host_take_its_gpus_in_turn_unless_they_were_given_their_own() -> None:
