@@ -514,7 +514,7 @@ def test_what_averaging_took_of_late_is_reserved() -> None:
     gpu.most_bytes = 6 * size
     del several
     assert gpu.reserve(10) == 6 * size, "what is gone may come again"
-    for _ in range(400):
+    for _ in range(600):
         gpu.reserve(10)
     assert gpu.reserve(10) == 10, "another job may want less"
 

@@ -64,8 +64,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds; on a GPU, what
-    it had to wait for too).
+    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds; a GPU's had
+    to wait for what was queued, too).
 
     wire_bytes: of the parameters that it pulled; the first report of a push adds those of the summands.
     """

@@ -151,3 +151,23 @@ def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
     kernels = {kernel for kernel, *_ in device.launched}
     assert {"train_rows", "score_rows", "sum_linear", "finish_factors", "scatter_rows"} <= kernels
     assert losses["cupy"] == pytest.approx(losses["numba"], abs=0.002)
+
+
+def test_a_deterministic_job_has_the_same_bytes_on_one_gpu_and_on_two(
+    log: Path, client: Client, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three replicas: one GPU sums them all, or two split them."""
+    shards = [str(next(log.glob(f"day=2026-11-{day}/*.parquet"))) for day in (16, 17)]
+    small = {
+        "data": {"train": shards[0], "validation": shards[1], "validation_from": ""},
+        "model": {"n_factors": 2, "hash_bits": 12},
+    }
+    training = {"n_replicas": 3, "n_epochs": 2, "averages_per_epoch": 3, "later_averages": 2, "deterministic": True}
+    training |= {"backend": "cupy", "outer_momentum": 0.3}
+    as_gpu_of_process(monkeypatch)
+    found = set()
+    for number, one in enumerate((client, two_workers)):
+        result = jobs.train(job_tables(log, tmp_path / str(number), **small, training=training), one)
+        assert result.model.metadata["backend"] == "cupy"
+        found.add(result.parameters_sha256)
+    assert len(found) == 1
