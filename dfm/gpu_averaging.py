@@ -321,7 +321,7 @@ class OnGpu:
         features, widths = whole.features, (whole.linear.shape[1], whole.factors.shape[1])
         buffers = (self.gpu.send(array) for array in (features, whole.linear, whole.factors))
         rows, linear, factors = buffers
-        return _Part(features, rows, 0, len(features), len(whole.factors), widths, linear, factors, is_ours=False)
+        return _Part(features, rows, 0, len(features), len(whole.factors), widths, linear, factors)
 
     def _chunks(self, parts: Sequence[_Part]) -> list[tuple[int, int]]:
         """Rows of the parameter table that are summed at a time, so that notes of places stay small."""
@@ -359,10 +359,9 @@ class OnGpu:
             self.gpu.device.fetch(room, touched)
             found.append((np.flatnonzero(touched) + start).astype(np.uint32))
         features = np.concatenate(found)
-        if all(part.is_ours for part in parts):
-            self._unions[key] = features
-            for part in parts:
-                weakref.finalize(part.features, self._unions.pop, key, None).atexit = False
+        self._unions[key] = features
+        for part in parts:
+            weakref.finalize(part.features, self._unions.pop, key, None).atexit = False
         return features
 
     def finalise(
@@ -446,7 +445,6 @@ class _Part:
     widths: tuple[int, int]
     linear: Buffer
     factors: Buffer
-    is_ours: bool = True
     places: Buffer | None = None
     n_places: int = 0
 

@@ -504,6 +504,21 @@ def test_what_was_used_last_is_spilt_last() -> None:
     assert not second.arrays.is_on_device
 
 
+def test_rows_and_lists_make_room_by_age() -> None:
+    on_gpu, rows = OnGpu(Gpu(HostDevice())), reference.random_rows(100, N_FEATURES, 9, n_implicit=100)
+    (piece,), residents = gpu_plan.pieces(100, 100, 1), on_gpu.gpu.residents
+    features = np.arange(9, dtype=np.uint32)
+    for is_list_older in (True, False):
+        with on_gpu.gpu.taken():
+            residents.limit(1 << 20)
+            for is_list in (is_list_older, not is_list_older):
+                residents.array(features) if is_list else residents.get(rows, piece)
+            assert residents.evict_one()
+            assert (residents.array_bytes == 0, residents.n_bytes == 0) == (is_list_older, not is_list_older)
+            assert residents.evict_one()
+            assert not residents.evict_one()
+
+
 def test_what_averaging_took_of_late_is_reserved() -> None:
     gpu = Gpu(HostDevice())
     on_gpu = OnGpu(gpu)
