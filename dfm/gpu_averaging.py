@@ -27,7 +27,7 @@ from dfm.kernels.contract import Step
 from dfm.kernels.gpu_memory import Buffer, Program
 from dfm.kernels.gpu_tables import Gpu, GpuArrays, GpuTable
 from dfm.kernels.optimizers import rates_of
-from dfm.params import Layout, ParameterTable
+from dfm.params import Layout, ParameterTable, pull_plan
 from dfm.partition import SparsePartition
 from dfm.slices import Slices, Touched
 
@@ -162,15 +162,7 @@ class OnGpu:
         self, blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
     ) -> ParameterTable:
         """See `params.pull`."""
-        starts = [0, *itertools.accumulate(block.n_features for block in blocks)]
-        factor_starts = [0, *itertools.accumulate(block.n_factored for block in blocks)]
-        if len(features) and int(features[-1]) >= starts[-1]:
-            raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
-        owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
-        if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
-            raise IndexError(
-                f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors"
-            )
+        starts, factor_starts, owning = pull_plan(blocks, features, n_factored)
         layout = blocks[0].layout
         with self.gpu.taken():
             local = GpuTable.empty(self.gpu, layout, len(features), owning)

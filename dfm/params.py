@@ -6,6 +6,7 @@ records live in two tables: a rare feature then costs a few bytes, and the weigh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -247,6 +248,20 @@ def gather_rows(source, rows, first_row, target):  # type: ignore[no-untyped-def
             target[position, column] = source[row, column]
 
 
+def pull_plan(
+    blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None
+) -> tuple[list[int], list[int], int]:
+    """For `pull`: rows at which blocks begin in both tables, with their ends, and how many features own factors."""
+    starts = [0, *itertools.accumulate(block.n_features for block in blocks)]
+    factor_starts = [0, *itertools.accumulate(block.n_factored for block in blocks)]
+    if len(features) and int(features[-1]) >= starts[-1]:
+        raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
+    owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
+    if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
+        raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
+    return starts, factor_starts, owning
+
+
 def pull(
     blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
 ) -> ParameterTable:
@@ -254,19 +269,13 @@ def pull(
 
     The first `n_factored` of the features own factors; None counts them from the blocks.
     """
-    starts = np.cumsum([0] + [block.n_features for block in blocks])
-    factor_starts = np.cumsum([0] + [block.n_factored for block in blocks])
-    if len(features) and int(features[-1]) >= starts[-1]:
-        raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
-    owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
-    if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
-        raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
+    starts, factor_starts, owning = pull_plan(blocks, features, n_factored)
     local = empty_table(blocks[0].layout, len(features), owning)  # every row is copied from one of the blocks
     local.bias[:] = blocks[0].bias
     for block, start, factor_start in zip(blocks, starts[:-1], factor_starts[:-1], strict=True):
-        _pull_range(block.linear, features, int(start), local.linear)
+        _pull_range(block.linear, features, start, local.linear)
         if local.n_factored:
-            _pull_range(block.factors, features[:owning], int(factor_start), local.factors)
+            _pull_range(block.factors, features[:owning], factor_start, local.factors)
     return local
 
 
