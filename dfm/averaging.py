@@ -193,6 +193,7 @@ _STATE_COLUMNS = {
 
 
 def columns_of(rule: MergeRule, layout: Layout) -> Columns:
+    """Where things stand in tables of a layout, and in the summands that a rule makes of them."""
     primary, state, n_states = _STATE_COLUMNS[layout.optimizer]
     has_squares = rule.accumulators == "vw" and n_states > 0
     width = 1 + n_states * (2 if has_squares else 1)
@@ -210,6 +211,7 @@ def columns_of(rule: MergeRule, layout: Layout) -> Columns:
 
 
 def shares_of(rule: MergeRule) -> Shares:
+    """How a rule weighs what a replica changed."""
     base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
         rule.weights, (1.0, 0.0, 0.0)
     )

@@ -35,10 +35,10 @@ struct Merge {
     Outer outer;
 };
 
-// FTRL's, to make w of z and n; not `is_ftrl`: no weight is made.
-struct Weights {
+// Of optimizers.ftrl_weight, by which w is made of z and n; where not `is_used`, w is averaged itself.
+struct Ftrl {
     float learning_rate, l1, l2, beta;
-    int is_ftrl;
+    int is_used;
 };
 
 // Summands of some replicas, in rows of `linear` and of `factors`. Those of row r of what is summed stand at places[r],
@@ -71,7 +71,7 @@ struct Launch {
     float *linear_drift, *factor_drift;
     Offset linear_width, factor_width, drift_lanes;
     Merge merge;
-    Weights weights;
+    Ftrl ftrl;
 };
 
 extern __shared__ float4 shared_memory[];
@@ -246,9 +246,9 @@ __device__ inline float outer_move(float move, const Outer &outer, float *drift)
 }
 
 // optimizers.ftrl_weight
-__device__ inline float ftrl_weight(float z, float n, const Weights &weights) {
-    float clipped = fminf(fmaxf(z, -weights.l1), weights.l1);
-    float curvature = (sqrtf(n) + weights.beta) / weights.learning_rate + weights.l2;
+__device__ inline float ftrl_weight(float z, float n, const Ftrl &ftrl) {
+    float clipped = fminf(fmaxf(z, -ftrl.l1), ftrl.l1);
+    float curvature = (sqrtf(n) + ftrl.beta) / ftrl.learning_rate + ftrl.l2;
     return (clipped - z) / at_least(curvature, TINY);
 }
 
@@ -272,7 +272,7 @@ extern "C" __global__ void finish_linear(const Launch *arguments) {
             if (columns.squares >= 0) growth = growth * old + sums[columns.squares + state];
             record[columns.state + state] = old + growth / at_least(divisor, SMALLEST);
         }
-        if (launch.weights.is_ftrl) record[0] = ftrl_weight(record[1], record[2], launch.weights);
+        if (launch.ftrl.is_used) record[0] = ftrl_weight(record[1], record[2], launch.ftrl);
     }
 }
 

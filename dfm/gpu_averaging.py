@@ -66,7 +66,7 @@ LAUNCH = np.dtype(
                 ("outer", [(name, np.float32) for name in ("rate", "momentum")]),
             ],
         ),
-        ("weights", [*((name, np.float32) for name in ("learning_rate", "l1", "l2", "beta")), ("is_ftrl", np.int32)]),
+        ("ftrl", [*((name, np.float32) for name in ("learning_rate", "l1", "l2", "beta")), ("is_used", np.int32)]),
     ],
     align=True,
 )
@@ -257,7 +257,7 @@ class OnGpu:
 
     def combine_all(self, contributions: Iterable[Summands]) -> Summands:
         """See `contributions.combine_all`; few are on the device at a time."""
-        waiting: list[tuple[int, Summands]] = []  # sums of so many, each half as many as the one before or less
+        waiting: list[tuple[int, Summands]] = []  # sums of so many, each fewer than the one before
         for batch in _batches(contributions, FAN_IN):
             size, total = len(batch), self._sum(batch)
             while waiting and waiting[-1][0] == size:
@@ -311,9 +311,8 @@ class OnGpu:
                          summands.widths, linear, factors)  # fmt: skip
         whole = summands.whole()
         features, widths = whole.features, (whole.linear.shape[1], whole.factors.shape[1])
-        buffers = (self.gpu.send(array) for array in (features, whole.linear, whole.factors))
-        rows, linear, factors = buffers
-        return _Part(features, rows, 0, len(features), len(whole.factors), widths, linear, factors)
+        listed, linear, factors = (self.gpu.send(array) for array in (features, whole.linear, whole.factors))
+        return _Part(features, listed, 0, len(features), len(whole.factors), widths, linear, factors)
 
     def _chunks(self, parts: Sequence[_Part]) -> list[tuple[int, int]]:
         """Rows of the parameter table that are summed at a time, so that notes of places stay small."""
@@ -331,14 +330,14 @@ class OnGpu:
             self._launch("forget_places", stop - start, places=part.places)
             self._launch(
                 "note_places", part.last - part.first, n_places=stop - start, start=start, shift=part.first,
-                rows=part.rows.address + 4 * part.first, places=part.places,
+                rows=part.listed.address + 4 * part.first, places=part.places,
             )  # fmt: skip
             record["places"], record["n_adds"] = part.places.address, adds
             record["linear"], record["factors"] = part.linear.address, part.factors.address
         return self.gpu.send(records)
 
     def _union(self, parts: Sequence[_Part]) -> NDArray[np.uint32]:
-        """The features that any part has, ascending; noted down as long as the parts' own lists are there."""
+        """The features that any part has, ascending; remembered as long as the parts' own lists are there."""
         parts = [part for part in parts if len(part.meant)]
         key = tuple(number for part in parts for number in (id(part.features), part.first, part.last))
         if key in self._unions:
@@ -375,13 +374,13 @@ class OnGpu:
             drift_bias = np.array(drift.arrays.now("bias")) if drift else np.zeros(1, np.float32)
             new, n_rows, owners = gpu.use(merged.arrays), total.last - total.first, total.n_owners
             numbers: dict[str, Any] = {
-                "start": start, "rows": total.rows.address + 4 * total.first,
+                "start": start, "rows": total.listed.address + 4 * total.first,
                 "linear": new["linear"], "factors": new["factors"],
                 "linear_sums": total.linear.address + 4 * total.first * total.widths[0],
                 "factor_sums": total.factors.address + 4 * total.first * total.widths[1],
                 "linear_width": layout.linear_width, "factor_width": layout.factor_width, "drift_lanes": layout.lanes,
                 "merge": _merge(rule, layout, n_replicas),
-                "weights": (
+                "ftrl": (
                     rates.learning_rate, rates.l1_linear, rates.l2_linear, rates.ftrl_beta, layout.optimizer == "ftrl",
                 ),
             }  # fmt: skip
@@ -427,10 +426,11 @@ class OnGpu:
 @dataclass
 class _Part:
     """Where the device finds summands: those of features[first:last] in rows of `linear`, the first of them, before
-    `n_factored`, also in rows of `factors`. places: notes of where they stand, made when they are summed."""
+    `n_factored`, also in rows of `factors`. listed: the features there; places: notes of where the summands of a row
+    of the table stand, made when they are summed."""
 
     features: NDArray[np.uint32]
-    rows: Buffer
+    listed: Buffer
     first: int
     last: int
     n_factored: int

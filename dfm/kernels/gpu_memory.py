@@ -96,8 +96,10 @@ _ARRAYS = ("indptr", "indices", "values", "labels", "weights")
 
 
 class Residents:
-    """The pieces on a device, least recently used first, and other arrays. What belongs to what is gone goes
-    too. `n_bytes` and `budget` are about pieces, `array_bytes` about the other arrays."""
+    """The pieces on a device, least recently used first, and other arrays. Those of partitions that are gone go.
+
+    `n_bytes` and `budget` are about pieces, `array_bytes` about the other arrays.
+    """
 
     def __init__(self, device: Device, allocate: Callable[[int], Buffer] | None = None) -> None:
         """allocate: who gives the memory, if not the device itself."""
@@ -128,7 +130,7 @@ class Residents:
             return
         self._watched.add(owner)
         for array in arrays:
-            if array.size:  # empty arrays are shared, and outlive all
+            if array.size:  # an empty one may be shared by many, and others of its owner are not empty
                 weakref.finalize(array, self._gone.append, owner).atexit = False  # may run in any thread
 
     def limit(self, budget: int) -> None:
