@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from small_jobs import EPOCH_KEYS, LAST_DAY, in_process_client, read_log
 
-from dfm import settings, synth
+from dfm import cli_runs, settings, synth
 from dfm.cli import main
+from dfm.errors import ClusterError
 from dfm.model import FMModel
 
 JOB = """
@@ -460,3 +461,14 @@ def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Po
     assert "error: interrupted before any epoch was finished; nothing was published" in err
     assert [path.name for path in sorted((job.parent / "out").iterdir())] == ["events.jsonl", "run.json"]
     assert processes_end(training.pid, 15)
+
+
+@pytest.mark.parametrize("command", [("list",), ("status", "some-run")])
+def test_a_scheduler_that_does_not_answer_is_asked_for_a_short_time(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(cli_runs, "_PATIENCE", 0.3)
+    code, _, errors = run(*command, "--scheduler", "tcp://127.0.0.1:9")
+    assert code == ClusterError.exit_code
+    assert "no Dask scheduler at tcp://127.0.0.1:9" in errors
+    assert "after 0.3 s" in errors
