@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from small_jobs import LAST_DAY
 
 from dfm import jobs
+from tests.support.small_jobs import LAST_DAY
 
 SCHEMA: dict[str, Any] = {
     "label": "label",
