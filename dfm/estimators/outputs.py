@@ -13,7 +13,9 @@ import numpy as np
 
 from dfm.errors import SettingsError
 from dfm.kernels.tables import ParameterTable, allocate
-from dfm.training.fitting import Event, LabelUnit, Progress
+from dfm.training.fitting import Fit
+from dfm.training.loop import Event
+from dfm.training.rounds import LabelUnit
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
@@ -24,7 +26,7 @@ _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
 class Output:
     """One factorization machine of an estimator: of the label, or of one class against the rest."""
 
-    progress: Progress
+    fit: Fit
     unit: LabelUnit
 
     def table(self) -> ParameterTable:
@@ -32,7 +34,7 @@ class Output:
 
         A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
         """
-        trained, scale = self.progress.table, self.unit.scale
+        trained, scale = self.fit.table, self.unit.scale
         table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
         table.bias[0] = float(trained.bias_value) * scale + self.unit.mean
         table.linear[:, 0] = trained.linear_weights * np.float32(scale)

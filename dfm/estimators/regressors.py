@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
-from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.recipes import store
+from dfm.estimators.recipes import FactorParameters
+from dfm.estimators.sources import Relabel
 from dfm.model.fm_model import FMModel
 
 _OF_ANY_UNIT = ("squared", "quantile")
 """Losses whose best model scales with the labels."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    loss: Any = "squared"
     _task = "regression"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
@@ -81,7 +84,8 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return None
 
 
-class FMRegressor(_Regressor):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FMRegressor(_Regressor, FactorParameters):
     """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
     loss: "squared" and "quantile" are trained on labels of mean 0 and deviation 1, so that their unit does not matter,
@@ -89,85 +93,7 @@ class FMRegressor(_Regressor):
     as they are; or any function loss(score, y). All other parameters, and what is fitted, as in `FMClassifier`.
     """
 
-    def __init__(
-        self,
-        n_factors: int = 8,
-        *,
-        loss: Any = "squared",
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = "adagrad",
-        learning_rate: float | None = None,
-        factor_rate_scale: float = 0.45,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l2_factors: float = 0.01,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        init_stdev: float = 0.05,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
-        hash_bits: int = 20,
-        min_count: int = 1,
-        min_count_factors: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())
 
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class LinearRegressor(_Regressor):
     """Linear model for numbers: a factorization machine without factors. Parameters as in `FMRegressor`."""
-
-    def __init__(
-        self,
-        *,
-        loss: Any = "squared",
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = "adagrad",
-        learning_rate: float | None = None,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
-        hash_bits: int = 20,
-        min_count: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())

@@ -5,7 +5,6 @@ it, and says in CHANGELOG.md that models come out differently. Sums over labels 
 the bytes do not depend on a BLAS; they are those of processors with fused multiply-adds.
 """
 
-
 from __future__ import annotations
 
 import hashlib
