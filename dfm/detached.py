@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dfm import runs, storage
+from dfm import lifecycle, runs, storage
 from dfm.errors import DfmError
 from dfm.settings import Job
 
@@ -51,9 +51,16 @@ def is_lost(record: runs.RunRecord, by_process: bool = True) -> bool:
 
     by_process: false for a driver that Dask starts again on another worker when its process dies.
     """
-    if record.state != "running":
+    state = lifecycle.of(record.state)
+    if state.silence is None:
         return False
-    if by_process and record.host == socket.gethostname() and not _is_alive(record.pid):
+    # Between two attempts the process is gone, and its supervisor is not.
+    if (
+        by_process
+        and state.writers == (lifecycle.DRIVER,)
+        and record.host == socket.gethostname()
+        and not _is_alive(record.pid)
+    ):
         return True
     return record.is_stale()
 

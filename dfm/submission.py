@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed import Client, fire_and_forget, worker_client
 
-from dfm import jobs, runs, storage
+from dfm import jobs, lifecycle, runs, storage
 from dfm.distributed import cluster
 from dfm.distributed.joining import is_remote
 from dfm.distributed.publishing import check_output
@@ -58,11 +58,11 @@ def check_free(job: Job) -> None:
     """
     directory = with_absolute_paths(job).output.directory
     record = runs.read_run(directory, job.data.storage_options)
-    if record is not None and record.state == "running" and not record.is_stale():
+    if record is not None and record.is_alive:
         raise SettingsError(
-            f"output.directory = {directory!r} holds run {record.run_id}, which is running (last word "
+            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
             f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
-            f"A driver that was killed counts as lost after {runs.STALE_SECONDS:g} s"
+            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from dfm import runs
+from dfm import lifecycle, runs
 from dfm.airflow import runtime, tasks
 from dfm.airflow.links import DaskDashboardLink, ReportLink
 from dfm.airflow.triggers import DfmRunTrigger
@@ -134,6 +134,8 @@ class DfmTrainOperator(_DfmOperator):
             raise AirflowException(
                 f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
             )
+        if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
+            raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
             return self._result(event["directory"], self.storage_options)
         except _HOPELESS as error:
