@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from dfm.cli import publish, runs
 from dfm.cli.console import Reporter, metrics_table, plan_table
 from dfm.errors import DfmError
+from dfm.events import line_of
 
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
@@ -142,7 +143,7 @@ def train(
 
 def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"event": "plan", **planned}))
+        click.echo(line_of({"event": "plan", **planned}))
         return
     console = Console()
     for name, table in planned["job"].items():
@@ -231,7 +232,7 @@ def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_jso
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
     if as_json:
-        click.echo(json.dumps({"event": "model", "model": model, **described}))
+        click.echo(line_of({"event": "model", "model": model, **described}))
         return
     console = Console()
     summary = Table("model", escape(model), title="summary")
@@ -303,7 +304,7 @@ def synth(
         for day in truth.days
     ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
+        click.echo(line_of({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
         console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 
@@ -353,4 +354,16 @@ def knobs() -> None:
     table = Table(name, "default", "legal", "meaning")
     for one in describe():
         table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
+    Console().print(table)
+
+
+@cli.command()
+def events() -> None:
+    """Every event of --json and of a run's events.jsonl: its fields, their kind, unit and meaning."""
+    from dfm.events import described
+
+    name = Column("event and field", no_wrap=True, overflow="fold")  # it is to be copied
+    table = Table(name, "emitted by", "kind", "meaning")
+    for row in described():
+        table.add_row(*[escape(cell) for cell in row])
     Console().print(table)

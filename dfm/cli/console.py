@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dfm.events import json_ready
+from dfm.events import is_passing, line_of
 
 Event = dict[str, Any]
 STAGES = {
@@ -51,8 +50,8 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         if self._as_json:
-            if event["event"] not in ("progress", "round"):
-                self._console.file.write(json.dumps(json_ready(event)) + "\n")
+            if not is_passing(event):
+                self._console.file.write(line_of(event) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfm.errors import DfmError, RunCancelled, SettingsError
-from dfm.events import json_ready
+from dfm.events import is_passing, json_ready, line_of
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.version import __version__
@@ -32,8 +32,6 @@ STALE_SECONDS = 60.0
 """A driver that was not heard of for so long is gone: twenty heartbeats, so that a slow store is no death."""
 _INTERRUPTED = 130
 _LONGEST_MESSAGE = 4_000
-_NOT_KEPT = ("progress", "round")
-"""Events of which only the last one matters; it stands in the record."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 
 logger = logging.getLogger(__name__)
@@ -234,12 +232,12 @@ class RunLog:
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         with self._lock:
-            if kind not in _NOT_KEPT:
+            if not is_passing(event):  # of a passing one the record holds what matters
                 stamp = {"time": now(), "run_id": self._record.run_id}
                 self._events.append(_line({**event, **stamp}))
                 self._unwritten = True
             self._record = dataclasses.replace(self._record, **_changes(self._record, event))
-        if kind not in _NOT_KEPT and kind != "log":
+        if not is_passing(event) and kind != "log":
             self._wake.set()
 
     def _beat(self) -> None:
@@ -336,7 +334,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(json_ready(event), allow_nan=False).encode() + b"\n"
+    return line_of(event).encode() + b"\n"
 
 
 def _state_after(error: BaseException) -> str:

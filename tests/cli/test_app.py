@@ -22,6 +22,7 @@ from dfm.cli import runs
 from dfm.cli.app import main
 from dfm.data import synthetic
 from dfm.errors import ClusterError
+from dfm.events import faults_of
 from dfm.model.fm_model import FMModel
 from dfm.settings import job as settings
 from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, in_process_client, read_log
@@ -85,6 +86,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             main()
         answer = capsys.readouterr()
         assert isinstance(exited.value.code, int)
+        for line in answer.out.splitlines():
+            if line.startswith('{"event"'):
+                assert not faults_of(json.loads(line)), line
         return exited.value.code, answer.out, answer.err
 
     return call
