@@ -49,6 +49,7 @@ class Reporter:
         self._stop_progress()
 
     def __call__(self, event: Event) -> None:
+        """Show an event, or print it as a line of JSON."""
         if self._as_json:
             if not is_passing(event):
                 self._console.file.write(line_of(event) + "\n")

@@ -383,6 +383,7 @@ def test_predict_writes_the_columns_asked_for(run: Run, model: str, log: Path, s
     assert code == 0
     assert json.loads(one_line(out)) == {
         "event": "predicted",
+        "event_version": 1,
         "model": model,
         "output": str(tmp_path / "scored"),
         "rows": 1500,
