@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def placement_event(plan: Plan, addresses: Sequence[str]) -> Event:
     """Which worker is to hold what of the training rows: replicas, rows, shards (whole or in part), Parquet bytes."""
-    found = {address: {"worker": address, "replicas": 0, "rows": 0, "shards": set[str](), "bytes": 0.0} for address in addresses}
+    found = {each: {"worker": each, "replicas": 0, "rows": 0, "shards": set[str](), "bytes": 0.0} for each in addresses}
     for replica in range(plan.n_replicas):
         at: dict[str, Any] = found[home_of(replica, plan.n_replicas, addresses)]
         at["replicas"] += 1

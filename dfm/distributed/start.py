@@ -39,7 +39,8 @@ def cut_table(summary: VocabularySummary, layout: Layout, n_workers: int) -> tup
 
 def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
     """Row bounds of blocks of about equal bytes, n_blocks + 1 ascending integers: leading rows own factors and weigh
-    more."""
+    more.
+    """
     heavy, light = layout.linear_width + layout.factor_width, layout.linear_width
     total = heavy * n_factored + light * (n_features - n_factored)
     bounds = [0]

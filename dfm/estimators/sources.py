@@ -1,5 +1,6 @@
 """Where an estimator's rows come from, on their way to the training loop: arrays and tables of this process here,
-Dask collections and rows sent to a cluster in `dfm.estimators.on_dask`."""
+Dask collections and rows sent to a cluster in `dfm.estimators.on_dask`.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class PlacedRows(Protocol):
 
 class RowSource(Protocol):
     """Rows with labels and weights. First they are summarised, then features are learnt from them, or those of an
-    earlier fit are taken, then some may be held out, then they are dealt out to replicas."""
+    earlier fit are taken, then some may be held out, then they are dealt out to replicas.
+    """
 
     @property
     def n_rows(self) -> int:

@@ -88,7 +88,8 @@ def candidates(wanted: str) -> tuple[Backend, ...]:
 
 def backend_here(wanted: str, spec: KernelSpec) -> Backend:
     """The backend of this process. SettingsError or ClusterError where a GPU is wanted that cannot do it, or is not
-    there."""
+    there.
+    """
     *preferred, last = candidates(wanted)
     for backend in preferred:
         try:

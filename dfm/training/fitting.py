@@ -66,7 +66,8 @@ class FitExecutor(Executor, Protocol):
 
     def start(self, work: Work, table: ParameterTable) -> Work:
         """Begin with these parameters; returns the work with the backend that it asks for, or, for "auto", the one that
-        there is."""
+        there is.
+        """
 
     def fetch(self, parameters: Parameters) -> ParameterTable:
         """The table of some parameters, with optimizer state; the caller may keep it."""
