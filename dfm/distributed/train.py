@@ -81,8 +81,16 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
         tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
         tell(monitoring.placement_event(inputs.plan, watch.addresses()))
         knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
-        choice, shares_disk = backends.choose(own, *knobs), connect.shares_disk(own)
-        return _stages(Run(order, inputs, warm, watch, shares_disk, choice, tell), checkpoints, found)
+        run = Run(
+            order=order,
+            inputs=inputs,
+            warm=warm,
+            watch=watch,
+            shares_disk=connect.shares_disk(own),
+            choice=backends.choose(own, *knobs),
+            tell=tell,
+        )
+        return _stages(run, checkpoints, found)
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:

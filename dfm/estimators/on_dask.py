@@ -17,7 +17,7 @@ from dfm.estimators.chunks import Chunk, chunks_of
 from dfm.estimators.chunks import predict_lazily as predict_lazily
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures
 from dfm.estimators.labels import LabelEncoding, LabelSummary, add_summaries
-from dfm.estimators.sources import ArrayRows, Deal, PlacedRows, Relabel
+from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relabel
 
 
 @dataclass
@@ -28,15 +28,13 @@ class SentRows(ArrayRows):
 
     def place(self, features: Features, dealing: Deal, held_out: Any) -> PlacedRows:
         """Partitions that are sent when somebody is to train on them."""
-        here: Any = super().place(features, dealing, held_out)
-        return _SentPartitions(watch_of(self.client), here)
+        return _SentPartitions(watch_of(self.client), self.dealt(features, dealing, held_out))
 
 
 @dataclass(frozen=True)
 class _SentPartitions:
     watch: Watch
-    here: Any
-    """The `LocalRows` to send."""
+    here: LocalRows
 
     def executor(self, relabel: Relabel | None) -> FitExecutor:
         """The workers."""

@@ -119,14 +119,14 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             return (value,) if isinstance(value, str) else tuple(value or ())
 
         return TableOptions(
-            named("categorical"),
-            named("numeric"),
-            named("lists"),
-            tuple(tuple(cross) for cross in given["crosses"] or ()),
-            given["numeric_transform"],
-            given["hash_bits"],
-            given["min_count"],
-            given.get("min_count_factors", 1),
+            categorical=named("categorical"),
+            numeric=named("numeric"),
+            lists=named("lists"),
+            crosses=tuple(tuple(cross) for cross in given["crosses"] or ()),
+            numeric_transform=given["numeric_transform"],
+            hash_bits=given["hash_bits"],
+            min_count=given["min_count"],
+            min_count_factors=given.get("min_count_factors", 1),
         )
 
     def _objective(self) -> Objective:

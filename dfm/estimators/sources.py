@@ -147,6 +147,10 @@ class ArrayRows:
 
     def place(self, features: Features, dealing: Deal, held_out: HashedRows | None) -> PlacedRows:
         """Partitions in this process."""
+        return self.dealt(features, dealing, held_out)
+
+    def dealt(self, features: Features, dealing: Deal, held_out: HashedRows | None) -> LocalRows:
+        """The same, as what they are."""
         chosen = self.held_out if held_out is None else held_out
         whole = [] if chosen is None else [whole_partition(chosen, features.vocabulary, features.lookup)]
         return LocalRows(partitions_of(self.rows, features, dealing), whole, self.n_threads)

@@ -74,7 +74,8 @@ class LocalExecutor:
             started = time.perf_counter()
             tally = work.kernels.run_round(self.replicas[0][number], self._block.table, work.step)
             seconds = time.perf_counter() - started
-            reports.append(ReplicaReport(0, tally, seconds, f"{platform.node()}/{os.getpid()}", 0))
+            place = f"{platform.node()}/{os.getpid()}"
+            reports.append(ReplicaReport(replica=0, tally=tally, seconds=seconds, place=place, wire_bytes=0))
         return reports
 
     def _pushes(self, work: Work, slices: range) -> list[Push]:
