@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dfm import storage
 from dfm.arrays import array_bytes, parse_arrays
 from dfm.errors import DataError, SettingsError
+from dfm.jsontext import to_json
 from dfm.params import Layout, ParameterTable
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def read_block(url: str, file: BlockFile, layout: Layout, options: storage.Optio
 
 def encode_manifest(checkpoint: Checkpoint) -> bytes:
     """JSON with the checksum of its own content."""
-    content = json.dumps(asdict(checkpoint), sort_keys=True)
+    content = to_json(asdict(checkpoint))
     return json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}).encode()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from dfm.errors import GateError
 from dfm.gate import Gate
+from dfm.jsontext import to_json
 from dfm.report import Reporter
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
@@ -86,7 +86,7 @@ def rollback(alias: str, reason: str, as_json: bool) -> None:
 
     entry = promotion.rollback(alias, reason)
     if as_json:
-        click.echo(json.dumps({"event": "rolled_back", "alias": alias, **dataclasses.asdict(entry)}))
+        click.echo(to_json({"event": "rolled_back", "alias": alias, **dataclasses.asdict(entry)}))
     else:
         click.echo(f"{alias} is version {entry.number} now: {entry.model}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,8 +15,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm import cli_kubernetes
+from dfm.jsontext import to_json
 from dfm.report import Reporter
-from dfm.runs import json_ready
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
@@ -172,7 +171,7 @@ def status(
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(to_json({"event": "status", **described}))
     else:
         _print_status(described)
     return found.exit_code if wait else int(found.record is None)
@@ -260,7 +259,7 @@ def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[st
     if as_json:
         for directory, found in runs:
             record = found.record.to_dict() if found.record else {}
-            click.echo(json.dumps(json_ready({"event": "run", **record, "state": found.state, "directory": directory})))
+            click.echo(to_json({"event": "run", **record, "state": found.state, "directory": directory}))
         return
     run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
     table = Table(run, "state", "epoch", "updated", where)
@@ -321,7 +320,7 @@ def _followed(place: Place, as_json: bool) -> int:
 
 def _told(event: dict[str, Any], as_json: bool, words: str) -> None:
     if as_json:
-        click.echo(json.dumps(event))
+        click.echo(to_json(event))
         sys.stdout.flush()
     else:
         click.echo(words)

@@ -17,6 +17,7 @@ from dfm import storage
 from dfm.encoding import encode_batch
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import Shard, Unit, arrow_schema, find_shards, naming_shard, read_unit
+from dfm.jsontext import to_json
 from dfm.preparation import fingerprint
 from dfm.schema import ResolvedSchema
 from dfm.settings import Job
@@ -71,7 +72,7 @@ def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profi
         return Profile(**json.loads(storage.read_bytes(kept, options)))
     found = _read(url, job, schema, shards)
     if kept:
-        storage.write_bytes(kept, json.dumps(dataclasses.asdict(found), indent=1).encode(), options)
+        storage.write_bytes(kept, to_json(dataclasses.asdict(found), indent=1).encode(), options)
     return found
 
 

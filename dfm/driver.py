@@ -6,7 +6,6 @@ scheduler was replaced, goes on from its checkpoint; one whose data or settings 
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import FrameType
 
 from dfm.errors import ClusterError
 from dfm.heartbeat import Pulse
+from dfm.jsontext import to_json
 from dfm.runs import end_lost_run
 from dfm.settings import Job
 
@@ -44,7 +44,7 @@ def drive(
         if attempt < attempts:
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
             event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
-            tell(json.dumps(event))
+            tell(to_json(event))
             time.sleep(pause)
     if lost:
         name = signal.Signals(code - _SIGNALLED).name

@@ -19,6 +19,7 @@ from typing import Any
 from dfm import storage
 from dfm.errors import GateError, ModelError
 from dfm.gate import Verdict
+from dfm.jsontext import to_json
 from dfm.model import MANIFEST, FMModel, read_manifest
 
 
@@ -162,7 +163,7 @@ def rollback(alias: str, reason: str = "", options: storage.Options = None) -> V
 
 
 def _append(alias: str, entry: Version, options: storage.Options) -> Version:
-    data = json.dumps(dataclasses.asdict(entry), indent=1).encode()
+    data = to_json(dataclasses.asdict(entry), indent=1).encode()
     try:
         storage.create_bytes(storage.join(alias, f"v{entry.number:06d}.json"), data, options)
     except FileExistsError as error:

@@ -23,6 +23,7 @@ from dfm.distributed.predict import DONE
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.gate import Gate, Verdict, judge
 from dfm.ingest import Shard, find_shards
+from dfm.jsontext import to_json
 from dfm.model import MANIFEST, read_manifest
 from dfm.preparation import fingerprint
 from dfm.runs import RunRecord
@@ -61,7 +62,7 @@ def pin_start(directory: str, wanted: str, options: storage.Options = None) -> s
     url = promotion.model_of(wanted, options) if wanted else ""
     choice = url if url and storage.exists(storage.join(url, MANIFEST), options) else ""
     try:
-        storage.create_bytes(kept, json.dumps({"wanted": wanted, "model": choice}).encode(), options)
+        storage.create_bytes(kept, to_json({"wanted": wanted, "model": choice}).encode(), options)
     except FileExistsError:
         choice = str(json.loads(storage.read_bytes(kept, options))["model"])
     return choice
@@ -176,7 +177,7 @@ def evaluate_once(
         model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
         storage_options=options, on_event=where.on_event,
     )  # fmt: skip
-    storage.write_bytes(kept, json.dumps(metrics, indent=1).encode(), options)
+    storage.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
 
 
@@ -255,7 +256,7 @@ def predict_once(
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     summary = {**scored, "model": url}
-    storage.write_bytes(record, json.dumps({"key": key, "summary": summary}).encode(), options)
+    storage.write_bytes(record, to_json({"key": key, "summary": summary}).encode(), options)
     return summary
 
 

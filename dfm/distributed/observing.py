@@ -18,7 +18,7 @@ from distributed import Client, SchedulerPlugin, WorkerPlugin
 from dfm.distributed.placement import Plan
 from dfm.distributed.prepare import home_of
 from dfm.distributed.rounds import Push, train_replicas
-from dfm.runs import json_ready
+from dfm.jsontext import json_ready
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 
 from dfm import storage
-from dfm.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.distributed.cluster import Watch, shares_disk
 from dfm.distributed.placement import plan_reading
 from dfm.distributed.prepare import Progress, follow
 from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
 from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.jsontext import to_json
 from dfm.metrics import Tally
 from dfm.model import FMModel
 
@@ -105,7 +106,8 @@ def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
     rejections = rejections_of(batch, encoded.problems)
     if rejections and scoring.on_bad_rows == "error":
         raise DataError(bad_row_message(rejections[0]))
-    return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections)
+    labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
+    return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, labels=labels)
 
 
 def predict_shards(
@@ -130,6 +132,7 @@ def predict_shards(
     futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
+    _check_predicted(scoring, account, names)
     for name in earlier:
         storage.remove(storage.join(scoring.output, name), options)
     summary = {
@@ -138,8 +141,18 @@ def predict_shards(
         "rejected": account.by_reason(),
         "parts": len(tasks),
     }
-    storage.write_bytes(storage.join(scoring.output, DONE), json.dumps(summary).encode(), options)
+    storage.write_bytes(storage.join(scoring.output, DONE), to_json(summary).encode(), options)
     return account
+
+
+def _check_predicted(scoring: Scoring, account: RowAccount, parts: Sequence[str]) -> None:
+    """DataError where every row was bad; the new parts, which hold nothing but nulls, are removed."""
+    try:
+        account.check_any("predict", "")
+    except DataError:
+        for name in parts:
+            storage.remove(storage.join(scoring.output, name), scoring.storage_options)
+        raise
 
 
 def _check_reach(client: Client, output: str) -> None:

@@ -48,7 +48,7 @@ from dfm.inputs import (
     names_of,
 )
 from dfm.kernels import numba_cpu
-from dfm.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, summarise_labels
 from dfm.matrices import is_sparse
 from dfm.model import FMModel
 from dfm.params import Layout, ParameterTable
@@ -167,7 +167,7 @@ class BaseFactorizationMachine(Parametrised):
         if (checked < 0).any():
             raise ValueError("Negative values in data passed to sample_weight: expected 0 or more")
         if not checked.any():
-            raise ValueError("all sample weights are 0: there is nothing to learn from; pass a positive one")
+            raise ValueError(NOTHING_WEIGHS)
         return checked
 
     # ---------------------------------------------------------------------------------------- training ----
