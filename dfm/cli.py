@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from dfm import cli_publish, cli_runs
 from dfm.errors import DfmError
+from dfm.jsontext import to_json
 from dfm.report import Reporter, metrics_table, plan_table
 
 EXIT_CODES = """\b
@@ -52,8 +53,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted before any epoch was finished; nothing was published", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = "; ".join(getattr(error, "__notes__", ()))
+        _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
@@ -142,7 +144,7 @@ def train(
 
 def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"event": "plan", **planned}))
+        click.echo(to_json({"event": "plan", **planned}))
         return
     console = Console()
     for name, table in planned["job"].items():
@@ -231,7 +233,7 @@ def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_jso
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
     if as_json:
-        click.echo(json.dumps({"event": "model", "model": model, **described}))
+        click.echo(to_json({"event": "model", "model": model, **described}))
         return
     console = Console()
     summary = Table("model", escape(model), title="summary")
@@ -303,7 +305,7 @@ def synth(
         for day in truth.days
     ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
+        click.echo(to_json({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
         console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import json
 import logging
-import math
 import os
 import socket
 import threading
@@ -23,6 +22,7 @@ from typing import Any, Self
 import dfm
 from dfm import storage
 from dfm.errors import DfmError, RunCancelled, SettingsError
+from dfm.jsontext import json_ready, to_json
 from dfm.settings import Job
 
 STATES = ("submitted", "running", "finished", "failed", "cancelled", "interrupted")
@@ -93,7 +93,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
 
 def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
     """Replace the record; a reader sees the old one or the new one."""
-    data = json.dumps(json_ready(record.to_dict()), indent=1, allow_nan=False).encode()
+    data = to_json(record.to_dict(), indent=1).encode()
     storage.write_bytes(storage.join(directory, RECORD), data, storage_options)
 
 
@@ -136,7 +136,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
-        storage.write_bytes(storage.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
+        storage.write_bytes(storage.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
 
 
@@ -154,17 +154,6 @@ def _utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def json_ready(value: Any) -> Any:
-    """The value with null in place of numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
 class RunLog:
     """Keeps the record of a run while its driver works: a context manager around the driver.
 
@@ -172,8 +161,8 @@ class RunLog:
             train(job, client, log.on_event)
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
-    `on_event` raise RunCancelled. The block's end decides the state: "finished" after an event "done", "interrupted"
-    after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other error.
+    `on_event` raise RunCancelled. The block's end decides the state: "finished" after an event "done", whatever
+    came after it; else "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other error.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "") -> None:
@@ -216,7 +205,10 @@ class RunLog:
         self._end(error)
         self._write()
         if self._record.state != "failed":
-            storage.remove(storage.join(self._directory, CANCEL), self._options)
+            try:
+                storage.remove(storage.join(self._directory, CANCEL), self._options)
+            except Exception as trouble:  # nothing that would turn a finished run into a failed one
+                logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
@@ -262,7 +254,7 @@ class RunLog:
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
-            except OSError as error:
+            except Exception as error:
                 self._complain(error)
 
     def _write(self) -> None:
@@ -299,7 +291,7 @@ class RunLog:
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
         if error is not None:
-            state = _state_after(error)
+            state = state if self._record.model else _state_after(error)
             told = _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
@@ -347,7 +339,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(json_ready(event), allow_nan=False).encode() + b"\n"
+    return to_json(event).encode() + b"\n"
 
 
 def _state_after(error: BaseException) -> str:
@@ -360,4 +352,5 @@ def _told(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, DfmError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = _INTERRUPTED
-    return {"type": type(error).__name__, "message": str(error)[:_LONGEST_MESSAGE], "exit_code": code}
+    message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    return {"type": type(error).__name__, "message": message[:_LONGEST_MESSAGE], "exit_code": code}

@@ -13,6 +13,7 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
+    "jsontext",
     *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "runs", "arrays"),
     *("timesplit", "heartbeat"),
     "manifest",
@@ -40,7 +41,8 @@ ORDER = [
     *("distributed.cluster", "distributed.placement", "distributed.inputs"),
     *("distributed.prepare", "distributed.rounds", "distributed.observing"),
     *("distributed.backends", "distributed.predict"),
-    *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
+    *("distributed.checkpointing", "distributed.progress", "distributed.loop"),
+    *("distributed.keeping", "distributed.publishing"),
     *("distributed.train", "distributed.retire"),
     *("footprint", "jobs", "outcome", "driver", "submission", "detached", "steps"),
     *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
@@ -70,6 +72,21 @@ def modules() -> dict[str, ast.Module]:
         for name, path in paths.items()
         if name.name != "__init__"
     }
+
+
+WRITES_JSON = {"jsontext", "settings", "preparation", "detached", "checkpoint", "distributed.predict", "cli"}
+"""Who calls json.dumps: to make fingerprints and messages, or of what is text already."""
+
+
+def test_json_is_written_in_one_place() -> None:
+    """`json.dumps` writes NaN, which no other reader takes; `jsontext.to_json` does not."""
+    found = {
+        name
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
+    }
+    assert found - WRITES_JSON - {name for name in found if name.startswith("kubernetes.")} == set()
 
 
 def imports(tree: ast.AST) -> set[str]:
