@@ -9,8 +9,9 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from dfm import runs, storage
-from dfm.detached import is_lost
+from dfm.launch.process import is_lost
+from dfm.runs import record as runs
+from dfm.storage import files
 
 _START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
 """Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
@@ -22,7 +23,7 @@ class DfmRunTrigger(BaseTrigger):
     Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
     clears the waiting task, the run is asked to stop.
 
-    by_process: whether the driver is a process that nobody starts again (`dfm.detached`).
+    by_process: whether the driver is a process that nobody starts again (`dfm.launch.process`).
     """
 
     def __init__(
@@ -110,9 +111,9 @@ class PartitionTrigger(BaseTrigger):
 def is_complete(partition: str, marker: str, min_rows: int, options: dict[str, Any]) -> bool:
     """Whether a partition holds its marker or, where a number of rows is asked for, so many rows."""
     if not min_rows:
-        return storage.exists(storage.join(partition, marker), options)
+        return files.exists(files.join(partition, marker), options)
+    from dfm.data.parquet import find_shards
     from dfm.errors import DataError
-    from dfm.ingest import find_shards
 
     try:
         return sum(shard.n_rows for shard in find_shards([partition], options)) >= min_rows

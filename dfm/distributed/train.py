@@ -18,26 +18,30 @@ from typing import Any
 
 from distributed import Client, Future
 
-from dfm import storage
-from dfm.accounting import RowAccount
-from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
-from dfm.checkpoint import Checkpoint, CheckpointFolder, Identity
-from dfm.distributed import backends, cluster, observing, prepare, rounds
+from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.data.accounting import RowAccount
+from dfm.data.hashing import expected_collisions
+from dfm.data.preparation import Reading, fingerprint, prune_cache
+from dfm.distributed import backends, monitoring, prepare
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
+from dfm.distributed.cluster import connect
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.loop import Best, TrainingLoop
-from dfm.distributed.publishing import check_output, publish_model
 from dfm.errors import DataError, DivergenceError, RunCancelled
-from dfm.hashing import expected_collisions
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.losses import CustomLoss, CustomRegularizer
-from dfm.model import FMModel
-from dfm.objective import Objective, kernel_spec
-from dfm.params import InitialValues, Layout
-from dfm.preparation import Reading, fingerprint, prune_cache
-from dfm.settings import Job, parse_bytes
-from dfm.warmstart import Start, find_start
+from dfm.kernels.tables import InitialValues, Layout
+from dfm.model.fm_model import FMModel
+from dfm.model.objective import Objective, kernel_spec
+from dfm.model.warm_start import Start, find_start
+from dfm.settings.constraints import parse_bytes
+from dfm.settings.job import Job
+from dfm.storage import files
+from dfm.training import rounds
+from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity
+from dfm.training.inputs import Inputs, find_inputs, nothing_left, plan_event
+from dfm.training.publish import check_output, publish_model
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -93,10 +97,10 @@ def train(
     checkpoints, found = _find_checkpoints(job, inputs)
     result = None
     try:
-        with cluster.client_of(job.cluster, client) as own:
-            watch = cluster.Watch(own, job.cluster.worker_timeout)
-            tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
-            tell(observing.placement_event(inputs.plan, watch.addresses()))
+        with connect.client_of(job.cluster, client) as own:
+            watch = Watch(own, job.cluster.worker_timeout)
+            tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+            tell(monitoring.placement_event(inputs.plan, watch.addresses()))
             result = _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
     except Exception as error:
         if result is None:
@@ -107,8 +111,8 @@ def train(
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
     """Where checkpoints lie, and those to go on from. SettingsError where they are another job's."""
-    url = storage.join(job.output.directory, "checkpoint")
-    url = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+    url = files.join(job.output.directory, "checkpoint")
+    url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     folder = CheckpointFolder(url, writer, job.data.storage_options)
     if not job.output.resume:
@@ -144,7 +148,7 @@ def merge_rule(job: Job) -> MergeRule:
 class _Run:
     job: Job
     inputs: Inputs
-    watch: cluster.Watch
+    watch: Watch
     tell: OnEvent
     checkpoints: CheckpointFolder
     objective: Objective
@@ -166,7 +170,7 @@ class _Run:
     def run(self, found: Sequence[Checkpoint]) -> TrainResult:
         """Prepare, train from the newest sound checkpoint that was found, publish."""
         started = time.time()
-        self.shares_disk = cluster.shares_disk(self.client)
+        self.shares_disk = connect.shares_disk(self.client)
         training = self.job.training
         self.backend = backends.choose(
             self.client, training.backend, self.spec, self.watch.addresses(), training.deterministic
@@ -185,16 +189,16 @@ class _Run:
                 "backend_text": self.backend.text,
             }
         )
-        with contextlib.closing(self._checkpointer()) as checkpointer:
-            loop = self._loop(checkpointer, found)
-            try:
+        try:
+            with contextlib.closing(self._checkpointer()) as checkpointer:
+                loop = self._loop(checkpointer, found)
                 with kept(loop, checkpointer):
                     self._train(loop)
                 with kept(loop, checkpointer, publishing=True):
                     result = self._publish(loop)
-            except DivergenceError:
-                self.checkpoints.clear()  # they lead to the same end, and another learning rate is another job
-                raise
+        except DivergenceError:
+            self.checkpoints.clear()  # they lead to the same end, and another learning rate is another job
+            raise
         if not self.interrupted:
             with tolerated("its checkpoints could not be deleted"):
                 self.checkpoints.clear()
@@ -214,7 +218,7 @@ class _Run:
             self.interrupted = True
 
     def _checkpointer(self) -> Checkpointer:
-        by_workers = self.shares_disk or not storage.is_local(self.checkpoints.url)
+        by_workers = self.shares_disk or not files.is_local(self.checkpoints.url)
         identity = identity_of(self.job, self.inputs)
         return Checkpointer(self.client, self.checkpoints, identity, self._layout(), by_workers)
 
@@ -294,7 +298,7 @@ class _Run:
             time_until=bound,
             on_bad_rows=job.data.on_bad_rows,
             label_kind=self.objective.label_kind,
-            cache=cluster.cache_directory(job.cluster, self.client),
+            cache=connect.cache_directory(job.cluster, self.client),
             storage_options=job.data.storage_options,
         )
         return reading, dataclasses.replace(reading, time_until="", time_from=bound)
@@ -374,7 +378,7 @@ class _Run:
 
     def _warmed(self, blocks: list[Future], warm: Start) -> list[Future]:
         """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
-        here = storage.is_local(warm.url) and not self.shares_disk
+        here = files.is_local(warm.url) and not self.shares_disk
         model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
         vocabulary = self.prepared.vocabulary
         return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
@@ -382,7 +386,7 @@ class _Run:
     # ---------------------------------------------------------------------------------------------- result ----
 
     def _publish(self, loop: TrainingLoop) -> TrainResult:
-        url = storage.join(self.job.output.directory, "model")
+        url = files.join(self.job.output.directory, "model")
         best = loop.best
         assert best is not None
         digest = self._save(url, best, loop.at.history)
@@ -413,9 +417,9 @@ class _Run:
         """Write the best parameters as a model: by a worker, or here where only this machine can write the path."""
         reading = self.prepared.reading
         units = self.inputs.validation_tasks[0] if self.inputs.validation_tasks else self.inputs.plan.replicas[0][0]
-        where = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+        where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
         arguments = reading, self._metadata(best, history), units[0], where, self.objective.info
-        if storage.is_local(url) and not self.shares_disk:
+        if files.is_local(url) and not self.shares_disk:
             blocks, vocabulary = self.client.gather([best.blocks, self.prepared.vocabulary])
             published = publish_model(blocks, vocabulary, *arguments)
         else:
@@ -445,7 +449,7 @@ class _Run:
     def _prune(self, started: float) -> None:
         """Keep the cache of local workers below its limit; what this run used stays."""
         if self.shares_disk:
-            directory = cluster.cache_directory(self.job.cluster, self.client)
+            directory = connect.cache_directory(self.job.cluster, self.client)
             freed = prune_cache(directory, parse_bytes(self.job.cluster.cache_limit), started)
             if freed:
                 logger.info("deleted %d bytes of old partitions in %s", freed, directory)

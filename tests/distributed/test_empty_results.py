@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
-from small_jobs import job_tables
 
 from dfm import jobs
 from dfm.errors import DataError
-from dfm.jsontext import to_json
-from dfm.runs import read_run
+from dfm.events import to_json
+from dfm.runs.record import read_run
+from tests.support.small_jobs import job_tables
 
 N_ROWS = 400
 

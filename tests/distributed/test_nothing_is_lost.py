@@ -12,14 +12,20 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from small_jobs import job_tables
 
-from dfm import jobs, model, report, runs, storage
-from dfm.checkpoint import CheckpointFolder
-from dfm.distributed import checkpointing, cluster, publishing, rounds, train
+from dfm import jobs
+from dfm.cli import console
+from dfm.distributed import checkpointing, train
+from dfm.distributed.cluster import connect
 from dfm.distributed.loop import TrainingLoop
 from dfm.errors import DfmError, DivergenceError
-from dfm.model import FMModel
+from dfm.model import fm_model
+from dfm.model.fm_model import FMModel
+from dfm.runs import record as runs
+from dfm.storage import files
+from dfm.training import publish, rounds
+from dfm.training.checkpoint import CheckpointFolder
+from tests.support.small_jobs import job_tables
 
 EPOCHS, ROUNDS = 2, 4
 Patch = pytest.MonkeyPatch
@@ -38,16 +44,16 @@ def writing_of(name: str, after: int = 0) -> Callable[[Patch], None]:
     """A store that takes so many files of this name and no more."""
 
     def break_it(patch: Patch) -> None:
-        write, seen = storage.write_bytes, []
+        write, seen = files.write_bytes, []
 
-        def wrapped(url: str, data: bytes, options: storage.Options = None) -> None:
+        def wrapped(url: str, data: bytes, options: files.Options = None) -> None:
             if Path(url).name.startswith(name):
                 seen.append(url)
             if len(seen) > after and seen[-1] == url:
                 raise OSError(28, f"No space left on device: {url}")
             write(url, data, options)
 
-        patch.setattr(storage, "write_bytes", wrapped)
+        patch.setattr(files, "write_bytes", wrapped)
 
     return break_it
 
@@ -63,11 +69,11 @@ def golden_rows_that_differ(patch: Patch) -> None:
 
 
 def closing_the_cluster(patch: Patch) -> None:
-    connect = cluster.client_of
+    client_of = connect.client_of
 
     class Stubborn:
         def __init__(self, *arguments: Any) -> None:
-            self.inner = connect(*arguments)
+            self.inner = client_of(*arguments)
 
         def __enter__(self) -> Client:
             return self.inner.__enter__()
@@ -76,7 +82,7 @@ def closing_the_cluster(patch: Patch) -> None:
             self.inner.__exit__(*error)
             raise TimeoutError("the workers do not end")
 
-    patch.setattr(cluster, "client_of", Stubborn)
+    patch.setattr(connect, "client_of", Stubborn)
 
 
 def parameters_that_no_worker_can_put_together(patch: Patch) -> None:
@@ -93,10 +99,10 @@ def last_validation(patch: Patch) -> None:
 
 
 PUBLISHED: dict[str, Callable[[Patch], None]] = {
-    "golden rows cannot be read": lambda patch: patch.setattr(publishing, "_first_good_rows", failing),
-    "golden rows cannot be written": lambda patch: patch.setattr(model, "_golden_bytes", failing),
+    "golden rows cannot be read": lambda patch: patch.setattr(publish, "_first_good_rows", failing),
+    "golden rows cannot be written": lambda patch: patch.setattr(fm_model, "_golden_bytes", failing),
     "golden rows come back with other predictions": golden_rows_that_differ,
-    "files of earlier models stay": lambda patch: patch.setattr(model, "_checked_name", failing),
+    "files of earlier models stay": lambda patch: patch.setattr(fm_model, "_checked_name", failing),
     "checkpoints cannot be deleted": lambda patch: patch.setattr(CheckpointFolder, "clear", failing),
     "the cache cannot be pruned": lambda patch: patch.setattr(train, "prune_cache", failing),
     "the cluster does not close": closing_the_cluster,
@@ -108,7 +114,7 @@ PUBLISHED: dict[str, Callable[[Patch], None]] = {
 KEPT: dict[str, Callable[[Patch], None]] = {
     "parameters cannot be put together": parameters_that_no_worker_can_put_together,
     "parameters cannot be written": writing_of("parameters-"),
-    "the manifest cannot be written": writing_of(model.MANIFEST),
+    "the manifest cannot be written": writing_of(fm_model.MANIFEST),
     "the manifest cannot be made": lambda patch: patch.setattr(FMModel, "_manifest", failing),
     "the metadata cannot be told": lambda patch: patch.setattr(importlib.metadata, "version", failing),
     "the fingerprint cannot be taken": lambda patch: patch.setattr(FMModel, "parameters_sha256", failing),
@@ -197,7 +203,7 @@ def test_what_cannot_be_published_is_kept_and_published_without_training(
     told = told_by(tables, client)
     assert n_rounds(told) == 0
     check_published(tables, expected)
-    history = json.loads((tmp_path / "out" / "model" / model.MANIFEST).read_text())["metadata"]["history"]
+    history = json.loads((tmp_path / "out" / "model" / fm_model.MANIFEST).read_text())["metadata"]["history"]
     assert [event["epoch"] for event in history] == [1, 2]
 
 
@@ -259,7 +265,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_work(caplog: pytest.LogCapture
         def print(self, *_: Any, **__: Any) -> None:
             raise SystemExit(1)
 
-    shown = report.Reporter(Gone())  # type: ignore[arg-type]  # as much of a console as is used
+    shown = console.Reporter(Gone())  # type: ignore[arg-type]  # as much of a console as is used
     with caplog.at_level(logging.WARNING, "dfm"):
         for epoch in (1, 2):
             shown({"event": "stopped", "epoch": epoch, "best_epoch": 1})

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from on_kubernetes.api_server import ApiServer, Fault, api_server
 
-from dfm import runs, storage
-from dfm.cli import cli
+from dfm.cli.app import cli
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes import api as api_module
-from dfm.kubernetes import following, sizing, submitting
+from dfm.kubernetes import follow, sizing, submit
 from dfm.kubernetes.api import Api
 from dfm.kubernetes.manifest import Manifest, Submission
-from dfm.runs import RunLog
-from dfm.settings import Job
+from dfm.runs import record as runs
+from dfm.runs.record import RunLog
+from dfm.settings.job import Job
+from dfm.storage import files
+from tests.support.api_server import ApiServer, Fault, api_server
 
 pytest.importorskip("kubernetes")
 SIZES = sizing.Sizing(2, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
@@ -33,7 +34,7 @@ PODS = "/api/v1/namespaces/team/pods"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(following, "PATIENCE", 0.3)
+    monkeypatch.setattr(follow, "PATIENCE", 0.3)
     with api_server(tmp_path / "kubeconfig") as store:
         yield store
 
@@ -62,15 +63,15 @@ def driver_pod(phase: str, **status: Any) -> Manifest:
 def finish(submission: Submission, run_id: str = "run-1") -> None:
     """Leave what a driver leaves that succeeded."""
     job = submission.job
-    model = storage.join(job.output.directory, "model")
+    model = files.join(job.output.directory, "model")
     manifest = {
         "format": 1, "files": {"parameters": {"name": "p"}}, "metadata": {"job_fingerprint": job.fingerprint()}
     }  # fmt: skip
     with RunLog(job, run_id) as log:
         log.on_event({"event": "epoch", "epoch": 1, "log_loss": 0.5, "train_log_loss": 0.6, "auc": 0.7,
                       "rows_per_second": 1.0, "seconds": 1.0, "averaging_seconds": 0.1})  # fmt: skip
-        storage.write_bytes(storage.join(model, "p"), b"parameters")
-        storage.write_bytes(storage.join(model, "model.json"), json.dumps(manifest).encode())
+        files.write_bytes(files.join(model, "p"), b"parameters")
+        files.write_bytes(files.join(model, "model.json"), json.dumps(manifest).encode())
         log.on_event(
             {"event": "done", "model": model, "parameters_sha256": "x", "validation": {}, "rows": {}, "best_epoch": 1,
              "interrupted": False}
@@ -83,7 +84,7 @@ def finish(submission: Submission, run_id: str = "run-1") -> None:
 def test_all_objects_are_created_strictly_and_belong_to_the_job(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
-    done = submitting.submit(api, submission)
+    done = submit.submit(api, submission)
     assert (done.name, done.namespace, done.run_id) == ("clicks-1", "team", "run-1")
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
     posts = [query for method, _, query in server.requests if method == "POST"]
@@ -103,7 +104,7 @@ def test_a_refusal_names_the_missing_right_and_leaves_nothing_behind(
 ) -> None:
     server.faults.append(Fault("POST", "/daskjobs", 403))
     with pytest.raises(ClusterError, match=r"DaskJob \(403\): told so .* ask for the Role dfm-submitter"):
-        submitting.submit(api, submission)
+        submit.submit(api, submission)
     assert server.kinds() == []
 
 
@@ -112,19 +113,19 @@ def test_a_cluster_without_the_operator_is_told_what_to_install(
 ) -> None:
     server.faults.append(Fault("POST", "/daskjobs", 404))
     with pytest.raises(ClusterError, match="install the Dask operator"):
-        submitting.submit(api, submission)
+        submit.submit(api, submission)
 
 
 def test_a_field_that_the_cluster_does_not_know_is_refused(server: ApiServer, api: Api, submission: Submission) -> None:
     server.faults.append(Fault("POST", "/daskjobs", 422))
     with pytest.raises(ClusterError, match="update the CRDs"):
-        submitting.submit(api, submission)
+        submit.submit(api, submission)
 
 
 def test_a_name_that_is_taken_is_not_taken_over(server: ApiServer, api: Api, submission: Submission) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     with pytest.raises(SettingsError, match="there is a ConfigMap 'clicks-1-job' in namespace 'team' already"):
-        submitting.submit(api, dataclasses.replace(submission, run_id="run-2"))
+        submit.submit(api, dataclasses.replace(submission, run_id="run-2"))
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
 
 
@@ -134,14 +135,14 @@ def test_an_answer_that_is_lost_does_not_make_two_jobs(
     server: ApiServer, api: Api, submission: Submission, what: int | str, after: bool
 ) -> None:
     server.faults += [Fault("POST", "/daskjobs", what, after), Fault("POST", "/configmaps", what, after)]
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
 
 
 def test_a_server_that_stays_away_is_named(server: ApiServer, api: Api, submission: Submission) -> None:
     server.faults += [Fault("POST", "/configmaps", "drop")] * 5
     with pytest.raises(ClusterError, match=r"the Kubernetes API at http://127\.0\.0\.1:\d+ does not answer"):
-        submitting.submit(api, submission)
+        submit.submit(api, submission)
 
 
 def test_no_kubeconfig_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_no_kubeconfig_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
     job = Job.from_dict({"data": {"train": "/data/x"}, "output": {"directory": "s3://out"}})
     with pytest.raises(SettingsError, match=r"data\.train = '/data/x' is a path of this machine"):
-        submitting.prepare(job)
+        submit.prepare(job)
 
 
 # --- follow ---------------------------------------------------------------------------------------------
@@ -162,12 +163,12 @@ def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
 def test_success_is_what_storage_proves_though_the_job_stays_running(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Running"}
     server.put(PODS, driver_pod("Running"))
     finish(submission)
     events: list[Manifest] = []
-    found = following.follow(api, "clicks-1", None, events.append)
+    found = follow.follow(api, "clicks-1", None, events.append)
     assert found.succeeded
     assert [event["event"] for event in events] == ["kubernetes", "epoch", "done", "ended"]
 
@@ -175,42 +176,42 @@ def test_success_is_what_storage_proves_though_the_job_stays_running(
 def test_a_job_called_successful_without_a_model_did_not_succeed(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Successful"}
     server.put(PODS, driver_pod("Succeeded"))
-    found = following.follow(api, "clicks-1", None, lambda event: None)
+    found = follow.follow(api, "clicks-1", None, lambda event: None)
     assert not found.succeeded
     assert found.state == "lost"
     assert found.exit_code == 4
 
 
 def test_the_record_of_another_run_proves_nothing(server: ApiServer, api: Api, submission: Submission) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     finish(submission, "run-0")
-    found = following.follow(api, "clicks-1", None, lambda event: None)
+    found = follow.follow(api, "clicks-1", None, lambda event: None)
     assert found.state == "lost"
 
 
 def test_a_driver_killed_for_memory_is_explained(server: ApiServer, api: Api, submission: Submission) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     server.put(PODS, driver_pod("Failed", containerStatuses=[{"name": "driver", "state": ended}]))
-    found = following.follow(api, "clicks-1", None, lambda event: None)
+    found = follow.follow(api, "clicks-1", None, lambda event: None)
     assert "exit code 137 (OOMKilled); give it more memory" in found.reason
     assert "Submit the job again: it resumes" in found.reason
 
 
 def test_a_driver_pod_that_was_deleted_ends_the_wait(server: ApiServer, api: Api, submission: Submission) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Running"}
-    found = following.follow(api, "clicks-1", None, lambda event: None)
+    found = follow.follow(api, "clicks-1", None, lambda event: None)
     assert "DaskJob clicks-1 (Running) has no driver's pod" in found.reason
 
 
 def test_following_survives_disconnects_and_versions_that_are_gone(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     server.put(PODS, driver_pod("Running"))
     trouble = [Fault("GET", "?watch", 410), Fault("GET", "?watch", "drop"), Fault("GET", "/pods", "drop")]
     server.faults += [*trouble, Fault("GET", "/clicks-1", 503), Fault("GET", "/clicks-1", "drop")]
@@ -221,7 +222,7 @@ def test_following_survives_disconnects_and_versions_that_are_gone(
 
     timer = threading.Timer(3.5, finish, [submission])
     timer.start()
-    found = following.follow(api, "clicks-1", None, on_event)
+    found = follow.follow(api, "clicks-1", None, on_event)
     timer.join()
     assert found.succeeded
     assert server.faults == []
@@ -239,8 +240,8 @@ def test_a_watch_tells_changes_and_ends_where_it_cannot_go_on(server: ApiServer,
 
 
 def test_the_real_wait_lists_and_watches_from_there(server: ApiServer, api: Api, submission: Submission) -> None:
-    submitting.submit(api, submission)
-    following._wait_for_change(api, "clicks-1")
+    submit.submit(api, submission)
+    follow._wait_for_change(api, "clicks-1")
     assert server.watched == [
         {"watch": "1", "labelSelector": "dask.org/cluster-name=clicks-1", "resourceVersion": str(server.version),
          "timeoutSeconds": "5", "allowWatchBookmarks": "false"}
@@ -264,7 +265,7 @@ def test_the_real_wait_lists_and_watches_from_there(server: ApiServer, api: Api,
     ],
 )
 def test_what_keeps_a_pod_from_running_is_said(status: Manifest, told: str | None) -> None:
-    assert following.problems_of(driver_pod("Pending", **status)) == ([told] if told else [])
+    assert follow.problems_of(driver_pod("Pending", **status)) == ([told] if told else [])
 
 
 # --- logs, cancel ---------------------------------------------------------------------------------------
@@ -285,19 +286,19 @@ def test_log_lines_are_told_once_though_the_server_repeats_a_second(
             server.logs["clicks-1-runner"] = lines
             server.put(PODS, driver_pod("Succeeded"))
 
-    submitting.driver_log(api, "clicks-1", True, line)
+    submit.driver_log(api, "clicks-1", True, line)
     assert told == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_cancelling_asks_the_driver_first_and_then_deletes_everything(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
-    submitting.submit(api, submission)
+    submit.submit(api, submission)
     server.put(PODS, driver_pod("Running"))
     with RunLog(submission.job, "run-1") as log:
         log.on_event({"event": "epoch", "epoch": 1})
-        state = submitting.cancel(api, "clicks-1", patience=0.1)
-        names = storage.names_in(submission.job.output.directory)
+        state = submit.cancel(api, "clicks-1", patience=0.1)
+        names = files.names_in(submission.job.output.directory)
     assert state == "running"
     assert "cancel.json" in names
     assert [body["kind"] for body in server.objects.values()] == [
@@ -305,7 +306,7 @@ def test_cancelling_asks_the_driver_first_and_then_deletes_everything(
         "PodDisruptionBudget",
     ]  # owned by the job
     with pytest.raises(ClusterError, match="there is no DaskJob 'clicks-1'"):
-        submitting.cancel(api, "clicks-1")
+        submit.cancel(api, "clicks-1")
 
 
 # --- the commands ---------------------------------------------------------------------------------------
