@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dfm.events import to_json
+from dfm.events import is_passing, line_of
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -51,7 +51,9 @@ class Reporter:
         self._stop_progress()
 
     def __call__(self, event: Event) -> None:
-        """Show an event. Where that is no longer possible (`| head`, a full disk) the work goes on unseen."""
+        """Show an event, or print it as a line of JSON. Where that is no longer possible (`| head`, a full disk) the
+        work goes on unseen.
+        """
         if self._muted:
             return
         try:
@@ -62,8 +64,8 @@ class Reporter:
 
     def _show(self, event: Event) -> None:
         if self._as_json:
-            if event["event"] not in ("progress", "round"):
-                self._console.file.write(to_json(event) + "\n")
+            if not is_passing(event):
+                self._console.file.write(line_of(event) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)
@@ -174,6 +176,13 @@ class Reporter:
         self._console.print(
             f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
         )
+
+    def _show_retrying(self, event: Event) -> None:
+        self._stop_progress()
+        self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
+
+    def _show_kubernetes_away(self, event: Event) -> None:
+        self._line(escape(f"waiting for the Kubernetes API: {event['reason']}"))
 
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"

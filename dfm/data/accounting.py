@@ -39,7 +39,8 @@ class Rejection:
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
     """Of labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; and of the rows
-    that weigh anything the least label and the greatest, None where there are none."""
+    that weigh anything the least label and the greatest, None where there are none.
+    """
 
     weight: float = 0.0
     mean: float = 0.0
@@ -126,7 +127,8 @@ class RowAccount:
 
     def check_any(self, purpose: str, weight: str) -> None:
         """DataError where no row is left to `purpose` ("train on"), or none weighs anything: all that followed would be
-        NaN. weight: the column of weights, "" for none."""
+        NaN. weight: the column of weights, "" for none.
+        """
         if not self.accepted:
             first = f"; the first: {self.rejections[0]}" if self.rejections else ""
             raise DataError(

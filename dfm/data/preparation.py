@@ -219,7 +219,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
 
 def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
     """DataError where the rows of some units teach nothing: they weigh nothing, or are of one class only (a number that
-    is always the same is told in a warning). The units are read for the message."""
+    is always the same is told in a warning). The units are read for the message.
+    """
     schema = reading.schema
     if account.accepted:
         account.check_any("train on", schema.weight)

@@ -285,7 +285,8 @@ class TrainingLoop:
 
     def keep_result(self, checkpointer: Checkpointer) -> None:
         """Let what training has come to be saved: the best parameters where it is over, the last round where it is not
-        judged yet; of a run in its midst, the snapshot that was offered last."""
+        judged yet; of a run in its midst, the snapshot that was offered last.
+        """
         if self.best is None or not self.at.is_over:
             if self.is_trained and self.checkpointer is None:
                 self.checkpointer = checkpointer

@@ -191,7 +191,8 @@ class FMModel:
 
     def check_golden(self, rows: pa.Table) -> None:
         """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
-        a model with these golden rows would fail."""
+        a model with these golden rows would fail.
+        """
         data = _golden_bytes(self, rows)
         if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
             _check_golden(self, data, "(not published yet)")
@@ -371,7 +372,8 @@ def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
 
 def _remove_superseded(url: str, name: str, options: files.Options) -> None:
     """Delete a file that the manifest before the last one listed. The model is published by now, so a file that cannot
-    be deleted is told in a warning."""
+    be deleted is told in a warning.
+    """
     try:
         files.remove(files.join(url, _checked_name(name, url)), options)
     except Exception as error:

@@ -66,7 +66,8 @@ def publish_model(
 
 def golden_rows(model: FMModel, reading: Reading, unit: Unit) -> tuple[pa.Table | None, tuple[str, ...]]:
     """The first good rows of a unit, as they are stored. None, and a warning, where they cannot be read (the shard is
-    gone) or do not come back from Parquet with the same predictions: the model is worth more than its golden rows."""
+    gone) or do not come back from Parquet with the same predictions: the model is worth more than its golden rows.
+    """
     try:
         rows = _first_good_rows(reading, unit)
         if rows is not None:
