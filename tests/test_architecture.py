@@ -17,6 +17,7 @@ ORDER = [
     *("timesplit", "heartbeat"),
     "manifest",
     *("ingest", "duplicates"),
+    "canonical",
     *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
     *("params", "slices", "costs"),
     *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
