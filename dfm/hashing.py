@@ -3,8 +3,8 @@
 A token is (column, value). Its index is `XXH64(value bytes, seed=XXH64(column name)) mod 2**hash_bits`
 (XXH64: Collet's xxHash specification, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
 Values are hashed as text, so the integer 5, the float 5.0, the decimal 5.00 and the string "5" are the same category:
-a log that one system writes as integers and another as strings gives one model. `canonical` says which text a number is;
-a moment is its time in UTC, whatever its unit and zone, at midnight its day. Empty text is a missing value. Distinct
+a log that one system writes as integers and another as strings gives one model. `canonical` says which text a number
+is; a moment is its time in UTC, whatever its unit and zone, at midnight its day. Empty text is a missing value. Distinct
 values are hashed once per Arrow dictionary.
 """
 

@@ -282,6 +282,8 @@ def as_table(form: Form) -> pa.Table:
     if isinstance(form.value, pa.Array):
         return pa.table(found)
     value = form.value.astype(object) if isinstance(form.value, np.datetime64) else form.value
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        value = Decimal(value)
     array = pa.array(pd.Series([value], dtype=object), from_pandas=False) if value is not None else pa.nulls(1)
     return as_table(Form(form.name, array))
 
