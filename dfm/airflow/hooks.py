@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from dfm.settings import ClusterSettings, read_override
+from dfm.settings.job import read_override
+from dfm.settings.tables import ClusterSettings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -68,7 +69,7 @@ class DaskHook(BaseHook):
     @contextlib.contextmanager
     def get_conn(self) -> Iterator[Client]:
         """A client of the scheduler, or of workers that end with the block."""
-        from dfm.distributed.cluster import connect
+        from dfm.distributed.cluster.connect import connect
 
         with connect(ClusterSettings(**self.cluster())) as client:
             yield client

@@ -14,10 +14,10 @@ from typing import Any
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dfm import runs
 from dfm.airflow import runtime
-from dfm.gate import Gate
-from dfm.settings import Job, load_job
+from dfm.runs import record as runs
+from dfm.settings.job import Job, load_job
+from dfm.workflow.gate import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def job_of(
     models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the
     interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
     """
-    from dfm import steps
+    from dfm.workflow import steps
 
     tables = runtime.numbers_again(dict(job))
     directory = tables.get("output", {}).get("directory") or runtime.run_directory(
@@ -71,7 +71,7 @@ def train(
 
 def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
-    from dfm import steps
+    from dfm.workflow import steps
 
     if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
         if not steps.finished_run(job):
@@ -93,10 +93,10 @@ def evaluate(
     unseen: bool = True,
 ) -> dict[str, Any]:
     """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
-    from dfm import promotion, steps
+    from dfm.workflow import registry, steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
-        url = promotion.model_of(model, where.storage_options)
+        url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
 
@@ -115,7 +115,7 @@ def publish(
 
     order: when its data ended, by default the data interval. enforce: a refusal is a GateError, else in the answer.
     """
-    from dfm import steps
+    from dfm.workflow import steps
 
     order = order or runtime.interval_key(get_current_context())
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
@@ -133,7 +133,7 @@ def predict(
     on_bad_rows: str = "error",
 ) -> dict[str, Any]:
     """Score shards with a model, or the champion of an alias, into Parquet parts below `output`."""
-    from dfm import steps
+    from dfm.workflow import steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
@@ -141,18 +141,19 @@ def predict(
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
-    from dfm import promotion, storage
-    from dfm.model import MANIFEST
+    from dfm.model.fm_model import MANIFEST
+    from dfm.storage import files
+    from dfm.workflow import registry
 
     options = runtime.options_of(storage_options)
-    return storage.exists(storage.join(promotion.model_of(url, options), MANIFEST), options)
+    return files.exists(files.join(registry.model_of(url, options), MANIFEST), options)
 
 
 def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
-    from dfm import promotion
+    from dfm.workflow import registry
 
-    entry = promotion.rollback(alias, reason, runtime.options_of(storage_options))
+    entry = registry.rollback(alias, reason, runtime.options_of(storage_options))
     return {"alias": alias, "version": entry.number, "champion": entry.model}
 
 
@@ -170,8 +171,8 @@ def check_day(
     Returns rows, click rate, and under "before" the earlier partitions that are there. The task is skipped, and with it
     what needs it, where there are fewer than `at_least`. keep: a folder for the profiles.
     """
-    from dfm import steps
-    from dfm.datacheck import Limits
+    from dfm.workflow import steps
+    from dfm.workflow.data_check import Limits
 
     tables = runtime.numbers_again(runtime.tables_of(job, ()))
     if storage_options:
@@ -186,7 +187,7 @@ def report(
     url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write a page about the night; a section is what a task returned, or None where it did not run."""
-    from dfm.nightreport import write_report
+    from dfm.workflow.html_report import write_report
 
     present = {name: content for name, content in sections.items() if content}
     write_report(url, title, present, runtime.options_of(storage_options))

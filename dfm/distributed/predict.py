@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, Future
 
-from dfm import storage
-from dfm.accounting import RowAccount, bad_row_message, rejections_of
-from dfm.distributed.cluster import Watch, shares_disk
-from dfm.distributed.placement import plan_reading
+from dfm.data.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.data.encoding import Encoded
+from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.distributed.cluster.connect import shares_disk
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
-from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
-from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
-from dfm.metrics import Tally
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from dfm.model.metrics import Tally
+from dfm.storage import files
+from dfm.training.plan import plan_reading
 
 PREDICTION = "prediction"
 DONE = "_SUCCESS"
@@ -54,7 +55,7 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
 
 def _placed(client: Client, scoring: Scoring) -> str | Future:
     """The model's URL where workers can read it; else the model itself, sent to every worker once."""
-    if not storage.is_local(scoring.model) or shares_disk(client):
+    if not files.is_local(scoring.model) or shares_disk(client):
         return scoring.model
     return client.scatter(FMModel.load(scoring.model, check_golden=False), broadcast=True, hash=False)
 
@@ -64,7 +65,7 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
     if isinstance(placed, FMModel):
         return placed
     options = dict(scoring.storage_options or {})
-    manifest = storage.read_bytes(storage.join(placed, "model.json"), options)
+    manifest = files.read_bytes(files.join(placed, "model.json"), options)
     return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
 
 
@@ -122,7 +123,7 @@ def predict_shards(
     options = scoring.storage_options
     scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
     earlier = _earlier_parts(scoring, overwrite)
-    storage.remove(storage.join(scoring.output, DONE), options)
+    files.remove(files.join(scoring.output, DONE), options)
     tasks = plan_reading(shards)
     suffix = f"-{uuid.uuid4().hex[:8]}" if earlier else ""
     names = [f"part-{number:05d}{suffix}.parquet" for number in range(len(tasks))]
@@ -131,19 +132,19 @@ def predict_shards(
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
     for name in earlier:
-        storage.remove(storage.join(scoring.output, name), options)
+        files.remove(files.join(scoring.output, name), options)
     summary = {
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.by_reason(),
         "parts": len(tasks),
     }
-    storage.write_bytes(storage.join(scoring.output, DONE), json.dumps(summary).encode(), options)
+    files.write_bytes(files.join(scoring.output, DONE), json.dumps(summary).encode(), options)
     return account
 
 
 def _check_reach(client: Client, output: str) -> None:
-    if storage.is_local(output) and not output.startswith("file://") and not shares_disk(client):
+    if files.is_local(output) and not output.startswith("file://") and not shares_disk(client):
         raise SettingsError(
             f"{output} is a path of this machine, but the workers run on others and would write to their own disks; "
             f"name a URL (s3://…), or file://{output} if all of them share that folder with this machine"
@@ -151,7 +152,7 @@ def _check_reach(client: Client, output: str) -> None:
 
 
 def _earlier_parts(scoring: Scoring, overwrite: bool) -> list[str]:
-    found = [name for name in storage.names_in(scoring.output, scoring.storage_options) if not name.startswith(".")]
+    found = [name for name in files.names_in(scoring.output, scoring.storage_options) if not name.startswith(".")]
     if found and not overwrite:
         raise SettingsError(f"{scoring.output} already holds {found[0]}; choose an empty folder, or add --overwrite")
     return [name for name in found if name.startswith("part-") and name.endswith(".parquet")]
@@ -212,7 +213,7 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
     with (
-        storage.writing(storage.join(scoring.output, name), options) as stream,
+        files.writing(files.join(scoring.output, name), options) as stream,
         pq.ParquetWriter(stream, written, compression="zstd") as writer,
     ):
         for unit in units:

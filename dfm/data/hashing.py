@@ -1,0 +1,365 @@
+"""Raw column values to feature indices: the part of a model that training and serving must share to the bit.
+
+A token is (column, value). Its index is `XXH64(value bytes, seed=XXH64(column name)) mod 2**hash_bits`
+(XXH64: Collet's xxHash specification, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
+Values are hashed as text, so the integer 5, the float 5.0, the decimal 5.00 and the string "5" are the same category:
+a log that one system writes as integers and another as strings gives one model. `canonical` says which text a number
+is; a moment is its time in UTC, whatever its unit and zone, at midnight its day. Empty text is a missing value.
+Distinct values are hashed once per Arrow dictionary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data import canonical
+from dfm.data.schema import SHORTEST, WIDENED
+from dfm.errors import DataError
+
+HASH_NAME = "xxh64"
+MISSING = b"\x00missing"
+"""Token of a null value (a byte string that no text column holds, so that the text "missing" stays its own value)."""
+RARE = b"\x00rare"
+"""Token of the bucket that all categories of a field rarer than `min_count`, or never seen, share."""
+PRESENT = b"\x00value"
+"""Token of the one feature that carries a number as its value (`raw` and `standardize`)."""
+
+_P1, _P2, _P3 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
+_P4, _P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
+
+
+# ------------------------------------------------------------------------------------------------ XXH64 ----
+
+
+def _load(width: int) -> Any:
+    """A function (bytes, offset) -> uint64: `width` little-endian bytes, unaligned, in one machine load."""
+    if numba.config.DISABLE_JIT:
+        return lambda data, offset: np.uint64(int.from_bytes(bytes(data[offset : offset + width]), "little"))
+
+    @intrinsic
+    def load(typing_context, data, offset):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            array_type = signature.args[0]
+            array = context.make_array(array_type)(context, builder, arguments[0])
+            pointer = cgutils.get_item_pointer(context, builder, array_type, array, [arguments[1]], wraparound=False)
+            word = ir.IntType(8 * width)
+            loaded = builder.load(builder.bitcast(pointer, word.as_pointer()), align=1)
+            return loaded if width == 8 else builder.zext(loaded, ir.IntType(64))
+
+        return types.uint64(data, types.intp), codegen
+
+    return load
+
+
+_load8, _load4 = _load(8), _load(4)
+
+
+@numba.njit(nogil=True, inline="always")
+def _rotate(x, bits):  # type: ignore[no-untyped-def]
+    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+
+
+@numba.njit(nogil=True, inline="always")
+def _round(accumulator, lane):  # type: ignore[no-untyped-def]
+    return _rotate(accumulator + lane * _P2, 31) * _P1
+
+
+@numba.njit(nogil=True, inline="always")
+def _merge_round(hashed, accumulator):  # type: ignore[no-untyped-def]
+    return (hashed ^ _round(np.uint64(0), accumulator)) * _P1 + _P4
+
+
+@compiled
+def xxh64(data, start, stop, seed):  # type: ignore[no-untyped-def]
+    """XXH64 of data[start:stop] (uint8 array), uint64."""
+    position = start
+    if stop - start >= 32:
+        a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
+        while position + 32 <= stop:
+            a = _round(a, _load8(data, position))
+            b = _round(b, _load8(data, position + 8))
+            c = _round(c, _load8(data, position + 16))
+            d = _round(d, _load8(data, position + 24))
+            position += 32
+        hashed = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
+        hashed = _merge_round(_merge_round(_merge_round(_merge_round(hashed, a), b), c), d)
+    else:
+        hashed = seed + _P5
+    hashed += np.uint64(stop - start)
+    while position + 8 <= stop:
+        hashed = _rotate(hashed ^ _round(np.uint64(0), _load8(data, position)), 27) * _P1 + _P4
+        position += 8
+    if position + 4 <= stop:
+        hashed = _rotate(hashed ^ (_load4(data, position) * _P1), 23) * _P2 + _P3
+        position += 4
+    while position < stop:
+        hashed = _rotate(hashed ^ (np.uint64(data[position]) * _P5), 11) * _P1
+        position += 1
+    hashed = (hashed ^ (hashed >> np.uint64(33))) * _P2
+    hashed = (hashed ^ (hashed >> np.uint64(29))) * _P3
+    return hashed ^ (hashed >> np.uint64(32))
+
+
+def hash_bytes(value: bytes, seed: int = 0) -> int:
+    """XXH64 of `value`, as an unsigned 64-bit integer."""
+    data = np.frombuffer(value, np.uint8) if value else np.zeros(1, np.uint8)
+    return int(xxh64(data, 0, len(value), np.uint64(seed)))
+
+
+@functools.lru_cache(maxsize=65536)
+def column_seed(column: str) -> np.uint64:
+    """The seed of every token of a column: XXH64 of its name in UTF-8."""
+    return np.uint64(hash_bytes(column.encode()))
+
+
+@functools.lru_cache(maxsize=65536)
+def token_index(column: str, value: bytes, hash_bits: int) -> int:
+    """Feature index of one token, in [0, 2**hash_bits)."""
+    return hash_bytes(value, int(column_seed(column))) & ((1 << hash_bits) - 1)
+
+
+# ------------------------------------------------------------------------------- whole columns at a time ----
+
+
+@compiled
+def _hash_texts(data, offsets, seed, mask, missing, out):  # type: ignore[no-untyped-def]
+    """out[i] = index of data[offsets[i]:offsets[i + 1]], `missing` where it is empty; writes `out`, uint32."""
+    for i in range(out.size):
+        start, stop = offsets[i], offsets[i + 1]
+        out[i] = xxh64(data, start, stop, seed) & mask if stop > start else missing
+
+
+@compiled
+def _hash_integers(numbers, seed, mask, out):  # type: ignore[no-untyped-def]
+    """out[i] = index of the decimal text of numbers[i] (int64); writes `out`, uint32."""
+    digits = np.empty(24, np.uint8)
+    for i in range(out.size):
+        number = numbers[i]
+        magnitude = np.uint64(number) if number >= 0 else np.uint64(0) - np.uint64(number)
+        position = 24
+        while True:
+            rest = magnitude // np.uint64(10)
+            position -= 1
+            digits[position] = np.uint8(48) + np.uint8(magnitude - rest * np.uint64(10))
+            magnitude = rest
+            if magnitude == 0:
+                break
+        if number < 0:
+            position -= 1
+            digits[position] = 45
+        out[i] = xxh64(digits, position, 24, seed) & mask
+
+
+@compiled
+def gather(table, codes, out):  # type: ignore[no-untyped-def]
+    """out[i] = table[codes[i]]; writes `out`."""
+    for i in range(out.size):
+        out[i] = table[codes[i]]
+
+
+@compiled
+def _log2_buckets(numbers, present, out):  # type: ignore[no-untyped-def]
+    """Bucket code of each number (see `bucket_token`); writes `out`, int32."""
+    for i in range(out.size):
+        x = numbers[i]
+        if not present[i]:
+            out[i] = 0
+        elif x < 0.0:
+            out[i] = 1
+        elif x == 0.0:
+            out[i] = 2
+        elif x <= 2.0:
+            out[i] = 3 if x <= 1.0 else 4
+        else:
+            out[i] = min(5 + int(np.log(x) ** 2), LOG2_BUCKETS - 1)
+
+
+LOG2_BUCKETS = 2048
+"""Codes of `log2-bucket`: missing, negative, zero, (0, 1], (1, 2], then floor(ln(x)**2); the last holds x > e**45."""
+
+
+def bucket_token(code: int) -> bytes:
+    """The token of a numeric bucket: code 0 is a missing number."""
+    return MISSING if code == 0 else b"\x00bucket %d" % code
+
+
+@functools.lru_cache(maxsize=4096)
+def bucket_table(column: str, n_buckets: int, hash_bits: int) -> NDArray[np.uint32]:
+    """Feature index of every bucket code of a numeric column, uint32[n_buckets]."""
+    return np.array([token_index(column, bucket_token(code), hash_bits) for code in range(n_buckets)], np.uint32)
+
+
+def log2_bucket_codes(numbers: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """floor(ln(x)**2) for x > 2; missing, negative, zero, (0, 1] and (1, 2] are buckets of their own (int32[n])."""
+    codes = np.empty(len(numbers), np.int32)
+    _log2_buckets(numbers, present, codes)
+    return codes
+
+
+def quantile_codes(
+    numbers: NDArray[np.float64], present: NDArray[np.bool_], boundaries: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    """1 + number of boundaries below or at x, 0 where missing (int32[n])."""
+    return np.where(present, 1 + np.searchsorted(boundaries, numbers, side="right"), 0).astype(np.int32)
+
+
+def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
+    """Feature index of every value of a string or binary array, `missing` where null or empty (uint32[n])."""
+    out = np.empty(len(array), np.uint32)
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, offset_buffer, data_buffer = array.buffers()
+    if len(array):
+        offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)
+        offsets = offsets[array.offset : array.offset + len(array) + 1]
+        data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else _NOTHING
+        _hash_texts(data, offsets, seed, np.uint64(mask), np.uint64(missing), out)
+    if array.null_count:
+        out[_null_mask(array)] = missing
+    return out
+
+
+_NOTHING = np.zeros(1, np.uint8)
+
+
+def _null_mask(array: pa.Array) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
+    return mask
+
+
+def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHORTEST) -> NDArray[np.uint32]:
+    """Feature index of every value of a categorical array of any scalar type (uint32[n]).
+
+    A dictionary array costs one hash per distinct value and one gather per row. form: the model's form of numbers.
+    """
+    mask = (1 << hash_bits) - 1
+    missing = token_index(column, MISSING, hash_bits)
+    seed = column_seed(column)
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        distinct = hash_category(array.dictionary, column, hash_bits, form)
+        if len(distinct) == 0:
+            check_codes(array.indices.drop_null().to_numpy(zero_copy_only=False), 0)
+            return np.full(len(array), missing, np.uint32)
+        return gather_codes(np.append(distinct, np.uint32(missing)), array.indices, len(distinct))
+    if pa.types.is_null(kind):
+        return np.full(len(array), missing, np.uint32)
+    if pa.types.is_boolean(kind):
+        return hash_texts(array.cast(pa.string()), seed, mask, missing)
+    if pa.types.is_unsigned_integer(kind) and kind.bit_width == 64:
+        return hash_texts(array.cast(pa.string()), seed, mask, missing)
+    if pa.types.is_integer(kind):
+        return _hash_integer_array(array, seed, mask, missing)
+    if pa.types.is_floating(kind):
+        return _hash_floats(array, form, seed, mask, missing)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return hash_texts(array, seed, mask, missing)
+    if pa.types.is_large_binary(kind):
+        return hash_texts(array, seed, mask, missing)
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+        return hash_texts(array.cast(pa.binary()), seed, mask, missing)
+    if pa.types.is_decimal(kind):
+        return hash_category(canonical.decimal_texts(array, form), column, hash_bits)
+    try:
+        # Dates and string views: their text, as Arrow writes it.
+        texts = (
+            _time_texts(array, form)
+            if pa.types.is_timestamp(kind) or pa.types.is_time(kind)
+            else array.cast(pa.string())
+        )
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {column!r} holds {kind}, which is no category; leave it out of [schema], "
+            "or write the parts of it that matter as columns of their own"
+        ) from error
+    return hash_texts(texts, seed, mask, missing)
+
+
+def _time_texts(array: pa.Array, form: str) -> pa.Array:
+    """Moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
+
+    In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.
+    """
+    unit = array.type.unit
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp(unit))
+    texts = array.cast(pa.string())
+    texts = texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return texts if form == WIDENED else pc.replace_substring_regex(texts, " 00:00:00$", "")
+
+
+def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
+    """table[codes], `table[null_code]` where a code is null."""
+    if codes.null_count:
+        if pa.types.is_integer(codes.type) and codes.type.bit_width < 32:
+            codes = codes.cast(pa.int32())
+        codes = codes.fill_null(null_code)
+    out = np.empty(len(codes), table.dtype)
+    numbers = codes.to_numpy(zero_copy_only=False)
+    check_codes(numbers, len(table))
+    gather(table, numbers, out)
+    return out
+
+
+def check_codes(codes: NDArray[Any], n_distinct: int) -> None:
+    """DataError where a code is outside its dictionary, as damaged files have them: `gather` reads without looking."""
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < n_distinct:
+        raise DataError(
+            f"a code of a dictionary is out of range ({codes.min()} to {codes.max()}, of {n_distinct} values): the "
+            "data are damaged; replace the file or leave it out"
+        )
+
+
+def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
+    out = np.empty(len(array), np.uint32)
+    filled = array.fill_null(0) if array.null_count else array
+    _hash_integers(filled.cast(pa.int64()).to_numpy(), seed, np.uint64(mask), out)
+    if array.null_count:
+        out[_null_mask(array)] = missing
+    return out
+
+
+def _hash_floats(array: pa.Array, form: str, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
+    """Whole numbers hash as integers (pandas makes floats of integers with gaps), others as text; NaN is missing."""
+    numbers = canonical.category_numbers(array, form)
+    fits = pc.and_(pc.greater_equal(numbers, -(2.0**63)), pc.less(numbers, 2.0**63))
+    whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
+    if pc.all(whole).as_py() is not False:
+        return _hash_integer_array(numbers.cast(pa.int64()), seed, mask, missing)
+    out = hash_texts(canonical.number_texts(numbers, form), seed, mask, missing)
+    is_whole = whole.to_numpy(zero_copy_only=False)
+    out[is_whole] = _hash_integer_array(numbers.filter(whole).cast(pa.int64()), seed, mask, missing)
+    return out
+
+
+@compiled
+def cross_indices(left, right, seed, mask, out):  # type: ignore[no-untyped-def]
+    """Index of the pair (left[i], right[i]) of two columns' 64-bit token hashes; writes `out`, uint32.
+
+    The pair is hashed as the 16 bytes left, right (little endian), so a cross needs no text of its own.
+    """
+    for i in range(out.size):
+        hashed = seed + _P5 + np.uint64(16)
+        hashed = _rotate(hashed ^ _round(np.uint64(0), np.uint64(left[i])), 27) * _P1 + _P4
+        hashed = _rotate(hashed ^ _round(np.uint64(0), np.uint64(right[i])), 27) * _P1 + _P4
+        hashed = (hashed ^ (hashed >> np.uint64(33))) * _P2
+        hashed = (hashed ^ (hashed >> np.uint64(29))) * _P3
+        out[i] = (hashed ^ (hashed >> np.uint64(32))) & mask
+
+
+def expected_collisions(n_distinct: int, hash_bits: int) -> float:
+    """Expected share of `n_distinct` features that share their index with another: 1 - (1 - 1/B)**(n - 1)."""
+    if n_distinct < 2:
+        return 0.0
+    return float(-np.expm1((n_distinct - 1) * np.log1p(-(2.0**-hash_bits))))
