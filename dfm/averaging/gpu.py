@@ -428,7 +428,8 @@ class OnGpu:
 class _Part:
     """Where the device finds summands: those of features[first:last] in rows of `linear`, the first of them, before
     `n_factored`, also in rows of `factors`. listed: the features there; places: notes of where the summands of a row
-    of the table stand, made when they are summed."""
+    of the table stand, made when they are summed.
+    """
 
     features: NDArray[np.uint32]
     listed: Buffer

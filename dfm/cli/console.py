@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dfm.events import json_ready
+from dfm.events import is_passing, line_of
 
 Event = dict[str, Any]
 STAGES = {
@@ -50,9 +49,10 @@ class Reporter:
         self._stop_progress()
 
     def __call__(self, event: Event) -> None:
+        """Show an event, or print it as a line of JSON."""
         if self._as_json:
-            if event["event"] not in ("progress", "round"):
-                self._console.file.write(json.dumps(json_ready(event)) + "\n")
+            if not is_passing(event):
+                self._console.file.write(line_of(event) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)

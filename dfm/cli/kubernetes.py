@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfm.cli.console import Reporter
-from dfm.events import json_ready
+from dfm.events import line_of
 
 
 def submit(
@@ -31,7 +30,7 @@ def submit(
         return 0
     done = submit.submit(Api(namespace, context), submission)
     if as_json:
-        click.echo(json.dumps({"event": "submitted", **done.__dict__}))
+        click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:
         click.echo(f"{done.name}\nfollow it from anywhere: dfm status {done.directory}, or")
         click.echo(f"dfm status {done.name} --kubernetes --namespace {done.namespace} (also: logs, cancel)")
@@ -62,7 +61,7 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
         found = outcome_of(state.directory, options, state.run_id)
     described = {**state.__dict__, "outcome": found.state, "reason": found.reason}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(line_of({"event": "status", **described}))
         return found.exit_code if wait else 0
     table = Table("DaskJob", escape(name))
     for key, value in described.items():
@@ -92,7 +91,7 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
 
     state = submit.cancel(Api(namespace, context), name, options)
     event = {"event": "cancel", "name": name, "state": state}
-    click.echo(json.dumps(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
+    click.echo(line_of(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
 
 

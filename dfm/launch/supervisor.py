@@ -6,7 +6,6 @@ scheduler was replaced, goes on from its checkpoint; one whose data or settings 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from dfm.errors import DfmError
+from dfm.events import line_of
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.heartbeat import Pulse
@@ -48,7 +48,7 @@ def drive(
             break
         pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
         event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
-        tell(json.dumps(event))
+        tell(line_of(event))
         _settle(job, run_id, "retrying", _why(code, attempt), code)
         time.sleep(pause)
     if code:

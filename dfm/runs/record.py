@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfm.errors import DfmError, RunCancelled, SettingsError
-from dfm.events import json_ready
+from dfm.events import is_passing, json_ready, line_of
 from dfm.runs import lifecycle
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -29,8 +29,6 @@ from dfm.version import __version__
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
 HEARTBEAT_SECONDS = 3.0
 _LONGEST_MESSAGE = 4_000
-_NOT_KEPT = ("progress", "round")
-"""Events of which only the last one matters; it stands in the record."""
 _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
@@ -267,14 +265,14 @@ class RunLog:
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         with self._lock:
-            if kind not in _NOT_KEPT:
+            if not is_passing(event):  # of a passing one the record holds what matters
                 stamp = {"time": now(), "run_id": self._record.run_id}
                 self._events.append(_line({**event, **stamp}))
                 self._unwritten = True
             self._record = dataclasses.replace(self._record, **_changes(self._record, event))
             if self._record.state == "starting" and kind not in _BEFORE_WORKERS:
                 self._become("running")
-        if kind not in _NOT_KEPT and kind != "log":
+        if not is_passing(event) and kind != "log":
             self._wake.set()
 
     def _beat(self) -> None:
@@ -336,7 +334,7 @@ class RunLog:
             state = "retrying"
         with self._lock:
             self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
-            ending = {"event": "ended" if self._record.is_over else state, "state": state, "error": told}
+            ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
             self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
             self._unwritten = True
 
@@ -378,7 +376,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(json_ready(event), allow_nan=False).encode() + b"\n"
+    return line_of(event).encode() + b"\n"
 
 
 def _state_after(error: BaseException) -> str:
