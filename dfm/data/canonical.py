@@ -222,16 +222,23 @@ def value_text(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, np.datetime64):
+        return _moment_text(value)
+    return _number_text(value)
+
+
+def _number_text(value: Any) -> str | None:
     if isinstance(value, int | np.integer):
         return f"{int(value)}"
     if isinstance(value, decimal.Decimal):
         return decimal_text(value, SHORTEST) if value.is_finite() else _not_finite(float(value))
     if isinstance(value, float | np.floating):
-        plain = float(str(value)) if isinstance(value, np.float16) else float(value)
-        return float_text(plain) if math.isfinite(plain) else _not_finite(plain)
-    if isinstance(value, np.datetime64):
-        return _moment_text(value)
+        return _float_text(float(str(value)) if isinstance(value, np.float16) else float(value))
     raise TypeError(f"{type(value).__name__} is no scalar")
+
+
+def _float_text(number: float) -> str | None:
+    return float_text(number) if math.isfinite(number) else _not_finite(number)
 
 
 def _moment_text(moment: np.datetime64) -> str | None:
