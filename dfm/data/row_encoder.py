@@ -59,7 +59,7 @@ class RowEncoder:
     def _bucketed(
         self, numeric: Sequence[Field], statistics: Mapping[str, NumberStatistics]
     ) -> list[tuple[Transform, NumberStatistics, list[int], list[NDArray[np.uint32]]]]:
-        """Columns whose codes are made together: transform, what it knows, their places, the features of their codes."""
+        """Columns whose codes are made together: transform, what it knows, their places, features of their codes."""
         together: dict[tuple[str, NumberStatistics], list[int]] = {}
         for place, entry in enumerate(numeric):
             learns = TRANSFORMS[entry.transform].statistics
