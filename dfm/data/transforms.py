@@ -102,6 +102,25 @@ def _quantile_codes(numbers: Floats, present: Flags, known: NumberStatistics) ->
     return np.where(present, 1 + np.searchsorted(boundaries, numbers, side="right"), 0).astype(np.int32)
 
 
+# -------------------------------------------------------------------------------- hash-of-rounded-value ----
+
+_DIGITS = range(10, 100)
+_SMALLEST, _LARGEST = -15, 30
+"""Decimal exponents that are told apart: smaller numbers are zero, larger ones share the last bucket of their sign."""
+_ROUNDED_CODES = 2 + 2 * len(_DIGITS) * (_LARGEST - _SMALLEST + 1)
+_POWERS = np.array([float(f"1e{exponent}") for exponent in range(_SMALLEST, _LARGEST + 1)])
+
+
+def _rounded_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Codes:
+    """A code for each number of two digits: 0.123 and 0.12 share one, 0.13 and 1.2 and -0.12 have others; 1 is zero."""
+    sizes = np.minimum(np.abs(numbers), 9.9 * _POWERS[-1])
+    place = np.searchsorted(_POWERS, sizes, side="right") - 1
+    digits = np.rint(sizes / _POWERS[np.maximum(place, 0)] * _DIGITS.start).astype(np.int64)
+    place, digits = place + digits // _DIGITS.stop, np.where(digits == _DIGITS.stop, _DIGITS.start, digits)
+    codes = 2 + 2 * (place * len(_DIGITS) + digits - _DIGITS.start) + (numbers < 0)
+    return np.where(present, np.where(place < 0, 1, codes), 0).astype(np.int32)
+
+
 # ----------------------------------------------------------------------------------------------- values ----
 
 
@@ -124,6 +143,14 @@ TRANSFORMS = {
             BOUNDARIES,
             _quantile_codes,
             lambda known: len(known.boundaries) + 2,
+        ),
+        Transform(
+            "hash-of-rounded-value",
+            "bucket of all numbers of the same two leading digits",
+            True,
+            "",
+            _rounded_codes,
+            lambda known: _ROUNDED_CODES,
         ),
         Transform("standardize", "number at mean 0, deviation 1", False, MOMENTS, values=standardized),
         Transform("raw", "number as it is", False, values=lambda numbers, known: numbers),
