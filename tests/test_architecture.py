@@ -32,6 +32,7 @@ FLOORS = [
 """From the ground up. A module may import its own package and the floors below, at its top or inside a function."""
 LIGHT_RECORDS = {
     "averaging.rules",
+    "data.transforms",
 }
 """Records of names, numbers and ranges, from which settings take theirs: they import the ground alone."""
 DOORS = {

@@ -23,11 +23,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
+from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
+from dfm.data.transforms import TRANSFORMS, NumberStatistics
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
@@ -117,7 +118,8 @@ class NumberSketch:
 
 def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
     """Column to transform of the numeric fields whose transform must see the data first."""
-    return {entry.name: entry.transform for entry in schema.fields if entry.transform in ("quantile", "standardize")}
+    numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
+    return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
 
 
 def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:

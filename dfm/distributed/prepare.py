@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from distributed import Client, Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.encoding import NumberStatistics
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
@@ -24,6 +23,7 @@ from dfm.data.preparation import (
     sketch_numbers,
     units_key,
 )
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.watch import Watch
 from dfm.settings.job import Job

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
@@ -120,7 +121,7 @@ class FMRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -162,7 +163,7 @@ class LinearRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

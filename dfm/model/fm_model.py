@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from dfm.data import row_encoder
 from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
-from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
 from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.events import to_json

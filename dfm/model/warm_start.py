@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.canonical import shortest
-from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
