@@ -125,13 +125,13 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
 
 def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
     """Sketch of every numeric column that needs one, over the rows of the units."""
-    columns = columns_with_statistics(reading.schema)
+    columns, form = columns_with_statistics(reading.schema), reading.schema.numbers
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
     for unit in units:
         for batch in _batches(reading, unit, list(columns)):
             for column in columns:
                 with naming_shard(batch):
-                    values, present, unparsed = parse_numbers(batch.data.column(column), column)
+                    values, present, unparsed = parse_numbers(batch.data.column(column), column, form)
                 collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
