@@ -17,6 +17,7 @@ from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_avera
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
@@ -25,7 +26,6 @@ from dfm.model.objective import Objective
 from dfm.training.fitting import (
     Crew,
     Event,
-    LabelUnit,
     LocalCrew,
     Progress,
     Recipe,

@@ -131,7 +131,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.objective, max(1, walks // len(homes))),
+            **self.at.book.summary(self.objective, max(1, walks // len(homes)), self.work.unit.scale),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }

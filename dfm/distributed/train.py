@@ -178,6 +178,7 @@ class _Run:
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
+        self.work = dataclasses.replace(self.work, unit=self.prepared.reading.units.label)
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
         self.tell(
@@ -362,11 +363,13 @@ class _Run:
         return block_bounds(summary.n_features, summary.n_factored, self._layout(), max(1, n_blocks))
 
     def _initial_blocks(self, bounds: Sequence[int]) -> list[Future]:
+        account, unit = self.prepared.account, self.work.unit
+        mean = account.label_sum / max(account.accepted, 1)
         initial = InitialValues(
             self.job.model.seed,
             self.job.model.init_stdev,
             self.job.training.initial_accumulator,
-            self.objective.link.start(self.prepared.account.label_sum / max(self.prepared.account.accepted, 1)),
+            self.objective.link.start((mean - unit.mean) / unit.scale),
         )
         blocks = [
             self.client.submit(
@@ -381,7 +384,10 @@ class _Run:
         here = files.is_local(warm.url) and not self.shares_disk
         model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
         vocabulary = self.prepared.vocabulary
-        return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
+        return [
+            self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, self.work.unit, pure=False)
+            for b in blocks
+        ]
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -443,6 +449,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "units": dataclasses.asdict(self.prepared.reading.units),
             "warm_start": self.warm.describe() if self.warm else {},
         }
 

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.estimators.features import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
@@ -17,7 +18,7 @@ from dfm.kernels.losses import CustomLoss, CustomRegularizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import ModelSettings, TrainingSettings
-from dfm.training.fitting import LabelUnit, Recipe, make_work
+from dfm.training.fitting import Recipe, make_work
 
 LEARNING_RATES = {"sgd": 0.01, "adagrad": 0.1, "adagrad-row": 0.1, "ftrl": 0.1, "adam": 0.01}
 """By optimizer, where learning_rate is None."""
