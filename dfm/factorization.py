@@ -17,6 +17,7 @@ from dfm.averaging.rules import automatic_averages
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec
@@ -26,7 +27,7 @@ from dfm.settings.tables import TrainingSettings
 from dfm.training.fitting import Fit, FitExecutor, Recipe, deal, fit, initial_table, whole_partition
 from dfm.training.local import LocalExecutor
 from dfm.training.loop import Event
-from dfm.training.rounds import LabelUnit, Work
+from dfm.training.rounds import Work
 from dfm.training.steps import work_of
 
 _NO_FLOATS = np.zeros(0, np.float32)

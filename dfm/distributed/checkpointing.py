@@ -111,11 +111,17 @@ class Checkpointer:
 
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
         """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
+        self.committed = checkpoint
         self._files[checkpoint.state["progress"]["blocks_at"]] = checkpoint.blocks
         if checkpoint.state["best"] is not None:
             self._files[checkpoint.state["best"]["at"]] = checkpoint.best
         loaded = {file: self._load(file) for file in dict.fromkeys((*checkpoint.blocks, *checkpoint.best))}
         return [loaded[file] for file in checkpoint.blocks], [loaded[file] for file in checkpoint.best]
+
+    def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
+        """Give a checkpoint up whose files are not sound."""
+        self.committed = None
+        self._folder.discard(checkpoint, reason)
 
     def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters] | None:
         """Futures of the same parameters that depend on files alone; None where the newest snapshot is another."""
@@ -167,6 +173,8 @@ class Checkpointer:
 
     def _write(self, snapshot: Snapshot) -> float:
         """Write what is not written yet and commit; returns the seconds spent."""
+        if self.committed is not None and self.committed.rounds_done == snapshot.rounds_done:
+            return 0.0  # the run stands where it went on from, and ends there once more
         blocks, cost = self._save(snapshot.blocks_at, snapshot.blocks)
         best, cost_of_best = self._save(snapshot.best_at, snapshot.best_blocks) if snapshot.best_blocks else ((), 0.0)
         started = time.perf_counter()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.encoding import NumberStatistics
 from dfm.data.hashing import expected_collisions
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
@@ -17,7 +16,7 @@ from dfm.data.preparation import (
     NumberSketch,
     Reading,
     Seed,
-    check_label_classes,
+    check_labels,
     columns_with_statistics,
     fingerprint,
     hash_units,
@@ -26,11 +25,14 @@ from dfm.data.preparation import (
     sketch_numbers,
     units_key,
 )
+from dfm.data.transforms import NumberStatistics
+from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.connect import cache_directory
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.run import Event, Run
 from dfm.errors import DataError
+from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import nothing_left
 
 Progress = Callable[[str, int, int], None]
@@ -152,6 +154,8 @@ def prepare(run: Run) -> Prepared:
     vocabulary, key = _vocabulary(run, training, merged)
     summary, account = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
     validation_account = _checked_accounts(run, training, account, held_out)
+    units = units_of(account, takes_any_unit(run.job.model.task, run.job.model.loss), bool(training.schema.weight))
+    training, validation = replace(training, units=units), replace(validation, units=RowUnits(units.label))
     replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
     prepared = Prepared(
         reading=training,
@@ -234,10 +238,10 @@ def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str
 
 
 def _checked_accounts(run: Run, reading: Reading, account: RowAccount, held_out: Sequence[Future]) -> RowAccount:
-    """The account of the validation rows. DataError where too many rows are bad, or labels are no classes."""
+    """The account of the validation rows. DataError where too many rows are bad, or labels teach nothing."""
     data, plan = run.job.data, run.inputs.plan
     account.check(data.on_bad_rows, data.max_bad_fraction)
-    check_label_classes(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
     if not held_out:
         return RowAccount()
     validation_account: RowAccount = run.watch.result(run.watch.submit(account_of, list(held_out)))
@@ -273,12 +277,15 @@ def _build_partitions(
 def _check_rows(run: Run, prepared: Prepared) -> None:
     """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
     bound, splits, account = run.job.data.validation_from, run.inputs.split_rows, prepared.account
+    held_out = prepared.validation_account
     if not account.accepted:
         if splits and not account.read:
             raise DataError(nothing_left(bound, "row to train on; choose a later time"))
         raise DataError(f"all {account.read} training rows are bad: {account.rejections[0]}")
-    if splits and not prepared.validation_account.accepted:
+    if splits and not held_out.read:
         raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
+    if bound or run.job.data.validation:
+        held_out.check_any("validate on", run.inputs.schema.weight)
 
 
 def _n_rows(units: Sequence[Unit]) -> int:

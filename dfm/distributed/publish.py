@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,8 @@ from dfm.distributed.run import Event, Run
 from dfm.storage import files
 from dfm.training.loop import Best
 from dfm.training.publish import publish_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,12 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     arguments = prepared.reading, _metadata(run, prepared, trained), units[0], where, run.order.objective.info
     if files.is_local(url) and not run.shares_disk:
         blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
-        return publish_model(blocks, vocabulary, *arguments)
-    digest: str = run.watch.result(run.watch.submit(publish_model, list(best), prepared.vocabulary, *arguments))
-    return digest
+        published = publish_model(blocks, vocabulary, *arguments)
+    else:
+        published = run.watch.result(run.watch.submit(publish_model, list(best), prepared.vocabulary, *arguments))
+    for warning in published.warnings:
+        logger.warning("%s", warning)
+    return published.parameters_sha256
 
 
 def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
@@ -59,6 +66,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "validation_rows": rows_event(prepared.validation_account),
         "data_fingerprint": fingerprint(shards),
         "distinct_features": prepared.summary.n_distinct,
+        "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": run.warm.describe() if run.warm else {},
     }
 

@@ -54,12 +54,13 @@ def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int
 
 def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[Future]:
     """Futures of the blocks before the first round."""
-    account, objective = prepared.account, run.order.objective
+    account, unit = prepared.account, prepared.reading.units.label
+    mean = account.label_sum / max(account.accepted, 1)
     initial = InitialValues(
         seed=run.job.model.seed,
         init_stdev=run.job.model.init_stdev,
         initial_accumulator=run.job.training.initial_accumulator,
-        bias=objective.link.start(account.label_sum / max(account.accepted, 1)),
+        bias=run.order.objective.link.start((mean - unit.mean) / unit.scale),
     )
     blocks = [
         run.watch.submit(rounds.initial_block, prepared.vocabulary, run.work.layout, pair, initial)
@@ -72,4 +73,5 @@ def _warmed(run: Run, prepared: Prepared, blocks: Sequence[Future], warm: Start)
     """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
     here = files.is_local(warm.url) and not run.shares_disk
     model = run.client.scatter(warm.load(), hash=False) if here else run.watch.submit(warm.load)
-    return [run.watch.submit(rounds.warm_block, each, prepared.vocabulary, model, warm.decay) for each in blocks]
+    more = prepared.vocabulary, model, warm.decay, prepared.reading.units.label
+    return [run.watch.submit(rounds.warm_block, each, *more) for each in blocks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -22,6 +23,7 @@ from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
+from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.prepare import Prepared, prepare, vocabulary_event
 from dfm.distributed.publish import Trained, done_event, model_url, save_model
 from dfm.distributed.run import Event as Event
@@ -29,7 +31,7 @@ from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.model.fm_model import FMModel
-from dfm.model.warm_start import find_start
+from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -42,8 +44,6 @@ from dfm.training.progress import check_finite, epoch_event
 from dfm.training.steps import StepSchedule
 
 logger = logging.getLogger(__name__)
-_SECONDS_TO_STOP = 15.0
-"""That a run which was told to stop may spend on its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,32 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
-    with connect.client_of(job.cluster, client) as own:
-        watch = Watch(own, job.cluster.worker_timeout)
-        tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
-        tell(monitoring.placement_event(inputs.plan, watch.addresses()))
-        knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
-        run = Run(
-            order=order,
-            inputs=inputs,
-            warm=warm,
-            watch=watch,
-            shares_disk=connect.shares_disk(own),
-            choice=backends.choose(own, *knobs),
-            tell=tell,
-        )
-        return _stages(run, checkpoints, found)
+    result = None
+    try:
+        with connect.client_of(job.cluster, client) as own:
+            result = _stages(_begin(order, inputs, warm, own, tell), checkpoints, found)
+    except Exception as error:
+        if result is None:
+            raise
+        logger.warning("the model is published; the cluster did not end well: %s: %s", type(error).__name__, error)
+    return result
+
+
+def _begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent) -> Run:
+    """The run on this cluster, which from now on hears of its events too."""
+    job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
+    tell = monitoring.observed(client, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+    tell(monitoring.placement_event(inputs.plan, watch.addresses()))
+    knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
+    return Run(
+        order=order,
+        inputs=inputs,
+        warm=warm,
+        watch=watch,
+        shares_disk=connect.shares_disk(client),
+        choice=backends.choose(client, *knobs),
+        tell=tell,
+    )
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
@@ -116,11 +127,22 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
     """Prepare, train from the newest sound checkpoint that was found, publish."""
     started = time.time()
     prepared = _prepare_rows(run, started)
-    trained = _train_rounds(run, prepared, checkpoints, found)
-    result = _publish(run, prepared, trained)
+    try:
+        with contextlib.closing(_checkpointer(run, checkpoints)) as checkpointer:
+            loop = _loop_of(run, prepared, checkpointer, found)
+            with kept(loop, checkpointer):
+                trained = _train_rounds(loop)
+            with kept(loop, checkpointer, publishing=True):
+                result = _publish(run, prepared, trained)
+    except DivergenceError:
+        checkpoints.clear()  # they lead to the same end, and another learning rate is another job
+        raise
     if not trained.interrupted:
-        checkpoints.clear()
-    _prune(run, started)
+        with tolerated("its checkpoints could not be deleted"):
+            checkpoints.clear()
+    with tolerated("old partitions could not be deleted"):
+        _prune(run, started)
+    run.tell(done_event(run, prepared, trained, result.parameters_sha256))
     return result
 
 
@@ -158,31 +180,26 @@ def _warm_up(run: Run) -> list[Future]:
 # ------------------------------------------------------------------------------------------------ train ----
 
 
-def _train_rounds(run: Run, prepared: Prepared, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]) -> Trained:
-    """All rounds, from the newest checkpoint with sound files or from the start."""
-    with contextlib.ExitStack() as stack:
-        checkpointer = None
-        if run.job.output.checkpoint_every != "never":
-            checkpointer = stack.enter_context(contextlib.closing(_checkpointer(run, checkpoints)))
-        loop = _loop_of(run, prepared, checkpointer)
-        if checkpointer is None or not _resume(run, loop, checkpointer, checkpoints, found):
-            loop.executor.restore(start.initial_blocks(run, prepared, loop.executor.bounds), loop.executor.bounds)
-        interrupted = _run_rounds(loop, checkpointer, checkpoints)
-    assert loop.best is not None
-    return Trained(loop.best, loop.at.history, interrupted)
-
-
 def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
     by_workers = run.shares_disk or not files.is_local(checkpoints.url)
     return Checkpointer(run.watch, checkpoints, identity_of(run.job, run.inputs), run.work.layout, by_workers)
 
 
-def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
-    """The training loop, whose executor has no parameters yet."""
-    training, objective = run.job.training, run.order.objective
+def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
+    """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
+    loop = _new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
+    if not _resume(run, loop, checkpointer, found):
+        bounds = loop.executor.bounds
+        loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
+    return loop
+
+
+def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
+    """The loop, whose executor has no parameters yet."""
+    training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(prepared.summary, run.work.layout, len(run.watch.addresses()))
     return TrainingLoop(
-        work=run.work,
+        work=dataclasses.replace(run.work, unit=unit),
         objective=objective,
         plan=run.inputs.plan,
         schedule=StepSchedule(training.schedule, run.job.model.seed),
@@ -200,7 +217,7 @@ def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             cuts_pushes=cuts_pushes,
             resources=run.choice.resources,
         ),
-        manner=Manner(functools.partial(epoch_event, objective), functools.partial(check_finite, objective)),
+        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
         n_rows=prepared.account.accepted,
         tell=run.tell,
         checkpointer=checkpointer,
@@ -209,13 +226,7 @@ def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
     )
 
 
-def _resume(
-    run: Run,
-    loop: TrainingLoop,
-    checkpointer: Checkpointer,
-    checkpoints: CheckpointFolder,
-    found: Sequence[Checkpoint],
-) -> bool:
+def _resume(run: Run, loop: TrainingLoop, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> bool:
     """Whether the loop now stands at a checkpoint: the newest of those found whose files are sound."""
     for checkpoint in found:
         blocks, best = checkpointer.load(checkpoint)
@@ -223,7 +234,7 @@ def _resume(
             for future in (*blocks, *best):
                 run.watch.wait(future)
         except (DataError, FileNotFoundError) as error:
-            checkpoints.discard(checkpoint, error)
+            checkpointer.discard(checkpoint, error)
             continue
         loop.restore(checkpoint, blocks, best)
         at = loop.at
@@ -232,32 +243,29 @@ def _resume(
     return False
 
 
-def _run_rounds(loop: TrainingLoop, checkpointer: Checkpointer | None, checkpoints: CheckpointFolder) -> bool:
-    """Train; whether it was interrupted when there were parameters to publish."""
+def _train_rounds(loop: TrainingLoop) -> Trained:
+    """All rounds; fewer where training is interrupted when there are parameters to publish."""
+    interrupted = False
     try:
         loop.run()
-    except DivergenceError:
-        checkpoints.clear()  # they lead to the same end, and another learning rate is another job
-        raise
     except (KeyboardInterrupt, RunCancelled) as error:
-        if checkpointer is not None:
-            checkpointer.flush(_SECONDS_TO_STOP)
+        if loop.checkpointer is not None:
+            loop.checkpointer.flush(PATIENCE_OF_A_USER)
         if isinstance(error, RunCancelled) or loop.best is None:
             raise
-        return True
-    return False
+        interrupted = True
+    assert loop.best is not None
+    return Trained(loop.best, loop.at.history, interrupted)
 
 
 # ---------------------------------------------------------------------------------------------- publish ----
 
 
 def _publish(run: Run, prepared: Prepared, trained: Trained) -> TrainResult:
-    """Save the model and tell of it."""
-    digest = save_model(run, prepared, trained)
-    run.tell(done_event(run, prepared, trained, digest))
+    """Save the model."""
     return TrainResult(
         model_url=model_url(run),
-        parameters_sha256=digest,
+        parameters_sha256=save_model(run, prepared, trained),
         history=trained.history,
         validation=trained.best.metrics,
         rows=prepared.account,

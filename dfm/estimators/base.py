@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from dfm.data.matrices import is_sparse
 from dfm.data.partition import HashedRows
+from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import (
     Features,
@@ -35,7 +36,7 @@ from dfm.estimators.features import (
     n_rows_of,
     names_of,
 )
-from dfm.estimators.labels import LabelEncoding, LabelSummary
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
 from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
@@ -45,7 +46,6 @@ from dfm.kernels.tables import Layout, ParameterTable
 from dfm.model.fm_model import FMModel
 from dfm.training.fitting import Fit, Recipe, fit, initial_table
 from dfm.training.loop import Event
-from dfm.training.rounds import LabelUnit
 from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None
@@ -150,7 +150,7 @@ class BaseFactorizationMachine(Parametrised):
         if (checked < 0).any():
             raise ValueError("Negative values in data passed to sample_weight: expected 0 or more")
         if not checked.any():
-            raise ValueError("all sample weights are 0: there is nothing to learn from; pass a positive one")
+            raise ValueError(NOTHING_WEIGHS)
         return checked
 
     # ---------------------------------------------------------------------------------------- training ----

@@ -16,7 +16,7 @@ from dfm.estimators import chunks as collections
 from dfm.estimators.chunks import Chunk, chunks_of
 from dfm.estimators.chunks import predict_lazily as predict_lazily
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures
-from dfm.estimators.labels import LabelEncoding, LabelSummary, add_summaries
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, add_summaries
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relabel
 
 
@@ -74,10 +74,13 @@ class CollectionRows:
         return self._columns
 
     def summarise(self, is_classification: bool) -> LabelSummary:
-        """Of all chunks."""
+        """Of all chunks. ValueError where no row weighs anything."""
         parts = collections.summaries_of(self.watch, self.chunks, is_classification)
         self._sizes = [part.n_rows for part in parts]
-        return add_summaries(parts)
+        summary = add_summaries(parts)
+        if summary.n_rows and not summary.weight:
+            raise ValueError(NOTHING_WEIGHS)
+        return summary
 
     def learn(self, options: FeatureOptions, labels: LabelEncoding) -> Features:
         """Features of the collection; its rows stay where they lie."""
@@ -110,6 +113,8 @@ class CollectionRows:
             return collections.whole_chunks(self.watch, features, [self.watch.client.scatter(given, hash=False)])
         X, y, weights = given
         other = CollectionRows.of(X, y, weights, self.watch.client)
+        if weights is not None:
+            other.summarise(labels.classes is not None)
         other.encode(features, dataclasses.replace(labels, class_weights=None, mean_weight=1.0))
         return collections.whole_chunks(self.watch, features, other._rows)
 

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
-from dfm.kernels.tables import ParameterTable, allocate
+from dfm.kernels.tables import ParameterTable
 from dfm.training.fitting import Fit
+from dfm.training.label_units import in_own_unit
 from dfm.training.loop import Event
-from dfm.training.rounds import LabelUnit
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
@@ -30,16 +29,8 @@ class Output:
     unit: LabelUnit
 
     def table(self) -> ParameterTable:
-        """Its parameters without optimizer state, in the labels' own unit.
-
-        A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
-        """
-        trained, scale = self.fit.table, self.unit.scale
-        table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
-        table.bias[0] = float(trained.bias_value) * scale + self.unit.mean
-        table.linear[:, 0] = trained.linear_weights * np.float32(scale)
-        table.factors[:, : trained.layout.n_factors] = trained.factor_weights * np.float32(scale**0.5)
-        return table
+        """Its parameters without optimizer state, in the labels' own unit."""
+        return in_own_unit(self.fit.table, self.unit)
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

@@ -12,6 +12,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from dfm.averaging.rules import automatic_averages
+from dfm.data.transforms import SCALED
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, TableOptions
 from dfm.estimators.sources import Deal
@@ -22,7 +24,6 @@ from dfm.model.objective import Objective
 from dfm.settings.job import Job
 from dfm.settings.tables import ModelSettings, TrainingSettings
 from dfm.training.fitting import Recipe
-from dfm.training.rounds import LabelUnit
 from dfm.training.steps import work_of
 
 MANY_ROWS = 10_000
@@ -66,7 +67,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     numeric: Sequence[str] | None = None
     lists: Sequence[str] | None = None
     crosses: Sequence[Sequence[str]] | None = None
-    numeric_transform: str = "standardize"
+    numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
     backend: str = "numba"

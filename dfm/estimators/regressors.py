@@ -14,9 +14,7 @@ from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters
 from dfm.estimators.sources import Relabel
 from dfm.model.fm_model import FMModel
-
-_OF_ANY_UNIT = ("squared", "quantile")
-"""Losses whose best model scales with the labels."""
+from dfm.model.objective import takes_any_unit
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -73,7 +71,7 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         mean_weight = summary.weight / summary.n_rows or 1.0
         if self._objective().label_kind == "counts" and summary.least < 0:
             raise ValueError(f'y holds {summary.least:g}, and loss = "poisson" is for counts: expected 0 or more')
-        if self.loss not in _OF_ANY_UNIT:
+        if not takes_any_unit(self._task, self.loss):
             return LabelEncoding(mean_weight=mean_weight)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
 

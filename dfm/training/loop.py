@@ -79,6 +79,9 @@ class Saver(Protocol):
     def offer(self, snapshot: Snapshot) -> None:
         """Let this snapshot be the next one written."""
 
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait so many seconds for the newest snapshot to be written."""
+
 
 class Renewer(Protocol):
     """Who gives parameters a new origin, so that nobody has to remember the rounds that made them."""
@@ -177,15 +180,17 @@ class TrainingLoop:
     def run(self) -> None:
         """Train all epochs, or until validation has worsened too often."""
         self._submitted = self._cut_at = self.at.rounds_done
-        while self.at.epoch <= self.goal.n_epochs:
+        while not self.at.is_over:
             event = self._epoch()
             self.at.history.append(event)
+            self.at.is_over = self.at.epoch == self.goal.n_epochs
             self.tell(event)
             if self._has_worsened():
+                self.at.is_over = True
                 best_epoch = self.best.epoch if self.best else self.at.epoch
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
-                break
-            self.at.next_epoch()
+            elif not self.at.is_over:
+                self.at.next_epoch()
 
     @property
     def result(self) -> Parameters:
@@ -209,7 +214,7 @@ class TrainingLoop:
         self._settle(0)
         self._check_rows()
         started = time.perf_counter()
-        metrics = self.executor.evaluate(self.work)
+        metrics = self._validate()
         self._judge(metrics)
         seconds = self._clock.paused + time.perf_counter() - started
         return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
@@ -255,10 +260,13 @@ class TrainingLoop:
     def _validate_inside(self) -> None:
         """Validate between two rounds of an epoch; the clock of training stands still meanwhile."""
         paused = time.perf_counter()
-        metrics = self.executor.evaluate(self.work)
+        metrics = self._validate()
         self.tell({"event": "average", "epoch": self.at.epoch, "average": self.at.round, **metrics})
         self._judge(metrics)
         self._clock.paused += time.perf_counter() - paused
+
+    def _validate(self) -> Metrics:
+        return self.executor.evaluate(self.work)
 
     def _judge(self, metrics: Metrics) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
@@ -294,17 +302,49 @@ class TrainingLoop:
         """Let the state after the last finished round be saved, while the next ones run."""
         if self.checkpointer is None or (self.checkpoint_every == "epoch" and self.at.round < self.n_rounds):
             return
-        best = None
-        if self.best is not None:
-            best = {"at": self.best.at, "epoch": self.best.epoch, "metrics": self.best.metrics}
         self.checkpointer.offer(
             Snapshot(
                 rounds_done=self.at.rounds_done,
-                state={"progress": self.at.to_dict(), "bounds": list(self.executor.bounds), "best": best},
+                state=self._state(self.at.blocks_at),
                 blocks_at=self.at.blocks_at,
                 blocks=self.executor.parameters,
                 best_at=self.best.at if self.best else 0,
                 best_blocks=self.best.blocks if self.best else (),
+            )
+        )
+
+    def _state(self, blocks_at: int) -> dict[str, Any]:
+        """What, beside the parameters after average `blocks_at`, decides how training goes on."""
+        best = None
+        if self.best is not None:
+            best = {"at": self.best.at, "epoch": self.best.epoch, "metrics": self.best.metrics}
+        progress = {**self.at.to_dict(), "blocks_at": blocks_at}
+        return {"progress": progress, "bounds": list(self.executor.bounds), "best": best}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no round is left to train."""
+        at = self.at
+        return at.is_over or (at.epoch == self.goal.n_epochs and at.round == self.n_rounds)
+
+    def keep_result(self, checkpointer: Saver) -> None:
+        """Let what training has come to be saved: the best parameters where it is over, the last round where it is not
+        judged yet; of a run in its midst, the snapshot that was offered last.
+        """
+        if self.best is None or not self.at.is_over:
+            if self.is_trained and self.checkpointer is None:
+                self.checkpointer = checkpointer
+                self._offer()
+            return
+        best = self.best
+        checkpointer.offer(
+            Snapshot(
+                rounds_done=self.at.rounds_done + 1,  # the state after the last round may be there under its own number
+                state=self._state(best.at),
+                blocks_at=best.at,
+                blocks=best.blocks,
+                best_at=best.at,
+                best_blocks=best.blocks,
             )
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dfm.data.units import LabelUnit
 from dfm.errors import DivergenceError
 from dfm.model.objective import Objective
 from dfm.training.rounds import ReplicaReport
@@ -45,11 +46,11 @@ class EpochTotals:
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, objective: Objective, n_walks: int) -> Event:
+    def summary(self, objective: Objective, n_walks: int, scale: float = 1.0) -> Event:
         """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
         busiest = max(self.kernel_seconds.values(), default=0.0) / n_walks
         return {
-            **objective.train_metric(self.mean_loss),
+            **objective.train_metric(self.mean_loss, scale),
             "rows_per_second": self.rows / max(self.seconds, 1e-9),
             "seconds": self.seconds,
             "training_seconds": busiest,
@@ -64,7 +65,7 @@ class Progress:
 
     rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
     average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
-    without a better one.
+    without a better one. is_over: nothing is left but to publish the best parameters.
     """
 
     epoch: int = 1
@@ -73,6 +74,7 @@ class Progress:
     blocks_at: int = 0
     worse: int = 0
     rollbacks: int = 0
+    is_over: bool = False
     totals: EpochTotals = field(default_factory=EpochTotals)
     history: list[Event] = field(default_factory=list)
 
@@ -94,10 +96,16 @@ class Progress:
 
 
 def epoch_event(
-    objective: Objective, epoch: int, totals: EpochTotals, metrics: dict[str, Any], n_walks: int, seconds: float
+    objective: Objective,
+    unit: LabelUnit,
+    epoch: int,
+    totals: EpochTotals,
+    metrics: dict[str, Any],
+    n_walks: int,
+    seconds: float,
 ) -> Event:
     """What there is to tell of an epoch. n_walks: replicas that a process trained at a time; seconds: of validation."""
-    summary = totals.summary(objective, n_walks)
+    summary = totals.summary(objective, n_walks, unit.scale)
     return {"event": "epoch", "epoch": epoch, **summary, **metrics, "validation_seconds": seconds}
 
 

@@ -11,15 +11,15 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
@@ -28,23 +28,10 @@ from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
 from dfm.training.backends import BACKENDS, Backend
+from dfm.training.label_units import in_own_unit
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
-
-
-@dataclass(frozen=True)
-class LabelUnit:
-    """Labels are trained as (y − mean) / scale, so that one step size suits labels of any unit."""
-
-    mean: float = 0.0
-    scale: float = 1.0
-
-    def restore(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """Trained labels, or scores, in the labels' own unit: float64, or as they are where that is the same."""
-        if self == LabelUnit():
-            return values
-        return values.astype(np.float64) * self.scale + self.mean
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,8 @@ class Work:
     """A name in `backends.BACKENDS`; before a training has chosen, what was wished for."""
     wire_dtype: str = "float32"
     task: str = "classification"
-    unit: LabelUnit = LabelUnit()
+    unit: LabelUnit = field(default_factory=LabelUnit)
+    """Of the partitions' labels; metrics are in that of the data."""
 
     def on(self, backend: Backend) -> Work:
         """The work with the backend that was chosen."""
@@ -132,8 +120,10 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
 
 
-def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
-    """The untrained block, moved towards an earlier model."""
+def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit) -> Block:
+    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training."""
+    if unit != LabelUnit():
+        model = dataclasses.replace(model, table=in_own_unit(model.table, unit.inverse))
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
@@ -228,7 +218,7 @@ def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequenc
     total = objective.empty()
     for partition in partitions:
         table = averaging.pull(tables, partition.features, partition.n_factored)
-        scores, labels = work.unit.restore(kernels.scores(partition, table)), work.unit.restore(partition.labels)
+        scores, labels = work.unit.undone(kernels.scores(partition, table)), work.unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
         total = total + objective.tally(scores, labels, weights)
     return total

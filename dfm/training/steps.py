@@ -6,11 +6,12 @@ import dataclasses
 from dataclasses import replace
 
 from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.data.units import LabelUnit
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import rate_factor, scheduled
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.tables import TrainingSettings
-from dfm.training.rounds import LabelUnit, Work
+from dfm.training.rounds import Work
 
 _SEED_OF_A_RUN = 1_000_003
 _SEEDS = 1 << 62

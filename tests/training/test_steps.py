@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import dfm
@@ -15,7 +14,6 @@ from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.settings.tables import TrainingSettings
 from dfm.training.backends import BACKENDS, NUMBA, backend_here
-from dfm.training.rounds import LabelUnit
 from dfm.training.steps import StepSchedule, merge_rule, step_of, work_of
 
 SPEC = KernelSpec("logistic", "adam", 2)
@@ -74,9 +72,3 @@ def test_a_backend_is_chosen_by_name_or_by_what_is_here(monkeypatch: pytest.Monk
         backend_here("cupy", plain)
     with pytest.raises(SettingsError, match="choose one of auto, numba, cupy"):
         backend_here("gpu", plain)
-
-
-def test_labels_come_back_in_their_own_unit() -> None:
-    labels = np.array([-1.0, 0.5], np.float32)
-    assert LabelUnit().restore(labels) is labels
-    assert LabelUnit(10.0, 4.0).restore(labels).tolist() == [6.0, 12.0]
