@@ -428,7 +428,8 @@ class OnGpu:
         self, kernel: str, n_items: int, shared_bytes: int = 0, program: Program | None = None, **fields: Any
     ) -> None:
         """Queue a kernel over so many items, of the program for all unless another is given; buffers stand for their
-        addresses, `n` is n_items unless it is given."""
+        addresses, `n` is n_items unless it is given.
+        """
         if n_items <= 0:
             return
         record = np.zeros(1, LAUNCH)
@@ -443,7 +444,8 @@ class OnGpu:
 class _Part:
     """Where the device finds summands: those of features[first:last] in rows of `linear`, the first of them, before
     `n_factored`, also in rows of `factors`. listed: the features there; places: notes of where the summands of a row
-    of the table stand, made when they are summed."""
+    of the table stand, made when they are summed.
+    """
 
     features: NDArray[np.uint32]
     listed: Buffer

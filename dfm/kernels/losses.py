@@ -338,7 +338,8 @@ def names_for(task: str) -> list[str]:
 
 def resolve_loss(loss: str | CompiledLoss | CustomLoss, parameter: float | None = None) -> CompiledLoss | CustomLoss:
     """The loss of that name and parameter, compiled when kernels first call it; a compiled or a user's one is handed
-    through. SettingsError for what there is not."""
+    through. SettingsError for what there is not.
+    """
     if not isinstance(loss, str):
         if parameter is not None:
             raise SettingsError(_needless(loss.name, parameter))

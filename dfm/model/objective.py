@@ -38,6 +38,12 @@ _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
+def takes_any_unit(task: str, loss: object) -> bool:
+    """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
+    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None
+    return record is not None and record.unit_free
+
+
 @dataclass(frozen=True)
 class LossInfo:
     """What a published model says of its loss: enough to predict. A user's function is named, never stored.
@@ -85,7 +91,8 @@ class Objective:
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
         """The objective of a loss by name ("" or "auto": the task's default) or of a user's. SettingsError as
-        `check_task` says."""
+        `check_task` says.
+        """
         chosen = DEFAULT_LOSSES[task] if loss in ("", "auto") else loss
         known = chosen if isinstance(chosen, CustomLoss) else resolve_loss(chosen, parameter)
         check_task(known, task)
@@ -131,13 +138,15 @@ class Objective:
         """The metric that early stopping compares; less is better."""
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
-    def train_metric(self, mean_loss: float) -> dict[str, float]:
-        """What there is to tell of the mean loss of training rows."""
+    def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
+        """What there is to tell of the mean loss of training rows, in the unit of the labels, which were trained in
+        `scale` of it.
+        """
         if not self.is_plain:
-            return {"train_loss": mean_loss}
-        return (
-            {"train_log_loss": mean_loss} if self.task == "classification" else {"train_rmse": (2 * mean_loss) ** 0.5}
-        )
+            return {"train_loss": mean_loss * scale}
+        if self.task == "classification":
+            return {"train_log_loss": mean_loss}
+        return {"train_rmse": (2 * mean_loss) ** 0.5 * scale}
 
     def has_exploded(self, mean_loss: float) -> bool:
         """Whether a finite mean loss is one that only diverging training has."""
@@ -205,7 +214,8 @@ def kernel_spec(
     job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None
 ) -> tuple[Objective, KernelSpec]:
     """The objective of a job and what kernels are compiled for. loss, regularizer: the user's functions it was marked
-    with by `with_functions`; SettingsError where a mark has no function, since a job file cannot hold code."""
+    with by `with_functions`; SettingsError where a mark has no function, since a job file cannot hold code.
+    """
     model, training = job.model, job.training
     for knob, mark, function in (
         ("model.loss", model.loss, loss),

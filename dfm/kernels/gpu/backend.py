@@ -69,7 +69,8 @@ LAUNCH = np.dtype(
 
 def source_of(spec: KernelSpec) -> str:
     """The program of a spec: its compile-time numbers, then the .cu with the texts of loss and optimizer. SettingsError
-    for what the GPU does not do."""
+    for what the GPU does not do.
+    """
     loss_parameter, loss_text = _loss_on_gpu(spec)
     resolve_optimizer(spec.optimizer)
     optimizer = optimizer_on_gpu(spec.optimizer)
