@@ -21,6 +21,8 @@ from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
@@ -70,7 +72,7 @@ def matrix_factorization(
     learning_rate: float = 0.5,
     l2: float = 0.0,
     l2_biases: float = 0.0,
-    optimizer: str = "adagrad",
+    optimizer: str = DEFAULT_OPTIMIZER,
     schedule: str = "constant",
     init_stdev: float | None = None,
     tol: float = 1e-7,
@@ -91,8 +93,10 @@ def matrix_factorization(
     """
     if n_factors < 1:
         raise SettingsError(f"n_factors = {n_factors}; a factorization needs at least 1")
-    if optimizer == "ftrl" and not biases:
-        raise SettingsError('optimizer = "ftrl" cannot leave biases out; use "adagrad", or biases = True')
+    if resolve_optimizer(optimizer).derives_weights and not biases:
+        raise SettingsError(
+            f'optimizer = "{optimizer}" cannot leave biases out; use "{DEFAULT_OPTIMIZER}", or biases = True'
+        )
     shape, rows, columns, values = _observed(D)
     unit = _unit(values, biases)
     training = TrainingSettings(
@@ -106,7 +110,7 @@ def matrix_factorization(
         backend=backend,
     )
     recipe = Recipe(
-        work=_work(training, KernelSpec("squared", optimizer, n_factors), unit, biases),
+        work=_work(training, KernelSpec(DEFAULT_LOSSES["regression"], optimizer, n_factors), unit, biases),
         initial=InitialValues(seed, n_factors**-0.25 / 3**0.5 if init_stdev is None else init_stdev),
         objective=Objective.of("regression"),
         n_epochs=n_epochs,

@@ -17,6 +17,7 @@ from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters
 from dfm.estimators.sources import Relabel
+from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
 from dfm.training.loop import Event
 
@@ -32,13 +33,13 @@ class OneAgainstRest:
 
 
 def _gives_probabilities(estimator: Any) -> bool:
-    """Whether the loss makes its scores logits; a margin (hinge) is no probability."""
+    """Whether the loss makes its scores logits; a margin is no probability."""
     return bool(estimator._objective().info.link == "sigmoid")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]
-    loss: Any = "logistic"
+    loss: Any = DEFAULT_LOSSES["classification"]
     class_weight: Any = None
     _task = "classification"
 
@@ -192,12 +193,12 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier, FactorParameters):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector. loss: "logistic", "hinge" (scores are margins, no probabilities),
-    or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in place of w² / 2;
-    l2_linear and l2_factors are the strengths of either, per row that touches a weight.
+    The model. n_factors: length of a factor vector. loss: a name of those for classes (scores of those with link margin
+    are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in
+    place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
-    Training. optimizer: "adagrad", "adagrad-row", "sgd", "adam", or "ftrl", which alone reads l1_linear and ftrl_beta.
-    learning_rate: None for 0.1, or 0.01 with sgd and adam; that of the factors is factor_rate_scale times as large.
+    Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate: None
+    for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
     validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,

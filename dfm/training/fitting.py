@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError
+from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.objective import Objective
 from dfm.training.loop import Event, Executor, Goal, Manner, Metrics, Parameters, Renewer, TrainingLoop
@@ -109,18 +110,19 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
 
 def _manner(recipe: Recipe) -> Manner:
     """Records of epochs as estimators keep them, and errors that name their parameters."""
-    squared, scale = recipe.objective.info.name == "squared", recipe.work.unit.scale
+    scale, is_squared = recipe.work.unit.scale, recipe.objective.is_plain and recipe.objective.task == "regression"
+    optimizer, rate = resolve_optimizer(recipe.work.spec.optimizer), recipe.work.step.learning_rate
 
     def describe(epoch: int, totals: EpochTotals, metrics: Metrics, n_walks: int, seconds: float) -> Event:
         loss = totals.mean_loss
-        in_unit = {"train_rmse": (2.0 * loss) ** 0.5 * scale} if squared else {}
+        in_unit = {"train_rmse": (2.0 * loss) ** 0.5 * scale} if is_squared else {}
         return {"epoch": epoch, "train_loss": loss, "seconds": totals.seconds, **in_unit, **metrics}
 
     def check(epoch: int, reports: Sequence[ReplicaReport]) -> None:
         if not all(report.tally.is_finite for report in reports):
             raise DivergenceError(
                 f"training diverged in epoch {epoch}: the loss is no longer finite; try a smaller learning_rate "
-                f"(it is {recipe.work.step.learning_rate:g}; plain sgd wants 0.01 or less), or scale the columns"
+                f"(it is {rate:g}; {optimizer.name} wants {optimizer.learning_rate:g} or less), or scale the columns"
             )
 
     return Manner(describe, check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.objective import Objective, kernel_spec
 from dfm.settings.job import Job
 from dfm.training.publish import check_output

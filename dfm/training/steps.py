@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_weights, scaled_rate
 from dfm.data.units import LabelUnit
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.kernels.schedule import rate_factor, scheduled
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.tables import TrainingSettings
 from dfm.training.rounds import Work
@@ -40,9 +40,8 @@ def merge_rule(training: TrainingSettings) -> MergeRule:
 
     SettingsError where the rule does not suit the optimizer, or diverges with so many replicas.
     """
-    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
     rule = MergeRule(
-        weights=automatic if training.merge == "auto" else training.merge,
+        weights=automatic_weights(training.optimizer) if training.merge == "auto" else training.merge,
         accumulators=training.accumulators,
         precision=training.precision,
         outer_rate=training.outer_rate,
