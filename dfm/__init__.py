@@ -13,6 +13,7 @@ from dfm.version import __version__
 
 if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
+    from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
     from dfm.kernels.losses import CustomLoss
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CustomLoss",
+    "DfmError",
     "FMModel",
     "Job",
     "TrainResult",
@@ -34,6 +36,7 @@ __all__ = [
 
 _HOMES = {
     "CustomLoss": "dfm.kernels.losses",
+    "DfmError": "dfm.errors",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",
     "TrainResult": "dfm.distributed.train",

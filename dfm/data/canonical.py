@@ -180,6 +180,8 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is one value")
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

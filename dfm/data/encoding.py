@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical, hashing
+from dfm.data import canonical, hashing, labels
 from dfm.data.partition import HashedRows
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.errors import DataError
@@ -169,8 +169,9 @@ class _BatchColumns:
     def _codes(self, entry: Field) -> tuple[NDArray[np.int32], int]:
         """Bucket codes of a numeric field, and how many codes there are."""
         values, present = self._numbers(entry.name)
-        if entry.transform == "quantile":
-            boundaries = np.array(self._statistics_of(entry.name).boundaries, np.float64)
+        known = self._statistics_of(entry.name).boundaries
+        if has_quantiles(entry, known):
+            boundaries = np.array(known, np.float64)
             return hashing.quantile_codes(values, present, boundaries), len(boundaries) + 2
         return hashing.log2_bucket_codes(values, present), hashing.LOG2_BUCKETS
 
@@ -178,7 +179,7 @@ class _BatchColumns:
         return self.statistics.get(column, NumberStatistics())
 
     def _numeric(self, entry: Field) -> _Column:
-        if entry.transform in ("log2-bucket", "quantile"):
+        if entry.bucketed:
             codes, n_codes = self._codes(entry)
             out = np.empty(len(codes), np.uint32)
             hashing.gather(hashing.bucket_table(entry.name, n_codes, self.hash_bits), codes, out)
@@ -251,6 +252,11 @@ class _BatchColumns:
         out = np.empty(len(codes), np.uint32)
         hashing.gather(hashing.bucket_table(part.name, n_codes, _CROSS_BITS), codes, out)
         return out
+
+
+def has_quantiles(entry: Field, boundaries: tuple[float, ...]) -> bool:
+    """Whether a bucketed column has quantiles; "auto" decided for them where it left boundaries."""
+    return entry.transform == "quantile" or (entry.transform == "auto" and bool(boundaries))
 
 
 def dense_entries(
@@ -340,26 +346,15 @@ def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats,
 
 def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
     if schema.label_positive:
-        try:
-            texts = array.cast(pa.string())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"column {schema.label!r} holds {array.type}, which label_positive cannot be compared with ({error}); "
-                "write the label as text"
-            ) from error
-        missing = pc.fill_null(pc.equal(texts, ""), True)
-        check.reject(missing.to_numpy(zero_copy_only=False), schema.label, "label is missing", array)
-        positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
-        flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
-        return flags
+        positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
+        check.reject(missing, schema.label, "label is missing", array)
+        return positive.astype(np.float32)
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
-    check.reject(unparsed, schema.label, "label is not a number", array)
+    check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
-    if task == "counts":
-        check.reject(values < 0, schema.label, "label is negative", array)
-    if task == "classification":
-        check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
+    wrong, reason = labels.illegal(values, task)
+    check.reject(wrong, schema.label, reason, array)
     return check.narrowed(values, schema.label, "label is too large", array)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing
-from dfm.data.encoding import NumberStatistics
+from dfm.data.encoding import NumberStatistics, has_quantiles
 from dfm.data.partition import HashedRows
 from dfm.data.schema import SHORTEST, ResolvedSchema
 
@@ -56,10 +56,8 @@ class RowEncoder:
         )
         unknown = NumberStatistics()  # as for a batch
         self._boundaries = [
-            np.array(statistics.get(entry.name, unknown).boundaries, np.float64)
-            if entry.transform == "quantile"
-            else None
-            for entry in numeric
+            np.array(known.boundaries, np.float64) if has_quantiles(entry, known.boundaries) else None
+            for entry, known in ((entry, statistics.get(entry.name, unknown)) for entry in numeric)
         ]
         self._bucket_tables = [
             self._bucket_table(name, b) for name, b in zip(self._numbers, self._boundaries, strict=True)

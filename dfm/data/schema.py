@@ -23,7 +23,7 @@ __all__ = ["Field", "ResolvedSchema", "Schema", "infer", "resolve"]
 
 FEATURE_ROLES = ("categorical", "numeric", "lists")
 CATEGORY_KINDS = ("int", "string", "dictionary", "bool", "null")
-BUCKET_TRANSFORMS = ("log2-bucket", "quantile")
+BUCKET_TRANSFORMS = ("auto", "log2-bucket", "quantile")
 WIDENED, SHORTEST = "widened", "shortest"
 NUMBER_FORMS = (WIDENED, SHORTEST)
 """Numbers as they are, widened to float64 (models that do not say), or by their shortest text (see `canonical`)."""

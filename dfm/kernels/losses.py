@@ -91,10 +91,9 @@ class Loss:
 
 @njit(nogil=True, forceinline=True)
 def logistic_value(score: float, label: float) -> Any:
-    """−log probability of the label, in nats."""
-    margin = score if label > 0.5 else -score
-    loss = log_of_one_plus(exponential(abs(margin)))
-    return loss if margin > 0.0 else loss - margin
+    """−log probability of the label, in nats; of a share y between 0 and 1 the mean over y ones and 1 − y zeros."""
+    loss = log_of_one_plus(exponential(abs(score)))
+    return loss + (max(score, 0.0) - label * score)
 
 
 @njit(nogil=True, forceinline=True)
@@ -178,7 +177,7 @@ _ANY = "any finite number"
 _PLAIN = {
     loss.name: loss
     for loss in (
-        Loss("logistic", logistic_value, logistic_slope, "sigmoid", "classification", "0 or 1"),
+        Loss("logistic", logistic_value, logistic_slope, "sigmoid", "classification", "from 0 to 1"),
         Loss("squared", squared_value, squared_slope, "identity", "regression", _ANY),
         Loss("hinge", hinge_value, hinge_slope, "margin", "classification", "0 or 1"),
         Loss("poisson", poisson_value, poisson_slope, "exp", "regression", "0 or more"),

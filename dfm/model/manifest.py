@@ -86,7 +86,9 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             continue
         if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
             raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
-        crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
+        crossable = {"": kind == "categorical", "auto": True, "log2-bucket": True, "quantile": True}.get(
+            transform, False
+        )
         if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
             raise ValueError(f"the cross {_short(name)} has a part that is no category")
         kinds[name] = "crossable" if crossable and kind != "cross" else "other"

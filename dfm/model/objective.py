@@ -43,6 +43,12 @@ _OF_ANY_UNIT = ("squared", "quantile")
 """Losses whose best model scales with the labels."""
 
 
+def label_kind_of(task: str, loss: str) -> str:
+    """Which labels are legal, as `dfm.data.labels` names it. loss: a name, "auto", or what stands for a function."""
+    name = DEFAULT_LOSSES[task] if loss in ("", "auto") else loss
+    return {"poisson": "counts", "logistic": "shares"}.get(name, task)
+
+
 def takes_any_unit(task: str, loss: object) -> bool:
     """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
     return (DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) in _OF_ANY_UNIT
@@ -134,7 +140,7 @@ class Objective:
     @property
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
-        return "counts" if self.info.name == "poisson" and not self.info.sha256 else self.task
+        return label_kind_of(self.task, self.info.sha256 or self.info.name)
 
     @property
     def primary(self) -> str:

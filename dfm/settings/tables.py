@@ -51,7 +51,7 @@ FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
-TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
+TRANSFORMS = ("auto", "log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
 
@@ -156,7 +156,11 @@ class Schema(Table):
     time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
     categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
     numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
-    numeric_transform: str = knob("log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature")
+    numeric_transform: str = knob(
+        "auto",
+        Options(TRANSFORMS),
+        "how a numeric column becomes a feature; auto: log2-bucket, or quantile where that would leave few buckets",
+    )
     quantile_buckets: int = knob(32, Number(2, 4096, integer=True), "buckets of the quantile transform")
     transforms: Mapping[str, str] = knob({}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")

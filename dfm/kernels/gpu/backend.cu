@@ -172,11 +172,9 @@ __device__ inline float sum_lanes(float value, int first, int last) {
 // --------------------------------------------------------------------------------------------------- losses ----
 
 #if LOSS == LOGISTIC
-// -log probability of the label, in nats.
+// -log probability of the label, in nats; of a share y between 0 and 1 the mean over y ones and 1 - y zeros.
 __device__ inline double loss_value(double score, double label) {
-    double margin = label > 0.5 ? score : -score;
-    double loss = log1p(exp(-fabs(margin)));
-    return margin > 0.0 ? loss : loss - margin;
+    return log1p(exp(-fabs(score))) + (fmax(score, 0.0) - label * score);
 }
 
 // Probability of label 1, minus the label.
