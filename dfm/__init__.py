@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
-    from dfm.kernels.losses import CustomLoss
+    from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CustomLoss": "dfm.kernels.losses",
+    "CustomLoss": "dfm.kernels.custom.functions",
     "DfmError": "dfm.errors",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data import hashing
+from dfm.data.transforms import LOGARITHMS, NOTHING_KNOWN, QUANTILE, TRANSFORMS, NumberStatistics
 
 _FEW = 4.0
 """Fewer buckets than this are too few where quantiles would give more: numbers of mean 0 and deviation 1 have 2.6, ages
@@ -21,11 +21,11 @@ _GAIN = 2.0
 make no more."""
 
 
-def wants_quantiles(values: NDArray[np.float64], weights: NDArray[np.float64], boundaries: NDArray[np.float64]) -> bool:
+def wants_quantiles(values: NDArray[np.float64], weights: NDArray[np.float64], quantiles: NumberStatistics) -> bool:
     """Whether quantiles divide a column where logarithms do not. values, weights: float64[n] of its rows."""
     present = np.ones(len(values), np.bool_)
-    coarse = effective_buckets(hashing.log2_bucket_codes(values, present), weights)
-    fine = effective_buckets(hashing.quantile_codes(values, present, boundaries), weights)
+    coarse = effective_buckets(TRANSFORMS[LOGARITHMS].codes(values, present, NOTHING_KNOWN), weights)
+    fine = effective_buckets(TRANSFORMS[QUANTILE].codes(values, present, quantiles), weights)
     return coarse < _FEW and fine >= _GAIN * coarse
 
 

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
+from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
+from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 4
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
-_LEARNT = ("auto", "quantile", "standardize")
-"""Transforms that must see the training rows first."""
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
@@ -123,7 +122,8 @@ class NumberSketch:
 
 def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
     """Column to transform of the numeric fields whose transform must see the data first."""
-    return {entry.name: entry.transform for entry in schema.fields if entry.transform in _LEARNT}
+    numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
+    return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
 
 
 def sketch_numbers(
@@ -170,14 +170,14 @@ def _divides_better(parts: Sequence[NumberSketch], n_buckets: int) -> bool:
     if not any(sketch.count for sketch in parts):
         return False
     values, weights = _order_statistics(parts)
-    return wants_quantiles(values, weights, np.array(merge_sketches(parts, n_buckets).boundaries, np.float64))
+    return wants_quantiles(values, weights, merge_sketches(parts, n_buckets))
 
 
 def statistics_of(
     sketches: Mapping[str, Sequence[NumberSketch]], schema: ResolvedSchema
 ) -> dict[str, NumberStatistics]:
     """Statistics of columns whose every row was seen; of one of transform "auto" only where it gets quantiles."""
-    automatic = {column for column, transform in columns_with_statistics(schema).items() if transform == "auto"}
+    automatic = {column for column, transform in columns_with_statistics(schema).items() if transform == AUTO}
     chosen = columns_for_quantiles(
         {c: parts for c, parts in sketches.items() if c in automatic}, schema.quantile_buckets
     )

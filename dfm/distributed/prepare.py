@@ -25,6 +25,7 @@ from dfm.data.preparation import (
     statistics_of,
     units_key,
 )
+from dfm.data.transforms import AUTO
 from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.watch import Watch
@@ -153,12 +154,12 @@ def learn_statistics(watch: Watch, reading: Reading, plan: Plan, progress: Progr
     """
     wanted = columns_with_statistics(reading.schema)
     tasks = [units for replica in plan.replicas for units in replica]
-    glance = [column for column, transform in wanted.items() if transform == "auto"]
+    glance = [column for column, transform in wanted.items() if transform == AUTO]
     if glance:
         futures = watch.client.map(glance_at_shard, [reading] * len(tasks), tasks, columns=glance, pure=False)
         seen = _gathered(watch, futures)
         chosen = columns_for_quantiles(seen, reading.schema.quantile_buckets)
-        wanted = {column: kind for column, kind in wanted.items() if kind != "auto" or column in chosen}
+        wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
     if not wanted:
         return reading
     futures = watch.client.map(sketch_shard, [reading] * len(tasks), tasks, columns=list(wanted), pure=False)

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from dfm.data.bucketing import effective_buckets
-from dfm.data.encoding import NumberStatistics, encode_batch
+from dfm.data.encoding import encode_batch
 from dfm.data.preparation import sketch_values, statistics_of
 from dfm.data.row_encoder import RowEncoder
 from dfm.data.schema import ResolvedSchema, resolve
+from dfm.data.transforms import NumberStatistics
 from dfm.settings.tables import Schema
 
 N = 20_000
