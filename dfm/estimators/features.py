@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -164,6 +165,24 @@ class TableFeatures:
     def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
         """A model that takes such tables."""
         return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
+
+
+def warn_of_unknown(features: Features, rows: HashedRows) -> None:
+    """UserWarning where rows to go on with hold categories that were not there when the features were learnt.
+
+    The parameters of a machine belong to the features of its first rows; later ones have none.
+    """
+    if not isinstance(features, TableFeatures):
+        return
+    unknown = ~np.isin(rows.indices, features.vocabulary.ids)
+    n_unknown = len(np.unique(rows.indices[unknown]))
+    if n_unknown:
+        warnings.warn(
+            f"{n_unknown} categories, {unknown.mean():.1%} of the values of these rows, were not there at the first "
+            "fit: training that goes on learns nothing of them; fit anew on all rows, or hand the days to a job with "
+            "training.warm_start, whose features are those of its own rows",
+            stacklevel=2,
+        )
 
 
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
