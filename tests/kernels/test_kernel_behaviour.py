@@ -11,6 +11,7 @@ import pytest
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from tests import reference
@@ -106,14 +107,16 @@ def test_adam_takes_a_step_of_the_learning_rate_whenever_a_feature_comes_for_the
     assert table.linear[1, 0] == pytest.approx(0.01, rel=1e-5)
 
 
-def test_adam_leaves_what_a_row_of_weight_zero_touches() -> None:
-    kernels = compile_kernels(KernelSpec("logistic", "adam", 0))
-    table = initialise(Layout("adam", 0), np.arange(N_FEATURES, dtype=np.uint32), 0, InitialValues(0))
+@pytest.mark.parametrize("optimizer", [name for name, one in OPTIMIZERS.items() if one.state == "means"])
+def test_running_means_stay_where_a_row_weighs_nothing(optimizer: str) -> None:
+    kernels = compile_kernels(KernelSpec("logistic", optimizer, 3))
+    ids = np.arange(N_FEATURES, dtype=np.uint32)
+    table = initialise(Layout(optimizer, 3), ids, N_FACTORED, InitialValues(0))
     kernels.run_round(make_rows(), table, STEP)
     before = table.copy()
     kernels.run_round(make_rows(weights=np.zeros(200, np.float32)), table, STEP)
-    assert table.linear.tobytes() == before.linear.tobytes()
-    assert table.bias.tobytes() == before.bias.tobytes()
+    for name in ("linear", "factors", "bias"):
+        assert getattr(table, name).tobytes() == getattr(before, name).tobytes()
 
 
 def test_padding_stays_zero(kernels: Kernels) -> None:
