@@ -22,6 +22,7 @@ CASES = [
     ("logistic", "adagrad", 0),
     ("logistic", "adam", 16),
     ("poisson", "adam", 0),
+    ("logistic", "rmsprop", 5),
     ("hinge", "sgd", 0),
     ("squared-hinge", "sgd", 0),
     ("quantile", "sgd", 0),
