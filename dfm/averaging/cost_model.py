@@ -79,7 +79,7 @@ class RoundCost:
 
 def record_bytes(layout: Layout, growth: Growth) -> float:
     """Mean bytes of one touched feature in a pull or a push: its number, its linear record, its factors if any."""
-    return 4 + 4 * layout.linear_width + growth.factored * 4 * layout.factor_width
+    return 4 + sum(4 * layout.width(block) * (growth.factored if block.is_vector else 1) for block in layout.touched)
 
 
 def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed) -> RoundCost:

@@ -339,7 +339,7 @@ class _Run:
 
     def _parameter_bytes(self) -> int:
         layout, summary = self._layout(), self.prepared.summary
-        return 4 * (summary.n_features * layout.linear_width + summary.n_factored * layout.factor_width)
+        return 4 * layout.n_numbers(summary.n_features, summary.n_factored)
 
     def _cuts_pushes(self, n_blocks: int) -> bool:
         """Whether it pays to cut pushes: whole ones cost more bytes on the wire, parts a task each."""
@@ -446,7 +446,8 @@ class _Run:
 
 def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
     """Row bounds of blocks of about equal bytes, n_blocks + 1 ascending integers."""
-    heavy, light = layout.linear_width + layout.factor_width, layout.linear_width
+    light = sum(layout.width(block) for block in layout.touched if not block.is_vector)
+    heavy = sum(layout.width(block) for block in layout.touched)
     total = heavy * n_factored + light * (n_features - n_factored)
     bounds = [0]
     for number in range(1, n_blocks):

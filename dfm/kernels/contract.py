@@ -188,18 +188,16 @@ def check_layout(table: ParameterTable, spec: KernelSpec, with_state: bool) -> N
 
 def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """TypeError or ValueError where a table does not fit the kernels."""
-    for name in ("bias", "linear", "factors"):
-        array = getattr(table, name)
-        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
-            raise TypeError(f"table.{name} is {array.dtype}; pass a contiguous, aligned float32 array")
-        if with_state and not array.flags.writeable:
-            raise ValueError(f"table.{name} is read-only; a round trains in place, pass table.copy()")
     check_layout(table, spec, with_state)
     layout = table.layout
-    if (
-        table.bias.shape != (layout.linear_width,)
-        or table.linear.shape != (table.n_features, layout.linear_width)
-        or table.factors.shape != (table.n_factored, layout.factor_width)
-        or table.n_factored > table.n_features
+    for block in layout.blocks:
+        array = table[block.name]
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(f"table.{block.name} is {array.dtype}; pass a contiguous, aligned float32 array")
+        if with_state and not array.flags.writeable:
+            raise ValueError(f"table.{block.name} is read-only; a round trains in place, pass table.copy()")
+    shapes = {block.name: table[block.name].shape for block in layout.blocks}
+    if shapes != layout.shapes(table.n_features, table.n_factored, table.n_fields) or (
+        table.n_factored > table.n_features
     ):
         raise ValueError(f"the shapes of a table do not fit its {layout}")

@@ -200,9 +200,7 @@ class FMModel:
             "counts": self.vocabulary.counts,
             "fields": self.vocabulary.fields,
             "rare": self.vocabulary.rare,
-            "bias": self.table.bias[:1],
-            "linear": np.ascontiguousarray(self.table.linear_weights),
-            "factors": np.ascontiguousarray(self.table.factor_weights),
+            **{block.name: np.ascontiguousarray(self.table.values(block)) for block in self.table.layout.blocks},
         }
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,26 +294,22 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
     if manifest["hashing"]["hash"] != HASH_NAME:
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
-    ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
-    rare, n_factored = arrays["rare"], int(manifest["n_factored"])
+    ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    n_features = len(ids)
+    n_features, layout = len(ids), Layout("sgd", n_factors)
+    table = allocate(layout, min(n_features, int(manifest["n_features"])), n_factored, len(schema.fields))
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),
         "counts": ("int64", (n_features,)),
         "fields": ("uint16", (n_features,)),
         "rare": ("int64", (len(schema.fields),)),
-        "bias": ("float32", (1,)),
-        "linear": ("float32", (n_features,)),
-        "factors": ("float32", (n_factored, n_factors)),
+        **{block.name: ("float32", table.values(block).shape) for block in layout.blocks},
     }:
         raise ValueError("its arrays do not fit each other")
-    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
-    table.bias[0] = arrays["bias"][0]
-    table.linear[:, 0] = linear
-    table.factors[:, :n_factors] = factors
+    for block in layout.blocks:
+        table.values(block)[...] = arrays[block.name]
     vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
     statistics = {
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])

@@ -128,12 +128,14 @@ def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, d
     """
     warm, kept = table.copy(), np.float32(1.0 - decay)
     ours, theirs = _common_rows(ids, model.vocabulary.ids)
-    warm.linear[ours, 0] += kept * (model.table.linear_weights[theirs] - warm.linear[ours, 0])
-    own_factors = (ours < table.n_factored) & (theirs < model.table.n_factored)
-    ours, theirs = ours[own_factors], theirs[own_factors]
-    start = table.factor_weights[ours]
-    warm.factors[ours, : table.layout.n_factors] = start + kept * (model.table.factor_weights[theirs] - start)
-    warm.bias[0] += kept * (model.table.bias[0] - warm.bias[0])
+    for block in table.layout.blocks:
+        mine, earlier = warm.values(block), model.table.values(block)
+        if block.is_shared:
+            mine += kept * (earlier - mine)
+            continue
+        in_both = (ours < len(mine)) & (theirs < len(earlier))
+        start = mine[ours[in_both]]
+        mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
     return warm
 
 

@@ -27,7 +27,7 @@ from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Ste
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
@@ -242,20 +242,7 @@ def merge_tallies(tallies: Sequence[Tally]) -> Tally:
 
 def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     """The table that the blocks make up, without optimizer state."""
-    layout = blocks[0].table.layout.stateless
-    table = allocate(
-        layout,
-        sum(block.table.n_features for block in blocks),
-        sum(block.table.n_factored for block in blocks),
-    )
-    table.bias[:] = blocks[0].table.bias[:1]
-    row = 0
-    for block in blocks:
-        table.linear[block.start : block.start + block.table.n_features, 0] = block.table.linear_weights
-        n_factored = block.table.n_factored
-        table.factors[row : row + n_factored] = block.table.factors[:, : layout.lanes]
-        row += n_factored
-    return table
+    return join([block.table for block in blocks])
 
 
 def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:

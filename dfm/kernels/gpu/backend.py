@@ -279,8 +279,8 @@ def _train(
         device.fetch(results, tallies)
         ours.arrays.changed()
         if ours is not table:
-            for name in ("bias", "linear", "factors"):
-                device.fetch(buffers[name], getattr(table, name))
+            for block in table.layout.blocks:
+                device.fetch(buffers[block.name], table[block.name])
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 
