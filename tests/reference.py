@@ -24,6 +24,8 @@ class Rows:
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     n_implicit: int
+    fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """The field of each feature, or empty."""
 
     def entries(self, row: int) -> list[tuple[int, float]]:
         """(feature, value) pairs of a row."""

@@ -31,7 +31,7 @@ from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_feat
 from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None

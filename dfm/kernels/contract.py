@@ -35,6 +35,9 @@ class RowsLike(Protocol):
     def weights(self) -> NDArray[np.float32]: ...
     @property
     def n_implicit(self) -> int: ...
+    @property
+    def fields(self) -> NDArray[np.uint16]:
+        """The field of each feature of the table; empty where nobody asks for it."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,15 @@ def whole_partition(rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup 
     n_implicit = 0 if rows.values.size else rows.n_rows
     features = np.arange(vocabulary.n_features, dtype=np.uint32)
     return SparsePartition(
-        rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, features, vocabulary.n_factored, n_implicit
+        rows.indptr,
+        rows.indices,
+        rows.values,
+        rows.labels,
+        rows.weights,
+        features,
+        vocabulary.n_factored,
+        n_implicit,
+        vocabulary.fields,
     )
 
 
@@ -193,6 +201,7 @@ def _with_all_features(partition: SparsePartition, vocabulary: Vocabulary) -> Sp
         indices=partition.features[partition.indices],
         features=np.arange(vocabulary.n_features, dtype=np.uint32),
         n_factored=vocabulary.n_factored,
+        fields=vocabulary.fields,
     )
 
 

@@ -263,8 +263,9 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
         ones,
         np.zeros(0, np.float32),
         ids,
-        len(table.factors),
+        table.n_factored,
         1,
+        np.zeros(2, np.uint16),
     )
     push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])
