@@ -38,6 +38,7 @@ def train(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     run_id: str = "",
+    attempts_left: int = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
@@ -46,16 +47,17 @@ def train(
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
-    in output.directory beside the model (dfm.runs.record). loss: a name, or a function loss(score, y) of numbers,
-    whose slope dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and
-    l2_factors scale it.
+    in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
+    again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
+    a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
+    w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     if not run_id:  # what may not begin leaves the record of the run before it alone
         check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler) as log:
+    with RunLog(resolved, run_id, scheduler, attempts_left) as log:
         try:
             return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
         except OutOfMemoryError as error:

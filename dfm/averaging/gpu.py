@@ -464,7 +464,8 @@ class OnGpu:
 class _Part:
     """Where the device finds summands: by block, those of features[first:last] in rows of a buffer that has a row for
     each of the features, or for the first of them. listed: the features there; places: notes of where the summands of a
-    row of the table stand, made when they are summed."""
+    row of the table stand, made when they are summed.
+    """
 
     features: NDArray[np.uint32]
     listed: Buffer

@@ -22,7 +22,7 @@ LARGEST_PRECISION = 200.0
 
 @dataclass(frozen=True, slots=True)
 class MergeRule:
-    """How replicas become one model. `weights` says how their Δ_k are weighted (notation: see the module):
+    """How replicas become one model. `weights` says how their Δ_k are weighted (notation: see the module).
 
     "mean": Σ Δ_k / W. "touched": Σ Δ_k / t. "count": by occurrences of the feature in the replica's rows.
     "weighted": by G_k, and an untouched replica weighs G0 (Vowpal Wabbit's rule, on deltas).

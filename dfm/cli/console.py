@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dfm.events import json_ready
+from dfm.events import is_passing, line_of
 
 Event = dict[str, Any]
 STAGES = {
@@ -50,9 +49,10 @@ class Reporter:
         self._stop_progress()
 
     def __call__(self, event: Event) -> None:
+        """Show an event, or print it as a line of JSON."""
         if self._as_json:
-            if event["event"] not in ("progress", "round"):
-                self._console.file.write(json.dumps(json_ready(event)) + "\n")
+            if not is_passing(event):
+                self._console.file.write(line_of(event) + "\n")
                 self._console.file.flush()
             return
         show = getattr(self, f"_show_{event['event']}", None)
@@ -163,6 +163,13 @@ class Reporter:
         self._console.print(
             f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
         )
+
+    def _show_retrying(self, event: Event) -> None:
+        self._stop_progress()
+        self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
+
+    def _show_kubernetes_away(self, event: Event) -> None:
+        self._line(escape(f"waiting for the Kubernetes API: {event['reason']}"))
 
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfm.cli.console import Reporter
-from dfm.events import json_ready
+from dfm.events import line_of
 
 
 def submit(
@@ -31,7 +30,7 @@ def submit(
         return 0
     done = submit.submit(Api(namespace, context), submission)
     if as_json:
-        click.echo(json.dumps({"event": "submitted", **done.__dict__}))
+        click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:
         click.echo(f"{done.name}\nfollow it from anywhere: dfm status {done.directory}, or")
         click.echo(f"dfm status {done.name} --kubernetes --namespace {done.namespace} (also: logs, cancel)")
@@ -56,12 +55,13 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
 
     api = Api(namespace, context)
     if wait:
-        follow.follow(api, name, options, lambda event: None)
-    state = follow.state_of(api, name)
-    found = outcome_of(state.directory, options, state.run_id)
+        found, state = follow.follow(api, name, options, lambda event: None)
+    else:
+        state = follow.state_of(api, name)
+        found = outcome_of(state.directory, options, state.run_id)
     described = {**state.__dict__, "outcome": found.state, "reason": found.reason}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(line_of({"event": "status", **described}))
         return found.exit_code if wait else 0
     table = Table("DaskJob", escape(name))
     for key, value in described.items():
@@ -78,7 +78,9 @@ def logs(name: str, namespace: str, context: str, follow: bool) -> int:
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    submit.driver_log(Api(namespace, context), name, follow, click.echo)
+    submit.driver_log(
+        Api(namespace, context), name, follow, click.echo, lambda event: click.echo(event["reason"], err=True)
+    )
     return 0
 
 
@@ -89,23 +91,30 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
 
     state = submit.cancel(Api(namespace, context), name, options)
     event = {"event": "cancel", "name": name, "state": state}
-    click.echo(json.dumps(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
+    click.echo(line_of(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
 
 
 def followed(name: str, namespace: str, context: str, options: dict[str, Any], as_json: bool) -> int:
     """Show a job's progress to its end; its exit code."""
-    from dfm.kubernetes import follow, submit
+    from dfm.kubernetes import follow
     from dfm.kubernetes.api import Api
 
     api = Api(namespace, context)
     try:
         with Reporter(Console(), as_json) as reporter:
-            found = follow.follow(api, name, options, reporter)
+            found, state = follow.follow(api, name, options, reporter)
+            state = follow.settle(api, state, reporter)
     except KeyboardInterrupt:
         click.echo(f"left running; dfm cancel {name} --kubernetes --namespace {namespace} ends it", err=True)
         return 130
     if not found.succeeded:
         click.echo(f"{found.state}: {found.reason}", err=True)
-    submit.delete_leftovers(api, name)
+    if not state.is_noted:
+        click.echo(
+            f"the operator has not taken note of the end of DaskJob {name} (it says {state.status or 'nothing'}), so "
+            f"that its workers may still be there; see that the operator runs, or delete the job: dfm cancel {name} "
+            f"--kubernetes --namespace {namespace}",
+            err=True,
+        )
     return found.exit_code

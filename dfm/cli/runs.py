@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,12 @@ from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli.console import Reporter
-from dfm.events import json_ready
+from dfm.cli.options import json_option, storage_option
+from dfm.events import line_of
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
 _overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="The Dask scheduler that RUN was submitted to.")
-_options = click.option(
-    "--storage-option", "pairs", metavar="KEY=VALUE", multiple=True, help="fsspec option for reading a URL."
-)
 _run_argument = click.argument("run")
 _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
 _namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
@@ -45,26 +41,16 @@ class Place:
     run_id: str = ""
 
 
-def _storage_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.UsageError(f"--storage-option {pair!r} is not legal: write KEY=VALUE")
-        options[key] = value
-    return options
-
-
-def _place(run: str, scheduler: str | None, pairs: tuple[str, ...]) -> Place:
+def _place(run: str, scheduler: str | None, options: Mapping[str, Any]) -> Place:
     from dfm.settings.job import load_job
+    from dfm.storage.credentials import merged
 
-    options = _storage_options(pairs)
     if os.path.isfile(run):
         job = load_job(run)
-        return Place(job.output.directory, {**job.data.storage_options, **options})
+        return Place(job.output.directory, merged(job.data.storage_options, options))
     if scheduler:
-        return Place(_directory_of(run, scheduler), options, run)
-    return Place(run, options)
+        return Place(_directory_of(run, scheduler), dict(options), run)
+    return Place(run, dict(options))
 
 
 def _runs_of(scheduler: str) -> dict[str, str]:
@@ -113,7 +99,7 @@ def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tupl
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
 @click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
 @_follow
-@_json
+@json_option
 def submit(
     job: str, overrides: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
     name: str, dry_run: bool, follow: bool, as_json: bool,
@@ -152,19 +138,19 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None,
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
-@_json
+@json_option
 def status(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """How RUN stands: its state, progress, model, or why it failed."""
     from dfm.runs.outcome import outcome_of
 
     if kubernetes:
-        return on_kubernetes.status(run, namespace, context, _storage_options(pairs), wait, as_json)
-    place = _place(run, scheduler, pairs)
+        return on_kubernetes.status(run, namespace, context, options, wait, as_json)
+    place = _place(run, scheduler, options)
     found = outcome_of(place.directory, place.options, place.run_id)
     while wait and not found.is_over:
         time.sleep(_EVERY)
@@ -172,7 +158,7 @@ def status(
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(line_of({"event": "status", **described}))
     else:
         _print_status(described)
     return found.exit_code if wait else int(found.record is None)
@@ -184,11 +170,11 @@ def status(
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @_follow
-@_json
+@json_option
 def logs(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
@@ -196,7 +182,7 @@ def logs(
 
     if kubernetes:
         return on_kubernetes.logs(run, namespace, context, follow)
-    place = _place(run, scheduler, pairs)
+    place = _place(run, scheduler, options)
     if follow:
         return _followed(place, as_json)
     with Reporter(Console(), as_json) as reporter:
@@ -211,11 +197,11 @@ def logs(
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
-@_json
+@json_option
 def cancel(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
@@ -224,15 +210,16 @@ def cancel(
     from dfm.runs.record import request_cancel
 
     if kubernetes:
-        return on_kubernetes.cancel(run, namespace, context, _storage_options(pairs), as_json)
-    place = _place(run, scheduler, pairs)
+        return on_kubernetes.cancel(run, namespace, context, options, as_json)
+    place = _place(run, scheduler, options)
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
-    state = outcome_of(place.directory, place.options, record.run_id).state
-    while wait and state in ("submitted", "running"):
+    found = outcome_of(place.directory, place.options, record.run_id)
+    while wait and found.record is not None and not found.is_over:
         time.sleep(_EVERY)
-        state = outcome_of(place.directory, place.options, record.run_id).state
+        found = outcome_of(place.directory, place.options, record.run_id)
+    state = found.state
     over = f"run {record.run_id} is over: {state}"
     asked = f"run {record.run_id} ({state}) was asked to stop"
     event = {"event": "cancel", "run_id": record.run_id, "state": state, "directory": place.directory}
@@ -243,13 +230,12 @@ def cancel(
 @click.command(name="list")
 @click.argument("locations", nargs=-1, metavar="[LOCATION]...")
 @click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
-@_options
-@_json
-def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[str, ...], as_json: bool) -> None:
+@storage_option
+@json_option
+def list_runs(locations: tuple[str, ...], scheduler: str | None, options: dict[str, Any], as_json: bool) -> None:
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
     from dfm.runs.outcome import outcome_of
 
-    options = _storage_options(pairs)
     if scheduler:
         directories = sorted(set(_runs_of(scheduler).values()))
     else:
@@ -260,7 +246,7 @@ def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[st
     if as_json:
         for directory, found in runs:
             record = found.record.to_dict() if found.record else {}
-            click.echo(json.dumps(json_ready({"event": "run", **record, "state": found.state, "directory": directory})))
+            click.echo(line_of({"event": "run", **record, "state": found.state, "directory": directory}))
         return
     run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
     table = Table(run, "state", "epoch", "updated", where)
@@ -322,7 +308,7 @@ def _followed(place: Place, as_json: bool) -> int:
 
 def _told(event: dict[str, Any], as_json: bool, words: str) -> None:
     if as_json:
-        click.echo(json.dumps(event))
+        click.echo(line_of(event))
         sys.stdout.flush()
     else:
         click.echo(words)

@@ -105,7 +105,7 @@ def is_vector(schema: ResolvedSchema) -> bool:
 
 
 def column_names(n_columns: int) -> tuple[str, ...]:
-    """Names for the columns of a matrix that has none: x0, x1, …"""
+    """Names for the columns of a matrix that has none: x0, x1 and so on."""
     return tuple(f"x{j}" for j in range(n_columns))
 
 

@@ -350,7 +350,8 @@ def _scatter_rows(width: int) -> Any:
 @dataclass(frozen=True)
 class PullPlan:
     """Where the rows of a pull lie. starts, factor_starts: rows at which the parts of a table begin, with their ends;
-    n_features, n_factored: rows of the local table."""
+    n_features, n_factored: rows of the local table.
+    """
 
     starts: list[int]
     factor_starts: list[int]

@@ -113,7 +113,8 @@ def _text(number: np.float32) -> str:
 
 def onnx_bytes(model: FMModel) -> bytes:
     """An ONNX graph with inputs ids, fields (int64) and values (float32), each [n_rows, n_entries] as `hashed_inputs`
-    gives them, and output "prediction" float32[n_rows]; Gather, Where, ReduceSum and arithmetic only."""
+    gives them, and output "prediction" float32[n_rows]; Gather, Where, ReduceSum and arithmetic only.
+    """
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as error:

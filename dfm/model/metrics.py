@@ -218,7 +218,8 @@ class ClassificationTally:
 
 class MarginTally(ClassificationTally):
     """The same of scores that stand for no probability: a row is predicted to be of class 1 where its score is not
-    negative."""
+    negative.
+    """
 
     __slots__ = ()
     loss_name: ClassVar[str] = "error_rate"

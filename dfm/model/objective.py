@@ -86,7 +86,8 @@ class Objective:
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
         """The objective of a loss by name ("" or "auto": the task's default) or of a user's. SettingsError as
-        `check_task` says."""
+        `check_task` says.
+        """
         chosen = DEFAULT_LOSSES[task] if loss in ("", "auto") else loss
         known = chosen if isinstance(chosen, CustomLoss) else resolve_loss(chosen, parameter)
         check_task(known, task)
@@ -206,7 +207,8 @@ def kernel_spec(
     job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None
 ) -> tuple[Objective, KernelSpec]:
     """The objective of a job and what kernels are compiled for. loss, regularizer: the user's functions it was marked
-    with by `with_functions`; SettingsError where a mark has no function, since a job file cannot hold code."""
+    with by `with_functions`; SettingsError where a mark has no function, since a job file cannot hold code.
+    """
     model, training = job.model, job.training
     for knob, mark, function in (
         ("model.loss", model.loss, loss),

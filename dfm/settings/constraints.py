@@ -301,5 +301,6 @@ def show(value: object) -> str:
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """A sentence that names the candidate nearest to a word; "" where none is near."""
     nearest = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f'Did you mean "{nearest[0]}"?' if nearest else ""

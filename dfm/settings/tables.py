@@ -485,6 +485,7 @@ def tables_with(key: str) -> list[str]:
 
 
 def unknown_key(kind: type[Table], key: str) -> str:
+    """The message about a key that a table does not have: other tables with it, the nearest key, or all of them."""
     message = f"{kind.table}.{key} is unknown."
     if homes := tables_with(key):
         return f"{message} Did you mean {' or '.join(homes)}?"
