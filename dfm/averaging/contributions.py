@@ -31,10 +31,10 @@ class Contribution:
     """Summands of one or more replicas, for the features they touched. Arrays may be read-only.
 
     features uint32[m], rows of the parameter table, ascending. touched: by block with a row per feature, a summand for
-    each of them, or for the leading ones that own factors. Numbers float32[m, *]: a Δ of w (FTRL: of z), F of every
-    accumulator, the squares of F ("vw" only), then the counts that the rule divides by. Vectors float32[m_f, *]: a Δ of
-    V, F and squares, `lanes` columns each. shared: by block whose rows belong to no feature, float64[n_rows, *]: Δ and
-    F times `rows`, the sum of the weights of the replicas' rows.
+    each of them, or for the leading ones that own factors. Numbers float32[m, *]: a Δ of w (or of what w is made of), F
+    of every accumulator, the squares of F ("vw" only), then the counts that the rule divides by. Vectors float32[m_f,
+    *]: a Δ of V, F and squares, `lanes` columns each. shared: by block whose rows belong to no feature, float64[n_rows,
+    *]: Δ and F times `rows`, the sum of the weights of the replicas' rows.
 
     Notation: see `dfm.averaging`. Where `is_halved`, touched are uint16: the upper halves of float32.
     """

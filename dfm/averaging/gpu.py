@@ -28,9 +28,9 @@ from dfm.data.partition import SparsePartition
 from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Step
 from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose
 from dfm.kernels.gpu.memory import Buffer, Program
 from dfm.kernels.gpu.tables import Gpu, GpuArrays, GpuTable
-from dfm.kernels.optimizers import Rates, rates_of
 from dfm.kernels.tables import Floats, Layout, ParameterTable, local_shapes, pull_plan
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -67,11 +67,17 @@ LAUNCH = np.dtype(
                 ("outer", [(name, np.float32) for name in ("rate", "momentum")]),
             ],
         ),
-        ("ftrl", [*((name, np.float32) for name in ("learning_rate", "l1", "l2", "beta")), ("is_used", np.int32)]),
+        ("rates", [(name, np.float32) for name in RATES]),
     ],
     align=True,
 )
 """What a kernel is told: `struct Launch` of the .cu, field by field."""
+
+
+def source_of(derivation: str = "") -> str:
+    """The program with the text of an optimizer that derives weights, or, without one, for all others."""
+    texts = {"rates": RATES_TEXT, "optimizer": derivation}
+    return compose(SOURCE, {"DERIVED": int(bool(derivation))}, texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +133,8 @@ class OnGpu:
     """`averaging.Averaging` on a GPU."""
 
     gpu: Gpu
-    _program: Program = field(init=False)
+    _programs: dict[str, Program] = field(init=False, default_factory=dict)
+    """By the text of an optimizer that derives weights, "" for all others."""
     _united: dict[tuple[int, ...], Slices] = field(init=False, default_factory=dict)
     """What `unite` found, by the slices' features: the same slices come in every later epoch."""
     _unions: dict[tuple[int, ...], NDArray[np.uint32]] = field(init=False, default_factory=dict)
@@ -135,7 +142,13 @@ class OnGpu:
 
     def __post_init__(self) -> None:
         with self.gpu.taken():
-            self._program = self.gpu.device.compile(SOURCE.read_text(encoding="utf-8"), exact=True)
+            self._program_of("")
+
+    def _program_of(self, derivation: str) -> Program:
+        """The program with the text of an optimizer that derives weights, or for all others; compiled when needed."""
+        if derivation not in self._programs:
+            self._programs[derivation] = self.gpu.device.compile(source_of(derivation), exact=True)
+        return self._programs[derivation]
 
     # ---------------------------------------------------------------------------------------------- tables ----
 
@@ -382,12 +395,12 @@ class OnGpu:
         momentum: ParameterTable | None = None,
     ) -> tuple[ParameterTable, ParameterTable | None]:
         """See `averaging.finalise`."""
-        layout, gpu, rates = block.layout, self.gpu, rates_of(step)
+        layout, gpu = block.layout, self.gpu
         with gpu.taken():
             total = self._part(contribution.select(start, start + block.n_features))
             merged, drift = self._copy(block), self._next_momentum(rule, block, momentum)
             for each in reversed(layout.touched):  # vectors first: see `merge.finalise`
-                self._finish(each, _merge(rule, layout, each, n_replicas), total, start, (merged, drift), rates)
+                self._finish(each, _merge(rule, layout, each, n_replicas), total, start, (merged, drift), step)
             shared = [self._finished(rule, layout, each, contribution, step, (block, drift)) for each in layout.shared]
             for table, arrays in zip((merged, drift), zip(*shared, strict=True), strict=True):
                 if table is not None:
@@ -397,17 +410,16 @@ class OnGpu:
         return merged, drift
 
     def _finish(
-        self, block: Block, merge: Any, total: _Part, start: int, tables: tuple[GpuTable, GpuTable | None], rates: Rates
+        self, block: Block, merge: Any, total: _Part, start: int, tables: tuple[GpuTable, GpuTable | None], step: Step
     ) -> None:
         """Move the touched rows of a block of the first table; the second holds their momentum, if there is one."""
         (merged, drift), layout, name = tables, tables[0].layout, block.name
         carrier, new, n_rows = layout.carrier.name, self.gpu.use(merged.arrays), total.n_rows(name)
-        made_of_sums = not block.is_vector and layout.rule(block) == "ftrl"
         numbers: dict[str, Any] = {
             "start": start, "rows": total.listed.address + 4 * total.first,
             "numbers": new[carrier], "number_sums": total.at(carrier), "number_width": layout.width(layout.carrier),
             "merge": merge,
-            "ftrl": (rates.learning_rate, rates.l1_linear, rates.l2_linear, rates.ftrl_beta, made_of_sums),
+            "rates": tuple(getattr(step, name) for name in RATES),
         }  # fmt: skip
         if drift is not None:
             numbers["drift"] = self.gpu.use(drift.arrays)[name]
@@ -415,7 +427,8 @@ class OnGpu:
             vectors = {"vectors": new[name], "vector_sums": total.at(name), "vector_width": layout.width(block)}
             self._launch("finish_vectors", n_rows * block.lanes, n=n_rows, **vectors, **numbers)
         else:
-            self._launch("finish_numbers", n_rows, **numbers)
+            derivation = str(layout.rule.cuda) if layout.rule.derives_weights and block.is_linear else ""
+            self._launch("finish_numbers", n_rows, program=self._program_of(derivation), **numbers)
 
     def _finished(
         self,
@@ -448,8 +461,12 @@ class OnGpu:
         zeros.arrays.changed()
         return zeros
 
-    def _launch(self, kernel: str, n_items: int, shared_bytes: int = 0, **fields: Any) -> None:
-        """Queue a kernel over so many items; buffers stand for their addresses, `n` is n_items unless it is given."""
+    def _launch(
+        self, kernel: str, n_items: int, shared_bytes: int = 0, program: Program | None = None, **fields: Any
+    ) -> None:
+        """Queue a kernel over so many items, of the program for all unless another is given; buffers stand for their
+        addresses, `n` is n_items unless it is given.
+        """
         if n_items <= 0:
             return
         record = np.zeros(1, LAUNCH)
@@ -457,7 +474,7 @@ class OnGpu:
             record[name] = getattr(value, "address", value)
         room = self.gpu.send(record)
         blocks = min(-(-n_items // THREADS), MOST_BLOCKS)
-        self._program.launch(kernel, (blocks, THREADS), shared_bytes, room)
+        (program or self._program_of("")).launch(kernel, (blocks, THREADS), shared_bytes, room)
 
 
 @dataclass

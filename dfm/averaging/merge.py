@@ -28,7 +28,7 @@ from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
 from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Step
-from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
+from dfm.kernels.cpu.derived_weights import refresh_bias, refresh_rows
 from dfm.kernels.tables import Floats, Layout, ParameterTable, allocate, pull, put
 from dfm.storage.arrays import read_only
 
@@ -72,30 +72,22 @@ class Divisors(NamedTuple):
     counts: int
 
 
-_STATE_COLUMNS = {
-    "sgd": (0, 1, 0),
-    "adagrad": (0, 1, 1),
-    "adagrad-row": (0, 1, 2),
-    "ftrl": (1, 2, 1),
-    "adam": (0, 1, 4),
-}
-"""Of number records, by optimizer: column of what is averaged (w; FTRL's z), first of the state, how many."""
-
-
 def columns_of(rule: MergeRule, layout: Layout, block: Block) -> Columns:
     """Where things stand in a block's records, and in the summands that a rule makes of them."""
-    primary, state, n_states = _STATE_COLUMNS[layout.rule(layout.carrier if block.is_vector else block)]
-    has_squares = rule.accumulators == "vw" and n_states > 0
+    stepped_by = layout.rule_of(layout.carrier if block.is_vector else block)
+    primary, n_states = stepped_by.primary, stepped_by.n_averaged
+    has_squares = rule.state_rule.of_squares and n_states > 0
     width = 1 + n_states * (2 if has_squares else 1)
     squares = 1 + n_states if has_squares else -1
     occurrences = touches = -1
-    if rule.weights == "count":
+    counts = {rule.weighting.per, rule.state_rule.per if n_states else ""}
+    if "occurrences" in counts:
         occurrences, width = width, width + 1
-    if rule.weights == "touched" or (rule.accumulators == "touched" and n_states):
+    if "touches" in counts:
         touches, width = width, width + 1
     lanes, states = (block.lanes, layout.n_states(block)) if block.is_vector else (0, 0)
     n_vector = lanes * (1 + states * (2 if has_squares else 1))
-    return Columns(primary, state, n_states, squares, occurrences, touches, width, lanes, states, n_vector)
+    return Columns(primary, primary + 1, n_states, squares, occurrences, touches, width, lanes, states, n_vector)
 
 
 def summand_width(columns: Columns, block: Block) -> int:
@@ -105,31 +97,22 @@ def summand_width(columns: Columns, block: Block) -> int:
 
 def shares_of(rule: MergeRule) -> Shares:
     """How a rule weighs what a replica changed."""
-    base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
-        rule.weights, (1.0, 0.0, 0.0)
-    )
-    return Shares(np.float32(base), np.float32(history), np.float32(growth))
+    return Shares(*(np.float32(number) for number in rule.weighting.share(rule.precision)))
 
 
 def _weight_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "weighted": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "count": (0, 0, 0, columns.occurrences),
-        "precision": (rule.precision, 0, 1, -1),
-    }[rule.weights]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    coefficients = rule.weighting.divisor(rule.precision, n_replicas)
+    return _divisors(coefficients, rule.weighting.per, columns)
 
 
 def _accumulator_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "vw": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "sum": (1, 0, 0, -1),
-    }[rule.accumulators]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    return _divisors(rule.state_rule.divisor(n_replicas), rule.state_rule.per, columns)
+
+
+def _divisors(coefficients: tuple[float, float, float], per: str, columns: Columns) -> Divisors:
+    counts = getattr(columns, per) if per else -1
+    fixed, history, growth = (np.float32(number) for number in coefficients)
+    return Divisors(fixed, history, growth, counts)
 
 
 # --- map -------------------------------------------------------------------------------------------------
@@ -230,7 +213,7 @@ def _contribute_vectors(records, tables, summands, columns, shares, out):  # typ
             out[row, lanes + lane] = growth
             if columns.squares >= 0:
                 out[row, 2 * lanes + lane] = growth * growth
-        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # Adam's, which has no squares
+        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # of several, which have no squares
             out[row, column] = after[row, column] - before[row, column]
 
 
@@ -289,8 +272,8 @@ def finalise(
     new tables.
 
     contribution: the sum over all `n_replicas`, restricted to the block by its `select`. step: the replicas'
-    settings, from which FTRL's w is made of the merged z and n. momentum: what the last merge of the block
-    returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
+    settings, from which w is made of merged state where an optimizer does so. momentum: what the last merge of the
+    block returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
     keep value and momentum. Shared rows are means by rows, and every part of a table carries them.
     """
     layout, merged, drift = block.layout, block.copy(), _next_momentum(rule, block, momentum)
@@ -306,8 +289,8 @@ def finalise(
             continue
         is_plain = _is_plain(records, summands) and not rule.outer_momentum
         _finish_numbers(is_plain)(features, start, summands, numbers, records, drift[each.name])
-        if layout.rule(each) == "ftrl":
-            _refresh_rows(features, start, rates_of(step), records)
+        if each.is_linear:
+            refresh_rows(layout, step, features, start, records)
     for each in layout.shared:
         finish_shared(rule, layout, each, contribution, step, (merged[each.name], drift[each.name]))
     return merged, drift if rule.outer_momentum else None
@@ -342,8 +325,8 @@ def finish_shared(
         records[:, columns.primary] += (rule.outer_rate * move).astype(np.float32)
         for state in range(columns.n_states):
             records[:, columns.state + state] += means[:, 1 + state].astype(np.float32)
-    if layout.rule(block) == "ftrl":
-        _refresh_rows(np.arange(len(records), dtype=np.uint32), 0, unpenalised(rates_of(step)), records)
+    if block.is_linear:
+        refresh_bias(layout, step, records)
 
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
@@ -425,14 +408,6 @@ def _finish_vectors(features, start, summands, numbers, tables, drift):  # type:
             vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
         for column in range(2 * lanes, (1 + columns.vector_states) * lanes):
             vectors[row, column] += of_vectors[position, column] / max(per_row, _TINY)
-
-
-@compiled(error_model="numpy")
-def _refresh_rows(features, start, rates, records):  # type: ignore[no-untyped-def]
-    """Makes FTRL's w of z and n in the given rows, in place: no mean of w has L1's exact zeros."""
-    for position in range(features.size):
-        row = np.intp(features[position]) - start
-        records[row, 0] = ftrl_weight(records[row, 1], records[row, 2], rates)
 
 
 # --- where it is done --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_weights, scaled_rate
 from dfm.data.accounting import RowAccount
 from dfm.data.hashing import expected_collisions
 from dfm.data.preparation import Reading, fingerprint, prune_cache
@@ -28,7 +28,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective, kernel_spec
@@ -124,7 +124,7 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
 def merge_rule(job: Job) -> MergeRule:
     """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
     training = job.training
-    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
+    automatic = automatic_weights(training.optimizer)
     rule = MergeRule(
         automatic if training.merge == "auto" else training.merge,
         training.accumulators,
@@ -249,14 +249,10 @@ class _Run:
             factor_learning_rate=rate * training.factor_rate_scale,
             l2_linear=training.l2_linear,
             l2_factors=training.l2_factors,
-            l1_linear=training.l1_linear,
-            ftrl_beta=training.ftrl_beta,
-            adam_beta1=training.adam_beta1,
-            adam_beta2=training.adam_beta2,
-            adam_epsilon=training.adam_epsilon,
             n_threads=training.threads_per_replica,
             deterministic=training.deterministic,
             device_bytes=0 if memory == "auto" else parse_bytes(memory),
+            **training.own_knobs,
         )
         return rounds.Work(
             self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name, training.wire_dtype

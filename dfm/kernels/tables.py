@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.kernels.blocks import LABELS, RANDOM, Block
 from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
+from dfm.kernels.optimizers.record import Optimizer
 from dfm.storage.arrays import read_only
 
 Floats = NDArray[np.float32]
@@ -26,24 +28,14 @@ Floats = NDArray[np.float32]
 CACHE_LINE = 64
 MAX_FACTORS = 256
 
-LINEAR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 2, "adam": 4}
-"""Numbers of state after w, by optimizer: the accumulator; that and the accumulator of the factor row; z and n; both
-moments and the weight of the gradients in each."""
-
-FACTOR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 0, "ftrl": 1, "adam": 2}
-"""Numbers of state per factor, by optimizer: accumulators, or both moments."""
-
-_ALONE = {"adagrad-row": "adagrad", "ftrl": "adagrad"}
-"""What steps a lone number that is no linear weight, where that is not what steps those."""
-
 
 @dataclass(frozen=True)
 class Layout:
-    """A family's blocks with the columns that an optimizer wants. That of "sgd" has no state: finished models have it.
+    """A family's blocks with the columns that an optimizer wants. That of STATELESS has none: finished models have it.
 
-    A record of one number is [w, state...]: accumulator ("adagrad"), accumulator and that of the feature's vector
-    ("adagrad-row"), z and n ("ftrl"), moments m and v and the weights of the gradients in them, c1 and c2 ("adam").
-    A vector's record is [V padded with zeros to `lanes`, accumulators, or m and then v, of the same shape if any].
+    A record of one number is [w, state...], one of a vector [V padded with zeros to `lanes`, state of the same shape if
+    any]: as many numbers as the optimizer's record says. What it keeps once for a vector, the number record of the same
+    feature holds.
     """
 
     optimizer: str
@@ -51,8 +43,8 @@ class Layout:
     family: str = DEFAULT
 
     def __post_init__(self) -> None:
-        if self.optimizer not in LINEAR_STATE:
-            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(LINEAR_STATE)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= MAX_FACTORS:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {MAX_FACTORS}")
 
@@ -80,14 +72,19 @@ class Layout:
         """The block of numbers whose records also hold what the optimizer keeps once for a feature's vector."""
         return self.touched[0]
 
-    def rule(self, block: Block) -> str:
-        """The optimizer that steps a block."""
+    @property
+    def rule(self) -> Optimizer:
+        """The record of the optimizer."""
+        return OPTIMIZERS[self.optimizer]
+
+    def rule_of(self, block: Block) -> Optimizer:
+        """The record of the optimizer that steps a block."""
         lone = block.is_shared and not block.is_linear
-        return _ALONE.get(self.optimizer, self.optimizer) if lone else self.optimizer
+        return (self.rule.alone or self.rule) if lone else self.rule
 
     def n_states(self, block: Block) -> int:
         """Numbers of state per number."""
-        return FACTOR_STATE[self.optimizer] if block.is_vector else LINEAR_STATE[self.rule(block)]
+        return self.rule.factor_state if block.is_vector else self.rule_of(block).linear_state
 
     def width(self, block: Block) -> int:
         """float32 columns of a block's records."""
@@ -124,7 +121,7 @@ class Layout:
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout("sgd", self.n_factors, self.family)
+        return Layout(STATELESS, self.n_factors, self.family)
 
 
 @functools.cache
@@ -134,11 +131,10 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 
 @dataclass(frozen=True)
 class InitialValues:
-    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and AdaGrad's
-    accumulators.
+    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and accumulators.
 
-    FTRL's z and n start at 0, and so does the bias that it makes of them; its `ftrl_beta` has the part of
-    `initial_accumulator`. Adam's state starts at 0.
+    An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
+    that is made of state.
     """
 
     seed: int
@@ -265,13 +261,12 @@ def initialise(
     """
     table = allocate(layout, len(ids), n_factored, n_fields)
     for block in layout.blocks:
-        array, rule = table[block.name], layout.rule(block)
-        from_sums = rule == "ftrl" and block.is_linear  # its weights are made of z and n
-        if rule != "adam" and not from_sums:
+        array, rule = table[block.name], layout.rule_of(block)
+        if rule.factors_start if block.is_vector else rule.linear_starts:
             array[..., block.lanes :] = initial.initial_accumulator * block.accumulator
         if block.start == RANDOM:
             _fill(array, block, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
-        elif not from_sums:
+        elif not (block.is_linear and rule.derives_weights):
             array[..., 0] = initial.bias if block.start == LABELS else block.start
     return table
 

@@ -30,6 +30,7 @@ from dfm.data.schema import ResolvedSchema
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
@@ -94,7 +95,7 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
-        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+        A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
         does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
@@ -296,7 +297,7 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
     ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    n_features, layout = len(ids), Layout("sgd", n_factors)
+    n_features, layout = len(ids), Layout(STATELESS, n_factors)
     table = allocate(layout, min(n_features, int(manifest["n_features"])), n_factored, len(schema.fields))
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),

@@ -92,5 +92,5 @@ def check_finite(epoch: int, reports: Sequence[ReplicaReport], objective: Object
             loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
             raise DivergenceError(
                 f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
-                f"try a smaller training.learning_rate (plain sgd wants 0.001), or more L2{own}"
+                f"try a smaller training.learning_rate (a tenth of it), or more L2{own}"
             )

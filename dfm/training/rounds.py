@@ -27,12 +27,12 @@ from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Ste
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.losses import LOSSES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.settings.tables import LOSS_TASKS
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
@@ -271,7 +271,7 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        LOSS_TASKS.get(str(work.spec.loss), "classification"),
+        LOSSES[work.spec.loss].task if isinstance(work.spec.loss, str) else "classification",
         [Block(0, table)],
         [partition],
     )
