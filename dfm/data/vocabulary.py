@@ -54,6 +54,11 @@ class Vocabulary:
         """Number of rows of the parameter table."""
         return len(self.ids)
 
+    @property
+    def n_fields(self) -> int:
+        """Number of fields."""
+        return len(self.rare)
+
 
 @compiled
 def _tally(indices, fields, n_fields, counts, lowest):  # type: ignore[no-untyped-def]

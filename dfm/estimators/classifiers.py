@@ -217,6 +217,7 @@ class FMClassifier(_Classifier):
     def __init__(
         self,
         n_factors: int = 8,
+        family: str = "fm",
         *,
         loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dfm.errors import SettingsError
-from dfm.kernels.tables import ParameterTable, allocate
+from dfm.kernels.blocks import LABELS
+from dfm.kernels.tables import ParameterTable
 from dfm.training.fitting import Event, LabelUnit, Progress
 
 logger = logging.getLogger("dfm.estimators")
@@ -33,10 +34,14 @@ class Output:
         A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
         """
         trained, scale = self.progress.table, self.unit.scale
-        table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
-        table.bias[0] = float(trained.bias_value) * scale + self.unit.mean
-        table.linear[:, 0] = trained.linear_weights * np.float32(scale)
-        table.factors[:, : trained.layout.n_factors] = trained.factor_weights * np.float32(scale**0.5)
+        table = trained.without_state()
+        for block in table.layout.blocks:
+            values, factor = table.values(block), scale**block.unit_power
+            if block.is_shared:  # few, and in float64, as what is added is
+                moved = self.unit.mean if block.start == LABELS else 0.0
+                values[...] = values.astype(np.float64) * factor + moved
+            else:
+                values *= np.float32(factor)
         return table
 
 

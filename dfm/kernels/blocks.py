@@ -8,6 +8,7 @@ A record is the block's numbers, then the state that the optimizer keeps of them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfm.errors import SettingsError
@@ -34,6 +35,7 @@ class Block:
     rate, penalty: the knobs of a step that its numbers obey; no penalty: "". start: what every number begins with, or
     RANDOM (uniform around 0, by init_stdev), or LABELS (the score of a model that knows the labels alone). accumulator:
     what AdaGrad's sums begin with, as a multiple of initial_accumulator. column: its name in exported tables.
+    unit_power: to which power of the labels' unit its numbers are in proportion, where the loss is in that unit.
     is_linear: whether it holds linear weights, for which an optimizer may have a rule of their own.
     """
 
@@ -45,6 +47,7 @@ class Block:
     penalty: str = ""
     start: float | str = 0.0
     accumulator: float = 1.0
+    unit_power: float = 1.0
     is_linear: bool = False
 
     def __post_init__(self) -> None:
@@ -52,6 +55,16 @@ class Block:
             raise SettingsError(f"the block {self.name!r} has one row per {self.rows!r}; choose one of {ROWS}")
         if self.rows not in ("feature", "frequent feature") and self.width != 1:
             raise SettingsError(f"the block {self.name!r} has {self.width} numbers for each {self.rows}; 1 is legal")
+
+    def value_shape(self, n_features: int, n_factored: int, n_fields: int) -> tuple[int, ...]:
+        """Of its numbers alone, without padding and state."""
+        n_rows = self.n_rows(n_features, n_factored, n_fields)
+        return (n_rows, self.width) if self.is_vector else (n_rows,)
+
+    def row_names(self, fields: Sequence[str]) -> list[str]:
+        """What the rows of a shared block are called; pair (f, g) of fields, f <= g, has row g (g + 1) / 2 + f."""
+        pairs = [f"{fields[f]} x {fields[g]}" for g in range(len(fields)) for f in range(g + 1)]
+        return {"model": [""], "field": list(fields), "field pair": pairs}[self.rows]
 
     @property
     def is_shared(self) -> bool:
@@ -88,8 +101,3 @@ class Block:
 def n_pairs(n_fields: int) -> int:
     """Unordered pairs of fields, those of a field with itself included."""
     return n_fields * (n_fields + 1) // 2
-
-
-def pair_names(fields: list[str]) -> list[str]:
-    """The pairs of fields in the order of their rows: pair (f, g) with f <= g has row g (g + 1) / 2 + f."""
-    return [f"{fields[f]} x {fields[g]}" for g in range(len(fields)) for f in range(g + 1)]

@@ -63,6 +63,11 @@ class Layout:
         return tuple(block for block in self.blocks if block.is_shared)
 
     @property
+    def own(self) -> tuple[Block, ...]:
+        """Blocks that the family alone has: shared ones of no linear weights."""
+        return tuple(block for block in self.shared if not block.is_linear)
+
+    @property
     def touched(self) -> tuple[Block, ...]:
         """Blocks whose rows belong to features: numbers, then vectors."""
         return tuple(sorted((block for block in self.blocks if not block.is_shared), key=lambda b: b.is_vector))

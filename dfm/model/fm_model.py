@@ -30,6 +30,8 @@ from dfm.data.schema import ResolvedSchema
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
@@ -47,8 +49,9 @@ from dfm.storage.arrays import array_bytes, parse_arrays
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
-FORMAT = 2
-"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
+FORMAT = 3
+"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1; those of
+the default family say nothing of that and stay in format 1 or 2."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -81,7 +84,7 @@ class FMModel:
 
     @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
-        return numba_cpu.compile_scores(self.table.layout.n_factors)
+        return numba_cpu.compile_scores(self.table.layout.n_factors, self.table.layout.family)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -206,7 +209,7 @@ class FMModel:
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
+            **self._kind(),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -221,6 +224,14 @@ class FMModel:
             "files": dict(files),
             "metadata": dict(self.metadata),
         }
+
+    def _kind(self) -> dict[str, Any]:
+        """Format, loss and family, where these are not those of old."""
+        family = self.table.layout.family
+        loss = {} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}
+        if family != DEFAULT_FAMILY:
+            return {"format": 3, "family": family, **loss}
+        return {"format": 2 if loss else 1, **loss}
 
     @classmethod
     def load(cls, url: str, options: files.Options = None, check_golden: bool = True) -> FMModel:
@@ -255,6 +266,11 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
         raise ModelError(
             f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
         ) from error
+    family = manifest.get("family", DEFAULT_FAMILY)
+    if known <= FORMAT and family not in FAMILIES:
+        raise ModelError(
+            f"the model at {url} is of family {_short(family)!r}; dfm knows {', '.join(FAMILIES)}: install a newer one"
+        )
     if known > FORMAT:
         raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
     return dict(manifest)
@@ -297,16 +313,17 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
     ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    n_features, layout = len(ids), Layout(STATELESS, n_factors)
-    table = allocate(layout, min(n_features, int(manifest["n_features"])), n_factored, len(schema.fields))
+    layout = Layout(STATELESS, n_factors, str(manifest.get("family", DEFAULT_FAMILY)))
+    n_features, n_fields = len(ids), len(schema.fields)
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),
         "counts": ("int64", (n_features,)),
         "fields": ("uint16", (n_features,)),
-        "rare": ("int64", (len(schema.fields),)),
-        **{block.name: ("float32", table.values(block).shape) for block in layout.blocks},
+        "rare": ("int64", (n_fields,)),
+        **{block.name: ("float32", block.value_shape(n_features, n_factored, n_fields)) for block in layout.blocks},
     }:
         raise ValueError("its arrays do not fit each other")
+    table = allocate(layout, n_features, n_factored, n_fields)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
     for block in layout.blocks:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import ModelError, SettingsError
+from dfm.kernels.families.registry import DEFAULT
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
@@ -93,6 +94,7 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
         )
     pairs = {
         "model.task": (job.model.task, manifest["task"]),
+        "model.family": (job.model.family, manifest.get("family", DEFAULT)),
         "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
     }

@@ -21,9 +21,10 @@ from dfm.data.partition import HashedRows, SparsePartition, build_partition
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.schedule import rate_factor, scheduled
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.settings.tables import BACKENDS
@@ -153,8 +154,9 @@ def _work_of(recipe: Recipe, rounds_done: int, total_rounds: int) -> rounds.Work
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     """Untrained parameters of the vocabulary's features."""
-    spec = recipe.work.spec
-    return initialise(Layout(spec.optimizer, spec.n_factors), vocabulary.ids, vocabulary.n_factored, recipe.initial)
+    spec, n_fields = recipe.work.spec, vocabulary.n_fields
+    family_of(spec.family).check_fields(n_fields)
+    return initialise(spec.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 
 def make_work(spec: KernelSpec, rule: MergeRule, step: Step, n_replicas: int, backend: str = "numba") -> rounds.Work:

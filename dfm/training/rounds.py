@@ -127,7 +127,7 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
     start, stop = bounds
     n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
-    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial, vocabulary.n_fields))
 
 
 def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
@@ -252,9 +252,8 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
     """
     started = time.perf_counter()
-    layout = Layout(work.spec.optimizer, work.spec.n_factors)
     ids = np.arange(2, dtype=np.uint32)
-    table = initialise(layout, ids, 2, InitialValues(0))
+    table = initialise(work.spec.layout, ids, 2, InitialValues(0), 1)
     ones = np.ones(1, np.float32)
     partition = SparsePartition(
         np.array([0, 2]),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomRegularizer
 
 Steps = tuple[Any, Any, Any]
-"""step_bias, step_linear and step_factors of `dfm.kernels.cpu.step_passes`."""
+"""step_number, step_linear and step_factors of `dfm.kernels.cpu.step_passes`."""
 
 
 @dataclass(frozen=True)
