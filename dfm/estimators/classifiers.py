@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
@@ -246,7 +247,7 @@ class FMClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -289,7 +290,7 @@ class LinearClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

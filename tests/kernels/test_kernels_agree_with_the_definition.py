@@ -23,6 +23,7 @@ CASES = [
     ("logistic", "adam", 16),
     ("poisson", "adam", 0),
     ("hinge", "sgd", 0),
+    ("squared-hinge", "sgd", 0),
     ("quantile", "sgd", 0),
     ("huber", "sgd", 0),
 ]
