@@ -17,6 +17,7 @@ from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
@@ -27,7 +28,6 @@ from dfm.model.objective import Objective
 from dfm.training.fitting import (
     Crew,
     Event,
-    LabelUnit,
     LocalCrew,
     Progress,
     Recipe,

@@ -42,6 +42,7 @@ LIGHT_RECORDS = {
     *(f"kernels.optimizers.{module.name}" for module in pkgutil.iter_modules(dfm.kernels.optimizers.__path__)),
     "kernels.blocks",
     *(f"kernels.families.{module.name}" for module in pkgutil.iter_modules(dfm.kernels.families.__path__)),
+    "data.transforms",
 }
 """Records of names, numbers and ranges, from which settings take theirs. At their top they import the ground alone;
 what a loss or an optimizer is made of is imported inside of the functions that make it."""
@@ -58,6 +59,12 @@ WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
+
+WRITES_JSON = {
+    *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),
+    *("distributed.predict", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest"),
+}
+"""Who calls json.dumps: to make fingerprints, messages and requests."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -103,6 +110,17 @@ def floor_of(name: str) -> int:
 
 def test_every_package_and_every_lone_module_stands_on_a_floor():
     assert {name.split(".")[0] for name in MODULES} == set().union(*FLOORS)
+
+
+def test_json_is_written_in_one_place():
+    """`json.dumps` writes NaN, which no other reader takes; `events.to_json` does not."""
+    found = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
+    }
+    assert found - WRITES_JSON == set()
 
 
 def test_few_modules_stand_outside_of_a_package():

@@ -140,7 +140,7 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
-    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"])
+    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"])
     slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
     growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
     speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)

@@ -162,7 +162,7 @@ class MergeRule:
             others = _listed(name for name, rule in ACCUMULATOR_RULES.items() if rule.fits_means)
             raise SettingsError(
                 f'accumulators = "{self.accumulators}" merges sums of squared gradients, and the state of '
-                f'optimizer = "{optimizer}" is running means; use accumulators = {others}, or '
+                f'optimizer = "{optimizer}" is running means, of either sign; use accumulators = {others}, or '
                 f'optimizer = "{DEFAULT_OPTIMIZER}"'
             )
 

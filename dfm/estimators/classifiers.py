@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
@@ -189,7 +190,8 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector. loss: a name of those for classes (scores of those with link margin
+    The model. n_factors: length of a factor vector. family: kind of model, as model.family in a job file; those that
+    know fields take tables, whose columns are the fields. loss: a name of those for classes (scores of those with link margin
     are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in
     place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
@@ -247,7 +249,7 @@ class FMClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -290,7 +292,7 @@ class LinearClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

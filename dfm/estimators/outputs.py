@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
-from dfm.kernels.blocks import LABELS
 from dfm.kernels.tables import ParameterTable
-from dfm.training.fitting import Event, LabelUnit, Progress
+from dfm.training.fitting import Event, Progress
+from dfm.training.label_units import in_own_unit
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
@@ -29,20 +28,8 @@ class Output:
     unit: LabelUnit
 
     def table(self) -> ParameterTable:
-        """Its parameters without optimizer state, in the labels' own unit.
-
-        A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
-        """
-        trained, scale = self.progress.table, self.unit.scale
-        table = trained.without_state()
-        for block in table.layout.blocks:
-            values, factor = table.values(block), scale**block.unit_power
-            if block.is_shared:  # few, and in float64, as what is added is
-                moved = self.unit.mean if block.start == LABELS else 0.0
-                values[...] = values.astype(np.float64) * factor + moved
-            else:
-                values *= np.float32(factor)
-        return table
+        """Its parameters without optimizer state, in the labels' own unit."""
+        return in_own_unit(self.progress.table, self.unit)
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights, scaled_rate
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.estimators.features import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
@@ -19,7 +20,7 @@ from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import ModelSettings, TrainingSettings
-from dfm.training.fitting import LabelUnit, Recipe, make_work
+from dfm.training.fitting import Recipe, make_work
 
 _MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (

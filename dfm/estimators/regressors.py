@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
-from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES
+from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
+from dfm.model.objective import takes_any_unit
 
 
 class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
@@ -69,8 +71,7 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         mean_weight = summary.weight / summary.n_rows or 1.0
         if self._objective().label_kind == "counts" and summary.least < 0:
             raise ValueError(f'y holds {summary.least:g}, and loss = "{self.loss}" is for counts: expected 0 or more')
-        loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else None
-        if loss is None or not loss.unit_free:
+        if not takes_any_unit(self._task, self.loss):
             return LabelEncoding(mean_weight=mean_weight)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
 
@@ -122,7 +123,7 @@ class FMRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -164,7 +165,7 @@ class LinearRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

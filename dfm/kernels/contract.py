@@ -100,18 +100,13 @@ class Step:
 
     if TYPE_CHECKING:
 
-        def __init__(
+        def __init__(  # what is injected is known by name only when this runs
             self,
             learning_rate: float,
             factor_learning_rate: float,
             l2_linear: float = 0.0,
             l2_factors: float = 0.0,
-            *,
-            seed: int = 0,
-            n_threads: int = 1,
-            deterministic: bool = False,
-            device_bytes: int = 0,
-            **own: Any,
+            **others: Any,
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -204,6 +204,39 @@ __device__ inline double loss_slope(double score, double label) {
 )
 
 
+def _squared_hinge(_none: float) -> Functions:
+    def value(score: float, label: float) -> Any:
+        distance = max(0.0, 1.0 - (score if label > 0.5 else -score))
+        return distance * distance
+
+    def slope(score: float, label: float) -> Any:
+        sign = 1.0 if label > 0.5 else -1.0
+        return -2.0 * sign * max(0.0, 1.0 - sign * score)
+
+    return value, slope
+
+
+SQUARED_HINGE = Loss(
+    name="squared-hinge",  # the square of how far the score is from 1 on the label's side: smooth, 0 beyond
+    task="classification",
+    labels="classification",
+    link="margin",
+    functions=_squared_hinge,
+    curvature=lambda _largest_label: 2.0,
+    cuda="""
+__device__ inline double loss_value(double score, double label) {
+    double distance = 1.0 - (label > 0.5 ? score : -score);
+    return distance <= 0.0 ? 0.0 : distance * distance;
+}
+
+__device__ inline double loss_slope(double score, double label) {
+    double sign = label > 0.5 ? 1.0 : -1.0, distance = 1.0 - sign * score;
+    return distance <= 0.0 ? 0.0 : -2.0 * sign * distance;
+}
+""",
+)
+
+
 def _squared(_none: float) -> Functions:
     def value(score: float, label: float) -> Any:
         return 0.5 * (score - label) * (score - label)

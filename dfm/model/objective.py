@@ -38,6 +38,12 @@ _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
+def takes_any_unit(task: str, loss: object) -> bool:
+    """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
+    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None
+    return record is not None and record.unit_free
+
+
 @dataclass(frozen=True)
 class LossInfo:
     """What a published model says of its loss: enough to predict. A user's function is named, never stored.
@@ -132,13 +138,15 @@ class Objective:
         """The metric that early stopping compares; less is better."""
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
-    def train_metric(self, mean_loss: float) -> dict[str, float]:
-        """What there is to tell of the mean loss of training rows."""
+    def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
+        """What there is to tell of the mean loss of training rows, in the unit of the labels, which were trained in
+        `scale` of it.
+        """
         if not self.is_plain:
-            return {"train_loss": mean_loss}
-        return (
-            {"train_log_loss": mean_loss} if self.task == "classification" else {"train_rmse": (2 * mean_loss) ** 0.5}
-        )
+            return {"train_loss": mean_loss * scale}
+        if self.task == "classification":
+            return {"train_log_loss": mean_loss}
+        return {"train_rmse": (2 * mean_loss) ** 0.5 * scale}
 
     def has_exploded(self, mean_loss: float) -> bool:
         """Whether a finite mean loss is one that only diverging training has."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
+from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
@@ -45,7 +46,6 @@ FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
-TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
 
@@ -150,9 +150,13 @@ class Schema(Table):
     time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
     categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
     numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
-    numeric_transform: str = knob("log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature")
-    quantile_buckets: int = knob(32, Number(2, 4096, integer=True), "buckets of the quantile transform")
-    transforms: Mapping[str, str] = knob({}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns")
+    numeric_transform: str = knob(
+        DEFAULT_TRANSFORM,
+        Options(tuple(TRANSFORMS)),
+        f"how a numeric column becomes a feature ({described_transforms()})",
+    )
+    quantile_buckets: int = knob(32, Number(2, 4096, integer=True), f"buckets of the transform {QUANTILE}")
+    transforms: Mapping[str, str] = knob({}, TableOf(Options(tuple(TRANSFORMS))), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
     list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
     crosses: tuple[tuple[str, ...], ...] = knob(

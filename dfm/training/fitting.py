@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
@@ -32,14 +33,6 @@ from dfm.training import rounds
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class LabelUnit:
-    """Labels are trained as (y − mean) / scale, so that one step size suits labels of any unit."""
-
-    mean: float = 0.0
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -283,8 +276,7 @@ def tally_of(recipe: Recipe, blocks: Sequence[rounds.Block], partitions: Sequenc
     total: Tally = recipe.objective.empty()
     for partition in partitions:
         table = recipe.work.averaging.pull(tables, partition.features, partition.n_factored)
-        scores = recipe.work.kernels.scores(partition, table).astype(np.float64) * unit.scale + unit.mean
-        labels = partition.labels.astype(np.float64) * unit.scale + unit.mean
+        scores, labels = unit.undone(recipe.work.kernels.scores(partition, table)), unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
         total = total + recipe.objective.tally(scores, labels, weights)
     return total

@@ -40,6 +40,7 @@ CASES = [
     ("squared", "ftrl", 1),
     ("logistic", "adagrad-row", 256),
     ("hinge", "sgd", 5),
+    ("squared-hinge", "sgd", 5),
     ("poisson", "adagrad", 2),
     ("quantile", "adagrad-row", 8),
     ("huber", "ftrl", 4),
