@@ -123,7 +123,8 @@ def test_zeros_of_both_signs_and_the_smallest_numbers_are_those_of_the_cpu(on_gp
         total = averaging.combine_all(parts)
         merged = averaging.finalise(rule, table, 0, total, 3, STEP)[0]
         travelled = pickle.loads(pickle.dumps(total))
-        results.append([getattr(travelled, name).tobytes() for name in ("features", "linear", "factors", "bias")])
+        results.append([travelled.features.tobytes()])
+        results[-1] += [travelled[name].tobytes() for name in ("linear", "factors", "bias")]
         results[-1] += [merged.linear.tobytes(), merged.factors.tobytes()]
         assert np.isfinite(merged.linear).all()
     assert results[0] == results[1]
@@ -242,8 +243,9 @@ def test_more_replicas_than_the_device_has_room_for_are_summed_as_they_come() ->
         return travelled
 
     ours, theirs = total_of(on_gpu), total_of(OnProcessors())
-    for name in ("features", "linear", "factors", "bias"):
-        assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
+    assert ours.features.tobytes() == theirs.features.tobytes()
+    for name in ("linear", "factors", "bias"):
+        assert ours[name].tobytes() == theirs[name].tobytes()
 
 
 def test_unions_live_as_long_as_the_lists_that_they_are_of() -> None:
