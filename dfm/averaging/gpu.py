@@ -259,7 +259,11 @@ class OnGpu:
                 name, n_rows = block.name, shapes[block.name][0]
                 merge = _merge(rule, layout, block, 1)
                 if block.is_vector:
-                    vectors = {"before_vectors": olds[name], "after_vectors": news[name], "vectors": out[name]}
+                    vectors: dict[str, Any] = {
+                        "before_vectors": olds[name],
+                        "after_vectors": news[name],
+                        "vectors": out[name],
+                    }
                     self._launch(
                         "contribute_vectors", n_rows * block.lanes, n=n_rows, vector_width=layout.width(block),
                         merge=merge, **vectors, **numbers,
@@ -424,7 +428,11 @@ class OnGpu:
         if drift is not None:
             numbers["drift"] = self.gpu.use(drift.arrays)[name]
         if block.is_vector:
-            vectors = {"vectors": new[name], "vector_sums": total.at(name), "vector_width": layout.width(block)}
+            vectors: dict[str, Any] = {
+                "vectors": new[name],
+                "vector_sums": total.at(name),
+                "vector_width": layout.width(block),
+            }
             self._launch("finish_vectors", n_rows * block.lanes, n=n_rows, **vectors, **numbers)
         else:
             derivation = str(layout.rule.cuda) if layout.rule.derives_weights and block.is_linear else ""
