@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
-from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
@@ -201,7 +201,7 @@ class ModelSettings(Table):
     family: str = knob(
         FAMILIES[0],
         Options(FAMILIES),
-        "kind of model: a factorization machine, or one that also weighs pairs of fields",
+        "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
         is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")

@@ -181,7 +181,7 @@ __device__ inline float4 factor_gradient(const FactorSums &sums, int step, float
 
 FAMILY = Family(
     name="fm",
-    summary="factorization machine",
+    summary="factorization machine, or a linear model without factors",
     blocks=blocks,
     pairs=_pairs,
     gradient=_gradient,

@@ -150,7 +150,7 @@ def _own_step(shape: Shape, step_number: Any) -> Any:
             pair = read(scratch.notes, 2 * position + 1)
             write(scratch.notes, 2 * pair, np.int64(0))
             at = pair * table.own_widths[0]
-            step_number(table.own[0], at, rates, sample_weight, slope * read(scratch.own, pair))
+            step_number(table.own[0], at, rates[0], sample_weight, slope * read(scratch.own, pair))
 
     return own_step
 
@@ -199,7 +199,7 @@ def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) ->
 
 FAMILY = Family(
     name="fwfm",
-    summary="with a strength for each pair of fields",
+    summary="one with a learnt strength for each pair of fields",
     blocks=_blocks,
     pairs=_pairs,
     gradient=_gradient,
