@@ -94,3 +94,23 @@ def test_functions_are_measured_as_people_would() -> None:
     assert [body_lines(function) for function in (example, inner, simple)] == [9, 1, 1]
     assert [parameters(function) for function in (example, inner, simple)] == [3, 0, 0]
     assert [depth(function) for function in (example, inner, simple)] == [4, 0, 0]
+
+
+def glossary() -> dict[str, str]:
+    """Terms and meanings of the package's docstring."""
+    text = (dfm.__doc__ or "").split("Glossary\n--------\n", 1)[1]
+    terms: dict[str, str] = {}
+    for line in text.splitlines()[1:]:
+        if line.startswith("    "):
+            terms[[*terms][-1]] += line[3:]
+        elif line:
+            assert line not in terms, f"{line} is explained twice"
+            terms[line] = ""
+    return terms
+
+
+def test_the_glossary_explains_each_word_once_in_order() -> None:
+    terms = glossary()
+    assert len(terms) > 40
+    assert [*terms] == sorted(terms, key=str.lower)
+    assert all(meaning.strip().endswith(".") for meaning in terms.values())
