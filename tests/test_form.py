@@ -114,3 +114,21 @@ def test_the_glossary_explains_each_word_once_in_order() -> None:
     assert len(terms) > 40
     assert [*terms] == sorted(terms, key=str.lower)
     assert all(meaning.strip().endswith(".") for meaning in terms.values())
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Every string that stands as a statement of its own: where, and its text."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node.value.value
+
+
+def test_docstrings_begin_with_their_subject() -> None:
+    """Nouns ("The rows of …", "Occurrences of …") say what a thing is; "What …", "How …", "Of …" leave it to guess."""
+    begun = [where for where, text in docstrings() if text.split(" ", 1)[0] in ("What", "Of", "How", "Where")]
+    assert begun == []

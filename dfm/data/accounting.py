@@ -1,4 +1,4 @@
-"""Where every row went: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
+"""The account of every row: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RowAccount:
 
 
 def bad_row_message(rejection: Rejection) -> str:
-    """What to tell a user whose job stops at bad rows."""
+    """The message for a user whose job stops at bad rows."""
     return f'{rejection}. Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
 
 

@@ -32,7 +32,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class NumberStatistics:
-    """What a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
+    """The facts that a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
 
     boundaries: tuple[float, ...] = ()
     mean: float = 0.0

@@ -1,4 +1,4 @@
-"""How a job on Kubernetes stands: read from its DaskJob, its pods, and, for the truth, the record in its output.
+"""The state of a job on Kubernetes: read from its DaskJob, its pods, and, for the truth, the record in its output.
 
 The operator's word is not enough: a DaskJob may stay Running for ever, its driver's pod may be gone unnoticed, and it
 tells neither reasons nor exit codes (deploy/README.md, traps).
@@ -56,7 +56,7 @@ def state_of(api: Api, name: str) -> JobState:
 
 
 def summarise(job: Manifest, pods: list[Manifest]) -> JobState:
-    """What a DaskJob and its pods tell together."""
+    """The state of a job, from a DaskJob and its pods together."""
     metadata = job["metadata"]
     drivers = [pod for pod in pods if _component(pod) == DRIVER]
     workers = [pod for pod in pods if _component(pod) == "worker" and pod.get("status", {}).get("phase") == "Running"]

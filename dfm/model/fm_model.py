@@ -84,7 +84,7 @@ class FMModel:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What the model was trained for, and how its scores become predictions."""
+        """The objective that the model was trained for, which makes predictions of scores."""
         return Objective.of_info(self.task, self.loss)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
 
 
 def _short(cause: object) -> str:
-    """What an error or a manifest says; that of a damaged file may be all of it."""
+    """The words of an error or a manifest; those of a damaged file may be all of it."""
     text = str(cause)
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
 

@@ -1,4 +1,4 @@
-"""How a run ended, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
+"""The end of a run, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXIT_CODES = {"cancelled": 7, "interrupted": 130, "lost": ClusterError.exit_code
 
 @dataclass(frozen=True)
 class Outcome:
-    """What can be said of a run now.
+    """The outcome of a run as it can be told now.
 
     state: that of its record, or "lost" (the driver was not heard of for a minute), "unproven" (it says finished, and
     the model does not bear it out), "unknown" (no record). reason: one sentence where there is something to explain.
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with that waited for the run."""
+        """The exit code of a command that waited for the run."""
         if self.state == "failed" and self.record is not None and self.record.error:
             return int(self.record.error["exit_code"])
         return 0 if self.succeeded else EXIT_CODES.get(self.state, 1)

@@ -38,7 +38,7 @@ LOSS_TASKS = {
 }
 """The task of each built-in loss."""
 LOSS_PARAMETERS = {"quantile": (0.5, 1.0), "huber": (1.0, math.inf)}
-"""Of losses with a parameter: its default and the bound that it stays below; all are above 0."""
+"""The losses with a parameter: its default and the bound that it stays below; all are above 0."""
 OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
 MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
 ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
@@ -57,7 +57,7 @@ LIST_WEIGHTS = ("sqrt", "one")
 
 @dataclass(frozen=True)
 class Table:
-    """What every TOML table shares: values are checked and normalised however the record is made."""
+    """The common part of the TOML tables: values are checked and normalised however the record is made."""
 
     table: ClassVar[str]
 
@@ -99,7 +99,7 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataSettings(Table):
-    """Where the rows are and what happens to bad ones."""
+    """The places of the rows, and what happens to bad ones."""
 
     table = "data"
 
@@ -181,7 +181,7 @@ class Schema(Table):
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """What the model is, apart from how it is trained."""
+    """The model, apart from how it is trained."""
 
     table = "model"
 
@@ -236,7 +236,7 @@ class ModelSettings(Table):
 
 @dataclass(frozen=True)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result."""
+    """The training and averaging of local models: these knobs decide the bytes of the result."""
 
     table = "training"
 
@@ -379,7 +379,7 @@ _ONLY_FOR = {
 
 @dataclass(frozen=True)
 class ClusterSettings(Table):
-    """Where the work runs. Nothing here changes the resulting parameters."""
+    """The cluster that does the work. Nothing here changes the resulting parameters."""
 
     table = "cluster"
 
@@ -426,7 +426,7 @@ class ClusterSettings(Table):
 
 @dataclass(frozen=True)
 class OutputSettings(Table):
-    """Where results go."""
+    """The place of results."""
 
     table = "output"
 
@@ -445,7 +445,7 @@ class OutputSettings(Table):
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
-    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+    """The demands of `dfm submit --kubernetes` on a Kubernetes cluster; nothing else reads them."""
 
     table = "kubernetes"
 

@@ -18,7 +18,7 @@ _SAME = 1e-9
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must reach on the validation window to become the champion."""
+    """The thresholds that a candidate must reach on the validation window to become the champion."""
 
     log_loss_ratio: float = 1.0
     """Its log loss (regression: rmse) over the champion's, at most."""
@@ -50,7 +50,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says: `refusals` are the thresholds that were missed, in words; none means that it passed."""
+    """The gate's answer: `refusals` are the thresholds that were missed, in words; none means that it passed."""
 
     refusals: tuple[str, ...]
     candidate: dict[str, Any]
