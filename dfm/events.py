@@ -83,6 +83,11 @@ def json_ready(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The text of a value; what JSON cannot hold becomes null, or text."""
+    return json.dumps(json_ready(value), indent=indent, allow_nan=False)
+
+
 def sent(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event as it leaves this process: JSON-ready, with the version of its record."""
     version = next((record.version for record in RECORDS if record.name == event["event"]), 1)
@@ -206,7 +211,7 @@ _DASK_JOB = (
 )
 _RUN_RECORD = (
     _RUN_ID,
-    Field("state", "text", "submitted, running, finished, failed, cancelled, interrupted or lost"),
+    Field("state", "text", "a state of the table in dfm/runs/lifecycle.py, or lost"),
     Field("job_fingerprint", "text", "digest of the job's settings"),
     Field("dfm_version", "text", "version of the driver's dfm"),
     Field("host", "text", "machine of the driver"),
@@ -368,6 +373,21 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("state", "text", "finished, failed, cancelled or interrupted"),
             Field("error", "record", "type, message and exit code of what ended it", may_be_null=True),
         ),
+    ),
+    EventRecord(
+        "retrying",
+        _RUN,
+        "an attempt failed; its supervisor starts another, which goes on from the checkpoint",
+        (
+            Field("state", "text", "retrying"),
+            Field("error", "record", "type, message and exit code of what ended the attempt", may_be_null=True),
+        ),
+    ),
+    EventRecord(
+        "kubernetes_away",
+        _KUBERNETES,
+        "the Kubernetes API does not answer; following goes on when it does",
+        (Field("reason", "text", "what went wrong"),),
     ),
     EventRecord(
         "driver_lost",

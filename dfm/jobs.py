@@ -38,6 +38,7 @@ def train(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     run_id: str = "",
+    attempts_left: int = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
@@ -46,16 +47,17 @@ def train(
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
-    in output.directory beside the model (dfm.runs.record). loss: a name, or a function loss(score, y) of numbers,
-    whose slope dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and
-    l2_factors scale it.
+    in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
+    again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
+    a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
+    w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     if not run_id:  # what may not begin leaves the record of the run before it alone
         check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler) as log:
+    with RunLog(resolved, run_id, scheduler, attempts_left) as log:
         try:
             return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
         except OutOfMemoryError as error:
@@ -64,12 +66,16 @@ def train(
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
-    """The caller hears of an event before the first may end the run with it."""
+    """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
 
     def on_event(event: Event) -> None:
+        done = event["event"] == "done"
+        if done:
+            first(event)
         if second is not None:
             second(event)
-        first(event)
+        if not done:
+            first(event)
 
     return on_event
 
@@ -121,11 +127,12 @@ def evaluate(
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
-    FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
+    schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
     scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
     with connect.client_of(chosen, client) as own:
         tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
+    account.check_any("evaluate on", schema.weight)
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 

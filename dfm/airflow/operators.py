@@ -13,6 +13,7 @@ from dfm.airflow import runtime, tasks
 from dfm.airflow.links import DaskDashboardLink, ReportLink
 from dfm.airflow.triggers import DfmRunTrigger
 from dfm.errors import DivergenceError, GateError, SettingsError
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.settings.job import Job
 from dfm.workflow.gate import Gate
@@ -134,6 +135,8 @@ class DfmTrainOperator(_DfmOperator):
             raise AirflowException(
                 f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
             )
+        if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
+            raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
             return self._result(event["directory"], self.storage_options)
         except _HOPELESS as error:

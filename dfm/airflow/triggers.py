@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -70,9 +69,8 @@ def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
         return "lost"
     if record.is_over:
         return record.state
-    if record.state == "submitted":
-        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.updated)
-        return "lost" if age.total_seconds() > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
+    if record.state == "submitted":  # its silence says nothing, but somebody waits here
+        return "lost" if record.age > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
     return "lost" if is_lost(record, by_process) else ""
 
 

@@ -54,8 +54,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted before any epoch was finished; nothing was published", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = "; ".join(getattr(error, "__notes__", ()))
+        _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
@@ -96,6 +97,7 @@ def _settings(scheduler: str | None, workers: int) -> Any:
     "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
 )
 @click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
+@click.option("--attempts-left", envvar="DFM_ATTEMPTS_LEFT", type=click.IntRange(0), default=0, hidden=True)
 @click.option(
     "--resume/--no-resume",
     default=None,
@@ -105,8 +107,8 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 @click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
 @_with(_scheduler_option, json_option)
 def train(
-    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, resume: bool | None, cluster_factory: str | None,
-    heartbeat: str, scheduler: str | None, as_json: bool,
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
+    cluster_factory: str | None, heartbeat: str, scheduler: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
@@ -120,7 +122,7 @@ def train(
         return 0
     console = Console()
     with beating(heartbeat), Reporter(console, as_json) as reporter:
-        result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id)
+        result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id, attempts_left=attempts_left)
     if not as_json:
         console.print(metrics_table(result.validation, "validation")) if result.validation else None
         console.print(

@@ -55,9 +55,10 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
 
     api = Api(namespace, context)
     if wait:
-        follow.follow(api, name, options, lambda event: None)
-    state = follow.state_of(api, name)
-    found = outcome_of(state.directory, options, state.run_id)
+        found, state = follow.follow(api, name, options, lambda event: None)
+    else:
+        state = follow.state_of(api, name)
+        found = outcome_of(state.directory, options, state.run_id)
     described = {**state.__dict__, "outcome": found.state, "reason": found.reason}
     if as_json:
         click.echo(line_of({"event": "status", **described}))
@@ -77,7 +78,9 @@ def logs(name: str, namespace: str, context: str, follow: bool) -> int:
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    submit.driver_log(Api(namespace, context), name, follow, click.echo)
+    submit.driver_log(
+        Api(namespace, context), name, follow, click.echo, lambda event: click.echo(event["reason"], err=True)
+    )
     return 0
 
 
@@ -94,17 +97,24 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
 
 def followed(name: str, namespace: str, context: str, options: dict[str, Any], as_json: bool) -> int:
     """Show a job's progress to its end; its exit code."""
-    from dfm.kubernetes import follow, submit
+    from dfm.kubernetes import follow
     from dfm.kubernetes.api import Api
 
     api = Api(namespace, context)
     try:
         with Reporter(Console(), as_json) as reporter:
-            found = follow.follow(api, name, options, reporter)
+            found, state = follow.follow(api, name, options, reporter)
+            state = follow.settle(api, state, reporter)
     except KeyboardInterrupt:
         click.echo(f"left running; dfm cancel {name} --kubernetes --namespace {namespace} ends it", err=True)
         return 130
     if not found.succeeded:
         click.echo(f"{found.state}: {found.reason}", err=True)
-    submit.delete_leftovers(api, name)
+    if not state.is_noted:
+        click.echo(
+            f"the operator has not taken note of the end of DaskJob {name} (it says {state.status or 'nothing'}), so "
+            f"that its workers may still be there; see that the operator runs, or delete the job: dfm cancel {name} "
+            f"--kubernetes --namespace {namespace}",
+            err=True,
+        )
     return found.exit_code

@@ -215,10 +215,11 @@ def cancel(
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
-    state = outcome_of(place.directory, place.options, record.run_id).state
-    while wait and state in ("submitted", "running"):
+    found = outcome_of(place.directory, place.options, record.run_id)
+    while wait and found.record is not None and not found.is_over:
         time.sleep(_EVERY)
-        state = outcome_of(place.directory, place.options, record.run_id).state
+        found = outcome_of(place.directory, place.options, record.run_id)
+    state = found.state
     over = f"run {record.run_id} is over: {state}"
     asked = f"run {record.run_id} ({state}) was asked to stop"
     event = {"event": "cancel", "run_id": record.run_id, "state": state, "directory": place.directory}

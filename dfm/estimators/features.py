@@ -186,7 +186,7 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     """Mean and deviation, or quantiles, of the columns whose transform needs them."""
     found = {}
     for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column)
+        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
         sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
         found[column] = merge_sketches([sketch], schema.quantile_buckets)
     return found

@@ -13,7 +13,7 @@ from dfm import jobs
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes import manifest, sizing
 from dfm.kubernetes.api import Api, NotThere
-from dfm.kubernetes.follow import CLUSTER_LABEL, COMPONENT_LABEL, DRIVER, state_of
+from dfm.kubernetes.follow import CLUSTER_LABEL, COMPONENT_LABEL, DRIVER, PAUSE, OnEvent, Patient, state_of
 from dfm.kubernetes.manifest import Manifest, Submission
 from dfm.runs import record as runs
 from dfm.runs.outcome import outcome_of
@@ -62,15 +62,17 @@ def submit(api: Api, submission: Submission) -> Submitted:
     file, dask_job, budget = manifest.objects(submission)
     job = submission.job
     created: list[Manifest] = []
+    records = not files.is_local(job.output.directory)
+    seen = runs.read_run(job.output.directory, job.data.storage_options) if records else None
     with _removing(api, created):
-        created.append(api.create(file))
-        if not files.is_local(job.output.directory):
-            runs.submitted(job, submission.run_id, f"DaskJob {api.namespace}/{submission.name}")
+        for each in (file, budget):
+            created.append(api.create(each))
         owner = api.create(dask_job)
         created.append(owner)
-        created.append(api.create(budget))
         for each in (file, budget):
             api.adopt(each["kind"], each["metadata"]["name"], owner)
+        if records:  # now that the job is there: one that is refused leaves the record of the run before it alone
+            runs.submitted_since(seen, job, submission.run_id, f"DaskJob {api.namespace}/{submission.name}")
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
 
 
@@ -102,38 +104,52 @@ def cancel(api: Api, name: str, options: dict[str, Any] | None = None, patience:
 
 
 def delete(api: Api, name: str) -> None:
-    """Delete a DaskJob and, should the operator have lost its thread, its cluster and its driver's pod."""
-    for kind, each in (("DaskJob", name), ("DaskCluster", name), ("Pod", f"{name}-runner")):
-        with contextlib.suppress(NotThere):
-            api.delete(kind, each)
+    """Delete a DaskJob; its cluster, its driver's pod and its file go with it, by owner references."""
+    with contextlib.suppress(NotThere):
+        api.delete("DaskJob", name)
 
 
-def delete_leftovers(api: Api, name: str) -> None:
-    """Take the cluster of a run that is over away, should the operator have failed to: its workers cost money."""
-    with contextlib.suppress(NotThere, ClusterError):
-        api.delete("DaskCluster", name)
-
-
-def driver_log(api: Api, name: str, follow: bool, line: Callable[[str], None]) -> None:
+def driver_log(api: Api, name: str, follow: bool, line: Callable[[str], None], tell: OnEvent) -> None:
     """Hand on the lines of the driver's log; when the connection breaks it is taken up again where it was."""
-    last, at_last = "", set[str]()  # the server repeats the second that `since` falls into
+    if not follow:
+        _LogReader(api, line).read(_driver(api, name), False)
+        return
+    reader, patient = _LogReader(api, line), Patient(tell)
     while True:
-        pods, _ = api.list("Pod", labels=f"{CLUSTER_LABEL}={name},{COMPONENT_LABEL}={DRIVER}")
-        if not pods:
-            raise ClusterError(
-                f"DaskJob {name!r} has no driver's pod in namespace {api.namespace!r}; its record is in its output: "
-                "dfm logs DIRECTORY"
-            )
-        phase = pods[0].get("status", {}).get("phase", "Pending")
-        for moment, text in api.log(pods[0]["metadata"]["name"], "driver", follow, since=last):
-            if moment < last or (moment == last and text in at_last):
-                continue
-            line(text)
-            at_last = {*at_last, text} if moment == last else {text}
-            last = moment
-        if not follow or phase in ("Succeeded", "Failed"):
+        pod = patient.ask(_driver, api, name)
+        whole = pod and patient.ask(reader.read, pod, True)
+        if whole and pod and pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
             return
-        time.sleep(1.0)
+        time.sleep(PAUSE)
+
+
+def _driver(api: Api, name: str) -> Manifest:
+    """The driver's pod of a job. ClusterError where there is none."""
+    pods, _ = api.list("Pod", labels=f"{CLUSTER_LABEL}={name},{COMPONENT_LABEL}={DRIVER}")
+    if not pods:
+        raise ClusterError(
+            f"DaskJob {name!r} has no driver's pod in namespace {api.namespace!r}; its record is in its output: "
+            "dfm logs DIRECTORY"
+        )
+    return pods[0]
+
+
+class _LogReader:
+    """Reads a container's log on from where it was."""
+
+    def __init__(self, api: Api, line: Callable[[str], None]) -> None:
+        self._api, self._line = api, line
+        self._last, self._at_last = "", set[str]()  # the server repeats the second that `since` falls into
+
+    def read(self, pod: Manifest, follow: bool) -> bool:
+        """Hand on what is new, to the end of the log (true); Away where the connection breaks before."""
+        for moment, text in self._api.log(pod["metadata"]["name"], "driver", follow, since=self._last):
+            if moment < self._last or (moment == self._last and text in self._at_last):
+                continue
+            self._line(text)
+            self._at_last = {*self._at_last, text} if moment == self._last else {text}
+            self._last = moment
+        return True
 
 
 def stem_of(path: str) -> str:

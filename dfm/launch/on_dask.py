@@ -17,6 +17,7 @@ from dfm import jobs
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.remote import is_remote
 from dfm.errors import DfmError, SettingsError
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
@@ -60,11 +61,11 @@ def check_free(job: Job) -> None:
     """
     directory = with_absolute_paths(job).output.directory
     record = runs.read_run(directory, job.data.storage_options)
-    if record is not None and record.state == "running" and not record.is_stale():
+    if record is not None and record.is_alive:
         raise SettingsError(
-            f"output.directory = {directory!r} holds run {record.run_id}, which is running (last word "
+            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
             f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
-            f"A driver that was killed counts as lost after {runs.STALE_SECONDS:g} s"
+            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
         )
 
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from dfm.errors import DfmError
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -52,9 +53,16 @@ def is_lost(record: runs.RunRecord, by_process: bool = True) -> bool:
 
     by_process: false for a driver that Dask starts again on another worker when its process dies.
     """
-    if record.state != "running":
+    state = lifecycle.of(record.state)
+    if state.silence is None:
         return False
-    if by_process and record.host == socket.gethostname() and not _is_alive(record.pid):
+    # Between two attempts the process is gone, and its supervisor is not.
+    if (
+        by_process
+        and state.writers == (lifecycle.DRIVER,)
+        and record.host == socket.gethostname()
+        and not _is_alive(record.pid)
+    ):
         return True
     return record.is_stale()
 

@@ -7,20 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfm.errors import ClusterError, DfmError, ModelError
+from dfm.errors import DfmError
 from dfm.model.fm_model import read_manifest
+from dfm.runs import lifecycle
 from dfm.runs.record import RunRecord, read_events, read_run
 from dfm.storage import files
-
-EXIT_CODES = {"cancelled": 7, "interrupted": 130, "lost": ClusterError.exit_code, "unproven": ModelError.exit_code}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a run as it can be told now.
 
-    state: that of its record, or "lost" (the driver was not heard of for a minute), "unproven" (it says finished, and
-    the model does not bear it out), "unknown" (no record). reason: one sentence where there is something to explain.
+    state: one of `dfm.runs.lifecycle`: that of its record, or one that is concluded: "lost", "unproven", "unknown".
+    reason: one sentence where there is something to explain.
     """
 
     state: str
@@ -35,14 +34,14 @@ class Outcome:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will happen by itself."""
-        return self.state not in ("submitted", "running", "unknown")
+        return lifecycle.of(self.state).is_final
 
     @property
     def exit_code(self) -> int:
         """The exit code of a command that waited for the run."""
-        if self.state == "failed" and self.record is not None and self.record.error:
-            return int(self.record.error["exit_code"])
-        return 0 if self.succeeded else EXIT_CODES.get(self.state, 1)
+        error = self.record.error if self.record is not None else None
+        known = lifecycle.of(self.state).exit_code
+        return known if known is not None else int((error or {}).get("exit_code", 1))
 
 
 def outcome_of(directory: str, options: Mapping[str, Any] | None = None, run_id: str = "") -> Outcome:

@@ -20,18 +20,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfm.errors import DfmError, RunCancelled, SettingsError
-from dfm.events import is_passing, json_ready, line_of
+from dfm.events import is_passing, json_ready, line_of, to_json
+from dfm.runs import lifecycle
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.version import __version__
 
-STATES = ("submitted", "running", "finished", "failed", "cancelled", "interrupted")
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
 HEARTBEAT_SECONDS = 3.0
-STALE_SECONDS = 60.0
-"""A driver that was not heard of for so long is gone: twenty heartbeats, so that a slow store is no death."""
-_INTERRUPTED = 130
 _LONGEST_MESSAGE = 4_000
+_BEFORE_WORKERS = ("progress", "plan", "log")
+"""Events that a driver may tell while it still waits for its cluster."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 
 logger = logging.getLogger(__name__)
@@ -61,15 +60,23 @@ class RunRecord:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.state not in ("submitted", "running")
+        """Whether nothing more will happen by itself."""
+        return lifecycle.of(self.state).is_final
 
-    def is_stale(self, seconds: float = STALE_SECONDS) -> bool:
-        """Whether the driver says that it runs, and has not been heard of for so long that it cannot."""
-        if self.state != "running" or not self.updated:
-            return False
-        age = _utc_now() - datetime.datetime.fromisoformat(self.updated)
-        return age.total_seconds() > seconds
+    @property
+    def age(self) -> float:
+        """Seconds since the record was written."""
+        return (_utc_now() - datetime.datetime.fromisoformat(self.updated)).total_seconds() if self.updated else 0.0
+
+    def is_stale(self, seconds: float | None = None) -> bool:
+        """Whether nobody was heard of for longer (default: what the state allows) than a living driver leaves it."""
+        allowed = lifecycle.of(self.state).silence
+        return allowed is not None and self.age > (allowed if seconds is None else seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a driver, or what starts it again, was heard of lately."""
+        return lifecycle.of(self.state).silence is not None and not self.is_stale()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -91,7 +98,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
 
 def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
     """Replace the record; a reader sees the old one or the new one."""
-    data = json.dumps(json_ready(record.to_dict()), indent=1, allow_nan=False).encode()
+    data = to_json(record.to_dict(), indent=1).encode()
     files.write_bytes(files.join(directory, RECORD), data, storage_options)
 
 
@@ -116,13 +123,37 @@ def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
     return record
 
 
-def end_lost_run(job: Job, run_id: str, message: str, exit_code: int) -> None:
-    """End the record of a run whose driver could not do so itself."""
-    directory, options = job.output.directory, job.data.storage_options
+def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
+    """The same, for a driver that may be up already: where there is a record of the run that was not seen, it stays.
+
+    seen: the record that was there before the driver could start.
+    """
+    present = read_run(job.output.directory, job.data.storage_options)
+    if present is not None and present.run_id == run_id and present != seen:
+        return present
+    return submitted(job, run_id, scheduler)
+
+
+def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, Any] | None = None) -> bool:
+    """Write the state of a run for a driver that could not do so itself; false where the table of states forbids it.
+
+    writer: one of `dfm.runs.lifecycle`, not the driver. A record of another run, or none, is left as it is.
+    """
+    return settle_in(job.output.directory, job.data.storage_options, run_id, state, writer, error)
+
+
+def settle_in(
+    directory: str, options: Mapping[str, Any] | None, run_id: str, state: str, writer: str,
+    error: Mapping[str, Any] | None = None,
+) -> bool:  # fmt: skip
+    """The same, where the output location of the run is all that is known."""
     record = read_run(directory, options)
-    if record is not None and record.run_id == run_id and not record.is_over:
-        error = {"type": "DriverLost", "message": message, "exit_code": exit_code}
-        write_run(directory, dataclasses.replace(record, state="failed", error=error, ended=now()), options)
+    if record is None or record.run_id != run_id or not lifecycle.may_follow(state, record.state, writer):
+        return False
+    told = record.error if record.state == state else dict(error) if error else None  # the driver's reason is better
+    ended = now() if lifecycle.of(state).is_final else ""
+    write_run(directory, dataclasses.replace(record, state=state, error=told, ended=ended, updated=now()), options)
+    return True
 
 
 def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = None) -> RunRecord | None:
@@ -134,7 +165,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
-        files.write_bytes(files.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
+        files.write_bytes(files.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
 
 
@@ -159,11 +190,12 @@ class RunLog:
             train(job, client, log.on_event)
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
-    `on_event` raise RunCancelled. The block's end decides the state: "finished" after an event "done", "interrupted"
-    after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other error.
+    `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
+    decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
     """
 
-    def __init__(self, job: Job, run_id: str = "", scheduler: str = "") -> None:
+    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
         self._directory, self._options = job.output.directory, job.data.storage_options
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
@@ -171,8 +203,9 @@ class RunLog:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
         self._handler = _LogLines(self._note)
+        self._attempts_left = attempts_left
         self._record = RunRecord(
-            run_id or new_run_id(), "running", job.fingerprint(), __version__, socket.gethostname(), os.getpid(),
+            run_id or new_run_id(), "starting", job.fingerprint(), __version__, socket.gethostname(), os.getpid(),
             scheduler or job.cluster.scheduler, started=now(), updated=now(),
         )  # fmt: skip
 
@@ -202,8 +235,11 @@ class RunLog:
         logging.getLogger("dfm").removeHandler(self._handler)
         self._end(error)
         self._write()
-        if self._record.state != "failed":
-            files.remove(files.join(self._directory, CANCEL), self._options)
+        if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
+            try:
+                files.remove(files.join(self._directory, CANCEL), self._options)
+            except Exception as trouble:  # nothing that would turn a finished run into a failed one
+                logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
@@ -237,6 +273,8 @@ class RunLog:
                 self._events.append(_line({**event, **stamp}))
                 self._unwritten = True
             self._record = dataclasses.replace(self._record, **_changes(self._record, event))
+            if self._record.state == "starting" and kind not in _BEFORE_WORKERS:
+                self._become("running")
         if not is_passing(event) and kind != "log":
             self._wake.set()
 
@@ -249,7 +287,7 @@ class RunLog:
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
-            except OSError as error:
+            except Exception as error:
                 self._complain(error)
 
     def _write(self) -> None:
@@ -282,18 +320,26 @@ class RunLog:
             return True  # somebody meant it, whatever is in the file
         return request.get("run_id", "") in ("", self._record.run_id)
 
+    def _become(self, state: str, **changes: Any) -> None:
+        """Enter a state, with the lock held."""
+        if not lifecycle.may_follow(state, self._record.state, lifecycle.DRIVER):
+            raise ValueError(f"a driver may not put {state!r} in place of {self._record.state!r}")
+        self._record = dataclasses.replace(self._record, state=state, **changes)
+
     def _end(self, error: BaseException | None) -> None:
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
         if error is not None:
-            state = _state_after(error)
+            state = state if self._record.model else _state_after(error)
             told = _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
+        if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:
+            state = "retrying"
         with self._lock:
-            self._record = dataclasses.replace(self._record, state=state, error=told, ended=now())
-            ending = {"event": "ended", "state": state, "error": told, "time": now(), "run_id": self._record.run_id}
-            self._events.append(_line(ending))
+            self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
+            ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
+            self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
             self._unwritten = True
 
 
@@ -346,5 +392,6 @@ def _state_after(error: BaseException) -> str:
 def _told(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, DfmError) else 1
     if isinstance(error, KeyboardInterrupt):
-        code = _INTERRUPTED
-    return {"type": type(error).__name__, "message": str(error)[:_LONGEST_MESSAGE], "exit_code": code}
+        code = lifecycle.INTERRUPTED_CODE
+    message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    return {"type": type(error).__name__, "message": message[:_LONGEST_MESSAGE], "exit_code": code}

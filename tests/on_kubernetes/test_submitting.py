@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from dfm.cli import kubernetes as cli_kubernetes
 from dfm.cli.app import cli
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes import api as api_module
@@ -34,7 +38,10 @@ PODS = "/api/v1/namespaces/team/pods"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(follow, "PATIENCE", 0.3)
+    for name in ("PATIENCE", "LAST_WORD"):
+        monkeypatch.setattr(follow, name, 0.3)
+    monkeypatch.setattr(follow, "PAUSE", 0.05)
+    monkeypatch.setattr(submit, "PAUSE", 0.05)
     with api_server(tmp_path / "kubeconfig") as store:
         yield store
 
@@ -108,6 +115,35 @@ def test_a_refusal_names_the_missing_right_and_leaves_nothing_behind(
     assert server.kinds() == []
 
 
+@pytest.mark.parametrize("status", [403, 404, 422])
+def test_a_refused_submission_leaves_the_run_that_finished_before_it_alone(
+    server: ApiServer, api: Api, submission: Submission, status: int
+) -> None:
+    finish(submission, "run-0")
+    output = submission.job.output.directory
+    record, events = runs.read_run(output), runs.read_events(output)
+    server.faults.append(Fault("POST", "/daskjobs", status))
+    with pytest.raises(ClusterError):
+        submit.submit(api, submission)
+    assert server.kinds() == []
+    assert runs.read_run(output) == record
+    assert runs.read_events(output) == events
+
+
+def test_a_driver_that_is_quicker_than_its_submission_keeps_its_record(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    def create(body: Manifest) -> None:
+        if body["kind"] == "DaskJob":
+            finish(submission)
+
+    server.on_create = create
+    submit.submit(api, submission)
+    record = runs.read_run(submission.job.output.directory)
+    assert record is not None
+    assert (record.run_id, record.state) == ("run-1", "finished")
+
+
 def test_a_cluster_without_the_operator_is_told_what_to_install(
     server: ApiServer, api: Api, submission: Submission
 ) -> None:
@@ -168,7 +204,7 @@ def test_success_is_what_storage_proves_though_the_job_stays_running(
     server.put(PODS, driver_pod("Running"))
     finish(submission)
     events: list[Manifest] = []
-    found = follow.follow(api, "clicks-1", None, events.append)
+    found, _ = follow.follow(api, "clicks-1", None, events.append)
     assert found.succeeded
     assert [event["event"] for event in events] == ["kubernetes", "epoch", "done", "ended"]
 
@@ -179,7 +215,7 @@ def test_a_job_called_successful_without_a_model_did_not_succeed(
     submit.submit(api, submission)
     server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Successful"}
     server.put(PODS, driver_pod("Succeeded"))
-    found = follow.follow(api, "clicks-1", None, lambda event: None)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
     assert not found.succeeded
     assert found.state == "lost"
     assert found.exit_code == 4
@@ -188,7 +224,7 @@ def test_a_job_called_successful_without_a_model_did_not_succeed(
 def test_the_record_of_another_run_proves_nothing(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
     finish(submission, "run-0")
-    found = follow.follow(api, "clicks-1", None, lambda event: None)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
     assert found.state == "lost"
 
 
@@ -196,7 +232,7 @@ def test_a_driver_killed_for_memory_is_explained(server: ApiServer, api: Api, su
     submit.submit(api, submission)
     ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     server.put(PODS, driver_pod("Failed", containerStatuses=[{"name": "driver", "state": ended}]))
-    found = follow.follow(api, "clicks-1", None, lambda event: None)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
     assert "exit code 137 (OOMKilled); give it more memory" in found.reason
     assert "Submit the job again: it resumes" in found.reason
 
@@ -204,7 +240,7 @@ def test_a_driver_killed_for_memory_is_explained(server: ApiServer, api: Api, su
 def test_a_driver_pod_that_was_deleted_ends_the_wait(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
     server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Running"}
-    found = follow.follow(api, "clicks-1", None, lambda event: None)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
     assert "DaskJob clicks-1 (Running) has no driver's pod" in found.reason
 
 
@@ -222,11 +258,150 @@ def test_following_survives_disconnects_and_versions_that_are_gone(
 
     timer = threading.Timer(3.5, finish, [submission])
     timer.start()
-    found = follow.follow(api, "clicks-1", None, on_event)
+    found, _ = follow.follow(api, "clicks-1", None, on_event)
     timer.join()
     assert found.succeeded
     assert server.faults == []
     assert [event["event"] for event in asked] == ["kubernetes", "epoch", "done", "ended"]
+
+
+def test_an_attempt_that_will_be_repeated_is_no_end(server: ApiServer, api: Api, submission: Submission) -> None:
+    """The scheduler is lost; the driver's supervisor starts another attempt, which succeeds."""
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    with pytest.raises(ClusterError, match="the scheduler is gone"), RunLog(submission.job, "run-1", "", 4):
+        raise ClusterError("the scheduler is gone")
+    record = runs.read_run(submission.job.output.directory)
+    assert record is not None
+    assert (record.state, record.is_over, record.error and record.error["exit_code"]) == ("retrying", False, 4)
+    asked = len(server.requests)
+    timer = threading.Timer(1.5, finish, [submission])
+    timer.start()
+    events: list[Manifest] = []
+    found, _ = follow.follow(api, "clicks-1", None, events.append)
+    timer.join()
+    assert found.succeeded
+    assert [event["event"] for event in events] == ["kubernetes", "retrying", "epoch", "done", "ended"]
+    assert [method for method, _, _ in server.requests[asked:] if method != "GET"] == []
+
+
+def test_a_followed_job_is_left_to_the_operator_until_it_has_noted_the_end(
+    server: ApiServer, submission: Submission, api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit.submit(api, submission)
+    clusters = JOBS.replace("daskjobs", "daskclusters")
+    server.put(clusters, {"kind": "DaskCluster", "metadata": {"name": "clicks-1"}})
+    server.put(PODS, driver_pod("Running"))
+    finish(submission)
+
+    def operate() -> None:
+        server.put(PODS, driver_pod("Succeeded"))
+        time.sleep(0.5)
+        del server.objects[f"{clusters}/clicks-1"]  # a KeyError where the follower was quicker
+        server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Successful"}
+
+    with ThreadPoolExecutor(1) as pool:
+        operator = pool.submit(operate)
+        assert cli_kubernetes.followed("clicks-1", "team", "", {}, True) == 0
+        assert operator.done()
+        operator.result()
+    assert server.objects[f"{JOBS}/clicks-1"]["status"] == {"jobStatus": "Successful"}
+    assert "DELETE" not in [method for method, _, _ in server.requests]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_operator_that_does_not_note_the_end_is_told_of(
+    server: ApiServer, submission: Submission, api: Api, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(follow, "SETTLING", 0.3)
+    submit.submit(api, submission)
+    server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Running"}
+    server.put(PODS, driver_pod("Succeeded"))
+    finish(submission)
+    assert cli_kubernetes.followed("clicks-1", "team", "", {}, True) == 0
+    assert "the operator has not taken note of the end of DaskJob clicks-1 (it says Running)" in capsys.readouterr().err
+    assert "DELETE" not in [method for method, _, _ in server.requests]
+
+
+def test_a_job_whose_driver_was_deleted_goes_with_all_that_it_owns(
+    server: ApiServer, submission: Submission, api: Api
+) -> None:
+    submit.submit(api, submission)
+    server.objects[f"{JOBS}/clicks-1"]["status"] = {"jobStatus": "Running"}
+    assert cli_kubernetes.followed("clicks-1", "team", "", {}, True) == 4
+    assert [path for method, path, _ in server.requests if method == "DELETE"] == [f"{JOBS}/clicks-1"]
+
+
+OUTAGES = pytest.mark.parametrize("away", ["drop", 503, 401, 403, 404, 429])
+
+
+@contextlib.contextmanager
+def outage(server: ApiServer, away: int | str, then: Callable[[], None]) -> Iterator[None]:
+    """The server is away from half a second on, for a second; after another half, something happens."""
+
+    def happen() -> None:
+        for seconds, state in ((0.5, away), (1.0, None), (0.5, None)):
+            time.sleep(seconds)
+            server.away = state
+        then()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(happen)
+        yield
+        done.result()
+
+
+@OUTAGES
+def test_following_sits_out_an_api_server_that_is_away(
+    server: ApiServer, api: Api, submission: Submission, away: int | str
+) -> None:
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    events: list[Manifest] = []
+    with outage(server, away, lambda: finish(submission)):
+        found, _ = follow.follow(api, "clicks-1", None, events.append)
+    assert found.succeeded
+    assert [event["event"] for event in events] == ["kubernetes", "kubernetes_away", "epoch", "done", "ended"]
+
+
+@OUTAGES
+def test_waiting_for_a_status_sits_out_an_api_server_that_is_away(
+    server: ApiServer, api: Api, submission: Submission, away: int | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    with outage(server, away, lambda: finish(submission)):
+        assert cli_kubernetes.status("clicks-1", "team", "", {}, True, True) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "finished"
+
+
+@OUTAGES
+def test_following_the_log_sits_out_an_api_server_that_is_away(
+    server: ApiServer, api: Api, submission: Submission, away: int | str
+) -> None:
+    server.put(PODS, driver_pod("Running"))
+    server.logs["clicks-1-runner"] = ["2026-11-21T10:00:00.000000001Z before"]
+
+    def go_on() -> None:
+        server.logs["clicks-1-runner"].append("2026-11-21T10:00:01.000000001Z after")
+        server.put(PODS, driver_pod("Succeeded"))
+
+    told: list[str] = []
+    with outage(server, away, go_on):
+        submit.driver_log(api, "clicks-1", True, told.append, lambda event: None)
+    assert told == ["before", "after"]
+
+
+def test_a_server_that_stays_away_ends_the_wait_with_its_name(
+    server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "OUTAGE", 0.3)
+    server.away = "drop"
+    with pytest.raises(ClusterError, match="does not answer"):
+        follow.follow(api, "clicks-1", None, lambda event: None)
+    server.away = 403
+    with pytest.raises(ClusterError, match="ask for the Role"):  # from the first request on: no rights
+        follow.follow(api, "clicks-1", None, lambda event: None)
 
 
 def test_a_watch_tells_changes_and_ends_where_it_cannot_go_on(server: ApiServer, api: Api) -> None:
@@ -286,7 +461,7 @@ def test_log_lines_are_told_once_though_the_server_repeats_a_second(
             server.logs["clicks-1-runner"] = lines
             server.put(PODS, driver_pod("Succeeded"))
 
-    submit.driver_log(api, "clicks-1", True, line)
+    submit.driver_log(api, "clicks-1", True, line, lambda event: None)
     assert told == ["0", "1", "2", "3", "4", "5"]
 
 
@@ -301,10 +476,7 @@ def test_cancelling_asks_the_driver_first_and_then_deletes_everything(
         names = files.names_in(submission.job.output.directory)
     assert state == "running"
     assert "cancel.json" in names
-    assert [body["kind"] for body in server.objects.values()] == [
-        "ConfigMap",
-        "PodDisruptionBudget",
-    ]  # owned by the job
+    assert server.kinds() == ["ConfigMap", "Pod", "PodDisruptionBudget"]  # these the job owns
     with pytest.raises(ClusterError, match="there is no DaskJob 'clicks-1'"):
         submit.cancel(api, "clicks-1")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +123,59 @@ def test_trouble_that_may_pass_is_tried_again(drive: Callable[..., Any], code: i
     found, told, starts = drive(f"sys.exit({code})")
     assert (found, starts) == (code, 3)
     assert [event["attempt"] for event in told] == [1, 2]
+
+
+@contextlib.contextmanager
+def watched_states(directory: str) -> Iterator[list[str]]:
+    """The states that a reader sees while the block runs."""
+    seen, over = list[str](), threading.Event()
+
+    def watch() -> None:
+        while True:
+            ended, record = over.is_set(), read_run(directory)
+            if record is not None and [record.state] != seen[-1:]:
+                seen.append(record.state)
+            if ended:
+                return
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(watch)
+        yield seen
+        over.set()
+        done.result()
+
+
+@pytest.mark.parametrize("end", ["raise ClusterError('gone')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_between_two_attempts_the_record_says_so_and_only_the_last_one_is_final(
+    job: Job, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.3)
+    runs.submitted(job, "run-1")
+    statement = (
+        "import os, signal, sys, time\nfrom dfm.errors import ClusterError\nfrom dfm.runs.record import RunLog\n"
+        "from dfm.settings.job import Job\n"
+        f"job = Job.from_dict({job.to_dict()!r})\n"
+        "try:\n"
+        f"    with RunLog(job, 'run-1', '', int(os.environ['DFM_ATTEMPTS_LEFT'])):\n"
+        f"        time.sleep(0.1); {end}\n"
+        "except ClusterError as error:\n    sys.exit(error.exit_code)"
+    )
+    command = [sys.executable, "-c", statement]
+    with watched_states(job.output.directory) as seen:
+        supervisor.drive(job, command, "run-1", 2, lambda line: None)
+    assert seen == ["submitted", "starting", "retrying", "starting", "failed"]
+    assert outcome_of(job.output.directory).exit_code in (4, 137)
+
+
+def test_a_command_that_ends_before_its_run_begins_leaves_a_record_of_that(drive: Callable[..., Any], job: Job) -> None:
+    runs.submitted(job, "run-1")
+    assert drive("sys.exit(2)")[0] == 2
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert record.state == "failed"
+    assert record.error is not None
+    assert (record.error["exit_code"], record.error["message"][:33]) == (2, "the driver ended with exit code 2")
 
 
 def test_a_driver_that_is_killed_every_time_ends_as_failed(drive: Callable[..., Any], job: Job) -> None:

@@ -64,8 +64,10 @@ def wait_until(condition: Callable[[], Any], seconds: float = 90) -> None:
 def test_a_finished_run_tells_what_it_made(job: Job) -> None:
     assert read_run(job.output.directory) is None
     with RunLog(job, scheduler="tcp://one:8786") as log:
-        assert run_of(job).state == "running"
+        assert run_of(job).state == "starting"
         assert not run_of(job).is_over
+        log.on_event({"event": "plan"})
+        assert log.record.state == "starting"
         for event in ({"event": "progress", "stage": "hash", "done": 1, "total": 9}, EPOCH, DONE):
             log.on_event(event)
     record = run_of(job)
@@ -78,7 +80,7 @@ def test_a_finished_run_tells_what_it_made(job: Job) -> None:
     assert record.progress["metrics"]["log_loss"] == 0.5
     assert record.started <= record.ended <= runs.now()
     events = read_events(job.output.directory)
-    assert [event["event"] for event in events] == ["epoch", "done", "ended"]
+    assert [event["event"] for event in events] == ["plan", "epoch", "done", "ended"]
     assert {event["run_id"] for event in events} == {record.run_id}
 
 

@@ -39,6 +39,8 @@ class ApiServer:
     """What every watch is told."""
     watched: list[dict[str, str]] = field(default_factory=list)
     on_create: Callable[[Manifest], None] = lambda body: None
+    away: int | str | None = None
+    """What every request meets as long as it is set: a status, or "drop"."""
     version: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -78,6 +80,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         store = self.server.store
         store.requests.append((self.command, parts.path, query))
         fault = store.fault_for(self.command, parts.path + ("?watch" if query.get("watch") else ""))
+        if store.away is not None:
+            return self._misbehave(Fault(self.command, "", store.away))
         if fault is not None and not fault.after:
             return self._misbehave(fault)
         status, answer = self._answer(parts.path, query, body)
