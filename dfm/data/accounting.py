@@ -38,8 +38,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
-    """Of labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; and of the rows
-    that weigh anything the least label and the greatest, None where there are none.
+    """Labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; the least and the
+    greatest label of the rows that weigh anything, None where there are none.
     """
 
     weight: float = 0.0

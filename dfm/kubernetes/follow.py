@@ -32,9 +32,9 @@ SETTLING = 60.0
 PAUSE = 1.0
 _WINDOW = 5
 _UNMADE = ("", "JobCreated")
-"""What a DaskJob says as long as the operator has not made the driver's pod."""
+"""The words of a DaskJob as long as the operator has not made the driver's pod."""
 _NOTED = ("Successful", "Failed", "deleted")
-"""What it says once the operator has seen the driver's end, and has deleted the cluster."""
+"""Its words once the operator has seen the driver's end, and has deleted the cluster."""
 OnEvent = Callable[[dict[str, Any]], None]
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -197,7 +197,7 @@ def _look(api: Api, name: str, known: JobState | None) -> JobState:
 
 
 class _Clock:
-    """How long a job has been without hope."""
+    """The time that a job has been without hope."""
 
     def __init__(self) -> None:
         self._why, self._since = "", 0.0

@@ -372,7 +372,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
 
 
 def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
-    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
     if model.schema.numbers != SHORTEST:
         return [model.predict(golden)]
     plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]

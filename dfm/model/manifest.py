@@ -84,12 +84,17 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         if kind == "vector":
             _check_vector(columns, len(fields))
             continue
-        if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
-            raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
+        _check_columns(name, kind, columns, kinds)
         crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
-        if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
-            raise ValueError(f"the cross {_short(name)} has a part that is no category")
         kinds[name] = "crossable" if crossable and kind != "cross" else "other"
+
+
+def _check_columns(name: str, kind: str, columns: Any, kinds: Mapping[str, str]) -> None:
+    """The columns of a field; `kinds`: of the fields before it, which a cross may consist of."""
+    if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
+        raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
+    if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
+        raise ValueError(f"the cross {_short(name)} has a part that is no category")
 
 
 def _check_vector(columns: Any, n_fields: int) -> None:
