@@ -15,7 +15,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
-from dfm.kernels.losses import CustomLoss
+from dfm.kernels.custom.functions import CustomLoss
 from dfm.kernels.tables import Layout
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import kernel_spec, with_functions

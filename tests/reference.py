@@ -105,6 +105,8 @@ def loss_of(rule: Rule, score: float, label: float) -> float:
         return 0.5 * error**2
     if rule.loss == "hinge":
         return max(0.0, 1.0 - (2.0 * label - 1.0) * score)
+    if rule.loss == "squared-hinge":
+        return max(0.0, 1.0 - (2.0 * label - 1.0) * score) ** 2
     if rule.loss == "poisson":
         return math.exp(score) - label * score
     if rule.loss == "quantile":
@@ -123,6 +125,9 @@ def slope_of(rule: Rule, score: float, label: float) -> float:
     if rule.loss == "hinge":
         sign = 2.0 * label - 1.0
         return -sign if sign * score < 1.0 else 0.0
+    if rule.loss == "squared-hinge":
+        sign = 2.0 * label - 1.0
+        return -2.0 * sign * max(0.0, 1.0 - sign * score)
     if rule.loss == "poisson":
         return math.exp(score) - label
     if rule.loss == "quantile":

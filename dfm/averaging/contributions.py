@@ -31,7 +31,7 @@ class Contribution:
     """Summands of one or more replicas, for the features they touched. Arrays may be read-only.
 
     features uint32[m], rows of the parameter table, ascending; the first len(factors) of them own factors.
-    linear float32[m, *]: a Δ of w (FTRL: of z), F of every accumulator, the squares of F ("vw" only), then
+    linear float32[m, *]: a Δ of w (or of what w is made of), F of every accumulator, the squares of F ("vw" only), then
     the counts that the rule divides by. factors float32[m_f, *]: a Δ of V, F and squares, `lanes` columns
     each. bias float64[*]: Δ and F of the bias times `rows`; rows: sum of the weights of the replicas' rows.
 

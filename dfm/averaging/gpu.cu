@@ -2,7 +2,8 @@
 // for a number or a row. The arithmetic is that of the CPU, operation by operation, and this file is compiled without
 // fused multiply-adds: the same summands give the same bytes here and there.
 //
-// It knows nothing of optimizers and merge rules but the numbers in `Merge`, so one program serves all.
+// It knows nothing of optimizers and merge rules but the numbers in `Merge`, so one program serves all but those that
+// derive w of their state (DERIVED): their text stands in place of the line that names it.
 
 typedef long long Offset;
 
@@ -35,10 +36,8 @@ struct Merge {
     Outer outer;
 };
 
-// Of optimizers.ftrl_weight, by which w is made of z and n; where not `is_used`, w is averaged itself.
-struct Ftrl {
-    float learning_rate, l1, l2, beta;
-    int is_used;
+struct Rates {
+// {rates}
 };
 
 // Summands of some replicas, in rows of `linear` and of `factors`. Those of row r of what is summed stand at places[r],
@@ -71,7 +70,7 @@ struct Launch {
     float *linear_drift, *factor_drift;
     Offset linear_width, factor_width, drift_lanes;
     Merge merge;
-    Ftrl ftrl;
+    Rates rates;
 };
 
 extern __shared__ float4 shared_memory[];
@@ -245,12 +244,8 @@ __device__ inline float outer_move(float move, const Outer &outer, float *drift)
     return outer.rate * move;
 }
 
-// optimizers.ftrl_weight
-__device__ inline float ftrl_weight(float z, float n, const Ftrl &ftrl) {
-    float clipped = fminf(fmaxf(z, -ftrl.l1), ftrl.l1);
-    float curvature = (sqrtf(n) + ftrl.beta) / ftrl.learning_rate + ftrl.l2;
-    return (clipped - z) / at_least(curvature, TINY);
-}
+// derived_weight(first, second, is_bias, rates) of an optimizer that makes w of the columns from `primary` on.
+// {optimizer}
 
 // averaging._finish_linear
 extern "C" __global__ void finish_linear(const Launch *arguments) {
@@ -272,7 +267,9 @@ extern "C" __global__ void finish_linear(const Launch *arguments) {
             if (columns.squares >= 0) growth = growth * old + sums[columns.squares + state];
             record[columns.state + state] = old + growth / at_least(divisor, SMALLEST);
         }
-        if (launch.ftrl.is_used) record[0] = ftrl_weight(record[1], record[2], launch.ftrl);
+#if DERIVED
+        record[0] = derived_weight(record[columns.primary], record[columns.primary + 1], false, launch.rates);
+#endif
     }
 }
 

@@ -27,9 +27,9 @@ from dfm.averaging.slices import Slices, Touched
 from dfm.data.partition import SparsePartition
 from dfm.kernels.contract import Step
 from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose
 from dfm.kernels.gpu.memory import Buffer, Program
 from dfm.kernels.gpu.tables import Gpu, GpuArrays, GpuTable
-from dfm.kernels.optimizers import rates_of
 from dfm.kernels.tables import Layout, ParameterTable, pull_plan
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -67,11 +67,17 @@ LAUNCH = np.dtype(
                 ("outer", [(name, np.float32) for name in ("rate", "momentum")]),
             ],
         ),
-        ("ftrl", [*((name, np.float32) for name in ("learning_rate", "l1", "l2", "beta")), ("is_used", np.int32)]),
+        ("rates", [(name, np.float32) for name in RATES]),
     ],
     align=True,
 )
 """What a kernel is told: `struct Launch` of the .cu, field by field."""
+
+
+def source_of(derivation: str = "") -> str:
+    """The program with the text of an optimizer that derives weights, or, without one, for all others."""
+    texts = {"rates": RATES_TEXT, "optimizer": derivation}
+    return compose(SOURCE, {"DERIVED": int(bool(derivation))}, texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +142,8 @@ class OnGpu:
     """`averaging.Averaging` on a GPU."""
 
     gpu: Gpu
-    _program: Program = field(init=False)
+    _programs: dict[str, Program] = field(init=False, default_factory=dict)
+    """By the text of an optimizer that derives weights, "" for all others."""
     _united: dict[tuple[int, ...], Slices] = field(init=False, default_factory=dict)
     """What `unite` found, by the slices' features: the same slices come in every later epoch."""
     _unions: dict[tuple[int, ...], NDArray[np.uint32]] = field(init=False, default_factory=dict)
@@ -144,7 +151,13 @@ class OnGpu:
 
     def __post_init__(self) -> None:
         with self.gpu.taken():
-            self._program = self.gpu.device.compile(SOURCE.read_text(encoding="utf-8"), exact=True)
+            self._program_of("")
+
+    def _program_of(self, derivation: str) -> Program:
+        """The program with the text of an optimizer that derives weights, or for all others; compiled when needed."""
+        if derivation not in self._programs:
+            self._programs[derivation] = self.gpu.device.compile(source_of(derivation), exact=True)
+        return self._programs[derivation]
 
     # ---------------------------------------------------------------------------------------------- tables ----
 
@@ -367,7 +380,7 @@ class OnGpu:
         momentum: ParameterTable | None = None,
     ) -> tuple[ParameterTable, ParameterTable | None]:
         """See `averaging.finalise`."""
-        layout, gpu, rates = block.layout, self.gpu, rates_of(step)
+        layout, gpu = block.layout, self.gpu
         with gpu.taken():
             total = self._part(contribution.select(start, start + block.n_features))
             bias = np.array(gpu.table(block).arrays.now("bias"))
@@ -381,16 +394,15 @@ class OnGpu:
                 "factor_sums": total.factors.address + 4 * total.first * total.widths[1],
                 "linear_width": layout.linear_width, "factor_width": layout.factor_width, "drift_lanes": layout.lanes,
                 "merge": _merge(rule, layout, n_replicas),
-                "ftrl": (
-                    rates.learning_rate, rates.l1_linear, rates.l2_linear, rates.ftrl_beta, layout.optimizer == "ftrl",
-                ),
+                "rates": tuple(getattr(step, name) for name in RATES),
             }  # fmt: skip
             if drift:
                 speeds = gpu.use(drift.arrays)
                 numbers |= {"linear_drift": speeds["linear"], "factor_drift": speeds["factors"]}
             # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
             self._launch("finish_factors", owners * layout.lanes, n=owners, **numbers)
-            self._launch("finish_linear", n_rows, **numbers)
+            derivation = str(layout.rule.cuda) if layout.rule.derives_weights else ""
+            self._launch("finish_linear", n_rows, program=self._program_of(derivation), **numbers)
             finish_bias(rule, layout, contribution, step, (bias, drift_bias))
             for table, record in ((merged, bias), (drift, drift_bias)):
                 if table is not None:
@@ -412,8 +424,12 @@ class OnGpu:
         zeros.arrays.changed()
         return zeros
 
-    def _launch(self, kernel: str, n_items: int, shared_bytes: int = 0, **fields: Any) -> None:
-        """Queue a kernel over so many items; buffers stand for their addresses, `n` is n_items unless it is given."""
+    def _launch(
+        self, kernel: str, n_items: int, shared_bytes: int = 0, program: Program | None = None, **fields: Any
+    ) -> None:
+        """Queue a kernel over so many items, of the program for all unless another is given; buffers stand for their
+        addresses, `n` is n_items unless it is given.
+        """
         if n_items <= 0:
             return
         record = np.zeros(1, LAUNCH)
@@ -421,7 +437,7 @@ class OnGpu:
             record[name] = getattr(value, "address", value)
         room = self.gpu.send(record)
         blocks = min(-(-n_items // THREADS), MOST_BLOCKS)
-        self._program.launch(kernel, (blocks, THREADS), shared_bytes, room)
+        (program or self._program_of("")).launch(kernel, (blocks, THREADS), shared_bytes, room)
 
 
 @dataclass

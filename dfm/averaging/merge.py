@@ -26,7 +26,7 @@ from dfm.averaging.slices import Slices, Touched
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
 from dfm.kernels.contract import Step
-from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
+from dfm.kernels.cpu.derived_weights import refresh_bias, refresh_rows
 from dfm.kernels.tables import Floats, Layout, ParameterTable, allocate, pull, put
 from dfm.storage.arrays import read_only
 
@@ -70,61 +70,43 @@ class Divisors(NamedTuple):
     counts: int
 
 
-_STATE_COLUMNS = {
-    "sgd": (0, 1, 0),
-    "adagrad": (0, 1, 1),
-    "adagrad-row": (0, 1, 2),
-    "ftrl": (1, 2, 1),
-    "adam": (0, 1, 4),
-}
-"""Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first of the state, how many."""
-
-
 def columns_of(rule: MergeRule, layout: Layout) -> Columns:
     """Where things stand in tables of a layout, and in the summands that a rule makes of them."""
-    primary, state, n_states = _STATE_COLUMNS[layout.optimizer]
-    has_squares = rule.accumulators == "vw" and n_states > 0
+    primary, n_states = layout.rule.primary, layout.rule.n_averaged
+    has_squares = rule.state_rule.of_squares and n_states > 0
     width = 1 + n_states * (2 if has_squares else 1)
     squares = 1 + n_states if has_squares else -1
     occurrences = touches = -1
-    if rule.weights == "count":
+    counts = {rule.weighting.per, rule.state_rule.per if n_states else ""}
+    if "occurrences" in counts:
         occurrences, width = width, width + 1
-    if rule.weights == "touched" or (rule.accumulators == "touched" and n_states):
+    if "touches" in counts:
         touches, width = width, width + 1
-    factor_states = layout.factor_width // layout.lanes - 1 if layout.lanes else 0
+    factor_states = layout.rule.factor_state if layout.lanes else 0
     n_factor = layout.lanes * (1 + factor_states * (2 if has_squares else 1))
     return Columns(
-        primary, state, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
+        primary, primary + 1, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
     )
 
 
 def shares_of(rule: MergeRule) -> Shares:
     """How a rule weighs what a replica changed."""
-    base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
-        rule.weights, (1.0, 0.0, 0.0)
-    )
-    return Shares(np.float32(base), np.float32(history), np.float32(growth))
+    return Shares(*(np.float32(number) for number in rule.weighting.share(rule.precision)))
 
 
 def _weight_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "weighted": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "count": (0, 0, 0, columns.occurrences),
-        "precision": (rule.precision, 0, 1, -1),
-    }[rule.weights]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    coefficients = rule.weighting.divisor(rule.precision, n_replicas)
+    return _divisors(coefficients, rule.weighting.per, columns)
 
 
 def _accumulator_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "vw": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "sum": (1, 0, 0, -1),
-    }[rule.accumulators]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    return _divisors(rule.state_rule.divisor(n_replicas), rule.state_rule.per, columns)
+
+
+def _divisors(coefficients: tuple[float, float, float], per: str, columns: Columns) -> Divisors:
+    counts = getattr(columns, per) if per else -1
+    fixed, history, growth = (np.float32(number) for number in coefficients)
+    return Divisors(fixed, history, growth, counts)
 
 
 # --- map -------------------------------------------------------------------------------------------------
@@ -212,7 +194,9 @@ def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  #
             out[row, lanes + lane] = growth
             if columns.squares >= 0:
                 out[row, 2 * lanes + lane] = growth * growth
-        for column in range(2 * lanes, (1 + columns.factor_states) * lanes):  # Adam's, which has no squares
+        for column in range(
+            2 * lanes, (1 + columns.factor_states) * lanes
+        ):  # of an optimizer with several, which has no squares
             out[row, column] = after[row, column] - before[row, column]
 
 
@@ -271,9 +255,9 @@ def finalise(
     new tables.
 
     contribution: the sum over all `n_replicas`, restricted to the block by its `select`. step: the replicas'
-    settings, from which FTRL's w is made of the merged z and n. momentum: what the last merge of the block
-    returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
-    keep value and momentum. The bias is the mean by rows, and every block carries it.
+    settings, from which w is made of merged state where an optimizer does so. momentum: what the last merge of
+    the block returned, None before the first one; None is returned where the rule has none. Rows that nobody
+    touched keep value and momentum. The bias is the mean by rows, and every block carries it.
     """
     layout = block.layout
     numbers = finish_of(rule, layout, n_replicas)
@@ -287,8 +271,7 @@ def finalise(
         _finish_factors(features, start, summands, numbers, (merged.linear, merged.factors), drift.factors)
     _finish_linear(features, start, linear_summands, numbers, merged.linear, drift.linear)
     finish_bias(rule, layout, contribution, step, (merged.bias, drift.bias))
-    if layout.optimizer == "ftrl":
-        _refresh_rows(features, start, rates_of(step), merged.linear)
+    refresh_rows(layout, step, features, start, merged.linear)
     return merged, drift if rule.outer_momentum else None
 
 
@@ -317,8 +300,7 @@ def finish_bias(rule: MergeRule, layout: Layout, total: BiasSum, step: Step, rec
         bias[columns.primary] += np.float32(rule.outer_rate * move)
         for state in range(columns.n_states):
             bias[columns.state + state] += np.float32(means[1 + state])
-    if layout.optimizer == "ftrl":
-        _refresh_rows(np.zeros(1, np.uint32), 0, unpenalised(rates_of(step)), bias.reshape(1, -1))
+    refresh_bias(layout, step, bias)
 
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
@@ -400,14 +382,6 @@ def _finish_factors(features, start, summands, numbers, tables, drift):  # type:
             factors[row, lanes + lane] = old + growth / max(divisor, _TINY)
         for column in range(2 * lanes, (1 + columns.factor_states) * lanes):
             factors[row, column] += factor_summands[position, column] / max(per_row, _TINY)
-
-
-@compiled(error_model="numpy")
-def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-def]
-    """Makes FTRL's w of z and n in the given rows, in place: no mean of w has L1's exact zeros."""
-    for position in range(features.size):
-        row = np.intp(features[position]) - start
-        linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)
 
 
 # --- where it is done --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_weights, scaled_rate
 from dfm.data.accounting import RowAccount
 from dfm.data.hashing import expected_collisions
 from dfm.data.preparation import Reading, fingerprint, prune_cache
@@ -30,7 +30,7 @@ from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective, kernel_spec
@@ -131,7 +131,7 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
 def merge_rule(job: Job) -> MergeRule:
     """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
     training = job.training
-    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
+    automatic = automatic_weights(training.optimizer)
     rule = MergeRule(
         automatic if training.merge == "auto" else training.merge,
         training.accumulators,
@@ -178,6 +178,7 @@ class _Run:
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
+        self.work = dataclasses.replace(self.work, unit=self.prepared.reading.units.label)
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
         self.tell(
@@ -256,14 +257,10 @@ class _Run:
             factor_learning_rate=rate * training.factor_rate_scale,
             l2_linear=training.l2_linear,
             l2_factors=training.l2_factors,
-            l1_linear=training.l1_linear,
-            ftrl_beta=training.ftrl_beta,
-            adam_beta1=training.adam_beta1,
-            adam_beta2=training.adam_beta2,
-            adam_epsilon=training.adam_epsilon,
             n_threads=training.threads_per_replica,
             deterministic=training.deterministic,
             device_bytes=0 if memory == "auto" else parse_bytes(memory),
+            **training.own_knobs,
         )
         return rounds.Work(
             self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name, training.wire_dtype
@@ -362,11 +359,13 @@ class _Run:
         return block_bounds(summary.n_features, summary.n_factored, self._layout(), max(1, n_blocks))
 
     def _initial_blocks(self, bounds: Sequence[int]) -> list[Future]:
+        account, unit = self.prepared.account, self.work.unit
+        mean = account.label_sum / max(account.accepted, 1)
         initial = InitialValues(
             self.job.model.seed,
             self.job.model.init_stdev,
             self.job.training.initial_accumulator,
-            self.objective.link.start(self.prepared.account.label_sum / max(self.prepared.account.accepted, 1)),
+            self.objective.link.start((mean - unit.mean) / unit.scale),
         )
         blocks = [
             self.client.submit(
@@ -381,7 +380,10 @@ class _Run:
         here = files.is_local(warm.url) and not self.shares_disk
         model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
         vocabulary = self.prepared.vocabulary
-        return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
+        return [
+            self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, self.work.unit, pure=False)
+            for b in blocks
+        ]
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -443,6 +445,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "units": dataclasses.asdict(self.prepared.reading.units),
             "warm_start": self.warm.describe() if self.warm else {},
         }
 

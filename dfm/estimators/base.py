@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import (
@@ -44,7 +45,6 @@ from dfm.model.fm_model import FMModel
 from dfm.training.fitting import (
     Crew,
     Event,
-    LabelUnit,
     LocalCrew,
     Progress,
     Recipe,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
+from dfm.data.encoding import Encoded, column_kind, encode_batch, parse_numbers
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -30,6 +30,7 @@ from dfm.data.matrices import (
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
 from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.kernels.tables import ParameterTable
@@ -49,7 +50,7 @@ class TableOptions:
     numeric: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     crosses: tuple[tuple[str, ...], ...] = ()
-    numeric_transform: str = "standardize"
+    numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
     min_count_factors: int = 1

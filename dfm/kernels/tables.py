@@ -15,19 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
+from dfm.kernels.optimizers.record import Optimizer
 from dfm.storage.arrays import read_only
 
 Floats = NDArray[np.float32]
 
 CACHE_LINE = 64
 MAX_FACTORS = 256
-
-LINEAR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 2, "adam": 4}
-"""Numbers of state after w, by optimizer: the accumulator; that and the accumulator of the factor row; z and n; both
-moments and the weight of the gradients in each."""
-
-FACTOR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 0, "ftrl": 1, "adam": 2}
-"""Numbers of state per factor, by optimizer: accumulators, or both moments."""
 
 
 def padded_lanes(n_factors: int) -> int:
@@ -41,21 +36,25 @@ def padded_lanes(n_factors: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns the records have. The layout of "sgd" has no state: a finished model is stored in it.
+    """Which columns the records have. That of STATELESS has no state: a finished model is stored in it.
 
-    A linear record is [w, state...]: accumulator ("adagrad"), accumulator and the factors' accumulator
-    ("adagrad-row"), z and n ("ftrl"), moments m and v and the weights of the gradients in them, c1 and c2 ("adam").
-    A factor record is [V padded with zeros to `lanes`, accumulators, or m and then v, of the same shape if any].
+    A linear record is [w, state...], a factor record [V padded with zeros to `lanes`, state of the same shape if any]:
+    as many numbers as the optimizer's record says.
     """
 
     optimizer: str
     n_factors: int
 
     def __post_init__(self) -> None:
-        if self.optimizer not in LINEAR_STATE:
-            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(LINEAR_STATE)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= MAX_FACTORS:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {MAX_FACTORS}")
+
+    @property
+    def rule(self) -> Optimizer:
+        """The record of the optimizer."""
+        return OPTIMIZERS[self.optimizer]
 
     @property
     def lanes(self) -> int:
@@ -65,26 +64,25 @@ class Layout:
     @property
     def linear_width(self) -> int:
         """float32 columns of a linear record."""
-        return 1 + LINEAR_STATE[self.optimizer]
+        return 1 + self.rule.linear_state
 
     @property
     def factor_width(self) -> int:
         """float32 columns of a factor record."""
-        return self.lanes * (1 + FACTOR_STATE[self.optimizer])
+        return self.lanes * (1 + self.rule.factor_state)
 
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout("sgd", self.n_factors)
+        return Layout(STATELESS, self.n_factors)
 
 
 @dataclass(frozen=True)
 class InitialValues:
-    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and AdaGrad's
-    accumulators.
+    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and accumulators.
 
-    FTRL's z and n start at 0, and so does the bias that it makes of them; its `ftrl_beta` has the part of
-    `initial_accumulator`. Adam's state starts at 0.
+    An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
+    that is made of state.
     """
 
     seed: int
@@ -198,12 +196,12 @@ def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial
     Factor f of a feature depends on (seed, id, f) alone: every replica, block and machine starts from the same bytes.
     """
     table = allocate(layout, len(ids), n_factored)
-    if layout.optimizer != "ftrl":
+    if not layout.rule.derives_weights:
         table.bias[0] = initial.bias
-    if layout.optimizer in ("adagrad", "adagrad-row"):
+    if layout.rule.linear_starts:
         table.bias[1:] = initial.initial_accumulator
         table.linear[:, 1:] = initial.initial_accumulator
-    if layout.optimizer != "adam":
+    if layout.rule.factors_start:
         table.factors[:, layout.lanes :] = initial.initial_accumulator
     half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
     owners = np.ascontiguousarray(ids[:n_factored], np.uint32)

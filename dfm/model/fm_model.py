@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 
 from dfm.data import row_encoder
 from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
-from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
 from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
@@ -97,7 +99,7 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
-        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+        A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
         does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
@@ -329,7 +331,7 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         "factors": ("float32", (n_factored, n_factors)),
     }:
         raise ValueError("its arrays do not fit each other")
-    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
+    table = allocate(Layout(STATELESS, n_factors), n_features, n_factored)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
     table.bias[0] = arrays["bias"][0]

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.schema import NUMBER_FORMS, WIDENED
-from dfm.settings.tables import LIST_WEIGHTS, TASKS, TRANSFORMS
+from dfm.data.transforms import TRANSFORMS
+from dfm.settings.tables import LIST_WEIGHTS, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -74,27 +75,32 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_fields(fields)
+
+
+def _check_fields(fields: list[Any]) -> None:
     kinds: dict[str, str] = {}
     for field in fields:
-        name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
-        _text(name, "a field's name")
-        legal = {"categorical": ("",), "cross": ("",), "vector": ("",), "numeric": TRANSFORMS, "list": LIST_WEIGHTS}
-        if kind not in legal or transform not in legal[kind] or name in kinds:
-            raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
-        if kind == "vector":
-            _check_vector(columns, len(fields))
-            continue
-        _check_columns(name, kind, columns, kinds)
-        crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
-        kinds[name] = "crossable" if crossable and kind != "cross" else "other"
+        _check_field(field, kinds, len(fields))
 
 
-def _check_columns(name: str, kind: str, columns: Any, kinds: Mapping[str, str]) -> None:
-    """The columns of a field; `kinds`: of the fields before it, which a cross may consist of."""
+def _check_field(field: Mapping[str, Any], kinds: dict[str, str], n_fields: int) -> None:
+    """One field; adds what it is to `kinds`."""
+    name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
+    _text(name, "a field's name")
+    none = ("",)
+    legal = {"categorical": none, "cross": none, "vector": none, "numeric": tuple(TRANSFORMS), "list": LIST_WEIGHTS}
+    if kind not in legal or transform not in legal[kind] or name in kinds:
+        raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
+    if kind == "vector":
+        _check_vector(columns, n_fields)
+        return
     if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
         raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
     if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
         raise ValueError(f"the cross {_short(name)} has a part that is no category")
+    crossable = kind == "categorical" or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
+    kinds[name] = "crossable" if crossable else "other"
 
 
 def _check_vector(columns: Any, n_fields: int) -> None:

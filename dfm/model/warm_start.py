@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.canonical import shortest
-from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
@@ -90,10 +91,11 @@ def _parameters_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
-    if job.training.optimizer == "ftrl":
+    optimizer = OPTIMIZERS[job.training.optimizer]
+    if optimizer.derives_weights:
         raise SettingsError(
-            f'training.warm_start = "{url}" needs another training.optimizer than "ftrl": FTRL makes its weights of '
-            "sums that a model does not hold. Choose adagrad, or leave warm_start out."
+            f'training.warm_start = "{url}" needs another training.optimizer than "{optimizer.name}", which makes its '
+            f"weights of sums that a model does not hold. Choose {DEFAULT_OPTIMIZER}, or leave warm_start out."
         )
     pairs = {
         "model.task": (job.model.task, manifest["task"]),

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
-from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.schedule import rate_factor, scheduled
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
@@ -30,14 +32,6 @@ from dfm.training import rounds
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class LabelUnit:
-    """Labels are trained as (y − mean) / scale, so that one step size suits labels of any unit."""
-
-    mean: float = 0.0
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,12 +123,14 @@ def _record(recipe: Recipe, tallies: Sequence[RoundTally], epoch: int, seconds: 
     weight = sum(tally.weight for tally in tallies)
     loss = sum(tally.loss for tally in tallies) / weight if weight else float("nan")
     if not all(tally.is_finite for tally in tallies):
+        optimizer = resolve_optimizer(recipe.work.spec.optimizer)
         raise DivergenceError(
             f"training diverged in epoch {epoch}: the loss is no longer finite; try a smaller learning_rate "
-            f"(it is {recipe.work.step.learning_rate:g}; plain sgd wants 0.01 or less), or scale the columns"
+            f"(it is {recipe.work.step.learning_rate:g}; {optimizer.name} wants {optimizer.learning_rate:g} or less), "
+            "or scale the columns"
         )
     record = {"epoch": epoch, "train_loss": loss, "seconds": seconds}
-    if recipe.objective.info.name == "squared":
+    if recipe.objective.is_plain and recipe.objective.task == "regression":
         record["train_rmse"] = (2.0 * loss) ** 0.5 * recipe.unit.scale
     return record
 
@@ -269,8 +265,7 @@ def tally_of(recipe: Recipe, blocks: Sequence[rounds.Block], partitions: Sequenc
     total: Tally = recipe.objective.empty()
     for partition in partitions:
         table = recipe.work.averaging.pull(tables, partition.features, partition.n_factored)
-        scores = recipe.work.kernels.scores(partition, table).astype(np.float64) * unit.scale + unit.mean
-        labels = partition.labels.astype(np.float64) * unit.scale + unit.mean
+        scores, labels = unit.undone(recipe.work.kernels.scores(partition, table)), unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
         total = total + recipe.objective.tally(scores, labels, weights)
     return total

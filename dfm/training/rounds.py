@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -21,18 +21,20 @@ from dfm.averaging import gpu as gpu_averaging
 from dfm.averaging.merge import Averaging, OnProcessors
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.losses import LOSSES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.settings.tables import LOSS_TASKS
+from dfm.training.label_units import in_own_unit
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
@@ -53,6 +55,8 @@ class Work:
     n_replicas: int
     backend: str = "numba"
     wire_dtype: str = "float32"
+    unit: LabelUnit = field(default_factory=LabelUnit)
+    """Of the partitions' labels; metrics are in that of the data."""
 
     @property
     def kernels(self) -> Kernels:
@@ -130,8 +134,10 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
 
 
-def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
-    """The untrained block, moved towards an earlier model."""
+def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit) -> Block:
+    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training."""
+    if unit != LabelUnit():
+        model = dataclasses.replace(model, table=in_own_unit(model.table, unit.inverse))
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
@@ -228,7 +234,7 @@ def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitio
         table = work.averaging.pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
-        total = total + objective.tally(scores, partition.labels, weights)
+        total = total + objective.tally(work.unit.undone(scores), work.unit.undone(partition.labels), weights)
     return total
 
 
@@ -283,7 +289,7 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        LOSS_TASKS.get(str(work.spec.loss), "classification"),
+        LOSSES[work.spec.loss].task if isinstance(work.spec.loss, str) else "classification",
         [Block(0, table)],
         [partition],
     )

@@ -20,6 +20,7 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.composition import ON_GPU
 from dfm.kernels.gpu.memory import COPY, TRAIN
 from dfm.kernels.gpu.plan import Grid
 from dfm.kernels.row_order import BLOCK_ROWS
@@ -74,7 +75,7 @@ def test_hot_features_that_are_flushed_after_every_row_agree_with_the_definition
 
 
 @pytest.mark.parametrize("n_hot", [0, 20])
-@pytest.mark.parametrize("optimizer", cupy_gpu.OPTIMIZER_NUMBERS)
+@pytest.mark.parametrize("optimizer", ON_GPU)
 def test_many_warps_move_the_table_as_one_does_to_first_order(
     backend: Backend, optimizer: str, n_hot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,14 +30,16 @@ from dfm.kernels.contract import (
     check_table,
 )
 from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, make_walk
-from dfm.kernels.cpu.step_passes import WIDTH, Shape
-from dfm.kernels.losses import Loss
-from dfm.kernels.optimizers import both_rates, resolve_optimizer
+from dfm.kernels.cpu.shape import Shape
+from dfm.kernels.cpu.step_passes import WIDTH
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, resolve_optimizer
+from dfm.kernels.rates import both_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
-from dfm.kernels.tables import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+from dfm.kernels.tables import Layout, ParameterTable, aligned_zeros, allocate
 from dfm.storage.arrays import read_only
 
-_WIDEST = 1 + max(LINEAR_STATE.values())
+_WIDEST = 1 + max(optimizer.linear_state for optimizer in OPTIMIZERS.values())
 """float32 columns of the longest linear record."""
 
 
@@ -89,8 +91,7 @@ def _train(
     following: Following | None = None,
 ) -> RoundTally:
     """One walk over all rows, in place on `table`."""
-    if step.l1_linear > 0 and spec.optimizer != "ftrl":
-        raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    check_penalties(step, spec.optimizer)
     if step.deterministic and step.n_threads > 1:
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
@@ -143,19 +144,19 @@ def sources() -> str:
 
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
-    resolve_optimizer(spec.optimizer)
+    optimizer = resolve_optimizer(spec.optimizer)
     if spec.factor_dtype != "float32":
         raise SettingsError(
             f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
         )
-    if spec.regularizer is not None and spec.optimizer == "ftrl":
+    if spec.regularizer is not None and optimizer.derives_weights:
         raise SettingsError(
-            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
-            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
+            f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
     layout = Layout(spec.optimizer, spec.n_factors)
     walk = make_walk(_shape(layout), layout, spec)
-    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+    if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))
     return Kernels(spec, partial(_train, walk, spec), _build_scores(spec), time.perf_counter() - begin)
@@ -168,13 +169,13 @@ def _shape(layout: Layout) -> Shape:
 @functools.cache
 def compile_scores(n_factors: int) -> Scores:
     """`Kernels.scores` of finished models, whose tables have no optimizer state: nothing is compiled for training."""
-    return _build_scores(KernelSpec("squared", "sgd", n_factors))
+    return _build_scores(KernelSpec(DEFAULT_LOSSES["regression"], STATELESS, n_factors))
 
 
 def _build_scores(spec: KernelSpec) -> Scores:
     layout = Layout(spec.optimizer, spec.n_factors)
     score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
-    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+    if not numba.config.DISABLE_JIT:
         keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
     _compile(score_all, example_arguments(layout, for_training=False))
     return partial(_score, score_all, spec)

@@ -7,7 +7,6 @@ change parameters in place. No pass allocates, branches on settings, counts refe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,17 +15,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dfm.kernels.contract import KernelSpec
-from dfm.kernels.cpu import adam_passes
-from dfm.kernels.cpu.step_passes import (
-    WIDTH,
-    Shape,
-    inlined,
-    make_step_bias,
-    make_step_factors,
-    make_step_linear,
-    no_step,
-    with_penalty,
-)
+from dfm.kernels.cpu.shape import Shape
+from dfm.kernels.cpu.step_passes import WIDTH, inlined
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.simd import address, every, fma, load, prefetch, read, reduce_add, splat, store, write
@@ -82,8 +72,8 @@ class TableView(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of one thread, or its addresses, for rows of up to `capacity` - WIDTH entries.
 
-    linear float32[5 * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity] and
-    owner_values float32[capacity]: feature and x of the entries that own factors; sums float32[lanes]: Σ_j V_j x_j;
+    linear float32[widest record * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity]
+    and owner_values float32[capacity]: feature and x of the entries that own factors; sums float32[lanes]: Σ_j V_j x_j;
     logits float32[BLOCK_ROWS]: of the rows of a block.
     """
 
@@ -268,27 +258,14 @@ def _make_logit(shape: Shape) -> Any:
     return logit
 
 
-def _make_steps(shape: Shape, spec: KernelSpec) -> tuple[Any, Any, Any]:
-    """step_bias, step_linear, step_factors of the spec's optimizer and regulariser."""
-    rule, regularizer = resolve_optimizer(spec.optimizer), spec.regularizer
-    if rule.linear is None:
-        step_bias, step_linear = adam_passes.make_step_bias(), adam_passes.make_step_linear(shape, regularizer)
-        step_factors = adam_passes.make_step_factors(shape, regularizer) if shape.lanes else no_step
-    else:
-        step_bias = make_step_bias(rule.linear)
-        step_linear = make_step_linear(shape, with_penalty(rule.linear, regularizer))
-        step_factors = make_step_factors(shape, rule.factors, regularizer) if shape.lanes else no_step
-    return step_bias, step_linear, step_factors
-
-
 def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
     """train_rows(views, both_rates, first, last): walks rows [first, last), at most BLOCK_ROWS.
 
     Leaves their logits in scratch.logits.
     """
-    slope_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).slope)
+    slope_of = resolve_loss(spec.loss, spec.loss_parameter).slope
     score = _make_score(shape)
-    step_bias, step_linear, step_factors = _make_steps(shape, spec)
+    step_bias, step_linear, step_factors = resolve_optimizer(spec.optimizer).steps(shape, spec.regularizer)
 
     @inlined
     def train_rows(views, both_rates, first, last):  # type: ignore[no-untyped-def]
@@ -314,7 +291,7 @@ def _make_tally(spec: KernelSpec) -> Any:
 
     Apart from the walk, where the logarithm of each row would hold up the next one: it cost an eighth of the time.
     """
-    value_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).value)
+    value_of = resolve_loss(spec.loss, spec.loss_parameter).value
 
     @inlined
     def tally(views, first, last):  # type: ignore[no-untyped-def]
@@ -382,8 +359,3 @@ def make_score_all(shape: Shape) -> Any:
 
 def _with_values(shape: Shape, has_values: bool) -> Shape:
     return replace(shape, implicit=not has_values)
-
-
-def _compiled(function: Callable[[float, float], float]) -> Any:
-    """A loss function as kernels can call it; one that Numba compiled already is taken as it is."""
-    return function if hasattr(function, "py_func") else inlined(function)

@@ -6,38 +6,19 @@ this is safe); `step_factors` updates each factor record in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from dfm.kernels.contract import Rates
+from dfm.kernels.cpu.formulas import descend, descend_by_root, formula, reciprocal_root
+from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.custom.functions import CustomRegularizer
-from dfm.kernels.optimizers import adagrad, reciprocal_root, sgd, without_l2_linear
 from dfm.kernels.simd import every, fma, interleave, load, map_lanes, read, reduce_add, splat, store, write
 
 WIDTH = 16
 """Linear weights that are updated at a time."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Compile-time numbers of the passes.
-
-    lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
-    reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
-    """
-
-    n_factors: int
-    lanes: int
-    touched: int
-    gathered: int
-    implicit: bool
-
-    @property
-    def vector(self) -> int:
-        """Lanes of one vector: long factor rows are walked in several, so that sums stay in registers."""
-        return self.lanes if self.lanes <= 64 else next(n for n in (64, 48, 32, 16) if self.lanes % n == 0)
 
 
 # Passes become part of the walk that calls them; wrappers for other callers would take a quarter of the compile time.
@@ -61,6 +42,12 @@ def make_penalty_slope(regularizer: CustomRegularizer | None) -> Any:
     return of_lanes
 
 
+@formula
+def _without_l2_linear(rates):  # type: ignore[no-untyped-def]
+    """The rates for a rule whose gradient holds the penalty already."""
+    return Rates(rates.learning_rate, rates.factor_learning_rate, np.float32(0), rates.l2_factors, rates.own)
+
+
 def with_penalty(update: Any, regularizer: CustomRegularizer | None) -> Any:
     """A rule of linear weights whose penalty is the user's; as it is without one."""
     if regularizer is None:
@@ -70,7 +57,7 @@ def with_penalty(update: Any, regularizer: CustomRegularizer | None) -> Any:
     @inlined
     def penalised(weights, first, second, gradient, sample_weight, rates):  # type: ignore[no-untyped-def]
         gradient = fma(penalty_slope(weights, WIDTH), sample_weight * rates.l2_linear, gradient)
-        return update(weights, first, second, gradient, sample_weight, without_l2_linear(rates))
+        return update(weights, first, second, gradient, sample_weight, _without_l2_linear(rates))
 
     return penalised
 
@@ -123,16 +110,21 @@ def make_step_bias(update: Any) -> Any:
     return step_bias
 
 
+def make_steps(
+    shape: Shape, regularizer: CustomRegularizer | None, linear: Any, step_factors: Any
+) -> tuple[Any, Any, Any]:
+    """step_bias, step_linear and step_factors of an optimizer with at most two numbers of state to a linear weight.
+
+    linear(weight, first, second, gradient, sample_weight, rates): the new (weight, first, second), the columns of a
+    linear record; `gradient` is without penalties.
+    """
+    return make_step_bias(linear), make_step_linear(shape, with_penalty(linear, regularizer)), step_factors
+
+
 @inlined
 def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-untyped-def]
     """step_factors of a model without factors."""
     return
-
-
-def make_step_factors(shape: Shape, rule: str, regularizer: CustomRegularizer | None) -> Any:
-    """step_factors(table, rates, scratch, n_owners, row_step): updates V of the row's entries, in place."""
-    gradient_of = make_gradient(shape, regularizer)
-    return make_step_rows(shape, gradient_of) if rule == "row" else make_step_coordinates(shape, rule, gradient_of)
 
 
 def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
@@ -179,34 +171,49 @@ def make_penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
     return gradient
 
 
-def make_step_coordinates(shape: Shape, rule: str, gradient_of: Any) -> Any:
-    """Plain SGD, or AdaGrad with one accumulator per coordinate."""
+@formula
+def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignore[no-untyped-def]
+    """A rule of V with an accumulator for each factor."""
+    return descend_by_root(weight, accumulator, gradient, rates.factor_learning_rate)
+
+
+def make_step_coordinates(
+    shape: Shape, regularizer: CustomRegularizer | None, update: Any, has_state: bool = True
+) -> Any:
+    """step_factors of update(factors, state, gradient, rates), which returns factors and state: a number per factor.
+
+    A rule without state gets V again in its place, and what it gives back for it is dropped.
+    """
+    if not shape.lanes:
+        return no_step
     vector, lanes = shape.vector, shape.lanes
-    with_accumulators = rule == "adagrad"
+    gradient_of = make_gradient(shape, regularizer)
 
     @inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        rate = rates.factor_learning_rate
         width = table.factor_width
         for column in range(0, lanes, vector):
             for owner in range(n_owners):
                 at = read(scratch.owners, owner) * width + column
                 factors = load(table.factors, at, vector)
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                if with_accumulators:
-                    accumulators = load(table.factors, at + lanes, vector)
-                    factors, accumulators = adagrad(factors, accumulators, gradient, rate)
-                    store(table.factors, at + lanes, accumulators)
+                if has_state:
+                    state = load(table.factors, at + lanes, vector)
+                    factors, state = update(factors, state, gradient, rates)
+                    store(table.factors, at + lanes, state)
                 else:
-                    factors = sgd(factors, gradient, rate)
+                    factors, _ = update(factors, factors, gradient, rates)
                 store(table.factors, at, factors)
 
     return step_factors
 
 
-def make_step_rows(shape: Shape, gradient_of: Any) -> Any:
-    """AdaGrad with one accumulator per factor row: the last column of its linear record."""
+def make_step_rows(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
+    """One accumulator per factor row, the last column of its linear record: the sum of the mean squared gradients."""
+    if not shape.lanes:
+        return no_step
     vector, lanes = shape.vector, shape.lanes
+    gradient_of = make_gradient(shape, regularizer)
     share = np.float32(1.0 / shape.n_factors)
 
     @inlined
@@ -227,6 +234,6 @@ def make_step_rows(shape: Shape, gradient_of: Any) -> Any:
                 at = feature * width + column
                 factors = load(table.factors, at, vector)
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                store(table.factors, at, sgd(factors, gradient, rate))
+                store(table.factors, at, descend(factors, gradient, rate))
 
     return step_factors
