@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dfm
+import dfm.kernels.families
 import dfm.kernels.optimizers
 
 PACKAGE = Path(dfm.__file__).parent
@@ -39,6 +40,8 @@ LIGHT_RECORDS = {
     "kernels.schedule",
     *("kernels.optimizers", "kernels.optimizers.record"),
     *(f"kernels.optimizers.{module.name}" for module in pkgutil.iter_modules(dfm.kernels.optimizers.__path__)),
+    "kernels.blocks",
+    *(f"kernels.families.{module.name}" for module in pkgutil.iter_modules(dfm.kernels.families.__path__)),
     "data.transforms",
 }
 """Records of names, numbers and ranges, from which settings take theirs. At their top they import the ground alone;

@@ -35,7 +35,7 @@ from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None

@@ -238,6 +238,7 @@ def kernel_spec(
         loss_parameter=parameter,
         regularizer=regularizer,
         factor_dtype=training.factor_dtype,
+        family=model.family,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
+from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
@@ -196,6 +197,12 @@ class ModelSettings(Table):
             for loss in LOSSES.values()
             if loss.parameter
         ),
+    )
+    family: str = knob(
+        FAMILIES[0],
+        Options(FAMILIES),
+        "kind of model: a factorization machine, or one that also weighs pairs of fields",
+        is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")

@@ -1,8 +1,8 @@
 """One contract, every backend: scores, rounds and refusals of Numba's kernels and the GPU's, against `reference.py`.
 
 The GPU's kernels run here on the processor (see `host_gpu`); where there is a GPU, `pytest -m gpu` runs them on it too.
-Cases come from the records of losses and optimizers, so that a new one is tested as soon as it is there. What is
-special to a backend is in test_kernel_behaviour.py and test_gpu_kernels.py.
+Cases come from the records of families, losses and optimizers, so that a new one is tested as soon as it is there.
+What is special to a backend is in test_kernel_behaviour.py and test_gpu_kernels.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.row_order import BLOCK_ROWS
@@ -39,29 +40,37 @@ from tests.support.kernel_cases import (
 )
 
 CHOSEN: list[Case] = [
-    ("logistic", "adagrad", 16),
-    ("squared", "adagrad-row", 20),
-    ("logistic", "ftrl", 3),
-    ("logistic", "sgd", 80),
-    ("logistic", "adagrad", 0),
-    ("logistic", "adam", 16),
-    ("poisson", "adam", 0),
+    ("fm", "logistic", "adagrad", 16),
+    ("fm", "squared", "adagrad-row", 20),
+    ("fm", "logistic", "ftrl", 3),
+    ("fm", "logistic", "sgd", 80),
+    ("fm", "logistic", "adagrad", 0),
+    ("fm", "logistic", "adam", 16),
+    ("fm", "poisson", "adam", 0),
+    ("fwfm", "logistic", "adagrad", 8),
+    ("fwfm", "squared", "adagrad-row", 5),
+    ("fwfm", "logistic", "ftrl", 4),
+    ("fwfm", "logistic", "sgd", 80),
+    ("fwfm", "logistic", "adam", 4),
+    ("fwfm", "logistic", "adagrad", 0),
 ]
 """Widths of one vector register, of several, with and without padding, and none."""
 CASES = [
     *CHOSEN,
     # With factors, whose numbers are drawn: from zeros on, scores hit the kinks of a loss exactly.
-    *((loss, "adagrad", 2) for loss in LOSSES if loss not in {case[0] for case in CHOSEN}),
-    *(("logistic", optimizer, 16) for optimizer in OPTIMIZERS if optimizer not in {case[1] for case in CHOSEN}),
+    *(("fm", loss, "adagrad", 2) for loss in LOSSES if loss not in {case[1] for case in CHOSEN}),
+    *(("fm", "logistic", optimizer, 16) for optimizer in OPTIMIZERS if optimizer not in {case[2] for case in CHOSEN}),
+    *((family, "logistic", "adagrad", 8) for family in FAMILIES if family not in {case[0] for case in CHOSEN}),
 ]
-"""Every loss and every optimizer is in one of these."""
+"""Every family, every loss and every optimizer is in one of these."""
 MORE_CASES: list[Case] = [
-    ("squared", "ftrl", 1),
-    ("logistic", "adagrad-row", 256),
-    ("hinge", "sgd", 5),
-    ("poisson", "adagrad", 2),
-    ("quantile", "adagrad-row", 8),
-    ("huber", "ftrl", 4),
+    ("fm", "squared", "ftrl", 1),
+    ("fm", "logistic", "adagrad-row", 256),
+    ("fm", "hinge", "sgd", 5),
+    ("fm", "squared-hinge", "sgd", 5),
+    ("fm", "poisson", "adagrad", 2),
+    ("fm", "quantile", "adagrad-row", 8),
+    ("fm", "huber", "ftrl", 4),
 ]
 """Quick on the GPU's text, which is compiled as a whole; each of them takes Numba some seconds."""
 SIZES = [0, 1, 2, 4, 7, 8, 12, 16, 17, 33, 48, 64, 65, 112, 128, 129, 160, 255, 256]
@@ -82,12 +91,13 @@ def kernels(backend: str) -> Kernels:
 # --- against the definition ------------------------------------------------------------------------------
 
 
-def test_every_loss_and_every_optimizer_has_a_case() -> None:
-    assert {case[0] for case in CASES} == {*LOSSES}
-    assert {case[1] for case in CASES} == {*OPTIMIZERS}
+def test_every_family_loss_and_optimizer_has_a_case() -> None:
+    assert {case[0] for case in CASES} == {*FAMILIES}
+    assert {case[1] for case in CASES} == {*LOSSES}
+    assert {case[2] for case in CASES} == {*OPTIMIZERS}
     for loss in LOSSES:
-        on_gpu = any(has("host", case) for case in [*CASES, *MORE_CASES] if case[0] == loss)
-        assert on_gpu == has("host", (loss, "sgd", 0)), loss
+        on_gpu = any(has("host", case) for case in [*CASES, *MORE_CASES] if case[1] == loss)
+        assert on_gpu == has("host", ("fm", loss, "sgd", 0)), loss
 
 
 @on_backends(CASES)
@@ -101,18 +111,18 @@ def test_further_rounds_agree_with_the_definition(backend: str, case: Case) -> N
 
 
 @pytest.mark.slow
-@on_backends(itertools.product(LOSSES, OPTIMIZERS, [6]))
-def test_every_loss_with_every_optimizer_agrees_with_the_definition(backend: str, case: Case) -> None:
+@on_backends(itertools.product(FAMILIES, LOSSES, OPTIMIZERS, [6]))
+def test_every_family_loss_and_optimizer_together_agree_with_the_definition(backend: str, case: Case) -> None:
     assert_rounds_agree(compiled(backend, spec_of(case)), case, make_rows(60))
 
 
 @pytest.mark.slow
-@on_backends(itertools.product(["logistic", "squared"], OPTIMIZERS, SIZES))
+@on_backends(itertools.product(FAMILIES, ["logistic", "squared"], OPTIMIZERS, SIZES))
 def test_any_number_of_factors_agrees_with_the_definition(backend: str, case: Case) -> None:
     assert_rounds_agree(compiled(backend, spec_of(case)), case, make_rows(40))
 
 
-@on_backends([("logistic", "adagrad", 16)])
+@on_backends([("fm", "logistic", "adagrad", 16)])
 def test_one_step_changes_only_what_the_row_touches(backend: str, case: Case) -> None:
     rows = reference.Rows(
         np.array([0, 3]), np.array([2, 50, 7], np.uint32), np.zeros(0, np.float32),
@@ -132,7 +142,7 @@ def test_the_state_of_the_optimizer_is_that_of_the_processor(backend: str, case:
     rows, (rates, penalties) = make_rows(120), numbers_of(case)
     tables, losses = [], []
     for name in (backend, "numba"):
-        table = make_table(*case[1:])
+        table = make_table(*case[2:])
         step = Step(*rates, **penalties, seed=4, deterministic=True)
         losses.append(compiled(name, spec_of(case)).run_round(rows, table, step).loss)
         tables.append(table)

@@ -41,11 +41,11 @@ from tests.support.kernel_cases import (
 
 Backend = Callable[[KernelSpec], Kernels]
 HOT_CASES: list[Case] = [
-    ("logistic", "adagrad", 16),
-    ("squared", "adagrad-row", 20),
-    ("logistic", "ftrl", 3),
-    ("logistic", "sgd", 80),
-    ("logistic", "adagrad", 0),
+    ("fm", "logistic", "adagrad", 16),
+    ("fm", "squared", "adagrad-row", 20),
+    ("fm", "logistic", "ftrl", 3),
+    ("fm", "logistic", "sgd", 80),
+    ("fm", "logistic", "adagrad", 0),
 ]
 
 

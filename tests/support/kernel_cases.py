@@ -20,8 +20,11 @@ from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from tests import reference
 from tests.support.host_gpu import host_kernels
 
-Case = tuple[str, str, int]
-N_FEATURES, N_FACTORED = 60, 45
+Case = tuple[str, str, str, int]
+"""Family, loss, optimizer, number of factors."""
+N_FEATURES, N_FACTORED, N_FIELDS = 60, 45, 5
+FIELDS = np.random.default_rng(3).integers(0, N_FIELDS, N_FEATURES).astype(np.uint16)
+PAIRS = [(low, high) for high in range(N_FIELDS) for low in range(high + 1)]
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
 PARAMETERS = {"quantile": 0.8, "huber": 0.7}
 """Of losses that have one and are tested with another than its default."""
@@ -42,11 +45,12 @@ def compiled(backend: str, spec: KernelSpec) -> Kernels:
 
 
 def spec_of(case: Case) -> KernelSpec:
-    return KernelSpec(*case, loss_parameter=PARAMETERS.get(case[0]))
+    family, loss, optimizer, n_factors = case
+    return KernelSpec(loss, optimizer, n_factors, loss_parameter=PARAMETERS.get(loss), family=family)
 
 
 def has(backend: str, case: Case) -> bool:
-    """Whether a backend has the loss and the optimizer of a case; Numba has all of them."""
+    """Whether a backend has the family, loss and optimizer of a case; Numba has all of them."""
     try:
         return backend == "numba" or bool(cupy_gpu.source_of(spec_of(case)))
     except SettingsError:
@@ -64,42 +68,55 @@ def on_backends(cases: Iterable[Case], slow: Iterable[str] = ()) -> pytest.MarkD
     return pytest.mark.parametrize(("backend", "case"), listed)
 
 
-def make_table(optimizer: str = "adagrad", n_factors: int = 16, n_factored: int = N_FACTORED) -> ParameterTable:
+def make_table(
+    optimizer: str = "adagrad", n_factors: int = 16, n_factored: int = N_FACTORED, family: str = "fm"
+) -> ParameterTable:
     ids = np.arange(N_FEATURES, dtype=np.uint32)
     stdev = 0.3 * min(1.0, (16 / max(n_factors, 1)) ** 0.5)  # scores of moderate size with any number of factors
-    return initialise(Layout(optimizer, n_factors), ids, n_factored, InitialValues(seed=7, init_stdev=stdev))
+    layout, initial = Layout(optimizer, n_factors, family), InitialValues(seed=7, init_stdev=stdev)
+    return initialise(layout, ids, n_factored, initial, N_FIELDS)
 
 
 def make_rows(n_rows: int = 160, longest: int = 40, **changes: Any) -> reference.Rows:
     """Rows of which some have more entries than a warp has lanes; those after the first half store their values."""
     rows = reference.random_rows(n_rows, N_FEATURES, longest, n_implicit=(n_rows + 1) // 2, weighted=True)
-    return dataclasses.replace(rows, **changes)
+    return dataclasses.replace(rows, **{"fields": FIELDS, **changes})
 
 
 def as_machine(table: ParameterTable) -> reference.Machine:
-    return reference.Machine(
+    machine = reference.Machine(
         float(table.bias_value), table.linear_weights.astype(float), table.factor_weights.astype(float)
     )
+    if table.layout.family == "fwfm":
+        machine.fields, machine.strengths = FIELDS, dict(zip(PAIRS, strengths_of(table), strict=True))
+    return machine
+
+
+def strengths_of(table: ParameterTable) -> list[float]:
+    """One number per pair of fields, as PAIRS lists them."""
+    return [float(number) for number in table.values(table.layout.block("strengths"))]
 
 
 def assert_equal_parameters(table: ParameterTable, machine: reference.Machine) -> None:
     np.testing.assert_allclose(table.bias_value, machine.bias, rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(table.linear_weights, machine.linear, rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(table.factor_weights, machine.factors, rtol=1e-4, atol=2e-6)
+    if machine.strengths:
+        np.testing.assert_allclose(strengths_of(table), [machine.strengths[pair] for pair in PAIRS], rtol=1e-4)
 
 
 def numbers_of(case: Case) -> tuple[tuple[float, float], dict[str, float]]:
     """Rates and penalties that keep scores in bounds, and reach whatever the optimizer has."""
-    rates = (0.002, 0.001) if case[1] == "sgd" else (0.05, 0.02)  # its steps have the size of the gradient
-    return rates, {**PENALTIES, "l1_linear": 0.3} if case[1] == "ftrl" else PENALTIES
+    rates = (0.002, 0.001) if case[2] == "sgd" else (0.05, 0.02)  # its steps have the size of the gradient
+    return rates, {**PENALTIES, "l1_linear": 0.3} if case[2] == "ftrl" else PENALTIES
 
 
 def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> None:
     """Scores, then the losses and all parameters of two deterministic rounds, are those of the definition."""
-    (loss, optimizer, n_factors), n_rows = case, len(rows.labels)
+    (family, loss, optimizer, n_factors), n_rows = case, len(rows.labels)
     rates, penalties = numbers_of(case)
     rule = reference.Rule(loss, optimizer, *rates, **penalties, loss_parameter=PARAMETERS.get(loss, 0.0))
-    table = make_table(optimizer, n_factors)
+    table = make_table(optimizer, n_factors, family=family)
     machine = as_machine(table)
     expected = [machine.score(rows.entries(row)) for row in range(n_rows)]
     np.testing.assert_allclose(kernels.scores(rows, table), expected, rtol=1e-5, atol=1e-5)

@@ -24,10 +24,10 @@ def refresh_rows(layout: Layout, step: Step, features: NDArray[np.uint32], start
 
 
 def refresh_bias(layout: Layout, step: Step, bias: Floats) -> None:
-    """Makes w0 of its state, float32[linear_width], in place; the bias has no penalty."""
+    """Makes w0 of its state, float32[1, linear_width], in place; the bias has no penalty."""
     if resolve_optimizer(layout.optimizer).derives_weights:
         rates = bias_rates_of(step, layout.optimizer)
-        _refresh(layout.optimizer)(np.zeros(1, np.uint32), 0, rates, bias.reshape(1, -1))
+        _refresh(layout.optimizer)(np.zeros(1, np.uint32), 0, rates, bias)
 
 
 @functools.cache
