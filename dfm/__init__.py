@@ -17,6 +17,8 @@ backend
     What carries out kernels and merges: Numba on processors, CuPy on a GPU. A name becomes a record once, at the door.
 bias, linear weights, factors
     w0, w and V of a factorization machine; `n_factors` is the length k of a row of V.
+block
+    Parameters of one kind (bias, linear weights, factors): a row per model, field, pair of fields or feature.
 bucket
     A range of numbers that is one category (`log2-bucket`, `quantile`).
 checkpoint
@@ -36,7 +38,7 @@ event
 executor
     What rounds run on: this process, or the workers of a Dask cluster.
 family
-    A kind of model: its parameters, score and gradient (`fm`; `linear` is `fm` without factors).
+    A kind of model: its blocks, score and gradient (`fm`, of which a linear model is one without factors; `fwfm`).
 feature
     A field's category, hashed to an index below 2^`hash_bits`, or a number column; a row of the parameter table.
 field
