@@ -255,4 +255,4 @@ _TEXTS: tuple[tuple[Any, Callable[[Any], str | None]], ...] = (
     ((float, np.floating), _float_value_text),
     (np.datetime64, _moment_text),
 )
-"""How scalars are written, by type."""
+"""The writers of scalars, by type."""

@@ -27,7 +27,7 @@ BATCH_ROWS = 1 << 16
 _FOOTER_THREADS = 16
 _PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark call the folder of a missing value."""
+"""The folder of a missing value, as Hive and Spark call it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ Seed = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: what every task needs to know, and all that decides the hashed bytes."""
+    """The way in which rows are read: what every task needs to know, and all that decides the hashed bytes."""
 
     schema: ResolvedSchema
     hash_bits: int
@@ -102,7 +102,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
-    """What identifies the rows of some units: path, size and time of their files, and the rows' range."""
+    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
     return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
 
 

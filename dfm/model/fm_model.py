@@ -92,7 +92,7 @@ class FMModel:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What the model was trained for, and how its scores become predictions."""
+        """The objective that the model was trained for, which makes predictions of scores."""
         return Objective.of_info(self.task, self.loss)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
 
 
 def _short(cause: object) -> str:
-    """What an error or a manifest says; that of a damaged file may be all of it."""
+    """The words of an error or a manifest; those of a damaged file may be all of it."""
     text = str(cause)
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
 
@@ -385,7 +385,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
 
 
 def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
-    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
     if model.schema.numbers != SHORTEST:
         return [model.predict(golden)]
     plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]

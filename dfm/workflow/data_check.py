@@ -29,19 +29,19 @@ _HASH_BITS = 10
 
 @dataclass(frozen=True)
 class Profile:
-    """What one partition holds. `columns`: the type of each column that the job reads, as Arrow names it."""
+    """The contents of one partition. `columns`: the type of each column that the job reads, as Arrow names it."""
 
     url: str
     columns: dict[str, str]
     rows: int
     bad_labels: int
     label_mean: float
-    """Of the good rows: the click rate where labels are 0 and 1."""
+    """Mean label of the good rows: the click rate where labels are 0 and 1."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a partition may lie from those before it."""
+    """The distance that a partition may have from those before it."""
 
     rows_low: float = 0.5
     """Rows over the median of the days before, at least."""
@@ -101,7 +101,7 @@ def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -
 
 
 def compare(today: Profile, before: Sequence[Profile], limits: Limits) -> list[str]:
-    """What is odd about a partition, in words; empty where nothing is. `before`: oldest first, may be empty."""
+    """The oddities of a partition, in words; empty where nothing is. `before`: oldest first, may be empty."""
     found = []
     if today.rows < limits.min_rows:
         found.append(f"{today.rows} rows, fewer than min_rows = {limits.min_rows}")
