@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
+from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
@@ -45,6 +46,7 @@ from dfm.model.objective import LossInfo, Objective
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 
+logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
@@ -184,10 +186,18 @@ class FMModel:
         current = {str(entry["name"]) for entry in listed.values()}
         superseded = _names(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
-        files.write_bytes(files.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
+        files.write_bytes(files.join(url, MANIFEST), to_json(manifest, indent=1).encode(), options)
         for name in set(previous.get("superseded", ())) - superseded - current:
-            files.remove(files.join(url, _checked_name(str(name), url)), options)
+            _remove_superseded(url, str(name), options)
         return self.parameters_sha256()
+
+    def check_golden(self, rows: pa.Table) -> None:
+        """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
+        a model with these golden rows would fail.
+        """
+        data = _golden_bytes(self, rows)
+        if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
+            _check_golden(self, data, "(not published yet)")
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""
@@ -385,6 +395,16 @@ def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
         return read_manifest(url, options)
     except ModelError:
         return {}
+
+
+def _remove_superseded(url: str, name: str, options: files.Options) -> None:
+    """Delete a file that the manifest before the last one listed. The model is published by now, so a file that cannot
+    be deleted is told in a warning.
+    """
+    try:
+        files.remove(files.join(url, _checked_name(name, url)), options)
+    except Exception as error:
+        logger.warning("a file of an earlier model at %s stays: %s", url, error)
 
 
 def _names(manifest: Mapping[str, Any]) -> set[str]:

@@ -75,6 +75,10 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_fields(fields)
+
+
+def _check_fields(fields: list[Any]) -> None:
     kinds: dict[str, str] = {}
     for field in fields:
         _check_field(field, kinds, len(fields))
