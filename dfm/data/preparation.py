@@ -29,12 +29,13 @@ from dfm.data.partition import HashedRows, SparsePartition, build_partition, con
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import TRANSFORMS, NumberStatistics
+from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None
@@ -55,6 +56,8 @@ class Reading:
     """Keep only rows whose time is before this; empty: no such bound."""
     on_bad_rows: str = "error"
     cache: str = ""
+    units: RowUnits = field(default_factory=RowUnits)
+    """In which partitions hold labels and weights; hashed rows have those of the data."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -311,7 +314,9 @@ def load_slices(
     lookup: RowLookup,
 ) -> list[SparsePartition]:
     """The partitions of one replica, one per slice: from the cache, else from the chunks, else from the shards."""
-    keys = reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key
+    keys: tuple[Any, ...] = (reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key)
+    if reading.units != RowUnits():
+        keys = (*keys, dataclasses.asdict(reading.units))
     paths = [_cache_path(reading, "partition", *keys, s) for s in range(n_slices)]
     partitions = [_open_partition(path) for path in paths]
     if None not in partitions:
@@ -325,10 +330,11 @@ def load_slices(
     built = []
     for s, path in enumerate(paths):
         parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
-        rows = _uniform(concatenate_rows(parts) if parts else _no_rows(reading.schema))
+        rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
         order = None
         if seed is not None:
             order = np.random.default_rng((*seed, len(tasks), s)).permutation(rows.n_rows)
+        rows = _uniform(reading.units.applied(rows))
         build_partition(rows, vocabulary, lookup, order).save(path)
         built.append(SparsePartition.open(path))
     return built

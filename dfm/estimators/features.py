@@ -111,8 +111,9 @@ class MatrixFeatures:
         rows = self.rows(data)
         n_implicit = 0 if rows.values.size else rows.n_rows
         nothing = rows.indices[:0]
+        fields = self.vocabulary.fields
         return SparsePartition(
-            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
+            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit, fields
         )
 
     def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
