@@ -181,6 +181,8 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
+        return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

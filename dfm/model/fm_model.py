@@ -12,7 +12,7 @@ import functools
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
+from dfm.data.arrow_types import flat, root_of, without_views
 from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
@@ -104,9 +105,9 @@ class FMModel:
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
-        DataError where a column is missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, or a dict of column to list. Columns that
+        the model does not use are ignored; fields of structs have dotted names. A model of a numeric matrix takes such
+        matrices too, from NumPy or scipy.sparse. DataError where a column is missing or a number is not finite.
         """
         return self.objective.link.predict(self.decision_function(data))
 
@@ -427,26 +428,34 @@ def _names(manifest: Mapping[str, Any]) -> set[str]:
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
     if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in columns if column in data})
+        table = _table_of({column: data[column] for column in _stored_names(columns, data)})
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
-    elif hasattr(data, "columns") and hasattr(data, "dtypes"):
-        wanted = [column for column in columns if column in data.columns]
-        table = _table_of({column: data[column] for column in wanted})
+    elif hasattr(data, "iloc") and hasattr(data, "columns"):
+        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
+    elif hasattr(data, "__arrow_c_stream__"):
+        table = pa.table(data)
     else:
         raise DataError(
-            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict "
-            "of column to list"
+            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
+            "polars, or a dict of column to list"
         )
+    if not set(columns) <= set(table.column_names):
+        table = flat(table)
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
-    table = table.select(list(columns))
+    table = without_views(table.select(list(columns)))
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
+
+
+def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:
+    """The columns to read: the model's own, and structs whose fields it names."""
+    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names))))
 
 
 def _table_of(columns: Mapping[str, Any]) -> pa.Table:

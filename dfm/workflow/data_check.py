@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dfm.data.encoding import encode_batch
-from dfm.data.parquet import Shard, Unit, arrow_schema, find_shards, naming_shard, read_unit
+from dfm.data.parquet import Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
 from dfm.data.preparation import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
@@ -79,7 +79,7 @@ def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profi
 def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -> Profile:
     options = job.data.storage_options
     full = [shard for shard in shards if shard.n_rows]
-    kinds = {field.name: str(field.type) for field in arrow_schema(full[0], options)}
+    kinds = {field.name: str(field.type) for field in feature_schema(full[0], options)}
     used = [name for name in (schema.label, schema.weight, schema.time, *schema.columns) if name in kinds]
     labels_only = dataclasses.replace(schema, weight="", fields=())
 
