@@ -110,6 +110,7 @@ from dfm.version import __version__
 
 if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
+    from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
     from dfm.kernels.custom.functions import CustomLoss
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CustomLoss",
+    "DfmError",
     "FMModel",
     "Job",
     "TrainResult",
@@ -131,6 +133,7 @@ __all__ = [
 
 _HOMES = {
     "CustomLoss": "dfm.kernels.custom.functions",
+    "DfmError": "dfm.errors",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",
     "TrainResult": "dfm.distributed.train",

@@ -346,6 +346,12 @@ RECORDS: tuple[EventRecord, ...] = (
         (_EPOCH, Field("best_epoch", "integer", "the epoch that is kept")),
     ),
     EventRecord(
+        "diagnosis",
+        _TRAINING,
+        "training is over; what it could not learn",
+        (Field("findings", "list", "records of kind, column, message, knobs; none where all is well"),),
+    ),
+    EventRecord(
         "done",
         _TRAINING,
         "the model is published",

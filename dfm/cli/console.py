@@ -184,6 +184,10 @@ class Reporter:
     def _show_kubernetes_away(self, event: Event) -> None:
         self._line(escape(f"waiting for the Kubernetes API: {event['reason']}"))
 
+    def _show_diagnosis(self, event: Event) -> None:
+        for finding in event["findings"]:
+            self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")
+
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))

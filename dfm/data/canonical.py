@@ -183,6 +183,8 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
         return values
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
         return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is one value")
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):

@@ -29,7 +29,7 @@ from dfm.data.matrices import (
     vector_vocabulary,
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
-from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.preparation import columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
@@ -190,9 +190,8 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     found = {}
     for column in columns_with_statistics(schema):
         values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
-        sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
-        found[column] = merge_sketches([sketch], schema.quantile_buckets)
-    return found
+        found[column] = [sketch_values(values[present & ~unparsed & np.isfinite(values)])]
+    return statistics_of(found, schema)
 
 
 def encoded_rows(

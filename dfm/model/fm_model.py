@@ -105,9 +105,10 @@ class FMModel:
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, or a dict of column to list. Columns that
-        the model does not use are ignored; fields of structs have dotted names. A model of a numeric matrix takes such
-        matrices too, from NumPy or scipy.sparse. DataError where a column is missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, or one row as a
+        dict of column to value. Columns that the model does not use are ignored; fields of structs have dotted names.
+        A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. DataError where a column is
+        missing or a number is not finite.
         """
         return self.objective.link.predict(self.decision_function(data))
 
@@ -116,6 +117,9 @@ class FMModel:
         if isinstance(data, np.ndarray) or is_sparse(data):
             return self._score_matrix(data)
         few = self._few_rows(data)
+        if few is None and isinstance(data, Mapping):
+            data = columns_of(data, self.schema)
+            few = self._few_rows(data)
         if few is not None:
             return few
         parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
@@ -423,6 +427,30 @@ def _remove_superseded(url: str, name: str, options: files.Options) -> None:
 def _names(manifest: Mapping[str, Any]) -> set[str]:
     """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
     return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
+
+
+def columns_of(data: Mapping[str, Any], schema: ResolvedSchema) -> Mapping[str, Any]:
+    """A dict of columns; of a dict of scalars, which is one row, the columns of that row.
+
+    DataError where one column holds a scalar and another a list of rows.
+    """
+    given = [column for column in schema.columns if column in data]
+    scalars = [column for column in given if _is_scalar(data[column])]
+    if not scalars:
+        return data
+    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    others = [column for column in given if column not in scalars and column not in of_lists]
+    if others:
+        raise DataError(
+            f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
+            "with one value a row, or one value in every column for a single row"
+        )
+    return {column: [data[column]] for column in given}
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one value of a row: no list, array, Series or Arrow array of values."""
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
 
 
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:

@@ -38,6 +38,12 @@ _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
+def label_kind_of(task: str, loss: str) -> str:
+    """Which labels are legal, as `dfm.data.labels` names it. loss: a name, "auto", or what stands for a function."""
+    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss)
+    return task if record is None else record.labels
+
+
 def takes_any_unit(task: str, loss: object) -> bool:
     """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
     record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None

@@ -19,6 +19,7 @@ from dfm.data.preparation import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
+from dfm.model.objective import label_kind_of
 from dfm.settings.job import Job
 from dfm.storage import files
 
@@ -83,11 +84,13 @@ def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -
     used = [name for name in (schema.label, schema.weight, schema.time, *schema.columns) if name in kinds]
     labels_only = dataclasses.replace(schema, weight="", fields=())
 
+    kind = label_kind_of(job.model.task, job.model.loss)
+
     def count(shard: Shard) -> tuple[int, int, float]:
         rows, good, total = 0, 0, 0.0
         for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.label], options):
             with naming_shard(batch):
-                encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, job.model.task)
+                encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, kind)
             rows += batch.data.num_rows
             good += int(encoded.good.sum())
             total += float(encoded.rows.labels.sum(dtype="float64"))

@@ -38,6 +38,9 @@ def report_training(directory: str, title: str, options: files.Options = None) -
     sections = {
         "epochs": epochs,
         "validation": metadata["validation"],
+        "diagnosis": [
+            {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
+        ],
         "rows": metadata["rows"],
         "warm start": metadata.get("warm_start"),
         "settings": {
