@@ -42,8 +42,8 @@ class Family:
     values: of its own blocks by name; fields: of the table's rows.
 
     summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
-    how many there may be. has_texts: whether text formats that know a bias, weights and factors say all of it. cuda: its text for GPUs (see backend.cu), None
-    where they have no code for it.
+    how many there may be. has_texts: whether text formats that know a bias, weights and factors say all of it. cuda:
+    its text for GPUs (see backend.cu), None where they have no code for it.
     """
 
     name: str
