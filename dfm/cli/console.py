@@ -1,4 +1,4 @@
-"""What the command line shows: a progress bar per stage and a line per epoch, or one JSON object a line."""
+"""The display of the command line: a progress bar per stage and a line per epoch, or one JSON object a line."""
 
 from __future__ import annotations
 

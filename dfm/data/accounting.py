@@ -1,4 +1,4 @@
-"""Where every row went: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
+"""The account of every row: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
-    """Of labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; and of the rows
-    that weigh anything the least label and the greatest, None where there are none.
+    """Labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; the least and the
+    greatest label of the rows that weigh anything, None where there are none.
     """
 
     weight: float = 0.0
@@ -167,7 +167,7 @@ class RowAccount:
 
 
 def bad_row_message(rejection: Rejection) -> str:
-    """What to tell a user whose job stops at bad rows."""
+    """The message for a user whose job stops at bad rows."""
     label = advice(rejection.reason, rejection.value)
     return f"{rejection}. {label or _LEAVE_OUT}"
 

@@ -36,7 +36,7 @@ from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 Seed = tuple[int, ...] | None
@@ -45,7 +45,7 @@ Seed = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: what every task needs to know, and all that decides the hashed bytes."""
+    """The way in which rows are read: what every task needs to know, and all that decides the hashed bytes."""
 
     schema: ResolvedSchema
     hash_bits: int
@@ -103,7 +103,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
-    """What identifies the rows of some units: path, size and time of their files, and the rows' range."""
+    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
     return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
 
 

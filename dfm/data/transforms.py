@@ -20,12 +20,12 @@ Flags = NDArray[np.bool_]
 Codes = NDArray[np.int32]
 
 BOUNDARIES, MOMENTS = "boundaries", "moments"
-"""What a transform may have to learn of its column before it can be used."""
+"""The kinds of facts that a transform may have to learn of its column before it can be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumberStatistics:
-    """What a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
+    """The facts that a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
 
     boundaries: tuple[float, ...] = ()
     mean: float = 0.0

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from distributed import Future
 
 from dfm.data.partition import SparsePartition
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Prepared
+from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.settings.job import Job
@@ -26,11 +26,16 @@ def linear_part(
     work: rounds.Work, task: str, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]
 ) -> Tally:
     """Metrics of the parameters without their factors on some rows."""
-    without = [
-        dataclasses.replace(block, table=dataclasses.replace(block.table, factors=np.zeros_like(block.table.factors)))
-        for block in blocks
-    ]
+    without = [dataclasses.replace(block, table=_without_vectors(block.table)) for block in blocks]
     return rounds.evaluate_partitions(work, task, without, partitions)
+
+
+def _without_vectors(table: ParameterTable) -> ParameterTable:
+    copied = table.copy()
+    for block in copied.layout.blocks:
+        if block.is_vector:
+            copied[block.name][...] = 0
+    return copied
 
 
 @dataclasses.dataclass(frozen=True)

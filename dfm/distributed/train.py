@@ -32,6 +32,7 @@ from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective, kernel_spec
@@ -94,6 +95,7 @@ def train(
     objective, spec = kernel_spec(job, loss, regularizer)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
+    family_of(spec.family).check_fields(len(inputs.schema.fields))
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
@@ -356,11 +358,11 @@ class _Run:
         }
 
     def _layout(self) -> Layout:
-        return Layout(self.job.training.optimizer, self.job.model.n_factors)
+        return self.spec.layout
 
     def _parameter_bytes(self) -> int:
         layout, summary = self._layout(), self.prepared.summary
-        return 4 * (summary.n_features * layout.linear_width + summary.n_factored * layout.factor_width)
+        return 4 * layout.n_numbers(summary.n_features, summary.n_factored, len(self.inputs.schema.fields))
 
     def _cuts_pushes(self, n_blocks: int) -> bool:
         """Whether it pays to cut pushes: whole ones cost more bytes on the wire, parts a task each."""
@@ -475,7 +477,8 @@ class _Run:
 
 def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
     """Row bounds of blocks of about equal bytes, n_blocks + 1 ascending integers."""
-    heavy, light = layout.linear_width + layout.factor_width, layout.linear_width
+    light = sum(layout.width(block) for block in layout.touched if not block.is_vector)
+    heavy = sum(layout.width(block) for block in layout.touched)
     total = heavy * n_factored + light * (n_features - n_factored)
     bounds = [0]
     for number in range(1, n_blocks):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import parse_numbers, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.parquet import Shard, arrow_schema
+from dfm.data.parquet import Shard, feature_schema
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema
@@ -167,7 +167,7 @@ class Wishes:
 
 def columns_of(shard: Shard) -> list[str]:
     """Names of the columns of a shard, those of its path too."""
-    return list(arrow_schema(shard).names)
+    return list(feature_schema(shard).names)
 
 
 def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:

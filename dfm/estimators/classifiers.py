@@ -191,9 +191,10 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector. loss: a name of those for classes (scores of those with link margin
-    are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in
-    place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
+    The model. n_factors: length of a factor vector. family: kind of model, as model.family in a job file; those that
+    know fields take tables, whose columns are the fields. loss: a name of those for classes (scores of those with link
+    margin are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one
+    weight in place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
     Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate: None
     for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
@@ -220,6 +221,7 @@ class FMClassifier(_Classifier):
     def __init__(
         self,
         n_factors: int = 8,
+        family: str = "fm",
         *,
         loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,

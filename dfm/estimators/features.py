@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Encoded, column_kind, encode_batch, parse_numbers
+from dfm.data.arrow_types import column_kind, flat, without_views
+from dfm.data.encoding import Encoded, encode_batch, parse_numbers
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -111,8 +112,9 @@ class MatrixFeatures:
         rows = self.rows(data)
         n_implicit = 0 if rows.values.size else rows.n_rows
         nothing = rows.indices[:0]
+        fields = self.vocabulary.fields
         return SparsePartition(
-            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
+            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit, fields
         )
 
     def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
@@ -301,14 +303,12 @@ def names_of(data: Any) -> list[str] | None:
 
 def as_arrow(data: Any) -> pa.Table:
     """A table in any of the accepted forms, as one of Arrow."""
-    if isinstance(data, pa.Table):
-        return data
     if isinstance(data, pa.RecordBatch):
-        return pa.Table.from_batches([data])
+        return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
-        return pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names))))
-    return pa.table(data)
+        return flat(pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names)))))
+    return without_views(flat(data if isinstance(data, pa.Table) else pa.table(data)))
 
 
 def _by_text(data: Any) -> Any:

@@ -15,13 +15,14 @@ from dfm.errors import SettingsError
 from dfm.estimators.features import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import DEFAULT
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import ModelSettings, TrainingSettings
 from dfm.training.fitting import Recipe, make_work
 
-_MODEL_KNOBS = ("n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "patience", "backend"),
@@ -111,7 +112,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         """What kernels are compiled for."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
-        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer)
+        family = self.get_params(deep=False).get("family", DEFAULT)
+        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
 
     def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
         """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""

@@ -96,6 +96,7 @@ class FMRegressor(_Regressor):
     def __init__(
         self,
         n_factors: int = 8,
+        family: str = "fm",
         *,
         loss: Any = DEFAULT_LOSSES["regression"],
         loss_parameter: float | None = None,

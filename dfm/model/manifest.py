@@ -1,4 +1,4 @@
-"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+"""The legal contents of a model's manifest: checked before anything is made of it; a model may come from anywhere.
 
 The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
 """
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.data.transforms import TRANSFORMS
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import STATELESS
+from dfm.kernels.tables import Layout
 from dfm.settings.tables import LIST_WEIGHTS, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
@@ -51,7 +54,10 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     if not isinstance(manifest["metadata"], dict):
         raise ValueError("its metadata are no object")
     n_fields = len(manifest["schema"]["fields"])
-    most = 18 * n_features + 8 * n_fields + 4 + 4 * n_factored * n_factors + _HEADER_BYTES
+    layout = Layout(STATELESS, n_factors, manifest.get("family", DEFAULT))
+    sizes = n_features, n_factored, n_fields
+    n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks)
+    most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
     for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
         if kind in manifest["files"]:
             _check_file(manifest["files"][kind], kind, limit)
@@ -131,7 +137,10 @@ def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a feature's field or count is out of range")
     if np.any(arrays["rare"] < -1):
         raise ValueError("a row of rare features is out of range")
-    if not all(np.all(np.isfinite(arrays[name])) for name in ("bias", "linear", "factors")):
+    layout = Layout(STATELESS, manifest["n_factors"], manifest.get("family", DEFAULT))
+    if family_of(layout.family).knows_fields and np.any(fields == unknown):
+        raise ValueError("a feature belongs to no field")
+    if not all(np.all(np.isfinite(arrays[block.name])) for block in layout.blocks):
         raise ValueError("a parameter is not finite")
 
 

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 class Tally(Protocol):
-    """What training needs of a tally; `loss_name` is the metric early stopping compares (less is better)."""
+    """The part of a tally that training needs; `loss_name` is the metric early stopping compares (less is better)."""
 
     loss_name: ClassVar[str]
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
@@ -50,7 +51,7 @@ LIST_WEIGHTS = ("sqrt", "one")
 
 @dataclass(frozen=True)
 class Table:
-    """What every TOML table shares: values are checked and normalised however the record is made."""
+    """The common part of the TOML tables: values are checked and normalised however the record is made."""
 
     table: ClassVar[str]
 
@@ -92,7 +93,7 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataSettings(Table):
-    """Where the rows are and what happens to bad ones."""
+    """The places of the rows, and what happens to bad ones."""
 
     table = "data"
 
@@ -178,7 +179,7 @@ class Schema(Table):
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """What the model is, apart from how it is trained."""
+    """The model, apart from how it is trained."""
 
     table = "model"
 
@@ -196,6 +197,12 @@ class ModelSettings(Table):
             for loss in LOSSES.values()
             if loss.parameter
         ),
+    )
+    family: str = knob(
+        FAMILIES[0],
+        Options(FAMILIES),
+        "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
+        is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
@@ -244,7 +251,7 @@ def _knob_of(own: Parameter) -> Any:
 @dataclass(frozen=True)
 @with_fields_of(parameters(), after="regularizer", make=_knob_of)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result.
+    """The training and averaging of local models: these knobs decide the bytes of the result.
 
     Behind regularizer stand the parameters of the optimizers, each read by one of them alone (`own_knobs`).
     """
@@ -387,7 +394,7 @@ class TrainingSettings(Table):
 
 @dataclass(frozen=True)
 class ClusterSettings(Table):
-    """Where the work runs. Nothing here changes the resulting parameters."""
+    """The cluster that does the work. Nothing here changes the resulting parameters."""
 
     table = "cluster"
 
@@ -434,7 +441,7 @@ class ClusterSettings(Table):
 
 @dataclass(frozen=True)
 class OutputSettings(Table):
-    """Where results go."""
+    """The place of results."""
 
     table = "output"
 
@@ -453,7 +460,7 @@ class OutputSettings(Table):
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
-    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+    """The demands of `dfm submit --kubernetes` on a Kubernetes cluster; nothing else reads them."""
 
     table = "kubernetes"
 

@@ -22,9 +22,10 @@ from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.schedule import rate_factor, scheduled
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.settings.tables import BACKENDS
@@ -146,8 +147,9 @@ def _work_of(recipe: Recipe, rounds_done: int, total_rounds: int) -> rounds.Work
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     """Untrained parameters of the vocabulary's features."""
-    spec = recipe.work.spec
-    return initialise(Layout(spec.optimizer, spec.n_factors), vocabulary.ids, vocabulary.n_factored, recipe.initial)
+    spec, n_fields = recipe.work.spec, vocabulary.n_fields
+    family_of(spec.family).check_fields(n_fields)
+    return initialise(spec.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 
 def make_work(spec: KernelSpec, rule: MergeRule, step: Step, n_replicas: int, backend: str = "numba") -> rounds.Work:
@@ -178,7 +180,15 @@ def whole_partition(rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup 
     n_implicit = 0 if rows.values.size else rows.n_rows
     features = np.arange(vocabulary.n_features, dtype=np.uint32)
     return SparsePartition(
-        rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, features, vocabulary.n_factored, n_implicit
+        rows.indptr,
+        rows.indices,
+        rows.values,
+        rows.labels,
+        rows.weights,
+        features,
+        vocabulary.n_factored,
+        n_implicit,
+        vocabulary.fields,
     )
 
 
@@ -189,6 +199,7 @@ def _with_all_features(partition: SparsePartition, vocabulary: Vocabulary) -> Sp
         indices=partition.features[partition.indices],
         features=np.arange(vocabulary.n_features, dtype=np.uint32),
         n_factored=vocabulary.n_factored,
+        fields=vocabulary.fields,
     )
 
 

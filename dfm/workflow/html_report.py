@@ -17,7 +17,7 @@ _STYLE = (
 )
 _EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
 _LONG = ("calibration_bins", "history", "columns")
-"""What a table of single numbers leaves out."""
+"""Metrics that a table of single numbers leaves out."""
 
 
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
