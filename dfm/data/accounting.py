@@ -81,6 +81,11 @@ class LabelMoments:
         )
 
     @property
+    def range(self) -> tuple[float, float] | None:
+        """The least label and the greatest."""
+        return None if self.least is None or self.greatest is None else (self.least, self.greatest)
+
+    @property
     def is_constant(self) -> bool:
         """Whether all rows that weigh anything have one label."""
         return self.least == self.greatest

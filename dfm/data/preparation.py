@@ -59,6 +59,8 @@ class Reading:
     cache: str = ""
     units: RowUnits = field(default_factory=RowUnits)
     """In which partitions hold labels and weights; hashed rows have those of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that the model's predictions are to stay in."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)

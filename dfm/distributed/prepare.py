@@ -203,7 +203,7 @@ def prepare(
     check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
     standardizes = takes_any_unit(job.model.task, job.model.loss)
     units = units_of(account, standardizes, bool(reading.schema.weight))
-    reading = replace(reading, units=units)
+    reading = replace(reading, units=units, clip=account.labels.range if job.model.clip else None)
     validation_reading = replace(validation_reading, units=RowUnits(units.label))
     validation_account = RowAccount()
     if held_out:

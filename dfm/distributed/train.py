@@ -183,7 +183,9 @@ class _Run:
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
-        self.work = dataclasses.replace(self.work, unit=self.prepared.reading.units.label)
+        self.work = dataclasses.replace(
+            self.work, unit=self.prepared.reading.units.label, clip=self.prepared.reading.clip
+        )
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
         self.tell(

@@ -175,8 +175,13 @@ def onnx_bytes(model: FMModel) -> bytes:
         *of_family,
         ("Add", ["linear_part", "factor_part"], "parts"),
         ("Add", ["parts", "bias"], "score"),
-        (link, ["score"], "prediction"),
+        (link, ["score"], "prediction" if model.clip is None else "unclipped"),
     ]
+    if model.clip is not None:
+        constants |= {
+            name: np.array(bound, np.float32) for name, bound in zip(("low", "high"), model.clip, strict=True)
+        }
+        steps.append(("Clip", ["unclipped", "low", "high"], "prediction"))
     attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}, "Transpose": {"perm": [0, 2, 1]}}
     nodes = [helper.make_node(kind, inputs, [out], **attributes.get(kind, {})) for kind, inputs, out in steps]
     shape = ["n_rows", "n_entries"]

@@ -54,9 +54,9 @@ logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
-FORMAT = 4
-"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
-4 names another family than the default."""
+FORMAT = 5
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
+names another family than the default, and 5 the range that predictions stay in."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -78,6 +78,8 @@ class FMModel:
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss: LossInfo | None = None
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in; None: any."""
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -94,7 +96,7 @@ class FMModel:
     @functools.cached_property
     def objective(self) -> Objective:
         """The objective that the model was trained for, which makes predictions of scores."""
-        return Objective.of_info(self.task, self.loss)
+        return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -110,7 +112,7 @@ class FMModel:
         A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. DataError where a column is
         missing or a number is not finite.
         """
-        return self.objective.link.predict(self.decision_function(data))
+        return self.objective.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
@@ -227,6 +229,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.clip is not None:
+            return 5
         if not self._is_of_old:
             return 4
         if self.schema.numbers == SHORTEST:
@@ -238,6 +242,7 @@ class FMModel:
             "format": self._format,
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             **({} if self._is_of_old else {"family": self.table.layout.family}),
+            **({} if self.clip is None else {"clip": list(self.clip)}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -359,7 +364,9 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         for name, known in manifest["statistics"].items()
     }
     loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
+    low, high = manifest.get("clip", (None, None))
+    clip = None if low is None else (float(low), float(high))
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss, clip)
 
 
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:

@@ -93,6 +93,8 @@ class Objective:
     task: str
     info: LossInfo
     loss: CompiledLoss | CustomLoss | None = None
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in; None: any."""
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -123,6 +125,11 @@ class Objective:
         if info is None:
             return cls.of(task)
         return cls(task, info, None if info.sha256 else resolve_loss(info.name, info.parameter))
+
+    def predict(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predictions of raw scores, float32[n_rows], within `clip`."""
+        predicted = self.link.predict(scores)
+        return predicted if self.clip is None else np.clip(predicted, *np.float32(self.clip))
 
     @property
     def link(self) -> Link:
@@ -173,7 +180,7 @@ class Objective:
 
     def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:
         if self.task == "regression":
-            return RegressionTally.from_scores(self.link.predict(scores), labels, weights)
+            return RegressionTally.from_scores(self.predict(scores), labels, weights)
         kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
         return kind.from_scores(scores, labels, weights)
 

@@ -218,8 +218,16 @@ class ModelSettings(Table):
     )
     init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+    clip: bool = knob(
+        False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
+    )
 
     def _check(self) -> None:
+        if self.clip and self.task != "regression":
+            raise SettingsError(
+                f'model.clip = true needs model.task = "regression", and the task is "{self.task}", whose predictions '
+                "have a range of their own. Leave it out."
+            )
         loss = LOSSES.get(self.loss)
         if loss is not None and loss.task != self.task:
             fitting = " or ".join(f'"{name}"' for name in names_for(self.task))

@@ -14,6 +14,8 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.data.units import LabelUnit
+from dfm.errors import SettingsError
+from dfm.model.fm_model import FMModel
 from dfm.training.label_units import in_own_unit
 from tests.support.small_jobs import job_tables
 from tests.support.small_models import PLAIN, make_model, random_table
@@ -86,6 +88,28 @@ def test_a_model_of_another_unit_is_gone_on_from(client: Client, tmp_path: Path)
     start = {"warm_start": first.model_url, "warm_start_decay": 0.0, "n_epochs": 1, "learning_rate": 1e-6}
     second = trained(tmp_path / "second", client, LABEL * 1e4 + 7e4, model=model, **start)
     assert second.validation["rmse"] == pytest.approx(first.validation["rmse"], rel=0.01)
+
+
+def test_predictions_stay_within_the_labels_of_training(client: Client, tmp_path: Path) -> None:
+    label = np.where(np.arange(N_ROWS) < 3_000, np.clip(LABEL, -1.0, 1.0), LABEL)
+    model = {"task": "regression", "clip": True, "min_count": 1}
+    result = trained(tmp_path, client, label, model=model)
+    found = FMModel.load(result.model_url)
+    low, high = float(label[:3_000].min()), float(label[:3_000].max())
+    assert found.clip == pytest.approx((low, high))
+    free = dataclasses.replace(found, clip=None)
+    rows = {"user": USER.tolist(), "site": SITE.tolist()}
+    unclipped = free.predict(rows)
+    assert unclipped.max() > high
+    np.testing.assert_array_equal(found.predict(rows), np.clip(unclipped, np.float32(low), np.float32(high)))
+    held_out = str(tmp_path / "validation.parquet")
+    told = jobs.evaluate(result.model_url, held_out, client=client)
+    assert told["rmse"] == pytest.approx(result.validation["rmse"], rel=1e-5)
+    jobs.predict(result.model_url, held_out, str(tmp_path / "scored"), client=client)
+    scored = pq.read_table(next((tmp_path / "scored").glob("part-*.parquet"))).column("prediction").to_numpy()
+    np.testing.assert_allclose(scored, found.predict(rows)[3_000:], rtol=1e-6)
+    with pytest.raises(SettingsError, match=r'model\.clip = true needs model\.task = "regression"'):
+        trained(tmp_path, client, CLICK, model={"clip": True})
 
 
 def test_a_unit_and_its_inverse_leave_a_model_as_it_is() -> None:

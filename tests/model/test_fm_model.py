@@ -287,8 +287,8 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(format=5))
-    with pytest.raises(ModelError, match="has format 5; this dfm reads up to 4: install a newer dfm"):
+    edit_manifest(folder, lambda manifest: manifest.update(format=6))
+    with pytest.raises(ModelError, match="has format 6; this dfm reads up to 5: install a newer dfm"):
         FMModel.load(str(folder))
 
 
@@ -347,6 +347,7 @@ def test_arrays_that_do_not_fit_are_refused(folder: Path, edit: str) -> None:
 
 
 MANIFEST_EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a range of predictions that is none": lambda manifest: manifest.update(clip=[2.0, 1.0]),
     "no files": lambda manifest: manifest.pop("files"),
     "no schema": lambda manifest: manifest.pop("schema"),
     "no statistics": lambda manifest: manifest.pop("statistics"),
