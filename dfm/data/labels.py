@@ -18,7 +18,7 @@ LABEL_KINDS = ("classification", "shares", "counts", "regression")
 """Which labels are legal: 0 or 1; from 0 to 1; 0 or more; any finite number."""
 NO_NUMBER, NOT_BINARY = "label is not a number", "label is neither 0 nor 1"
 _WORDS = {"-1": "1", "false": "true", "f": "t", "no": "yes", "n": "y", "neg": "pos", "negative": "positive"}
-"""Words for 0 in logs of other habits, and those that then stand for 1."""
+"""Labels that stand for 0 in logs of other habits, and the one that then stands for 1."""
 
 
 def illegal(values: NDArray[np.float64], kind: str) -> tuple[NDArray[np.bool_], str]:
