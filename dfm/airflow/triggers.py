@@ -9,11 +9,12 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from dfm.launch.process import is_lost
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.storage import files
 
-_START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
-"""Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
+_PROCESS_SECONDS = 120.0
+"""Seconds until a driver that was submitted has to be at work as a process of this machine: no cluster has to grow."""
 
 
 class DfmRunTrigger(BaseTrigger):
@@ -70,7 +71,7 @@ def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
     if record.is_over:
         return record.state
     if record.state == "submitted":  # its silence says nothing, but somebody waits here
-        return "lost" if record.age > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
+        return "lost" if record.age > (_PROCESS_SECONDS if by_process else lifecycle.START_SECONDS) else ""
     return "lost" if is_lost(record, by_process) else ""
 
 

@@ -52,15 +52,14 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
     """How a DaskJob stands: what Kubernetes says, and what is true."""
     from dfm.kubernetes import follow
     from dfm.kubernetes.api import Api
-    from dfm.runs.outcome import outcome_of
 
     api = Api(namespace, context)
     if wait:
-        found, state = follow.follow(api, name, options, lambda event: None)
+        found, state = follow.follow(api, name, options, complain)
     else:
         state = follow.state_of(api, name)
-        found = outcome_of(state.directory, options, state.run_id)
-    described = {**state.__dict__, "outcome": found.state, "reason": found.reason}
+        found = follow.ending_of(state, options)
+    described = {**state.to_dict(), "outcome": found.state, "reason": found.reason}
     if as_json:
         click.echo(json.dumps(json_ready({"event": "status", **described})))
         return found.exit_code if wait else 0
@@ -79,9 +78,7 @@ def logs(name: str, namespace: str, context: str, follow: bool) -> int:
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    submit.driver_log(
-        Api(namespace, context), name, follow, click.echo, lambda event: click.echo(event["reason"], err=True)
-    )
+    submit.driver_log(Api(namespace, context), name, follow, click.echo, complain)
     return 0
 
 
@@ -90,10 +87,16 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    state = submit.cancel(Api(namespace, context), name, options)
+    state = submit.cancel(Api(namespace, context), name, options, tell=complain)
     event = {"event": "cancel", "name": name, "state": state}
     click.echo(json.dumps(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
+
+
+def complain(event: dict[str, Any]) -> None:
+    """Say on standard error that something is away, of all that a wait tells."""
+    if event["event"] == "waiting":
+        click.echo(f"waiting: {event['reason']}", err=True)
 
 
 def followed(name: str, namespace: str, context: str, options: dict[str, Any], as_json: bool) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RU
 _namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
 _context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
-_EVERY = 1.0
 _PATIENCE = 15.0
 """Seconds for a scheduler to answer a question."""
 
@@ -160,15 +158,15 @@ def status(
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """How RUN stands: its state, progress, model, or why it failed."""
-    from dfm.runs.outcome import outcome_of
+    from dfm.runs import outcome
 
     if kubernetes:
         return on_kubernetes.status(run, namespace, context, _storage_options(pairs), wait, as_json)
     place = _place(run, scheduler, pairs)
-    found = outcome_of(place.directory, place.options, place.run_id)
-    while wait and not found.is_over:
-        time.sleep(_EVERY)
-        found = outcome_of(place.directory, place.options, place.run_id)
+    if wait:
+        found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
+    else:
+        found = outcome.outcome_of(place.directory, place.options, place.run_id)
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
@@ -220,7 +218,7 @@ def cancel(
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
     from dfm.errors import SettingsError
-    from dfm.runs.outcome import outcome_of
+    from dfm.runs import outcome
     from dfm.runs.record import request_cancel
 
     if kubernetes:
@@ -229,10 +227,10 @@ def cancel(
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
-    found = outcome_of(place.directory, place.options, record.run_id)
-    while wait and found.record is not None and not found.is_over:
-        time.sleep(_EVERY)
-        found = outcome_of(place.directory, place.options, record.run_id)
+    if wait:
+        found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
+    else:
+        found = outcome.outcome_of(place.directory, place.options, record.run_id)
     state = found.state
     over = f"run {record.run_id} is over: {state}"
     asked = f"run {record.run_id} ({state}) was asked to stop"
@@ -312,7 +310,7 @@ def _followed(place: Place, as_json: bool) -> int:
     console = Console()
     try:
         with Reporter(console, as_json) as reporter:
-            found = follow(place.directory, place.options, place.run_id, reporter, _EVERY)
+            found = follow(place.directory, place.options, place.run_id, reporter)
     except KeyboardInterrupt:
         click.echo(f"left running; dfm cancel {place.directory} ends it", err=True)
         return 130

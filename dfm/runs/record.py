@@ -13,21 +13,25 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from dfm.errors import DfmError, RunCancelled, SettingsError
+from dfm.errors import DfmError, RunCancelled, SettingsError, StorageError
 from dfm.events import json_ready
-from dfm.runs import lifecycle
+from dfm.runs import lifecycle, termination
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.version import __version__
 
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
 HEARTBEAT_SECONDS = 3.0
+_LOOK = 0.5
+_GRACE = 1.0
+"""Seconds that a driver which was told to stop gets to say how it ended, before its record says so for it."""
 _LONGEST_MESSAGE = 4_000
 _NOT_KEPT = ("progress", "round")
 """Events of which only the last one matters; it stands in the record."""
@@ -128,12 +132,31 @@ def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
 def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
     """The same, for a driver that may be up already: where there is a record of the run that was not seen, it stays.
 
-    seen: the record that was there before the driver could start.
+    seen: the record that was there before the driver could start. SettingsError where another run was quicker.
     """
-    present = read_run(job.output.directory, job.data.storage_options)
+    present = check_free(job.output.directory, job.data.storage_options, run_id)
     if present is not None and present.run_id == run_id and present != seen:
         return present
     return submitted(job, run_id, scheduler)
+
+
+def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = "") -> RunRecord | None:
+    """The record in an output location. SettingsError where a run is at work there, or about to begin.
+
+    A new one would never be seen there. For people and for jobs of theirs; a scheduler of jobs that tries again must
+    not wait until the last driver counts as lost. run_id: of the run that may be there.
+    """
+    record = read_run(directory, options)
+    if record is None or record.run_id == run_id:
+        return record
+    waits = record.state == "submitted" and record.age < lifecycle.START_SECONDS
+    if record.is_alive or (waits and not is_cancelled(directory, record.run_id, options)):
+        raise SettingsError(
+            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
+            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
+            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
+        )
+    return record
 
 
 def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, Any] | None = None) -> bool:
@@ -171,6 +194,17 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     return record
 
 
+def is_cancelled(directory: str, run_id: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether somebody asked a run to stop."""
+    try:
+        request = json.loads(files.read_bytes(files.join(directory, CANCEL), storage_options))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True  # somebody meant it, whatever is in the file
+    return request.get("run_id", "") in ("", run_id)
+
+
 def new_run_id() -> str:
     """A name that no other run has, sorted by time, legal in a Kubernetes object's name."""
     return f"{_utc_now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -195,6 +229,9 @@ class RunLog:
     `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
     decides it: "finished" after an event "done", "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed"
     after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+
+    In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
+    SIGTERM puts "interrupted" into the record at once, whatever the driver can still publish.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
@@ -237,6 +274,12 @@ class RunLog:
         logging.getLogger("dfm").removeHandler(self._handler)
         self._end(error)
         self._write()
+        self._clear_request()
+        if self._record.state == "cancelled" and isinstance(error, KeyboardInterrupt):
+            raise RunCancelled(self._cancellation()) from error
+
+    def _clear_request(self) -> None:
+        """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
             files.remove(files.join(self._directory, CANCEL), self._options)
 
@@ -244,10 +287,12 @@ class RunLog:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
         self._note(event)
         if self._cancelled and event["event"] != "done":
-            raise RunCancelled(
-                f"run {self._record.run_id} was cancelled on request; "
-                "run the same job again to go on from its checkpoint"
-            )
+            raise RunCancelled(self._cancellation())
+
+    def _cancellation(self) -> str:
+        return (
+            f"run {self._record.run_id} was cancelled on request; run the same job again to go on from its checkpoint"
+        )
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -279,15 +324,29 @@ class RunLog:
 
     def _beat(self) -> None:
         while True:
-            self._wake.wait(HEARTBEAT_SECONDS)
+            self._wait_for_news()
             self._wake.clear()
             if self._stopping.is_set():
                 return
+            if (termination.seconds_since() or 0.0) >= _GRACE and not self._record.is_over:
+                self._end(KeyboardInterrupt("told to stop by SIGTERM"))
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 self._complain(error)
+            if self._cancelled and self._record.state == "starting":  # no event is near
+                termination.interrupt()
+
+    def _wait_for_news(self) -> None:
+        """Return when something is to be written: an event, a heartbeat, or the word of a process told to stop."""
+        deadline = time.monotonic() + HEARTBEAT_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            # A signal's handler must not set an event that its own thread may be setting: so it is looked for.
+            if self._wake.wait(min(_LOOK, left)):
+                return
+            if (termination.seconds_since() or 0.0) >= _GRACE and not self._record.is_over:
+                return
 
     def _write(self) -> None:
         """Bring record and events up to date; a store that is away for a moment does not end a run of hours."""
@@ -311,13 +370,7 @@ class RunLog:
             logger.warning("the record of run %s cannot be written: %s", self._record.run_id, error)
 
     def _is_cancelled(self) -> bool:
-        try:
-            request = json.loads(files.read_bytes(files.join(self._directory, CANCEL), self._options))
-        except FileNotFoundError:
-            return False
-        except ValueError:
-            return True  # somebody meant it, whatever is in the file
-        return request.get("run_id", "") in ("", self._record.run_id)
+        return is_cancelled(self._directory, self._record.run_id, self._options)
 
     def _become(self, state: str, **changes: Any) -> None:
         """Enter a state, with the lock held."""
@@ -326,9 +379,15 @@ class RunLog:
         self._record = dataclasses.replace(self._record, state=state, **changes)
 
     def _end(self, error: BaseException | None) -> None:
+        if self._record.is_over:  # it was told to stop, and its record said so before it had ended
+            return
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
-        if error is not None:
+        if error is not None and termination.seconds_since() is not None:
+            # What it meets now is the end of its cluster, which is told to stop at the same moment.
+            state = "cancelled" if self._cancelled else "interrupted"
+            told = _told(RunCancelled(self._cancellation()) if self._cancelled else KeyboardInterrupt(f"{error}"))
+        elif error is not None:
             state, told = _state_after(error), _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}

@@ -468,6 +468,12 @@ class KubernetesSettings(Table):
     tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
     deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+    start_timeout: int = knob(
+        900,
+        Number(0, integer=True),
+        "how long pods may take to start before the job is given up; 0: for ever",
+        "seconds",
+    )
 
 
 TABLES: dict[str, type[Table]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Manifest = dict[str, Any]
+COLLECTIONS = ("pods", "daskjobs", "events", "deployments", "configmaps", "poddisruptionbudgets")
 REASONS = {403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 410: "Expired", 422: "Invalid", 503: "Unavailable"}
 
 
@@ -25,6 +26,7 @@ class Fault:
     what: int | str
     after: bool = False
     """Whether the request takes effect all the same: its answer is lost."""
+    message: str = "told so by the test"
 
 
 @dataclass
@@ -52,6 +54,18 @@ class ApiServer:
             stored = {**body, "metadata": metadata}
             self.objects[f"{path}/{metadata['name']}"] = stored
             return stored
+
+    def delete(self, path: str) -> None:
+        """Delete an object and, as the garbage collector does, what it owns; the operator owns through its DaskJob."""
+        with self.lock:
+            gone = self.objects.pop(path)
+            name, uid = gone["metadata"]["name"], gone["metadata"].get("uid")
+            for other, body in list(self.objects.items()):
+                owners = [owner["uid"] for owner in body["metadata"].get("ownerReferences", [])]
+                of_operator = body["kind"] in ("Pod", "DaskCluster", "Deployment") and gone["kind"] == "DaskJob"
+                labels = body["metadata"].get("labels", {})
+                if uid in owners or (of_operator and labels.get("dask.org/cluster-name") == name):
+                    del self.objects[other]
 
     def kinds(self) -> list[str]:
         return sorted(body["kind"] for body in self.objects.values())
@@ -98,7 +112,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
         else:
-            self._json(int(fault.what), self._status(int(fault.what), "told so by the test"))
+            self._json(int(fault.what), self._status(int(fault.what), fault.message))
 
     def _answer(self, path: str, query: dict[str, str], body: Manifest) -> tuple[int, Manifest | None]:
         store = self.server.store
@@ -110,13 +124,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 201, stored
         if path.endswith("/log"):
             return self._log(path, query)
-        if self.command == "GET" and path.rsplit("/", 1)[-1] in ("pods", "daskjobs"):
+        if self.command == "GET" and path.rsplit("/", 1)[-1] in COLLECTIONS:
             return self._list(path, query)
         found = store.objects.get(path)
         if found is None:
             return 404, self._status(404, f'"{path.rsplit("/", 1)[-1]}" not found')
         if self.command == "DELETE":
-            del store.objects[path]
+            wanted = body.get("preconditions", {}).get("resourceVersion")
+            if wanted and wanted != found["metadata"]["resourceVersion"]:
+                return 409, self._status(409, "the object has been modified")
+            store.delete(path)
         if self.command == "PATCH":
             found["metadata"] |= body["metadata"]
         return 200, found
@@ -128,9 +145,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._stream("".join(f"{json.dumps(event)}\n" for event in store.events).encode())
             return 200, None
         wanted = dict(pair.split("=") for pair in query.get("labelSelector", "").split(",") if pair)
+        without = query.get("fieldSelector", "").partition("type!=")[2]
         items = [
             body for name, body in store.objects.items()
             if name.startswith(path + "/") and wanted.items() <= body["metadata"].get("labels", {}).items()
+            and not (without and body.get("type") == without)
         ]  # fmt: skip
         return 200, {"items": items, "metadata": {"resourceVersion": str(store.version)}}
 
