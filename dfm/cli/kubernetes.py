@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm.cli.console import Reporter
 from dfm.events import json_ready
@@ -91,6 +91,45 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
     event = {"event": "cancel", "name": name, "state": state}
     click.echo(json.dumps(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
+
+
+def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bool) -> None:
+    """The DaskJobs of a namespace that dfm made: what Kubernetes says, and what storage proves."""
+    from dfm.kubernetes import upkeep
+    from dfm.kubernetes.api import Api
+
+    table = Table(Column("DaskJob", no_wrap=True, overflow="fold"), "status", "outcome", "driver", "workers", "created",
+                  Column("directory", overflow="fold"))  # fmt: skip
+    for each in upkeep.jobs_in(Api(namespace, context)):
+        state, outcome = each.state, _outcome(each.state, options)
+        if as_json:
+            described = {**state.to_dict(), "outcome": outcome, "created": each.created, "ended": each.ended}
+            click.echo(json.dumps({"event": "job", **described}))
+        cells = (state.name, state.status, outcome, state.driver, f"{state.workers}/{state.wanted}", each.created)
+        table.add_row(*map(escape, cells), escape(state.directory))
+    if not as_json:
+        Console().print(table)
+
+
+def _outcome(state: Any, options: dict[str, Any]) -> str:
+    """What storage says of a job; who may list jobs need not have access to the storage of each."""
+    from dfm.errors import DfmError
+    from dfm.kubernetes import follow
+
+    try:
+        return follow.ending_of(state, options).state
+    except (OSError, DfmError, ImportError):
+        return "not readable here"
+
+
+def prune(namespace: str, context: str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
+    """Delete jobs that ended long ago."""
+    from dfm.kubernetes import upkeep
+    from dfm.kubernetes.api import Api
+
+    for name in upkeep.prune(Api(namespace, context), older_than, dry_run):
+        event = {"event": "pruned", "object": name, "dry_run": dry_run}
+        click.echo(json.dumps(event) if as_json else f"{'would delete' if dry_run else 'deleted'} {name}")
 
 
 def complain(event: dict[str, Any]) -> None:

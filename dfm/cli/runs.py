@@ -242,13 +242,22 @@ def cancel(
 @click.command(name="list")
 @click.argument("locations", nargs=-1, metavar="[LOCATION]...")
 @click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
+@click.option("--kubernetes", is_flag=True, help="The DaskJobs of a namespace of Kubernetes.")
+@_namespace
+@_context
 @_options
 @_json
-def list_runs(locations: tuple[str, ...], scheduler: str | None, pairs: tuple[str, ...], as_json: bool) -> None:
+def list_runs(
+    locations: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
+    pairs: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
     from dfm.runs.outcome import outcome_of
 
     options = _storage_options(pairs)
+    if kubernetes:
+        on_kubernetes.list_jobs(namespace, context, options, as_json)
+        return
     if scheduler:
         directories = sorted(set(_runs_of(scheduler).values()))
     else:
@@ -298,7 +307,24 @@ def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, hear
     return supervisor.drive(load_job(job, overrides), command, run_id, attempts, click.echo, heartbeat)
 
 
-COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, drive]
+@click.command()
+@click.option("--kubernetes", is_flag=True, help="DaskJobs that dfm made, with all that belongs to them.")
+@_namespace
+@_context
+@click.option(
+    "--older-than", type=click.IntRange(0), metavar="SECONDS",
+    help="Those that ended so long ago; default: each by its kubernetes.ttl_after_finished.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+@_json
+def prune(kubernetes: bool, namespace: str, context: str, older_than: int | None, dry_run: bool, as_json: bool) -> None:
+    """Delete what jobs that ended long ago have left in a cluster; their results stay."""
+    if not kubernetes:
+        raise click.UsageError("--kubernetes is needed: runs elsewhere leave nothing but their results")
+    on_kubernetes.prune(namespace, context, older_than, dry_run, as_json)
+
+
+COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, prune, drive]
 
 
 # --- what they print -------------------------------------------------------------------------------------

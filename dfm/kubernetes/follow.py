@@ -109,8 +109,8 @@ def summarise(job: Manifest, pods: list[Manifest]) -> JobState:
     """What a DaskJob and its pods tell together."""
     metadata, spec = job["metadata"], job.get("spec", {}).get("cluster", {}).get("spec", {})
     annotations = metadata.get("annotations", {})
-    drivers = [pod for pod in pods if _component(pod) == DRIVER]
-    workers = [pod for pod in pods if _component(pod) == "worker" and pod.get("status", {}).get("phase") == "Running"]
+    drivers = [pod for pod in pods if component_of(pod) == DRIVER]
+    workers = [pod for pod in pods if component_of(pod) == "worker" and pod.get("status", {}).get("phase") == "Running"]
     return JobState(
         metadata["name"],
         job.get("status", {}).get("jobStatus", ""),
@@ -191,7 +191,8 @@ def _container_problems(pod: str, container: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _component(pod: Manifest) -> str:
+def component_of(pod: Manifest) -> str:
+    """What a pod is for its cluster: job-runner, scheduler or worker."""
     return str(pod["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
 
 

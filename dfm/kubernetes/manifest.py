@@ -14,6 +14,7 @@ from typing import Any
 
 from dfm.errors import SettingsError
 from dfm.kubernetes.sizing import Sizing, quantity
+from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.settings.tables import KubernetesSettings
 
@@ -148,10 +149,12 @@ def disruption_budget(submission: Submission) -> Manifest:
 
 def _metadata(submission: Submission, name: str) -> Manifest:
     annotations = {
+        **submission.settings.annotations,
         OUTPUT: submission.job.output.directory, FINGERPRINT: submission.job.fingerprint(),
-        START_TIMEOUT: str(submission.settings.start_timeout),
+        START_TIMEOUT: str(submission.settings.start_timeout), TTL: str(submission.settings.ttl_after_finished),
     }  # fmt: skip
-    labels = {"app.kubernetes.io/name": "dfm", "app.kubernetes.io/managed-by": "dfm", JOB: submission.name}
+    own = {"app.kubernetes.io/name": "dfm", "app.kubernetes.io/managed-by": "dfm", JOB: submission.name}
+    labels = {**submission.settings.labels, **own}
     if submission.run_id:
         annotations[RUN_ID] = submission.run_id
         if _LABEL.fullmatch(submission.run_id):  # a workflow engine's may be longer than a label can be
@@ -221,6 +224,8 @@ def _worker_pod(submission: Submission) -> Manifest:
     pod = _pod(submission, container, "worker")
     pod["volumes"].append(_scratch(submission))
     pod["terminationGracePeriodSeconds"] = 25 if settings.spot else 60
+    if settings.worker_node_selector:
+        pod["nodeSelector"] = {**settings.node_selector, **settings.worker_node_selector}
     if settings.gpus:
         container["resources"]["limits"]["nvidia.com/gpu"] = str(settings.gpus)
         pod["tolerations"].append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
@@ -264,7 +269,7 @@ def _pod(submission: Submission, container: Manifest, component: str) -> Manifes
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": 30,
-        "tolerations": [],
+        "tolerations": [dict(each) for each in settings.tolerations],
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -280,7 +285,35 @@ def _pod(submission: Submission, container: Manifest, component: str) -> Manifes
         pod["imagePullSecrets"] = [{"name": settings.pull_secret}]
     if settings.tls_secret:
         pod["volumes"].append({"name": "tls", "secret": {"secretName": settings.tls_secret, "defaultMode": 0o440}})
+    pod["volumes"] += [_volume(number, each) for number, each in enumerate(settings.volumes)]
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.affinity:
+        pod["affinity"] = dict(settings.affinity)
+    if settings.priority_class:
+        pod["priorityClassName"] = settings.priority_class
     return pod
+
+
+def _volume(number: int, volume: Mapping[str, Any]) -> Manifest:
+    """A pod's volume of one of kubernetes.volumes."""
+    server, _, path = volume.get("nfs", "").partition(":")
+    sources: dict[str, Manifest] = {
+        "claim": {"persistentVolumeClaim": {"claimName": volume.get("claim")}},
+        "nfs": {"nfs": {"server": server, "path": path}},
+        "host_path": {"hostPath": {"path": volume.get("host_path")}},
+        "secret": {"secret": {"secretName": volume.get("secret"), "defaultMode": 0o440}},
+        "config_map": {"configMap": {"name": volume.get("config_map")}},
+        "empty": {"emptyDir": {"sizeLimit": quantity(parse_bytes(volume.get("empty", "0B")))}},
+    }
+    kind = next(kind for kind in sources if kind in volume)
+    return {"name": f"volume-{number}", **sources[kind]}
+
+
+def _mount(number: int, volume: Mapping[str, Any]) -> Manifest:
+    mount: Manifest = {"name": f"volume-{number}", "mountPath": volume["mount"]}
+    mount |= {"subPath": volume["sub_path"]} if "sub_path" in volume else {}
+    return mount | ({"readOnly": True} if volume.get("read_only") else {})
 
 
 def _container(submission: Submission, name: str, arguments: list[str], memory: int, cpus: int) -> Manifest:
@@ -292,7 +325,10 @@ def _container(submission: Submission, name: str, arguments: list[str], memory: 
         "imagePullPolicy": "IfNotPresent",
         "args": arguments,
         "env": _environment(submission),
-        "resources": {"requests": {"cpu": str(cpus), "memory": limit}, "limits": {"memory": limit}},
+        "resources": {
+            "requests": {"cpu": str(cpus), "memory": limit},
+            "limits": {"memory": limit, **({"cpu": str(cpus)} if settings.cpu_limits else {})},
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "privileged": False,
@@ -301,8 +337,11 @@ def _container(submission: Submission, name: str, arguments: list[str], memory: 
         },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
-    if settings.secret:
-        container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
+    sources = [{"secretRef": {"name": settings.secret}}] if settings.secret else []
+    sources += [{"configMapRef": {"name": settings.config_map}}] if settings.config_map else []
+    if sources:
+        container["envFrom"] = sources
+    container["volumeMounts"] += [_mount(number, each) for number, each in enumerate(settings.volumes)]
     if settings.tls_secret:
         container["volumeMounts"].append({"name": "tls", "mountPath": _TLS, "readOnly": True})
     return container
@@ -320,7 +359,17 @@ def _environment(submission: Submission) -> list[Manifest]:
         for role in ("SCHEDULER", "WORKER", "CLIENT"):
             values[f"{comm}TLS__{role}__CERT"] = f"{_TLS}/tls.crt"
             values[f"{comm}TLS__{role}__KEY"] = f"{_TLS}/tls.key"
-    return [{"name": name, "value": value} for name, value in values.items()]
+    values |= submission.settings.environment
+    kept = {name: _kept_value(where) for name, where in submission.settings.environment_from.items()}
+    return [{"name": name, "value": value} for name, value in values.items() if name not in kept] + [
+        {"name": name, "valueFrom": source} for name, source in kept.items()
+    ]
+
+
+def _kept_value(where: str) -> Manifest:
+    """The source of a variable, of "secret:NAME:KEY" or "configmap:NAME:KEY"."""
+    kind, name, key = where.split(":")
+    return {"secretKeyRef" if kind == "secret" else "configMapKeyRef": {"name": name, "key": key}}
 
 
 def _probe(port: str, period: int, failures: int) -> Manifest:
@@ -372,5 +421,7 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)} = {_value(inner)}" for key, inner in value.items()) + "}"
     # What JSON and TOML differ in: TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dfm import jobs
 from dfm.errors import ClusterError, SettingsError, StorageError
-from dfm.kubernetes import manifest, sizing
+from dfm.kubernetes import manifest, sizing, upkeep
 from dfm.kubernetes.api import Api, Away, NotThere
 from dfm.kubernetes.follow import (
     CLUSTER_LABEL,
@@ -55,21 +57,50 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
     job.require_training()
     _check_urls(job)
     run_id = runs.new_run_id()
-    planned = jobs.plan(job) if sizing.needs_plan(job.kubernetes) else None
+    planned = _plan(job) if sizing.needs_plan(job.kubernetes) else None
     sizes = sizing.size(job.kubernetes, planned)
     return Submission(name or manifest.name_for(stem, run_id), namespace, job, sizes, run_id)
 
 
+def _plan(job: Job) -> dict[str, Any]:
+    away = [url for url in job.data.train if files.is_local(url) and not glob.glob(str(files.local_path(url)))]
+    if away:
+        raise SettingsError(
+            f"data.train = {away[0]!r} is not on this machine, so that no sizes can be derived from it; set "
+            "kubernetes.workers, worker_memory, driver_memory and scratch (dfm knobs)"
+        )
+    return jobs.plan(job)
+
+
 def _check_urls(job: Job) -> None:
-    """SettingsError where the job names a path of this machine, which no pod has."""
+    """SettingsError where the job names a path that no pod has, or would write to a volume that keeps nothing."""
     named = {"output.directory": (job.output.directory,), "data.train": job.data.train}
     for knob, urls in {**named, "data.validation": job.data.validation}.items():
         for url in urls:
             if "://" not in url:
                 raise SettingsError(
                     f"{knob} = {url!r} is a path of this machine; in Kubernetes it must be a URL of an object store "
-                    "(s3://…), or file://… of a volume that all pods mount"
+                    "(s3://…), or file://… of a volume that all pods mount (kubernetes.volumes)"
                 )
+            if files.is_local(url):
+                _check_volume(knob, url, job.kubernetes.volumes)
+
+
+def _check_volume(knob: str, url: str, volumes: Sequence[Mapping[str, Any]]) -> None:
+    path = f"{os.path.normpath(files.local_path(url))}/"
+    found = [volume for volume in volumes if path.startswith(f"{volume['mount']}/")]
+    if not found:
+        mounts = ", ".join(each["mount"] for each in volumes) or "none"
+        raise SettingsError(
+            f"{knob} = {url!r} lies below no volume that the pods mount (kubernetes.volumes: {mounts}); name a URL of "
+            'an object store, or mount a volume there: volumes = [{mount = "/data", claim = "NAME"}]'
+        )
+    volume = max(found, key=lambda each: len(each["mount"]))
+    keeps = not {"empty", "secret", "config_map"} & set(volume) and not volume.get("read_only")
+    if knob == "output.directory" and not keeps:
+        raise SettingsError(
+            f"{knob} = {url!r} lies in a volume that is read-only, or each pod's own; name a claim that can be written"
+        )
 
 
 def submit(api: Api, submission: Submission) -> Submitted:
@@ -92,7 +123,17 @@ def submit(api: Api, submission: Submission) -> Submitted:
         with contextlib.suppress(ClusterError):  # the first error is the one to tell
             api.delete("DaskJob", submission.name)
         raise
+    _prune(api)
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
+
+
+def _prune(api: Api) -> None:
+    """Delete what earlier jobs have left and what has outlived its time, where this user may."""
+    try:
+        for name in upkeep.prune(api):
+            logger.info("%s has outlived its kubernetes.ttl_after_finished and is deleted", name)
+    except ClusterError as error:
+        logger.warning("jobs that ended long ago are not pruned: %s", error)
 
 
 def _created(api: Api, body: Manifest) -> Manifest:

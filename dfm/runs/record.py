@@ -6,6 +6,7 @@ stands, `events.jsonl` what happened, and `cancel.json` is where others ask the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,10 +16,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from dfm.errors import DfmError, RunCancelled, SettingsError, StorageError
 from dfm.events import json_ready
@@ -27,8 +28,10 @@ from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.version import __version__
 
+Read = TypeVar("Read")
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
 HEARTBEAT_SECONDS = 3.0
+_READS, _BETWEEN_READS = 4, 0.1
 _LOOK = 0.5
 _GRACE = 1.0
 """Seconds that a driver which was told to stop gets to say how it ended, before its record says so for it."""
@@ -93,7 +96,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
     """The record of the run that writes (or wrote) to an output directory; None where there is none."""
     url = files.join(directory, RECORD)
     try:
-        found = json.loads(files.read_bytes(url, storage_options))
+        found = _whole(lambda: json.loads(files.read_bytes(url, storage_options)))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -110,11 +113,21 @@ def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, A
 
 def read_events(directory: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """What happened in the run, in order: each event has "time" and "run_id". Empty where nothing was written."""
+    url = files.join(directory, EVENTS)
     try:
-        lines = files.read_bytes(files.join(directory, EVENTS), storage_options).splitlines()
+        return _whole(lambda: [json.loads(line) for line in files.read_bytes(url, storage_options).splitlines()])
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+
+
+def _whole(read: Callable[[], Read]) -> Read:
+    """What is read of a file that may be half written: not every store replaces a file in one step. ValueError where
+    it stays so."""
+    for _ in range(_READS - 1):
+        with contextlib.suppress(ValueError):
+            return read()
+        time.sleep(_BETWEEN_READS)
+    return read()
 
 
 def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:

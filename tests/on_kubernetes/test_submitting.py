@@ -20,7 +20,7 @@ from dfm.cli import kubernetes as cli_kubernetes
 from dfm.cli.app import cli
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes import api as api_module
-from dfm.kubernetes import follow, sizing, submit
+from dfm.kubernetes import follow, sizing, submit, upkeep
 from dfm.kubernetes.api import Api, Away
 from dfm.kubernetes.manifest import Manifest, Submission
 from dfm.runs import patience
@@ -34,6 +34,7 @@ pytest.importorskip("kubernetes")
 SIZES = sizing.Sizing(2, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
 JOBS = "/apis/kubernetes.dask.org/v1/namespaces/team/daskjobs"
 PODS = "/api/v1/namespaces/team/pods"
+MANAGED = ("app.kubernetes.io/managed-by", "dfm")
 EVENTS = "/api/v1/namespaces/team/events"
 
 
@@ -680,6 +681,97 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_in_a_sentence(server: ApiServe
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"kubeconfig|no Kubernetes cluster is configured"):
         Api().get("Pod", "x")
+
+
+# --- upkeep ---------------------------------------------------------------------------------------------
+
+
+def ago(**time: float) -> str:
+    return f"{datetime.datetime.now(datetime.UTC) - datetime.timedelta(**time):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def put_job(server: ApiServer, name: str, status: Manifest, ttl: int = 3600, created: str = "") -> None:
+    metadata = {
+        "name": name, "labels": {"app.kubernetes.io/managed-by": "dfm"}, "creationTimestamp": created or ago(days=2),
+        "annotations": {"dfm/ttl-after-finished": str(ttl), "dfm/output": f"memory://upkeep/{name}"},
+    }  # fmt: skip
+    server.put(JOBS, {"kind": "DaskJob", "metadata": metadata, "status": status})
+
+
+def test_jobs_that_ended_long_ago_go_with_all_they_own_and_others_stay(server: ApiServer, api: Api) -> None:
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+    put_job(server, "failed", {"jobStatus": "Failed", "endTime": ago(hours=3)})
+    put_job(server, "lost", {"jobStatus": "Running"})  # its driver's pod is gone
+    put_job(server, "young", {"jobStatus": "Successful", "endTime": ago(minutes=5)})
+    put_job(server, "kept", {"jobStatus": "Successful", "endTime": ago(days=1)}, ttl=0)
+    put_job(server, "running", {"jobStatus": "Running"})
+    labels = {"dask.org/cluster-name": "running", "dask.org/component": "job-runner"} | {MANAGED[0]: MANAGED[1]}
+    server.put(PODS, {"kind": "Pod", "metadata": {"name": "r", "labels": labels}, "status": {"phase": "Running"}})
+    foreign = {
+        "kind": "DaskJob",
+        "metadata": {"name": "foreign"},
+        "status": {"jobStatus": "Failed", "endTime": ago(days=9)},
+    }
+    server.put(JOBS, foreign)
+    for name, job, age in (("a", "gone", 30), ("b", "young", 30), ("c", "gone", 1)):
+        metadata = {
+            "name": name,
+            "labels": {MANAGED[0]: MANAGED[1], "dfm/job": job},
+            "creationTimestamp": ago(minutes=age),
+        }
+        server.put("/api/v1/namespaces/team/configmaps", {"kind": "ConfigMap", "metadata": metadata})
+    due = ["ConfigMap a", "DaskJob failed", "DaskJob lost", "DaskJob old"]
+    assert sorted(upkeep.prune(api, dry_run=True)) == due
+    assert sorted(upkeep.prune(api)) == due
+    left = {body["metadata"]["name"] for body in server.objects.values()}
+    assert left == {"young", "kept", "running", "foreign", "b", "c", "r"}
+    assert sorted(upkeep.prune(api, older_than=60)) == ["DaskJob kept", "DaskJob young"]
+    assert {body["metadata"]["name"] for body in server.objects.values() if body["kind"] == "DaskJob"} == {
+        "running", "foreign",
+    }  # fmt: skip
+
+
+def test_a_job_that_moves_while_it_is_looked_at_is_not_pruned(
+    server: ApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_job(server, "lost", {"jobStatus": "Running"})
+    listed = upkeep.jobs_in(api)
+    put_job(server, "lost", {"jobStatus": "Running"})
+    monkeypatch.setattr(upkeep, "jobs_in", lambda api: listed)
+    assert upkeep.prune(api) == []
+    assert server.kinds() == ["DaskJob"]
+
+
+def test_submitting_prunes_and_a_role_that_does_not_allow_that_is_no_obstacle(
+    server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+    server.faults.append(Fault("GET", "/daskjobs", 403))
+    submit.submit(api, submission)
+    assert "jobs that ended long ago are not pruned" in caplog.text
+    assert f"{JOBS}/old" in server.objects
+    other = dataclasses.replace(submission.job.output, directory=f"{submission.job.output.directory}-2")
+    job = dataclasses.replace(submission.job, output=other)
+    submit.submit(api, dataclasses.replace(submission, name="clicks-2", run_id="run-2", job=job))
+    assert f"{JOBS}/old" not in server.objects
+
+
+def test_the_commands_list_and_prune_the_jobs_of_a_namespace(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    finish(submission)
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+
+    def run(*arguments: str) -> list[Manifest]:
+        done = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False, catch_exceptions=False)
+        return [json.loads(line) for line in done.output.splitlines()]
+
+    listed = {job["name"]: job for job in run("list", "--kubernetes")}
+    assert (listed["clicks-1"]["outcome"], listed["clicks-1"]["driver"]) == ("finished", "missing")
+    assert (listed["old"]["status"], listed["old"]["outcome"]) == ("Successful", "unknown")
+    assert [event["object"] for event in run("prune", "--kubernetes")] == ["DaskJob old"]
+    assert "--kubernetes is needed" in str(CliRunner().invoke(cli, ["prune"]).output)
 
 
 # --- the commands ---------------------------------------------------------------------------------------
