@@ -199,29 +199,47 @@ def component_of(pod: Manifest) -> str:
 # --- to the end ------------------------------------------------------------------------------------------
 
 
-def follow(api: Api, name: str, options: Mapping[str, Any] | None, on_event: OnEvent) -> tuple[Outcome, JobState]:
-    """Hand on what happens to a job until it is over; how it ended, by its record and its manifest, and how it stands.
+class Watch:
+    """One look after the other at a job, until it is over; hands on what happens meanwhile.
 
     Nothing is concluded while the API server or the store is away. A driver that is gone without having said so ends
-    the wait: nothing would bring it back. A job that has not begun in time is deleted, so that it begins no more.
+    the watch: nothing would bring it back. A job that has not begun in time is deleted, so that it begins no more.
     """
-    server, store, clock = Patient(on_event, eager=(Away,)), Patient(on_event), _Clock()
-    state: JobState | None = None
-    told, events_told = "", 0
-    while True:
-        fresh = server.ask(look, api, name, state)
-        state = fresh or state
-        if state is not None:
-            told = _tell_state(state, told, on_event)
-            found = store.ask(ending_of, state, options)
-            events_told = store.ask(_tell_events, state, options, events_told, on_event) or events_told
-            if found is not None and found.is_over and found.state != "lost":
-                return found, state
-            ended = _give_up(api, clock.has_run_out(state if fresh else None, found), state, options)
-            if ended is not None:
-                return ended, state
-        if not server.ask(_wait_for_change, api, name):
+
+    def __init__(self, api: Api, name: str, options: Mapping[str, Any] | None, on_event: OnEvent) -> None:
+        self._api, self._name, self._options, self._on_event = api, name, options, on_event
+        self._server, self._store = Patient(on_event, eager=(Away,)), Patient(on_event)
+        self._clock, self._told, self._events_told = _Clock(), "", 0
+        self._state: JobState | None = None
+
+    def look(self) -> tuple[Outcome, JobState] | None:
+        """How the job ended and how it stands; None as long as there is hope."""
+        fresh = self._server.ask(look, self._api, self._name, self._state)
+        state = self._state = fresh or self._state
+        if state is None:
+            return None
+        self._told = _tell_state(state, self._told, self._on_event)
+        found = self._store.ask(ending_of, state, self._options)
+        told = self._store.ask(_tell_events, state, self._options, self._events_told, self._on_event)
+        self._events_told = told or self._events_told
+        if found is not None and found.is_over and found.state != "lost":
+            return found, state
+        why = self._clock.has_run_out(state if fresh else None, found)
+        ended = self._server.ask(_give_up, self._api, why, state, self._options)
+        return (ended, state) if ended is not None else None
+
+    def wait(self) -> None:
+        """Return when there may be something new to see."""
+        if not self._server.ask(_wait_for_change, self._api, self._name):
             time.sleep(PAUSE)
+
+
+def follow(api: Api, name: str, options: Mapping[str, Any] | None, on_event: OnEvent) -> tuple[Outcome, JobState]:
+    """Watch a job to its end: how that was, by its record and its manifest, and how the job stands."""
+    watch = Watch(api, name, options, on_event)
+    while (ended := watch.look()) is None:
+        watch.wait()
+    return ended
 
 
 def ending_of(state: JobState, options: Mapping[str, Any] | None) -> Outcome:

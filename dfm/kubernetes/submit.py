@@ -222,8 +222,16 @@ def _is_over(state: JobState, options: dict[str, Any] | None) -> bool:
 
 
 def delete(api: Api, name: str) -> None:
-    """Delete a DaskJob; its cluster, its driver's pod and its file go with it, by owner references."""
+    """Delete a DaskJob and wait until its driver is gone, which may still write to the record of its run.
+
+    Its cluster, its driver's pod and its file go with it, by owner references.
+    """
     api.delete("DaskJob", name)
+    deadline = time.monotonic() + _ENDING
+    while api.list("Pod", labels=f"{CLUSTER_LABEL}={name},{COMPONENT_LABEL}={DRIVER}")[0]:
+        if time.monotonic() > deadline:
+            raise Away(f"the driver's pod of DaskJob {name} does not end; see that its node is up, and try again")
+        time.sleep(PAUSE)
 
 
 def driver_log(api: Api, name: str, follow: bool, line: Callable[[str], None], tell: OnEvent) -> None:

@@ -270,12 +270,16 @@ class RunLog:
         try:
             self._take_over()
             write_run(self._directory, self._record, self._options)
+            logging.getLogger("dfm").addHandler(self._handler)
+            self._thread.start()
+        except KeyboardInterrupt as error:  # before the block, whose end would say so
+            self._end(error)
+            self._write()
+            raise
         except (OSError, ImportError, ValueError) as error:
             raise SettingsError(
                 f"output.directory = {self._directory!r} cannot be written: {error}; choose another folder or URL"
             ) from error
-        logging.getLogger("dfm").addHandler(self._handler)
-        self._thread.start()
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ has: volumes by folders, Service names by 127.0.0.1, fixed ports by free ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -92,11 +93,11 @@ class StandIn:
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in self.processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):  # a pod ends with all that it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def kill_driver_once(self) -> int:
         """Kill the training process below the driver's supervisor, as the kernel does when memory runs out."""
@@ -125,7 +126,7 @@ class StandIn:
         command, environment = self._started[name]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env=environment, cwd=self.folder / name, stdout=log, stderr=log
+                command, env=environment, cwd=self.folder / name, stdout=log, stderr=log, start_new_session=True
             )
 
     def _environment(self, name: str, container: Manifest, mounts: Mapping[str, Path]) -> dict[str, str]:
