@@ -43,6 +43,10 @@ class ApiServer:
     on_create: Callable[[Manifest], None] = lambda body: None
     away: int | str | None = None
     """What every request meets as long as it is set: a status, or "drop"."""
+    away_from: int = 0
+    """The request, counted from 1, with which the server goes away; 0: none."""
+    away_seconds: float = 0.0
+    on_return: Callable[[], None] = lambda: None
     version: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -54,6 +58,19 @@ class ApiServer:
             stored = {**body, "metadata": metadata}
             self.objects[f"{path}/{metadata['name']}"] = stored
             return stored
+
+    def go_away_when_due(self) -> None:
+        """Be away for `away_seconds` from the request `away_from` on."""
+        with self.lock:
+            if not self.away_from or len(self.requests) < self.away_from:
+                return
+            self.away_from, self.away = 0, "drop"
+
+        def return_() -> None:
+            self.away = None
+            self.on_return()
+
+        threading.Timer(self.away_seconds, return_).start()
 
     def delete(self, path: str) -> None:
         """Delete an object and, as the garbage collector does, what it owns; the operator owns through its DaskJob."""
@@ -93,6 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         store = self.server.store
         store.requests.append((self.command, parts.path, query))
+        store.go_away_when_due()
         fault = store.fault_for(self.command, parts.path + ("?watch" if query.get("watch") else ""))
         if store.away is not None:
             return self._misbehave(Fault(self.command, "", store.away))
