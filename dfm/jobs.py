@@ -15,8 +15,8 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
-from dfm.kernels.losses import CustomLoss
-from dfm.kernels.tables import Layout
+from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.families.registry import family_of
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import kernel_spec, with_functions
 from dfm.runs.record import RunLog
@@ -66,12 +66,16 @@ def train(
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
-    """The caller hears of an event before the first may end the run with it."""
+    """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
 
     def on_event(event: Event) -> None:
+        done = event["event"] == "done"
+        if done:
+            first(event)
         if second is not None:
             second(event)
-        first(event)
+        if not done:
+            first(event)
 
     return on_event
 
@@ -83,9 +87,9 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     resolved = load_job(job, overrides)
     resolved.require_training()
-    kernel_spec(resolved)
+    _, spec = kernel_spec(resolved)
     inputs = find_inputs(resolved)
-    layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
+    family_of(spec.family).check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
@@ -96,7 +100,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, spec.layout),
     }
 
 
@@ -123,11 +127,12 @@ def evaluate(
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
-    FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
+    schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
     scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
     with connect.client_of(chosen, client) as own:
         tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
+    account.check_any("evaluate on", schema.weight)
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 

@@ -21,7 +21,7 @@ _REMOTE = ("tls_ca", "tls_cert", "tls_key", "worker_timeout")
 
 
 class DaskHook(BaseHook):
-    """Host and port are the scheduler's. Extras, all optional:
+    """Host and port are the scheduler's. All extras are optional.
 
     protocol ("tcp", "tls"), tls_ca, tls_cert, tls_key (paths on the Airflow workers), worker_timeout, dashboard (URL);
     without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task;

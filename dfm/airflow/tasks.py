@@ -15,6 +15,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dfm.airflow import runtime
+from dfm.events import is_passing
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
 from dfm.workflow.gate import Gate
@@ -200,7 +201,7 @@ def report(
 
 def log_event(event: dict[str, Any]) -> None:
     """Training in the task's log: what is told once, not every progress."""
-    if event["event"] not in ("progress", "round"):
+    if not is_passing(event):
         shown = {name: value for name, value in event.items() if isinstance(value, int | float | str)}
         logger.info("%s", shown)
 

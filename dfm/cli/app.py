@@ -15,7 +15,9 @@ from rich.table import Column, Table
 
 from dfm.cli import publish, runs
 from dfm.cli.console import Reporter, metrics_table, plan_table
+from dfm.cli.options import json_option, storage_option
 from dfm.errors import DfmError
+from dfm.events import line_of
 
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
@@ -52,8 +54,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted before any epoch was finished; nothing was published", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = "; ".join(getattr(error, "__notes__", ()))
+        _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
@@ -71,7 +74,6 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 _scheduler_option = click.option(
     "--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…)."
 )
@@ -80,16 +82,6 @@ _bad_rows_option = click.option(
     "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that breaks the schema, or count it and go on.",
 )  # fmt: skip
-_storage_option = click.option(
-    "--storage-option", "options", metavar="KEY=VALUE", multiple=True, callback=lambda _, __, pairs: _parsed(pairs),
-    help="Option of the filesystem (endpoint_url=…, anon=true, client_kwargs.x=…); credentials: from the environment.",
-)  # fmt: skip
-
-
-def _parsed(pairs: tuple[str, ...]) -> dict[str, Any]:
-    from dfm.storage.credentials import parse_options
-
-    return parse_options(pairs)
 
 
 def _settings(scheduler: str | None, workers: int) -> Any:
@@ -113,7 +105,7 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 )
 @click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
 @click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
-@_with(_scheduler_option, _json_option)
+@_with(_scheduler_option, json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
     cluster_factory: str | None, heartbeat: str, scheduler: str | None, as_json: bool,
@@ -144,7 +136,7 @@ def train(
 
 def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"event": "plan", **planned}))
+        click.echo(line_of({"event": "plan", **planned}))
         return
     console = Console()
     for name, table in planned["job"].items():
@@ -157,7 +149,7 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@_with(_bad_rows_option, _workers_option, _scheduler_option, _storage_option, _json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
 def evaluate(
     model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, options: dict[str, Any],
     as_json: bool,
@@ -188,7 +180,7 @@ def evaluate(
 )
 @click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, _storage_option, _json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
 def predict(
     model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
     scheduler: str | None, options: dict[str, Any], as_json: bool,
@@ -223,7 +215,7 @@ def predict(
     multiple=True,
     help="Show what the model learnt of a category.",
 )
-@_with(_storage_option, _json_option)
+@_with(storage_option, json_option)
 def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
     """What a model is: its settings, metrics, and the weight of its fields."""
     from dfm.model.fm_model import FMModel
@@ -233,7 +225,7 @@ def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_jso
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
     if as_json:
-        click.echo(json.dumps({"event": "model", "model": model, **described}))
+        click.echo(line_of({"event": "model", "model": model, **described}))
         return
     console = Console()
     summary = Table("model", escape(model), title="summary")
@@ -257,7 +249,7 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 @click.argument("model")
 @click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
 @click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
-@_with(_storage_option)
+@_with(storage_option)
 def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
     """Write MODEL in a format that other systems read."""
     from dfm.model.export import export as write
@@ -275,7 +267,7 @@ def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier log.")
-@_with(_json_option)
+@_with(json_option)
 def synth(
     output: str,
     rows: int,
@@ -305,7 +297,7 @@ def synth(
         for day in truth.days
     ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
+        click.echo(line_of({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
         console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 
@@ -314,7 +306,7 @@ def synth(
 @click.option("--output", default="demo-output", show_default=True, metavar="DIR", help="Everything is written here.")
 @click.option("--rows", type=click.IntRange(2000), default=1_000_000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@_with(_json_option)
+@_with(json_option)
 def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     """Make a click log, train on it, evaluate on its last day, save, load and score."""
     from dfm.cli.demo import comparison, run_demo
@@ -355,4 +347,16 @@ def knobs() -> None:
     table = Table(name, "default", "legal", "meaning")
     for one in describe():
         table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
+    Console().print(table)
+
+
+@cli.command()
+def events() -> None:
+    """Every event of --json and of a run's events.jsonl: its fields, their kind, unit and meaning."""
+    from dfm.events import described
+
+    name = Column("event and field", no_wrap=True, overflow="fold")  # it is to be copied
+    table = Table(name, "emitted by", "kind", "meaning")
+    for row in described():
+        table.add_row(*[escape(cell) for cell in row])
     Console().print(table)

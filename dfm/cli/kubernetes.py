@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli.console import Reporter
-from dfm.events import json_ready
+from dfm.events import line_of
 
 
 def submit(
@@ -31,7 +30,7 @@ def submit(
         return 0
     done = submit.submit(Api(namespace, context), submission)
     if as_json:
-        click.echo(json.dumps({"event": "submitted", **done.__dict__}))
+        click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:
         click.echo(f"{done.name}\nfollow it from anywhere: dfm status {done.directory}, or")
         click.echo(f"dfm status {done.name} --kubernetes --namespace {done.namespace} (also: logs, cancel)")
@@ -61,7 +60,7 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
         found = follow.ending_of(state, options)
     described = {**state.to_dict(), "outcome": found.state, "reason": found.reason}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(line_of({"event": "status", **described}))
         return found.exit_code if wait else 0
     table = Table("DaskJob", escape(name))
     for key, value in described.items():
@@ -89,7 +88,7 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
 
     state = submit.cancel(Api(namespace, context), name, options, tell=complain)
     event = {"event": "cancel", "name": name, "state": state}
-    click.echo(json.dumps(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
+    click.echo(line_of(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
 
 
@@ -104,7 +103,7 @@ def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bo
         state, outcome = each.state, _outcome(each.state, options)
         if as_json:
             described = {**state.to_dict(), "outcome": outcome, "created": each.created, "ended": each.ended}
-            click.echo(json.dumps({"event": "job", **described}))
+            click.echo(line_of({"event": "job", **described}))
         cells = (state.name, state.status, outcome, state.driver, f"{state.workers}/{state.wanted}", each.created)
         table.add_row(*map(escape, cells), escape(state.directory))
     if not as_json:
@@ -129,7 +128,7 @@ def prune(namespace: str, context: str, older_than: float | None, dry_run: bool,
 
     for name in upkeep.prune(Api(namespace, context), older_than, dry_run):
         event = {"event": "pruned", "object": name, "dry_run": dry_run}
-        click.echo(json.dumps(event) if as_json else f"{'would delete' if dry_run else 'deleted'} {name}")
+        click.echo(line_of(event) if as_json else f"{'would delete' if dry_run else 'deleted'} {name}")
 
 
 def complain(event: dict[str, Any]) -> None:

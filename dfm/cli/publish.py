@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfm.cli.console import Reporter
+from dfm.cli.options import json_option, storage_option
 from dfm.errors import GateError
+from dfm.events import line_of
 from dfm.workflow.gate import Gate
-
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 
 
 @click.command()
@@ -27,10 +26,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a 
 @click.option("--order", default="", help="When the model's data ended; an earlier one never replaces a later one.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
-@_json
+@storage_option
+@json_option
 def publish(
     model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], order: str, workers: int,
-    scheduler: str | None, as_json: bool,
+    scheduler: str | None, options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
@@ -43,7 +43,7 @@ def publish(
     console = Console()
     with Reporter(console, as_json) as reporter:
         settings = ClusterSettings(scheduler=scheduler or "", workers=workers)
-        where = steps.Where(settings=settings, on_event=reporter)
+        where = steps.Where(settings=settings, storage_options=options, on_event=reporter)
         result = steps.publish(model, alias, data, gate, where, order=order, enforce=False)
         if as_json:
             reporter({"event": "published" if result["promoted"] else "refused", "model": model, **result})
@@ -79,14 +79,15 @@ def _shown(value: Any) -> str:
 @click.command()
 @click.argument("alias")
 @click.option("--reason", default="", help="Why; it stays in the history of the alias.")
-@_json
-def rollback(alias: str, reason: str, as_json: bool) -> None:
+@storage_option
+@json_option
+def rollback(alias: str, reason: str, options: dict[str, Any], as_json: bool) -> None:
     """Make the champion before the present one of ALIAS the champion again, and withdraw the present one."""
     from dfm.workflow import registry
 
-    entry = registry.rollback(alias, reason)
+    entry = registry.rollback(alias, reason, options)
     if as_json:
-        click.echo(json.dumps({"event": "rolled_back", "alias": alias, **dataclasses.asdict(entry)}))
+        click.echo(line_of({"event": "rolled_back", "alias": alias, **dataclasses.asdict(entry)}))
     else:
         click.echo(f"{alias} is version {entry.number} now: {entry.model}")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +15,12 @@ from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli.console import Reporter
-from dfm.events import json_ready
+from dfm.cli.options import json_option, storage_option
+from dfm.events import line_of
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
 _overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="The Dask scheduler that RUN was submitted to.")
-_options = click.option(
-    "--storage-option", "pairs", metavar="KEY=VALUE", multiple=True, help="fsspec option for reading a URL."
-)
 _run_argument = click.argument("run")
 _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
 _namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
@@ -43,26 +39,16 @@ class Place:
     run_id: str = ""
 
 
-def _storage_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.UsageError(f"--storage-option {pair!r} is not legal: write KEY=VALUE")
-        options[key] = value
-    return options
-
-
-def _place(run: str, scheduler: str | None, pairs: tuple[str, ...]) -> Place:
+def _place(run: str, scheduler: str | None, options: Mapping[str, Any]) -> Place:
     from dfm.settings.job import load_job
+    from dfm.storage.credentials import merged
 
-    options = _storage_options(pairs)
     if os.path.isfile(run):
         job = load_job(run)
-        return Place(job.output.directory, {**job.data.storage_options, **options})
+        return Place(job.output.directory, merged(job.data.storage_options, options))
     if scheduler:
-        return Place(_directory_of(run, scheduler), options, run)
-    return Place(run, options)
+        return Place(_directory_of(run, scheduler), dict(options), run)
+    return Place(run, dict(options))
 
 
 def _runs_of(scheduler: str) -> dict[str, str]:
@@ -111,7 +97,7 @@ def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tupl
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
 @click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
 @_follow
-@_json
+@json_option
 def submit(
     job: str, overrides: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
     name: str, dry_run: bool, follow: bool, as_json: bool,
@@ -150,19 +136,19 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None,
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
-@_json
+@json_option
 def status(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """How RUN stands: its state, progress, model, or why it failed."""
     from dfm.runs import outcome
 
     if kubernetes:
-        return on_kubernetes.status(run, namespace, context, _storage_options(pairs), wait, as_json)
-    place = _place(run, scheduler, pairs)
+        return on_kubernetes.status(run, namespace, context, options, wait, as_json)
+    place = _place(run, scheduler, options)
     if wait:
         found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
     else:
@@ -170,7 +156,7 @@ def status(
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
-        click.echo(json.dumps(json_ready({"event": "status", **described})))
+        click.echo(line_of({"event": "status", **described}))
     else:
         _print_status(described)
     return found.exit_code if wait else int(found.record is None)
@@ -182,11 +168,11 @@ def status(
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @_follow
-@_json
+@json_option
 def logs(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
@@ -194,7 +180,7 @@ def logs(
 
     if kubernetes:
         return on_kubernetes.logs(run, namespace, context, follow)
-    place = _place(run, scheduler, pairs)
+    place = _place(run, scheduler, options)
     if follow:
         return _followed(place, as_json)
     with Reporter(Console(), as_json) as reporter:
@@ -209,11 +195,11 @@ def logs(
 @_kubernetes
 @_namespace
 @_context
-@_options
+@storage_option
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
-@_json
+@json_option
 def cancel(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, pairs: tuple[str, ...],
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
@@ -222,8 +208,8 @@ def cancel(
     from dfm.runs.record import request_cancel
 
     if kubernetes:
-        return on_kubernetes.cancel(run, namespace, context, _storage_options(pairs), as_json)
-    place = _place(run, scheduler, pairs)
+        return on_kubernetes.cancel(run, namespace, context, options, as_json)
+    place = _place(run, scheduler, options)
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
@@ -245,16 +231,15 @@ def cancel(
 @click.option("--kubernetes", is_flag=True, help="The DaskJobs of a namespace of Kubernetes.")
 @_namespace
 @_context
-@_options
-@_json
+@storage_option
+@json_option
 def list_runs(
     locations: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
-    pairs: tuple[str, ...], as_json: bool,
+    options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
     from dfm.runs.outcome import outcome_of
 
-    options = _storage_options(pairs)
     if kubernetes:
         on_kubernetes.list_jobs(namespace, context, options, as_json)
         return
@@ -268,7 +253,7 @@ def list_runs(
     if as_json:
         for directory, found in runs:
             record = found.record.to_dict() if found.record else {}
-            click.echo(json.dumps(json_ready({"event": "run", **record, "state": found.state, "directory": directory})))
+            click.echo(line_of({"event": "run", **record, "state": found.state, "directory": directory}))
         return
     run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
     table = Table(run, "state", "epoch", "updated", where)
@@ -316,7 +301,7 @@ def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, hear
     help="Those that ended so long ago; default: each by its kubernetes.ttl_after_finished.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
-@_json
+@json_option
 def prune(kubernetes: bool, namespace: str, context: str, older_than: int | None, dry_run: bool, as_json: bool) -> None:
     """Delete what jobs that ended long ago have left in a cluster; their results stay."""
     if not kubernetes:
@@ -347,7 +332,7 @@ def _followed(place: Place, as_json: bool) -> int:
 
 def _told(event: dict[str, Any], as_json: bool, words: str) -> None:
     if as_json:
-        click.echo(json.dumps(event))
+        click.echo(line_of(event))
         sys.stdout.flush()
     else:
         click.echo(words)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data.encoding import NumberStatistics, dense_entries
+from dfm.data.encoding import dense_entries
 from dfm.data.partition import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DataError
 
@@ -105,7 +106,7 @@ def is_vector(schema: ResolvedSchema) -> bool:
 
 
 def column_names(n_columns: int) -> tuple[str, ...]:
-    """Names for the columns of a matrix that has none: x0, x1, …"""
+    """Names for the columns of a matrix that has none: x0, x1 and so on."""
     return tuple(f"x{j}" for j in range(n_columns))
 
 

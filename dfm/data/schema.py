@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfm.data.transforms import TRANSFORMS
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
 
@@ -23,7 +24,9 @@ __all__ = ["Field", "ResolvedSchema", "Schema", "infer", "resolve"]
 
 FEATURE_ROLES = ("categorical", "numeric", "lists")
 CATEGORY_KINDS = ("int", "string", "dictionary", "bool", "null")
-BUCKET_TRANSFORMS = ("log2-bucket", "quantile")
+WIDENED, SHORTEST = "widened", "shortest"
+NUMBER_FORMS = (WIDENED, SHORTEST)
+"""Numbers as they are, widened to float64 (models that do not say), or by their shortest text (see `canonical`)."""
 CROSS_SIGN = "&"
 """Joins the columns of a cross to its field name."""
 
@@ -46,7 +49,7 @@ class Field:
     @property
     def bucketed(self) -> bool:
         """A numeric field whose feature is a category (a bucket) instead of a value."""
-        return self.transform in BUCKET_TRANSFORMS
+        return self.kind == "numeric" and TRANSFORMS[self.transform].makes_buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class ResolvedSchema:
     """A schema without patterns.
 
     Empty `weight` or `time`: the data has none. Empty `label_positive`: labels are numbers.
+    `numbers`: the form in which numbers are compared and hashed, one of NUMBER_FORMS; a model keeps its own.
     """
 
     label: str
@@ -62,6 +66,7 @@ class ResolvedSchema:
     time: str
     quantile_buckets: int
     fields: tuple[Field, ...]
+    numbers: str = SHORTEST
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,6 +90,7 @@ class ResolvedSchema:
             "weight": self.weight,
             "time": self.time,
             "quantile_buckets": self.quantile_buckets,
+            **({"numbers": self.numbers} if self.numbers != WIDENED else {}),
             "fields": fields,
         }
 
@@ -95,7 +101,8 @@ class ResolvedSchema:
             Field(entry["name"], entry["kind"], tuple(entry["columns"]), entry["transform"], index)
             for index, entry in enumerate(values["fields"])
         )
-        return cls(**{**values, "label_positive": tuple(values["label_positive"]), "fields": fields})
+        positive = tuple(values["label_positive"])
+        return cls(**{"numbers": WIDENED, **values, "label_positive": positive, "fields": fields})
 
 
 def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
@@ -258,9 +265,10 @@ def _check_cross(cross: Sequence[str], columns: Sequence[str], known: Mapping[st
         own = known.get(column)
         if own is None or not (own.kind == "categorical" or own.bucketed):
             role = "not a feature" if own is None else f"{own.kind}, {own.transform}"
+            bucketed = " or ".join(name for name, transform in TRANSFORMS.items() if transform.makes_buckets)
             raise SettingsError(
                 f'schema.crosses names "{column}", which is {role}: expected a categorical column, or '
-                f"a numeric one with transform {' or '.join(BUCKET_TRANSFORMS)}, "
+                f"a numeric one with transform {bucketed}, "
                 "because only categories can be combined."
             )
     if len(set(cross)) < len(cross):

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 
 TRUTH_FILE = "truth.json"
 CLICK_RATE = 0.25
@@ -217,7 +218,7 @@ def generate(
                     progress(done)
             truths.append(_day_truth(name, scored))
     truth = Truth(seed, rows, bias, tuple(truths))
-    _publish_text(root / TRUTH_FILE, json.dumps(asdict(truth), indent=2) + "\n")
+    _publish_text(root / TRUTH_FILE, to_json(asdict(truth), indent=2) + "\n")
     return truth
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 
 from dfm.distributed.prepare import home_of
-from dfm.events import json_ready
+from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
 from dfm.training.rounds import Push, train_replicas
 
@@ -24,7 +24,6 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 TOPIC = "dfm"
 """`Client.subscribe_topic(TOPIC, handler)` receives a training's events wherever the client is."""
-_NOT_SENT = ("progress", "round")
 logger = logging.getLogger(__name__)
 
 
@@ -54,10 +53,10 @@ def observed(client: Client, tell: OnEvent, job: str, rounds_until: Callable[[in
         logger.info("the cluster shows no metrics of dfm: %s", error)
 
     def on_event(event: Event) -> None:
-        if event["event"] not in _NOT_SENT:
+        if not is_passing(event):
             with contextlib.suppress(Exception):
                 done = {"rounds_done": rounds_until(event["epoch"])} if event["event"] == "epoch" else {}
-                _send(client, {**json_ready(event), "job": job, **done})
+                _send(client, {**sent(event), "job": job, **done})
         tell(event)
 
     return on_event

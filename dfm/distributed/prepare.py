@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from distributed import Client, Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.encoding import NumberStatistics
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
     NumberSketch,
     Reading,
     Seed,
-    check_label_classes,
+    check_labels,
     columns_with_statistics,
     fingerprint,
     hash_units,
@@ -24,8 +23,11 @@ from dfm.data.preparation import (
     sketch_numbers,
     units_key,
 )
+from dfm.data.transforms import NumberStatistics
+from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.watch import Watch
+from dfm.model.objective import takes_any_unit
 from dfm.settings.job import Job
 from dfm.training.plan import Plan
 
@@ -179,7 +181,11 @@ def prepare(
     vocabulary, key = _vocabulary(client, job, reading, plan, merged)
     summary, account = watch.result(client.submit(summarise, vocabulary, merged, pure=False))
     account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
-    check_label_classes(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    standardizes = takes_any_unit(job.model.task, job.model.loss)
+    units = units_of(account, standardizes, bool(reading.schema.weight))
+    reading = replace(reading, units=units)
+    validation_reading = replace(validation_reading, units=RowUnits(units.label))
     validation_account = RowAccount()
     if held_out:
         validation_account = watch.result(client.submit(account_of, held_out, pure=False))

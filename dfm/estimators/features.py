@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
+from dfm.data.encoding import Encoded, column_kind, encode_batch, parse_numbers
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -30,6 +30,7 @@ from dfm.data.matrices import (
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
 from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.kernels.tables import ParameterTable
@@ -49,7 +50,7 @@ class TableOptions:
     numeric: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     crosses: tuple[tuple[str, ...], ...] = ()
-    numeric_transform: str = "standardize"
+    numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
     min_count_factors: int = 1
@@ -109,8 +110,9 @@ class MatrixFeatures:
         rows = self.rows(data)
         n_implicit = 0 if rows.values.size else rows.n_rows
         nothing = rows.indices[:0]
+        fields = self.vocabulary.fields
         return SparsePartition(
-            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
+            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit, fields
         )
 
     def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
@@ -186,7 +188,7 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     """Mean and deviation, or quantiles, of the columns whose transform needs them."""
     found = {}
     for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column)
+        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
         sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
         found[column] = merge_sketches([sketch], schema.quantile_buckets)
     return found

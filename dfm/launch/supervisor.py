@@ -6,7 +6,6 @@ scheduler was replaced, goes on from its checkpoint; one whose data or settings 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any, Self
 
 from dfm.errors import DfmError, StorageError
+from dfm.events import line_of
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.heartbeat import Pulse
@@ -52,7 +52,7 @@ def drive(
                 break
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
             event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
-            tell(json.dumps(event))
+            tell(line_of(event))
             supervised.settle("retrying", _why(code, attempt), code)
             if stopped := supervised.pause(pause):
                 supervised.settle(stopped, "told to stop between two attempts", lifecycle.of(stopped).exit_code or 1)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
-from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
-from dfm.data.schema import ResolvedSchema
+from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
+from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
@@ -43,11 +49,13 @@ from dfm.model.objective import LossInfo, Objective
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 
+logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
-FORMAT = 2
-"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
+FORMAT = 4
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
+4 names another family than the default."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -80,7 +88,7 @@ class FMModel:
 
     @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
-        return numba_cpu.compile_scores(self.table.layout.n_factors)
+        return numba_cpu.compile_scores(self.table.layout.n_factors, self.table.layout.family)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -94,7 +102,7 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
-        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+        A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
         does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
@@ -182,10 +190,18 @@ class FMModel:
         current = {str(entry["name"]) for entry in listed.values()}
         superseded = _names(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
-        files.write_bytes(files.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
+        files.write_bytes(files.join(url, MANIFEST), to_json(manifest, indent=1).encode(), options)
         for name in set(previous.get("superseded", ())) - superseded - current:
-            files.remove(files.join(url, _checked_name(str(name), url)), options)
+            _remove_superseded(url, str(name), options)
         return self.parameters_sha256()
+
+    def check_golden(self, rows: pa.Table) -> None:
+        """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
+        a model with these golden rows would fail.
+        """
+        data = _golden_bytes(self, rows)
+        if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
+            _check_golden(self, data, "(not published yet)")
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""
@@ -200,14 +216,23 @@ class FMModel:
             "counts": self.vocabulary.counts,
             "fields": self.vocabulary.fields,
             "rare": self.vocabulary.rare,
-            "bias": self.table.bias[:1],
-            "linear": np.ascontiguousarray(self.table.linear_weights),
-            "factors": np.ascontiguousarray(self.table.factor_weights),
+            **{block.name: np.ascontiguousarray(self.table.values(block)) for block in self.table.layout.blocks},
         }
+
+    @property
+    def _format(self) -> int:
+        """The oldest format that can say what the model is."""
+        if not self._is_of_old:
+            return 4
+        if self.schema.numbers == SHORTEST:
+            return 3
+        return 1 if self.objective.is_plain else 2
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
+            "format": self._format,
+            **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
+            **({} if self._is_of_old else {"family": self.table.layout.family}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -222,6 +247,11 @@ class FMModel:
             "files": dict(files),
             "metadata": dict(self.metadata),
         }
+
+    @property
+    def _is_of_old(self) -> bool:
+        """Whether it is of the family that there was first; of that a manifest says nothing."""
+        return self.table.layout.family == DEFAULT_FAMILY
 
     @classmethod
     def load(cls, url: str, options: files.Options = None, check_golden: bool = True) -> FMModel:
@@ -256,6 +286,11 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
         raise ModelError(
             f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
         ) from error
+    family = manifest.get("family", DEFAULT_FAMILY)
+    if known <= FORMAT and family not in FAMILIES:
+        raise ModelError(
+            f"the model at {url} is of family {_short(family)!r}; dfm knows {', '.join(FAMILIES)}: install a newer one"
+        )
     if known > FORMAT:
         raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
     return dict(manifest)
@@ -296,26 +331,23 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
     if manifest["hashing"]["hash"] != HASH_NAME:
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
-    ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
-    rare, n_factored = arrays["rare"], int(manifest["n_factored"])
+    ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    n_features = len(ids)
+    layout = Layout(STATELESS, n_factors, str(manifest.get("family", DEFAULT_FAMILY)))
+    n_features, n_fields = len(ids), len(schema.fields)
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),
         "counts": ("int64", (n_features,)),
         "fields": ("uint16", (n_features,)),
-        "rare": ("int64", (len(schema.fields),)),
-        "bias": ("float32", (1,)),
-        "linear": ("float32", (n_features,)),
-        "factors": ("float32", (n_factored, n_factors)),
+        "rare": ("int64", (n_fields,)),
+        **{block.name: ("float32", block.value_shape(n_features, n_factored, n_fields)) for block in layout.blocks},
     }:
         raise ValueError("its arrays do not fit each other")
-    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
+    table = allocate(layout, n_features, n_factored, n_fields)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
-    table.bias[0] = arrays["bias"][0]
-    table.linear[:, 0] = linear
-    table.factors[:, :n_factors] = factors
+    for block in layout.blocks:
+        table.values(block)[...] = arrays[block.name]
     vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
     statistics = {
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
@@ -340,7 +372,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
                 raise ValueError(f"{file.metadata.num_rows} rows")
             golden = file.read()
         expected = golden.column(GOLDEN_COLUMN).to_numpy()
-        difference = np.abs(model.predict(golden) - expected)
+        difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
             f"the golden rows of the model at {url} are damaged ({_short(error)}); publish it again"
@@ -352,12 +384,39 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
         )
 
 
+def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
+    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    if model.schema.numbers != SHORTEST:
+        return [model.predict(golden)]
+    plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
+    served = {name: golden.column(name).to_pylist() for name in plain}
+    others = {name: golden.column(name) for name in model.schema.columns if name not in served}
+    written = {name: texts_of_numbers(golden.column(name)) for name in plain}
+    few = range(0, golden.num_rows, row_encoder.MOST_ROWS)
+    rows = [{name: column[i : i + row_encoder.MOST_ROWS] for name, column in {**others, **served}.items()} for i in few]
+    return [
+        model.predict(golden),
+        np.concatenate([model.predict(row) for row in rows]),
+        model.predict({**others, **written}),
+    ]
+
+
 def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
     """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
         return read_manifest(url, options)
     except ModelError:
         return {}
+
+
+def _remove_superseded(url: str, name: str, options: files.Options) -> None:
+    """Delete a file that the manifest before the last one listed. The model is published by now, so a file that cannot
+    be deleted is told in a warning.
+    """
+    try:
+        files.remove(files.join(url, _checked_name(name, url)), options)
+    except Exception as error:
+        logger.warning("a file of an earlier model at %s stays: %s", url, error)
 
 
 def _names(manifest: Mapping[str, Any]) -> set[str]:
@@ -395,7 +454,7 @@ def _table_of(columns: Mapping[str, Any]) -> pa.Table:
     arrays = {}
     for column, values in columns.items():
         try:
-            arrays[column] = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+            arrays[column] = arrow_array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"

@@ -18,6 +18,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "task": model.task,
         "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
         "link": loss.link,
+        "family": model.table.layout.family,
         "n_factors": model.table.layout.n_factors,
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,
@@ -66,7 +67,7 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
     if not equals or column not in fields:
         raise SettingsError(f"{token!r} names no category: write COLUMN=VALUE with a column out of {', '.join(fields)}")
     bits = model.vocabulary.hash_bits
-    index = int(hash_category(pa.array([value]), column, bits)[0])
+    index = int(hash_category(pa.array([value]), column, bits, model.schema.numbers)[0])
     rows = np.flatnonzero(model.vocabulary.ids == index)
     known = bool(len(rows))
     row = int(rows[0]) if known else int(model.vocabulary.rare[fields[column].index])

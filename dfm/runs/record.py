@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dfm.errors import DfmError, RunCancelled, SettingsError, StorageError
-from dfm.events import json_ready
+from dfm.errors import DfmError, RunCancelled, SettingsError
+from dfm.events import is_passing, json_ready, line_of, to_json
 from dfm.runs import lifecycle, termination
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -36,8 +36,6 @@ _LOOK = 0.5
 _GRACE = 1.0
 """Seconds that a driver which was told to stop gets to say how it ended, before its record says so for it."""
 _LONGEST_MESSAGE = 4_000
-_NOT_KEPT = ("progress", "round")
-"""Events of which only the last one matters; it stands in the record."""
 _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
@@ -107,7 +105,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
 
 def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
     """Replace the record; a reader sees the old one or the new one."""
-    data = json.dumps(json_ready(record.to_dict()), indent=1, allow_nan=False).encode()
+    data = to_json(record.to_dict(), indent=1).encode()
     files.write_bytes(files.join(directory, RECORD), data, storage_options)
 
 
@@ -122,7 +120,8 @@ def read_events(directory: str, storage_options: Mapping[str, Any] | None = None
 
 def _whole(read: Callable[[], Read]) -> Read:
     """What is read of a file that may be half written: not every store replaces a file in one step. ValueError where
-    it stays so."""
+    it stays so.
+    """
     for _ in range(_READS - 1):
         with contextlib.suppress(ValueError):
             return read()
@@ -203,7 +202,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
-        files.write_bytes(files.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
+        files.write_bytes(files.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
 
 
@@ -240,8 +239,9 @@ class RunLog:
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
     `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
-    decides it: "finished" after an event "done", "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed"
-    after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
+    attempt may do better.
 
     In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
     SIGTERM puts "interrupted" into the record at once, whatever the driver can still publish.
@@ -298,7 +298,10 @@ class RunLog:
     def _clear_request(self) -> None:
         """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
-            files.remove(files.join(self._directory, CANCEL), self._options)
+            try:
+                files.remove(files.join(self._directory, CANCEL), self._options)
+            except Exception as trouble:  # nothing that would turn a finished run into a failed one
+                logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
@@ -329,14 +332,14 @@ class RunLog:
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         with self._lock:
-            if kind not in _NOT_KEPT:
+            if not is_passing(event):  # of a passing one the record holds what matters
                 stamp = {"time": now(), "run_id": self._record.run_id}
                 self._events.append(_line({**event, **stamp}))
                 self._unwritten = True
             self._record = dataclasses.replace(self._record, **_changes(self._record, event))
             if self._record.state == "starting" and kind not in _BEFORE_WORKERS:
                 self._become("running")
-        if kind not in _NOT_KEPT and kind != "log":
+        if not is_passing(event) and kind != "log":
             self._wake.set()
 
     def _beat(self) -> None:
@@ -350,7 +353,7 @@ class RunLog:
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
-            except (OSError, StorageError) as error:
+            except Exception as error:
                 self._complain(error)
             if self._cancelled and self._record.state == "starting":  # no event is near
                 termination.interrupt()
@@ -400,7 +403,9 @@ class RunLog:
             return
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
-        if error is not None and termination.seconds_since() is not None:
+        if error is not None and self._record.model:
+            told = _told(error)
+        elif error is not None and termination.seconds_since() is not None:
             # What it meets now is the end of its cluster, which is told to stop at the same moment.
             state = "cancelled" if self._cancelled else "interrupted"
             told = _told(RunCancelled(self._cancellation()) if self._cancelled else KeyboardInterrupt(f"{error}"))
@@ -412,7 +417,7 @@ class RunLog:
             state = "retrying"
         with self._lock:
             self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
-            ending = {"event": "ended" if self._record.is_over else state, "state": state, "error": told}
+            ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
             self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
             self._unwritten = True
 
@@ -454,7 +459,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(json_ready(event), allow_nan=False).encode() + b"\n"
+    return line_of(event).encode() + b"\n"
 
 
 def _state_after(error: BaseException) -> str:
@@ -467,4 +472,5 @@ def _told(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, DfmError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = lifecycle.INTERRUPTED_CODE
-    return {"type": type(error).__name__, "message": str(error)[:_LONGEST_MESSAGE], "exit_code": code}
+    message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    return {"type": type(error).__name__, "message": message[:_LONGEST_MESSAGE], "exit_code": code}

@@ -128,6 +128,15 @@ def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
+def merged(options: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Both in one, table by table; where both have a value, the stronger one's."""
+    found = dict(options)
+    for key, value in stronger.items():
+        below = found.get(key)
+        found[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
 def _value(text: str) -> Any:
     words = {"true": True, "false": False}
     if text in words:

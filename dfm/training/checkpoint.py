@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 from dfm.kernels.tables import Layout, ParameterTable
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
@@ -133,11 +134,7 @@ def encode_block(saved: SavedBlock) -> bytes:
 
 
 def _arrays(prefix: str, table: ParameterTable) -> dict[str, NDArray[np.float32]]:
-    return {
-        f"{prefix}bias": table.bias,
-        f"{prefix}linear": table.linear,
-        f"{prefix}factors": table.factors,
-    }
+    return {prefix + block.name: table[block.name] for block in table.layout.blocks}
 
 
 def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
@@ -147,23 +144,18 @@ def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
     try:
         arrays, _ = parse_arrays(np.frombuffer(data, np.uint8))
         table = _table(arrays, "", layout)
-        momentum = _table(arrays, _MOMENTUM, layout.stateless) if f"{_MOMENTUM}bias" in arrays else None
+        has_momentum = any(name.startswith(_MOMENTUM) for name in arrays)
+        momentum = _table(arrays, _MOMENTUM, layout.stateless) if has_momentum else None
         return SavedBlock(int(arrays["start"][0]), table, momentum)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"the checkpoint file {file.name} is damaged: {error}") from error
 
 
 def _table(arrays: Mapping[str, NDArray[Any]], prefix: str, layout: Layout) -> ParameterTable:
-    bias, linear, factors = (arrays[f"{prefix}{part}"] for part in ("bias", "linear", "factors"))
-    table = ParameterTable(layout, bias, linear, factors)
-    fits = (
-        bias.shape == (layout.linear_width,)
-        and linear.ndim == factors.ndim == 2
-        and linear.shape[1] == layout.linear_width
-        and factors.shape[1] == layout.factor_width
-        and len(factors) <= len(linear)
-    )
-    if not fits:
+    table = ParameterTable(layout, {block.name: arrays[prefix + block.name] for block in layout.blocks})
+    shapes = {block.name: table[block.name].shape for block in layout.blocks}
+    fits = shapes == layout.shapes(table.n_features, table.n_factored, table.n_fields)
+    if not fits or table.n_factored > table.n_features:
         raise ValueError(f"its arrays do not fit {layout}")
     return table.copy()  # aligned and writable, as blocks are
 
@@ -186,7 +178,7 @@ def read_block(url: str, file: BlockFile, layout: Layout, options: files.Options
 
 def encode_manifest(checkpoint: Checkpoint) -> bytes:
     """JSON with the checksum of its own content."""
-    content = json.dumps(asdict(checkpoint), sort_keys=True)
+    content = to_json(asdict(checkpoint))
     return json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}).encode()
 
 

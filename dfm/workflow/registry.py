@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfm.errors import GateError, ModelError
+from dfm.events import to_json
 from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
 from dfm.storage import files
 from dfm.workflow.gate import Verdict
@@ -162,7 +163,7 @@ def rollback(alias: str, reason: str = "", options: files.Options = None) -> Ver
 
 
 def _append(alias: str, entry: Version, options: files.Options) -> Version:
-    data = json.dumps(dataclasses.asdict(entry), indent=1).encode()
+    data = to_json(dataclasses.asdict(entry), indent=1).encode()
     try:
         files.create_bytes(files.join(alias, f"v{entry.number:06d}.json"), data, options)
     except FileExistsError as error:

@@ -21,6 +21,7 @@ from dfm.data.parquet import Shard, find_shards
 from dfm.data.preparation import fingerprint
 from dfm.distributed.predict import DONE
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
+from dfm.events import to_json
 from dfm.launch.process import is_lost
 from dfm.model.fm_model import MANIFEST, read_manifest
 from dfm.runs import record as runs
@@ -65,7 +66,7 @@ def pin_start(directory: str, wanted: str, options: files.Options = None) -> str
     url = registry.model_of(wanted, options) if wanted else ""
     choice = url if url and files.exists(files.join(url, MANIFEST), options) else ""
     try:
-        files.create_bytes(kept, json.dumps({"wanted": wanted, "model": choice}).encode(), options)
+        files.create_bytes(kept, to_json({"wanted": wanted, "model": choice}).encode(), options)
     except FileExistsError:
         choice = str(json.loads(files.read_bytes(kept, options))["model"])
     return choice
@@ -180,7 +181,7 @@ def evaluate_once(
         model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
         storage_options=options, on_event=where.on_event,
     )  # fmt: skip
-    files.write_bytes(kept, json.dumps(metrics, indent=1).encode(), options)
+    files.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
 
 
@@ -259,7 +260,7 @@ def predict_once(
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     summary = {**scored, "model": url}
-    files.write_bytes(record, json.dumps({"key": key, "summary": summary}).encode(), options)
+    files.write_bytes(record, to_json({"key": key, "summary": summary}).encode(), options)
     return summary
 
 

@@ -19,10 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm.cli import runs
-from dfm.cli.app import main
+from dfm.cli.app import cli, main
 from dfm.data import synthetic
 from dfm.errors import ClusterError
+from dfm.events import faults_of
 from dfm.model.fm_model import FMModel
+from dfm.runs import outcome
+from dfm.runs.outcome import Outcome
 from dfm.settings import job as settings
 from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, in_process_client, read_log
 
@@ -85,6 +88,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             main()
         answer = capsys.readouterr()
         assert isinstance(exited.value.code, int)
+        for line in answer.out.splitlines():
+            if line.startswith('{"event"'):
+                assert not faults_of(json.loads(line)), line
         return exited.value.code, answer.out, answer.err
 
     return call
@@ -160,6 +166,53 @@ def test_knobs_keeps_brackets_that_look_like_markup(run: Run, monkeypatch: pytes
     _, out, _ = run("knobs")
     assert "[]" in out
     assert "see [data] and [/schema]" in out
+
+
+# --- storage options ------------------------------------------------------------------------------------
+
+
+WITH_STORAGE = sorted(
+    name for name, command in cli.commands.items() if any("--storage-option" in one.opts for one in command.params)
+)
+ARGUMENTS = {
+    "evaluate": ["m", "d"],
+    "predict": ["m", "d", "--output", "o"],
+    "publish": ["m", "d", "--alias", "a"],
+    "export": ["m", "--format", "libfm", "--output", "o"],
+}
+
+
+def test_every_command_that_reads_urls_takes_storage_options() -> None:
+    reading = {"evaluate", "predict", "inspect", "export", "publish", "rollback", "status", "logs", "cancel", "list"}
+    assert {*WITH_STORAGE} == reading
+
+
+@pytest.mark.parametrize("command", WITH_STORAGE)
+def test_a_secret_among_storage_options_is_refused_and_not_shown(run: Run, command: str) -> None:
+    code, out, err = run(command, *ARGUMENTS.get(command, ["x"]), "--storage-option", "client_kwargs.secret=hunter2")
+    assert (code, out) == (2, "")
+    assert "--storage-option.client_kwargs.secret is a secret" in err
+    assert "hunter2" not in err
+
+
+def test_storage_options_about_runs_are_values_and_tables_beside_those_of_the_job(
+    run: Run, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def outcome_of(directory: str, options: dict[str, Any], run_id: str = "") -> Outcome:
+        asked.append(options)
+        return Outcome("unknown", "", None)
+
+    monkeypatch.setattr(outcome, "outcome_of", outcome_of)
+    own = 'default_cache_type = "none"\nclient_kwargs = { a = 1 }'
+    job.write_text(f"{job.read_text()}\n[data.storage_options]\n{own}\n")
+    options = ("--storage-option", "anon=false", "--storage-option", "client_kwargs.region_name=x")
+    run("status", job, *options)
+    run("status", job.parent, *options)
+    given = {"anon": False, "client_kwargs": {"region_name": "x"}}
+    assert asked[0] == {"default_cache_type": "none", "anon": False, "client_kwargs": {"a": 1, "region_name": "x"}}
+    assert asked[1] == given
 
 
 # --- train ----------------------------------------------------------------------------------------------
@@ -330,6 +383,7 @@ def test_predict_writes_the_columns_asked_for(run: Run, model: str, log: Path, s
     assert code == 0
     assert json.loads(one_line(out)) == {
         "event": "predicted",
+        "event_version": 1,
         "model": model,
         "output": str(tmp_path / "scored"),
         "rows": 1500,
@@ -460,7 +514,7 @@ def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Po
     os.killpg(training.pid, signal.SIGINT)
     _, err = training.communicate(timeout=180)
     assert training.returncode == 130
-    assert "error: interrupted before any epoch was finished; nothing was published" in err
+    assert "error: interrupted, and nothing was published; no epoch was finished" in err
     assert [path.name for path in sorted((job.parent / "out").iterdir())] == ["events.jsonl", "run.json"]
     assert processes_end(training.pid, 15)
 

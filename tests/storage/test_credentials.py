@@ -6,7 +6,7 @@ import pytest
 
 from dfm.errors import SettingsError
 from dfm.settings.job import Job, load_job
-from dfm.storage.credentials import check_options, check_url, parse_options
+from dfm.storage.credentials import check_options, check_url, merged, parse_options
 
 SECRET = "hunter2"
 
@@ -107,3 +107,13 @@ def test_options_of_the_command_line_that_are_none_are_refused(pairs):
 def test_a_place_of_the_command_line_is_checked_like_one_of_a_job():
     with pytest.raises(SettingsError, match="MODEL = s3://\\(hidden\\)@bucket"):
         check_url(f"s3://AKIA:{SECRET}@bucket/model", "MODEL")
+
+
+def test_options_are_merged_table_by_table():
+    job = {"anon": True, "client_kwargs": {"region_name": "a", "endpoint_url": "http://inside"}}
+    assert merged(job, parse_options(("client_kwargs.region_name=b", "anon=false"))) == {
+        "anon": False,
+        "client_kwargs": {"region_name": "b", "endpoint_url": "http://inside"},
+    }
+    assert merged(job, {"anon": {"x": 1}})["anon"] == {"x": 1}
+    assert job["client_kwargs"]["region_name"] == "a"

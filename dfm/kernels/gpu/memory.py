@@ -144,7 +144,8 @@ class Residents:
 
     def get_if_it_fits(self, rows: RowsLike, piece: Piece) -> None:
         """As `get`, but only older pieces make room for it. Nothing comes where it is larger than half of the budget:
-        the piece that is being trained would have to go. ClusterError where the device has no room."""
+        the piece that is being trained would have to go. ClusterError where the device has no room.
+        """
         if 2 * piece_bytes(rows, piece.first, piece.last) <= self.budget:
             self._get(rows, piece, self.device.allocate)
 
