@@ -15,6 +15,7 @@ from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
+from dfm.settings import pods
 from dfm.settings.constraints import (
     COLUMNS,
     PATHS,
@@ -483,6 +484,41 @@ class KubernetesSettings(Table):
     tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
     deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+    start_timeout: int = knob(
+        900, Number(0, integer=True), "pods that did not start by then end the job; 0: they are waited for", "seconds"
+    )
+    ttl_after_finished: int = knob(
+        604_800, Number(0, integer=True), "a job that ended so long ago is pruned with all it owns; 0: never", "seconds"
+    )
+    cpu_limits: bool = knob(False, Flag(), "limit CPUs to what is requested; quotas on limits.cpu need it")
+    node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must have to take pods")
+    worker_node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must also have to take workers")
+    affinity: Mapping[str, Any] = knob({}, pods.AFFINITY, "affinity of all pods, as in a manifest")
+    tolerations: tuple[Mapping[str, Any], ...] = knob((), pods.TOLERATIONS, "taints of nodes that all pods bear")
+    priority_class: str = knob("", Text(), "priority class of all pods")
+    labels: Mapping[str, Any] = knob({}, pods.LABELS, "labels of the job and its pods")
+    annotations: Mapping[str, Any] = knob({}, pods.ANNOTATIONS, "annotations of the job and its pods")
+    environment: Mapping[str, Any] = knob({}, pods.VARIABLES, "environment variables of all pods")
+    environment_from: Mapping[str, Any] = knob({}, pods.SOURCES, "variables whose values a Secret or ConfigMap keeps")
+    config_map: str = knob("", Text(), "ConfigMap whose keys become environment variables")
+    volumes: tuple[Mapping[str, Any], ...] = knob(
+        (), pods.VOLUMES, "volumes of all pods; file:// below a mount is then legal in data and output"
+    )
+
+    def _check(self) -> None:
+        mounts = [volume["mount"] for volume in self.volumes]
+        if twice := [mount for mount in mounts if mounts.count(mount) > 1]:
+            raise SettingsError(f"kubernetes.volumes mounts {twice[0]!r} twice; give each volume a path of its own")
+        taken = [mount for mount in mounts if f"{mount}/".startswith(tuple(f"{own}/" for own in OWN_MOUNTS))]
+        if taken:
+            raise SettingsError(
+                f"kubernetes.volumes mounts {taken[0]!r}, where dfm mounts its own; choose a path outside "
+                f"{', '.join(OWN_MOUNTS)}"
+            )
+
+
+OWN_MOUNTS = ("/tmp", "/scratch", "/etc/dfm", "/etc/dfm-tls")
+"""Where the pods of dfm have volumes of their own."""
 
 
 TABLES: dict[str, type[Table]] = {
