@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
+from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
@@ -127,14 +127,13 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
 
 def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
     """Sketch of every numeric column that needs one, over the rows of the units."""
-    columns, form = columns_with_statistics(reading.schema), reading.schema.numbers
+    columns = columns_with_statistics(reading.schema)
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
     for unit in units:
-        for batch in _batches(reading, unit, list(columns)):
+        for batch in _batches(reading, unit, reading.schema.sources(columns)):
             for column in columns:
                 with naming_shard(batch):
-                    values, present, unparsed = parse_numbers(batch.data.column(column), column, form)
-                collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
+                    collected[column].append(number_column(batch.data, column, reading.schema))
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 
