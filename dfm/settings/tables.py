@@ -48,6 +48,7 @@ WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 LIST_WEIGHTS = ("sqrt", "one")
+NAN_RULES = ("error", "missing")
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,34 @@ class Schema(Table):
     quantile_buckets: int = knob(32, Number(2, 4096, integer=True), f"buckets of the transform {QUANTILE}")
     transforms: Mapping[str, str] = knob({}, TableOf(Options(tuple(TRANSFORMS))), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
-    list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
+    list_separator: str = knob(
+        "",
+        Text(),
+        'what parts the elements of a list that is text ("|" in "a|b|c"); empty: text is no list',
+        is_late=True,
+    )
+    list_weight: str = knob(
+        "sqrt",
+        Options(LIST_WEIGHTS),
+        "value of each of n list elements: 1/sqrt(n), or 1; weighted: w/sqrt(sum of w**2), or w",
+    )
+    missing: tuple[str, ...] = knob(
+        (), ListOf(Text()), "texts that mean a missing value, in every column; empty text always does", is_late=True
+    )
+    nan: str = knob(
+        "error", Options(NAN_RULES), "what NaN in a numeric column is: a bad row, or a missing number", is_late=True
+    )
+    derive: Mapping[str, str] = knob(
+        {},
+        TableOf(Text(may_be_empty=False)),
+        "features made from moments, by name: hour(COLUMN), weekday(COLUMN), day(COLUMN), month(COLUMN), "
+        "hours(FROM, TO)",
+        is_late=True,
+    )
     crosses: tuple[tuple[str, ...], ...] = knob(
         (),
         ListOf(ListOf(Text(may_be_empty=False), at_least=2)),
-        "columns whose combined values are further categories; categorical or bucketed numeric columns only",
+        "columns whose combined values are further categories; categorical, list or bucketed numeric columns only",
     )
 
     def _check(self) -> None:
