@@ -12,7 +12,7 @@ from dfm.kernels.tables import Layout
 
 
 def rates_of(step: Step, layout: Layout) -> Rates:
-    """The rates of features, as their blocks obey a step; `own` are the optimizer's own parameters, as in its record."""
+    """The rates of features, as their blocks obey a step; `own`: the optimizer's own parameters, as in its record."""
     numbers, vectors = layout.carrier, layout.block("factors")
     return Rates(
         learning_rate=np.float32(getattr(step, numbers.rate)),
