@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical, hashing
+from dfm.data import canonical, hashing, labels
+from dfm.data.arrow_types import NOT_NUMERIC, elements_of, is_list, is_text, plain, refusal
 from dfm.data.partition import HashedRows
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
@@ -193,16 +194,13 @@ class _BatchColumns:
 
     def _list(self, entry: Field) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
-        array = self.data.column(entry.name)
-        if pa.types.is_null(array.type):
-            array = array.cast(pa.large_list(pa.null()))
-        if not is_list(array.type):
+        array = plain(self.data.column(entry.name))
+        if not is_list(array.type) and not pa.types.is_null(array.type):
             raise DataError(
                 f"column {entry.name!r} holds {array.type}, but the schema calls it a list; "
                 f"name it in [schema] categorical instead"
             )
-        if not pa.types.is_large_list(array.type):
-            array = array.cast(pa.large_list(array.type.value_type))
+        array = elements_of(array)
         filled = array if not array.null_count else pc.if_else(pc.is_valid(array), array, pa.scalar([], array.type))
         offsets = filled.offsets.to_numpy()
         elements = filled.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
@@ -244,25 +242,6 @@ def dense_entries(
     return offsets, np.nonzero(there)[1].astype(np.uint32), matrix[there]
 
 
-def column_kind(arrow_type: pa.DataType) -> str:
-    """The word for an Arrow type that `schema.infer` knows; the type's own name for what is no feature."""
-    tests = {
-        "bool": pa.types.is_boolean,
-        "int": pa.types.is_integer,
-        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
-        "dictionary": pa.types.is_dictionary,
-        "null": pa.types.is_null,
-        "list": is_list,
-        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t),
-    }
-    return next((kind for kind, test in tests.items() if test(arrow_type)), str(arrow_type))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
 def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[Floats, Flags, Flags]:
     """Numbers float64[n] (0 where missing), which are present, and which rows hold text that is no number.
 
@@ -273,10 +252,11 @@ def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[F
 
 
 def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
+    array = plain(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.zeros(len(array)), np.zeros(len(array), np.bool_), np.zeros(len(array), np.bool_)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if is_text(kind):
         array = array.dictionary_encode()
     if pa.types.is_dictionary(array.type):
         values, present, unparsed = _parse_distinct(array.dictionary, column, form)
@@ -284,15 +264,9 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
         table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
         numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices, n_distinct) for part in table)
         return numbers, is_present, is_unparsed
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-    ):
-        raise DataError(
-            f"column {column!r} holds {kind}, which is not numeric; name it in [schema] categorical instead"
-        )
+    types = pa.types
+    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
+        raise refusal(kind, column, NOT_NUMERIC)
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)
@@ -304,8 +278,8 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
 
 
 def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
-    kind = distinct.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    distinct = plain(distinct)
+    if not is_text(distinct.type):
         return _parse_numbers(distinct, column, form)
     texts = distinct.cast(pa.large_binary()).to_pylist()
     values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
@@ -322,26 +296,15 @@ def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats,
 
 def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
     if schema.label_positive:
-        try:
-            texts = array.cast(pa.string())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"column {schema.label!r} holds {array.type}, which label_positive cannot be compared with ({error}); "
-                "write the label as text"
-            ) from error
-        missing = pc.fill_null(pc.equal(texts, ""), True)
-        check.reject(missing.to_numpy(zero_copy_only=False), schema.label, "label is missing", array)
-        positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
-        flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
-        return flags
+        positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
+        check.reject(missing, schema.label, "label is missing", array)
+        return positive.astype(np.float32)
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
-    check.reject(unparsed, schema.label, "label is not a number", array)
+    check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
-    if task == "counts":
-        check.reject(values < 0, schema.label, "label is negative", array)
-    if task == "classification":
-        check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
+    wrong, reason = labels.illegal(values, task)
+    check.reject(wrong, schema.label, reason, array)
     return check.narrowed(values, schema.label, "label is too large", array)
 
 

@@ -23,7 +23,7 @@ from dfm.storage import files
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
 _TEXT_LINKS = ("sigmoid", "identity", "margin")
-"""How predictions may be made of scores where the format leaves that to the reader, who knows classes and numbers."""
+"""Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
 
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

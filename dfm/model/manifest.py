@@ -1,4 +1,4 @@
-"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+"""The legal contents of a model's manifest: checked before anything is made of it; a model may come from anywhere.
 
 The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
 """

@@ -136,7 +136,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
     if isinstance(source, Mapping):
         return copy.deepcopy(dict(source))
     try:
-        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

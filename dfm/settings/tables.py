@@ -51,7 +51,7 @@ LIST_WEIGHTS = ("sqrt", "one")
 
 @dataclass(frozen=True)
 class Table:
-    """What every TOML table shares: values are checked and normalised however the record is made."""
+    """The common part of the TOML tables: values are checked and normalised however the record is made."""
 
     table: ClassVar[str]
 
@@ -93,7 +93,7 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataSettings(Table):
-    """Where the rows are and what happens to bad ones."""
+    """The places of the rows, and what happens to bad ones."""
 
     table = "data"
 
@@ -179,7 +179,7 @@ class Schema(Table):
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """What the model is, apart from how it is trained."""
+    """The model, apart from how it is trained."""
 
     table = "model"
 
@@ -251,7 +251,7 @@ def _knob_of(own: Parameter) -> Any:
 @dataclass(frozen=True)
 @with_fields_of(parameters(), after="regularizer", make=_knob_of)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result.
+    """The training and averaging of local models: these knobs decide the bytes of the result.
 
     Behind regularizer stand the parameters of the optimizers, each read by one of them alone (`own_knobs`).
     """
@@ -394,7 +394,7 @@ class TrainingSettings(Table):
 
 @dataclass(frozen=True)
 class ClusterSettings(Table):
-    """Where the work runs. Nothing here changes the resulting parameters."""
+    """The cluster that does the work. Nothing here changes the resulting parameters."""
 
     table = "cluster"
 
@@ -441,7 +441,7 @@ class ClusterSettings(Table):
 
 @dataclass(frozen=True)
 class OutputSettings(Table):
-    """Where results go."""
+    """The place of results."""
 
     table = "output"
 
@@ -460,7 +460,7 @@ class OutputSettings(Table):
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
-    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+    """The demands of `dfm submit --kubernetes` on a Kubernetes cluster; nothing else reads them."""
 
     table = "kubernetes"
 
