@@ -56,7 +56,7 @@ _LONGEST_REASON = 500
 MANIFEST = "model.json"
 FORMAT = 5
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
-names another family than the default, and 5 the range that predictions stay in."""
+names another family than the default, and 5 how values are read, or the range that predictions stay in."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -229,7 +229,7 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
-        if self.clip is not None:
+        if self.schema.reads_values_specially or self.clip is not None:
             return 5
         if not self._is_of_old:
             return 4
