@@ -181,8 +181,8 @@ class Reporter:
         self._stop_progress()
         self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
 
-    def _show_kubernetes_away(self, event: Event) -> None:
-        self._line(escape(f"waiting for the Kubernetes API: {event['reason']}"))
+    def _show_waiting(self, event: Event) -> None:
+        self._line(escape(f"waiting: {event['reason']}"))
 
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:

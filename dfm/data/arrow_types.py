@@ -104,7 +104,10 @@ def elements_of(array: pa.Array) -> pa.LargeListArray:
         return array.cast(pa.large_list(pa.null()))
     if pa.types.is_large_list(array.type):
         return array
-    if pa.types.is_list(array.type) or pa.types.is_map(array.type):
+    if pa.types.is_map(array.type):
+        pair = pa.struct([("key", array.type.key_type), ("value", array.type.item_type)])
+        return array.cast(pa.large_list(pair))
+    if pa.types.is_list(array.type):
         return array.cast(pa.large_list(array.type.value_type))
     # Arrow's cast of views leaves offsets too short.
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)

@@ -18,7 +18,7 @@ LABEL_KINDS = ("classification", "shares", "counts", "regression")
 """Which labels are legal: 0 or 1; from 0 to 1; 0 or more; any finite number."""
 NO_NUMBER, NOT_BINARY = "label is not a number", "label is neither 0 nor 1"
 _WORDS = {"-1": "1", "false": "true", "f": "t", "no": "yes", "n": "y", "neg": "pos", "negative": "positive"}
-"""What stands for 0 in logs of other habits, and what then stands for 1."""
+"""Labels that stand for 0 in logs of other habits, and the one that then stands for 1."""
 
 
 def illegal(values: NDArray[np.float64], kind: str) -> tuple[NDArray[np.bool_], str]:
@@ -67,7 +67,7 @@ def _forms(text: str, kind: pa.DataType) -> set[str | None]:
 
 
 def advice(reason: str, value: str) -> str:
-    """What to do about a label, by the value that a message shows; empty where the row itself is at fault."""
+    """The remedy for a label, by the value that a message shows; empty where the row itself is at fault."""
     if reason not in (NO_NUMBER, NOT_BINARY):
         return ""
     text = _plain(value)

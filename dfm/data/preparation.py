@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
+from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
@@ -131,23 +131,25 @@ def sketch_numbers(
 ) -> dict[str, NumberSketch]:
     """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units."""
     columns = list(columns_with_statistics(reading.schema)) if columns is None else columns
-    return _sketch((batch for unit in units for batch in _batches(reading, unit, list(columns))), reading, columns)
+    return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
 
 
 def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Sketch of numeric columns over the first batch of the units that has rows."""
-    batches = (batch for unit in units for batch in _batches(reading, unit, list(columns)) if batch.data.num_rows)
+    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns) if batch.data.num_rows)
     return _sketch(itertools.islice(batches, 1), reading, columns)
 
 
+def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
+    return _batches(reading, unit, reading.schema.sources(columns))
+
+
 def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
-    form = reading.schema.numbers
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
     for batch in batches:
         for column in columns:
             with naming_shard(batch):
-                values, present, unparsed = parse_numbers(batch.data.column(column), column, form)
-            collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
+                collected[column].append(number_column(batch.data, column, reading.schema))
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 

@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
-FORMAT = 4
+FORMAT = 5
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
 4 names another family than the default."""
 GOLDEN_ROWS = 64
@@ -227,6 +227,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.schema.reads_values_specially:
+            return 5
         if not self._is_of_old:
             return 4
         if self.schema.numbers == SHORTEST:

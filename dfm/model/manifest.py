@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.derive import FUNCTIONS
 from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.data.transforms import TRANSFORMS
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout
-from dfm.settings.tables import LIST_WEIGHTS, TASKS
+from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -81,7 +82,22 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_values(schema)
     _check_fields(fields)
+
+
+def _check_values(schema: Mapping[str, Any]) -> None:
+    """What a schema may say of values, where it says it."""
+    for text in (*schema.get("missing", ()), schema.get("list_separator", "")):
+        _text(text, "a text of its schema")
+    if schema.get("nan", "error") not in NAN_RULES:
+        raise ValueError(f"its nan is {_short(schema['nan'])}")
+    for name, function, columns in schema.get("derived", ()):
+        known = FUNCTIONS.get(function) if isinstance(function, str) else None
+        if known is None or not isinstance(columns, list) or len(columns) != known.n_columns:
+            raise ValueError(f"the derived column {_short(name)} is {_short(function)} of {_short(columns)}")
+        for text in (name, *columns):
+            _text(text, "a derived column")
 
 
 def _check_fields(fields: list[Any]) -> None:
@@ -105,7 +121,7 @@ def _check_field(field: Mapping[str, Any], kinds: dict[str, str], n_fields: int)
         raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
     if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
         raise ValueError(f"the cross {_short(name)} has a part that is no category")
-    crossable = kind == "categorical" or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
+    crossable = kind in ("categorical", "list") or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
     kinds[name] = "crossable" if crossable else "other"
 
 

@@ -22,6 +22,10 @@ STALE_SECONDS = 60.0
 PAUSED_SECONDS = 180.0
 """The same between two attempts: the longest pause, the start of an interpreter, and those sixty seconds."""
 
+START_SECONDS = 900.0
+"""A run of whose driver nothing was heard for so long after it was handed over does not begin; a cluster may have to
+grow first."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -49,17 +53,18 @@ _ENDED = ("interrupted", "cancelled", "failed", "finished")
 _ANY = ("", *_ALIVE, *_ENDED)  # a run that is tried again under its name begins anew, however it ended
 # fmt: off
 STATES = {state.name: state for state in (
-    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER,), _ANY, False, None, None, WAIT),
+    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER, SUPERVISOR), _ANY, False, None, None,
+          WAIT),
     State("starting", "its driver waits for a cluster", (DRIVER,), _ANY, False, STALE_SECONDS, None, WAIT),
     State("running", "its driver trains", (DRIVER,), ("starting", "running"), False, STALE_SECONDS, None, WAIT),
     State("retrying", "an attempt failed; its supervisor starts another", (DRIVER, SUPERVISOR),
           ("", *_ALIVE), False, PAUSED_SECONDS, None, WAIT),
     State("interrupted", "told to stop by a signal; the best model so far is published, if there was one",
           (DRIVER, SUPERVISOR), ("", *_ALIVE), True, None, INTERRUPTED_CODE, AGAIN),
-    State("cancelled", "stopped on request; its checkpoint stays", (DRIVER, CANCELLER), ("", *_ALIVE), True, None,
-          RunCancelled.exit_code, GIVE_UP),
-    State("failed", "ended by an error, and nothing tries again", (DRIVER, SUPERVISOR), ("", *_ALIVE), True, None,
-          None, AGAIN),
+    State("cancelled", "stopped on request; its checkpoint stays", (DRIVER, SUPERVISOR, CANCELLER), ("", *_ALIVE),
+          True, None, RunCancelled.exit_code, GIVE_UP),
+    State("failed", "ended by an error, and nothing tries again", (DRIVER, SUPERVISOR, CANCELLER), ("", *_ALIVE),
+          True, None, None, AGAIN),
     State("finished", "succeeded: its model is published", (DRIVER,), ("starting", "running"), True, None, 0, TAKE),
     State("lost", "its driver is gone and did not say why", (), (), True, None, ClusterError.exit_code, AGAIN),
     State("unproven", "its record says finished, its model does not", (), (), True, None, ModelError.exit_code, AGAIN),

@@ -15,6 +15,7 @@ from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
+from dfm.settings import pods
 from dfm.settings.constraints import (
     COLUMNS,
     PATHS,
@@ -47,6 +48,7 @@ WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 LIST_WEIGHTS = ("sqrt", "one")
+NAN_RULES = ("error", "missing")
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,34 @@ class Schema(Table):
     quantile_buckets: int = knob(32, Number(2, 4096, integer=True), f"buckets of the transform {QUANTILE}")
     transforms: Mapping[str, str] = knob({}, TableOf(Options(tuple(TRANSFORMS))), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
-    list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
+    list_separator: str = knob(
+        "",
+        Text(),
+        'what parts the elements of a list that is text ("|" in "a|b|c"); empty: text is no list',
+        is_late=True,
+    )
+    list_weight: str = knob(
+        "sqrt",
+        Options(LIST_WEIGHTS),
+        "value of each of n list elements: 1/sqrt(n), or 1; weighted: w/sqrt(sum of w**2), or w",
+    )
+    missing: tuple[str, ...] = knob(
+        (), ListOf(Text()), "texts that mean a missing value, in every column; empty text always does", is_late=True
+    )
+    nan: str = knob(
+        "error", Options(NAN_RULES), "what NaN in a numeric column is: a bad row, or a missing number", is_late=True
+    )
+    derive: Mapping[str, str] = knob(
+        {},
+        TableOf(Text(may_be_empty=False)),
+        "features made from moments, by name: hour(COLUMN), weekday(COLUMN), day(COLUMN), month(COLUMN), "
+        "hours(FROM, TO)",
+        is_late=True,
+    )
     crosses: tuple[tuple[str, ...], ...] = knob(
         (),
         ListOf(ListOf(Text(may_be_empty=False), at_least=2)),
-        "columns whose combined values are further categories; categorical or bucketed numeric columns only",
+        "columns whose combined values are further categories; categorical, list or bucketed numeric columns only",
     )
 
     def _check(self) -> None:
@@ -483,6 +508,41 @@ class KubernetesSettings(Table):
     tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
     deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+    start_timeout: int = knob(
+        900, Number(0, integer=True), "pods that did not start by then end the job; 0: they are waited for", "seconds"
+    )
+    ttl_after_finished: int = knob(
+        604_800, Number(0, integer=True), "a job that ended so long ago is pruned with all it owns; 0: never", "seconds"
+    )
+    cpu_limits: bool = knob(False, Flag(), "limit CPUs to what is requested; quotas on limits.cpu need it")
+    node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must have to take pods")
+    worker_node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must also have to take workers")
+    affinity: Mapping[str, Any] = knob({}, pods.AFFINITY, "affinity of all pods, as in a manifest")
+    tolerations: tuple[Mapping[str, Any], ...] = knob((), pods.TOLERATIONS, "taints of nodes that all pods bear")
+    priority_class: str = knob("", Text(), "priority class of all pods")
+    labels: Mapping[str, Any] = knob({}, pods.LABELS, "labels of the job and its pods")
+    annotations: Mapping[str, Any] = knob({}, pods.ANNOTATIONS, "annotations of the job and its pods")
+    environment: Mapping[str, Any] = knob({}, pods.VARIABLES, "environment variables of all pods")
+    environment_from: Mapping[str, Any] = knob({}, pods.SOURCES, "variables whose values a Secret or ConfigMap keeps")
+    config_map: str = knob("", Text(), "ConfigMap whose keys become environment variables")
+    volumes: tuple[Mapping[str, Any], ...] = knob(
+        (), pods.VOLUMES, "volumes of all pods; file:// below a mount is then legal in data and output"
+    )
+
+    def _check(self) -> None:
+        mounts = [volume["mount"] for volume in self.volumes]
+        if twice := [mount for mount in mounts if mounts.count(mount) > 1]:
+            raise SettingsError(f"kubernetes.volumes mounts {twice[0]!r} twice; give each volume a path of its own")
+        taken = [mount for mount in mounts if f"{mount}/".startswith(tuple(f"{own}/" for own in OWN_MOUNTS))]
+        if taken:
+            raise SettingsError(
+                f"kubernetes.volumes mounts {taken[0]!r}, where dfm mounts its own; choose a path outside "
+                f"{', '.join(OWN_MOUNTS)}"
+            )
+
+
+OWN_MOUNTS = ("/tmp", "/scratch", "/etc/dfm", "/etc/dfm-tls")
+"""Where the pods of dfm have volumes of their own."""
 
 
 TABLES: dict[str, type[Table]] = {

@@ -18,8 +18,12 @@ PATIENCE = 60.0
 """Seconds for which a failing store is asked again, beside what its own client repeats."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 10.0
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
-_CONNECTION_ERRORS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"}
-"""Classes of botocore, aiohttp and urllib3, found by name: none of these packages is needed."""
+_CONNECTION_ERRORS = {
+    *("HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"),
+    *("ServiceRequestError", "ServiceResponseError", "TransportError", "Timeout"),
+}
+"""Classes of botocore (its ConnectionError, of which its timeouts are, is no OSError), aiohttp, urllib3, requests,
+Azure and Google's login, found by name: none of these packages is needed."""
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
 
 

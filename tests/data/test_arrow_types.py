@@ -71,6 +71,11 @@ def lists(value: Any) -> list[pa.Array]:
     return [*(pa.array(rows, kind(inner)) for kind in kinds), pa.array(rows, pa.list_(inner, 1))]
 
 
+def weighted(value: str) -> list[pa.Array]:
+    maps = pa.array([[(value, 2.0)], None], pa.map_(pa.string(), pa.float32()))
+    return [maps, pa.array([[{"tag": value, "share": 2}], None])]
+
+
 INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32())
 FLOATS = (pa.float16(), pa.float32(), pa.float64())
 DATES = (pa.date32(), pa.date64())
@@ -108,6 +113,7 @@ CASES = [
         "run_end_encoded", [pa.RunEndEncodedArray.from_arrays(pa.array([1, 2]), pa.array(["2.5", None]))], "2.5", 2.5
     ),
     Case("list, large, view, fixed size, of any of these", lists("a"), "a", is_list=True),
+    Case("map, list of structs of two: weighted lists", weighted("a"), "a", is_list=True),
     Case("struct", [pa.array([{"a": 1}, None])], None),
     Case("interval (month_day_nano)", [pa.array([(1, 2, 3), None], pa.month_day_nano_interval())], None),
     Case("union", [pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])])], None),
