@@ -96,7 +96,7 @@ class Layout:
         return block.lanes * (1 + self.n_states(block))
 
     def shape(self, block: Block, n_features: int, n_factored: int, n_fields: int) -> tuple[int, ...]:
-        """Shape of a block's array in a table of so many features, of which the first own factors, of so many fields."""
+        """Shape of a block's array in a table of so many features, the first of which own factors, and of fields."""
         width = self.width(block)
         return (width,) if block.rows == "model" else (block.n_rows(n_features, n_factored, n_fields), width)
 
@@ -136,7 +136,7 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 
 @dataclass(frozen=True)
 class InitialValues:
-    """Numbers that a table holds before training: the bias, factors uniform with mean 0 and this deviation, and accumulators.
+    """Numbers that a table holds before training: the bias, factors uniform with mean 0 and this deviation, accumulators.
 
     An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
     that is made of state.
