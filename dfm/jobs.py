@@ -1,4 +1,4 @@
-"""What a user asks for, from Python or the command line: train a job, plan it, evaluate and predict with a model."""
+"""The work of Python users and of the command line: train a job, plan it, evaluate and predict with a model."""
 
 from __future__ import annotations
 
@@ -81,13 +81,14 @@ def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
 
 
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `train` would do, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
+    """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
     """
     order = Order.of(load_job(job, overrides))
     resolved, layout = order.job, order.work.layout
     inputs = find_inputs(resolved)
+    order.check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)

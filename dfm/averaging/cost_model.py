@@ -1,4 +1,4 @@
-"""What a round costs on a cluster: training, averaging, wire and tasks, from a few measured numbers.
+"""The cost of a round on a cluster: training, averaging, wire and tasks, from a few measured numbers.
 
 Each of N workers (one thread) trains m replicas of `rows` rows one after another, adds them up, and sends the sum to
 the B blocks. With T(n) for the features that n rows touch, the parts of a round follow one another:
@@ -54,7 +54,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one worker thread: rows trained per second, and averaging's seconds per touched feature."""
+    """Speeds of one worker thread: rows trained per second, and averaging's seconds per touched feature."""
 
     rows_per_second: float
     feature_seconds: float
@@ -79,7 +79,7 @@ class RoundCost:
 
 def record_bytes(layout: Layout, growth: Growth) -> float:
     """Mean bytes of one touched feature in a pull or a push: its number, its linear record, its factors if any."""
-    return 4 + 4 * layout.linear_width + growth.factored * 4 * layout.factor_width
+    return 4 + sum(4 * layout.width(block) * (growth.factored if block.is_vector else 1) for block in layout.touched)
 
 
 def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed) -> RoundCost:
@@ -112,7 +112,7 @@ From the slower half of runs of benchmarks/averaging/predict.py (1.4 to 4.4 M ro
 """
 _FEATURE_SECONDS = 92e-9
 _GROWTH = Growth(97.1, 0.671, math.inf, 0.17)
-"""Of the synthetic log's first million rows. Beyond them it is an extrapolation."""
+"""Growth of the synthetic log's features over its first million rows. Beyond them it is an extrapolation."""
 _BANDWIDTH = 10 * GIGABIT
 
 
@@ -140,7 +140,7 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
-    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"])
+    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"])
     slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
     growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
     speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)

@@ -17,15 +17,17 @@ from dfm.data.preparation import (
     Reading,
     Seed,
     check_labels,
+    columns_for_quantiles,
     columns_with_statistics,
     fingerprint,
+    glance_at_numbers,
     hash_units,
     load_slices,
-    merge_sketches,
     sketch_numbers,
+    statistics_of,
     units_key,
 )
-from dfm.data.transforms import NumberStatistics
+from dfm.data.transforms import AUTO, NumberStatistics
 from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.connect import cache_directory
@@ -136,9 +138,14 @@ def account_of(hashed: Sequence[Hashed]) -> RowAccount:
     return sum((part.account for part in hashed), RowAccount())
 
 
-def sketch_shard(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
+def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over the first of some rows."""
+    return glance_at_numbers(reading, units, columns)
+
+
+def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Statistics of numeric columns over some rows."""
-    return sketch_numbers(reading, units)
+    return sketch_numbers(reading, units, columns)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -155,7 +162,8 @@ def prepare(run: Run) -> Prepared:
     summary, account = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
     validation_account = _checked_accounts(run, training, account, held_out)
     units = units_of(account, takes_any_unit(run.job.model.task, run.job.model.loss), bool(training.schema.weight))
-    training, validation = replace(training, units=units), replace(validation, units=RowUnits(units.label))
+    training = replace(training, units=units, clip=account.labels.range if run.job.model.clip else None)
+    validation = replace(validation, units=RowUnits(units.label))
     replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
     prepared = Prepared(
         reading=training,
@@ -189,17 +197,30 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
 
 
 def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatistics]:
-    """Quantile boundaries, means and deviations of the training rows, of the columns whose transforms need them."""
-    if not columns_with_statistics(reading.schema):
-        return reading.statistics
+    """Quantile boundaries, means and deviations of the training rows, of the columns whose transforms need them.
+
+    Columns of transform "auto" are read as a whole only where the beginning of every task says that they may need it.
+    """
+    wanted = columns_with_statistics(reading.schema)
     tasks = [units for replica in run.inputs.plan.replicas for units in replica]
-    futures = [run.watch.submit(sketch_shard, reading, units) for units in tasks]
+    glance = [column for column, transform in wanted.items() if transform == AUTO]
+    if glance:
+        seen = _gathered(run.watch, [run.watch.submit(glance_at_shard, reading, units, glance) for units in tasks])
+        chosen = columns_for_quantiles(seen, reading.schema.quantile_buckets)
+        wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
+    if not wanted:
+        return reading.statistics
+    futures = [run.watch.submit(sketch_shard, reading, units, list(wanted)) for units in tasks]
     follow(run.watch, futures, [_n_rows(units) for units in tasks], "statistics", _progress(run))
-    sketches: list[dict[str, NumberSketch]] = run.client.gather(futures)
-    return {
-        column: merge_sketches([sketch[column] for sketch in sketches], reading.schema.quantile_buckets)
-        for column in columns_with_statistics(reading.schema)
-    }
+    return statistics_of(_gathered(run.watch, futures), reading.schema)
+
+
+def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberSketch]]:
+    """The sketches of all tasks, by column."""
+    for future in futures:
+        watch.wait(future)
+    sketches: list[dict[str, NumberSketch]] = watch.client.gather(list(futures))
+    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
 
 
 def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[Future], list[Future]]:
@@ -321,10 +342,15 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
         "features": summary.n_features,
         "features_with_factors": summary.n_factored,
         "table_load": summary.n_distinct / 2**bits,
-        "collided_share": expected_collisions(_distinct_tokens(summary.n_distinct, bits), bits),
+        "collided_share": collided_share(summary, bits),
         "parameter_bytes": parameter_bytes,
         "rows": rows_event(prepared.account),
     }
+
+
+def collided_share(summary: VocabularySummary, hash_bits: int) -> float:
+    """The share of distinct values that have to share a feature with another one."""
+    return expected_collisions(_distinct_tokens(summary.n_distinct, hash_bits), hash_bits)
 
 
 def rows_event(account: RowAccount) -> Event:

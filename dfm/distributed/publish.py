@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfm.data.preparation import fingerprint
-from dfm.distributed.prepare import Prepared, rows_event
+from dfm.distributed.diagnose import Diagnosis
+from dfm.distributed.prepare import Prepared, collided_share, rows_event
 from dfm.distributed.run import Event, Run
 from dfm.storage import files
+from dfm.training.diagnosis import Finding
 from dfm.training.loop import Best
 from dfm.training.publish import publish_model
+from dfm.training.rounds import Work
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,19 @@ class Trained:
     best: Best
     history: list[Event]
     interrupted: bool
+    findings: tuple[Finding, ...] = ()
+    """What they could not learn."""
+
+
+def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
+    """With what the best parameters could not learn; of a run that was interrupted there is nothing to say."""
+    if trained.interrupted:
+        return trained
+    share = collided_share(prepared.summary, run.job.model.hash_bits)
+    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
+    findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
+    run.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
+    return dataclasses.replace(trained, findings=tuple(findings))
 
 
 def model_url(run: Run) -> str:
@@ -66,6 +82,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "validation_rows": rows_event(prepared.validation_account),
         "data_fingerprint": fingerprint(shards),
         "distinct_features": prepared.summary.n_distinct,
+        "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": run.warm.describe() if run.warm else {},
     }

@@ -21,19 +21,19 @@ _WHOLE_PUSH_BYTES = 64 << 20
 _MOST_BLOCKS = 8
 
 
-def table_bytes(summary: VocabularySummary, layout: Layout) -> int:
+def table_bytes(run: Run, summary: VocabularySummary) -> int:
     """Of all parameters with their optimizer state."""
-    return 4 * (summary.n_features * layout.linear_width + summary.n_factored * layout.factor_width)
+    return 4 * run.work.layout.n_numbers(summary.n_features, summary.n_factored, len(run.inputs.schema.fields))
 
 
-def cut_table(summary: VocabularySummary, layout: Layout, n_workers: int) -> tuple[list[int], bool]:
+def cut_table(run: Run, summary: VocabularySummary) -> tuple[list[int], bool]:
     """Rows at which the table is cut into blocks, and whether it pays to cut pushes as well.
 
     Whole pushes cost more bytes on the wire, parts a task each.
     """
-    n_bytes = table_bytes(summary, layout)
-    n_blocks = max(1, min(-(-n_bytes // _BLOCK_BYTES), _MOST_BLOCKS, n_workers))
-    bounds = block_bounds(summary.n_features, summary.n_factored, layout, n_blocks)
+    n_bytes = table_bytes(run, summary)
+    n_blocks = max(1, min(-(-n_bytes // _BLOCK_BYTES), _MOST_BLOCKS, len(run.watch.addresses())))
+    bounds = block_bounds(summary.n_features, summary.n_factored, run.work.layout, n_blocks)
     return bounds, n_blocks > 2 or (n_blocks == 2 and n_bytes > _WHOLE_PUSH_BYTES)
 
 
@@ -41,7 +41,8 @@ def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int
     """Row bounds of blocks of about equal bytes, n_blocks + 1 ascending integers: leading rows own factors and weigh
     more.
     """
-    heavy, light = layout.linear_width + layout.factor_width, layout.linear_width
+    light = sum(layout.width(block) for block in layout.touched if not block.is_vector)
+    heavy = sum(layout.width(block) for block in layout.touched)
     total = heavy * n_factored + light * (n_features - n_factored)
     bounds = [0]
     for number in range(1, n_blocks):

@@ -25,7 +25,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.prepare import Prepared, prepare, vocabulary_event
-from dfm.distributed.publish import Trained, done_event, model_url, save_model
+from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
@@ -73,6 +73,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     """
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
     inputs = find_inputs(job)
+    order.check_fields(len(inputs.schema.fields))
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
@@ -133,6 +134,7 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
             with kept(loop, checkpointer):
                 trained = _train_rounds(loop)
             with kept(loop, checkpointer, publishing=True):
+                trained = diagnosed(run, prepared, loop.work, trained)
                 result = _publish(run, prepared, trained)
     except DivergenceError:
         checkpoints.clear()  # they lead to the same end, and another learning rate is another job
@@ -153,7 +155,7 @@ def _prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
     warm_ups = _warm_up(run)
     prepared = prepare(run)
-    run.tell(vocabulary_event(run, prepared, start.table_bytes(prepared.summary, run.work.layout)))
+    run.tell(vocabulary_event(run, prepared, start.table_bytes(run, prepared.summary)))
     compile_seconds = max(run.watch.result(future) for future in warm_ups)
     run.tell(
         {
@@ -197,9 +199,9 @@ def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Se
 def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
     """The loop, whose executor has no parameters yet."""
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
-    bounds, cuts_pushes = start.cut_table(prepared.summary, run.work.layout, len(run.watch.addresses()))
+    bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit),
+        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip),
         objective=objective,
         plan=run.inputs.plan,
         schedule=StepSchedule(training.schedule, run.job.model.seed),

@@ -42,7 +42,7 @@ from dfm.estimators.recipes import Parametrised
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.kernels.cpu import backend as numba_cpu
-from dfm.kernels.tables import Layout, ParameterTable
+from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
 from dfm.training.fitting import Fit, Recipe, fit, initial_table
 from dfm.training.loop import Event
@@ -240,11 +240,11 @@ class BaseFactorizationMachine(Parametrised):
         if not goes_on:
             return [None] * n_outputs
         layout = self._outputs[0].fit.table.layout
-        wanted = Layout(self.optimizer, self.get_params(deep=False).get("n_factors", 0))
+        wanted = self._spec(self._objective(), self._settings()[0].n_factors, self.optimizer).layout
         if layout != wanted:
             raise SettingsError(
-                f"training cannot go on from a model of {layout} with {wanted}: keep n_factors and optimizer, or fit "
-                "anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
+                f"training cannot go on from a model of {layout} with {wanted}: keep family, n_factors and optimizer, "
+                "or fit anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
             )
         return [output.fit for output in self._outputs]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dfm.data.encoding import parse_numbers, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
-from dfm.data.preparation import NumberSketch, columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
@@ -213,10 +213,8 @@ def _table_features(
     types = pa.Schema.from_pandas(meta, preserve_index=False)
     schema = resolve_columns({entry.name: entry.type for entry in types}, options)
     sketches = watch.client.gather([watch.submit(sketch_chunk, chunk.data, schema) for chunk in chunks])
-    statistics = {
-        column: merge_sketches([sketch[column] for sketch in sketches], schema.quantile_buckets)
-        for column in columns_with_statistics(schema)
-    }
+    by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
+    statistics = statistics_of(by_column, schema)
     encoding = ChunkEncoding(schema, options.hash_bits, statistics, None, labels)
     rows = encode_chunks(watch, encoding, chunks)
     counts = [watch.submit(count_chunk, part, len(schema.fields), options.hash_bits) for part in rows]

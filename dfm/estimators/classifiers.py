@@ -57,6 +57,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
 
+        The first call decides which categories there are: later ones are counted in a warning, and not learnt.
         Weights count as they are; class_weight = "balanced" needs all rows and is refused.
         """
         if self.class_weight == "balanced":
@@ -193,16 +194,18 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier, FactorParameters):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector. loss: a name of those for classes (scores of those with link margin
-    are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in
-    place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
+    The model. n_factors: length of a factor vector. family: kind of model, as model.family in a job file; those that
+    know fields take tables, whose columns are the fields. loss: a name of those for classes (scores of those with link
+    margin are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one
+    weight in place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
     Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate: None
     for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
     validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
-    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit.
+    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
+    whose categories are those that it knows.
 
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
     "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and

@@ -19,6 +19,7 @@ from dfm.estimators.features import FeatureOptions, TableOptions
 from dfm.estimators.sources import Deal
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
@@ -29,7 +30,7 @@ from dfm.training.steps import work_of
 
 MANY_ROWS = 10_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
-_MODEL_KNOBS = ("n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "patience", "backend"),
@@ -145,7 +146,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         """What kernels are compiled for."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
-        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer)
+        family = self.get_params(deep=False).get("family", DEFAULT_FAMILY)
+        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
 
     def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
         """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
@@ -228,6 +230,7 @@ class FactorParameters(Parametrised):
     """Parameters of factors, which linear models do not have."""
 
     n_factors: int = field(default=8, kw_only=False)
+    family: str = field(default=DEFAULT_FAMILY, kw_only=False)
     factor_rate_scale: float = 0.45
     l2_factors: float = 0.01
     init_stdev: float = 0.05

@@ -35,7 +35,9 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
+        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels,
+        and which categories there are: later ones are counted in a warning, and not learnt.
+        """
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> NDArray[np.float64]:

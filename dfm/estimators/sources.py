@@ -18,7 +18,7 @@ from dfm.data.matrices import is_sparse
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
 from dfm.data.vocabulary import RowLookup
 from dfm.errors import SettingsError
-from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures
+from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures, warn_of_unknown
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
 from dfm.training.fitting import FitExecutor, deal, whole_partition
 from dfm.training.local import LocalExecutor
@@ -128,7 +128,9 @@ class ArrayRows:
         """The rows of known features."""
         codes = labels.labels(self.labels)
         weights = labels.weights(codes, self.weights)
-        self.rows = dataclasses.replace(features.rows(self.data), labels=codes, weights=weights)
+        rows = features.rows(self.data)
+        warn_of_unknown(features, rows)
+        self.rows = dataclasses.replace(rows, labels=codes, weights=weights)
 
     def hold_out(self, share: float, seed: int) -> None:
         """Take a seeded choice of rows, at least one, out of those to train on."""

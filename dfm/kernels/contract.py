@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
+from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import parameters
 from dfm.kernels.records import with_fields_of
-from dfm.kernels.tables import ParameterTable
+from dfm.kernels.tables import Layout, ParameterTable
 
 if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
@@ -36,6 +37,9 @@ class RowsLike(Protocol):
     def weights(self) -> NDArray[np.float32]: ...
     @property
     def n_implicit(self) -> int: ...
+    @property
+    def fields(self) -> NDArray[np.uint16]:
+        """The field of each feature of the table; empty where nobody asks for it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,12 @@ class KernelSpec:
     loss_parameter: float | None = None
     regularizer: CustomRegularizer | None = None
     factor_dtype: str = "float32"
+    family: str = DEFAULT
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the tables that the kernels train."""
+        return Layout(self.optimizer, self.n_factors, self.family)
 
 
 class Rates(NamedTuple):
@@ -171,6 +181,7 @@ _DTYPES = {
     "values": np.float32,
     "labels": np.float32,
     "weights": np.float32,
+    "fields": np.uint16,
 }
 
 
@@ -199,26 +210,36 @@ def check_rows(rows: RowsLike) -> int:
     return int(rows.indices.max()) if n_entries else -1
 
 
+def check_fields(rows: RowsLike, table: ParameterTable) -> None:
+    """ValueError where a family needs the fields of a table's features, and they are not there or out of range."""
+    if not family_of(table.layout.family).knows_fields:
+        return
+    if len(rows.fields) != table.n_features or int(rows.fields.max(initial=0)) >= table.n_fields:
+        raise ValueError(
+            f"{len(rows.fields)} fields, up to {int(rows.fields.max(initial=0))}, for {table.n_features} features of "
+            f"{table.n_fields} fields; pass rows that know the field of each feature of the table"
+        )
+
+
 def check_layout(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """ValueError where a table's records do not fit the kernels."""
-    if table.layout.n_factors != spec.n_factors or (with_state and table.layout.optimizer != spec.optimizer):
+    ours, theirs = table.layout, spec.layout
+    if ours.stateless != theirs.stateless or (with_state and ours != theirs):
         raise ValueError(f"a table of {table.layout} does not fit kernels of {spec}")
 
 
 def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """TypeError or ValueError where a table does not fit the kernels."""
-    for name in ("bias", "linear", "factors"):
-        array = getattr(table, name)
-        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
-            raise TypeError(f"table.{name} is {array.dtype}; pass a contiguous, aligned float32 array")
-        if with_state and not array.flags.writeable:
-            raise ValueError(f"table.{name} is read-only; a round trains in place, pass table.copy()")
     check_layout(table, spec, with_state)
     layout = table.layout
-    if (
-        table.bias.shape != (layout.linear_width,)
-        or table.linear.shape != (table.n_features, layout.linear_width)
-        or table.factors.shape != (table.n_factored, layout.factor_width)
-        or table.n_factored > table.n_features
+    for block in layout.blocks:
+        array = table[block.name]
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(f"table.{block.name} is {array.dtype}; pass a contiguous, aligned float32 array")
+        if with_state and not array.flags.writeable:
+            raise ValueError(f"table.{block.name} is read-only; a round trains in place, pass table.copy()")
+    shapes = {block.name: table[block.name].shape for block in layout.blocks}
+    if shapes != layout.shapes(table.n_features, table.n_factored, table.n_fields) or (
+        table.n_factored > table.n_features
     ):
         raise ValueError(f"the shapes of a table do not fit its {layout}")

@@ -1,4 +1,4 @@
-"""What a model has learnt, in numbers that a person can read."""
+"""The contents of a model, in numbers that a person can read."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "task": model.task,
         "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
         "link": loss.link,
+        "family": model.table.layout.family,
         "n_factors": model.table.layout.n_factors,
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,
@@ -58,7 +59,7 @@ def _fields(model: FMModel) -> list[dict[str, Any]]:
 
 
 def describe_token(model: FMModel, token: str) -> dict[str, Any]:
-    """What the model knows of one category, written "column=value" (an empty value is the missing one)."""
+    """The model's knowledge of one category, written "column=value" (an empty value is the missing one)."""
     import pyarrow as pa
 
     column, equals, value = token.partition("=")

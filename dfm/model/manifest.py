@@ -1,4 +1,4 @@
-"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+"""The legal contents of a model's manifest: checked before anything is made of it; a model may come from anywhere.
 
 The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
 """
@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.derive import FUNCTIONS
 from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.data.transforms import TRANSFORMS
-from dfm.settings.tables import LIST_WEIGHTS, TASKS
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import STATELESS
+from dfm.kernels.tables import Layout
+from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -46,12 +50,16 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     n_factors = _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
+    _check_clip(manifest)
     _check_schema(manifest["schema"])
     _check_statistics(manifest["statistics"])
     if not isinstance(manifest["metadata"], dict):
         raise ValueError("its metadata are no object")
     n_fields = len(manifest["schema"]["fields"])
-    most = 18 * n_features + 8 * n_fields + 4 + 4 * n_factored * n_factors + _HEADER_BYTES
+    layout = Layout(STATELESS, n_factors, manifest.get("family", DEFAULT))
+    sizes = n_features, n_factored, n_fields
+    n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks)
+    most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
     for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
         if kind in manifest["files"]:
             _check_file(manifest["files"][kind], kind, limit)
@@ -61,6 +69,13 @@ def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
     _integer(entry["bytes"], f"size of its {kind} in bytes", 0, limit)
     if not isinstance(entry["name"], str) or not _DIGEST.fullmatch(entry["sha256"]):
         raise ValueError(f"the entry of its {kind} is none")
+
+
+def _check_clip(manifest: Mapping[str, Any]) -> None:
+    clip = manifest.get("clip", [0.0, 0.0])
+    sound = isinstance(clip, list) and len(clip) == 2 and all(_is_finite(bound) for bound in clip)
+    if not sound or clip[0] > clip[1]:
+        raise ValueError(f"the range of its predictions is {_short(clip)}")
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
@@ -75,7 +90,22 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_values(schema)
     _check_fields(fields)
+
+
+def _check_values(schema: Mapping[str, Any]) -> None:
+    """What a schema may say of values, where it says it."""
+    for text in (*schema.get("missing", ()), schema.get("list_separator", "")):
+        _text(text, "a text of its schema")
+    if schema.get("nan", "error") not in NAN_RULES:
+        raise ValueError(f"its nan is {_short(schema['nan'])}")
+    for name, function, columns in schema.get("derived", ()):
+        known = FUNCTIONS.get(function) if isinstance(function, str) else None
+        if known is None or not isinstance(columns, list) or len(columns) != known.n_columns:
+            raise ValueError(f"the derived column {_short(name)} is {_short(function)} of {_short(columns)}")
+        for text in (name, *columns):
+            _text(text, "a derived column")
 
 
 def _check_fields(fields: list[Any]) -> None:
@@ -99,7 +129,7 @@ def _check_field(field: Mapping[str, Any], kinds: dict[str, str], n_fields: int)
         raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
     if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
         raise ValueError(f"the cross {_short(name)} has a part that is no category")
-    crossable = kind == "categorical" or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
+    crossable = kind in ("categorical", "list") or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
     kinds[name] = "crossable" if crossable else "other"
 
 
@@ -131,7 +161,10 @@ def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a feature's field or count is out of range")
     if np.any(arrays["rare"] < -1):
         raise ValueError("a row of rare features is out of range")
-    if not all(np.all(np.isfinite(arrays[name])) for name in ("bias", "linear", "factors")):
+    layout = Layout(STATELESS, manifest["n_factors"], manifest.get("family", DEFAULT))
+    if family_of(layout.family).knows_fields and np.any(fields == unknown):
+        raise ValueError("a feature belongs to no field")
+    if not all(np.all(np.isfinite(arrays[block.name])) for block in layout.blocks):
         raise ValueError("a parameter is not finite")
 
 

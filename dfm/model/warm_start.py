@@ -21,6 +21,7 @@ from dfm.data.canonical import shortest
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
+from dfm.kernels.families.registry import DEFAULT
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
@@ -34,14 +35,14 @@ class Start:
 
     url: str
     sha256: str
-    """Of its file of parameters (hex)."""
+    """Digest of its file of parameters (hex)."""
     decay: float
     statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
-    """Of its numeric columns. They are taken over: the same bucket then means the same numbers."""
+    """Statistics of its numeric columns. They are taken over: the same bucket then means the same numbers."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        """What the new model tells of its origin."""
+        """The new model's note of its origin."""
         return {"model": self.url, "sha256": self.sha256, "decay": self.decay}
 
     def load(self) -> FMModel:
@@ -99,6 +100,7 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
         )
     pairs = {
         "model.task": (job.model.task, manifest["task"]),
+        "model.family": (job.model.family, manifest.get("family", DEFAULT)),
         "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
     }
@@ -136,12 +138,14 @@ def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, d
     """
     warm, kept = table.copy(), np.float32(1.0 - decay)
     ours, theirs = _common_rows(ids, model.vocabulary.ids)
-    warm.linear[ours, 0] += kept * (model.table.linear_weights[theirs] - warm.linear[ours, 0])
-    own_factors = (ours < table.n_factored) & (theirs < model.table.n_factored)
-    ours, theirs = ours[own_factors], theirs[own_factors]
-    start = table.factor_weights[ours]
-    warm.factors[ours, : table.layout.n_factors] = start + kept * (model.table.factor_weights[theirs] - start)
-    warm.bias[0] += kept * (model.table.bias[0] - warm.bias[0])
+    for block in table.layout.blocks:
+        mine, earlier = warm.values(block), model.table.values(block)
+        if block.is_shared:
+            mine += kept * (earlier - mine)
+            continue
+        in_both = (ours < len(mine)) & (theirs < len(earlier))
+        start = mine[ours[in_both]]
+        mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
     return warm
 
 

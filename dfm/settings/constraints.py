@@ -1,4 +1,4 @@
-"""What a knob of a job accepts: constraints are data, from which messages, tests and the reference are made."""
+"""Constraints of knobs: data, from which messages, tests and the reference are made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Illegal(ValueError):
 
 
 class Constraint(Protocol):
-    """What a knob accepts: `legal` says it in words, `parse` gives the stored form or raises `Illegal`."""
+    """The values that a knob accepts: `legal` says them in words, `parse` gives the stored form or raises `Illegal`."""
 
     @property
     def legal(self) -> str: ...
@@ -103,7 +103,7 @@ class Options:
 
 
 OWN = "custom:"
-"""How the mark of a function begins that Python passed: custom:NAME:SHA256. It says which it was, and runs nothing."""
+"""The start of the mark of a function that Python passed, custom:NAME:SHA256, which runs nothing."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Factory:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """What any one of several constraints accepts, tried in their order."""
+    """The values that any one of several constraints accepts, tried in their order."""
 
     choices: tuple[Constraint, ...]
 
@@ -259,13 +259,18 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Knob:
-    """One key of a TOML table: what it accepts and what it means. A secret value is never shown or stored."""
+    """One key of a TOML table: what it accepts and what it means. A secret value is never shown or stored.
+
+    is_late: whether it came when there were jobs already. At its default it stays out of fingerprints, so that theirs
+    are what they were.
+    """
 
     default: Any
     constraint: Constraint
     help: str
     unit: str = ""
     secret: bool = False
+    is_late: bool = False
 
     @property
     def legal(self) -> str:
@@ -283,9 +288,11 @@ class Knob:
             raise SettingsError(" ".join(filter(None, (message, hint, remedy)))) from None
 
 
-def knob(default: Any, constraint: Constraint, help: str, unit: str = "", secret: bool = False) -> Any:
+def knob(
+    default: Any, constraint: Constraint, help: str, unit: str = "", secret: bool = False, is_late: bool = False
+) -> Any:
     """A dataclass field that carries its `Knob`."""
-    metadata = {"knob": Knob(default, constraint, help, unit, secret)}
+    metadata = {"knob": Knob(default, constraint, help, unit, secret, is_late)}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)

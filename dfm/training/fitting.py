@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.objective import Objective
@@ -130,7 +131,9 @@ def _manner(recipe: Recipe) -> Manner:
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     """Untrained parameters of the vocabulary's features."""
-    return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial)
+    n_fields = vocabulary.n_fields
+    family_of(recipe.work.spec.family).check_fields(n_fields)
+    return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 
 # ------------------------------------------------------------------------------------------------ rows ----
@@ -152,7 +155,15 @@ def whole_partition(rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup 
     n_implicit = 0 if rows.values.size else rows.n_rows
     features = np.arange(vocabulary.n_features, dtype=np.uint32)
     return SparsePartition(
-        rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, features, vocabulary.n_factored, n_implicit
+        rows.indptr,
+        rows.indices,
+        rows.values,
+        rows.labels,
+        rows.weights,
+        features,
+        vocabulary.n_factored,
+        n_implicit,
+        vocabulary.fields,
     )
 
 
@@ -163,4 +174,5 @@ def _with_all_features(partition: SparsePartition, vocabulary: Vocabulary) -> Sp
         indices=partition.features[partition.indices],
         features=np.arange(vocabulary.n_features, dtype=np.uint32),
         n_factored=vocabulary.n_factored,
+        fields=vocabulary.fields,
     )

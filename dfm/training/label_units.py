@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from dfm.data.units import LabelUnit
-from dfm.kernels.tables import ParameterTable, allocate
+from dfm.kernels.blocks import LABELS
+from dfm.kernels.tables import ParameterTable
 
 
 def in_own_unit(trained: ParameterTable, unit: LabelUnit) -> ParameterTable:
     """The parameters, without optimizer state, of a model that predicts in the labels' own unit.
 
-    A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
+    A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each: every block
+    says of itself how its numbers go with the unit.
     """
-    table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
-    table.bias[0] = float(trained.bias_value) * unit.scale + unit.mean
-    table.linear[:, 0] = trained.linear_weights * np.float32(unit.scale)
-    table.factors[:, : trained.layout.n_factors] = trained.factor_weights * np.float32(unit.scale**0.5)
+    table = trained.without_state()
+    for block in table.layout.blocks:
+        values, factor = table.values(block), unit.scale**block.unit_power
+        if block.is_shared:  # few, and in float64, as what is added is
+            moved = unit.mean if block.start == LABELS else 0.0
+            values[...] = values.astype(np.float64) * factor + moved
+        else:
+            values *= np.float32(factor)
     return table

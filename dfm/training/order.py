@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import family_of
 from dfm.model.objective import Objective, kernel_spec
 from dfm.settings.job import Job
 from dfm.training.publish import check_output
@@ -29,6 +30,10 @@ class Order:
         job.require_training()
         objective, spec = kernel_spec(job, loss, regularizer)
         return cls(job, objective, work_of(job.training, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
+
+    def check_fields(self, n_fields: int) -> None:
+        """SettingsError where the model's family cannot have so many fields."""
+        family_of(self.work.spec.family).check_fields(n_fields)
 
 
 def admit(job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None) -> Order:

@@ -22,7 +22,7 @@ from dfm.data.partition import SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
@@ -49,6 +49,8 @@ class Work:
     task: str = "classification"
     unit: LabelUnit = field(default_factory=LabelUnit)
     """Of the partitions' labels; metrics are in that of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in when they are judged."""
 
     def on(self, backend: Backend) -> Work:
         """The work with the backend that was chosen."""
@@ -72,12 +74,12 @@ class Work:
     @property
     def layout(self) -> Layout:
         """Of the tables that are trained."""
-        return Layout(self.spec.optimizer, self.spec.n_factors)
+        return self.spec.layout
 
     @property
     def objective(self) -> Objective:
         """What is minimised. A user's function is compiled for it once more: ask for it where it is needed only."""
-        return Objective.of_spec(self.task, self.spec)
+        return dataclasses.replace(Objective.of_spec(self.task, self.spec), clip=self.clip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
     start, stop = bounds
     n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
-    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial, vocabulary.n_fields))
 
 
 def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit) -> Block:
@@ -234,20 +236,7 @@ def merge_tallies(tallies: Sequence[Tally]) -> Tally:
 
 def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     """The table that the blocks make up, without optimizer state."""
-    layout = blocks[0].table.layout.stateless
-    table = allocate(
-        layout,
-        sum(block.table.n_features for block in blocks),
-        sum(block.table.n_factored for block in blocks),
-    )
-    table.bias[:] = blocks[0].table.bias[:1]
-    row = 0
-    for block in blocks:
-        table.linear[block.start : block.start + block.table.n_features, 0] = block.table.linear_weights
-        n_factored = block.table.n_factored
-        table.factors[row : row + n_factored] = block.table.factors[:, : layout.lanes]
-        row += n_factored
-    return table
+    return join([block.table for block in blocks])
 
 
 def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
@@ -258,7 +247,7 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     """
     started = time.perf_counter()
     ids = np.arange(2, dtype=np.uint32)
-    table = initialise(work.layout, ids, 2, InitialValues(0))
+    table = initialise(work.layout, ids, 2, InitialValues(0), 1)
     ones = np.ones(1, np.float32)
     partition = SparsePartition(
         np.array([0, 2]),
@@ -267,8 +256,9 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
         ones,
         np.zeros(0, np.float32),
         ids,
-        len(table.factors),
+        table.n_factored,
         1,
+        np.zeros(2, np.uint16),
     )
     push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])

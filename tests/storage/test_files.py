@@ -125,3 +125,12 @@ def test_folders_are_listed_and_removed_with_all_that_they_hold(folder):
     files.remove_tree(files.join(folder, "model/a"))
     assert not files.exists(files.join(folder, "checkpoint"))
     assert not files.exists(files.join(folder, "model/a"))
+
+
+def test_a_local_store_of_another_name_replaces_files_in_one_step(tmp_path: Path) -> None:
+    url = f"local://{tmp_path}/new/record.json"
+    files.write_bytes(url, b"1" * 100)
+    before = (tmp_path / "new" / "record.json").stat().st_ino
+    files.write_bytes(url, b"2" * 100)
+    assert (tmp_path / "new" / "record.json").stat().st_ino != before
+    assert files.read_bytes(url) == b"2" * 100

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dfm.kernels.families.registry import DEFAULT
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -11,6 +13,7 @@ class Shape:
 
     lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
     reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
+    family: a name in FAMILIES; own_widths: floats of the records of its own blocks.
     """
 
     n_factors: int
@@ -18,6 +21,8 @@ class Shape:
     touched: int
     gathered: int
     implicit: bool
+    family: str = DEFAULT
+    own_widths: tuple[int, ...] = ()
 
     @property
     def vector(self) -> int:

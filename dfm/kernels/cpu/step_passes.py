@@ -15,6 +15,7 @@ from dfm.kernels.contract import Rates
 from dfm.kernels.cpu.formulas import descend, descend_by_root, formula, reciprocal_root
 from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.custom.functions import CustomRegularizer
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.simd import every, fma, interleave, load, map_lanes, read, reduce_add, splat, store, write
 
 WIDTH = 16
@@ -93,32 +94,39 @@ def make_step_linear(shape: Shape, update: Any) -> Any:
     return step_linear
 
 
-def make_step_bias(update: Any) -> Any:
-    """step_bias(table, rates, sample_weight, slope): updates w0, in place. `rates` without penalties."""
+def make_step_number(width: int, update: Any) -> Any:
+    """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
+
+    In place. It belongs to no feature: `rates` are without penalties. width: of its record.
+    """
+    last = width - 1
+    first_column, second_column = min(1, last), min(2, last)
 
     @inlined
-    def step_bias(table, rates, sample_weight, slope):  # type: ignore[no-untyped-def]
-        bias, last = table.bias, table.linear_width - 1
-        weight, first, second = update(
-            read(bias, 0), read(bias, min(1, last)), read(bias, min(2, last)), slope, sample_weight, rates
-        )
+    def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
+        first, second = read(records, at + first_column), read(records, at + second_column)
+        number, first, second = update(read(records, at), first, second, gradient, sample_weight, rates)
         # Backwards: a rule with less state than two gave back what it was given for the rest.
-        write(bias, min(2, last), second)
-        write(bias, min(1, last), first)
-        write(bias, 0, weight)
+        write(records, at + second_column, second)
+        write(records, at + first_column, first)
+        write(records, at, number)
 
-    return step_bias
+    return step_number
 
 
 def make_steps(
     shape: Shape, regularizer: CustomRegularizer | None, linear: Any, step_factors: Any
 ) -> tuple[Any, Any, Any]:
-    """step_bias, step_linear and step_factors of an optimizer with at most two numbers of state to a linear weight.
+    """step_number, step_linear and step_factors of an optimizer with at most two numbers of state to a linear weight.
 
     linear(weight, first, second, gradient, sample_weight, rates): the new (weight, first, second), the columns of a
     linear record; `gradient` is without penalties.
     """
-    return make_step_bias(linear), make_step_linear(shape, with_penalty(linear, regularizer)), step_factors
+    return (
+        make_step_number(shape.gathered, linear),
+        make_step_linear(shape, with_penalty(linear, regularizer)),
+        step_factors,
+    )
 
 
 @inlined
@@ -128,51 +136,13 @@ def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-
 
 
 def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j.
-
-    It is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ. x_j is spread over a vector
-    first, so that explicit values take no scalar arithmetic.
-    """
-    implicit, vector = shape.implicit, shape.vector
-    if regularizer is not None:
-        return make_penalised_gradient(shape, make_penalty_slope(regularizer))
-
-    @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
-        penalty = sample_weight * rates.l2_factors
-        if implicit:
-            return fma(factors, penalty - slope, sums * slope)
-        values = splat(read(scratch.owner_values, owner), vector)
-        slope_x = values * slope
-        return fma(factors, fma(-slope_x, values, penalty), sums * slope_x)
-
-    return gradient
-
-
-def make_penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
-    """The gradient with a user's penalty in place of l2 V_j; padding stays without."""
-    implicit, vector, n_factors = shape.implicit, shape.vector, shape.n_factors
-
-    @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
-        penalty = penalty_slope(factors, n_factors - column)
-        if implicit:
-            of_loss = fma(factors, -slope, sums * slope)
-        else:
-            values = splat(read(scratch.owner_values, owner), vector)
-            slope_x = values * slope
-            of_loss = fma(factors, -slope_x * values, sums * slope_x)
-        return fma(penalty, sample_weight * rates.l2_factors, of_loss)
-
-    return gradient
+    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j, as the family has it."""
+    penalty_slope = None if regularizer is None else make_penalty_slope(regularizer)
+    return family_of(shape.family).gradient(shape, penalty_slope)
 
 
 @formula
-def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignore[no-untyped-def]
+def descend_factor_by_root(weight, accumulator, gradient, _sample_weight, rates):  # type: ignore[no-untyped-def]
     """A rule of V with an accumulator for each factor."""
     return descend_by_root(weight, accumulator, gradient, rates.factor_learning_rate)
 
@@ -180,7 +150,7 @@ def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignor
 def make_step_coordinates(
     shape: Shape, regularizer: CustomRegularizer | None, update: Any, has_state: bool = True
 ) -> Any:
-    """step_factors of update(factors, state, gradient, rates), which returns factors and state: a number per factor.
+    """step_factors of update(factors, state, gradient, sample_weight, rates): the new (factors, state), one per factor.
 
     A rule without state gets V again in its place, and what it gives back for it is dropped.
     """
@@ -199,10 +169,10 @@ def make_step_coordinates(
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
                 if has_state:
                     state = load(table.factors, at + lanes, vector)
-                    factors, state = update(factors, state, gradient, rates)
+                    factors, state = update(factors, state, gradient, row_step[2], rates)
                     store(table.factors, at + lanes, state)
                 else:
-                    factors, _ = update(factors, factors, gradient, rates)
+                    factors, _ = update(factors, factors, gradient, row_step[2], rates)
                 store(table.factors, at, factors)
 
     return step_factors

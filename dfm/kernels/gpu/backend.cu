@@ -313,18 +313,22 @@ __device__ inline float linear_weight(const float *record, bool is_bias, const R
     return __ldcg(record);
 }
 
-// Σ_j V_j x_j, each lane with the columns of its place in its group.
-struct FactorSums {
-    float4 columns[STEPS > 0 ? STEPS : 1];
-};
-
-// The logit, in every lane: w0 + Σ_j w_j x_j + ½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²) (Rendle 2010, lemma 3.1).
+// What the family makes of the vectors of a row's entries. Each lane sees the columns of its place in its group:
+//
+//   FactorSums          what the score leaves for the gradients
+//   begin_row           before the first entry
+//   take_entry          a vector's part times x; returns what that adds to twice the family's part of the score
+//   finish_row          after the last entry, all lanes together; adds what is left to what this lane has of it
+//   factor_gradient     of a part of V_j: slope_x is slope x_j, own the factor of V_j itself, (l2 − slope x_j²)
+//
+// {family}
+// The logit, in every lane: w0 + Σ_j w_j x_j and the family's part.
 template <bool TRAINING>
 __device__ inline float score(const Launch &launch, const Row &row, int lane, FactorSums &sums) {
     const Table &table = launch.table;
     const Rates &rates = launch.rates;
     float linear = 0.0f, pairs = 0.0f;
-    for (int step = 0; step < STEPS; step++) sums.columns[step] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    begin_row(sums);
     for (int first = 0; first < row.n_entries; first += 32) {
         Entry held = entry_of_lane(row, first, lane);
         if (held.feature != NO_FEATURE) {
@@ -342,20 +346,12 @@ __device__ inline float score(const Launch &launch, const Row &row, int lane, Fa
                 int column = lane % GROUP_LANES + step * GROUP_LANES;
                 if (column >= VECTORS) continue;
                 float4 part = times(load_factors<TRAINING>(table, entry.feature, column), entry.value);
-                sums.columns[step] = plus(sums.columns[step], part);
-                pairs -= dot(part);
+                pairs += take_entry(sums, step, part);
             }
         }
 #endif
     }
-    for (int step = 0; step < STEPS; step++) {
-        float4 &column = sums.columns[step];
-        column.x = sum_lanes(column.x, GROUP_LANES, 32);
-        column.y = sum_lanes(column.y, GROUP_LANES, 32);
-        column.z = sum_lanes(column.z, GROUP_LANES, 32);
-        column.w = sum_lanes(column.w, GROUP_LANES, 32);
-        if (lane < GROUP_LANES) pairs += dot(column);
-    }
+    pairs = finish_row(sums, pairs, lane);
     float bias = linear_weight<TRAINING>(table.bias, true, rates);
     return bias + sum_lanes(fmaf(0.5f, pairs, linear), 1, 32);
 }
@@ -402,7 +398,6 @@ __device__ inline float4 adagrad_change(float *accumulators, float4 gradient, fl
 }
 
 // Updates V of one entry per group. All lanes come here, those without an owner too: they take part in the exchange.
-// The gradient of V_j is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ.
 __device__ inline void step_factors(
     const Launch &launch, Entry entry, int lane, const FactorSums &sums, float slope, float sample_weight, Offset moment
 ) {
@@ -417,7 +412,7 @@ __device__ inline void step_factors(
         int column = lane % GROUP_LANES + step * GROUP_LANES;
         if (!owns || column >= VECTORS) continue;
         factors[step] = load_trained(table, entry.feature, column);
-        gradients[step] = fused(factors[step], own, times(sums.columns[step], slope_x));
+        gradients[step] = factor_gradient(sums, step, factors[step], own, slope_x);
         squares += dot(gradients[step]);
     }
     float rate = rates.factor_learning_rate;

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.gpu import plan as gpu_plan
 from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose, optimizer_on_gpu
@@ -38,7 +39,7 @@ SOURCE = Path(__file__).with_suffix(".cu")
 FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _COPIES = 4
 """Of a table that averaging may want beside it; what it did want is known after a round."""
-_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype")
+_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype", "family")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
 _TABLE = [(name, np.uint64) for name in ("bias", "linear", "factors", "halves")]
@@ -73,7 +74,7 @@ def source_of(spec: KernelSpec) -> str:
     """
     loss_parameter, loss_text = _loss_on_gpu(spec)
     resolve_optimizer(spec.optimizer)
-    optimizer = optimizer_on_gpu(spec.optimizer)
+    optimizer, family = optimizer_on_gpu(spec.optimizer), _family_on_gpu(spec.family)
     if spec.factor_dtype not in FACTOR_BITS:
         raise SettingsError(f"factor_dtype = {spec.factor_dtype!r}; choose one of {', '.join(FACTOR_BITS)}")
     for other in dataclasses.fields(spec):
@@ -82,7 +83,7 @@ def source_of(spec: KernelSpec) -> str:
             raise SettingsError(
                 f'the GPU has no code for {other.name} = {value!r}; leave it out, or choose training.backend = "numba"'
             )
-    layout = Layout(spec.optimizer, spec.n_factors)
+    layout = spec.layout
     numbers = {
         "N_FACTORS": spec.n_factors,
         "LANES": layout.lanes,
@@ -94,8 +95,20 @@ def source_of(spec: KernelSpec) -> str:
         "FACTOR_BITS": FACTOR_BITS[spec.factor_dtype] if layout.lanes else 32,
         "FACTOR_BF16": int(spec.factor_dtype == "bfloat16"),
     }
-    texts = {"rates": RATES_TEXT, "loss": loss_text, "optimizer": str(optimizer.cuda)}
+    texts = {"rates": RATES_TEXT, "loss": loss_text, "optimizer": str(optimizer.cuda), "family": family}
     return compose(SOURCE, numbers, texts)
+
+
+def _family_on_gpu(name: str) -> str:
+    """The family's text. SettingsError where it has none."""
+    text = family_of(name).cuda
+    if text is None:
+        having = ", ".join(known for known in FAMILIES if family_of(known).cuda is not None)
+        raise SettingsError(
+            f'the GPU has no code for family = "{name}", only for {having}; choose one of these, or '
+            'training.backend = "numba"'
+        )
+    return text
 
 
 def _loss_on_gpu(spec: KernelSpec) -> tuple[str, str]:
@@ -282,8 +295,8 @@ def _train(
         device.fetch(results, tallies)
         ours.arrays.changed()
         if ours is not table:
-            for name in ("bias", "linear", "factors"):
-                device.fetch(buffers[name], getattr(table, name))
+            for block in table.layout.blocks:
+                device.fetch(buffers[block.name], table[block.name])
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 

@@ -193,7 +193,7 @@ def piece_bytes(rows: RowsLike, first: int, last: int) -> int:
 def table_bytes(layout: Layout, n_features: int, n_factored: int, factor_dtype: str) -> int:
     """Device memory that a table takes, with its 16-bit copy of V if it has one."""
     halves = 0 if factor_dtype == "float32" else 2 * n_factored * layout.lanes
-    return 4 * (layout.linear_width * (1 + n_features) + layout.factor_width * n_factored) + halves
+    return 4 * layout.n_numbers(n_features, n_factored) + halves
 
 
 _SMALLEST = min((one for one in OPTIMIZERS.values() if one.has_row_state), key=lambda one: one.linear_state).name

@@ -64,5 +64,6 @@ ADAGRAD_ROW = Optimizer(
     has_row_state=True,
     linear_starts=True,
     state="sums",
+    alone=ADAGRAD,
     cuda=_CUDA,
 )

@@ -58,8 +58,11 @@ def _formulas() -> tuple[Any, Any, Any]:
     return advance, fill, moved
 
 
-def _make_step_bias() -> Any:
-    """step_bias(table, rates, sample_weight, slope): updates w0 and its state, in place. A row of weight 0 does not."""
+def _make_step_number() -> Any:
+    """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
+
+    In place. A row of weight 0 does not.
+    """
     import numpy as np
 
     from dfm.kernels.cpu.step_passes import inlined
@@ -68,18 +71,17 @@ def _make_step_bias() -> Any:
     advance, fill, moved = _formulas()
 
     @inlined
-    def step_bias(table, rates, sample_weight, slope):  # type: ignore[no-untyped-def]
+    def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
         if sample_weight > np.float32(0):
-            bias = table.bias
-            moments = advance((read(bias, 1), read(bias, 2)), slope, rates)
-            filled = fill((read(bias, 3), read(bias, 4)), np.float32(1), rates)
-            write(bias, 0, moved(read(bias, 0), moments, filled, rates.learning_rate, rates.own[2]))
-            write(bias, 1, moments[0])
-            write(bias, 2, moments[1])
-            write(bias, 3, filled[0])
-            write(bias, 4, filled[1])
+            moments = advance((read(records, at + 1), read(records, at + 2)), gradient, rates)
+            filled = fill((read(records, at + 3), read(records, at + 4)), np.float32(1), rates)
+            write(records, at, moved(read(records, at), moments, filled, rates.learning_rate, rates.own[2]))
+            write(records, at + 1, moments[0])
+            write(records, at + 2, moments[1])
+            write(records, at + 3, filled[0])
+            write(records, at + 4, filled[1])
 
-    return step_bias
+    return step_number
 
 
 def _make_step_linear(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
@@ -159,7 +161,7 @@ def _steps(shape: Shape, regularizer: CustomRegularizer | None) -> Steps:
     from dfm.kernels.cpu.step_passes import no_step
 
     step_factors = _make_step_factors(shape, regularizer) if shape.lanes else no_step
-    return _make_step_bias(), _make_step_linear(shape, regularizer), step_factors
+    return _make_step_number(), _make_step_linear(shape, regularizer), step_factors
 
 
 ADAM = Optimizer(

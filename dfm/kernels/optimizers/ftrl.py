@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from dfm.kernels.optimizers.adagrad import ADAGRAD
 from dfm.kernels.optimizers.record import Optimizer, Steps
 from dfm.kernels.records import Parameter
 
@@ -69,6 +70,7 @@ FTRL = Optimizer(
     ),
     scales_linear_rate=False,  # it is part of what z means, and decays anyway
     damping="ftrl_beta",
+    alone=ADAGRAD,
     cuda="""
 __device__ inline float derived_weight(float z, float n, bool is_bias, const Rates &rates) {
     float l1 = is_bias ? 0.0f : rates.l1_linear, l2 = is_bias ? 0.0f : rates.l2_linear;

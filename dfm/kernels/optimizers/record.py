@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomRegularizer
 
 Steps = tuple[Any, Any, Any]
-"""step_bias, step_linear and step_factors of `dfm.kernels.cpu.step_passes`."""
+"""step_number, step_linear and step_factors of `dfm.kernels.cpu.step_passes`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Optimizer:
 
     parameters: the knobs that it alone reads. learning_rate: where estimators begin. scales_linear_rate: whether a
     schedule changes the linear weights' rate. damping: the parameter that is added to the root of the accumulator, if
-    any. cuda: `move_linear`, and `derived_weight` where `weight` is given (see backend.cu); None where the GPU has no
+    any. alone: what steps numbers that are no linear weights and belong to no feature, where that is another one.
+    cuda: `move_linear`, and `derived_weight` where `weight` is given (see backend.cu); None where the GPU has no
     code.
     """
 
@@ -54,6 +55,7 @@ class Optimizer:
     parameters: Sequence[Parameter] = ()
     scales_linear_rate: bool = True
     damping: str = ""
+    alone: Optimizer | None = None
     is_default: bool = False
     cuda: str | None = None
 
