@@ -488,8 +488,8 @@ class OnGpu:
 @dataclass
 class _Part:
     """The summands of a part on the device: by block, those of features[first:last] in rows of a buffer that has a row
-    for each of the features, or for the first of them. listed: the features there; places: notes of where the summands of a
-    row of the table stand, made when they are summed.
+    for each of the features, or for the first of them. listed: the features there; places: notes of where the summands
+    of a row of the table stand, made when they are summed.
     """
 
     features: NDArray[np.uint32]

@@ -136,7 +136,7 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 
 @dataclass(frozen=True)
 class InitialValues:
-    """Numbers that a table holds before training: the bias, factors uniform with mean 0 and this deviation, accumulators.
+    """Numbers that a table holds before training: bias, accumulators, factors uniform with mean 0 and this deviation.
 
     An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
     that is made of state.
