@@ -24,7 +24,7 @@ _HOPELESS = (SettingsError, DivergenceError)
 
 
 class _DfmOperator(BaseOperator):
-    """What the operators share: the two connections, the links, and which errors are worth another try."""
+    """The common part of the operators: the two connections, the links, and which errors are worth another try."""
 
     template_fields: Sequence[str] = ("dask_conn_id",)
     operator_extra_links = (DaskDashboardLink(), ReportLink())
@@ -53,7 +53,7 @@ class _DfmOperator(BaseOperator):
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
     def work(self, context: Any) -> Any:
-        """What the operator does."""
+        """The operator's work, in its subclass."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What every task needs: where its results belong, how storage and Dask are reached, what a job may hold in a DAG."""
+"""The surroundings of every task: place of its results, ways to storage and Dask, what a job may hold in a DAG."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def options_of(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
 def working_on(
     dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
-    """Where a step works: on the cluster of a connection, or on local workers."""
+    """The place of a step's work: the cluster of a connection, or local workers."""
     from dfm.settings.tables import ClusterSettings
     from dfm.workflow.steps import Where
 

@@ -1,4 +1,4 @@
-"""What waits in the triggerer while a run or a partition is on its way: both look at storage, and keep nothing."""
+"""Triggers that wait for a run or a partition: both look at storage, and keep nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DfmRunTrigger(BaseTrigger):
         self.by_process = by_process
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What another triggerer makes this one of."""
+        """The path and arguments that another triggerer makes this trigger of."""
         names = ("directory", "storage_options", "poll_interval", "by_process")
         return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
 
@@ -66,7 +66,7 @@ class DfmRunTrigger(BaseTrigger):
 
 
 def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
-    """How a run ended, "lost" where it never will; "" as long as there is hope."""
+    """The state in which a run ended, "lost" where it never will; "" as long as there is hope."""
     if record is None:
         return "lost"
     if record.is_over:
@@ -159,7 +159,7 @@ class PartitionTrigger(BaseTrigger):
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What another triggerer makes this one of."""
+        """The path and arguments that another triggerer makes this trigger of."""
         names = ("partition", "marker", "min_rows", "storage_options", "poll_interval")
         return "dfm.airflow.triggers.PartitionTrigger", {name: getattr(self, name) for name in names}
 

@@ -217,7 +217,7 @@ def predict(
 )
 @_with(storage_option, json_option)
 def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
-    """What a model is: its settings, metrics, and the weight of its fields."""
+    """Describe a model: its settings, metrics, and the weight of its fields."""
     from dfm.model.fm_model import FMModel
     from dfm.model.inspection import describe_model, describe_token
 

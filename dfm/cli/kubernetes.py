@@ -1,4 +1,4 @@
-"""What the commands about runs do with --kubernetes."""
+"""The commands about runs with --kubernetes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _as_yaml(submission: Any) -> str:
 
 
 def status(name: str, namespace: str, context: str, options: dict[str, Any], wait: bool, as_json: bool) -> int:
-    """How a DaskJob stands: what Kubernetes says, and what is true."""
+    """Show the state of a DaskJob: what Kubernetes says, and what is true."""
     from dfm.kubernetes import follow
     from dfm.kubernetes.api import Api
 

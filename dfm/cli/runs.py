@@ -32,7 +32,7 @@ _PATIENCE = 15.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where the record of a run lies, how to read there, and which run is meant ("": whichever it is)."""
+    """The place of a run's record, options to read there, and the run's id ("": whichever run it is)."""
 
     directory: str
     options: dict[str, Any]
@@ -143,7 +143,7 @@ def status(
     run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """How RUN stands: its state, progress, model, or why it failed."""
+    """Show the state of RUN: progress, model, or why it failed."""
     from dfm.runs import outcome
 
     if kubernetes:
@@ -175,7 +175,7 @@ def logs(
     run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
+    """Show the events of RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
     from dfm.runs.record import read_events
 
     if kubernetes:

@@ -46,7 +46,7 @@ def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
 
 
 def _digest_of_end(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
-    """Of the last 64 kB, where the footer is."""
+    """Digest of the last 64 kB, where the footer is."""
     with reading(shard.url), files.open_stream(shard.url, storage_options) as stream:
         stream.seek(max(0, shard.size - (1 << 16)))
         return hashlib.sha256(stream.read()).digest()

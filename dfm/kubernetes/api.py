@@ -256,7 +256,7 @@ def _run_of(body: Mapping[str, Any]) -> str:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What a broken connection raises; an answer that was cut short is no JSON."""
+    """The errors of a broken connection; an answer that was cut short is no JSON."""
     from urllib3.exceptions import HTTPError
 
     return (HTTPError, OSError, ValueError)

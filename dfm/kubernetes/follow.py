@@ -1,4 +1,4 @@
-"""How a job on Kubernetes stands: read from its DaskJob, its pods, and, for the truth, the record in its output.
+"""The state of a job on Kubernetes: read from its DaskJob, its pods, and, for the truth, the record in its output.
 
 The operator's word is not enough: a DaskJob may stay Running for ever, its driver's pod may be gone unnoticed, and it
 tells neither reasons nor exit codes (deploy/README.md, traps).
@@ -37,9 +37,9 @@ PAUSE = 1.0
 _WINDOW = 5
 _LONGEST = 500
 _UNMADE = ("", "JobCreated")
-"""What a DaskJob says as long as the operator has not made the driver's pod."""
+"""The words of a DaskJob as long as the operator has not made the driver's pod."""
 _NOTED = ("Successful", "Failed", "deleted")
-"""What it says once the operator has seen the driver's end, and has deleted the cluster."""
+"""Its words once the operator has seen the driver's end, and has deleted the cluster."""
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -106,7 +106,7 @@ def state_of(api: Api, name: str) -> JobState:
 
 
 def summarise(job: Manifest, pods: list[Manifest]) -> JobState:
-    """What a DaskJob and its pods tell together."""
+    """The state of a job, from a DaskJob and its pods together."""
     metadata, spec = job["metadata"], job.get("spec", {}).get("cluster", {}).get("spec", {})
     annotations = metadata.get("annotations", {})
     drivers = [pod for pod in pods if component_of(pod) == DRIVER]
@@ -269,7 +269,7 @@ def look(api: Api, name: str, known: JobState | None) -> JobState:
 
 
 class _Clock:
-    """How long a job has been without hope, and of which kind."""
+    """The time that a job has been without hope, and the kind of it."""
 
     def __init__(self) -> None:
         self._why, self._since = "", 0.0

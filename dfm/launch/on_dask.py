@@ -25,7 +25,7 @@ from dfm.training.publish import check_output
 
 logger = logging.getLogger(__name__)
 _BOOK = "dfm-runs"
-"""Where the scheduler's metadata keep the runs handed to it: run id to output directory."""
+"""The key under which the scheduler's metadata keep the runs handed to it: run id to output directory."""
 
 
 def submit(job: Job, run_id: str = "") -> RunRecord:

@@ -19,7 +19,7 @@ from dfm.settings.job import Job
 from dfm.storage import files
 
 LOG = "driver.log"
-"""What the driver prints, beside its results where these are on this machine."""
+"""The driver's output, a file beside its results where these are on this machine."""
 
 
 def start(job: Job, run_id: str) -> None:

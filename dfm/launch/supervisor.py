@@ -68,7 +68,7 @@ def train_command(job: str, run_id: str, options: Sequence[str] = ()) -> list[st
 
 
 def _why(code: int, attempts: int) -> str:
-    """What ended a command that may not have said so itself."""
+    """The end of a command that may not have told it itself."""
     if code <= _SIGNALLED:
         return f"the driver ended with exit code {code} before its run began; its log tells more"
     name = signal.Signals(code - _SIGNALLED).name

@@ -13,7 +13,7 @@ from dfm.errors import ClusterError, ModelError, RunCancelled
 SUBMITTER, DRIVER, SUPERVISOR, CANCELLER = "submitter", "driver", "supervisor", "canceller"
 """Who writes: what hands a job over; the process that trains it; `dfm drive` around that; what ended its driver."""
 WAIT, TAKE, AGAIN, GIVE_UP = "wait", "take", "again", "give up"
-"""What a workflow engine does: look again later; use the model; make another try, which resumes; fail for good."""
+"""A workflow engine's answers: look again later; use the model; make another try, which resumes; fail for good."""
 INTERRUPTED_CODE = 130
 WORTH_ANOTHER_TRY = (1, ClusterError.exit_code)
 """Exit codes of a driver after which the same command may do better."""

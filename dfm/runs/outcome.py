@@ -1,4 +1,4 @@
-"""How a run ended, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
+"""The end of a run, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY = 1.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What can be said of a run now.
+    """The outcome of a run as it can be told now.
 
     state: one of `dfm.runs.lifecycle`: that of its record, or one that is concluded: "lost", "unproven", "unknown".
     reason: one sentence where there is something to explain.
@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with that waited for the run."""
+        """The exit code of a command that waited for the run."""
         error = self.record.error if self.record is not None else None
         known = lifecycle.of(self.state).exit_code
         return known if known is not None else int((error or {}).get("exit_code", self.code))

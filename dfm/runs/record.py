@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run stands. Times are ISO 8601 in UTC, "" where not reached; `progress` is what the last events told."""
+    """The state of a run. Times are ISO 8601 in UTC, "" where not reached; `progress` is what the last events told."""
 
     run_id: str
     state: str
@@ -110,7 +110,7 @@ def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, A
 
 
 def read_events(directory: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """What happened in the run, in order: each event has "time" and "run_id". Empty where nothing was written."""
+    """The events of a run, in order: each has "time" and "run_id". Empty where nothing was written."""
     url = files.join(directory, EVENTS)
     try:
         return _whole(lambda: [json.loads(line) for line in files.read_bytes(url, storage_options).splitlines()])
@@ -263,7 +263,7 @@ class RunLog:
 
     @property
     def record(self) -> RunRecord:
-        """How the run stands."""
+        """The state of the run."""
         return self._record
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
-from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
@@ -48,11 +48,12 @@ WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
 LIST_WEIGHTS = ("sqrt", "one")
+NAN_RULES = ("error", "missing")
 
 
 @dataclass(frozen=True)
 class Table:
-    """What every TOML table shares: values are checked and normalised however the record is made."""
+    """The common part of the TOML tables: values are checked and normalised however the record is made."""
 
     table: ClassVar[str]
 
@@ -94,7 +95,7 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataSettings(Table):
-    """Where the rows are and what happens to bad ones."""
+    """The places of the rows, and what happens to bad ones."""
 
     table = "data"
 
@@ -159,11 +160,34 @@ class Schema(Table):
     quantile_buckets: int = knob(32, Number(2, 4096, integer=True), f"buckets of the transform {QUANTILE}")
     transforms: Mapping[str, str] = knob({}, TableOf(Options(tuple(TRANSFORMS))), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
-    list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
+    list_separator: str = knob(
+        "",
+        Text(),
+        'what parts the elements of a list that is text ("|" in "a|b|c"); empty: text is no list',
+        is_late=True,
+    )
+    list_weight: str = knob(
+        "sqrt",
+        Options(LIST_WEIGHTS),
+        "value of each of n list elements: 1/sqrt(n), or 1; weighted: w/sqrt(sum of w**2), or w",
+    )
+    missing: tuple[str, ...] = knob(
+        (), ListOf(Text()), "texts that mean a missing value, in every column; empty text always does", is_late=True
+    )
+    nan: str = knob(
+        "error", Options(NAN_RULES), "what NaN in a numeric column is: a bad row, or a missing number", is_late=True
+    )
+    derive: Mapping[str, str] = knob(
+        {},
+        TableOf(Text(may_be_empty=False)),
+        "features made from moments, by name: hour(COLUMN), weekday(COLUMN), day(COLUMN), month(COLUMN), "
+        "hours(FROM, TO)",
+        is_late=True,
+    )
     crosses: tuple[tuple[str, ...], ...] = knob(
         (),
         ListOf(ListOf(Text(may_be_empty=False), at_least=2)),
-        "columns whose combined values are further categories; categorical or bucketed numeric columns only",
+        "columns whose combined values are further categories; categorical, list or bucketed numeric columns only",
     )
 
     def _check(self) -> None:
@@ -180,7 +204,7 @@ class Schema(Table):
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """What the model is, apart from how it is trained."""
+    """The model, apart from how it is trained."""
 
     table = "model"
 
@@ -202,7 +226,7 @@ class ModelSettings(Table):
     family: str = knob(
         FAMILIES[0],
         Options(FAMILIES),
-        "kind of model: a factorization machine, or one that also weighs pairs of fields",
+        "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
         is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
@@ -219,8 +243,16 @@ class ModelSettings(Table):
     )
     init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+    clip: bool = knob(
+        False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
+    )
 
     def _check(self) -> None:
+        if self.clip and self.task != "regression":
+            raise SettingsError(
+                f'model.clip = true needs model.task = "regression", and the task is "{self.task}", whose predictions '
+                "have a range of their own. Leave it out."
+            )
         loss = LOSSES.get(self.loss)
         if loss is not None and loss.task != self.task:
             fitting = " or ".join(f'"{name}"' for name in names_for(self.task))
@@ -252,7 +284,7 @@ def _knob_of(own: Parameter) -> Any:
 @dataclass(frozen=True)
 @with_fields_of(parameters(), after="regularizer", make=_knob_of)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result.
+    """The training and averaging of local models: these knobs decide the bytes of the result.
 
     Behind regularizer stand the parameters of the optimizers, each read by one of them alone (`own_knobs`).
     """
@@ -395,7 +427,7 @@ class TrainingSettings(Table):
 
 @dataclass(frozen=True)
 class ClusterSettings(Table):
-    """Where the work runs. Nothing here changes the resulting parameters."""
+    """The cluster that does the work. Nothing here changes the resulting parameters."""
 
     table = "cluster"
 
@@ -442,7 +474,7 @@ class ClusterSettings(Table):
 
 @dataclass(frozen=True)
 class OutputSettings(Table):
-    """Where results go."""
+    """The place of results."""
 
     table = "output"
 
@@ -461,7 +493,7 @@ class OutputSettings(Table):
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
-    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+    """The demands of `dfm submit --kubernetes` on a Kubernetes cluster; nothing else reads them."""
 
     table = "kubernetes"
 

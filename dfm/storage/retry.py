@@ -28,7 +28,7 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialR
 
 
 def retrying(url: str, action: Callable[[], Answer]) -> Answer:
-    """What `action` returns; while the store is busy, it is called again.
+    """The result of `action`, which is called again while the store is busy.
 
     StorageError when patience is at an end, and at once where the store denies access.
     """

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from dfm.data.arrow_types import column_kind
 from dfm.data.duplicates import check_distinct
-from dfm.data.encoding import column_kind
-from dfm.data.parquet import HIVE_NULL, Shard, Unit, arrow_schema, find_shards, stored_schema
+from dfm.data.parquet import HIVE_NULL, Shard, Unit, feature_schema, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema, infer, resolve
 from dfm.data.time_split import at_or_after, first_and_last
 from dfm.errors import DataError
@@ -92,7 +92,7 @@ def nothing_left(bound: str, what: str) -> str:
 
 def resolve_schema(job: Job, shard: Shard) -> ResolvedSchema:
     """The job's schema on the columns of one shard."""
-    found = arrow_schema(shard, job.data.storage_options)
+    found = feature_schema(shard, job.data.storage_options)
     kinds = {field.name: column_kind(field.type) for field in found}
     return resolve(infer(job.schema, kinds), found.names)
 
