@@ -14,6 +14,7 @@ import pytest
 import dfm
 import dfm.kernels.families
 import dfm.kernels.optimizers
+from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
 
@@ -125,10 +126,16 @@ def test_json_is_written_in_one_place():
     assert found - WRITES_JSON == set()
 
 
-@pytest.mark.parametrize("home", ["kernels.losses", "kernels.optimizers"])
-def test_names_of_losses_and_optimizers_stand_in_their_records_alone(home):
-    """ "quantile" is a transform too."""
-    names = {"kernels.losses": LOSSES.keys() - {"quantile"}, "kernels.optimizers": OPTIMIZERS.keys()}[home]
+RECORDS = {
+    "kernels.losses": LOSSES.keys() - {"quantile"},  # which is a transform too
+    "kernels.optimizers": OPTIMIZERS.keys(),
+    "kernels.families": {*FAMILIES},
+}
+
+
+@pytest.mark.parametrize("home", RECORDS)
+def test_names_of_losses_optimizers_and_families_stand_in_their_records_alone(home):
+    names = RECORDS[home]
     found = {
         module: texts
         for module, tree in MODULES.items()

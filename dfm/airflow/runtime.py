@@ -156,7 +156,7 @@ def start_dask_job(job: Job, run_id: str) -> str:
 
     Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
     """
-    from dfm.kubernetes import submit
+    from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
@@ -166,6 +166,7 @@ def start_dask_job(job: Job, run_id: str) -> str:
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
     files.write_bytes(kept, name.encode(), job.data.storage_options)
     submit.submit(api, dataclasses.replace(submit.prepare(job, name), run_id=run_id))
+    upkeep.tidy(api)
     return name
 
 

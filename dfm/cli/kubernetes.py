@@ -18,7 +18,7 @@ def submit(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Create the DaskJob of a job file, or print it."""
-    from dfm.kubernetes import submit
+    from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.settings.job import load_job
 
@@ -28,7 +28,9 @@ def submit(
     if dry_run:
         click.echo(_as_yaml(submission))
         return 0
-    done = submit.submit(Api(namespace, context), submission)
+    api = Api(namespace, context)
+    done = submit.submit(api, submission)
+    upkeep.tidy(api)
     if as_json:
         click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:

@@ -17,6 +17,7 @@ from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
@@ -221,7 +222,7 @@ class FMClassifier(_Classifier):
     def __init__(
         self,
         n_factors: int = 8,
-        family: str = "fm",
+        family: str = DEFAULT_FAMILY,
         *,
         loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,

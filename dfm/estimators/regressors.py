@@ -13,6 +13,7 @@ from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
@@ -96,7 +97,7 @@ class FMRegressor(_Regressor):
     def __init__(
         self,
         n_factors: int = 8,
-        family: str = "fm",
+        family: str = DEFAULT_FAMILY,
         *,
         loss: Any = DEFAULT_LOSSES["regression"],
         loss_parameter: float | None = None,

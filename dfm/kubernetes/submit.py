@@ -14,7 +14,7 @@ from typing import Any
 
 from dfm import jobs
 from dfm.errors import ClusterError, SettingsError, StorageError
-from dfm.kubernetes import manifest, sizing, upkeep
+from dfm.kubernetes import manifest, sizing
 from dfm.kubernetes.api import Api, Away, NotThere
 from dfm.kubernetes.follow import (
     CLUSTER_LABEL,
@@ -123,17 +123,7 @@ def submit(api: Api, submission: Submission) -> Submitted:
         with contextlib.suppress(ClusterError):  # the first error is the one to tell
             api.delete("DaskJob", submission.name)
         raise
-    _prune(api)
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
-
-
-def _prune(api: Api) -> None:
-    """Delete what earlier jobs have left and what has outlived its time, where this user may."""
-    try:
-        for name in upkeep.prune(api):
-            logger.info("%s has outlived its kubernetes.ttl_after_finished and is deleted", name)
-    except ClusterError as error:
-        logger.warning("jobs that ended long ago are not pruned: %s", error)
 
 
 def _created(api: Api, body: Manifest) -> Manifest:

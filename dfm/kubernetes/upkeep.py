@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfm.errors import ClusterError
 from dfm.kubernetes.api import Api
 from dfm.kubernetes.follow import CLUSTER_LABEL, DRIVER, JobState, component_of, summarise
 from dfm.kubernetes.manifest import JOB, MANAGED, TTL, Manifest
 
+logger = logging.getLogger(__name__)
 _LEFT_ALONE = 600.0
 """Seconds that an object without its DaskJob is left alone: `kubectl apply` may not have come to the DaskJob yet."""
 _BESIDE = ("ConfigMap", "PodDisruptionBudget")
@@ -82,6 +85,18 @@ def prune(api: Api, older_than: float | None = None, dry_run: bool = False) -> l
                 if not dry_run:
                     api.delete(kind, body["metadata"]["name"])
     return gone
+
+
+def tidy(api: Api) -> None:
+    """Prune, as who submits a job does; where that is not allowed, or the server does not answer, it is left to others.
+
+    Kubernetes deletes finished Jobs of its own by themselves, but no DaskJobs.
+    """
+    try:
+        for name in prune(api):
+            logger.info("%s has outlived its kubernetes.ttl_after_finished and is deleted", name)
+    except ClusterError as error:
+        logger.warning("jobs that ended long ago are not pruned: %s", error)
 
 
 def _is_orphan(metadata: Mapping[str, Any], jobs: set[str], now: datetime.datetime) -> bool:

@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from dfm.cli import kubernetes as cli_kubernetes
@@ -23,6 +26,7 @@ from dfm.kubernetes import api as api_module
 from dfm.kubernetes import follow, sizing, submit, upkeep
 from dfm.kubernetes.api import Api, Away
 from dfm.kubernetes.manifest import Manifest, Submission
+from dfm.launch import supervisor
 from dfm.runs import patience
 from dfm.runs import record as runs
 from dfm.runs.record import RunLog
@@ -743,17 +747,18 @@ def test_a_job_that_moves_while_it_is_looked_at_is_not_pruned(
 
 
 def test_submitting_prunes_and_a_role_that_does_not_allow_that_is_no_obstacle(
-    server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture
+    server: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    path = tmp_path / "clicks.toml"
+    path.write_text(JOB.format(name=tmp_path.name))
     put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
     server.faults.append(Fault("GET", "/daskjobs", 403))
-    submit.submit(api, submission)
+    for number, left in enumerate([True, False]):
+        output = f"output.directory=memory://k8s/{tmp_path.name}-{number}"
+        done = CliRunner().invoke(cli, ["submit", str(path), "--kubernetes", "--set", output], standalone_mode=False)
+        assert done.exception is None, done.output
+        assert (f"{JOBS}/old" in server.objects) is left
     assert "jobs that ended long ago are not pruned" in caplog.text
-    assert f"{JOBS}/old" in server.objects
-    other = dataclasses.replace(submission.job.output, directory=f"{submission.job.output.directory}-2")
-    job = dataclasses.replace(submission.job, output=other)
-    submit.submit(api, dataclasses.replace(submission, name="clicks-2", run_id="run-2", job=job))
-    assert f"{JOBS}/old" not in server.objects
 
 
 def test_the_commands_list_and_prune_the_jobs_of_a_namespace(
@@ -807,3 +812,43 @@ def test_the_commands_submit_show_and_cancel_a_job(server: ApiServer, tmp_path: 
     assert (status["outcome"], status["driver"], status["directory"]) == ("submitted", "missing", told["directory"])
     assert "is deleted" in run("cancel", told["name"], "--kubernetes")
     assert f"{JOBS}/{told['name']}" not in server.objects
+
+
+def test_objects_that_kubectl_applies_are_followed_and_cleaned_up_like_submitted_ones(
+    server: ApiServer, api: Api, tmp_path: Path
+) -> None:
+    path = tmp_path / "clicks.toml"
+    path.write_text(JOB.format(name=tmp_path.name))
+    done = CliRunner().invoke(cli, ["submit", str(path), "--kubernetes", "--dry-run"], standalone_mode=False)
+    objects = list(yaml.safe_load_all(done.output))
+    paths = {
+        "ConfigMap": "/api/v1",
+        "DaskJob": "/apis/kubernetes.dask.org/v1",
+        "PodDisruptionBudget": "/apis/policy/v1",
+    }
+    for body in objects:  # kubectl apply -f -
+        body["metadata"]["creationTimestamp"] = ago(hours=1)
+        server.put(f"{paths[body['kind']]}/namespaces/team/{body['kind'].lower()}s", body)
+    dask_job = next(body for body in objects if body["kind"] == "DaskJob")
+    name, metadata = dask_job["metadata"]["name"], dask_job["metadata"]
+    # What the driver's pod would do: nobody has left a record for it.
+    (container,) = dask_job["spec"]["job"]["spec"]["containers"]
+    run_id = container["args"][container["args"].index("--run-id") + 1]
+    assert run_id == metadata["annotations"]["dfm/run-id"]
+    mounted = next(each for each in dask_job["spec"]["job"]["spec"]["volumes"] if each["name"] == "job")
+    file = next(body for body in objects if body["kind"] == "ConfigMap")
+    assert mounted["configMap"]["name"] == file["metadata"]["name"]
+    job = Job.from_dict(tomllib.loads(file["data"]["job.toml"]))
+    labels = {"dask.org/cluster-name": name, "dask.org/component": "job-runner"} | dict([MANAGED])
+    pod = {"kind": "Pod", "metadata": {"name": f"{name}-runner", "labels": labels}, "status": {"phase": "Running"}}
+    server.put(PODS, pod)
+    command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    assert supervisor.drive(job, command, run_id, 1, lambda line: None) == 3
+    found, _ = follow.follow(api, name, {}, lambda event: None)
+    assert (found.state, found.exit_code) == ("failed", 3)
+    server.put(JOBS, {**dask_job, "status": {"jobStatus": "Failed", "endTime": ago(seconds=1)}})
+    assert upkeep.prune(api, older_than=0) == [f"DaskJob {name}"]
+    assert sorted(upkeep.prune(api, older_than=0)) == [
+        f"ConfigMap {file['metadata']['name']}", f"PodDisruptionBudget {objects[2]['metadata']['name']}",
+    ]  # fmt: skip
+    assert server.kinds() == []

@@ -57,6 +57,7 @@ class Family:
     knows_fields: bool = False
     most_fields: int = 1 << 16
     has_texts: bool = False
+    is_default: bool = False
     cuda: str | None = None
 
     def check_fields(self, n_fields: int) -> None:

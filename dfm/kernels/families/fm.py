@@ -188,5 +188,6 @@ FAMILY = Family(
     room=_room,
     onnx=_onnx,
     has_texts=True,
+    is_default=True,
     cuda=_CUDA,
 )

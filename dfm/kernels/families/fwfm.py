@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dfm.kernels.cpu.shape import Shape
 
 _ACCUMULATOR = 0.1
-"""Of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly move;
-0.1 was the best of those tried on planted strengths."""
+"""Share of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly
+move; 0.1 was the best of those tried on planted strengths."""
 
 
 def _blocks(n_factors: int) -> tuple[Block, ...]:
