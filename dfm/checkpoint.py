@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm import storage
+from dfm import ownership, storage
 from dfm.arrays import array_bytes, parse_arrays
 from dfm.errors import DataError, SettingsError
 from dfm.params import Layout, ParameterTable
@@ -31,7 +31,8 @@ KEPT = 2
 """Checkpoints that stay: the newest, and one to fall back to."""
 _MANIFEST = re.compile(r"round-(\d{8})\.json")
 _BLOCK = re.compile(r"round-\d{8}-block-\d+-[0-9a-f]{16}\.safetensors")
-_TEMPORARY = re.compile(r"\.round-.*\.part")
+_TEMPORARY = re.compile(rf"\.(?:{_MANIFEST.pattern}|{_BLOCK.pattern})\.[0-9a-f]{{32}}\.part")
+_MANIFEST_HEAD = b'{"sha256": "'
 _MOMENTUM = "momentum_"
 
 
@@ -240,8 +241,10 @@ class CheckpointFolder:
         self._discard(checkpoint.name, reason)
 
     def _discard(self, name: str, reason: Exception) -> None:
-        logger.warning("skipping the damaged checkpoint %s: %s", storage.join(self.url, name), reason)
-        storage.remove(storage.join(self.url, name), self.options)
+        url = storage.join(self.url, name)
+        ownership.check_replaceable(url, _is_manifest, self.options)
+        logger.warning("skipping the damaged checkpoint %s: %s", url, reason)
+        ownership.remove_own(url, _is_manifest, self.options)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint whose block files are written, and delete those before the last two.
@@ -275,19 +278,33 @@ class CheckpointFolder:
         manifests = sorted(self._files)
         needed = set[str]().union(*(self._files[name] for name in manifests[-KEPT:]))
         for name in manifests[:-KEPT]:
-            storage.remove(storage.join(self.url, name), self.options)
+            self._remove(name)
             del self._files[name]
         for name in names:
             if _TEMPORARY.fullmatch(name) or (_BLOCK.fullmatch(name) and name not in needed):
-                storage.remove(storage.join(self.url, name), self.options)
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Delete a file of a checkpoint; one that dfm did not make stays, whatever its name."""
+        ownership.remove_own(storage.join(self.url, name), _is_own, self.options)
 
     def clear(self) -> None:
         """Delete all checkpoints: the manifests first, so that none is left without its blocks."""
         names = storage.names_in(self.url, self.options)
         for kind in (_MANIFEST, _BLOCK, _TEMPORARY):
             for name in filter(kind.fullmatch, names):
-                storage.remove(storage.join(self.url, name), self.options)
+                self._remove(name)
         self._files.clear()
         if storage.is_local(self.url):
             with contextlib.suppress(OSError):
                 storage.local_path(self.url).rmdir()
+
+
+def _is_manifest(url: str, options: storage.Options) -> bool:
+    """Whether a file is a manifest of dfm, be it cut short: after a power cut nothing may be left of one."""
+    head = storage.read_head(url, len(_MANIFEST_HEAD), options)
+    return _MANIFEST_HEAD.startswith(head)
+
+
+def _is_own(url: str, options: storage.Options) -> bool:
+    return ownership.is_array_file(url, options) or _is_manifest(url, options)

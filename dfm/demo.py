@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dfm import jobs, synth
+from dfm import jobs, ownership, storage, synth
 from dfm.distributed.train import OnEvent, TrainResult
 from dfm.errors import DataError
 from dfm.model import FMModel
@@ -43,7 +43,7 @@ workers = {workers}
 cache = "{root}/cache"
 
 [output]
-directory = "{root}"
+directory = "{root}/results"
 """
 
 
@@ -66,11 +66,13 @@ def run_demo(
     """Make `rows` rows of clicks over eight days, train on seven, evaluate on the last; everything below `output`."""
     started = time.perf_counter()
     root = Path(output)
+    job = root / "job.toml"
+    ownership.check_replaceable(str(job), ownership.begins_with(_JOB[: _JOB.index(";")].encode()))
     processes = workers or min(os.cpu_count() or 1, 4)
     log = _click_log(root, rows, seed, processes, on_event)
     last_day = log.days[-1].day
-    job = root / "job.toml"
-    job.write_text(_JOB.format(root=root.as_posix(), last_day=last_day, workers=processes, epochs=epochs))
+    text = _JOB.format(root=root.as_posix(), last_day=last_day, workers=processes, epochs=epochs)
+    storage.write_bytes(str(job), text.encode())
     run = jobs.train(job, on_event=on_event)
     truth = log.day(last_day)
     ceiling = truth.click_rate_log_loss - truth.log_loss

@@ -15,6 +15,8 @@ from dfm import runs, storage
 from dfm.errors import DfmError
 from dfm.settings import Job
 
+_ORDER = "dfm-driver-"
+"""How the names of order files begin."""
 LOG = "driver.log"
 """What the driver prints, beside its results where these are on this machine."""
 
@@ -26,7 +28,7 @@ def start(job: Job, run_id: str) -> None:
     """
     runs.submitted(job, run_id, job.cluster.scheduler)
     order = {"job": job.to_dict(secrets=True), "run_id": run_id}
-    handle, path = tempfile.mkstemp(prefix="dfm-driver-", suffix=".json")
+    handle, path = tempfile.mkstemp(prefix=_ORDER, suffix=".json")
     with os.fdopen(handle, "w") as stream:
         json.dump(order, stream)
     command = [sys.executable, "-m", "dfm.detached", path]
@@ -73,7 +75,8 @@ def main(path: str) -> int:
     from dfm import jobs
 
     order = json.loads(Path(path).read_text())
-    Path(path).unlink()
+    if Path(path).name.startswith(_ORDER) and order.keys() == {"job", "run_id"}:
+        Path(path).unlink()
     job = Job.from_dict(order["job"])
     try:
         result = jobs.train(job, run_id=order["run_id"])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dfm import storage
+from dfm import ownership, storage
 from dfm.errors import SettingsError
 from dfm.model import FMModel, batches_of
 
@@ -185,7 +185,10 @@ FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
 
 
 def export(model: FMModel, kind: str, directory: str, options: storage.Options = None) -> list[str]:
-    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written."""
+    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
+
+    An earlier export is replaced. SettingsError where a file of such a name is there that dfm did not make.
+    """
     name, made = FORMATS[kind]
     info = model.objective.info
     if kind in ("xlearn", "libfm") and info.link not in _TEXT_LINKS:
@@ -197,6 +200,9 @@ def export(model: FMModel, kind: str, directory: str, options: storage.Options =
     if kind == "libfm":
         files["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()
     urls = [storage.join(directory, file) for file in files]
+    ledger = ownership.Ledger(directory, "exports", options)
+    ledger.claim(files)
     for url, data in zip(urls, files.values(), strict=True):
         storage.write_bytes(url, data, options)
+    ledger.settle()
     return urls

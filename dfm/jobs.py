@@ -8,12 +8,12 @@ from typing import Any
 
 from distributed import Client
 
-from dfm import storage
+from dfm import ownership, storage
 from dfm.credentials import check_options, check_url
 from dfm.distributed import cluster
 from dfm.distributed import train as training
 from dfm.distributed.inputs import find_inputs, plan_event
-from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
@@ -135,7 +135,7 @@ def predict(
     output: str,
     *,
     keep: Sequence[str] = (),
-    overwrite: bool = False,
+    overwrite: bool | Overwrite = False,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
     on_bad_rows: str = "error",
@@ -146,16 +146,22 @@ def predict(
 
     Shards may differ in their columns; all parts have one schema. Where workers run on other machines, `output` is a
     URL: of an object store, or `file://…` for a folder that they share with this machine.
+
+    overwrite: False: `output` must be empty; "own": an earlier prediction is replaced; True, or "beside": files that
+    dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
+    the model, whatever `overwrite` says.
     """
     chosen = settings or ClusterSettings()
+    replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
     where = storage.absolute(output)
     scoring = Scoring(storage.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
+    ownership.check_apart(where, [*paths, model], "output", storage_options, shards=[shard.url for shard in shards])
     with cluster.client_of(chosen, client) as own:
         account = predict_shards(
-            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite
+            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced
         )
     return {
         "output": where,

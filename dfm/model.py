@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dfm import rowwise, storage
+from dfm import ownership, rowwise, storage
 from dfm.arrays import array_bytes, parse_arrays
 from dfm.encoding import Encoded, NumberStatistics, encode_batch
 from dfm.errors import DataError, ModelError
@@ -43,6 +44,7 @@ from dfm.schema import ResolvedSchema
 from dfm.vocabulary import RowLookup, Vocabulary
 
 _LONGEST_REASON = 500
+_OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 """Characters of another error, or of a manifest, that a message quotes."""
 MANIFEST = "model.json"
 FORMAT = 2
@@ -166,6 +168,7 @@ class FMModel:
 
         golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
         """
+        check_place(url, options)
         files = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if golden is not None and golden.num_rows:
             data = _golden_bytes(self, golden)
@@ -182,8 +185,9 @@ class FMModel:
         superseded = _names(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
         storage.write_bytes(storage.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
-        for name in set(previous.get("superseded", ())) - superseded - current:
-            storage.remove(storage.join(url, _checked_name(str(name), url)), options)
+        for name in set(map(str, previous.get("superseded", ()))) - superseded - current:
+            if _OWN_FILE.fullmatch(_checked_name(name, url)):  # anybody may have written the manifest
+                storage.remove(storage.join(url, name), options)
         return self.parameters_sha256()
 
     def parameters_sha256(self) -> str:
@@ -238,6 +242,11 @@ class FMModel:
         if has_golden:
             _check_golden(model, golden, url)
         return model
+
+
+def check_place(url: str, options: storage.Options = None) -> None:
+    """SettingsError where a model would replace a model.json that dfm did not write."""
+    ownership.check_replaceable(storage.join(url, MANIFEST), lambda *_: bool(_manifest_in_place(url, options)), options)
 
 
 def read_manifest(url: str, options: storage.Options = None) -> dict[str, Any]:
@@ -354,9 +363,10 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
 def _manifest_in_place(url: str, options: storage.Options) -> dict[str, Any]:
     """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
-        return read_manifest(url, options)
+        found = read_manifest(url, options)
     except ModelError:
         return {}
+    return found if {"files", "hashing", "schema"} <= found.keys() else {}
 
 
 def _names(manifest: Mapping[str, Any]) -> set[str]:

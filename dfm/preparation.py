@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dfm import ownership
 from dfm.accounting import RowAccount, bad_row_message, rejections_of
 from dfm.arrays import read_arrays, read_only, write_arrays
 from dfm.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
@@ -34,6 +36,7 @@ from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 CACHE_FORMAT = 4
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
+_CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
@@ -252,6 +255,12 @@ def _no_rows(schema: ResolvedSchema) -> HashedRows:
     return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), floats, floats, floats)
 
 
+def _is_cached(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is a chunk or partition, or what a killed worker left of one: by its name and by its header."""
+    is_named = entry.is_file(follow_symlinks=False) and _CACHED.fullmatch(entry.name)
+    return bool(is_named) and ownership.is_array_file(entry.path)
+
+
 def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
     return Path(reading.cache) / f"{kind}-{fingerprint(*parts)[:32]}.safetensors"
 
@@ -343,12 +352,12 @@ def _open_partition(path: Path) -> SparsePartition | None:
 
 
 def prune_cache(directory: str, limit: int, older_than: float) -> int:
-    """Delete the files used least recently until `limit` bytes are left; files used since `older_than` stay.
+    """Delete chunks and partitions used least recently until `limit` bytes of them are left; others' files stay.
 
-    older_than: seconds since the epoch. Returns the bytes deleted.
+    older_than: seconds since the epoch; what was used since then stays too. Returns the bytes deleted.
     """
     try:
-        found = [entry for entry in os.scandir(directory) if entry.is_file()]
+        found = [entry for entry in os.scandir(directory) if _is_cached(entry)]
         files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
     except OSError:
         return 0

@@ -15,18 +15,24 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import dfm
-from dfm import storage
+from dfm import ownership, storage
 from dfm.errors import DfmError, RunCancelled, SettingsError
 from dfm.settings import Job
 
 STATES = ("submitted", "running", "finished", "failed", "cancelled", "interrupted")
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
+_PROOFS = {
+    RECORD: ("run_id", "state", "job_fingerprint", "dfm_version"),
+    EVENTS: ("run_id", "event", "time"),
+    CANCEL: ("run_id", "host", "time"),
+}
+"""The keys by which each of these files is known to be dfm's."""
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 60.0
 """A driver that was not heard of for so long is gone: twenty heartbeats, so that a slow store is no death."""
@@ -109,13 +115,29 @@ def read_events(directory: str, storage_options: Mapping[str, Any] | None = None
 def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
     """Leave the record of a run whose driver is still to start; its events and cancel requests of old are gone."""
     directory, options = job.output.directory, job.data.storage_options
+    check_record(directory, options)
     record = RunRecord(
         run_id, "submitted", job.fingerprint(), dfm.__version__, scheduler=scheduler, submitted=now(), updated=now()
     )
-    for name in (CANCEL, EVENTS):
-        storage.remove(storage.join(directory, name), options)
+    _forget(directory, options)
     write_run(directory, record, options)
     return record
+
+
+def check_record(directory: str, options: storage.Options = None) -> None:
+    """SettingsError where a file that is none of dfm's has the name of one that a run writes."""
+    for name in _PROOFS:
+        ownership.check_replaceable(storage.join(directory, name), _proof(name), options)
+
+
+def _proof(name: str) -> ownership.IsOwn:
+    return lambda url, options: ownership.is_record(url, _PROOFS[name], options)
+
+
+def _forget(directory: str, options: storage.Options, names: Sequence[str] = (CANCEL, EVENTS)) -> None:
+    """Delete the traces of an earlier run."""
+    for name in names:
+        ownership.remove_own(storage.join(directory, name), _proof(name), options)
 
 
 def end_lost_run(job: Job, run_id: str, message: str, exit_code: int) -> None:
@@ -135,6 +157,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     """
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
+        ownership.check_replaceable(storage.join(directory, CANCEL), _proof(CANCEL), storage_options)
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
         storage.write_bytes(storage.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
     return record
@@ -216,7 +239,7 @@ class RunLog:
         self._end(error)
         self._write()
         if self._record.state != "failed":
-            storage.remove(storage.join(self._directory, CANCEL), self._options)
+            _forget(self._directory, self._options, [CANCEL])
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
@@ -231,6 +254,7 @@ class RunLog:
 
     def _take_over(self) -> None:
         """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed."""
+        check_record(self._directory, self._options)
         before = read_run(self._directory, self._options)
         if before is not None and before.run_id == self._record.run_id:
             self._record = dataclasses.replace(
@@ -239,8 +263,7 @@ class RunLog:
             self._events = [_line(event) for event in read_events(self._directory, self._options)]
             self._cancelled = self._is_cancelled()
             return
-        for name in (CANCEL, EVENTS):
-            storage.remove(storage.join(self._directory, name), self._options)
+        _forget(self._directory, self._options)
 
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -16,10 +16,10 @@ from typing import Any
 
 from distributed import Client
 
-from dfm import datacheck, jobs, promotion, runs, storage
+from dfm import datacheck, jobs, ownership, promotion, runs, storage
 from dfm.detached import is_lost
 from dfm.distributed.inputs import find_inputs, resolve_schema
-from dfm.distributed.predict import DONE
+from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.gate import Gate, Verdict, judge
 from dfm.ingest import Shard, find_shards
@@ -206,8 +206,9 @@ def publish(
     order: when the candidate's data ended; a model of earlier data never replaces one of later data. GateError where it
     is refused, unless `enforce` is off: then the answer says so.
     """
-    metrics = evaluate_once(candidate, data, where, unseen=True)
     options = where.storage_options
+    ownership.check_apart(alias, data, "alias", options)
+    metrics = evaluate_once(candidate, data, where, unseen=True)
     for attempt in range(1, _ATTEMPTS + 1):
         present = promotion.champion(alias, options)
         rival = evaluate_once(present.model, data, where) if present else None
@@ -238,9 +239,13 @@ def _publication(alias: str, version: int, verdict: Verdict, refusals: list[str]
 
 
 def predict_once(
-    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error"
-) -> dict[str, Any]:
-    """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone."""
+    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error",
+    beside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone.
+
+    Earlier scores in `output` are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    """
     options = where.storage_options
     url = promotion.model_of(model, options)
     shards = find_shards(list(data), options)
@@ -250,13 +255,20 @@ def predict_once(
         known = json.loads(storage.read_bytes(record, options))
         if known["key"] == key:
             return dict(known["summary"])
+    ownership.check_replaceable(record, _is_scored, options)
+    ownership.remove_own(record, _is_scored, options)
+    replaced: Overwrite = "beside" if beside else "own"
     scored = jobs.predict(
-        url, data, output, keep=keep, overwrite=True, settings=where.settings, client=where.client,
+        url, data, output, keep=keep, overwrite=replaced, settings=where.settings, client=where.client,
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     summary = {**scored, "model": url}
     storage.write_bytes(record, json.dumps({"key": key, "summary": summary}).encode(), options)
     return summary
+
+
+def _is_scored(url: str, options: storage.Options) -> bool:
+    return ownership.is_record(url, ("key", "summary"), options)
 
 
 def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
@@ -272,6 +284,8 @@ def check_day(job: Job, day: str, before: Sequence[str], limits: datacheck.Limit
     keep: a folder for the profiles. Returns rows and click rate, and which of the earlier partitions are there.
     """
     options = job.data.storage_options
+    if keep:
+        ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
     there = [url for url in before if storage.exists(url, options)]
     shards = find_shards([day], options)
     schema = resolve_schema(job, next(shard for shard in shards if shard.n_rows))

@@ -13,7 +13,8 @@ import dfm
 
 PACKAGE = Path(dfm.__file__).parent
 ORDER = [
-    *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "runs", "arrays"),
+    *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "ownership"),
+    *("runs", "arrays"),
     *("timesplit", "heartbeat"),
     "manifest",
     *("ingest", "duplicates"),

@@ -250,7 +250,8 @@ class DfmPredictOperator(_DfmOperator):
 
     :param model: URL of a model, or of an alias for its champion
     :param data: paths, folders, globs or URLs of Parquet files
-    :param scores: folder or URL of the parts; those of an earlier model are replaced
+    :param scores: folder or URL of the parts, apart from the data; those of an earlier model are replaced
+    :param beside: whether files that dfm did not make may lie in `scores`; they stay there
     :param keep: input columns to keep; by default all
     :param on_bad_rows: "error" or "skip"
     """
@@ -265,12 +266,14 @@ class DfmPredictOperator(_DfmOperator):
         scores: str,
         keep: Sequence[str] = (),
         on_bad_rows: str = "error",
+        beside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model
         self.data = data
         self.scores = scores
+        self.beside = beside
         self.keep = list(keep)
         self.on_bad_rows = on_bad_rows
 
@@ -279,5 +282,6 @@ class DfmPredictOperator(_DfmOperator):
         if not tasks.is_model(self.model, self.storage_options):
             raise AirflowSkipException(f"there is no model at {self.model} yet")
         return tasks.predict(
-            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows,
+            self.beside,
         )  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dfm import storage
+from dfm import ownership, storage
 from dfm.credentials import check_options
 from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
 
@@ -21,6 +22,8 @@ Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
 DASK_JOB = "daskjob.txt"
 """Holds the name of the DaskJob that the latest try made."""
+_KEPT_NAME = re.compile(rb"[a-z0-9-]+-[0-9a-f]{10}")
+"""All that such a file holds."""
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -115,11 +118,16 @@ def start_dask_job(job: Job, run_id: str) -> None:
     from dfm.kubernetes.manifest import name_for
 
     api, kept = Api(job.kubernetes.namespace), storage.join(job.output.directory, DASK_JOB)
+    ownership.check_replaceable(kept, _is_kept_name, job.data.storage_options)
     with contextlib.suppress(FileNotFoundError):
         submitting.delete(api, storage.read_bytes(kept, job.data.storage_options).decode())
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
     storage.write_bytes(kept, name.encode(), job.data.storage_options)
     submitting.submit(api, dataclasses.replace(submitting.prepare(job, name), run_id=run_id))
+
+
+def _is_kept_name(url: str, options: storage.Options) -> bool:
+    return _KEPT_NAME.fullmatch(storage.read_head(url, 256, options)) is not None
 
 
 def link_to(url: str) -> str:

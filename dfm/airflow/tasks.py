@@ -131,12 +131,18 @@ def predict(
     dask_conn_id: str | None = "dask_default",
     storage_options: Mapping[str, Any] | None = None,
     on_bad_rows: str = "error",
+    beside: bool = False,
 ) -> dict[str, Any]:
-    """Score shards with a model, or the champion of an alias, into Parquet parts below `output`."""
+    """Score shards with a model, or the champion of an alias, into Parquet parts below `output`.
+
+    Earlier scores there are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    """
     from dfm import steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
-        return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
+        return steps.predict_once(
+            model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows, beside=beside
+        )
 
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfm import storage
+from dfm import ownership, runs, storage
 from dfm.distributed import rounds
 from dfm.encoding import encode_batch
 from dfm.errors import DataError, SettingsError
-from dfm.ingest import Unit, naming_shard, read_unit
-from dfm.model import GOLDEN_ROWS, MANIFEST, FMModel
+from dfm.ingest import Shard, Unit, naming_shard, read_unit
+from dfm.model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.objective import LossInfo
 from dfm.preparation import Reading
 from dfm.settings import Job
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 def check_output(job: Job) -> None:
     """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
     url, options = storage.join(job.output.directory, "model"), job.data.storage_options
+    _check_apart(job)
+    runs.check_record(job.output.directory, options)
+    check_place(url, options)
     if not job.output.overwrite and storage.exists(storage.join(url, MANIFEST), options):
         raise SettingsError(
             f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
@@ -35,6 +38,20 @@ def check_output(job: Job) -> None:
         raise SettingsError(
             f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
         ) from error
+
+
+def _check_apart(job: Job) -> None:
+    """SettingsError where the output or the cache is, contains or lies inside the data, held-out rows included."""
+    inputs, options = [*job.data.train, *job.data.validation], job.data.storage_options
+    ownership.check_apart(job.output.directory, inputs, "output.directory", options)
+    ownership.check_apart(job.cluster.cache, inputs, "cluster.cache", options, may_hide=True)
+
+
+def check_shards(job: Job, shards: Sequence[Shard]) -> None:
+    """SettingsError where shards that were found, maybe beyond symbolic links, lie below the output or in the cache."""
+    urls = [shard.url for shard in shards]
+    for url, what in ((job.output.directory, "output.directory"), (job.cluster.cache, "cluster.cache")):
+        ownership.check_apart(url, [], what, job.data.storage_options, shards=urls)
 
 
 def publish_model(

@@ -25,7 +25,7 @@ from dfm.distributed import backends, cluster, observing, prepare, rounds
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
 from dfm.distributed.loop import Best, TrainingLoop
-from dfm.distributed.publishing import check_output, publish_model
+from dfm.distributed.publishing import check_output, check_shards, publish_model
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.hashing import expected_collisions
 from dfm.kernels.contract import KernelSpec, Step
@@ -88,6 +88,7 @@ def train(
     objective, spec = kernel_spec(job, loss, regularizer)
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
+    check_shards(job, [*inputs.train, *inputs.validation])
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
