@@ -55,13 +55,17 @@ format: $(STAMP) ## Rewrite the files as ruff wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) tmpdir ## Run the benchmarks (bench_*.py below benchmarks)
-	@for script in $(sort $(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+# ONLY="kernels rounds" chooses bench_kernels.py and bench_rounds.py.
+BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py))
+CHOSEN = $(if $(ONLY),$(foreach name,$(ONLY),$(call named,$(name))),$(BENCHMARKS))
+named = $(or $(filter %/bench_$(1).py,$(BENCHMARKS)),$(error there is no benchmark "$(1)"; choose of: \
+	$(patsubst bench_%,%,$(basename $(notdir $(BENCHMARKS))))))
 
-bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still work?
-	@for script in $(sort $(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \
-		echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
+bench: $(STAMP) tmpdir ## Run the benchmarks, bench_*.py below benchmarks (ONLY="kernels rounds": these)
+	@for script in $(CHOSEN); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still work? (ONLY, as above)
+	@for script in $(CHOSEN); do echo "== $$script --smoke"; $(BIN)/python "$$script" --smoke || exit 1; done
 
 # Universal: one file for all platforms and all Pythons from 3.11 on, with the fewest versions of each package.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --upgrade --quiet --no-config --no-cache \

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine_line
 
-from dfm.distributed.placement import plan_training
-from dfm.ingest import arrow_schema, find_shards
-from dfm.preparation import Reading, hash_units, load_slices
-from dfm.schema import ResolvedSchema, resolve
-from dfm.settings import Schema, TrainingSettings
-from dfm.synth import generate
-from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.parquet import arrow_schema, find_shards
+from dfm.data.preparation import Reading, hash_units, load_slices
+from dfm.data.schema import ResolvedSchema, resolve
+from dfm.data.synthetic import generate
+from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.settings.tables import Schema, TrainingSettings
+from dfm.training.plan import plan_training
 
 HASH_BITS = 22
 

@@ -17,7 +17,7 @@ from typing import Any
 from distributed import Client, LocalCluster
 
 import dfm
-from dfm.synth import generate, read_truth
+from dfm.data.synthetic import generate, read_truth
 
 DECAYS = (0.0, 0.1, 0.2, 0.5)
 FIRST = date(2026, 11, 14)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dfm.data.synthetic import generate, read_truth
 from dfm.errors import DataError
-from dfm.synth import generate, read_truth
 
 _JOB = """\
 [data]

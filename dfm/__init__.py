@@ -9,26 +9,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dfm.version import __version__
+
 if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
     from dfm.kernels.losses import CustomLoss
-    from dfm.model import FMModel
-    from dfm.settings import Job, load_job
+    from dfm.model.fm_model import FMModel
+    from dfm.settings.job import Job, load_job
 
 __all__ = [
     "CustomLoss",
     "FMModel",
     "Job",
     "TrainResult",
+    "__version__",
     "evaluate",
     "load_job",
     "matrix_factorization",
     "predict",
     "train",
 ]
-__version__ = "0.1.0"
 
 _HOMES = {
     "CustomLoss": "dfm.kernels.losses",

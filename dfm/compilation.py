@@ -44,7 +44,8 @@ class _DiskCache(FunctionCache):
 
 def keep_on_disk(dispatcher: Any, key: str = "") -> None:
     """Let a jitted function load its machine code from disk, or leave it there. Numba picks the folder
-    (NUMBA_CACHE_DIR, or __pycache__ beside the module, or the user's cache folder where that is not writable)."""
+    (NUMBA_CACHE_DIR, or __pycache__ beside the module, or the user's cache folder where that is not writable).
+    """
     if numba.config.DISABLE_JIT:
         return
     try:

@@ -13,10 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
-from dfm.encoding import take_rows
+from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.data.encoding import take_rows
+from dfm.data.matrices import is_sparse, vector_vocabulary
+from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
-from dfm.fitting import (
+from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.tables import InitialValues
+from dfm.model.objective import Objective
+from dfm.training.fitting import (
     Crew,
     Event,
     LabelUnit,
@@ -29,12 +35,6 @@ from dfm.fitting import (
     make_work,
     whole_partition,
 )
-from dfm.kernels.contract import KernelSpec, Step
-from dfm.matrices import is_sparse, vector_vocabulary
-from dfm.objective import Objective
-from dfm.params import InitialValues
-from dfm.partition import HashedRows, SparsePartition, build_partition
-from dfm.vocabulary import RowLookup, Vocabulary
 
 _NO_FLOATS = np.zeros(0, np.float32)
 
@@ -180,7 +180,7 @@ def _crew(recipe: Recipe, entries: HashedRows, vocabulary: Vocabulary, client: A
     ]
     if client is None:
         return LocalCrew(replicas)
-    from dfm.distributed.crew import DaskCrew, scatter_replicas, watch_of
+    from dfm.distributed.executor import DaskCrew, scatter_replicas, watch_of
 
     watch = watch_of(client)
     return DaskCrew(watch, scatter_replicas(watch, replicas))

@@ -8,23 +8,25 @@ from typing import Any
 
 from distributed import Client
 
-from dfm import ownership, storage
-from dfm.credentials import check_options, check_url
-from dfm.distributed import cluster
+from dfm.data.parquet import find_shards
 from dfm.distributed import train as training
-from dfm.distributed.inputs import find_inputs, plan_event
+from dfm.distributed.cluster import connect
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
-from dfm.distributed.publishing import check_output
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
-from dfm.footprint import GIB, bounds, worker_memory
-from dfm.ingest import find_shards
 from dfm.kernels.losses import CustomLoss
-from dfm.model import FMModel
-from dfm.objective import kernel_spec, with_functions
-from dfm.params import Layout
-from dfm.runs import RunLog
-from dfm.settings import ClusterSettings, Job, load_job
+from dfm.kernels.tables import Layout
+from dfm.model.fm_model import FMModel
+from dfm.model.objective import kernel_spec, with_functions
+from dfm.runs.record import RunLog
+from dfm.settings.job import Job, load_job
+from dfm.settings.tables import ClusterSettings
+from dfm.storage import files, ownership
+from dfm.storage.credentials import check_options, check_url
+from dfm.training.inputs import find_inputs, plan_event
+from dfm.training.memory import GIB, bounds, worker_memory
+from dfm.training.publish import check_output
 
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
@@ -36,6 +38,7 @@ def train(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     run_id: str = "",
+    attempts_left: int = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> TrainResult:
@@ -44,15 +47,17 @@ def train(
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
     on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
-    in output.directory beside the model (dfm.runs). loss: a name, or a function loss(score, y) of numbers, whose slope
-    dfm derives. regularizer: a function of one weight, in place of w² / 2; training.l2_linear and l2_factors scale it.
+    in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
+    again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
+    a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
+    w² / 2; training.l2_linear and l2_factors scale it.
     """
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     if not run_id:  # what may not begin leaves the record of the run before it alone
         check_output(resolved)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler) as log:
+    with RunLog(resolved, run_id, scheduler, attempts_left) as log:
         try:
             return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
         except OutOfMemoryError as error:
@@ -119,12 +124,10 @@ def evaluate(
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
     FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
-    scoring = Scoring(storage.absolute(model), on_bad_rows, storage_options=storage_options)
+    scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
-    with cluster.client_of(chosen, client) as own:
-        tally, account = evaluate_shards(
-            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event)
-        )
+    with connect.client_of(chosen, client) as own:
+        tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 
@@ -155,14 +158,12 @@ def predict(
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
-    where = storage.absolute(output)
-    scoring = Scoring(storage.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
+    where = files.absolute(output)
+    scoring = Scoring(files.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
     ownership.check_apart(where, [*paths, model], "output", storage_options, shards=[shard.url for shard in shards])
-    with cluster.client_of(chosen, client) as own:
-        account = predict_shards(
-            cluster.Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced
-        )
+    with connect.client_of(chosen, client) as own:
+        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced)
     return {
         "output": where,
         "rows": account.read,

@@ -1,8 +1,9 @@
-"""Who may import whom: modules build on those above them, and scoring a model needs no cluster and no GPU."""
+"""Who may import whom: packages build on those below them, and scoring a model needs no cluster and no GPU."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,51 +13,36 @@ import pytest
 import dfm
 
 PACKAGE = Path(dfm.__file__).parent
-ORDER = [
-    *("errors", "gate", "compilation", "credentials", "settings", "schema", "patience", "storage", "ownership"),
-    *("runs", "arrays"),
-    *("timesplit", "heartbeat"),
-    "manifest",
-    *("ingest", "duplicates"),
-    *("hashing", "vocabulary", "partition", "encoding", "rowwise", "accounting", "preparation"),
-    *("params", "slices", "costs"),
-    *("kernels.contract", "kernels.arithmetic", "kernels.dual", "kernels.snapshot", "kernels.custom", "kernels.losses"),
-    *("kernels.simd", "kernels.optimizers", "kernels.step_passes", "kernels.adam_passes", "kernels.row_passes"),
-    *("kernels.numba_cpu", "kernels.gpu_plan", "kernels.gpu_memory", "kernels.gpu_tables"),
-    *("kernels.cupy_device", "kernels.cupy_gpu"),
-    *(
-        "contributions",
-        "averaging",
-        "gpu_averaging",
-        "metrics",
-        "matrices",
-        "objective",
-        "model",
-        "warmstart",
-        "promotion",
-    ),
-    *("datacheck", "nightreport", "export", "inspection", "synth", "checkpoint"),
-    *("distributed.release", "distributed.newcomers", "distributed.carried", "distributed.joining"),
-    "distributed.versions",
-    *("distributed.cluster", "distributed.placement", "distributed.inputs"),
-    *("distributed.prepare", "distributed.rounds", "distributed.observing"),
-    *("distributed.backends", "distributed.predict"),
-    *("distributed.checkpointing", "distributed.progress", "distributed.loop", "distributed.publishing"),
-    *("distributed.train", "distributed.retire"),
-    *("footprint", "jobs", "outcome", "driver", "submission", "detached", "steps"),
-    *("kubernetes.sizing", "kubernetes.manifest", "kubernetes.api", "kubernetes.following", "kubernetes.submitting"),
-    *("airflow.hooks", "airflow.runtime", "airflow.links", "airflow.provider", "airflow.triggers", "airflow.sensors"),
-    *("airflow.tasks", "airflow.operators"),
-    *("demo", "report", "cli_kubernetes", "cli_runs", "cli_publish", "cli", "__main__"),
-    *("inputs", "labels", "fitting", "distributed.crew", "distributed.collections", "factorization"),
-    *("estimators.recipes", "estimators.outputs", "estimators.elsewhere", "estimators.base"),
-    *("estimators.classifiers", "estimators.regressors"),
+FLOORS = [
+    {"errors", "version", "events", "compilation"},
+    {"storage"},
+    {"settings"},
+    {"data"},
+    {"kernels"},
+    {"averaging"},
+    {"model"},
+    {"training"},
+    {"distributed"},
+    {"runs"},
+    {"jobs"},
+    {"launch"},
+    {"workflow"},
+    {"factorization", "estimators", "kubernetes", "airflow", "cli", "__main__"},
 ]
-"""Every module; each may import those before it, at its top or inside a function."""
-TYPES_ONLY = {("kernels.contract", "kernels.losses"), ("kernels.contract", "kernels.custom")}
-"""Imports for annotations alone, which never run."""
-WITH_DASK = ("distributed.", "jobs", "submission", "steps", "airflow.")
-WITH_CUPY = ("kernels.cupy_device",)
+"""From the ground up. A module may import its own package and the floors below, at its top or inside a function."""
+LIGHT_RECORDS = {
+    "averaging.rules",
+}
+"""Records of names, numbers and ranges, from which settings take theirs: they import the ground alone."""
+DOORS = {
+    "cli": {"kubernetes"},
+    "airflow": {"kubernetes"},
+    "factorization": {"estimators"},
+    "__main__": {"cli"},
+}
+"""Doors that open onto others of the top floor."""
+WITH_DASK = ("distributed.", "launch.", "workflow.", "jobs", "factorization", "estimators.", "airflow.", "cli.")
+WITH_CUPY = ("kernels.gpu.device",)
 WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 WITH_AIRFLOW = ("airflow.",)
@@ -64,13 +50,14 @@ OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3
 
 
 def modules() -> dict[str, ast.Module]:
-    """Every module of the package but the `__init__` files, by its name below dfm."""
-    paths = {path.relative_to(PACKAGE).with_suffix(""): path for path in sorted(PACKAGE.rglob("*.py"))}
-    return {
-        ".".join(name.parts): ast.parse(path.read_text(), str(path))
-        for name, path in paths.items()
-        if name.name != "__init__"
-    }
+    """Every module of the package but its own face, by its name below dfm; a package's face has the package's name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = ast.parse(path.read_text(), str(path))
+    return found
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -93,23 +80,53 @@ def imports_at_the_top(tree: ast.Module) -> set[str]:
 MODULES = modules()
 
 
-def test_the_order_names_every_module_once():
-    """A new module gets its place in ORDER: as early as what it imports allows."""
-    assert sorted(ORDER) == sorted(MODULES)
+def own(full_names: set[str]) -> set[str]:
+    """Modules of dfm among imported names; what comes from a module counts as the module, and not as its package."""
+    names = {full.removeprefix("dfm.") for full in full_names if full.startswith("dfm.")} & MODULES.keys()
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_modules_before_it(name):
-    used = {full.removeprefix("dfm.") for full in imports(MODULES[name]) if full.startswith("dfm.")} & set(ORDER)
-    allowed = {*ORDER[: ORDER.index(name)], *(later for module, later in TYPES_ONLY if module == name)}
-    assert used <= allowed, f"{name} imports {sorted(used - allowed)}, which come after it"
+def floor_of(name: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if name.split(".")[0] in floor)
+
+
+def test_every_package_and_every_lone_module_stands_on_a_floor():
+    assert {name.split(".")[0] for name in MODULES} == set().union(*FLOORS)
+
+
+def test_few_modules_stand_outside_of_a_package():
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_its_own_package_and_lower_floors_only(name):
+    package = name.split(".")[0]
+    upward = {
+        used
+        for used in own(imports(MODULES[name])) - LIGHT_RECORDS
+        if used.split(".")[0] != package
+        and floor_of(used) >= floor_of(name)
+        and used.split(".")[0] not in DOORS.get(package, ())
+    }
+    assert not upward, f"{name} imports {sorted(upward)}, which do not stand below it"
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT_RECORDS))
+def test_a_light_record_imports_the_ground_alone(name):
+    assert {used for used in own(imports(MODULES[name])) - LIGHT_RECORDS if floor_of(used) > 0} == set()
+    assert not {full.split(".")[0] for full in imports(MODULES[name])} & {"numba", "pyarrow", "cupy", "dask"}
+
+
+def test_modules_import_each_other_without_circles():
+    graph = {name: own(imports(tree)) - {name.split(".")[0], name} for name, tree in MODULES.items() if "." in name}
+    list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def users_of(*packages: str) -> set[str]:
     return {name for name, tree in MODULES.items() if {full.split(".")[0] for full in imports(tree)} & {*packages}}
 
 
-def test_only_the_distributed_part_imports_dask():
+def test_training_itself_knows_nothing_of_dask():
     users = users_of("dask", "distributed")
     assert users
     assert all(name.startswith(WITH_DASK) for name in users), users
@@ -120,7 +137,7 @@ def test_only_the_gpu_backend_imports_cupy():
 
 
 def test_nothing_else_needs_the_estimators():
-    others = {name for name in MODULES if not name.startswith(WITH_SKLEARN)}
+    others = {name for name in MODULES if not name.startswith((*WITH_SKLEARN, "estimators"))}
     assert not {name for name in others if any(full.startswith("dfm.estimators") for full in imports(MODULES[name]))}
 
 
@@ -142,7 +159,7 @@ def loaded_after(statement: str) -> set[str]:
 def test_scoring_needs_neither_dask_nor_cupy():
     statement = (
         "import pickle, dfm.model; from dfm.model import FMModel; FMModel.load, FMModel.predict; "
-        "import dfm.inspection, dfm.preparation, dfm.averaging, dfm.metrics"
+        "import dfm.model.inspection, dfm.data.preparation, dfm.averaging.merge, dfm.model.metrics"
     )
     loaded = loaded_after(statement)
     assert {"dfm.model", "numba", "pyarrow"} <= loaded
@@ -153,6 +170,6 @@ def test_scoring_needs_neither_dask_nor_cupy():
 def test_importing_dfm_loads_nothing_heavy_and_its_names_are_there_when_used():
     assert not loaded_after("import dfm") & {"dask", "distributed", "numba", "pyarrow", "numpy", "cupy"}
     for name in dfm.__all__:
-        assert getattr(dfm, name).__name__ == name
+        assert getattr(dfm, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         dfm.nothing  # noqa: B018 (the access itself is the test)

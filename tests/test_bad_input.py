@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_inputs import ROWS, TABLE, BadInput, markdown, write_good
 from distributed import Client
-from small_jobs import in_process_client
 
-from dfm import cli, jobs
-from dfm.distributed import cluster
+from dfm import jobs
+from dfm.cli import app
+from dfm.cli.console import Reporter
+from dfm.distributed.cluster import connect
 from dfm.errors import DataError, DfmError, RunCancelled, SettingsError, StorageError
-from dfm.report import Reporter
-from dfm.settings import ClusterSettings
+from dfm.settings.tables import ClusterSettings
+from tests.support.bad_inputs import ROWS, TABLE, BadInput, markdown, write_good
+from tests.support.small_jobs import in_process_client
 
 CASES = [pytest.param(case, id=name) for name, case in TABLE.items()]
 SKIPPABLE = [pytest.param(case, id=name) for name, case in TABLE.items() if case.skipped]
@@ -90,7 +91,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(Reporter, "__call__", both)
         monkeypatch.setattr(sys, "argv", ["dfm", *arguments])
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            app.main()
         printed = capsys.readouterr()
         assert isinstance(exited.value.code, int)
         return exited.value.code, printed.out, printed.err
@@ -178,7 +179,7 @@ def test_a_lost_worker_does_not_make_its_partitions_again_from_a_shard_that_chan
     job = tables(folder)
     job["training"]["n_epochs"] = 60
     killed: list[int] = []
-    with cluster.connect(ClusterSettings(workers=1, cache=job["cluster"]["cache"])) as own:
+    with connect.connect(ClusterSettings(workers=1, cache=job["cluster"]["cache"])) as own:
 
         def lose_the_worker(event: dict[str, Any]) -> None:
             if event["event"] == "epoch" and not killed:
@@ -203,7 +204,7 @@ def test_the_readme_holds_the_table() -> None:
 def test_a_shard_that_may_not_be_read_is_named(folder: Path) -> None:
     """Root reads everything, so a child becomes nobody, after it has imported what only root may read."""
     program = (
-        "import os, sys\nfrom dfm.errors import DataError\nfrom dfm.ingest import find_shards\n"
+        "import os, sys\nfrom dfm.errors import DataError\nfrom dfm.data.parquet import find_shards\n"
         "find_shards([sys.argv[1]])\n"
         "os.chmod(sys.argv[1] + '/b.parquet', 0)\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -249,7 +250,7 @@ def test_a_full_disk_below_the_cache_is_told_with_what_is_free(tiny_disk: Path, 
 def test_a_file_that_may_not_grow_is_told_like_a_full_disk(folder: Path) -> None:
     """With a limit on file sizes; needs no root."""
     program = (
-        "import resource, sys, pathlib, numpy as np\nfrom dfm.arrays import write_arrays\n"
+        "import resource, sys, pathlib, numpy as np\nfrom dfm.storage.arrays import write_arrays\n"
         "from dfm.errors import StorageError\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try: write_arrays(pathlib.Path(sys.argv[1]), {'a': np.zeros(100_000, np.uint8)})\n"

@@ -9,7 +9,7 @@ import sys
 from dfm.compilation import _Files
 
 SCRIPT = """
-from dfm.hashing import xxh64
+from dfm.data.hashing import xxh64
 import numpy as np
 xxh64(np.zeros(4, np.uint8), 0, 4, np.uint64(0))
 print(sum(xxh64.stats.cache_hits.values()), sum(xxh64.stats.cache_misses.values()))

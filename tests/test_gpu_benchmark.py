@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from host_gpu import as_gpu_of_process
+
+from tests.support.host_gpu import as_gpu_of_process
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_gpu.py"
 

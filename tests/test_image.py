@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_jobs import job_tables
 
-from dfm import synth
+from dfm.data import synthetic
 from dfm.kubernetes.manifest import to_toml
+from tests.support.small_jobs import job_tables
 
 ROOT = Path(__file__).parents[1]
 NOBODY = 10001
@@ -137,7 +137,7 @@ def writable(image: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_entry_point_works_for_a_user_who_can_write_nothing_but_tmp(image: Path, writable: Path) -> None:
-    synth.generate(writable / "clicks", rows=4_000, days=4, shards_per_day=1, seed=3)
+    synthetic.generate(writable / "clicks", rows=4_000, days=4, shards_per_day=1, seed=3)
     if os.getuid() == 0:  # what the user of the image could change is /tmp alone
         probe = start(image, writable, "sh", "-c", f"touch {image}/opt/lib/x || echo refused")
         assert "refused" in probe.communicate(timeout=60)[0]

@@ -14,19 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fuzz_model
 import pytest
-from bad_inputs import write_good
 from distributed import Client
-from small_jobs import in_process_client
-from small_models import make_model
 
 import dfm
 from dfm import jobs
-from dfm.checkpoint import BlockFile, CheckpointFolder, SavedBlock, decode_block, encode_block
 from dfm.errors import DataError, DfmError, ModelError, SettingsError
-from dfm.model import FMModel
-from dfm.settings import TABLES, ClusterSettings, Flag, load_job
+from dfm.model.fm_model import FMModel
+from dfm.settings.constraints import Flag
+from dfm.settings.job import load_job
+from dfm.settings.tables import TABLES, ClusterSettings
+from dfm.training.checkpoint import BlockFile, CheckpointFolder, SavedBlock, decode_block, encode_block
+from tests.support import fuzz_model
+from tests.support.bad_inputs import write_good
+from tests.support.small_jobs import in_process_client
+from tests.support.small_models import make_model
 
 # --- code -----------------------------------------------------------------------------------------------
 
@@ -40,7 +42,7 @@ TRUSTED = {
     # Numba reads the arity of an intrinsic from its signature, made from a name and a number of operands here.
     ("simd.py", "exec"),
     # A function that a user passed in Python, on its way from client to worker inside Dask's own pickles.
-    ("custom.py", "cloudpickle.loads"),
+    ("functions.py", "cloudpickle.loads"),
     # Not the builtin: an argument, which compiles such a function.
     ("snapshot.py", "compile"),
 }

@@ -21,15 +21,10 @@ from logs import DENSE_COLUMNS, Log, read_log, synthetic_log
 from report import write_report
 from simulate import Setting, simulate
 
-from dfm.averaging import (
-    ACCUMULATOR_RULES,
-    RATE_SCALINGS,
-    WEIGHT_RULES,
-    MergeRule,
-)
-from dfm.distributed.placement import averages
+from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES, MergeRule
 from dfm.errors import SettingsError
-from dfm.settings import TrainingSettings
+from dfm.settings.tables import TrainingSettings
+from dfm.training.plan import averages
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64)
 AVERAGES = (1, 4, 8, 32)

@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.arrays import read_arrays, write_arrays
-from dfm.encoding import encode_batch, take_rows
-from dfm.ingest import Unit, arrow_schema, find_shards, read_unit
-from dfm.partition import (
-    HashedRows,
-    SparsePartition,
-    build_partition,
-    concatenate_rows,
-    scoring_partition,
-)
-from dfm.schema import Schema, resolve
-from dfm.synth import generate
-from dfm.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.data.encoding import encode_batch, take_rows
+from dfm.data.parquet import Unit, arrow_schema, find_shards, read_unit
+from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows, scoring_partition
+from dfm.data.schema import Schema, resolve
+from dfm.data.synthetic import generate
+from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.storage.arrays import read_arrays, write_arrays
 
 DENSE_COLUMNS = ("C1", "C2", "C5", "C6", "C8", "C9", "C14", "C17", "C20", "C22", "C23", "C25")
 """Categories of at most 1,460 values: with the counts, a log whose features are all frequent."""

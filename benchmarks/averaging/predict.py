@@ -23,11 +23,11 @@ from logs import Log, synthetic_log
 from numpy.typing import NDArray
 from simulate import Setting, simulate
 
-from dfm.averaging import automatic_averages
-from dfm.costs import GIGABIT, Cluster, Growth, RoundCost, Speed, round_cost
+from dfm.averaging.cost_model import GIGABIT, Cluster, Growth, RoundCost, Speed, round_cost
+from dfm.averaging.rules import automatic_averages
 from dfm.distributed.train import train
-from dfm.params import Layout
-from dfm.settings import load_job
+from dfm.kernels.tables import Layout
+from dfm.settings.job import load_job
 
 TERABYTE_ROWS = 4.4e9
 TERABYTE_FEATURES = 2.0**26

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.costs import GIGABIT
+from dfm.averaging.cost_model import GIGABIT
 
 Line = dict[str, Any]
 NETWORKS = (1, 10, 100)

@@ -9,14 +9,15 @@ import numpy as np
 from logs import Cut, Deal, Log
 from numpy.typing import NDArray
 
-from dfm.averaging import MergeRule, contribute, finalise, scaled_rate
-from dfm.contributions import combine_all
-from dfm.distributed.placement import Plan
+from dfm.averaging.contributions import combine_all
+from dfm.averaging.merge import contribute, finalise
+from dfm.averaging.rules import MergeRule, scaled_rate
+from dfm.averaging.slices import Slices
 from dfm.kernels.contract import Kernels, KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull, put
-from dfm.slices import Slices
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull, put
+from dfm.training.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,16 @@ import click_data
 from click_data import ImplicitRows
 from machine import machine_line
 
-from dfm import gpu_averaging
-from dfm.averaging import MergeRule, OnProcessors
-from dfm.distributed import rounds
-from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
+from dfm.averaging import gpu as gpu_averaging
+from dfm.averaging.merge import OnProcessors
+from dfm.averaging.rules import MergeRule
+from dfm.data.partition import SparsePartition
 from dfm.kernels.contract import Kernels, KernelSpec, Step
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, padded_lanes
-from dfm.partition import SparsePartition
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+from dfm.training import rounds
 
 Place = Callable[[ParameterTable], ParameterTable]
 """Brings a table to where the kernels want it."""

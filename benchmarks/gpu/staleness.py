@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import click_data
 
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.gpu_plan import Facts, calm_rows, facts_of
-from dfm.kernels.numba_cpu import compile_kernels
-from dfm.metrics import TALLIES
-from dfm.params import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.gpu.plan import Facts, calm_rows, facts_of
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.model.metrics import TALLIES
 
 K = 8
 SPEC = KernelSpec("logistic", "adagrad-row", K)

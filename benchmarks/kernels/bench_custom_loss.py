@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import click_data
 
 from dfm.kernels.contract import Kernels, KernelSpec, Step
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.losses import CustomLoss, CustomRegularizer
-from dfm.kernels.numba_cpu import compile_kernels
-from dfm.params import InitialValues, Layout, initialise
+from dfm.kernels.tables import InitialValues, Layout, initialise
 
 
 def logistic(score: float, y: float) -> float:

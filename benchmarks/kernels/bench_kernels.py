@@ -33,9 +33,9 @@ import click_data
 import peers
 
 from dfm.kernels.contract import Kernels, KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.simd import fma, reduce_add, splat
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, padded_lanes
 
 RATES = {"sgd": 0.002}
 """Where 0.05 diverges: a walk that diverges ends early, and its speed means nothing."""

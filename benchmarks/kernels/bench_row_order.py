@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import click_data
 
 from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.losses import sigmoid
-from dfm.kernels.numba_cpu import compile_kernels, row_blocks
-from dfm.params import InitialValues, Layout, initialise
+from dfm.kernels.row_order import row_blocks
+from dfm.kernels.tables import InitialValues, Layout, initialise
 
 SPEC = KernelSpec("logistic", "adagrad", 8)
 Order = Callable[[int, int], NDArray[np.int64]]

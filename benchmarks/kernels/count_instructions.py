@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 import click_data
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels
-from dfm.params import InitialValues, Layout, initialise
+from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.tables import InitialValues, Layout, initialise
 what, k, n_rows = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 rng = np.random.default_rng(0)
 drawn = rng.integers(0, 100, (22_000, 39)).astype(np.uint32) + np.arange(39, dtype=np.uint32) * 100

@@ -59,11 +59,11 @@ def main() -> None:
 def told_of_workers(job: Path, knobs: list[str], kills: int) -> None:
     """Kill one of two workers in each of so many runs."""
     from dfm import jobs
-    from dfm.distributed import cluster
-    from dfm.settings import ClusterSettings
+    from dfm.distributed.cluster import connect
+    from dfm.settings.tables import ClusterSettings
 
     choose = random.Random(1)
-    with cluster.connect(ClusterSettings(workers=2)) as client:
+    with connect.connect(ClusterSettings(workers=2)) as client:
         jobs.train(job, client, overrides=knobs)  # prepares and compiles
         started = time.perf_counter()
         expected = jobs.train(job, client, overrides=knobs)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dfm.costs import job_times
-from dfm.distributed.placement import averages
-from dfm.footprint import bounds
+from dfm.averaging.cost_model import job_times
+from dfm.kernels.tables import Layout
 from dfm.kubernetes import sizing
-from dfm.params import Layout
 from dfm.settings import Job
+from dfm.training.memory import bounds
+from dfm.training.plan import averages
 
 README = Path(__file__).parents[1] / "README.md"
 N_COLUMNS = 39

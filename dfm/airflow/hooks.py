@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from dfm.settings import ClusterSettings, read_override
+from dfm.settings.job import read_override
+from dfm.settings.tables import ClusterSettings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -20,7 +21,7 @@ _REMOTE = ("tls_ca", "tls_cert", "tls_key", "worker_timeout")
 
 
 class DaskHook(BaseHook):
-    """Host and port are the scheduler's. Extras, all optional:
+    """Host and port are the scheduler's. All extras are optional.
 
     protocol ("tcp", "tls"), tls_ca, tls_cert, tls_key (paths on the Airflow workers), worker_timeout, dashboard (URL);
     without a host: workers, threads_per_worker, memory_limit of a cluster on the machine that runs the task;
@@ -68,7 +69,7 @@ class DaskHook(BaseHook):
     @contextlib.contextmanager
     def get_conn(self) -> Iterator[Client]:
         """A client of the scheduler, or of workers that end with the block."""
-        from dfm.distributed.cluster import connect
+        from dfm.distributed.cluster.connect import connect
 
         with connect(ClusterSettings(**self.cluster())) as client:
             yield client

@@ -9,13 +9,14 @@ from typing import Any
 from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from dfm import runs
 from dfm.airflow import runtime, tasks
 from dfm.airflow.links import DaskDashboardLink, ReportLink
 from dfm.airflow.triggers import DfmRunTrigger
 from dfm.errors import DivergenceError, GateError, SettingsError
-from dfm.gate import Gate
-from dfm.settings import Job
+from dfm.runs import lifecycle
+from dfm.runs import record as runs
+from dfm.settings.job import Job
+from dfm.workflow.gate import Gate
 
 ON_REFUSAL = ("fail", "skip", "continue")
 _HOPELESS = (SettingsError, DivergenceError)
@@ -108,7 +109,7 @@ class DfmTrainOperator(_DfmOperator):
 
     def work(self, context: Any) -> dict[str, Any]:
         """Train here, or have it done elsewhere and wait in the triggerer."""
-        from dfm import steps
+        from dfm.workflow import steps
 
         job = tasks.job_of(
             self.job, self.models, context, self.dask_conn_id, self.warm_start
@@ -134,16 +135,18 @@ class DfmTrainOperator(_DfmOperator):
             raise AirflowException(
                 f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
             )
+        if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
+            raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
             return self._result(event["directory"], self.storage_options)
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
     def _result(self, directory: str, options: dict[str, Any]) -> dict[str, Any]:
-        from dfm import nightreport, steps
+        from dfm.workflow import html_report, steps
 
         record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
-        self.report_url = runtime.link_to(nightreport.report_training(directory, record.run_id, options))
+        self.report_url = runtime.link_to(html_report.report_training(directory, record.run_id, options))
         return steps.outcome(record)
 
     def on_kill(self) -> None:
@@ -195,7 +198,7 @@ class DfmPublishOperator(_DfmOperator):
     :param candidate: URL of the model
     :param alias: folder or URL that names the champion
     :param data: the validation window: shards that the candidate was not trained on
-    :param gate: thresholds by name (`dfm.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
+    :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
         normalized_entropy, min_rows
     :param order: when the candidate's data ended; by default the data interval
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)

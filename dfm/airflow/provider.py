@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import dfm
+from dfm.version import __version__
 
 _INTEGRATION = "Distributed Factorization Machines"
 
@@ -19,7 +19,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "dfm",
         "name": "dfm",
         "description": "Train, evaluate, publish and apply factorization machines on Dask.",
-        "versions": [dfm.__version__],
+        "versions": [__version__],
         "integrations": [{"integration-name": _INTEGRATION, "tags": ["software"]}],
         "operators": modules("operators"),
         "sensors": modules("sensors"),

@@ -10,13 +10,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dfm import ownership, storage
-from dfm.credentials import check_options
-from dfm.settings import TABLES, Job, TableOf, load_job, read_override, read_tables
+from dfm.settings.constraints import TableOf
+from dfm.settings.job import Job, load_job, read_override, read_tables
+from dfm.settings.tables import TABLES
+from dfm.storage import files, ownership
+from dfm.storage.credentials import check_options
 
 if TYPE_CHECKING:
     from dfm.airflow.hooks import DaskHook
-    from dfm.steps import Where
+    from dfm.workflow.steps import Where
 
 Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
@@ -74,8 +76,8 @@ def working_on(
     dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
     """Where a step works: on the cluster of a connection, or on local workers."""
-    from dfm.settings import ClusterSettings
-    from dfm.steps import Where
+    from dfm.settings.tables import ClusterSettings
+    from dfm.workflow.steps import Where
 
     cluster = hook_of(dask_conn_id).cluster() if dask_conn_id else {}
     yield Where(None, ClusterSettings(**cluster), options_of(storage_options), on_event)
@@ -96,16 +98,16 @@ def drives_itself(job: Job, dask_conn_id: str | None) -> bool:
 
 def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
     """Start a driver where it outlives this task: on Kubernetes, on the Dask cluster, or in a process of its own."""
-    from dfm import detached
+    from dfm.launch import process
 
     if dask_conn_id and hook_of(dask_conn_id).kubernetes() is not None:
         start_dask_job(job, run_id)
     elif job.cluster.scheduler not in ("", "local"):
-        from dfm.submission import submit
+        from dfm.launch.on_dask import submit
 
         submit(job, run_id)
     else:
-        detached.start(job, run_id)
+        process.start(job, run_id)
 
 
 def start_dask_job(job: Job, run_id: str) -> None:
@@ -113,26 +115,26 @@ def start_dask_job(job: Job, run_id: str) -> None:
 
     Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
     """
-    from dfm.kubernetes import submitting
+    from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
-    api, kept = Api(job.kubernetes.namespace), storage.join(job.output.directory, DASK_JOB)
+    api, kept = Api(job.kubernetes.namespace), files.join(job.output.directory, DASK_JOB)
     ownership.check_replaceable(kept, _is_kept_name, job.data.storage_options)
     with contextlib.suppress(FileNotFoundError):
-        submitting.delete(api, storage.read_bytes(kept, job.data.storage_options).decode())
+        submit.delete(api, files.read_bytes(kept, job.data.storage_options).decode())
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
-    storage.write_bytes(kept, name.encode(), job.data.storage_options)
-    submitting.submit(api, dataclasses.replace(submitting.prepare(job, name), run_id=run_id))
+    files.write_bytes(kept, name.encode(), job.data.storage_options)
+    submit.submit(api, dataclasses.replace(submit.prepare(job, name), run_id=run_id))
 
 
-def _is_kept_name(url: str, options: storage.Options) -> bool:
-    return _KEPT_NAME.fullmatch(storage.read_head(url, 256, options)) is not None
+def _is_kept_name(url: str, options: files.Options) -> bool:
+    return _KEPT_NAME.fullmatch(files.read_head(url, 256, options)) is not None
 
 
 def link_to(url: str) -> str:
     """A local path as a link."""
-    return url if "://" in url else "file://" + os.path.abspath(storage.local_path(url))
+    return url if "://" in url else "file://" + os.path.abspath(files.local_path(url))
 
 
 # --- jobs in DAG files -----------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from typing import Any
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dfm import runs
 from dfm.airflow import runtime
-from dfm.gate import Gate
-from dfm.settings import Job, load_job
+from dfm.events import is_passing
+from dfm.runs import record as runs
+from dfm.settings.job import Job, load_job
+from dfm.workflow.gate import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def job_of(
     models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the
     interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
     """
-    from dfm import steps
+    from dfm.workflow import steps
 
     tables = runtime.numbers_again(dict(job))
     directory = tables.get("output", {}).get("directory") or runtime.run_directory(
@@ -71,7 +72,7 @@ def train(
 
 def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
-    from dfm import steps
+    from dfm.workflow import steps
 
     if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
         if not steps.finished_run(job):
@@ -93,10 +94,10 @@ def evaluate(
     unseen: bool = True,
 ) -> dict[str, Any]:
     """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
-    from dfm import promotion, steps
+    from dfm.workflow import registry, steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
-        url = promotion.model_of(model, where.storage_options)
+        url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
 
@@ -115,7 +116,7 @@ def publish(
 
     order: when its data ended, by default the data interval. enforce: a refusal is a GateError, else in the answer.
     """
-    from dfm import steps
+    from dfm.workflow import steps
 
     order = order or runtime.interval_key(get_current_context())
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
@@ -137,7 +138,7 @@ def predict(
 
     Earlier scores there are replaced. beside: whether files that dfm did not make may lie there; they stay.
     """
-    from dfm import steps
+    from dfm.workflow import steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         return steps.predict_once(
@@ -147,18 +148,19 @@ def predict(
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
-    from dfm import promotion, storage
-    from dfm.model import MANIFEST
+    from dfm.model.fm_model import MANIFEST
+    from dfm.storage import files
+    from dfm.workflow import registry
 
     options = runtime.options_of(storage_options)
-    return storage.exists(storage.join(promotion.model_of(url, options), MANIFEST), options)
+    return files.exists(files.join(registry.model_of(url, options), MANIFEST), options)
 
 
 def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
-    from dfm import promotion
+    from dfm.workflow import registry
 
-    entry = promotion.rollback(alias, reason, runtime.options_of(storage_options))
+    entry = registry.rollback(alias, reason, runtime.options_of(storage_options))
     return {"alias": alias, "version": entry.number, "champion": entry.model}
 
 
@@ -176,8 +178,8 @@ def check_day(
     Returns rows, click rate, and under "before" the earlier partitions that are there. The task is skipped, and with it
     what needs it, where there are fewer than `at_least`. keep: a folder for the profiles.
     """
-    from dfm import steps
-    from dfm.datacheck import Limits
+    from dfm.workflow import steps
+    from dfm.workflow.data_check import Limits
 
     tables = runtime.numbers_again(runtime.tables_of(job, ()))
     if storage_options:
@@ -192,7 +194,7 @@ def report(
     url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write a page about the night; a section is what a task returned, or None where it did not run."""
-    from dfm.nightreport import write_report
+    from dfm.workflow.html_report import write_report
 
     present = {name: content for name, content in sections.items() if content}
     write_report(url, title, present, runtime.options_of(storage_options))
@@ -201,7 +203,7 @@ def report(
 
 def log_event(event: dict[str, Any]) -> None:
     """Training in the task's log: what is told once, not every progress."""
-    if event["event"] not in ("progress", "round"):
+    if not is_passing(event):
         shown = {name: value for name, value in event.items() if isinstance(value, int | float | str)}
         logger.info("%s", shown)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from dfm import runs, storage
-from dfm.detached import is_lost
+from dfm.launch.process import is_lost
+from dfm.runs import record as runs
+from dfm.storage import files
 
 _START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
 """Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
@@ -22,7 +22,7 @@ class DfmRunTrigger(BaseTrigger):
     Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
     clears the waiting task, the run is asked to stop.
 
-    by_process: whether the driver is a process that nobody starts again (`dfm.detached`).
+    by_process: whether the driver is a process that nobody starts again (`dfm.launch.process`).
     """
 
     def __init__(
@@ -69,9 +69,8 @@ def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
         return "lost"
     if record.is_over:
         return record.state
-    if record.state == "submitted":
-        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.updated)
-        return "lost" if age.total_seconds() > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
+    if record.state == "submitted":  # its silence says nothing, but somebody waits here
+        return "lost" if record.age > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
     return "lost" if is_lost(record, by_process) else ""
 
 
@@ -110,9 +109,9 @@ class PartitionTrigger(BaseTrigger):
 def is_complete(partition: str, marker: str, min_rows: int, options: dict[str, Any]) -> bool:
     """Whether a partition holds its marker or, where a number of rows is asked for, so many rows."""
     if not min_rows:
-        return storage.exists(storage.join(partition, marker), options)
+        return files.exists(files.join(partition, marker), options)
+    from dfm.data.parquet import find_shards
     from dfm.errors import DataError
-    from dfm.ingest import find_shards
 
     try:
         return sum(shard.n_rows for shard in find_shards([partition], options)) >= min_rows

@@ -1,1 +1,4 @@
-"""The training loop on Dask: who holds what (placement, prepare), one round (rounds), the run (train), scoring."""
+"""Training, preparation, prediction and monitoring as tasks of Dask.
+
+Imports training.
+"""

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 from distributed import Client
 
-from dfm.distributed.joining import workers_of
+from dfm.distributed.cluster.remote import workers_of
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_device, cupy_gpu
 from dfm.kernels.contract import KernelSpec
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
 
 RESOURCE = "GPU"
 """What workers declare; see Dask's `--resources`."""

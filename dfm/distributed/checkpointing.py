@@ -16,8 +16,10 @@ from typing import Any
 
 from distributed import Client, Future, get_worker, secede
 
-from dfm import storage
-from dfm.checkpoint import (
+from dfm.errors import ClusterError
+from dfm.kernels.tables import Layout
+from dfm.storage import files
+from dfm.training.checkpoint import (
     BlockFile,
     Checkpoint,
     CheckpointFolder,
@@ -27,9 +29,7 @@ from dfm.checkpoint import (
     read_block,
     write_block,
 )
-from dfm.distributed.rounds import Block
-from dfm.errors import ClusterError
-from dfm.params import Layout
+from dfm.training.rounds import Block
 
 logger = logging.getLogger(__name__)
 LARGEST_SHARE = 0.05
@@ -53,7 +53,7 @@ class Snapshot:
 
 
 def save_block(
-    url: str, rounds_done: int, number: int, block: Block, options: storage.Options
+    url: str, rounds_done: int, number: int, block: Block, options: files.Options
 ) -> tuple[BlockFile, float]:
     """Write one block from a worker, beside its training thread; the file and the seconds that it took."""
     if _on_a_worker():
@@ -63,7 +63,7 @@ def save_block(
     return write_block(url, rounds_done, number, saved, options), time.perf_counter() - started
 
 
-def load_block(url: str, file: BlockFile, layout: Layout, options: storage.Options) -> Block:
+def load_block(url: str, file: BlockFile, layout: Layout, options: files.Options) -> Block:
     """One block of a checkpoint, checked."""
     saved = read_block(url, file, layout, options)
     return Block(saved.start, saved.table, saved.momentum)

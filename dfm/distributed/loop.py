@@ -16,17 +16,18 @@ from typing import Any
 
 from distributed import Future
 
-from dfm.checkpoint import Checkpoint
-from dfm.distributed import prepare, rounds
+from dfm.distributed import prepare
 from dfm.distributed.checkpointing import Checkpointer, Snapshot
-from dfm.distributed.cluster import Watch
-from dfm.distributed.placement import Plan
-from dfm.distributed.progress import Progress, check_finite
+from dfm.distributed.cluster.watch import Watch
 from dfm.errors import ClusterError
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.metrics import Tally
-from dfm.objective import Objective
-from dfm.settings import Job
+from dfm.model.metrics import Tally
+from dfm.model.objective import Objective
+from dfm.settings.job import Job
+from dfm.training import rounds
+from dfm.training.checkpoint import Checkpoint
+from dfm.training.plan import Plan
+from dfm.training.progress import Progress, check_finite
 
 Event = dict[str, Any]
 _AHEAD = 2

@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, Future
 
-from dfm import ownership, storage
-from dfm.accounting import RowAccount, bad_row_message, rejections_of
-from dfm.distributed.cluster import Watch, shares_disk
-from dfm.distributed.placement import plan_reading
+from dfm.data.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.data.encoding import Encoded
+from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.distributed.cluster.connect import shares_disk
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
-from dfm.encoding import Encoded
 from dfm.errors import DataError, SettingsError
-from dfm.ingest import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
-from dfm.metrics import Tally
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from dfm.model.metrics import Tally
+from dfm.storage import files, ownership
+from dfm.training.plan import plan_reading
 
 PREDICTION = "prediction"
 DONE = "_SUCCESS"
@@ -56,7 +57,7 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
 
 def _placed(client: Client, scoring: Scoring) -> str | Future:
     """The model's URL where workers can read it; else the model itself, sent to every worker once."""
-    if not storage.is_local(scoring.model) or shares_disk(client):
+    if not files.is_local(scoring.model) or shares_disk(client):
         return scoring.model
     return client.scatter(FMModel.load(scoring.model, check_golden=False), broadcast=True, hash=False)
 
@@ -66,7 +67,7 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
     if isinstance(placed, FMModel):
         return placed
     options = dict(scoring.storage_options or {})
-    manifest = storage.read_bytes(storage.join(placed, "model.json"), options)
+    manifest = files.read_bytes(files.join(placed, "model.json"), options)
     return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
 
 
@@ -143,13 +144,13 @@ def predict_shards(
         "rejected": account.by_reason(),
         "parts": len(tasks),
     }
-    storage.write_bytes(storage.join(scoring.output, DONE), json.dumps(summary).encode(), options)
+    files.write_bytes(files.join(scoring.output, DONE), json.dumps(summary).encode(), options)
     ledger.settle()
     return account
 
 
 def _check_reach(client: Client, output: str) -> None:
-    if storage.is_local(output) and not output.startswith("file://") and not shares_disk(client):
+    if files.is_local(output) and not output.startswith("file://") and not shares_disk(client):
         raise SettingsError(
             f"{output} is a path of this machine, but the workers run on others and would write to their own disks; "
             f"name a URL (s3://…), or file://{output} if all of them share that folder with this machine"
@@ -229,7 +230,7 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
     with (
-        storage.writing(storage.join(scoring.output, name), options) as stream,
+        files.writing(files.join(scoring.output, name), options) as stream,
         pq.ParquetWriter(stream, written, compression="zstd") as writer,
     ):
         for unit in units:

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 
 from distributed import Client, Future, get_worker
 
-from dfm.accounting import RowAccount
-from dfm.distributed.cluster import Watch
-from dfm.distributed.placement import Plan
-from dfm.encoding import NumberStatistics
-from dfm.ingest import Unit
-from dfm.partition import SparsePartition
-from dfm.preparation import (
+from dfm.data.accounting import RowAccount
+from dfm.data.encoding import NumberStatistics
+from dfm.data.parquet import Unit
+from dfm.data.partition import SparsePartition
+from dfm.data.preparation import (
     NumberSketch,
     Reading,
     Seed,
@@ -26,8 +24,10 @@ from dfm.preparation import (
     sketch_numbers,
     units_key,
 )
-from dfm.settings import Job
-from dfm.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
+from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
+from dfm.distributed.cluster.watch import Watch
+from dfm.settings.job import Job
+from dfm.training.plan import Plan
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""

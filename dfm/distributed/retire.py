@@ -11,7 +11,7 @@ import sys
 
 from distributed import Client
 
-from dfm.distributed.joining import workers_of
+from dfm.distributed.cluster.remote import workers_of
 
 PATIENCE = 15.0
 """Seconds: within the grace period of nodes that are taken away at short notice."""

@@ -17,25 +17,29 @@ from typing import Any
 
 from distributed import Client, Future
 
-from dfm import storage
-from dfm.accounting import RowAccount
-from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
-from dfm.checkpoint import Checkpoint, CheckpointFolder, Identity
-from dfm.distributed import backends, cluster, observing, prepare, rounds
+from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.data.accounting import RowAccount
+from dfm.data.hashing import expected_collisions
+from dfm.data.preparation import Reading, fingerprint, prune_cache
+from dfm.distributed import backends, monitoring, prepare
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.distributed.inputs import Inputs, find_inputs, nothing_left, plan_event
+from dfm.distributed.cluster import connect
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.loop import Best, TrainingLoop
-from dfm.distributed.publishing import check_output, check_shards, publish_model
 from dfm.errors import DataError, DivergenceError, RunCancelled
-from dfm.hashing import expected_collisions
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.losses import CustomLoss, CustomRegularizer
-from dfm.model import FMModel
-from dfm.objective import Objective, kernel_spec
-from dfm.params import InitialValues, Layout
-from dfm.preparation import Reading, fingerprint, prune_cache
-from dfm.settings import Job, parse_bytes
-from dfm.warmstart import Start, find_start
+from dfm.kernels.tables import InitialValues, Layout
+from dfm.model.fm_model import FMModel
+from dfm.model.objective import Objective, kernel_spec
+from dfm.model.warm_start import Start, find_start
+from dfm.settings.constraints import parse_bytes
+from dfm.settings.job import Job
+from dfm.storage import files
+from dfm.training import rounds
+from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity
+from dfm.training.inputs import Inputs, find_inputs, nothing_left, plan_event
+from dfm.training.publish import check_output, check_shards, publish_model
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -92,17 +96,17 @@ def train(
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
-    with cluster.client_of(job.cluster, client) as own:
-        watch = cluster.Watch(own, job.cluster.worker_timeout)
-        tell = observing.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
-        tell(observing.placement_event(inputs.plan, watch.addresses()))
+    with connect.client_of(job.cluster, client) as own:
+        watch = Watch(own, job.cluster.worker_timeout)
+        tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+        tell(monitoring.placement_event(inputs.plan, watch.addresses()))
         return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
     """Where checkpoints lie, and those to go on from. SettingsError where they are another job's."""
-    url = storage.join(job.output.directory, "checkpoint")
-    url = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+    url = files.join(job.output.directory, "checkpoint")
+    url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     folder = CheckpointFolder(url, writer, job.data.storage_options)
     if not job.output.resume:
@@ -138,7 +142,7 @@ def merge_rule(job: Job) -> MergeRule:
 class _Run:
     job: Job
     inputs: Inputs
-    watch: cluster.Watch
+    watch: Watch
     tell: OnEvent
     checkpoints: CheckpointFolder
     objective: Objective
@@ -160,7 +164,7 @@ class _Run:
     def run(self, found: Sequence[Checkpoint]) -> TrainResult:
         """Prepare, train from the newest sound checkpoint that was found, publish."""
         started = time.time()
-        self.shares_disk = cluster.shares_disk(self.client)
+        self.shares_disk = connect.shares_disk(self.client)
         training = self.job.training
         self.backend = backends.choose(
             self.client, training.backend, self.spec, self.watch.addresses(), training.deterministic
@@ -208,7 +212,7 @@ class _Run:
     def _checkpointer(self) -> Checkpointer | None:
         if self.job.output.checkpoint_every == "never":
             return None
-        by_workers = self.shares_disk or not storage.is_local(self.checkpoints.url)
+        by_workers = self.shares_disk or not files.is_local(self.checkpoints.url)
         identity = identity_of(self.job, self.inputs)
         return Checkpointer(self.client, self.checkpoints, identity, self._layout(), by_workers)
 
@@ -288,7 +292,7 @@ class _Run:
             time_until=bound,
             on_bad_rows=job.data.on_bad_rows,
             label_kind=self.objective.label_kind,
-            cache=cluster.cache_directory(job.cluster, self.client),
+            cache=connect.cache_directory(job.cluster, self.client),
             storage_options=job.data.storage_options,
         )
         return reading, dataclasses.replace(reading, time_until="", time_from=bound)
@@ -365,7 +369,7 @@ class _Run:
 
     def _warmed(self, blocks: list[Future], warm: Start) -> list[Future]:
         """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
-        here = storage.is_local(warm.url) and not self.shares_disk
+        here = files.is_local(warm.url) and not self.shares_disk
         model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
         vocabulary = self.prepared.vocabulary
         return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
@@ -373,7 +377,7 @@ class _Run:
     # ---------------------------------------------------------------------------------------------- result ----
 
     def _publish(self, loop: TrainingLoop) -> TrainResult:
-        url = storage.join(self.job.output.directory, "model")
+        url = files.join(self.job.output.directory, "model")
         best = loop.best
         assert best is not None
         digest = self._save(url, best, loop.at.history)
@@ -406,9 +410,9 @@ class _Run:
         """Write the best parameters as a model: by a worker, or here where only this machine can write the path."""
         reading = self.prepared.reading
         units = self.inputs.validation_tasks[0] if self.inputs.validation_tasks else self.inputs.plan.replicas[0][0]
-        where = os.path.abspath(storage.local_path(url)) if storage.is_local(url) else url
+        where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
         arguments = reading, self._metadata(best, history), units[0], where, self.objective.info
-        if storage.is_local(url) and not self.shares_disk:
+        if files.is_local(url) and not self.shares_disk:
             blocks, vocabulary = self.client.gather([best.blocks, self.prepared.vocabulary])
             return publish_model(blocks, vocabulary, *arguments)
         future = self.client.submit(publish_model, best.blocks, self.prepared.vocabulary, *arguments, pure=False)
@@ -435,7 +439,7 @@ class _Run:
     def _prune(self, started: float) -> None:
         """Keep the cache of local workers below its limit; what this run used stays."""
         if self.shares_disk:
-            directory = cluster.cache_directory(self.job.cluster, self.client)
+            directory = connect.cache_directory(self.job.cluster, self.client)
             freed = prune_cache(directory, parse_bytes(self.job.cluster.cache_limit), started)
             if freed:
                 logger.info("deleted %d bytes of old partitions in %s", freed, directory)

@@ -16,24 +16,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-import dfm
-from dfm.encoding import take_rows
+from dfm.data.encoding import take_rows
+from dfm.data.matrices import is_sparse
+from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.vocabulary import RowLookup
 from dfm.errors import DataError, SettingsError
-from dfm.estimators.outputs import Output, shown, teller, unpacked
-from dfm.estimators.recipes import Parametrised
-from dfm.fitting import (
-    Crew,
-    Event,
-    LabelUnit,
-    LocalCrew,
-    Progress,
-    Recipe,
-    deal,
-    fit,
-    initial_table,
-    whole_partition,
-)
-from dfm.inputs import (
+from dfm.estimators.features import (
     Features,
     MatrixFeatures,
     TableFeatures,
@@ -47,13 +35,25 @@ from dfm.inputs import (
     n_rows_of,
     names_of,
 )
-from dfm.kernels import numba_cpu
-from dfm.labels import LabelEncoding, LabelSummary, summarise_labels
-from dfm.matrices import is_sparse
-from dfm.model import FMModel
-from dfm.params import Layout, ParameterTable
-from dfm.partition import HashedRows, SparsePartition, build_partition
-from dfm.vocabulary import RowLookup
+from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.outputs import Output, shown, teller, unpacked
+from dfm.estimators.recipes import Parametrised
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.tables import Layout, ParameterTable
+from dfm.model.fm_model import FMModel
+from dfm.training.fitting import (
+    Crew,
+    Event,
+    LabelUnit,
+    LocalCrew,
+    Progress,
+    Recipe,
+    deal,
+    fit,
+    initial_table,
+    whole_partition,
+)
+from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None
 Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
@@ -176,9 +176,9 @@ class BaseFactorizationMachine(Parametrised):
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
         self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
         if is_dask(X) or is_path(X):
-            from dfm.estimators import elsewhere
+            from dfm.estimators import on_dask
 
-            return elsewhere.fit(self, X, y, sample_weight, eval_set, client)
+            return on_dask.fit(self, X, y, sample_weight, eval_set, client)
         goes_on = self.warm_start and hasattr(self, "_outputs")
         rows, summary = self._training_rows(X, y, sample_weight, goes_on)
         held_out = self._evaluation_rows(eval_set)
@@ -268,9 +268,9 @@ class BaseFactorizationMachine(Parametrised):
             replicas = [relabel(replica) for replica in partitions]
             if client is None:
                 return LocalCrew(replicas, relabel(held), n_threads if len(recipes) == 1 else 1)
-            from dfm.estimators import elsewhere
+            from dfm.estimators import on_dask
 
-            return elsewhere.crew_of_rows(client, replicas, relabel(held))
+            return on_dask.crew_of_rows(client, replicas, relabel(held))
 
         return self._train(recipes, starts, crew, n_threads)
 
@@ -334,9 +334,9 @@ class BaseFactorizationMachine(Parametrised):
         if not (is_dask(X) or is_path(X)):
             return None
         check_is_fitted(self)
-        from dfm.estimators import elsewhere  # loads Dask, which a fit on an array does not need
+        from dfm.estimators import on_dask  # loads Dask, which a fit on an array does not need
 
-        return elsewhere.score(self, X, method, shape, dtype)
+        return on_dask.score(self, X, method, shape, dtype)
 
     def _fitted_tables(self) -> list[ParameterTable]:
         if not hasattr(self, "_tables"):
@@ -353,7 +353,7 @@ class BaseFactorizationMachine(Parametrised):
     def _model(self, number: int = 0) -> FMModel:
         given = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in self.get_params().items()}
         metadata = {
-            "dfm_version": dfm.__version__,
+            "dfm_version": __version__,
             "estimator": type(self).__name__,
             "settings": {"estimator": given},
             "history": self.history_,

@@ -12,12 +12,12 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
+from dfm.data.partition import SparsePartition
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
-from dfm.fitting import Event
-from dfm.labels import LabelEncoding, LabelSummary
-from dfm.model import FMModel
-from dfm.partition import SparsePartition
+from dfm.model.fm_model import FMModel
+from dfm.training.fitting import Event
 
 
 @dataclass(frozen=True)

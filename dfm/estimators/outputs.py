@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dfm.errors import SettingsError
-from dfm.fitting import Event, LabelUnit, Progress
-from dfm.params import ParameterTable, allocate
+from dfm.kernels.tables import ParameterTable, allocate
+from dfm.training.fitting import Event, LabelUnit, Progress
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")

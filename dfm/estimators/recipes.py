@@ -9,15 +9,15 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from dfm.averaging import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
 from dfm.errors import SettingsError
-from dfm.fitting import LabelUnit, Recipe, make_work
-from dfm.inputs import TableOptions
+from dfm.estimators.features import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.losses import CustomLoss, CustomRegularizer
-from dfm.objective import Objective
-from dfm.params import InitialValues
-from dfm.settings import ModelSettings, TrainingSettings
+from dfm.kernels.tables import InitialValues
+from dfm.model.objective import Objective
+from dfm.settings.tables import ModelSettings, TrainingSettings
+from dfm.training.fitting import LabelUnit, Recipe, make_work
 
 LEARNING_RATES = {"sgd": 0.01, "adagrad": 0.1, "adagrad-row": 0.1, "ftrl": 0.1, "adam": 0.01}
 """By optimizer, where learning_rate is None."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
-from dfm.labels import LabelEncoding, LabelSummary
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
 
 _OF_ANY_UNIT = ("squared", "quantile")
 """Losses whose best model scales with the labels."""

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
-from dfm.params import ParameterTable
+from dfm.kernels.tables import ParameterTable
 
 if TYPE_CHECKING:
-    from dfm.kernels.custom import CustomLoss, CustomRegularizer
+    from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
     from dfm.kernels.losses import Loss
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
 from dfm.kernels.arithmetic import exp, exponential, log_of_one_plus
-from dfm.kernels.custom import CustomLoss, CustomRegularizer
-from dfm.settings import LOSS_PARAMETERS, LOSS_TASKS
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.settings.tables import LOSS_PARAMETERS, LOSS_TASKS
 
 __all__ = ["DEFAULT_LOSSES", "LINKS", "LOSSES", "CustomLoss", "CustomRegularizer", "Link", "Loss"]
 __all__ += ["check_task", "exponentials", "identity", "link_of", "resolve_loss", "sigmoid"]

@@ -18,7 +18,7 @@ from dfm.compilation import compiled
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
 from dfm.kernels.simd import fma, maximum, minimum, rsqrt_guess, sqrt
-from dfm.params import ParameterTable
+from dfm.kernels.tables import ParameterTable
 
 
 class Rates(NamedTuple):

@@ -1,1 +1,1 @@
-"""A job on Kubernetes: its DaskJob made, created, followed, and judged by what it leaves in storage."""
+"""Jobs on Kubernetes: manifests, sizes, the API, submitting and following."""

@@ -31,6 +31,14 @@ class NotThere(Exception):
     """The object does not exist."""
 
 
+class Away(ClusterError):
+    """The API server does not answer, or cannot yet; what it keeps is there all the same."""
+
+
+class Refused(ClusterError):
+    """The API server refuses. One that is just starting says so too (401, 403, 404) before it has read its rules."""
+
+
 class Api:
     """A namespace of a Kubernetes cluster: that of the kubeconfig's context, or the one this pod runs in."""
 
@@ -95,7 +103,7 @@ class Api:
             return
 
     def log(self, pod: str, container: str, follow: bool, since: str = "") -> Iterator[tuple[str, str]]:
-        """Lines of a container's log with their times (RFC 3339), from a time on. Ends where the connection breaks."""
+        """Lines of a container's log with their times (RFC 3339), from a time on. Away where the connection breaks."""
         query = {"container": container, "follow": str(follow).lower(), "timestamps": "true"}
         query |= {"sinceTime": since} if since else {}
         try:
@@ -105,8 +113,8 @@ class Api:
         except _Refused as refused:
             if refused.status not in (400, _NOT_FOUND):  # the container has not started, or is gone
                 raise refused.explained("Pod", self.namespace) from None
-        except _broken():
-            return
+        except _broken() as error:
+            raise Away(f"the connection to the log of pod {pod} broke ({error})") from error
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object and what it owns; a missing one is no error."""
@@ -149,7 +157,7 @@ class Api:
                     raise
             except _broken() as error:
                 if attempt == _TRIES:
-                    raise ClusterError(
+                    raise Away(
                         f"the Kubernetes API at {self._configuration.host} does not answer ({error}); check the "
                         "kubeconfig (kubectl get pods), or try again"
                     ) from error
@@ -219,11 +227,14 @@ class _Refused(Exception):
             400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
             422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
         }.get(self.status, "see `kubectl get events`")
-        if self.status == _NOT_FOUND:
-            if kind not in ("DaskJob", "DaskCluster") or '"' in self.message:
-                return NotThere(self.message)
+        if self.status == _NOT_FOUND and self.message.startswith("namespaces "):
+            remedy = f"create it (kubectl create namespace {namespace}) or name another one with --namespace"
+        elif self.status == _NOT_FOUND and '"' in self.message:
+            return NotThere(self.message)
+        elif self.status == _NOT_FOUND and kind in ("DaskJob", "DaskCluster"):
             remedy = "install the Dask operator (helm install dask-kubernetes-operator, see deploy/README.md)"
-        return ClusterError(f"Kubernetes refuses a request for a {kind} ({self.status}): {self.message}; {remedy}")
+        error = Away if self.status in _PASSING else Refused
+        return error(f"Kubernetes refuses a request for a {kind} ({self.status}): {self.message}; {remedy}")
 
 
 def _owner(body: Mapping[str, Any]) -> str:

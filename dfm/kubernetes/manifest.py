@@ -13,7 +13,8 @@ from typing import Any
 
 from dfm.errors import SettingsError
 from dfm.kubernetes.sizing import Sizing, quantity
-from dfm.settings import Job, KubernetesSettings
+from dfm.settings.job import Job
+from dfm.settings.tables import KubernetesSettings
 
 Manifest = dict[str, Any]
 GROUP, VERSION = "kubernetes.dask.org", "v1"

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfm.costs import job_times
-from dfm.footprint import GIB, MIB, rounded, worker_memory
-from dfm.settings import KubernetesSettings, parse_bytes
+from dfm.averaging.cost_model import job_times
+from dfm.settings.constraints import parse_bytes
+from dfm.settings.tables import KubernetesSettings
+from dfm.training.memory import GIB, MIB, rounded, worker_memory
 
 ENOUGH_SECONDS = 60.0
 """A job that is expected to take no longer gets no more workers: their pods take about as long to start."""
@@ -49,7 +50,7 @@ def size(settings: KubernetesSettings, plan: Mapping[str, Any] | None) -> Sizing
 
 
 def workers_for(plan: Mapping[str, Any], cpus: int) -> int:
-    """As many as pay by the cost model (dfm/costs.py), and no core without a replica of its own."""
+    """As many as pay by the cost model (dfm/averaging/cost_model.py), and no core without a replica of its own."""
     most, workers = math.ceil(plan["replicas"] / cpus), 1
     seconds = job_times(plan, workers, cpus).seconds
     while workers < most and seconds > ENOUGH_SECONDS:

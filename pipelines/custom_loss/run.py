@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import dfm
-from dfm import synth
+from dfm.data import synthetic
 
 HERE = Path(__file__).parent
 COST = 4.0
@@ -34,7 +34,7 @@ def missed_clicks_cost_more(score: float, y: float) -> float:
 
 def click_log(folder: Path, rows: int) -> tuple[str, pa.Table]:
     """The demo's log below `folder`: its last day, and the rows of that day."""
-    truth = synth.generate(folder, rows=rows, days=8, overwrite=True)
+    truth = synthetic.generate(folder, rows=rows, days=8, overwrite=True)
     last = truth.days[-1].day
     shards = sorted((folder / f"day={last}").glob("*.parquet"))
     return last, pa.concat_tables([pq.ParquetFile(shard).read() for shard in shards])

@@ -16,7 +16,7 @@ _AIRFLOW = importlib.util.find_spec("airflow")  # to look for a module inside wo
 if _AIRFLOW is None or _AIRFLOW.origin is None:  # without an origin it is this folder
     collect_ignore_glob = ["test_*.py"]
 else:
-    from real_airflow import DAGS, HOME, PATIENCE, TRAINING_DAGS, DaskCluster, command
+    from tests.support.real_airflow import DAGS, HOME, PATIENCE, TRAINING_DAGS, DaskCluster, command
 
 
 @pytest.fixture(scope="session", autouse=True)

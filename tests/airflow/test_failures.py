@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_airflow import HOME, DaskCluster, run_dag, wait_until
 
 import dfm
-from dfm import detached, runs, steps
 from dfm.errors import RunCancelled
-from dfm.settings import Job, load_job
+from dfm.launch import process
+from dfm.runs import record as runs
+from dfm.settings.job import Job, load_job
+from dfm.workflow import steps
+from tests.support.real_airflow import HOME, DaskCluster, run_dag, wait_until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 OUTPUT = HOME / "output" / "long"
@@ -127,7 +129,7 @@ def test_a_retry_after_the_driver_was_killed_goes_on_from_the_checkpoint(log: Pa
 
 def test_a_task_waits_for_the_driver_that_is_at_work_instead_of_starting_another(log: Path, tmp_path: Path):
     job = job_for(log, "2026-11-14", tmp_path / "run")
-    detached.start(job, "the-run")
+    process.start(job, "the-run")
     wait_until(lambda: record_of(tmp_path / "run").state == "running", "the driver is at work")
     pid = record_of(tmp_path / "run").pid
     found = steps.train_once(job, "the-run", steps.Where(), poll=0.2)
@@ -143,7 +145,7 @@ def test_the_trigger_tells_how_the_run_ended_and_a_kill_by_the_user_stops_the_ru
 
     folder = tmp_path / "run"
     job = job_for(log, "2026-11-14", folder, n_epochs=900)
-    detached.start(job, "the-run")
+    process.start(job, "the-run")
     wait_until(lambda: record_of(folder).state == "running" and "epoch" in events_of(folder), "an epoch")
     trigger = DfmRunTrigger(str(folder), None, 0.2)
 
@@ -179,7 +181,7 @@ def test_a_trigger_that_is_made_again_elsewhere_goes_on_where_the_first_one_stop
         first.cancel()  # a triggerer that shuts down
         return (await asyncio.wait_for(anext(again(trigger).run()), 120)).payload
 
-    detached.start(job, "the-run")
+    process.start(job, "the-run")
     assert asyncio.run(restarted(DfmRunTrigger(str(folder), None, 0.2)))["state"] == "finished"
     partition = tmp_path / "day=2026-11-20"
     partition.mkdir()

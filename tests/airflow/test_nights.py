@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from real_airflow import HOME, PATIENCE, DaskCluster, command, files_below, run_dag
 
-from dfm import promotion, runs
-from dfm.model import read_manifest
+from dfm.model.fm_model import read_manifest
+from dfm.runs import record as runs
+from dfm.workflow import registry
+from tests.support.real_airflow import HOME, PATIENCE, DaskCluster, command, files_below, run_dag
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 TASKS = ("wait_for_day", "check_day", "train", "evaluate", "gate_and_publish", "score", "report")
@@ -35,7 +36,7 @@ def two_nights(cluster: DaskCluster, log: Path) -> list[dict[str, str]]:
 
 def test_nights_in_a_row_check_train_judge_publish_score_and_report(two_nights: list[dict[str, str]]):
     assert two_nights == [dict.fromkeys(TASKS, "success")] * 2
-    history = promotion.versions(str(OUTPUT / "champion"))
+    history = registry.versions(str(OUTPUT / "champion"))
     assert [entry.order for entry in history] == ["20261115T000000", "20261116T000000"]
     assert history[1].model == str(run_folder("2026-11-16") / "model")
     assert history[1].champion["rows"] == history[1].candidate["rows"] == 6000
@@ -106,7 +107,7 @@ def test_three_nights_at_once_do_not_collide(cluster: DaskCluster, log: Path, ai
         assert record is not None
         assert (record.run_id, record.state) == (f"ctr_daily.train.{day.replace('-', '')}T000000", "finished")
         assert (output / "scores" / f"day={day}" / "_SUCCESS").exists()
-    orders = [entry.order for entry in promotion.versions(str(output / "champion"))]
+    orders = [entry.order for entry in registry.versions(str(output / "champion"))]
     assert orders
     assert orders == sorted(set(orders))
 

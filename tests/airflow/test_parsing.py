@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from real_airflow import DAGS
+
+from tests.support.real_airflow import DAGS
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 DAG = """

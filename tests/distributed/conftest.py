@@ -1,34 +1,5 @@
-"""One log and one cluster for all tests of training."""
+"""The log and the cluster that tests of training share."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-from distributed import Client
-from small_jobs import ROWS, in_process_client
-
-from dfm import synth
-
-
-@pytest.fixture(scope="session")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8,000 rows of clicks on four days, two shards a day."""
-    directory = tmp_path_factory.mktemp("clicks")
-    synth.generate(directory, rows=ROWS, days=4, shards_per_day=2, seed=3)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def client() -> Iterator[Client]:
-    """One worker inside this process."""
-    with in_process_client(1) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def two_workers() -> Iterator[Client]:
-    """Two workers inside this process."""
-    with in_process_client(2) as client:
-        yield client
+from tests.support.shared_log import client as client
+from tests.support.shared_log import log as log
+from tests.support.shared_log import two_workers as two_workers

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from host_gpu import as_gpu_of_process
-from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.contributions import groups_at_home
-from dfm.distributed import backends, cluster
+from dfm.averaging.contributions import groups_at_home
+from dfm.distributed import backends
 from dfm.distributed.backends import GpuOfWorker
+from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_device
 from dfm.kernels.contract import KernelSpec
+from dfm.kernels.gpu import device as cupy_device
+from tests.support.host_gpu import as_gpu_of_process
+from tests.support.small_jobs import job_tables
 
 SPEC = KernelSpec("logistic", "adagrad", 8)
 H200, NONE = GpuOfWorker("NVIDIA H200", "", 2, ""), GpuOfWorker("", "CuPy finds no usable GPU", 0, "")
@@ -85,7 +86,7 @@ def test_workers_that_count_their_gpus_train_one_replica_on_each() -> None:
 
 def test_replicas_are_grouped_by_gpu_not_by_thread(two_workers: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a GPU sums all its replicas, and knows which rows come next."""
-    watch = cluster.Watch(two_workers, 60.0)
+    watch = Watch(two_workers, 60.0)
     monkeypatch.setattr(watch, "n_threads", lambda: 16)
     assert watch.n_walks("cupy") == 2
     assert watch.n_walks("numba") == 16

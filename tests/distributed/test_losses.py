@@ -11,16 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import user_functions
 from click.testing import CliRunner
 from distributed import Client
-from small_jobs import LAST_DAY, job_tables, read_log
 
 import dfm
-from dfm import cli, jobs
+from dfm import jobs
+from dfm.cli import app
 from dfm.distributed.train import TrainResult
 from dfm.errors import DataError, DivergenceError, SettingsError
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from tests.support import user_functions
+from tests.support.small_jobs import LAST_DAY, job_tables, read_log
 
 KERNELS = {"n_factors": 0, "hash_bits": 16}
 """Linear models: their kernels compile in a moment."""
@@ -76,7 +77,7 @@ def test_a_model_of_a_users_loss_predicts_and_is_evaluated_without_the_function(
     metrics = jobs.evaluate(own.model_url, str(log / f"day={LAST_DAY}"), client=client)
     assert metrics["log_loss"] == pytest.approx(own.validation["log_loss"], rel=1e-9)
     assert "loss" not in metrics
-    summary = json.loads(CliRunner().invoke(cli.cli, ["inspect", own.model_url, "--json"]).output)["summary"]
+    summary = json.loads(CliRunner().invoke(app.cli, ["inspect", own.model_url, "--json"]).output)["summary"]
     assert (summary["loss"], summary["link"]) == ("logistic", "sigmoid")
 
 

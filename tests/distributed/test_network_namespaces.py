@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from real_cluster import RealCluster, make_certificates, wait_until
-from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.distributed import cluster as clusters
-from dfm.distributed.joining import remote_client
+from dfm.distributed.cluster import connect as clusters
+from dfm.distributed.cluster.remote import remote_client
 from dfm.errors import SettingsError
-from dfm.settings import ClusterSettings, Job
-from dfm.submission import submit
+from dfm.launch.on_dask import submit
+from dfm.settings.job import Job
+from dfm.settings.tables import ClusterSettings
+from tests.support.real_cluster import RealCluster, make_certificates, wait_until
+from tests.support.small_jobs import job_tables
 
 
 def ip(*arguments: str, check: bool = True) -> None:

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
-from small_jobs import LAST_DAY, job_tables, read_log
 
 from dfm import jobs
-from dfm.distributed import placement, predict
+from dfm.distributed import predict
 from dfm.errors import DataError, ModelError, SettingsError
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from dfm.training import plan
+from tests.support.small_jobs import LAST_DAY, job_tables, read_log
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def read_parts(folder: Path) -> pa.Table:
 def test_predictions_stand_beside_all_input_columns_in_order(
     log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "TASK_ROWS", 900)
+    monkeypatch.setattr(plan, "TASK_ROWS", 900)
     told: list[dict[str, Any]] = []
     summary = jobs.predict(model, str(log), str(tmp_path / "scored"), client=client, on_event=told.append)
     expected = read_log(log)
@@ -76,7 +77,7 @@ def write_shards(folder: Path, *tables: pa.Table) -> str:
 def test_shards_that_differ_are_written_with_one_schema(
     task_rows: int, log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "TASK_ROWS", task_rows)
+    monkeypatch.setattr(plan, "TASK_ROWS", task_rows)
     rows = read_log(log, LAST_DAY).slice(0, 20)
     first = rows.append_column("note", pa.nulls(20)).append_column("user", pa.array(range(20), pa.int32()))
     second = rows.append_column("user", pa.array(range(2**40, 2**40 + 20)))
@@ -240,8 +241,8 @@ def test_the_success_file_of_somebody_else_is_not_replaced(
 def test_overwriting_that_fails_keeps_earlier_parts_but_nobody_trusts_them(
     log: Path, model: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "TASK_ROWS", 900)
-    monkeypatch.setattr(placement, "PIECE_ROWS", 900)
+    monkeypatch.setattr(plan, "TASK_ROWS", 900)
+    monkeypatch.setattr(plan, "PIECE_ROWS", 900)
     rows = read_log(log, LAST_DAY)
     pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=1000)
     jobs.predict(model, str(tmp_path / "rows.parquet"), str(tmp_path / "scored"), client=client)
@@ -281,7 +282,7 @@ def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(
 def test_evaluation_agrees_with_the_training_that_held_the_day_out(
     log: Path, model: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "TASK_ROWS", 900)
+    monkeypatch.setattr(plan, "TASK_ROWS", 900)
     found = jobs.evaluate(model, [str(log / f"day={LAST_DAY}")], client=client)
     assert found.pop("account") == {"read": 2000, "evaluated": 2000, "rejected": 0}
     expected = FMModel.load(model).metadata["validation"]

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
-from real_cluster import DASK, real_cluster, wait_until
-from small_jobs import in_process_client, job_tables
 
 import dfm
 from dfm import jobs
-from dfm.distributed import carried, cluster, joining, newcomers, versions
+from dfm.distributed.cluster import admission, connect, remote, upload, versions
 from dfm.errors import ClusterError, SettingsError
-from dfm.settings import ClusterSettings
+from dfm.settings.tables import ClusterSettings
+from tests.support.real_cluster import DASK, real_cluster, wait_until
+from tests.support.small_jobs import in_process_client, job_tables
 
 SAME = {"python": "3.12", "dfm": "1", "dask": "2", "distributed": "2", "numba": "3", "numpy": "4", "pyarrow": "5"}
 
@@ -84,7 +84,7 @@ def test_a_worker_that_joins_with_other_versions_gets_no_work_and_is_named(
     with real_cluster(tmp_path / "cluster", 1) as real, Client(real.address, set_as_default=False) as client:
 
         def workers() -> dict[str, Any]:
-            return {worker["name"]: worker for worker in joining.workers_of(client).values()}
+            return {worker["name"]: worker for worker in remote.workers_of(client).values()}
 
         def join(event: dict[str, Any]) -> None:
             if event["event"] == "epoch" and event["epoch"] == 1:
@@ -117,7 +117,7 @@ def test_a_worker_that_joins_with_other_versions_gets_no_work_and_is_named(
 def test_a_newcomer_is_let_in_at_once_under_warn_and_else_when_its_client_is_lost(
     mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = versions.get_versions(packages=newcomers.ASKED_FOR)
+    own = versions.get_versions(packages=admission.ASKED_FOR)
     other = {**own, "packages": {**own["packages"], "numba": "0.1"}}
     monkeypatch.setattr(versions, "get_versions", lambda **_: other)
     settings = ClusterSettings(version_mismatch=mode)
@@ -135,7 +135,7 @@ def test_a_newcomer_is_let_in_at_once_under_warn_and_else_when_its_client_is_los
         assert ("it is tried" in caplog.text) is (mode == "warn")
 
         def statuses() -> list[str]:
-            return sorted(worker["status"] for worker in joining.workers_of(watching).values())
+            return sorted(worker["status"] for worker in remote.workers_of(watching).values())
 
         wait_until(lambda: statuses() == (["running"] * 2 if mode == "warn" else ["paused", "running"]), seconds=30)
         driver.close()  # as when its process is killed: it takes no leave of the scheduler's plugin
@@ -204,7 +204,7 @@ def test_the_wheel_can_be_installed_and_imported(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "dfm.whl") as wheel:
         names = wheel.namelist()
         wheel.extractall(tmp_path / "installed")
-    assert {"dfm/__init__.py", "dfm/cli.py", "dfm/kernels/simd.py"} <= {*names}
+    assert {"dfm/__init__.py", "dfm/cli/app.py", "dfm/kernels/simd.py"} <= {*names}
     found = {each.metadata["Name"]: each for each in importlib.metadata.distributions(path=[f"{tmp_path}/installed"])}
     assert found["dfm"].version == dfm.__version__
     assert any(line.startswith("dask") for line in found["dfm"].requires or [])
@@ -213,11 +213,11 @@ def test_the_wheel_can_be_installed_and_imported(tmp_path: Path) -> None:
 
 def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(sys.path)
-    carried.unpack(b"no wheel", "digest", dfm.__version__)
+    upload.unpack(b"no wheel", "digest", dfm.__version__)
     assert sys.path == before
-    monkeypatch.setattr(carried, "_FOLDERS", {"another digest": "/there"})
+    monkeypatch.setattr(upload, "_FOLDERS", {"another digest": "/there"})
     with pytest.raises(RuntimeError, match="another build of dfm was sent here before; restart the cluster"):
-        carried.unpack(b"no wheel", "digest", dfm.__version__)
+        upload.unpack(b"no wheel", "digest", dfm.__version__)
 
 
 # --- who comes, and when --------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_too_few_workers_in_time_are_counted(log: Path, client: Client) -> None:
     settings = ClusterSettings(scheduler=client.scheduler.address, min_workers=3, worker_timeout=0.3)
     with pytest.raises(ClusterError, match=r"had 1 of 3 workers within cluster\.worker_timeout = 0\.3 s; start"):
-        cluster.connect(settings).__enter__()
+        connect.connect(settings).__enter__()
 
 
 def make_cluster(n_workers: int = 1, adaptive: bool = False) -> LocalCluster:
@@ -251,7 +251,7 @@ def test_a_job_runs_on_the_cluster_of_a_factory(log: Path, factory: str, client:
 
 def test_an_adaptive_cluster_without_workers_is_woken(factory: str) -> None:
     settings = ClusterSettings(factory=factory, factory_options={"n_workers": 0, "adaptive": True})
-    with cluster.connect(settings) as client:
+    with connect.connect(settings) as client:
         assert client.submit(sum, [1, 2]).result() == 3
 
 
@@ -265,7 +265,7 @@ def test_an_adaptive_cluster_without_workers_is_woken(factory: str) -> None:
 )
 def test_a_factory_that_gives_no_cluster_is_named(name: str, told: str) -> None:
     with pytest.raises(SettingsError, match=told):
-        cluster.connect(ClusterSettings(factory=name)).__enter__()
+        connect.connect(ClusterSettings(factory=name)).__enter__()
 
 
 def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, client: Client, tmp_path: Path) -> None:
@@ -290,13 +290,13 @@ def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, 
 def test_the_scheduler_comes_from_the_job_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
 
-    assert joining.scheduler_address(ClusterSettings()) == ""
+    assert remote.scheduler_address(ClusterSettings()) == ""
     with dask.config.set({"scheduler-address": "tcp://there:8786"}):
-        assert joining.scheduler_address(ClusterSettings()) == "tcp://there:8786"
-        assert joining.scheduler_address(ClusterSettings(scheduler="tcp://here:1")) == "tcp://here:1"
-        assert not joining.is_remote(ClusterSettings(scheduler="local"))
-        assert joining.is_remote(ClusterSettings(factory="a:b"))
-        assert joining.scheduler_address(ClusterSettings(factory="a:b")) == ""
+        assert remote.scheduler_address(ClusterSettings()) == "tcp://there:8786"
+        assert remote.scheduler_address(ClusterSettings(scheduler="tcp://here:1")) == "tcp://here:1"
+        assert not remote.is_remote(ClusterSettings(scheduler="local"))
+        assert remote.is_remote(ClusterSettings(factory="a:b"))
+        assert remote.scheduler_address(ClusterSettings(factory="a:b")) == ""
 
 
 def test_two_clusters_and_half_a_certificate_are_refused() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
-from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.checkpoint import CheckpointFolder, Identity
 from dfm.distributed import checkpointing, loop
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
-from dfm.params import Layout
+from dfm.kernels.tables import Layout
+from dfm.training.checkpoint import CheckpointFolder, Identity
+from tests.support.small_jobs import job_tables
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -207,7 +207,7 @@ def test_workers_elsewhere_leave_the_writing_of_a_local_folder_to_the_driver(
     log: Path, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = jobs.train(job_tables(log, tmp_path / "whole"), two_workers).parameters_sha256
-    monkeypatch.setattr("dfm.distributed.cluster.shares_disk", lambda client: False)
+    monkeypatch.setattr("dfm.distributed.cluster.connect.shares_disk", lambda client: False)
     tables = job_tables(log, tmp_path)
     cancelled(tables, two_workers)
     told: list[dict[str, Any]] = []

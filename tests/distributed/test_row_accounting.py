@@ -13,11 +13,11 @@ import pytest
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import write_shard
 
 from dfm import jobs
 from dfm.errors import RunCancelled
-from dfm.runs import read_run
+from dfm.runs.record import read_run
+from tests.support.shards import write_shard
 
 KINDS = {"label": pa.float64(), "w": pa.float64(), "C": pa.string(), "I": pa.string(), "t": pa.int64()}
 BOUND = 7

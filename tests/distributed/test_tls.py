@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
-from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from tests.support.small_jobs import job_tables
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 PREFIX = "DASK_DISTRIBUTED__COMM__"

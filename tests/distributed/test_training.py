@@ -14,23 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
-from small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
 from dfm import jobs
-from dfm.averaging import contribute, finalise, scaled_rate
-from dfm.contributions import combine_all
+from dfm.averaging.contributions import combine_all
+from dfm.averaging.merge import contribute, finalise
+from dfm.averaging.rules import scaled_rate
+from dfm.averaging.slices import Slices
+from dfm.data.preparation import Reading, hash_units, load_slices
+from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
 from dfm.distributed import train
-from dfm.distributed.inputs import find_inputs
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.model import FMModel
-from dfm.params import InitialValues, Layout, ParameterTable, initialise, pull
-from dfm.preparation import Reading, hash_units, load_slices
-from dfm.settings import Job
-from dfm.slices import Slices
-from dfm.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull
+from dfm.model.fm_model import FMModel
+from dfm.settings.job import Job
+from dfm.training.inputs import find_inputs
+from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
 DAY_ROWS = ROWS // 4
 

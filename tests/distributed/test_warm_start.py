@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from small_jobs import FIRST_DAY, LAST_DAY, job_tables
 
 from dfm import jobs
 from dfm.distributed.train import TrainResult
 from dfm.errors import SettingsError
-from dfm.model import read_manifest
+from dfm.model.fm_model import read_manifest
+from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables
 
 EPOCH = {"n_epochs": 1, "schedule": "constant"}
 

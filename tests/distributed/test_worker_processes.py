@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from small_jobs import job_tables
 
 from dfm import jobs
-from dfm.distributed import cluster
-from dfm.settings import ClusterSettings
+from dfm.distributed.cluster.connect import connect, worker_addresses
+from dfm.distributed.cluster.watch import Watch
+from dfm.settings.tables import ClusterSettings
+from tests.support.small_jobs import job_tables
 
 FOUR_EPOCHS = {"n_epochs": 4, "averages_per_epoch": 2}
 
@@ -23,7 +24,7 @@ FOUR_EPOCHS = {"n_epochs": 4, "averages_per_epoch": 2}
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Two worker processes as a job without a scheduler gets them."""
     settings = ClusterSettings(workers=2, cache=str(tmp_path_factory.mktemp("processes")))
-    with cluster.connect(settings) as client:
+    with connect(settings) as client:
         yield client
 
 
@@ -37,8 +38,8 @@ def expected(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory
 def test_worker_processes_give_the_bytes_of_a_single_worker(
     log: Path, processes: Client, expected: str, tmp_path: Path
 ) -> None:
-    assert len(cluster.worker_addresses(processes)) == 2
-    assert cluster.Watch(processes, 60.0).n_threads() == 2
+    assert len(worker_addresses(processes)) == 2
+    assert Watch(processes, 60.0).n_threads() == 2
     result = jobs.train(job_tables(log, tmp_path, training=FOUR_EPOCHS), processes)
     assert result.parameters_sha256 == expected
 

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn", minversion="1.6")
 
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(600, 5))

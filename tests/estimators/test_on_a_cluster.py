@@ -15,11 +15,11 @@ pd = pytest.importorskip("pandas")
 import dask
 import dask.array as da
 from distributed import Client
-from small_jobs import in_process_client
 
 from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
 from dfm.factorization import matrix_factorization
+from tests.support.small_jobs import in_process_client
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(900, 4)) * [1, 10, 100, 1] + [0, 5, 0, 0]

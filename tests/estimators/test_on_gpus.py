@@ -7,13 +7,12 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
 
-from host_gpu import as_gpu_of_process
-from small_jobs import in_process_client
-
 from dfm.errors import ClusterError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
 from dfm.factorization import matrix_factorization
-from dfm.kernels import cupy_device
+from dfm.kernels.gpu import device as cupy_device
+from tests.support.host_gpu import as_gpu_of_process
+from tests.support.small_jobs import in_process_client
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(600, 3))

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("sklearn", minversion="1.6")
 pd = pytest.importorskip("pandas")
 
-from dfm.encoding import encode_batch
+from dfm.data.encoding import encode_batch
+from dfm.data.schema import Schema, resolve
 from dfm.errors import DataError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
-from dfm.schema import Schema, resolve
 
 RNG = np.random.default_rng(1)
 FRAME = pd.DataFrame(

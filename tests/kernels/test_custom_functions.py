@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
-import user_functions
 
 from dfm.errors import SettingsError
 from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.losses import CustomLoss, CustomRegularizer, check_task
-from dfm.kernels.numba_cpu import compile_kernels, row_blocks
-from dfm.params import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.row_order import row_blocks
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from tests import reference
+from tests.support import user_functions
 
 N_FEATURES, N_FACTORED = 60, 45
 SCALES = {"click": 1.0}
@@ -224,17 +225,17 @@ def test_a_regulariser_does_not_fit_ftrl():
 
 def test_users_kernels_come_from_disk_in_the_next_process(tmp_path):
     script = (
-        "import user_functions\n"
+        "from tests.support import user_functions\n"
         "from dfm.kernels.contract import KernelSpec\n"
         "from dfm.kernels.losses import CustomLoss\n"
-        "from dfm.kernels.numba_cpu import compile_kernels\n"
+        "from dfm.kernels.cpu.backend import compile_kernels\n"
         "kernels = compile_kernels(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0))\n"
         "walk = kernels.run_round.args[0]\n"
         "print(sum(walk.stats.cache_hits.values()), sum(walk.stats.cache_misses.values()))\n"
     )
 
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[2]
     runs = [
         subprocess.run([sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True)
         for _ in range(2)

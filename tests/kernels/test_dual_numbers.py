@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import user_functions
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dfm.kernels import arithmetic
 from dfm.kernels.losses import CustomLoss, resolve_loss
+from tests.support import user_functions
 
 KINKS = 1e-3
 """No score nearer to a kink than this is drawn: a difference across it means nothing."""
@@ -67,7 +67,8 @@ def test_infinite_branches_that_are_not_taken_do_not_spoil_the_slope():
 
 
 SCRIPT = """
-import json, sys, numpy as np, user_functions
+import json, sys, numpy as np
+from tests.support import user_functions
 from dfm.kernels.losses import CustomLoss
 found = {}
 for function in user_functions.EVERY_CONSTRUCT:
@@ -84,7 +85,7 @@ def test_compiled_and_plain_dual_numbers_give_the_same(losses):
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name, expected in json.loads(run.stdout).items():
         points = [(score, label) for score in np.linspace(-6, 6, 25) for label in (0.0, 1.0)]

@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from host_gpu import HostDevice, host_kernels
-from host_gpu import fake_cupy as fake_module
 
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels import cupy_device, cupy_gpu, gpu_plan, numba_cpu
 from dfm.kernels.contract import Following, Kernels, KernelSpec, Step
-from dfm.kernels.gpu_memory import COPY, TRAIN
-from dfm.kernels.gpu_plan import Grid
-from dfm.kernels.numba_cpu import row_blocks
-from dfm.kernels.row_passes import BLOCK_ROWS
-from dfm.params import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.memory import COPY, TRAIN
+from dfm.kernels.gpu.plan import Grid
+from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from tests import reference
+from tests.support.host_gpu import HostDevice, host_kernels
+from tests.support.host_gpu import fake_cupy as fake_module
 
 N_FEATURES, N_FACTORED = 60, 45
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}

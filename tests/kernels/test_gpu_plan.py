@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 
 from dfm.errors import ClusterError
-from dfm.kernels import gpu_plan
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.gpu_plan import Facts
-from dfm.kernels.numba_cpu import row_blocks
-from dfm.kernels.row_passes import BLOCK_ROWS
-from dfm.params import LINEAR_STATE, MAX_FACTORS, Layout
+from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.plan import Facts
+from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
+from dfm.kernels.tables import LINEAR_STATE, MAX_FACTORS, Layout
+from tests import reference
 
 ROWWISE = KernelSpec("logistic", "adagrad-row", 16)
 

@@ -8,16 +8,18 @@ import inspect
 import re
 
 import numpy as np
-import nvrtc
 import pytest
-from host_gpu import library_of
 
 from dfm.errors import SettingsError
-from dfm.kernels import cupy_device, cupy_gpu, numba_cpu
 from dfm.kernels.contract import Kernels, KernelSpec
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.losses import LOSSES, CustomLoss, CustomRegularizer
 from dfm.kernels.optimizers import OPTIMIZERS
-from dfm.params import Layout
+from dfm.kernels.tables import Layout
+from tests.support import nvrtc
+from tests.support.host_gpu import library_of
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.find_library() is None, reason="nvidia-cuda-nvrtc-cu12 is not installed")
 CHIPS = ["compute_80", "compute_90"]

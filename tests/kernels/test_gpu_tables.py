@@ -8,8 +8,19 @@ import threading
 
 import numpy as np
 import pytest
-import reference
-from gpu_rounds import (
+
+from dfm.averaging.gpu import OnGpu
+from dfm.averaging.rules import MergeRule
+from dfm.errors import ClusterError
+from dfm.kernels.contract import Following, KernelSpec, Step
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.memory import COPY, FETCH, TRAIN
+from dfm.kernels.gpu.tables import Gpu, GpuTable
+from dfm.kernels.tables import Layout, ParameterTable
+from tests import reference
+from tests.support.gpu_rounds import (
     BOTH,
     N_FACTORED,
     N_FEATURES,
@@ -23,16 +34,7 @@ from gpu_rounds import (
     rows_and_kernels,
     table_of,
 )
-from host_gpu import HostDevice, fake_cupy
-
-from dfm.averaging import MergeRule
-from dfm.errors import ClusterError
-from dfm.gpu_averaging import OnGpu
-from dfm.kernels import cupy_device, cupy_gpu, gpu_plan
-from dfm.kernels.contract import Following, KernelSpec, Step
-from dfm.kernels.gpu_memory import COPY, FETCH, TRAIN
-from dfm.kernels.gpu_tables import Gpu, GpuTable
-from dfm.params import Layout, ParameterTable
+from tests.support.host_gpu import HostDevice, fake_cupy
 
 
 @pytest.fixture(params=BOTH)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Kernels, KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels, row_blocks
-from dfm.kernels.row_passes import BLOCK_ROWS
-from dfm.params import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from tests import reference
 
 N_FEATURES, N_FACTORED, N_FACTORS = 60, 45, 16
 STEP = Step(0.05, 0.03, l2_linear=0.01, l2_factors=0.02)

@@ -6,11 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-import reference
 
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels, row_blocks
-from dfm.params import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.row_order import row_blocks
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from tests import reference
 
 N_FEATURES, N_FACTORED = 60, 45
 CASES = [

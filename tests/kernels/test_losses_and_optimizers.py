@@ -14,7 +14,7 @@ from dfm.kernels.arithmetic import exponential, log_of_one_plus
 from dfm.kernels.contract import Step
 from dfm.kernels.losses import LINKS, LOSSES, resolve_loss
 from dfm.kernels.optimizers import SCHEDULES, rate_factor, reciprocal_root, refresh_weights, scheduled
-from dfm.params import Layout, allocate
+from dfm.kernels.tables import Layout, allocate
 
 
 def test_our_exponential_and_logarithm_are_exact_to_many_digits() -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from dfm.kernels import simd
 from dfm.kernels.contract import KernelSpec
-from dfm.kernels.numba_cpu import example_arguments
-from dfm.kernels.row_passes import Shape, make_walk
-from dfm.params import Layout
+from dfm.kernels.cpu.backend import example_arguments
+from dfm.kernels.cpu.row_passes import Shape, make_walk
+from dfm.kernels.tables import Layout
 
 needs_compiler = pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 
@@ -164,8 +164,8 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 import reference
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.numba_cpu import compile_kernels
-from dfm.params import InitialValues, Layout, initialise
+from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.tables import InitialValues, Layout, initialise
 digest = hashlib.sha256()
 cases = (("logistic", "adagrad", 16), ("squared", "ftrl", 5), ("logistic", "adagrad-row", 80))
 for loss, optimizer, n_factors in cases:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from distributed import Client
-from flaky_proxy import ACCESS_KEY, SECRET_KEY, Faults, proxy
-from small_jobs import in_process_client
 
-from dfm import patience, storage, synth
+from dfm.data import synthetic
+from dfm.storage import files, retry
+from tests.support.flaky_proxy import ACCESS_KEY, SECRET_KEY, Faults, proxy
+from tests.support.small_jobs import in_process_client
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +67,7 @@ def faults(endpoint: tuple[str, Faults], monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     # The client's own repetitions would hide those of dfm, and wait for seconds.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(patience, "_FIRST_DELAY", 0.02)
+    monkeypatch.setattr(retry, "_FIRST_DELAY", 0.02)
     faults.rate = 0.0
     faults.counts.clear()
     yield faults
@@ -87,7 +88,7 @@ def bucket(faults: Faults) -> str:
 def local_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3,000 rows of clicks on four days, two shards a day."""
     directory = tmp_path_factory.mktemp("clicks")
-    synth.generate(directory, rows=3_000, days=4, shards_per_day=2, seed=3)
+    synthetic.generate(directory, rows=3_000, days=4, shards_per_day=2, seed=3)
     return directory
 
 
@@ -95,7 +96,7 @@ def local_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def log(local_log: Path, bucket: str) -> str:
     """URL of the same rows in the store."""
     for path in sorted(local_log.rglob("*.parquet")):
-        storage.write_bytes(f"{bucket}/clicks/{path.relative_to(local_log)}", path.read_bytes())
+        files.write_bytes(f"{bucket}/clicks/{path.relative_to(local_log)}", path.read_bytes())
     return f"{bucket}/clicks"
 
 

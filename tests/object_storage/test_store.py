@@ -8,26 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from flaky_proxy import KINDS, Faults
 
-from dfm import patience, storage
+from dfm.data.parquet import describe_shard
 from dfm.errors import SettingsError, StorageError
-from dfm.ingest import describe_shard
-from dfm.model import FMModel
+from dfm.model.fm_model import FMModel
+from dfm.storage import files, retry
+from tests.support.flaky_proxy import KINDS, Faults
 
 
 def test_files_are_written_listed_read_and_removed(bucket: str) -> None:
     for name in ("a/b.json", "a/deep/c", "d"):
-        storage.write_bytes(f"{bucket}/{name}", name.encode())
-    assert storage.read_bytes(f"{bucket}/a/b.json") == b"a/b.json"
-    assert storage.size_of(f"{bucket}/a/b.json") == 8
-    assert (storage.names_in(f"{bucket}/a"), storage.folders_in(f"{bucket}/a")) == (["b.json"], ["deep"])
-    assert storage.folders_in(bucket) == ["a"]
-    assert storage.names_in(f"{bucket}/nowhere") == []
-    storage.remove(f"{bucket}/d")
-    storage.remove(f"{bucket}/d")
+        files.write_bytes(f"{bucket}/{name}", name.encode())
+    assert files.read_bytes(f"{bucket}/a/b.json") == b"a/b.json"
+    assert files.size_of(f"{bucket}/a/b.json") == 8
+    assert (files.names_in(f"{bucket}/a"), files.folders_in(f"{bucket}/a")) == (["b.json"], ["deep"])
+    assert files.folders_in(bucket) == ["a"]
+    assert files.names_in(f"{bucket}/nowhere") == []
+    files.remove(f"{bucket}/d")
+    files.remove(f"{bucket}/d")
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(f"{bucket}/d")
+        files.read_bytes(f"{bucket}/d")
 
 
 def test_of_many_who_create_a_file_one_wins(bucket: str) -> None:
@@ -36,7 +36,7 @@ def test_of_many_who_create_a_file_one_wins(bucket: str) -> None:
     def create(number: int) -> bool:
         start.wait()
         try:
-            storage.create_bytes(f"{bucket}/lock", b"%d" % number)
+            files.create_bytes(f"{bucket}/lock", b"%d" % number)
         except FileExistsError:
             return False
         return True
@@ -44,7 +44,7 @@ def test_of_many_who_create_a_file_one_wins(bucket: str) -> None:
     with ThreadPoolExecutor(6) as pool:
         won = list(pool.map(create, range(6)))
     assert sum(won) == 1
-    assert storage.read_bytes(f"{bucket}/lock") == b"%d" % won.index(True)
+    assert files.read_bytes(f"{bucket}/lock") == b"%d" % won.index(True)
 
 
 def test_who_created_a_file_knows_it_although_the_answer_got_lost(bucket: str, faults: Faults) -> None:
@@ -52,9 +52,9 @@ def test_who_created_a_file_knows_it_although_the_answer_got_lost(bucket: str, f
     faults.kinds = ("done but failed",)
     faults.rate = 0.5
     for number in range(8):
-        storage.create_bytes(f"{bucket}/{number}", b"mine")
+        files.create_bytes(f"{bucket}/{number}", b"mine")
         with pytest.raises(FileExistsError):
-            storage.create_bytes(f"{bucket}/{number}", b"mine")
+            files.create_bytes(f"{bucket}/{number}", b"mine")
     assert faults.counts["done but failed"] > 3
 
 
@@ -69,37 +69,37 @@ def test_a_store_that_fails_often_is_asked_until_it_answers(bucket: str, faults:
     faults.rate = 0.4
     for number in range(5):
         url = f"{bucket}/folder/{number}"
-        storage.write_bytes(url, b"x" * number)
-        assert storage.read_bytes(url) == b"x" * number
-        with storage.writing(f"{url}-stream") as stream:
+        files.write_bytes(url, b"x" * number)
+        assert files.read_bytes(url) == b"x" * number
+        with files.writing(f"{url}-stream") as stream:
             stream.write(b"y" * 100)
-        with storage.PatientStream(f"{url}-stream") as stream:
+        with files.PatientStream(f"{url}-stream") as stream:
             assert stream.seek(90) == 90
             assert stream.read() == b"y" * 10
-    assert len(storage.names_in(f"{bucket}/folder")) == 10
+    assert len(files.names_in(f"{bucket}/folder")) == 10
     assert faults.counts[kind] > 5
 
 
 def test_a_store_that_never_answers_is_an_error_that_says_so(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE", 0.5)
     faults.kinds, faults.rate = ("slow down",), 1.0
     with pytest.raises(StorageError, match=rf"{bucket}/x does not answer \(.*\), asked again.*run the same"):
-        storage.read_bytes(f"{bucket}/x")
+        files.read_bytes(f"{bucket}/x")
     faults.kinds = KINDS
 
 
 def test_a_store_that_denies_access_is_asked_once(bucket: str, faults: Faults) -> None:
     faults.kinds, faults.rate = ("denied",), 1.0
     faults.counts.clear()
-    for action in (storage.read_bytes, storage.exists, storage.names_in, FMModel.load, describe_shard):
+    for action in (files.read_bytes, files.exists, files.names_in, FMModel.load, describe_shard):
         with pytest.raises(
             StorageError, match=rf"{bucket}/x.*: access denied \(.*\); check that this process finds cred"
         ):
             action(f"{bucket}/x")
     with pytest.raises(StorageError, match="access denied"):
-        storage.write_bytes(f"{bucket}/x", b"")
+        files.write_bytes(f"{bucket}/x", b"")
     assert faults.counts["denied"] < 15
     faults.kinds = KINDS
 
@@ -112,20 +112,20 @@ def test_a_process_without_credentials_is_told(bucket: str, monkeypatch: pytest.
     with pytest.raises(
         StorageError, match=r"access denied \(.*credentials.*\); check that this process finds credentials"
     ):
-        storage.read_bytes(f"{bucket}/x", {"skip_instance_cache": True})
+        files.read_bytes(f"{bucket}/x", {"skip_instance_cache": True})
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(bucket: str) -> None:
     def fail() -> None:
-        with storage.writing(f"{bucket}/part") as stream:
+        with files.writing(f"{bucket}/part") as stream:
             stream.write(b"half")
             raise RuntimeError("the task was killed")
 
     with pytest.raises(RuntimeError, match="killed"):
         fail()
-    assert storage.names_in(bucket) == []
+    assert files.names_in(bucket) == []
 
 
 def test_a_url_with_credentials_is_not_opened(bucket: str) -> None:
     with pytest.raises(SettingsError, match="in the environment"):
-        storage.read_bytes(bucket.replace("s3://", "s3://key:secret@"))
+        files.read_bytes(bucket.replace("s3://", "s3://key:secret@"))

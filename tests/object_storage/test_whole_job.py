@@ -15,15 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
-from flaky_proxy import ACCESS_KEY, KINDS, SECRET_KEY, Faults
-from small_jobs import LAST_DAY, job_tables
 
 import dfm
-from dfm import cli, jobs, storage
+from dfm import jobs
+from dfm.cli import app
+from dfm.data.parquet import Unit, find_shards, read_unit
 from dfm.distributed import checkpointing
 from dfm.errors import DataError, RunCancelled
-from dfm.ingest import Unit, find_shards, read_unit
-from dfm.runs import read_run
+from dfm.runs.record import read_run
+from dfm.storage import files
+from tests.support.flaky_proxy import ACCESS_KEY, KINDS, SECRET_KEY, Faults
+from tests.support.small_jobs import LAST_DAY, job_tables
 
 CANARIES = (SECRET_KEY.encode(), ACCESS_KEY.encode())
 
@@ -86,9 +88,9 @@ def test_a_job_on_a_store_gives_the_bytes_of_one_on_a_disk(
     assert metrics["log_loss"] == pytest.approx(in_store.validation["log_loss"], rel=1e-6)
     summary = jobs.predict(in_store.model_url, day, f"{bucket}/scored", keep=["day"], client=client)
     assert summary["predicted"] == summary["rows"] == metrics["account"]["read"]
-    assert storage.exists(f"{bucket}/scored/_SUCCESS")
-    (name,) = [n for n in storage.names_in(f"{bucket}/scored") if n.endswith(".parquet")]
-    with storage.PatientStream(f"{bucket}/scored/{name}") as stream:
+    assert files.exists(f"{bucket}/scored/_SUCCESS")
+    (name,) = [n for n in files.names_in(f"{bucket}/scored") if n.endswith(".parquet")]
+    with files.PatientStream(f"{bucket}/scored/{name}") as stream:
         assert pq.ParquetFile(stream).read().num_rows == summary["rows"]
 
 
@@ -123,12 +125,12 @@ def test_a_run_stopped_on_a_store_goes_on_from_its_checkpoint_there_under_faults
     faults.kinds, faults.rate = KINDS, 0.1
     with pytest.raises(RunCancelled):
         jobs.train(tables, client, on_event=stop_after_three)
-    assert [name for name in storage.names_in(f"{bucket}/out/checkpoint") if name.endswith(".json")]
+    assert [name for name in files.names_in(f"{bucket}/out/checkpoint") if name.endswith(".json")]
     found = jobs.train(tables, client, on_event=lambda event: told.append(event["event"]))
     faults.rate = 0.0
     assert "resumed" in told
     assert found.parameters_sha256 == expected.parameters_sha256
-    assert storage.names_in(f"{bucket}/out/checkpoint") == []
+    assert files.names_in(f"{bucket}/out/checkpoint") == []
     record = read_run(f"{bucket}/out")
     assert record is not None
     assert (record.state, record.parameters_sha256) == ("finished", expected.parameters_sha256)
@@ -151,7 +153,7 @@ def test_credentials_of_the_environment_are_in_no_task_log_file_or_output(
     for arguments in (plan, [*plan, "--json"], ["inspect", result.model_url]):
         monkeypatch.setattr(sys, "argv", ["dfm", "--verbose", *arguments])
         with pytest.raises(SystemExit, match="0"):
-            cli.main()
+            app.main()
     printed = capsys.readouterr()
     objects = objects_of(bucket)
     assert {name.split("/")[2] for name in objects if "/out/" in name} >= {"model", "run.json", "events.jsonl"}
@@ -184,11 +186,11 @@ def test_options_of_the_command_line_lead_to_the_store(
     ):
         monkeypatch.setattr(sys, "argv", ["dfm", *arguments])
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            app.main()
         assert exited.value.code == 0, capsys.readouterr().err
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint[0])
-    assert storage.exists(f"{bucket}/scored/_SUCCESS")
-    assert storage.names_in(f"{bucket}/exported")
+    assert files.exists(f"{bucket}/scored/_SUCCESS")
+    assert files.names_in(f"{bucket}/exported")
 
 
 def test_shards_that_arrive_between_two_looks_of_one_process_are_found(local_log: Path, log: str) -> None:
@@ -202,7 +204,7 @@ def test_shards_that_arrive_between_two_looks_of_one_process_are_found(local_log
 
 def test_a_shard_that_was_replaced_in_the_store_is_not_read_as_the_one_that_was_found(log: str) -> None:
     first, second, *_ = find_shards([log])
-    storage.write_bytes(first.url, storage.read_bytes(second.url))
+    files.write_bytes(first.url, files.read_bytes(second.url))
     with pytest.raises(DataError, match=r"changed since the job began: .* restore it, or start the job again"):
         list(read_unit(Unit(first, 0, first.n_rows), ["label"]))
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from on_kubernetes.stand_in import StandIn
-from real_cluster import make_certificates, wait_until
-from small_jobs import in_process_client, job_tables
 
-from dfm import jobs, synth
-from dfm.kubernetes import manifest, submitting
-from dfm.outcome import outcome_of
-from dfm.runs import read_events, read_run
-from dfm.settings import Job
+from dfm import jobs
+from dfm.data import synthetic
+from dfm.kubernetes import manifest, submit
+from dfm.runs.outcome import outcome_of
+from dfm.runs.record import read_events, read_run
+from dfm.settings.job import Job
+from tests.support.real_cluster import make_certificates, wait_until
+from tests.support.small_jobs import in_process_client, job_tables
+from tests.support.stand_in import StandIn
 
 SIZES = {"workers": 2, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
 Make = Callable[..., tuple[StandIn, manifest.Submission]]
@@ -26,7 +27,7 @@ Make = Callable[..., tuple[StandIn, manifest.Submission]]
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4,000 rows of clicks on four days."""
     directory = tmp_path_factory.mktemp("clicks")
-    synth.generate(directory, rows=4_000, days=4, shards_per_day=1, seed=3)
+    synthetic.generate(directory, rows=4_000, days=4, shards_per_day=1, seed=3)
     return directory
 
 
@@ -42,7 +43,7 @@ def make(log: Path, tmp_path: Path) -> Iterator[Make]:
         tables["data"]["train"] = f"file://{log}"
         tables["output"]["directory"] = f"file://{tmp_path}/out"
         job = Job.from_dict({**tables, "kubernetes": {**SIZES, **kubernetes}})
-        submission = submitting.prepare(job, stem="Clicks", namespace="team")
+        submission = submit.prepare(job, stem="Clicks", namespace="team")
         # Kernels are compiled once for all tests, and what is ten seconds' work in a cluster is not waited for here.
         environment = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{tmp_path}/numba")}
         stand_in = StandIn(tmp_path / "pods", manifest.objects(submission), files, environment)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from on_kubernetes.api_server import ApiServer, api_server
 
-from dfm import runs
 from dfm.airflow import runtime
 from dfm.kubernetes import api as api_module
-from dfm.settings import Job
+from dfm.runs import record as runs
+from dfm.settings.job import Job
+from tests.support.api_server import ApiServer, api_server
 
 pytest.importorskip("kubernetes")
 RUN_ID = "ctr_daily.train.20261116T000000"

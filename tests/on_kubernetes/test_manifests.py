@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
-from on_kubernetes.operator_parts import (
+
+from dfm.averaging.cost_model import job_times
+from dfm.errors import SettingsError
+from dfm.kubernetes import manifest, sizing
+from dfm.kubernetes.manifest import Submission
+from dfm.launch import supervisor
+from dfm.runs import heartbeat
+from dfm.settings.job import Job, load_job
+from tests.support.operator_parts import (
     KUBERNETES,
     OVERLAYS,
     Manifest,
@@ -25,13 +33,6 @@ from on_kubernetes.operator_parts import (
     kustomized,
     rendered,
 )
-
-from dfm import driver, heartbeat
-from dfm.costs import job_times
-from dfm.errors import SettingsError
-from dfm.kubernetes import manifest, sizing
-from dfm.kubernetes.manifest import Submission
-from dfm.settings import Job, load_job
 
 SIZES = sizing.Sizing(3, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -161,9 +162,9 @@ def test_pods_are_hardened_bounded_and_see_no_service_variables(name: str) -> No
 
 
 def test_a_failing_driver_is_not_restarted_by_kubernetes() -> None:
-    driver, worker, scheduler = pod_specs(manifest.dask_job(submission_of()))
-    assert driver["restartPolicy"] == "Never"
-    assert "drive" in driver["containers"][0]["args"]
+    supervisor, worker, scheduler = pod_specs(manifest.dask_job(submission_of()))
+    assert supervisor["restartPolicy"] == "Never"
+    assert "drive" in supervisor["containers"][0]["args"]
     for pod in (worker, scheduler):
         assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
         assert pod["containers"][0]["readinessProbe"]
@@ -178,7 +179,7 @@ def test_the_driver_is_probed_by_the_heartbeat_that_it_is_told_to_leave() -> Non
         assert file in container[kind]["exec"]["command"][2]
     # What hangs is ended and started again by `dfm drive` first: a pod that Kubernetes ends is not.
     minutes = int(re.findall(r"-mmin -(\d+)", container["livenessProbe"]["exec"]["command"][2])[0])
-    assert 60 * minutes > heartbeat.STALLED_SECONDS + driver._LONGEST_PAUSE
+    assert 60 * minutes > heartbeat.STALLED_SECONDS + supervisor._LONGEST_PAUSE
     assert heartbeat.STALLED_SECONDS > 100 * heartbeat.SECONDS
     assert "readinessProbe" not in container
 

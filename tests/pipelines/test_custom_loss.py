@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small_jobs import in_process_client
+
+from tests.support.small_jobs import in_process_client
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

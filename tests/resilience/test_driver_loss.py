@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import PATIENCE, Cluster, disturbed_job, finish, kill, start_training, wait_until, write_job
 
 from dfm import jobs
+from tests.support.real_processes import (
+    PATIENCE,
+    Cluster,
+    disturbed_job,
+    finish,
+    kill,
+    start_training,
+    wait_until,
+    write_job,
+)
 
 
 def job_file(log: Path, folder: Path, **changes: Any) -> Path:

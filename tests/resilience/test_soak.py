@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from real_processes import disturbed_job, pids_of_workers
 
 from dfm import jobs
-from dfm.distributed import cluster
-from dfm.settings import ClusterSettings
+from dfm.distributed.cluster import connect
+from dfm.settings.tables import ClusterSettings
+from tests.support.real_processes import disturbed_job, pids_of_workers
 
 pytestmark = pytest.mark.slow
 KILLS = 50
@@ -45,7 +45,7 @@ class RandomKiller(threading.Thread):
 def test_fifty_random_kills_in_a_row_change_nothing(log: Path, undisturbed: jobs.TrainResult, tmp_path: Path) -> None:
     kills = runs = 0
     started = time.monotonic()
-    with cluster.connect(ClusterSettings(workers=2, worker_timeout=120.0)) as client:
+    with connect.connect(ClusterSettings(workers=2, worker_timeout=120.0)) as client:
         while kills < KILLS:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             killer = RandomKiller(seed=runs)
@@ -64,7 +64,7 @@ def test_memory_of_workers_and_driver_stays_flat_over_two_hundred_rounds(log: Pa
     training = {"n_replicas": 4, "n_epochs": 75, "averages_per_epoch": 4, "early_stopping": False}
     sizes: dict[int, list[int]] = {}
 
-    with cluster.connect(ClusterSettings(workers=2)) as client:
+    with connect.connect(ClusterSettings(workers=2)) as client:
         pids = [os.getpid(), *pids_of_workers(client)]
 
         def measure(event: dict[str, Any]) -> None:

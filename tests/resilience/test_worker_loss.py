@@ -13,25 +13,25 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from real_processes import Cluster, disturbed_job, pids_of_workers, wait_until
 
 from dfm import jobs
-from dfm.distributed import cluster
+from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError
-from dfm.settings import ClusterSettings
+from dfm.settings.tables import ClusterSettings
+from tests.support.real_processes import Cluster, disturbed_job, pids_of_workers, wait_until
 
 Event = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[Client]:
-    with cluster.connect(ClusterSettings(workers=2, worker_timeout=60.0)) as client:
+    with connect.connect(ClusterSettings(workers=2, worker_timeout=60.0)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def four_processes() -> Iterator[Client]:
-    with cluster.connect(ClusterSettings(workers=4, worker_timeout=60.0)) as client:
+    with connect.connect(ClusterSettings(workers=4, worker_timeout=60.0)) as client:
         yield client
 
 
@@ -105,7 +105,7 @@ def test_all_workers_killed_at_once_change_nothing(
 def test_a_worker_that_stalls_is_replaced(log: Path, undisturbed: jobs.TrainResult, tmp_path: Path) -> None:
     stopped: list[int] = []
     settings = ClusterSettings(workers=2, worker_timeout=8.0)
-    with cluster.connect(settings) as client:
+    with connect.connect(settings) as client:
 
         def stall(event: Event) -> None:
             if event["event"] == "round" and not stopped:
@@ -161,7 +161,7 @@ def test_a_worker_that_joins_is_used(
     commands.add_worker()
     joined = threading.Event()
     with commands.client(1) as client:
-        (first,) = cluster.worker_addresses(client)
+        (first,) = connect.worker_addresses(client)
 
         def add_a_worker(event: Event) -> None:
             if event["event"] == "epoch" and not joined.is_set():

@@ -1,0 +1,121 @@
+"""What a replica walks between two averages: one slice of its rows or several, and the features they touch together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data.partition import SparsePartition
+
+
+class Touched(Protocol):
+    """What merging must know of the rows that a replica walked. `features`: uint32[n] ascending rows of the table."""
+
+    @property
+    def features(self) -> NDArray[np.uint32]:
+        """What was touched."""
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each feature stands in the rows."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices that are walked one after the other.
+
+    features uint32[n]: rows of the parameter table that any of them touches, ascending; the first `n_factored` own
+    factors. positions: of each slice's features in `features`.
+    """
+
+    slices: tuple[SparsePartition, ...]
+    features: NDArray[np.uint32]
+    n_factored: int
+    positions: tuple[NDArray[np.uint32], ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[SparsePartition]) -> Slices:
+        """The slices in their order; one at least."""
+        united, parts = unite([each.features for each in slices])
+        owners = [
+            int(part[each.n_factored - 1]) + 1 for part, each in zip(parts, slices, strict=True) if each.n_factored
+        ]
+        return cls(tuple(slices), united, max(owners, default=0), tuple(parts))
+
+    @cached_property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+        return sum(each.total_weight for each in self.slices)
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each feature stands in the rows: int64[len(features)]."""
+        total = np.zeros(len(self.features), np.int64)
+        for each, position in zip(self.slices, self.positions, strict=True):
+            total[position] += each.occurrences()
+        return total
+
+
+def unite(lists: Sequence[NDArray[np.uint32]]) -> tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]:
+    """The union of ascending lists, ascending, and for each list where in the union its members stand."""
+    joined = np.concatenate(lists)
+    offsets = np.cumsum([0] + [len(each) for each in lists])
+    united, positions = np.empty(len(joined) + 1, np.uint32), np.empty(len(joined), np.uint32)
+    size = _unite(joined, offsets, united, positions)
+    return united[:size], [positions[start:stop] for start, stop in pairwise(offsets)]
+
+
+_CHUNK, _SMALLEST_CHUNK = 1 << 14, 16
+"""Rows of the table that are looked at together, where features stand close and where they are far apart: what is noted
+of them stays in the first cache, and few rows are looked at in vain."""
+
+
+@compiled
+def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def]
+    """Unites ascending lists, one after the other in `features`, list i from offsets[i] to offsets[i + 1].
+
+    Writes the ascending union to `united` (room for one more than all features), and to `positions` where in it each
+    feature stands; returns the length of the union.
+    """
+    n_lists = offsets.size - 1
+    cursors = offsets[:n_lists].copy()
+    seen = np.zeros(_CHUNK, np.uint8)
+    ranks = np.empty(_CHUNK, np.uint32)
+    at, chunk = np.int64(0), np.int64(_SMALLEST_CHUNK)
+    while True:
+        start = np.int64(1) << 40
+        for each in range(n_lists):
+            if cursors[each] < offsets[each + 1]:
+                start = min(start, np.int64(features[cursors[each]]))
+        if start == np.int64(1) << 40:
+            return at
+        before = at
+        for each in range(n_lists):
+            i = cursors[each]
+            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
+                seen[np.int64(features[i]) - start] = 1
+                i += 1
+        for row in range(chunk):
+            ranks[row] = at
+            united[at] = start + row
+            at += np.int64(seen[row])
+            seen[row] = 0
+        for each in range(n_lists):
+            i = cursors[each]
+            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
+                positions[i] = ranks[np.int64(features[i]) - start]
+                i += 1
+            cursors[each] = i
+        if 8 * (at - before) > chunk:
+            chunk = min(2 * chunk, np.int64(_CHUNK))
+        elif 32 * (at - before) < chunk:
+            chunk = max(chunk // 2, np.int64(_SMALLEST_CHUNK))

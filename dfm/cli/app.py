@@ -1,0 +1,360 @@
+"""The command `dfm`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from dfm.cli import publish, runs
+from dfm.cli.console import Reporter, metrics_table, plan_table
+from dfm.cli.options import json_option, storage_option
+from dfm.errors import DfmError
+from dfm.events import line_of
+
+EXIT_CODES = """\b
+Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
+3 bad data; 4 cluster trouble; 5 training diverged; 6 no usable model;
+7 cancelled on request; 8 a disk is full, or a store does not answer;
+9 refused by the gate;
+130 interrupted (the best model so far was published)."""
+INTERRUPTED = 130
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dfm")
+@click.option("--verbose", is_flag=True, help="Log what the library does to standard error.")
+def cli(verbose: bool) -> None:
+    """Train factorization machines on click logs that do not fit one machine."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("dfm")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+runs.register(cli.add_command)
+publish.register(cli.add_command)
+
+
+def main() -> None:
+    """Run the command; a DfmError becomes one line and its exit code."""
+    try:
+        result = cli.main(prog_name="dfm", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except DfmError as error:
+        _fail(f"{error}", error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted before any epoch was finished; nothing was published", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    line = escape(" ".join(message.splitlines()))  # messages speak of [tables], which are no markup
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_scheduler_option = click.option(
+    "--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…)."
+)
+_workers_option = click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
+_bad_rows_option = click.option(
+    "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+    help="Stop at a row that breaks the schema, or count it and go on.",
+)  # fmt: skip
+
+
+def _settings(scheduler: str | None, workers: int) -> Any:
+    from dfm.settings.tables import ClusterSettings
+
+    return ClusterSettings(scheduler=scheduler or "", workers=workers)
+
+
+@cli.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob of the job file.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
+)
+@click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
+@click.option("--attempts-left", envvar="DFM_ATTEMPTS_LEFT", type=click.IntRange(0), default=0, hidden=True)
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on from the checkpoint that an earlier run of the same job left (the default), or delete it.",
+)
+@click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
+@click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
+@_with(_scheduler_option, json_option)
+def train(
+    job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
+    cluster_factory: str | None, heartbeat: str, scheduler: str | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Train the job of a TOML file and publish its model."""
+    from dfm import jobs
+    from dfm.runs.heartbeat import beating
+
+    overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory))
+    if resume is not None:
+        overrides = (*overrides, f"output.resume={str(resume).lower()}")
+    if dry_run:
+        _show_plan(jobs.plan(job, overrides), as_json)
+        return 0
+    console = Console()
+    with beating(heartbeat), Reporter(console, as_json) as reporter:
+        result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id, attempts_left=attempts_left)
+    if not as_json:
+        console.print(metrics_table(result.validation, "validation")) if result.validation else None
+        console.print(
+            f"next: dfm inspect {result.model_url} · dfm evaluate {result.model_url} DATA · "
+            f"dfm predict {result.model_url} DATA --output DIR",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(line_of({"event": "plan", **planned}))
+        return
+    console = Console()
+    for name, table in planned["job"].items():
+        console.print(f"[bold]\\[{name}][/]")
+        for key, value in table.items():
+            console.print(f"{key} = {json.dumps(value)}", highlight=False, markup=False)
+    console.print(plan_table(planned))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+def evaluate(
+    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, options: dict[str, Any],
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
+    from dfm import jobs
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+        metrics = jobs.evaluate(
+            model, data, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, storage_options=options,
+            on_event=reporter,
+        )  # fmt: skip
+        if as_json:
+            reporter({"event": "evaluated", "model": model, **metrics})
+    if not as_json:
+        console.print(metrics_table(metrics, f"{metrics['account']['evaluated']:,} rows"))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    help="Folder or URL for the Parquet parts; file://… is a folder that workers on other machines share.",
+)
+@click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
+@click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
+@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+def predict(
+    model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
+    scheduler: str | None, options: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
+    """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
+    from dfm import jobs
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+        summary = jobs.predict(
+            model, data, output, keep=[name.strip() for name in keep.split(",") if name.strip()],
+            overwrite=overwrite, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows,
+            storage_options=options, on_event=reporter,
+        )  # fmt: skip
+        if as_json:
+            reporter({"event": "predicted", "model": model, **summary})
+    if not as_json:
+        console.print(
+            f"{summary['predicted']:,} of {summary['rows']:,} rows scored into {summary['output']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--token",
+    "tokens",
+    metavar="COLUMN=VALUE",
+    multiple=True,
+    help="Show what the model learnt of a category.",
+)
+@_with(storage_option, json_option)
+def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
+    """What a model is: its settings, metrics, and the weight of its fields."""
+    from dfm.model.fm_model import FMModel
+    from dfm.model.inspection import describe_model, describe_token
+
+    loaded = FMModel.load(model, options)
+    described = describe_model(loaded)
+    described["tokens"] = [describe_token(loaded, token) for token in tokens]
+    if as_json:
+        click.echo(line_of({"event": "model", "model": model, **described}))
+        return
+    console = Console()
+    summary = Table("model", escape(model), title="summary")
+    for name, value in described["summary"].items():
+        summary.add_row(name.replace("_", " "), escape(f"{value}"))
+    console.print(summary)
+    if described["tokens"]:
+        console.print(_table(described["tokens"], "tokens"))
+    console.print(_table(described["fields"], "fields, by the spread of what they add to a score"))
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(*[name.replace("_", " ") for name in rows[0]], title=title)
+    for row in rows:
+        cells = [f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()]
+        table.add_row(*[escape(cell) for cell in cells])
+    return table
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
+@click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
+@_with(storage_option)
+def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
+    """Write MODEL in a format that other systems read."""
+    from dfm.model.export import export as write
+    from dfm.model.fm_model import FMModel
+
+    for url in write(FMModel.load(model, options), kind, output, options):
+        click.echo(url)
+
+
+@cli.command()
+@click.argument("output", metavar="DIRECTORY")
+@click.option("--rows", type=click.IntRange(1), default=1_000_000, show_default=True)
+@click.option("--days", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--shards-per-day", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier log.")
+@_with(json_option)
+def synth(
+    output: str,
+    rows: int,
+    days: int,
+    shards_per_day: int,
+    seed: int,
+    workers: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a click log with a planted factorization machine, as Parquet below DIRECTORY."""
+    from dfm.data.synthetic import generate
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+
+        def progress(done: int) -> None:
+            reporter({"event": "progress", "stage": "synth", "done": done, "total": rows})
+
+        truth = generate(
+            output, rows=rows, days=days, seed=seed, shards_per_day=shards_per_day, processes=workers,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    days_found = [
+        {"day": day.day, "rows": day.rows, "clicks": day.clicks, "always_the_click_rate": day.click_rate_log_loss,
+         "planted_truth": day.log_loss, "auc_of_truth": day.auc}
+        for day in truth.days
+    ]  # fmt: skip
+    if as_json:
+        click.echo(line_of({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
+    else:
+        console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
+
+
+@cli.command()
+@click.option("--output", default="demo-output", show_default=True, metavar="DIR", help="Everything is written here.")
+@click.option("--rows", type=click.IntRange(2000), default=1_000_000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_with(json_option)
+def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
+    """Make a click log, train on it, evaluate on its last day, save, load and score."""
+    from dfm.cli.demo import comparison, run_demo
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+        result = run_demo(output, rows, seed, reporter)
+    if as_json:
+        return INTERRUPTED if result.run.interrupted else 0
+    table = Table("who answers", "log loss", "AUC", title=f"the last day, {result.truth.rows:,} rows")
+    for row in comparison(result):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{result.recovered:.0%} of the way from the click rate to the truth. The model was loaded again and scored "
+        f"{result.rows_scored:,} rows; one row at a time takes {result.seconds_per_row * 1000:.2f} ms. "
+        f"All in {result.seconds:.0f} s.",
+        highlight=False,
+    )
+    console.print(
+        f"\nTry next:\n"
+        f"  dfm inspect {result.run.model_url}\n"
+        f"  dfm train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
+        f"  dfm evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
+        f"  dfm predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions\n"
+        f"(in this clone the command is .venv/bin/dfm)",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    return INTERRUPTED if result.run.interrupted else 0
+
+
+@cli.command()
+def knobs() -> None:
+    """Every knob of a job file: default, legal values, meaning."""
+    from dfm.settings.job import describe
+
+    name = Column("knob", no_wrap=True, overflow="fold")  # it is to be copied
+    table = Table(name, "default", "legal", "meaning")
+    for one in describe():
+        table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
+    Console().print(table)
+
+
+@cli.command()
+def events() -> None:
+    """Every event of --json and of a run's events.jsonl: its fields, their kind, unit and meaning."""
+    from dfm.events import described
+
+    name = Column("event and field", no_wrap=True, overflow="fold")  # it is to be copied
+    table = Table(name, "emitted by", "kind", "meaning")
+    for row in described():
+        table.add_row(*[escape(cell) for cell in row])
+    Console().print(table)

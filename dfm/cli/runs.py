@@ -1,0 +1,339 @@
+"""Commands about runs that go on without a terminal: submit, status, logs, cancel, list, drive."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from dfm.cli import kubernetes as on_kubernetes
+from dfm.cli.console import Reporter
+from dfm.cli.options import json_option, storage_option
+from dfm.events import line_of
+
+_follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
+_overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
+_scheduler = click.option("--scheduler", metavar="ADDRESS", help="The Dask scheduler that RUN was submitted to.")
+_run_argument = click.argument("run")
+_kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
+_namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
+_context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
+WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
+_EVERY = 1.0
+_PATIENCE = 15.0
+"""Seconds for a scheduler to answer a question."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the record of a run lies, how to read there, and which run is meant ("": whichever it is)."""
+
+    directory: str
+    options: dict[str, Any]
+    run_id: str = ""
+
+
+def _place(run: str, scheduler: str | None, options: Mapping[str, Any]) -> Place:
+    from dfm.settings.job import load_job
+    from dfm.storage.credentials import merged
+
+    if os.path.isfile(run):
+        job = load_job(run)
+        return Place(job.output.directory, merged(job.data.storage_options, options))
+    if scheduler:
+        return Place(_directory_of(run, scheduler), dict(options), run)
+    return Place(run, dict(options))
+
+
+def _runs_of(scheduler: str) -> dict[str, str]:
+    """Directories of the runs that were submitted to a Dask scheduler, by their ids."""
+    from dfm.distributed.cluster import connect
+    from dfm.launch.on_dask import submitted_to
+    from dfm.settings.tables import ClusterSettings
+
+    settings = ClusterSettings(scheduler=scheduler, worker_timeout=_PATIENCE)
+    asking = f"asking {escape(scheduler)} for its runs (at most {_PATIENCE:.0f} s)"
+    with Console(stderr=True).status(asking), connect.connect(settings) as client:
+        return submitted_to(client)
+
+
+def _directory_of(run_id: str, scheduler: str) -> str:
+    from dfm.errors import SettingsError
+
+    known = _runs_of(scheduler)
+    if run_id not in known:
+        found = ", ".join(sorted(known)) or "none"
+        raise SettingsError(
+            f"run {run_id!r} was not submitted to {scheduler}; known there: {found}. Name its directory instead"
+        )
+    return known[run_id]
+
+
+def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tuple[str, ...]:
+    """Overrides of a job that put it on the cluster of the command line, in place of the job file's own."""
+    if scheduler and factory:
+        raise click.UsageError("--scheduler and --cluster-factory name two clusters; give one of them")
+    if scheduler:
+        return f"cluster.scheduler={scheduler}", "cluster.factory="
+    return (f"cluster.factory={factory}", "cluster.scheduler=") if factory else ()
+
+
+# --- commands --------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@_overrides
+@click.option("--scheduler", metavar="ADDRESS", help="Hand the driver to this Dask cluster (tcp://…, tls://…).")
+@_kubernetes
+@_namespace
+@_context
+@click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
+@click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
+@_follow
+@json_option
+def submit(
+    job: str, overrides: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
+    name: str, dry_run: bool, follow: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Hand JOB, driver and all, to a Dask cluster or to Kubernetes, and print the id of its run."""
+    if kubernetes and scheduler:
+        raise click.UsageError("--scheduler and --kubernetes name two clusters; give one of them")
+    if kubernetes:
+        return on_kubernetes.submit(job, overrides, name, namespace, context, dry_run, follow, as_json)
+    if dry_run:
+        raise click.UsageError("--dry-run needs --kubernetes; `dfm train --dry-run` shows the plan of a job")
+    return _submit_to_dask(job, overrides, scheduler, follow, as_json)
+
+
+def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None, follow: bool, as_json: bool) -> int:
+    from dfm.launch import on_dask
+    from dfm.settings.job import load_job
+
+    overrides = (*overrides, *cluster_overrides(scheduler))
+    resolved = on_dask.with_absolute_paths(load_job(job, overrides))
+    on_dask.check_free(resolved)
+    record = on_dask.submit(resolved)
+    directory = resolved.output.directory
+    _told(
+        {"event": "submitted", "run_id": record.run_id, "directory": directory, "scheduler": record.scheduler}, as_json,
+        f"{record.run_id}\nfollow it from anywhere: dfm status {directory} · dfm logs {directory} --follow · "
+        f"dfm cancel {directory}",
+    )  # fmt: skip
+    place = Place(directory, dict(resolved.data.storage_options), record.run_id)
+    return _followed(place, as_json) if follow else 0
+
+
+@click.command(epilog=WHERE)
+@_run_argument
+@_scheduler
+@_kubernetes
+@_namespace
+@_context
+@storage_option
+@click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
+@json_option
+def status(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
+    wait: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """How RUN stands: its state, progress, model, or why it failed."""
+    from dfm.runs.outcome import outcome_of
+
+    if kubernetes:
+        return on_kubernetes.status(run, namespace, context, options, wait, as_json)
+    place = _place(run, scheduler, options)
+    found = outcome_of(place.directory, place.options, place.run_id)
+    while wait and not found.is_over:
+        time.sleep(_EVERY)
+        found = outcome_of(place.directory, place.options, place.run_id)
+    record = found.record.to_dict() if found.record else {}
+    described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
+    if as_json:
+        click.echo(line_of({"event": "status", **described}))
+    else:
+        _print_status(described)
+    return found.exit_code if wait else int(found.record is None)
+
+
+@click.command(epilog=WHERE)
+@_run_argument
+@_scheduler
+@_kubernetes
+@_namespace
+@_context
+@storage_option
+@_follow
+@json_option
+def logs(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
+    follow: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
+    from dfm.runs.record import read_events
+
+    if kubernetes:
+        return on_kubernetes.logs(run, namespace, context, follow)
+    place = _place(run, scheduler, options)
+    if follow:
+        return _followed(place, as_json)
+    with Reporter(Console(), as_json) as reporter:
+        for event in read_events(place.directory, place.options):
+            reporter(event)
+    return 0
+
+
+@click.command(epilog=WHERE)
+@_run_argument
+@_scheduler
+@_kubernetes
+@_namespace
+@_context
+@storage_option
+@click.option("--wait", is_flag=True, help="Wait until it has stopped.")
+@json_option
+def cancel(
+    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
+    wait: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
+    from dfm.errors import SettingsError
+    from dfm.runs.outcome import outcome_of
+    from dfm.runs.record import request_cancel
+
+    if kubernetes:
+        return on_kubernetes.cancel(run, namespace, context, options, as_json)
+    place = _place(run, scheduler, options)
+    record = request_cancel(place.directory, place.options)
+    if record is None:
+        raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
+    found = outcome_of(place.directory, place.options, record.run_id)
+    while wait and found.record is not None and not found.is_over:
+        time.sleep(_EVERY)
+        found = outcome_of(place.directory, place.options, record.run_id)
+    state = found.state
+    over = f"run {record.run_id} is over: {state}"
+    asked = f"run {record.run_id} ({state}) was asked to stop"
+    event = {"event": "cancel", "run_id": record.run_id, "state": state, "directory": place.directory}
+    _told(event, as_json, over if record.is_over or wait else asked)
+    return 0
+
+
+@click.command(name="list")
+@click.argument("locations", nargs=-1, metavar="[LOCATION]...")
+@click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
+@storage_option
+@json_option
+def list_runs(locations: tuple[str, ...], scheduler: str | None, options: dict[str, Any], as_json: bool) -> None:
+    """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
+    from dfm.runs.outcome import outcome_of
+
+    if scheduler:
+        directories = sorted(set(_runs_of(scheduler).values()))
+    else:
+        directories = [found for location in locations or (".",) for found in _below(location, options)]
+    outcomes = [(directory, outcome_of(directory, options)) for directory in directories]
+    runs = [(directory, found) for directory, found in outcomes if found.record is not None]
+    runs.sort(key=lambda entry: entry[1].record.updated if entry[1].record else "", reverse=True)
+    if as_json:
+        for directory, found in runs:
+            record = found.record.to_dict() if found.record else {}
+            click.echo(line_of({"event": "run", **record, "state": found.state, "directory": directory}))
+        return
+    run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
+    table = Table(run, "state", "epoch", "updated", where)
+    for directory, found in runs:
+        assert found.record is not None
+        epoch = found.record.progress.get("epoch", "-")
+        table.add_row(found.record.run_id, found.state, f"{epoch}", found.record.updated, escape(directory))
+    Console().print(table)
+
+
+def _below(location: str, options: dict[str, Any]) -> list[str]:
+    """Output directories with a record: the location itself, and the folders in it."""
+    from dfm.runs.record import RECORD
+    from dfm.storage import files
+
+    folders = [location, *(files.join(location, name) for name in files.folders_in(location, options))]
+    return [folder for folder in folders if files.exists(files.join(folder, RECORD), options)]
+
+
+@click.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@_overrides
+@click.option("--attempts", type=click.IntRange(1), default=5, show_default=True, help="Starts of the driver.")
+@click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
+@click.option("--heartbeat", default="", metavar="FILE", help="Touched while the driver lives, for a liveness probe.")
+def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, heartbeat: str) -> int:
+    """Train JOB unattended: a driver that was lost is started again and goes on from its checkpoint."""
+    from dfm.launch import supervisor
+    from dfm.runs import record as runs
+    from dfm.settings.job import load_job
+
+    run_id = run_id or runs.new_run_id()
+    options = [part for override in overrides for part in ("--set", override)]
+    options += ["--heartbeat", heartbeat] if heartbeat else []
+    command = supervisor.train_command(job, run_id, options)
+    return supervisor.drive(load_job(job, overrides), command, run_id, attempts, click.echo, heartbeat)
+
+
+COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, drive]
+
+
+# --- what they print -------------------------------------------------------------------------------------
+
+
+def _followed(place: Place, as_json: bool) -> int:
+    from dfm.runs.outcome import follow
+
+    console = Console()
+    try:
+        with Reporter(console, as_json) as reporter:
+            found = follow(place.directory, place.options, place.run_id, reporter, _EVERY)
+    except KeyboardInterrupt:
+        click.echo(f"left running; dfm cancel {place.directory} ends it", err=True)
+        return 130
+    if not found.succeeded:
+        click.echo(f"{found.state}: {found.reason}", err=True)
+    return found.exit_code
+
+
+def _told(event: dict[str, Any], as_json: bool, words: str) -> None:
+    if as_json:
+        click.echo(line_of(event))
+        sys.stdout.flush()
+    else:
+        click.echo(words)
+
+
+_SHOWN = ("state", "reason", "directory", "host", "scheduler", "submitted", "started", "updated", "ended", "model")
+
+
+def _print_status(described: dict[str, Any]) -> None:
+    table = Table("run", escape(str(described.get("run_id", "-"))))
+    for key in _SHOWN:
+        if described.get(key):
+            table.add_row(key, escape(str(described[key])))
+    progress = described.get("progress") or {}
+    for key in ("event", "stage", "epoch", "round"):
+        if key in progress:
+            table.add_row(f"progress: {key}", escape(str(progress[key])))
+    metrics: dict[str, Any] = described.get("validation") or progress.get("metrics") or {}
+    for key, value in metrics.items():
+        if isinstance(value, float):
+            table.add_row(key, f"{value:,.5f}")
+    Console().print(table)
+
+
+def register(add: Callable[[click.Command], None]) -> None:
+    """Give every command of this module to a group."""
+    for command in COMMANDS:
+        add(command)

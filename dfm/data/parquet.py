@@ -1,0 +1,347 @@
+"""Parquet files on any fsspec filesystem: found, described by their footers, read as Arrow batches."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dfm.errors import DataError
+from dfm.storage import files
+from dfm.storage.retry import retrying
+
+BATCH_ROWS = 1 << 16
+"""Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
+_FOOTER_THREADS = 16
+_PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark call the folder of a missing value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file: what its footer and its filesystem say of it."""
+
+    url: str
+    size: int
+    modified: str
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    partition: tuple[tuple[str, str], ...]
+    """Columns that the path gives (`day=2026-11-20/`), as text."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows [start, stop) of a shard, counted over the whole file: what one task reads."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows to read."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of a shard as Arrow data, and where they stand: from row `first_row` of row group `row_group` on.
+
+    Where rows in between were left out, `kept` int64[n_rows] counts from `first_row` to each row that is there.
+    """
+
+    data: pa.RecordBatch
+    shard: Shard
+    row_group: int
+    first_row: int
+    kept: NDArray[np.int64] | None = None
+
+    def place_of(self, row: int) -> int:
+        """The row of the row group that is row `row` of the batch."""
+        return self.first_row + (row if self.kept is None else int(self.kept[row]))
+
+
+def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> list[Shard]:
+    """All Parquet files that the paths name, sorted by URL, each once.
+
+    A path is a file, a folder (searched below; names that begin with "_" or "." are skipped) or a glob; local or a URL.
+    DataError where a path names nothing, or a file is no readable Parquet.
+    """
+    options = dict(storage_options or {})
+    urls: dict[str, None] = {}
+    for path in paths:
+        found = _expand(path, options)
+        if not found:
+            raise DataError(
+                f"no Parquet file at {path!r}: check the path; folders and globs like 'day=*/*.parquet' work"
+            )
+        urls.update(dict.fromkeys(found))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        shards = list(pool.map(lambda url: describe_shard(url, options), sorted(urls)))
+    if not any(shard.n_rows for shard in shards):
+        raise DataError(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
+    return shards
+
+
+def _expand(path: str, options: dict[str, Any]) -> list[str]:
+    try:
+        filesystem, root = files.open_store(path, options)
+        return retrying(path, lambda: _names_of(filesystem, root))
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"cannot list {path!r}: {error}") from error
+
+
+def _names_of(filesystem: Any, root: str) -> list[str]:
+    """URLs of the Parquet files that a path of a filesystem names."""
+    if any(mark in root for mark in "*?["):
+        folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
+        hits = filesystem.glob(root, detail=True).items()
+        below = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
+        names = [name for found in below for name in found if not _is_hidden(name.removeprefix(folder))]
+    elif filesystem.isdir(root):
+        names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
+    else:
+        names = [root] if filesystem.exists(root) else []
+    return [_unstrip(filesystem, name) for name in names]
+
+
+def _below(filesystem: Any, folder: str) -> list[str]:
+    """Names of the Parquet files below a folder."""
+    return [name for name in filesystem.find(folder) if name.endswith((".parquet", ".parq", ".pq"))]
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, begins with "." or "_" (`_temporary`, `_delta_log`; not `_x=1`)."""
+    steps = path.split("/")
+    return any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps)
+
+
+def _unstrip(filesystem: Any, name: str) -> str:
+    """A local path stays a plain path, without detours; anything else gets its protocol back."""
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    if protocol not in ("file", "local"):
+        return str(filesystem.unstrip_protocol(name))
+    straight = os.path.normpath(name)
+    # Beyond a symbolic link, ".." may lead elsewhere than it looks.
+    return straight if os.path.realpath(straight) == os.path.realpath(name) else name
+
+
+def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:
+    """Read a shard's footer. DataError where it is no readable Parquet file."""
+    with reading(url):
+        size, modified = _identity(url, storage_options)
+        with open_parquet(url, storage_options) as file:
+            metadata = file.metadata
+            rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise DataError(
+                    f"{url} contradicts itself: its footer tells of {metadata.num_rows} rows, and of row groups with "
+                    f"{', '.join(map(str, rows[:5]))}{' …' if len(rows) > 5 else ''}; write it again"
+                )
+        return Shard(url, size, modified, rows, _partition_values(url))
+
+
+def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
+    """Size and time (or entity tag) of a file as its filesystem tells them now."""
+    filesystem, name = files.open_store(url, storage_options)
+    info = retrying(url, lambda: filesystem.info(name))
+    modified = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
+    # What a filesystem without times knows of its files: at least that they are still the same.
+    return int(info["size"]), str(modified or filesystem.ukey(name))
+
+
+def check_unchanged(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> None:
+    """DataError where the shard's file is no longer the one that was found when the job began, or is gone.
+
+    Rows are read again whenever a worker has lost its partitions; other rows would then mix with those trained already.
+    """
+    with reading(shard.url):
+        size, modified = _identity(shard.url, storage_options)
+    if (size, modified) != (shard.size, shard.modified):
+        raise DataError(
+            f"{shard.url} changed since the job began: it had {shard.size} bytes of {_when(shard.modified)}, now "
+            f"{size} of {_when(modified)}; restore it, or start the job again on the new data"
+        )
+
+
+def _when(modified: str) -> str:
+    """The time of a local file for a message; whatever else a store tells as it is."""
+    try:
+        return datetime.datetime.fromtimestamp(float(modified), datetime.UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+    except ValueError:
+        return modified
+
+
+def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
+    steps = (_PARTITION.match(step) for step in url.split("/")[:-1])
+    return tuple((unquote(step[1]), unquote(step[2])) for step in steps if step)
+
+
+@contextlib.contextmanager
+def reading(url: str, place: str = "") -> Iterator[None]:
+    """Turn what readers raise on a bad file into a DataError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, IndexError, OverflowError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(
+                f"{url} is gone: it was there when the job began; restore it or start the job again"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{url} may not be read: permission denied; check its access rights") from error
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{url}{place} cannot be read as Parquet ({first_line}); replace the file or leave it out"
+        ) from error
+
+
+@contextlib.contextmanager
+def naming_shard(batch: Batch) -> Iterator[None]:
+    """Let a DataError about a batch's columns name the shard."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{batch.shard.url}: {error}") from error
+
+
+@contextlib.contextmanager
+def open_parquet(
+    url: str, storage_options: Mapping[str, Any] | None = None, dictionary_columns: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of any filesystem, closed on exit; checksums of its pages are compared where it has them.
+
+    It is not memory-mapped: another program that cuts a mapped file short kills the process that reads it.
+    """
+    is_local = "://" not in url and "::" not in url
+    with (
+        contextlib.nullcontext(url) if is_local else files.PatientStream(url, storage_options) as source,
+        pq.ParquetFile(
+            source,
+            pre_buffer=not is_local,
+            read_dictionary=list(dictionary_columns),
+            page_checksum_verification=True,
+        ) as file,
+    ):
+        yield file
+
+
+def stored_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The columns that the shard's file holds."""
+    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
+        return file.schema_arrow
+
+
+def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The shard's columns, those of its path at the end (as strings)."""
+    schema = stored_schema(shard, storage_options)
+    for name, _ in shard.partition:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[Batch]:
+    """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
+
+    DataError names the shard and the column where one is missing.
+    """
+    shard = unit.shard
+    check_unchanged(shard, storage_options)
+    from_path = dict(shard.partition)
+    stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
+    missing = [name for name in columns if name not in stored and name not in from_path]
+    if missing:
+        raise DataError(
+            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(list(stored)[:50])}. "
+            "Name an existing column in [schema], or leave the shard out"
+        )
+    wanted = [name for name in columns if name in stored]
+    text = [name for name in wanted if _is_text(stored[name])]
+    with open_parquet(shard.url, storage_options, text) as file:
+        position = 0
+        for row_group, n_rows in enumerate(shard.row_groups):
+            first, last = max(unit.start - position, 0), min(unit.stop - position, n_rows)
+            if first < last:
+                yield from _read_row_group(file, shard, row_group, (first, last), wanted, from_path, columns)
+            position += n_rows
+    check_unchanged(shard, storage_options)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _read_row_group(
+    file: pq.ParquetFile,
+    shard: Shard,
+    row_group: int,
+    rows: tuple[int, int],
+    wanted: list[str],
+    from_path: dict[str, str],
+    columns: Sequence[str],
+) -> Iterator[Batch]:
+    first, last = rows
+    position = 0
+    place = f", row group {row_group},"
+    with reading(shard.url, place):
+        batches = file.iter_batches(BATCH_ROWS, [row_group], wanted, use_threads=False)
+    while True:
+        with reading(shard.url, place):
+            data = next(batches, None)
+            _check_dictionaries(data)
+        if data is None:
+            break
+        begin, end = max(first - position, 0), min(last - position, data.num_rows)
+        if begin < end:
+            part = data.slice(begin, end - begin)
+            yield Batch(_with_path_columns(part, from_path, columns), shard, row_group, position + begin)
+        position += data.num_rows
+        if position >= last:
+            break
+    if position < last:
+        raise DataError(
+            f"{shard.url}, row group {row_group}, has {position} rows, its footer said {shard.row_groups[row_group]}; "
+            "the file changed or is damaged: start the job again"
+        )
+
+
+def _check_dictionaries(data: pa.RecordBatch | None) -> None:
+    """ArrowInvalid where a code is outside its dictionary: Arrow hands such data on as they are in a damaged file."""
+    for name, array in zip(data.schema.names, data.columns, strict=True) if data is not None else ():
+        if pa.types.is_dictionary(array.type) and len(array):
+            span = pc.min_max(array.indices).as_py()
+            if span["max"] is not None and not 0 <= span["min"] <= span["max"] < len(array.dictionary):
+                raise pa.ArrowInvalid(f"column {name!r}: a code is outside its dictionary")
+
+
+def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns: Sequence[str]) -> pa.RecordBatch:
+    if len(data.schema) == len(columns):
+        return data
+    names = list(data.schema.names)
+    arrays = list(data.columns)
+    for name in columns:
+        if name not in names:
+            codes = pa.array([0], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
+            value = None if from_path[name] == HIVE_NULL else from_path[name]
+            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([value], pa.string())))
+            names.append(name)
+    return pa.RecordBatch.from_arrays(arrays, names=names)

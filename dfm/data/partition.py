@@ -1,0 +1,364 @@
+"""The rows that training and scoring walk: a checked, compacted sparse matrix with labels and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
+from dfm.errors import DataError
+from dfm.storage.arrays import read_arrays, write_arrays
+
+_EMPTY_FLOATS = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class HashedRows:
+    """Rows with hashed feature indices, before the vocabulary is known.
+
+    indptr int64[n_rows + 1]; indices uint32[n_entries] in [0, 2**hash_bits); fields uint16[n_entries], or empty where
+    every row has one entry per field, in field order; values float32[n_entries], or empty where all are 1;
+    labels float32[n_rows]; weights float32[n_rows], or empty where all are 1.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    fields: NDArray[np.uint16]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    def slice(self, start: int, stop: int) -> HashedRows:
+        """Views of rows [start, stop)."""
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        return HashedRows(
+            self.indptr[start : stop + 1] - first,
+            self.indices[first:last],
+            self.fields[first:last],
+            self.values[first:last],
+            self.labels[start:stop],
+            self.weights[start:stop],
+        )
+
+
+def concatenate_rows(parts: Sequence[HashedRows]) -> HashedRows:
+    """All rows of the parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [int(part.indptr[-1]) for part in parts])
+    has_values = any(part.values.size for part in parts)
+    has_weights = any(part.weights.size for part in parts)
+    return HashedRows(
+        np.concatenate(
+            [np.zeros(1, np.int64)] + [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+        ),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.fields for part in parts]),
+        np.concatenate([_or_ones(part.values, len(part.indices), has_values) for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([_or_ones(part.weights, part.n_rows, has_weights) for part in parts]),
+    )
+
+
+def _or_ones(array: NDArray[np.float32], length: int, wanted: bool) -> NDArray[np.float32]:
+    return np.ones(length, np.float32) if wanted and not array.size else array
+
+
+@dataclass(frozen=True, slots=True)
+class SparsePartition:
+    """Rows of one replica's slice (or of a validation shard), with the features that they touch.
+
+    indptr int64[n_rows + 1]; indices uint32[n_entries], positions in `features`; rows before `n_implicit` have value 1
+    in every entry and store none, the rest store `values` float32[n_entries - indptr[n_implicit]]; labels
+    float32[n_rows]; weights float32[n_rows], or empty where all are 1; features uint32[n_features], rows of the
+    parameter table, ascending; the first `n_factored` of them own factors.
+
+    No index stands twice in a row: values of colliding entries were summed, since a feature has no pair with itself.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    features: NDArray[np.uint32]
+    n_factored: int
+    n_implicit: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the rows' weights."""
+        return float(self.weights.sum(dtype=np.float64)) if self.weights.size else float(self.n_rows)
+
+    def occurrences(self) -> NDArray[np.int64]:
+        """How often each of the features stands in the rows: int64[n_features]."""
+        return np.bincount(self.indices, minlength=len(self.features))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, in memory or mapped."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def __sizeof__(self) -> int:
+        """Bytes that count as memory: a mapped file does not, the system can drop its pages at any time."""
+        return 1000 + sum(array.nbytes for array in self._arrays().values() if not _is_mapped(array))
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray)
+        }
+
+    def save(self, path: Path) -> None:
+        """Write to one file, atomically."""
+        write_arrays(path, self._arrays(), {"n_factored": str(self.n_factored), "n_implicit": str(self.n_implicit)})
+
+    @classmethod
+    def open(cls, path: Path) -> SparsePartition:
+        """Map a saved partition; its arrays are read-only."""
+        arrays, metadata = read_arrays(path)
+        return cls(**arrays, n_factored=int(metadata["n_factored"]), n_implicit=int(metadata["n_implicit"]))
+
+    def check(self) -> None:
+        """DataError unless every offset and index is in range; training reads memory by them without looking."""
+        n_rows, n_entries = self.n_rows, len(self.indices)
+        sound = (
+            len(self.indptr) == n_rows + 1
+            and self.indptr[0] == 0
+            and self.indptr[-1] == n_entries
+            and bool(np.all(self.indptr[1:] >= self.indptr[:-1]))
+            and 0 <= self.n_implicit <= n_rows
+            and len(self.values) == n_entries - self.indptr[self.n_implicit]
+            and (n_entries == 0 or int(self.indices.max()) < len(self.features))
+            and len(self.weights) in (0, n_rows)
+            and 0 <= self.n_factored <= len(self.features)
+        )
+        if not sound:
+            raise DataError(
+                "a partition's offsets or indices are out of range; delete the partition cache and run again"
+            )
+
+
+def _is_mapped(array: NDArray[np.generic]) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return isinstance(base, memoryview) and isinstance(base.obj, np.memmap)
+
+
+@compiled
+def _mark(rows, touched):  # type: ignore[no-untyped-def]
+    """Sets touched[row] for every entry that has a row, in place."""
+    for i in range(rows.size):
+        if rows[i] != ABSENT:
+            touched[rows[i]] = True
+
+
+@compiled
+def _needs_values(indptr, local, has_values, stamp, explicit):  # type: ignore[no-untyped-def]
+    """explicit[row] = the row has stored values or an index twice; returns the number of entries that will be kept.
+
+    local uint32[n_entries]: local ids, ABSENT where dropped. stamp int64[n_features] starts at -1, is written.
+    """
+    kept = 0
+    for row in range(indptr.size - 1):
+        twice = False
+        for i in range(indptr[row], indptr[row + 1]):
+            feature = local[i]
+            if feature == ABSENT:
+                continue
+            if stamp[feature] == row:
+                twice = True
+            else:
+                stamp[feature] = row
+                kept += 1
+        explicit[row] = twice or has_values
+    return kept
+
+
+@compiled
+def _write_rows(order, n_implicit, source, target, stamp):  # type: ignore[no-untyped-def]
+    """Copies rows in `order` int64[n_rows]; entries that share an index are summed. Writes the arrays of `target`.
+
+    source: indptr, local, values, labels, weights; target: indptr, indices, values, labels, weights.
+    stamp int64[n_features]: where in the target an index stands; it is valid only beyond the row's first entry.
+    """
+    indptr, local, values, labels, weights = source
+    out_indptr, out_indices, out_values, out_labels, out_weights = target
+    at = 0
+    out_indptr[0] = 0
+    implicit_entries = 0
+    for position in range(order.size):
+        row = order[position]
+        if position == n_implicit:
+            implicit_entries = at
+        first = at
+        for i in range(indptr[row], indptr[row + 1]):
+            feature = local[i]
+            if feature == ABSENT:
+                continue
+            if position < n_implicit:
+                out_indices[at] = feature
+                at += 1
+                continue
+            value = values[i] if values.size else np.float32(1.0)
+            before = stamp[feature]
+            if before >= first and before < at and out_indices[before] == feature:
+                out_values[before - implicit_entries] += value
+            else:
+                stamp[feature] = at
+                out_indices[at] = feature
+                out_values[at - implicit_entries] = value
+                at += 1
+        out_indptr[position + 1] = at
+        out_labels[position] = labels[row]
+        if weights.size:
+            out_weights[position] = weights[row]
+
+
+def build_partition(
+    rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup, order: NDArray[np.int64] | None = None
+) -> SparsePartition:
+    """Look rows up in the vocabulary, keep the features that they touch, shuffle them into `order` (int64[n_rows]).
+
+    Rows that need stored values come after those that do not. Entries of features that the vocabulary lacks are
+    left out.
+    """
+    table_rows = lookup.rows(rows.indices, rows.fields)
+    touched = np.zeros(vocabulary.n_features, np.bool_)
+    _mark(table_rows, touched)
+    features = np.flatnonzero(touched).astype(np.uint32)
+    local_ids = np.zeros(vocabulary.n_features, np.uint32)
+    local_ids[features] = np.arange(len(features), dtype=np.uint32)
+    return _compact(rows, _localise(table_rows, local_ids), features, vocabulary.n_factored, order)
+
+
+def scoring_partition(rows: HashedRows, lookup: RowLookup) -> SparsePartition:
+    """Rows whose indices are rows of the whole parameter table, in the order given (`features` is left empty)."""
+    table_rows = lookup.rows(rows.indices, rows.fields)
+    keep = table_rows != ABSENT
+    if rows.values.size == 0 and bool(keep.all()) and not _has_duplicates(rows.indptr, table_rows):
+        return SparsePartition(
+            rows.indptr, table_rows, _EMPTY_FLOATS, rows.labels, rows.weights, table_rows[:0], 0, rows.n_rows
+        )
+    return _with_values(rows, table_rows)
+
+
+_LONG_ROW = 256
+"""Entries from which sorting a row finds its duplicates faster than comparing all pairs."""
+
+
+@compiled
+def _has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
+    """Whether an index stands twice in any row."""
+    for row in range(indptr.size - 1):
+        if indptr[row + 1] - indptr[row] > _LONG_ROW:
+            ordered = np.sort(indices[indptr[row] : indptr[row + 1]])
+            if np.any(ordered[1:] == ordered[:-1]):
+                return True
+            continue
+        for i in range(indptr[row], indptr[row + 1]):
+            for j in range(indptr[row], i):
+                if indices[i] == indices[j]:
+                    return True
+    return False
+
+
+@compiled
+def _sum_duplicates(indptr, indices, values, out_indptr, out_indices, out_values):  # type: ignore[no-untyped-def]
+    """Copies rows in order, summing the values of entries that share an index; writes the `out_` arrays."""
+    at = 0
+    out_indptr[0] = 0
+    for row in range(indptr.size - 1):
+        first, start, stop = at, indptr[row], indptr[row + 1]
+        is_long = stop - start > _LONG_ROW
+        ordered = np.argsort(indices[start:stop]) if is_long else np.empty(0, np.int64)
+        for position in range(stop - start):
+            i = start + (ordered[position] if is_long else position)
+            if indices[i] == ABSENT:
+                continue
+            value = values[i] if values.size else np.float32(1.0)
+            j = max(first, at - 1) if is_long else first
+            while j < at and out_indices[j] != indices[i]:
+                j += 1
+            if j < at:
+                out_values[j] += value
+            else:
+                out_indices[at] = indices[i]
+                out_values[at] = value
+                at += 1
+        out_indptr[row + 1] = at
+
+
+def _with_values(rows: HashedRows, table_rows: NDArray[np.uint32]) -> SparsePartition:
+    indptr = np.empty_like(rows.indptr)
+    indices, values = np.empty_like(table_rows), np.empty(len(table_rows), np.float32)
+    _sum_duplicates(rows.indptr, table_rows, rows.values, indptr, indices, values)
+    n_entries = int(indptr[-1])
+    return SparsePartition(
+        indptr, indices[:n_entries], values[:n_entries], rows.labels, rows.weights, indices[:0], 0, 0
+    )
+
+
+@compiled
+def _localise(table_rows, local_ids):  # type: ignore[no-untyped-def]
+    """Local id of every entry, ABSENT where it has no row; overwrites and returns `table_rows` uint32[n_entries]."""
+    for i in range(table_rows.size):
+        if table_rows[i] != ABSENT:
+            table_rows[i] = local_ids[table_rows[i]]
+    return table_rows
+
+
+def _compact(
+    rows: HashedRows,
+    local: NDArray[np.uint32],
+    features: NDArray[np.uint32],
+    n_factored: int,
+    order: NDArray[np.int64] | None,
+) -> SparsePartition:
+    n_rows = rows.n_rows
+    stamp = np.full(len(features), -1, np.int64)
+    explicit = np.zeros(n_rows, np.bool_)
+    n_entries = _needs_values(rows.indptr, local, rows.values.size > 0, stamp, explicit)
+    if order is None:
+        order = np.arange(n_rows, dtype=np.int64)
+    order = np.concatenate([order[~explicit[order]], order[explicit[order]]])
+    n_implicit = n_rows - int(np.count_nonzero(explicit))
+    target = (
+        np.empty(n_rows + 1, np.int64),
+        np.empty(n_entries, np.uint32),
+        np.empty(n_entries if n_implicit < n_rows else 0, np.float32),
+        np.empty(n_rows, np.float32),
+        np.empty(len(rows.weights), np.float32),
+    )
+    stamp[:] = -1
+    _write_rows(order, n_implicit, (rows.indptr, local, rows.values, rows.labels, rows.weights), target, stamp)
+    indptr, indices, values, labels, weights = target
+    return SparsePartition(
+        indptr,
+        indices,
+        values[: n_entries - int(indptr[n_implicit])].copy(),
+        labels,
+        weights,
+        features,
+        int(np.searchsorted(features, n_factored)),
+        n_implicit,
+    )

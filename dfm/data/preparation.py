@@ -1,0 +1,370 @@
+"""From Parquet to partitions on one machine: pure functions of the input, with a cache of files on the side.
+
+A worker may lose its cache, or be another worker than last time: whatever is missing is made again from the shards,
+and comes out the same. So the cache decides how long preparation takes, never what it gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dfm.data.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.data.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
+from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
+from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
+from dfm.data.schema import ResolvedSchema
+from dfm.data.time_split import at_or_after
+from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
+from dfm.errors import DataError
+from dfm.storage import ownership
+from dfm.storage.arrays import read_arrays, read_only, write_arrays
+
+CACHE_FORMAT = 4
+"""Part of every cache key: raise it when the bytes of a cached file change their meaning."""
+_SKETCH_SIZE = 2048
+_CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
+Seed = tuple[int, ...] | None
+"""Entropy for NumPy's SeedSequence; None leaves rows in their order."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: what every task needs to know, and all that decides the hashed bytes."""
+
+    schema: ResolvedSchema
+    hash_bits: int
+    task: str
+    statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
+    time_from: str = ""
+    """Keep only rows whose time is this or later; empty: no such bound."""
+    time_until: str = ""
+    """Keep only rows whose time is before this; empty: no such bound."""
+    on_bad_rows: str = "error"
+    cache: str = ""
+    label_kind: str = ""
+    """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns to read."""
+        special = (
+            self.schema.label,
+            self.schema.weight,
+            self.schema.time if self.time_from or self.time_until else "",
+        )
+        return list(dict.fromkeys([column for column in special if column] + list(self.schema.columns)))
+
+    def key(self) -> str:
+        """Fingerprint of what decides the hashed bytes."""
+        statistics = {name: dataclasses.asdict(value) for name, value in self.statistics.items()}
+        return fingerprint(
+            CACHE_FORMAT,
+            self.schema.to_dict(),
+            self.hash_bits,
+            self.label_kind or self.task,
+            statistics,
+            self.time_from,
+            self.time_until,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The hashed rows of one reading task, dealt into slices: slice s is rows [offsets[s], offsets[s + 1])."""
+
+    rows: HashedRows
+    offsets: NDArray[np.int64]
+    counts: FeatureCounts
+    account: RowAccount
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 (hex) of JSON-ready values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def units_key(units: Sequence[Unit]) -> list[Any]:
+    """What identifies the rows of some units: path, size and time of their files, and the rows' range."""
+    return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
+
+
+# ---------------------------------------------------------------------------------------------- statistics ----
+
+
+@dataclass(frozen=True, slots=True)
+class NumberSketch:
+    """Count, mean, sum of squared deviations and evenly spaced order statistics of a column's numbers."""
+
+    count: int
+    mean: float
+    squares: float
+    order_statistics: tuple[float, ...]
+
+
+def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
+    """Column to transform of the numeric fields whose transform must see the data first."""
+    return {entry.name: entry.transform for entry in schema.fields if entry.transform in ("quantile", "standardize")}
+
+
+def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
+    """Sketch of every numeric column that needs one, over the rows of the units."""
+    columns = columns_with_statistics(reading.schema)
+    collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
+    for unit in units:
+        for batch in _batches(reading, unit, list(columns)):
+            for column in columns:
+                with naming_shard(batch):
+                    values, present, unparsed = parse_numbers(batch.data.column(column), column)
+                collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
+    return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
+
+
+def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
+    """Sketch of finite numbers float64[n]."""
+    if not len(values):
+        return NumberSketch(0, 0.0, 0.0, ())
+    ordered = np.sort(values)
+    picks = ((np.arange(_SKETCH_SIZE) + 0.5) / _SKETCH_SIZE * len(ordered)).astype(np.int64)
+    mean = float(values.mean())
+    return NumberSketch(len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist()))
+
+
+def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberStatistics:
+    """Mean and deviation by the update of Chan, Golub and LeVeque (1979); boundaries from order statistics."""
+    count, mean, squares = 0, 0.0, 0.0
+    known = [sketch for sketch in sketches if sketch.count]
+    if not known:
+        return NumberStatistics()
+    for sketch in known:
+        total = count + sketch.count
+        delta = sketch.mean - mean
+        squares += sketch.squares + delta * delta * count * sketch.count / total
+        mean += delta * sketch.count / total
+        count = total
+    values = np.concatenate([sketch.order_statistics for sketch in known])
+    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) / count
+    picks = np.searchsorted(reached, np.arange(1, n_buckets) / n_buckets)
+    boundaries = np.unique(values[order][np.minimum(picks, len(values) - 1)])
+    return NumberStatistics(tuple(boundaries.tolist()), mean, float(np.sqrt(squares / count)))
+
+
+# ------------------------------------------------------------------------------------------------- hashing ----
+
+
+def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
+    """Batches of the unit, without the rows outside the reading's span of time."""
+    if not (reading.time_from or reading.time_until):
+        yield from read_unit(unit, columns, reading.storage_options)
+        return
+    wanted = list(dict.fromkeys([*columns, reading.schema.time]))
+    for batch in read_unit(unit, wanted, reading.storage_options):
+        with naming_shard(batch):
+            keep = _in_span(batch.data.column(reading.schema.time), reading)
+        kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+        yield dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
+
+
+def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
+    """Rows to keep; a missing time counts as the earliest."""
+    later = at_or_after(column, reading.time_from or reading.time_until, reading.schema.time)
+    return later if reading.time_from else pc.invert(later)
+
+
+def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
+    """Hash the rows of one reading task and deal them, at random by `seed`, into slices of equal size.
+
+    Without a seed the rows keep their order. The result is a memory map of a cache file, made if it is not there yet.
+    """
+    path = _cache_path(reading, "chunk", reading.key(), units_key(units), n_slices, seed)
+    cached = _open_chunk(path)
+    if cached is not None:
+        return cached
+    parts, account = [], RowAccount()
+    for unit in units:
+        for batch in _batches(reading, unit, reading.columns):
+            with naming_shard(batch):
+                kind = reading.label_kind or reading.task
+                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
+            rejections = rejections_of(batch, encoded.problems)
+            if rejections and reading.on_bad_rows == "error":
+                raise DataError(bad_row_message(rejections[0]))
+            label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
+            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum)
+            parts.append(encoded.rows)
+    rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
+    offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
+    if seed is not None:
+        rows = take_rows(rows, _deal(rows.n_rows, n_slices, seed))
+    counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
+    _save_chunk(path, Chunk(rows, offsets, counts, account))
+    return _open_chunk(path) or Chunk(rows, offsets, counts, account)
+
+
+def check_label_classes(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
+    """DataError where the rows of some units give a classification one class only; they are read for the message."""
+    if reading.task != "classification" or not account.accepted or 0 < account.label_sum < account.accepted:
+        return
+    schema = reading.schema
+    found = "positive" if account.label_sum else "negative"
+    meant = f"schema.label_positive = {list(schema.label_positive)}" if schema.label_positive else "1 is positive"
+    raise DataError(
+        f"all {account.accepted} rows to train on are {found}: {meant}, and column {schema.label!r} "
+        f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
+        "column as schema.label, or train on data that has both classes"
+    )
+
+
+def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
+    """Up to five distinct labels, from the beginning of the first units."""
+    seen: dict[str, None] = {}
+    for unit in units[:5]:
+        for batch in itertools.islice(_batches(reading, unit, [reading.schema.label]), 1):
+            seen |= dict.fromkeys(repr(label) for label in batch.data.column(reading.schema.label).unique().to_pylist())
+    return list(seen)[:5]
+
+
+def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
+    """Row numbers slice by slice, int64[n_rows]: membership is random, the order within a slice is that of the file.
+
+    Partitions are shuffled when they are built; until then rows are copied in the order in which they lie.
+    """
+    drawn = np.random.default_rng(seed).permutation(n_rows)
+    bounds = [n_rows * s // n_slices for s in range(1, n_slices)]
+    return np.argsort(np.searchsorted(bounds, drawn, side="right").astype(np.uint16), kind="stable")
+
+
+def _no_rows(schema: ResolvedSchema) -> HashedRows:
+    floats = np.zeros(0, np.float32)
+    return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), floats, floats, floats)
+
+
+def _is_cached(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is a chunk or partition, or what a killed worker left of one: by its name and by its header."""
+    is_named = entry.is_file(follow_symlinks=False) and _CACHED.fullmatch(entry.name)
+    return bool(is_named) and ownership.is_array_file(entry.path)
+
+
+def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
+    return Path(reading.cache) / f"{kind}-{fingerprint(*parts)[:32]}.safetensors"
+
+
+def _save_chunk(path: Path, chunk: Chunk) -> None:
+    arrays = {f"rows.{f.name}": getattr(chunk.rows, f.name) for f in dataclasses.fields(chunk.rows)}
+    arrays |= {f"counts.{f.name}": getattr(chunk.counts, f.name) for f in dataclasses.fields(chunk.counts)}
+    # The account is an array and no metadata: many rejections would make a header larger than readers accept.
+    account = np.frombuffer(json.dumps(chunk.account.to_dict()).encode(), np.uint8)
+    write_arrays(path, {**arrays, "offsets": chunk.offsets, "account": account})
+
+
+def _open_chunk(path: Path) -> Chunk | None:
+    """The cached chunk, or None; a damaged file counts as missing."""
+    try:
+        arrays, _ = read_arrays(path)
+        rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
+        counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
+        account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
+    except (DataError, KeyError, ValueError):
+        return None
+    _mark_used(path)
+    return Chunk(rows, arrays["offsets"], counts, account)
+
+
+def _mark_used(path: Path) -> None:
+    """Set the file's time to now: the cache drops what was used least recently."""
+    try:
+        os.utime(path)
+    except OSError:
+        return
+
+
+# ---------------------------------------------------------------------------------------------- partitions ----
+
+
+def load_slices(
+    reading: Reading,
+    tasks: Sequence[Sequence[Unit]],
+    n_slices: int,
+    seed: Seed,
+    vocabulary: Vocabulary,
+    vocabulary_key: str,
+    lookup: RowLookup,
+) -> list[SparsePartition]:
+    """The partitions of one replica, one per slice: from the cache, else from the chunks, else from the shards."""
+    keys = reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key
+    paths = [_cache_path(reading, "partition", *keys, s) for s in range(n_slices)]
+    partitions = [_open_partition(path) for path in paths]
+    if None not in partitions:
+        return [partition for partition in partitions if partition is not None]
+    chunks = [
+        hash_units(reading, units, n_slices, None if seed is None else (*seed, number))
+        for number, units in enumerate(tasks)
+    ]
+    for chunk in chunks:
+        _check_indices(chunk, reading)
+    built = []
+    for s, path in enumerate(paths):
+        parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
+        rows = _uniform(concatenate_rows(parts) if parts else _no_rows(reading.schema))
+        order = None
+        if seed is not None:
+            order = np.random.default_rng((*seed, len(tasks), s)).permutation(rows.n_rows)
+        build_partition(rows, vocabulary, lookup, order).save(path)
+        built.append(SparsePartition.open(path))
+    return built
+
+
+def _check_indices(chunk: Chunk, reading: Reading) -> None:
+    """DataError where a cached index is out of range: look-ups read memory by it without looking."""
+    if chunk.rows.indices.size and int(chunk.rows.indices.max()) >> reading.hash_bits:
+        raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again")
+
+
+def _uniform(rows: HashedRows) -> HashedRows:
+    """Read-only views of the arrays, so that the compiled builders see one set of types."""
+    return HashedRows(*(read_only(getattr(rows, f.name)) for f in dataclasses.fields(rows)))
+
+
+def _open_partition(path: Path) -> SparsePartition | None:
+    try:
+        partition = SparsePartition.open(path)
+        partition.check()
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
+    _mark_used(path)
+    return partition
+
+
+def prune_cache(directory: str, limit: int, older_than: float) -> int:
+    """Delete chunks and partitions used least recently until `limit` bytes of them are left; others' files stay.
+
+    older_than: seconds since the epoch; what was used since then stays too. Returns the bytes deleted.
+    """
+    try:
+        found = [entry for entry in os.scandir(directory) if _is_cached(entry)]
+        files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
+    except OSError:
+        return 0
+    total, freed = sum(size for _, size, _ in files), 0
+    for used, size, path in sorted(files):
+        if total - freed <= limit or used >= older_than:
+            break
+        Path(path).unlink(missing_ok=True)
+        freed += size
+    return freed

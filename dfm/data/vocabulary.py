@@ -1,0 +1,217 @@
+"""The features seen in training, most frequent first; their order is the row order of the parameter table.
+
+Frequent features sharing cache lines makes training faster, "does it own factors" becomes one compare
+(`row < n_factored`), and the sorted row list of a partition is a list of gathers that walk memory forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data.hashing import RARE, token_index
+
+ABSENT = np.uint32(0xFFFFFFFF)
+"""The row of a feature that the vocabulary does not hold."""
+_DENSE_BITS = 26
+"""Up to here a table of all indices (256 MB) is the fastest look-up and tally; beyond, sorted arrays are."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCounts:
+    """Occurrences of hashed features in some rows: ids uint32[n] ascending, counts int64[n], fields uint16[n].
+
+    Two columns may collide on one id; the lowest field that uses it is recorded.
+    """
+
+    ids: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    fields: NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """ids uint32[n], counts int64[n], fields uint16[n], by descending count (ties: ascending id).
+
+    The first `n_factored` own factors. `rare` int64[n_fields] is the row of each field's bucket for rare and unseen
+    categories, -1 where the field has none.
+    """
+
+    ids: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    fields: NDArray[np.uint16]
+    rare: NDArray[np.int64]
+    n_factored: int
+    hash_bits: int
+
+    @property
+    def n_features(self) -> int:
+        """Number of rows of the parameter table."""
+        return len(self.ids)
+
+
+@compiled
+def _tally(indices, fields, n_fields, counts, lowest):  # type: ignore[no-untyped-def]
+    """Adds occurrences to `counts` int64[2**bits] and lowers `lowest` uint16[2**bits], in place.
+
+    Without `fields`, entry i belongs to field i % n_fields.
+    """
+    for i in range(indices.size):
+        index = indices[i]
+        field = fields[i] if fields.size else np.uint16(i % n_fields)
+        if counts[index] == 0 or field < lowest[index]:
+            lowest[index] = field
+        counts[index] += 1
+
+
+def count_features(
+    indices: NDArray[np.uint32], fields: NDArray[np.uint16], n_fields: int, hash_bits: int
+) -> FeatureCounts:
+    """Occurrences of each index (uint32[n_entries]; `fields` uint16[n_entries], or empty for one entry per field)."""
+    if hash_bits <= _DENSE_BITS:
+        counts = np.zeros(1 << hash_bits, np.uint32)
+        lowest = np.zeros(1 << hash_bits, np.uint16)
+        _tally(indices, fields, n_fields, counts, lowest)
+        ids = np.flatnonzero(counts).astype(np.uint32)
+        return FeatureCounts(ids, counts[ids].astype(np.int64), lowest[ids])
+    if not fields.size:
+        fields = (np.arange(len(indices)) % max(n_fields, 1)).astype(np.uint16)
+    return merge_counts([FeatureCounts(indices, np.ones(len(indices), np.int64), fields)], hash_bits)
+
+
+@compiled
+def _add_counts(ids, part_counts, part_fields, counts, fields):  # type: ignore[no-untyped-def]
+    """Adds one part's counts to the dense `counts` int64[2**bits] and lowers `fields`, in place."""
+    for i in range(ids.size):
+        index = ids[i]
+        if counts[index] == 0 or part_fields[i] < fields[index]:
+            fields[index] = part_fields[i]
+        counts[index] += part_counts[i]
+
+
+def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCounts:
+    """The counts of all rows that the parts counted."""
+    if hash_bits <= _DENSE_BITS:
+        counts = np.zeros(1 << hash_bits, np.int64)
+        fields = np.zeros(1 << hash_bits, np.uint16)
+        for part in parts:
+            _add_counts(part.ids, part.counts, part.fields, counts, fields)
+        ids = np.flatnonzero(counts).astype(np.uint32)
+        return FeatureCounts(ids, counts[ids], fields[ids])
+    all_ids = np.concatenate([part.ids for part in parts])
+    if not len(all_ids):
+        return FeatureCounts(all_ids, np.zeros(0, np.int64), np.zeros(0, np.uint16))
+    order = np.argsort(all_ids, kind="stable")
+    ids = all_ids[order]
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    return FeatureCounts(
+        ids[starts],
+        np.add.reduceat(np.concatenate([part.counts for part in parts])[order], starts),
+        np.minimum.reduceat(np.concatenate([part.fields for part in parts])[order], starts),
+    )
+
+
+def build_vocabulary(
+    counts: FeatureCounts, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
+) -> Vocabulary:
+    """Drop features rarer than `min_count` into their field's rare bucket; order the rest by frequency.
+
+    columns: the column name of each field, which seeds its rare bucket's token.
+    """
+    kept = counts.counts >= min_count
+    ids, occurrences, fields = counts.ids[kept], counts.counts[kept], counts.fields[kept]
+    rare_rows = np.full(len(columns), -1, np.int64)
+    rare_ids = np.zeros(0, np.uint32)
+    if min_count > 1:
+        rare_ids = np.array([token_index(column, RARE, hash_bits) for column in columns], np.uint32)
+        pooled = np.bincount(
+            counts.fields[~kept].astype(np.int64), weights=counts.counts[~kept], minlength=len(columns)
+        ).astype(np.int64)
+        buckets = FeatureCounts(rare_ids, pooled, np.arange(len(columns), dtype=np.uint16))
+        ids, occurrences, fields = _with_buckets(FeatureCounts(ids, occurrences, fields), buckets)
+    order = np.lexsort((ids, -occurrences))
+    ids, occurrences, fields = ids[order], occurrences[order], fields[order]
+    if len(rare_ids):
+        by_id = np.argsort(ids)
+        rare_rows = by_id[np.searchsorted(ids[by_id], rare_ids)]
+    n_factored = int(np.count_nonzero(occurrences >= min_count_factors))
+    return Vocabulary(ids, occurrences, fields, rare_rows, n_factored, hash_bits)
+
+
+def _with_buckets(
+    kept: FeatureCounts, buckets: FeatureCounts
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint16]]:
+    """The kept features and the rare buckets (empty ones too: an unseen category may need them), as one list."""
+    ids = np.union1d(kept.ids, buckets.ids).astype(np.uint32)
+    counts, fields = np.zeros(len(ids), np.int64), np.full(len(ids), np.iinfo(np.uint16).max, np.uint16)
+    for part in (kept, buckets):
+        at = np.searchsorted(ids, part.ids)
+        np.add.at(counts, at, part.counts)
+        np.minimum.at(fields, at, part.fields)
+    return ids, counts, fields
+
+
+class RowLookup:
+    """From hashed index and field to row of the parameter table: a dense table up to 2**26 indices, else bisection."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._rare = vocabulary.rare.astype(np.int64)
+        self._n_fields = len(self._rare)
+        if vocabulary.hash_bits <= _DENSE_BITS:
+            self._dense = np.full(1 << vocabulary.hash_bits, ABSENT, np.uint32)
+            self._dense[vocabulary.ids] = np.arange(vocabulary.n_features, dtype=np.uint32)
+            self._sorted_ids = self._sorted_rows = np.zeros(0, np.uint32)
+        else:
+            self._dense = np.zeros(0, np.uint32)
+            self._sorted_rows = np.argsort(vocabulary.ids).astype(np.uint32)
+            self._sorted_ids = vocabulary.ids[self._sorted_rows]
+
+    def rows(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16]) -> NDArray[np.uint32]:
+        """Row of every entry; unseen ones get their field's rare bucket, or ABSENT without one (uint32[n_entries])."""
+        out = np.empty(len(indices), np.uint32)
+        if self._dense.size:
+            _look_up(self._dense, indices, fields, self._rare, out)
+        else:
+            _bisect(self._sorted_ids, self._sorted_rows, indices, fields, self._rare, out)
+        return out
+
+
+@numba.njit(nogil=True, inline="always")
+def _rare_row(fields, i, rare):  # type: ignore[no-untyped-def]
+    row = rare[fields[i]] if fields.size else rare[i % rare.size]
+    return np.uint32(row) if row >= 0 else ABSENT
+
+
+@compiled
+def _look_up(dense, indices, fields, rare, out):  # type: ignore[no-untyped-def]
+    for i in range(indices.size):
+        row = dense[indices[i]]
+        out[i] = row if row != ABSENT else _rare_row(fields, i, rare)
+
+
+@compiled
+def _bisect(sorted_ids, sorted_rows, indices, fields, rare, out):  # type: ignore[no-untyped-def]
+    for i in range(indices.size):
+        at = np.searchsorted(sorted_ids, indices[i])
+        found = at < sorted_ids.size and sorted_ids[at] == indices[i]
+        out[i] = sorted_rows[at] if found else _rare_row(fields, i, rare)
+
+
+_lookups: dict[str, RowLookup] = {}
+_MOST_LOOKUPS = 2
+
+
+def row_lookup(vocabulary: Vocabulary, key: str) -> RowLookup:
+    """The vocabulary's look-up, built once per process and `key` (its fingerprint); the latest two are kept."""
+    lookup = _lookups.get(key)
+    if lookup is None:
+        lookup = RowLookup(vocabulary)
+        while len(_lookups) >= _MOST_LOOKUPS:
+            _lookups.pop(next(iter(_lookups)), None)
+        _lookups[key] = lookup
+    return lookup

@@ -1,0 +1,1 @@
+"""A Dask cluster: connecting, watching, admitting workers, bringing dfm along."""

@@ -1,0 +1,181 @@
+"""The Dask client of a job: of a running scheduler, or of local worker processes started for the job."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from urllib.parse import urlsplit
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker, NoValidWorkerError
+
+from dfm.distributed.cluster.remote import is_remote, remote_client, workers_of
+from dfm.distributed.cluster.versions import same_versions
+from dfm.errors import ClusterError, OutOfMemoryError
+from dfm.settings.tables import ClusterSettings
+
+_CONFIG = {
+    # Tasks stay where their partitions lie; a stolen one would move megabytes to save milliseconds.
+    "distributed.scheduler.work-stealing": False,
+    # A worker that dies takes the task with it that it was at; one task may be struck so often by mere chance.
+    "distributed.scheduler.allowed-failures": 4,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    # A worker that pauses waits for memory that only its own tasks would free; at the limit it is restarted instead.
+    "distributed.worker.memory.pause": False,
+    "distributed.comm.retry.count": 3,
+    # Dask goes on trying to reach a dead worker for this long (30 s by default), also where the port refuses at once.
+    "distributed.comm.timeouts.connect": "5s",
+    # A round allocates what the round before gave back. Dask's default returns it to the system each time, and faulting
+    # the pages in again cost more than merging did.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+    "distributed.admin.tick.limit": "20s",
+    # Looking at itself fifty times a second costs each process of Dask 4 % of a core, which local workers need.
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+    # So long a worker that was killed may take to come back before another is started in its place.
+    "distributed.deploy.lost-worker-timeout": "20s",
+}
+
+
+class _Quiet(WorkerPlugin):
+    """Local workers report errors through their tasks; a heartbeat that fails while they close is none."""
+
+    def setup(self, worker: Worker) -> None:
+        """Called on every worker, restarted ones too."""
+        logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
+        # Ctrl-C in a terminal reaches the workers too; they must outlive it, for they hold what is to be published.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def connect(settings: ClusterSettings) -> Iterator[Client]:
+    """A client with at least one worker; a cluster started here ends with the block."""
+    if is_remote(settings):
+        with remote_client(settings) as client:
+            yield client
+        return
+    patience = {
+        "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
+        # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
+        "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
+    }
+    with (
+        # A profile is looked at on the dashboard only.
+        dask.config.set({**_CONFIG, **patience, "distributed.worker.profile.enabled": settings.dashboard}),
+        tempfile.TemporaryDirectory(prefix="dfm-", ignore_cleanup_errors=True) as local_directory,
+        LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=settings.threads_per_worker,
+            processes=True,
+            memory_limit=settings.memory_limit,
+            # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
+            dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": settings.dashboard},
+            local_directory=local_directory,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(_Quiet())
+        yield client
+
+
+def shares_disk(client: Client) -> bool:
+    """Whether all workers run on this machine, so that a path means the same to them as here."""
+    addresses = [*worker_addresses(client), client.scheduler.address]
+    hosts = {urlsplit(address).hostname or "" for address in addresses}
+    return hosts <= {"", "localhost", "127.0.0.1", "::1", *_own_hosts()} or "inproc" in client.scheduler.address
+
+
+def _own_hosts() -> set[str]:
+    try:
+        name, aliases, addresses = socket.gethostbyname_ex(socket.gethostname())
+    except OSError:
+        return set()
+    return {name, *aliases, *addresses}
+
+
+def cache_directory(settings: ClusterSettings, client: Client) -> str:
+    """Where partitions are cached: workers of this machine share a folder, others resolve the path below their own."""
+    return os.path.abspath(settings.cache) if shares_disk(client) else settings.cache
+
+
+def worker_addresses(client: Client) -> list[str]:
+    """Addresses of the workers that are there now, in a fixed order."""
+    return sorted(workers_of(client))
+
+
+@contextlib.contextmanager
+def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Client]:
+    """The given client, or one of the settings' cluster; trouble of the cluster inside the block is a ClusterError."""
+    out_of_memory: list[str] = []
+    try:
+        if client is not None:
+            with same_versions(client, settings), _noting_memory(client, out_of_memory):
+                yield client
+        else:
+            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory), _alike(own, settings):
+                yield own
+    except KilledWorker as error:
+        kind = OutOfMemoryError if out_of_memory else ClusterError
+        raise kind(_why_killed(error, settings, out_of_memory)) from error
+    except (NoValidWorkerError, CommClosedError, CancelledError) as error:
+        raise ClusterError(
+            f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
+            "are up, and run the same command again: what is finished is not repeated"
+        ) from error
+
+
+def _alike(client: Client, settings: ClusterSettings) -> contextlib.AbstractContextManager[None]:
+    """Workers that this process started run its versions."""
+    return same_versions(client, settings) if is_remote(settings) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """A scheduler that is lost ends the block with an error of ours; Dask need not log its traceback as well."""
+    loggers = [logging.getLogger(name) for name in ("distributed.client", "distributed.core", "tornado.application")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _noting_memory(client: Client, found: list[str]) -> Iterator[None]:
+    """Collect, when the block fails, which workers were ended because their memory ran out."""
+    try:
+        yield
+    except KilledWorker:
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            events = client.get_events("worker-restart-memory")
+            found += sorted({f"{event['worker']} ({event['rss'] / 2**30:.2f} GiB)" for _, event in events})
+        raise
+
+
+def _why_killed(error: KilledWorker, settings: ClusterSettings, out_of_memory: Sequence[str]) -> str:
+    ended = f"the task {error.task} ended {error.allowed_failures + 1} workers"
+    remedy = (
+        f"raise cluster.memory_limit (now {settings.memory_limit!r}), use fewer cluster.workers with more memory each, "
+        "or more training.n_replicas, which makes each partition smaller; `dfm train --dry-run` prints what is needed"
+    )
+    if out_of_memory:
+        return (
+            f"out of memory: {ended}, which Dask restarted at 95 % of their limit: {', '.join(out_of_memory)}; {remedy}"
+        )
+    return f"{ended}, perhaps for want of memory; the workers' logs tell. If so, {remedy}"

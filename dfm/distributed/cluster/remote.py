@@ -1,0 +1,139 @@
+"""Clusters that are there already, or that somebody else's code starts: how to get a client of one, with workers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dask
+from distributed import Client
+from distributed.security import Security
+
+from dfm.errors import ClusterError, SettingsError
+from dfm.settings.tables import ClusterSettings
+
+LOCAL = "local"
+"""The scheduler of this name is none: local workers are started, whatever the environment says."""
+
+
+def scheduler_address(settings: ClusterSettings) -> str:
+    """The scheduler to connect to; empty where the job's own workers, or those of a factory, do the work."""
+    if settings.scheduler == LOCAL or settings.factory:
+        return ""
+    return settings.scheduler or str(dask.config.get("scheduler-address", None) or "")
+
+
+def workers_of(client: Client) -> dict[str, Any]:
+    """The workers alive, by address, as the scheduler describes them.
+
+    Asked of the scheduler itself: `client.scheduler_info()` may answer from what a periodic callback left, without any.
+    """
+    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return workers
+
+
+def takes_work(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker, as the scheduler describes it, is more than paused and empty, as a refused newcomer is."""
+    return worker["status"] != "paused" or any(worker["metrics"].get("task_counts", {}).values())
+
+
+def is_remote(settings: ClusterSettings) -> bool:
+    """Whether the work is done by a cluster that this process does not start itself."""
+    return bool(settings.factory or scheduler_address(settings))
+
+
+@contextlib.contextmanager
+def remote_client(settings: ClusterSettings) -> Iterator[Client]:
+    """A client of the cluster that the settings name, with its workers. A factory's cluster ends with the block."""
+    with contextlib.ExitStack() as stack:
+        client = _of_factory(settings, stack) if settings.factory else _of_scheduler(settings, stack)
+        wait_for_workers(client, settings.min_workers, settings.worker_timeout)
+        yield client
+
+
+def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
+    address, security = scheduler_address(settings), _security(settings)
+    if address.startswith("tls://") and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+        # Dask's client would tell the same, and then never let this process end.
+        raise ClusterError(
+            f"no Dask scheduler at {address} without certificates: a tls:// scheduler needs cluster.tls_ca, "
+            "cluster.tls_cert and cluster.tls_key, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__CLIENT__CERT and "
+            "…__CLIENT__KEY"
+        )
+    # Whoever waits for the scheduler is told that it was lost; a second word, with a traceback, comes now and then.
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
+    try:
+        client = Client(address, set_as_default=False, timeout=settings.worker_timeout, security=security)
+    except (OSError, ValueError, TypeError) as error:
+        raise ClusterError(
+            f"no Dask scheduler at {address} ({error}); check the address, or set cluster.scheduler = "
+            '"local" to start local workers'
+        ) from error
+    return stack.enter_context(client)
+
+
+def _security(settings: ClusterSettings) -> Security | None:
+    """TLS by the job's own files; None leaves it to Dask's settings (distributed.comm.tls, also as variables)."""
+    if not settings.tls_ca:
+        return None
+    return Security(
+        tls_ca_file=settings.tls_ca,
+        tls_client_cert=settings.tls_cert,
+        tls_client_key=settings.tls_key,
+        require_encryption=True,
+    )
+
+
+def _of_factory(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:
+    made = _function(settings.factory)(**settings.factory_options)
+    stack.enter_context(made)
+    if isinstance(made, Client):
+        return made
+    if hasattr(made, "get_client"):
+        return stack.enter_context(_as_context(made.get_client()))
+    raise SettingsError(
+        f"cluster.factory = {settings.factory!r} gave a {type(made).__name__}; it must give a Dask cluster or a client"
+    )
+
+
+def _as_context(client: Client) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext(client) if client.asynchronous else contextlib.closing(client)
+
+
+def _function(name: str) -> Any:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"cluster.factory = {name!r} cannot be imported ({error}); write module:function, and see that the module "
+            "is installed where dfm runs"
+        ) from error
+    return found
+
+
+def wait_for_workers(client: Client, n_workers: int, timeout: float) -> None:
+    """Return when the cluster has so many workers. ClusterError after `timeout` seconds.
+
+    A task waits meanwhile, for an adaptive cluster starts its first worker only when there is work.
+    """
+    deadline = time.monotonic() + timeout
+    nudge: Any = None
+    while (found := len(workers_of(client))) < n_workers:
+        if nudge is None:
+            nudge = client.submit(int, key=f"wait_for_workers-{uuid.uuid4().hex}")
+        if time.monotonic() > deadline:
+            address = client.scheduler.address
+            raise ClusterError(
+                f"the scheduler at {address} had {found or 'no'} of {n_workers} worker{'s' * (n_workers > 1)} within "
+                f"cluster.worker_timeout = {timeout:g} s; start workers (dask worker {address}), ask for fewer "
+                "(cluster.min_workers), or wait longer"
+            )
+        time.sleep(0.1)

@@ -1,0 +1,137 @@
+"""A watch over work on a cluster: what is submitted, awaited and released while workers come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+import distributed
+from distributed import Client, Future, LocalCluster
+
+from dfm.averaging.contributions import aligned_groups, groups_at_home
+from dfm.distributed.cluster import lost_workers
+from dfm.distributed.cluster.remote import takes_work, workers_of
+from dfm.distributed.cluster.versions import by_value
+from dfm.errors import ClusterError
+
+_LOOK_AROUND = 2.0
+"""Seconds between two looks at the workers while the driver waits."""
+
+
+class Watch:
+    """A client whose waits end when the cluster is gone: when it had no worker for `patience` seconds.
+
+    Dask itself waits for ever by default, for workers as for a scheduler that does not answer.
+    """
+
+    def __init__(self, client: Client, patience: float) -> None:
+        self.client = client
+        self._patience = patience
+        self._seen = self._next = time.monotonic()
+        release_from_lost_workers(client)
+
+    def addresses(self) -> list[str]:
+        """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
+        while not (workers := self._workers()):
+            self._check(workers)
+            time.sleep(0.1)
+        return sorted(workers)
+
+    def n_threads(self) -> int:
+        """Tasks that the cluster runs at a time."""
+        return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
+
+    def n_walks(self, backend: str) -> int:
+        """Replicas that the cluster trains at a time: one a thread, or one a GPU, of which each worker has one."""
+        return self.n_threads() if backend == "numba" else len(self.addresses())
+
+    def groups(self, n_replicas: int, backend: str) -> list[range]:
+        """Replicas that one task trains after each other. A GPU's own ones are few tasks: their sum is made on it."""
+        if backend == "numba":
+            return aligned_groups(n_replicas, 1 << (self.n_threads() - 1).bit_length())
+        return groups_at_home(n_replicas, len(self.addresses()))
+
+    def result(self, future: Future) -> Any:
+        """The result of a task, a small one; its error is raised.
+
+        A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
+        """
+        for patience in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
+            self.wait(future)
+            with contextlib.suppress(TimeoutError):
+                return future.result(timeout=patience)
+            self._look_around()
+        raise AssertionError("not reached")
+
+    def wait(self, future: Future) -> None:
+        """Return when a task is done; its error is raised. The result stays on the cluster."""
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_LOOK_AROUND):
+            self._look_around()
+        _raise_if_failed(future)
+
+    def as_completed(self, futures: Sequence[Future]) -> Iterator[Future]:
+        """The tasks as they end; the first error is raised."""
+        completed = distributed.as_completed(list(futures), loop=self.client.loop)
+        left = len(futures)
+        while left:
+            if not completed.has_ready():
+                time.sleep(0.01)
+                if time.monotonic() > self._next:
+                    self._look_around()
+                continue
+            for future in completed.next_batch(block=False):
+                left -= 1
+                _raise_if_failed(future)
+                yield future
+
+    def _look_around(self) -> None:
+        self._next = time.monotonic() + _LOOK_AROUND
+        self._check(self._workers())
+
+    def _workers(self) -> Mapping[str, Any]:
+        """The workers that take work. Local ones that Dask gave up on (killed while they started) are started anew."""
+        if self.client.status not in ("running", "newly-created"):
+            return {}
+        try:
+            workers: Mapping[str, Any] = workers_of(self.client)
+        except (OSError, TimeoutError):
+            return {}
+        local = self.client.cluster
+        if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
+            local.scale(len(local.worker_spec))
+        return {address: worker for address, worker in workers.items() if takes_work(worker)}
+
+    def _check(self, workers: Mapping[str, Any]) -> None:
+        """ClusterError where the cluster has been without a worker, or out of reach, for too long."""
+        now = time.monotonic()
+        if workers:
+            self._seen = now
+        elif self.client.status == "closed":
+            raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
+        elif now - self._seen > self._patience:
+            raise ClusterError(
+                f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run "
+                "the same command again: what is finished is not repeated"
+            )
+
+
+def _raise_if_failed(future: Future) -> None:
+    """A result that was lost with its worker is no failure: Dask computes it again."""
+    if future.status == "error":
+        error: Any = future.exception()
+        raise error
+    if future.status == "cancelled":
+        raise CancelledError(future.key)
+
+
+def release_from_lost_workers(client: Client) -> None:
+    """Let tasks that prefer a worker which no longer exists run on any; registering it twice does no harm."""
+    with by_value(lost_workers):
+        client.register_plugin(lost_workers.ReleaseFromLostWorkers())

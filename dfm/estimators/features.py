@@ -1,0 +1,317 @@
+"""What estimators are given, as rows of a factorization machine: matrices as they are, tables hashed as shards are.
+
+A matrix is an array, a scipy.sparse matrix, or a table of floats: column j is feature j. Any other table has
+categories: its columns are chosen by type (`schema.infer`) unless they are named, and hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.data.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
+from dfm.data.matrices import (
+    ColumnMoments,
+    Scaling,
+    column_names,
+    is_sparse,
+    matrix_rows,
+    vector_schema,
+    vector_vocabulary,
+)
+from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
+from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.errors import DataError
+from dfm.kernels.tables import ParameterTable
+from dfm.model.fm_model import FMModel, batches_of
+from dfm.model.objective import Objective
+
+FLOATS = ("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat")
+NEVER = 2**62
+"""More occurrences than any feature has: a linear model gives factors to none."""
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How tables with categories become features; names as in the [schema] and [model] tables of a job file."""
+
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    crosses: tuple[tuple[str, ...], ...] = ()
+    numeric_transform: str = "standardize"
+    hash_bits: int = 20
+    min_count: int = 1
+    min_count_factors: int = 1
+
+    @property
+    def names_columns(self) -> bool:
+        """Whether roles were given, so that a table is one even where all its columns are floats."""
+        return bool(self.categorical or self.numeric or self.lists or self.crosses)
+
+    def least_for_factors(self, n_factors: int) -> int:
+        """Occurrences from which a feature owns factors; in a linear model none does."""
+        return self.min_count_factors if n_factors else NEVER
+
+
+class Features(Protocol):
+    """From what the user has to rows, and from trained parameters to a model."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def lookup(self) -> RowLookup | None: ...
+
+    def rows(self, data: Any) -> HashedRows: ...
+
+    def scoring(self, data: Any) -> SparsePartition: ...
+
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel: ...
+
+
+@dataclass(frozen=True)
+class MatrixFeatures:
+    """Features of numeric matrices."""
+
+    names: tuple[str, ...] | None
+    vocabulary: Vocabulary
+    scaling: Scaling | None
+    lookup: None = None
+
+    @classmethod
+    def learn(
+        cls, matrix: Any, names: Sequence[str] | None, standardize: bool, weights: NDArray[np.float32]
+    ) -> tuple[MatrixFeatures, HashedRows]:
+        """What the training rows say of the columns, and these rows."""
+        scaling = Scaling.from_moments(ColumnMoments.of(matrix, weights)) if standardize else None
+        rows = matrix_rows(matrix, scaling)
+        counts = np.bincount(rows.indices, minlength=matrix.shape[1]).astype(np.int64)
+        vocabulary = vector_vocabulary(matrix.shape[1], counts)
+        return cls(None if names is None else tuple(names), vocabulary, scaling), rows
+
+    def rows(self, data: Any) -> HashedRows:
+        """The rows of a matrix."""
+        return matrix_rows(data, self.scaling)
+
+    def scoring(self, data: Any) -> SparsePartition:
+        """The rows, for kernels that score."""
+        rows = self.rows(data)
+        n_implicit = 0 if rows.values.size else rows.n_rows
+        nothing = rows.indices[:0]
+        return SparsePartition(
+            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
+        )
+
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
+        """A model that takes matrices, or tables with these columns."""
+        names = self.names or column_names(self.vocabulary.n_features)
+        statistics = {} if self.scaling is None else self.scaling.statistics(names)
+        return FMModel(
+            vector_schema(names), objective.task, self.vocabulary, table, statistics, metadata, objective.info
+        )
+
+
+@dataclass(frozen=True)
+class TableFeatures:
+    """Features of tables with categories, hashed."""
+
+    schema: ResolvedSchema
+    vocabulary: Vocabulary
+    statistics: Mapping[str, NumberStatistics]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: the look-up is made again."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def lookup(self) -> RowLookup:
+        """From hashed index to row of the table."""
+        return RowLookup(self.vocabulary)
+
+    @classmethod
+    def learn(cls, data: Any, options: TableOptions, n_factors: int) -> tuple[TableFeatures, HashedRows]:
+        """Schema, statistics and vocabulary of the training rows, and these rows."""
+        table = as_arrow(data)
+        schema = resolve_columns({name: table.schema.field(name).type for name in table.column_names}, options)
+        statistics = _statistics(table, schema)
+        rows = encoded_rows(table, schema, options.hash_bits, statistics)
+        counts = count_features(rows.indices, rows.fields, len(schema.fields), options.hash_bits)
+        least = options.least_for_factors(n_factors)
+        names = [entry.name for entry in schema.fields]
+        vocabulary = build_vocabulary(counts, names, options.hash_bits, options.min_count, least)
+        return cls(schema, vocabulary, statistics), rows
+
+    def rows(self, data: Any) -> HashedRows:
+        """The rows of a table, or of an array whose columns are in the order of the schema's."""
+        return encoded_rows(as_arrow(data), self.schema, self.vocabulary.hash_bits, self.statistics)
+
+    def scoring(self, data: Any) -> SparsePartition:
+        """The rows, for kernels that score."""
+        return scoring_partition(self.rows(data), self.lookup)
+
+    def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:
+        """A model that takes such tables."""
+        return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
+
+
+def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
+    """The fields of a table, by the options or by the types of its columns."""
+    label = "label"
+    while label in types:
+        label += "_"
+    settings = Schema(
+        label=label,
+        categorical=options.categorical,
+        numeric=options.numeric,
+        lists=options.lists,
+        crosses=options.crosses,
+        numeric_transform=options.numeric_transform,
+    )
+    kinds = {name: column_kind(kind) for name, kind in types.items()}
+    return resolve(infer(settings, kinds), [*types, label])
+
+
+def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
+    """Mean and deviation, or quantiles, of the columns whose transform needs them."""
+    found = {}
+    for column in columns_with_statistics(schema):
+        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column)
+        sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
+        found[column] = merge_sketches([sketch], schema.quantile_buckets)
+    return found
+
+
+def encoded_rows(
+    table: pa.Table, schema: ResolvedSchema, hash_bits: int, statistics: Mapping[str, NumberStatistics]
+) -> HashedRows:
+    """All rows of a table, without labels. DataError where one of them is bad."""
+    parts, first = [], 0
+    for batch in batches_of(table, schema.columns):
+        encoded = encode_batch(batch, schema, hash_bits, statistics, None)
+        _refuse_bad_rows(encoded, first)
+        parts.append(encoded.rows)
+        first += batch.num_rows
+    if not parts:
+        empty = np.zeros(0, np.float32)
+        return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), empty, empty, empty)
+    return concatenate_rows(parts)
+
+
+def _refuse_bad_rows(encoded: Encoded, first: int) -> None:
+    if encoded.problems:
+        problem = encoded.problems[0]
+        raise DataError(
+            f"row {first + problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
+            "pass a finite number, or None where it is missing"
+        )
+
+
+# ------------------------------------------------------------------------------------- what was given ----
+
+
+def is_frame(data: Any) -> bool:
+    """Whether it is a pandas DataFrame, without importing pandas."""
+    return hasattr(data, "columns") and hasattr(data, "dtypes") and hasattr(data, "iloc")
+
+
+def is_arrow(data: Any) -> bool:
+    """Whether it is a table of Arrow, or of a library that speaks its interface (polars, …)."""
+    return isinstance(data, pa.Table | pa.RecordBatch) or (hasattr(data, "__arrow_c_stream__") and not is_frame(data))
+
+
+def is_path(data: Any) -> bool:
+    """Whether it names Parquet shards."""
+    if isinstance(data, list | tuple) and data:
+        return all(isinstance(item, str) and "/" in item for item in data)
+    return isinstance(data, str | os.PathLike)
+
+
+def is_dask(data: Any) -> bool:
+    """Whether it is a Dask collection, without importing Dask."""
+    return hasattr(data, "__dask_graph__")
+
+
+def is_columns(data: Any) -> bool:
+    """Whether it is a dict of columns; a sparse matrix kept as a dict of entries is none."""
+    return isinstance(data, Mapping) and not is_sparse(data)
+
+
+def is_table(data: Any, options: TableOptions) -> bool:
+    """Whether it has columns that are no plain numbers, or whose roles were given: such tables are hashed.
+
+    Integers are categories, as in shards, unless the columns have no names: then the frame is but an array.
+    """
+    if is_columns(data):
+        return True
+    if not (is_frame(data) or is_arrow(data)):
+        return False
+    if options.names_columns:
+        return True
+    if is_frame(data) and not any(isinstance(name, str) for name in data.columns):
+        return not all(kind in FLOATS or kind.startswith(("int", "uint", "bool")) for kind in _type_names(data))
+    return not all(kind in FLOATS for kind in _type_names(data))
+
+
+def _type_names(data: Any) -> Iterator[str]:
+    if is_frame(data):
+        return (str(getattr(kind, "subtype", kind)) for kind in data.dtypes)
+    return (str(entry.type) for entry in as_arrow(data).schema)
+
+
+def names_of(data: Any) -> list[str] | None:
+    """Column names where the data has any."""
+    if is_columns(data):
+        return [str(name) for name in data]
+    if is_arrow(data):
+        return list(as_arrow(data).column_names)
+    if is_frame(data) and any(isinstance(name, str) for name in data.columns):
+        return [str(name) for name in data.columns]
+    return None
+
+
+def as_arrow(data: Any) -> pa.Table:
+    """A table in any of the accepted forms, as one of Arrow."""
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    if is_frame(data) or is_columns(data):
+        names = [str(name) for name in data]
+        return pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names))))
+    return pa.table(data)
+
+
+def _by_text(data: Any) -> Any:
+    """A frame or dict whose column names are text."""
+    names = list(data)  # of a frame, too, these are its columns
+    if all(isinstance(name, str) for name in names):
+        return data
+    return {str(name): data[name] for name in names}
+
+
+def as_matrix(data: Any) -> Any:
+    """A table of numbers as an array; arrays and sparse matrices as they are."""
+    if not is_arrow(data):
+        return data
+    table = as_arrow(data)
+    return np.column_stack([table.column(name).to_numpy() for name in table.column_names])
+
+
+def n_rows_of(data: Any) -> int:
+    """Number of rows of a table or matrix."""
+    if is_columns(data):
+        return len(next(iter(data.values()), ()))
+    if is_sparse(data):
+        return int(data.shape[0])
+    return len(data) if not is_arrow(data) else int(as_arrow(data).num_rows)

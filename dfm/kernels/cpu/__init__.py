@@ -1,0 +1,1 @@
+"""The kernels on processors, compiled by Numba."""

@@ -1,0 +1,197 @@
+"""The CPU backend: checks what comes in, cuts a round into row blocks, and runs the compiled walks of `row_passes`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import keep_on_disk
+from dfm.errors import SettingsError
+from dfm.kernels.contract import (
+    Following,
+    Kernels,
+    KernelSpec,
+    RoundTally,
+    RowsLike,
+    Step,
+    check_rows,
+    check_table,
+)
+from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, make_walk
+from dfm.kernels.cpu.step_passes import WIDTH, Shape
+from dfm.kernels.losses import Loss
+from dfm.kernels.optimizers import both_rates, resolve_optimizer
+from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
+from dfm.kernels.tables import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+from dfm.storage.arrays import read_only
+
+_WIDEST = 1 + max(LINEAR_STATE.values())
+"""float32 columns of the longest linear record."""
+
+
+def rows_record(rows: RowsLike) -> Rows:
+    """The arrays of a partition, as kernels take them."""
+    return Rows(
+        read_only(rows.indptr),
+        read_only(rows.indices),
+        read_only(rows.values),
+        read_only(rows.labels),
+        read_only(rows.weights),
+        int(rows.n_implicit),
+    )
+
+
+def table_record(table: ParameterTable) -> Table:
+    """The arrays of a table, as kernels take them."""
+    return Table(table.bias, table.linear, table.factors)
+
+
+def new_scratch(longest_row: int, lanes: int) -> Scratch:
+    """Working memory for rows of up to that many entries."""
+    capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
+    return Scratch(
+        aligned_zeros((_WIDEST * capacity,)),
+        aligned_zeros((capacity,)),
+        np.zeros(capacity, np.int64),
+        aligned_zeros((capacity,)),
+        aligned_zeros((lanes,)),
+        aligned_zeros((BLOCK_ROWS,)),
+    )
+
+
+def _check_door(rows: RowsLike, table: ParameterTable, spec: KernelSpec, with_state: bool) -> int:
+    """Number of entries of the longest row; raises where kernels could read or write outside of the arrays."""
+    check_table(table, spec, with_state)
+    largest = check_rows(rows)
+    if largest >= table.n_features:
+        raise IndexError(f"index {largest} is beyond the table's {table.n_features} features")
+    return int(np.diff(rows.indptr).max(initial=0))
+
+
+def _train(
+    walk: Any,
+    spec: KernelSpec,
+    rows: RowsLike,
+    table: ParameterTable,
+    step: Step,
+    following: Following | None = None,
+) -> RoundTally:
+    """One walk over all rows, in place on `table`."""
+    if step.l1_linear > 0 and spec.optimizer != "ftrl":
+        raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    if step.deterministic and step.n_threads > 1:
+        raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
+    longest = _check_door(rows, table, spec, with_state=True)
+    blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
+    records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
+    lanes = table.layout.lanes
+
+    def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
+        return walk(*records, new_scratch(longest, lanes), np.ascontiguousarray(share))
+
+    if step.n_threads == 1:
+        parts = [walk_share(blocks)]
+    else:
+        shares = [blocks[thread :: step.n_threads] for thread in range(step.n_threads)]
+        with ThreadPoolExecutor(step.n_threads) as pool:
+            parts = list(pool.map(walk_share, shares))
+    n_rows, weight, loss = (sum(numbers) for numbers in zip(*parts, strict=True))
+    return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
+
+
+def _score(score_all: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
+    longest = _check_door(rows, table, spec, with_state=False)
+    scores = np.empty(len(rows.labels), np.float32)
+    arrays = Table(*(read_only(array) for array in table_record(table)))
+    score_all(rows_record(rows), arrays, new_scratch(longest, table.layout.lanes), scores)
+    return scores
+
+
+Scores = Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
+_cache: dict[KernelSpec, Kernels] = {}
+_lock = threading.Lock()
+
+
+def compile_kernels(spec: KernelSpec) -> Kernels:
+    """Kernels of a spec, compiled at the first call in this process (some seconds)."""
+    with _lock:
+        if spec not in _cache:
+            _cache[spec] = _build(spec)
+        return _cache[spec]
+
+
+@functools.cache
+def sources() -> str:
+    """Fingerprint (hex) of the source text of the kernel modules and of the records that they walk."""
+    digest = hashlib.sha256()
+    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
+
+
+def _build(spec: KernelSpec) -> Kernels:
+    begin = time.perf_counter()
+    resolve_optimizer(spec.optimizer)
+    if spec.factor_dtype != "float32":
+        raise SettingsError(
+            f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
+        )
+    if spec.regularizer is not None and spec.optimizer == "ftrl":
+        raise SettingsError(
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
+            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+        )
+    layout = Layout(spec.optimizer, spec.n_factors)
+    walk = make_walk(_shape(layout), layout, spec)
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+        keep_on_disk(walk, f"{sources()} {spec!r}")
+    _compile(walk, example_arguments(layout, for_training=True))
+    return Kernels(spec, partial(_train, walk, spec), _build_scores(spec), time.perf_counter() - begin)
+
+
+def _shape(layout: Layout) -> Shape:
+    return Shape(layout.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
+
+
+@functools.cache
+def compile_scores(n_factors: int) -> Scores:
+    """`Kernels.scores` of finished models, whose tables have no optimizer state: nothing is compiled for training."""
+    return _build_scores(KernelSpec("squared", "sgd", n_factors))
+
+
+def _build_scores(spec: KernelSpec) -> Scores:
+    layout = Layout(spec.optimizer, spec.n_factors)
+    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
+    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
+    _compile(score_all, example_arguments(layout, for_training=False))
+    return partial(_score, score_all, spec)
+
+
+def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
+    """Arguments of the types that `_train` and `_score` pass: kernels are compiled for these and no others."""
+    floats = read_only(np.zeros(0, np.float32))
+    rows = Rows(read_only(np.zeros(1, np.int64)), read_only(np.zeros(0, np.uint32)), floats, floats, floats, 0)
+    table, scratch = table_record(allocate(layout, 0, 0)), new_scratch(0, layout.lanes)
+    if for_training:
+        return rows, table, both_rates(Step(1.0, 1.0), layout.optimizer), scratch, np.zeros((0, 2), np.int64)
+    return rows, Table(*(read_only(array) for array in table)), scratch, np.zeros(0, np.float32)
+
+
+def _compile(kernel: Any, arguments: tuple[Any, ...]) -> None:
+    if numba.config.DISABLE_JIT:
+        return
+    kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
+    kernel.disable_compile()

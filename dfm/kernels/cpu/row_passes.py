@@ -1,0 +1,389 @@
+"""The passes over one row of which the CPU kernels consist, built for a shape and compiled into one walk.
+
+`gather` copies a row's linear records into contiguous scratch and lists the entries that own factors. `factor_part` and
+`linear_part` give the logit. After the slope is known, `step_bias`, `step_linear` and `step_factors` (`step_passes`)
+change parameters in place. No pass allocates, branches on settings, counts references or calls Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from dfm.kernels.contract import KernelSpec
+from dfm.kernels.cpu import adam_passes
+from dfm.kernels.cpu.step_passes import (
+    WIDTH,
+    Shape,
+    inlined,
+    make_step_bias,
+    make_step_factors,
+    make_step_linear,
+    no_step,
+    with_penalty,
+)
+from dfm.kernels.losses import resolve_loss
+from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.simd import address, every, fma, load, prefetch, read, reduce_add, splat, store, write
+from dfm.kernels.tables import CACHE_LINE, Layout
+
+PREFETCH_ENTRIES = 128
+"""How far ahead table rows are asked for: see the decision record on prefetching."""
+
+
+class Rows(NamedTuple):
+    """The arrays of a partition, read-only, and where rows with stored values begin."""
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    n_implicit: int
+
+
+class Table(NamedTuple):
+    """The arrays of a parameter table."""
+
+    bias: NDArray[np.float32]
+    linear: NDArray[np.float32]
+    factors: NDArray[np.float32]
+
+
+class RowsView(NamedTuple):
+    """Addresses of `Rows`. `first_value`: entries before the first stored value."""
+
+    indptr: Any
+    indices: Any
+    values: Any
+    labels: Any
+    weights: Any
+    n_entries: int
+    first_value: int
+    has_weights: bool
+
+
+class TableView(NamedTuple):
+    """Addresses of `Table`, and the widths of its records."""
+
+    bias: Any
+    linear: Any
+    factors: Any
+    linear_width: int
+    factor_width: int
+    n_factored: int
+
+
+class Scratch(NamedTuple):
+    """Working memory of one thread, or its addresses, for rows of up to `capacity` - WIDTH entries.
+
+    linear float32[5 * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity] and
+    owner_values float32[capacity]: feature and x of the entries that own factors; sums float32[lanes]: Σ_j V_j x_j;
+    logits float32[BLOCK_ROWS]: of the rows of a block.
+    """
+
+    linear: NDArray[np.float32]
+    values: NDArray[np.float32]
+    owners: NDArray[np.int64]
+    owner_values: NDArray[np.float32]
+    sums: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+def _make_views(widths: tuple[int, int] | None) -> Any:
+    """views(rows, table, scratch): addresses of their arrays.
+
+    widths: of a linear and a factor record, where those are known, so that offsets are shifts, not products.
+    """
+    linear_width, factor_width = widths or (0, 0)
+    known = widths is not None
+
+    @inlined
+    def views(rows, table, scratch):  # type: ignore[no-untyped-def]
+        return (
+            RowsView(
+                address(rows.indptr),
+                address(rows.indices),
+                address(rows.values),
+                address(rows.labels),
+                address(rows.weights),
+                rows.indices.size,
+                rows.indptr[rows.n_implicit],
+                rows.weights.size > 0,
+            ),
+            TableView(
+                address(table.bias),
+                address(table.linear),
+                address(table.factors),
+                linear_width if known else table.linear.shape[1],
+                factor_width if known else table.factors.shape[1],
+                table.factors.shape[0],
+            ),
+            Scratch(
+                address(scratch.linear),
+                address(scratch.values),
+                address(scratch.owners),
+                address(scratch.owner_values),
+                address(scratch.sums),
+                address(scratch.logits),
+            ),
+        )
+
+    return views
+
+
+def _make_gather(shape: Shape) -> Any:
+    """gather(rows, table, scratch, start, stop): number of entries of the row that own factors."""
+    implicit, gathered, no_weights = shape.implicit, shape.gathered, WIDTH * shape.gathered
+
+    @inlined
+    def gather(rows, table, scratch, start, stop):  # type: ignore[no-untyped-def]
+        linear_width, n_factored = table.linear_width, table.n_factored
+        first_value = start - rows.first_value
+        n_owners = 0
+        for position in range(stop - start):
+            feature = np.intp(read(rows.indices, start + position))
+            store(scratch.linear, position * gathered, load(table.linear, feature * linear_width, gathered))
+            write(scratch.owners, n_owners, feature)
+            if not implicit:
+                value = read(rows.values, first_value + position)
+                write(scratch.values, position, value)
+                write(scratch.owner_values, n_owners, value)
+            n_owners += 1 if feature < n_factored else 0
+        # The last vector of the row reaches beyond it: these lanes must add nothing.
+        store(scratch.linear, (stop - start) * gathered, splat(np.float32(0), no_weights))
+        store(scratch.values, stop - start, splat(np.float32(0), WIDTH))
+        return n_owners
+
+    return gather
+
+
+def _make_prefetch(shape: Shape) -> Any:
+    """prefetch_rows(rows, table, start, stop): asks for the table rows of entries that come later."""
+    lines = (shape.touched * 4 + CACHE_LINE - 1) // CACHE_LINE
+
+    @inlined
+    def prefetch_rows(rows, table, start, stop):  # type: ignore[no-untyped-def]
+        shift = min(PREFETCH_ENTRIES, rows.n_entries - stop)
+        for entry in range(start + shift, stop + shift):
+            feature = np.intp(read(rows.indices, entry))
+            prefetch(table.linear, feature * table.linear_width)
+            owner = feature if feature < table.n_factored else 0
+            for line in range(lines):
+                prefetch(table.factors, owner * table.factor_width + line * (CACHE_LINE // 4))
+
+    return prefetch_rows
+
+
+def _make_linear_part(shape: Shape) -> Any:
+    """linear_part(scratch, n_entries): Σ_j w_j x_j."""
+    implicit, gathered, lanes = shape.implicit, shape.gathered, WIDTH * shape.gathered
+
+    @inlined
+    def linear_part(scratch, n_entries):  # type: ignore[no-untyped-def]
+        total = splat(np.float32(0), WIDTH)
+        for position in range(0, n_entries, WIDTH):
+            weights = every(load(scratch.linear, position * gathered, lanes), 0, gathered)
+            total = total + weights if implicit else fma(weights, load(scratch.values, position, WIDTH), total)
+        return reduce_add(total)
+
+    return linear_part
+
+
+def _make_factor_part(shape: Shape) -> Any:
+    """factor_part(table, scratch, n_owners): ½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²) (Rendle 2010, lemma 3.1).
+
+    Leaves Σ_j V_j x_j in scratch.sums.
+    """
+    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
+    if lanes == 0:
+
+        @inlined
+        def no_part(_table, _scratch, _n_owners):  # type: ignore[no-untyped-def]
+            return np.float32(0)
+
+        return no_part
+
+    @inlined
+    def factors_of(table, scratch, owner, column):  # type: ignore[no-untyped-def]
+        factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+        return factors if implicit else factors * read(scratch.owner_values, owner)
+
+    @inlined
+    def factor_part(table, scratch, n_owners):  # type: ignore[no-untyped-def]
+        total = np.float32(0)
+        for column in range(0, lanes, vector):
+            sums = splat(np.float32(0), vector)
+            squares = splat(np.float32(0), vector)
+            more_sums, more_squares = sums, squares
+            for pair in range(n_owners // 2):
+                first = factors_of(table, scratch, 2 * pair, column)
+                second = factors_of(table, scratch, 2 * pair + 1, column)
+                sums, squares = sums + first, fma(first, first, squares)
+                more_sums, more_squares = more_sums + second, fma(second, second, more_squares)
+            if n_owners % 2:
+                last = factors_of(table, scratch, n_owners - 1, column)
+                sums, squares = sums + last, fma(last, last, squares)
+            sums, squares = sums + more_sums, squares + more_squares
+            store(scratch.sums, column, sums)
+            total += reduce_add(fma(sums, sums, -squares))
+        return np.float32(0.5) * total
+
+    return factor_part
+
+
+def _make_score(shape: Shape) -> Any:
+    """score(views, start, stop): (logit of one row, number of entries that own factors)."""
+    gather, linear_part, factor_part = _make_gather(shape), _make_linear_part(shape), _make_factor_part(shape)
+    prefetch_rows = _make_prefetch(shape)
+
+    @inlined
+    def score(views, start, stop):  # type: ignore[no-untyped-def]
+        rows, table, scratch = views
+        n_owners = gather(rows, table, scratch, start, stop)
+        # The linear part comes second: its wide loads would wait for the narrow stores of `gather`.
+        pairs = factor_part(table, scratch, n_owners)
+        total = read(table.bias, 0) + linear_part(scratch, stop - start) + pairs
+        # Work that does not depend on the score, to do while the slope is computed.
+        prefetch_rows(rows, table, start, stop)
+        return total, n_owners
+
+    return score
+
+
+def _make_logit(shape: Shape) -> Any:
+    """logit(views, row): of one row."""
+    score = _make_score(shape)
+
+    @inlined
+    def logit(views, row):  # type: ignore[no-untyped-def]
+        indptr = views[0].indptr
+        return score(views, read(indptr, row), read(indptr, row + 1))[0]
+
+    return logit
+
+
+def _make_steps(shape: Shape, spec: KernelSpec) -> tuple[Any, Any, Any]:
+    """step_bias, step_linear, step_factors of the spec's optimizer and regulariser."""
+    rule, regularizer = resolve_optimizer(spec.optimizer), spec.regularizer
+    if rule.linear is None:
+        step_bias, step_linear = adam_passes.make_step_bias(), adam_passes.make_step_linear(shape, regularizer)
+        step_factors = adam_passes.make_step_factors(shape, regularizer) if shape.lanes else no_step
+    else:
+        step_bias = make_step_bias(rule.linear)
+        step_linear = make_step_linear(shape, with_penalty(rule.linear, regularizer))
+        step_factors = make_step_factors(shape, rule.factors, regularizer) if shape.lanes else no_step
+    return step_bias, step_linear, step_factors
+
+
+def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
+    """train_rows(views, both_rates, first, last): walks rows [first, last), at most BLOCK_ROWS.
+
+    Leaves their logits in scratch.logits.
+    """
+    slope_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).slope)
+    score = _make_score(shape)
+    step_bias, step_linear, step_factors = _make_steps(shape, spec)
+
+    @inlined
+    def train_rows(views, both_rates, first, last):  # type: ignore[no-untyped-def]
+        rows, table, scratch = views
+        rates, bias_rates = both_rates
+        for row in range(first, last):
+            start, stop = read(rows.indptr, row), read(rows.indptr, row + 1)
+            sample_weight = read(rows.weights, row) if rows.has_weights else np.float32(1)
+            label = np.float64(read(rows.labels, row))
+            logit, n_owners = score(views, start, stop)
+            slope = np.float32(slope_of(np.float64(logit), label)) * sample_weight
+            row_step = (start, stop - start, sample_weight, slope)
+            write(scratch.logits, row - first, logit)
+            step_bias(table, bias_rates, sample_weight, slope)
+            step_linear(rows, table, rates, scratch, row_step)
+            step_factors(table, rates, scratch, n_owners, row_step)
+
+    return train_rows
+
+
+def _make_tally(spec: KernelSpec) -> Any:
+    """tally(views, first, last): (sum of weighted losses, sum of weights) of the rows just walked, from their logits.
+
+    Apart from the walk, where the logarithm of each row would hold up the next one: it cost an eighth of the time.
+    """
+    value_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).value)
+
+    @inlined
+    def tally(views, first, last):  # type: ignore[no-untyped-def]
+        rows, _table, scratch = views
+        total_loss, total_weight = 0.0, 0.0
+        for row in range(first, last):
+            weight = np.float64(read(rows.weights, row)) if rows.has_weights else 1.0
+            logit = np.float64(read(scratch.logits, row - first))
+            total_loss += value_of(logit, np.float64(read(rows.labels, row))) * weight
+            total_weight += weight
+        return total_loss, total_weight
+
+    return tally
+
+
+def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
+    """walk(rows, table, both_rates, scratch, blocks): trains on row blocks int64[n, 2], in order and in place.
+
+    Returns (rows walked, sum of weights, sum of losses). It stops after a block whose losses are not all finite: one
+    comparison in hundreds of rows is the whole price of the divergence guard.
+    """
+    make_views = _make_views((layout.linear_width, layout.factor_width))
+    train_implicit = _make_train_rows(_with_values(shape, False), spec)
+    train_explicit = _make_train_rows(_with_values(shape, True), spec)
+    tally = _make_tally(spec)
+
+    @njit(nogil=True, error_model="numpy")
+    def walk(rows, table, both_rates, scratch, blocks):  # type: ignore[no-untyped-def]
+        views = make_views(rows, table, scratch)
+        n_rows, total_weight, total_loss = 0, 0.0, 0.0
+        for block in range(blocks.shape[0]):
+            first, last = blocks[block, 0], blocks[block, 1]
+            if first < rows.n_implicit:
+                train_implicit(views, both_rates, first, last)
+            else:
+                train_explicit(views, both_rates, first, last)
+            loss, weight = tally(views, first, last)
+            n_rows += last - first
+            total_weight += weight
+            total_loss += loss
+            if not np.isfinite(total_loss):
+                break
+        return n_rows, total_weight, total_loss
+
+    return walk
+
+
+def make_score_all(shape: Shape) -> Any:
+    """score_all(rows, table, scratch, scores): writes the logit of every row."""
+    make_views = _make_views(None)
+    score_implicit = _make_logit(_with_values(shape, False))
+    score_explicit = _make_logit(_with_values(shape, True))
+
+    @njit(nogil=True, error_model="numpy")
+    def score_all(rows, table, scratch, scores):  # type: ignore[no-untyped-def]
+        views = make_views(rows, table, scratch)
+        logits = address(scores)
+        for row in range(rows.n_implicit):
+            write(logits, row, score_implicit(views, row))
+        for row in range(rows.n_implicit, scores.size):
+            write(logits, row, score_explicit(views, row))
+
+    return score_all
+
+
+def _with_values(shape: Shape, has_values: bool) -> Shape:
+    return replace(shape, implicit=not has_values)
+
+
+def _compiled(function: Callable[[float, float], float]) -> Any:
+    """A loss function as kernels can call it; one that Numba compiled already is taken as it is."""
+    return function if hasattr(function, "py_func") else inlined(function)

@@ -1,0 +1,1 @@
+"""Losses and regularizers that users write as functions, and their derivatives."""

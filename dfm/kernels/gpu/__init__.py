@@ -1,0 +1,1 @@
+"""The kernels on NVIDIA GPUs, in CUDA text that CuPy compiles."""

@@ -1,0 +1,120 @@
+"""A job handed to a Dask cluster: its driver runs there, so that nobody has to wait for it.
+
+The driver is a task, on a worker, outside the worker's slots. Why there and not in a process beside the scheduler: when
+its worker dies, Dask starts it again on another one, and there it goes on from the last checkpoint; workers can reach
+the shards and the output by what they are for; and the scheduler's host, which every task depends on, stays free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from distributed import Client, fire_and_forget, worker_client
+
+from dfm import jobs
+from dfm.distributed.cluster import connect
+from dfm.distributed.cluster.remote import is_remote
+from dfm.errors import DfmError, SettingsError
+from dfm.runs import lifecycle
+from dfm.runs import record as runs
+from dfm.runs.record import RunRecord
+from dfm.settings.job import Job
+from dfm.storage import files
+from dfm.training.publish import check_output
+
+logger = logging.getLogger(__name__)
+_BOOK = "dfm-runs"
+"""Where the scheduler's metadata keep the runs handed to it: run id to output directory."""
+
+
+def submit(job: Job, run_id: str = "") -> RunRecord:
+    """Hand a job to the cluster that its [cluster] names; returns as soon as the cluster has it.
+
+    The record of the run lies in output.directory, where `dfm.runs.record` follows it. Paths of this machine are
+    written in full; they must mean the same to the workers.
+    """
+    job.require_training()
+    if job.cluster.factory or not is_remote(job.cluster):
+        raise SettingsError(
+            "submitting needs a cluster that stays when this command ends: name it in cluster.scheduler (--scheduler "
+            "tcp://…) or DASK_SCHEDULER_ADDRESS; a cluster.factory's cluster ends with its client: use `dfm train`"
+        )
+    job = with_absolute_paths(job)
+    check_output(job)
+    run_id = run_id or runs.new_run_id()
+    with connect.client_of(job.cluster, None) as client:
+        _check_paths(job, client)
+        record = runs.submitted(job, run_id, client.scheduler.address)
+        client.set_metadata([_BOOK, run_id], job.output.directory)
+        # The driver's own client comes from its worker, with that worker's address and TLS.
+        own = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, scheduler="", factory=""))
+        fire_and_forget(client.submit(drive_run, own, run_id, key=f"drive_run-{run_id}", pure=False))
+    return record
+
+
+def check_free(job: Job) -> None:
+    """SettingsError where a run is alive in the output directory: the new one would never be seen there.
+
+    For people; a scheduler of jobs that tries again must not wait until the last driver counts as lost.
+    """
+    directory = with_absolute_paths(job).output.directory
+    record = runs.read_run(directory, job.data.storage_options)
+    if record is not None and record.is_alive:
+        raise SettingsError(
+            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
+            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
+            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
+        )
+
+
+def drive_run(job: Job, run_id: str) -> str:
+    """The driver, as a task; returns the state that the run ended in. Started again, it leaves a run that is over."""
+    record = runs.read_run(job.output.directory, job.data.storage_options)
+    if record is not None and record.run_id != run_id:
+        logger.warning("run %s is not driven: %s holds run %s now", run_id, job.output.directory, record.run_id)
+        return "superseded"
+    if record is None or not record.is_over:
+        with worker_client(separate_thread=True) as client:
+            try:
+                jobs.train(job, client, run_id=run_id)
+            except DfmError as error:
+                logger.error("run %s: %s", run_id, error)  # the record tells the rest
+        record = runs.read_run(job.output.directory, job.data.storage_options)
+    return record.state if record is not None else "lost"
+
+
+def submitted_to(client: Client) -> dict[str, str]:
+    """Output directories of the runs that were handed to a scheduler, by run id."""
+    found: dict[str, str] = client.get_metadata([_BOOK], default={})
+    return dict(found)
+
+
+def with_absolute_paths(job: Job) -> Job:
+    """The job with local paths in full: another process stands in another folder."""
+    data, output = job.data, job.output
+    return dataclasses.replace(
+        job,
+        data=dataclasses.replace(
+            data,
+            train=tuple(files.absolute(path) for path in data.train),
+            validation=tuple(files.absolute(path) for path in data.validation),
+        ),
+        output=dataclasses.replace(output, directory=files.absolute(output.directory)),
+    )
+
+
+def _check_paths(job: Job, client: Client) -> None:
+    """SettingsError where the driver would write its output, or look for shards, on a disk that only it has."""
+    if connect.shares_disk(client):
+        return
+    paths: dict[str, Any] = {"output.directory": [job.output.directory], "data.train": job.data.train}
+    paths["data.validation"] = job.data.validation
+    for knob, urls in paths.items():
+        for url in urls:
+            if "://" not in url:
+                raise SettingsError(
+                    f"{knob} = {url!r} is a path of this machine, and the workers of {client.scheduler.address} are on "
+                    "others; name an object store, or write file://… for a folder that all of them share"
+                )

@@ -1,0 +1,420 @@
+"""A trained factorization machine: raw column values in, probabilities (or numbers) out; saved without pickle.
+
+A model is a folder. `model.json` is its manifest: it holds the schema, the hashing, the settings and the metrics, names
+the other files with their checksums, and is written last, in one step. The others carry their checksum in their name,
+so a reader of an old manifest never meets the parameters of a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dfm.data import row_encoder
+from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.data.hashing import HASH_NAME
+from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
+from dfm.data.partition import scoring_partition
+from dfm.data.schema import ResolvedSchema
+from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.errors import DataError, ModelError
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.tables import Layout, ParameterTable, allocate
+from dfm.model.manifest import (
+    MOST_GOLDEN_BYTES,
+    MOST_GOLDEN_ROWS,
+    MOST_MANIFEST_BYTES,
+    check_arrays,
+    check_manifest,
+    parse_manifest,
+)
+from dfm.model.objective import LossInfo, Objective
+from dfm.storage import files, ownership
+from dfm.storage.arrays import array_bytes, parse_arrays
+
+_LONGEST_REASON = 500
+"""Characters of another error, or of a manifest, that a message quotes."""
+_OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
+MANIFEST = "model.json"
+FORMAT = 2
+"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
+GOLDEN_ROWS = 64
+GOLDEN_COLUMN = "dfm_prediction"
+_GOLDEN_TOLERANCE = 1e-5
+_BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class FMModel:
+    """A factorization machine with everything that it needs to score raw rows.
+
+    `table` has no optimizer state; its rows are the features of `vocabulary`. `metadata` (JSON-ready) says how it
+    came about: settings, validation metrics, row account, versions. `loss` None is the default loss of the task.
+    """
+
+    schema: ResolvedSchema
+    task: str
+    vocabulary: Vocabulary
+    table: ParameterTable
+    statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: LossInfo | None = None
+
+    @functools.cached_property
+    def _lookup(self) -> RowLookup:
+        return RowLookup(self.vocabulary)
+
+    @functools.cached_property
+    def _row_encoder(self) -> row_encoder.RowEncoder:
+        return row_encoder.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
+
+    @functools.cached_property
+    def _score_rows(self) -> numba_cpu.Scores:
+        return numba_cpu.compile_scores(self.table.layout.n_factors)
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What the model was trained for, and how its scores become predictions."""
+        return Objective.of_info(self.task, self.loss)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: look-up and kernels are made again where the model arrives."""
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+
+    def predict(self, data: Any) -> NDArray[np.float32]:
+        """Probability of a click of every row (regression: the predicted number), float32[n_rows].
+
+        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+
+        data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
+        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
+        """
+        return self.objective.link.predict(self.decision_function(data))
+
+    def decision_function(self, data: Any) -> NDArray[np.float32]:
+        """Raw scores: logits for classification, float32[n_rows]."""
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            return self._score_matrix(data)
+        few = self._few_rows(data)
+        if few is not None:
+            return few
+        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
+        """Scores of a dict of short lists, the way of serving; None where the general path has to take them."""
+        if not isinstance(data, Mapping) or not self._row_encoder.usable:
+            return None
+        try:
+            # Anything but plain lists may look rows up by label (a pandas Series) or hold something else (a string).
+            if any(type(data[column]) not in (list, tuple) for column in self.schema.columns):
+                return None
+            lengths = {len(data[column]) for column in self.schema.columns}
+            n_rows = lengths.pop() if len(lengths) == 1 else 0
+            if not 0 < n_rows <= row_encoder.MOST_ROWS:
+                return None
+            rows = self._row_encoder.encode(data, n_rows)
+        except (KeyError, TypeError, row_encoder.NotPlain):
+            return None
+        return self._score_rows(scoring_partition(rows, self._lookup), self.table)
+
+    @functools.cached_property
+    def _scaling(self) -> Scaling | None:
+        return Scaling.from_statistics(self.statistics, self.schema.columns)
+
+    def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
+        """Scores of a matrix whose columns are the model's, in order."""
+        columns = self.schema.columns
+        if not is_vector(self.schema):
+            raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(columns):
+            raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
+        return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
+
+    def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
+        """The rows as the model sees them; with `task` the label is read as well."""
+        return encode_batch(batch, self.schema, self.vocabulary.hash_bits, self.statistics, task)
+
+    def score(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Raw scores of encoded rows, float32[n_rows]."""
+        return self._score_rows(scoring_partition(encoded.rows, self._lookup), self.table)
+
+    def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        encoded = self.encode(batch)
+        if encoded.problems:
+            problem = encoded.problems[0]
+            raise DataError(
+                f"row {problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
+                "pass a finite number, or None where it is missing"
+            )
+        return self.score(encoded)
+
+    # ------------------------------------------------------------------------------------------ on disk ----
+
+    def save(self, url: str, golden: pa.Table | None = None, options: files.Options = None) -> str:
+        """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
+
+        golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
+        """
+        check_place(url, options)
+        contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
+        if golden is not None and golden.num_rows:
+            data = _golden_bytes(self, golden)
+            if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
+                contents["golden"] = ("parquet", data)
+        listed = {}
+        for kind, (suffix, data) in contents.items():
+            digest = hashlib.sha256(data).hexdigest()
+            name = f"{kind}-{digest[:16]}.{suffix}"
+            files.write_bytes(files.join(url, name), data, options)
+            listed[kind] = {"name": name, "bytes": len(data), "sha256": digest}
+        previous = _manifest_in_place(url, options)
+        current = {str(entry["name"]) for entry in listed.values()}
+        superseded = _names(previous) - current
+        manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
+        files.write_bytes(files.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
+        for name in set(map(str, previous.get("superseded", ()))) - superseded - current:
+            if _OWN_FILE.fullmatch(_checked_name(name, url)):  # anybody may have written the manifest
+                files.remove(files.join(url, name), options)
+        return self.parameters_sha256()
+
+    def parameters_sha256(self) -> str:
+        """Fingerprint (hex) of the parameters and the features that they belong to."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self._arrays().items()):
+            digest.update(name.encode() + str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "ids": self.vocabulary.ids,
+            "counts": self.vocabulary.counts,
+            "fields": self.vocabulary.fields,
+            "rare": self.vocabulary.rare,
+            "bias": self.table.bias[:1],
+            "linear": np.ascontiguousarray(self.table.linear_weights),
+            "factors": np.ascontiguousarray(self.table.factor_weights),
+        }
+
+    def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
+            "task": self.task,
+            "hashing": {
+                "hash": HASH_NAME,
+                "hash_bits": self.vocabulary.hash_bits,
+                "seed": "xxh64(column name)",
+            },
+            "n_factors": self.table.layout.n_factors,
+            "n_features": self.vocabulary.n_features,
+            "n_factored": self.table.n_factored,
+            "schema": self.schema.to_dict(),
+            "statistics": {name: dataclasses.asdict(known) for name, known in self.statistics.items()},
+            "files": dict(files),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def load(cls, url: str, options: files.Options = None, check_golden: bool = True) -> FMModel:
+        """The model of a folder. ModelError where it is missing, damaged, too new or scores its golden rows wrong."""
+        manifest = read_manifest(url, options)
+        try:
+            check_manifest(manifest)
+            arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
+            model = _from_arrays(manifest, arrays)
+            check_arrays(manifest, arrays)
+            has_golden = check_golden and "golden" in manifest["files"]
+            golden = _checked_bytes(url, manifest, "golden", options) if has_golden else b""
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            raise ModelError(f"the model at {url} is damaged ({_short(error)}); publish it again") from error
+        if has_golden:
+            _check_golden(model, golden, url)
+        return model
+
+
+def check_place(url: str, options: files.Options = None) -> None:
+    """SettingsError where a model would replace a model.json that dfm did not write."""
+    ownership.check_replaceable(files.join(url, MANIFEST), lambda *_: bool(_manifest_in_place(url, options)), options)
+
+
+def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
+    """The manifest of a model folder."""
+    try:
+        if files.size_of(files.join(url, MANIFEST), options) > MOST_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
+        manifest = parse_manifest(files.read_bytes(files.join(url, MANIFEST), options))
+        known = int(manifest["format"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(
+            f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published"
+        ) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(
+            f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
+        ) from error
+    if known > FORMAT:
+        raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
+    return dict(manifest)
+
+
+def _short(cause: object) -> str:
+    """What an error or a manifest says; that of a damaged file may be all of it."""
+    text = str(cause)
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
+
+
+def _checked_name(name: str, url: str) -> str:
+    """The name of a file of the model. ModelError where it points elsewhere."""
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise ModelError(
+            f"the manifest of {url} names a file outside the model: {_short(name)!r}; do not trust this model"
+        )
+    return name
+
+
+def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: files.Options) -> bytes:
+    """A file of the model, after its name, size and checksum were found to be what the manifest says."""
+    entry = manifest["files"][kind]
+    name = _checked_name(str(entry["name"]), url)
+    try:
+        # A file of another size is not even read.
+        fits = files.size_of(files.join(url, name), options) == entry["bytes"]
+        data = files.read_bytes(files.join(url, name), options) if fits else b""
+    except FileNotFoundError as error:
+        raise ModelError(f"the model at {url} lacks {name}; publish it again") from error
+    if not fits or len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
+    return data
+
+
+def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FMModel:
+    schema = ResolvedSchema.from_dict(manifest["schema"])
+    hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
+    if manifest["hashing"]["hash"] != HASH_NAME:
+        raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
+    ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
+    rare, n_factored = arrays["rare"], int(manifest["n_factored"])
+    shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    n_features = len(ids)
+    if n_factored > n_features or shapes != {
+        "ids": ("uint32", (n_features,)),
+        "counts": ("int64", (n_features,)),
+        "fields": ("uint16", (n_features,)),
+        "rare": ("int64", (len(schema.fields),)),
+        "bias": ("float32", (1,)),
+        "linear": ("float32", (n_features,)),
+        "factors": ("float32", (n_factored, n_factors)),
+    }:
+        raise ValueError("its arrays do not fit each other")
+    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
+    if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
+        raise ValueError("a feature is out of range")
+    table.bias[0] = arrays["bias"][0]
+    table.linear[:, 0] = linear
+    table.factors[:, :n_factors] = factors
+    vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
+    statistics = {
+        name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
+        for name, known in manifest["statistics"].items()
+    }
+    loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
+
+
+def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
+    golden = golden.select(list(model.schema.columns))
+    predictions = pa.array(model.predict(golden), pa.float32())
+    sink = io.BytesIO()
+    pq.write_table(golden.append_column(GOLDEN_COLUMN, predictions), sink)
+    return sink.getvalue()
+
+
+def _check_golden(model: FMModel, data: bytes, url: str) -> None:
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
+                raise ValueError(f"{file.metadata.num_rows} rows")
+            golden = file.read()
+        expected = golden.column(GOLDEN_COLUMN).to_numpy()
+        difference = np.abs(model.predict(golden) - expected)
+    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(
+            f"the golden rows of the model at {url} are damaged ({_short(error)}); publish it again"
+        ) from error
+    if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
+        raise ModelError(
+            f"the model at {url} scores its golden rows differently than when it was trained (by up to "
+            f"{difference.max():.3g}); it does not belong to this version of dfm, or was changed: publish it again"
+        )
+
+
+def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
+    """The manifest that is about to be replaced; empty where there is none that can be read."""
+    try:
+        found = read_manifest(url, options)
+    except ModelError:
+        return {}
+    return found if {"files", "hashing", "schema"} <= found.keys() else {}
+
+
+def _names(manifest: Mapping[str, Any]) -> set[str]:
+    """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
+    return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
+
+
+def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """The model's columns of a table in any of the accepted forms, in batches."""
+    if isinstance(data, Mapping):
+        table = _table_of({column: data[column] for column in columns if column in data})
+    elif isinstance(data, pa.RecordBatch):
+        table = pa.Table.from_batches([data])
+    elif isinstance(data, pa.Table):
+        table = data
+    elif hasattr(data, "columns") and hasattr(data, "dtypes"):
+        wanted = [column for column in columns if column in data.columns]
+        table = _table_of({column: data[column] for column in wanted})
+    else:
+        raise DataError(
+            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict "
+            "of column to list"
+        )
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
+    table = table.select(list(columns))
+    if table.num_rows <= _BATCH_ROWS:
+        table = table.combine_chunks()
+    yield from table.to_batches(_BATCH_ROWS)
+
+
+def _table_of(columns: Mapping[str, Any]) -> pa.Table:
+    """Lists, arrays or pandas Series of one length as an Arrow table."""
+    arrays = {}
+    for column, values in columns.items():
+        try:
+            arrays[column] = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"
+            ) from error
+    lengths = {column: len(array) for column, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+        raise DataError(
+            f"column {longest!r} has {lengths[longest]} values, column {shortest!r} has {lengths[shortest]}; "
+            "pass one value a row in every column"
+        )
+    return pa.table(arrays)

@@ -1,0 +1,144 @@
+"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+
+The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.settings.tables import LIST_WEIGHTS, TASKS, TRANSFORMS
+
+MOST_MANIFEST_BYTES = 1 << 26
+MOST_GOLDEN_BYTES = 1 << 28
+MOST_GOLDEN_ROWS = 1 << 12
+MOST_HASH_BITS, MOST_FACTORS, MOST_FIELDS = 30, 256, 1 << 16
+_HEADER_BYTES = (1 << 20) + 8
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """The JSON object of a manifest."""
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Types and ranges of all that decides how a model is read and how it scores, and the sizes of its files."""
+    if manifest["task"] not in TASKS:
+        raise ValueError(f"its task is {_short(manifest['task'])}")
+    _integer(manifest["hashing"]["hash_bits"], "hash_bits", 1, MOST_HASH_BITS)
+    n_factors = _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
+    n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
+    n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
+    _check_schema(manifest["schema"])
+    _check_statistics(manifest["statistics"])
+    if not isinstance(manifest["metadata"], dict):
+        raise ValueError("its metadata are no object")
+    n_fields = len(manifest["schema"]["fields"])
+    most = 18 * n_features + 8 * n_fields + 4 + 4 * n_factored * n_factors + _HEADER_BYTES
+    for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
+        if kind in manifest["files"]:
+            _check_file(manifest["files"][kind], kind, limit)
+
+
+def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
+    _integer(entry["bytes"], f"size of its {kind} in bytes", 0, limit)
+    if not isinstance(entry["name"], str) or not _DIGEST.fullmatch(entry["sha256"]):
+        raise ValueError(f"the entry of its {kind} is none")
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    fields = schema["fields"]
+    if not isinstance(fields, list) or not 0 < len(fields) < MOST_FIELDS:
+        raise ValueError("its schema has no list of fields, or too many")
+    for role in ("label", "weight", "time"):
+        _text(schema[role], role)
+    if not isinstance(schema["label_positive"], list):
+        raise ValueError("label_positive is no list")
+    for text in schema["label_positive"]:
+        _text(text, "label_positive")
+    kinds: dict[str, str] = {}
+    for field in fields:
+        name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
+        _text(name, "a field's name")
+        legal = {"categorical": ("",), "cross": ("",), "vector": ("",), "numeric": TRANSFORMS, "list": LIST_WEIGHTS}
+        if kind not in legal or transform not in legal[kind] or name in kinds:
+            raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
+        if kind == "vector":
+            _check_vector(columns, len(fields))
+            continue
+        if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
+            raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
+        crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
+        if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
+            raise ValueError(f"the cross {_short(name)} has a part that is no category")
+        kinds[name] = "crossable" if crossable and kind != "cross" else "other"
+
+
+def _check_vector(columns: Any, n_fields: int) -> None:
+    """The columns of a numeric matrix, which is a model's only field."""
+    if n_fields > 1 or not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
+        raise ValueError("its matrix has no columns, one of them twice, or fields beside it")
+    for column in columns:
+        _text(column, "a column's name")
+
+
+def _check_statistics(statistics: Mapping[str, Any]) -> None:
+    for name, known in statistics.items():
+        boundaries = known["boundaries"]
+        numbers = [*boundaries, known["mean"], known["stdev"]]
+        if not all(_is_finite(number) for number in numbers) or known["stdev"] < 0:
+            raise ValueError(f"the statistics of {_short(name)} are no finite numbers")
+        if any(right <= left for left, right in itertools.pairwise(boundaries)):
+            raise ValueError(f"the boundaries of {_short(name)} do not ascend")
+
+
+def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """That features are there once, belong to a field and have finite parameters; the shapes are checked elsewhere."""
+    ids, fields, n_fields = arrays["ids"], arrays["fields"], len(manifest["schema"]["fields"])
+    if len(ids) != manifest["n_features"] or len(np.unique(ids)) != len(ids):
+        raise ValueError("its features are not as many as it says, or there twice")
+    unknown = np.iinfo(np.uint16).max
+    if np.any((fields >= n_fields) & (fields != unknown)) or np.any(arrays["counts"] < 0):
+        raise ValueError("a feature's field or count is out of range")
+    if np.any(arrays["rare"] < -1):
+        raise ValueError("a row of rare features is out of range")
+    if not all(np.all(np.isfinite(arrays[name])) for name in ("bias", "linear", "factors")):
+        raise ValueError("a parameter is not finite")
+
+
+def _integer(value: object, name: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} is {_short(value)}, and no integer from {low} to {high}")
+    return value
+
+
+def _text(value: object, name: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_short(value)}, and no text")
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

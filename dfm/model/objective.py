@@ -1,0 +1,253 @@
+"""What a model is trained for: its task and loss, how scores become predictions, and by which metrics it is judged.
+
+The metrics of "logistic" and "squared" are made of the loss itself. Any other loss is a metric of its own, `loss`, that
+early stopping watches, beside the metrics of the task that make sense of its predictions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dfm.compilation import keep_on_disk
+from dfm.errors import ModelError, SettingsError
+from dfm.kernels.contract import KernelSpec
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.losses import (
+    DEFAULT_LOSSES,
+    LINKS,
+    LOSSES,
+    CustomLoss,
+    CustomRegularizer,
+    Link,
+    Loss,
+    check_task,
+    link_of,
+    resolve_loss,
+)
+from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
+from dfm.settings.constraints import OWN
+from dfm.settings.job import Job
+from dfm.settings.tables import LOSS_TASKS
+
+_EXPLODED = 20.0
+"""Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
+
+
+@dataclass(frozen=True)
+class LossInfo:
+    """What a published model says of its loss: enough to predict. A user's function is named, never stored.
+
+    link: a name in LINKS. sha256: of a user's function (hex), empty for a built-in loss.
+    """
+
+    name: str
+    link: str
+    parameter: float | None = None
+    sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` takes it back."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], task: str) -> LossInfo:
+        """The loss of a manifest. ModelError where this dfm cannot know what its scores mean."""
+        parameter = values["parameter"]
+        found = cls(
+            str(values["name"]),
+            str(values["link"]),
+            None if parameter is None else float(parameter),
+            str(values["sha256"]),
+        )
+        known = found.link in LINKS and (found.sha256 or LOSS_TASKS.get(found.name) == task)
+        if not known or not (found.sha256 or resolve_loss(found.name, found.parameter).link == found.link):
+            raise ModelError(
+                f"the model's loss {found.name!r} with link {found.link!r} for {task} is unknown; this dfm knows "
+                f"{', '.join(LOSSES)}: install a newer dfm"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Task and loss. `loss` is None where it is a user's function that is not at hand: of a loaded model."""
+
+    task: str
+    info: LossInfo
+    loss: Loss | CustomLoss | None = None
+
+    @classmethod
+    def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
+        """The objective of a loss by name ("" or "auto": the task's default) or of a user's. SettingsError as
+        `check_task` says.
+        """
+        chosen = DEFAULT_LOSSES[task] if loss in ("", "auto") else loss
+        known = chosen if isinstance(chosen, CustomLoss) else resolve_loss(chosen, parameter)
+        check_task(known, task)
+        return cls._unchecked(task, known)
+
+    @classmethod
+    def _unchecked(cls, task: str, loss: Loss | CustomLoss) -> Objective:
+        link = link_of(loss, task).name
+        if isinstance(loss, CustomLoss):
+            return cls(task, LossInfo(loss.name, link, None, loss.fingerprint), loss)
+        return cls(task, LossInfo(loss.name, link, loss.parameter), loss)
+
+    @classmethod
+    def of_spec(cls, task: str, spec: KernelSpec) -> Objective:
+        """The objective of compiled kernels, which was checked before: that compiles a user's function once more."""
+        known = spec.loss if isinstance(spec.loss, CustomLoss) else resolve_loss(spec.loss, spec.loss_parameter)
+        return cls._unchecked(task, known)
+
+    @classmethod
+    def of_info(cls, task: str, info: LossInfo | None) -> Objective:
+        """The objective of a published model; None is the task's default loss."""
+        if info is None:
+            return cls.of(task)
+        return cls(task, info, None if info.sha256 else resolve_loss(info.name, info.parameter))
+
+    @property
+    def link(self) -> Link:
+        """How scores become predictions."""
+        return LINKS[self.info.link]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the metrics of the task say all about the loss."""
+        return not self.info.sha256 and self.info.name == DEFAULT_LOSSES[self.task]
+
+    @property
+    def label_kind(self) -> str:
+        """Which labels are legal, as `encoding` names it."""
+        return "counts" if self.info.name == "poisson" and not self.info.sha256 else self.task
+
+    @property
+    def primary(self) -> str:
+        """The metric that early stopping compares; less is better."""
+        return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
+
+    def train_metric(self, mean_loss: float) -> dict[str, float]:
+        """What there is to tell of the mean loss of training rows."""
+        if not self.is_plain:
+            return {"train_loss": mean_loss}
+        return (
+            {"train_log_loss": mean_loss} if self.task == "classification" else {"train_rmse": (2 * mean_loss) ** 0.5}
+        )
+
+    def has_exploded(self, mean_loss: float) -> bool:
+        """Whether a finite mean loss is one that only diverging training has."""
+        return self.is_plain and self.task == "classification" and mean_loss > _EXPLODED
+
+    def empty(self) -> Tally:
+        """The tally of no rows."""
+        return self.tally((), ())
+
+    def tally(self, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Tally:
+        """Metrics of raw scores, labels, and weights or None, each float[n_rows]; refused as `metrics` says."""
+        of_task = self._of_task(np.asarray(scores, np.float32), labels, weights)
+        if self.is_plain or self.loss is None:
+            return of_task
+        values, targets, masses = checked_rows(scores, labels, weights)
+        total = total_loss(self.loss)(values, targets, masses)
+        return LossTally(float(masses.sum()), float(total), of_task)
+
+    def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:
+        if self.task == "regression":
+            return RegressionTally.from_scores(self.link.predict(scores), labels, weights)
+        kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
+        return kind.from_scores(scores, labels, weights)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LossTally:
+    """The weighted sum of a loss, beside the metrics of the task."""
+
+    loss_name: ClassVar[str] = "loss"
+
+    weight: float
+    loss: float
+    of_task: Tally
+
+    def __add__(self, other: LossTally) -> LossTally:
+        return LossTally(self.weight + other.weight, self.loss + other.loss, self.of_task + other.of_task)
+
+    def metrics(self) -> dict[str, Any]:
+        """JSON-ready: `loss`, the mean by weight, then the metrics of the task."""
+        mean = self.loss / self.weight if self.weight else float("nan")
+        return {"loss": mean if np.isfinite(mean) else None, **self.of_task.metrics()}
+
+
+@functools.cache
+def total_loss(loss: Loss | CustomLoss) -> Callable[..., float]:
+    """total(scores, labels, weights): Σ weight · loss, of float64[n_rows] each; compiled at the first call."""
+    value = loss.value
+
+    def total(scores, labels, weights):  # type: ignore[no-untyped-def]
+        result = 0.0
+        for row in range(scores.size):
+            result += weights[row] * value(scores[row], labels[row])
+        return result
+
+    function = numba.njit(nogil=True, error_model="numpy")(total)
+    if isinstance(loss, CustomLoss):
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss!r}")
+    elif loss.name in LOSSES and resolve_loss(loss.name, loss.parameter) is loss:  # nothing else is known by its name
+        keep_on_disk(function, f"{numba_cpu.sources()} {loss.name} {loss.parameter}")
+    return function
+
+
+def kernel_spec(
+    job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None
+) -> tuple[Objective, KernelSpec]:
+    """The objective of a job and what kernels are compiled for. loss, regularizer: the user's functions it was marked
+    with by `with_functions`; SettingsError where a mark has no function, since a job file cannot hold code.
+    """
+    model, training = job.model, job.training
+    for knob, mark, function in (
+        ("model.loss", model.loss, loss),
+        ("training.regularizer", training.regularizer, regularizer),
+    ):
+        expected = mark_of(function) if function is not None else mark
+        if mark != expected or (mark.startswith(OWN) and function is None):
+            argument = knob.split(".")[1]
+            raise SettingsError(
+                f'{knob} = "{mark}" stands for a function that only Python can pass: '
+                f"dfm.train(job, {argument}=function), with the function that the job was marked with"
+            )
+    parameter = None if model.loss_parameter == "auto" else float(model.loss_parameter)
+    objective = Objective.of(model.task, loss or model.loss, parameter)
+    name = loss or objective.info.name
+    return objective, KernelSpec(
+        name,
+        training.optimizer,
+        model.n_factors,
+        loss_parameter=parameter,
+        regularizer=regularizer,
+        factor_dtype=training.factor_dtype,
+    )
+
+
+def mark_of(function: CustomLoss | CustomRegularizer) -> str:
+    """What stands for a user's function in a job: it enters fingerprints, and runs nothing."""
+    return f"{OWN}{function.name}:{function.fingerprint}"
+
+
+def with_functions(
+    job: Job, loss: str | Callable[..., Any] | CustomLoss | None, regularizer: Callable[..., Any] | None
+) -> tuple[Job, CustomLoss | None, CustomRegularizer | None]:
+    """The job with a loss (name or function) and a regulariser in place of its own, and records of the functions."""
+    own_loss = None if loss is None or isinstance(loss, str) else CustomLoss.of(loss)
+    own_regularizer = None if regularizer is None else CustomRegularizer.of(regularizer)
+    if loss is not None:
+        mark = mark_of(own_loss) if own_loss is not None else str(loss)
+        job = replace(job, model=replace(job.model, loss=mark))
+    if own_regularizer is not None:
+        job = replace(job, training=replace(job.training, regularizer=mark_of(own_regularizer)))
+    return job, own_loss, own_regularizer

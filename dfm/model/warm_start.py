@@ -1,0 +1,143 @@
+"""Training that goes on from an earlier model: its weights, shrunk towards the initial ones, start the new table.
+
+    w = (1 - decay) w_old        V = V_0 + (1 - decay) (V_old - V_0)        bias likewise
+
+with V_0 the initial factors of the job's seed. Features are matched by their hashed id, so the two vocabularies may
+differ: what the earlier model did not know starts as in any other run, and what is no longer seen is forgotten. A model
+holds no optimizer state: accumulators start afresh, and `decay` is all that says how much of the past is believed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.data.encoding import NumberStatistics
+from dfm.data.schema import ResolvedSchema
+from dfm.errors import ModelError, SettingsError
+from dfm.kernels.tables import ParameterTable
+from dfm.model.fm_model import FMModel, read_manifest
+from dfm.settings.job import Job
+from dfm.storage import files
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that training goes on from, as one version of it: tasks that read it later get the same bytes."""
+
+    url: str
+    sha256: str
+    """Of its file of parameters (hex)."""
+    decay: float
+    statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
+    """Of its numeric columns. They are taken over: the same bucket then means the same numbers."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """What the new model tells of its origin."""
+        return {"model": self.url, "sha256": self.sha256, "decay": self.decay}
+
+    def load(self) -> FMModel:
+        """The model. ModelError where it was replaced since this run began."""
+        model = FMModel.load(self.url, self.storage_options, check_golden=False)
+        found = _parameters_sha256(read_manifest(self.url, self.storage_options))
+        if found != self.sha256:
+            raise ModelError(
+                f"the model at {self.url} was replaced while training.warm_start read it; run the job again, and give "
+                "each model a folder of its own"
+            )
+        return model
+
+
+def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None) -> Start | None:
+    """The job's training.warm_start, after its manifest was found to fit the job; None where there is none.
+
+    schema: the job's, on the columns of its shards. loss: what the job's model will tell of its loss; None for that of
+    its task. SettingsError where hashing, factors, loss or schema differ.
+    """
+    url = job.training.warm_start
+    if not url:
+        return None
+    where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
+    options = job.data.storage_options
+    manifest = read_manifest(where, options)
+    _check_fit(job, schema, manifest, url)
+    if (dict(loss) if loss else None) != manifest.get("loss"):
+        raise SettingsError(
+            f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
+            "same model.loss, or leave warm_start out and train from the beginning."
+        )
+    statistics = {
+        name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
+        for name, known in manifest["statistics"].items()
+    }
+    return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, options)
+
+
+def _parameters_sha256(manifest: Mapping[str, Any]) -> str:
+    return str(manifest["files"]["parameters"]["sha256"])
+
+
+def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
+    if job.training.optimizer == "ftrl":
+        raise SettingsError(
+            f'training.warm_start = "{url}" needs another training.optimizer than "ftrl": FTRL makes its weights of '
+            "sums that a model does not hold. Choose adagrad, or leave warm_start out."
+        )
+    pairs = {
+        "model.task": (job.model.task, manifest["task"]),
+        "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
+        "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise SettingsError(
+                f'{name} = {ours}, but the model of training.warm_start = "{url}" has {theirs}; use {theirs}, or leave '
+                "warm_start out and train from the beginning."
+            )
+    theirs = ResolvedSchema.from_dict(manifest["schema"])
+    if difference := _schema_difference(schema, theirs):
+        raise SettingsError(
+            f'the schema differs from that of training.warm_start = "{url}": {difference}. Use its [schema], or leave '
+            "warm_start out and train from the beginning."
+        )
+
+
+def _schema_difference(ours: ResolvedSchema, theirs: ResolvedSchema) -> str:
+    """The first difference in words, or nothing."""
+    known, wanted = {field.name: field for field in theirs.fields}, {field.name: field for field in ours.fields}
+    for name in [*wanted, *known]:
+        if name not in known:
+            return f"it has no field {name!r}"
+        if name not in wanted:
+            return f"its field {name!r} is missing here"
+        if known[name] != wanted[name]:
+            return f"the field {name!r} is {known[name].transform or known[name].kind} there"
+    return "" if list(known) == list(wanted) else "its fields have another order"
+
+
+def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, decay: float) -> ParameterTable:
+    """A copy of freshly initialised rows, moved towards the model's.
+
+    ids uint32[n_features]: hashed ids of the table's rows, of which the first own factors.
+    """
+    warm, kept = table.copy(), np.float32(1.0 - decay)
+    ours, theirs = _common_rows(ids, model.vocabulary.ids)
+    warm.linear[ours, 0] += kept * (model.table.linear_weights[theirs] - warm.linear[ours, 0])
+    own_factors = (ours < table.n_factored) & (theirs < model.table.n_factored)
+    ours, theirs = ours[own_factors], theirs[own_factors]
+    start = table.factor_weights[ours]
+    warm.factors[ours, : table.layout.n_factors] = start + kept * (model.table.factor_weights[theirs] - start)
+    warm.bias[0] += kept * (model.table.bias[0] - warm.bias[0])
+    return warm
+
+
+def _common_rows(ours: NDArray[np.uint32], theirs: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of both tables that stand for the same ids; ids uint32[n] are distinct."""
+    _, rows, their_rows = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+    return rows, their_rows

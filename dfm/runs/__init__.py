@@ -1,0 +1,4 @@
+"""What is kept of a run: its record, its outcome, its heartbeat.
+
+Imports storage and settings.
+"""

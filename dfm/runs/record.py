@@ -1,0 +1,415 @@
+"""The record of a run in its output location: what it is doing, how it ended, and a way to ask it to stop.
+
+Whoever may read the output location can follow a run: `run.json` (rewritten as a whole every few seconds) says how it
+stands, `events.jsonl` what happened, and `cancel.json` is where others ask the driver to stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from dfm.errors import DfmError, RunCancelled, SettingsError
+from dfm.events import is_passing, json_ready, line_of
+from dfm.runs import lifecycle
+from dfm.settings.job import Job
+from dfm.storage import files, ownership
+from dfm.version import __version__
+
+RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
+_PROOFS = {
+    RECORD: ("run_id", "state", "job_fingerprint", "dfm_version"),
+    EVENTS: ("run_id", "event", "time"),
+    CANCEL: ("run_id", "host", "time"),
+}
+"""The keys by which each of these files is known to be dfm's."""
+HEARTBEAT_SECONDS = 3.0
+_LONGEST_MESSAGE = 4_000
+_BEFORE_WORKERS = ("progress", "plan", "log")
+"""Events that a driver may tell while it still waits for its cluster."""
+_PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run stands. Times are ISO 8601 in UTC, "" where not reached; `progress` is what the last events told."""
+
+    run_id: str
+    state: str
+    job_fingerprint: str = ""
+    dfm_version: str = ""
+    host: str = ""
+    pid: int = 0
+    scheduler: str = ""
+    submitted: str = ""
+    started: str = ""
+    updated: str = ""
+    ended: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    model: str = ""
+    parameters_sha256: str = ""
+    validation: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return lifecycle.of(self.state).is_final
+
+    @property
+    def age(self) -> float:
+        """Seconds since the record was written."""
+        return (_utc_now() - datetime.datetime.fromisoformat(self.updated)).total_seconds() if self.updated else 0.0
+
+    def is_stale(self, seconds: float | None = None) -> bool:
+        """Whether nobody was heard of for longer (default: what the state allows) than a living driver leaves it."""
+        allowed = lifecycle.of(self.state).silence
+        return allowed is not None and self.age > (allowed if seconds is None else seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a driver, or what starts it again, was heard of lately."""
+        return lifecycle.of(self.state).silence is not None and not self.is_stale()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -> RunRecord | None:
+    """The record of the run that writes (or wrote) to an output directory; None where there is none."""
+    url = files.join(directory, RECORD)
+    try:
+        found = json.loads(files.read_bytes(url, storage_options))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SettingsError(f"{url} is no record of a run ({error}); delete it and run the job again") from error
+    known = {entry.name for entry in dataclasses.fields(RunRecord)}
+    return RunRecord(**{key: value for key, value in found.items() if key in known})
+
+
+def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Replace the record; a reader sees the old one or the new one."""
+    data = json.dumps(json_ready(record.to_dict()), indent=1, allow_nan=False).encode()
+    files.write_bytes(files.join(directory, RECORD), data, storage_options)
+
+
+def read_events(directory: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What happened in the run, in order: each event has "time" and "run_id". Empty where nothing was written."""
+    try:
+        lines = files.read_bytes(files.join(directory, EVENTS), storage_options).splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
+    """Leave the record of a run whose driver is still to start; its events and cancel requests of old are gone."""
+    directory, options = job.output.directory, job.data.storage_options
+    check_record(directory, options)
+    record = RunRecord(
+        run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now()
+    )
+    _forget(directory, options)
+    write_run(directory, record, options)
+    return record
+
+
+def check_record(directory: str, options: files.Options = None) -> None:
+    """SettingsError where a file that is none of dfm's has the name of one that a run writes."""
+    for name in _PROOFS:
+        ownership.check_replaceable(files.join(directory, name), _proof(name), options)
+
+
+def _proof(name: str) -> ownership.IsOwn:
+    return lambda url, options: ownership.is_record(url, _PROOFS[name], options)
+
+
+def _forget(directory: str, options: files.Options, names: Sequence[str] = (CANCEL, EVENTS)) -> None:
+    """Delete the traces of an earlier run."""
+    for name in names:
+        ownership.remove_own(files.join(directory, name), _proof(name), options)
+
+
+def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
+    """The same, for a driver that may be up already: where there is a record of the run that was not seen, it stays.
+
+    seen: the record that was there before the driver could start.
+    """
+    present = read_run(job.output.directory, job.data.storage_options)
+    if present is not None and present.run_id == run_id and present != seen:
+        return present
+    return submitted(job, run_id, scheduler)
+
+
+def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, Any] | None = None) -> bool:
+    """Write the state of a run for a driver that could not do so itself; false where the table of states forbids it.
+
+    writer: one of `dfm.runs.lifecycle`, not the driver. A record of another run, or none, is left as it is.
+    """
+    return settle_in(job.output.directory, job.data.storage_options, run_id, state, writer, error)
+
+
+def settle_in(
+    directory: str, options: Mapping[str, Any] | None, run_id: str, state: str, writer: str,
+    error: Mapping[str, Any] | None = None,
+) -> bool:  # fmt: skip
+    """The same, where the output location of the run is all that is known."""
+    record = read_run(directory, options)
+    if record is None or record.run_id != run_id or not lifecycle.may_follow(state, record.state, writer):
+        return False
+    told = record.error if record.state == state else dict(error) if error else None  # the driver's reason is better
+    ended = now() if lifecycle.of(state).is_final else ""
+    write_run(directory, dataclasses.replace(record, state=state, error=told, ended=ended, updated=now()), options)
+    return True
+
+
+def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = None) -> RunRecord | None:
+    """Ask the run that writes to a directory to stop; it does so at its next event and keeps its checkpoint.
+
+    Returns the record of that run. A run that is over is left as it is. The request is for this run alone: the next one
+    does not see it, while a driver that starts again under the same run_id does.
+    """
+    record = read_run(directory, storage_options)
+    if record is None or not record.is_over:
+        ownership.check_replaceable(files.join(directory, CANCEL), _proof(CANCEL), storage_options)
+        request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
+        files.write_bytes(files.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
+    return record
+
+
+def new_run_id() -> str:
+    """A name that no other run has, sorted by time, legal in a Kubernetes object's name."""
+    return f"{_utc_now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def now() -> str:
+    """The present moment, ISO 8601 in UTC, to the millisecond."""
+    return _utc_now().isoformat(timespec="milliseconds")
+
+
+def _utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+class RunLog:
+    """Keeps the record of a run while its driver works: a context manager around the driver.
+
+        with RunLog(job) as log:
+            train(job, client, log.on_event)
+
+    A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
+    `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
+    decides it: "finished" after an event "done", "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed"
+    after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    """
+
+    def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
+        self._directory, self._options = job.output.directory, job.data.storage_options
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._events: list[bytes] = []
+        self._unwritten = self._cancelled = self._complained = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
+        self._handler = _LogLines(self._note)
+        self._attempts_left = attempts_left
+        self._record = RunRecord(
+            run_id or new_run_id(), "starting", job.fingerprint(), __version__, socket.gethostname(), os.getpid(),
+            scheduler or job.cluster.scheduler, started=now(), updated=now(),
+        )  # fmt: skip
+
+    @property
+    def record(self) -> RunRecord:
+        """How the run stands."""
+        return self._record
+
+    def __enter__(self) -> Self:
+        try:
+            self._take_over()
+            write_run(self._directory, self._record, self._options)
+        except (OSError, ImportError, ValueError) as error:
+            raise SettingsError(
+                f"output.directory = {self._directory!r} cannot be written: {error}; choose another folder or URL"
+            ) from error
+        logging.getLogger("dfm").addHandler(self._handler)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+        logging.getLogger("dfm").removeHandler(self._handler)
+        self._end(error)
+        self._write()
+        if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
+            _forget(self._directory, self._options, [CANCEL])
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
+        self._note(event)
+        if self._cancelled and event["event"] != "done":
+            raise RunCancelled(
+                f"run {self._record.run_id} was cancelled on request; "
+                "run the same job again to go on from its checkpoint"
+            )
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed."""
+        check_record(self._directory, self._options)
+        before = read_run(self._directory, self._options)
+        if before is not None and before.run_id == self._record.run_id:
+            self._record = dataclasses.replace(
+                self._record, submitted=before.submitted, started=before.started or self._record.started
+            )
+            self._events = [_line(event) for event in read_events(self._directory, self._options)]
+            self._cancelled = self._is_cancelled()
+            return
+        _forget(self._directory, self._options)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        with self._lock:
+            if not is_passing(event):  # of a passing one the record holds what matters
+                stamp = {"time": now(), "run_id": self._record.run_id}
+                self._events.append(_line({**event, **stamp}))
+                self._unwritten = True
+            self._record = dataclasses.replace(self._record, **_changes(self._record, event))
+            if self._record.state == "starting" and kind not in _BEFORE_WORKERS:
+                self._become("running")
+        if not is_passing(event) and kind != "log":
+            self._wake.set()
+
+    def _beat(self) -> None:
+        while True:
+            self._wake.wait(HEARTBEAT_SECONDS)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
+            self._write()
+            try:
+                self._cancelled = self._cancelled or self._is_cancelled()
+            except OSError as error:
+                self._complain(error)
+
+    def _write(self) -> None:
+        """Bring record and events up to date; a store that is away for a moment does not end a run of hours."""
+        with self._lock:
+            self._record = dataclasses.replace(self._record, updated=now())
+            record, events = self._record, b"".join(self._events) if self._unwritten else b""
+            self._unwritten = False
+        try:
+            if events:
+                files.write_bytes(files.join(self._directory, EVENTS), events, self._options)
+            write_run(self._directory, record, self._options)
+            self._complained = False
+        except Exception as error:
+            self._unwritten = True
+            self._complain(error)
+
+    def _complain(self, error: BaseException) -> None:
+        """Once for every time that the store goes away."""
+        if not self._complained:
+            self._complained = True
+            logger.warning("the record of run %s cannot be written: %s", self._record.run_id, error)
+
+    def _is_cancelled(self) -> bool:
+        try:
+            request = json.loads(files.read_bytes(files.join(self._directory, CANCEL), self._options))
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True  # somebody meant it, whatever is in the file
+        return request.get("run_id", "") in ("", self._record.run_id)
+
+    def _become(self, state: str, **changes: Any) -> None:
+        """Enter a state, with the lock held."""
+        if not lifecycle.may_follow(state, self._record.state, lifecycle.DRIVER):
+            raise ValueError(f"a driver may not put {state!r} in place of {self._record.state!r}")
+        self._record = dataclasses.replace(self._record, state=state, **changes)
+
+    def _end(self, error: BaseException | None) -> None:
+        state = "interrupted" if self._record.progress.get("interrupted") else "finished"
+        told = None
+        if error is not None:
+            state, told = _state_after(error), _told(error)
+        elif not self._record.model:
+            state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
+        if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:
+            state = "retrying"
+        with self._lock:
+            self._become(state, error=told, ended=now() if lifecycle.of(state).is_final else "")
+            ending = {"event": "ended" if self._record.is_over else "retrying", "state": state, "error": told}
+            self._events.append(_line({**ending, "time": now(), "run_id": self._record.run_id}))
+            self._unwritten = True
+
+
+class _LogLines(logging.Handler):
+    """Turns what the library logs into events."""
+
+    def __init__(self, note: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note({"event": "log", "level": record.levelname, "message": record.getMessage()})
+
+
+def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the record that an event changes."""
+    progress = {**record.progress, **{key: event[key] for key in _PASSED_ON if key in event}}
+    kind = event["event"]
+    if kind == "progress":
+        return {"progress": progress}
+    if kind == "log":
+        return {}
+    for key in ("stage", "done", "total"):
+        progress.pop(key, None)
+    progress["event"] = kind
+    if kind == "epoch":
+        progress["metrics"] = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "epoch"}
+    if kind != "done":
+        return {"progress": json_ready(progress)}
+    progress["interrupted"] = bool(event.get("interrupted"))
+    return {
+        "progress": json_ready(progress),
+        "model": event["model"],
+        "parameters_sha256": event["parameters_sha256"],
+        "validation": json_ready(event["validation"]),
+        "rows": json_ready(event["rows"]),
+    }
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return line_of(event).encode() + b"\n"
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, RunCancelled):
+        return "cancelled"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    code = error.exit_code if isinstance(error, DfmError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        code = lifecycle.INTERRUPTED_CODE
+    return {"type": type(error).__name__, "message": str(error)[:_LONGEST_MESSAGE], "exit_code": code}

@@ -1,0 +1,205 @@
+"""Every knob of a job: one frozen record per TOML table, the constraint of each knob beside its default.
+
+Constraints are data on the fields: the error messages, the tests of illegal values and the reference table
+(`describe`) are all made from them, so none of the three can drift from what is enforced.
+
+A job comes in through `load_job`: a TOML file (or a dict of tables) plus overrides `table.key=value`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfm.errors import SettingsError
+from dfm.settings.constraints import Constraint, Illegal, TableOf, did_you_mean, show
+from dfm.settings.tables import (
+    TABLES,
+    ClusterSettings,
+    DataSettings,
+    KubernetesSettings,
+    ModelSettings,
+    OutputSettings,
+    Schema,
+    TrainingSettings,
+    tables_with,
+)
+
+_DETERMINES_PARAMETERS = ("data", "schema", "model", "training")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole job file, checked."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    schema: Schema = field(default_factory=Schema)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
+
+    def __post_init__(self) -> None:
+        if self.data.validation_from and not self.schema.time:
+            raise SettingsError(
+                f"data.validation_from = {show(self.data.validation_from)} needs "
+                "schema.time: rows are split by that column. "
+                "Name it in schema.time, or give data.validation its own files."
+            )
+        if self.schema.label_positive and self.model.task != "classification":
+            raise SettingsError(
+                f"schema.label_positive = {show(self.schema.label_positive)} needs "
+                f'model.task = "classification": labels of "{self.model.task}" are numbers. '
+                "Leave label_positive out."
+            )
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> Job:
+        """The job of parsed TOML tables; tables and keys left out take their defaults."""
+        for name in tables:
+            if name not in TABLES:
+                raise SettingsError(_unknown_table(str(name)))
+        records: dict[str, Any] = {name: kind.from_dict(tables.get(name, {})) for name, kind in TABLES.items()}
+        return cls(**records)
+
+    def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
+        """JSON-ready tables that `from_dict` takes back; without data.storage_options unless `secrets`."""
+        return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
+
+    def determining_tables(self) -> dict[str, dict[str, Any]]:
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        tables = self.to_dict()
+        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""
+        canonical = json.dumps(self.determining_tables(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def require_training(self) -> None:
+        """Refuse a job that names nothing to train on, or nowhere to put the model."""
+        if not self.data.train:
+            raise SettingsError(
+                "data.train is empty: expected at least one path or URL of Parquet files. "
+                "Write it in the job file or add --set data.train='clicks/*.parquet'."
+            )
+        if not self.output.directory:
+            raise SettingsError(
+                "output.directory is empty: expected a directory or URL for the model. "
+                "Write it in the job file or add --set output.directory=results."
+            )
+
+
+# --- from file and command line --------------------------------------------------------------------------
+
+
+def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
+    """The checked job of a TOML file, a dict of tables or another job, after `table.key=value` overrides.
+
+    A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
+    Relative paths stay as they are written.
+    """
+    return Job.from_dict(read_tables(source, overrides))
+
+
+def read_tables(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The tables that `load_job` makes a job of, as they are written and not yet checked."""
+    tables = _read_tables(source)
+    for override in overrides:
+        _apply_override(tables, override)
+    return tables
+
+
+def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> dict[str, Any]:
+    if isinstance(source, Job):
+        return source.to_dict(secrets=True)
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    try:
+        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingsError(f"the job file {source} is not TOML: {error}.") from None
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    """Write one `table.key=value` into `tables`, in place."""
+    name, equals, text = override.partition("=")
+    path = name.strip().split(".", 2)  # the third part is a key of a table knob and may hold dots of its own
+    if not equals or len(path) < 2:
+        raise SettingsError(_bad_override(name.strip()))
+    target = tables
+    for step in path[:-1]:
+        inner = target.get(step)
+        if not isinstance(inner, dict):
+            inner = target[step] = {}
+        target = inner
+    target[path[-1]] = read_override(path, text)
+
+
+def read_override(path: Sequence[str], text: str) -> Any:
+    """The value that a text stands for, at table and key (and key of a table knob): TOML, or the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    kind = TABLES.get(path[0])
+    own = kind.knobs().get(path[1]) if kind else None
+    if own is None or set(parsed) != {"value"}:
+        return text
+    constraint = own.constraint.value if len(path) == 3 and isinstance(own.constraint, TableOf) else own.constraint
+    value = parsed["value"]
+    return text if not _accepts(constraint, value) and _accepts(constraint, text) else value
+
+
+def _accepts(constraint: Constraint, value: object) -> bool:
+    try:
+        constraint.parse(value)
+    except Illegal:
+        return False
+    return True
+
+
+def _unknown_table(name: str) -> str:
+    message = f"[{name}] is unknown."
+    if homes := tables_with(name):
+        return f"{message} Did you mean {' or '.join(homes)}?"
+    return f"{message} {did_you_mean(name, TABLES)} The tables of a job are: {', '.join(TABLES)}."
+
+
+def _bad_override(name: str) -> str:
+    example = name if "." in name else (tables_with(name) or ["training.learning_rate"])[0]
+    return f"the override {show(name)} is not legal: expected table.key=value. Write for example {example}=VALUE."
+
+
+# --- the reference table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KnobDescription:
+    """One line of the reference of all knobs; `default` is written as in TOML."""
+
+    name: str
+    default: str
+    legal: str
+    help: str
+
+
+def describe() -> tuple[KnobDescription, ...]:
+    """Every knob of a job file in the order of the tables, made from the constraints themselves."""
+    return tuple(
+        KnobDescription(f"{name}.{key}", show(own.default), own.legal, own.help)
+        for name, kind in TABLES.items()
+        for key, own in kind.knobs().items()
+    )

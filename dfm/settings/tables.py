@@ -1,0 +1,493 @@
+"""The tables of a job file: one frozen record each, the constraint of each knob beside its default."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from dfm.errors import SettingsError
+from dfm.settings.constraints import (
+    COLUMNS,
+    PATHS,
+    SCALARS,
+    AnyOf,
+    Factory,
+    Flag,
+    Knob,
+    ListOf,
+    Moment,
+    Number,
+    Options,
+    OptionsOrOwn,
+    Size,
+    TableOf,
+    Text,
+    did_you_mean,
+    knob,
+    show,
+)
+from dfm.storage.credentials import check_options, check_url
+
+TASKS = ("classification", "regression")
+LOSS_TASKS = {
+    **{"logistic": "classification", "hinge": "classification"},
+    **{"squared": "regression", "poisson": "regression", "quantile": "regression", "huber": "regression"},
+}
+"""The task of each built-in loss."""
+LOSS_PARAMETERS = {"quantile": (0.5, 1.0), "huber": (1.0, math.inf)}
+"""Of losses with a parameter: its default and the bound that it stays below; all are above 0."""
+OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
+MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
+ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
+SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
+RATE_SCALINGS = ("none", "sqrt", "linear")
+VALIDATION_POINTS = ("epoch", "average")
+CHECKPOINT_POINTS = ("average", "epoch", "never")
+BACKENDS = ("auto", "numba", "cupy")
+FACTOR_DTYPES = ("float32", "bfloat16", "float16")
+WIRE_DTYPES = ("float32", "bfloat16")
+BAD_ROW_RULES = ("error", "skip")
+MISMATCH_RULES = ("error", "warn")
+TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
+LIST_WEIGHTS = ("sqrt", "one")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What every TOML table shares: values are checked and normalised however the record is made."""
+
+    table: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for key, own in self.knobs().items():
+            object.__setattr__(self, key, own.parse(f"{self.table}.{key}", getattr(self, key)))
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse combinations that no single knob can see."""
+
+    @classmethod
+    def knobs(cls) -> dict[str, Knob]:
+        """The knobs by key, in the order of the record."""
+        return {entry.name: entry.metadata["knob"] for entry in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record of a parsed TOML table; an unknown key is an error that suggests the nearest one."""
+        if not isinstance(values, Mapping):
+            raise SettingsError(
+                f"{cls.table} = {show(values)} is not legal: expected a table. Write its keys below [{cls.table}]."
+            )
+        for key in values:
+            if key not in cls.knobs():
+                raise SettingsError(unknown_key(cls, str(key)))
+        return cls(**values)
+
+    def to_dict(self, secrets: bool = False) -> dict[str, Any]:
+        """JSON-ready values that `from_dict` takes back; secret knobs only where `secrets` asks for them."""
+        return {key: _thaw(getattr(self, key)) for key, own in self.knobs().items() if secrets or not own.secret}
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_thaw(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+@dataclass(frozen=True)
+class DataSettings(Table):
+    """Where the rows are and what happens to bad ones."""
+
+    table = "data"
+
+    train: tuple[str, ...] = knob((), PATHS, "Parquet to train on: paths or URLs; globs and hive partitions allowed")
+    validation: tuple[str, ...] = knob((), PATHS, "Parquet to validate on; may be empty")
+    validation_from: str = knob(
+        "", Moment(), "rows of `train` whose schema.time is this or later validate instead; needs schema.time"
+    )
+    on_bad_rows: str = knob(
+        "error", Options(BAD_ROW_RULES), "stop at a row that breaks the schema, or count and skip it"
+    )
+    max_bad_fraction: float = knob(
+        0.01,
+        Number(0, 1),
+        'with on_bad_rows = "skip": stop when a larger part of the rows is bad',
+    )
+    storage_options: Mapping[str, Any] = knob(
+        {},
+        TableOf(AnyOf((*SCALARS, TableOf(AnyOf(SCALARS))))),
+        "options of the filesystem (endpoint_url, anon, profile); credentials come from the environment",
+        secret=True,
+    )
+
+    def _check(self) -> None:
+        for key in ("train", "validation"):
+            for path in getattr(self, key):
+                check_url(path, f"data.{key}")
+        check_options(self.storage_options)
+        if self.validation and self.validation_from:
+            raise SettingsError(
+                f"data.validation_from = {show(self.validation_from)} has no effect beside "
+                "data.validation, which names the validation rows already. "
+                'Leave one of them out (--set data.validation_from="").'
+            )
+
+
+@dataclass(frozen=True)
+class Schema(Table):
+    """Which column plays which role. `dfm.data.schema.resolve` turns it into the fields of a concrete data set.
+
+    `categorical`, `numeric` and `lists` take column names or glob patterns; when `categorical` and `numeric`
+    are both empty, `dfm.data.schema.infer` chooses by column type.
+    """
+
+    table = "schema"
+
+    label: str = knob("label", Text(may_be_empty=False), "column to predict")
+    label_positive: tuple[str, ...] = knob(
+        (),
+        ListOf(Text(), lone=True),
+        "label strings that mean 1, every other string means 0; empty: labels are 0 and 1",
+    )
+    weight: str = knob("", Text(), "column of sample weights; empty: every row weighs 1")
+    time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
+    categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
+    numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
+    numeric_transform: str = knob("log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature")
+    quantile_buckets: int = knob(32, Number(2, 4096, integer=True), "buckets of the quantile transform")
+    transforms: Mapping[str, str] = knob({}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns")
+    lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
+    list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
+    crosses: tuple[tuple[str, ...], ...] = knob(
+        (),
+        ListOf(ListOf(Text(may_be_empty=False), at_least=2)),
+        "columns whose combined values are further categories; categorical or bucketed numeric columns only",
+    )
+
+    def _check(self) -> None:
+        roles = {"label": self.label, "weight": self.weight, "time": self.time}
+        taken: dict[str, str] = {}
+        for role, column in roles.items():
+            if column and column in taken:
+                raise SettingsError(
+                    f"schema.{role} = {show(column)} is not legal: schema.{taken[column]} names that "
+                    "column too. Give each role its own column."
+                )
+            taken[column] = role
+
+
+@dataclass(frozen=True)
+class ModelSettings(Table):
+    """What the model is, apart from how it is trained."""
+
+    table = "model"
+
+    task: str = knob("classification", Options(TASKS), "labels 0 and 1, or numbers")
+    loss: str = knob(
+        "auto",
+        OptionsOrOwn(("auto", *LOSS_TASKS)),
+        "what training minimises; auto: logistic for classification, squared for regression",
+    )
+    loss_parameter: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "the level of loss quantile (auto: 0.5), the width of huber (auto: 1)",
+    )
+    n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
+    hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
+    min_count: int = knob(
+        2,
+        Number(1, integer=True),
+        "rarer categories share one feature per field",
+    )
+    min_count_factors: int = knob(
+        100,
+        Number(1, integer=True),
+        "rarer features keep their weight but get no factors",
+    )
+    init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
+    seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+
+    def _check(self) -> None:
+        task = LOSS_TASKS.get(self.loss, self.task)
+        if task != self.task:
+            fitting = " or ".join(f'"{name}"' for name, own in LOSS_TASKS.items() if own == self.task)
+            raise SettingsError(
+                f'model.loss = "{self.loss}" needs model.task = "{task}", and the task is "{self.task}". '
+                f"Choose {fitting}, or another task."
+            )
+        if self.loss_parameter == "auto":
+            return
+        if self.loss not in LOSS_PARAMETERS:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} needs model.loss = "
+                f'{" or ".join(LOSS_PARAMETERS)}; only these have one, and the loss is "{self.loss}". Leave it out.'
+            )
+        below = LOSS_PARAMETERS[self.loss][1]
+        if float(self.loss_parameter) >= below:
+            raise SettingsError(
+                f"model.loss_parameter = {self.loss_parameter} is not legal: expected a number above 0 and below "
+                f'{below:g} for model.loss = "{self.loss}".'
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Table):
+    """How local models are trained and averaged: these knobs decide the bytes of the result."""
+
+    table = "training"
+
+    n_replicas: int = knob(8, Number(1, 4096, integer=True), "local models that are averaged, whatever runs them")
+    n_epochs: int = knob(5, Number(1, 1000, integer=True), "most walks over the training rows")
+    averages_per_epoch: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, integer=True))),
+        "rounds in the first epoch, and in the others unless later_averages differs; auto: from rows and replicas",
+    )
+    later_averages: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, integer=True))),
+        "rounds in an epoch after the first, at most as many as in that; auto: as many, and where those are auto, one "
+        "for every two replicas or, where they have many rows, four",
+    )
+    rows_per_round: int = knob(
+        0,
+        Number(0, integer=True),
+        "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
+    )
+    optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
+    learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
+    factor_rate_scale: float = knob(
+        0.45, Number(0, open_low=True), "the factors' step size is learning_rate times this"
+    )
+    initial_accumulator: float = knob(1.0, Number(0, open_low=True), "AdaGrad's sum of squared slopes at the start")
+    l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
+    l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
+    l1_linear: float = knob(0.0, Number(0), "L1 on linear weights; ftrl only")
+    regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
+    ftrl_beta: float = knob(1.0, Number(0), "beta of FTRL-proximal: larger starts slower; ftrl only")
+    adam_beta1: float = knob(0.9, Number(0, 1, open_high=True), "decay of Adam's mean of gradients; adam only")
+    adam_beta2: float = knob(0.999, Number(0, 1, open_high=True), "decay of Adam's mean of their squares; adam only")
+    adam_epsilon: float = knob(1e-8, Number(0), "added to the root that Adam divides by; adam only")
+    schedule: str = knob("final-decay", Options(SCHEDULES), "how the step size changes over the epochs")
+    rate_scaling: str = knob(
+        "sqrt", Options(RATE_SCALINGS), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
+    )
+    merge: str = knob("auto", Options(MERGE_RULES), "how replicas' parameters become one")
+    accumulators: str = knob("mean", Options(ACCUMULATOR_RULES), "how replicas' optimizer state becomes one")
+    precision: float = knob(
+        1.0, Number(0, open_low=True), 'P of merge = "precision": information below which replicas add up'
+    )
+    wire_dtype: str = knob(
+        "float32",
+        Options(WIRE_DTYPES),
+        "what replicas' changes are sent in; bfloat16 rounds each by at most 1/256 of itself, and halves their bytes "
+        "where a worker has one replica",
+    )
+    outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
+    outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
+    early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
+    patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")
+    rollbacks: int = knob(
+        0,
+        Number(0, integer=True),
+        "how often to go back to the best parameters and halve the step size before stopping for good; 0: just stop",
+    )
+    validate: str = knob("epoch", Options(VALIDATION_POINTS), "validate after every epoch, or after every average")
+    threads_per_replica: int = knob(
+        1,
+        Number(1, integer=True),
+        "more than 1 is faster but no longer gives the same bytes every time",
+    )
+    warm_start: str = knob("", Text(), "folder or URL of a model to go on from; empty: start from the beginning")
+    warm_start_decay: float = knob(
+        0.1, Number(0, 1), "how far warm_start's weights shrink towards the initial ones; 0: not at all, 1: forget them"
+    )
+    backend: str = knob(
+        "auto",
+        Options(BACKENDS),
+        "what trains: processors (numba) or NVIDIA GPUs (cupy); auto: GPUs where every worker has one",
+    )
+    deterministic: bool = knob(
+        False,
+        Flag(),
+        "the same bytes every time on GPUs too, by one row after the other: slower than a processor core",
+    )
+    factor_dtype: str = knob(
+        "float32", Options(FACTOR_DTYPES), "what GPUs train factors in; the parameters stay float32 between averages"
+    )
+
+    def _check(self) -> None:
+        self._check_backend()
+        if self.rows_per_round and self.averages_per_epoch != "auto":
+            raise SettingsError(
+                f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
+                f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
+            )
+        if self.wire_dtype != "float32" and self.optimizer == "adam":
+            raise SettingsError(
+                f'training.wire_dtype = "{self.wire_dtype}" does not go with training.optimizer = "adam": its mean of '
+                'squares falls too, and rounded it could become negative. Use wire_dtype = "float32", or adagrad.'
+            )
+        if self.wire_dtype != "float32" and self.n_replicas == 1:
+            raise SettingsError(
+                f'training.wire_dtype = "{self.wire_dtype}" rounds what replicas send to be averaged, and with '
+                "training.n_replicas = 1 nothing is averaged. Leave wire_dtype out."
+            )
+        both = self.averages_per_epoch, self.later_averages
+        if "auto" not in both and int(both[1]) > int(both[0]):
+            raise SettingsError(
+                f"training.later_averages = {both[1]} is more than training.averages_per_epoch = {both[0]}, and rows "
+                "are dealt for the first epoch: later ones can only have fewer averages. Make averages_per_epoch as "
+                "large."
+            )
+        for key, optimizer in _ONLY_FOR.items():
+            value, default = getattr(self, key), self.knobs()[key].default
+            if value != default and self.optimizer != optimizer:
+                raise SettingsError(
+                    f'training.{key} = {value} needs training.optimizer = "{optimizer}"; only that reads it, and '
+                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {optimizer}.'
+                )
+        if self.optimizer == "ftrl" and self.regularizer != "l2":
+            raise SettingsError(
+                'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
+                'regularizer. Leave the regularizer out, or choose "adagrad".'
+            )
+
+    def _check_backend(self) -> None:
+        if self.deterministic and self.threads_per_replica > 1:
+            raise SettingsError(
+                f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
+                "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.factor_dtype != "float32" and self.backend == "numba":
+            raise SettingsError(
+                f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
+                "float32. Leave factor_dtype out, or choose cupy."
+            )
+
+
+_ONLY_FOR = {
+    **{"l1_linear": "ftrl", "ftrl_beta": "ftrl"},
+    **{"adam_beta1": "adam", "adam_beta2": "adam", "adam_epsilon": "adam"},
+}
+"""Knobs of training that one optimizer alone reads."""
+
+
+@dataclass(frozen=True)
+class ClusterSettings(Table):
+    """Where the work runs. Nothing here changes the resulting parameters."""
+
+    table = "cluster"
+
+    scheduler: str = knob(
+        "",
+        Text(),
+        'address of a running Dask scheduler; empty: DASK_SCHEDULER_ADDRESS if set, else (or with "local") own workers',
+    )
+    factory: str = knob("", Factory(), "function that gives a Dask cluster (dask-jobqueue, dask-gateway, coiled, …)")
+    factory_options: Mapping[str, Any] = knob({}, TableOf(AnyOf(SCALARS)), "arguments of the factory", secret=True)
+    min_workers: int = knob(1, Number(1, integer=True), "workers that a remote cluster must have before work begins")
+    tls_ca: str = knob("", Text(), "certificate authority (PEM file) of a tls:// scheduler; empty: Dask's own settings")
+    tls_cert: str = knob("", Text(), "this client's certificate (PEM file)")
+    tls_key: str = knob("", Text(), "this client's private key (PEM file)")
+    version_mismatch: str = knob(
+        "error", Options(MISMATCH_RULES), "when client, scheduler and workers do not run the same versions"
+    )
+    install_dfm: bool = knob(False, Flag(), "send this dfm to a scheduler and workers that have none")
+    workers: int = knob(2, Number(1, integer=True), "local worker processes")
+    threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
+    memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
+    gpu_memory: str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Size())),
+        "memory of a GPU that rows may stay in; auto: nine tenths of what the parameters leave",
+    )
+    cache: str = knob(".dfm-cache", Text(may_be_empty=False), "directory of the partition cache on each worker")
+    cache_limit: str = knob("50GB", Size(), "the oldest partitions beyond this size are deleted")
+    worker_timeout: float = knob(60.0, Number(0, open_low=True), "how long to wait for the first worker", "seconds")
+    dashboard: bool = knob(False, Flag(), "serve Dask's dashboard from the local cluster")
+
+    def _check(self) -> None:
+        if self.scheduler and self.factory:
+            raise SettingsError(
+                f"cluster.scheduler = {show(self.scheduler)} and cluster.factory = {show(self.factory)} name two "
+                "clusters; leave one of them out"
+            )
+        if (given := [key for key in ("tls_ca", "tls_cert", "tls_key") if getattr(self, key)]) and len(given) < 3:
+            raise SettingsError(
+                f"cluster.{given[0]} needs its companions: give cluster.tls_ca, cluster.tls_cert and cluster.tls_key, "
+                "or none of them (then Dask's own settings hold: distributed.comm.tls)"
+            )
+
+
+@dataclass(frozen=True)
+class OutputSettings(Table):
+    """Where results go."""
+
+    table = "output"
+
+    directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
+    overwrite: bool = knob(True, Flag(), "replace a model that is already there")
+    checkpoint_every: str = knob(
+        "average",
+        Options(CHECKPOINT_POINTS),
+        "when the state is saved as directory/checkpoint, as long as that takes less than 5 % of the time",
+    )
+    resume: bool = knob(True, Flag(), "go on from the checkpoint of the same job, if there is one; false: delete it")
+
+    def _check(self) -> None:
+        check_url(self.directory, "output.directory")
+
+
+@dataclass(frozen=True)
+class KubernetesSettings(Table):
+    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+
+    table = "kubernetes"
+
+    namespace: str = knob("", Text(), "namespace; empty: that of the kubeconfig's context")
+    image: str = knob("dfm:latest", Text(may_be_empty=False), "image of driver, scheduler and workers")
+    service_account: str = knob("dfm", Text(may_be_empty=False), "service account of the pods (workload identity)")
+    secret: str = knob("", Text(), "Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, …)")
+    pull_secret: str = knob("", Text(), "Secret for pulling the image")
+    workers: int | str = knob("auto", AnyOf((Options(("auto",)), Number(1, integer=True))), "worker pods")
+    worker_cpus: int = knob(1, Number(1, integer=True), "CPUs, and so tasks at a time, of a worker pod")
+    worker_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of a worker pod")
+    driver_memory: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of the driver's pod")
+    scheduler_memory: str = knob("1GiB", Size(), "memory of the scheduler's pod")
+    scratch: str = knob("auto", AnyOf((Options(("auto",)), Size())), "disk of a worker pod for the partition cache")
+    scratch_claim: str = knob("", Text(), "storage class of fast local disks for the cache; empty: an emptyDir")
+    gpus: int = knob(
+        0, Number(0, 1, integer=True), "1: every worker pod has an NVIDIA GPU; for more GPUs, more workers"
+    )
+    spot: bool = knob(False, Flag(), "let workers run on nodes that may be taken away")
+    tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
+    attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
+    deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+
+
+TABLES: dict[str, type[Table]] = {
+    kind.table: kind
+    for kind in (
+        *(DataSettings, Schema, ModelSettings, TrainingSettings),
+        *(ClusterSettings, OutputSettings, KubernetesSettings),
+    )
+}
+
+
+def tables_with(key: str) -> list[str]:
+    """Full names of the knobs called `key`."""
+    return [f"{name}.{key}" for name, kind in TABLES.items() if key in kind.knobs()]
+
+
+def unknown_key(kind: type[Table], key: str) -> str:
+    """The message about a key that a table does not have: other tables with it, the nearest key, or all of them."""
+    message = f"{kind.table}.{key} is unknown."
+    if homes := tables_with(key):
+        return f"{message} Did you mean {' or '.join(homes)}?"
+    known = f"[{kind.table}] has: {', '.join(kind.knobs())}."
+    return f"{message} {did_you_mean(key, kind.knobs()) or known}"

@@ -1,0 +1,313 @@
+"""Small files at local paths and fsspec URLs alike: whole reads, atomic writes, creation that only one can win.
+
+A store that is busy, throttles or restarts is asked again (`dfm.storage.retry`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from dfm.errors import SettingsError, StorageError
+from dfm.storage.credentials import check_url
+from dfm.storage.retry import first_line, retrying
+
+Options = Mapping[str, Any] | None
+_WRITER = "dfm-writer"
+"""Metadata of an object that `create_bytes` put: who put it, so that a repeated request knows its own work."""
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL; ~ is the home folder."""
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def absolute(url: str) -> str:
+    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
+    if not is_local(url):
+        return url
+    return ("file://" if url.startswith("file://") else "") + os.path.abspath(local_path(url))
+
+
+def join(url: str, name: str) -> str:
+    """A file or folder below a folder."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+def open_store(url: str, options: Options = None) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path in it. SettingsError where it holds a secret or nothing opens it."""
+    check_url(url)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **dict(options or {}))
+    except (ImportError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{url} cannot be opened: {first_line(error)}; check the protocol and the storage options, and install "
+            "what the protocol needs (pip install 'dfm[s3]' for s3://)"
+        ) from error
+    # A filesystem object remembers listings; what others wrote since would be missing.
+    filesystem.invalidate_cache()
+    return filesystem, path
+
+
+@contextlib.contextmanager
+def telling_of_full_disks(path: Path, *also: int) -> Iterator[None]:
+    """Turn what writing to a full disk (or errors of the numbers `also`) raises into a StorageError with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors writes in Rust and raises its own class, with the system's words.
+        number = error.errno if isinstance(error, OSError) else None
+        found = re.search(r"\b(?:code:|os error) (\d+)", str(error))
+        if (number if number is not None else int(found[1]) if found else 0) not in {*_FULL, *also}:
+            raise
+        free = f", {shutil.disk_usage(path.parent).free:,} bytes free" if path.parent.is_dir() else ""
+        raise StorageError(
+            f"{path} cannot be written: {first_line(error)}{free}; make room there, or name a folder on another disk "
+            "(cluster.cache for partitions, output.directory for results)"
+        ) from error
+
+
+def read_bytes(url: str, options: Options = None) -> bytes:
+    """The whole file. FileNotFoundError where there is none."""
+    if is_local(url):
+        return local_path(url).read_bytes()
+    filesystem, path = open_store(url, options)
+    return bytes(retrying(url, lambda: filesystem.cat_file(path)))
+
+
+def read_head(url: str, n_bytes: int, options: Options = None) -> bytes:
+    """The first bytes of a file, all where it has fewer; none where there is no such file."""
+    try:
+        if is_local(url):
+            with local_path(url).open("rb") as stream:
+                return stream.read(n_bytes)
+        if not size_of(url, options):  # stores refuse to read a range of nothing
+            return b""
+        filesystem, path = open_store(url, options)
+        return bytes(retrying(url, lambda: filesystem.cat_file(path, start=0, end=n_bytes)))
+    except (FileNotFoundError, IsADirectoryError):
+        return b""
+
+
+def size_of(url: str, options: Options = None) -> int:
+    """Bytes of a file. FileNotFoundError where there is none."""
+    if is_local(url):
+        return local_path(url).stat().st_size
+    filesystem, path = open_store(url, options)
+    return int(retrying(url, lambda: filesystem.info(path))["size"])
+
+
+class PatientStream(io.RawIOBase):
+    """A file of a store, opened for reading; a read that fails for the moment is repeated."""
+
+    def __init__(self, url: str, options: Options = None) -> None:
+        super().__init__()
+        filesystem, path = open_store(url, options)
+        self._url = url
+        self._file = retrying(url, lambda: filesystem.open(path, "rb"))
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that are left for -1."""
+        position = self._file.tell()
+
+        def read_here() -> bytes:
+            self._file.seek(position)
+            return bytes(self._file.read(size))
+
+        return retrying(self._url, read_here)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file reaches."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move on to a byte."""
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Close the file of the store too."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_stream(url: str, options: Options = None) -> BinaryIO:
+    """A file to read from, wherever it is."""
+    return local_path(url).open("rb") if is_local(url) else PatientStream(url, options)  # type: ignore[return-value]
+
+
+def write_bytes(url: str, data: bytes, options: Options = None) -> None:
+    """Write a file such that a reader sees the old bytes or the new ones: renamed locally, one put on object stores."""
+    if is_local(url):
+        with writing(url) as stream:
+            stream.write(data)
+        return
+    filesystem, path = open_store(url, options)
+    retrying(url, lambda: filesystem.pipe_file(path, data))
+
+
+def create_bytes(url: str, data: bytes, options: Options = None) -> None:
+    """Write a file only where there is none; of several writers exactly one wins. FileExistsError for the others.
+
+    Readers see nothing or all of it. Locally it is written apart and linked into place (a disk without hard links: made
+    with O_EXCL, so that one writer wins, but a reader may catch it half-written). On S3 it is one put on the condition
+    If-None-Match: *, on Google and Azure their like. A filesystem without such a condition gets a look before the
+    write, which two writers at the same instant can both pass.
+    """
+    if is_local(url):
+        _create_locally(local_path(url), data)
+        return
+    filesystem, path = open_store(url, options)
+    on_s3 = url.startswith(("s3://", "s3a://"))
+    writer = uuid.uuid4().hex
+    extra = {"Metadata": {_WRITER: writer}} if on_s3 else {}
+    try:
+        retrying(url, lambda: filesystem.pipe_file(path, data, mode="create", **extra))
+    except OSError as error:
+        if not _is_refusal(error):
+            raise
+        # The store may have taken a request whose answer got lost; its repetition then finds the first one's file.
+        known = retrying(url, lambda: filesystem.metadata(path, refresh=True)) if on_s3 else {}
+        if known.get(_WRITER) == writer:
+            return
+        raise FileExistsError(errno.EEXIST, "the file is there already", url) from error
+
+
+def _is_refusal(error: OSError) -> bool:
+    """Whether a store declined to create a file because there is one."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    refused = answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+    return isinstance(error, FileExistsError) or refused
+
+
+def _create_locally(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with path.open("xb") as stream:
+            stream.write(data)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
+    """A stream to a file that appears when the block ends without an error; for a store it is collected on disk."""
+    if not is_local(url):
+        with tempfile.NamedTemporaryFile(prefix="dfm-upload-") as collected:
+            yield collected  # type: ignore[misc]
+            collected.flush()
+            filesystem, path_in_store = open_store(url, options)
+            retrying(url, lambda: filesystem.put_file(collected.name, path_in_store))
+        return
+    path = local_path(url)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with telling_of_full_disks(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                yield stream
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(url: str, options: Options = None) -> None:
+    """OSError where no file can be written below a folder or URL; leaves nothing behind."""
+    probe = join(url, f".writable-{uuid.uuid4().hex}")
+    folders = [local_path(url), *local_path(url).parents] if is_local(url) else []
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        write_bytes(probe, b"", options)
+        remove(probe, options)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def exists(url: str, options: Options = None) -> bool:
+    """Whether a file or folder is there."""
+    if is_local(url):
+        return local_path(url).exists()
+    filesystem, path = open_store(url, options)
+    return bool(retrying(url, lambda: filesystem.exists(path)))
+
+
+def names_in(url: str, options: Options = None) -> list[str]:
+    """Names of the files directly in a folder, sorted; none where the folder is missing."""
+    return _entries(url, "file", options)
+
+
+def folders_in(url: str, options: Options = None) -> list[str]:
+    """Names of the folders directly in a folder, sorted; none where the folder is missing."""
+    return _entries(url, "directory", options)
+
+
+def _entries(url: str, kind: str, options: Options) -> list[str]:
+    """Names of the files ("file") or folders ("directory") directly in a folder."""
+    if is_local(url):
+        path = local_path(url)
+        entries = list(path.iterdir()) if path.is_dir() else []
+        return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
+    filesystem, path_in_store = open_store(url, options)
+    try:
+        found = retrying(url, lambda: filesystem.ls(path_in_store, detail=True))
+    except FileNotFoundError:
+        return []
+    # Some stores keep an empty object for the folder itself.
+    itself = path_in_store.rstrip("/")
+    full = (entry["name"].rstrip("/") for entry in found if entry["type"] == kind)
+    return sorted(name.rsplit("/", 1)[-1] for name in full if name != itself)
+
+
+def remove(url: str, options: Options = None) -> None:
+    """Delete a file; a missing one is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        if is_local(url):
+            local_path(url).unlink()
+        else:
+            filesystem, path = open_store(url, options)
+            retrying(url, lambda: filesystem.rm_file(path))

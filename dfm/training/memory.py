@@ -1,0 +1,47 @@
+"""How much memory a worker needs for a plan, before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dfm.kernels.tables import Layout
+
+MIB, GIB = 1 << 20, 1 << 30
+_PROCESS = 512 * MIB
+"""A worker before any row: Python, Dask, Arrow, compiled kernels, and the nanny beside it."""
+_TASK_ROWS = 1 << 18
+_DECODED_CELL = 32
+"""Bytes of a cell while its shard is read: Arrow values, hashes, indices and their dealt copies."""
+
+
+def bounds(n_rows: int, n_fields: int, rows_per_round: int, hash_bits: int, layout: Layout) -> dict[str, int]:
+    """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits."""
+    per_feature = 4 * (layout.linear_width + layout.factor_width)
+    most_features = min(2**hash_bits, n_rows * n_fields)
+    return {
+        "partition_cache_bytes": n_rows * (4 * n_fields + 12),
+        "parameter_bytes_at_most": most_features * per_feature,
+        "round_bytes_per_replica_at_most": 2 * min(most_features, rows_per_round * n_fields) * (per_feature + 4),
+    }
+
+
+def worker_memory(plan: Mapping[str, Any], threads: int) -> int:
+    """Bytes of a worker process: an upper bound, for the plan's counts of features are.
+
+    Per task that runs at a time: a shard being read, a replica's partitions being built, or three copies of what a
+    round touches (before, after, difference). Beside them two copies of the table. Mapped partitions are page cache,
+    which the system takes back.
+    """
+    fields = len(plan["columns"])
+    reading = _TASK_ROWS * fields * _DECODED_CELL
+    building = 2 * plan["rows_per_replica"] * (4 * fields + 12)
+    training = 3 * plan["round_bytes_per_replica_at_most"] // 2
+    tables = 2 * plan["parameter_bytes_at_most"]
+    return rounded(1.25 * (_PROCESS + threads * max(reading, building, training) + tables), 256 * MIB)
+
+
+def rounded(value: float, step: int) -> int:
+    """The next multiple of a step."""
+    return math.ceil(value / step) * step

@@ -1,0 +1,96 @@
+"""How far a training has come: what, beside the parameters, decides how it goes on. All of it fits a checkpoint."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dfm.errors import DivergenceError
+from dfm.model.objective import Objective
+from dfm.training.rounds import ReplicaReport
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Book:
+    """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: by process."""
+
+    rounds: int = 0
+    rows: int = 0
+    weight: float = 0.0
+    loss: float = 0.0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+    kernel_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, reports: Sequence[ReplicaReport]) -> None:
+        """Count one more round."""
+        self.rounds += 1
+        by_place: dict[str, float] = defaultdict(float, self.kernel_seconds)
+        for report in reports:
+            self.rows += report.tally.rows
+            self.weight += report.tally.weight
+            self.loss += report.tally.loss
+            self.wire_bytes += report.wire_bytes
+            by_place[report.place] += report.seconds
+        self.kernel_seconds = dict(by_place)
+
+    def summary(self, objective: Objective, threads_per_worker: int) -> Event:
+        """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
+        busiest = max(self.kernel_seconds.values(), default=0.0) / threads_per_worker
+        return {
+            **objective.train_metric(self.loss / self.weight if self.weight else float("nan")),
+            "rows_per_second": self.rows / max(self.seconds, 1e-9),
+            "seconds": self.seconds,
+            "training_seconds": busiest,
+            "averaging_seconds": max(0.0, self.seconds - busiest),
+            "bytes_per_round": self.wire_bytes // max(self.rounds, 1),
+        }
+
+
+@dataclass
+class Progress:
+    """Where a training stands: in which epoch, after how many of its rounds, and what it has seen.
+
+    rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
+    average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
+    without a better one.
+    """
+
+    epoch: int = 1
+    round: int = 0
+    rounds_done: int = 0
+    blocks_at: int = 0
+    worse: int = 0
+    rollbacks: int = 0
+    book: Book = field(default_factory=Book)
+    history: list[Event] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Stand at the start of the next epoch."""
+        self.epoch, self.round, self.book = self.epoch + 1, 0, Book()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """The progress of a checkpoint."""
+        return cls(**{**values, "book": Book(**values["book"])})
+
+
+def check_finite(epoch: int, reports: Sequence[ReplicaReport], objective: Objective) -> None:
+    """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
+    for report in reports:
+        exploded = objective.has_exploded(report.tally.mean_loss)
+        if not report.tally.is_finite or exploded:
+            own = "; or your loss is not finite for one of the labels" if objective.info.sha256 else ""
+            loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
+            raise DivergenceError(
+                f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
+                f"try a smaller training.learning_rate (plain sgd wants 0.001), or more L2{own}"
+            )

@@ -1,0 +1,89 @@
+"""The end of a run: blocks become one model with golden rows, written where the job wants it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dfm.data.encoding import encode_batch
+from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
+from dfm.data.preparation import Reading
+from dfm.data.vocabulary import Vocabulary
+from dfm.errors import DataError, SettingsError
+from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
+from dfm.model.objective import LossInfo
+from dfm.settings.job import Job
+from dfm.storage import files, ownership
+from dfm.training import rounds
+
+logger = logging.getLogger(__name__)
+
+
+def check_output(job: Job) -> None:
+    """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
+    url, options = files.join(job.output.directory, "model"), job.data.storage_options
+    _check_apart(job)
+    check_place(url, options)
+    if not job.output.overwrite and files.exists(files.join(url, MANIFEST), options):
+        raise SettingsError(
+            f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
+        )
+    try:
+        files.check_writable(job.output.directory, options)
+    except (OSError, ImportError, ValueError) as error:
+        raise SettingsError(
+            f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
+        ) from error
+
+
+def _check_apart(job: Job) -> None:
+    """SettingsError where the output or the cache is, contains or lies inside the data, held-out rows included."""
+    inputs, options = [*job.data.train, *job.data.validation], job.data.storage_options
+    ownership.check_apart(job.output.directory, inputs, "output.directory", options)
+    ownership.check_apart(job.cluster.cache, inputs, "cluster.cache", options, may_hide=True)
+
+
+def check_shards(job: Job, shards: Sequence[Shard]) -> None:
+    """SettingsError where shards that were found, maybe beyond symbolic links, lie below the output or in the cache."""
+    urls = [shard.url for shard in shards]
+    for url, what in ((job.output.directory, "output.directory"), (job.cluster.cache, "cluster.cache")):
+        ownership.check_apart(url, [], what, job.data.storage_options, shards=urls)
+
+
+def publish_model(
+    blocks: Sequence[rounds.Block],
+    vocabulary: Vocabulary,
+    reading: Reading,
+    metadata: dict[str, Any],
+    golden_unit: Unit,
+    url: str,
+    loss: LossInfo | None = None,
+) -> str:
+    """Put the model together and save it with some golden rows; returns the fingerprint of its parameters."""
+    table = rounds.whole_table(blocks)
+    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
+    return model.save(url, golden_rows(reading, golden_unit), reading.storage_options)
+
+
+def golden_rows(reading: Reading, unit: Unit) -> pa.Table | None:
+    """The first good rows of a unit, as they are stored; none where its shard is gone: the model is worth more."""
+    try:
+        return _first_good_rows(reading, unit)
+    except DataError as error:
+        logger.warning("the model is published without golden rows: %s", error)
+        return None
+
+
+def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
+    for batch in read_unit(unit, reading.columns, reading.storage_options):
+        head = batch.data.slice(0, 4 * GOLDEN_ROWS)
+        with naming_shard(batch):
+            kind = reading.label_kind or reading.task
+            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, kind)
+        rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
+        if rows.num_rows:
+            return pa.Table.from_batches([rows])
+    return None

@@ -1,0 +1,290 @@
+"""One round as Dask tasks: replicas train on their slices, their changes are summed and merged into the blocks.
+
+Every task is a pure function of what it is given, so Dask may run it again on another worker and get the same bytes.
+Its name is what the dashboard shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dfm.averaging import gpu as gpu_averaging
+from dfm.averaging.merge import Averaging, OnProcessors
+from dfm.averaging.rules import MergeRule
+from dfm.data.partition import SparsePartition
+from dfm.data.vocabulary import Vocabulary
+from dfm.errors import ClusterError, SettingsError
+from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
+from dfm.model.fm_model import FMModel
+from dfm.model.metrics import Tally
+from dfm.model.objective import Objective
+from dfm.model.warm_start import warm_table
+from dfm.settings.tables import LOSS_TASKS
+
+_SEED_STRIDE = 1 << 45
+"""Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
+BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
+"""By the names that training.backend takes."""
+AVERAGING: dict[str, Callable[[], Averaging]] = {"numba": OnProcessors, "cupy": gpu_averaging.of_process}
+"""What goes with them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training task must know, apart from parameters and rows."""
+
+    spec: KernelSpec
+    rule: MergeRule
+    step: Step
+    """Rates of this round; its seed is the seed of the round, to which each replica adds its number."""
+    n_replicas: int
+    backend: str = "numba"
+    wire_dtype: str = "float32"
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled kernels of this process."""
+        return compiled(self.backend, self.spec)
+
+    @property
+    def averaging(self) -> Averaging:
+        """Where this process keeps tables and summands between walks."""
+        return AVERAGING[self.backend]()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds; a GPU's had
+    to wait for what was queued, too).
+
+    wire_bytes: of the parameters that it pulled; the first report of a push adds those of the summands.
+    """
+
+    replica: int
+    tally: RoundTally
+    seconds: float
+    place: str
+    wire_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The summed changes of some replicas, on their way to the blocks: a `Contribution`, or one that is on a GPU."""
+
+    contribution: Any
+    reports: tuple[ReplicaReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round."""
+
+    start: int
+    table: ParameterTable
+    momentum: ParameterTable | None = None
+    reports: tuple[ReplicaReport, ...] = ()
+
+
+def backend_here(wanted: str, spec: KernelSpec) -> str:
+    """The backend of this process, as "auto", "numba" or "cupy" want it.
+
+    SettingsError or ClusterError where a GPU is wanted that cannot do it, or is not there.
+    """
+    if wanted == "numba":
+        return wanted
+    try:
+        cupy_gpu.source_of(spec)
+    except SettingsError:
+        if wanted == "cupy":
+            raise
+        return "numba"
+    name, reason = cupy_device.availability()
+    if not name and wanted == "cupy":
+        raise ClusterError(f'backend = "cupy" needs a GPU: {reason}. Use backend = "numba" here')
+    return "cupy" if name else "numba"
+
+
+def compiled(backend: str, spec: KernelSpec) -> Kernels:
+    """Kernels of a backend by name; each backend keeps them per process."""
+    kernels: Kernels = BACKENDS[backend].compile_kernels(spec)
+    return kernels
+
+
+def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
+    """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
+    start, stop = bounds
+    n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
+    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+
+
+def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
+    """The untrained block, moved towards an earlier model."""
+    ids = vocabulary.ids[block.start : block.start + block.table.n_features]
+    return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
+
+
+def train_replicas(
+    work: Work,
+    first_replica: int,
+    numbers: range,
+    blocks: Sequence[Block],
+    replicas: Sequence[Sequence[SparsePartition]],
+) -> Push:
+    """Train neighbouring replicas, each from the same parameters on its slices `numbers`; sum what they changed."""
+    reports: list[ReplicaReport] = []
+    walked = [[slices[number] for number in numbers] for slices in replicas]
+
+    def contributions() -> Iterator[Any]:
+        for at, slices in enumerate(walked):
+            others = walked[at + 1 :]
+            following = Following(others[0][0], _seed(work, first_replica + at + 1, 0)) if others else None
+            contribution, report = _train_replica(work, first_replica + at, blocks, slices, following)
+            reports.append(report)
+            yield contribution
+
+    # The summands of one replica travel as they are, halved or not; a sum needs float32.
+    total = work.averaging.combine_all(contributions()) if len(walked) > 1 else next(contributions())
+    reports[0] = dataclasses.replace(reports[0], wire_bytes=reports[0].wire_bytes + total.nbytes)
+    return Push(total, tuple(reports))
+
+
+def _seed(work: Work, replica: int, number: int) -> int:
+    """Of a replica's walk over the slice that comes as this number in the round."""
+    return (work.step.seed + replica + number * _SEED_STRIDE) % 2**63
+
+
+def _train_replica(
+    work: Work,
+    replica: int,
+    blocks: Sequence[Block],
+    slices: Sequence[SparsePartition],
+    following: Following | None,
+) -> tuple[Any, ReplicaReport]:
+    """One after the other, each slice from where the last one ended. following: what this process walks after them."""
+    tables = [block.table for block in blocks]
+    averaging = work.averaging
+    several = averaging.unite(slices) if len(slices) > 1 else None
+    touched = several or slices[0]
+    before = averaging.pull(tables, touched.features, touched.n_factored)
+    after = averaging.copy(before)
+    tally, seconds = RoundTally(0, 0.0, 0.0, True), 0.0
+    for number, partition in enumerate(slices):
+        rows = several.positions[number] if several else touched.features
+        local = averaging.pull([after], rows, partition.n_factored) if several else after
+        step = dataclasses.replace(work.step, seed=_seed(work, replica, number))
+        rest = slices[number + 1 :]
+        next_one = Following(rest[0], _seed(work, replica, number + 1)) if rest else following
+        started = time.perf_counter()
+        tally += work.kernels.run_round(partition, local, step, next_one)
+        seconds += time.perf_counter() - started
+        if several:
+            averaging.put(local, rows, after)
+    contribution = averaging.contribute(work.rule, touched, before, after, work.wire_dtype == "bfloat16")
+    place = f"{platform.node()}/{os.getpid()}"
+    return contribution, ReplicaReport(replica, tally, seconds, place, before.nbytes)
+
+
+def part_of_push(push: Push, start: int, stop: int) -> Push:
+    """What concerns the rows [start, stop) of the table; the reports stay with row 0."""
+    return Push(push.contribution.select(start, stop), push.reports if start == 0 else ())
+
+
+def merge_block(work: Work, block: Block, pushes: Sequence[Push]) -> Block:
+    """The block after an average. pushes: whole, or their parts that concern the block."""
+    stop = block.start + block.table.n_features
+    averaging = work.averaging
+    total = averaging.combine_all([push.contribution.select(block.start, stop) for push in pushes])
+    table, momentum = averaging.finalise(
+        work.rule, block.table, block.start, total, work.n_replicas, work.step, block.momentum
+    )
+    reports = tuple(report for push in pushes for report in push.reports) if block.start == 0 else ()
+    return Block(block.start, table, momentum, reports)
+
+
+def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
+    """The reports of the round that made a block; block 0 carries them."""
+    return block.reports
+
+
+def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
+    """Metrics of the parameters on some rows."""
+    tables = [block.table for block in blocks]
+    objective = Objective.of_spec(task, work.spec)
+    total = objective.empty()
+    for partition in partitions:
+        table = work.averaging.pull(tables, partition.features, partition.n_factored)
+        scores = work.kernels.scores(partition, table)
+        weights = partition.weights if partition.weights.size else None
+        total = total + objective.tally(scores, partition.labels, weights)
+    return total
+
+
+def merge_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Sum of tallies, in their order."""
+    total = tallies[0]
+    for tally in tallies[1:]:
+        total = total + tally
+    return total
+
+
+def whole_table(blocks: Sequence[Block]) -> ParameterTable:
+    """The table that the blocks make up, without optimizer state."""
+    layout = blocks[0].table.layout.stateless
+    table = allocate(
+        layout,
+        sum(block.table.n_features for block in blocks),
+        sum(block.table.n_factored for block in blocks),
+    )
+    table.bias[:] = blocks[0].table.bias[:1]
+    row = 0
+    for block in blocks:
+        table.linear[block.start : block.start + block.table.n_features, 0] = block.table.linear_weights
+        n_factored = block.table.n_factored
+        table.factors[row : row + n_factored] = block.table.factors[:, : layout.lanes]
+        row += n_factored
+    return table
+
+
+def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
+    """Compile in this process what a round needs; returns the seconds that it took.
+
+    n_slices: as many as a round walks.
+    _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
+    """
+    started = time.perf_counter()
+    layout = Layout(work.spec.optimizer, work.spec.n_factors)
+    ids = np.arange(2, dtype=np.uint32)
+    table = initialise(layout, ids, 2, InitialValues(0))
+    ones = np.ones(1, np.float32)
+    partition = SparsePartition(
+        np.array([0, 2]),
+        ids,
+        np.zeros(0, np.float32),
+        ones,
+        np.zeros(0, np.float32),
+        ids,
+        len(table.factors),
+        1,
+    )
+    push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
+    merge_block(work, Block(0, table), [push])
+    evaluate_partitions(
+        work,
+        LOSS_TASKS.get(str(work.spec.loss), "classification"),
+        [Block(0, table)],
+        [partition],
+    )
+    return time.perf_counter() - started

@@ -1,0 +1,4 @@
+"""The steps of a night: data check, training, gate, registry, report.
+
+Imports launch.
+"""

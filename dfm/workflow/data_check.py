@@ -1,0 +1,144 @@
+"""Is a new partition of a log what the days before it let expect? Its columns, its rows and its click rate.
+
+A day's profile comes from the footers of its shards and one column, the label. It is kept beside the results, under a
+name that follows from the shards as they are, so a check reads each day once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dfm.data.encoding import encode_batch
+from dfm.data.parquet import Shard, Unit, arrow_schema, find_shards, naming_shard, read_unit
+from dfm.data.preparation import fingerprint
+from dfm.data.schema import ResolvedSchema
+from dfm.errors import DataError, SettingsError
+from dfm.settings.job import Job
+from dfm.storage import files
+
+_THREADS = 4
+_HASH_BITS = 10
+"""Labels are read the way of training, through the encoder; without fields there is nothing to hash."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one partition holds. `columns`: the type of each column that the job reads, as Arrow names it."""
+
+    url: str
+    columns: dict[str, str]
+    rows: int
+    bad_labels: int
+    label_mean: float
+    """Of the good rows: the click rate where labels are 0 and 1."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a partition may lie from those before it."""
+
+    rows_low: float = 0.5
+    """Rows over the median of the days before, at least."""
+    rows_high: float = 2.0
+    label_mean_low: float = 0.8
+    """Click rate over that of the rows of the days before, at least."""
+    label_mean_high: float = 1.25
+    max_bad_fraction: float = 0.01
+    """Rows whose label is missing or illegal."""
+    min_rows: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise SettingsError(f"limit {name} = {value!r} is not legal: expected a number, 0 or more")
+        for low, high in (("rows_low", "rows_high"), ("label_mean_low", "label_mean_high")):
+            if getattr(self, low) > getattr(self, high):
+                raise SettingsError(f"limit {low} = {getattr(self, low)} lies above {high} = {getattr(self, high)}")
+
+
+def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profile:
+    """The profile of a partition; taken from the folder `keep` where it was made of these shards before."""
+    options = job.data.storage_options
+    shards = find_shards([url], options)
+    key = fingerprint([[s.url, s.size, s.modified] for s in shards], schema.to_dict(), job.model.task)
+    kept = files.join(keep, f"profile-{key[:32]}.json") if keep else ""
+    if kept and files.exists(kept, options):
+        return Profile(**json.loads(files.read_bytes(kept, options)))
+    found = _read(url, job, schema, shards)
+    if kept:
+        files.write_bytes(kept, json.dumps(dataclasses.asdict(found), indent=1).encode(), options)
+    return found
+
+
+def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -> Profile:
+    options = job.data.storage_options
+    full = [shard for shard in shards if shard.n_rows]
+    kinds = {field.name: str(field.type) for field in arrow_schema(full[0], options)}
+    used = [name for name in (schema.label, schema.weight, schema.time, *schema.columns) if name in kinds]
+    labels_only = dataclasses.replace(schema, weight="", fields=())
+
+    def count(shard: Shard) -> tuple[int, int, float]:
+        rows, good, total = 0, 0, 0.0
+        for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.label], options):
+            with naming_shard(batch):
+                encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, job.model.task)
+            rows += batch.data.num_rows
+            good += int(encoded.good.sum())
+            total += float(encoded.rows.labels.sum(dtype="float64"))
+        return rows, good, total
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counts = list(pool.map(count, full))
+    rows, good = sum(n for n, _, _ in counts), sum(n for _, n, _ in counts)
+    mean = sum(total for _, _, total in counts) / max(good, 1)
+    return Profile(url, {name: kinds[name] for name in dict.fromkeys(used)}, rows, rows - good, mean)
+
+
+def compare(today: Profile, before: Sequence[Profile], limits: Limits) -> list[str]:
+    """What is odd about a partition, in words; empty where nothing is. `before`: oldest first, may be empty."""
+    found = []
+    if today.rows < limits.min_rows:
+        found.append(f"{today.rows} rows, fewer than min_rows = {limits.min_rows}")
+    if today.bad_labels > limits.max_bad_fraction * today.rows:
+        found.append(
+            f"{today.bad_labels} of {today.rows} labels are missing or illegal, more than max_bad_fraction = "
+            f"{limits.max_bad_fraction:g}"
+        )
+    if not before:
+        return found
+    found += _changed_columns(today, before[-1])
+    usual = statistics.median(day.rows for day in before)
+    if not limits.rows_low * usual <= today.rows <= limits.rows_high * usual:
+        found.append(
+            f"{today.rows:,} rows; {len(before)} partitions before it have {usual:,.0f} (median), and "
+            f"{limits.rows_low:g} to {limits.rows_high:g} times as many are expected"
+        )
+    weights = [day.rows - day.bad_labels for day in before]
+    mean = sum(day.label_mean * n for day, n in zip(before, weights, strict=True)) / max(sum(weights), 1)
+    if not limits.label_mean_low * mean <= today.label_mean <= limits.label_mean_high * mean:
+        found.append(
+            f"the mean label (click rate) is {today.label_mean:.4f}; before it was {mean:.4f}, and "
+            f"{limits.label_mean_low:g} to {limits.label_mean_high:g} times that is expected"
+        )
+    return found
+
+
+def _changed_columns(today: Profile, yesterday: Profile) -> list[str]:
+    names = dict.fromkeys([*yesterday.columns, *today.columns])
+    return [
+        f"column {name!r} is {today.columns.get(name, 'missing')}; it was {yesterday.columns.get(name, 'missing')} in "
+        f"{yesterday.url}"
+        for name in names
+        if today.columns.get(name) != yesterday.columns.get(name)
+    ]
+
+
+def check(today: Profile, before: Sequence[Profile], limits: Limits) -> None:
+    """DataError where a partition is not what those before it let expect."""
+    if problems := compare(today, before, limits):
+        raise DataError(f"{today.url} is not as expected: {'; '.join(problems)}")

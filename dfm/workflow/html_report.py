@@ -1,0 +1,76 @@
+"""One page of HTML about a run or a night: tables of numbers, readable in any browser, no script, no picture."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dfm.model.fm_model import read_manifest
+from dfm.storage import files, ownership
+
+REPORT = "report.html"
+_HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
+    "border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}h2{margin:1.5rem 0 0;font-size:1.1rem}"
+)
+_EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
+_LONG = ("calibration_bins", "history", "columns")
+"""What a table of single numbers leaves out."""
+
+
+def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
+    """Write a page, in place of an earlier one, and return its URL.
+
+    A section is a mapping (one row each) or a list of them (one table). SettingsError where another's file is there.
+    """
+    parts = [f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content]
+    page = (
+        f"{_HEAD}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
+    )
+    ownership.check_replaceable(url, ownership.begins_with(_HEAD.encode()), options)
+    files.write_bytes(url, page.encode(), options)
+    return url
+
+
+def report_training(directory: str, title: str, options: files.Options = None) -> str:
+    """The page about the model in an output location: epochs, validation, rows, settings."""
+    metadata = read_manifest(files.join(directory, "model"), options)["metadata"]
+    epochs = [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in metadata["history"]]
+    sections = {
+        "epochs": epochs,
+        "validation": metadata["validation"],
+        "rows": metadata["rows"],
+        "warm start": metadata.get("warm_start"),
+        "settings": {
+            f"{table}.{key}": value for table, knobs in metadata["settings"].items() for key, value in knobs.items()
+        },
+    }
+    return write_report(files.join(directory, REPORT), title, sections, options)
+
+
+def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(content, Mapping):
+        rows = [(str(key), value) for key, value in content.items() if key not in _LONG]
+        return "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{_cell(v)}" for k, v in rows) + "</table>"
+    names = list(dict.fromkeys(name for row in content for name in row))
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}" for name in names) for row in content)
+    return f"<table><tr>{head}{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.5f}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return html.escape(", ".join(f"{key} {inner}" for key, inner in value.items()))
+    if isinstance(value, list | tuple):
+        return "<br>".join(html.escape(str(item)) for item in value)
+    return html.escape(str(value))

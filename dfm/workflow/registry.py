@@ -1,0 +1,182 @@
+"""Which model is the champion: an alias names it, and a model becomes it only where the gate lets it through.
+
+An alias is a folder (or URL) of small files, one a version: `v000001.json`, `v000002.json`, … The highest one names the
+champion. A file is made only where none exists, so of two publications at once one succeeds and the other learns of it;
+a reader sees the old champion or the new one. Nothing is ever changed or removed: the folder is the history.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfm.errors import GateError, ModelError
+from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
+from dfm.storage import files
+from dfm.workflow.gate import Verdict
+
+
+class Overtaken(GateError):
+    """Another model became the champion in the meantime; judge again."""
+
+
+_VERSION = re.compile(r"v(\d{6,})\.json")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One entry of an alias: the champion from `time` (ISO 8601, UTC) until the next entry."""
+
+    number: int
+    model: str
+    parameters_sha256: str
+    action: str = "promote"
+    """"promote" or "rollback"."""
+    previous: int = 0
+    """The version that a rollback goes back to; 0: none."""
+    withdrawn: str = ""
+    """Of a rollback: the parameters that it took out of service (sha256)."""
+    order: str = ""
+    """When the model's data ended, in any form that sorts: an earlier one never replaces a later one."""
+    reason: str = ""
+    time: str = ""
+    candidate: dict[str, Any] = field(default_factory=dict)
+    champion: dict[str, Any] = field(default_factory=dict)
+
+
+def versions(alias: str, options: files.Options = None) -> list[Version]:
+    """All entries of an alias, oldest first; none where there is no such alias yet."""
+    names = [name for name in files.names_in(alias, options) if _VERSION.fullmatch(name)]
+    return [_read(files.join(alias, name), options) for name in sorted(names, key=_number)]
+
+
+def champion(alias: str, options: files.Options = None) -> Version | None:
+    """The present entry of an alias."""
+    names = [name for name in files.names_in(alias, options) if _VERSION.fullmatch(name)]
+    return _read(files.join(alias, max(names, key=_number)), options) if names else None
+
+
+def model_of(url: str, options: files.Options = None) -> str:
+    """The model that a URL means: of an alias its champion, else the URL itself."""
+    if files.exists(files.join(url, MANIFEST), options):
+        return url
+    present = champion(url, options)
+    return present.model if present else url
+
+
+def _number(name: str) -> int:
+    match = _VERSION.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _read(url: str, options: files.Options) -> Version:
+    try:
+        return Version(**json.loads(files.read_bytes(url, options)))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{url} is no version of an alias ({error}); restore it, the folder is append-only") from error
+
+
+def parameters_of(model: str, options: files.Options = None) -> str:
+    """What tells one model from another: the checksum of its parameters (sha256, hex)."""
+    return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
+
+
+def published_as(history: Sequence[Version], model: str, parameters: str) -> Version | None:
+    """The version by which a model became the champion, unless it was withdrawn since."""
+    if any(entry.withdrawn == parameters for entry in history):
+        return None
+    same = [entry for entry in history if (entry.model, entry.parameters_sha256) == (model, parameters)]
+    return same[0] if same else None
+
+
+def objections(history: Sequence[Version], parameters: str, order: str) -> list[str]:
+    """Why an alias with this history should not take these parameters, whatever their metrics."""
+    found = []
+    present = history[-1] if history else None
+    if present and order and present.order and order < present.order:
+        found.append(
+            f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
+        )
+    for entry in history:
+        if entry.withdrawn == parameters:
+            found.append(f"it was the champion before, and was withdrawn by version {entry.number} ({entry.reason})")
+    return found
+
+
+def promote(
+    alias: str,
+    model: str,
+    verdict: Verdict,
+    *,
+    order: str = "",
+    seen: int | None = None,
+    options: files.Options = None,
+) -> Version:
+    """Make a model the champion. GateError where the verdict or the history of the alias speaks against it.
+
+    seen: number of the version that the verdict compared with (0: none); with another one in its place it is Overtaken.
+    A model that was promoted before is left where it stands, without a new version. The model is loaded first: what
+    does not score its golden rows is never published.
+    """
+    where = _absolute(model)
+    parameters = parameters_of(where, options)
+    history = versions(alias, options)
+    present = history[-1] if history else None
+    if known := published_as(history, where, parameters):
+        return known
+    if refusals := [*verdict.refusals, *objections(history, parameters, order)]:
+        raise GateError(f"{model} does not become the champion of {alias}: {'; '.join(refusals)}")
+    number = present.number if present else 0
+    if seen is not None and seen != number:
+        raise Overtaken(_overtaken(alias, seen, number))
+    FMModel.load(where, options)
+    entry = Version(
+        number + 1, where, parameters, "promote", number, "", order, "passed the gate", _now(),
+        verdict.candidate, verdict.champion,
+    )  # fmt: skip
+    return _append(alias, entry, options)
+
+
+def rollback(alias: str, reason: str = "", options: files.Options = None) -> Version:
+    """Make the champion before the present one the champion again; a second call goes back one further.
+
+    The present one is withdrawn: promoting it again is refused. GateError where there is none to go back to.
+    """
+    history = {entry.number: entry for entry in versions(alias, options)}
+    present = history[max(history)] if history else None
+    target = history.get(present.previous) if present else None
+    if present is None or target is None:
+        raise GateError(f"{alias} has no champion to go back to; it has {len(history)} versions")
+    FMModel.load(target.model, options)
+    entry = Version(
+        present.number + 1, target.model, target.parameters_sha256, "rollback", target.previous,
+        present.parameters_sha256, target.order, reason or "rolled back", _now(), target.candidate, target.champion,
+    )  # fmt: skip
+    return _append(alias, entry, options)
+
+
+def _append(alias: str, entry: Version, options: files.Options) -> Version:
+    data = json.dumps(dataclasses.asdict(entry), indent=1).encode()
+    try:
+        files.create_bytes(files.join(alias, f"v{entry.number:06d}.json"), data, options)
+    except FileExistsError as error:
+        raise Overtaken(_overtaken(alias, entry.number - 1, entry.number)) from error
+    return entry
+
+
+def _overtaken(alias: str, seen: int, found: int) -> str:
+    return f"{alias} went from version {seen} to {found} in the meantime; compare with the new champion and try again"
+
+
+def _absolute(url: str) -> str:
+    return os.path.abspath(files.local_path(url)) if files.is_local(url) else url
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,299 @@
+"""The steps of a nightly run, each of which does its work once: what is finished is found again and returned.
+
+A workflow engine may call a step twice, retry it after a crash, or run many days at once. Truth lies in storage alone:
+the record of the run, the manifest of the model, and small files named by what they were made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Client
+
+from dfm import jobs
+from dfm.data.parquet import Shard, find_shards
+from dfm.data.preparation import fingerprint
+from dfm.distributed.predict import DONE, Overwrite
+from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
+from dfm.launch.process import is_lost
+from dfm.model.fm_model import MANIFEST, read_manifest
+from dfm.runs import record as runs
+from dfm.runs.record import RunRecord
+from dfm.settings.job import Job
+from dfm.settings.tables import ClusterSettings
+from dfm.storage import files, ownership
+from dfm.training.inputs import find_inputs, resolve_schema
+from dfm.workflow import data_check, registry
+from dfm.workflow.gate import Gate, Verdict, judge
+
+logger = logging.getLogger(__name__)
+OnEvent = Callable[[dict[str, Any]], None]
+START = "start.json"
+"""The model that a run goes on from, beside its results."""
+SCORED = ".scored.json"
+"""What predictions were made of; hidden from readers of the folder."""
+_ATTEMPTS = 3
+"""Publications that may overtake one of ours before it gives up."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What the work runs on: a client, or the settings of a cluster; and how storage is reached."""
+
+    client: Client | None = None
+    settings: ClusterSettings = field(default_factory=ClusterSettings)
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    on_event: OnEvent | None = None
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def pin_start(directory: str, wanted: str, options: files.Options = None) -> str:
+    """The model that the run of a directory goes on from: the wanted one, or the champion of an alias; "" for none.
+
+    Decided once and kept in the directory. A second try then trains the same job, though the earlier model may have
+    appeared, or the champion changed, since the first one.
+    """
+    kept = files.join(directory, START)
+    url = registry.model_of(wanted, options) if wanted else ""
+    choice = url if url and files.exists(files.join(url, MANIFEST), options) else ""
+    try:
+        files.create_bytes(kept, json.dumps({"wanted": wanted, "model": choice}).encode(), options)
+    except FileExistsError:
+        choice = str(json.loads(files.read_bytes(kept, options))["model"])
+    return choice
+
+
+def finished_run(job: Job) -> RunRecord | None:
+    """The record of a run that ended with this job's model on this data; None where there is work to do."""
+    options = job.data.storage_options
+    record = runs.read_run(job.output.directory, options)
+    if record is None or record.state != "finished" or record.job_fingerprint != job.fingerprint():
+        return None
+    try:
+        manifest = read_manifest(files.join(job.output.directory, "model"), options)["metadata"]
+    except ModelError:
+        return None
+    if manifest.get("job_fingerprint") != job.fingerprint():
+        return None
+    try:
+        shards = find_inputs(job).train
+    except DataError:  # the log may be gone by now; the model is there
+        return record
+    return record if manifest.get("data_fingerprint") == fingerprint(_identities(shards)) else None
+
+
+def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
+    """The record of this job's driver where one is at work; None where it is over, or died without a word.
+
+    by_process: whether the death of its process is its end (`dfm.launch.process.is_lost`).
+    """
+    record = runs.read_run(job.output.directory, job.data.storage_options)
+    if record is None or record.is_over or record.job_fingerprint != job.fingerprint():
+        return None
+    return None if is_lost(record, by_process) else record
+
+
+def outcome(record: RunRecord) -> dict[str, Any]:
+    """What a finished run hands on: small, JSON-ready."""
+    keep = {name: value for name, value in record.validation.items() if name != "calibration_bins"}
+    return {
+        "run_id": record.run_id,
+        "model": record.model,
+        "parameters_sha256": record.parameters_sha256,
+        "validation": keep,
+        "rows": record.rows,
+    }
+
+
+def raise_unless_finished(record: RunRecord | None, directory: str) -> RunRecord:
+    """The record of a run that succeeded. Its error as a DfmError where it did not."""
+    if record is not None and record.state == "finished":
+        return record
+    if record is None:
+        raise ClusterError(f"there is no run in {directory}; start it again")
+    told = (record.error or {}).get("message") or f"its last sign of life was at {record.updated}"
+    if record.state == "cancelled":
+        raise RunCancelled(told)
+    known = {kind.exit_code: kind for kind in DfmError.__subclasses__()}
+    code = int((record.error or {}).get("exit_code", 1))
+    raise known.get(code, ClusterError)(f"run {record.run_id} in {directory} is {record.state}: {told}")
+
+
+def train_once(job: Job, run_id: str, where: Where, poll: float = 5.0) -> dict[str, Any]:
+    """Train a job unless that is done; where a driver of the same job is at work, wait for its end instead.
+
+    A driver that died is replaced, and the new one goes on from its checkpoint.
+    """
+    if record := finished_run(job):
+        logger.info("run %s is finished already; nothing to do", record.run_id)
+        return outcome(record)
+    if record := running_driver(job):
+        logger.info("run %s is at work on %s; waiting for it", record.run_id, record.host or "a cluster")
+        if record := wait_for(job, poll):
+            return outcome(raise_unless_finished(record, job.output.directory))
+        logger.warning("the driver of run %s is gone; starting another one", run_id)
+    runs.submitted(job, run_id, job.cluster.scheduler)
+    jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
+    return outcome(
+        raise_unless_finished(runs.read_run(job.output.directory, job.data.storage_options), job.output.directory)
+    )
+
+
+def wait_for(job: Job, poll: float) -> RunRecord | None:
+    """The record of a run once it is over; None where its driver is gone."""
+    while True:
+        record = runs.read_run(job.output.directory, job.data.storage_options)
+        if record is None or is_lost(record):
+            return None
+        if record.is_over:
+            return record
+        time.sleep(poll)
+
+
+# --- evaluation, publication, scoring --------------------------------------------------------------------
+
+
+def evaluate_once(
+    model: str, data: Sequence[str], where: Where, *, on_bad_rows: str = "error", unseen: bool = False
+) -> dict[str, Any]:
+    """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
+
+    unseen: refuse (DataError) shards that the model was trained on.
+    """
+    options = where.storage_options
+    shards = find_shards(list(data), options)
+    if unseen:
+        _check_unseen(model, shards, options)
+    key = fingerprint(registry.parameters_of(model, options), _identities(shards), on_bad_rows)
+    kept = f"{model.rstrip('/')}-evaluations/{key[:32]}.json"
+    if files.exists(kept, options):
+        return dict(json.loads(files.read_bytes(kept, options)))
+    metrics = jobs.evaluate(
+        model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
+        storage_options=options, on_event=where.on_event,
+    )  # fmt: skip
+    files.write_bytes(kept, json.dumps(metrics, indent=1).encode(), options)
+    return metrics
+
+
+def _check_unseen(model: str, shards: Sequence[Shard], options: files.Options) -> None:
+    settings = read_manifest(model, options)["metadata"].get("settings")
+    if not settings:
+        return
+    tables = {**settings, "data": {**settings["data"], "storage_options": dict(options or {})}}
+    try:
+        inputs = find_inputs(Job.from_dict(tables))
+    except DataError:  # the training log may be gone by now
+        return
+    seen = {shard.url for shard in inputs.train}
+    both = [shard.url for shard in shards if shard.url in seen]
+    if both and not inputs.split_rows:
+        raise DataError(
+            f"the model at {model} was trained on {both[0]}" + (f" and {len(both) - 1} more" if len(both) > 1 else "")
+            + "; evaluate it on rows that it has not seen"
+        )  # fmt: skip
+
+
+def publish(
+    candidate: str, alias: str, data: Sequence[str], gate: Gate, where: Where, *, order: str = "", enforce: bool = True
+) -> dict[str, Any]:
+    """Compare a candidate with the champion on the same shards, and make it the champion where the gate lets it.
+
+    order: when the candidate's data ended; a model of earlier data never replaces one of later data. GateError where it
+    is refused, unless `enforce` is off: then the answer says so.
+    """
+    options = where.storage_options
+    ownership.check_apart(alias, data, "alias", options)
+    metrics = evaluate_once(candidate, data, where, unseen=True)
+    for attempt in range(1, _ATTEMPTS + 1):
+        present = registry.champion(alias, options)
+        rival = evaluate_once(present.model, data, where) if present else None
+        verdict = judge(metrics, rival, gate)
+        try:
+            version = present.number if present else 0
+            entry = registry.promote(alias, candidate, verdict, order=order, seen=version, options=options)
+            return _publication(alias, entry.number, verdict, [])
+        except registry.Overtaken:
+            if attempt == _ATTEMPTS:
+                raise
+        except GateError as refusal:
+            if enforce:
+                raise
+            return _publication(alias, present.number if present else 0, verdict, [str(refusal)])
+    raise AssertionError("unreachable")
+
+
+def _publication(alias: str, version: int, verdict: Verdict, refusals: list[str]) -> dict[str, Any]:
+    return {
+        "promoted": not refusals,
+        "refusals": refusals,
+        "alias": alias,
+        "version": version,
+        "candidate_metrics": verdict.candidate,
+        "champion_metrics": verdict.champion,
+    }
+
+
+def predict_once(
+    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error",
+    beside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone.
+
+    Earlier scores in `output` are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    """
+    options = where.storage_options
+    url = registry.model_of(model, options)
+    shards = find_shards(list(data), options)
+    key = fingerprint(registry.parameters_of(url, options), _identities(shards), list(keep), on_bad_rows)
+    record = files.join(output, SCORED)
+    ownership.check_replaceable(record, _is_scored, options)
+    if files.exists(record, options) and files.exists(files.join(output, DONE), options):
+        known = json.loads(files.read_bytes(record, options))
+        if known["key"] == key:
+            return dict(known["summary"])
+    ownership.remove_own(record, _is_scored, options)
+    replaced: Overwrite = "beside" if beside else "own"
+    scored = jobs.predict(
+        url, data, output, keep=keep, overwrite=replaced, settings=where.settings, client=where.client,
+        on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
+    )  # fmt: skip
+    summary = {**scored, "model": url}
+    files.write_bytes(record, json.dumps({"key": key, "summary": summary}).encode(), options)
+    return summary
+
+
+def _is_scored(url: str, options: files.Options) -> bool:
+    return ownership.is_record(url, ("key", "summary"), options)
+
+
+def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
+    return [[shard.url, shard.size, shard.modified] for shard in shards]
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+def check_day(job: Job, day: str, before: Sequence[str], limits: data_check.Limits, keep: str = "") -> dict[str, Any]:
+    """Compare a partition with those before it (oldest first; missing ones are passed over). DataError where it is odd.
+
+    keep: a folder for the profiles. Returns rows and click rate, and which of the earlier partitions are there.
+    """
+    options = job.data.storage_options
+    if keep:
+        ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
+    there = [url for url in before if files.exists(url, options)]
+    shards = find_shards([day], options)
+    schema = resolve_schema(job, next(shard for shard in shards if shard.n_rows))
+    earlier = [data_check.profile(url, job, schema, keep) for url in there]
+    today = data_check.profile(day, job, schema, keep)
+    data_check.check(today, earlier, limits)
+    return {**{key: value for key, value in dataclasses.asdict(today).items() if key != "columns"}, "before": there}

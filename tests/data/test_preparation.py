@@ -1,0 +1,706 @@
+"""From shards to partitions: what is cached, what a lost or damaged cache changes (nothing), what statistics are."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dfm.data.accounting import RowAccount
+from dfm.data.encoding import NumberStatistics
+from dfm.data.parquet import Shard, Unit, describe_shard
+from dfm.data.partition import HashedRows, SparsePartition
+from dfm.data.preparation import (
+    Chunk,
+    Reading,
+    check_label_classes,
+    fingerprint,
+    hash_units,
+    load_slices,
+    merge_sketches,
+    prune_cache,
+    sketch_numbers,
+)
+from dfm.data.schema import Schema, resolve
+from dfm.data.time_split import at_or_after
+from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features
+from dfm.errors import DataError
+from dfm.settings.job import Job
+from dfm.storage.arrays import write_arrays
+from dfm.training.inputs import find_inputs
+from tests.support.shards import write_shard
+
+HASH_BITS = 12
+COLUMNS = ["label", "w", "day", "C", "I", "L"]
+UNIFORM = Schema(weight="w", time="day", categorical=["C"], numeric=["I"])
+RAGGED = Schema(weight="w", time="day", categorical=["C"], numeric=["I"], transforms={"I": "raw"}, lists=["L"])
+RowKey = tuple[float, float, tuple[tuple[int, float], ...]]
+
+
+def columns_of(first: int, n_rows: int) -> dict[str, Any]:
+    """Rows that are all different: the weight is the row's number."""
+    numbers = range(first, first + n_rows)
+    return {
+        "label": [n % 2 for n in numbers],
+        "w": [float(n) for n in numbers],
+        "day": [f"2026-11-{1 + n // 20:02d}" for n in numbers],
+        "C": [f"c{n % 7}" for n in numbers],
+        "I": [None if n % 5 == 0 else n for n in numbers],
+        "L": [[f"l{n % 3}", "x"][: n % 3] for n in numbers],
+    }
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Shard]:
+    """60 and 41 rows in row groups of 16."""
+    paths = [
+        write_shard(tmp_path / "data" / f"{name}.parquet", columns_of(first, n_rows), 16)
+        for name, first, n_rows in (("a", 0, 60), ("b", 60, 41))
+    ]
+    return [describe_shard(path) for path in paths]
+
+
+@pytest.fixture(params=["uniform", "ragged"])
+def reading(request: pytest.FixtureRequest, tmp_path: Path) -> Reading:
+    schema = UNIFORM if request.param == "uniform" else RAGGED
+    return Reading(resolve(schema, COLUMNS), HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+
+
+def whole(shards: Sequence[Shard]) -> list[Unit]:
+    return [Unit(shard, 0, shard.n_rows) for shard in shards]
+
+
+def keys(rows: HashedRows) -> list[RowKey]:
+    """Everything that is known of each row."""
+    values = rows.values if rows.values.size else np.ones(len(rows.indices), np.float32)
+    flat = list(zip(rows.indices.tolist(), values.tolist(), strict=True))
+    entries = [tuple(flat[rows.indptr[i] : rows.indptr[i + 1]]) for i in range(rows.n_rows)]
+    return list(zip(rows.labels.tolist(), rows.weights.tolist(), entries, strict=True))
+
+
+def partition_keys(partition: SparsePartition, ids: np.ndarray) -> list[tuple[float, float, dict[int, float]]]:
+    """The same of a partition: its entries as a dictionary, since duplicates were summed."""
+    implicit = int(partition.indptr[partition.n_implicit])
+    values = [1.0] * implicit + partition.values.tolist()
+    rows = []
+    for i, (start, stop) in enumerate(zip(partition.indptr[:-1], partition.indptr[1:], strict=True)):
+        features = ids[partition.features[partition.indices[start:stop]]].tolist()
+        entries = dict(zip(features, values[start:stop], strict=True))
+        rows.append((float(partition.labels[i]), float(partition.weights[i]), entries))
+    return rows
+
+
+def summed(key: RowKey) -> tuple[float, float, dict[int, float]]:
+    sums: Counter[int] = Counter()
+    for index, value in key[2]:
+        sums[index] += value
+    return key[0], key[1], dict(sums)
+
+
+def assert_same_arrays(left: object, right: object) -> None:
+    """Two records hold the same arrays, bit by bit."""
+    for entry in dataclasses.fields(left):
+        ours, theirs = getattr(left, entry.name), getattr(right, entry.name)
+        if isinstance(ours, np.ndarray):
+            assert ours.dtype == theirs.dtype, entry.name
+            np.testing.assert_array_equal(ours, theirs, err_msg=entry.name)
+        elif dataclasses.is_dataclass(ours):
+            assert_same_arrays(ours, theirs)
+        else:
+            assert ours == theirs, entry.name
+
+
+def cache_files(reading: Reading, kind: str) -> list[Path]:
+    return sorted(Path(reading.cache).glob(f"{kind}-*"))
+
+
+# -------------------------------------------------------------------------------------------------- hashing ----
+
+
+def test_without_a_seed_rows_keep_the_order_of_the_units(reading, shards):
+    chunk = hash_units(reading, whole(shards), 1, None)
+    assert chunk.rows.weights.tolist() == list(range(101))
+    assert chunk.rows.labels.tolist() == [n % 2 for n in range(101)]
+    assert chunk.account == RowAccount(101, 101, (), 50.0)
+    part = hash_units(reading, [Unit(shards[1], 7, 20), Unit(shards[0], 30, 35)], 1, None)
+    everything = keys(chunk.rows)
+    assert keys(part.rows) == everything[67:80] + everything[30:35]
+
+
+@pytest.mark.parametrize("n_slices", [1, 3, 8, 200])
+def test_rows_are_dealt_into_slices_of_equal_size_and_none_is_lost(reading, shards, n_slices):
+    chunk = hash_units(reading, whole(shards), n_slices, (5, 0))
+    sizes = np.diff(chunk.offsets)
+    assert len(sizes) == n_slices
+    assert sizes.max() - sizes.min() <= 1
+    slices = [chunk.rows.weights[start:stop].tolist() for start, stop in itertools.pairwise(chunk.offsets)]
+    assert all(numbers == sorted(numbers) for numbers in slices), (
+        "rows of a slice lie as in the file, to copy them fast"
+    )
+    assert Counter(keys(chunk.rows)) == Counter(keys(hash_units(reading, whole(shards), 1, None).rows))
+
+
+def test_who_shares_a_slice_is_decided_by_the_seed_alone(reading, shards):
+    def members(seed: tuple[int, ...], cache: str) -> list[set[float]]:
+        chunk = hash_units(dataclasses.replace(reading, cache=reading.cache + cache), whole(shards), 4, seed)
+        return [set(chunk.rows.weights[a:b].tolist()) for a, b in itertools.pairwise(chunk.offsets)]
+
+    first = members((1, 2), "")
+    assert members((1, 2), "-other") == first
+    assert members((1, 3), "") != first
+    assert all(max(members) - min(members) > 40 for members in first)
+
+
+def test_a_chunk_counts_its_features(reading, shards):
+    chunk = hash_units(reading, whole(shards), 4, (1, 2))
+    slow = Counter(chunk.rows.indices.tolist())
+    assert dict(zip(chunk.counts.ids.tolist(), chunk.counts.counts.tolist(), strict=True)) == slow
+
+
+def test_units_without_rows_give_an_empty_chunk(reading, shards):
+    chunk = hash_units(reading, [Unit(shards[0], 3, 3)], 2, (1,))
+    assert (chunk.rows.n_rows, chunk.offsets.tolist(), chunk.account) == (0, [0, 0, 0], RowAccount())
+    assert hash_units(reading, [], 1, None).rows.n_rows == 0
+
+
+def test_bad_rows_are_accounted_for_or_stop_the_job(reading, tmp_path):
+    columns = columns_of(0, 40)
+    columns["label"][33] = 2
+    columns["w"][20] = -1.0
+    shard = describe_shard(write_shard(tmp_path / "bad.parquet", columns, 16))
+    chunk = hash_units(dataclasses.replace(reading, on_bad_rows="skip"), [Unit(shard, 18, 40)], 2, None)
+    assert (chunk.account.read, chunk.account.accepted, chunk.account.rejected) == (22, 20, 2)
+    assert [(r.row_group, r.first_row, r.column) for r in chunk.account.rejections] == [(1, 4, "w"), (2, 1, "label")]
+    assert chunk.rows.weights.tolist() == [float(n) for n in range(18, 40) if n not in (20, 33)]
+    other = dataclasses.replace(reading, cache=str(tmp_path / "other"))
+    with pytest.raises(DataError, match=r'bad\.parquet, row group 1, row 4: column .w.*on_bad_rows = "skip"'):
+        hash_units(other, [Unit(shard, 18, 40)], 2, None)
+
+
+def test_a_column_of_the_wrong_type_is_named_with_its_shard(tmp_path):
+    columns = {"label": [0, 1], "C": [["a"], ["b"]], "I": [["1"], ["2"]]}
+    unit = Unit(describe_shard(write_shard(tmp_path / "odd.parquet", columns)), 0, 2)
+    for schema, column in (
+        (Schema(categorical=["C"]), "C"),
+        (Schema(numeric=["I"], transforms={"I": "quantile"}), "I"),
+    ):
+        reading = Reading(resolve(schema, list(columns)), HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+        with pytest.raises(DataError, match=rf"odd\.parquet: column '{column}' holds list"):
+            hash_units(reading, [unit], 1, None)
+    with pytest.raises(DataError, match=r"odd\.parquet: column 'I' holds list"):
+        sketch_numbers(reading, [unit])
+
+
+def labelled(tmp_path: Path, labels: Sequence[Any], task: str = "classification", **schema: Any) -> None:
+    """Check the classes of rows with these labels."""
+    path = write_shard(tmp_path / "labels.parquet", {"label": labels, "C": ["a"] * len(labels)})
+    units = [Unit(describe_shard(path), 0, len(labels))]
+    resolved = resolve(Schema(categorical=["C"], **schema), ["label", "C"])
+    reading = Reading(resolved, HASH_BITS, task, on_bad_rows="skip", cache=str(tmp_path / "cache"))
+    check_label_classes(hash_units(reading, units, 1, None).account, reading, units)
+
+
+def test_labels_of_one_class_are_refused_with_what_was_looked_for_and_what_was_found(tmp_path):
+    message = (
+        r"all 6 rows to train on are negative: schema\.label_positive = \['click'\], and column 'label' "
+        r"holds 'a', 'b', 'c', 'd', 'e'\. Name the positive labels in schema\.label_positive"
+    )
+    with pytest.raises(DataError, match=message):
+        labelled(tmp_path / "1", list("abcdef"), label_positive=["click"])
+    with pytest.raises(
+        DataError, match="all 3 rows to train on are positive: 1 is positive, and column 'label' holds 1"
+    ):
+        labelled(tmp_path / "2", [1, 1, 1])
+
+
+def test_labels_of_both_classes_numbers_to_predict_and_no_rows_at_all_pass(tmp_path):
+    labelled(tmp_path / "1", [0, 0, 1])
+    labelled(tmp_path / "2", ["a", "click"], label_positive=["click"])
+    labelled(tmp_path / "3", [2.0, 2.0], task="regression")
+    labelled(tmp_path / "4", [7, 7])
+
+
+def test_only_the_columns_that_a_reading_needs_are_read(shards, tmp_path):
+    schema = resolve(dataclasses.replace(UNIFORM, numeric=(), crosses=()), COLUMNS)
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path))
+    assert reading.columns == ["label", "w", "C"]
+    assert dataclasses.replace(reading, time_until="2026").columns == ["label", "w", "day", "C"]
+
+
+# ---------------------------------------------------------------------------------------------------- cache ----
+
+
+def test_the_cache_gives_the_same_arrays_without_the_shards(reading, shards):
+    fresh = hash_units(reading, whole(shards), 4, (1, 2))
+    for shard in shards:
+        Path(shard.url).unlink()
+    assert_same_arrays(hash_units(reading, whole(shards), 4, (1, 2)), fresh)
+    with pytest.raises(DataError, match="is gone"):
+        hash_units(reading, whole(shards), 4, (1, 3))
+
+
+CHANGES = {
+    "hash bits": {"hash_bits": 13},
+    "schema": {"schema": resolve(dataclasses.replace(UNIFORM, categorical=("C", "day"), time=""), COLUMNS)},
+    "task": {"task": "regression"},
+    "statistics": {"statistics": {"I": NumberStatistics(mean=1.0)}},
+    "time_from": {"time_from": "2026-11-02"},
+    "time_until": {"time_until": "2026-11-02"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_decides_the_bytes_decides_the_cache_entry(reading, shards, change):
+    assert dataclasses.replace(reading, **change).key() != reading.key()
+    hash_units(reading, whole(shards), 1, None)
+    hash_units(dataclasses.replace(reading, **change), whole(shards), 1, None)
+    assert len(cache_files(reading, "chunk")) == 2
+
+
+def move(path: Path) -> Path:
+    return path.rename(path.with_name("c.parquet"))
+
+
+def touch(path: Path) -> Path:
+    os.utime(path, (1, path.stat().st_mtime + 100))
+    return path
+
+
+def rewrite(path: Path) -> Path:
+    return Path(write_shard(path, columns_of(0, 60), 7))
+
+
+@pytest.mark.parametrize("change", [move, touch, rewrite])
+def test_a_shard_of_another_name_size_or_time_is_read_again(reading, shards, change):
+    fresh = hash_units(reading, whole(shards[:1]), 1, None)
+    changed = describe_shard(str(change(Path(shards[0].url))))
+    assert_same_arrays(hash_units(reading, whole([changed]), 1, None).rows, fresh.rows)
+    assert len(cache_files(reading, "chunk")) == 2
+
+
+@pytest.mark.parametrize("change", [move, touch, rewrite])
+def test_a_worker_that_lost_its_partitions_does_not_make_them_again_from_other_rows(reading, shards, change):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    changed = change(Path(shards[0].url))
+    load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    for path in Path(reading.cache).iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"a\.parquet is gone" if change is move else "a.parquet changed since"):
+        load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    assert changed.exists()
+
+
+def test_where_bad_rows_and_the_cache_go_does_not_change_the_key(reading):
+    for change in ({"on_bad_rows": "skip"}, {"cache": "elsewhere"}, {"storage_options": {"key": "secret"}}):
+        assert dataclasses.replace(reading, **change).key() == reading.key()
+    assert "secret" not in repr(dataclasses.replace(reading, storage_options={"key": "secret"}))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def garble_header(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8:40] = b"?" * 32
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, garble_header, empty, Path.unlink])
+def test_a_damaged_or_lost_chunk_is_made_again(reading, shards, damage):
+    fresh = hash_units(reading, whole(shards), 4, (1, 2))
+    (path,) = cache_files(reading, "chunk")
+    before = path.read_bytes()
+    copy = Chunk(
+        HashedRows(*(getattr(fresh.rows, entry.name).copy() for entry in dataclasses.fields(HashedRows))),
+        fresh.offsets.copy(),
+        fresh.counts,
+        fresh.account,
+    )
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(before)
+    damage(path)
+    assert_same_arrays(hash_units(reading, whole(shards), 4, (1, 2)).rows, copy.rows)
+    assert len(path.read_bytes()) == len(before)
+
+
+# ----------------------------------------------------------------------------------------------- partitions ----
+
+
+def vocabulary_of(reading: Reading, shards: Sequence[Shard]):
+    rows = hash_units(reading, whole(shards), 1, None).rows
+    counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), HASH_BITS)
+    vocabulary = build_vocabulary(counts, [entry.name for entry in reading.schema.fields], HASH_BITS, 1, 3)
+    return vocabulary, RowLookup(vocabulary)
+
+
+def tasks_of(shards: Sequence[Shard]) -> list[list[Unit]]:
+    return [[Unit(shards[0], 0, 50)], [Unit(shards[0], 50, 60), Unit(shards[1], 0, 41)]]
+
+
+@pytest.mark.parametrize(("n_slices", "seed"), [(1, None), (1, (3, 0)), (5, (3, 0)), (64, (3, 0))])
+def test_the_slices_of_a_replica_hold_every_row_once(reading, shards, n_slices, seed):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    slices = load_slices(reading, tasks_of(shards), n_slices, seed, vocabulary, "key", lookup)
+    assert len(slices) == n_slices
+    rows = [row for partition in slices for row in partition_keys(partition, vocabulary.ids)]
+    expected = [summed(key) for key in keys(hash_units(reading, whole(shards), 1, None).rows)]
+    assert sorted(rows, key=lambda row: row[1]) == expected
+    sizes = [partition.n_rows for partition in slices]
+    assert max(sizes) - min(sizes) <= len(tasks_of(shards))
+    for partition in slices:
+        partition.check()
+
+
+def test_rows_of_a_slice_are_shuffled_across_tasks(reading, shards):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    first, *_ = load_slices(reading, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+    numbers = first.weights.astype(int).tolist()
+    plain = numbers[: first.n_implicit] or numbers
+    assert plain != sorted(plain)
+    assert {number < 50 for number in plain[: len(plain) // 2]} == {True, False}
+
+
+def test_partitions_come_from_the_cache_without_shards_and_chunks(reading, shards):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    fresh = load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
+    for path in [*cache_files(reading, "chunk"), *(Path(shard.url) for shard in shards)]:
+        path.unlink()
+    again = load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
+    for left, right in zip(fresh, again, strict=True):
+        assert_same_arrays(left, right)
+    with pytest.raises(DataError, match="is gone"):
+        load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "another vocabulary", lookup)
+
+
+def out_of_range(path: Path) -> None:
+    """An index beyond the features, in a file that is otherwise sound."""
+    partition = SparsePartition.open(path)
+    indices = partition.indices.copy()
+    indices[0] = len(partition.features)
+    dataclasses.replace(partition, indices=indices).save(path)
+
+
+def letter_for_digit(path: Path) -> None:
+    """The count of implicit rows is no number any more; every length stays as it was."""
+    data = path.read_bytes()
+    at = data.index(b'"n_implicit":"') + len(b'"n_implicit":"')
+    path.write_bytes(data[:at] + b"x" + data[at + 1 :])
+
+
+@pytest.mark.parametrize("damage", [cut, garble_header, empty, out_of_range, letter_for_digit, Path.unlink])
+def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(reading, shards, damage):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
+    intact = {path: path.read_bytes() for path in cache_files(reading, "partition")}
+    for path in list(intact)[:1]:
+        damage(path)
+    slices = load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
+    for path in list(intact):
+        original = path.with_name("intact")
+        original.write_bytes(intact[path])
+        assert_same_arrays(SparsePartition.open(path), SparsePartition.open(original))
+    assert sum(partition.n_rows for partition in slices) == 101
+
+
+def test_a_lost_cache_changes_nothing(reading, shards, tmp_path):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    here = load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
+    elsewhere = dataclasses.replace(reading, cache=str(tmp_path / "another worker"))
+    for left, right in zip(
+        here, load_slices(elsewhere, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup), strict=True
+    ):
+        assert_same_arrays(left, right)
+
+
+def test_a_replica_without_rows_has_empty_slices(reading, shards):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    slices = load_slices(reading, [], 2, (3, 0), vocabulary, "key", lookup)
+    assert [partition.n_rows for partition in slices] == [0, 0]
+
+
+CACHED = (("chunk", "a"), ("partition", "b"), ("chunk", "c"))
+
+
+def test_the_cache_drops_what_was_used_least_recently(tmp_path):
+    new, middle, old = (tmp_path / f"{kind}-{digit * 32}.safetensors" for kind, digit in CACHED)
+    for age, path in enumerate([new, middle, old]):
+        write_arrays(path, {"rows": np.zeros(25, np.float32)})
+        os.utime(path, (1000 - age, 1000 - age))
+    size = new.stat().st_size
+    assert prune_cache(str(tmp_path), 3 * size, 2000) == 0
+    assert prune_cache(str(tmp_path), 3 * size - 1, 2000) == size
+    assert sorted(tmp_path.iterdir()) == sorted([middle, new])
+    assert prune_cache(str(tmp_path), 0, 1000) == size
+    assert list(tmp_path.iterdir()) == [new]
+    assert prune_cache(str(tmp_path / "nowhere"), 0, 2000) == 0
+
+
+def test_reading_from_the_cache_marks_it_as_used(reading, shards):
+    hash_units(reading, whole(shards), 1, None)
+    (path,) = cache_files(reading, "chunk")
+    os.utime(path, (1000, 1000))
+    hash_units(reading, whole(shards), 1, None)
+    assert path.stat().st_mtime > 1000
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+
+
+# ----------------------------------------------------------------------------------------------------- time ----
+
+DAY = datetime.date(2026, 11, 1)
+MOMENTS = [None if n % 7 == 0 else DAY + datetime.timedelta(days=n // 10) for n in range(60)]
+SPLIT = "2026-11-04"
+TIMES = {
+    "string": pa.array([None if day is None else str(day) for day in MOMENTS]),
+    "large_string": pa.array([None if day is None else str(day) for day in MOMENTS], pa.large_string()),
+    "date32": pa.array(MOMENTS, pa.date32()),
+    "date64": pa.array(MOMENTS, pa.date64()),
+    "timestamp": pa.array(MOMENTS, pa.date32()).cast(pa.timestamp("us")),
+    "zoned": pa.array(MOMENTS, pa.date32()).cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC")),
+    "dictionary": pa.array([None if day is None else str(day) for day in MOMENTS]).dictionary_encode(),
+    "integer": pa.array([None if day is None else int(f"{day:%Y%m%d}") for day in MOMENTS]),
+    "whole numbers as text": pa.array([None if day is None else f"{day:%Y%m%d}" for day in MOMENTS]),
+}
+
+
+def timed_reading(tmp_path: Path, time: pa.Array) -> tuple[Reading, Unit]:
+    columns: Mapping[str, Any] = {
+        "label": [0, 1] * 30,
+        "w": [float(n) for n in range(60)],
+        "C": ["a"] * 60,
+        "day": time,
+    }
+    shard = describe_shard(write_shard(tmp_path / "timed.parquet", columns, 16))
+    schema = resolve(Schema(weight="w", time="day", categorical=["C"]), list(columns))
+    return Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "cache")), Unit(shard, 0, 60)
+
+
+@pytest.mark.parametrize("time", TIMES.values(), ids=TIMES)
+def test_a_split_in_time_is_exact_and_a_missing_time_is_the_earliest(tmp_path, time):
+    reading, unit = timed_reading(tmp_path, time)
+    bound = SPLIT if "-" in str(time[1]) else SPLIT.replace("-", "")
+    before = hash_units(dataclasses.replace(reading, time_until=bound), [unit], 1, None)
+    since = hash_units(dataclasses.replace(reading, time_from=bound), [unit], 1, None)
+    late = [day is not None and str(day) >= SPLIT for day in MOMENTS]
+    assert since.rows.weights.tolist() == [n for n in range(60) if late[n]]
+    assert before.rows.weights.tolist() == [n for n in range(60) if not late[n]]
+    assert before.account.read + since.account.read == 60
+
+
+def test_a_split_by_folders_is_exact(tmp_path):
+    units = []
+    for day in ("2026-11-03", "2026-11-04", "2026-11-05"):
+        path = write_shard(tmp_path / f"day={day}" / "a.parquet", {"label": [0, 1], "C": [day, day]})
+        units.append(Unit(describe_shard(path), 0, 2))
+    schema = resolve(Schema(time="day", categorical=["C"]), ["label", "C", "day"])
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+    assert hash_units(dataclasses.replace(reading, time_from=SPLIT), units, 1, None).rows.n_rows == 4
+    assert hash_units(dataclasses.replace(reading, time_until=SPLIT), units, 1, None).rows.n_rows == 2
+
+
+def test_a_bound_that_the_time_column_cannot_hold_is_named(tmp_path):
+    reading, unit = timed_reading(tmp_path, TIMES["integer"])
+    message = (
+        r"timed\.parquet: data\.validation_from = '2026-11-04' cannot be compared with .* 'day', which holds int64"
+    )
+    with pytest.raises(DataError, match=message):
+        hash_units(dataclasses.replace(reading, time_from=SPLIT), [unit], 1, None)
+
+
+def late(values: Any, bound: str, kind: pa.DataType | None = None) -> list[int]:
+    """Which values are at or after the bound, by number."""
+    array = values if isinstance(values, pa.Array) else pa.array(values, kind)
+    return np.flatnonzero(at_or_after(array, bound, "t")).tolist()
+
+
+def test_whole_numbers_are_compared_as_numbers_whatever_their_type():
+    numbers = [9, None, 10, 100, -3]
+    texts = [None if number is None else str(number) for number in numbers]
+    for kind in (pa.int8(), pa.int64(), pa.uint8(), pa.float64(), pa.decimal128(9, 2)):
+        in_range = [abs(n) if n is not None and pa.types.is_unsigned_integer(kind) else n for n in numbers]
+        assert late(in_range, "10", kind) == [2, 3], kind
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())):
+        assert late(pa.array(texts).cast(kind), "10") == [2, 3], kind
+
+
+WRITTEN = ["2026-11-19T23:59:59.999", "2026-11-20", "2026-11-20 00:00", "2026-11-20T00:00:00.000000001", None, ""]
+
+
+@pytest.mark.parametrize("bound", ["2026-11-20", "2026-11-20T00:00:00", "2026-11-20 00:00", "2026-11-20T00:00:00Z"])
+def test_dates_and_times_are_compared_as_moments_however_they_are_written(bound):
+    assert late(WRITTEN, bound) == [1, 2, 3]
+    assert late([datetime.date(2026, 11, 19), datetime.date(2026, 11, 20)], bound) == [1]
+
+
+def test_a_bound_with_a_zone_is_an_instant_and_one_without_is_in_the_zone_of_the_values():
+    texts = ["2026-11-20T00:30+01:00", "2026-11-19T23:30Z", "2026-11-20T01:00:00", "2026-11-20 00:30:00.5+0100"]
+    assert late(texts, "2026-11-20") == [0, 2, 3]
+    assert late(texts, "2026-11-20T00:30:00+01:00") == [0, 1, 2, 3]
+    assert late(texts, "2026-11-20T00:00:00Z") == [2]
+    berlin = pa.array([datetime.datetime(2026, 11, 19, 22, 59), datetime.datetime(2026, 11, 19, 23)])
+    for unit in ("s", "ms", "us", "ns"):
+        moments = berlin.cast(pa.timestamp(unit)).cast(pa.timestamp(unit, "Europe/Berlin"))
+        assert late(moments, "2026-11-20") == late(moments, "2026-11-19T23:00:00Z") == [1], unit
+        assert late(moments.cast(pa.timestamp(unit)), "2026-11-19T23:00:00Z") == [1], unit
+
+
+def test_what_is_neither_number_nor_moment_is_compared_as_text():
+    assert late(["v1", "v2", None, "10"], "v2") == [1]
+    assert late(["2026-W46", "2026-W47"], "2026-W47") == [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "bound", "message"),
+    [
+        (["2026-11-19"], "20261120", "'20261120' is a whole number, but column 't' holds '2026-11-19'; write both the"),
+        (["20261119"], "2026-11-20", r"is a date or time \(YYYY-MM-DD.*, but column 't' holds '20261119'"),
+        (["2026-11-19"], "2026-13-01", r"cannot be compared .* string \(Failed to parse string: '2026-13-01'"),
+        ([datetime.datetime(2026, 11, 19)], "10", r"which holds timestamp\[us\] \(expected YYYY-MM-DD"),
+        ([[1]], "10", r"which holds list<item: int64> .*; write a value like those of t, or name another column"),
+        ([{"a": 1}], "10", r"which holds struct<a: int64>"),
+        ([b"\xff"], "10", "which holds binary"),
+        ([300], "9" * 20, "which holds int64"),
+    ],
+)
+def test_a_bound_and_values_that_cannot_be_compared_are_named(values, bound, message):
+    with pytest.raises(DataError, match=message):
+        late(values, bound)
+
+
+def split_by_folders(tmp_path: Path, days: Sequence[str], bound: str, stored: Sequence[str] = ()) -> list[list[str]]:
+    """Folders of the training and of the validation shards; days may be stored in the files too."""
+    for day in days:
+        columns = {"label": [0, 1], "C": ["a", "b"], **({"day": list(stored)} if stored else {})}
+        write_shard(tmp_path / f"day={day}" / "a.parquet", columns)
+    data = {"train": str(tmp_path), "validation_from": bound}
+    inputs = find_inputs(Job.from_dict({"data": data, "schema": {"time": "day"}, "training": {"n_replicas": 1}}))
+    assert inputs.split_rows == bool(stored)
+    return [[dict(shard.partition)["day"] for shard in shards] for shards in (inputs.train, inputs.validation)]
+
+
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+
+
+@pytest.mark.parametrize(
+    ("days", "bound"),
+    [
+        (["2026-11-19", "2026-11-20"], "2026-11-20T00:00:00"),
+        (["2026-11-19 23%3A00%3A00", "2026-11-20 00%3A00%3A00"], "2026-11-20"),
+        (["9", "10"], "10"),
+        (["v1", "v2"], "v2"),
+    ],
+)
+def test_folders_are_split_as_rows_are_and_the_null_folder_is_the_earliest(tmp_path, days, bound):
+    before, after = (day.replace("%3A", ":") for day in days)
+    assert split_by_folders(tmp_path, [*days, NULL_FOLDER], bound) == [sorted([NULL_FOLDER, before]), [after]]
+
+
+def test_a_stored_time_wins_over_that_of_the_folder(tmp_path):
+    days = ["2026-11-18", "2026-11-19"]
+    assert split_by_folders(tmp_path, days, "2026-11-20", stored=["2026-11-19", "2026-11-20"]) == [days, []]
+
+
+def test_a_split_that_leaves_nothing_names_the_end_of_the_folders(tmp_path):
+    with pytest.raises(DataError, match="leaves no shard to validate on: day ends at 10; choose an earlier time"):
+        split_by_folders(tmp_path, ["9", "10", NULL_FOLDER], "11")
+    with pytest.raises(DataError, match="leaves no shard to validate on: day ends at a missing value"):
+        split_by_folders(tmp_path / "alone", [NULL_FOLDER], "11")
+    with pytest.raises(DataError, match="leaves no shard to train on: day begins at 9; choose a later time"):
+        split_by_folders(tmp_path / "late", ["9", "10"], "3")
+
+
+def test_a_bad_row_is_placed_in_its_row_group_although_earlier_rows_are_left_out(tmp_path):
+    columns = columns_of(0, 60)
+    columns["label"][47] = 7
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns, 30))
+    reading = Reading(
+        resolve(UNIFORM, COLUMNS), HASH_BITS, "classification", time_from="2026-11-03", cache=str(tmp_path / "cache")
+    )
+    with pytest.raises(DataError, match=r"row group 1, row 17: column 'label'"):
+        hash_units(reading, [Unit(shard, 35, 60)], 1, None)
+
+
+# ----------------------------------------------------------------------------------------------- statistics ----
+
+
+def sketched(tmp_path: Path, parts: Sequence[Any], n_buckets: int = 10) -> NumberStatistics:
+    """Statistics of a column whose values lie in several shards, each sketched on its own."""
+    sketches = []
+    schema = resolve(Schema(numeric=["x"], numeric_transform="quantile", quantile_buckets=n_buckets), ["label", "x"])
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+    for number, part in enumerate(parts):
+        column = part if isinstance(part, pa.Array) else pa.array(part)
+        table = pa.table({"label": pa.array([0] * len(column), pa.int64()), "x": column})
+        shard = describe_shard(write_shard(tmp_path / f"{number}.parquet", table, 500))
+        sketches.append(sketch_numbers(reading, [Unit(shard, 0, shard.n_rows)])["x"])
+    return merge_sketches(sketches, n_buckets)
+
+
+def test_mean_and_deviation_are_those_of_all_rows_whatever_the_parts(tmp_path):
+    random = np.random.default_rng(1)
+    values = random.normal(1e6, 3.0, 4000)
+    learnt = sketched(tmp_path, [values[:10], values[10:1500], values[1500:1501], values[1501:]])
+    assert learnt.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert learnt.stdev == pytest.approx(values.std(), rel=1e-9)
+
+
+@pytest.mark.parametrize("cuts", [[], [500], [100, 200, 3000]])
+def test_quantiles_are_those_of_all_rows_to_a_thousandth(tmp_path, cuts):
+    values = np.random.default_rng(2).lognormal(0, 2, 6000)
+    learnt = sketched(tmp_path, np.split(values, cuts))
+    ranks = np.searchsorted(np.sort(values), learnt.boundaries) / len(values)
+    np.testing.assert_allclose(ranks, np.arange(1, 10) / 10, atol=1e-3)
+
+
+def test_quantiles_of_few_rows_are_exact(tmp_path):
+    values = np.arange(1, 101, dtype=np.float64)
+    learnt = sketched(tmp_path, [values[::-1]], 4)
+    assert learnt.boundaries == tuple(np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist())
+
+
+def test_heavy_values_give_fewer_boundaries_and_never_the_same_twice(tmp_path):
+    assert sketched(tmp_path, [[0.0] * 950 + [1.0] * 30 + [2.0] * 20]).boundaries == (0.0,)
+    assert sketched(tmp_path, [[3.0] * 10]).boundaries == (3.0,)
+
+
+def test_missing_and_unreadable_numbers_do_not_count(tmp_path):
+    learnt = sketched(tmp_path, [["1", "", "3", None, "nan", "inf", "many"], [None, None], pa.nulls(3, pa.float64())])
+    assert (learnt.mean, learnt.stdev) == (2.0, 1.0)
+    assert sketched(tmp_path, [pa.nulls(3)]) == NumberStatistics()
+
+
+def test_statistics_are_learnt_only_where_a_transform_needs_them(tmp_path):
+    schema = resolve(
+        Schema(numeric=["a", "b", "c", "d"], transforms={"b": "raw", "c": "standardize", "d": "quantile"}),
+        ["label", "a", "b", "c", "d"],
+    )
+    table = {name: [1.0, 3.0] for name in ("label", "a", "b", "c", "d")}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table))
+    reading = Reading(schema, HASH_BITS, "regression", cache=str(tmp_path / "cache"))
+    assert set(sketch_numbers(reading, [Unit(shard, 0, 2)])) == {"c", "d"}
+
+
+def test_rows_after_the_split_in_time_teach_no_statistics(tmp_path):
+    columns = {"label": [0, 1, 0, 1], "x": [1.0, 3.0, 500.0, 700.0], "day": ["1", "1", "2", "2"]}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns))
+    schema = resolve(Schema(time="day", numeric=["x"], numeric_transform="standardize"), list(columns))
+    reading = Reading(schema, HASH_BITS, "classification", time_until="2", cache=str(tmp_path / "cache"))
+    assert merge_sketches([sketch_numbers(reading, [Unit(shard, 0, 4)])["x"]], 10).mean == 2.0

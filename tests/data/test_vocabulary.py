@@ -1,0 +1,161 @@
+"""The list of features against counting in plain Python: which are kept, in which order, and where the others go."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfm.data.vocabulary import (
+    ABSENT,
+    FeatureCounts,
+    RowLookup,
+    Vocabulary,
+    build_vocabulary,
+    count_features,
+    merge_counts,
+    row_lookup,
+)
+from dfm.storage.arrays import read_only
+from tests.support.tokens import RARE, token
+
+N_FIELDS = 3
+COLUMNS = ["C1", "C2", "I1"]
+DENSE, SORTED = 5, 30
+"""Hash bits on both sides of the limit up to which tables of all indices are used; all indices below fit either."""
+ENTRIES = st.lists(st.tuples(st.integers(0, 2**DENSE - 1), st.integers(0, N_FIELDS - 1)), max_size=60)
+
+
+def count(entries: list[tuple[int, int]], hash_bits: int) -> FeatureCounts:
+    indices = np.array([index for index, _ in entries], np.uint32)
+    fields = np.array([field for _, field in entries], np.uint16)
+    return count_features(read_only(indices), read_only(fields), N_FIELDS, hash_bits)
+
+
+def as_dict(counts: FeatureCounts) -> dict[int, tuple[int, int]]:
+    """id: (count, field), after the types and the order were checked."""
+    assert (counts.ids.dtype, counts.counts.dtype, counts.fields.dtype) == (np.uint32, np.int64, np.uint16)
+    assert np.all(np.diff(counts.ids.astype(np.int64)) > 0)
+    return dict(zip(counts.ids.tolist(), zip(counts.counts.tolist(), counts.fields.tolist(), strict=True), strict=True))
+
+
+def slow_counts(entries: list[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    tally = Counter(index for index, _ in entries)
+    return {index: (tally[index], min(field for i, field in entries if i == index)) for index in sorted(tally)}
+
+
+# ------------------------------------------------------------------------------------------------- counting ----
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(entries=ENTRIES)
+def test_counts_are_those_of_a_counter_and_a_shared_feature_belongs_to_its_lowest_field(hash_bits, entries):
+    assert as_dict(count(entries, hash_bits)) == slow_counts(entries)
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(rows=st.lists(st.lists(st.integers(0, 2**DENSE - 1), min_size=N_FIELDS, max_size=N_FIELDS), max_size=20))
+def test_rows_of_one_entry_per_field_need_no_field_numbers(hash_bits, rows):
+    indices = np.array(rows, np.uint32).reshape(-1)
+    counts = count_features(read_only(indices), read_only(np.zeros(0, np.uint16)), N_FIELDS, hash_bits)
+    assert as_dict(counts) == slow_counts([(index, field) for row in rows for field, index in enumerate(row)])
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(parts=st.lists(ENTRIES, min_size=1, max_size=5))
+def test_merged_counts_are_the_counts_of_all_rows_in_any_order(hash_bits, parts):
+    counted = [count(part, hash_bits) for part in parts]
+    expected = slow_counts([entry for part in parts for entry in part])
+    assert as_dict(merge_counts(counted, hash_bits)) == expected
+    assert as_dict(merge_counts(counted[::-1], hash_bits)) == expected
+    halves = [merge_counts(counted[:2], hash_bits), *counted[2:]]
+    assert as_dict(merge_counts(halves, hash_bits)) == expected
+
+
+# ----------------------------------------------------------------------------------------------- vocabulary ----
+
+
+def slow_vocabulary(entries: list[tuple[int, int]], hash_bits: int, min_count: int) -> dict[int, int]:
+    """id: count of every feature in the order of the table, by the definition."""
+    tally = {index: number for index, (number, _) in slow_counts(entries).items()}
+    kept = {index: number for index, number in tally.items() if number >= min_count}
+    if min_count > 1:
+        for column in COLUMNS:
+            kept.setdefault(token(column, RARE, hash_bits), 0)
+        for number, field in slow_counts(entries).values():
+            if number < min_count:
+                kept[token(COLUMNS[field], RARE, hash_bits)] += number
+    return dict(sorted(kept.items(), key=lambda item: (-item[1], item[0])))
+
+
+@pytest.mark.parametrize("hash_bits", [1, 2, DENSE, 20, SORTED])
+@given(entries=ENTRIES, min_count=st.integers(1, 4), min_count_factors=st.integers(1, 8))
+def test_features_come_by_count_and_rare_ones_are_pooled_by_field(hash_bits, entries, min_count, min_count_factors):
+    entries = [(index % 2**hash_bits, field) for index, field in entries]
+    vocabulary = build_vocabulary(count(entries, hash_bits), COLUMNS, hash_bits, min_count, min_count_factors)
+    expected = slow_vocabulary(entries, hash_bits, min_count)
+    assert dict(zip(vocabulary.ids.tolist(), vocabulary.counts.tolist(), strict=True)) == expected
+    assert vocabulary.ids.tolist() == list(expected)
+    assert vocabulary.n_features == len(expected)
+    assert vocabulary.n_factored == sum(number >= min_count_factors for number in expected.values())
+    assert (vocabulary.counts[: vocabulary.n_factored] >= min_count_factors).all()
+    assert (vocabulary.ids.dtype, vocabulary.counts.dtype, vocabulary.fields.dtype) == (np.uint32, np.int64, np.uint16)
+    if min_count > 1:
+        assert vocabulary.ids[vocabulary.rare].tolist() == [token(column, RARE, hash_bits) for column in COLUMNS]
+    else:
+        assert vocabulary.rare.tolist() == [-1] * N_FIELDS
+
+
+def test_no_occurrence_is_lost_to_the_rare_buckets():
+    entries = [(index, index % N_FIELDS) for index in range(30) for _ in range(index)]
+    for min_count in (1, 5, 100):
+        assert build_vocabulary(count(entries, 20), COLUMNS, 20, min_count, 1).counts.sum() == len(entries)
+
+
+def test_every_feature_keeps_the_field_that_it_came_from():
+    entries = [(7, 2)] * 5 + [(3, 1)] * 4 + [(9, 0)] * 4 + [(9, 1)]
+    vocabulary = build_vocabulary(count(entries, 20), COLUMNS, 20, 2, 1)
+    rare = [token(column, RARE, 20) for column in COLUMNS]
+    fields = dict(zip(vocabulary.ids.tolist(), vocabulary.fields.tolist(), strict=True))
+    assert fields == {7: 2, 3: 1, 9: 0, **{index: field for field, index in enumerate(rare)}}
+
+
+# -------------------------------------------------------------------------------------------------- look-up ----
+
+
+def look_up(vocabulary: Vocabulary, entries: list[tuple[int, int]]) -> list[int]:
+    indices = np.array([index for index, _ in entries], np.uint32)
+    fields = np.array([field for _, field in entries], np.uint16)
+    return RowLookup(vocabulary).rows(read_only(indices), read_only(fields)).tolist()
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(seen=ENTRIES, asked=ENTRIES, min_count=st.integers(1, 3))
+def test_a_known_feature_has_its_row_and_any_other_the_bucket_of_its_field(hash_bits, seen, asked, min_count):
+    vocabulary = build_vocabulary(count(seen, hash_bits), COLUMNS, hash_bits, min_count, 1)
+    rows = {index: row for row, index in enumerate(vocabulary.ids.tolist())}
+    rare = [rows[token(column, RARE, hash_bits)] for column in COLUMNS] if min_count > 1 else [int(ABSENT)] * N_FIELDS
+    assert look_up(vocabulary, asked) == [rows.get(index, rare[field]) for index, field in asked]
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+def test_an_unseen_feature_in_a_row_of_one_entry_per_field_gets_the_bucket_of_its_place(hash_bits):
+    vocabulary = build_vocabulary(count([(1, 0)] * 9, hash_bits), COLUMNS, hash_bits, 2, 1)
+    unknown = next(i for i in range(2**DENSE) if i not in vocabulary.ids.tolist())
+    rows = RowLookup(vocabulary).rows(np.full(6, unknown, np.uint32), np.zeros(0, np.uint16))
+    assert rows.tolist() == vocabulary.rare.tolist() * 2
+    assert RowLookup(vocabulary).rows(np.zeros(0, np.uint32), np.zeros(0, np.uint16)).tolist() == []
+
+
+def test_a_process_builds_a_lookup_once_and_keeps_the_latest_two():
+    vocabularies = [build_vocabulary(count([(n, 0)], DENSE), COLUMNS, DENSE, 1, 1) for n in range(3)]
+    keys = [f"a test's vocabulary {n}" for n in range(3)]
+    first, second = (row_lookup(vocabularies[n], keys[n]) for n in range(2))
+    assert row_lookup(vocabularies[0], keys[0]) is first
+    row_lookup(vocabularies[2], keys[2])
+    assert row_lookup(vocabularies[1], keys[1]) is second
+    assert row_lookup(vocabularies[0], keys[0]) is not first
+    assert first.rows(np.array([0, 1], np.uint32), np.zeros(2, np.uint16)).tolist() == [0, int(ABSENT)]

@@ -1,0 +1,87 @@
+"""What can be seen of a training from outside: on the metrics' ports, on a topic, in the report of where rows lie."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.distributed.monitoring import placement_event
+from dfm.settings.job import Job
+from dfm.training.inputs import find_inputs
+from tests.support.real_cluster import real_cluster
+from tests.support.small_jobs import job_tables
+
+
+def metrics_at(host: str, port: int) -> dict[str, float]:
+    """dfm's samples at an endpoint, by name with labels."""
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(r"^(dfm_\S+) (\S+)$", text, re.M)}
+
+
+def test_metrics_and_events_of_a_training_are_seen_on_the_cluster(log: Path, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    topic: list[dict[str, Any]] = []
+    tables = job_tables(log, tmp_path, training={"n_epochs": 2, "averages_per_epoch": 2})
+    with (
+        real_cluster(tmp_path / "cluster", 2) as cluster,
+        Client(cluster.address, set_as_default=False, timeout=120) as client,
+    ):
+        client.wait_for_workers(2, timeout=120)
+        client.subscribe_topic("dfm", lambda event: topic.append(event[1]))
+        result = jobs.train(tables, client)
+        deadline = time.monotonic() + 60
+        while [event["event"] for event in topic][-1:] != ["done"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        port = cluster.identity["services"]["dashboard"]
+        found = metrics_at("127.0.0.1", port)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        shares = [metrics_at("127.0.0.1", worker["services"]["dashboard"]) for worker in workers]
+    kinds = [event["event"] for event in topic]
+    assert {"placement", "vocabulary", "epoch", "done"} <= {*kinds}
+    job = Job.from_dict(tables).fingerprint()[:12]
+    last = result.history[-1]
+    assert found[f'dfm_log_loss{{job="{job}"}}'] == pytest.approx(last["log_loss"])
+    assert found[f'dfm_train_log_loss{{job="{job}"}}'] == pytest.approx(last["train_log_loss"])
+    assert found[f'dfm_rows_per_second{{job="{job}"}}'] == pytest.approx(last["rows_per_second"])
+    assert found[f'dfm_rounds{{job="{job}"}}'] == 4
+    assert found[f'dfm_rows{{job="{job}",kind="trained"}}'] == result.rows.accepted == 6_000
+    assert found[f'dfm_rows{{job="{job}",kind="rejected"}}'] == 0
+    # What the workers count adds up to every row in every epoch, and a round of each replica.
+    assert sum(share["dfm_rows_trained_total"] for share in shares) == 2 * 6_000
+    assert sum(share["dfm_replica_rounds_total"] for share in shares) == 2 * 2 * 3
+    assert all(share["dfm_kernel_seconds_total"] > 0 for share in shares)
+
+
+def test_the_placement_counts_every_row_once_and_names_the_idle(log: Path, tmp_path: Path) -> None:
+    inputs = find_inputs(Job.from_dict(job_tables(log, tmp_path)))
+    report = placement_event(inputs.plan, ["a", "b"])["workers"]
+    assert [each["worker"] for each in report] == ["a", "b"]
+    assert sum(each["rows"] for each in report) == inputs.n_rows
+    assert sum(each["replicas"] for each in report) == 3
+    size = sum(shard.size for shard in inputs.train)
+    assert sum(each["bytes"] for each in report) == pytest.approx(size, rel=1e-3)
+    assert all(1 <= each["shards"] <= len(inputs.train) for each in report)
+    many = placement_event(inputs.plan, [f"w{number}" for number in range(5)])["workers"]
+    assert sorted(each["replicas"] for each in many) == [0, 0, 1, 1, 1]
+
+
+def test_training_goes_on_where_metrics_cannot_be_registered(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = client.register_plugin
+
+    def refuse(plugin: Any, *arguments: Any, **options: Any) -> Any:
+        if "metrics" in getattr(plugin, "name", ""):
+            raise ValueError("pickle is not allowed here")
+        return register(plugin, *arguments, **options)
+
+    monkeypatch.setattr(client, "register_plugin", refuse)
+    assert jobs.train(job_tables(log, tmp_path), client).history

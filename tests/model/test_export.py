@@ -1,0 +1,122 @@
+"""An exported model gives what `predict` gives, once its reader has hashed the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dfm.data.schema import resolve
+from dfm.data.vocabulary import build_vocabulary, count_features
+from dfm.errors import SettingsError
+from dfm.kernels.tables import InitialValues, Layout, initialise
+from dfm.model.export import export, hashed_inputs
+from dfm.model.fm_model import FMModel
+from dfm.model.objective import Objective
+from dfm.settings.tables import Schema
+
+ROWS = {
+    "site": ["a", "b", None, "never seen", "a"],
+    "visits": [1, 7, None, 300, 2],
+    "tags": [["x", "y"], [], None, ["z", "x", "y"], ["x"]],
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> FMModel:
+    """A small model with a rare bucket, lists, and features without factors."""
+    schema = resolve(Schema(categorical=("site",), numeric=("visits",), lists=("tags",)), ["label", *ROWS])
+    blank = build_vocabulary(count_features(np.zeros(0, np.uint32), np.zeros(0, np.uint16), 3, 12), [], 12, 1, 1)
+    layout = Layout("sgd", 3)
+    encoder = FMModel(schema, "classification", blank, initialise(layout, blank.ids, 0, InitialValues(0)))
+    seen = encoder.encode(
+        pa.RecordBatch.from_pydict({name: [*column[:3], column[4]] * 2 for name, column in ROWS.items()})
+    )
+    counts = count_features(seen.rows.indices, seen.rows.fields, 3, 12)
+    vocabulary = build_vocabulary(counts, [field.name for field in schema.fields], 12, 2, 4)
+    assert 0 < vocabulary.n_factored < vocabulary.n_features
+    table = initialise(layout, vocabulary.ids, vocabulary.n_factored, InitialValues(1, init_stdev=0.5))
+    table.bias[0] = -0.3
+    table.linear[:, 0] = np.random.default_rng(2).normal(size=len(table.linear))
+    return FMModel(schema, "classification", vocabulary, table)
+
+
+def score(model: FMModel, weights: dict[int, float], vectors: dict[int, np.ndarray], bias: float) -> np.ndarray:
+    """Predictions from tables of hashed index to w and V, by the formula."""
+    ids, fields, values = hashed_inputs(model, ROWS)
+    rare = model.vocabulary.ids[model.vocabulary.rare]
+    scores = []
+    for row in range(len(ids)):
+        known = [int(i if int(i) in weights else rare[f]) for i, f in zip(ids[row], fields[row], strict=True)]
+        x = values[row].astype(np.float64)
+        linear = sum(weights[i] * value for i, value in zip(known, x, strict=True) if value)
+        scaled = np.array([vectors[i] * value for i, value in zip(known, x, strict=True)], np.float64)
+        scores.append(bias + linear + 0.5 * float((scaled.sum(0) ** 2 - (scaled**2).sum(0)).sum()))
+    return 1 / (1 + np.exp(-np.array(scores)))
+
+
+def test_the_parquet_table_scores_as_the_model(model: FMModel, tmp_path) -> None:
+    table = pq.read_table(export(model, "parquet", str(tmp_path))[0]).to_pylist()
+    features = [row for row in table if row["id"] is not None]
+    bias = next(row["w"] for row in table if row["id"] is None)
+    weights = {row["id"]: row["w"] for row in features}
+    vectors = {row["id"]: np.array(row["V"] or [0.0] * 3) for row in features}
+    np.testing.assert_allclose(score(model, weights, vectors, bias), model.predict(ROWS), atol=1e-6)
+    assert {row["field"] for row in features} == {"site", "visits", "tags"}
+
+
+def test_xlearn_text_scores_as_the_model(model: FMModel, tmp_path) -> None:
+    lines = Path(export(model, "xlearn", str(tmp_path))[0]).read_text().splitlines()
+    read = dict(line.split(": ") for line in lines)
+    weights = {int(name[2:]): float(text) for name, text in read.items() if name.startswith("i_")}
+    vectors = {int(n[2:]): np.array(text.split(), float) for n, text in read.items() if n.startswith("v_")}
+    np.testing.assert_allclose(score(model, weights, vectors, float(read["bias"])), model.predict(ROWS), atol=1e-6)
+
+
+def test_libfm_text_scores_as_the_model(model: FMModel, tmp_path) -> None:
+    path, ids_path = export(model, "libfm", str(tmp_path))
+    ids = [int(line) for line in Path(ids_path).read_text().splitlines()]
+    lines = Path(path).read_text().splitlines()
+    assert lines[0] == "#global bias W0"
+    assert lines[2] == "#unary interactions Wj"
+    weights = dict(zip(ids, map(float, lines[3 : 3 + len(ids)]), strict=True))
+    vectors = {i: np.array(line.split(), float) for i, line in zip(ids, lines[4 + len(ids) :], strict=True)}
+    np.testing.assert_allclose(score(model, weights, vectors, float(lines[1])), model.predict(ROWS), atol=1e-6)
+
+
+def test_onnx_scores_as_the_model(model: FMModel, tmp_path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    graph = onnx.load(export(model, "onnx", str(tmp_path))[0])
+    ids, fields, values = hashed_inputs(model, ROWS)
+    inputs = {"ids": ids, "fields": fields, "values": values}
+    (prediction,) = ReferenceEvaluator(graph).run(None, inputs)
+    np.testing.assert_allclose(prediction, model.predict(ROWS), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "task"), [("hinge", "classification"), ("poisson", "regression")])
+def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
+    model: FMModel, tmp_path, name: str, task: str
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    other = dataclasses.replace(model, task=task, loss=Objective.of(task, name).info)
+    other.save(str(tmp_path / "model"))
+    other = FMModel.load(str(tmp_path / "model"))
+    ids, fields, values = hashed_inputs(other, ROWS)
+    graph = onnx.load(export(other, "onnx", str(tmp_path))[0])
+    (prediction,) = ReferenceEvaluator(graph).run(None, {"ids": ids, "fields": fields, "values": values})
+    np.testing.assert_allclose(prediction, other.predict(ROWS), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(prediction, model.predict(ROWS))
+    for kind in ("xlearn", "libfm"):
+        if name == "poisson":
+            with pytest.raises(SettingsError, match=r"cannot say that predictions are exp\(score\)"):
+                export(other, kind, str(tmp_path))
+        else:
+            assert export(other, kind, str(tmp_path))

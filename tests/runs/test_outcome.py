@@ -1,0 +1,228 @@
+"""A run has succeeded when record and model say so together; a lost driver starts again, a wrong job does not."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfm.launch import supervisor
+from dfm.runs import heartbeat
+from dfm.runs import record as runs
+from dfm.runs.outcome import outcome_of
+from dfm.runs.record import RunLog, read_run, write_run
+from dfm.settings.job import Job
+from dfm.storage import files
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job.from_dict({"data": {"train": "x"}, "output": {"directory": f"{tmp_path}/out"}})
+
+
+def publish(job: Job, fingerprint: str | None = None) -> str:
+    """A model folder as far as its manifest."""
+    model = files.join(job.output.directory, "model")
+    metadata = {"job_fingerprint": fingerprint or job.fingerprint()}
+    manifest = {"format": 1, "files": {"parameters": {"name": "p"}}, "metadata": metadata}
+    files.write_bytes(files.join(model, "p"), b"")
+    files.write_bytes(files.join(model, "model.json"), json.dumps(manifest).encode())
+    return model
+
+
+def finish(job: Job, run_id: str = "run-1") -> None:
+    model = files.join(job.output.directory, "model")
+    done = {"event": "done", "model": model, "parameters_sha256": "x", "validation": {}, "rows": {}}
+    with RunLog(job, run_id) as log:
+        log.on_event(done)
+
+
+def test_a_finished_record_and_its_model_prove_success(job: Job) -> None:
+    publish(job)
+    finish(job)
+    found = outcome_of(job.output.directory, run_id="run-1")
+    assert (found.succeeded, found.is_over, found.exit_code, found.reason) == (True, True, 0, "")
+
+
+def test_another_run_proves_nothing(job: Job) -> None:
+    publish(job)
+    finish(job)
+    found = outcome_of(job.output.directory, run_id="run-2")
+    assert (found.state, found.is_over) == ("unknown", False)
+    assert "the record there is of run run-1" in found.reason
+    assert outcome_of("memory://nothing/here").state == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda job, model: files.remove(f"{model}/model.json"), "the record says finished, but no model at"),
+        (lambda job, model: files.remove(f"{model}/p"), "lacks its parameters"),
+        (lambda job, model: publish(job, "of another job"), "is of another job"),
+    ],
+)
+def test_a_finished_record_without_its_model_is_no_success(
+    job: Job, spoil: Callable[[Job, str], Any], told: str
+) -> None:
+    model = publish(job)
+    finish(job)
+    spoil(job, model)
+    found = outcome_of(job.output.directory)
+    assert (found.state, found.exit_code) == ("unproven", 6)
+    assert told in found.reason
+
+
+def test_a_driver_without_a_heartbeat_is_lost(job: Job) -> None:
+    finish(job)
+    record = read_run(job.output.directory)
+    assert record is not None
+    old = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
+    write_run(job.output.directory, replace(record, state="running", updated=old.isoformat()))
+    found = outcome_of(job.output.directory)
+    assert (found.state, found.exit_code, found.is_over) == ("lost", 4, True)
+    assert "run the same job again, it goes on from its checkpoint" in found.reason
+
+
+# --- the supervisor -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drive(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Drive a Python statement: exit code, what was told, how often it ran."""
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
+
+    def call(statement: str, attempts: int = 3, heartbeat: str = "") -> tuple[int, list[dict[str, Any]], int]:
+        told: list[dict[str, Any]] = []
+        counted = f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); "
+        command = [sys.executable, "-c", f"import os, signal, sys; {counted}{statement}"]
+        code = supervisor.drive(job, command, "run-1", attempts, lambda line: told.append(json.loads(line)), heartbeat)
+        return code, told, len((tmp_path / "starts").read_text())
+
+    return call
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 5, 6, 7])
+def test_an_end_that_another_start_cannot_change_is_taken(drive: Callable[..., Any], code: int) -> None:
+    assert drive(f"sys.exit({code})") == (code, [], 1)
+
+
+@pytest.mark.parametrize("code", [1, 4])
+def test_trouble_that_may_pass_is_tried_again(drive: Callable[..., Any], code: int) -> None:
+    found, told, starts = drive(f"sys.exit({code})")
+    assert (found, starts) == (code, 3)
+    assert [event["attempt"] for event in told] == [1, 2]
+
+
+@contextlib.contextmanager
+def watched_states(directory: str) -> Iterator[list[str]]:
+    """The states that a reader sees while the block runs."""
+    seen, over = list[str](), threading.Event()
+
+    def watch() -> None:
+        while True:
+            ended, record = over.is_set(), read_run(directory)
+            if record is not None and [record.state] != seen[-1:]:
+                seen.append(record.state)
+            if ended:
+                return
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(watch)
+        yield seen
+        over.set()
+        done.result()
+
+
+@pytest.mark.parametrize("end", ["raise ClusterError('gone')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_between_two_attempts_the_record_says_so_and_only_the_last_one_is_final(
+    job: Job, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.3)
+    runs.submitted(job, "run-1")
+    statement = (
+        "import os, signal, sys, time\nfrom dfm.errors import ClusterError\nfrom dfm.runs.record import RunLog\n"
+        "from dfm.settings.job import Job\n"
+        f"job = Job.from_dict({job.to_dict()!r})\n"
+        "try:\n"
+        f"    with RunLog(job, 'run-1', '', int(os.environ['DFM_ATTEMPTS_LEFT'])):\n"
+        f"        time.sleep(0.1); {end}\n"
+        "except ClusterError as error:\n    sys.exit(error.exit_code)"
+    )
+    command = [sys.executable, "-c", statement]
+    with watched_states(job.output.directory) as seen:
+        supervisor.drive(job, command, "run-1", 2, lambda line: None)
+    assert seen == ["submitted", "starting", "retrying", "starting", "failed"]
+    assert outcome_of(job.output.directory).exit_code in (4, 137)
+
+
+def test_a_command_that_ends_before_its_run_begins_leaves_a_record_of_that(drive: Callable[..., Any], job: Job) -> None:
+    runs.submitted(job, "run-1")
+    assert drive("sys.exit(2)")[0] == 2
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert record.state == "failed"
+    assert record.error is not None
+    assert (record.error["exit_code"], record.error["message"][:33]) == (2, "the driver ended with exit code 2")
+
+
+def test_a_driver_that_is_killed_every_time_ends_as_failed(drive: Callable[..., Any], job: Job) -> None:
+    runs.submitted(job, "run-1")
+    code, told, starts = drive("os.kill(os.getpid(), signal.SIGKILL)")
+    assert (code, starts, len(told)) == (137, 3, 2)
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert (record.state, record.error and record.error["exit_code"]) == ("failed", 137)
+    assert record.error is not None
+    assert "ended by SIGKILL 3 times; it may need more memory" in record.error["message"]
+
+
+def test_a_signal_to_the_supervisor_ends_driver_and_attempts(drive: Callable[..., Any]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    code, told, starts = drive("import time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    assert (code, told, starts) == (128 + signal.SIGTERM, [], 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_driver_that_stops_dead_is_killed_and_started_again(
+    drive: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOOK", 0.05)
+    monkeypatch.setattr(heartbeat, "STALLED_SECONDS", 0.5)
+    once = "os.path.getsize('starts') == 1 and os.kill(os.getpid(), signal.SIGSTOP)"
+    monkeypatch.chdir(tmp_path)
+    code, told, starts = drive(once, heartbeat=str(tmp_path / "heartbeat"))
+    assert (code, starts) == (0, 2)
+    assert [event["exit_code"] for event in told] == [137]
+
+
+def test_a_heartbeat_goes_on_while_the_driver_is_busy_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "STALLED_SECONDS", 0.3)
+    pulse = heartbeat.Pulse(str(tmp_path / "heartbeat"))
+    with heartbeat.beating(str(tmp_path / "heartbeat")):
+        for _ in range(10):
+            time.sleep(0.06)
+            assert not pulse.has_stopped()
+        os.utime(tmp_path / "heartbeat", (0, 0))  # as a clock that is set makes it look
+        assert not pulse.has_stopped()
+    deadline = time.monotonic() + 30
+    while not pulse.has_stopped():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with heartbeat.beating(""):
+        pass

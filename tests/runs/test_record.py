@@ -1,0 +1,277 @@
+"""The record of a run: it tells the truth while the run works, when it ends in any way, and when its driver is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfm import jobs
+from dfm.data import synthetic
+from dfm.errors import DataError, RunCancelled, SettingsError
+from dfm.runs import record as runs
+from dfm.runs.record import RunLog, RunRecord, read_events, read_run, request_cancel
+from dfm.settings.job import Job
+from dfm.storage import files
+from tests.support.small_jobs import in_process_client, job_tables
+
+DONE = {
+    "event": "done", "model": "out/model", "parameters_sha256": "abc", "interrupted": False,
+    "validation": {"log_loss": 0.4, "auc": float("nan")}, "rows": {"read": 9, "trained": 8, "rejected": 1},
+}  # fmt: skip
+EPOCH = {"event": "epoch", "epoch": 1, "log_loss": 0.5, "rows_per_second": 1e6}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,000 rows of clicks on four days."""
+    directory = tmp_path_factory.mktemp("clicks")
+    synthetic.generate(directory, rows=4_000, days=4, shards_per_day=1, seed=3)
+    return directory
+
+
+@pytest.fixture(params=["folder", "memory"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
+    """A job that puts its output in a folder, or in an object store."""
+    directory = f"{tmp_path}/out" if request.param == "folder" else f"memory://runs/{tmp_path.name}"
+    return Job.from_dict({"data": {"train": "x"}, "output": {"directory": directory}})
+
+
+def run_of(job: Job) -> RunRecord:
+    record = read_run(job.output.directory)
+    assert record is not None
+    return record
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_finished_run_tells_what_it_made(job: Job) -> None:
+    assert read_run(job.output.directory) is None
+    with RunLog(job, scheduler="tcp://one:8786") as log:
+        assert run_of(job).state == "starting"
+        assert not run_of(job).is_over
+        log.on_event({"event": "plan"})
+        assert log.record.state == "starting"
+        for event in ({"event": "progress", "stage": "hash", "done": 1, "total": 9}, EPOCH, DONE):
+            log.on_event(event)
+    record = run_of(job)
+    assert (record.state, record.is_over, record.error) == ("finished", True, None)
+    assert (record.model, record.parameters_sha256) == ("out/model", "abc")
+    assert record.validation == {"log_loss": 0.4, "auc": None}
+    assert record.rows == DONE["rows"]
+    assert record.job_fingerprint == job.fingerprint()
+    assert (record.pid, record.scheduler) == (os.getpid(), "tcp://one:8786")
+    assert record.progress["metrics"]["log_loss"] == 0.5
+    assert record.started <= record.ended <= runs.now()
+    events = read_events(job.output.directory)
+    assert [event["event"] for event in events] == ["plan", "epoch", "done", "ended"]
+    assert {event["run_id"] for event in events} == {record.run_id}
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (DataError("day 3 is empty"), "failed", 3),
+        (ZeroDivisionError("by zero"), "failed", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (RunCancelled("enough"), "cancelled", 7),
+    ],
+)
+def test_an_error_ends_the_record_with_its_type_and_exit_code(
+    job: Job, error: BaseException, state: str, code: int
+) -> None:
+    def drive() -> None:
+        with RunLog(job):
+            raise error
+
+    with pytest.raises(type(error)):
+        drive()
+    record = run_of(job)
+    assert (record.state, record.model) == (state, "")
+    assert record.error == {"type": type(error).__name__, "message": str(error), "exit_code": code}
+    assert read_events(job.output.directory)[-1]["error"] == record.error
+
+
+def test_a_driver_that_ends_without_a_model_has_failed(job: Job) -> None:
+    with RunLog(job) as log:
+        log.on_event(EPOCH)
+    assert run_of(job).state == "failed"
+    with RunLog(job) as log:
+        log.on_event({**DONE, "interrupted": True})
+    assert run_of(job).state == "interrupted"
+
+
+def test_the_record_is_rewritten_while_nothing_happens(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+    with RunLog(job) as log:
+        first = run_of(job).updated
+        wait_until(lambda: run_of(job).updated > first)
+        log.on_event({"event": "progress", "stage": "hash", "done": 5, "total": 9})
+        wait_until(lambda: run_of(job).progress.get("done") == 5)
+
+
+def test_a_cancel_request_stops_the_run_at_its_next_event(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+
+    def drive() -> None:
+        with RunLog(job, "run-1") as log:
+            asked = request_cancel(job.output.directory)
+            assert asked is not None
+            assert asked.run_id == "run-1"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                log.on_event(EPOCH)
+                time.sleep(0.01)
+
+    with pytest.raises(RunCancelled, match="run run-1 was cancelled on request; run the same job again"):
+        drive()
+    assert run_of(job).state == "cancelled"
+    with RunLog(job) as log:  # the request was for that run alone
+        time.sleep(0.1)
+        log.on_event(EPOCH)
+        log.on_event(DONE)
+    assert run_of(job).state == "finished"
+    finished = request_cancel(job.output.directory)
+    assert finished == run_of(job)
+    assert runs.CANCEL not in files.names_in(job.output.directory)
+
+
+def test_a_run_cancelled_before_its_driver_starts_never_begins(job: Job) -> None:
+    runs.submitted(job, "run-2", "tcp://one:8786")
+    assert run_of(job).state == "submitted"
+    request_cancel(job.output.directory)
+    with pytest.raises(RunCancelled), RunLog(job, "run-2") as log:
+        log.on_event({"event": "plan"})
+    assert run_of(job).state == "cancelled"
+
+
+def test_a_driver_that_starts_again_goes_on_with_its_record(job: Job) -> None:
+    runs.submitted(job, "run-3")
+    submitted = run_of(job).submitted
+    with contextlib.suppress(ZeroDivisionError), RunLog(job, "run-3") as log:
+        log.on_event(EPOCH)
+        raise ZeroDivisionError
+    assert run_of(job).state == "failed"
+    with RunLog(job, "run-3") as log:
+        log.on_event(DONE)
+    assert (run_of(job).state, run_of(job).submitted) == ("finished", submitted)
+    assert [e["event"] for e in read_events(job.output.directory)] == ["epoch", "ended", "done", "ended"]
+    with RunLog(job, "run-4") as log:
+        log.on_event(DONE)
+    assert [e["event"] for e in read_events(job.output.directory)] == ["done", "ended"]
+
+
+def test_a_store_that_goes_away_does_not_end_the_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+    write = runs.write_run
+
+    def fail(*arguments: Any) -> None:
+        raise ConnectionError("no route to the store")
+
+    with RunLog(job) as log:
+        monkeypatch.setattr(runs, "write_run", fail)
+        log.on_event(EPOCH)
+        wait_until(lambda: "no route to the store" in caplog.text)
+        monkeypatch.setattr(runs, "write_run", write)
+        log.on_event(DONE)
+    assert run_of(job).state == "finished"
+    assert caplog.text.count("no route to the store") == 1
+    kinds = [event["event"] for event in read_events(job.output.directory)]
+    assert kinds == ["epoch", "log", "done", "ended"]
+
+
+def test_a_record_without_heartbeat_is_stale_only_while_it_says_running() -> None:
+    old = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=61)
+    record = RunRecord("run", "running", updated=old.isoformat())
+    assert record.is_stale()
+    assert not record.is_stale(120)
+    assert not dataclasses.replace(record, updated=runs.now()).is_stale()
+    assert not dataclasses.replace(record, state="finished").is_stale()
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(SettingsError, match=f"{tmp_path}/run.json is no record of a run"):
+        read_run(str(tmp_path))
+    later = {**RunRecord("run", "finished").to_dict(), "a_field_of_tomorrow": 1}
+    (tmp_path / "run.json").write_text(json.dumps(later))
+    assert read_run(str(tmp_path)) == RunRecord("run", "finished")
+
+
+def test_an_output_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job = Job.from_dict({"output": {"directory": f"{tmp_path}/file/out"}})
+    with pytest.raises(SettingsError, match=r"output\.directory = .* cannot be written"), RunLog(job):
+        pass
+
+
+# --- real runs ------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_the_record_of_its_run(log: Path, tmp_path: Path) -> None:
+    job = Job.from_dict(job_tables(log, tmp_path))
+    with in_process_client(1) as client:
+        result = jobs.train(job, client, run_id="run-5")
+        record = run_of(job)
+        assert (record.run_id, record.state, record.model) == ("run-5", "finished", result.model_url)
+        assert record.scheduler == client.scheduler.address
+        assert record.parameters_sha256 == result.parameters_sha256 == result.model.parameters_sha256()
+        assert record.job_fingerprint == result.model.metadata["job_fingerprint"]
+        refused = dataclasses.replace(job, output=dataclasses.replace(job.output, overwrite=False))
+        with pytest.raises(SettingsError, match="overwrite = false"):
+            jobs.train(refused, client)
+    assert run_of(job) == record
+
+
+@pytest.fixture
+def training(log: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Job]]:
+    """`dfm train` of 900 epochs in a process group of its own, after its first epoch."""
+    tables = job_tables(log, tmp_path, training={"n_epochs": 900}, output={"overwrite": True})
+    statement = f"from dfm import jobs\nif __name__ == '__main__': jobs.train({tables!r}, run_id='run-6')"
+    process = subprocess.Popen([sys.executable, "-c", statement], start_new_session=True, text=True, stderr=-1)
+    job = Job.from_dict(tables)
+    try:
+        wait_until(lambda: (record := read_run(job.output.directory)) and record.progress.get("epoch"))
+        yield process, job
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_running_job_is_cancelled_from_outside(training: tuple[subprocess.Popen[str], Job]) -> None:
+    process, job = training
+    request_cancel(job.output.directory)
+    _, err = process.communicate(timeout=90)
+    assert "RunCancelled" in err
+    record = run_of(job)
+    assert (record.state, record.error and record.error["exit_code"]) == ("cancelled", 7)
+    assert not files.exists(files.join(job.output.directory, "model"))
+
+
+def test_a_killed_driver_leaves_a_record_that_grows_stale(training: tuple[subprocess.Popen[str], Job]) -> None:
+    process, job = training
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = run_of(job)
+    assert left.state == "running"
+    wait_until(lambda: left.is_stale(1.0))
+    assert run_of(job) == left

@@ -1,0 +1,189 @@
+"""The gate lets better models through, the alias changes in one step, and going back is possible and remembered."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfm.errors import GateError, ModelError, SettingsError
+from dfm.storage import files
+from dfm.workflow.gate import Gate, Verdict, judge
+from dfm.workflow.registry import champion, model_of, promote, rollback, versions
+from tests.support.small_models import PLAIN, make_model
+
+GOOD = {
+    "log_loss": 0.40, "normalized_entropy": 0.8, "calibration": 1.02, "base_rate": 0.25, "rows": 5000, "weight": 5000.0,
+}  # fmt: skip
+PASSED = Verdict((), dict(GOOD))
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return {**GOOD, **values}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[str]:
+    """Three models of different parameters."""
+    urls = [str(tmp_path / f"day {number}" / "model") for number in (1, 2, 3)]
+    for url, min_count in zip(urls, (1, 2, 3), strict=True):
+        make_model(PLAIN, min_count=min_count).save(url)
+    return urls
+
+
+@pytest.fixture(params=["local", "memory"])
+def alias(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "champion") if request.param == "local" else f"memory://{tmp_path.name}/champion"
+
+
+# --- the gate -------------------------------------------------------------------------------------------
+
+
+def test_the_first_good_candidate_passes_and_an_equal_one_after_it():
+    assert judge(GOOD, None, Gate()).passed
+    assert judge(GOOD, GOOD, Gate()).passed
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (changed(log_loss=0.41), "1.0250 times the champion's 0.40000; the gate allows 1"),
+        (changed(normalized_entropy=1.0), "as bad as always answering the click rate"),
+        (changed(calibration=0.85), "it predicts 0.850 clicks for each one that came"),
+        (changed(calibration=1.2), "the gate allows 0.9 to 1.1"),
+        (changed(calibration=None), "it predicts None clicks"),
+        (changed(log_loss=None), "the window does not define log_loss"),
+    ],
+)
+def test_each_threshold_refuses_with_its_numbers(candidate: dict[str, Any], reason: str):
+    verdict = judge(candidate, GOOD, Gate())
+    assert not verdict.passed
+    assert reason in verdict.refusals[0]
+    assert verdict.champion["log_loss"] == 0.40
+
+
+def test_a_small_window_decides_nothing():
+    assert "fewer than min_rows = 6000" in judge(GOOD, GOOD, Gate(min_rows=6000)).refusals[0]
+
+
+def test_thresholds_are_the_users():
+    assert judge(changed(log_loss=0.41), GOOD, Gate(log_loss_ratio=1.03)).passed
+    assert judge(changed(calibration=1.2), GOOD, Gate.from_dict({"calibration_high": 1.3})).passed
+    with pytest.raises(SettingsError, match=r"no threshold 'auc'; it has log_loss_ratio"):
+        Gate.from_dict({"auc": 0.7})
+    with pytest.raises(SettingsError, match="min_rows = -1"):
+        Gate(min_rows=-1)
+    with pytest.raises(SettingsError, match=r"calibration_low = 1.2 lies above"):
+        Gate(calibration_low=1.2)
+
+
+def test_evaluations_of_different_rows_are_not_compared():
+    with pytest.raises(SettingsError, match=r"on different rows \(base_rate is 0.25 and 0.26\)"):
+        judge(GOOD, changed(base_rate=0.26), Gate())
+
+
+def test_regression_is_compared_by_rmse():
+    champion_metrics = {"rmse": 2.0, "r2": 0.5, "rows": 5000, "weight": 5000.0}
+    assert judge({**champion_metrics, "rmse": 1.9}, champion_metrics, Gate()).passed
+    assert not judge({**champion_metrics, "rmse": 2.1}, champion_metrics, Gate()).passed
+    assert "always answering the mean" in judge({**champion_metrics, "r2": -0.1}, None, Gate()).refusals[0]
+
+
+# --- the alias ------------------------------------------------------------------------------------------
+
+
+def test_promotions_and_rollbacks_are_versions_and_the_last_one_counts(alias: str, models: list[str]):
+    assert champion(alias) is None
+    for number, model in enumerate(models, start=1):
+        entry = promote(alias, model, PASSED, order=f"2026-11-0{number}", seen=number - 1)
+        assert (entry.number, entry.model, entry.order) == (number, model, f"2026-11-0{number}")
+        assert model_of(alias) == model
+    assert rollback(alias, "complaints").model == models[1]
+    assert rollback(alias).model == models[0]
+    with pytest.raises(GateError, match="no champion to go back to; it has 5 versions"):
+        rollback(alias)
+    present = champion(alias)
+    assert present is not None
+    assert (present.number, present.model, present.previous) == (5, models[0], 0)
+    assert [entry.action for entry in versions(alias)] == ["promote"] * 3 + ["rollback"] * 2
+    assert versions(alias)[3].reason == "complaints"
+    assert model_of(models[2]) == models[2]
+
+
+def test_promoting_the_champion_again_changes_nothing(alias: str, models: list[str]):
+    first = promote(alias, models[0], PASSED)
+    assert promote(alias, models[0], PASSED, seen=0) == first
+    assert len(versions(alias)) == 1
+    promote(alias, models[1], PASSED, order="2026-11-02")
+    assert promote(alias, models[0], PASSED, order="2026-11-01") == first
+    assert model_of(alias) == models[1]
+
+
+def test_a_refused_candidate_leaves_the_alias_alone(alias: str, models: list[str]):
+    promote(alias, models[0], PASSED)
+    with pytest.raises(GateError, match=r"does not become the champion .* too bad"):
+        promote(alias, models[1], Verdict(("too bad",), {}))
+    assert model_of(alias) == models[0]
+
+
+def test_an_older_day_does_not_set_the_alias_back_in_time(alias: str, models: list[str]):
+    promote(alias, models[1], PASSED, order="2026-11-02")
+    with pytest.raises(GateError, match="data end at 2026-11-01, those of the champion at 2026-11-02"):
+        promote(alias, models[0], PASSED, order="2026-11-01")
+    promote(alias, models[2], PASSED, order="2026-11-02")
+
+
+def test_a_withdrawn_model_does_not_come_back(alias: str, models: list[str]):
+    promote(alias, models[0], PASSED)
+    promote(alias, models[1], PASSED)
+    rollback(alias, "wrong prices")
+    with pytest.raises(GateError, match=r"withdrawn by version 3 \(wrong prices\)"):
+        promote(alias, models[1], PASSED)
+
+
+def test_a_verdict_against_another_champion_does_not_count(alias: str, models: list[str]):
+    promote(alias, models[0], PASSED)
+    with pytest.raises(GateError, match="from version 0 to 1 in the meantime"):
+        promote(alias, models[1], PASSED, seen=0)
+
+
+def test_of_many_publications_at_once_one_succeeds(tmp_path: Path, models: list[str]):
+    alias = str(tmp_path / "champion")
+    promote(alias, models[0], PASSED)
+    start, outcomes = threading.Barrier(8), []
+
+    def publish(number: int) -> None:
+        start.wait()
+        try:
+            outcomes.append(promote(alias, models[1 + number % 2], PASSED, seen=1).model)
+        except GateError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(versions(alias)) == 2
+    winner = model_of(alias)
+    assert {o for o in outcomes if not o.startswith("/") or o != winner} <= {
+        f"{alias} went from version 1 to 2 in the meantime; compare with the new champion and try again"
+    }
+
+
+def test_a_damaged_model_is_never_published(alias: str, models: list[str]):
+    parameters = next(Path(models[0]).glob("parameters-*"))
+    parameters.write_bytes(parameters.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match="damaged"):
+        promote(alias, models[0], PASSED)
+    assert champion(alias) is None
+
+
+def test_a_damaged_version_is_named(tmp_path: Path, models: list[str]):
+    alias = str(tmp_path / "champion")
+    promote(alias, models[0], PASSED)
+    files.write_bytes(f"{alias}/v000002.json", b"{}")
+    with pytest.raises(ModelError, match=r"v000002.json is no version of an alias"):
+        champion(alias)

@@ -1,0 +1,236 @@
+"""The steps of a nightly run do their work once, refuse what they must, and agree on what was published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from distributed import Client
+
+from dfm.cli import publish
+from dfm.errors import ClusterError, DataError, GateError, RunCancelled, SettingsError
+from dfm.launch import process
+from dfm.runs import record as runs
+from dfm.settings.job import Job, load_job
+from dfm.workflow import data_check, html_report, registry, steps
+from dfm.workflow.gate import Gate
+from tests.support.small_jobs import LAST_DAY, job_tables
+
+DAYS = ["2026-11-14", "2026-11-15", "2026-11-16"]
+GATE = Gate(calibration_low=0.5, calibration_high=2.0)
+
+
+def day(log: Path, name: str) -> str:
+    return str(log / f"day={name}")
+
+
+def job_on(log: Path, folder: Path, days: list[str], **changes: Any) -> Job:
+    data = {"train": [day(log, name) for name in days], "validation_from": ""}
+    return load_job(job_tables(log, folder, data=data, **changes))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nights")
+
+
+@pytest.fixture(scope="module")
+def where(client: Client) -> steps.Where:
+    return steps.Where(client)
+
+
+@pytest.fixture(scope="module")
+def candidate(log: Path, work: Path, where: steps.Where) -> dict[str, Any]:
+    """A model of three days."""
+    return steps.train_once(job_on(log, work, DAYS), "night-1", where)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def test_a_finished_job_is_found_again(candidate, log: Path, work: Path, where: steps.Where):
+    job = job_on(log, work, DAYS)
+    ended = runs.read_run(str(work / "out"))
+    assert steps.train_once(job, "night-1", where) == candidate
+    assert runs.read_run(str(work / "out")) == ended
+    assert candidate["model"] == str(work / "out" / "model")
+    assert candidate["rows"]["trained"] == 6000
+
+
+def test_another_job_or_other_data_is_not_finished(
+    candidate, log: Path, work: Path, tmp_path: Path, where: steps.Where
+):
+    assert steps.finished_run(job_on(log, work, DAYS)) is not None
+    assert steps.finished_run(job_on(log, work, DAYS, training={"n_epochs": 3})) is None
+    copy = tmp_path / "log"
+    for name in DAYS:
+        (copy / f"day={name}").mkdir(parents=True)
+        for path in (log / f"day={name}").glob("*.parquet"):
+            (copy / f"day={name}" / path.name).write_bytes(path.read_bytes())
+    job = job_on(copy, tmp_path, DAYS)
+    steps.train_once(job, "night-1", where)
+    assert steps.finished_run(job) is not None
+    shard = next((copy / "day=2026-11-14").glob("*.parquet"))
+    pq.write_table(pq.ParquetFile(shard).read().slice(1), shard)
+    assert steps.finished_run(job) is None
+
+
+def test_a_model_outlives_the_log_that_it_was_trained_on(log: Path, work: Path, tmp_path: Path, where: steps.Where):
+    copy = tmp_path / "day=2026-11-14"
+    copy.mkdir()
+    for path in (log / "day=2026-11-14").glob("*.parquet"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    job = job_on(tmp_path, tmp_path, ["2026-11-14"])
+    steps.train_once(job, "night-1", where)
+    for path in copy.glob("*.parquet"):
+        path.unlink()
+    assert steps.finished_run(job) is not None
+
+
+def test_a_run_that_failed_hands_its_error_on(tmp_path: Path):
+    def record(state: str, error: dict[str, Any] | None = None) -> runs.RunRecord:
+        return runs.RunRecord("r", state, error=error)
+
+    with pytest.raises(DataError, match="run r in here is failed: bad label"):
+        steps.raise_unless_finished(record("failed", {"message": "bad label", "exit_code": 3}), "here")
+    with pytest.raises(RunCancelled):
+        steps.raise_unless_finished(record("cancelled", {"message": "on request", "exit_code": 7}), "here")
+    with pytest.raises(ClusterError, match="no run in here"):
+        steps.raise_unless_finished(None, "here")
+
+
+def test_a_detached_driver_trains_and_leaves_no_order_behind(log: Path, tmp_path: Path, candidate):
+    job = job_on(log, tmp_path, DAYS)
+    process.start(job, "night-2")
+    record = steps.wait_for(job, 0.2)
+    assert record is not None
+    assert (record.state, record.run_id) == ("finished", "night-2")
+    assert record.parameters_sha256 == candidate["parameters_sha256"]
+    assert (tmp_path / "out" / process.LOG).exists()
+
+
+def test_the_death_of_a_process_is_the_end_of_its_driver(tmp_path: Path):
+    import socket
+    import subprocess
+    import sys
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = runs.RunRecord("r", "running", host=socket.gethostname(), pid=ended.pid, updated=runs.now())
+    assert process.is_lost(here)
+    assert not process.is_lost(here, by_process=False)
+    elsewhere = runs.RunRecord("r", "running", host="elsewhere", pid=ended.pid, updated=runs.now())
+    assert not process.is_lost(elsewhere)
+    silent = runs.RunRecord("r", "running", host="elsewhere", updated="2026-11-14T00:00:00+00:00")
+    assert process.is_lost(silent)
+
+
+def test_the_start_of_a_run_is_decided_once(candidate, tmp_path: Path):
+    model = candidate["model"]
+    assert steps.pin_start(str(tmp_path / "a"), str(tmp_path / "nothing yet")) == ""
+    assert steps.pin_start(str(tmp_path / "a"), model) == ""
+    assert steps.pin_start(str(tmp_path / "b"), model) == model
+    alias = str(tmp_path / "champion")
+    assert steps.pin_start(str(tmp_path / "c"), alias) == ""
+    registry.promote(alias, model, registry.Verdict((), {}))
+    assert steps.pin_start(str(tmp_path / "d"), alias) == model
+
+
+# --- evaluation, publication, scoring -------------------------------------------------------------------
+
+
+def test_a_model_is_evaluated_once_and_never_on_what_it_was_trained_on(
+    candidate, log: Path, where: steps.Where, monkeypatch: pytest.MonkeyPatch
+):
+    metrics = steps.evaluate_once(candidate["model"], [day(log, LAST_DAY)], where, unseen=True)
+    assert metrics["rows"] == 2000
+    with pytest.raises(DataError, match=r"was trained on .*day=2026-11-16.* and 1 more; evaluate it on rows"):
+        steps.evaluate_once(candidate["model"], [day(log, "2026-11-16")], where, unseen=True)
+    monkeypatch.setattr("dfm.jobs.evaluate", None)
+    assert steps.evaluate_once(candidate["model"], [day(log, LAST_DAY)], where) == metrics
+
+
+def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path, tmp_path: Path, where: steps.Where):
+    alias, window = str(tmp_path / "champion"), [day(log, LAST_DAY)]
+    first = steps.publish(candidate["model"], alias, window, GATE, where, order="20261117")
+    assert (first["promoted"], first["version"], first["champion_metrics"]) == (True, 1, {})
+    assert steps.publish(candidate["model"], alias, window, GATE, where, order="20261117")["version"] == 1
+    weak = steps.train_once(
+        job_on(log, work, DAYS[:1], training={"n_epochs": 1}, output={"directory": str(tmp_path / "weak")}), "w", where
+    )
+    refused = steps.publish(weak["model"], alias, window, GATE, where, order="20261118", enforce=False)
+    assert not refused["promoted"]
+    assert "times the champion's" in refused["refusals"][0]
+    assert refused["champion_metrics"] == first["candidate_metrics"]
+    with pytest.raises(GateError):
+        steps.publish(weak["model"], alias, window, GATE, where, order="20261118")
+    assert registry.model_of(alias) == candidate["model"]
+
+
+def test_the_champion_scores_and_does_so_once(candidate, log: Path, tmp_path: Path, where: steps.Where):
+    alias, scores = str(tmp_path / "champion"), str(tmp_path / "scores")
+    registry.promote(alias, candidate["model"], registry.Verdict((), {}))
+    summary = steps.predict_once(alias, [day(log, LAST_DAY)], scores, where, keep=["C1"])
+    assert (summary["predicted"], summary["model"]) == (2000, candidate["model"])
+    parts = {path.name: path.stat().st_mtime_ns for path in Path(scores).glob("*.parquet")}
+    assert steps.predict_once(alias, [day(log, LAST_DAY)], scores, where, keep=["C1"]) == summary
+    assert {path.name: path.stat().st_mtime_ns for path in Path(scores).glob("*.parquet")} == parts
+    steps.predict_once(alias, [day(log, LAST_DAY)], scores, where, keep=["C2"])
+    assert set(pq.ParquetDataset(scores).read().column_names) >= {"C2", "prediction"}
+
+
+# --- data and reports -----------------------------------------------------------------------------------
+
+
+def test_a_day_is_compared_with_those_before_it_that_are_there(log: Path, tmp_path: Path):
+    job = job_on(log, tmp_path, DAYS)
+    before = [day(log, name) for name in ("2026-11-12", *DAYS)]
+    found = steps.check_day(job, day(log, LAST_DAY), before, data_check.Limits(), str(tmp_path / "profiles"))
+    assert found["before"] == before[1:]
+    assert found["rows"] == 2000
+    assert len(list((tmp_path / "profiles").iterdir())) == 4
+    with pytest.raises(DataError, match="is not as expected: 2000 rows, fewer than min_rows = 3000"):
+        steps.check_day(job, day(log, LAST_DAY), before, data_check.Limits(min_rows=3000))
+
+
+def test_the_report_shows_the_run_and_escapes_what_it_is_given(candidate, work: Path, tmp_path: Path):
+    page = Path(html_report.report_training(str(work / "out"), "night <1>")).read_text()
+    assert "<title>night &lt;1&gt;</title>" in page
+    assert "<th>epoch<th>" in page
+    assert "training.n_epochs" in page
+    url = html_report.write_report(
+        str(tmp_path / "r.html"), "t", {"a": {"x": 1234, "calibration_bins": [1], "why": ["<b>", "c"]}, "none": None}
+    )
+    written = Path(url).read_text()
+    assert "1,234" in written
+    assert "&lt;b&gt;<br>c" in written
+    assert "calibration_bins" not in written
+    assert "<h2>none" not in written
+
+
+def test_gate_settings_are_checked_before_any_work(candidate):
+    with pytest.raises(SettingsError, match="no threshold"):
+        Gate.from_dict({"accuracy": 1})
+
+
+def test_the_commands_publish_and_roll_back(candidate, log: Path, tmp_path: Path, client: Client):
+    alias, scheduler = str(tmp_path / "champion"), ["--scheduler", client.scheduler.address, "--json"]
+    wide = ["--gate", "calibration_low=0.5", "--gate", "calibration_high=2"]
+    arguments = [candidate["model"], day(log, LAST_DAY), "--alias", alias, *scheduler]
+    done = CliRunner().invoke(publish.publish, [*arguments, *wide, "--order", "2026-11-17"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output.splitlines()[-1])
+    assert (told["event"], told["version"]) == ("published", 1)
+    refused = CliRunner().invoke(
+        publish.publish, [*arguments[:2], "--alias", str(tmp_path / "new"), *scheduler, "--gate", "min_rows=3000"]
+    )
+    assert isinstance(refused.exception, GateError)
+    assert refused.exception.exit_code == 9
+    assert "fewer than min_rows = 3000" in str(refused.exception)
+    back = CliRunner().invoke(publish.rollback, [alias, "--reason", "none"])
+    assert isinstance(back.exception, GateError)
+    assert CliRunner().invoke(publish.publish, [*arguments, "--gate", "min_rows"]).exit_code == 2
