@@ -83,6 +83,11 @@ def json_ready(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The text of a value; what JSON cannot hold becomes null, or text."""
+    return json.dumps(json_ready(value), indent=indent, allow_nan=False)
+
+
 def sent(event: Mapping[str, Any]) -> dict[str, Any]:
     """The event as it leaves this process: JSON-ready, with the version of its record."""
     version = next((record.version for record in RECORDS if record.name == event["event"]), 1)

@@ -66,12 +66,16 @@ def train(
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
-    """The caller hears of an event before the first may end the run with it."""
+    """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
 
     def on_event(event: Event) -> None:
+        done = event["event"] == "done"
+        if done:
+            first(event)
         if second is not None:
             second(event)
-        first(event)
+        if not done:
+            first(event)
 
     return on_event
 
@@ -123,11 +127,12 @@ def evaluate(
     """Metrics of a published model on labelled shards, with the row account under "account"."""
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
-    FMModel.load(model, storage_options)  # golden rows are checked here, once, before any worker starts
+    schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
     scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
     with connect.client_of(chosen, client) as own:
         tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
+    account.check_any("evaluate on", schema.weight)
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 

@@ -48,6 +48,12 @@ WITH_SKLEARN = ("estimators.",)
 WITH_AIRFLOW = ("airflow.",)
 OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
 
+WRITES_JSON = {
+    *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),
+    *("distributed.predict", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest"),
+}
+"""Who calls json.dumps: to make fingerprints, messages and requests."""
+
 
 def modules() -> dict[str, ast.Module]:
     """Every module of the package but its own face, by its name below dfm; a package's face has the package's name."""
@@ -92,6 +98,17 @@ def floor_of(name: str) -> int:
 
 def test_every_package_and_every_lone_module_stands_on_a_floor():
     assert {name.split(".")[0] for name in MODULES} == set().union(*FLOORS)
+
+
+def test_json_is_written_in_one_place():
+    """`json.dumps` writes NaN, which no other reader takes; `events.to_json` does not."""
+    found = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
+    }
+    assert found - WRITES_JSON == set()
 
 
 def test_few_modules_stand_outside_of_a_package():

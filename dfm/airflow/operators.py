@@ -66,8 +66,8 @@ class DfmTrainOperator(_DfmOperator):
     :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
-    :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
-        there is none yet, training starts from the beginning
+    :param warm_start: "previous" for the model of the latest interval before, or the URL of a model or of an alias;
+        where there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
     :param storage_options: options of the filesystem, without secrets; those of the job come first
     :param deferrable: hand the driver to the Dask cluster (or to a process of its own) and wait in the triggerer
@@ -200,7 +200,8 @@ class DfmPublishOperator(_DfmOperator):
     :param data: the validation window: shards that the candidate was not trained on
     :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
         normalized_entropy, min_rows
-    :param order: when the candidate's data ended; by default the data interval
+    :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
+        without one the moment when it was due
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
     """
 
@@ -230,7 +231,7 @@ class DfmPublishOperator(_DfmOperator):
 
     def work(self, context: Any) -> dict[str, Any]:
         """Judge and promote; the answer says what the champion is now."""
-        order = self.order or runtime.interval_key(context)
+        order = self.order or runtime.order_of(context)
         try:
             result = tasks.publish(
                 self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False

@@ -54,8 +54,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted before any epoch was finished; nothing was published", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = "; ".join(getattr(error, "__notes__", ()))
+        _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from dfm.events import is_passing, line_of
 
+logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 STAGES = {
     "synth": "making the click log",
@@ -38,7 +40,7 @@ class Reporter:
         self._console, self._as_json = console, as_json
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._header_shown = False
+        self._header_shown = self._muted = False
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +51,18 @@ class Reporter:
         self._stop_progress()
 
     def __call__(self, event: Event) -> None:
-        """Show an event, or print it as a line of JSON."""
+        """Show an event, or print it as a line of JSON. Where that is no longer possible (`| head`, a full disk) the
+        work goes on unseen.
+        """
+        if self._muted:
+            return
+        try:
+            self._show(event)
+        except (OSError, SystemExit) as error:  # rich ends the process where a pipe is gone
+            self._muted = True
+            logger.warning("nothing more is shown: %s: %s", type(error).__name__, error)
+
+    def _show(self, event: Event) -> None:
         if self._as_json:
             if not is_passing(event):
                 self._console.file.write(line_of(event) + "\n")

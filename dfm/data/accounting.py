@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dfm.data.encoding import Problem
 from dfm.data.parquet import Batch
 from dfm.errors import DataError
@@ -34,6 +37,53 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMoments:
+    """Of labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; and of the rows
+    that weigh anything the least label and the greatest, None where there are none.
+    """
+
+    weight: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    least: float | None = None
+    greatest: float | None = None
+
+    @classmethod
+    def of(cls, labels: NDArray[np.float32], weights: NDArray[np.float32]) -> LabelMoments:
+        """labels, weights: float32[n_rows]; empty weights are all 1."""
+        numbers = labels.astype(np.float64)
+        masses = weights.astype(np.float64) if weights.size else np.ones(len(numbers))
+        weight = float(masses.sum())
+        if not weight:
+            return cls()
+        mean = float((masses * numbers).sum() / weight)
+        counted = numbers[masses > 0]
+        squares = float((masses * (numbers - mean) ** 2).sum())
+        return cls(weight, mean, squares, float(counted.min()), float(counted.max()))
+
+    def __add__(self, other: LabelMoments) -> LabelMoments:
+        """Both together (Chan, Golub and LeVeque 1979)."""
+        if self.least is None or self.greatest is None:
+            return other
+        if other.least is None or other.greatest is None:
+            return self
+        weight, delta = self.weight + other.weight, other.mean - self.mean
+        share = other.weight / weight
+        return LabelMoments(
+            weight,
+            self.mean + delta * share,
+            self.squares + other.squares + delta**2 * self.weight * share,
+            min(self.least, other.least),
+            max(self.greatest, other.greatest),
+        )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows that weigh anything have one label."""
+        return self.least == self.greatest
+
+
+@dataclass(frozen=True, slots=True)
 class RowAccount:
     """Rows read and what became of them."""
 
@@ -42,6 +92,7 @@ class RowAccount:
     rejections: tuple[Rejection, ...] = ()
     label_sum: float = 0.0
     """Sum of the accepted rows' labels, weights aside: in classification, how many are positive."""
+    labels: LabelMoments = LabelMoments()
 
     @property
     def rejected(self) -> int:
@@ -54,6 +105,7 @@ class RowAccount:
             self.accepted + other.accepted,
             self.rejections + other.rejections,
             self.label_sum + other.label_sum,
+            self.labels + other.labels,
         )
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:
@@ -73,6 +125,22 @@ class RowAccount:
                 f"allows; the first: {self.rejections[0]}. Repair the data or raise data.max_bad_fraction"
             )
 
+    def check_any(self, purpose: str, weight: str) -> None:
+        """DataError where no row is left to `purpose` ("train on"), or none weighs anything: all that followed would be
+        NaN. weight: the column of weights, "" for none.
+        """
+        if not self.accepted:
+            first = f"; the first: {self.rejections[0]}" if self.rejections else ""
+            raise DataError(
+                f"there is no row to {purpose}: of {self.read} rows read, {self.rejected} are bad{first}. Repair the "
+                "data, or name data that has rows"
+            )
+        if weight and not self.labels.weight:
+            raise DataError(
+                f"all {self.accepted} rows to {purpose} have the weight 0 (column {weight!r}), so they count for "
+                "nothing; name another column as schema.weight, or none, or use rows that weigh something"
+            )
+
     def by_reason(self) -> dict[str, int]:
         """Rejected rows by "column: reason"."""
         tally: Counter[str] = Counter()
@@ -88,7 +156,9 @@ class RowAccount:
     def from_dict(cls, values: Mapping[str, Any]) -> RowAccount:
         """The account that `to_dict` wrote."""
         rejections = tuple(Rejection(**item) for item in values["rejections"])
-        return cls(values["read"], values["accepted"], rejections, values["label_sum"])
+        return cls(
+            values["read"], values["accepted"], rejections, values["label_sum"], LabelMoments(**values["labels"])
+        )
 
 
 def bad_row_message(rejection: Rejection) -> str:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import hashing
+from dfm.data import canonical, hashing
 from dfm.data.partition import HashedRows
-from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.errors import DataError
 
 _CROSS_BITS = 30
@@ -119,8 +119,9 @@ def encode_batch(
     if task is not None:
         labels = _labels(data.column(schema.label), schema, task, check)
         if schema.weight:
-            weights = _weights(data.column(schema.weight), schema.weight, check)
-    batch = _BatchColumns(data, {entry.name: entry for entry in schema.fields}, hash_bits, statistics, check)
+            weights = _weights(data.column(schema.weight), schema, check)
+    fields = {entry.name: entry for entry in schema.fields}
+    batch = _BatchColumns(data, fields, hash_bits, statistics, check, schema.numbers)
     columns = [batch.encode(entry) for entry in schema.fields]
     rows = _assemble(columns, labels, weights, data.num_rows)
     good = ~check.bad
@@ -134,6 +135,7 @@ class _BatchColumns:
     hash_bits: int
     statistics: Mapping[str, NumberStatistics]
     check: _Check
+    form: str
     numbers: dict[str, tuple[Floats, Flags]] = field(default_factory=dict)
 
     def encode(self, entry: Field) -> _Column:
@@ -152,13 +154,13 @@ class _BatchColumns:
                 f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
                 f'name it in [schema] lists = ["{entry.name}"]'
             )
-        return _Column(hashing.hash_category(array, entry.name, self.hash_bits))
+        return _Column(hashing.hash_category(array, entry.name, self.hash_bits, self.form))
 
     def _numbers(self, column: str) -> tuple[Floats, Flags]:
         """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column."""
         if column not in self.numbers:
             array = self.data.column(column)
-            values, present, unparsed = parse_numbers(array, column)
+            values, present, unparsed = parse_numbers(array, column, self.form)
             self.check.reject(unparsed, column, "not a number", array)
             self.check.reject(~np.isfinite(values), column, "not finite", array)
             self.numbers[column] = np.where(np.isfinite(values), values, 0.0), present
@@ -222,7 +224,7 @@ class _BatchColumns:
         filled = array if not array.null_count else pc.if_else(pc.is_valid(array), array, pa.scalar([], array.type))
         offsets = filled.offsets.to_numpy()
         elements = filled.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-        indices = hashing.hash_category(elements, entry.name, self.hash_bits)
+        indices = hashing.hash_category(elements, entry.name, self.hash_bits, self.form)
         lengths = np.diff(offsets)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths, 1))])
@@ -244,7 +246,7 @@ class _BatchColumns:
 
     def _cross_part(self, part: Field) -> NDArray[np.uint32]:
         if part.kind == "categorical":
-            return hashing.hash_category(self.data.column(part.name), part.name, _CROSS_BITS)
+            return hashing.hash_category(self.data.column(part.name), part.name, _CROSS_BITS, self.form)
         codes, n_codes = self._codes(part)
         out = np.empty(len(codes), np.uint32)
         hashing.gather(hashing.bucket_table(part.name, n_codes, _CROSS_BITS), codes, out)
@@ -279,18 +281,23 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def parse_numbers(array: pa.Array, column: str) -> tuple[Floats, Flags, Flags]:
+def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[Floats, Flags, Flags]:
     """Numbers float64[n] (0 where missing), which are present, and which rows hold text that is no number.
 
-    Text is parsed once per distinct value; empty text is missing.
+    Text is parsed once per distinct value; empty text is missing. form: the model's form of numbers.
     """
+    values, present, unparsed = _parse_numbers(array, column, form)
+    return values if form == WIDENED else canonical.shortest(values), present, unparsed
+
+
+def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
     kind = array.type
     if pa.types.is_null(kind):
         return np.zeros(len(array)), np.zeros(len(array), np.bool_), np.zeros(len(array), np.bool_)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         array = array.dictionary_encode()
     if pa.types.is_dictionary(array.type):
-        values, present, unparsed = _parse_distinct(array.dictionary, column)
+        values, present, unparsed = _parse_distinct(array.dictionary, column, form)
         n_distinct = len(values)
         table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
         numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices, n_distinct) for part in table)
@@ -307,15 +314,17 @@ def parse_numbers(array: pa.Array, column: str) -> tuple[Floats, Flags, Flags]:
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)
-    filled = array.cast(pa.float64(), safe=False)
-    filled = filled.fill_null(0.0) if filled.null_count else filled
-    return filled.to_numpy(False), present, np.zeros(len(array), np.bool_)
+    if pa.types.is_decimal(kind):
+        array = canonical.decimal_numbers(array, form)
+    elif not pa.types.is_floating(kind):
+        array = array.cast(pa.float64(), safe=False)
+    return canonical.widened(array, form), present, np.zeros(len(array), np.bool_)
 
 
-def _parse_distinct(distinct: pa.Array, column: str) -> tuple[Floats, Flags, Flags]:
+def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
     kind = distinct.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
-        return parse_numbers(distinct, column)
+        return _parse_numbers(distinct, column, form)
     texts = distinct.cast(pa.large_binary()).to_pylist()
     values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
     present = np.array([text is not None and text.strip() != b"" for text in texts], np.bool_)
@@ -343,7 +352,7 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
         positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
         flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
         return flags
-    values, present, unparsed = parse_numbers(array, schema.label)
+    values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
     check.reject(unparsed, schema.label, "label is not a number", array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
@@ -354,8 +363,9 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     return check.narrowed(values, schema.label, "label is too large", array)
 
 
-def _weights(array: pa.Array, column: str, check: _Check) -> NDArray[np.float32]:
-    values, present, unparsed = parse_numbers(array, column)
+def _weights(array: pa.Array, schema: ResolvedSchema, check: _Check) -> NDArray[np.float32]:
+    column = schema.weight
+    values, present, unparsed = parse_numbers(array, column, schema.numbers)
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)
     check.reject(values < 0, column, "weight is negative", array)

@@ -3,9 +3,9 @@
 A token is (column, value). Its index is `XXH64(value bytes, seed=XXH64(column name)) mod 2**hash_bits`
 (XXH64: Collet's xxHash specification, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
 Values are hashed as text, so the integer 5, the float 5.0, the decimal 5.00 and the string "5" are the same category:
-a log that one system writes as integers and another as strings gives one model. A float32 is its own shortest text
-(0.1, as the float64), a moment its time in UTC, whatever its unit and zone. Empty text is a missing value. Distinct
-values are hashed once per Arrow dictionary.
+a log that one system writes as integers and another as strings gives one model. `canonical` says which text a number
+is; a moment is its time in UTC, whatever its unit and zone, at midnight its day. Empty text is a missing value.
+Distinct values are hashed once per Arrow dictionary.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data import canonical
+from dfm.data.schema import SHORTEST, WIDENED
 from dfm.errors import DataError
 
 HASH_NAME = "xxh64"
@@ -236,17 +238,17 @@ def _null_mask(array: pa.Array) -> NDArray[np.bool_]:
     return mask
 
 
-def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.uint32]:
+def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHORTEST) -> NDArray[np.uint32]:
     """Feature index of every value of a categorical array of any scalar type (uint32[n]).
 
-    A dictionary array costs one hash per distinct value and one gather per row.
+    A dictionary array costs one hash per distinct value and one gather per row. form: the model's form of numbers.
     """
     mask = (1 << hash_bits) - 1
     missing = token_index(column, MISSING, hash_bits)
     seed = column_seed(column)
     kind = array.type
     if pa.types.is_dictionary(kind):
-        distinct = hash_category(array.dictionary, column, hash_bits)
+        distinct = hash_category(array.dictionary, column, hash_bits, form)
         if len(distinct) == 0:
             check_codes(array.indices.drop_null().to_numpy(zero_copy_only=False), 0)
             return np.full(len(array), missing, np.uint32)
@@ -260,7 +262,7 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
     if pa.types.is_integer(kind):
         return _hash_integer_array(array, seed, mask, missing)
     if pa.types.is_floating(kind):
-        return _hash_floats(array, seed, mask, missing)
+        return _hash_floats(array, form, seed, mask, missing)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         return hash_texts(array, seed, mask, missing)
     if pa.types.is_large_binary(kind):
@@ -268,10 +270,14 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
     if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
         return hash_texts(array.cast(pa.binary()), seed, mask, missing)
     if pa.types.is_decimal(kind):
-        return hash_category(_decimal_texts(array), column, hash_bits)
+        return hash_category(canonical.decimal_texts(array, form), column, hash_bits)
     try:
         # Dates and string views: their text, as Arrow writes it.
-        texts = _time_texts(array) if pa.types.is_timestamp(kind) or pa.types.is_time(kind) else array.cast(pa.string())
+        texts = (
+            _time_texts(array, form)
+            if pa.types.is_timestamp(kind) or pa.types.is_time(kind)
+            else array.cast(pa.string())
+        )
     except pa.ArrowException as error:
         raise DataError(
             f"column {column!r} holds {kind}, which is no category; leave it out of [schema], "
@@ -280,21 +286,17 @@ def hash_category(array: pa.Array, column: str, hash_bits: int) -> NDArray[np.ui
     return hash_texts(texts, seed, mask, missing)
 
 
-def _decimal_texts(array: pa.Array) -> pa.DictionaryArray:
-    """Decimals as text without an exponent and without zeros at the end, by distinct value."""
-    encoded = array.dictionary_encode()
-    texts = [f"{number:f}" for number in encoded.dictionary.to_pylist()]
-    texts = [text.rstrip("0").rstrip(".") if "." in text else text for text in texts]
-    return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.string()))
+def _time_texts(array: pa.Array, form: str) -> pa.Array:
+    """Moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
 
-
-def _time_texts(array: pa.Array) -> pa.Array:
-    """Moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC."""
+    In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.
+    """
     unit = array.type.unit
     if pa.types.is_timestamp(array.type):
         array = array.cast(pa.timestamp(unit))
     texts = array.cast(pa.string())
-    return texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    texts = texts if unit == "s" else pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return texts if form == WIDENED else pc.replace_substring_regex(texts, " 00:00:00$", "")
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
@@ -328,15 +330,14 @@ def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: in
     return out
 
 
-def _hash_floats(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
+def _hash_floats(array: pa.Array, form: str, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
     """Whole numbers hash as integers (pandas makes floats of integers with gaps), others as text; NaN is missing."""
-    numbers = array if pa.types.is_float32(array.type) else array.cast(pa.float64())
-    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, numbers.type), numbers)
+    numbers = canonical.category_numbers(array, form)
     fits = pc.and_(pc.greater_equal(numbers, -(2.0**63)), pc.less(numbers, 2.0**63))
     whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
     if pc.all(whole).as_py() is not False:
         return _hash_integer_array(numbers.cast(pa.int64()), seed, mask, missing)
-    out = hash_texts(numbers.cast(pa.string()), seed, mask, missing)
+    out = hash_texts(canonical.number_texts(numbers, form), seed, mask, missing)
     is_whole = whole.to_numpy(zero_copy_only=False)
     out[is_whole] = _hash_integer_array(numbers.filter(whole).cast(pa.int64()), seed, mask, missing)
     return out

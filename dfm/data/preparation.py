@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dfm.data.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
@@ -33,6 +34,7 @@ from dfm.errors import DataError
 from dfm.storage import ownership
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
+logger = logging.getLogger(__name__)
 CACHE_FORMAT = 4
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
@@ -123,13 +125,13 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
 
 def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
     """Sketch of every numeric column that needs one, over the rows of the units."""
-    columns = columns_with_statistics(reading.schema)
+    columns, form = columns_with_statistics(reading.schema), reading.schema.numbers
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
     for unit in units:
         for batch in _batches(reading, unit, list(columns)):
             for column in columns:
                 with naming_shard(batch):
-                    values, present, unparsed = parse_numbers(batch.data.column(column), column)
+                    values, present, unparsed = parse_numbers(batch.data.column(column), column, form)
                 collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
@@ -206,7 +208,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))
             label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
-            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum)
+            labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
+            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels)
             parts.append(encoded.rows)
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
@@ -217,15 +220,23 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     return _open_chunk(path) or Chunk(rows, offsets, counts, account)
 
 
-def check_label_classes(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
-    """DataError where the rows of some units give a classification one class only; they are read for the message."""
-    if reading.task != "classification" or not account.accepted or 0 < account.label_sum < account.accepted:
-        return
+def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:
+    """DataError where the rows of some units teach nothing: they weigh nothing, or are of one class only (a number that
+    is always the same is told in a warning). The units are read for the message.
+    """
     schema = reading.schema
-    found = "positive" if account.label_sum else "negative"
+    if account.accepted:
+        account.check_any("train on", schema.weight)
+    if not account.accepted or not account.labels.is_constant:
+        return
+    if reading.task != "classification":
+        logger.warning("all labels to train on are %g: there is nothing to learn but that", account.labels.mean)
+        return
+    found = "positive" if account.labels.mean else "negative"
+    among = f"that weigh anything (column {schema.weight!r}) " if 0 < account.label_sum < account.accepted else ""
     meant = f"schema.label_positive = {list(schema.label_positive)}" if schema.label_positive else "1 is positive"
     raise DataError(
-        f"all {account.accepted} rows to train on are {found}: {meant}, and column {schema.label!r} "
+        f"all {account.accepted} rows to train on {among}are {found}: {meant}, and column {schema.label!r} "
         f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
         "column as schema.label, or train on data that has both classes"
     )

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import hashing
+from dfm.data import canonical, hashing
 from dfm.data.encoding import NumberStatistics
 from dfm.data.partition import HashedRows
-from dfm.data.schema import ResolvedSchema
+from dfm.data.schema import SHORTEST, ResolvedSchema
 
 MOST_ROWS = 32
 _NO_FLOATS = np.zeros(0, np.float32)
@@ -95,6 +95,8 @@ class RowEncoder:
         parsed = [_number(data[name][row]) for row in range(n_rows) for name in self._numbers]
         present = np.array([value is not None for value in parsed], np.bool_)
         values = np.array([0.0 if value is None else value for value in parsed], np.float64)
+        if self._schema.numbers == SHORTEST:
+            values = canonical.shortest(values)
         codes = hashing.log2_bucket_codes(values, present).reshape(n_rows, len(self._numbers))
         out = np.empty(codes.shape, np.uint32)
         for column, (table, boundaries) in enumerate(zip(self._bucket_tables, self._boundaries, strict=True)):

@@ -19,11 +19,14 @@ from typing import Any
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
 
-__all__ = ["Field", "ResolvedSchema", "Schema", "infer", "resolve"]
+__all__ = ["Field", "ResolvedSchema", "Schema", "check_once", "infer", "resolve"]
 
 FEATURE_ROLES = ("categorical", "numeric", "lists")
 CATEGORY_KINDS = ("int", "string", "dictionary", "bool", "null")
 BUCKET_TRANSFORMS = ("log2-bucket", "quantile")
+WIDENED, SHORTEST = "widened", "shortest"
+NUMBER_FORMS = (WIDENED, SHORTEST)
+"""Numbers as they are, widened to float64 (models that do not say), or by their shortest text (see `canonical`)."""
 CROSS_SIGN = "&"
 """Joins the columns of a cross to its field name."""
 
@@ -54,6 +57,7 @@ class ResolvedSchema:
     """A schema without patterns.
 
     Empty `weight` or `time`: the data has none. Empty `label_positive`: labels are numbers.
+    `numbers`: the form in which numbers are compared and hashed, one of NUMBER_FORMS; a model keeps its own.
     """
 
     label: str
@@ -62,6 +66,7 @@ class ResolvedSchema:
     time: str
     quantile_buckets: int
     fields: tuple[Field, ...]
+    numbers: str = SHORTEST
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,6 +90,7 @@ class ResolvedSchema:
             "weight": self.weight,
             "time": self.time,
             "quantile_buckets": self.quantile_buckets,
+            **({"numbers": self.numbers} if self.numbers != WIDENED else {}),
             "fields": fields,
         }
 
@@ -95,7 +101,8 @@ class ResolvedSchema:
             Field(entry["name"], entry["kind"], tuple(entry["columns"]), entry["transform"], index)
             for index, entry in enumerate(values["fields"])
         )
-        return cls(**{**values, "label_positive": tuple(values["label_positive"]), "fields": fields})
+        positive = tuple(values["label_positive"])
+        return cls(**{"numbers": WIDENED, **values, "label_positive": positive, "fields": fields})
 
 
 def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
@@ -139,7 +146,7 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
             f"schema.numeric or schema.lists. The data has: {_shown(columns)}."
         )
     singles = [Field(*entry, index) for index, entry in enumerate(specifications)]
-    _check_unique(singles, columns)
+    check_once(columns, [*_reserved(schema), *(entry.name for entry in singles)])
     crosses = _crosses(schema, columns, singles)
     return ResolvedSchema(
         schema.label,
@@ -224,13 +231,14 @@ def _transforms(schema: Schema, columns: Sequence[str], numeric: Sequence[str]) 
     return chosen
 
 
-def _check_unique(singles: Sequence[Field], columns: Sequence[str]) -> None:
-    counts = collections.Counter(columns)
-    for entry in singles:
-        if counts[entry.name] > 1:
+def check_once(names: Sequence[str], wanted: Iterable[str] | None = None) -> None:
+    """SettingsError where a table has two columns of one name, among those that are wanted (None: all)."""
+    counts = collections.Counter(names)
+    for name in counts if wanted is None else wanted:
+        if counts[name] > 1:
             raise SettingsError(
-                f'the data has {counts[entry.name]} columns called "{entry.name}", so the schema cannot '
-                "tell which is meant. Rename all but one of them."
+                f'the data has {counts[name]} columns called "{name}", so the schema cannot tell which is meant. '
+                "Rename all but one of them."
             )
 
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 from dfm.storage import files
 from dfm.storage.ownership import Ledger
 
@@ -218,7 +219,7 @@ def generate(
                     progress(done)
             truths.append(_day_truth(name, scored))
     truth = Truth(seed, rows, bias, tuple(truths))
-    files.write_bytes(str(root / TRUTH_FILE), (json.dumps(asdict(truth), indent=2) + "\n").encode())
+    files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
     ledger.settle()
     return truth
 

@@ -123,6 +123,7 @@ class Checkpointer:
 
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
         """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
+        self.committed = checkpoint
         self._files[checkpoint.state["progress"]["blocks_at"]] = checkpoint.blocks
         if checkpoint.state["best"] is not None:
             self._files[checkpoint.state["best"]["at"]] = checkpoint.best
@@ -171,6 +172,8 @@ class Checkpointer:
 
     def _write(self, snapshot: Snapshot) -> float:
         """Write what is not written yet and commit; returns the seconds spent."""
+        if self.committed is not None and self.committed.rounds_done == snapshot.rounds_done:
+            return 0.0  # the run stands where it went on from, and ends there once more
         blocks, cost = self._save(snapshot.blocks_at, snapshot.blocks)
         best, cost_of_best = self._save(snapshot.best_at, snapshot.best_blocks) if snapshot.best_blocks else ((), 0.0)
         started = time.perf_counter()

@@ -96,15 +96,18 @@ class TrainingLoop:
     def run(self) -> None:
         """Train all epochs, or until validation has worsened too often."""
         self._submitted = self._cut_at = self.at.rounds_done
-        while self.at.epoch <= self.job.training.n_epochs:
+        while not self.at.is_over:
             event = self._epoch()
             self.at.history.append(event)
+            self.at.is_over = self.at.epoch == self.job.training.n_epochs
             self.tell(event)
             if self._has_worsened():
+                self.at.is_over = True
                 best_epoch = self.best.epoch if self.best else self.at.epoch
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
                 return
-            self.at.next_epoch()
+            if not self.at.is_over:
+                self.at.next_epoch()
 
     def _epoch(self) -> Event:
         """Train what is left of an epoch, or until validation has worsened too often; what there is to tell of it."""
@@ -273,6 +276,28 @@ class TrainingLoop:
                 self.best.blocks if self.best else (),
             )
         )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no round is left to train."""
+        at = self.at
+        return at.is_over or (at.epoch == self.job.training.n_epochs and at.round == self.n_rounds)
+
+    def keep_result(self, checkpointer: Checkpointer) -> None:
+        """Let what training has come to be saved: the best parameters where it is over, the last round where it is not
+        judged yet; of a run in its midst, the snapshot that was offered last.
+        """
+        if self.best is None or not self.at.is_over:
+            if self.is_trained and self.checkpointer is None:
+                self.checkpointer = checkpointer
+                self._offer()
+            return
+        best = {"at": self.best.at, "epoch": self.best.epoch, "metrics": self.best.metrics}
+        progress = {**self.at.to_dict(), "blocks_at": self.best.at}
+        state = {"progress": progress, "bounds": self.bounds, "best": best}
+        # The state after the last round may be there already, under its own number.
+        number, blocks = self.at.rounds_done + 1, self.best.blocks
+        checkpointer.offer(Snapshot(number, state, self.best.at, blocks, self.best.at, blocks))
 
     def restore(self, checkpoint: Checkpoint, blocks: list[Future], best: list[Future]) -> None:
         """Stand where the checkpoint was made."""

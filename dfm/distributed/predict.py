@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, Future
 
-from dfm.data.accounting import RowAccount, bad_row_message, rejections_of
+from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.encoding import Encoded
 from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.storage import files, ownership
@@ -108,7 +110,8 @@ def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
     rejections = rejections_of(batch, encoded.problems)
     if rejections and scoring.on_bad_rows == "error":
         raise DataError(bad_row_message(rejections[0]))
-    return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections)
+    labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
+    return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, labels=labels)
 
 
 def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledger:
@@ -137,6 +140,7 @@ def predict_shards(
     futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
+    _check_predicted(ledger, account, names)
     ledger.remove(earlier)
     summary = {
         "rows": account.read,
@@ -144,9 +148,18 @@ def predict_shards(
         "rejected": account.by_reason(),
         "parts": len(tasks),
     }
-    files.write_bytes(files.join(scoring.output, DONE), json.dumps(summary).encode(), options)
+    files.write_bytes(files.join(scoring.output, DONE), to_json(summary).encode(), options)
     ledger.settle()
     return account
+
+
+def _check_predicted(ledger: ownership.Ledger, account: RowAccount, parts: Sequence[str]) -> None:
+    """DataError where every row was bad; the new parts, which hold nothing but nulls, are removed."""
+    try:
+        account.check_any("predict", "")
+    except DataError:
+        ledger.remove(parts)
+        raise
 
 
 def _check_reach(client: Client, output: str) -> None:
@@ -188,6 +201,7 @@ def kept_columns(
         schemas = list(pool.map(lambda shard: arrow_schema(shard, storage_options), shards))
     found: dict[str, tuple[pa.Field, Shard]] = {}
     for shard, schema in zip(shards, schemas, strict=True):
+        check_once(schema.names, keep or None)
         for column in schema:
             if column.name in keep or not keep:
                 found[column.name] = _agreed(found.get(column.name), column, shard)

@@ -15,7 +15,7 @@ from dfm.data.preparation import (
     NumberSketch,
     Reading,
     Seed,
-    check_label_classes,
+    check_labels,
     columns_with_statistics,
     fingerprint,
     hash_units,
@@ -179,7 +179,7 @@ def prepare(
     vocabulary, key = _vocabulary(client, job, reading, plan, merged)
     summary, account = watch.result(client.submit(summarise, vocabulary, merged, pure=False))
     account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
-    check_label_classes(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
     validation_account = RowAccount()
     if held_out:
         validation_account = watch.result(client.submit(account_of, held_out, pure=False))

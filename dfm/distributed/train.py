@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -25,6 +26,7 @@ from dfm.distributed import backends, monitoring, prepare
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.kernels.contract import KernelSpec, Step
@@ -49,8 +51,6 @@ _BLOCK_BYTES = 1 << 23
 _WHOLE_PUSH_BYTES = 64 << 20
 """Two blocks of a table up to this size get whole pushes: half of one more than needed takes less than the tasks do."""
 _MOST_BLOCKS = 8
-_PATIENCE_OF_A_USER = 15.0
-"""Seconds that a run which was told to stop may spend on its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,18 @@ def train(
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
-    with connect.client_of(job.cluster, client) as own:
-        watch = Watch(own, job.cluster.worker_timeout)
-        tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
-        tell(monitoring.placement_event(inputs.plan, watch.addresses()))
-        return _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
+    result = None
+    try:
+        with connect.client_of(job.cluster, client) as own:
+            watch = Watch(own, job.cluster.worker_timeout)
+            tell = monitoring.observed(own, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+            tell(monitoring.placement_event(inputs.plan, watch.addresses()))
+            result = _Run(job, inputs, watch, tell, checkpoints, objective, spec, warm).run(found)
+    except Exception as error:
+        if result is None:
+            raise
+        logger.warning("the model is published; the cluster did not end well: %s: %s", type(error).__name__, error)
+    return result
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
@@ -183,49 +190,49 @@ class _Run:
                 "backend_text": self.backend.text,
             }
         )
-        checkpointer = self._checkpointer()
         try:
-            loop = self._loop(checkpointer, found)
-            self._train(loop)
-        finally:
-            if checkpointer is not None:
-                checkpointer.close()
-        result = self._publish(loop)
+            with contextlib.closing(self._checkpointer()) as checkpointer:
+                loop = self._loop(checkpointer, found)
+                with kept(loop, checkpointer):
+                    self._train(loop)
+                with kept(loop, checkpointer, publishing=True):
+                    result = self._publish(loop)
+        except DivergenceError:
+            self.checkpoints.clear()  # they lead to the same end, and another learning rate is another job
+            raise
         if not self.interrupted:
-            self.checkpoints.clear()
-        self._prune(started)
+            with tolerated("its checkpoints could not be deleted"):
+                self.checkpoints.clear()
+        with tolerated("old partitions could not be deleted"):
+            self._prune(started)
+        self.tell(self._done_event(result))
         return result
 
     def _train(self, loop: TrainingLoop) -> None:
         try:
             loop.run()
-        except DivergenceError:
-            self.checkpoints.clear()  # they lead to the same end, and another learning rate is another job
-            raise
         except (KeyboardInterrupt, RunCancelled) as error:
             if loop.checkpointer is not None:
-                loop.checkpointer.flush(_PATIENCE_OF_A_USER)
+                loop.checkpointer.flush(PATIENCE_OF_A_USER)
             if isinstance(error, RunCancelled) or loop.best is None:
                 raise
             self.interrupted = True
 
-    def _checkpointer(self) -> Checkpointer | None:
-        if self.job.output.checkpoint_every == "never":
-            return None
+    def _checkpointer(self) -> Checkpointer:
         by_workers = self.shares_disk or not files.is_local(self.checkpoints.url)
         identity = identity_of(self.job, self.inputs)
         return Checkpointer(self.client, self.checkpoints, identity, self._layout(), by_workers)
 
-    def _loop(self, checkpointer: Checkpointer | None, found: Sequence[Checkpoint]) -> TrainingLoop:
+    def _loop(self, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
         """The training loop at its start, or where the newest checkpoint with sound files was made."""
         bounds = self._block_bounds()
         plan = self.inputs.plan
         loop = TrainingLoop(
-            self.job, plan, self.work, self.prepared, self.watch, self.tell, [], bounds, checkpointer,
+            self.job, plan, self.work, self.prepared, self.watch, self.tell, [], bounds,
+            checkpointer if self.job.output.checkpoint_every != "never" else None,
             self._cuts_pushes(len(bounds) - 1), self.backend.resources,
         )  # fmt: skip
-        for checkpoint in found if checkpointer is not None else ():
-            assert checkpointer is not None
+        for checkpoint in found:
             blocks, best = checkpointer.load(checkpoint)
             try:
                 for future in (*blocks, *best):
@@ -316,8 +323,11 @@ class _Run:
             if self.inputs.split_rows and not prepared.account.read:
                 raise DataError(nothing_left(bound, "row to train on; choose a later time"))
             raise DataError(f"all {prepared.account.read} training rows are bad: {prepared.account.rejections[0]}")
-        if self.inputs.split_rows and not prepared.validation_account.accepted:
+        held_out = prepared.validation_account
+        if self.inputs.split_rows and not held_out.read:
             raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
+        if bound or self.job.data.validation:
+            held_out.check_any("validate on", self.inputs.schema.weight)
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.tell({"event": "progress", "stage": stage, "done": done, "total": total})
@@ -381,8 +391,7 @@ class _Run:
         best = loop.best
         assert best is not None
         digest = self._save(url, best, loop.at.history)
-        options = dict(self.job.data.storage_options)
-        result = TrainResult(
+        return TrainResult(
             url,
             digest,
             loop.at.history,
@@ -390,21 +399,20 @@ class _Run:
             self.prepared.account,
             best.epoch,
             self.interrupted,
-            options,
+            dict(self.job.data.storage_options),
         )
-        self.tell(
-            {
-                "event": "done",
-                "model": url,
-                "validation": best.metrics,
-                "best_epoch": best.epoch,
-                "rows": _rows_event(self.prepared.account),
-                "validation_rows": _rows_event(self.prepared.validation_account),
-                "interrupted": self.interrupted,
-                "parameters_sha256": digest,
-            }
-        )
-        return result
+
+    def _done_event(self, result: TrainResult) -> Event:
+        return {
+            "event": "done",
+            "model": result.model_url,
+            "validation": result.validation,
+            "best_epoch": result.best_epoch,
+            "rows": _rows_event(self.prepared.account),
+            "validation_rows": _rows_event(self.prepared.validation_account),
+            "interrupted": self.interrupted,
+            "parameters_sha256": result.parameters_sha256,
+        }
 
     def _save(self, url: str, best: Best, history: list[Event]) -> str:
         """Write the best parameters as a model: by a worker, or here where only this machine can write the path."""
@@ -414,10 +422,13 @@ class _Run:
         arguments = reading, self._metadata(best, history), units[0], where, self.objective.info
         if files.is_local(url) and not self.shares_disk:
             blocks, vocabulary = self.client.gather([best.blocks, self.prepared.vocabulary])
-            return publish_model(blocks, vocabulary, *arguments)
-        future = self.client.submit(publish_model, best.blocks, self.prepared.vocabulary, *arguments, pure=False)
-        digest: str = self.watch.result(future)
-        return digest
+            published = publish_model(blocks, vocabulary, *arguments)
+        else:
+            future = self.client.submit(publish_model, best.blocks, self.prepared.vocabulary, *arguments, pure=False)
+            published = self.watch.result(future)
+        for warning in published.warnings:
+            logger.warning("%s", warning)
+        return published.parameters_sha256
 
     def _metadata(self, best: Best, history: list[Event]) -> dict[str, Any]:
         shards = [[s.url, s.size, s.modified] for s in self.inputs.train]

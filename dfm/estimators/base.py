@@ -35,7 +35,7 @@ from dfm.estimators.features import (
     n_rows_of,
     names_of,
 )
-from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, summarise_labels
 from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised
 from dfm.kernels.cpu import backend as numba_cpu
@@ -167,7 +167,7 @@ class BaseFactorizationMachine(Parametrised):
         if (checked < 0).any():
             raise ValueError("Negative values in data passed to sample_weight: expected 0 or more")
         if not checked.any():
-            raise ValueError("all sample weights are 0: there is nothing to learn from; pass a positive one")
+            raise ValueError(NOTHING_WEIGHS)
         return checked
 
     # ---------------------------------------------------------------------------------------- training ----

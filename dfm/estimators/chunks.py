@@ -107,7 +107,7 @@ def sketch_chunk(data: Any, schema: ResolvedSchema) -> dict[str, NumberSketch]:
     """Sketch of the columns whose transform needs statistics."""
     table, found = as_arrow(data), {}
     for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column)
+        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
         found[column] = sketch_values(values[present & ~unparsed & np.isfinite(values)])
     return found
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
+from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -29,7 +30,7 @@ from dfm.data.matrices import (
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
-from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.kernels.tables import ParameterTable
@@ -179,14 +180,14 @@ def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> 
         numeric_transform=options.numeric_transform,
     )
     kinds = {name: column_kind(kind) for name, kind in types.items()}
-    return resolve(infer(settings, kinds), [*types, label])
+    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}))
 
 
 def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
     """Mean and deviation, or quantiles, of the columns whose transform needs them."""
     found = {}
     for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column)
+        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
         sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
         found[column] = merge_sketches([sketch], schema.quantile_buckets)
     return found
@@ -281,13 +282,13 @@ def names_of(data: Any) -> list[str] | None:
 
 
 def as_arrow(data: Any) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow."""
-    if isinstance(data, pa.Table):
-        return data
-    if isinstance(data, pa.RecordBatch):
-        return pa.Table.from_batches([data])
+    """A table in any of the accepted forms, as one of Arrow. SettingsError where two columns have one name."""
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        check_once(data.schema.names)
+        return data if isinstance(data, pa.Table) else pa.Table.from_batches([data])
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
+        check_once(names)
         return pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names))))
     return pa.table(data)
 

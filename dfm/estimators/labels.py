@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dfm.errors import DataError
 
 _NO_FLOATS = np.zeros(0, np.float32)
+NOTHING_WEIGHS = "all sample weights are 0: there is nothing to learn from; pass a positive one"
 
 
 @dataclass(frozen=True)

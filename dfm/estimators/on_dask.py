@@ -21,7 +21,7 @@ from dfm.errors import SettingsError
 from dfm.estimators import chunks as collections
 from dfm.estimators.chunks import Wishes, chunks_of
 from dfm.estimators.features import MatrixFeatures, TableFeatures, is_dask, is_path
-from dfm.estimators.labels import LabelEncoding, add_summaries
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, add_summaries
 from dfm.estimators.outputs import Output, unpacked
 from dfm.kernels.tables import ParameterTable
 from dfm.settings.job import Job
@@ -51,6 +51,8 @@ def _fit_collection(estimator: Estimator, X: Any, y: Any, sample_weight: Any, ev
     chunks = chunks_of(client, X, y, sample_weight)
     summaries = collections.summaries_of(client, chunks, estimator._task == "classification")
     summary = add_summaries(summaries)
+    if summary.n_rows and not summary.weight:
+        raise ValueError(NOTHING_WEIGHS)
     if not goes_on:
         estimator._encoding = estimator._encode(summary)
     encoding, share = estimator._encoding, estimator._holds_out(summary.n_rows, eval_set is not None)
@@ -112,11 +114,17 @@ def _held_out(estimator: Estimator, eval_set: Any, client: Any) -> list[Any]:
         if isinstance(y, str):
             X, y = X.drop(columns=[y]), X[y]
         chunks = chunks_of(client, X, y, sample_weight)
+        if sample_weight is not None and not _weight_of(estimator, client, chunks):
+            raise ValueError(NOTHING_WEIGHS)
         plain = collections.encoding_of(features, _unweighted(estimator._encoding))
         return collections.whole_chunks(client, features, collections.encode_chunks(client, plain, chunks))
     rows = estimator._evaluation_rows(eval_set)
     assert rows is not None
     return collections.whole_chunks(client, features, [client.scatter(rows, hash=False)])
+
+
+def _weight_of(estimator: Estimator, client: Any, chunks: Sequence[Any]) -> float:
+    return add_summaries(collections.summaries_of(client, chunks, estimator._task == "classification")).weight
 
 
 def _unweighted(encoding: Any) -> Any:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,13 +23,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
+from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
-from dfm.data.schema import ResolvedSchema
+from dfm.data.schema import SHORTEST, ResolvedSchema, check_once
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
+from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
@@ -44,12 +46,13 @@ from dfm.model.objective import LossInfo, Objective
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
+logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-FORMAT = 2
-"""The newest that this dfm reads. Models of their task's default loss say nothing of it and stay in format 1."""
+FORMAT = 3
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -185,11 +188,18 @@ class FMModel:
         current = {str(entry["name"]) for entry in listed.values()}
         superseded = _names(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
-        files.write_bytes(files.join(url, MANIFEST), json.dumps(manifest, indent=1).encode(), options)
-        for name in set(map(str, previous.get("superseded", ()))) - superseded - current:
-            if _OWN_FILE.fullmatch(_checked_name(name, url)):  # anybody may have written the manifest
-                files.remove(files.join(url, name), options)
+        files.write_bytes(files.join(url, MANIFEST), to_json(manifest, indent=1).encode(), options)
+        for name in set(previous.get("superseded", ())) - superseded - current:
+            _remove_superseded(url, str(name), options)
         return self.parameters_sha256()
+
+    def check_golden(self, rows: pa.Table) -> None:
+        """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
+        a model with these golden rows would fail.
+        """
+        data = _golden_bytes(self, rows)
+        if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
+            _check_golden(self, data, "(not published yet)")
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""
@@ -209,9 +219,17 @@ class FMModel:
             "factors": np.ascontiguousarray(self.table.factor_weights),
         }
 
+    @property
+    def _format(self) -> int:
+        """The oldest format that can say what the model is."""
+        if self.schema.numbers == SHORTEST:
+            return 3
+        return 1 if self.objective.is_plain else 2
+
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            **({"format": 1} if self.objective.is_plain else {"format": 2, "loss": self.objective.info.to_dict()}),
+            "format": self._format,
+            **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -334,11 +352,19 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
 
 
+def _golden_name(columns: list[str]) -> str:
+    """The name of the predictions, the last column of the golden rows: one that no column of the data has."""
+    name = GOLDEN_COLUMN
+    while name in columns:
+        name += "_"
+    return name
+
+
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
     golden = golden.select(list(model.schema.columns))
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
-    pq.write_table(golden.append_column(GOLDEN_COLUMN, predictions), sink)
+    pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
     return sink.getvalue()
 
 
@@ -348,8 +374,8 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
             if file.metadata.num_rows > MOST_GOLDEN_ROWS:
                 raise ValueError(f"{file.metadata.num_rows} rows")
             golden = file.read()
-        expected = golden.column(GOLDEN_COLUMN).to_numpy()
-        difference = np.abs(model.predict(golden) - expected)
+        expected = golden.column(golden.num_columns - 1).to_numpy()
+        difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
             f"the golden rows of the model at {url} are damaged ({_short(error)}); publish it again"
@@ -361,6 +387,23 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
         )
 
 
+def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
+    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    if model.schema.numbers != SHORTEST:
+        return [model.predict(golden)]
+    plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
+    served = {name: golden.column(name).to_pylist() for name in plain}
+    others = {name: golden.column(name) for name in model.schema.columns if name not in served}
+    written = {name: texts_of_numbers(golden.column(name)) for name in plain}
+    few = range(0, golden.num_rows, row_encoder.MOST_ROWS)
+    rows = [{name: column[i : i + row_encoder.MOST_ROWS] for name, column in {**others, **served}.items()} for i in few]
+    return [
+        model.predict(golden),
+        np.concatenate([model.predict(row) for row in rows]),
+        model.predict({**others, **written}),
+    ]
+
+
 def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
     """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
@@ -370,6 +413,17 @@ def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
     return found if {"files", "hashing", "schema"} <= found.keys() else {}
 
 
+def _remove_superseded(url: str, name: str, options: files.Options) -> None:
+    """Delete a file that the manifest before the last one listed, if its name is of a model: anybody may have written
+    the manifest. The model is published by now, so a file that cannot be deleted is told in a warning.
+    """
+    try:
+        if _OWN_FILE.fullmatch(_checked_name(name, url)):
+            files.remove(files.join(url, name), options)
+    except Exception as error:
+        logger.warning("a file of an earlier model at %s stays: %s", url, error)
+
+
 def _names(manifest: Mapping[str, Any]) -> set[str]:
     """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
     return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
@@ -377,6 +431,7 @@ def _names(manifest: Mapping[str, Any]) -> set[str]:
 
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
+    check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
         table = _table_of({column: data[column] for column in columns if column in data})
     elif isinstance(data, pa.RecordBatch):
@@ -405,7 +460,7 @@ def _table_of(columns: Mapping[str, Any]) -> pa.Table:
     arrays = {}
     for column, values in columns.items():
         try:
-            arrays[column] = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+            arrays[column] = arrow_array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"

@@ -66,7 +66,7 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
     if not equals or column not in fields:
         raise SettingsError(f"{token!r} names no category: write COLUMN=VALUE with a column out of {', '.join(fields)}")
     bits = model.vocabulary.hash_bits
-    index = int(hash_category(pa.array([value]), column, bits)[0])
+    index = int(hash_category(pa.array([value]), column, bits, model.schema.numbers)[0])
     rows = np.flatnonzero(model.vocabulary.ids == index)
     known = bool(len(rows))
     row = int(rows[0]) if known else int(model.vocabulary.rare[fields[column].index])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.settings.tables import LIST_WEIGHTS, TASKS, TRANSFORMS
 
 MOST_MANIFEST_BYTES = 1 << 26
@@ -71,6 +72,8 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         raise ValueError("label_positive is no list")
     for text in schema["label_positive"]:
         _text(text, "label_positive")
+    if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
+        raise ValueError(f"its numbers are {_short(schema['numbers'])}")
     kinds: dict[str, str] = {}
     for field in fields:
         name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.canonical import shortest
 from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import ModelError, SettingsError
@@ -73,10 +74,15 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
             "same model.loss, or leave warm_start out and train from the beginning."
         )
     statistics = {
-        name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
+        name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
     return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, options)
+
+
+def _boundaries(known: list[float]) -> tuple[float, ...]:
+    """Quantile boundaries in the form of today; those of models that widened numbers are brought into it."""
+    return tuple(np.unique(shortest(np.array(known, np.float64))).tolist())
 
 
 def _parameters_sha256(manifest: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfm.errors import DfmError, RunCancelled, SettingsError
-from dfm.events import is_passing, json_ready, line_of
+from dfm.events import is_passing, json_ready, line_of, to_json
 from dfm.runs import lifecycle
 from dfm.settings.job import Job
 from dfm.storage import files, ownership
@@ -104,7 +104,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
 
 def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
     """Replace the record; a reader sees the old one or the new one."""
-    data = json.dumps(json_ready(record.to_dict()), indent=1, allow_nan=False).encode()
+    data = to_json(record.to_dict(), indent=1).encode()
     files.write_bytes(files.join(directory, RECORD), data, storage_options)
 
 
@@ -188,7 +188,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     if record is None or not record.is_over:
         ownership.check_replaceable(files.join(directory, CANCEL), _proof(CANCEL), storage_options)
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
-        files.write_bytes(files.join(directory, CANCEL), json.dumps(request).encode(), storage_options)
+        files.write_bytes(files.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
 
 
@@ -214,8 +214,8 @@ class RunLog:
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
     `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
-    decides it: "finished" after an event "done", "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed"
-    after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
@@ -259,7 +259,10 @@ class RunLog:
         self._end(error)
         self._write()
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
-            _forget(self._directory, self._options, [CANCEL])
+            try:
+                _forget(self._directory, self._options, [CANCEL])
+            except Exception as trouble:  # nothing that would turn a finished run into a failed one
+                logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
@@ -307,7 +310,7 @@ class RunLog:
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
-            except OSError as error:
+            except Exception as error:
                 self._complain(error)
 
     def _write(self) -> None:
@@ -350,7 +353,8 @@ class RunLog:
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
         if error is not None:
-            state, told = _state_after(error), _told(error)
+            state = state if self._record.model else _state_after(error)
+            told = _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
         if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:
@@ -412,4 +416,5 @@ def _told(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, DfmError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = lifecycle.INTERRUPTED_CODE
-    return {"type": type(error).__name__, "message": str(error)[:_LONGEST_MESSAGE], "exit_code": code}
+    message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    return {"type": type(error).__name__, "message": message[:_LONGEST_MESSAGE], "exit_code": code}

@@ -21,6 +21,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from dfm.errors import SettingsError
+from dfm.events import to_json
 from dfm.storage import files
 from dfm.storage.retry import retrying
 
@@ -173,7 +174,7 @@ class Ledger:
 
     def _write(self, entries: Mapping[str, int | None]) -> None:
         content = {MADE_BY: MAKER, "files": dict(sorted(entries.items()))}
-        files.write_bytes(self.url, json.dumps(content, indent=1).encode(), self._options)
+        files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
 
 
 def _is_below(name: str) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 from dfm.kernels.tables import Layout, ParameterTable
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
@@ -187,7 +188,7 @@ def read_block(url: str, file: BlockFile, layout: Layout, options: files.Options
 
 def encode_manifest(checkpoint: Checkpoint) -> bytes:
     """JSON with the checksum of its own content."""
-    content = json.dumps(asdict(checkpoint), sort_keys=True)
+    content = to_json(asdict(checkpoint))
     return json.dumps({"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}).encode()
 
 

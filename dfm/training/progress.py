@@ -57,7 +57,7 @@ class Progress:
 
     rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
     average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
-    without a better one.
+    without a better one. is_over: nothing is left but to publish the best parameters.
     """
 
     epoch: int = 1
@@ -66,6 +66,7 @@ class Progress:
     blocks_at: int = 0
     worse: int = 0
     rollbacks: int = 0
+    is_over: bool = False
     book: Book = field(default_factory=Book)
     history: list[Event] = field(default_factory=list)
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.preparation import Reading
 from dfm.data.vocabulary import Vocabulary
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DivergenceError, SettingsError
 from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
 from dfm.storage import files, ownership
 from dfm.training import rounds
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a model: the fingerprint of its parameters, and what did not go well beside them."""
+
+    parameters_sha256: str
+    warnings: tuple[str, ...] = ()
 
 
 def check_output(job: Job) -> None:
@@ -61,20 +68,29 @@ def publish_model(
     golden_unit: Unit,
     url: str,
     loss: LossInfo | None = None,
-) -> str:
-    """Put the model together and save it with some golden rows; returns the fingerprint of its parameters."""
+) -> Published:
+    """Put the model together and save it with some golden rows."""
     table = rounds.whole_table(blocks)
     model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
-    return model.save(url, golden_rows(reading, golden_unit), reading.storage_options)
+    if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
+        raise DivergenceError(
+            "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"
+        )
+    golden, warnings = golden_rows(model, reading, golden_unit)
+    return Published(model.save(url, golden, reading.storage_options), warnings)
 
 
-def golden_rows(reading: Reading, unit: Unit) -> pa.Table | None:
-    """The first good rows of a unit, as they are stored; none where its shard is gone: the model is worth more."""
+def golden_rows(model: FMModel, reading: Reading, unit: Unit) -> tuple[pa.Table | None, tuple[str, ...]]:
+    """The first good rows of a unit, as they are stored. None, and a warning, where they cannot be read (the shard is
+    gone) or do not come back from Parquet with the same predictions: the model is worth more than its golden rows.
+    """
     try:
-        return _first_good_rows(reading, unit)
-    except DataError as error:
-        logger.warning("the model is published without golden rows: %s", error)
-        return None
+        rows = _first_good_rows(reading, unit)
+        if rows is not None:
+            model.check_golden(rows)
+        return rows, ()
+    except Exception as error:
+        return None, (f"the model is published without golden rows: {type(error).__name__}: {error}",)
 
 
 def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:

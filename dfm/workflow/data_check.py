@@ -18,6 +18,7 @@ from dfm.data.parquet import Shard, Unit, arrow_schema, find_shards, naming_shar
 from dfm.data.preparation import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
+from dfm.events import to_json
 from dfm.settings.job import Job
 from dfm.storage import files
 
@@ -71,7 +72,7 @@ def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profi
         return Profile(**json.loads(files.read_bytes(kept, options)))
     found = _read(url, job, schema, shards)
     if kept:
-        files.write_bytes(kept, json.dumps(dataclasses.asdict(found), indent=1).encode(), options)
+        files.write_bytes(kept, to_json(dataclasses.asdict(found), indent=1).encode(), options)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 from dfm.errors import SettingsError
 
 Metrics = Mapping[str, Any]
-_TOLD = ("log_loss", "rmse", "auc", "normalized_entropy", "calibration", "base_rate", "r2", "rows", "weight")
+_TOLD = (
+    *("log_loss", "rmse", "loss", "error_rate", "auc", "normalized_entropy", "calibration", "base_rate", "r2"),
+    *("rows", "weight"),
+)
 """Metrics that a verdict shows."""
 _SAME = 1e-9
 """Relative difference of weights and click rates below which two evaluations saw the same rows."""
+_LOSSES = ("log_loss", "rmse", "loss")
+"""What models are compared by: the first of these that an evaluation has."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,15 @@ def judge(candidate: Metrics, champion: Metrics | None, gate: Gate) -> Verdict:
     return Verdict(tuple(_refusals(candidate, champion, gate)), told, known)
 
 
+def _defined(metrics: Metrics, name: str) -> float | None:
+    """A metric that is a finite number; None where it is missing or not defined: NaN compares with nothing."""
+    value = metrics.get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 def _check_same_rows(candidate: Metrics, champion: Metrics) -> None:
     for name in ("rows", "weight", "base_rate"):
-        ours, theirs = candidate.get(name), champion.get(name)
+        ours, theirs = _defined(candidate, name), _defined(champion, name)
         if ours != theirs and (ours is None or theirs is None or abs(ours - theirs) > _SAME * abs(theirs)):
             raise SettingsError(
                 f"candidate and champion were evaluated on different rows ({name} is {ours} and {theirs}); evaluate "
@@ -86,25 +98,38 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
     found = []
     if candidate["rows"] < gate.min_rows:
         found.append(f"the window has {candidate['rows']} rows, fewer than min_rows = {gate.min_rows}")
-    name = "log_loss" if "log_loss" in candidate else "rmse"
-    loss = candidate[name]
-    entropy = candidate.get("normalized_entropy") if name == "log_loss" else 1.0 - (candidate.get("r2") or 0.0)
-    if loss is None or entropy is None:
-        return [*found, f"the window does not define {name}: it has no rows, or labels of one class only"]
-    if entropy >= gate.normalized_entropy:
+    name = next((name for name in _LOSSES if name in candidate), "log_loss")
+    loss, entropy = _defined(candidate, name), _entropy(candidate, name)
+    if loss is None or (entropy is None and name != "loss"):
+        return [*found, f"the window does not define {name}: it has no rows, or labels that are all the same"]
+    if entropy is not None and entropy >= gate.normalized_entropy:
         other = "always answering the click rate" if name == "log_loss" else "always answering the mean"
         found.append(
             f"it is {entropy:.4f} times as bad as {other}; the gate asks for less than {gate.normalized_entropy:g}"
         )
-    if champion and champion.get(name) is not None and loss > gate.log_loss_ratio * champion[name]:
-        found.append(
-            f"its {name} {loss:.5f} is {loss / champion[name]:.4f} times the champion's {champion[name]:.5f}; the gate "
-            f"allows {gate.log_loss_ratio:g}"
-        )
-    ratio = candidate.get("calibration")
+    found += _beside_champion(name, loss, champion, gate) if champion else []
+    ratio = _defined(candidate, "calibration")
     if name == "log_loss" and (ratio is None or not gate.calibration_low <= ratio <= gate.calibration_high):
         found.append(
             f"it predicts {ratio if ratio is None else f'{ratio:.3f}'} clicks for each one that came; the gate allows "
             f"{gate.calibration_low:g} to {gate.calibration_high:g}"
         )
     return found
+
+
+def _entropy(metrics: Metrics, name: str) -> float | None:
+    """How many times as bad as a constant the model is; None where the rows, or its loss, do not tell."""
+    if name == "log_loss":
+        return _defined(metrics, "normalized_entropy")
+    explained = _defined(metrics, "r2")
+    return None if explained is None else 1.0 - explained
+
+
+def _beside_champion(name: str, loss: float, champion: Metrics, gate: Gate) -> list[str]:
+    best = _defined(champion, name)
+    if best is None:
+        return [f"the champion has no {name} on these rows, so that nothing says which of the two is better"]
+    if loss <= gate.log_loss_ratio * best:
+        return []
+    times = f"{loss / best:.4f} times " if best else "above "
+    return [f"its {name} {loss:.5f} is {times}the champion's {best:.5f}; the gate allows {gate.log_loss_ratio:g}"]

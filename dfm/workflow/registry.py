@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfm.errors import GateError, ModelError
+from dfm.events import to_json
 from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
 from dfm.storage import files
 from dfm.workflow.gate import Verdict
+from dfm.workflow.moments import is_earlier
 
 
 class Overtaken(GateError):
@@ -43,7 +45,8 @@ class Version:
     withdrawn: str = ""
     """Of a rollback: the parameters that it took out of service (sha256)."""
     order: str = ""
-    """When the model's data ended, in any form that sorts: an earlier one never replaces a later one."""
+    """When the model's data ended, a moment as in ISO 8601 (`dfm.workflow.moments`): an earlier one never replaces a
+    later one."""
     reason: str = ""
     time: str = ""
     candidate: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +102,7 @@ def objections(history: Sequence[Version], parameters: str, order: str) -> list[
     """Why an alias with this history should not take these parameters, whatever their metrics."""
     found = []
     present = history[-1] if history else None
-    if present and order and present.order and order < present.order:
+    if present and order and present.order and is_earlier(order, present.order):
         found.append(
             f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
         )
@@ -162,7 +165,7 @@ def rollback(alias: str, reason: str = "", options: files.Options = None) -> Ver
 
 
 def _append(alias: str, entry: Version, options: files.Options) -> Version:
-    data = json.dumps(dataclasses.asdict(entry), indent=1).encode()
+    data = to_json(dataclasses.asdict(entry), indent=1).encode()
     try:
         files.create_bytes(files.join(alias, f"v{entry.number:06d}.json"), data, options)
     except FileExistsError as error:

@@ -21,6 +21,7 @@ from dfm.data.parquet import Shard, find_shards
 from dfm.data.preparation import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
+from dfm.events import to_json
 from dfm.launch.process import is_lost
 from dfm.model.fm_model import MANIFEST, read_manifest
 from dfm.runs import record as runs
@@ -65,7 +66,7 @@ def pin_start(directory: str, wanted: str, options: files.Options = None) -> str
     url = registry.model_of(wanted, options) if wanted else ""
     choice = url if url and files.exists(files.join(url, MANIFEST), options) else ""
     try:
-        files.create_bytes(kept, json.dumps({"wanted": wanted, "model": choice}).encode(), options)
+        files.create_bytes(kept, to_json({"wanted": wanted, "model": choice}).encode(), options)
     except FileExistsError:
         choice = str(json.loads(files.read_bytes(kept, options))["model"])
     return choice
@@ -180,7 +181,7 @@ def evaluate_once(
         model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
         storage_options=options, on_event=where.on_event,
     )  # fmt: skip
-    files.write_bytes(kept, json.dumps(metrics, indent=1).encode(), options)
+    files.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
 
 
@@ -267,7 +268,7 @@ def predict_once(
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     summary = {**scored, "model": url}
-    files.write_bytes(record, json.dumps({"key": key, "summary": summary}).encode(), options)
+    files.write_bytes(record, to_json({"key": key, "summary": summary}).encode(), options)
     return summary
 
 
@@ -292,7 +293,7 @@ def check_day(job: Job, day: str, before: Sequence[str], limits: data_check.Limi
         ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
     there = [url for url in before if files.exists(url, options)]
     shards = find_shards([day], options)
-    schema = resolve_schema(job, next(shard for shard in shards if shard.n_rows))
+    schema = resolve_schema(job, *shards)
     earlier = [data_check.profile(url, job, schema, keep) for url in there]
     today = data_check.profile(day, job, schema, keep)
     data_check.check(today, earlier, limits)

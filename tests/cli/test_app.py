@@ -514,7 +514,7 @@ def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Po
     os.killpg(training.pid, signal.SIGINT)
     _, err = training.communicate(timeout=180)
     assert training.returncode == 130
-    assert "error: interrupted before any epoch was finished; nothing was published" in err
+    assert "error: interrupted, and nothing was published; no epoch was finished" in err
     assert [path.name for path in sorted((job.parent / "out").iterdir())] == ["events.jsonl", "run.json"]
     assert processes_end(training.pid, 15)
 

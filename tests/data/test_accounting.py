@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dfm.data.accounting import Rejection, RowAccount, bad_row_message, rejections_of
+from dfm.data.accounting import LabelMoments, Rejection, RowAccount, bad_row_message, rejections_of
 from dfm.data.encoding import Problem
 from dfm.data.parquet import Batch, Shard
 from dfm.errors import DataError
@@ -23,6 +23,22 @@ def test_accounts_add_up_over_shards():
     assert (total.read, total.accepted, total.rejected, total.label_sum) == (22, 14, 8, 4.0)
     assert total.by_reason() == {"label: label is missing": 2, "I1: not a number": 6}
     total.check("skip", 1.0)
+
+
+@pytest.mark.parametrize("split", [0, 1, 37, 100])
+def test_moments_of_parts_add_up_to_those_of_the_whole(split: int):
+    rng = np.random.default_rng(0)
+    labels, weights = rng.normal(1e6, 3, 100).astype(np.float32), rng.integers(0, 3, 100).astype(np.float32)
+    total = LabelMoments.of(labels[:split], weights[:split]) + LabelMoments.of(labels[split:], weights[split:])
+    counted = np.repeat(labels.astype(np.float64), weights.astype(int))
+    assert (total.weight, total.least, total.greatest) == (len(counted), counted.min(), counted.max())
+    assert total.mean == pytest.approx(counted.mean(), rel=1e-12)
+    assert total.squares == pytest.approx(((counted - counted.mean()) ** 2).sum(), rel=1e-9)
+
+
+def test_moments_of_rows_that_weigh_nothing_are_those_of_none():
+    assert LabelMoments.of(np.ones(3, np.float32), np.zeros(3, np.float32)) == LabelMoments()
+    assert LabelMoments.of(np.ones(3, np.float32), np.zeros(0, np.float32)).is_constant
 
 
 @pytest.mark.parametrize("account", [RowAccount(10, 9), RowAccount(10, 10, (BAD,)), RowAccount(0, 1)])

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dfm.data.accounting import RowAccount
+from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.encoding import NumberStatistics
 from dfm.data.parquet import Shard, Unit, describe_shard
 from dfm.data.partition import HashedRows, SparsePartition
 from dfm.data.preparation import (
     Chunk,
     Reading,
-    check_label_classes,
+    check_labels,
     fingerprint,
     hash_units,
     load_slices,
@@ -130,7 +130,8 @@ def test_without_a_seed_rows_keep_the_order_of_the_units(reading, shards):
     chunk = hash_units(reading, whole(shards), 1, None)
     assert chunk.rows.weights.tolist() == list(range(101))
     assert chunk.rows.labels.tolist() == [n % 2 for n in range(101)]
-    assert chunk.account == RowAccount(101, 101, (), 50.0)
+    labels = LabelMoments.of(chunk.rows.labels, chunk.rows.weights)
+    assert chunk.account == RowAccount(101, 101, (), 50.0, labels)
     part = hash_units(reading, [Unit(shards[1], 7, 20), Unit(shards[0], 30, 35)], 1, None)
     everything = keys(chunk.rows)
     assert keys(part.rows) == everything[67:80] + everything[30:35]
@@ -206,7 +207,7 @@ def labelled(tmp_path: Path, labels: Sequence[Any], task: str = "classification"
     units = [Unit(describe_shard(path), 0, len(labels))]
     resolved = resolve(Schema(categorical=["C"], **schema), ["label", "C"])
     reading = Reading(resolved, HASH_BITS, task, on_bad_rows="skip", cache=str(tmp_path / "cache"))
-    check_label_classes(hash_units(reading, units, 1, None).account, reading, units)
+    check_labels(hash_units(reading, units, 1, None).account, reading, units)
 
 
 def test_labels_of_one_class_are_refused_with_what_was_looked_for_and_what_was_found(tmp_path):

@@ -61,7 +61,7 @@ def test_epochs_tell_of_the_users_loss(own: TrainResult, events: list[dict[str, 
 
 def test_a_published_model_names_the_function_and_holds_no_code_of_it(own: TrainResult) -> None:
     manifest = json.loads((Path(own.model_url) / "model.json").read_text())
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["loss"]["name"] == "logistic"
     assert manifest["loss"]["link"] == "sigmoid"
     mark = f"custom:logistic:{manifest['loss']['sha256']}"

@@ -585,3 +585,24 @@ def test_rows_skipped_once_stop_the_next_job_that_does_not_skip(log: Path, clien
     jobs.train(bad_row_job(rows, tmp_path, on_bad_rows="skip"), client)
     with pytest.raises(DataError, match="row group 0, row 3: column 'I1'"):
         jobs.train(bad_row_job(rows, tmp_path), client)
+
+
+def test_a_price_of_a_float32_shard_is_the_price_of_a_request(client: Client, tmp_path: Path) -> None:
+    """Boundaries of a float32 column are the numbers that its values mean: 0.1 is served as it was trained."""
+    rng = np.random.default_rng(0)
+    prices = np.array([0.1, 0.2, 0.3, 0.6, 0.7, 0.9])
+    drawn = rng.integers(0, 6, 3000)
+    shard = {"label": drawn % 2, "price": prices[drawn].astype(np.float32), "site": ["s"] * 3000}
+    pq.write_table(pa.table(shard), tmp_path / "x.parquet")
+    job = {
+        "data": {"train": str(tmp_path / "x.parquet")},
+        "schema": {"numeric_transform": "quantile"},
+        "training": {"n_replicas": 2, "n_epochs": 2},
+        "cluster": {"cache": str(tmp_path / "cache")},
+        "output": {"directory": str(tmp_path / "out")},
+    }
+    model = jobs.train(job, client).model
+    served = model.predict({"price": prices.tolist(), "site": ["s"] * 6})
+    assert len(set(served.tolist())) == 6
+    np.testing.assert_array_equal(served, model.predict({"price": prices.astype(np.float32), "site": ["s"] * 6}))
+    np.testing.assert_array_equal(served, model.predict({"price": [str(x) for x in prices], "site": ["s"] * 6}))

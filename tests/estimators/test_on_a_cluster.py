@@ -111,3 +111,14 @@ def test_a_matrix_is_factorized_on_a_cluster_to_the_same_bytes(client):
     here = matrix_factorization(D, 3, n_replicas=2, n_epochs=4)
     there = matrix_factorization(D, 3, n_replicas=2, n_epochs=4, client=client)
     assert (here.P.tobytes(), here.Q.tobytes()) == (there.P.tobytes(), there.Q.tobytes())
+
+
+def test_rows_that_weigh_nothing_teach_nothing(client):
+    dd = pytest.importorskip("dask.dataframe")
+    frame = dd.from_pandas(pd.DataFrame({"x": np.arange(60.0), "kind": np.arange(60) % 2}), npartitions=3)
+    nothing, something = (dd.from_pandas(pd.Series(np.full(60, w)), npartitions=3) for w in (0.0, 1.0))
+    model = LinearClassifier(n_replicas=2, n_epochs=2)
+    with pytest.raises(ValueError, match="all sample weights are 0"):
+        model.fit(frame, "kind", nothing, client=client)
+    with pytest.raises(ValueError, match="all sample weights are 0"):
+        model.fit(frame, "kind", something, eval_set=(frame, "kind", nothing), client=client)

@@ -172,7 +172,7 @@ def test_a_number_that_is_none_is_named(rows: pa.Table, value: Any) -> None:
     ("change", "message"),
     [
         ({"visits": 3}, "column 'visits' cannot be read"),
-        ({"visits": [10**400]}, "column 'visits' cannot be read"),
+        ({"visits": [10**400]}, "column 'visits': not finite"),
         ({"site": [object()]}, "column 'site' cannot be read"),
         ({"site": ["a", "b"]}, "column 'site' has 2 values, column 'zone' has 1"),
         ({"site": [["a"]]}, r"column 'site' holds lists .*schema\] lists"),
@@ -287,8 +287,8 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(format=3))
-    with pytest.raises(ModelError, match="has format 3; this dfm reads up to 2: install a newer dfm"):
+    edit_manifest(folder, lambda manifest: manifest.update(format=4))
+    with pytest.raises(ModelError, match="has format 4; this dfm reads up to 3: install a newer dfm"):
         FMModel.load(str(folder))
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfm.data.encoding import NumberStatistics
+from dfm.data.schema import WIDENED
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.model.fm_model import FMModel
 from dfm.model.warm_start import find_start, warm_table
 from dfm.settings.job import load_job
-from tests.support.small_models import PLAIN, make_model
+from tests.support.small_models import PLAIN, STATISTICS, make_model
 
 INITIAL = InitialValues(seed=2, init_stdev=0.1, initial_accumulator=1.5, bias=0.4)
 
@@ -136,3 +138,14 @@ def test_a_model_that_is_missing_or_was_replaced_is_no_start(model: FMModel, pub
     make_model(PLAIN, min_count=1).save(published)
     with pytest.raises(ModelError, match="was replaced"):
         start.load()
+
+
+def test_boundaries_of_a_model_that_widened_numbers_are_taken_over_as_the_numbers_they_mean(tmp_path: Path):
+    model = make_model(PLAIN)
+    widened = (float(np.float32(0.1)), float(np.float32(0.7)), 2.5)
+    statistics = {**STATISTICS, "price": NumberStatistics(widened)}
+    old = dataclasses.replace(model, schema=dataclasses.replace(model.schema, numbers=WIDENED), statistics=statistics)
+    old.save(str(tmp_path / "old"))
+    start = find_start(load_job(tables(str(tmp_path / "old"))), model.schema)
+    assert start is not None
+    assert start.statistics["price"].boundaries == (0.1, 0.7, 2.5)

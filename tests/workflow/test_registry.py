@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,26 @@ def test_each_threshold_refuses_with_its_numbers(candidate: dict[str, Any], reas
     assert not verdict.passed
     assert reason in verdict.refusals[0]
     assert verdict.champion["log_loss"] == 0.40
+
+
+@pytest.mark.parametrize("undefined", [None, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["log_loss", "normalized_entropy", "calibration"])
+def test_what_is_not_defined_is_refused(name: str, undefined: float | None):
+    assert not judge(changed(**{name: undefined}), None, Gate()).passed
+    assert not judge(changed(**{name: undefined}), GOOD, Gate()).passed
+
+
+@pytest.mark.parametrize("undefined", [None, math.nan])
+def test_a_champion_without_the_metric_is_not_beaten(undefined: float | None):
+    assert "the champion has no log_loss on these rows" in judge(GOOD, changed(log_loss=undefined), Gate()).refusals[0]
+    ranked = {"loss": 0.3, "auc": 0.7, "base_rate": 0.25, "rows": 5000, "weight": 5000.0}
+    assert judge(ranked, ranked, Gate()).passed
+    assert "the champion has no log_loss" in judge(GOOD, ranked, Gate()).refusals[0]
+
+
+def test_a_perfect_champion_is_not_beaten_by_an_error():
+    perfect = changed(log_loss=0.0)
+    assert "is above the champion's 0.00000" in judge(GOOD, perfect, Gate()).refusals[0]
 
 
 def test_a_small_window_decides_nothing():

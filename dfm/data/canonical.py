@@ -1,0 +1,249 @@
+"""One value, one feature: the form in which a value is compared and hashed, whatever type it arrives in.
+
+A price of 0.1 is a float32 in a shard, a float64 in a frame, a decimal in a database and the text 0.1 in a request. All
+of them are the number of their shortest decimal text that reads back as the same number: a float32 holds
+0.100000001490116…, and means 0.1. So does the float64 0.10000000149011612, which is that float32 widened by `tolist`
+or a join. Categories are hashed by text: of a whole number its digits, of another number the shortest text.
+
+A model records its form of numbers: those of before this rule compare what they are given, widened to float64.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data.schema import SHORTEST, WIDENED
+
+_EXACT_WHOLE = float(1 << 24)
+"""Up to here a float32 holds every whole number, which then is its own shortest text."""
+_LEAST, _MOST = 1e-12, 1e22
+"""Between these, a decimal of nine digits is made of an integer and a power of ten that float64 holds exactly."""
+_POWERS = np.array([float(f"1e{exponent}") for exponent in range(23)])
+
+
+@numba.njit(nogil=True, inline="always")
+def _shortest_decimal(x, exponent, powers):  # type: ignore[no-untyped-def]
+    """The decimal of fewest digits that rounds to the float32 `x`, as float64; 10**exponent is at most |x| or near."""
+    narrow = np.float32(x)
+    for places in range(4 - exponent, 10 - exponent):
+        if places >= 0:
+            candidate = np.rint(x * powers[places]) / powers[places]
+        else:
+            candidate = np.rint(x / powers[-places]) * powers[-places]
+        if np.float32(candidate) == narrow:
+            return candidate
+    return np.nan
+
+
+@compiled
+def _snap(values, powers, whole_too, out):  # type: ignore[no-untyped-def]
+    """out[i] = the decimal meant by values[i] where a float32 holds it, NaN where text must tell; writes `out`."""
+    for i in range(out.size):
+        x = values[i]
+        size = abs(x)
+        out[i] = x
+        if not (size < np.inf) or np.float64(np.float32(x)) != x:
+            continue
+        if np.rint(x) == x and (size <= _EXACT_WHOLE or not whole_too):
+            continue
+        out[i] = np.nan
+        if _LEAST <= size < _MOST:
+            out[i] = _shortest_decimal(x, int(np.floor(np.log10(size))), powers)
+
+
+def shortest(values: NDArray[np.float64], whole_too: bool = True) -> NDArray[np.float64]:
+    """The numbers float64[n], those that a float32 holds exactly as its shortest decimal text.
+
+    whole_too: large whole numbers as well, as comparing wants them (1e11 is no float32); hashing takes their digits.
+    """
+    out = np.empty(len(values))
+    _snap(values, _POWERS, whole_too, out)
+    extreme = np.isnan(out) & ~np.isnan(values)
+    if extreme.any():
+        texts = pa.array(values[extreme].astype(np.float32)).cast(pa.string())
+        out[extreme] = texts.cast(pa.float64()).to_numpy()
+    return out
+
+
+def widened(array: pa.Array, form: str) -> NDArray[np.float64]:
+    """A floating array as float64[n], 0 where null; in the shortest form a fraction of float16 is its own text."""
+    is_half = pa.types.is_float16(array.type)
+    numbers = array.cast(pa.float32()) if is_half else array
+    numbers = numbers.cast(pa.float64())
+    values = (numbers.fill_null(0.0) if numbers.null_count else numbers).to_numpy(zero_copy_only=False)
+    if not is_half or form == WIDENED:
+        return np.asarray(values)
+    distinct, places = np.unique(values, return_inverse=True)
+    return np.array([x if not x % 1 else float(str(np.float16(x))) for x in distinct.tolist()] or [0.0])[places]
+
+
+def category_numbers(array: pa.Array, form: str) -> pa.Array:
+    """A floating array as the numbers whose text is hashed, null where null or NaN."""
+    if form == WIDENED:
+        numbers = array if pa.types.is_float32(array.type) else array.cast(pa.float64())
+    else:
+        numbers = pa.array(shortest(widened(array, form), whole_too=False))
+        numbers = pc.if_else(array.is_valid(), numbers, None) if array.null_count else numbers
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, numbers.type), numbers)
+
+
+def number_texts(numbers: pa.Array, form: str) -> pa.Array:
+    """Text of `category_numbers`: the shortest that reads back, without an exponent; of whole numbers all digits."""
+    texts = numbers.cast(pa.string())
+    scientific = pc.match_substring(texts, "e")
+    if form == WIDENED or not pc.any(scientific).as_py():
+        return texts
+    written = [_without_exponent(text) for text in texts.filter(scientific).to_pylist()]
+    return pc.replace_with_mask(texts, pc.fill_null(scientific, False), pa.array(written, pa.string()))
+
+
+def _without_exponent(text: str) -> str:
+    number = float(text)
+    # From 2**53 on every float is whole, and has more digits than its shortest text.
+    return f"{int(number)}" if abs(number) >= 2.0**53 else f"{decimal.Decimal(text):f}"
+
+
+def decimal_texts(array: pa.Array, form: str) -> pa.DictionaryArray:
+    """Decimals as the text that is hashed, by distinct value: without an exponent and without zeros at the end.
+
+    In the shortest form, a decimal that is a float32 widened means what that float32 means.
+    """
+    encoded = array.dictionary_encode()
+    texts = [decimal_text(number, form) for number in encoded.dictionary.to_pylist()]
+    return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.string()))
+
+
+def decimal_text(number: decimal.Decimal, form: str) -> str:
+    """One decimal as text."""
+    text = f"{number:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    if form == WIDENED:
+        return text
+    if "." not in text:
+        return "0" if text == "-0" else text  # all its digits, as an integer's
+    same = float(number)
+    return float_text(same) if decimal.Decimal(repr(same)) == number else text
+
+
+def float_text(number: float) -> str:
+    """One number as the text that is hashed."""
+    numbers = category_numbers(pa.array([number], pa.float64()), SHORTEST)
+    if numbers[0].is_valid and math.isfinite(number) and number == math.trunc(number):
+        return f"{int(number)}"
+    return str(number_texts(numbers, SHORTEST)[0].as_py())
+
+
+def decimal_numbers(array: pa.Array, form: str) -> pa.Array:
+    """Decimals as the nearest float64 (Arrow's own cast may miss it by one step: 0.3 becomes 0.30000000000000004)."""
+    return array.cast(pa.float64(), safe=False) if form == WIDENED else array.cast(pa.string()).cast(pa.float64())
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether Python has the same scalars: text, numbers and flags, also as dictionaries."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+    )
+    return any(test(kind) for test in (*tests, pa.types.is_boolean)) and not pa.types.is_float16(kind)
+
+
+def texts_of_numbers(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A column of plain numbers as their text; any other as it is."""
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return column
+    return pa.array([value_text(value) for value in column.to_pylist()], pa.string())
+
+
+# ------------------------------------------------------------------------------------- Python values ----
+
+
+def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
+    """A column of Python or NumPy values as an Arrow array.
+
+    Values that Arrow puts into no one type (a decimal beside a float, integers beyond 64 bits, numbers beside text) are
+    put together as their text, which numeric columns read as numbers again. The errors are those of `pyarrow.array`.
+    """
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        texts = _texts(values)
+        if texts is None:
+            raise
+        return pa.array(texts)
+    return _unmixed(array, values) if isinstance(array, pa.Array) and _is_objects(values) else array
+
+
+def _unmixed(array: pa.Array, values: Any) -> pa.Array:
+    """The array, made again where Arrow put values of two types into one that says less."""
+    if pa.types.is_float64(array.type) and any(type(value) is np.float16 for value in values):
+        return pa.array([float(str(value)) if type(value) is np.float16 else value for value in values])
+    if pa.types.is_date32(array.type) and any(isinstance(value, datetime.datetime) for value in values):
+        return pa.array(values, pa.timestamp("us"))
+    return array
+
+
+def _is_objects(values: Any) -> bool:
+    return isinstance(values, list | tuple) or str(getattr(values, "dtype", "")) == "object"
+
+
+def _texts(values: Any) -> list[Any] | None:
+    """Text of every value or, in lists, of every element; None where one is no text, number, flag or moment."""
+    try:
+        return [
+            [value_text(element) for element in value] if isinstance(value, list | tuple) else value_text(value)
+            for value in values
+        ]
+    except TypeError:
+        return None
+
+
+def value_text(value: Any) -> str | None:
+    """A Python or NumPy scalar as the text that is hashed, None where it is missing. TypeError of other things."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int | np.integer):
+        return f"{int(value)}"
+    if isinstance(value, decimal.Decimal):
+        return decimal_text(value, SHORTEST) if value.is_finite() else _not_finite(float(value))
+    if isinstance(value, float | np.floating):
+        plain = float(str(value)) if isinstance(value, np.float16) else float(value)
+        return float_text(plain) if math.isfinite(plain) else _not_finite(plain)
+    if isinstance(value, np.datetime64):
+        return _moment_text(value)
+    raise TypeError(f"{type(value).__name__} is no scalar")
+
+
+def _moment_text(moment: np.datetime64) -> str | None:
+    """Date and time of day; of a day and of its midnight the date."""
+    if np.isnat(moment):
+        return None
+    unit = np.datetime_data(moment.dtype)[0]
+    whole = {"Y": "D", "M": "D", "W": "D", "h": "s", "m": "s"}.get(unit, unit)
+    text = str(moment.astype(f"datetime64[{whole}]")).replace("T", " ")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.removesuffix(" 00:00:00")
+
+
+def _not_finite(number: float) -> str | None:
+    return None if math.isnan(number) else str(number)

@@ -1,0 +1,272 @@
+"""Whatever fails after the last average: the model is published, or the same command publishes it without training."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.cli import console
+from dfm.distributed import checkpointing, train
+from dfm.distributed.cluster import connect
+from dfm.distributed.loop import TrainingLoop
+from dfm.errors import DfmError, DivergenceError
+from dfm.model import fm_model
+from dfm.model.fm_model import FMModel
+from dfm.runs import record as runs
+from dfm.storage import files
+from dfm.training import publish, rounds
+from dfm.training.checkpoint import CheckpointFolder
+from tests.support.small_jobs import job_tables
+
+EPOCHS, ROUNDS = 2, 4
+Patch = pytest.MonkeyPatch
+Tables = dict[str, dict[str, Any]]
+
+
+class Fault(Exception):
+    """Something that nobody expects."""
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    raise Fault("it broke")
+
+
+def writing_of(name: str, after: int = 0) -> Callable[[Patch], None]:
+    """A store that takes so many files of this name and no more."""
+
+    def break_it(patch: Patch) -> None:
+        write, seen = files.write_bytes, []
+
+        def wrapped(url: str, data: bytes, options: files.Options = None) -> None:
+            if Path(url).name.startswith(name):
+                seen.append(url)
+            if len(seen) > after and seen[-1] == url:
+                raise OSError(28, f"No space left on device: {url}")
+            write(url, data, options)
+
+        patch.setattr(files, "write_bytes", wrapped)
+
+    return break_it
+
+
+def golden_rows_that_differ(patch: Patch) -> None:
+    predict, calls = FMModel.predict, []
+
+    def wrapped(self: FMModel, data: Any) -> Any:
+        calls.append(data)
+        return predict(self, data) + (len(calls) % 2)
+
+    patch.setattr(FMModel, "predict", wrapped)
+
+
+def closing_the_cluster(patch: Patch) -> None:
+    client_of = connect.client_of
+
+    class Stubborn:
+        def __init__(self, *arguments: Any) -> None:
+            self.inner = client_of(*arguments)
+
+        def __enter__(self) -> Client:
+            return self.inner.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            self.inner.__exit__(*error)
+            raise TimeoutError("the workers do not end")
+
+    patch.setattr(connect, "client_of", Stubborn)
+
+
+def parameters_that_no_worker_can_put_together(patch: Patch) -> None:
+    patch.setattr(rounds, "whole_table", lambda blocks: (_ for _ in ()).throw(MemoryError()))
+
+
+def last_validation(patch: Patch) -> None:
+    validate = TrainingLoop._validate
+
+    def wrapped(self: TrainingLoop) -> Any:
+        return failing() if self.at.epoch == EPOCHS else validate(self)
+
+    patch.setattr(TrainingLoop, "_validate", wrapped)
+
+
+PUBLISHED: dict[str, Callable[[Patch], None]] = {
+    "golden rows cannot be read": lambda patch: patch.setattr(publish, "_first_good_rows", failing),
+    "golden rows cannot be written": lambda patch: patch.setattr(fm_model, "_golden_bytes", failing),
+    "golden rows come back with other predictions": golden_rows_that_differ,
+    "files of earlier models stay": lambda patch: patch.setattr(fm_model, "_checked_name", failing),
+    "checkpoints cannot be deleted": lambda patch: patch.setattr(CheckpointFolder, "clear", failing),
+    "the cache cannot be pruned": lambda patch: patch.setattr(train, "prune_cache", failing),
+    "the cluster does not close": closing_the_cluster,
+    "the record cannot be written": writing_of(runs.RECORD, after=1),
+    "events cannot be written": writing_of(runs.EVENTS),
+}
+"""Faults beside the parameters: the run ends well."""
+
+KEPT: dict[str, Callable[[Patch], None]] = {
+    "parameters cannot be put together": parameters_that_no_worker_can_put_together,
+    "parameters cannot be written": writing_of("parameters-"),
+    "the manifest cannot be written": writing_of(fm_model.MANIFEST),
+    "the manifest cannot be made": lambda patch: patch.setattr(FMModel, "_manifest", failing),
+    "the metadata cannot be told": lambda patch: patch.setattr(importlib.metadata, "version", failing),
+    "the fingerprint cannot be taken": lambda patch: patch.setattr(FMModel, "parameters_sha256", failing),
+    "the last validation fails": last_validation,
+}
+"""Faults without which there is no model: the state is kept."""
+
+
+def told_by(tables: Tables, client: Client, on_event: Any = None) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        told.append(event)
+        if on_event is not None:
+            on_event(event)
+
+    jobs.train(tables, client, on_event=observe)
+    return told
+
+
+def error_of(tables: Tables, client: Client, fault: Callable[[Patch], None]) -> str:
+    """What a run with a fault says in the end, notes included."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        with pytest.raises((DfmError, Fault)) as error:
+            jobs.train(tables, client)
+    return "; ".join([str(error.value), *getattr(error.value, "__notes__", ())])
+
+
+def n_rounds(told: list[dict[str, Any]]) -> int:
+    return sum(event["event"] == "round" for event in told)
+
+
+@pytest.fixture(scope="module")
+def expected(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Fingerprint of the job's parameters where nothing fails."""
+    return jobs.train(job_tables(log, tmp_path_factory.mktemp("whole")), client).parameters_sha256
+
+
+@pytest.fixture(scope="module")
+def two_models(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two models were published, one after the other."""
+    folder = tmp_path_factory.mktemp("earlier")
+    for seed in (5, 6):
+        jobs.train(job_tables(log, folder, model={"seed": seed}, training={"n_epochs": 1}), client)
+    return folder
+
+
+@pytest.fixture
+def earlier(log: Path, two_models: Path, tmp_path: Path) -> Tables:
+    """The job, in whose place lie two other models already, so that publishing has files to remove."""
+    shutil.copytree(two_models, tmp_path, dirs_exist_ok=True)
+    return job_tables(log, tmp_path)
+
+
+def check_published(tables: Tables, expected: str) -> None:
+    found = FMModel.load(f"{tables['output']['directory']}/model")
+    assert found.parameters_sha256() == expected
+
+
+@pytest.mark.parametrize("fault", PUBLISHED)
+def test_a_fault_beside_the_parameters_is_a_warning(
+    fault: str, earlier: Tables, client: Client, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "dfm"):
+        PUBLISHED[fault](patch)
+        told = told_by(earlier, client)
+    assert told[-1]["event"] == "done"
+    check_published(earlier, expected)
+    assert caplog.messages
+
+
+@pytest.mark.parametrize("checkpoint_every", ["average", "never"])
+@pytest.mark.parametrize("fault", KEPT)
+def test_what_cannot_be_published_is_kept_and_published_without_training(
+    fault: str, checkpoint_every: str, log: Path, tmp_path: Path, client: Client, expected: str, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1e-9)  # but for the first, checkpoints wait for their time
+    tables = job_tables(log, tmp_path, output={"checkpoint_every": checkpoint_every})
+    for _ in range(2):  # a second failure does not cost what the first one kept
+        assert "the same command publishes the model without training again" in error_of(tables, client, KEPT[fault])
+        record = runs.read_run(tables["output"]["directory"])
+        assert record is not None
+        assert record.state == "failed"
+        assert "without training again" in str(record.error)
+    told = told_by(tables, client)
+    assert n_rounds(told) == 0
+    check_published(tables, expected)
+    history = json.loads((tmp_path / "out" / "model" / fm_model.MANIFEST).read_text())["metadata"]["history"]
+    assert [event["epoch"] for event in history] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["round", "epoch", "done"])
+def test_an_observer_that_fails_at_the_end_costs_no_training(
+    kind: str, log: Path, tmp_path: Path, client: Client, expected: str, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1e-9)
+    tables, seen = job_tables(log, tmp_path), []
+
+    def observe(event: dict[str, Any]) -> None:
+        seen.append(event["event"])
+        last = {"round": ROUNDS, "epoch": EPOCHS, "done": 1}[kind]
+        if event["event"] == kind and seen.count(kind) == last:
+            raise Fault("it broke")
+
+    with pytest.raises(Fault):
+        jobs.train(tables, client, on_event=observe)
+    if kind == "done":
+        record = runs.read_run(tables["output"]["directory"])
+        assert record is not None
+        assert (record.state, record.parameters_sha256) == ("finished", expected)
+    else:
+        assert n_rounds(told_by(tables, client)) == 0
+    check_published(tables, expected)
+
+
+def test_a_run_that_stopped_early_is_published_without_training(log: Path, tmp_path: Path, client: Client) -> None:
+    training = {"validate": "average", "early_stopping": True, "patience": 1, "learning_rate": 0.4, "n_epochs": 4}
+    whole = jobs.train(job_tables(log, tmp_path / "whole", training=training), client)
+    assert len(whole.history) < 4
+    tables = job_tables(log, tmp_path / "kept", training=training)
+    assert "without training again" in error_of(tables, client, writing_of("parameters-"))
+    assert n_rounds(told_by(tables, client)) == 0
+    check_published(tables, whole.parameters_sha256)
+
+
+def test_parameters_that_are_no_numbers_are_not_published(
+    log: Path, tmp_path: Path, client: Client, monkeypatch: Patch
+) -> None:
+    whole = rounds.whole_table
+
+    def poisoned(blocks: Any) -> Any:
+        table = whole(blocks)
+        table.linear[0, 0] = float("nan")
+        return table
+
+    monkeypatch.setattr(rounds, "whole_table", poisoned)
+    with pytest.raises(DivergenceError, match="no longer finite; try a smaller"):
+        jobs.train(job_tables(log, tmp_path), client)
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_work(caplog: pytest.LogCaptureFixture) -> None:
+    class Gone:
+        is_terminal = False
+
+        def print(self, *_: Any, **__: Any) -> None:
+            raise SystemExit(1)
+
+    shown = console.Reporter(Gone())  # type: ignore[arg-type]  # as much of a console as is used
+    with caplog.at_level(logging.WARNING, "dfm"):
+        for epoch in (1, 2):
+            shown({"event": "stopped", "epoch": epoch, "best_epoch": 1})
+    assert caplog.messages == ["nothing more is shown: SystemExit: 1"]
