@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.factorization import matrix_factorization
     from dfm.jobs import evaluate, predict, train
-    from dfm.kernels.losses import CustomLoss
+    from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CustomLoss": "dfm.kernels.losses",
+    "CustomLoss": "dfm.kernels.custom.functions",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",
     "TrainResult": "dfm.distributed.train",

@@ -13,19 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights, scaled_rate
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.training.fitting import (
     Crew,
     Event,
-    LabelUnit,
     LocalCrew,
     Progress,
     Recipe,
@@ -76,7 +78,7 @@ def matrix_factorization(
     learning_rate: float = 0.5,
     l2: float = 0.0,
     l2_biases: float = 0.0,
-    optimizer: str = "adagrad",
+    optimizer: str = DEFAULT_OPTIMIZER,
     schedule: str = "constant",
     init_stdev: float | None = None,
     tol: float = 1e-7,
@@ -97,14 +99,16 @@ def matrix_factorization(
     """
     if n_factors < 1:
         raise SettingsError(f"n_factors = {n_factors}; a factorization needs at least 1")
-    if optimizer == "ftrl" and not biases:
-        raise SettingsError('optimizer = "ftrl" cannot leave biases out; use "adagrad", or biases = True')
+    if resolve_optimizer(optimizer).derives_weights and not biases:
+        raise SettingsError(
+            f'optimizer = "{optimizer}" cannot leave biases out; use "{DEFAULT_OPTIMIZER}", or biases = True'
+        )
     shape, rows, columns, values = _observed(D)
     unit = _unit(values, biases)
     recipe = Recipe(
         make_work(
-            KernelSpec("squared", optimizer, n_factors),
-            MergeRule("mean" if optimizer in WITHOUT_ACCUMULATORS else "weighted"),
+            KernelSpec(DEFAULT_LOSSES["regression"], optimizer, n_factors),
+            MergeRule(automatic_weights(optimizer)),
             _step(learning_rate, biases, l2, l2_biases, n_replicas),
             n_replicas,
             backend,

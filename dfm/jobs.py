@@ -15,8 +15,8 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
-from dfm.kernels.losses import CustomLoss
-from dfm.kernels.tables import Layout
+from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.families.registry import family_of
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import kernel_spec, with_functions
 from dfm.runs.record import RunLog
@@ -87,9 +87,9 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     resolved = load_job(job, overrides)
     resolved.require_training()
-    kernel_spec(resolved)
+    _, spec = kernel_spec(resolved)
     inputs = find_inputs(resolved)
-    layout = Layout(resolved.training.optimizer, resolved.model.n_factors)
+    family_of(spec.family).check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
@@ -100,7 +100,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, spec.layout),
     }
 
 

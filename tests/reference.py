@@ -5,6 +5,7 @@ Tests compare every kernel with this file. It also makes the small random rows t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ class Rows:
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     n_implicit: int
+    fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """The field of each feature, or empty."""
 
     def entries(self, row: int) -> list[tuple[int, float]]:
         """(feature, value) pairs of a row."""
@@ -61,20 +64,41 @@ def random_rows(
 
 @dataclass
 class Machine:
-    """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` is the optimizer's."""
+    """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` is the optimizer's.
+
+    A field-weighted machine also has the `fields` of its features and a strength for each pair of them, (low, high).
+    """
 
     bias: float
     linear: NDArray[np.float64]
     factors: NDArray[np.float64]
     state: dict[tuple[object, ...], float] = field(default_factory=dict)
+    fields: NDArray[np.uint16] | None = None
+    strengths: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def score(self, entries: list[tuple[int, float]]) -> float:
-        """w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j, the last over features that own factors."""
+        """w0 + Σ w_j x_j + Σ_{i<j} r_{F(i)F(j)} <V_i, V_j> x_i x_j, the last over features that own factors.
+
+        A factorization machine has r = 1.
+        """
         total = self.bias + sum(self.linear[j] * x for j, x in entries)
-        owners = [(j, x) for j, x in entries if j < len(self.factors)]
-        for (i, x_i), (j, x_j) in itertools.combinations(owners, 2):
-            total += float(self.factors[i] @ self.factors[j]) * x_i * x_j
+        for (i, x_i), (j, x_j) in self.pairs(entries):
+            total += self.strength(i, j) * float(self.factors[i] @ self.factors[j]) * x_i * x_j
         return float(total)
+
+    def pairs(self, entries: list[tuple[int, float]]) -> Iterable[tuple[tuple[int, float], tuple[int, float]]]:
+        """Pairs of entries that own factors."""
+        return itertools.combinations([(j, x) for j, x in entries if j < len(self.factors)], 2)
+
+    def pair(self, i: int, j: int) -> tuple[int, int]:
+        """The fields of two features."""
+        assert self.fields is not None
+        low, high = sorted((int(self.fields[i]), int(self.fields[j])))
+        return low, high
+
+    def strength(self, i: int, j: int) -> float:
+        """r of two features."""
+        return 1.0 if self.fields is None else self.strengths[self.pair(i, j)]
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,8 @@ def loss_of(rule: Rule, score: float, label: float) -> float:
         return 0.5 * error**2
     if rule.loss == "hinge":
         return max(0.0, 1.0 - (2.0 * label - 1.0) * score)
+    if rule.loss == "squared-hinge":
+        return max(0.0, 1.0 - (2.0 * label - 1.0) * score) ** 2
     if rule.loss == "poisson":
         return math.exp(score) - label * score
     if rule.loss == "quantile":
@@ -123,6 +149,9 @@ def slope_of(rule: Rule, score: float, label: float) -> float:
     if rule.loss == "hinge":
         sign = 2.0 * label - 1.0
         return -sign if sign * score < 1.0 else 0.0
+    if rule.loss == "squared-hinge":
+        sign = 2.0 * label - 1.0
+        return -2.0 * sign * max(0.0, 1.0 - sign * score)
     if rule.loss == "poisson":
         return math.exp(score) - label
     if rule.loss == "quantile":
@@ -147,17 +176,42 @@ def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slo
     if weight == 0.0:
         return
     before = machine.factors.copy()
+    strengths = dict(machine.strengths)
     machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
     for j, x in entries:
         machine.linear[j] = _linear_step(machine, j, machine.linear[j], weight * slope * x, weight, rule)
+    if machine.fields is not None:
+        _strength_steps(machine, entries, weight * slope, rule)
     for j, x in entries:
         if j >= len(before):
             continue
-        others = sum((before[i] * x_i for i, x_i in entries if i != j and i < len(before)), 0.0 * before[j])
+        others = 0.0 * before[j]
+        for i, x_i in entries:
+            if i != j and i < len(before):
+                others = others + (strengths[machine.pair(i, j)] if strengths else 1.0) * before[i] * x_i
         gradient = weight * (
             slope * x * others + rule.l2_factors * np.array([rule.penalty_slope(v) for v in before[j]])
         )
         machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
+
+
+def _strength_steps(machine: Machine, entries: list[tuple[int, float]], slope: float, rule: Rule) -> None:
+    """Every pair of fields in the row makes one step, by the sum over its pairs of entries.
+
+    AdaGrad begins with a tenth of its usual accumulator; it also steps what FTRL and AdaGrad by rows do not.
+    """
+    gradients: dict[tuple[int, int], float] = {}
+    for (i, x_i), (j, x_j) in machine.pairs(entries):
+        pair = machine.pair(i, j)
+        product = float(machine.factors[i] @ machine.factors[j]) * x_i * x_j
+        gradients[pair] = gradients.get(pair, 0.0) + slope * product
+    lone = dataclasses.replace(
+        rule,
+        optimizer="adagrad" if rule.optimizer in ("ftrl", "adagrad-row") else rule.optimizer,
+        initial_accumulator=0.1 * rule.initial_accumulator,
+    )
+    for pair, gradient in gradients.items():
+        machine.strengths[pair] = _linear_step(machine, ("r", pair), machine.strengths[pair], gradient, 0.0, lone)
 
 
 def _linear_step(machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule) -> float:

@@ -15,7 +15,7 @@ from dfm.averaging.rules import MergeRule, scaled_rate
 from dfm.averaging.slices import Slices
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
-from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.kernels.schedule import rate_factor, scheduled
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull, put
 from dfm.training.plan import Plan
 

@@ -36,11 +36,12 @@ from dfm.averaging import gpu as gpu_averaging
 from dfm.averaging.merge import OnProcessors
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.training import rounds
 
 Place = Callable[[ParameterTable], ParameterTable]

@@ -112,7 +112,7 @@ class Walker:
         """Rows of the next batch; a calm one has a warp of rows at least."""
         if self.flight is not None:
             return self.flight
-        calm = calm_rows(SPEC, self.step, self.facts.crowding, table.bias.tolist(), self.seen)
+        calm = calm_rows(SPEC, self.step, self.facts, table.bias.tolist(), self.seen)
         return int(min(max(calm, 8), MOST_ROWS))
 
     def walk(self, table: ParameterTable) -> None:

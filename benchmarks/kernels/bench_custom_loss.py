@@ -29,7 +29,7 @@ import click_data
 
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.tables import InitialValues, Layout, initialise
 
 

@@ -32,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import click_data
 import peers
 
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.simd import fma, reduce_add, splat
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, padded_lanes
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 
 RATES = {"sgd": 0.002}
 """Where 0.05 diverges: a walk that diverges ends early, and its speed means nothing."""

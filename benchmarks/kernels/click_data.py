@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ class ImplicitRows:
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     n_implicit: int
+    fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
 
 def hashed_fields(n_rows: int, seed: int = 1) -> NDArray[np.uint32]:
@@ -28,12 +29,12 @@ def hashed_fields(n_rows: int, seed: int = 1) -> NDArray[np.uint32]:
     cardinalities = np.round(np.geomspace(3, 1.5e6, N_FIELDS)).astype(np.int64)
     exponents = rng.permutation(np.linspace(0.9, 1.35, N_FIELDS))
     hashes = np.empty((n_rows, N_FIELDS), np.uint32)
-    for field, (cardinality, exponent) in enumerate(zip(cardinalities, exponents, strict=True)):
+    for number, (cardinality, exponent) in enumerate(zip(cardinalities, exponents, strict=True)):
         cumulative = np.cumsum(np.arange(1, cardinality + 1, dtype=np.float64) ** -exponent)
         category = np.searchsorted(cumulative, rng.random(n_rows) * cumulative[-1])
-        token = np.full(n_rows, field, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + category.astype(np.uint64)
+        token = np.full(n_rows, number, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + category.astype(np.uint64)
         token = (token ^ (token >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        hashes[:, field] = (token ^ (token >> np.uint64(29))).astype(np.uint32)
+        hashes[:, number] = (token ^ (token >> np.uint64(29))).astype(np.uint32)
     return hashes
 
 

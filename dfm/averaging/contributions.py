@@ -7,7 +7,7 @@ replica numbers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.averaging.slices import unite
 from dfm.compilation import compiled
-from dfm.kernels.tables import Floats
+from dfm.kernels.tables import Floats, of_width
 from dfm.storage.arrays import read_only
 
 T = TypeVar("T")
@@ -30,49 +30,51 @@ Summands = NDArray[Any]
 class Contribution:
     """Summands of one or more replicas, for the features they touched. Arrays may be read-only.
 
-    features uint32[m], rows of the parameter table, ascending; the first len(factors) of them own factors.
-    linear float32[m, *]: a Δ of w (FTRL: of z), F of every accumulator, the squares of F ("vw" only), then
-    the counts that the rule divides by. factors float32[m_f, *]: a Δ of V, F and squares, `lanes` columns
-    each. bias float64[*]: Δ and F of the bias times `rows`; rows: sum of the weights of the replicas' rows.
+    features uint32[m], rows of the parameter table, ascending. touched: by block with a row per feature, a summand for
+    each of them, or for the leading ones that own factors. Numbers float32[m, *]: a Δ of w (or of what w is made of), F
+    of every accumulator, the squares of F ("vw" only), then the counts that the rule divides by. Vectors float32[m_f,
+    *]: a Δ of V, F and squares, `lanes` columns each. shared: by block whose rows belong to no feature, float64[n_rows,
+    *]: Δ and F times `rows`, the sum of the weights of the replicas' rows.
 
-    Notation: see `dfm.averaging`. Where `is_halved`, linear and factors are uint16: the upper halves of float32.
+    Notation: see `dfm.averaging`. Where `is_halved`, touched are uint16: the upper halves of float32.
     """
 
     features: NDArray[np.uint32]
-    linear: Summands
-    factors: Summands
-    bias: NDArray[np.float64]
+    touched: Mapping[str, Summands]
+    shared: Mapping[str, NDArray[np.float64]]
     rows: float
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.touched[name] if name in self.touched else self.shared[name]
 
     @property
     def is_halved(self) -> bool:
         """Whether the summands are bfloat16."""
-        return self.linear.dtype == np.uint16
+        return any(array.dtype == np.uint16 for array in self.touched.values())
 
     def halved(self) -> Contribution:
         """With summands rounded to bfloat16: half the bytes, and each off by at most 2^-8 of itself.
 
         Beyond 3.39e38 they become infinite, below 1.2e-38 the error may be larger.
         """
-        return replace(self, linear=_upper_halves(self.linear), factors=_upper_halves(self.factors))
+        return replace(self, touched={name: _upper_halves(array) for name, array in self.touched.items()})
 
     def whole(self) -> Contribution:
         """With float32 summands."""
         if not self.is_halved:
             return self
-        linear, factors = (_from_upper_halves(array) for array in (self.linear, self.factors))
-        return replace(self, linear=linear, factors=factors)
+        return replace(self, touched={name: _from_upper_halves(array) for name, array in self.touched.items()})
 
     def select(self, start: int, stop: int) -> Contribution:
         """The part that falls into rows [start, stop) of the parameter table, as views."""
         first, last = np.searchsorted(self.features, [start, stop])
-        linear, factors = self.linear[first:last], self.factors[first:last]
-        return Contribution(self.features[first:last], linear, factors, self.bias, self.rows)
+        touched = {name: array[first:last] for name, array in self.touched.items()}
+        return Contribution(self.features[first:last], touched, self.shared, self.rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays: what travels."""
-        return self.features.nbytes + self.linear.nbytes + self.factors.nbytes + self.bias.nbytes
+        return sum(array.nbytes for array in (self.features, *self.touched.values(), *self.shared.values()))
 
 
 def _upper_halves(array: Summands) -> NDArray[np.uint16]:
@@ -138,16 +140,19 @@ def _sum(parts: Sequence[Contribution]) -> Contribution:
     if len(parts) == 1:
         return parts[0]
     features, positions = unite([part.features for part in parts])
-    linear = np.empty((len(features), parts[0].linear.shape[1]), np.float32)
-    _add_tree([part.linear for part in parts], positions, linear)
-    owners = [position[: len(part.factors)] for part, position in zip(parts, positions, strict=True)]
+    touched = {name: _sum_of_block([part.touched[name] for part in parts], positions) for name in parts[0].touched}
+    shared = {name: fold([part.shared[name] for part in parts], np.add) for name in parts[0].shared}
+    return Contribution(features, touched, shared, fold([part.rows for part in parts], operator.add))
+
+
+def _sum_of_block(arrays: Sequence[Floats], positions: Sequence[NDArray[np.uint32]]) -> Floats:
+    """The sum of one block's summands; those of part i belong to the rows that positions[i] begins with."""
+    owners = [position[: len(array)] for array, position in zip(arrays, positions, strict=True)]
     # Features with factors lead in every list, so they lead in the union.
-    n_factored = max((int(each[-1]) + 1 for each in owners if len(each)), default=0)
-    factors = np.empty((n_factored, parts[0].factors.shape[1]), np.float32)
-    _add_tree([part.factors for part in parts], owners, factors)
-    bias = fold([part.bias for part in parts], np.add)
-    rows = fold([part.rows for part in parts], operator.add)
-    return Contribution(features, linear, factors, bias, rows)
+    n_rows = max((int(each[-1]) + 1 for each in owners if len(each)), default=0)
+    total = np.empty((n_rows, arrays[0].shape[1]), np.float32)
+    _add_tree(arrays, owners, total)
+    return total
 
 
 def fold(values: Sequence[T], add: Callable[[T, T], T]) -> T:
@@ -160,6 +165,7 @@ def fold(values: Sequence[T], add: Callable[[T, T], T]) -> T:
 
 def _add_tree(parts: Sequence[Floats], positions: Sequence[NDArray[np.uint32]], out: Floats) -> None:
     """Writes the sum of parts float32[m_i, width] along their tree; row r of part i belongs to out[positions[i][r]]."""
+    add_rows = _add_rows(out.shape[1])
     chunk = max(1, _CHUNK_BYTES // max(4 * out.shape[1], 1))
     bounds = np.arange(0, len(out) + chunk, chunk)
     cuts = [np.searchsorted(each, bounds) for each in positions]
@@ -173,7 +179,7 @@ def _add_tree(parts: Sequence[Floats], positions: Sequence[NDArray[np.uint32]], 
                 sums.append(room[len(sums), : len(rows)] if sums else rows)
                 sums[-1].fill(0.0)
             mine = slice(cuts[i][number], cuts[i][number + 1])
-            _add_rows(parts[i][mine], positions[i][mine], start, sums[-1])
+            add_rows(parts[i][mine], positions[i][mine], start, sums[-1])
             pairs = (i + 1) // 2 if i % 2 else 0
             while pairs and pairs % 2 == 0:
                 right = sums.pop()
@@ -206,16 +212,16 @@ def groups_at_home(n_replicas: int, n_homes: int) -> list[range]:
     return [range(first, min(first + size, n_replicas)) for first in range(0, n_replicas, size)]
 
 
-@compiled
-def _add_rows(source, positions, start, target):  # type: ignore[no-untyped-def]
-    """target[positions - start] += source, rows of float32."""
-    if source.shape[1] == 2:  # most rows of most models: a weight and its accumulator
+@of_width
+def _add_rows(width: int) -> Any:
+    """add(source, positions, start, target): target[positions - start] += source, rows of float32[width]."""
+
+    @compiled
+    def add(source, positions, start, target):  # type: ignore[no-untyped-def]
+        n_columns = width if width else source.shape[1]
         for row in range(source.shape[0]):
             place = np.intp(positions[row]) - start
-            target[place, 0] += source[row, 0]
-            target[place, 1] += source[row, 1]
-        return
-    for row in range(source.shape[0]):
-        place = np.intp(positions[row]) - start
-        for column in range(source.shape[1]):
-            target[place, column] += source[row, column]
+            for column in range(n_columns):
+                target[place, column] += source[row, column]
+
+    return add

@@ -79,7 +79,7 @@ class RoundCost:
 
 def record_bytes(layout: Layout, growth: Growth) -> float:
     """Mean bytes of one touched feature in a pull or a push: its number, its linear record, its factors if any."""
-    return 4 + 4 * layout.linear_width + growth.factored * 4 * layout.factor_width
+    return 4 + sum(4 * layout.width(block) * (growth.factored if block.is_vector else 1) for block in layout.touched)
 
 
 def round_cost(rows: float, layout: Layout, growth: Growth, cluster: Cluster, speed: Speed) -> RoundCost:
@@ -140,7 +140,7 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
-    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"])
+    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"])
     slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
     growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
     speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)

@@ -2,7 +2,8 @@
 // for a number or a row. The arithmetic is that of the CPU, operation by operation, and this file is compiled without
 // fused multiply-adds: the same summands give the same bytes here and there.
 //
-// It knows nothing of optimizers and merge rules but the numbers in `Merge`, so one program serves all.
+// It knows nothing of optimizers and merge rules but the numbers in `Merge`, so one program serves all but those that
+// derive w of their state (DERIVED): their text stands in place of the line that names it.
 
 typedef long long Offset;
 
@@ -12,7 +13,7 @@ typedef long long Offset;
 
 // averaging.Columns, Shares, Divisors and Outer.
 struct Columns {
-    int primary, state, n_states, squares, occurrences, touches, n_linear, lanes, factor_states, n_factor;
+    int primary, state, n_states, squares, occurrences, touches, n_number, lanes, vector_states, n_vector;
 };
 
 struct Shares {
@@ -35,18 +36,14 @@ struct Merge {
     Outer outer;
 };
 
-// Of optimizers.ftrl_weight, by which w is made of z and n; where not `is_used`, w is averaged itself.
-struct Ftrl {
-    float learning_rate, l1, l2, beta;
-    int is_used;
+struct Rates {
+// {rates}
 };
 
-// Summands of some replicas, in rows of `linear` and of `factors`. Those of row r of what is summed stand at places[r],
-// NO_PLACE: nowhere.
+// Summands of some replicas for one block. Those of row r of what is summed stand at row places[r], NO_PLACE: nowhere.
 struct Part {
     const unsigned *places;
-    const float *linear;
-    const float *factors;
+    const float *summands;
     Offset n_adds;  // of the tree, after this part: how often the last two sums become one
 };
 
@@ -64,14 +61,15 @@ struct Launch {
     unsigned char *touched;    // [n]
     const Part *parts;
     Offset n_parts;
-    const float *before_linear, *before_factors, *after_linear, *after_factors;
+    // Of a block of numbers; or of one of vectors, and of the numbers of the same features.
+    const float *before_numbers, *before_vectors, *after_numbers, *after_vectors;
     const float *occurrences;  // [n], or null where the rule does not count
-    float *linear, *factors;   // of the table that is being finished, or of summands that are being made
-    const float *linear_sums, *factor_sums;  // [n]
-    float *linear_drift, *factor_drift;
-    Offset linear_width, factor_width, drift_lanes;
+    float *numbers, *vectors;  // of the table that is being finished, or of summands that are being made
+    const float *number_sums, *vector_sums;  // [n]
+    float *drift;              // momentum of the block, [rows] or [rows][lanes]
+    Offset number_width, vector_width;
     Merge merge;
-    Ftrl ftrl;
+    Rates rates;
 };
 
 extern __shared__ float4 shared_memory[];
@@ -114,15 +112,15 @@ extern "C" __global__ void scatter_rows(const Launch *arguments) {
 
 // -------------------------------------------------------------------------------------- what a replica learnt ----
 
-// averaging._contribute_linear
-extern "C" __global__ void contribute_linear(const Launch *arguments) {
+// merge._contribute_numbers
+extern "C" __global__ void contribute_numbers(const Launch *arguments) {
     const Launch launch = *arguments;
     const Columns &columns = launch.merge.columns;
     const Shares &shares = launch.merge.shares;
     for (Offset row = first_item(); row < launch.n; row += n_threads()) {
-        const float *before = launch.before_linear + row * launch.linear_width;
-        const float *after = launch.after_linear + row * launch.linear_width;
-        float *out = launch.linear + row * columns.n_linear;
+        const float *before = launch.before_numbers + row * launch.number_width;
+        const float *after = launch.after_numbers + row * launch.number_width;
+        float *out = launch.numbers + row * columns.n_number;
         float share = shares.base;
         if (columns.n_states) {
             float start = before[columns.state];
@@ -142,23 +140,23 @@ extern "C" __global__ void contribute_linear(const Launch *arguments) {
     }
 }
 
-// averaging._contribute_factors, after contribute_linear; an item is a factor of a row.
-extern "C" __global__ void contribute_factors(const Launch *arguments) {
+// merge._contribute_vectors, after contribute_numbers; an item is a lane of a row.
+extern "C" __global__ void contribute_vectors(const Launch *arguments) {
     const Launch launch = *arguments;
     const Columns &columns = launch.merge.columns;
     const Shares &shares = launch.merge.shares;
     int lanes = columns.lanes;
     for (Offset i = first_item(); i < launch.n * lanes; i += n_threads()) {
         Offset row = i / lanes, lane = i % lanes;
-        const float *before = launch.before_factors + row * launch.factor_width + lane;
-        const float *after = launch.after_factors + row * launch.factor_width + lane;
-        const float *linear = launch.linear + row * columns.n_linear;
-        float *out = launch.factors + row * columns.n_factor + lane;
-        float share = shares.base, count = columns.occurrences >= 0 ? linear[columns.occurrences] : 1.0f;
-        if (columns.factor_states == 0) {
+        const float *before = launch.before_vectors + row * launch.vector_width + lane;
+        const float *after = launch.after_vectors + row * launch.vector_width + lane;
+        const float *numbers = launch.numbers + row * columns.n_number;
+        float *out = launch.vectors + row * columns.n_vector + lane;
+        float share = shares.base, count = columns.occurrences >= 0 ? numbers[columns.occurrences] : 1.0f;
+        if (columns.vector_states == 0) {
             if (columns.n_states > 1) {
-                float start = launch.before_linear[row * launch.linear_width + columns.state + 1];
-                share += shares.history * start + shares.growth * linear[2];
+                float start = launch.before_numbers[row * launch.number_width + columns.state + 1];
+                share += shares.history * start + shares.growth * numbers[2];
             }
             out[0] = share * count * (after[0] - before[0]);
             continue;
@@ -208,11 +206,10 @@ extern "C" __global__ void note_touched(const Launch *arguments) {
     }
 }
 
-// target[i] = Σ over the parts of `linear` (if FACTORS: `factors`) of rows[i] along the tree. What a part does not have
-// counts as +0, and -0 becomes +0. Sums that wait for others of their size lie in shared memory: [depth of the
-// tree][threads].
-template <bool FACTORS>
-__device__ inline void sum_parts(const Launch &launch) {
+// target[i] = Σ over the parts' summands of rows[i] along the tree. What a part does not have counts as +0, and -0
+// becomes +0. Sums that wait for others of their size lie in shared memory: [depth of the tree][threads].
+extern "C" __global__ void sum_parts(const Launch *arguments) {
+    const Launch launch = *arguments;
     float *waiting = reinterpret_cast<float *>(shared_memory) + threadIdx.x;
     for (Offset i = first_item(); i < launch.n * launch.width; i += n_threads()) {
         Offset row = (Offset)launch.rows[i / launch.width] - launch.start, column = i % launch.width;
@@ -221,7 +218,7 @@ __device__ inline void sum_parts(const Launch &launch) {
             const Part &part = launch.parts[number];
             Offset place = part.places[row];
             float value = 0.0f;
-            if (place != NO_PLACE) value += (FACTORS ? part.factors : part.linear)[place * launch.width + column];
+            if (place != NO_PLACE) value += part.summands[place * launch.width + column];
             for (Offset add = 0; add < part.n_adds; add++) value = waiting[--n_waiting * blockDim.x] + value;
             waiting[n_waiting++ * blockDim.x] = value;
         }
@@ -229,13 +226,9 @@ __device__ inline void sum_parts(const Launch &launch) {
     }
 }
 
-extern "C" __global__ void sum_linear(const Launch *arguments) { sum_parts<false>(*arguments); }
-
-extern "C" __global__ void sum_factors(const Launch *arguments) { sum_parts<true>(*arguments); }
-
 // ----------------------------------------------------------------------------------------------------- finish ----
 
-// averaging._outer_move: Nesterov's step from the mean move of a coordinate; changes its momentum.
+// merge._outer_move: Nesterov's step from the mean move of a coordinate; changes its momentum.
 __device__ inline float outer_move(float move, const Outer &outer, float *drift) {
     if (outer.momentum > 0.0f) {
         float speed = outer.momentum * *drift + move;
@@ -245,26 +238,22 @@ __device__ inline float outer_move(float move, const Outer &outer, float *drift)
     return outer.rate * move;
 }
 
-// optimizers.ftrl_weight
-__device__ inline float ftrl_weight(float z, float n, const Ftrl &ftrl) {
-    float clipped = fminf(fmaxf(z, -ftrl.l1), ftrl.l1);
-    float curvature = (sqrtf(n) + ftrl.beta) / ftrl.learning_rate + ftrl.l2;
-    return (clipped - z) / at_least(curvature, TINY);
-}
+// derived_weight(first, second, is_bias, rates) of an optimizer that makes w of the columns from `primary` on.
+// {optimizer}
 
-// averaging._finish_linear
-extern "C" __global__ void finish_linear(const Launch *arguments) {
+// merge._finish_numbers
+extern "C" __global__ void finish_numbers(const Launch *arguments) {
     const Launch launch = *arguments;
     const Columns &columns = launch.merge.columns;
     const Divisors &weights = launch.merge.weights, &accumulators = launch.merge.accumulators;
     for (Offset i = first_item(); i < launch.n; i += n_threads()) {
         Offset row = (Offset)launch.rows[i] - launch.start;
-        float *record = launch.linear + row * launch.linear_width;
-        const float *sums = launch.linear_sums + i * columns.n_linear;
+        float *record = launch.numbers + row * launch.number_width;
+        const float *sums = launch.number_sums + i * columns.n_number;
         float divisor = weights.counts >= 0 ? sums[weights.counts] : weights.fixed;
         if (columns.n_states) divisor += weights.history * record[columns.state] + weights.growth * sums[1];
         float move = sums[0] / at_least(divisor, SMALLEST);
-        record[columns.primary] += outer_move(move, launch.merge.outer, launch.linear_drift + row);
+        record[columns.primary] += outer_move(move, launch.merge.outer, launch.drift + row);
         float per_row = accumulators.counts >= 0 ? sums[accumulators.counts] : accumulators.fixed;
         for (int state = 0; state < columns.n_states; state++) {
             float old = record[columns.state + state], growth = sums[1 + state];
@@ -272,32 +261,34 @@ extern "C" __global__ void finish_linear(const Launch *arguments) {
             if (columns.squares >= 0) growth = growth * old + sums[columns.squares + state];
             record[columns.state + state] = old + growth / at_least(divisor, SMALLEST);
         }
-        if (launch.ftrl.is_used) record[0] = ftrl_weight(record[1], record[2], launch.ftrl);
+#if DERIVED
+        record[0] = derived_weight(record[columns.primary], record[columns.primary + 1], false, launch.rates);
+#endif
     }
 }
 
-// averaging._finish_factors, before finish_linear changes the row's accumulator; an item is a factor of a row.
-extern "C" __global__ void finish_factors(const Launch *arguments) {
+// merge._finish_vectors, before finish_numbers changes the row's accumulator; an item is a lane of a row.
+extern "C" __global__ void finish_vectors(const Launch *arguments) {
     const Launch launch = *arguments;
     const Columns &columns = launch.merge.columns;
     const Divisors &weights = launch.merge.weights, &accumulators = launch.merge.accumulators;
     int lanes = columns.lanes;
     for (Offset i = first_item(); i < launch.n * lanes; i += n_threads()) {
         Offset place = i / lanes, lane = i % lanes, row = (Offset)launch.rows[place] - launch.start;
-        float *record = launch.factors + row * launch.factor_width + lane;
-        const float *linear_sums = launch.linear_sums + place * columns.n_linear;
-        const float *sums = launch.factor_sums + place * columns.n_factor + lane;
-        float *drift = launch.factor_drift + row * launch.drift_lanes + lane;
-        float shared = weights.counts >= 0 ? linear_sums[weights.counts] : weights.fixed;
-        if (columns.factor_states == 0) {
+        float *record = launch.vectors + row * launch.vector_width + lane;
+        const float *number_sums = launch.number_sums + place * columns.n_number;
+        const float *sums = launch.vector_sums + place * columns.n_vector + lane;
+        float *drift = launch.drift + row * lanes + lane;
+        float shared = weights.counts >= 0 ? number_sums[weights.counts] : weights.fixed;
+        if (columns.vector_states == 0) {
             if (columns.n_states > 1) {
-                float old = launch.linear[row * launch.linear_width + columns.state + 1];
-                shared += weights.history * old + weights.growth * linear_sums[2];
+                float old = launch.numbers[row * launch.number_width + columns.state + 1];
+                shared += weights.history * old + weights.growth * number_sums[2];
             }
             record[0] += outer_move(sums[0] / at_least(shared, SMALLEST), launch.merge.outer, drift);
             continue;
         }
-        float per_row = accumulators.counts >= 0 ? linear_sums[accumulators.counts] : accumulators.fixed;
+        float per_row = accumulators.counts >= 0 ? number_sums[accumulators.counts] : accumulators.fixed;
         float old = record[lanes], growth = sums[lanes];
         float divisor = shared + weights.history * old + weights.growth * growth;
         record[0] += outer_move(sums[0] / at_least(divisor, SMALLEST), launch.merge.outer, drift);

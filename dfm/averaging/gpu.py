@@ -12,7 +12,7 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.averaging.contributions import Contribution, fold
-from dfm.averaging.merge import Columns, bias_growth, columns_of, finish_bias, finish_of, shares_of
+from dfm.averaging.merge import Columns, columns_of, finish_of, finish_shared, growth, shares_of, summand_width
 from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Slices, Touched
 from dfm.data.partition import SparsePartition
+from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Step
 from dfm.kernels.gpu import backend as cupy_gpu
+from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose
 from dfm.kernels.gpu.memory import Buffer, Program
 from dfm.kernels.gpu.tables import Gpu, GpuArrays, GpuTable
-from dfm.kernels.optimizers import rates_of
-from dfm.kernels.tables import Layout, ParameterTable, pull_plan
+from dfm.kernels.tables import Floats, Layout, ParameterTable, local_shapes, pull_plan
 
 SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
@@ -46,17 +47,16 @@ Summands = Any
 
 _COLUMNS = [(name, np.int32) for name in Columns._fields]
 _DIVISORS = [(name, np.float32) for name in ("fixed", "history", "growth")] + [("counts", np.int32)]
-PART = np.dtype([*((name, np.uint64) for name in ("places", "linear", "factors")), ("n_adds", np.int64)])
+PART = np.dtype([("places", np.uint64), ("summands", np.uint64), ("n_adds", np.int64)])
 """`struct Part` of the .cu."""
 LAUNCH = np.dtype(
     [
         *((name, np.int64) for name in ("n", "width", "start", "n_places", "shift")),
         *((name, np.uint64) for name in ("rows", "source", "target", "places", "touched", "parts")),
         ("n_parts", np.int64),
-        *((name, np.uint64) for name in ("before_linear", "before_factors", "after_linear", "after_factors")),
-        *((name, np.uint64) for name in ("occurrences", "linear", "factors", "linear_sums", "factor_sums")),
-        *((name, np.uint64) for name in ("linear_drift", "factor_drift")),
-        *((name, np.int64) for name in ("linear_width", "factor_width", "drift_lanes")),
+        *((name, np.uint64) for name in ("before_numbers", "before_vectors", "after_numbers", "after_vectors")),
+        *((name, np.uint64) for name in ("occurrences", "numbers", "vectors", "number_sums", "vector_sums", "drift")),
+        *((name, np.int64) for name in ("number_width", "vector_width")),
         (
             "merge",
             [
@@ -67,43 +67,40 @@ LAUNCH = np.dtype(
                 ("outer", [(name, np.float32) for name in ("rate", "momentum")]),
             ],
         ),
-        ("ftrl", [*((name, np.float32) for name in ("learning_rate", "l1", "l2", "beta")), ("is_used", np.int32)]),
+        ("rates", [(name, np.float32) for name in RATES]),
     ],
     align=True,
 )
 """What a kernel is told: `struct Launch` of the .cu, field by field."""
 
 
+def source_of(derivation: str = "") -> str:
+    """The program with the text of an optimizer that derives weights, or, without one, for all others."""
+    texts = {"rates": RATES_TEXT, "optimizer": derivation}
+    return compose(SOURCE, {"DERIVED": int(bool(derivation))}, texts)
+
+
 @dataclass(frozen=True, eq=False)
 class GpuSummands:
-    """Summands of one replica or more on a device: `arrays` has a row of `linear` for each of the features uint32[m],
-    and one of `factors` for the first of them. The features in [start, stop) are meant. Pickled, a `Contribution`.
+    """Summands of one replica or more on a device: `arrays` has, by block, a row for each of the features uint32[m], or
+    for the first of them. The features in [start, stop) are meant. Pickled, a `Contribution`, where the rest is told.
     """
 
     features: NDArray[np.uint32]
     arrays: GpuArrays
-    bias: NDArray[np.float64]
+    shared: Mapping[str, NDArray[np.float64]]
     rows: float
     is_halved: bool = False
     start: int = 0
     stop: int = 1 << 32
 
     @property
-    def n_factored(self) -> int:
-        """How many of the features own factors."""
-        return self.arrays.shapes["factors"][0]
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """float32 numbers of a row of `linear`, and of `factors`."""
-        return self.arrays.shapes["linear"][1], self.arrays.shapes["factors"][1]
-
-    @property
     def nbytes(self) -> int:
         """Bytes of what would travel."""
-        (first, last), (linear, factors) = self.bounds(), self.widths
-        numbers = (last - first) * linear + self._owners() * factors
-        return 4 * (last - first) + numbers * (2 if self.is_halved else 4) + self.bias.nbytes
+        first, last = self.bounds()
+        numbers = sum((end - first) * width for end, width in self._ends(first, last).values())
+        shared = sum(array.nbytes for array in self.shared.values())
+        return 4 * (last - first) + numbers * (2 if self.is_halved else 4) + shared
 
     def select(self, start: int, stop: int) -> GpuSummands:
         """The part that falls into rows [start, stop) of the parameter table."""
@@ -114,21 +111,21 @@ class GpuSummands:
         first, last = np.searchsorted(self.features, [self.start, max(self.start, self.stop)])
         return int(first), int(last)
 
-    def _owners(self) -> int:
-        first, last = self.bounds()
-        return max(min(last, self.n_factored) - first, 0)
+    def _ends(self, first: int, last: int) -> dict[str, tuple[int, int]]:
+        """By block, the end of those of its rows that are meant, and its float32 columns."""
+        return {name: (max(min(last, rows), first), width) for name, (rows, width) in self.arrays.shapes.items()}
 
     def on_host(self) -> Contribution:
         """The same summands in this process's memory."""
         first, last = self.bounds()
-        linear = self.arrays.part("linear", first, last)
-        factors = self.arrays.part("factors", first, first + self._owners())
-        whole = Contribution(self.features[first:last], linear, factors, self.bias, self.rows)
+        ends = self._ends(first, last)
+        touched = {name: self.arrays.part(name, first, end) for name, (end, _) in ends.items()}
+        whole = Contribution(self.features[first:last], touched, self.shared, self.rows)
         return whole.halved() if self.is_halved else whole
 
     def __reduce__(self) -> tuple[Callable[..., Contribution], tuple[Any, ...]]:
         host = self.on_host()
-        return Contribution, (host.features, host.linear, host.factors, host.bias, host.rows)
+        return Contribution, (host.features, host.touched, host.shared, host.rows)
 
 
 @dataclass
@@ -136,7 +133,8 @@ class OnGpu:
     """`averaging.Averaging` on a GPU."""
 
     gpu: Gpu
-    _program: Program = field(init=False)
+    _programs: dict[str, Program] = field(init=False, default_factory=dict)
+    """By the text of an optimizer that derives weights, "" for all others."""
     _united: dict[tuple[int, ...], Slices] = field(init=False, default_factory=dict)
     """What `unite` found, by the slices' features: the same slices come in every later epoch."""
     _unions: dict[tuple[int, ...], NDArray[np.uint32]] = field(init=False, default_factory=dict)
@@ -144,7 +142,13 @@ class OnGpu:
 
     def __post_init__(self) -> None:
         with self.gpu.taken():
-            self._program = self.gpu.device.compile(SOURCE.read_text(encoding="utf-8"), exact=True)
+            self._program_of("")
+
+    def _program_of(self, derivation: str) -> Program:
+        """The program with the text of an optimizer that derives weights, or for all others; compiled when needed."""
+        if derivation not in self._programs:
+            self._programs[derivation] = self.gpu.device.compile(source_of(derivation), exact=True)
+        return self._programs[derivation]
 
     # ---------------------------------------------------------------------------------------------- tables ----
 
@@ -160,27 +164,25 @@ class OnGpu:
         return dataclasses.replace(found, slices=tuple(slices))
 
     def pull(
-        self, blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
+        self, parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
     ) -> ParameterTable:
-        """See `params.pull`."""
-        starts, factor_starts, owning = pull_plan(blocks, features, n_factored)
-        layout = blocks[0].layout
+        """See `tables.pull`."""
+        plan, layout = pull_plan(parts, features, n_factored), parts[0].layout
         with self.gpu.taken():
-            local = GpuTable.empty(self.gpu, layout, len(features), owning)
+            local = GpuTable.empty(self.gpu, layout, local_shapes(parts[0], plan))
             target, rows = self.gpu.use_table(local), self.gpu.residents.array(features)
-            for number, block in enumerate(blocks):
-                source = self.gpu.use_table(block)
+            for number, part in enumerate(parts):
+                source = self.gpu.use_table(part)
                 if number == 0:
-                    self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
-                for name, width, first, last, most in (
-                    ("linear", layout.linear_width, starts[number], starts[number + 1], len(features)),
-                    ("factors", layout.factor_width, factor_starts[number], factor_starts[number + 1], owning),
-                ):
-                    begin, end = (min(int(at), most) for at in np.searchsorted(features, [first, last]))
+                    self._copy_blocks(layout.shared, local.arrays.shapes, source, target)
+                for block in layout.touched:
+                    first, last = plan.starts_of(block)[number : number + 2]
+                    width, meant = layout.width(block), features[: plan.n_rows(block)]
+                    begin, end = (int(at) for at in np.searchsorted(meant, [first, last]))
                     self._launch(
                         "gather_rows", (end - begin) * width, n=end - begin, width=width, start=first,
-                        rows=rows.address + 4 * begin, source=source[name],
-                        target=target[name].address + 4 * width * begin,
+                        rows=rows.address + 4 * begin, source=source[block.name],
+                        target=target[block.name].address + 4 * width * begin,
                     )  # fmt: skip
             local.arrays.changed()
         return local
@@ -191,35 +193,42 @@ class OnGpu:
             return self._copy(table)
 
     def _copy(self, table: ParameterTable) -> GpuTable:
-        result = GpuTable.empty(self.gpu, table.layout, table.n_features, table.n_factored)
-        layout, source, target = table.layout, self.gpu.use_table(table), self.gpu.use_table(result)
-        self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
-        for name, n_numbers in (
-            ("linear", table.n_features * layout.linear_width),
-            ("factors", table.n_factored * layout.factor_width),
-        ):
-            self._launch("copy_numbers", n_numbers, source=source[name], target=target[name])
+        here = self.gpu.table(table)
+        result = GpuTable.empty(self.gpu, table.layout, here.arrays.shapes)
+        source, target = self.gpu.use(here.arrays), self.gpu.use_table(result)
+        self._copy_blocks(table.layout.blocks, here.arrays.shapes, source, target)
         result.arrays.changed()
         return result
 
+    def _copy_blocks(
+        self,
+        blocks: Iterable[Block],
+        shapes: Mapping[str, tuple[int, ...]],
+        source: Mapping[str, Buffer],
+        target: Mapping[str, Buffer],
+    ) -> None:
+        """Whole arrays, of these shapes."""
+        for block in blocks:
+            name = block.name
+            self._launch("copy_numbers", math.prod(shapes[name]), source=source[name], target=target[name])
+
     def put(self, local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
-        """See `params.put`."""
+        """See `tables.put`."""
         layout = table.layout
         if not isinstance(table, GpuTable) or table.gpu is not self.gpu:
             raise ValueError(
                 f"{table!r} is not on this GPU, and cannot be changed here; pass what `copy` or `pull` gave"
             )
         with self.gpu.taken():
+            shapes = self.gpu.table(local).arrays.shapes
             source, target = self.gpu.use_table(local), self.gpu.use(table.arrays)
             places = self.gpu.residents.array(rows)
-            self._launch("copy_numbers", layout.linear_width, source=source["bias"], target=target["bias"])
-            for name, n_rows, width in (
-                ("linear", local.n_features, layout.linear_width),
-                ("factors", local.n_factored, layout.factor_width),
-            ):
+            self._copy_blocks(layout.shared, shapes, source, target)
+            for block in layout.touched:
+                n_rows, width = shapes[block.name]
                 self._launch(
                     "scatter_rows", n_rows * width, n=n_rows, width=width, rows=places,
-                    source=source[name], target=target[name],
+                    source=source[block.name], target=target[block.name],
                 )  # fmt: skip
             table.arrays.changed()
 
@@ -229,32 +238,49 @@ class OnGpu:
         self, rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable, halved: bool
     ) -> Summands:
         """See `averaging.contribute`."""
-        rule.check_optimizer(before.layout.optimizer)
-        layout, columns = before.layout, columns_of(rule, before.layout)
-        n_features, n_factored, gpu = after.n_features, after.n_factored, self.gpu
+        layout, gpu = before.layout, self.gpu
+        rule.check_optimizer(layout.optimizer)
+        columns = {block.name: columns_of(rule, layout, block) for block in layout.blocks}
         with gpu.taken():
-            olds, news = gpu.use_table(before), gpu.use_table(after)
-            made = GpuArrays.empty(
-                gpu, {"linear": (n_features, columns.n_linear), "factors": (n_factored, columns.n_factor)}
-            )
-            out = gpu.use(made)
+            olds, news, grown = gpu.use_table(before), gpu.use_table(after), gpu.table(after).arrays.shapes
+            shapes = {
+                block.name: (grown[block.name][0], summand_width(columns[block.name], block))
+                for block in layout.touched
+            }
+            made = GpuArrays.empty(gpu, shapes)
+            out, carrier = gpu.use(made), layout.carrier
             numbers: dict[str, Any] = {
-                "before_linear": olds["linear"], "after_linear": news["linear"], "linear": out["linear"],
-                "before_factors": olds["factors"], "after_factors": news["factors"], "factors": out["factors"],
-                "linear_width": layout.linear_width, "factor_width": layout.factor_width,
-                "merge": _merge(rule, layout, 1),
+                "before_numbers": olds[carrier.name], "after_numbers": news[carrier.name],
+                "numbers": out[carrier.name], "number_width": layout.width(carrier),
             }  # fmt: skip
-            if columns.occurrences >= 0:
+            if columns[carrier.name].occurrences >= 0:
                 numbers["occurrences"] = gpu.send(touched.occurrences().astype(np.float32))
-            self._launch("contribute_linear", n_features, **numbers)
-            self._launch("contribute_factors", n_factored * layout.lanes, n=n_factored, **numbers)
-            if halved:
-                self._launch("round_summands", n_features * columns.n_linear, target=out["linear"])
-                self._launch("round_summands", n_factored * columns.n_factor, target=out["factors"])
+            for block in layout.touched:
+                name, n_rows = block.name, shapes[block.name][0]
+                merge = _merge(rule, layout, block, 1)
+                if block.is_vector:
+                    vectors: dict[str, Any] = {
+                        "before_vectors": olds[name],
+                        "after_vectors": news[name],
+                        "vectors": out[name],
+                    }
+                    self._launch(
+                        "contribute_vectors", n_rows * block.lanes, n=n_rows, vector_width=layout.width(block),
+                        merge=merge, **vectors, **numbers,
+                    )  # fmt: skip
+                else:
+                    self._launch("contribute_numbers", n_rows, merge=merge, **numbers)
+            if halved:  # after all of them, since vectors are weighed by what their features' numbers are
+                for name, shape in shapes.items():
+                    self._launch("round_summands", math.prod(shape), target=out[name])
             made.changed()
-            old, new = (gpu.table(table).arrays.now("bias") for table in (before, after))
+            old, new = gpu.table(before).arrays, gpu.table(after).arrays
             rows = touched.total_weight
-        return GpuSummands(touched.features, made, rows * bias_growth(columns, old, new), rows, halved)
+            shared = {
+                block.name: rows * growth(columns[block.name], old.now(block.name), new.now(block.name))
+                for block in layout.shared
+            }
+        return GpuSummands(touched.features, made, shared, rows, halved)
 
     def combine_all(self, contributions: Iterable[Summands]) -> Summands:
         """See `contributions.combine_all`; few are on the device at a time."""
@@ -280,40 +306,40 @@ class OnGpu:
     def _sum_now(self, contributions: Sequence[Summands]) -> GpuSummands:
         gpu, parts = self.gpu, [self._part(each) for each in contributions]
         features, chunks = self._union(parts), self._chunks(parts)
-        n_factored = int(np.searchsorted(features, max(part.end_of_owners for part in parts)))
-        linear_width, factor_width = parts[0].widths
-        made = GpuArrays.empty(gpu, {"linear": (len(features), linear_width), "factors": (n_factored, factor_width)})
+        shapes = {}
+        for name, (_, width) in parts[0].shapes.items():
+            end = max(part.end_of(name) for part in parts)
+            shapes[name] = int(np.searchsorted(features, end)), width
+        made = GpuArrays.empty(gpu, shapes)
         out, rows = gpu.use(made), gpu.residents.array(features)
         shared_bytes = 4 * THREADS * (len(parts).bit_length() + 1)
         for start, stop in chunks:
             first, last = (int(at) for at in np.searchsorted(features, [start, stop]))
-            records = self._note(parts, start, stop)
-            for kernel, name, width, end in (
-                ("sum_linear", "linear", linear_width, last),
-                ("sum_factors", "factors", factor_width, min(last, n_factored)),
-            ):
+            self._note_places(parts, start, stop)
+            for name, (n_rows, width) in shapes.items():
+                n = max(min(last, n_rows) - first, 0)
                 self._launch(
-                    kernel, (end - first) * width, shared_bytes, n=end - first, width=width, start=start,
+                    "sum_parts", n * width, shared_bytes, n=n, width=width, start=start,
                     rows=rows.address + 4 * first, target=out[name].address + 4 * first * width,
-                    parts=records, n_parts=len(parts),
+                    parts=self._records(parts, name), n_parts=len(parts),
                 )  # fmt: skip
         made.changed()
-        bias = fold([each.bias for each in contributions], np.add)
-        return GpuSummands(features, made, bias, fold([each.rows for each in contributions], operator.add))
+        shared = {name: fold([each.shared[name] for each in contributions], np.add) for name in contributions[0].shared}
+        return GpuSummands(features, made, shared, fold([each.rows for each in contributions], operator.add))
 
     def _part(self, summands: Summands) -> _Part:
         """Where the device finds summands."""
         if isinstance(summands, GpuSummands) and summands.arrays.gpu is not self.gpu:
             summands = summands.on_host()
         if isinstance(summands, GpuSummands):
-            arrays, (first, last) = self.gpu.use(summands.arrays), summands.bounds()
-            features, linear, factors = summands.features, arrays["linear"], arrays["factors"]
-            return _Part(features, self.gpu.residents.array(features), first, last, summands.n_factored,
-                         summands.widths, linear, factors)  # fmt: skip
+            features, (first, last) = summands.features, summands.bounds()
+            buffers, listed = self.gpu.use(summands.arrays), self.gpu.residents.array(features)
+            return _Part(features, listed, first, last, summands.arrays.shapes, buffers)
         whole = summands.whole()
-        features, widths = whole.features, (whole.linear.shape[1], whole.factors.shape[1])
-        listed, linear, factors = (self.gpu.send(array) for array in (features, whole.linear, whole.factors))
-        return _Part(features, listed, 0, len(features), len(whole.factors), widths, linear, factors)
+        shapes = {name: array.shape for name, array in whole.touched.items()}
+        listed = self.gpu.send(whole.features)
+        buffers = {name: self.gpu.send(array) for name, array in whole.touched.items()}
+        return _Part(whole.features, listed, 0, len(whole.features), shapes, buffers)
 
     def _chunks(self, parts: Sequence[_Part]) -> list[tuple[int, int]]:
         """Rows of the parameter table that are summed at a time, so that notes of places stay small."""
@@ -322,10 +348,9 @@ class OnGpu:
         size = max(CHUNK_BYTES // (4 * len(parts)), 1)
         return [(at, min(at + size, stop)) for at in range(start, stop, size)]
 
-    def _note(self, parts: Sequence[_Part], start: int, stop: int) -> Buffer:
-        """`struct Part` of each part, with notes of where its summands of the rows [start, stop) stand."""
-        records = np.zeros(len(parts), PART)
-        for record, part, adds in zip(records, parts, _adds(len(parts)), strict=True):
+    def _note_places(self, parts: Sequence[_Part], start: int, stop: int) -> None:
+        """Notes of where each part's summands of the rows [start, stop) stand."""
+        for part in parts:
             if part.places is None or part.n_places < stop - start:
                 part.places, part.n_places = self.gpu.allocate(4 * (stop - start)), stop - start
             self._launch("forget_places", stop - start, places=part.places)
@@ -333,8 +358,14 @@ class OnGpu:
                 "note_places", part.last - part.first, n_places=stop - start, start=start, shift=part.first,
                 rows=part.listed.address + 4 * part.first, places=part.places,
             )  # fmt: skip
+
+    def _records(self, parts: Sequence[_Part], name: str = "") -> Buffer:
+        """`struct Part` of each part: its places and, where a block is named, its summands of that."""
+        records = np.zeros(len(parts), PART)
+        for record, part, adds in zip(records, parts, _adds(len(parts)), strict=True):
+            assert part.places is not None
             record["places"], record["n_adds"] = part.places.address, adds
-            record["linear"], record["factors"] = part.linear.address, part.factors.address
+            record["summands"] = part.buffers[name].address if name else 0
         return self.gpu.send(records)
 
     def _union(self, parts: Sequence[_Part]) -> NDArray[np.uint32]:
@@ -345,7 +376,8 @@ class OnGpu:
             return self._unions[key]
         found = [np.zeros(0, np.uint32)]
         for start, stop in self._chunks(parts):
-            records, room = self._note(parts, start, stop), self.gpu.allocate(stop - start)
+            self._note_places(parts, start, stop)
+            records, room = self._records(parts), self.gpu.allocate(stop - start)
             self._launch("note_touched", stop - start, touched=room, parts=records, n_parts=len(parts))
             touched = np.empty(stop - start, np.uint8)
             self.gpu.device.fetch(room, touched)
@@ -367,36 +399,60 @@ class OnGpu:
         momentum: ParameterTable | None = None,
     ) -> tuple[ParameterTable, ParameterTable | None]:
         """See `averaging.finalise`."""
-        layout, gpu, rates = block.layout, self.gpu, rates_of(step)
+        layout, gpu = block.layout, self.gpu
         with gpu.taken():
             total = self._part(contribution.select(start, start + block.n_features))
-            bias = np.array(gpu.table(block).arrays.now("bias"))
             merged, drift = self._copy(block), self._next_momentum(rule, block, momentum)
-            drift_bias = np.array(drift.arrays.now("bias")) if drift else np.zeros(1, np.float32)
-            new, n_rows, owners = gpu.use(merged.arrays), total.last - total.first, total.n_owners
-            numbers: dict[str, Any] = {
-                "start": start, "rows": total.listed.address + 4 * total.first,
-                "linear": new["linear"], "factors": new["factors"],
-                "linear_sums": total.linear.address + 4 * total.first * total.widths[0],
-                "factor_sums": total.factors.address + 4 * total.first * total.widths[1],
-                "linear_width": layout.linear_width, "factor_width": layout.factor_width, "drift_lanes": layout.lanes,
-                "merge": _merge(rule, layout, n_replicas),
-                "ftrl": (
-                    rates.learning_rate, rates.l1_linear, rates.l2_linear, rates.ftrl_beta, layout.optimizer == "ftrl",
-                ),
-            }  # fmt: skip
-            if drift:
-                speeds = gpu.use(drift.arrays)
-                numbers |= {"linear_drift": speeds["linear"], "factor_drift": speeds["factors"]}
-            # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
-            self._launch("finish_factors", owners * layout.lanes, n=owners, **numbers)
-            self._launch("finish_linear", n_rows, **numbers)
-            finish_bias(rule, layout, contribution, step, (bias, drift_bias))
-            for table, record in ((merged, bias), (drift, drift_bias)):
+            for each in reversed(layout.touched):  # vectors first: see `merge.finalise`
+                self._finish(each, _merge(rule, layout, each, n_replicas), total, start, (merged, drift), step)
+            shared = [self._finished(rule, layout, each, contribution, step, (block, drift)) for each in layout.shared]
+            for table, arrays in zip((merged, drift), zip(*shared, strict=True), strict=True):
                 if table is not None:
                     table.arrays.changed()
-                    table.arrays.replace("bias", record)
+                    for each, array in zip(layout.shared, arrays, strict=True):
+                        table.arrays.replace(each.name, array)
         return merged, drift
+
+    def _finish(
+        self, block: Block, merge: Any, total: _Part, start: int, tables: tuple[GpuTable, GpuTable | None], step: Step
+    ) -> None:
+        """Move the touched rows of a block of the first table; the second holds their momentum, if there is one."""
+        (merged, drift), layout, name = tables, tables[0].layout, block.name
+        carrier, new, n_rows = layout.carrier.name, self.gpu.use(merged.arrays), total.n_rows(name)
+        numbers: dict[str, Any] = {
+            "start": start, "rows": total.listed.address + 4 * total.first,
+            "numbers": new[carrier], "number_sums": total.at(carrier), "number_width": layout.width(layout.carrier),
+            "merge": merge,
+            "rates": tuple(getattr(step, name) for name in RATES),
+        }  # fmt: skip
+        if drift is not None:
+            numbers["drift"] = self.gpu.use(drift.arrays)[name]
+        if block.is_vector:
+            vectors: dict[str, Any] = {
+                "vectors": new[name],
+                "vector_sums": total.at(name),
+                "vector_width": layout.width(block),
+            }
+            self._launch("finish_vectors", n_rows * block.lanes, n=n_rows, **vectors, **numbers)
+        else:
+            derivation = str(layout.rule.cuda) if layout.rule.derives_weights and block.is_linear else ""
+            self._launch("finish_numbers", n_rows, program=self._program_of(derivation), **numbers)
+
+    def _finished(
+        self,
+        rule: MergeRule,
+        layout: Layout,
+        block: Block,
+        total: Summands,
+        step: Step,
+        tables: tuple[ParameterTable, GpuTable | None],
+    ) -> tuple[Floats, Floats]:
+        """Records of a block that belong to no feature, moved, and their momentum: on the host, for they are few."""
+        before, drift = tables
+        records = np.array(self.gpu.table(before).arrays.now(block.name))
+        momentum = np.array(drift.arrays.now(block.name)) if drift is not None else np.zeros(0, np.float32)
+        finish_shared(rule, layout, block, total, step, (records, momentum))
+        return records, momentum
 
     def _next_momentum(
         self, rule: MergeRule, block: ParameterTable, momentum: ParameterTable | None
@@ -406,14 +462,19 @@ class OnGpu:
             return None
         if momentum is not None:
             return self._copy(momentum)
-        zeros = GpuTable.empty(self.gpu, block.layout.stateless, block.n_features, block.n_factored)
+        layout = block.layout.stateless
+        zeros = GpuTable.empty(self.gpu, layout, layout.shapes(block.n_features, block.n_factored, block.n_fields))
         for name, buffer in self.gpu.use(zeros.arrays).items():
             self._launch("clear_numbers", math.prod(zeros.arrays.shapes[name]), target=buffer)
         zeros.arrays.changed()
         return zeros
 
-    def _launch(self, kernel: str, n_items: int, shared_bytes: int = 0, **fields: Any) -> None:
-        """Queue a kernel over so many items; buffers stand for their addresses, `n` is n_items unless it is given."""
+    def _launch(
+        self, kernel: str, n_items: int, shared_bytes: int = 0, program: Program | None = None, **fields: Any
+    ) -> None:
+        """Queue a kernel over so many items, of the program for all unless another is given; buffers stand for their
+        addresses, `n` is n_items unless it is given.
+        """
         if n_items <= 0:
             return
         record = np.zeros(1, LAUNCH)
@@ -421,24 +482,22 @@ class OnGpu:
             record[name] = getattr(value, "address", value)
         room = self.gpu.send(record)
         blocks = min(-(-n_items // THREADS), MOST_BLOCKS)
-        self._program.launch(kernel, (blocks, THREADS), shared_bytes, room)
+        (program or self._program_of("")).launch(kernel, (blocks, THREADS), shared_bytes, room)
 
 
 @dataclass
 class _Part:
-    """Where the device finds summands: those of features[first:last] in rows of `linear`, the first of them, before
-    `n_factored`, also in rows of `factors`. listed: the features there; places: notes of where the summands of a row
-    of the table stand, made when they are summed.
+    """Where the device finds summands: by block, those of features[first:last] in rows of a buffer that has a row for
+    each of the features, or for the first of them. listed: the features there; places: notes of where the summands of a
+    row of the table stand, made when they are summed.
     """
 
     features: NDArray[np.uint32]
     listed: Buffer
     first: int
     last: int
-    n_factored: int
-    widths: tuple[int, int]
-    linear: Buffer
-    factors: Buffer
+    shapes: Mapping[str, tuple[int, ...]]
+    buffers: Mapping[str, Buffer]
     places: Buffer | None = None
     n_places: int = 0
 
@@ -447,15 +506,17 @@ class _Part:
         """The features of the part."""
         return self.features[self.first : self.last]
 
-    @property
-    def n_owners(self) -> int:
-        """How many of them own factors."""
-        return max(min(self.last, self.n_factored) - self.first, 0)
+    def n_rows(self, name: str) -> int:
+        """How many of them a block has a row for."""
+        return max(min(self.last, self.shapes[name][0]) - self.first, 0)
 
-    @property
-    def end_of_owners(self) -> int:
+    def end_of(self, name: str) -> int:
         """Row of the parameter table after the last of these."""
-        return int(self.meant[self.n_owners - 1]) + 1 if self.n_owners else 0
+        return int(self.meant[self.n_rows(name) - 1]) + 1 if self.n_rows(name) else 0
+
+    def at(self, name: str) -> int:
+        """Address of the first of these rows."""
+        return self.buffers[name].address + 4 * self.first * self.shapes[name][1]
 
 
 def _batches(items: Iterable[Summands], size: int) -> Iterator[list[Summands]]:
@@ -474,9 +535,9 @@ def _adds(n_parts: int) -> list[int]:
     return [*left, *right[:-1], right[-1] + 1]
 
 
-def _merge(rule: MergeRule, layout: Layout, n_replicas: int) -> tuple[Any, ...]:
+def _merge(rule: MergeRule, layout: Layout, block: Block, n_replicas: int) -> tuple[Any, ...]:
     """`struct Merge` of the .cu."""
-    numbers = finish_of(rule, layout, n_replicas)
+    numbers = finish_of(rule, layout, block, n_replicas)
     parts = numbers.columns, shares_of(rule), numbers.weights, numbers.accumulators, numbers.outer
     return tuple(tuple(part) for part in parts)
 

@@ -13,7 +13,8 @@ bytes whoever adds what and when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,8 +26,9 @@ from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Slices, Touched
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
+from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Step
-from dfm.kernels.optimizers import ftrl_weight, rates_of, unpenalised
+from dfm.kernels.cpu.derived_weights import refresh_bias, refresh_rows
 from dfm.kernels.tables import Floats, Layout, ParameterTable, allocate, pull, put
 from dfm.storage.arrays import read_only
 
@@ -36,8 +38,8 @@ from dfm.storage.arrays import read_only
 class Columns(NamedTuple):
     """Where things stand in records: of tables (`primary`, `state`) and of summands (the rest, -1: absent).
 
-    A linear summand is [a Δ, F × n_states, F² × n_states (if squares), counts]; a factor summand the same of
-    vectors.
+    A number's summand is [a Δ, F × n_states, F² × n_states (if squares), counts]; a vector's the same of vectors. Of a
+    block of vectors, all but `lanes`, `vector_states` and `n_vector` are those of the numbers of the same features.
     """
 
     primary: int
@@ -46,11 +48,11 @@ class Columns(NamedTuple):
     squares: int
     occurrences: int
     touches: int
-    n_linear: int
+    n_number: int
     lanes: int
-    factor_states: int
-    """State per factor; 0 where the whole row has one accumulator, in the linear record, or none."""
-    n_factor: int
+    vector_states: int
+    """State per lane; 0 where the whole vector has one accumulator, in its feature's number record, or none."""
+    n_vector: int
 
 
 class Shares(NamedTuple):
@@ -70,61 +72,47 @@ class Divisors(NamedTuple):
     counts: int
 
 
-_STATE_COLUMNS = {
-    "sgd": (0, 1, 0),
-    "adagrad": (0, 1, 1),
-    "adagrad-row": (0, 1, 2),
-    "ftrl": (1, 2, 1),
-    "adam": (0, 1, 4),
-}
-"""Of linear records, by optimizer: column of what is averaged (w; FTRL's z), first of the state, how many."""
-
-
-def columns_of(rule: MergeRule, layout: Layout) -> Columns:
-    """Where things stand in tables of a layout, and in the summands that a rule makes of them."""
-    primary, state, n_states = _STATE_COLUMNS[layout.optimizer]
-    has_squares = rule.accumulators == "vw" and n_states > 0
+def columns_of(rule: MergeRule, layout: Layout, block: Block) -> Columns:
+    """Where things stand in a block's records, and in the summands that a rule makes of them."""
+    stepped_by = layout.rule_of(layout.carrier if block.is_vector else block)
+    primary, n_states = stepped_by.primary, stepped_by.n_averaged
+    has_squares = rule.state_rule.of_squares and n_states > 0
     width = 1 + n_states * (2 if has_squares else 1)
     squares = 1 + n_states if has_squares else -1
     occurrences = touches = -1
-    if rule.weights == "count":
+    counts = {rule.weighting.per, rule.state_rule.per if n_states else ""}
+    if "occurrences" in counts:
         occurrences, width = width, width + 1
-    if rule.weights == "touched" or (rule.accumulators == "touched" and n_states):
+    if "touches" in counts:
         touches, width = width, width + 1
-    factor_states = layout.factor_width // layout.lanes - 1 if layout.lanes else 0
-    n_factor = layout.lanes * (1 + factor_states * (2 if has_squares else 1))
-    return Columns(
-        primary, state, n_states, squares, occurrences, touches, width, layout.lanes, factor_states, n_factor
-    )
+    lanes, states = (block.lanes, layout.n_states(block)) if block.is_vector else (0, 0)
+    n_vector = lanes * (1 + states * (2 if has_squares else 1))
+    return Columns(primary, primary + 1, n_states, squares, occurrences, touches, width, lanes, states, n_vector)
+
+
+def summand_width(columns: Columns, block: Block) -> int:
+    """float32 columns of a block's summands."""
+    return columns.n_vector if block.is_vector else columns.n_number
 
 
 def shares_of(rule: MergeRule) -> Shares:
     """How a rule weighs what a replica changed."""
-    base, history, growth = {"weighted": (0.0, 1.0, 1.0), "precision": (rule.precision, 0.0, 1.0)}.get(
-        rule.weights, (1.0, 0.0, 0.0)
-    )
-    return Shares(np.float32(base), np.float32(history), np.float32(growth))
+    return Shares(*(np.float32(number) for number in rule.weighting.share(rule.precision)))
 
 
 def _weight_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "weighted": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "count": (0, 0, 0, columns.occurrences),
-        "precision": (rule.precision, 0, 1, -1),
-    }[rule.weights]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    coefficients = rule.weighting.divisor(rule.precision, n_replicas)
+    return _divisors(coefficients, rule.weighting.per, columns)
 
 
 def _accumulator_divisors(rule: MergeRule, columns: Columns, n_replicas: int) -> Divisors:
-    fixed, history, growth, counts = {
-        "mean": (n_replicas, 0, 0, -1),
-        "vw": (0, n_replicas, 1, -1),
-        "touched": (0, 0, 0, columns.touches),
-        "sum": (1, 0, 0, -1),
-    }[rule.accumulators]
-    return Divisors(np.float32(fixed), np.float32(history), np.float32(growth), counts)
+    return _divisors(rule.state_rule.divisor(n_replicas), rule.state_rule.per, columns)
+
+
+def _divisors(coefficients: tuple[float, float, float], per: str, columns: Columns) -> Divisors:
+    counts = getattr(columns, per) if per else -1
+    fixed, history, growth = (np.float32(number) for number in coefficients)
+    return Divisors(fixed, history, growth, counts)
 
 
 # --- map -------------------------------------------------------------------------------------------------
@@ -132,78 +120,91 @@ def _accumulator_divisors(rule: MergeRule, columns: Columns, n_replicas: int) ->
 
 def contribute(rule: MergeRule, touched: Touched, before: ParameterTable, after: ParameterTable) -> Contribution:
     """The summands of one replica whose rows brought the pulled table from `before` to `after`."""
-    rule.check_optimizer(before.layout.optimizer)
-    columns = columns_of(rule, before.layout)
-    linear = np.empty((after.n_features, columns.n_linear), np.float32)
-    factors = np.empty((after.n_factored, columns.n_factor), np.float32)
-    occurrences = np.zeros(0, np.int64)
-    if columns.occurrences >= 0:
-        occurrences = touched.occurrences()
-    tables = read_only(before.linear), read_only(after.linear)
-    _contribute_linear(tables, read_only(occurrences), columns, shares_of(rule), linear)
-    if after.n_factored:
-        factor_tables = read_only(before.factors), read_only(after.factors)
-        _contribute_factors(tables, factor_tables, linear, columns, shares_of(rule), factors)
+    layout, shares = before.layout, shares_of(rule)
+    rule.check_optimizer(layout.optimizer)
+    summands: dict[str, Floats] = {}
+    for block in layout.touched:
+        columns = columns_of(rule, layout, block)
+        tables = read_only(before[block.name]), read_only(after[block.name])
+        out = summands[block.name] = np.empty((len(tables[0]), summand_width(columns, block)), np.float32)
+        if not block.is_vector:
+            occurrences = touched.occurrences() if columns.occurrences >= 0 else np.zeros(0, np.int64)
+            _contribute_numbers(_is_plain(tables[0], out))(tables, read_only(occurrences), columns, shares, out)
+        elif len(out):
+            carrier = layout.carrier.name
+            _contribute_vectors(read_only(before[carrier]), tables, summands[carrier], columns, shares, out)
     rows = touched.total_weight
-    return Contribution(touched.features, linear, factors, rows * bias_growth(columns, before.bias, after.bias), rows)
+    shared = {
+        block.name: rows * growth(columns_of(rule, layout, block), before[block.name], after[block.name])
+        for block in layout.shared
+    }
+    return Contribution(touched.features, summands, shared, rows)
 
 
-def bias_growth(columns: Columns, before: Floats, after: Floats) -> NDArray[np.float64]:
-    """Δ of the bias and F of its state, from its record before and after."""
-    growth = after.astype(np.float64) - before.astype(np.float64)
-    return growth[[columns.primary, *range(columns.state, columns.state + columns.n_states)]]
+def growth(columns: Columns, before: Floats, after: Floats) -> NDArray[np.float64]:
+    """Δ of numbers and F of their state, from the records before and after: float64[n_rows, 1 + n_states]."""
+    grown = after.astype(np.float64) - before.astype(np.float64)
+    wanted = [columns.primary, *range(columns.state, columns.state + columns.n_states)]
+    return grown.reshape(-1, before.shape[-1])[:, wanted]
 
 
-@compiled(error_model="numpy")
-def _contribute_linear(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
-    """Writes `out` float32[m, n_linear] from tables before and after, float32[m, linear_width]."""
-    before, after = tables
-    n_states = columns.n_states
-    if out.shape[1] == 2 and before.shape[1] == 2:
-        # A weight and its sum of squares, the most common record: the same arithmetic without what others need.
+def _is_plain(records: Floats, summands: NDArray[Any]) -> bool:
+    """Whether numbers are a weight and its sum of squares, and their summands no more: the most common records."""
+    return summands.shape[1] == 2 and records.shape[1] == 2
+
+
+@functools.cache
+def _contribute_numbers(plain: bool) -> Any:
+    """contribute(tables, occurrences, columns, shares, out): writes float32[m, n_number].
+
+    tables: before and after, float32[m, width]. plain: of `_is_plain`, the same arithmetic without what others need.
+    """
+
+    @compiled(error_model="numpy")
+    def contribute(tables, occurrences, columns, shares, out):  # type: ignore[no-untyped-def]
+        before, after = tables
+        primary, state_at, n_states = (0, 1, 1) if plain else (columns.primary, columns.state, columns.n_states)
         for row in range(out.shape[0]):
-            start = before[row, 1]
-            growth = after[row, 1] - start
-            share = shares.base + (shares.history * start + shares.growth * growth)
-            out[row, 0] = share * (after[row, 0] - before[row, 0])
-            out[row, 1] = growth
-        return
-    for row in range(out.shape[0]):
-        share = shares.base
-        if n_states:
-            start = before[row, columns.state]
-            share += shares.history * start + shares.growth * (after[row, columns.state] - start)
-        if columns.occurrences >= 0:
-            count = np.float32(occurrences[row])
-            out[row, columns.occurrences] = count
-            share *= count
-        out[row, 0] = share * (after[row, columns.primary] - before[row, columns.primary])
-        for state in range(n_states):
-            growth = after[row, columns.state + state] - before[row, columns.state + state]
-            out[row, 1 + state] = growth
-            if columns.squares >= 0:
-                out[row, columns.squares + state] = growth * growth
-        if columns.touches >= 0:
-            out[row, columns.touches] = np.float32(1)
+            share = shares.base
+            if n_states:
+                start = before[row, state_at]
+                share += shares.history * start + shares.growth * (after[row, state_at] - start)
+            if not plain and columns.occurrences >= 0:
+                count = np.float32(occurrences[row])
+                out[row, columns.occurrences] = count
+                share *= count
+            out[row, 0] = share * (after[row, primary] - before[row, primary])
+            for state in range(n_states):
+                grown = after[row, state_at + state] - before[row, state_at + state]
+                out[row, 1 + state] = grown
+                if not plain and columns.squares >= 0:
+                    out[row, columns.squares + state] = grown * grown
+            if not plain and columns.touches >= 0:
+                out[row, columns.touches] = np.float32(1)
+
+    return contribute
 
 
 @compiled(error_model="numpy")
-def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  # type: ignore[no-untyped-def]
-    """Writes `out` float32[m_f, n_factor] from tables before and after, float32[m_f, factor_width]."""
-    before, after = factor_tables
+def _contribute_vectors(records, tables, summands, columns, shares, out):  # type: ignore[no-untyped-def]
+    """Writes `out` float32[m_f, n_vector] from tables before and after, float32[m_f, width].
+
+    records: of the same features' numbers, before; summands: of these.
+    """
+    before, after = tables
     lanes = columns.lanes
-    has_own, has_row = columns.factor_states > 0, columns.n_states > 1
+    has_own, has_row = columns.vector_states > 0, columns.n_states > 1
     for row in range(out.shape[0]):
         share = shares.base
         if has_row:
-            share += shares.history * tables[0][row, columns.state + 1] + shares.growth * linear[row, 2]
+            share += shares.history * records[row, columns.state + 1] + shares.growth * summands[row, 2]
         if columns.occurrences >= 0:
-            share *= linear[row, columns.occurrences]
+            share *= summands[row, columns.occurrences]
         if not has_own:
             for lane in range(lanes):
                 out[row, lane] = share * (after[row, lane] - before[row, lane])
             continue
-        count = linear[row, columns.occurrences] if columns.occurrences >= 0 else np.float32(1)
+        count = summands[row, columns.occurrences] if columns.occurrences >= 0 else np.float32(1)
         for lane in range(lanes):
             start = before[row, lanes + lane]
             growth = after[row, lanes + lane] - start
@@ -212,7 +213,7 @@ def _contribute_factors(tables, factor_tables, linear, columns, shares, out):  #
             out[row, lanes + lane] = growth
             if columns.squares >= 0:
                 out[row, 2 * lanes + lane] = growth * growth
-        for column in range(2 * lanes, (1 + columns.factor_states) * lanes):  # Adam's, which has no squares
+        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # of several, which have no squares
             out[row, column] = after[row, column] - before[row, column]
 
 
@@ -235,9 +236,9 @@ class Finish(NamedTuple):
     outer: Outer
 
 
-def finish_of(rule: MergeRule, layout: Layout, n_replicas: int) -> Finish:
-    """The numbers of a merge of so many replicas."""
-    columns = columns_of(rule, layout)
+def finish_of(rule: MergeRule, layout: Layout, block: Block, n_replicas: int) -> Finish:
+    """The numbers of a block's merge of so many replicas."""
+    columns = columns_of(rule, layout, block)
     return Finish(
         columns,
         _weight_divisors(rule, columns, n_replicas),
@@ -246,12 +247,12 @@ def finish_of(rule: MergeRule, layout: Layout, n_replicas: int) -> Finish:
     )
 
 
-class BiasSum(Protocol):
-    """The bias' part of summands: Δ and F times the rows, and the rows."""
+class SharedSum(Protocol):
+    """What summands say of rows that belong to no feature: Δ and F times the rows, and the rows."""
 
     @property
-    def bias(self) -> NDArray[np.float64]:
-        """Of the primary column, then of the state."""
+    def shared(self) -> Mapping[str, NDArray[np.float64]]:
+        """By block, float64[n_rows, *]: of the primary column, then of the state."""
 
     @property
     def rows(self) -> float:
@@ -271,24 +272,27 @@ def finalise(
     new tables.
 
     contribution: the sum over all `n_replicas`, restricted to the block by its `select`. step: the replicas'
-    settings, from which FTRL's w is made of the merged z and n. momentum: what the last merge of the block
-    returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
-    keep value and momentum. The bias is the mean by rows, and every block carries it.
+    settings, from which w is made of merged state where an optimizer does so. momentum: what the last merge of the
+    block returned, None before the first one; None is returned where the rule has none. Rows that nobody touched
+    keep value and momentum. Shared rows are means by rows, and every part of a table carries them.
     """
-    layout = block.layout
-    numbers = finish_of(rule, layout, n_replicas)
-    merged = block.copy()
-    drift = _next_momentum(rule, block, momentum)
+    layout, merged, drift = block.layout, block.copy(), _next_momentum(rule, block, momentum)
     features = read_only(contribution.features)
-    linear_summands = read_only(contribution.linear)
-    if len(contribution.factors):
-        summands = linear_summands, read_only(contribution.factors)
-        # Factors first: a row's accumulator stands in the linear record, and its old value is needed.
-        _finish_factors(features, start, summands, numbers, (merged.linear, merged.factors), drift.factors)
-    _finish_linear(features, start, linear_summands, numbers, merged.linear, drift.linear)
-    finish_bias(rule, layout, contribution, step, (merged.bias, drift.bias))
-    if layout.optimizer == "ftrl":
-        _refresh_rows(features, start, rates_of(step), merged.linear)
+    # Vectors first: what there is once of a vector stands in its feature's record, and its old value is needed.
+    for each in reversed(layout.touched):
+        summands, records = read_only(contribution.touched[each.name]), merged[each.name]
+        numbers = finish_of(rule, layout, each, n_replicas)
+        if each.is_vector:
+            carrier = layout.carrier.name
+            both = read_only(contribution.touched[carrier]), summands
+            _finish_vectors(features, start, both, numbers, (merged[carrier], records), drift[each.name])
+            continue
+        is_plain = _is_plain(records, summands) and not rule.outer_momentum
+        _finish_numbers(is_plain)(features, start, summands, numbers, records, drift[each.name])
+        if each.is_linear:
+            refresh_rows(layout, step, features, start, records)
+    for each in layout.shared:
+        finish_shared(rule, layout, each, contribution, step, (merged[each.name], drift[each.name]))
     return merged, drift if rule.outer_momentum else None
 
 
@@ -297,28 +301,32 @@ def _next_momentum(rule: MergeRule, block: ParameterTable, momentum: ParameterTa
     if not rule.outer_momentum:
         return allocate(block.layout.stateless, 0, 0)
     if momentum is None:
-        return allocate(block.layout.stateless, block.n_features, block.n_factored)
+        return allocate(block.layout.stateless, block.n_features, block.n_factored, block.n_fields)
     return momentum.copy()
 
 
-def finish_bias(rule: MergeRule, layout: Layout, total: BiasSum, step: Step, records: tuple[Floats, Floats]) -> None:
-    """Moves the bias and its state by their means over rows, in place; rows without weight change nothing.
+def finish_shared(
+    rule: MergeRule, layout: Layout, block: Block, total: SharedSum, step: Step, arrays: tuple[Floats, Floats]
+) -> None:
+    """Moves rows that belong to no feature, and their state, by their means over rows, in place; rows without weight
+    change nothing.
 
-    total: the sum over all replicas. records: float32[linear_width] of the bias, and [1] of its momentum.
+    total: the sum over all replicas. arrays: the block's records, and their momentum where the rule has one.
     """
-    bias, drift = records
-    columns = columns_of(rule, layout)
+    width = layout.width(block)
+    records, columns = arrays[0].reshape(-1, width), columns_of(rule, layout, block)
     if total.rows > 0.0:
-        means = total.bias / total.rows
-        move = means[0]
+        means = total.shared[block.name] / total.rows
+        move = means[:, 0]
         if rule.outer_momentum:
-            drift[0] = rule.outer_momentum * float(drift[0]) + move
-            move = move + rule.outer_momentum * float(drift[0])
-        bias[columns.primary] += np.float32(rule.outer_rate * move)
+            drift = arrays[1].reshape(-1)
+            drift[:] = rule.outer_momentum * drift.astype(np.float64) + move
+            move = move + rule.outer_momentum * drift.astype(np.float64)
+        records[:, columns.primary] += (rule.outer_rate * move).astype(np.float32)
         for state in range(columns.n_states):
-            bias[columns.state + state] += np.float32(means[1 + state])
-    if layout.optimizer == "ftrl":
-        _refresh_rows(np.zeros(1, np.uint32), 0, unpenalised(rates_of(step)), bias.reshape(1, -1))
+            records[:, columns.state + state] += means[:, 1 + state].astype(np.float32)
+    if block.is_linear:
+        refresh_bias(layout, step, records)
 
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
@@ -340,74 +348,66 @@ def _quotient(divisors, summands, position):  # type: ignore[no-untyped-def]
     return summands[position, divisors.counts] if divisors.counts >= 0 else divisors.fixed
 
 
-@compiled(error_model="numpy")
-def _finish_linear(features, start, summands, numbers, linear, drift):  # type: ignore[no-untyped-def]
-    """Moves the touched rows of `linear` and `drift`, in place. A divisor of 0 has a numerator of 0."""
-    columns, weights, accumulators, outer = numbers
-    if summands.shape[1] == 2 and linear.shape[1] == 2 and not outer.momentum > 0:
-        # A weight and its sum of squares, the most common record: the same arithmetic without what others need.
+@functools.cache
+def _finish_numbers(plain: bool) -> Any:
+    """finish(features, start, summands, numbers, records, drift): moves the touched rows of `records` and `drift`.
+
+    In place. A divisor of 0 has a numerator of 0. plain: of `_is_plain` and without momentum, the same arithmetic
+    without what others need.
+    """
+
+    @compiled(error_model="numpy")
+    def finish(features, start, summands, numbers, records, drift):  # type: ignore[no-untyped-def]
+        columns, weights, accumulators, outer = numbers
+        primary, state_at, n_states = (0, 1, 1) if plain else (columns.primary, columns.state, columns.n_states)
         for position in range(features.size):
             row = np.intp(features[position]) - start
-            old, growth = linear[row, 1], summands[position, 1]
-            divisor = weights.fixed + (weights.history * old + weights.growth * growth)
-            linear[row, 0] += outer.rate * (summands[position, 0] / max(divisor, _TINY))
-            divisor = accumulators.fixed + accumulators.history * old + accumulators.growth * growth
-            linear[row, 1] = old + growth / max(divisor, _TINY)
-        return
-    for position in range(features.size):
-        row = np.intp(features[position]) - start
-        divisor = _quotient(weights, summands, position)
-        if columns.n_states:
-            divisor += weights.history * linear[row, columns.state] + weights.growth * summands[position, 1]
-        move = summands[position, 0] / max(divisor, _TINY)
-        linear[row, columns.primary] += _outer_move(move, outer, drift, row, 0)
-        per_row = _quotient(accumulators, summands, position)
-        for state in range(columns.n_states):
-            old, growth = linear[row, columns.state + state], summands[position, 1 + state]
-            divisor = per_row + accumulators.history * old + accumulators.growth * growth
-            if columns.squares >= 0:
-                growth = growth * old + summands[position, columns.squares + state]
-            linear[row, columns.state + state] = old + growth / max(divisor, _TINY)
+            divisor = weights.fixed if plain else _quotient(weights, summands, position)
+            if n_states:
+                divisor += weights.history * records[row, state_at] + weights.growth * summands[position, 1]
+            move = summands[position, 0] / max(divisor, _TINY)
+            records[row, primary] += outer.rate * move if plain else _outer_move(move, outer, drift, row, 0)
+            per_row = accumulators.fixed if plain else _quotient(accumulators, summands, position)
+            for state in range(n_states):
+                old, grown = records[row, state_at + state], summands[position, 1 + state]
+                divisor = per_row + accumulators.history * old + accumulators.growth * grown
+                if not plain and columns.squares >= 0:
+                    grown = grown * old + summands[position, columns.squares + state]
+                records[row, state_at + state] = old + grown / max(divisor, _TINY)
+
+    return finish
 
 
 @compiled(error_model="numpy")
-def _finish_factors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
-    """Moves the touched rows of the factors and `drift`, in place; tables: linear (only read), factors."""
+def _finish_vectors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
+    """Moves the touched rows of vectors and `drift`, in place; tables: numbers (only read), vectors."""
     columns, weights, accumulators, outer = numbers
-    linear_summands, factor_summands = summands
-    linear, factors = tables
+    of_numbers, of_vectors = summands
+    records, vectors = tables
     lanes = columns.lanes
-    for position in range(factor_summands.shape[0]):
+    for position in range(of_vectors.shape[0]):
         row = np.intp(features[position]) - start
-        shared = _quotient(weights, linear_summands, position)
+        shared = _quotient(weights, of_numbers, position)
         if columns.n_states > 1:
-            shared += weights.history * linear[row, columns.state + 1] + weights.growth * linear_summands[position, 2]
-        if columns.factor_states == 0:
+            shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
+        if columns.vector_states == 0:
             shared = max(shared, _TINY)
             for lane in range(lanes):
-                move = factor_summands[position, lane] / shared
-                factors[row, lane] += _outer_move(move, outer, drift, row, lane)
+                move = of_vectors[position, lane] / shared
+                vectors[row, lane] += _outer_move(move, outer, drift, row, lane)
             continue
-        per_row = _quotient(accumulators, linear_summands, position)
+        per_row = _quotient(accumulators, of_numbers, position)
         for lane in range(lanes):
-            old, growth = factors[row, lanes + lane], factor_summands[position, lanes + lane]
+            old, growth = vectors[row, lanes + lane], of_vectors[position, lanes + lane]
             divisor = shared + weights.history * old + weights.growth * growth
-            move = factor_summands[position, lane] / max(divisor, _TINY)
-            factors[row, lane] += _outer_move(move, outer, drift, row, lane)
+            move = of_vectors[position, lane] / max(divisor, _TINY)
+            vectors[row, lane] += _outer_move(move, outer, drift, row, lane)
             divisor = per_row + accumulators.history * old + accumulators.growth * growth
             if columns.squares >= 0:
-                growth = growth * old + factor_summands[position, 2 * lanes + lane]
-            factors[row, lanes + lane] = old + growth / max(divisor, _TINY)
-        for column in range(2 * lanes, (1 + columns.factor_states) * lanes):
-            factors[row, column] += factor_summands[position, column] / max(per_row, _TINY)
-
-
-@compiled(error_model="numpy")
-def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-def]
-    """Makes FTRL's w of z and n in the given rows, in place: no mean of w has L1's exact zeros."""
-    for position in range(features.size):
-        row = np.intp(features[position]) - start
-        linear[row, 0] = ftrl_weight(linear[row, 1], linear[row, 2], rates)
+                growth = growth * old + of_vectors[position, 2 * lanes + lane]
+            vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):
+            vectors[row, column] += of_vectors[position, column] / max(per_row, _TINY)
 
 
 # --- where it is done --------------------------------------------------------------------------------------
@@ -416,8 +416,8 @@ def _refresh_rows(features, start, rates, linear):  # type: ignore[no-untyped-de
 class Averaging(Protocol):
     """What a round does with tables and summands, wherever these lie: in a processor's memory or on a GPU.
 
-    Summands of any kind have the parts `select`, `bias`, `rows` and `nbytes` of a `Contribution`; pickled, they arrive
-    as one, and every kind takes these too.
+    Summands of any kind have the parts `select`, `shared`, `rows` and `nbytes` of a `Contribution`; pickled, they
+    arrive as one, and every kind takes these too.
     """
 
     def unite(self, slices: Sequence[SparsePartition]) -> Slices:

@@ -3,17 +3,98 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from dfm.errors import SettingsError
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 
-WEIGHT_RULES = ("mean", "weighted", "touched", "count", "precision")
-ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
-RATE_SCALINGS = ("none", "sqrt", "linear")
-WITHOUT_ACCUMULATORS = ("sgd", "adam")
-"""Optimizers whose state does not say how much a replica has seen of a feature."""
+Coefficients = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How replicas' changes of a coordinate are weighted: Σ a_k Δ_k / D (notation: see `merge`).
+
+    share(P): (base, history, growth) of a_k = base + history G0 + growth F_k. divisor(P, W): (fixed, history, growth)
+    of D = fixed + history G0 + growth ΣF. per: "touches", how many replicas touched the feature, or "occurrences" of
+    the feature in their rows, takes the place of `fixed`; occurrences multiply a_k too. by_accumulators: it needs sums
+    of squared gradients. uses_precision: it reads P.
+    """
+
+    name: str
+    share: Callable[[float], Coefficients]
+    divisor: Callable[[float, int], Coefficients]
+    per: str = ""
+    by_accumulators: bool = False
+    uses_precision: bool = False
+
+
+def _alike(_precision: float) -> Coefficients:
+    return 1.0, 0.0, 0.0
+
+
+def _counted(_precision: float, _n_replicas: int) -> Coefficients:
+    return 0.0, 0.0, 0.0
+
+
+WEIGHT_RULES = {
+    rule.name: rule
+    for rule in (
+        Weighting("mean", _alike, lambda _precision, n_replicas: (n_replicas, 0.0, 0.0)),
+        Weighting(
+            "weighted",
+            lambda _precision: (0.0, 1.0, 1.0),
+            lambda _precision, n_replicas: (0.0, n_replicas, 1.0),
+            by_accumulators=True,
+        ),
+        Weighting("touched", _alike, _counted, per="touches"),
+        Weighting("count", _alike, _counted, per="occurrences"),
+        Weighting(
+            "precision",
+            lambda precision: (precision, 0.0, 1.0),
+            lambda precision, _n_replicas: (precision, 0.0, 1.0),
+            by_accumulators=True,
+            uses_precision=True,
+        ),
+    )
+}
+"""The merge rules of weights, by name."""
+
+
+@dataclass(frozen=True)
+class StateRule:
+    """How replicas' optimizer state becomes one: G0 + Σ F_k / D, or of their squares Σ G_k² / Σ G_k.
+
+    divisor(W): (fixed, history, growth) of D, with `per` as in `Weighting`. fits_means: whether it suits running means,
+    which may have either sign and do not add up.
+    """
+
+    name: str
+    divisor: Callable[[int], Coefficients]
+    per: str = ""
+    of_squares: bool = False
+    fits_means: bool = False
+
+
+ACCUMULATOR_RULES = {
+    rule.name: rule
+    for rule in (
+        StateRule("mean", lambda n_replicas: (n_replicas, 0.0, 0.0), fits_means=True),
+        StateRule("vw", lambda n_replicas: (0.0, n_replicas, 1.0), of_squares=True),
+        StateRule("touched", lambda _n_replicas: (0.0, 0.0, 0.0), per="touches", fits_means=True),
+        StateRule("sum", lambda _n_replicas: (1.0, 0.0, 0.0)),
+    )
+}
+"""The merge rules of optimizer state, by name."""
+RATE_SCALINGS: dict[str, Callable[[int], float]] = {
+    "none": lambda _n_replicas: 1.0,
+    "sqrt": lambda n_replicas: n_replicas**0.5,
+    "linear": float,
+}
+"""What the number of replicas multiplies the step size with, by name."""
 LARGEST_OUTER_STEP = 4.0
 """From this value of outer_rate / (1 - outer_momentum) on, training diverged or got much worse."""
 LARGEST_PRECISION = 200.0
@@ -58,31 +139,55 @@ class MergeRule:
                 "try outer_rate = 1 with outer_momentum = 0.5"
             )
 
+    @property
+    def weighting(self) -> Weighting:
+        """The record of `weights`."""
+        return WEIGHT_RULES[self.weights]
+
+    @property
+    def state_rule(self) -> StateRule:
+        """The record of `accumulators`."""
+        return ACCUMULATOR_RULES[self.accumulators]
+
     def check_optimizer(self, optimizer: str) -> None:
         """SettingsError where the rule weighs by accumulators that the optimizer does not have, or adds up averages."""
-        if optimizer in WITHOUT_ACCUMULATORS and self.weights in ("weighted", "precision"):
+        record = resolve_optimizer(optimizer)
+        if self.weighting.by_accumulators and not record.weighs_replicas:
+            others = _listed(name for name, rule in WEIGHT_RULES.items() if not rule.by_accumulators)
             raise SettingsError(
                 f'merge = "{self.weights}" weighs replicas by accumulators, and optimizer = "{optimizer}" has none; '
-                'use merge = "mean", "touched" or "count", or optimizer = "adagrad"'
+                f'use merge = {others}, or optimizer = "{DEFAULT_OPTIMIZER}"'
             )
-        if optimizer == "adam" and self.accumulators not in ("mean", "touched"):
+        if record.state == "means" and not self.state_rule.fits_means:
+            others = _listed(name for name, rule in ACCUMULATOR_RULES.items() if rule.fits_means)
             raise SettingsError(
-                f'accumulators = "{self.accumulators}" merges sums of squared gradients, and the moments of '
-                'optimizer = "adam" are averages of either sign; use accumulators = "mean" or "touched", or '
-                'optimizer = "adagrad"'
+                f'accumulators = "{self.accumulators}" merges sums of squared gradients, and the state of '
+                f'optimizer = "{optimizer}" is running means, of either sign; use accumulators = {others}, or '
+                f'optimizer = "{DEFAULT_OPTIMIZER}"'
             )
 
     def check_replicas(self, n_replicas: int) -> None:
         """SettingsError where the rule is known to diverge with so many replicas."""
-        if self.weights == "precision" and self.precision * n_replicas > LARGEST_PRECISION:
+        if self.weighting.uses_precision and self.precision * n_replicas > LARGEST_PRECISION:
             legal = LARGEST_PRECISION / n_replicas
             raise SettingsError(
-                f'merge = "precision" with precision = {self.precision} diverges with n_replicas = {n_replicas}: '
+                f'merge = "{self.weights}" with precision = {self.precision} diverges with n_replicas = {n_replicas}: '
                 f"what few rows taught is added up too often; use precision = {legal:.3g} or less"
             )
 
 
-def _check_word(name: str, value: str, legal: tuple[str, ...]) -> None:
+def automatic_weights(optimizer: str) -> str:
+    """The merge rule where the job leaves it to dfm: by accumulators where the optimizer has them."""
+    return "weighted" if resolve_optimizer(optimizer).weighs_replicas else "mean"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in quotes, the last one after "or"."""
+    quoted = [f'"{name}"' for name in names]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _check_word(name: str, value: str, legal: Iterable[str]) -> None:
     if value not in legal:
         hint = ""
         if value == "local":
@@ -97,9 +202,8 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 def scaled_rate(learning_rate: float, rate_scaling: str, n_replicas: int) -> float:
     """The local step size: an average divides what each replica learnt, so replicas may step further."""
-    factors = {"none": 1.0, "sqrt": n_replicas**0.5, "linear": float(n_replicas)}
     _check_word("rate_scaling", rate_scaling, RATE_SCALINGS)
-    return learning_rate * factors[rate_scaling]
+    return learning_rate * RATE_SCALINGS[rate_scaling](n_replicas)
 
 
 LEAST_ROUND_ROWS = 100

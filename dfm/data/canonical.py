@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -218,20 +219,17 @@ def value_text(value: Any) -> str | None:
     """A Python or NumPy scalar as the text that is hashed, None where it is missing. TypeError of other things."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int | np.integer):
-        return f"{int(value)}"
-    if isinstance(value, decimal.Decimal):
-        return decimal_text(value, SHORTEST) if value.is_finite() else _not_finite(float(value))
-    if isinstance(value, float | np.floating):
-        plain = float(str(value)) if isinstance(value, np.float16) else float(value)
-        return float_text(plain) if math.isfinite(plain) else _not_finite(plain)
-    if isinstance(value, np.datetime64):
-        return _moment_text(value)
+    for kinds, text_of in _TEXTS:
+        if isinstance(value, kinds):
+            return text_of(value)
     raise TypeError(f"{type(value).__name__} is no scalar")
+
+
+def _float_value_text(value: Any) -> str | None:
+    number = float(str(value)) if isinstance(value, np.float16) else float(value)
+    if math.isnan(number):
+        return None
+    return float_text(number) if math.isfinite(number) else str(number)
 
 
 def _moment_text(moment: np.datetime64) -> str | None:
@@ -245,5 +243,16 @@ def _moment_text(moment: np.datetime64) -> str | None:
     return text.removesuffix(" 00:00:00")
 
 
-def _not_finite(number: float) -> str | None:
-    return None if math.isnan(number) else str(number)
+def _decimal_value_text(value: decimal.Decimal) -> str | None:
+    return decimal_text(value, SHORTEST) if value.is_finite() else _float_value_text(float(value))
+
+
+_TEXTS: tuple[tuple[Any, Callable[[Any], str | None]], ...] = (
+    ((bool, np.bool_), lambda value: "true" if value else "false"),
+    (str, str),
+    ((int, np.integer), lambda value: f"{int(value)}"),
+    (decimal.Decimal, _decimal_value_text),
+    ((float, np.floating), _float_value_text),
+    (np.datetime64, _moment_text),
+)
+"""How scalars are written, by type."""

@@ -18,6 +18,7 @@ from dfm.compilation import compiled
 from dfm.data import canonical, hashing
 from dfm.data.partition import HashedRows
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
+from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
 from dfm.errors import DataError
 
 _CROSS_BITS = 30
@@ -25,18 +26,9 @@ _CROSS_BITS = 30
 _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
 LARGEST = float(np.finfo(np.float32).max)
-"""Numbers that are trained on as they are (labels, weights, raw and standardized columns) are float32."""
+"""Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class NumberStatistics:
-    """What a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
-
-    boundaries: tuple[float, ...] = ()
-    mean: float = 0.0
-    stdev: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,34 +161,25 @@ class _BatchColumns:
     def _codes(self, entry: Field) -> tuple[NDArray[np.int32], int]:
         """Bucket codes of a numeric field, and how many codes there are."""
         values, present = self._numbers(entry.name)
-        if entry.transform == "quantile":
-            boundaries = np.array(self._statistics_of(entry.name).boundaries, np.float64)
-            return hashing.quantile_codes(values, present, boundaries), len(boundaries) + 2
-        return hashing.log2_bucket_codes(values, present), hashing.LOG2_BUCKETS
+        transform, known = TRANSFORMS[entry.transform], self._statistics_of(entry.name)
+        return transform.codes(values, present, known), transform.n_codes(known)
 
     def _statistics_of(self, column: str) -> NumberStatistics:
-        return self.statistics.get(column, NumberStatistics())
+        return self.statistics.get(column, NOTHING_KNOWN)
 
     def _numeric(self, entry: Field) -> _Column:
-        if entry.transform in ("log2-bucket", "quantile"):
+        if entry.bucketed:
             codes, n_codes = self._codes(entry)
             out = np.empty(len(codes), np.uint32)
             hashing.gather(hashing.bucket_table(entry.name, n_codes, self.hash_bits), codes, out)
             return _Column(out)
         values, present = self._numbers(entry.name)
-        if entry.transform == "standardize":
-            known = self._statistics_of(entry.name)
-            with np.errstate(over="ignore"):
-                values = (values - known.mean) / (known.stdev or 1.0)
-        narrow = self.check.narrowed(
-            np.where(present, values, 1.0), entry.name, "too large", self.data.column(entry.name)
-        )
+        made = TRANSFORMS[entry.transform].values(values, self._statistics_of(entry.name))
+        made = np.where(present, made, 1.0)
+        narrow = self.check.narrowed(made, entry.name, "too large", self.data.column(entry.name))
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
-        return _Column(
-            np.where(present, token, missing).astype(np.uint32),
-            narrow,
-        )
+        return _Column(np.where(present, token, missing).astype(np.uint32), narrow)
 
     def _vector(self, entry: Field) -> _Column:
         """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""
@@ -204,8 +187,7 @@ class _BatchColumns:
         for j, column in enumerate(entry.columns):
             values, present = self._numbers(column)
             self.check.reject(~present, column, "missing", self.data.column(column))
-            known = self._statistics_of(column)
-            matrix[:, j] = (values - known.mean) / (known.stdev or 1.0)
+            matrix[:, j] = standardized(values, self._statistics_of(column))
         offsets, indices, entries = dense_entries(matrix.astype(np.float32))
         return _Column(indices, entries, offsets)
 

@@ -169,27 +169,6 @@ def gather(table, codes, out):  # type: ignore[no-untyped-def]
         out[i] = table[codes[i]]
 
 
-@compiled
-def _log2_buckets(numbers, present, out):  # type: ignore[no-untyped-def]
-    """Bucket code of each number (see `bucket_token`); writes `out`, int32."""
-    for i in range(out.size):
-        x = numbers[i]
-        if not present[i]:
-            out[i] = 0
-        elif x < 0.0:
-            out[i] = 1
-        elif x == 0.0:
-            out[i] = 2
-        elif x <= 2.0:
-            out[i] = 3 if x <= 1.0 else 4
-        else:
-            out[i] = min(5 + int(np.log(x) ** 2), LOG2_BUCKETS - 1)
-
-
-LOG2_BUCKETS = 2048
-"""Codes of `log2-bucket`: missing, negative, zero, (0, 1], (1, 2], then floor(ln(x)**2); the last holds x > e**45."""
-
-
 def bucket_token(code: int) -> bytes:
     """The token of a numeric bucket: code 0 is a missing number."""
     return MISSING if code == 0 else b"\x00bucket %d" % code
@@ -199,20 +178,6 @@ def bucket_token(code: int) -> bytes:
 def bucket_table(column: str, n_buckets: int, hash_bits: int) -> NDArray[np.uint32]:
     """Feature index of every bucket code of a numeric column, uint32[n_buckets]."""
     return np.array([token_index(column, bucket_token(code), hash_bits) for code in range(n_buckets)], np.uint32)
-
-
-def log2_bucket_codes(numbers: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """floor(ln(x)**2) for x > 2; missing, negative, zero, (0, 1] and (1, 2] are buckets of their own (int32[n])."""
-    codes = np.empty(len(numbers), np.int32)
-    _log2_buckets(numbers, present, codes)
-    return codes
-
-
-def quantile_codes(
-    numbers: NDArray[np.float64], present: NDArray[np.bool_], boundaries: NDArray[np.float64]
-) -> NDArray[np.int32]:
-    """1 + number of boundaries below or at x, 0 where missing (int32[n])."""
-    return np.where(present, 1 + np.searchsorted(boundaries, numbers, side="right"), 0).astype(np.int32)
 
 
 def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:

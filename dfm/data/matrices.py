@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data.encoding import NumberStatistics, dense_entries
+from dfm.data.encoding import dense_entries
 from dfm.data.partition import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DataError
 

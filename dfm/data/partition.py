@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ class SparsePartition:
     indptr int64[n_rows + 1]; indices uint32[n_entries], positions in `features`; rows before `n_implicit` have value 1
     in every entry and store none, the rest store `values` float32[n_entries - indptr[n_implicit]]; labels
     float32[n_rows]; weights float32[n_rows], or empty where all are 1; features uint32[n_features], rows of the
-    parameter table, ascending; the first `n_factored` of them own factors.
+    parameter table, ascending; the first `n_factored` of them own factors; fields uint16[n_features], the field of each
+    feature, or empty where nobody asks for it.
 
     No index stands twice in a row: values of colliding entries were summed, since a feature has no pair with itself.
     """
@@ -94,6 +95,7 @@ class SparsePartition:
     features: NDArray[np.uint32]
     n_factored: int
     n_implicit: int
+    fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
     @property
     def n_rows(self) -> int:
@@ -120,9 +122,9 @@ class SparsePartition:
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), np.ndarray)
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if isinstance(getattr(self, entry.name), np.ndarray)
         }
 
     def save(self, path: Path) -> None:
@@ -148,6 +150,7 @@ class SparsePartition:
             and (n_entries == 0 or int(self.indices.max()) < len(self.features))
             and len(self.weights) in (0, n_rows)
             and 0 <= self.n_factored <= len(self.features)
+            and len(self.fields) in (0, len(self.features))
         )
         if not sound:
             raise DataError(
@@ -248,18 +251,30 @@ def build_partition(
     features = np.flatnonzero(touched).astype(np.uint32)
     local_ids = np.zeros(vocabulary.n_features, np.uint32)
     local_ids[features] = np.arange(len(features), dtype=np.uint32)
-    return _compact(rows, _localise(table_rows, local_ids), features, vocabulary.n_factored, order)
+    partition = _compact(rows, _localise(table_rows, local_ids), features, vocabulary.n_factored, order)
+    return replace(partition, fields=vocabulary.fields[features])
 
 
 def scoring_partition(rows: HashedRows, lookup: RowLookup) -> SparsePartition:
-    """Rows whose indices are rows of the whole parameter table, in the order given (`features` is left empty)."""
+    """Rows whose indices are rows of the whole parameter table, in the order given.
+
+    `features` is left empty, `fields` are those of the vocabulary.
+    """
     table_rows = lookup.rows(rows.indices, rows.fields)
     keep = table_rows != ABSENT
     if rows.values.size == 0 and bool(keep.all()) and not _has_duplicates(rows.indptr, table_rows):
         return SparsePartition(
-            rows.indptr, table_rows, _EMPTY_FLOATS, rows.labels, rows.weights, table_rows[:0], 0, rows.n_rows
+            rows.indptr,
+            table_rows,
+            _EMPTY_FLOATS,
+            rows.labels,
+            rows.weights,
+            table_rows[:0],
+            0,
+            rows.n_rows,
+            lookup.fields,
         )
-    return _with_values(rows, table_rows)
+    return replace(_with_values(rows, table_rows), fields=lookup.fields)
 
 
 _LONG_ROW = 256

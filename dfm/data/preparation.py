@@ -24,18 +24,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import LARGEST, NumberStatistics, encode_batch, parse_numbers, take_rows
+from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
+from dfm.data.transforms import TRANSFORMS, NumberStatistics
+from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage import ownership
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 _CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
@@ -57,6 +59,8 @@ class Reading:
     """Keep only rows whose time is before this; empty: no such bound."""
     on_bad_rows: str = "error"
     cache: str = ""
+    units: RowUnits = field(default_factory=RowUnits)
+    """In which partitions hold labels and weights; hashed rows have those of the data."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -120,7 +124,8 @@ class NumberSketch:
 
 def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
     """Column to transform of the numeric fields whose transform must see the data first."""
-    return {entry.name: entry.transform for entry in schema.fields if entry.transform in ("quantile", "standardize")}
+    numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
+    return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
 
 
 def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
@@ -318,7 +323,9 @@ def load_slices(
     lookup: RowLookup,
 ) -> list[SparsePartition]:
     """The partitions of one replica, one per slice: from the cache, else from the chunks, else from the shards."""
-    keys = reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key
+    keys: tuple[Any, ...] = (reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key)
+    if reading.units != RowUnits():
+        keys = (*keys, dataclasses.asdict(reading.units))
     paths = [_cache_path(reading, "partition", *keys, s) for s in range(n_slices)]
     partitions = [_open_partition(path) for path in paths]
     if None not in partitions:
@@ -332,10 +339,11 @@ def load_slices(
     built = []
     for s, path in enumerate(paths):
         parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
-        rows = _uniform(concatenate_rows(parts) if parts else _no_rows(reading.schema))
+        rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
         order = None
         if seed is not None:
             order = np.random.default_rng((*seed, len(tasks), s)).permutation(rows.n_rows)
+        rows = _uniform(reading.units.applied(rows))
         build_partition(rows, vocabulary, lookup, order).save(path)
         built.append(SparsePartition.open(path))
     return built

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing
-from dfm.data.encoding import NumberStatistics
 from dfm.data.partition import HashedRows
-from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.schema import SHORTEST, Field, ResolvedSchema
+from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, Transform
 
 MOST_ROWS = 32
 _NO_FLOATS = np.zeros(0, np.float32)
@@ -54,20 +54,23 @@ class RowEncoder:
         self._missing = np.array(
             [hashing.token_index(name, hashing.MISSING, hash_bits) for name in self._categories], np.uint32
         )
-        unknown = NumberStatistics()  # as for a batch
-        self._boundaries = [
-            np.array(statistics.get(entry.name, unknown).boundaries, np.float64)
-            if entry.transform == "quantile"
-            else None
-            for entry in numeric
-        ]
-        self._bucket_tables = [
-            self._bucket_table(name, b) for name, b in zip(self._numbers, self._boundaries, strict=True)
-        ]
+        self._buckets = self._bucketed(numeric, statistics) if self.usable else []
 
-    def _bucket_table(self, name: str, boundaries: NDArray[np.float64] | None) -> NDArray[np.uint32]:
-        n_codes = hashing.LOG2_BUCKETS if boundaries is None else len(boundaries) + 2
-        return hashing.bucket_table(name, n_codes, self._hash_bits)
+    def _bucketed(
+        self, numeric: Sequence[Field], statistics: Mapping[str, NumberStatistics]
+    ) -> list[tuple[Transform, NumberStatistics, list[int], list[NDArray[np.uint32]]]]:
+        """Columns whose codes are made together: transform, what it knows, their places, features of their codes."""
+        together: dict[tuple[str, NumberStatistics], list[int]] = {}
+        for place, entry in enumerate(numeric):
+            learns = TRANSFORMS[entry.transform].statistics
+            known = statistics.get(entry.name, NOTHING_KNOWN) if learns else NOTHING_KNOWN
+            together.setdefault((entry.transform, known), []).append(place)
+        found = []
+        for (name, known), places in together.items():
+            n_codes = TRANSFORMS[name].n_codes(known)
+            tables = [hashing.bucket_table(self._numbers[place], n_codes, self._hash_bits) for place in places]
+            found.append((TRANSFORMS[name], known, places, tables))
+        return found
 
     def encode(self, data: Mapping[str, Sequence[Any]], n_rows: int) -> HashedRows:
         """Hashed rows without labels. NotPlain where a value needs the general path."""
@@ -97,14 +100,12 @@ class RowEncoder:
         values = np.array([0.0 if value is None else value for value in parsed], np.float64)
         if self._schema.numbers == SHORTEST:
             values = canonical.shortest(values)
-        codes = hashing.log2_bucket_codes(values, present).reshape(n_rows, len(self._numbers))
-        out = np.empty(codes.shape, np.uint32)
-        for column, (table, boundaries) in enumerate(zip(self._bucket_tables, self._boundaries, strict=True)):
-            own = codes[:, column]
-            if boundaries is not None:
-                rows = slice(column, None, len(self._numbers))
-                own = hashing.quantile_codes(values[rows], present[rows], boundaries)
-            out[:, column] = table[own]
+        values, present = values.reshape(n_rows, -1), present.reshape(n_rows, -1)
+        out = np.empty(values.shape, np.uint32)
+        for transform, known, places, tables in self._buckets:
+            codes = transform.codes(values[:, places].reshape(-1), present[:, places].reshape(-1), known)
+            for own, place, table in zip(codes.reshape(n_rows, -1).T, places, tables, strict=True):
+                out[:, place] = table[own]
         return out
 
 

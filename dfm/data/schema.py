@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfm.data.transforms import TRANSFORMS
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
 
@@ -23,7 +24,6 @@ __all__ = ["Field", "ResolvedSchema", "Schema", "check_once", "infer", "resolve"
 
 FEATURE_ROLES = ("categorical", "numeric", "lists")
 CATEGORY_KINDS = ("int", "string", "dictionary", "bool", "null")
-BUCKET_TRANSFORMS = ("log2-bucket", "quantile")
 WIDENED, SHORTEST = "widened", "shortest"
 NUMBER_FORMS = (WIDENED, SHORTEST)
 """Numbers as they are, widened to float64 (models that do not say), or by their shortest text (see `canonical`)."""
@@ -49,7 +49,7 @@ class Field:
     @property
     def bucketed(self) -> bool:
         """A numeric field whose feature is a category (a bucket) instead of a value."""
-        return self.transform in BUCKET_TRANSFORMS
+        return self.kind == "numeric" and TRANSFORMS[self.transform].makes_buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +266,10 @@ def _check_cross(cross: Sequence[str], columns: Sequence[str], known: Mapping[st
         own = known.get(column)
         if own is None or not (own.kind == "categorical" or own.bucketed):
             role = "not a feature" if own is None else f"{own.kind}, {own.transform}"
+            bucketed = " or ".join(name for name, transform in TRANSFORMS.items() if transform.makes_buckets)
             raise SettingsError(
                 f'schema.crosses names "{column}", which is {role}: expected a categorical column, or '
-                f"a numeric one with transform {' or '.join(BUCKET_TRANSFORMS)}, "
+                f"a numeric one with transform {bucketed}, "
                 "because only categories can be combined."
             )
     if len(set(cross)) < len(cross):

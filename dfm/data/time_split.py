@@ -94,7 +94,7 @@ def _check_order(texts: pa.Array, bound: str, column: str) -> None:
         seen = bound if re.match(_OTHER_ORDER, bound) else odd[0].as_py()
         raise DataError(
             f"data.validation_from = {bound!r} and column {column!r} are compared as text, by which dates like "
-            f"{seen!r} do not sort by time (day or month comes first, or has no leading zero); write dates as YYYY-MM-DD"
+            f"{seen!r} do not sort by time (day or month comes first, or lacks a zero); write dates as YYYY-MM-DD"
         )
 
 

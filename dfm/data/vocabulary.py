@@ -54,6 +54,11 @@ class Vocabulary:
         """Number of rows of the parameter table."""
         return len(self.ids)
 
+    @property
+    def n_fields(self) -> int:
+        """Number of fields."""
+        return len(self.rare)
+
 
 @compiled
 def _tally(indices, fields, n_fields, counts, lowest):  # type: ignore[no-untyped-def]
@@ -157,9 +162,13 @@ def _with_buckets(
 
 
 class RowLookup:
-    """From hashed index and field to row of the parameter table: a dense table up to 2**26 indices, else bisection."""
+    """From hashed index and field to row of the parameter table: a dense table up to 2**26 indices, else bisection.
+
+    fields: uint16[n_features], of the rows.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.fields = vocabulary.fields
         self._rare = vocabulary.rare.astype(np.int64)
         self._n_fields = len(self._rare)
         if vocabulary.hash_bits <= _DENSE_BITS:

@@ -20,7 +20,7 @@ from dfm.distributed import prepare
 from dfm.distributed.checkpointing import Checkpointer, Snapshot
 from dfm.distributed.cluster.watch import Watch
 from dfm.errors import ClusterError
-from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.kernels.schedule import rate_factor, scheduled
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.settings.job import Job
@@ -131,7 +131,7 @@ class TrainingLoop:
         return {
             "event": "epoch",
             "epoch": self.at.epoch,
-            **self.at.book.summary(self.objective, max(1, walks // len(homes))),
+            **self.at.book.summary(self.objective, max(1, walks // len(homes)), self.work.unit.scale),
             **metrics,
             "validation_seconds": self._paused + time.perf_counter() - started,
         }

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from distributed import Client, Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.encoding import NumberStatistics
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
@@ -24,8 +23,11 @@ from dfm.data.preparation import (
     sketch_numbers,
     units_key,
 )
+from dfm.data.transforms import NumberStatistics
+from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.watch import Watch
+from dfm.model.objective import takes_any_unit
 from dfm.settings.job import Job
 from dfm.training.plan import Plan
 
@@ -180,6 +182,10 @@ def prepare(
     summary, account = watch.result(client.submit(summarise, vocabulary, merged, pure=False))
     account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
     check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    standardizes = takes_any_unit(job.model.task, job.model.loss)
+    units = units_of(account, standardizes, bool(reading.schema.weight))
+    reading = replace(reading, units=units)
+    validation_reading = replace(validation_reading, units=RowUnits(units.label))
     validation_account = RowAccount()
     if held_out:
         validation_account = watch.result(client.submit(account_of, held_out, pure=False))

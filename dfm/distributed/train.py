@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_weights, scaled_rate
 from dfm.data.accounting import RowAccount
 from dfm.data.hashing import expected_collisions
 from dfm.data.preparation import Reading, fingerprint, prune_cache
@@ -30,7 +30,8 @@ from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import Objective, kernel_spec
@@ -93,6 +94,7 @@ def train(
     tell = on_event or (lambda event: None)
     inputs = find_inputs(job)
     check_shards(job, [*inputs.train, *inputs.validation])
+    family_of(spec.family).check_fields(len(inputs.schema.fields))
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
@@ -132,7 +134,7 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
 def merge_rule(job: Job) -> MergeRule:
     """How the job's replicas become one model. "auto": weighted by accumulators where the optimizer has them."""
     training = job.training
-    automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
+    automatic = automatic_weights(training.optimizer)
     rule = MergeRule(
         automatic if training.merge == "auto" else training.merge,
         training.accumulators,
@@ -179,6 +181,7 @@ class _Run:
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
+        self.work = dataclasses.replace(self.work, unit=self.prepared.reading.units.label)
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
         self.tell(
@@ -257,14 +260,10 @@ class _Run:
             factor_learning_rate=rate * training.factor_rate_scale,
             l2_linear=training.l2_linear,
             l2_factors=training.l2_factors,
-            l1_linear=training.l1_linear,
-            ftrl_beta=training.ftrl_beta,
-            adam_beta1=training.adam_beta1,
-            adam_beta2=training.adam_beta2,
-            adam_epsilon=training.adam_epsilon,
             n_threads=training.threads_per_replica,
             deterministic=training.deterministic,
             device_bytes=0 if memory == "auto" else parse_bytes(memory),
+            **training.own_knobs,
         )
         return rounds.Work(
             self.spec, merge_rule(self.job), step, training.n_replicas, self.backend.name, training.wire_dtype
@@ -346,11 +345,11 @@ class _Run:
         }
 
     def _layout(self) -> Layout:
-        return Layout(self.job.training.optimizer, self.job.model.n_factors)
+        return self.spec.layout
 
     def _parameter_bytes(self) -> int:
         layout, summary = self._layout(), self.prepared.summary
-        return 4 * (summary.n_features * layout.linear_width + summary.n_factored * layout.factor_width)
+        return 4 * layout.n_numbers(summary.n_features, summary.n_factored, len(self.inputs.schema.fields))
 
     def _cuts_pushes(self, n_blocks: int) -> bool:
         """Whether it pays to cut pushes: whole ones cost more bytes on the wire, parts a task each."""
@@ -363,11 +362,13 @@ class _Run:
         return block_bounds(summary.n_features, summary.n_factored, self._layout(), max(1, n_blocks))
 
     def _initial_blocks(self, bounds: Sequence[int]) -> list[Future]:
+        account, unit = self.prepared.account, self.work.unit
+        mean = account.label_sum / max(account.accepted, 1)
         initial = InitialValues(
             self.job.model.seed,
             self.job.model.init_stdev,
             self.job.training.initial_accumulator,
-            self.objective.link.start(self.prepared.account.label_sum / max(self.prepared.account.accepted, 1)),
+            self.objective.link.start((mean - unit.mean) / unit.scale),
         )
         blocks = [
             self.client.submit(
@@ -382,7 +383,10 @@ class _Run:
         here = files.is_local(warm.url) and not self.shares_disk
         model = self.client.scatter(warm.load(), hash=False) if here else self.client.submit(warm.load, pure=False)
         vocabulary = self.prepared.vocabulary
-        return [self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, pure=False) for b in blocks]
+        return [
+            self.client.submit(rounds.warm_block, b, vocabulary, model, warm.decay, self.work.unit, pure=False)
+            for b in blocks
+        ]
 
     # ---------------------------------------------------------------------------------------------- result ----
 
@@ -444,6 +448,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "units": dataclasses.asdict(self.prepared.reading.units),
             "warm_start": self.warm.describe() if self.warm else {},
         }
 
@@ -458,7 +463,8 @@ class _Run:
 
 def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
     """Row bounds of blocks of about equal bytes, n_blocks + 1 ascending integers."""
-    heavy, light = layout.linear_width + layout.factor_width, layout.linear_width
+    light = sum(layout.width(block) for block in layout.touched if not block.is_vector)
+    heavy = sum(layout.width(block) for block in layout.touched)
     total = heavy * n_factored + light * (n_features - n_factored)
     bounds = [0]
     for number in range(1, n_blocks):

@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import (
@@ -39,12 +40,11 @@ from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, s
 from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised
 from dfm.kernels.cpu import backend as numba_cpu
-from dfm.kernels.tables import Layout, ParameterTable
+from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
 from dfm.training.fitting import (
     Crew,
     Event,
-    LabelUnit,
     LocalCrew,
     Progress,
     Recipe,
@@ -242,11 +242,11 @@ class BaseFactorizationMachine(Parametrised):
         if not goes_on:
             return [None] * n_outputs
         layout = self._outputs[0].progress.table.layout
-        wanted = Layout(self.optimizer, self.get_params(deep=False).get("n_factors", 0))
+        wanted = self._spec(self._objective(), self._settings()[0].n_factors, self.optimizer).layout
         if layout != wanted:
             raise SettingsError(
-                f"training cannot go on from a model of {layout} with {wanted}: keep n_factors and optimizer, or fit "
-                "anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
+                f"training cannot go on from a model of {layout} with {wanted}: keep family, n_factors and optimizer, "
+                "or fit anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
             )
         return [output.progress for output in self._outputs]
 

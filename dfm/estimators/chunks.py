@@ -16,12 +16,13 @@ import pyarrow as pa
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dfm.data.encoding import NumberStatistics, parse_numbers, take_rows
+from dfm.data.encoding import parse_numbers, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.data.parquet import Shard, arrow_schema
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.preparation import NumberSketch, columns_with_statistics, merge_sketches, sketch_values
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
     FeatureCounts,
     RowLookup,

@@ -13,9 +13,12 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
 from dfm.training.fitting import Event
 
@@ -31,7 +34,7 @@ class OneAgainstRest:
 
 
 def _gives_probabilities(estimator: Any) -> bool:
-    """Whether the loss makes its scores logits; a margin (hinge) is no probability."""
+    """Whether the loss makes its scores logits; a margin is no probability."""
     return bool(estimator._objective().info.link == "sigmoid")
 
 
@@ -187,12 +190,13 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector. loss: "logistic", "hinge" (scores are margins, no probabilities),
-    or any function loss(score, y) of labels 0 and 1. regularizer: a function of one weight in place of w² / 2;
-    l2_linear and l2_factors are the strengths of either, per row that touches a weight.
+    The model. n_factors: length of a factor vector. family: kind of model, as model.family in a job file; those that
+    know fields take tables, whose columns are the fields. loss: a name of those for classes (scores of those with link
+    margin are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one
+    weight in place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
-    Training. optimizer: "adagrad", "adagrad-row", "sgd", "adam", or "ftrl", which alone reads l1_linear and ftrl_beta.
-    learning_rate: None for 0.1, or 0.01 with sgd and adam; that of the factors is factor_rate_scale times as large.
+    Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate: None
+    for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
     validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
@@ -215,11 +219,12 @@ class FMClassifier(_Classifier):
     def __init__(
         self,
         n_factors: int = 8,
+        family: str = "fm",
         *,
-        loss: Any = "logistic",
+        loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,
         regularizer: Any = None,
-        optimizer: str = "adagrad",
+        optimizer: str = DEFAULT_OPTIMIZER,
         learning_rate: float | None = None,
         factor_rate_scale: float = 0.45,
         n_epochs: int = 100,
@@ -244,7 +249,7 @@ class FMClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -262,10 +267,10 @@ class LinearClassifier(_Classifier):
     def __init__(
         self,
         *,
-        loss: Any = "logistic",
+        loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,
         regularizer: Any = None,
-        optimizer: str = "adagrad",
+        optimizer: str = DEFAULT_OPTIMIZER,
         learning_rate: float | None = None,
         n_epochs: int = 100,
         schedule: str = "constant",
@@ -287,7 +292,7 @@ class LinearClassifier(_Classifier):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

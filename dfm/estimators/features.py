@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Encoded, NumberStatistics, column_kind, encode_batch, parse_numbers
+from dfm.data.encoding import Encoded, column_kind, encode_batch, parse_numbers
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
@@ -31,6 +31,7 @@ from dfm.data.matrices import (
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
 from dfm.data.schema import ResolvedSchema, Schema, check_once
+from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.kernels.tables import ParameterTable
@@ -50,7 +51,7 @@ class TableOptions:
     numeric: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     crosses: tuple[tuple[str, ...], ...] = ()
-    numeric_transform: str = "standardize"
+    numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
     min_count_factors: int = 1
@@ -110,8 +111,9 @@ class MatrixFeatures:
         rows = self.rows(data)
         n_implicit = 0 if rows.values.size else rows.n_rows
         nothing = rows.indices[:0]
+        fields = self.vocabulary.fields
         return SparsePartition(
-            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit
+            rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, nothing, 0, n_implicit, fields
         )
 
     def model(self, table: ParameterTable, objective: Objective, metadata: Mapping[str, Any]) -> FMModel:

@@ -15,6 +15,7 @@ from joblib import effective_n_jobs
 
 from dfm.data.parquet import find_shards, read_unit
 from dfm.data.partition import SparsePartition
+from dfm.data.units import LabelUnit
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskCrew, scatter_replicas, watch_of
 from dfm.errors import SettingsError
@@ -25,7 +26,7 @@ from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, add_summaries
 from dfm.estimators.outputs import Output, unpacked
 from dfm.kernels.tables import ParameterTable
 from dfm.settings.job import Job
-from dfm.training.fitting import Crew, LabelUnit, Progress
+from dfm.training.fitting import Crew, Progress
 from dfm.training.plan import plan_reading
 
 Estimator = Any

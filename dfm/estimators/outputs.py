@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
-from dfm.kernels.tables import ParameterTable, allocate
-from dfm.training.fitting import Event, LabelUnit, Progress
+from dfm.kernels.tables import ParameterTable
+from dfm.training.fitting import Event, Progress
+from dfm.training.label_units import in_own_unit
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
@@ -28,16 +28,8 @@ class Output:
     unit: LabelUnit
 
     def table(self) -> ParameterTable:
-        """Its parameters without optimizer state, in the labels' own unit.
-
-        A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each.
-        """
-        trained, scale = self.progress.table, self.unit.scale
-        table = allocate(trained.layout.stateless, trained.n_features, trained.n_factored)
-        table.bias[0] = float(trained.bias_value) * scale + self.unit.mean
-        table.linear[:, 0] = trained.linear_weights * np.float32(scale)
-        table.factors[:, : trained.layout.n_factors] = trained.factor_weights * np.float32(scale**0.5)
-        return table
+        """Its parameters without optimizer state, in the labels' own unit."""
+        return in_own_unit(self.progress.table, self.unit)
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

@@ -9,23 +9,24 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from dfm.averaging.rules import WITHOUT_ACCUMULATORS, MergeRule, automatic_averages, scaled_rate
+from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights, scaled_rate
+from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.estimators.features import TableOptions
 from dfm.kernels.contract import KernelSpec, Step
-from dfm.kernels.losses import CustomLoss, CustomRegularizer
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import DEFAULT
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import ModelSettings, TrainingSettings
-from dfm.training.fitting import LabelUnit, Recipe, make_work
+from dfm.training.fitting import Recipe, make_work
 
-LEARNING_RATES = {"sgd": 0.01, "adagrad": 0.1, "adagrad-row": 0.1, "ftrl": 0.1, "adam": 0.01}
-"""By optimizer, where learning_rate is None."""
-_MODEL_KNOBS = ("n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
-    *("initial_accumulator", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta", "schedule", "merge", "patience"),
-    "backend",
+    *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "patience", "backend"),
+    *owners(),
 )
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
 
@@ -49,16 +50,23 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         given = {"n_factors": 0, **self.get_params(deep=False)}
         given["n_replicas"] = self._n_replicas()
         if self.learning_rate is None:
-            given["learning_rate"] = LEARNING_RATES.get(self.optimizer, 0.1)
-        if self.optimizer != "ftrl":
-            given = {key: value for key, value in given.items() if key not in ("l1_linear", "ftrl_beta")}
-            if self.l1_linear:
-                raise SettingsError(
-                    f'l1_linear = {self.l1_linear} needs optimizer = "ftrl", not {self.optimizer!r}; leave it at 0'
-                )
+            given["learning_rate"] = OPTIMIZERS.get(self.optimizer, OPTIMIZERS[DEFAULT_OPTIMIZER]).learning_rate
+        given = self._without_foreign_knobs(given)
         model = {key: given[key] for key in _MODEL_KNOBS if key in given}
         training = {key: given[key] for key in _TRAINING_KNOBS if key in given}
         return ModelSettings(**model, task=self._task, seed=self._seed()), TrainingSettings(**training)
+
+    def _without_foreign_knobs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The parameters without those that only other optimizers read. SettingsError for their penalties."""
+        foreign = {name: owner for name, owner in owners().items() if owner.name != self.optimizer and name in given}
+        for name, owner in foreign.items():
+            own = next(each for each in owner.parameters if each.name == name)
+            if own.is_penalty and given[name]:
+                raise SettingsError(
+                    f'{name} = {given[name]} needs optimizer = "{owner.name}", not {self.optimizer!r}; leave it at '
+                    f"{own.default:g}"
+                )
+        return {key: value for key, value in given.items() if key not in foreign}
 
     def _n_replicas(self) -> int:
         """Local models; None is one here, and as many as a job has where the rows lie on a cluster."""
@@ -104,7 +112,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         """What kernels are compiled for."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
-        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer)
+        family = self.get_params(deep=False).get("family", DEFAULT)
+        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
 
     def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
         """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
@@ -115,12 +124,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             factor_learning_rate=rate * training.factor_rate_scale,
             l2_linear=training.l2_linear,
             l2_factors=training.l2_factors,
-            l1_linear=training.l1_linear,
-            ftrl_beta=training.ftrl_beta,
             n_threads=training.threads_per_replica,
+            **training.own_knobs,
         )
         objective = self._objective()
-        automatic = "mean" if training.optimizer in WITHOUT_ACCUMULATORS else "weighted"
+        automatic = automatic_weights(training.optimizer)
         rule = MergeRule(automatic if training.merge == "auto" else training.merge, training.accumulators)
         return Recipe(
             make_work(

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
+from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
-
-_OF_ANY_UNIT = ("squared", "quantile")
-"""Losses whose best model scales with the labels."""
+from dfm.model.objective import takes_any_unit
 
 
 class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
@@ -69,8 +70,8 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         mean_weight = summary.weight / summary.n_rows or 1.0
         if self._objective().label_kind == "counts" and summary.least < 0:
-            raise ValueError(f'y holds {summary.least:g}, and loss = "poisson" is for counts: expected 0 or more')
-        if self.loss not in _OF_ANY_UNIT:
+            raise ValueError(f'y holds {summary.least:g}, and loss = "{self.loss}" is for counts: expected 0 or more')
+        if not takes_any_unit(self._task, self.loss):
             return LabelEncoding(mean_weight=mean_weight)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
 
@@ -84,19 +85,21 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
 class FMRegressor(_Regressor):
     """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    loss: "squared" and "quantile" are trained on labels of mean 0 and deviation 1, so that their unit does not matter,
-    "huber" (loss_parameter: the error from which on it is linear) and "poisson" (predictions are exp(score)) on labels
-    as they are; or any function loss(score, y). All other parameters, and what is fitted, as in `FMClassifier`.
+    loss: a name of those for numbers, or any function loss(score, y); loss_parameter: of a loss that has one. Where the
+    best model scales with the labels, they are trained at mean 0 and deviation 1, so that their unit does not matter;
+    elsewhere, as for a loss with a width or one of counts (predictions are exp(score)), as they are. All other
+    parameters, and what is fitted, as in `FMClassifier`.
     """
 
     def __init__(
         self,
         n_factors: int = 8,
+        family: str = "fm",
         *,
-        loss: Any = "squared",
+        loss: Any = DEFAULT_LOSSES["regression"],
         loss_parameter: float | None = None,
         regularizer: Any = None,
-        optimizer: str = "adagrad",
+        optimizer: str = DEFAULT_OPTIMIZER,
         learning_rate: float | None = None,
         factor_rate_scale: float = 0.45,
         n_epochs: int = 100,
@@ -120,7 +123,7 @@ class FMRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         min_count_factors: int = 1,
@@ -138,10 +141,10 @@ class LinearRegressor(_Regressor):
     def __init__(
         self,
         *,
-        loss: Any = "squared",
+        loss: Any = DEFAULT_LOSSES["regression"],
         loss_parameter: float | None = None,
         regularizer: Any = None,
-        optimizer: str = "adagrad",
+        optimizer: str = DEFAULT_OPTIMIZER,
         learning_rate: float | None = None,
         n_epochs: int = 100,
         schedule: str = "constant",
@@ -162,7 +165,7 @@ class LinearRegressor(_Regressor):
         numeric: Sequence[str] | None = None,
         lists: Sequence[str] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = "standardize",
+        numeric_transform: str = SCALED,
         hash_bits: int = 20,
         min_count: int = 1,
         backend: str = "numba",

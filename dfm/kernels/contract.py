@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
-from dfm.kernels.tables import ParameterTable
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import parameters
+from dfm.kernels.records import with_fields_of
+from dfm.kernels.tables import Layout, ParameterTable
 
 if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
-    from dfm.kernels.losses import Loss
 
 
 class RowsLike(Protocol):
@@ -35,31 +37,52 @@ class RowsLike(Protocol):
     def weights(self) -> NDArray[np.float32]: ...
     @property
     def n_implicit(self) -> int: ...
+    @property
+    def fields(self) -> NDArray[np.uint16]:
+        """The field of each feature of the table; empty where nobody asks for it."""
 
 
 @dataclass(frozen=True)
 class KernelSpec:
     """What kernels are compiled for: the compile key, hashable and picklable.
 
-    loss: a name in `losses.LOSSES`, or what `losses.CustomLoss.of(function)` makes of a user's loss(score, y).
-    optimizer: a name in OPTIMIZERS. loss_parameter: the level of "quantile", the width of "huber"; None for their
-    defaults, and for losses that have none. regularizer: None for L2, w² / 2 of each weight, or what
-    `losses.CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes the place of w² / 2; a step's
-    l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits ("bfloat16", "float16"; GPUs
-    only) V is trained in a copy of that kind.
+    loss: a name in `losses.LOSSES`, or what `CustomLoss.of(function)` makes of a user's loss(score, y). optimizer: a
+    name in `optimizers.OPTIMIZERS`. loss_parameter: of a loss that has one; None for its default. regularizer: None for
+    L2, w² / 2 of each weight, or what `CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes
+    the place of w² / 2; a step's l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits
+    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind.
     """
 
-    loss: str | Loss | CustomLoss
+    loss: str | CustomLoss
     optimizer: str
     n_factors: int
     loss_parameter: float | None = None
     regularizer: CustomRegularizer | None = None
     factor_dtype: str = "float32"
+    family: str = DEFAULT
+
+    @property
+    def layout(self) -> Layout:
+        """Of the tables that the kernels train."""
+        return Layout(self.optimizer, self.n_factors, self.family)
+
+
+class Rates(NamedTuple):
+    """Step sizes and penalties of one round, float32 each, as kernels take them; own: the optimizer's parameters."""
+
+    learning_rate: np.float32
+    factor_learning_rate: np.float32
+    l2_linear: np.float32
+    l2_factors: np.float32
+    own: tuple[np.float32, ...]
 
 
 @dataclass(frozen=True)
+@with_fields_of(parameters(), after="l2_factors")
 class Step:
-    """Numbers of one round; penalties count per touch (see optimizers). `seed` decides the order of row blocks.
+    """Numbers of one round; penalties count per touch (see formulas). `seed` decides the order of row blocks.
+
+    Behind l2_factors stand the parameters of all optimizers, as their records have them; each reads its own.
 
     With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
     GPU always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory
@@ -70,20 +93,26 @@ class Step:
     factor_learning_rate: float
     l2_linear: float = 0.0
     l2_factors: float = 0.0
-    l1_linear: float = 0.0
-    ftrl_beta: float = 1.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
     seed: int = 0
     n_threads: int = 1
     deterministic: bool = False
     device_bytes: int = 0
 
+    if TYPE_CHECKING:
+
+        def __init__(  # what is injected is known by name only when this runs
+            self,
+            learning_rate: float,
+            factor_learning_rate: float,
+            l2_linear: float = 0.0,
+            l2_factors: float = 0.0,
+            **others: Any,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        for name in ("adam_beta1", "adam_beta2"):
-            if getattr(self, name) >= 1.0:
-                raise SettingsError(f"{name} = {getattr(self, name)}; it must be below 1: the average would never move")
+        for own in parameters():
+            if not own.allows(getattr(self, own.name)):
+                raise SettingsError(f"{own.name} = {getattr(self, own.name)}; it must be {own.legal}")
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
             if not least <= value < float("inf"):
@@ -152,6 +181,7 @@ _DTYPES = {
     "values": np.float32,
     "labels": np.float32,
     "weights": np.float32,
+    "fields": np.uint16,
 }
 
 
@@ -180,26 +210,36 @@ def check_rows(rows: RowsLike) -> int:
     return int(rows.indices.max()) if n_entries else -1
 
 
+def check_fields(rows: RowsLike, table: ParameterTable) -> None:
+    """ValueError where a family needs the fields of a table's features, and they are not there or out of range."""
+    if not family_of(table.layout.family).knows_fields:
+        return
+    if len(rows.fields) != table.n_features or int(rows.fields.max(initial=0)) >= table.n_fields:
+        raise ValueError(
+            f"{len(rows.fields)} fields, up to {int(rows.fields.max(initial=0))}, for {table.n_features} features of "
+            f"{table.n_fields} fields; pass rows that know the field of each feature of the table"
+        )
+
+
 def check_layout(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """ValueError where a table's records do not fit the kernels."""
-    if table.layout.n_factors != spec.n_factors or (with_state and table.layout.optimizer != spec.optimizer):
+    ours, theirs = table.layout, spec.layout
+    if ours.stateless != theirs.stateless or (with_state and ours != theirs):
         raise ValueError(f"a table of {table.layout} does not fit kernels of {spec}")
 
 
 def check_table(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:
     """TypeError or ValueError where a table does not fit the kernels."""
-    for name in ("bias", "linear", "factors"):
-        array = getattr(table, name)
-        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
-            raise TypeError(f"table.{name} is {array.dtype}; pass a contiguous, aligned float32 array")
-        if with_state and not array.flags.writeable:
-            raise ValueError(f"table.{name} is read-only; a round trains in place, pass table.copy()")
     check_layout(table, spec, with_state)
     layout = table.layout
-    if (
-        table.bias.shape != (layout.linear_width,)
-        or table.linear.shape != (table.n_features, layout.linear_width)
-        or table.factors.shape != (table.n_factored, layout.factor_width)
-        or table.n_factored > table.n_features
+    for block in layout.blocks:
+        array = table[block.name]
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(f"table.{block.name} is {array.dtype}; pass a contiguous, aligned float32 array")
+        if with_state and not array.flags.writeable:
+            raise ValueError(f"table.{block.name} is read-only; a round trains in place, pass table.copy()")
+    shapes = {block.name: table[block.name].shape for block in layout.blocks}
+    if shapes != layout.shapes(table.n_features, table.n_factored, table.n_fields) or (
+        table.n_factored > table.n_features
     ):
         raise ValueError(f"the shapes of a table do not fit its {layout}")

@@ -1,20 +1,26 @@
-"""The parameter table: bias, linear weights and factors with their optimizer state, as rows of float32 records.
+"""The parameter table: arrays by block, rows of float32 records of parameters and their optimizer state.
 
 Rows are features of the vocabulary, most frequent first; only the leading ones own factors. Linear records and factor
-records live in two tables: a rare feature then costs a few bytes, and the weights of hot features share cache lines.
+records live in two arrays: a rare feature then costs a few bytes, and the weights of hot features share cache lines.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.kernels.blocks import LABELS, RANDOM, Block
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
+from dfm.kernels.optimizers.record import Optimizer
 from dfm.storage.arrays import read_only
 
 Floats = NDArray[np.float32]
@@ -22,69 +28,118 @@ Floats = NDArray[np.float32]
 CACHE_LINE = 64
 MAX_FACTORS = 256
 
-LINEAR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 2, "adam": 4}
-"""Numbers of state after w, by optimizer: the accumulator; that and the accumulator of the factor row; z and n; both
-moments and the weight of the gradients in each."""
-
-FACTOR_STATE = {"sgd": 0, "adagrad": 1, "adagrad-row": 0, "ftrl": 1, "adam": 2}
-"""Numbers of state per factor, by optimizer: accumulators, or both moments."""
-
-
-def padded_lanes(n_factors: int) -> int:
-    """Factors rounded up to what a vector register takes: 4, 8, or a multiple of 16."""
-    if n_factors <= 0:
-        return 0
-    if n_factors <= 8:
-        return 4 if n_factors <= 4 else 8
-    return (n_factors + 15) // 16 * 16
-
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns the records have. The layout of "sgd" has no state: a finished model is stored in it.
+    """A family's blocks with the columns that an optimizer wants. That of STATELESS has none: finished models have it.
 
-    A linear record is [w, state...]: accumulator ("adagrad"), accumulator and the factors' accumulator
-    ("adagrad-row"), z and n ("ftrl"), moments m and v and the weights of the gradients in them, c1 and c2 ("adam").
-    A factor record is [V padded with zeros to `lanes`, accumulators, or m and then v, of the same shape if any].
+    A record of one number is [w, state...], one of a vector [V padded with zeros to `lanes`, state of the same shape if
+    any]: as many numbers as the optimizer's record says. What it keeps once for a vector, the number record of the same
+    feature holds.
     """
 
     optimizer: str
     n_factors: int
+    family: str = DEFAULT
 
     def __post_init__(self) -> None:
-        if self.optimizer not in LINEAR_STATE:
-            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(LINEAR_STATE)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= MAX_FACTORS:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {MAX_FACTORS}")
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The family's blocks."""
+        return _blocks_of(self.family, self.n_factors)
+
+    def block(self, name: str) -> Block:
+        """The block of that name."""
+        return next(block for block in self.blocks if block.name == name)
+
+    @property
+    def shared(self) -> tuple[Block, ...]:
+        """Blocks whose rows belong to no feature."""
+        return tuple(block for block in self.blocks if block.is_shared)
+
+    @property
+    def own(self) -> tuple[Block, ...]:
+        """Blocks that the family alone has: shared ones of no linear weights."""
+        return tuple(block for block in self.shared if not block.is_linear)
+
+    @property
+    def touched(self) -> tuple[Block, ...]:
+        """Blocks whose rows belong to features: numbers, then vectors."""
+        return tuple(sorted((block for block in self.blocks if not block.is_shared), key=lambda b: b.is_vector))
+
+    @property
+    def carrier(self) -> Block:
+        """The block of numbers whose records also hold what the optimizer keeps once for a feature's vector."""
+        return self.touched[0]
+
+    @property
+    def rule(self) -> Optimizer:
+        """The record of the optimizer."""
+        return OPTIMIZERS[self.optimizer]
+
+    def rule_of(self, block: Block) -> Optimizer:
+        """The record of the optimizer that steps a block."""
+        lone = block.is_shared and not block.is_linear
+        return (self.rule.alone or self.rule) if lone else self.rule
+
+    def n_states(self, block: Block) -> int:
+        """Numbers of state per number."""
+        return self.rule.factor_state if block.is_vector else self.rule_of(block).linear_state
+
+    def width(self, block: Block) -> int:
+        """float32 columns of a block's records."""
+        return block.lanes * (1 + self.n_states(block))
+
+    def shape(self, block: Block, n_features: int, n_factored: int, n_fields: int) -> tuple[int, ...]:
+        """Of a block's array, in a table of so many features, of which the first own factors, of so many fields."""
+        width = self.width(block)
+        return (width,) if block.rows == "model" else (block.n_rows(n_features, n_factored, n_fields), width)
+
+    def shapes(self, n_features: int, n_factored: int, n_fields: int = 0) -> dict[str, tuple[int, ...]]:
+        """Of all arrays."""
+        return {block.name: self.shape(block, n_features, n_factored, n_fields) for block in self.blocks}
+
+    def n_numbers(self, n_features: int, n_factored: int, n_fields: int = 0) -> int:
+        """float32 numbers of a table."""
+        return sum(math.prod(shape) for shape in self.shapes(n_features, n_factored, n_fields).values())
+
+    @property
     def lanes(self) -> int:
         """Columns of a factor record that hold V."""
-        return padded_lanes(self.n_factors)
+        return self.block("factors").lanes
 
     @property
     def linear_width(self) -> int:
         """float32 columns of a linear record."""
-        return 1 + LINEAR_STATE[self.optimizer]
+        return self.width(self.carrier)
 
     @property
     def factor_width(self) -> int:
         """float32 columns of a factor record."""
-        return self.lanes * (1 + FACTOR_STATE[self.optimizer])
+        return self.width(self.block("factors"))
 
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout("sgd", self.n_factors)
+        return Layout(STATELESS, self.n_factors, self.family)
+
+
+@functools.cache
+def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
+    return family_of(family).blocks(n_factors)
 
 
 @dataclass(frozen=True)
 class InitialValues:
-    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and AdaGrad's
-    accumulators.
+    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and accumulators.
 
-    FTRL's z and n start at 0, and so does the bias that it makes of them; its `ftrl_beta` has the part of
-    `initial_accumulator`. Adam's state starts at 0.
+    An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
+    that is made of state.
     """
 
     seed: int
@@ -95,30 +150,53 @@ class InitialValues:
 
 @dataclass(frozen=True)
 class ParameterTable:
-    """bias float32[linear_width]; linear float32[n_features, linear_width]; factors float32[n_factored, factor_width].
+    """arrays: of each block, float32[n_rows, width], or [width] where the model has one row; see `Layout`.
 
-    Rows of both tables are C-contiguous; `factors` starts on a cache line. Feature j owns factors if j < n_factored.
+    Rows are C-contiguous, arrays start on a cache line. Every family has the blocks `bias` float32[linear_width],
+    `linear` float32[n_features, linear_width] and `factors` float32[n_factored, factor_width]; feature j owns factors
+    if j < n_factored.
     """
 
     layout: Layout
-    bias: Floats
-    linear: Floats
-    factors: Floats
+    arrays: Mapping[str, Floats]
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.arrays[name]
+
+    @property
+    def bias(self) -> Floats:
+        """Record of w0."""
+        return self["bias"]
+
+    @property
+    def linear(self) -> Floats:
+        """Records of w."""
+        return self["linear"]
+
+    @property
+    def factors(self) -> Floats:
+        """Records of V."""
+        return self["factors"]
 
     @property
     def n_features(self) -> int:
-        """Rows of the linear table."""
+        """Rows of blocks that have one per feature."""
         return len(self.linear)
 
     @property
     def n_factored(self) -> int:
-        """Rows of the factor table."""
+        """Rows of blocks that have one per feature with factors."""
         return len(self.factors)
 
     @property
+    def n_fields(self) -> int:
+        """Fields that its shared rows are of; 0 where none are."""
+        return max((block.n_fields(len(self[block.name])) for block in self.layout.shared), default=0)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all three arrays."""
-        return self.bias.nbytes + self.linear.nbytes + self.factors.nbytes
+        """Bytes of all arrays."""
+        return sum(self[block.name].nbytes for block in self.layout.blocks)
 
     @property
     def bias_value(self) -> np.float32:
@@ -128,31 +206,30 @@ class ParameterTable:
     @property
     def linear_weights(self) -> Floats:
         """View float32[n_features] of w."""
-        return self.linear[:, 0]
+        return self.values(self.layout.block("linear"))
 
     @property
     def factor_weights(self) -> Floats:
         """View float32[n_factored, n_factors] of V, without padding."""
-        return self.factors[:, : self.layout.n_factors]
+        return self.values(self.layout.block("factors"))
+
+    def values(self, block: Block) -> Floats:
+        """View of a block's numbers, without padding and state: float32[n_rows], of vectors float32[n_rows, width]."""
+        array = self[block.name]
+        if block.is_vector:
+            return array[:, : block.width]
+        return array[:1] if array.ndim == 1 else array[:, 0]
 
     def copy(self) -> ParameterTable:
         """An aligned, writable copy. Training works in place, and a table received from elsewhere is shared."""
-        result = empty_table(self.layout, self.n_features, self.n_factored)
-        for target, source in zip(_arrays(result), _arrays(self), strict=True):
-            target[...] = source
+        result = _any_contents(self.layout, {block.name: self[block.name].shape for block in self.layout.blocks})
+        for name, target in result.arrays.items():
+            target[...] = self[name]
         return result
 
     def without_state(self) -> ParameterTable:
-        """A compact copy for scoring: [w] and [V] only."""
-        layout = self.layout.stateless
-        result = allocate(layout, self.n_features, self.n_factored)
-        for target, source in zip(_arrays(result), _arrays(self), strict=True):
-            target[...] = source[..., : target.shape[-1]]
-        return result
-
-
-def _arrays(table: ParameterTable) -> tuple[Floats, Floats, Floats]:
-    return table.bias, table.linear, table.factors
+        """A compact copy for scoring: the numbers of each block only."""
+        return join([self])
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> Floats:
@@ -170,46 +247,40 @@ def _on_cache_line(room: Floats, shape: tuple[int, ...]) -> Floats:
     return room[start : start + math.prod(shape)].reshape(shape)
 
 
-def empty_table(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
-    """A table with any contents, for what is overwritten as a whole."""
-    n_rows = n_factored if layout.n_factors else 0
-    return ParameterTable(
-        layout,
-        aligned_room((layout.linear_width,)),
-        aligned_room((n_features, layout.linear_width)),
-        aligned_room((n_rows, layout.factor_width)),
-    )
+def _any_contents(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> ParameterTable:
+    return ParameterTable(layout, {name: aligned_room(shape) for name, shape in shapes.items()})
 
 
-def allocate(layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
+def allocate(layout: Layout, n_features: int, n_factored: int, n_fields: int = 0) -> ParameterTable:
     """A table of zeros. A model without factors has none for any feature."""
-    n_rows = n_factored if layout.n_factors else 0
-    return ParameterTable(
-        layout,
-        aligned_zeros((layout.linear_width,)),
-        aligned_zeros((n_features, layout.linear_width)),
-        aligned_zeros((n_rows, layout.factor_width)),
-    )
+    shapes = layout.shapes(n_features, n_factored, n_fields)
+    return ParameterTable(layout, {name: aligned_zeros(shape) for name, shape in shapes.items()})
 
 
-def initialise(layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial: InitialValues) -> ParameterTable:
+def initialise(
+    layout: Layout, ids: NDArray[np.uint32], n_factored: int, initial: InitialValues, n_fields: int = 0
+) -> ParameterTable:
     """Table of the features with hashed ids uint32[n_features], of which the first `n_factored` own factors.
 
     Factor f of a feature depends on (seed, id, f) alone: every replica, block and machine starts from the same bytes.
     """
-    table = allocate(layout, len(ids), n_factored)
-    if layout.optimizer != "ftrl":
-        table.bias[0] = initial.bias
-    if layout.optimizer in ("adagrad", "adagrad-row"):
-        table.bias[1:] = initial.initial_accumulator
-        table.linear[:, 1:] = initial.initial_accumulator
-    if layout.optimizer != "adam":
-        table.factors[:, layout.lanes :] = initial.initial_accumulator
-    half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
-    owners = np.ascontiguousarray(ids[:n_factored], np.uint32)
-    with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy
-        _fill_factors(table.factors, owners, layout.n_factors, np.uint64(initial.seed), half_width)
+    table = allocate(layout, len(ids), n_factored, n_fields)
+    for block in layout.blocks:
+        array, rule = table[block.name], layout.rule_of(block)
+        if rule.factors_start if block.is_vector else rule.linear_starts:
+            array[..., block.lanes :] = initial.initial_accumulator * block.accumulator
+        if block.start == RANDOM:
+            _fill(array, block, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
+        elif not (block.is_linear and rule.derives_weights):
+            array[..., 0] = initial.bias if block.start == LABELS else block.start
     return table
+
+
+def _fill(array: Floats, block: Block, owners: NDArray[np.uint32], initial: InitialValues) -> None:
+    """Random numbers of features, in place."""
+    half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
+    with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy
+        _fill_factors(array, owners, block.width, np.uint64(initial.seed), half_width)
 
 
 @compiled
@@ -233,49 +304,105 @@ def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no
             factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_width
 
 
-@compiled
-def gather_rows(source, rows, first_row, target):  # type: ignore[no-untyped-def]
-    """Copies source[rows - first_row] into target. source, target float32[:, width]; rows uint32[len(target)]."""
-    if target.shape[1] == 2:  # linear records of most models; a loop over two columns costs more than they do
+def of_width(make: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Kernels by the width of the records that they walk: make(2) for two columns, else make(0), which asks the array.
+
+    Most rows of most models are a weight and its accumulator, and a loop over two columns costs more than they do,
+    unless the compiler knows that there are two.
+    """
+    made = functools.cache(make)
+    return lambda width: made(2 if width == 2 else 0)
+
+
+@of_width
+def gather_rows(width: int) -> Any:
+    """gather(source, rows, first_row, target): copies source[rows - first_row] into target.
+
+    source, target float32[:, width]; rows uint32[len(target)].
+    """
+
+    @compiled
+    def gather(source, rows, first_row, target):  # type: ignore[no-untyped-def]
+        n_columns = width if width else target.shape[1]
         for position in range(target.shape[0]):
             row = np.intp(rows[position]) - first_row
-            target[position, 0] = source[row, 0]
-            target[position, 1] = source[row, 1]
-        return
-    for position in range(target.shape[0]):
-        row = np.intp(rows[position]) - first_row
-        for column in range(target.shape[1]):
-            target[position, column] = source[row, column]
+            for column in range(n_columns):
+                target[position, column] = source[row, column]
+
+    return gather
 
 
-def pull_plan(
-    blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None
-) -> tuple[list[int], list[int], int]:
-    """For `pull`: rows at which blocks begin in both tables, with their ends, and how many features own factors."""
-    starts = [0, *itertools.accumulate(block.n_features for block in blocks)]
-    factor_starts = [0, *itertools.accumulate(block.n_factored for block in blocks)]
+@of_width
+def _scatter_rows(width: int) -> Any:
+    """scatter(source, rows, target): copies source into target[rows], float32[:, width]; rows uint32[len(source)]."""
+
+    @compiled
+    def scatter(source, rows, target):  # type: ignore[no-untyped-def]
+        n_columns = width if width else target.shape[1]
+        for position in range(source.shape[0]):
+            row = np.intp(rows[position])
+            for column in range(n_columns):
+                target[row, column] = source[position, column]
+
+    return scatter
+
+
+@dataclass(frozen=True)
+class PullPlan:
+    """Where the rows of a pull lie. starts, factor_starts: rows at which the parts of a table begin, with their ends;
+    n_features, n_factored: rows of the local table.
+    """
+
+    starts: list[int]
+    factor_starts: list[int]
+    n_features: int
+    n_factored: int
+
+    def starts_of(self, block: Block) -> list[int]:
+        """Of a block's rows."""
+        return self.factor_starts if block.is_vector else self.starts
+
+    def n_rows(self, block: Block) -> int:
+        """Of a block in the local table."""
+        return self.n_factored if block.is_vector else self.n_features
+
+
+def pull_plan(parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None) -> PullPlan:
+    """For `pull`: where the parts' rows begin, and how many features own factors."""
+    starts = [0, *itertools.accumulate(part.n_features for part in parts)]
+    factor_starts = [0, *itertools.accumulate(part.n_factored for part in parts)]
     if len(features) and int(features[-1]) >= starts[-1]:
         raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
     owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
-    if owning and int(features[owning - 1]) >= factor_starts[-1] and blocks[0].layout.n_factors:
+    if owning and int(features[owning - 1]) >= factor_starts[-1] and parts[0].layout.n_factors:
         raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
-    return starts, factor_starts, owning
+    return PullPlan(starts, factor_starts, len(features), owning if parts[0].layout.n_factors else 0)
+
+
+def local_shapes(part: ParameterTable, plan: PullPlan) -> dict[str, tuple[int, ...]]:
+    """Of the arrays of a local table: shared rows are all there."""
+    layout = part.layout
+    return {
+        block.name: part[block.name].shape if block.is_shared else (plan.n_rows(block), layout.width(block))
+        for block in layout.blocks
+    }
 
 
 def pull(
-    blocks: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
+    parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_factored: int | None = None
 ) -> ParameterTable:
-    """Local table of the touched features, uint32[n] ascending rows of the table that the blocks make up in order.
+    """Local table of the touched features, uint32[n] ascending rows of the table that the parts make up in order.
 
-    The first `n_factored` of the features own factors; None counts them from the blocks.
+    The first `n_factored` of the features own factors; None counts them from the parts.
     """
-    starts, factor_starts, owning = pull_plan(blocks, features, n_factored)
-    local = empty_table(blocks[0].layout, len(features), owning)  # every row is copied from one of the blocks
-    local.bias[:] = blocks[0].bias
-    for block, start, factor_start in zip(blocks, starts[:-1], factor_starts[:-1], strict=True):
-        _pull_range(block.linear, features, start, local.linear)
-        if local.n_factored:
-            _pull_range(block.factors, features[:owning], factor_start, local.factors)
+    plan, layout = pull_plan(parts, features, n_factored), parts[0].layout
+    local = _any_contents(layout, local_shapes(parts[0], plan))  # every row is copied from one of the parts
+    for block in layout.shared:
+        local[block.name][...] = parts[0][block.name]
+    for block in layout.touched:
+        rows = features[: plan.n_rows(block)]
+        for part, start in zip(parts, plan.starts_of(block), strict=False):
+            _pull_range(part[block.name], rows, start, local[block.name])
     return local
 
 
@@ -283,20 +410,23 @@ def _pull_range(source: Floats, features: NDArray[np.uint32], first_row: int, ta
     """Fills the part of `target` whose features lie in [first_row, first_row + len(source)), in place."""
     start, stop = np.searchsorted(features, [first_row, first_row + len(source)])
     if stop > start:
-        gather_rows(read_only(source), read_only(features[start:stop]), first_row, target[start:stop])
+        gather_rows(source.shape[1])(read_only(source), read_only(features[start:stop]), first_row, target[start:stop])
 
 
 def put(local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
     """Write a local table back into the rows, uint32[n] ascending, of the table that `pull` took it from, in place."""
-    table.bias[:] = local.bias
-    _scatter_rows(local.linear, rows, table.linear)
-    _scatter_rows(local.factors, rows[: local.n_factored], table.factors)
+    for block in local.layout.shared:
+        table[block.name][...] = local[block.name]
+    for block in local.layout.touched:
+        source, target = local[block.name], table[block.name]
+        _scatter_rows(source.shape[1])(source, rows[: len(source)], target)
 
 
-@compiled
-def _scatter_rows(source, rows, target):  # type: ignore[no-untyped-def]
-    """Copies source into target[rows]. source, target float32[:, width]; rows uint32[len(source)]."""
-    for position in range(source.shape[0]):
-        row = np.intp(rows[position])
-        for column in range(source.shape[1]):
-            target[row, column] = source[position, column]
+def join(parts: Sequence[ParameterTable]) -> ParameterTable:
+    """The table that parts of its rows make up in order, without optimizer state."""
+    layout, arrays = parts[0].layout.stateless, {}
+    for block in layout.blocks:
+        sources = [part[block.name][..., : block.lanes] for part in (parts[:1] if block.is_shared else parts)]
+        whole = aligned_room((sum(map(len, sources)), *sources[0].shape[1:]))
+        arrays[block.name] = np.concatenate(sources, out=whole)
+    return ParameterTable(layout, arrays)

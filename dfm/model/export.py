@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
+from dfm.kernels.families.registry import family_of
+from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.storage import files, ownership
 
@@ -57,23 +59,42 @@ def _dense_factors(model: FMModel) -> NDArray[np.float32]:
 def parquet_table(model: FMModel) -> pa.Table:
     """One row per feature: id (hashed index), field (name), count, w, V (null where the feature has none).
 
-    The bias is the row with a null id. `rare` marks the bucket that rare and unseen categories of a field share.
+    The bias is the row with neither id nor field. What a family has for fields, or for pairs of them, has rows without
+    id and a column of its own. `rare` marks the bucket that rare and unseen categories of a field share.
     """
     vocabulary, table = model.vocabulary, model.table
-    names = np.array([field.name for field in model.schema.fields])
+    fields = [field.name for field in model.schema.fields]
     is_rare = np.zeros(table.n_features, np.bool_)
     is_rare[vocabulary.rare[vocabulary.rare >= 0]] = True
-    factors = [*table.factor_weights.tolist(), *[None] * (table.n_features - table.n_factored), None]
+    shared = [name or None for block in table.layout.shared for name in block.row_names(fields)]
+    nothing = [None] * len(shared)
     return pa.table(
         {
-            "id": pa.array([*vocabulary.ids.tolist(), None], pa.int64()),
-            "field": pa.array([*names[vocabulary.fields].tolist(), None], pa.string()),
-            "rare": pa.array([*is_rare.tolist(), False]),
-            "count": pa.array([*vocabulary.counts.tolist(), None], pa.int64()),
-            "w": pa.array([*table.linear_weights.tolist(), float(table.bias_value)], pa.float32()),
-            "V": pa.array(factors, pa.list_(pa.float32())),
+            "id": pa.array([*vocabulary.ids.tolist(), *nothing], pa.int64()),
+            "field": pa.array([*np.array(fields)[vocabulary.fields].tolist(), *shared], pa.string()),
+            "rare": pa.array([*is_rare.tolist(), *[False] * len(shared)]),
+            "count": pa.array([*vocabulary.counts.tolist(), *nothing], pa.int64()),
+            **_columns(table, len(shared)),
         }
     )
+
+
+def _columns(table: ParameterTable, n_shared: int) -> dict[str, pa.Array]:
+    """The blocks' columns: rows of features, then rows that belong to none; null where a block has no such row."""
+    columns: dict[str, list[Any]] = {
+        block.column: [None] * (table.n_features + n_shared) for block in table.layout.blocks
+    }
+    vectors = {block.column for block in table.layout.touched if block.is_vector}
+    end = table.n_features
+    for block in table.layout.blocks:
+        values = table.values(block).tolist()
+        first = end if block.is_shared else 0
+        columns[block.column][first : first + len(values)] = values
+        end += len(values) if block.is_shared else 0
+    return {
+        name: pa.array(values, pa.list_(pa.float32()) if name in vectors else pa.float32())
+        for name, values in columns.items()
+    }
 
 
 def parquet_bytes(model: FMModel) -> bytes:
@@ -133,12 +154,13 @@ def onnx_bytes(model: FMModel) -> bytes:
         "V": np.vstack([_dense_factors(model), np.zeros((1, model.table.layout.n_factors), np.float32)]),
         "bias": np.array([model.table.bias_value], np.float32),
         "zero": np.array(0, np.int64),
-        "half": np.array(0.5, np.float32),
         "entries": np.array([1], np.int64),
-        "factors": np.array([1], np.int64),
         "last": np.array([-1], np.int64),
     }
-    link = _ONNX_LINKS[model.objective.info.link]
+    layout, link = model.table.layout, _ONNX_LINKS[model.objective.info.link]
+    own = {block.name: model.table.values(block) for block in layout.shared}
+    more, of_family = family_of(layout.family).onnx(own, vocabulary.fields)
+    constants |= more
     steps = [
         ("Gather", ["row_of_id", "ids"], "known"),
         ("Gather", ["rare_row", "fields"], "pooled"),
@@ -150,18 +172,12 @@ def onnx_bytes(model: FMModel) -> bytes:
         ("Gather", ["V", "row"], "vectors"),
         ("Unsqueeze", ["values", "last"], "value_column"),
         ("Mul", ["vectors", "value_column"], "scaled"),
-        ("ReduceSum", ["scaled", "entries"], "factor_sums"),
-        ("Mul", ["factor_sums", "factor_sums"], "squared_sums"),
-        ("Mul", ["scaled", "scaled"], "squares"),
-        ("ReduceSum", ["squares", "entries"], "sums_of_squares"),
-        ("Sub", ["squared_sums", "sums_of_squares"], "pairs"),
-        ("ReduceSum", ["pairs", "factors"], "pair_sum"),
-        ("Mul", ["pair_sum", "half"], "factor_part"),
+        *of_family,
         ("Add", ["linear_part", "factor_part"], "parts"),
         ("Add", ["parts", "bias"], "score"),
         (link, ["score"], "prediction"),
     ]
-    attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}}
+    attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}, "Transpose": {"perm": [0, 2, 1]}}
     nodes = [helper.make_node(kind, inputs, [out], **attributes.get(kind, {})) for kind, inputs, out in steps]
     shape = ["n_rows", "n_entries"]
     inputs = [
@@ -191,7 +207,12 @@ def export(model: FMModel, kind: str, directory: str, options: files.Options = N
     An earlier export is replaced. SettingsError where a file of such a name is there that dfm did not make.
     """
     name, made = FORMATS[kind]
-    info = model.objective.info
+    info, family = model.objective.info, model.table.layout.family
+    if kind in ("xlearn", "libfm") and not family_of(family).has_texts:
+        raise SettingsError(
+            f'the text of {kind} knows a bias, weights and factors, and a model of family "{family}" has more; export '
+            "to onnx, or to parquet for a reader that knows it"
+        )
     if kind in ("xlearn", "libfm") and info.link not in _TEXT_LINKS:
         raise SettingsError(
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '

@@ -24,15 +24,19 @@ from numpy.typing import NDArray
 
 from dfm.data import row_encoder
 from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
-from dfm.data.encoding import Encoded, NumberStatistics, encode_batch
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
 from dfm.data.schema import SHORTEST, ResolvedSchema, check_once
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout, ParameterTable, allocate
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
@@ -51,8 +55,9 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-FORMAT = 3
-"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too."""
+FORMAT = 4
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
+4 names another family than the default."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -85,7 +90,7 @@ class FMModel:
 
     @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
-        return numba_cpu.compile_scores(self.table.layout.n_factors)
+        return numba_cpu.compile_scores(self.table.layout.n_factors, self.table.layout.family)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -99,7 +104,7 @@ class FMModel:
     def predict(self, data: Any) -> NDArray[np.float32]:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
-        A model of another loss predicts as its link says: "hinge" a margin, which is no probability: above 0 means 1.
+        A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
         data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
         does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
@@ -214,14 +219,14 @@ class FMModel:
             "counts": self.vocabulary.counts,
             "fields": self.vocabulary.fields,
             "rare": self.vocabulary.rare,
-            "bias": self.table.bias[:1],
-            "linear": np.ascontiguousarray(self.table.linear_weights),
-            "factors": np.ascontiguousarray(self.table.factor_weights),
+            **{block.name: np.ascontiguousarray(self.table.values(block)) for block in self.table.layout.blocks},
         }
 
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if not self._is_of_old:
+            return 4
         if self.schema.numbers == SHORTEST:
             return 3
         return 1 if self.objective.is_plain else 2
@@ -230,6 +235,7 @@ class FMModel:
         return {
             "format": self._format,
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
+            **({} if self._is_of_old else {"family": self.table.layout.family}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -244,6 +250,11 @@ class FMModel:
             "files": dict(files),
             "metadata": dict(self.metadata),
         }
+
+    @property
+    def _is_of_old(self) -> bool:
+        """Whether it is of the family that there was first; of that a manifest says nothing."""
+        return self.table.layout.family == DEFAULT_FAMILY
 
     @classmethod
     def load(cls, url: str, options: files.Options = None, check_golden: bool = True) -> FMModel:
@@ -283,6 +294,11 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
         raise ModelError(
             f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
         ) from error
+    family = manifest.get("family", DEFAULT_FAMILY)
+    if known <= FORMAT and family not in FAMILIES:
+        raise ModelError(
+            f"the model at {url} is of family {_short(family)!r}; dfm knows {', '.join(FAMILIES)}: install a newer one"
+        )
     if known > FORMAT:
         raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
     return dict(manifest)
@@ -323,26 +339,23 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
     if manifest["hashing"]["hash"] != HASH_NAME:
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
-    ids, linear, factors = arrays["ids"], arrays["linear"], arrays["factors"]
-    rare, n_factored = arrays["rare"], int(manifest["n_factored"])
+    ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    n_features = len(ids)
+    layout = Layout(STATELESS, n_factors, str(manifest.get("family", DEFAULT_FAMILY)))
+    n_features, n_fields = len(ids), len(schema.fields)
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),
         "counts": ("int64", (n_features,)),
         "fields": ("uint16", (n_features,)),
-        "rare": ("int64", (len(schema.fields),)),
-        "bias": ("float32", (1,)),
-        "linear": ("float32", (n_features,)),
-        "factors": ("float32", (n_factored, n_factors)),
+        "rare": ("int64", (n_fields,)),
+        **{block.name: ("float32", block.value_shape(n_features, n_factored, n_fields)) for block in layout.blocks},
     }:
         raise ValueError("its arrays do not fit each other")
-    table = allocate(Layout("sgd", n_factors), n_features, n_factored)
+    table = allocate(layout, n_features, n_factored, n_fields)
     if len(ids) and (int(ids.max()) >> hash_bits or int(rare.max(initial=-1)) >= len(ids)):
         raise ValueError("a feature is out of range")
-    table.bias[0] = arrays["bias"][0]
-    table.linear[:, 0] = linear
-    table.factors[:, :n_factors] = factors
+    for block in layout.blocks:
+        table.values(block)[...] = arrays[block.name]
     vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
     statistics = {
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])

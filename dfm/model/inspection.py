@@ -18,6 +18,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "task": model.task,
         "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
         "link": loss.link,
+        "family": model.table.layout.family,
         "n_factors": model.table.layout.n_factors,
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,

@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.schema import NUMBER_FORMS, WIDENED
-from dfm.settings.tables import LIST_WEIGHTS, TASKS, TRANSFORMS
+from dfm.data.transforms import TRANSFORMS
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.optimizers import STATELESS
+from dfm.kernels.tables import Layout
+from dfm.settings.tables import LIST_WEIGHTS, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -50,7 +54,10 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     if not isinstance(manifest["metadata"], dict):
         raise ValueError("its metadata are no object")
     n_fields = len(manifest["schema"]["fields"])
-    most = 18 * n_features + 8 * n_fields + 4 + 4 * n_factored * n_factors + _HEADER_BYTES
+    layout = Layout(STATELESS, n_factors, manifest.get("family", DEFAULT))
+    sizes = n_features, n_factored, n_fields
+    n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks)
+    most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
     for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
         if kind in manifest["files"]:
             _check_file(manifest["files"][kind], kind, limit)
@@ -74,22 +81,32 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_fields(fields)
+
+
+def _check_fields(fields: list[Any]) -> None:
     kinds: dict[str, str] = {}
     for field in fields:
-        name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
-        _text(name, "a field's name")
-        legal = {"categorical": ("",), "cross": ("",), "vector": ("",), "numeric": TRANSFORMS, "list": LIST_WEIGHTS}
-        if kind not in legal or transform not in legal[kind] or name in kinds:
-            raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
-        if kind == "vector":
-            _check_vector(columns, len(fields))
-            continue
-        if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
-            raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
-        crossable = {"": kind == "categorical", "log2-bucket": True, "quantile": True}.get(transform, False)
-        if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
-            raise ValueError(f"the cross {_short(name)} has a part that is no category")
-        kinds[name] = "crossable" if crossable and kind != "cross" else "other"
+        _check_field(field, kinds, len(fields))
+
+
+def _check_field(field: Mapping[str, Any], kinds: dict[str, str], n_fields: int) -> None:
+    """One field; adds what it is to `kinds`."""
+    name, kind, transform, columns = (field[key] for key in ("name", "kind", "transform", "columns"))
+    _text(name, "a field's name")
+    none = ("",)
+    legal = {"categorical": none, "cross": none, "vector": none, "numeric": tuple(TRANSFORMS), "list": LIST_WEIGHTS}
+    if kind not in legal or transform not in legal[kind] or name in kinds:
+        raise ValueError(f"the field {_short(name)} is {_short(kind)}, {_short(transform)}, or there twice")
+    if kind == "vector":
+        _check_vector(columns, n_fields)
+        return
+    if not isinstance(columns, list) or (len(columns) < 2 if kind == "cross" else columns != [name]):
+        raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
+    if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
+        raise ValueError(f"the cross {_short(name)} has a part that is no category")
+    crossable = kind == "categorical" or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
+    kinds[name] = "crossable" if crossable else "other"
 
 
 def _check_vector(columns: Any, n_fields: int) -> None:
@@ -120,7 +137,10 @@ def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a feature's field or count is out of range")
     if np.any(arrays["rare"] < -1):
         raise ValueError("a row of rare features is out of range")
-    if not all(np.all(np.isfinite(arrays[name])) for name in ("bias", "linear", "factors")):
+    layout = Layout(STATELESS, manifest["n_factors"], manifest.get("family", DEFAULT))
+    if family_of(layout.family).knows_fields and np.any(fields == unknown):
+        raise ValueError("a feature belongs to no field")
+    if not all(np.all(np.isfinite(arrays[block.name])) for block in layout.blocks):
         raise ValueError("a parameter is not finite")
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dfm.data.transforms import SCALED
 from dfm.errors import DataError, DivergenceError
 
 N_BINS = 1 << 16
@@ -323,7 +324,7 @@ def checked_rows(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
     if lost:
         raise DivergenceError(
             f"{lost} of {len(values)} scores are not finite numbers. Try a smaller training.learning_rate, "
-            "or the transform standardize for numeric columns that are raw."
+            f"or the transform {SCALED} for numeric columns that are taken as they are."
         )
     if not np.all(np.isfinite(targets)):
         raise DataError("a label is not a finite number. Correct it, or skip bad rows with data.on_bad_rows.")

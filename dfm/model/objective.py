@@ -1,6 +1,6 @@
 """What a model is trained for: its task and loss, how scores become predictions, and by which metrics it is judged.
 
-The metrics of "logistic" and "squared" are made of the loss itself. Any other loss is a metric of its own, `loss`, that
+The metrics of a task's default loss are made of the loss itself. Any other loss is a metric of its own, `loss`, that
 early stopping watches, beside the metrics of the task that make sense of its predictions.
 """
 
@@ -19,14 +19,13 @@ from dfm.compilation import keep_on_disk
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.losses import (
     DEFAULT_LOSSES,
     LINKS,
     LOSSES,
-    CustomLoss,
-    CustomRegularizer,
+    CompiledLoss,
     Link,
-    Loss,
     check_task,
     link_of,
     resolve_loss,
@@ -34,10 +33,15 @@ from dfm.kernels.losses import (
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
 from dfm.settings.constraints import OWN
 from dfm.settings.job import Job
-from dfm.settings.tables import LOSS_TASKS
 
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
+
+
+def takes_any_unit(task: str, loss: object) -> bool:
+    """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
+    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None
+    return record is not None and record.unit_free
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class LossInfo:
             None if parameter is None else float(parameter),
             str(values["sha256"]),
         )
-        known = found.link in LINKS and (found.sha256 or LOSS_TASKS.get(found.name) == task)
-        if not known or not (found.sha256 or resolve_loss(found.name, found.parameter).link == found.link):
+        loss = LOSSES.get(found.name)
+        built_in = loss is not None and (loss.task, loss.link) == (task, found.link)
+        if found.link not in LINKS or not (found.sha256 or built_in):
             raise ModelError(
                 f"the model's loss {found.name!r} with link {found.link!r} for {task} is unknown; this dfm knows "
                 f"{', '.join(LOSSES)}: install a newer dfm"
@@ -81,7 +86,7 @@ class Objective:
 
     task: str
     info: LossInfo
-    loss: Loss | CustomLoss | None = None
+    loss: CompiledLoss | CustomLoss | None = None
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -94,7 +99,7 @@ class Objective:
         return cls._unchecked(task, known)
 
     @classmethod
-    def _unchecked(cls, task: str, loss: Loss | CustomLoss) -> Objective:
+    def _unchecked(cls, task: str, loss: CompiledLoss | CustomLoss) -> Objective:
         link = link_of(loss, task).name
         if isinstance(loss, CustomLoss):
             return cls(task, LossInfo(loss.name, link, None, loss.fingerprint), loss)
@@ -126,20 +131,22 @@ class Objective:
     @property
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
-        return "counts" if self.info.name == "poisson" and not self.info.sha256 else self.task
+        return self.task if self.info.sha256 else LOSSES[self.info.name].labels
 
     @property
     def primary(self) -> str:
         """The metric that early stopping compares; less is better."""
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
-    def train_metric(self, mean_loss: float) -> dict[str, float]:
-        """What there is to tell of the mean loss of training rows."""
+    def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
+        """What there is to tell of the mean loss of training rows, in the unit of the labels, which were trained in
+        `scale` of it.
+        """
         if not self.is_plain:
-            return {"train_loss": mean_loss}
-        return (
-            {"train_log_loss": mean_loss} if self.task == "classification" else {"train_rmse": (2 * mean_loss) ** 0.5}
-        )
+            return {"train_loss": mean_loss * scale}
+        if self.task == "classification":
+            return {"train_log_loss": mean_loss}
+        return {"train_rmse": (2 * mean_loss) ** 0.5 * scale}
 
     def has_exploded(self, mean_loss: float) -> bool:
         """Whether a finite mean loss is one that only diverging training has."""
@@ -185,7 +192,7 @@ class LossTally:
 
 
 @functools.cache
-def total_loss(loss: Loss | CustomLoss) -> Callable[..., float]:
+def total_loss(loss: CompiledLoss | CustomLoss) -> Callable[..., float]:
     """total(scores, labels, weights): Σ weight · loss, of float64[n_rows] each; compiled at the first call."""
     value = loss.value
 
@@ -198,7 +205,7 @@ def total_loss(loss: Loss | CustomLoss) -> Callable[..., float]:
     function = numba.njit(nogil=True, error_model="numpy")(total)
     if isinstance(loss, CustomLoss):
         keep_on_disk(function, f"{numba_cpu.sources()} {loss!r}")
-    elif loss.name in LOSSES and resolve_loss(loss.name, loss.parameter) is loss:  # nothing else is known by its name
+    else:
         keep_on_disk(function, f"{numba_cpu.sources()} {loss.name} {loss.parameter}")
     return function
 
@@ -231,6 +238,7 @@ def kernel_spec(
         loss_parameter=parameter,
         regularizer=regularizer,
         factor_dtype=training.factor_dtype,
+        family=model.family,
     )
 
 

@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.canonical import shortest
-from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
+from dfm.kernels.families.registry import DEFAULT
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
@@ -90,13 +92,15 @@ def _parameters_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
-    if job.training.optimizer == "ftrl":
+    optimizer = OPTIMIZERS[job.training.optimizer]
+    if optimizer.derives_weights:
         raise SettingsError(
-            f'training.warm_start = "{url}" needs another training.optimizer than "ftrl": FTRL makes its weights of '
-            "sums that a model does not hold. Choose adagrad, or leave warm_start out."
+            f'training.warm_start = "{url}" needs another training.optimizer than "{optimizer.name}", which makes its '
+            f"weights of sums that a model does not hold. Choose {DEFAULT_OPTIMIZER}, or leave warm_start out."
         )
     pairs = {
         "model.task": (job.model.task, manifest["task"]),
+        "model.family": (job.model.family, manifest.get("family", DEFAULT)),
         "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
     }
@@ -134,12 +138,14 @@ def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, d
     """
     warm, kept = table.copy(), np.float32(1.0 - decay)
     ours, theirs = _common_rows(ids, model.vocabulary.ids)
-    warm.linear[ours, 0] += kept * (model.table.linear_weights[theirs] - warm.linear[ours, 0])
-    own_factors = (ours < table.n_factored) & (theirs < model.table.n_factored)
-    ours, theirs = ours[own_factors], theirs[own_factors]
-    start = table.factor_weights[ours]
-    warm.factors[ours, : table.layout.n_factors] = start + kept * (model.table.factor_weights[theirs] - start)
-    warm.bias[0] += kept * (model.table.bias[0] - warm.bias[0])
+    for block in table.layout.blocks:
+        mine, earlier = warm.values(block), model.table.values(block)
+        if block.is_shared:
+            mine += kept * (earlier - mine)
+            continue
+        in_both = (ours < len(mine)) & (theirs < len(earlier))
+        start = mine[ours[in_both]]
+        mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
     return warm
 
 

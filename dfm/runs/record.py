@@ -215,7 +215,8 @@ class RunLog:
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
     `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
     decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
-    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
+    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
+    attempt may do better.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:

@@ -259,13 +259,18 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Knob:
-    """One key of a TOML table: what it accepts and what it means. A secret value is never shown or stored."""
+    """One key of a TOML table: what it accepts and what it means. A secret value is never shown or stored.
+
+    is_late: whether it came when there were jobs already. At its default it stays out of fingerprints, so that theirs
+    are what they were.
+    """
 
     default: Any
     constraint: Constraint
     help: str
     unit: str = ""
     secret: bool = False
+    is_late: bool = False
 
     @property
     def legal(self) -> str:
@@ -283,9 +288,11 @@ class Knob:
             raise SettingsError(" ".join(filter(None, (message, hint, remedy)))) from None
 
 
-def knob(default: Any, constraint: Constraint, help: str, unit: str = "", secret: bool = False) -> Any:
+def knob(
+    default: Any, constraint: Constraint, help: str, unit: str = "", secret: bool = False, is_late: bool = False
+) -> Any:
     """A dataclass field that carries its `Knob`."""
-    metadata = {"knob": Knob(default, constraint, help, unit, secret)}
+    metadata = {"knob": Knob(default, constraint, help, unit, secret, is_late)}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)

@@ -75,9 +75,19 @@ class Job:
         return {name: getattr(self, name).to_dict(secrets) for name in TABLES}
 
     def determining_tables(self) -> dict[str, dict[str, Any]]:
-        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets."""
+        """The tables that determine the parameters (data, schema, model, training), JSON-ready, without secrets.
+
+        Knobs that came later are there only where they are not at their defaults.
+        """
         tables = self.to_dict()
-        return {name: tables[name] for name in _DETERMINES_PARAMETERS}
+        return {
+            name: {
+                key: value
+                for key, value in tables[name].items()
+                if not (own := TABLES[name].knobs()[key]).is_late or value != own.default
+            }
+            for name in _DETERMINES_PARAMETERS
+        }
 
     def fingerprint(self) -> str:
         """sha256 (hex) of what determines the parameters: data, schema, model, training; no secrets."""

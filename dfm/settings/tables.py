@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
+from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
+from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
+from dfm.kernels.records import Parameter, with_fields_of
+from dfm.kernels.schedule import SCHEDULES
 from dfm.settings.constraints import (
     COLUMNS,
     PATHS,
@@ -32,18 +38,7 @@ from dfm.settings.constraints import (
 from dfm.storage.credentials import check_options, check_url
 
 TASKS = ("classification", "regression")
-LOSS_TASKS = {
-    **{"logistic": "classification", "hinge": "classification"},
-    **{"squared": "regression", "poisson": "regression", "quantile": "regression", "huber": "regression"},
-}
-"""The task of each built-in loss."""
-LOSS_PARAMETERS = {"quantile": (0.5, 1.0), "huber": (1.0, math.inf)}
-"""Of losses with a parameter: its default and the bound that it stays below; all are above 0."""
-OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl", "adam")
-MERGE_RULES = ("auto", "mean", "weighted", "touched", "count", "precision")
-ACCUMULATOR_RULES = ("mean", "vw", "touched", "sum")
-SCHEDULES = ("constant", "inverse-sqrt", "final-decay")
-RATE_SCALINGS = ("none", "sqrt", "linear")
+MERGE_RULES = ("auto", *WEIGHT_RULES)
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 BACKENDS = ("auto", "numba", "cupy")
@@ -51,7 +46,6 @@ FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
 BAD_ROW_RULES = ("error", "skip")
 MISMATCH_RULES = ("error", "warn")
-TRANSFORMS = ("log2-bucket", "quantile", "standardize", "raw")
 LIST_WEIGHTS = ("sqrt", "one")
 
 
@@ -156,9 +150,13 @@ class Schema(Table):
     time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
     categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
     numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
-    numeric_transform: str = knob("log2-bucket", Options(TRANSFORMS), "how a numeric column becomes a feature")
-    quantile_buckets: int = knob(32, Number(2, 4096, integer=True), "buckets of the quantile transform")
-    transforms: Mapping[str, str] = knob({}, TableOf(Options(TRANSFORMS)), "numeric_transform of single columns")
+    numeric_transform: str = knob(
+        DEFAULT_TRANSFORM,
+        Options(tuple(TRANSFORMS)),
+        f"how a numeric column becomes a feature ({described_transforms()})",
+    )
+    quantile_buckets: int = knob(32, Number(2, 4096, integer=True), f"buckets of the transform {QUANTILE}")
+    transforms: Mapping[str, str] = knob({}, TableOf(Options(tuple(TRANSFORMS))), "numeric_transform of single columns")
     lists: tuple[str, ...] = knob((), COLUMNS, "list-valued columns (names or globs): every element is a category")
     list_weight: str = knob("sqrt", Options(LIST_WEIGHTS), "value of each of n list elements: 1/sqrt(n), or 1")
     crosses: tuple[tuple[str, ...], ...] = knob(
@@ -188,13 +186,23 @@ class ModelSettings(Table):
     task: str = knob("classification", Options(TASKS), "labels 0 and 1, or numbers")
     loss: str = knob(
         "auto",
-        OptionsOrOwn(("auto", *LOSS_TASKS)),
-        "what training minimises; auto: logistic for classification, squared for regression",
+        OptionsOrOwn(("auto", *LOSSES)),
+        "what training minimises; auto: " + ", ".join(f"{name} for {task}" for task, name in DEFAULT_LOSSES.items()),
     )
     loss_parameter: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0, open_low=True))),
-        "the level of loss quantile (auto: 0.5), the width of huber (auto: 1)",
+        ", ".join(
+            f"the {loss.parameter.name} of loss {loss.name} (auto: {loss.parameter.default:g})"
+            for loss in LOSSES.values()
+            if loss.parameter
+        ),
+    )
+    family: str = knob(
+        FAMILIES[0],
+        Options(FAMILIES),
+        "kind of model: a factorization machine, or one that also weighs pairs of fields",
+        is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
@@ -212,31 +220,41 @@ class ModelSettings(Table):
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
 
     def _check(self) -> None:
-        task = LOSS_TASKS.get(self.loss, self.task)
-        if task != self.task:
-            fitting = " or ".join(f'"{name}"' for name, own in LOSS_TASKS.items() if own == self.task)
+        loss = LOSSES.get(self.loss)
+        if loss is not None and loss.task != self.task:
+            fitting = " or ".join(f'"{name}"' for name in names_for(self.task))
             raise SettingsError(
-                f'model.loss = "{self.loss}" needs model.task = "{task}", and the task is "{self.task}". '
+                f'model.loss = "{self.loss}" needs model.task = "{loss.task}", and the task is "{self.task}". '
                 f"Choose {fitting}, or another task."
             )
         if self.loss_parameter == "auto":
             return
-        if self.loss not in LOSS_PARAMETERS:
+        if loss is None or loss.parameter is None:
+            having = " or ".join(name for name, each in LOSSES.items() if each.parameter)
             raise SettingsError(
-                f"model.loss_parameter = {self.loss_parameter} needs model.loss = "
-                f'{" or ".join(LOSS_PARAMETERS)}; only these have one, and the loss is "{self.loss}". Leave it out.'
+                f"model.loss_parameter = {self.loss_parameter} needs model.loss = {having}; only these have one, and "
+                f'the loss is "{self.loss}". Leave it out.'
             )
-        below = LOSS_PARAMETERS[self.loss][1]
-        if float(self.loss_parameter) >= below:
+        if not loss.parameter.allows(float(self.loss_parameter)):
             raise SettingsError(
-                f"model.loss_parameter = {self.loss_parameter} is not legal: expected a number above 0 and below "
-                f'{below:g} for model.loss = "{self.loss}".'
+                f"model.loss_parameter = {self.loss_parameter} is not legal: expected a number {loss.parameter.legal} "
+                f'for model.loss = "{self.loss}".'
             )
+
+
+def _knob_of(own: Parameter) -> Any:
+    """The knob of a parameter that one optimizer alone reads."""
+    constraint = Number(own.low, own.high, open_low=own.open_low, open_high=own.open_high)
+    return knob(own.default, constraint, f"{own.help}; {owners()[own.name].name} only")
 
 
 @dataclass(frozen=True)
+@with_fields_of(parameters(), after="regularizer", make=_knob_of)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result."""
+    """How local models are trained and averaged: these knobs decide the bytes of the result.
+
+    Behind regularizer stand the parameters of the optimizers, each read by one of them alone (`own_knobs`).
+    """
 
     table = "training"
 
@@ -258,26 +276,21 @@ class TrainingSettings(Table):
         Number(0, integer=True),
         "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
     )
-    optimizer: str = knob("adagrad", Options(OPTIMIZERS), "update rule of a local model")
+    optimizer: str = knob(DEFAULT_OPTIMIZER, Options(tuple(OPTIMIZERS)), "update rule of a local model")
     learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
     factor_rate_scale: float = knob(
         0.45, Number(0, open_low=True), "the factors' step size is learning_rate times this"
     )
-    initial_accumulator: float = knob(1.0, Number(0, open_low=True), "AdaGrad's sum of squared slopes at the start")
+    initial_accumulator: float = knob(1.0, Number(0, open_low=True), "what an optimizer's squares of slopes start from")
     l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
     l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
-    l1_linear: float = knob(0.0, Number(0), "L1 on linear weights; ftrl only")
     regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
-    ftrl_beta: float = knob(1.0, Number(0), "beta of FTRL-proximal: larger starts slower; ftrl only")
-    adam_beta1: float = knob(0.9, Number(0, 1, open_high=True), "decay of Adam's mean of gradients; adam only")
-    adam_beta2: float = knob(0.999, Number(0, 1, open_high=True), "decay of Adam's mean of their squares; adam only")
-    adam_epsilon: float = knob(1e-8, Number(0), "added to the root that Adam divides by; adam only")
-    schedule: str = knob("final-decay", Options(SCHEDULES), "how the step size changes over the epochs")
+    schedule: str = knob("final-decay", Options(tuple(SCHEDULES)), "how the step size changes over the epochs")
     rate_scaling: str = knob(
-        "sqrt", Options(RATE_SCALINGS), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
+        "sqrt", Options(tuple(RATE_SCALINGS)), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
     )
     merge: str = knob("auto", Options(MERGE_RULES), "how replicas' parameters become one")
-    accumulators: str = knob("mean", Options(ACCUMULATOR_RULES), "how replicas' optimizer state becomes one")
+    accumulators: str = knob("mean", Options(tuple(ACCUMULATOR_RULES)), "how replicas' optimizer state becomes one")
     precision: float = knob(
         1.0, Number(0, open_low=True), 'P of merge = "precision": information below which replicas add up'
     )
@@ -327,10 +340,11 @@ class TrainingSettings(Table):
                 f"training.rows_per_round = {self.rows_per_round} and training.averages_per_epoch = "
                 f"{self.averages_per_epoch} both say how often to average. Leave one of them out."
             )
-        if self.wire_dtype != "float32" and self.optimizer == "adam":
+        if self.wire_dtype != "float32" and OPTIMIZERS[self.optimizer].state == "means":
             raise SettingsError(
-                f'training.wire_dtype = "{self.wire_dtype}" does not go with training.optimizer = "adam": its mean of '
-                'squares falls too, and rounded it could become negative. Use wire_dtype = "float32", or adagrad.'
+                f'training.wire_dtype = "{self.wire_dtype}" does not go with training.optimizer = "{self.optimizer}": '
+                "its mean of squares falls too, and rounded it could become negative. Use "
+                f'wire_dtype = "float32", or {DEFAULT_OPTIMIZER}.'
             )
         if self.wire_dtype != "float32" and self.n_replicas == 1:
             raise SettingsError(
@@ -344,18 +358,26 @@ class TrainingSettings(Table):
                 "are dealt for the first epoch: later ones can only have fewer averages. Make averages_per_epoch as "
                 "large."
             )
-        for key, optimizer in _ONLY_FOR.items():
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        for key, owner in owners().items():
             value, default = getattr(self, key), self.knobs()[key].default
-            if value != default and self.optimizer != optimizer:
+            if value != default and self.optimizer != owner.name:
                 raise SettingsError(
-                    f'training.{key} = {value} needs training.optimizer = "{optimizer}"; only that reads it, and '
-                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {optimizer}.'
+                    f'training.{key} = {value} needs training.optimizer = "{owner.name}"; only that reads it, and '
+                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {owner.name}.'
                 )
-        if self.optimizer == "ftrl" and self.regularizer != "l2":
+        if OPTIMIZERS[self.optimizer].derives_weights and self.regularizer != "l2":
             raise SettingsError(
-                'training.optimizer = "ftrl" makes its weights of L1 and L2 in closed form, and takes no other '
-                'regularizer. Leave the regularizer out, or choose "adagrad".'
+                f'training.optimizer = "{self.optimizer}" makes its weights of L1 and L2 in closed form, and takes no '
+                f'other regularizer. Leave the regularizer out, or choose "{DEFAULT_OPTIMIZER}".'
             )
+
+    @property
+    def own_knobs(self) -> dict[str, Any]:
+        """The parameters of all optimizers by name, as a step takes them."""
+        return {own.name: getattr(self, own.name) for own in parameters()}
 
     def _check_backend(self) -> None:
         if self.deterministic and self.threads_per_replica > 1:
@@ -368,13 +390,6 @@ class TrainingSettings(Table):
                 f'training.factor_dtype = "{self.factor_dtype}" needs training.backend = "cupy": processors train in '
                 "float32. Leave factor_dtype out, or choose cupy."
             )
-
-
-_ONLY_FOR = {
-    **{"l1_linear": "ftrl", "ftrl_beta": "ftrl"},
-    **{"adam_beta1": "adam", "adam_beta2": "adam", "adam_epsilon": "adam"},
-}
-"""Knobs of training that one optimizer alone reads."""
 
 
 @dataclass(frozen=True)

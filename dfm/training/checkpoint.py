@@ -135,11 +135,7 @@ def encode_block(saved: SavedBlock) -> bytes:
 
 
 def _arrays(prefix: str, table: ParameterTable) -> dict[str, NDArray[np.float32]]:
-    return {
-        f"{prefix}bias": table.bias,
-        f"{prefix}linear": table.linear,
-        f"{prefix}factors": table.factors,
-    }
+    return {prefix + block.name: table[block.name] for block in table.layout.blocks}
 
 
 def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
@@ -149,23 +145,18 @@ def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
     try:
         arrays, _ = parse_arrays(np.frombuffer(data, np.uint8))
         table = _table(arrays, "", layout)
-        momentum = _table(arrays, _MOMENTUM, layout.stateless) if f"{_MOMENTUM}bias" in arrays else None
+        has_momentum = any(name.startswith(_MOMENTUM) for name in arrays)
+        momentum = _table(arrays, _MOMENTUM, layout.stateless) if has_momentum else None
         return SavedBlock(int(arrays["start"][0]), table, momentum)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"the checkpoint file {file.name} is damaged: {error}") from error
 
 
 def _table(arrays: Mapping[str, NDArray[Any]], prefix: str, layout: Layout) -> ParameterTable:
-    bias, linear, factors = (arrays[f"{prefix}{part}"] for part in ("bias", "linear", "factors"))
-    table = ParameterTable(layout, bias, linear, factors)
-    fits = (
-        bias.shape == (layout.linear_width,)
-        and linear.ndim == factors.ndim == 2
-        and linear.shape[1] == layout.linear_width
-        and factors.shape[1] == layout.factor_width
-        and len(factors) <= len(linear)
-    )
-    if not fits:
+    table = ParameterTable(layout, {block.name: arrays[prefix + block.name] for block in layout.blocks})
+    shapes = {block.name: table[block.name].shape for block in layout.blocks}
+    fits = shapes == layout.shapes(table.n_features, table.n_factored, table.n_fields)
+    if not fits or table.n_factored > table.n_features:
         raise ValueError(f"its arrays do not fit {layout}")
     return table.copy()  # aligned and writable, as blocks are
 

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
-from dfm.kernels.optimizers import rate_factor, scheduled
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.families.registry import family_of
+from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.schedule import rate_factor, scheduled
+from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.settings.tables import BACKENDS
@@ -30,14 +33,6 @@ from dfm.training import rounds
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class LabelUnit:
-    """Labels are trained as (y − mean) / scale, so that one step size suits labels of any unit."""
-
-    mean: float = 0.0
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,12 +124,14 @@ def _record(recipe: Recipe, tallies: Sequence[RoundTally], epoch: int, seconds: 
     weight = sum(tally.weight for tally in tallies)
     loss = sum(tally.loss for tally in tallies) / weight if weight else float("nan")
     if not all(tally.is_finite for tally in tallies):
+        optimizer = resolve_optimizer(recipe.work.spec.optimizer)
         raise DivergenceError(
             f"training diverged in epoch {epoch}: the loss is no longer finite; try a smaller learning_rate "
-            f"(it is {recipe.work.step.learning_rate:g}; plain sgd wants 0.01 or less), or scale the columns"
+            f"(it is {recipe.work.step.learning_rate:g}; {optimizer.name} wants {optimizer.learning_rate:g} or less), "
+            "or scale the columns"
         )
     record = {"epoch": epoch, "train_loss": loss, "seconds": seconds}
-    if recipe.objective.info.name == "squared":
+    if recipe.objective.is_plain and recipe.objective.task == "regression":
         record["train_rmse"] = (2.0 * loss) ** 0.5 * recipe.unit.scale
     return record
 
@@ -150,8 +147,9 @@ def _work_of(recipe: Recipe, rounds_done: int, total_rounds: int) -> rounds.Work
 
 def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     """Untrained parameters of the vocabulary's features."""
-    spec = recipe.work.spec
-    return initialise(Layout(spec.optimizer, spec.n_factors), vocabulary.ids, vocabulary.n_factored, recipe.initial)
+    spec, n_fields = recipe.work.spec, vocabulary.n_fields
+    family_of(spec.family).check_fields(n_fields)
+    return initialise(spec.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 
 def make_work(spec: KernelSpec, rule: MergeRule, step: Step, n_replicas: int, backend: str = "numba") -> rounds.Work:
@@ -182,7 +180,15 @@ def whole_partition(rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup 
     n_implicit = 0 if rows.values.size else rows.n_rows
     features = np.arange(vocabulary.n_features, dtype=np.uint32)
     return SparsePartition(
-        rows.indptr, rows.indices, rows.values, rows.labels, rows.weights, features, vocabulary.n_factored, n_implicit
+        rows.indptr,
+        rows.indices,
+        rows.values,
+        rows.labels,
+        rows.weights,
+        features,
+        vocabulary.n_factored,
+        n_implicit,
+        vocabulary.fields,
     )
 
 
@@ -193,6 +199,7 @@ def _with_all_features(partition: SparsePartition, vocabulary: Vocabulary) -> Sp
         indices=partition.features[partition.indices],
         features=np.arange(vocabulary.n_features, dtype=np.uint32),
         n_factored=vocabulary.n_factored,
+        fields=vocabulary.fields,
     )
 
 
@@ -269,8 +276,7 @@ def tally_of(recipe: Recipe, blocks: Sequence[rounds.Block], partitions: Sequenc
     total: Tally = recipe.objective.empty()
     for partition in partitions:
         table = recipe.work.averaging.pull(tables, partition.features, partition.n_factored)
-        scores = recipe.work.kernels.scores(partition, table).astype(np.float64) * unit.scale + unit.mean
-        labels = partition.labels.astype(np.float64) * unit.scale + unit.mean
+        scores, labels = unit.undone(recipe.work.kernels.scores(partition, table)), unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
         total = total + recipe.objective.tally(scores, labels, weights)
     return total

@@ -18,12 +18,14 @@ _DECODED_CELL = 32
 
 def bounds(n_rows: int, n_fields: int, rows_per_round: int, hash_bits: int, layout: Layout) -> dict[str, int]:
     """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits."""
-    per_feature = 4 * (layout.linear_width + layout.factor_width)
+    shared = 4 * layout.n_numbers(0, 0, n_fields)
+    per_feature = 4 * layout.n_numbers(1, 1, n_fields) - shared
     most_features = min(2**hash_bits, n_rows * n_fields)
+    most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "partition_cache_bytes": n_rows * (4 * n_fields + 12),
-        "parameter_bytes_at_most": most_features * per_feature,
-        "round_bytes_per_replica_at_most": 2 * min(most_features, rows_per_round * n_fields) * (per_feature + 4),
+        "parameter_bytes_at_most": most_features * per_feature + shared,
+        "round_bytes_per_replica_at_most": 2 * (most_touched * (per_feature + 4) + shared),
     }
 
 

@@ -38,11 +38,11 @@ class Book:
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, objective: Objective, threads_per_worker: int) -> Event:
+    def summary(self, objective: Objective, threads_per_worker: int, scale: float = 1.0) -> Event:
         """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
         busiest = max(self.kernel_seconds.values(), default=0.0) / threads_per_worker
         return {
-            **objective.train_metric(self.loss / self.weight if self.weight else float("nan")),
+            **objective.train_metric(self.loss / self.weight if self.weight else float("nan"), scale),
             "rows_per_second": self.rows / max(self.seconds, 1e-9),
             "seconds": self.seconds,
             "training_seconds": busiest,
@@ -93,5 +93,5 @@ def check_finite(epoch: int, reports: Sequence[ReplicaReport], objective: Object
             loss = f"{report.tally.mean_loss:.3g}" if exploded else "no longer finite"
             raise DivergenceError(
                 f"training diverged in epoch {epoch}, replica {report.replica}: the mean loss is {loss}; "
-                f"try a smaller training.learning_rate (plain sgd wants 0.001), or more L2{own}"
+                f"try a smaller training.learning_rate (a tenth of it), or more L2{own}"
             )

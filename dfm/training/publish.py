@@ -12,6 +12,7 @@ import pyarrow as pa
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.preparation import Reading
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, SettingsError
 from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
@@ -19,6 +20,7 @@ from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
 from dfm.storage import files, ownership
 from dfm.training import rounds
+from dfm.training.label_units import in_own_unit
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def publish_model(
 ) -> Published:
     """Put the model together and save it with some golden rows."""
     table = rounds.whole_table(blocks)
+    if reading.units.label != LabelUnit():
+        table = in_own_unit(table, reading.units.label)
     model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -21,18 +21,20 @@ from dfm.averaging import gpu as gpu_averaging
 from dfm.averaging.merge import Averaging, OnProcessors
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, allocate, initialise
+from dfm.kernels.losses import LOSSES
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.settings.tables import LOSS_TASKS
+from dfm.training.label_units import in_own_unit
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
@@ -53,6 +55,8 @@ class Work:
     n_replicas: int
     backend: str = "numba"
     wire_dtype: str = "float32"
+    unit: LabelUnit = field(default_factory=LabelUnit)
+    """Of the partitions' labels; metrics are in that of the data."""
 
     @property
     def kernels(self) -> Kernels:
@@ -127,11 +131,13 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     """Untrained parameters of the vocabulary's rows [bounds[0], bounds[1])."""
     start, stop = bounds
     n_factored = int(np.clip(vocabulary.n_factored - start, 0, stop - start))
-    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial))
+    return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial, vocabulary.n_fields))
 
 
-def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float) -> Block:
-    """The untrained block, moved towards an earlier model."""
+def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit) -> Block:
+    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training."""
+    if unit != LabelUnit():
+        model = dataclasses.replace(model, table=in_own_unit(model.table, unit.inverse))
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
@@ -228,7 +234,7 @@ def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitio
         table = work.averaging.pull(tables, partition.features, partition.n_factored)
         scores = work.kernels.scores(partition, table)
         weights = partition.weights if partition.weights.size else None
-        total = total + objective.tally(scores, partition.labels, weights)
+        total = total + objective.tally(work.unit.undone(scores), work.unit.undone(partition.labels), weights)
     return total
 
 
@@ -242,20 +248,7 @@ def merge_tallies(tallies: Sequence[Tally]) -> Tally:
 
 def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     """The table that the blocks make up, without optimizer state."""
-    layout = blocks[0].table.layout.stateless
-    table = allocate(
-        layout,
-        sum(block.table.n_features for block in blocks),
-        sum(block.table.n_factored for block in blocks),
-    )
-    table.bias[:] = blocks[0].table.bias[:1]
-    row = 0
-    for block in blocks:
-        table.linear[block.start : block.start + block.table.n_features, 0] = block.table.linear_weights
-        n_factored = block.table.n_factored
-        table.factors[row : row + n_factored] = block.table.factors[:, : layout.lanes]
-        row += n_factored
-    return table
+    return join([block.table for block in blocks])
 
 
 def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
@@ -265,9 +258,8 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
     """
     started = time.perf_counter()
-    layout = Layout(work.spec.optimizer, work.spec.n_factors)
     ids = np.arange(2, dtype=np.uint32)
-    table = initialise(layout, ids, 2, InitialValues(0))
+    table = initialise(work.spec.layout, ids, 2, InitialValues(0), 1)
     ones = np.ones(1, np.float32)
     partition = SparsePartition(
         np.array([0, 2]),
@@ -276,14 +268,15 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
         ones,
         np.zeros(0, np.float32),
         ids,
-        len(table.factors),
+        table.n_factored,
         1,
+        np.zeros(2, np.uint16),
     )
     push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(
         work,
-        LOSS_TASKS.get(str(work.spec.loss), "classification"),
+        LOSSES[work.spec.loss].task if isinstance(work.spec.loss, str) else "classification",
         [Block(0, table)],
         [partition],
     )

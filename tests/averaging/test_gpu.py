@@ -25,10 +25,11 @@ from dfm.averaging.rules import ACCUMULATOR_RULES, WEIGHT_RULES, MergeRule
 from dfm.averaging.slices import Slices
 from dfm.data.partition import SparsePartition
 from dfm.errors import ClusterError, SettingsError
-from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
+from dfm.kernels.gpu.composition import ON_GPU
 from dfm.kernels.gpu.memory import FETCH
 from dfm.kernels.gpu.tables import Gpu
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import Layout
 from tests import reference
 from tests.support import nvrtc
@@ -64,9 +65,7 @@ def is_legal(weights: str, accumulators: str, optimizer: str) -> bool:
     return True
 
 
-EVERY_RULE = [
-    case for case in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, cupy_gpu.OPTIMIZER_NUMBERS) if is_legal(*case)
-]
+EVERY_RULE = [case for case in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, ON_GPU) if is_legal(*case)]
 
 
 @pytest.mark.parametrize(("weights", "accumulators", "optimizer"), EVERY_RULE)
@@ -124,7 +123,8 @@ def test_zeros_of_both_signs_and_the_smallest_numbers_are_those_of_the_cpu(on_gp
         total = averaging.combine_all(parts)
         merged = averaging.finalise(rule, table, 0, total, 3, STEP)[0]
         travelled = pickle.loads(pickle.dumps(total))
-        results.append([getattr(travelled, name).tobytes() for name in ("features", "linear", "factors", "bias")])
+        results.append([travelled.features.tobytes()])
+        results[-1] += [travelled[name].tobytes() for name in ("linear", "factors", "bias")]
         results[-1] += [merged.linear.tobytes(), merged.factors.tobytes()]
         assert np.isfinite(merged.linear).all()
     assert results[0] == results[1]
@@ -243,8 +243,9 @@ def test_more_replicas_than_the_device_has_room_for_are_summed_as_they_come() ->
         return travelled
 
     ours, theirs = total_of(on_gpu), total_of(OnProcessors())
-    for name in ("features", "linear", "factors", "bias"):
-        assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
+    assert ours.features.tobytes() == theirs.features.tobytes()
+    for name in ("linear", "factors", "bias"):
+        assert ours[name].tobytes() == theirs[name].tobytes()
 
 
 def test_unions_live_as_long_as_the_lists_that_they_are_of() -> None:
@@ -301,8 +302,9 @@ def slice_of(features: Sequence[int], n_factored: int) -> SparsePartition:
 
 @pytest.mark.skipif(nvrtc.find_library() is None, reason="nvidia-cuda-nvrtc-cu12 is not installed")
 @pytest.mark.parametrize("chip", ["compute_80", "compute_90"])
-def test_the_program_compiles_for_every_chip_and_rounds_every_operation(chip: str) -> None:
-    ptx = nvrtc.compile_ptx(gpu_averaging.SOURCE.read_text(), chip, cupy_device.EXACT[1:])
+@pytest.mark.parametrize("derivation", ["", OPTIMIZERS["ftrl"].cuda])
+def test_the_program_compiles_for_every_chip_and_rounds_every_operation(chip: str, derivation: str) -> None:
+    ptx = nvrtc.compile_ptx(gpu_averaging.source_of(derivation), chip, cupy_device.EXACT[1:])
     launched = set(re.findall(r'"([a-z]+_[a-z]+)", ', Path(gpu_averaging.__file__).read_text()))
     kernels = set(re.findall(r"\.entry (\w+)", ptx))
     assert len(kernels) > 10
@@ -314,7 +316,7 @@ def test_the_program_compiles_for_every_chip_and_rounds_every_operation(chip: st
 
 
 def test_the_records_are_the_same_here_and_there() -> None:
-    text = gpu_averaging.SOURCE.read_text()
+    text = gpu_averaging.source_of()
     assert library_of(text).record_bytes() == gpu_averaging.LAUNCH.itemsize
     assert np.dtype(gpu_averaging.LAUNCH).isalignedstruct
     for struct, dtype in (
@@ -325,7 +327,7 @@ def test_the_records_are_the_same_here_and_there() -> None:
         ("Shares", gpu_averaging.LAUNCH["merge"]["shares"]),
         ("Divisors", gpu_averaging.LAUNCH["merge"]["accumulators"]),
         ("Outer", gpu_averaging.LAUNCH["merge"]["outer"]),
-        ("Ftrl", gpu_averaging.LAUNCH["ftrl"]),
+        ("Rates", gpu_averaging.LAUNCH["rates"]),
     ):
         body = re.search(rf"^struct {struct} {{$(.*?)^}};$", text, re.S | re.M)
         assert body

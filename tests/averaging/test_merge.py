@@ -97,7 +97,7 @@ def bytes_of(table: ParameterTable) -> bytes:
 
 
 def contribution_bytes(contribution: Contribution) -> bytes:
-    arrays = contribution.features, contribution.linear, contribution.factors, contribution.bias
+    arrays = contribution.features, contribution["linear"], contribution["factors"], contribution["bias"]
     return b"".join(array.tobytes() for array in arrays) + str(contribution.rows).encode()
 
 
@@ -291,10 +291,10 @@ def test_sums_follow_the_tree_by_its_definition(
     parts = random_round(5, n_replicas, layout).contributions(MergeRule("weighted"))
 
     def dense(part: Contribution) -> tuple[np.ndarray, np.ndarray]:
-        linear = np.zeros((N_FEATURES, part.linear.shape[1]), np.float32)
-        factors = np.zeros((N_FEATURES, part.factors.shape[1]), np.float32)
-        linear[part.features] = part.linear
-        factors[part.features[: len(part.factors)]] = part.factors
+        linear = np.zeros((N_FEATURES, part["linear"].shape[1]), np.float32)
+        factors = np.zeros((N_FEATURES, part["factors"].shape[1]), np.float32)
+        linear[part.features] = part["linear"]
+        factors[part.features[: len(part["factors"])]] = part["factors"]
         return linear, factors
 
     def tree(some: list[Contribution]) -> tuple[np.ndarray, np.ndarray]:
@@ -334,7 +334,10 @@ def test_which_replica_comes_first_matters_only_to_the_last_bits(seed, n_replica
 
 def cut(table: ParameterTable, start: int, stop: int) -> ParameterTable:
     """Rows [start, stop) as a block."""
-    return ParameterTable(table.layout, table.bias, table.linear[start:stop], table.factors[start:stop]).copy()
+    return ParameterTable(
+        table.layout,
+        {"bias": table.bias, "linear": table.linear[start:stop], "factors": table.factors[start:stop]},
+    ).copy()
 
 
 @settings(max_examples=60, deadline=None)
@@ -400,7 +403,7 @@ def test_inputs_may_be_read_only_and_are_never_changed():
     momentum = finalise(rule, play.block, 0, combine_all(play.contributions(rule)), 4, STEP)[1]
     parts = [pickle.loads(pickle.dumps(part)) for part in play.contributions(rule)]
     for part in parts:
-        for array in (part.features, part.linear, part.factors, part.bias):
+        for array in (part.features, part["linear"], part["factors"], part["bias"]):
             array.flags.writeable = False
     for table in (play.block, momentum, *play.befores, *play.afters):
         for array in (table.bias, table.linear, table.factors):
@@ -417,8 +420,8 @@ def test_a_replica_without_features_adds_nothing():
     part = play.contributions(rule)[0]
     nothing = part.select(N_FEATURES, N_FEATURES)
     for total in (combine(part, nothing), combine(nothing, part)):
-        assert total.linear.tobytes() == part.linear.tobytes()
-        assert total.factors.tobytes() == part.factors.tobytes()
+        assert total["linear"].tobytes() == part["linear"].tobytes()
+        assert total["factors"].tobytes() == part["factors"].tobytes()
 
 
 # --- outer momentum, FTRL, rates, refusals -------------------------------------------------------------
@@ -510,13 +513,18 @@ def test_a_precision_that_converged_is_legal():
 # --- halved records -------------------------------------------------------------------------------------
 
 
+def made_of(features: np.ndarray, linear: np.ndarray) -> Contribution:
+    factors = np.empty((0, 8), np.float32)
+    return Contribution(features, {"linear": linear, "factors": factors}, {"bias": np.zeros((1, 2))}, 1.0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=40))
 def test_halved_summands_are_off_by_at_most_a_256th_of_themselves(values: list[float]) -> None:
     linear = np.array(values, np.float32).reshape(-1, 1)
     features = np.arange(len(values), dtype=np.uint32)
-    part = Contribution(features, linear, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
-    found = part.halved().whole().linear
+    part = made_of(features, linear)
+    found = part.halved().whole()["linear"]
     normal = np.abs(linear) >= np.finfo(np.float32).tiny
     assert np.all(np.abs(found - linear)[normal] <= np.abs(linear)[normal] * 2.0**-8)
     assert np.all(np.abs(found)[~normal] <= 2 * np.finfo(np.float32).tiny)
@@ -525,15 +533,15 @@ def test_halved_summands_are_off_by_at_most_a_256th_of_themselves(values: list[f
 
 def test_halving_keeps_what_is_no_finite_number_and_what_fits() -> None:
     values = np.array([[np.nan], [np.inf], [-np.inf], [1.0], [-0.5], [256.0], [0.0]], np.float32)
-    part = Contribution(np.arange(7, dtype=np.uint32), values, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
-    np.testing.assert_array_equal(part.halved().whole().linear, values)
+    part = made_of(np.arange(7, dtype=np.uint32), values)
+    np.testing.assert_array_equal(part.halved().whole()["linear"], values)
     assert part.whole() is part
 
 
 def test_numbers_between_two_halves_go_to_the_nearest_and_ties_to_the_even_one() -> None:
     exponents = np.array([[1 + 2.0**-8], [1 + 3 * 2.0**-8], [1 + 2.0**-8 + 2.0**-12]], np.float32)
-    part = Contribution(np.arange(3, dtype=np.uint32), exponents, np.empty((0, 8), np.float32), np.zeros(2), 1.0)
-    assert part.halved().whole().linear.ravel().tolist() == [1.0, 1 + 2.0**-6, 1 + 2.0**-7]
+    part = made_of(np.arange(3, dtype=np.uint32), exponents)
+    assert part.halved().whole()["linear"].ravel().tolist() == [1.0, 1 + 2.0**-6, 1 + 2.0**-7]
 
 
 @settings(max_examples=30, deadline=None)
@@ -548,4 +556,4 @@ def test_sums_of_halved_records_have_the_same_bytes_however_they_are_grouped(
     by_parts = [push.select(0, 17) for push in pushes], [push.select(17, N_FEATURES) for push in pushes]
     joined = [combine_all(part) for part in by_parts]
     whole = combine_all(parts)
-    np.testing.assert_array_equal(np.concatenate([part.linear for part in joined]), whole.linear)
+    np.testing.assert_array_equal(np.concatenate([part["linear"] for part in joined]), whole["linear"])

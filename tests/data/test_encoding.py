@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data.encoding import Encoded, NumberStatistics, encode_batch, take_rows
+from dfm.data.encoding import Encoded, encode_batch, take_rows
 from dfm.data.partition import HashedRows
 from dfm.data.schema import Schema, resolve
+from dfm.data.transforms import NumberStatistics
 from dfm.errors import DataError
 from tests.support.tokens import MISSING, PRESENT, bucket, category, cross, token
 

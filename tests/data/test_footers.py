@@ -67,9 +67,9 @@ def test_the_index_of_a_frame_is_no_feature_unless_it_is_named(
 ) -> None:
     frame = pd.DataFrame({"label": [0, 1], "user": ["a", "b"]})
     frames = {
-        "__index_level_0__": frame.set_index(pd.Index([8, 3])),
-        "id": frame.set_index(pd.Index([8, 3], name="id")),
-        "__null_dask_index__": frame.set_index(pd.Index([8, 3], name="__null_dask_index__")),
+        "__index_level_0__": frame.set_index(pd.Index(["x", "z"])),
+        "id": frame.set_index(pd.Index(["x", "z"], name="id")),
+        "__null_dask_index__": frame.set_index(pd.Index(["x", "z"], name="__null_dask_index__")),
     }
     for name, written in frames.items():
         written.to_parquet(tmp_path / "a.parquet")

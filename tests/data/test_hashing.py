@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dfm.data import hashing
 from dfm.data.schema import WIDENED
+from dfm.data.transforms import LOG2_BUCKETS, NOTHING_KNOWN, TRANSFORMS, NumberStatistics
 from dfm.errors import DataError
 from tests.support.tokens import bucket, category, cross, token
 
@@ -291,7 +292,11 @@ def test_a_full_dictionary_of_small_codes_leaves_room_for_missing():
 
 def codes_of(numbers: list[float | None]) -> list[int]:
     present = np.array([number is not None for number in numbers], np.bool_)
-    return hashing.log2_bucket_codes(np.array([n or 0.0 for n in numbers], np.float64), present).tolist()
+    return (
+        TRANSFORMS["log2-bucket"]
+        .codes(np.array([n or 0.0 for n in numbers], np.float64), present, NOTHING_KNOWN)
+        .tolist()
+    )
 
 
 def test_log2_buckets_begin_where_the_definition_says():
@@ -310,7 +315,7 @@ def test_a_log2_bucket_is_the_floor_of_the_squared_logarithm(number):
 
 
 def test_huge_numbers_share_the_last_log2_bucket():
-    assert codes_of([1e19, 1e20, 1e300, 1.7e308]) == [5 + 1913, *[hashing.LOG2_BUCKETS - 1] * 3]
+    assert codes_of([1e19, 1e20, 1e300, 1.7e308]) == [5 + 1913, *[LOG2_BUCKETS - 1] * 3]
 
 
 @given(
@@ -319,7 +324,7 @@ def test_huge_numbers_share_the_last_log2_bucket():
 )
 def test_a_quantile_bucket_counts_the_boundaries_below(numbers, boundaries):
     present = np.arange(len(numbers)) % 3 != 1
-    codes = hashing.quantile_codes(np.array(numbers), present, np.array(boundaries))
+    codes = TRANSFORMS["quantile"].codes(np.array(numbers), present, NumberStatistics(tuple(boundaries)))
     slow = [1 + sum(b <= x for b in boundaries) if known else 0 for x, known in zip(numbers, present, strict=True)]
     assert codes.tolist() == slow
     assert codes.dtype == np.int32

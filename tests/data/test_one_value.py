@@ -23,11 +23,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dfm.data import canonical, row_encoder
-from dfm.data.encoding import NumberStatistics, parse_numbers
+from dfm.data.encoding import parse_numbers
 from dfm.data.parquet import Unit, find_shards, read_unit
 from dfm.data.preparation import merge_sketches, sketch_values
 from dfm.data.row_encoder import MOST_ROWS
 from dfm.data.schema import SHORTEST, WIDENED, resolve
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ModelError
 from dfm.estimators.chunks import predict_lazily

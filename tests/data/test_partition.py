@@ -167,6 +167,15 @@ def test_scoring_keeps_the_order_of_rows_and_uses_rows_of_the_whole_table(sample
     assert partition.n_implicit in (0, rows.n_rows)
 
 
+@given(samples())
+def test_features_stand_beside_their_fields(sample):
+    rows, vocabulary = sample
+    lookup = RowLookup(vocabulary)
+    trained = build_partition(rows, vocabulary, lookup)
+    assert trained.fields.tolist() == vocabulary.fields[trained.features].tolist()
+    assert scoring_partition(rows, lookup).fields.tolist() == vocabulary.fields.tolist()
+
+
 @pytest.mark.parametrize("n_entries", [255, 256, 257, 600])
 @pytest.mark.parametrize("values", [False, True])
 def test_long_rows_are_summed_like_short_ones(n_entries, values):
@@ -237,6 +246,7 @@ DAMAGE = {
     "negative offsets": lambda p: {"indptr": changed(p.indptr, 1, -5)},
     "offsets of other rows": lambda p: {"indptr": p.indptr[:-1]},
     "no offsets": lambda p: {"indptr": p.indptr[:0]},
+    "too few fields": lambda p: {"fields": p.fields[:-1]},
     "too few values": lambda p: {"values": p.values[:-1]},
     "too many values": lambda p: {"values": np.append(p.values, np.float32(1))},
     "too few labels": lambda p: {"labels": p.labels[:-1]},

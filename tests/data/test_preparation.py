@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 
 from dfm.data.accounting import LabelMoments, RowAccount
-from dfm.data.encoding import NumberStatistics
 from dfm.data.parquet import Shard, Unit, describe_shard
 from dfm.data.partition import HashedRows, SparsePartition
 from dfm.data.preparation import (
@@ -32,6 +31,7 @@ from dfm.data.preparation import (
 )
 from dfm.data.schema import Schema, resolve
 from dfm.data.time_split import at_or_after
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.settings.job import Job

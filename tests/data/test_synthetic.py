@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm.data import synthetic
-from dfm.data.hashing import log2_bucket_codes
+from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS
 from dfm.errors import DataError, SettingsError
 
 MASK_64 = (1 << 64) - 1
@@ -197,7 +197,7 @@ def test_categories_follow_their_zipf_law(rows):
 
 def test_a_count_is_planted_by_the_bucket_that_the_transform_gives_it():
     counts = np.array([*range(-3, 3_000), 23_159_456], np.int64)
-    codes = log2_bucket_codes(counts.astype(np.float64), np.ones(len(counts), np.bool_))
+    codes = TRANSFORMS["log2-bucket"].codes(counts.astype(np.float64), np.ones(len(counts), np.bool_), NOTHING_KNOWN)
     tokens = np.array([synthetic._bucket(count) for count in counts])
     for here, there in ((codes, tokens), (tokens, codes)):
         assert all(len(set(there[here == value])) == 1 for value in set(here))

@@ -26,7 +26,7 @@ from dfm.distributed import train
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
-from dfm.kernels.optimizers import rate_factor, scheduled
+from dfm.kernels.schedule import rate_factor, scheduled
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.model.fm_model import FMModel
 from dfm.settings.job import Job

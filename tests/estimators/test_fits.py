@@ -178,7 +178,8 @@ def test_losses_change_what_is_predicted():
     assert poisson.predict(X).min() > 0
     assert poisson.predict(X).mean() == pytest.approx(counts.mean(), rel=0.1)
     np.testing.assert_allclose(poisson.model_.predict(X), poisson.predict(X), rtol=1e-6)
-    assert not hasattr(FMClassifier(loss="hinge"), "predict_proba")
+    for margins in ("hinge", "squared-hinge"):
+        assert not hasattr(FMClassifier(loss=margins), "predict_proba")
     with pytest.raises(SettingsError, match="classification"):
         FMClassifier(loss="squared").fit(X, PAIR)
 

@@ -16,7 +16,8 @@ import pytest
 from dfm.errors import SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
-from dfm.kernels.losses import CustomLoss, CustomRegularizer, check_task
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.losses import check_task
 from dfm.kernels.row_order import row_blocks
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from tests import reference
@@ -227,7 +228,7 @@ def test_users_kernels_come_from_disk_in_the_next_process(tmp_path):
     script = (
         "from tests.support import user_functions\n"
         "from dfm.kernels.contract import KernelSpec\n"
-        "from dfm.kernels.losses import CustomLoss\n"
+        "from dfm.kernels.custom.functions import CustomLoss\n"
         "from dfm.kernels.cpu.backend import compile_kernels\n"
         "kernels = compile_kernels(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0))\n"
         "walk = kernels.run_round.args[0]\n"

@@ -15,7 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dfm.kernels import arithmetic
-from dfm.kernels.losses import CustomLoss, resolve_loss
+from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.losses import resolve_loss
 from tests.support import user_functions
 
 KINKS = 1e-3
@@ -69,7 +70,7 @@ def test_infinite_branches_that_are_not_taken_do_not_spoil_the_slope():
 SCRIPT = """
 import json, sys, numpy as np
 from tests.support import user_functions
-from dfm.kernels.losses import CustomLoss
+from dfm.kernels.custom.functions import CustomLoss
 found = {}
 for function in user_functions.EVERY_CONSTRUCT:
     loss = CustomLoss.of(function)

@@ -20,6 +20,7 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.composition import ON_GPU
 from dfm.kernels.gpu.memory import COPY, TRAIN
 from dfm.kernels.gpu.plan import Grid
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
@@ -39,6 +40,7 @@ CASES = [
     ("squared", "ftrl", 1),
     ("logistic", "adagrad-row", 256),
     ("hinge", "sgd", 5),
+    ("squared-hinge", "sgd", 5),
     ("poisson", "adagrad", 2),
     ("quantile", "adagrad-row", 8),
     ("huber", "ftrl", 4),
@@ -107,7 +109,7 @@ def test_rounds_agree_with_the_definition(backend: Backend, case: tuple[str, str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_factors", ALL_SIZES)
-@pytest.mark.parametrize("optimizer", cupy_gpu.OPTIMIZER_NUMBERS)
+@pytest.mark.parametrize("optimizer", ON_GPU)
 @pytest.mark.parametrize("loss", ["logistic", "squared"])
 def test_any_number_of_factors_agrees_with_the_definition(
     backend: Backend, loss: str, optimizer: str, n_factors: int
@@ -152,7 +154,7 @@ def test_hot_features_that_are_flushed_after_every_row_agree_with_the_definition
 
 
 @pytest.mark.parametrize("n_hot", [0, 20])
-@pytest.mark.parametrize("optimizer", cupy_gpu.OPTIMIZER_NUMBERS)
+@pytest.mark.parametrize("optimizer", ON_GPU)
 def test_many_warps_move_the_table_as_one_does_to_first_order(
     backend: Backend, optimizer: str, n_hot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

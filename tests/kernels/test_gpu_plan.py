@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,9 @@ from dfm.errors import ClusterError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.gpu import plan as gpu_plan
 from dfm.kernels.gpu.plan import Facts
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
-from dfm.kernels.tables import LINEAR_STATE, MAX_FACTORS, Layout
+from dfm.kernels.tables import MAX_FACTORS, Layout
 from tests import reference
 
 ROWWISE = KernelSpec("logistic", "adagrad-row", 16)
@@ -39,7 +42,7 @@ def test_pieces_come_in_an_order_that_the_seed_decides() -> None:
     assert all(sorted(order) == [n * gpu_plan.PIECE_ROWS for n in range(6)] for order in orders)
 
 
-@pytest.mark.parametrize("optimizer", LINEAR_STATE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("k", [0, 1, 8, 16, 100, MAX_FACTORS])
 def test_grids_stay_within_what_every_device_has(optimizer: str, k: int) -> None:
     layout = Layout(optimizer, k)
@@ -66,7 +69,7 @@ def test_a_full_device_takes_more_rows_per_flush() -> None:
 
 def test_more_rows_are_calm_with_smaller_rates_larger_accumulators_and_fewer_shared_features() -> None:
     def calm(rate: float = 0.05, crowding: float = 5.0, total: float = 1e4, seen: float = 1e9) -> float:
-        return gpu_plan.calm_rows(ROWWISE, Step(rate, rate), crowding, [0.0, total, 0.0], seen)
+        return gpu_plan.calm_rows(ROWWISE, Step(rate, rate), Facts(9, 0, crowding), [0.0, total, 0.0], seen)
 
     assert calm() == pytest.approx(100 / (0.05 * 0.25 * 5))
     assert calm(rate=0.1) == pytest.approx(calm() / 2)
@@ -75,9 +78,13 @@ def test_more_rows_are_calm_with_smaller_rates_larger_accumulators_and_fewer_sha
     assert calm(seen=1000) == 1000 * gpu_plan.SEEN_SHARE
     assert calm(rate=0.0, seen=float("inf")) > 1e9
     squared = KernelSpec("squared", "adagrad-row", 16)
-    assert gpu_plan.calm_rows(squared, Step(0.05, 0.05), 5.0, [0, 1e4, 0], 1e9) == pytest.approx(calm() / 4)
+    assert gpu_plan.calm_rows(squared, Step(0.05, 0.05), Facts(9, 0, 5.0), [0, 1e4, 0], 1e9) == pytest.approx(
+        calm() / 4
+    )
     ftrl = KernelSpec("logistic", "ftrl", 16)
-    assert gpu_plan.calm_rows(ftrl, Step(0.05, 0.01), 5.0, [0, 0, 1e4], 1e9) == pytest.approx(calm() * 1.01)
+    assert gpu_plan.calm_rows(ftrl, Step(0.05, 0.01), Facts(9, 0, 5.0), [0, 0, 1e4], 1e9) == pytest.approx(
+        calm() * 1.01
+    )
 
 
 def test_rows_seen_follow_from_the_growth_of_the_bias_accumulator() -> None:
@@ -96,7 +103,9 @@ def test_facts_count_how_rows_share_features() -> None:
     assert shares[facts.n_hot - 1] > gpu_plan.HOT_SHARE
     assert np.all(shares[facts.n_hot :] <= gpu_plan.HOT_SHARE)
     empty = reference.random_rows(3, 10, 0, n_implicit=3)
-    assert gpu_plan.facts_of(empty, -1) == Facts(-1, 0, 1.0)
+    assert gpu_plan.facts_of(empty, -1) == Facts(-1, 0, 1.0, float(empty.labels.max()))
+    counts = dataclasses.replace(rows, labels=np.arange(2000, dtype=np.float32))
+    assert gpu_plan.facts_of(counts, 499).largest_label == 1999
 
 
 def test_bytes_of_pieces_and_tables_are_those_of_their_arrays() -> None:

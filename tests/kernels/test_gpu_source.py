@@ -13,9 +13,11 @@ import pytest
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Kernels, KernelSpec
 from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.losses import LOSSES, CustomLoss, CustomRegularizer
+from dfm.kernels.gpu.composition import ON_GPU
+from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import Layout
 from tests.support import nvrtc
@@ -106,24 +108,22 @@ def test_both_backends_export_the_same_names() -> None:
 
 def test_both_backends_know_the_same_optimizers_by_the_same_state() -> None:
     """What only one of them knows is refused by the other in so many words."""
-    for name in OPTIMIZERS:
+    for name, optimizer in OPTIMIZERS.items():
         spec = KernelSpec("logistic", name, 8)
-        if name not in cupy_gpu.OPTIMIZER_NUMBERS:
+        if optimizer.cuda is None:
             with pytest.raises(SettingsError, match=f"GPU has no code for optimizer = '{name}'"):
                 cupy_gpu.source_of(spec)
             continue
         source = cupy_gpu.source_of(spec)
-        constant = {"adagrad-row": "ADAGRAD_ROW"}.get(name, name.upper())
-        assert f"#define {constant} {cupy_gpu.OPTIMIZER_NUMBERS[name]}\n" in source
-    assert set(cupy_gpu.OPTIMIZER_NUMBERS) <= set(OPTIMIZERS)
+        assert optimizer.cuda in source
+        assert optimizer.factor_state <= 1, "one accumulator per coordinate of V is all that the program knows"
+        assert ("float derived_weight(float z" in source) == optimizer.derives_weights
 
 
-def test_both_backends_know_the_same_losses() -> None:
-    text = cupy_gpu.SOURCE.read_text()
-    assert set(cupy_gpu.LOSS_NUMBERS) == set(LOSSES)
-    for name, number in cupy_gpu.LOSS_NUMBERS.items():
-        assert f"#define {name.upper()} {number}\n" in text
-        assert f"LOSS == {name.upper()}\n" in text
+def test_the_program_of_a_loss_holds_its_text() -> None:
+    for loss in LOSSES.values():
+        assert loss.cuda is not None
+        assert loss.cuda in cupy_gpu.source_of(KernelSpec(loss.name, "sgd", 4))
 
 
 def test_what_the_gpu_does_not_do_is_refused_with_the_way_out() -> None:
@@ -144,7 +144,7 @@ def test_what_the_gpu_does_not_do_is_refused_with_the_way_out() -> None:
 
 
 def test_widths_of_the_program_are_those_of_the_layout() -> None:
-    for name in cupy_gpu.OPTIMIZER_NUMBERS:
+    for name in ON_GPU:
         for k in (0, 3, 16, 20):
             layout, source = Layout(name, k), cupy_gpu.source_of(KernelSpec("logistic", name, k))
             assert f"#define N_FACTORS {k}\n#define LANES {layout.lanes}\n" in source
@@ -152,9 +152,8 @@ def test_widths_of_the_program_are_those_of_the_layout() -> None:
 
 
 def test_the_launch_record_is_the_same_here_and_there() -> None:
-    library = library_of(cupy_gpu.source_of(KernelSpec("logistic", "sgd", 4)))
-    assert library.record_bytes() == cupy_gpu.LAUNCH.itemsize
-    text = cupy_gpu.SOURCE.read_text()
+    text = cupy_gpu.source_of(KernelSpec("logistic", "sgd", 4))
+    assert library_of(text).record_bytes() == cupy_gpu.LAUNCH.itemsize
     fields: list[str] = []
     for struct in ("Rows", "Table", "Rates", "Launch"):
         body = re.search(rf"^struct {struct} {{$(.*?)^}};$", text, re.S | re.M)

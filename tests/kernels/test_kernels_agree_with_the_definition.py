@@ -14,49 +14,75 @@ from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from tests import reference
 
 N_FEATURES, N_FACTORED = 60, 45
+N_FIELDS = 5
 CASES = [
-    ("logistic", "adagrad", 16),
-    ("squared", "adagrad-row", 20),
-    ("logistic", "ftrl", 3),
-    ("logistic", "sgd", 80),
-    ("logistic", "adagrad", 0),
-    ("logistic", "adam", 16),
-    ("poisson", "adam", 0),
-    ("hinge", "sgd", 0),
-    ("quantile", "sgd", 0),
-    ("huber", "sgd", 0),
+    ("fm", "logistic", "adagrad", 16),
+    ("fm", "squared", "adagrad-row", 20),
+    ("fm", "logistic", "ftrl", 3),
+    ("fm", "logistic", "sgd", 80),
+    ("fm", "logistic", "adagrad", 0),
+    ("fm", "logistic", "adam", 16),
+    ("fm", "poisson", "adam", 0),
+    ("fm", "hinge", "sgd", 0),
+    ("fm", "squared-hinge", "sgd", 0),
+    ("fm", "quantile", "sgd", 0),
+    ("fm", "huber", "sgd", 0),
+    ("fwfm", "logistic", "adagrad", 8),
+    ("fwfm", "squared", "adagrad-row", 5),
+    ("fwfm", "logistic", "ftrl", 4),
+    ("fwfm", "logistic", "sgd", 80),
+    ("fwfm", "logistic", "adam", 4),
+    ("fwfm", "logistic", "adagrad", 0),
 ]
 PARAMETERS = {"quantile": 0.8, "huber": 0.7}
 ODD_SIZES = [1, 2, 7, 33, 64, 65, 112, 129, 256]
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
 
 
-def make_table(optimizer: str, n_factors: int) -> ParameterTable:
-    ids = np.arange(N_FEATURES, dtype=np.uint32)
-    return initialise(Layout(optimizer, n_factors), ids, N_FACTORED, InitialValues(seed=7, init_stdev=0.3))
+FIELDS = np.random.default_rng(3).integers(0, N_FIELDS, N_FEATURES).astype(np.uint16)
+PAIRS = [(low, high) for high in range(N_FIELDS) for low in range(high + 1)]
+
+
+def make_table(optimizer: str, n_factors: int, family: str = "fm") -> ParameterTable:
+    ids, initial = np.arange(N_FEATURES, dtype=np.uint32), InitialValues(seed=7, init_stdev=0.3)
+    return initialise(Layout(optimizer, n_factors, family), ids, N_FACTORED, initial, N_FIELDS)
 
 
 def as_machine(table: ParameterTable) -> reference.Machine:
-    return reference.Machine(
+    machine = reference.Machine(
         float(table.bias_value), table.linear_weights.astype(float), table.factor_weights.astype(float)
     )
+    if table.layout.family == "fwfm":
+        machine.fields, machine.strengths = FIELDS, dict(zip(PAIRS, strengths_of(table), strict=True))
+    return machine
+
+
+def strengths_of(table: ParameterTable) -> list[float]:
+    return [float(number) for number in table.values(table.layout.block("strengths"))]
 
 
 def assert_equal_parameters(table: ParameterTable, machine: reference.Machine) -> None:
     np.testing.assert_allclose(table.bias_value, machine.bias, rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(table.linear_weights, machine.linear, rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(table.factor_weights, machine.factors, rtol=1e-4, atol=2e-6)
+    if machine.strengths:
+        np.testing.assert_allclose(strengths_of(table), [machine.strengths[pair] for pair in PAIRS], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "optimizer", "n_factors"), CASES)
-def test_rounds_agree_with_the_definition(loss: str, optimizer: str, n_factors: int) -> None:
+def rows_with_fields() -> reference.Rows:
     rows = reference.random_rows(160, N_FEATURES, 25, n_implicit=90, weighted=True)
+    return dataclasses.replace(rows, fields=FIELDS)
+
+
+@pytest.mark.parametrize(("family", "loss", "optimizer", "n_factors"), CASES)
+def test_rounds_agree_with_the_definition(family: str, loss: str, optimizer: str, n_factors: int) -> None:
+    rows = rows_with_fields()
     penalties = {**PENALTIES, "l1_linear": 0.3} if optimizer == "ftrl" else PENALTIES
     step = Step(learning_rate=0.05, factor_learning_rate=0.02, **penalties)
     parameter = PARAMETERS.get(loss)
     rule = reference.Rule(loss, optimizer, 0.05, 0.02, loss_parameter=parameter or 0.0, **penalties)
-    kernels = compile_kernels(KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter))
-    table = make_table(optimizer, n_factors)
+    kernels = compile_kernels(KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter, family=family))
+    table = make_table(optimizer, n_factors, family)
     machine = as_machine(table)
 
     expected = [machine.score(rows.entries(row)) for row in range(160)]
@@ -78,7 +104,7 @@ def test_rounds_agree_with_the_definition(loss: str, optimizer: str, n_factors: 
 @pytest.mark.parametrize("n_factors", ODD_SIZES)
 @pytest.mark.parametrize("optimizer", ["adagrad", "adagrad-row"])
 def test_any_number_of_factors_agrees_with_the_definition(optimizer: str, n_factors: int) -> None:
-    test_rounds_agree_with_the_definition("logistic", optimizer, n_factors)
+    test_rounds_agree_with_the_definition("fm", "logistic", optimizer, n_factors)
 
 
 def test_one_step_changes_only_what_the_row_touches() -> None:
@@ -95,3 +121,38 @@ def test_one_step_changes_only_what_the_row_touches() -> None:
     changed = np.flatnonzero((table.linear != before.linear).any(axis=1))
     assert changed.tolist() == [2, 7, 50]
     assert np.flatnonzero((table.factors != before.factors).any(axis=1)).tolist() == [2, 7]
+
+
+def test_an_untrained_field_weighted_machine_is_a_factorization_machine() -> None:
+    rows, scores = rows_with_fields(), {}
+    for family in ("fm", "fwfm"):
+        spec = KernelSpec("logistic", "adagrad", 16, family=family)
+        scores[family] = compile_kernels(spec).scores(rows, make_table("adagrad", 16, family))
+    np.testing.assert_allclose(scores["fwfm"], scores["fm"], rtol=1e-6, atol=1e-6)
+
+
+def test_strengths_are_learnt_where_pairs_of_fields_matter_differently() -> None:
+    """Only the pair of fields 0 and 1 decides; the others are noise."""
+    rng = np.random.default_rng(5)
+    features = np.stack([2 * field + rng.integers(0, 2, 4000) for field in range(3)], axis=1)
+    labels = (features[:, 0] % 2 == features[:, 1] % 2).astype(np.float32)
+    rows = reference.Rows(
+        np.arange(0, 12001, 3), features.astype(np.uint32).reshape(-1), np.zeros(0, np.float32), labels,
+        np.zeros(0, np.float32), 4000, np.repeat(np.arange(3), 2).astype(np.uint16),
+    )  # fmt: skip
+    spec = KernelSpec("logistic", "adagrad", 8, family="fwfm")
+    table = initialise(spec.layout, np.arange(6, dtype=np.uint32), 6, InitialValues(1, 0.3), 3)
+    kernels = compile_kernels(spec)
+    for seed in range(5):
+        kernels.run_round(rows, table, Step(0.1, 0.1, seed=seed))
+    strengths = dict(zip(PAIRS[:6], strengths_of(table), strict=True))
+    assert strengths[0, 1] > 1.1 > max(abs(strengths[0, 2]), abs(strengths[1, 2]))
+    assert {strengths[field, field] for field in range(3)} == {1.0}, "no row has two of a field"
+
+
+def test_rows_that_do_not_know_fields_are_refused_where_they_are_needed() -> None:
+    spec = KernelSpec("logistic", "adagrad", 16, family="fwfm")
+    kernels, table, rows = compile_kernels(spec), make_table("adagrad", 16, "fwfm"), rows_with_fields()
+    for fields in (FIELDS[:0], FIELDS[:-1], np.full_like(FIELDS, N_FIELDS)):
+        with pytest.raises(ValueError, match="the field of each feature"):
+            kernels.scores(dataclasses.replace(rows, fields=fields), table)

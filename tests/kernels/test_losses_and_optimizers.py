@@ -12,9 +12,11 @@ from numba import njit
 from dfm.errors import SettingsError
 from dfm.kernels.arithmetic import exponential, log_of_one_plus
 from dfm.kernels.contract import Step
+from dfm.kernels.cpu.derived_weights import refresh_bias, refresh_rows
+from dfm.kernels.cpu.formulas import reciprocal_root
 from dfm.kernels.losses import LINKS, LOSSES, resolve_loss
-from dfm.kernels.optimizers import SCHEDULES, rate_factor, reciprocal_root, refresh_weights, scheduled
-from dfm.kernels.tables import Layout, allocate
+from dfm.kernels.schedule import SCHEDULES, rate_factor, scheduled
+from dfm.kernels.tables import Layout, ParameterTable, allocate
 
 
 def test_our_exponential_and_logarithm_are_exact_to_many_digits() -> None:
@@ -85,6 +87,11 @@ def test_a_schedule_scales_both_rates_but_not_the_one_that_defines_ftrls_z() -> 
     step = Step(0.4, 0.2, l2_linear=0.3)
     assert scheduled(step, "adagrad", 0.5) == Step(0.2, 0.1, l2_linear=0.3)
     assert scheduled(step, "ftrl", 0.5) == Step(0.4, 0.1, l2_linear=0.3)
+
+
+def refresh_weights(table: ParameterTable, step: Step) -> None:
+    refresh_rows(table.layout, step, np.arange(len(table.linear), dtype=np.uint32), 0, table.linear)
+    refresh_bias(table.layout, step, table.bias)
 
 
 def test_averaged_ftrl_state_gives_weights_with_exact_zeros() -> None:

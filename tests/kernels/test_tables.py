@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.tables import (
     InitialValues,
     Layout,
@@ -12,7 +13,6 @@ from dfm.kernels.tables import (
     aligned_zeros,
     allocate,
     initialise,
-    padded_lanes,
     pull,
 )
 
@@ -23,7 +23,7 @@ def cut(table: ParameterTable, starts: list[int]) -> list[ParameterTable]:
     """Row-range blocks of a table."""
     stops = [*starts[1:], table.n_features]
     return [
-        ParameterTable(table.layout, table.bias, table.linear[a:b], table.factors[a:b])
+        ParameterTable(table.layout, {"bias": table.bias, "linear": table.linear[a:b], "factors": table.factors[a:b]})
         for a, b in zip(starts, stops, strict=True)
     ]
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dfm.errors import ModelError, SettingsError
-from dfm.kernels.losses import LINKS, LOSSES, CustomLoss, CustomRegularizer, resolve_loss
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.losses import DEFAULT_LOSSES, LABELS, LINKS, LOSSES
 from dfm.model.objective import LossInfo, Objective, kernel_spec, with_functions
 from dfm.settings.job import Job, load_job
-from dfm.settings.tables import LOSS_PARAMETERS, LOSS_TASKS
+from dfm.settings.tables import TASKS
 from tests.support import user_functions
 
 RNG = np.random.default_rng(4)
@@ -30,14 +31,17 @@ def mean_loss(objective: Objective, labels: np.ndarray, weights: np.ndarray) -> 
     return float(np.average(values, weights=weights))
 
 
-def test_settings_know_the_same_losses_as_the_kernels():
-    assert {name: resolve_loss(name).task for name in LOSSES} == LOSS_TASKS
-    assert {name for name in LOSSES if resolve_loss(name).parameter is not None} == set(LOSS_PARAMETERS)
+def test_every_task_has_a_default_loss_and_every_link_and_kind_of_label_is_known():
+    assert set(DEFAULT_LOSSES) == set(TASKS)
+    for loss in LOSSES.values():
+        assert loss.link in LINKS
+        assert loss.labels in LABELS
+        assert loss.task in TASKS
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("logistic", "squared")])
 def test_a_loss_that_no_metric_stands_for_is_a_metric_itself(name):
-    objective = Objective.of(LOSS_TASKS[name], name)
+    objective = Objective.of(LOSSES[name].task, name)
     labels = labels_of(objective.task)
     whole = objective.tally(SCORES, labels, WEIGHTS)
     parts = objective.empty() + objective.tally(SCORES[:123], labels[:123], WEIGHTS[:123])

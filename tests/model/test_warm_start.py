@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfm.data.encoding import NumberStatistics
 from dfm.data.schema import WIDENED
+from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.model.fm_model import FMModel

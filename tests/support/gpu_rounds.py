@@ -83,7 +83,10 @@ def learn(table: ParameterTable, seed: int) -> ParameterTable:
 def blocks_of(table: ParameterTable, bounds: Sequence[int]) -> list[ParameterTable]:
     """The table cut into rows."""
     return [
-        ParameterTable(table.layout, table.bias.copy(), table.linear[a:b].copy(), table.factors[a:b].copy())
+        ParameterTable(
+            table.layout,
+            {"bias": table.bias.copy(), "linear": table.linear[a:b].copy(), "factors": table.factors[a:b].copy()},
+        )
         for a, b in itertools.pairwise(bounds)
     ]
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dfm.data.encoding import NumberStatistics, encode_batch
+from dfm.data.encoding import encode_batch
 from dfm.data.schema import ResolvedSchema, resolve
+from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import build_vocabulary, count_features
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.model.fm_model import FMModel

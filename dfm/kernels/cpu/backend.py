@@ -26,18 +26,22 @@ from dfm.kernels.contract import (
     RoundTally,
     RowsLike,
     Step,
+    check_fields,
     check_rows,
     check_table,
 )
 from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, make_walk
-from dfm.kernels.cpu.step_passes import WIDTH, Shape
-from dfm.kernels.losses import Loss
-from dfm.kernels.optimizers import both_rates, resolve_optimizer
+from dfm.kernels.cpu.shape import Shape
+from dfm.kernels.cpu.step_passes import WIDTH
+from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, resolve_optimizer
+from dfm.kernels.rates import both_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
-from dfm.kernels.tables import LINEAR_STATE, Layout, ParameterTable, aligned_zeros, allocate
+from dfm.kernels.tables import Layout, ParameterTable, aligned_zeros, allocate
 from dfm.storage.arrays import read_only
 
-_WIDEST = 1 + max(LINEAR_STATE.values())
+_WIDEST = 1 + max(optimizer.linear_state for optimizer in OPTIMIZERS.values())
 """float32 columns of the longest linear record."""
 
 
@@ -49,24 +53,30 @@ def rows_record(rows: RowsLike) -> Rows:
         read_only(rows.values),
         read_only(rows.labels),
         read_only(rows.weights),
+        read_only(rows.fields),
         int(rows.n_implicit),
     )
 
 
 def table_record(table: ParameterTable) -> Table:
     """The arrays of a table, as kernels take them."""
-    return Table(table.bias, table.linear, table.factors)
+    own = tuple(table[block.name] for block in table.layout.own)
+    return Table(table.bias, table.linear, table.factors, own)
 
 
-def new_scratch(longest_row: int, lanes: int) -> Scratch:
+def new_scratch(longest_row: int, table: ParameterTable) -> Scratch:
     """Working memory for rows of up to that many entries."""
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
+    layout = table.layout
+    n_own = max((len(table[block.name]) for block in layout.own), default=0)
     return Scratch(
         aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
-        aligned_zeros((lanes,)),
+        aligned_zeros((family_of(layout.family).room(capacity, layout.lanes),)),
+        aligned_zeros((n_own,)),
+        np.zeros(2 * n_own, np.int64),
         aligned_zeros((BLOCK_ROWS,)),
     )
 
@@ -77,6 +87,7 @@ def _check_door(rows: RowsLike, table: ParameterTable, spec: KernelSpec, with_st
     largest = check_rows(rows)
     if largest >= table.n_features:
         raise IndexError(f"index {largest} is beyond the table's {table.n_features} features")
+    check_fields(rows, table)
     return int(np.diff(rows.indptr).max(initial=0))
 
 
@@ -89,17 +100,15 @@ def _train(
     following: Following | None = None,
 ) -> RoundTally:
     """One walk over all rows, in place on `table`."""
-    if step.l1_linear > 0 and spec.optimizer != "ftrl":
-        raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    check_penalties(step, spec.optimizer)
     if step.deterministic and step.n_threads > 1:
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
     records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
-    lanes = table.layout.lanes
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
-        return walk(*records, new_scratch(longest, lanes), np.ascontiguousarray(share))
+        return walk(*records, new_scratch(longest, table), np.ascontiguousarray(share))
 
     if step.n_threads == 1:
         parts = [walk_share(blocks)]
@@ -114,9 +123,13 @@ def _train(
 def _score(score_all: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
     longest = _check_door(rows, table, spec, with_state=False)
     scores = np.empty(len(rows.labels), np.float32)
-    arrays = Table(*(read_only(array) for array in table_record(table)))
-    score_all(rows_record(rows), arrays, new_scratch(longest, table.layout.lanes), scores)
+    score_all(rows_record(rows), _read_only(table_record(table)), new_scratch(longest, table), scores)
     return scores
+
+
+def _read_only(table: Table) -> Table:
+    own = tuple(read_only(array) for array in table.own)
+    return Table(read_only(table.bias), read_only(table.linear), read_only(table.factors), own)
 
 
 Scores = Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
@@ -143,39 +156,41 @@ def sources() -> str:
 
 def _build(spec: KernelSpec) -> Kernels:
     begin = time.perf_counter()
-    resolve_optimizer(spec.optimizer)
+    optimizer = resolve_optimizer(spec.optimizer)
     if spec.factor_dtype != "float32":
         raise SettingsError(
             f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
         )
-    if spec.regularizer is not None and spec.optimizer == "ftrl":
+    if spec.regularizer is not None and optimizer.derives_weights:
         raise SettingsError(
-            f'the regularizer {spec.regularizer.name} does not fit optimizer "ftrl", whose weights are made of L1 and '
-            'L2 in closed form; choose "adagrad", or leave the regularizer out'
+            f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
+            f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
-    layout = Layout(spec.optimizer, spec.n_factors)
+    layout = spec.layout
     walk = make_walk(_shape(layout), layout, spec)
-    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
+    if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))
     return Kernels(spec, partial(_train, walk, spec), _build_scores(spec), time.perf_counter() - begin)
 
 
 def _shape(layout: Layout) -> Shape:
-    return Shape(layout.n_factors, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
+    own_widths = tuple(layout.width(block) for block in layout.own)
+    sizes = layout.n_factors, layout.lanes, layout.factor_width, layout.linear_width
+    return Shape(*sizes, implicit=True, family=layout.family, own_widths=own_widths)
 
 
 @functools.cache
-def compile_scores(n_factors: int) -> Scores:
+def compile_scores(n_factors: int, family: str = DEFAULT) -> Scores:
     """`Kernels.scores` of finished models, whose tables have no optimizer state: nothing is compiled for training."""
-    return _build_scores(KernelSpec("squared", "sgd", n_factors))
+    return _build_scores(KernelSpec(DEFAULT_LOSSES["regression"], STATELESS, n_factors, family=family))
 
 
 def _build_scores(spec: KernelSpec) -> Scores:
-    layout = Layout(spec.optimizer, spec.n_factors)
+    layout = spec.layout
     score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
-    if not isinstance(spec.loss, Loss) and not numba.config.DISABLE_JIT:
-        keep_on_disk(score_all, f"{sources()} {spec.n_factors}")
+    if not numba.config.DISABLE_JIT:
+        keep_on_disk(score_all, f"{sources()} {layout}")
     _compile(score_all, example_arguments(layout, for_training=False))
     return partial(_score, score_all, spec)
 
@@ -183,11 +198,14 @@ def _build_scores(spec: KernelSpec) -> Scores:
 def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     """Arguments of the types that `_train` and `_score` pass: kernels are compiled for these and no others."""
     floats = read_only(np.zeros(0, np.float32))
-    rows = Rows(read_only(np.zeros(1, np.int64)), read_only(np.zeros(0, np.uint32)), floats, floats, floats, 0)
-    table, scratch = table_record(allocate(layout, 0, 0)), new_scratch(0, layout.lanes)
+    offsets, indices, fields = (
+        read_only(np.zeros(n, kind)) for n, kind in ((1, np.int64), (0, np.uint32), (0, np.uint16))
+    )
+    rows, example = Rows(offsets, indices, floats, floats, floats, fields, 0), allocate(layout, 0, 0)
+    table, scratch = table_record(example), new_scratch(0, example)
     if for_training:
         return rows, table, both_rates(Step(1.0, 1.0), layout.optimizer), scratch, np.zeros((0, 2), np.int64)
-    return rows, Table(*(read_only(array) for array in table)), scratch, np.zeros(0, np.float32)
+    return rows, _read_only(table), scratch, np.zeros(0, np.float32)
 
 
 def _compile(kernel: Any, arguments: tuple[Any, ...]) -> None:

@@ -1,13 +1,13 @@
 """The passes over one row of which the CPU kernels consist, built for a shape and compiled into one walk.
 
-`gather` copies a row's linear records into contiguous scratch and lists the entries that own factors. `factor_part` and
-`linear_part` give the logit. After the slope is known, `step_bias`, `step_linear` and `step_factors` (`step_passes`)
-change parameters in place. No pass allocates, branches on settings, counts references or calls Python.
+`gather` copies a row's linear records into contiguous scratch and lists the entries that own factors. `pairs`, of the
+family, and `linear_part` give the logit. After the slope is known, `step_number` (for the bias), `step_linear` and
+`step_factors`, of the optimizer, change parameters in place, by the gradients of the family; `own_step` changes what
+the family alone has. No pass allocates, branches on settings, counts references or calls Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,17 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dfm.kernels.contract import KernelSpec
-from dfm.kernels.cpu import adam_passes
-from dfm.kernels.cpu.step_passes import (
-    WIDTH,
-    Shape,
-    inlined,
-    make_step_bias,
-    make_step_factors,
-    make_step_linear,
-    no_step,
-    with_penalty,
-)
+from dfm.kernels.cpu.shape import Shape
+from dfm.kernels.cpu.step_passes import WIDTH, inlined
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.simd import address, every, fma, load, prefetch, read, reduce_add, splat, store, write
@@ -44,15 +36,17 @@ class Rows(NamedTuple):
     values: NDArray[np.float32]
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
+    fields: NDArray[np.uint16]
     n_implicit: int
 
 
 class Table(NamedTuple):
-    """The arrays of a parameter table."""
+    """The arrays of a parameter table; own: those of a family's own blocks."""
 
     bias: NDArray[np.float32]
     linear: NDArray[np.float32]
     factors: NDArray[np.float32]
+    own: tuple[NDArray[np.float32], ...]
 
 
 class RowsView(NamedTuple):
@@ -63,6 +57,7 @@ class RowsView(NamedTuple):
     values: Any
     labels: Any
     weights: Any
+    fields: Any
     n_entries: int
     first_value: int
     has_weights: bool
@@ -74,6 +69,8 @@ class TableView(NamedTuple):
     bias: Any
     linear: Any
     factors: Any
+    own: Any
+    own_widths: Any
     linear_width: int
     factor_width: int
     n_factored: int
@@ -82,9 +79,10 @@ class TableView(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of one thread, or its addresses, for rows of up to `capacity` - WIDTH entries.
 
-    linear float32[5 * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity] and
-    owner_values float32[capacity]: feature and x of the entries that own factors; sums float32[lanes]: Σ_j V_j x_j;
-    logits float32[BLOCK_ROWS]: of the rows of a block.
+    linear float32[widest record * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity]
+    and owner_values float32[capacity]: feature and x of the entries that own factors; sums: what a family's score
+    leaves for its gradients; own float32[n] and notes int64[2 n], zeros between two rows: for steps of a family's own
+    blocks, whose longest has n rows; logits float32[BLOCK_ROWS]: of the rows of a block.
     """
 
     linear: NDArray[np.float32]
@@ -92,16 +90,34 @@ class Scratch(NamedTuple):
     owners: NDArray[np.int64]
     owner_values: NDArray[np.float32]
     sums: NDArray[np.float32]
+    own: NDArray[np.float32]
+    notes: NDArray[np.int64]
     logits: NDArray[np.float32]
 
 
-def _make_views(widths: tuple[int, int] | None) -> Any:
+def _make_each(n: int, of_one: Any) -> Any:
+    """each(arrays): what `of_one` makes of each of the first n of a tuple of arrays, as a tuple."""
+    if n == 0:
+        return inlined(lambda _arrays: ())
+    before = _make_each(n - 1, of_one)
+
+    @inlined
+    def each(arrays):  # type: ignore[no-untyped-def]
+        return before(arrays) + (of_one(arrays[n - 1]),)  # noqa: RUF005  Numba unpacks no tuples here
+
+    return each
+
+
+def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> Any:
     """views(rows, table, scratch): addresses of their arrays.
 
-    widths: of a linear and a factor record, where those are known, so that offsets are shifts, not products.
+    widths: of a linear and a factor record, where those are known, so that offsets are shifts, not products; then
+    own_widths are those of a family's own blocks, else just as many numbers.
     """
     linear_width, factor_width = widths or (0, 0)
     known = widths is not None
+    addresses = _make_each(len(own_widths), inlined(lambda array: address(array)))
+    found_widths = _make_each(len(own_widths), inlined(lambda array: array.shape[1]))
 
     @inlined
     def views(rows, table, scratch):  # type: ignore[no-untyped-def]
@@ -112,6 +128,7 @@ def _make_views(widths: tuple[int, int] | None) -> Any:
                 address(rows.values),
                 address(rows.labels),
                 address(rows.weights),
+                address(rows.fields),
                 rows.indices.size,
                 rows.indptr[rows.n_implicit],
                 rows.weights.size > 0,
@@ -120,6 +137,8 @@ def _make_views(widths: tuple[int, int] | None) -> Any:
                 address(table.bias),
                 address(table.linear),
                 address(table.factors),
+                addresses(table.own),
+                own_widths if known else found_widths(table.own),
                 linear_width if known else table.linear.shape[1],
                 factor_width if known else table.factors.shape[1],
                 table.factors.shape[0],
@@ -130,6 +149,8 @@ def _make_views(widths: tuple[int, int] | None) -> Any:
                 address(scratch.owners),
                 address(scratch.owner_values),
                 address(scratch.sums),
+                address(scratch.own),
+                address(scratch.notes),
                 address(scratch.logits),
             ),
         )
@@ -195,51 +216,16 @@ def _make_linear_part(shape: Shape) -> Any:
     return linear_part
 
 
-def _make_factor_part(shape: Shape) -> Any:
-    """factor_part(table, scratch, n_owners): ½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²) (Rendle 2010, lemma 3.1).
-
-    Leaves Σ_j V_j x_j in scratch.sums.
-    """
-    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
-    if lanes == 0:
-
-        @inlined
-        def no_part(_table, _scratch, _n_owners):  # type: ignore[no-untyped-def]
-            return np.float32(0)
-
-        return no_part
-
-    @inlined
-    def factors_of(table, scratch, owner, column):  # type: ignore[no-untyped-def]
-        factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
-        return factors if implicit else factors * read(scratch.owner_values, owner)
-
-    @inlined
-    def factor_part(table, scratch, n_owners):  # type: ignore[no-untyped-def]
-        total = np.float32(0)
-        for column in range(0, lanes, vector):
-            sums = splat(np.float32(0), vector)
-            squares = splat(np.float32(0), vector)
-            more_sums, more_squares = sums, squares
-            for pair in range(n_owners // 2):
-                first = factors_of(table, scratch, 2 * pair, column)
-                second = factors_of(table, scratch, 2 * pair + 1, column)
-                sums, squares = sums + first, fma(first, first, squares)
-                more_sums, more_squares = more_sums + second, fma(second, second, more_squares)
-            if n_owners % 2:
-                last = factors_of(table, scratch, n_owners - 1, column)
-                sums, squares = sums + last, fma(last, last, squares)
-            sums, squares = sums + more_sums, squares + more_squares
-            store(scratch.sums, column, sums)
-            total += reduce_add(fma(sums, sums, -squares))
-        return np.float32(0.5) * total
-
-    return factor_part
+def _make_pairs(shape: Shape) -> Any:
+    """pairs(rows, table, scratch, n_owners): what the family makes of the vectors of the entries that own some."""
+    if shape.lanes == 0:
+        return inlined(lambda _rows, _table, _scratch, _n_owners: np.float32(0))
+    return family_of(shape.family).pairs(shape)
 
 
 def _make_score(shape: Shape) -> Any:
     """score(views, start, stop): (logit of one row, number of entries that own factors)."""
-    gather, linear_part, factor_part = _make_gather(shape), _make_linear_part(shape), _make_factor_part(shape)
+    gather, linear_part, pairs_of = _make_gather(shape), _make_linear_part(shape), _make_pairs(shape)
     prefetch_rows = _make_prefetch(shape)
 
     @inlined
@@ -247,7 +233,7 @@ def _make_score(shape: Shape) -> Any:
         rows, table, scratch = views
         n_owners = gather(rows, table, scratch, start, stop)
         # The linear part comes second: its wide loads would wait for the narrow stores of `gather`.
-        pairs = factor_part(table, scratch, n_owners)
+        pairs = pairs_of(rows, table, scratch, n_owners)
         total = read(table.bias, 0) + linear_part(scratch, stop - start) + pairs
         # Work that does not depend on the score, to do while the slope is computed.
         prefetch_rows(rows, table, start, stop)
@@ -268,17 +254,14 @@ def _make_logit(shape: Shape) -> Any:
     return logit
 
 
-def _make_steps(shape: Shape, spec: KernelSpec) -> tuple[Any, Any, Any]:
-    """step_bias, step_linear, step_factors of the spec's optimizer and regulariser."""
-    rule, regularizer = resolve_optimizer(spec.optimizer), spec.regularizer
-    if rule.linear is None:
-        step_bias, step_linear = adam_passes.make_step_bias(), adam_passes.make_step_linear(shape, regularizer)
-        step_factors = adam_passes.make_step_factors(shape, regularizer) if shape.lanes else no_step
-    else:
-        step_bias = make_step_bias(rule.linear)
-        step_linear = make_step_linear(shape, with_penalty(rule.linear, regularizer))
-        step_factors = make_step_factors(shape, rule.factors, regularizer) if shape.lanes else no_step
-    return step_bias, step_linear, step_factors
+def _make_own_step(shape: Shape, spec: KernelSpec) -> Any:
+    """own_step(rows, table, rates, scratch, n_owners, row_step): steps the family's own blocks, in place."""
+    make = family_of(shape.family).own_step
+    if make is None or not shape.lanes:
+        return inlined(lambda _rows, _table, _rates, _scratch, _n_owners, _row_step: None)
+    optimizer = resolve_optimizer(spec.optimizer)
+    stepped_by = optimizer.alone or optimizer
+    return make(shape, stepped_by.steps(replace(shape, gathered=1 + stepped_by.linear_state), None)[0])
 
 
 def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
@@ -286,9 +269,10 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
 
     Leaves their logits in scratch.logits.
     """
-    slope_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).slope)
+    slope_of = resolve_loss(spec.loss, spec.loss_parameter).slope
     score = _make_score(shape)
-    step_bias, step_linear, step_factors = _make_steps(shape, spec)
+    step_number, step_linear, step_factors = resolve_optimizer(spec.optimizer).steps(shape, spec.regularizer)
+    own_step = _make_own_step(shape, spec)
 
     @inlined
     def train_rows(views, both_rates, first, last):  # type: ignore[no-untyped-def]
@@ -302,8 +286,9 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
             slope = np.float32(slope_of(np.float64(logit), label)) * sample_weight
             row_step = (start, stop - start, sample_weight, slope)
             write(scratch.logits, row - first, logit)
-            step_bias(table, bias_rates, sample_weight, slope)
+            step_number(table.bias, 0, bias_rates, sample_weight, slope)
             step_linear(rows, table, rates, scratch, row_step)
+            own_step(rows, table, bias_rates, scratch, n_owners, row_step)
             step_factors(table, rates, scratch, n_owners, row_step)
 
     return train_rows
@@ -314,7 +299,7 @@ def _make_tally(spec: KernelSpec) -> Any:
 
     Apart from the walk, where the logarithm of each row would hold up the next one: it cost an eighth of the time.
     """
-    value_of = _compiled(resolve_loss(spec.loss, spec.loss_parameter).value)
+    value_of = resolve_loss(spec.loss, spec.loss_parameter).value
 
     @inlined
     def tally(views, first, last):  # type: ignore[no-untyped-def]
@@ -336,7 +321,7 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
     Returns (rows walked, sum of weights, sum of losses). It stops after a block whose losses are not all finite: one
     comparison in hundreds of rows is the whole price of the divergence guard.
     """
-    make_views = _make_views((layout.linear_width, layout.factor_width))
+    make_views = _make_views(shape.own_widths, (layout.linear_width, layout.factor_width))
     train_implicit = _make_train_rows(_with_values(shape, False), spec)
     train_explicit = _make_train_rows(_with_values(shape, True), spec)
     tally = _make_tally(spec)
@@ -364,7 +349,7 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
 
 def make_score_all(shape: Shape) -> Any:
     """score_all(rows, table, scratch, scores): writes the logit of every row."""
-    make_views = _make_views(None)
+    make_views = _make_views(shape.own_widths, None)
     score_implicit = _make_logit(_with_values(shape, False))
     score_explicit = _make_logit(_with_values(shape, True))
 
@@ -382,8 +367,3 @@ def make_score_all(shape: Shape) -> Any:
 
 def _with_values(shape: Shape, has_values: bool) -> Shape:
     return replace(shape, implicit=not has_values)
-
-
-def _compiled(function: Callable[[float, float], float]) -> Any:
-    """A loss function as kernels can call it; one that Numba compiled already is taken as it is."""
-    return function if hasattr(function, "py_func") else inlined(function)

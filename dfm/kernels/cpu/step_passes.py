@@ -6,38 +6,20 @@ this is safe); `step_factors` updates each factor record in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from dfm.kernels.contract import Rates
+from dfm.kernels.cpu.formulas import descend, descend_by_root, formula, reciprocal_root
+from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.custom.functions import CustomRegularizer
-from dfm.kernels.optimizers import adagrad, reciprocal_root, sgd, without_l2_linear
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.simd import every, fma, interleave, load, map_lanes, read, reduce_add, splat, store, write
 
 WIDTH = 16
 """Linear weights that are updated at a time."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Compile-time numbers of the passes.
-
-    lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
-    reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
-    """
-
-    n_factors: int
-    lanes: int
-    touched: int
-    gathered: int
-    implicit: bool
-
-    @property
-    def vector(self) -> int:
-        """Lanes of one vector: long factor rows are walked in several, so that sums stay in registers."""
-        return self.lanes if self.lanes <= 64 else next(n for n in (64, 48, 32, 16) if self.lanes % n == 0)
 
 
 # Passes become part of the walk that calls them; wrappers for other callers would take a quarter of the compile time.
@@ -61,6 +43,12 @@ def make_penalty_slope(regularizer: CustomRegularizer | None) -> Any:
     return of_lanes
 
 
+@formula
+def _without_l2_linear(rates):  # type: ignore[no-untyped-def]
+    """The rates for a rule whose gradient holds the penalty already."""
+    return Rates(rates.learning_rate, rates.factor_learning_rate, np.float32(0), rates.l2_factors, rates.own)
+
+
 def with_penalty(update: Any, regularizer: CustomRegularizer | None) -> Any:
     """A rule of linear weights whose penalty is the user's; as it is without one."""
     if regularizer is None:
@@ -70,7 +58,7 @@ def with_penalty(update: Any, regularizer: CustomRegularizer | None) -> Any:
     @inlined
     def penalised(weights, first, second, gradient, sample_weight, rates):  # type: ignore[no-untyped-def]
         gradient = fma(penalty_slope(weights, WIDTH), sample_weight * rates.l2_linear, gradient)
-        return update(weights, first, second, gradient, sample_weight, without_l2_linear(rates))
+        return update(weights, first, second, gradient, sample_weight, _without_l2_linear(rates))
 
     return penalised
 
@@ -106,21 +94,39 @@ def make_step_linear(shape: Shape, update: Any) -> Any:
     return step_linear
 
 
-def make_step_bias(update: Any) -> Any:
-    """step_bias(table, rates, sample_weight, slope): updates w0, in place. `rates` without penalties."""
+def make_step_number(width: int, update: Any) -> Any:
+    """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
+
+    In place. It belongs to no feature: `rates` are without penalties. width: of its record.
+    """
+    last = width - 1
+    first_column, second_column = min(1, last), min(2, last)
 
     @inlined
-    def step_bias(table, rates, sample_weight, slope):  # type: ignore[no-untyped-def]
-        bias, last = table.bias, table.linear_width - 1
-        weight, first, second = update(
-            read(bias, 0), read(bias, min(1, last)), read(bias, min(2, last)), slope, sample_weight, rates
-        )
+    def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
+        first, second = read(records, at + first_column), read(records, at + second_column)
+        number, first, second = update(read(records, at), first, second, gradient, sample_weight, rates)
         # Backwards: a rule with less state than two gave back what it was given for the rest.
-        write(bias, min(2, last), second)
-        write(bias, min(1, last), first)
-        write(bias, 0, weight)
+        write(records, at + second_column, second)
+        write(records, at + first_column, first)
+        write(records, at, number)
 
-    return step_bias
+    return step_number
+
+
+def make_steps(
+    shape: Shape, regularizer: CustomRegularizer | None, linear: Any, step_factors: Any
+) -> tuple[Any, Any, Any]:
+    """step_number, step_linear and step_factors of an optimizer with at most two numbers of state to a linear weight.
+
+    linear(weight, first, second, gradient, sample_weight, rates): the new (weight, first, second), the columns of a
+    linear record; `gradient` is without penalties.
+    """
+    return (
+        make_step_number(shape.gathered, linear),
+        make_step_linear(shape, with_penalty(linear, regularizer)),
+        step_factors,
+    )
 
 
 @inlined
@@ -129,84 +135,55 @@ def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-
     return
 
 
-def make_step_factors(shape: Shape, rule: str, regularizer: CustomRegularizer | None) -> Any:
-    """step_factors(table, rates, scratch, n_owners, row_step): updates V of the row's entries, in place."""
-    gradient_of = make_gradient(shape, regularizer)
-    return make_step_rows(shape, gradient_of) if rule == "row" else make_step_coordinates(shape, rule, gradient_of)
-
-
 def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j.
+    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j, as the family has it."""
+    penalty_slope = None if regularizer is None else make_penalty_slope(regularizer)
+    return family_of(shape.family).gradient(shape, penalty_slope)
 
-    It is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ. x_j is spread over a vector
-    first, so that explicit values take no scalar arithmetic.
+
+@formula
+def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignore[no-untyped-def]
+    """A rule of V with an accumulator for each factor."""
+    return descend_by_root(weight, accumulator, gradient, rates.factor_learning_rate)
+
+
+def make_step_coordinates(
+    shape: Shape, regularizer: CustomRegularizer | None, update: Any, has_state: bool = True
+) -> Any:
+    """step_factors of update(factors, state, gradient, rates), which returns factors and state: a number per factor.
+
+    A rule without state gets V again in its place, and what it gives back for it is dropped.
     """
-    implicit, vector = shape.implicit, shape.vector
-    if regularizer is not None:
-        return make_penalised_gradient(shape, make_penalty_slope(regularizer))
-
-    @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
-        penalty = sample_weight * rates.l2_factors
-        if implicit:
-            return fma(factors, penalty - slope, sums * slope)
-        values = splat(read(scratch.owner_values, owner), vector)
-        slope_x = values * slope
-        return fma(factors, fma(-slope_x, values, penalty), sums * slope_x)
-
-    return gradient
-
-
-def make_penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
-    """The gradient with a user's penalty in place of l2 V_j; padding stays without."""
-    implicit, vector, n_factors = shape.implicit, shape.vector, shape.n_factors
-
-    @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
-        penalty = penalty_slope(factors, n_factors - column)
-        if implicit:
-            of_loss = fma(factors, -slope, sums * slope)
-        else:
-            values = splat(read(scratch.owner_values, owner), vector)
-            slope_x = values * slope
-            of_loss = fma(factors, -slope_x * values, sums * slope_x)
-        return fma(penalty, sample_weight * rates.l2_factors, of_loss)
-
-    return gradient
-
-
-def make_step_coordinates(shape: Shape, rule: str, gradient_of: Any) -> Any:
-    """Plain SGD, or AdaGrad with one accumulator per coordinate."""
+    if not shape.lanes:
+        return no_step
     vector, lanes = shape.vector, shape.lanes
-    with_accumulators = rule == "adagrad"
+    gradient_of = make_gradient(shape, regularizer)
 
     @inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        rate = rates.factor_learning_rate
         width = table.factor_width
         for column in range(0, lanes, vector):
             for owner in range(n_owners):
                 at = read(scratch.owners, owner) * width + column
                 factors = load(table.factors, at, vector)
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                if with_accumulators:
-                    accumulators = load(table.factors, at + lanes, vector)
-                    factors, accumulators = adagrad(factors, accumulators, gradient, rate)
-                    store(table.factors, at + lanes, accumulators)
+                if has_state:
+                    state = load(table.factors, at + lanes, vector)
+                    factors, state = update(factors, state, gradient, rates)
+                    store(table.factors, at + lanes, state)
                 else:
-                    factors = sgd(factors, gradient, rate)
+                    factors, _ = update(factors, factors, gradient, rates)
                 store(table.factors, at, factors)
 
     return step_factors
 
 
-def make_step_rows(shape: Shape, gradient_of: Any) -> Any:
-    """AdaGrad with one accumulator per factor row: the last column of its linear record."""
+def make_step_rows(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
+    """One accumulator per factor row, the last column of its linear record: the sum of the mean squared gradients."""
+    if not shape.lanes:
+        return no_step
     vector, lanes = shape.vector, shape.lanes
+    gradient_of = make_gradient(shape, regularizer)
     share = np.float32(1.0 / shape.n_factors)
 
     @inlined
@@ -227,6 +204,6 @@ def make_step_rows(shape: Shape, gradient_of: Any) -> Any:
                 at = feature * width + column
                 factors = load(table.factors, at, vector)
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                store(table.factors, at, sgd(factors, gradient, rate))
+                store(table.factors, at, descend(factors, gradient, rate))
 
     return step_factors

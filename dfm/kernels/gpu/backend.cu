@@ -4,8 +4,10 @@
 // `step_linear` and `step_factors` update what the row touched. Python puts the compile-time numbers in front:
 //
 //   N_FACTORS, LANES   factors, and floats of V in a record (params.padded_lanes)
-//   OPTIMIZER          one of the four below
-//   LOSS, LOSS_PARAMETER   one of the six below; the level of QUANTILE, the width of HUBER
+//   PRIMARY, OWN_STATE, ROW_STATE, DERIVED   column of a linear record that is stepped; whether there is an accumulator
+//                      per coordinate of V, or one for all of them, the last of the linear record; whether w is made of
+//                      the two columns from PRIMARY on
+//   LOSS_PARAMETER     of a loss that has one
 //   FACTOR_BITS        32: V is trained in the table itself; 16: in a copy of it, as bf16 (FACTOR_BF16 = 1) or fp16
 //
 // Lanes. V of a feature is VECTORS float4s. GROUP_LANES neighbouring lanes hold one feature, STEPS float4s each, so a
@@ -20,20 +22,11 @@
 // one step of them. With one block of one warp, nothing is concurrent: that is the deterministic mode, the same walk as
 // the CPU's.
 //
+// A line `// {name}` stands for a text that Python puts there: the fields of Rates; loss_value and loss_slope of the
+// loss; move_linear of the optimizer, and its derived_weight where DERIVED.
+//
 // This file also compiles as plain C++ (tests/host_gpu/cuda.hpp stands in for CUDA's own names), which is how its
 // arithmetic is tested without a GPU.
-
-#define SGD 0
-#define ADAGRAD 1
-#define ADAGRAD_ROW 2
-#define FTRL 3
-
-#define LOGISTIC 0
-#define SQUARED 1
-#define HINGE 2
-#define POISSON 3
-#define QUANTILE 4
-#define HUBER 5
 
 typedef long long Offset;
 
@@ -41,7 +34,6 @@ typedef long long Offset;
 #define GROUP_LANES (VECTORS <= 1 ? 1 : VECTORS <= 2 ? 2 : VECTORS <= 4 ? 4 : VECTORS <= 8 ? 8 : VECTORS <= 16 ? 16 : 32)
 #define GROUPS (32 / GROUP_LANES)
 #define STEPS ((VECTORS + GROUP_LANES - 1) / GROUP_LANES)
-#define OWN_STATE (OPTIMIZER == ADAGRAD || OPTIMIZER == FTRL)  // one accumulator per coordinate of V
 
 #define EVERY_LANE 0xffffffffu
 #define NO_FEATURE 0xffffffffu
@@ -71,12 +63,7 @@ struct Table {
 };
 
 struct Rates {
-    float learning_rate;
-    float factor_learning_rate;
-    float l2_linear;
-    float l2_factors;
-    float l1_linear;
-    float ftrl_beta;
+// {rates}
 };
 
 // Everything that a kernel is told. Python fills in the same record (cupy_gpu.LAUNCH).
@@ -171,62 +158,7 @@ __device__ inline float sum_lanes(float value, int first, int last) {
 
 // --------------------------------------------------------------------------------------------------- losses ----
 
-#if LOSS == LOGISTIC
-// -log probability of the label, in nats.
-__device__ inline double loss_value(double score, double label) {
-    double margin = label > 0.5 ? score : -score;
-    double loss = log1p(exp(-fabs(margin)));
-    return margin > 0.0 ? loss : loss - margin;
-}
-
-// Probability of label 1, minus the label.
-__device__ inline double loss_slope(double score, double label) {
-    double u = exp(-fabs(score));
-    double likely = 1.0 / (1.0 + u);
-    return (score > 0.0 ? likely : u * likely) - label;
-}
-#elif LOSS == SQUARED
-// Half the squared error.
-__device__ inline double loss_value(double score, double label) { return 0.5 * (score - label) * (score - label); }
-
-__device__ inline double loss_slope(double score, double label) { return score - label; }
-#elif LOSS == HINGE
-// How far the score is from 1 on the label's side; 0 beyond.
-__device__ inline double loss_value(double score, double label) {
-    double distance = 1.0 - (label > 0.5 ? score : -score);
-    return distance <= 0.0 ? 0.0 : distance;
-}
-
-__device__ inline double loss_slope(double score, double label) {
-    double sign = label > 0.5 ? 1.0 : -1.0;
-    return sign * score < 1.0 ? -sign : 0.0;
-}
-#elif LOSS == POISSON
-// -log likelihood of a count with mean exp(score), without the part that depends on the count alone, in nats.
-__device__ inline double loss_value(double score, double label) { return exp(score) - label * score; }
-
-__device__ inline double loss_slope(double score, double label) { return exp(score) - label; }
-#elif LOSS == QUANTILE
-// The pinball loss: smallest for the quantile of the level LOSS_PARAMETER.
-__device__ inline double loss_value(double score, double label) {
-    return score < label ? LOSS_PARAMETER * (label - score) : (1.0 - LOSS_PARAMETER) * (score - label);
-}
-
-__device__ inline double loss_slope(double score, double label) {
-    return score < label ? -LOSS_PARAMETER : score > label ? 1.0 - LOSS_PARAMETER : 0.0;
-}
-#elif LOSS == HUBER
-// Half the squared error up to a distance of LOSS_PARAMETER, linear beyond.
-__device__ inline double loss_value(double score, double label) {
-    double distance = fabs(score - label);
-    return distance > LOSS_PARAMETER ? LOSS_PARAMETER * (distance - 0.5 * LOSS_PARAMETER) : 0.5 * distance * distance;
-}
-
-__device__ inline double loss_slope(double score, double label) {
-    double error = score - label;
-    return error > LOSS_PARAMETER ? LOSS_PARAMETER : error < -LOSS_PARAMETER ? -LOSS_PARAMETER : error;
-}
-#endif
+// {loss}
 
 // ------------------------------------------------------------------------------------------ factors, 32 or 16 bits ----
 
@@ -363,38 +295,45 @@ __device__ inline Entry entry_of_group(Entry held, int turn, int lane) {
     return entry;
 }
 
-// The w that z and n stand for (McMahan et al. 2013, algorithm 1): exactly 0 where |z| <= l1.
-__device__ inline float ftrl_weight(float z, float n, float l1, float l2, const Rates &rates) {
-    float clipped = fminf(fmaxf(z, -l1), l1);
-    float curvature = (sqrtf(n) + rates.ftrl_beta) / rates.learning_rate + l2;
-    return (clipped - z) / fmaxf(curvature, TINY);
-}
+// Of the optimizer. move_linear(record, gradient, squares, is_bias, rates): a linear record's step from a summed gradient
+// and its summed squares; one row is a sum of one. Atomic, in place. derived_weight(first, second, is_bias, rates): the w
+// that the columns from PRIMARY on stand for. The bias has no penalty.
+// {optimizer}
 
-// w of a linear record. While FTRL trains, w is not stored: z and n are added to by many rows at once, and what they
-// stand for is worked out where it is read.
+#if !DERIVED
+__device__ inline float derived_weight(float first, float second, bool is_bias, const Rates &rates) { return first; }
+#endif
+
+// w of a linear record. While an optimizer that derives it trains, w is not stored: what it is made of is added to by many
+// rows at once, and what that stands for is worked out where it is read.
 template <bool TRAINING>
-__device__ inline float linear_weight(const float *record, float l1, float l2, const Rates &rates) {
-    if (TRAINING && OPTIMIZER == FTRL) return ftrl_weight(__ldcg(record + 1), __ldcg(record + 2), l1, l2, rates);
+__device__ inline float linear_weight(const float *record, bool is_bias, const Rates &rates) {
+    if (TRAINING && DERIVED)
+        return derived_weight(__ldcg(record + PRIMARY), __ldcg(record + PRIMARY + 1), is_bias, rates);
     return __ldcg(record);
 }
 
-// Σ_j V_j x_j, each lane with the columns of its place in its group.
-struct FactorSums {
-    float4 columns[STEPS > 0 ? STEPS : 1];
-};
-
-// The logit, in every lane: w0 + Σ_j w_j x_j + ½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²) (Rendle 2010, lemma 3.1).
+// What the family makes of the vectors of a row's entries. Each lane sees the columns of its place in its group:
+//
+//   FactorSums          what the score leaves for the gradients
+//   begin_row           before the first entry
+//   take_entry          a vector's part times x; returns what that adds to twice the family's part of the score
+//   finish_row          after the last entry, all lanes together; adds what is left to what this lane has of it
+//   factor_gradient     of a part of V_j: slope_x is slope x_j, own the factor of V_j itself, (l2 − slope x_j²)
+//
+// {family}
+// The logit, in every lane: w0 + Σ_j w_j x_j and the family's part.
 template <bool TRAINING>
 __device__ inline float score(const Launch &launch, const Row &row, int lane, FactorSums &sums) {
     const Table &table = launch.table;
     const Rates &rates = launch.rates;
     float linear = 0.0f, pairs = 0.0f;
-    for (int step = 0; step < STEPS; step++) sums.columns[step] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    begin_row(sums);
     for (int first = 0; first < row.n_entries; first += 32) {
         Entry held = entry_of_lane(row, first, lane);
         if (held.feature != NO_FEATURE) {
             const float *record = table.linear + held.feature * table.linear_width;
-            float weight = linear_weight<TRAINING>(record, rates.l1_linear, rates.l2_linear, rates);
+            float weight = linear_weight<TRAINING>(record, false, rates);
             linear = fmaf(weight, held.value, linear);
         }
 #if LANES > 0
@@ -407,40 +346,17 @@ __device__ inline float score(const Launch &launch, const Row &row, int lane, Fa
                 int column = lane % GROUP_LANES + step * GROUP_LANES;
                 if (column >= VECTORS) continue;
                 float4 part = times(load_factors<TRAINING>(table, entry.feature, column), entry.value);
-                sums.columns[step] = plus(sums.columns[step], part);
-                pairs -= dot(part);
+                pairs += take_entry(sums, step, part);
             }
         }
 #endif
     }
-    for (int step = 0; step < STEPS; step++) {
-        float4 &column = sums.columns[step];
-        column.x = sum_lanes(column.x, GROUP_LANES, 32);
-        column.y = sum_lanes(column.y, GROUP_LANES, 32);
-        column.z = sum_lanes(column.z, GROUP_LANES, 32);
-        column.w = sum_lanes(column.w, GROUP_LANES, 32);
-        if (lane < GROUP_LANES) pairs += dot(column);
-    }
-    float bias = linear_weight<TRAINING>(table.bias, 0.0f, 0.0f, rates);
+    pairs = finish_row(sums, pairs, lane);
+    float bias = linear_weight<TRAINING>(table.bias, true, rates);
     return bias + sum_lanes(fmaf(0.5f, pairs, linear), 1, 32);
 }
 
 // --------------------------------------------------------------------------------------------------- updates ----
-
-// A linear record's step from a summed gradient and its summed squares; one row is a sum of one. Atomic, in place.
-__device__ inline void move_linear(float *record, float gradient, float squares, float l1, float l2, const Rates &rates) {
-#if OPTIMIZER == SGD
-    atomicAdd(record, -rates.learning_rate * gradient);
-#elif OPTIMIZER == FTRL
-    float weight = linear_weight<true>(record, l1, l2, rates);
-    float n = atomicAdd(record + 2, squares);
-    float sigma = (sqrtf(n + squares) - sqrtf(n)) / rates.learning_rate;
-    atomicAdd(record + 1, fmaf(-sigma, weight, gradient));
-#else
-    float total = atomicAdd(record + 1, squares) + squares;
-    atomicAdd(record, -rates.learning_rate * gradient * reciprocal_root(total));
-#endif
-}
 
 // What shared memory holds. Every record begins with the four numbers below; those of the leading features go on with
 // the summed gradients of V, and their squares where V has accumulators of its own.
@@ -458,14 +374,14 @@ __device__ inline void step_linear(const Launch &launch, Entry entry, float slop
     const Rates &rates = launch.rates;
     float *record = launch.table.linear + entry.feature * launch.table.linear_width;
     float gradient = slope * entry.value;
-    if (OPTIMIZER != FTRL) gradient = fmaf(__ldcg(record), sample_weight * rates.l2_linear, gradient);
+    if (!DERIVED) gradient = fmaf(__ldcg(record), sample_weight * rates.l2_linear, gradient);
     if (entry.feature < (unsigned)launch.n_hot) {
         float *hot = hot_record(entry.feature);
         atomicAdd(hot + GRADIENT, gradient);
         atomicAdd(hot + SQUARES, gradient * gradient);
         atomicAdd(hot + TOUCHES, 1.0f);
     } else {
-        move_linear(record, gradient, gradient * gradient, rates.l1_linear, rates.l2_linear, rates);
+        move_linear(record, gradient, gradient * gradient, false, rates);
     }
 }
 
@@ -482,7 +398,6 @@ __device__ inline float4 adagrad_change(float *accumulators, float4 gradient, fl
 }
 
 // Updates V of one entry per group. All lanes come here, those without an owner too: they take part in the exchange.
-// The gradient of V_j is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ.
 __device__ inline void step_factors(
     const Launch &launch, Entry entry, int lane, const FactorSums &sums, float slope, float sample_weight, Offset moment
 ) {
@@ -497,11 +412,11 @@ __device__ inline void step_factors(
         int column = lane % GROUP_LANES + step * GROUP_LANES;
         if (!owns || column >= VECTORS) continue;
         factors[step] = load_trained(table, entry.feature, column);
-        gradients[step] = fused(factors[step], own, times(sums.columns[step], slope_x));
+        gradients[step] = factor_gradient(sums, step, factors[step], own, slope_x);
         squares += dot(gradients[step]);
     }
     float rate = rates.factor_learning_rate;
-#if OPTIMIZER == ADAGRAD_ROW
+#if ROW_STATE
     squares = sum_lanes(squares, 1, GROUP_LANES) / N_FACTORS;
     float total = 0.0f;
     if (owns && lane % GROUP_LANES == 0) {
@@ -580,12 +495,12 @@ __device__ inline void flush(const Launch &launch, WarpSums &warp, int lane, Off
     warp.gradient = warp.squares = warp.touches = 0.0f;
     __syncthreads();
     if (threadIdx.x == 0 && hot_bias()[TOUCHES] > 0.0f)
-        move_linear(table.bias, hot_bias()[GRADIENT], hot_bias()[SQUARES], 0.0f, 0.0f, rates);
+        move_linear(table.bias, hot_bias()[GRADIENT], hot_bias()[SQUARES], true, rates);
     for (int feature = threadIdx.x; feature < launch.n_hot; feature += blockDim.x) {
         float *hot = hot_record(feature), *record = table.linear + feature * table.linear_width;
         if (hot[TOUCHES] == 0.0f) continue;
-        move_linear(record, hot[GRADIENT], hot[SQUARES], rates.l1_linear, rates.l2_linear, rates);
-        if (OPTIMIZER == ADAGRAD_ROW && feature < table.n_factored)
+        move_linear(record, hot[GRADIENT], hot[SQUARES], false, rates);
+        if (ROW_STATE && feature < table.n_factored)
             hot[ROW] = rates.factor_learning_rate * reciprocal_root(atomicAdd(record + 2, hot[ROW]) + hot[ROW]);
     }
     __syncthreads();
@@ -601,7 +516,7 @@ __device__ inline void flush(const Launch &launch, WarpSums &warp, int lane, Off
             float4 squares = *reinterpret_cast<float4 *>(sums + LANES);
             change = adagrad_change(accumulators, gradient, squares, rates.factor_learning_rate);
         } else {
-            change = times(gradient, OPTIMIZER == ADAGRAD_ROW ? -hot[ROW] : -rates.factor_learning_rate);
+            change = times(gradient, ROW_STATE ? -hot[ROW] : -rates.factor_learning_rate);
         }
         move_factors(launch, feature, column, load_trained(table, feature, column), change, moment);
     }
@@ -679,16 +594,16 @@ extern "C" __global__ void __launch_bounds__(256) score_rows(const Launch *argum
     }
 }
 
-// Makes FTRL's w of z and n, of all features and the bias. Grid: any.
+// Makes w of what it is derived from, of all features and the bias. Grid: any.
 extern "C" __global__ void refresh_weights(const Launch *arguments) {
     const Table table = arguments->table;
     const Rates rates = arguments->rates;
     Offset thread = (Offset)blockIdx.x * blockDim.x + threadIdx.x, n_threads = (Offset)gridDim.x * blockDim.x;
-    if (OPTIMIZER != FTRL) return;
-    if (thread == 0) table.bias[0] = ftrl_weight(table.bias[1], table.bias[2], 0.0f, 0.0f, rates);
+    if (!DERIVED) return;
+    if (thread == 0) table.bias[0] = derived_weight(table.bias[PRIMARY], table.bias[PRIMARY + 1], true, rates);
     for (Offset feature = thread; feature < table.n_features; feature += n_threads) {
         float *record = table.linear + feature * table.linear_width;
-        record[0] = ftrl_weight(record[1], record[2], rates.l1_linear, rates.l2_linear, rates);
+        record[0] = derived_weight(record[PRIMARY], record[PRIMARY + 1], false, rates);
     }
 }
 

@@ -22,27 +22,24 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step, check_layout, check_table
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.gpu import plan as gpu_plan
+from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose, optimizer_on_gpu
 from dfm.kernels.gpu.memory import TRAIN, Buffer, Program, Resident, first_value
 from dfm.kernels.gpu.plan import Facts, Grid, Piece
 from dfm.kernels.gpu.tables import Gpu, GpuTable
-from dfm.kernels.losses import resolve_loss
+from dfm.kernels.losses import LOSSES, CompiledLoss, resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
+from dfm.kernels.rates import check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS
 from dfm.kernels.tables import Layout, ParameterTable
 
 SOURCE = Path(__file__).with_suffix(".cu")
-OPTIMIZER_NUMBERS = {"sgd": 0, "adagrad": 1, "adagrad-row": 2, "ftrl": 3}
-"""Optimizers by their number in the .cu."""
 FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-LOSS_NUMBERS = {"logistic": 0, "squared": 1, "hinge": 2, "poisson": 3, "quantile": 4, "huber": 5}
-"""Losses by their number in the .cu."""
-RATES = ("learning_rate", "factor_learning_rate", "l2_linear", "l2_factors", "l1_linear", "ftrl_beta")
-"""Numbers of a step that the kernels are told."""
 _COPIES = 4
 """Of a table that averaging may want beside it; what it did want is known after a round."""
-_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype")
+_KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype", "family")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
 _TABLE = [(name, np.uint64) for name in ("bias", "linear", "factors", "halves")]
@@ -72,19 +69,12 @@ LAUNCH = np.dtype(
 
 
 def source_of(spec: KernelSpec) -> str:
-    """The program of a spec: its compile-time numbers, then the .cu. SettingsError for what the GPU does not do."""
+    """The program of a spec: its compile-time numbers, then the .cu with the texts of loss and optimizer. SettingsError
+    for what the GPU does not do.
+    """
+    loss_parameter, loss_text = _loss_on_gpu(spec)
     resolve_optimizer(spec.optimizer)
-    loss = resolve_loss(spec.loss, spec.loss_parameter)
-    if not isinstance(spec.loss, str) or loss.name not in LOSS_NUMBERS:
-        raise SettingsError(
-            f"the GPU has no code for the loss {loss.name!r}, only for {', '.join(LOSS_NUMBERS)}; choose one of these, "
-            'or training.backend = "numba"'
-        )
-    if spec.optimizer not in OPTIMIZER_NUMBERS:
-        raise SettingsError(
-            f"the GPU has no code for optimizer = {spec.optimizer!r}, only for {', '.join(OPTIMIZER_NUMBERS)}; choose "
-            'one of these, or training.backend = "numba"'
-        )
+    optimizer, family = optimizer_on_gpu(spec.optimizer), _family_on_gpu(spec.family)
     if spec.factor_dtype not in FACTOR_BITS:
         raise SettingsError(f"factor_dtype = {spec.factor_dtype!r}; choose one of {', '.join(FACTOR_BITS)}")
     for other in dataclasses.fields(spec):
@@ -93,18 +83,45 @@ def source_of(spec: KernelSpec) -> str:
             raise SettingsError(
                 f'the GPU has no code for {other.name} = {value!r}; leave it out, or choose training.backend = "numba"'
             )
-    layout = Layout(spec.optimizer, spec.n_factors)
+    layout = spec.layout
     numbers = {
         "N_FACTORS": spec.n_factors,
         "LANES": layout.lanes,
-        "OPTIMIZER": OPTIMIZER_NUMBERS[spec.optimizer],
-        "LOSS": LOSS_NUMBERS[loss.name],
-        "LOSS_PARAMETER": repr(float(loss.parameter or 0.0)),
+        "PRIMARY": optimizer.primary,
+        "OWN_STATE": optimizer.factor_state,
+        "ROW_STATE": int(optimizer.has_row_state),
+        "DERIVED": int(optimizer.derives_weights),
+        "LOSS_PARAMETER": loss_parameter,
         "FACTOR_BITS": FACTOR_BITS[spec.factor_dtype] if layout.lanes else 32,
         "FACTOR_BF16": int(spec.factor_dtype == "bfloat16"),
     }
-    defines = "".join(f"#define {name} {number}\n" for name, number in numbers.items())
-    return defines + SOURCE.read_text(encoding="utf-8")
+    texts = {"rates": RATES_TEXT, "loss": loss_text, "optimizer": str(optimizer.cuda), "family": family}
+    return compose(SOURCE, numbers, texts)
+
+
+def _family_on_gpu(name: str) -> str:
+    """The family's text. SettingsError where it has none."""
+    text = family_of(name).cuda
+    if text is None:
+        having = ", ".join(known for known in FAMILIES if family_of(known).cuda is not None)
+        raise SettingsError(
+            f'the GPU has no code for family = "{name}", only for {having}; choose one of these, or '
+            'training.backend = "numba"'
+        )
+    return text
+
+
+def _loss_on_gpu(spec: KernelSpec) -> tuple[str, str]:
+    """The parameter of the loss, 0.0 where it has none, and its text. SettingsError where the GPU has none."""
+    loss = resolve_loss(spec.loss, spec.loss_parameter)
+    text = loss.record.cuda if isinstance(loss, CompiledLoss) else None
+    if text is None:
+        having = ", ".join(name for name, record in LOSSES.items() if record.cuda is not None)
+        raise SettingsError(
+            f"the GPU has no code for the loss {loss.name!r}, only for {having}; choose one of these, "
+            'or training.backend = "numba"'
+        )
+    return repr(float(getattr(loss, "parameter", None) or 0.0)), text
 
 
 @dataclass
@@ -216,7 +233,7 @@ class _Round:
         bias: list[float] = room.tolist()
         self.first_bias = self.first_bias or bias
         seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias)
-        return gpu_plan.calm_rows(self.spec, self.step, self.facts.crowding, bias, seen)
+        return gpu_plan.calm_rows(self.spec, self.step, self.facts, bias, seen)
 
     def train(self, piece: Piece, blocks: int, tallies: int) -> None:
         """Walk a piece, whose blocks and tallies begin at these addresses."""
@@ -243,8 +260,7 @@ def _train(
     following: Following | None = None,
 ) -> RoundTally:
     """One walk over all rows, in place on `table`."""
-    if step.l1_linear > 0 and spec.optimizer != "ftrl":
-        raise SettingsError(f'l1_linear = {step.l1_linear} needs optimizer "ftrl", not {spec.optimizer!r}')
+    check_penalties(step, spec.optimizer)
     with gpu.taken():
         device, facts = gpu.device, _door(gpu, spec, rows, table, with_state=True)
         ours = _ours(gpu, table)
@@ -272,15 +288,15 @@ def _train(
             this_round.train(piece, room.address + 16 * start, results.address + 24 * start)
         if with_halves:
             walk.launch("widen_factors", every_factor)
-        if spec.optimizer == "ftrl":
+        if table.layout.rule.derives_weights:
             walk.launch("refresh_weights", gpu_plan.flat(table.n_features // gpu_plan.WARP, 128))
         if following:
             _copy_ahead(gpu, following)
         device.fetch(results, tallies)
         ours.arrays.changed()
         if ours is not table:
-            for name in ("bias", "linear", "factors"):
-                device.fetch(buffers[name], getattr(table, name))
+            for block in table.layout.blocks:
+                device.fetch(buffers[block.name], table[block.name])
     n_rows, weight, loss = tallies.sum(axis=0)
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 

@@ -1,7 +1,7 @@
 """The arithmetic of a walk on a GPU, without a GPU: pieces of rows, grids, how many rows at once, shared memory, bytes.
 
 Rows in flight are rows that all see the same weights. Their steps add up, so a weight that n of them touch moves n
-times as far as its gradient justified: from some n on, the walk oscillates and diverges. AdaGrad's accumulators bound
+times as far as its gradient justified: from some n on, the walk oscillates and diverges. Accumulators bound
 the step, so more rows may be in flight the longer a table has been trained. `calm_rows` is that bound; the decision
 record on rows in flight has the log losses within and beyond it.
 """
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
 from dfm.kernels.contract import KernelSpec, RowsLike, Step
+from dfm.kernels.losses import LOSSES, Loss
+from dfm.kernels.optimizers import OPTIMIZERS, resolve_optimizer
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import Layout
 
@@ -32,10 +34,6 @@ SEEN_SHARE = 1 / 200
 ROWS_PER_FLUSH = 2
 """Of a warp, where as many rows may be in flight as the device can take."""
 _SAMPLE_ENTRIES = 1 << 20
-CURVATURE = {"logistic": 0.25, "squared": 1.0}
-"""Largest second derivative of a loss by the score."""
-ACCUMULATOR = {"adagrad": 1, "adagrad-row": 1, "ftrl": 2}
-"""Column of a linear record that holds the sum of squared gradients."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +66,26 @@ class Facts:
 
     largest: the largest index, -1 without entries. n_hot: leading features in more than HOT_SHARE of the rows.
     crowding: what the steps of one row add to the score of another, in steps of the bias: 1 + Σ_j p_j² / sqrt(p_j) for
-    features in shares p_j of the rows, whose accumulators are p_j times that of the bias.
+    features in shares p_j of the rows, whose accumulators are p_j times that of the bias. largest_label: of the rows.
     """
 
     largest: int
     n_hot: int
     crowding: float
+    largest_label: float = 1.0
 
 
 def facts_of(rows: RowsLike, largest: int) -> Facts:
     """Facts of a partition whose arrays were checked; shares are counted in its first million entries."""
     n_rows = int(np.searchsorted(rows.indptr, _SAMPLE_ENTRIES, side="right")) - 1
     n_rows = min(max(n_rows, 1), len(rows.labels))
+    largest_label = float(rows.labels.max(initial=0.0))
     if not n_rows or largest < 0:
-        return Facts(largest, 0, 1.0)
+        return Facts(largest, 0, 1.0, largest_label)
     shares = np.bincount(rows.indices[: rows.indptr[n_rows]], minlength=1) / n_rows
     frequent = np.flatnonzero(shares > HOT_SHARE)
-    return Facts(largest, int(frequent[-1]) + 1 if len(frequent) else 0, 1.0 + float((shares**1.5).sum()))
+    n_hot = int(frequent[-1]) + 1 if len(frequent) else 0
+    return Facts(largest, n_hot, 1.0 + float((shares**1.5).sum()), largest_label)
 
 
 def hot_width(layout: Layout) -> int:
@@ -123,20 +124,26 @@ class Grid:
         return self.blocks * self.warps * self.rows_per_flush
 
 
-def calm_rows(spec: KernelSpec, step: Step, crowding: float, bias: Sequence[float], seen: float) -> float:
+def calm_rows(spec: KernelSpec, step: Step, facts: Facts, bias: Sequence[float], seen: float) -> float:
     """Rows that may be in flight: a share of those `seen` so far, and their steps add up to less than Newton's.
 
     n rows with slopes s move their score by n × rate × s × crowding, while s changes by at most `curvature` of that; so
-    n = 1 / (rate × curvature × crowding), where AdaGrad's rate is η / sqrt(G) and FTRL's η / (β + sqrt(n)). bias: its
-    record in the table; it has the largest accumulator of all, as every row touches it.
+    n = 1 / (rate × curvature × crowding), where an accumulator divides the rate: by sqrt(G), or by β + sqrt(n). bias:
+    its record in the table; it has the largest accumulator of all, as every row touches it.
     """
-    name = spec.loss if isinstance(spec.loss, str) else spec.loss.name
-    curvature = CURVATURE.get(name, 1.0)
+    optimizer = resolve_optimizer(spec.optimizer)
+    curvature = _record_of(spec).curvature(facts.largest_label)
     rate = max(step.learning_rate, step.factor_learning_rate)
-    column = ACCUMULATOR.get(spec.optimizer)
-    if column is not None:
-        rate /= max((step.ftrl_beta if spec.optimizer == "ftrl" else 0.0) + bias[column] ** 0.5, 1e-12)
-    return min(seen * SEEN_SHARE, 1.0 / max(rate * curvature * crowding, 1e-12))
+    if optimizer.accumulator is not None:
+        damping = getattr(step, optimizer.damping) if optimizer.damping else 0.0
+        rate /= max(damping + bias[optimizer.accumulator] ** 0.5, 1e-12)
+    return min(seen * SEEN_SHARE, 1.0 / max(rate * curvature * facts.crowding, 1e-12))
+
+
+def _record_of(spec: KernelSpec) -> Loss:
+    """The record of a built-in loss: a user's own has no code for GPUs, and so no rows there."""
+    assert isinstance(spec.loss, str)
+    return LOSSES[spec.loss]
 
 
 def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
@@ -144,7 +151,7 @@ def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Seque
 
     before, now: the bias' record. Without an accumulator only the walked rows are known.
     """
-    column = ACCUMULATOR.get(spec.optimizer)
+    column = resolve_optimizer(spec.optimizer).accumulator
     if column is None or not walked:
         return float(walked)
     growth = now[column] - before[column]
@@ -186,11 +193,12 @@ def piece_bytes(rows: RowsLike, first: int, last: int) -> int:
 def table_bytes(layout: Layout, n_features: int, n_factored: int, factor_dtype: str) -> int:
     """Device memory that a table takes, with its 16-bit copy of V if it has one."""
     halves = 0 if factor_dtype == "float32" else 2 * n_factored * layout.lanes
-    return 4 * (layout.linear_width * (1 + n_features) + layout.factor_width * n_factored) + halves
+    return 4 * layout.n_numbers(n_features, n_factored) + halves
 
 
+_SMALLEST = min((one for one in OPTIMIZERS.values() if one.has_row_state), key=lambda one: one.linear_state).name
 FEWER_BYTES = (
-    'Fewer bytes per feature: a smaller model.n_factors, or training.optimizer = "adagrad-row"; fewer features: a '
+    f'Fewer bytes per feature: a smaller model.n_factors, or training.optimizer = "{_SMALLEST}"; fewer features: a '
     "larger model.min_count_factors"
 )
 """What to do where parameters do not fit a device."""

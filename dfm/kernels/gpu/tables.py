@@ -163,8 +163,10 @@ class Buffers(dict[str, Buffer]):
     """Buffers by name; unlike a plain dict, one can be told when it is gone."""
 
 
-class GpuArrays:
-    """Named float32 arrays on a GPU, on the host, or on both."""
+class GpuArrays(Mapping[str, Floats]):
+    """Named float32 arrays on a GPU, on the host, or on both. To look one up is to have it on the host."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.gpu, self.shapes, self.number = gpu, dict(shapes), -1
@@ -189,6 +191,15 @@ class GpuArrays:
         arrays = cls(gpu, {name: array.shape for name, array in host.items()})
         arrays._host.update(host)
         return arrays
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.host(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
     @property
     def nbytes(self) -> int:
@@ -266,11 +277,8 @@ class GpuArrays:
         return room
 
 
-_NAMES = ("bias", "linear", "factors")
-
-
 class GpuTable(ParameterTable):
-    """A parameter table on a GPU. `bias`, `linear` and `factors` are fetched when they are first looked at.
+    """A parameter table on a GPU, whose arrays are fetched when they are first looked at.
 
     What changes its `arrays` in place says so to them. Pickled, it is a plain table.
     """
@@ -278,20 +286,20 @@ class GpuTable(ParameterTable):
     arrays: GpuArrays
 
     def __init__(self, layout: Layout, arrays: GpuArrays) -> None:
-        self.__dict__["layout"] = layout  # the class that this one is derived from lets nobody assign its fields
-        self.arrays = arrays
+        # The class that this one is derived from lets nobody assign its fields.
+        self.__dict__.update(layout=layout, arrays=arrays)
 
     @classmethod
-    def empty(cls, gpu: Gpu, layout: Layout, n_features: int, n_factored: int) -> GpuTable:
+    def empty(cls, gpu: Gpu, layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> GpuTable:
         """A table of any contents: see `GpuArrays.empty`."""
-        n_rows = n_factored if layout.lanes else 0
-        shapes = (layout.linear_width,), (n_features, layout.linear_width), (n_rows, layout.factor_width)
-        return cls(layout, GpuArrays.empty(gpu, dict(zip(_NAMES, shapes, strict=True))))
+        return cls(layout, GpuArrays.empty(gpu, shapes))
 
     @classmethod
     def of_host(cls, gpu: Gpu, table: ParameterTable) -> GpuTable:
         """A table that is sent when it is first used."""
-        return cls(table.layout, GpuArrays.of_host(gpu, {name: getattr(table, name) for name in _NAMES}))
+        return cls(
+            table.layout, GpuArrays.of_host(gpu, {block.name: table[block.name] for block in table.layout.blocks})
+        )
 
     @property
     def gpu(self) -> Gpu:
@@ -300,23 +308,23 @@ class GpuTable(ParameterTable):
 
     @property
     def n_features(self) -> int:
-        """Rows of the linear table."""
+        """Rows of blocks that have one per feature."""
         return self.arrays.shapes["linear"][0]
 
     @property
     def n_factored(self) -> int:
-        """Rows of the factor table."""
+        """Rows of blocks that have one per feature with factors."""
         return self.arrays.shapes["factors"][0]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all three arrays."""
-        return self.arrays.nbytes
+    def n_fields(self) -> int:
+        """Fields that its shared rows are of; 0 where none are."""
+        return max((block.n_fields(self.arrays.shapes[block.name][0]) for block in self.layout.shared), default=0)
 
-    def __getattr__(self, name: str) -> Floats:
-        if name not in _NAMES:
-            raise AttributeError(name)
-        return self.arrays.host(name)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.arrays.nbytes
 
     def __repr__(self) -> str:
         return f"GpuTable({self.layout}, {self.n_features} features, {self.n_factored} with factors)"
@@ -328,4 +336,4 @@ class GpuTable(ParameterTable):
         return 1000 + self.arrays.host_bytes()
 
     def __reduce__(self) -> tuple[Callable[..., ParameterTable], tuple[Any, ...]]:
-        return ParameterTable, (self.layout, self.bias, self.linear, self.factors)
+        return ParameterTable, (self.layout, dict(self.arrays))

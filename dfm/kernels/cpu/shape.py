@@ -1,0 +1,30 @@
+"""The compile-time numbers of the passes over a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfm.kernels.families.registry import DEFAULT
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Compile-time numbers of the passes.
+
+    lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
+    reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
+    family: a name in FAMILIES; own_widths: floats of the records of its own blocks.
+    """
+
+    n_factors: int
+    lanes: int
+    touched: int
+    gathered: int
+    implicit: bool
+    family: str = DEFAULT
+    own_widths: tuple[int, ...] = ()
+
+    @property
+    def vector(self) -> int:
+        """Lanes of one vector: long factor rows are walked in several, so that sums stay in registers."""
+        return self.lanes if self.lanes <= 64 else next(n for n in (64, 48, 32, 16) if self.lanes % n == 0)

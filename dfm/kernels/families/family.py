@@ -1,0 +1,73 @@
+"""The record of a model family: all that anybody needs to know of it, and how its part of a kernel is made.
+
+Light: what kernels are made of is imported when they are compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dfm.errors import SettingsError
+from dfm.kernels.blocks import Block
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+OnnxStep = tuple[str, list[str], str]
+"""Operator, inputs, output."""
+OnnxPart = tuple[dict[str, Any], list[OnnxStep]]
+"""Constants by name, and the nodes in order."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: score = w0 + Σ_j w_j x_j + what the family makes of the vectors of the features in a row.
+
+    blocks(n_factors): its parameter blocks. All families have `bias`, `linear` and `factors`, the vectors of frequent
+    features; those of their own follow, and their rows belong to no feature.
+
+    Kernels on processors, compiled into the walk (see `dfm.kernels.cpu.row_passes`, and `Shape` there):
+    pairs(shape) makes pairs(rows, table, scratch, n_owners), its part of the score, which leaves in scratch.sums what
+    gradients need. gradient(shape, penalty_slope) makes gradient(rates, scratch, owner, row_step, factors, column), of
+    one vector of V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. own_step(shape, step_number)
+    makes own_step(rows, table, rates, scratch, n_owners, row_step), which steps the family's own blocks by
+    step_number(records, at, rates, sample_weight, gradient); None where there are none. room(capacity, lanes): floats
+    of scratch.sums for rows of so many entries.
+
+    onnx(values, fields): its part of an exported graph: from "row" int64[n_rows, n_entries], rows of the parameter
+    table, and "scaled" float32[n_rows, n_entries, n_factors], their vectors times x, to "factor_part" float32[n_rows].
+    values: of its own blocks by name; fields: of the table's rows.
+
+    knows_fields: whether it reads the field of each feature; most_fields: how many there may be. has_texts: whether
+    text formats that know a bias, weights and factors say all of it. cuda: its text for GPUs (see backend.cu), None
+    where they have no code for it.
+    """
+
+    name: str
+    summary: str
+    blocks: Callable[[int], tuple[Block, ...]]
+    pairs: Callable[[Any], Any]
+    gradient: Callable[[Any, Any], Any]
+    room: Callable[[int, int], int]
+    onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16]], OnnxPart]
+    own_step: Callable[[Any, Any], Any] | None = None
+    knows_fields: bool = False
+    most_fields: int = 1 << 16
+    has_texts: bool = False
+    cuda: str | None = None
+
+    def check_fields(self, n_fields: int) -> None:
+        """SettingsError where the family cannot make use of so many fields."""
+        if self.knows_fields and n_fields < 2:
+            raise SettingsError(
+                f'family = "{self.name}" needs two fields or more, and there is one (a numeric matrix counts as one); '
+                "pass a table with a column for each field, or choose another family"
+            )
+        if self.knows_fields and n_fields > self.most_fields:
+            raise SettingsError(
+                f'family = "{self.name}" takes up to {self.most_fields} fields, since it has parameters for each pair '
+                f"of them, and there are {n_fields}; leave columns out, or choose another family"
+            )

@@ -1,0 +1,211 @@
+"""The field-weighted factorization machine (Pan et al. 2018): a strength for each pair of fields.
+
+    score = w0 + Σ_j w_j x_j + Σ_{i<j} r_{F(i)F(j)} <V_i, V_j> x_i x_j
+
+F(j) is the field of feature j. Strengths are learnt and start at 1, so that an untrained model is exactly a
+factorization machine; a field has one with itself, for lists. They touch every row, and are averaged as the bias is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dfm.kernels.blocks import Block
+from dfm.kernels.families import fm
+from dfm.kernels.families.family import Family, OnnxPart
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dfm.kernels.cpu.shape import Shape
+
+_ACCUMULATOR = 0.1
+"""Of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly move;
+0.1 was the best of those tried on planted strengths."""
+
+
+def _blocks(n_factors: int) -> tuple[Block, ...]:
+    """Those of the factorization machine, and the strengths."""
+    strengths = Block("strengths", "field pair", column="r", start=1.0, accumulator=_ACCUMULATOR, unit_power=0.0)
+    return (*fm.blocks(n_factors), strengths)
+
+
+def _make_pair_of() -> Any:
+    """pair_of(rows, scratch, i, j): the row of the strength of two owners' fields."""
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import read
+
+    @inlined
+    def pair_of(rows, scratch, i, j):  # type: ignore[no-untyped-def]
+        first = np.intp(read(rows.fields, read(scratch.owners, i)))
+        second = np.intp(read(rows.fields, read(scratch.owners, j)))
+        low, high = min(first, second), max(first, second)
+        return high * (high + 1) // 2 + low
+
+    return pair_of
+
+
+def _pairs(shape: Shape) -> Any:
+    """pairs(rows, table, scratch, n_owners): ½ Σ_i <V_i, g_i> x_i with g_i = Σ_{j≠i} r_{F(i)F(j)} V_j x_j.
+
+    Leaves g_i of every owner in scratch.sums.
+    """
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read, reduce_add, splat, store
+
+    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
+    pair_of = _make_pair_of()
+
+    @inlined
+    def factors_of(table, scratch, owner, column):  # type: ignore[no-untyped-def]
+        return load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+
+    @inlined
+    def pairs(rows, table, scratch, n_owners):  # type: ignore[no-untyped-def]
+        strengths, width, total = table.own[0], table.own_widths[0], np.float32(0)
+        for column in range(0, lanes, vector):
+            products = splat(np.float32(0), vector)
+            for i in range(n_owners):
+                others = splat(np.float32(0), vector)
+                for j in range(n_owners):
+                    strength = read(strengths, pair_of(rows, scratch, i, j) * width) if j != i else np.float32(0)
+                    if not implicit:
+                        strength *= read(scratch.owner_values, j)
+                    others = fma(factors_of(table, scratch, j, column), splat(strength, vector), others)
+                store(scratch.sums, i * lanes + column, others)
+                mine = factors_of(table, scratch, i, column)
+                if not implicit:
+                    mine = mine * read(scratch.owner_values, i)
+                products = fma(mine, others, products)
+            total += reduce_add(products)
+        return np.float32(0.5) * total
+
+    return pairs
+
+
+def _gradient(shape: Shape, penalty_slope: Any) -> Any:
+    """gradient(rates, scratch, owner, row_step, factors, column): slope x_j g_j + l2 V_j, of one vector of V_j."""
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read
+
+    implicit, vector, lanes, n_factors = shape.implicit, shape.vector, shape.lanes, shape.n_factors
+    is_l2 = penalty_slope is None
+    slope_of = inlined(lambda weights, _count: weights) if is_l2 else penalty_slope
+
+    @inlined
+    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
+        _start, _n_entries, sample_weight, slope = row_step
+        value = np.float32(1) if implicit else read(scratch.owner_values, owner)
+        of_loss = load(scratch.sums, owner * lanes + column, vector) * (slope * value)
+        return fma(slope_of(factors, n_factors - column), sample_weight * rates.l2_factors, of_loss)
+
+    return gradient
+
+
+def _own_step(shape: Shape, step_number: Any) -> Any:
+    """own_step(rows, table, rates, scratch, n_owners, row_step): steps the strengths that the row touches, in place.
+
+    One step for each pair of fields, by the sum of slope <V_i, V_j> x_i x_j over its pairs of entries. scratch.own
+    holds the sums, scratch.notes which pairs have one (at 2 p) and their list (at 2 i + 1).
+    """
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read, reduce_add, splat, write
+
+    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
+    pair_of = _make_pair_of()
+
+    @inlined
+    def product(table, scratch, i, j):  # type: ignore[no-untyped-def]
+        total = splat(np.float32(0), vector)
+        first, second = read(scratch.owners, i), read(scratch.owners, j)
+        for column in range(0, lanes, vector):
+            mine = load(table.factors, first * table.factor_width + column, vector)
+            total = fma(mine, load(table.factors, second * table.factor_width + column, vector), total)
+        result = reduce_add(total)
+        return result if implicit else result * read(scratch.owner_values, i) * read(scratch.owner_values, j)
+
+    @inlined
+    def own_step(rows, table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
+        _start, _n_entries, sample_weight, slope = row_step
+        n_pairs = 0
+        for i in range(n_owners):
+            for j in range(i):
+                pair = pair_of(rows, scratch, i, j)
+                if read(scratch.notes, 2 * pair) == 0:
+                    write(scratch.notes, 2 * pair, np.int64(1))
+                    write(scratch.notes, 2 * n_pairs + 1, np.int64(pair))
+                    write(scratch.own, pair, np.float32(0))
+                    n_pairs += 1
+                write(scratch.own, pair, read(scratch.own, pair) + product(table, scratch, i, j))
+        for position in range(n_pairs):
+            pair = read(scratch.notes, 2 * position + 1)
+            write(scratch.notes, 2 * pair, np.int64(0))
+            at = pair * table.own_widths[0]
+            step_number(table.own[0], at, rates, sample_weight, slope * read(scratch.own, pair))
+
+    return own_step
+
+
+def _room(capacity: int, lanes: int) -> int:
+    """g of every owner."""
+    return capacity * lanes
+
+
+def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) -> OnnxPart:
+    """½ (Σ_ij r_ij <s_i, s_j> − Σ_i r_ii <s_i, s_i>) of the scaled vectors s."""
+    import numpy as np
+
+    n_fields = int(fields.max(initial=0)) + 1
+    low, high = np.sort(np.indices((n_fields, n_fields)).reshape(2, -1), axis=0)
+    strengths = values["strengths"][high * (high + 1) // 2 + low]
+    constants = {
+        "half": np.array(0.5, np.float32),
+        "field_of_row": np.append(fields, np.uint16(0)).astype(np.int64),  # the last row is that of padding
+        "n_fields": np.array(n_fields, np.int64),
+        "strengths": strengths,
+        "own_strengths": strengths[:: n_fields + 1],
+        "middle": np.array([1], np.int64),
+        "both": np.array([1, 2], np.int64),
+    }
+    return constants, [
+        ("Gather", ["field_of_row", "row"], "field"),
+        ("Unsqueeze", ["field", "last"], "field_column"),
+        ("Unsqueeze", ["field", "middle"], "field_row"),
+        ("Mul", ["field_column", "n_fields"], "first_of_row"),
+        ("Add", ["first_of_row", "field_row"], "pair"),
+        ("Gather", ["strengths", "pair"], "strength"),
+        ("Transpose", ["scaled"], "turned"),
+        ("MatMul", ["scaled", "turned"], "products"),
+        ("Mul", ["strength", "products"], "weighted_products"),
+        ("ReduceSum", ["weighted_products", "both"], "all_pairs"),
+        ("Gather", ["own_strengths", "field"], "own_strength"),
+        ("Mul", ["scaled", "scaled"], "squares"),
+        ("ReduceSum", ["squares", "last"], "norms"),
+        ("Mul", ["own_strength", "norms"], "weighted_norms"),
+        ("ReduceSum", ["weighted_norms", "entries"], "own_pairs"),
+        ("Sub", ["all_pairs", "own_pairs"], "twice"),
+        ("Mul", ["twice", "half"], "factor_part"),
+    ]
+
+
+FAMILY = Family(
+    name="fwfm",
+    summary="with a strength for each pair of fields",
+    blocks=_blocks,
+    pairs=_pairs,
+    gradient=_gradient,
+    own_step=_own_step,
+    room=_room,
+    onnx=_onnx,
+    knows_fields=True,
+    most_fields=1024,
+)

@@ -1,0 +1,100 @@
+"""What is learnt does not depend on the unit of a label or of weights, and what is told is in the unit of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.data.units import LabelUnit
+from dfm.training.label_units import in_own_unit
+from tests.support.small_jobs import job_tables
+from tests.support.small_models import PLAIN, make_model, random_table
+
+N_ROWS = 4_000
+RNG = np.random.default_rng(1)
+USER, SITE = RNG.integers(0, 50, N_ROWS), RNG.integers(0, 20, N_ROWS)
+PAIR = (RNG.normal(size=(50, 2))[USER] * RNG.normal(size=(20, 2))[SITE]).sum(1)
+SCORE = RNG.normal(size=50)[USER] + RNG.normal(size=20)[SITE] + PAIR
+LABEL = SCORE + 0.3 * RNG.normal(size=N_ROWS)
+CLICK = (RNG.random(N_ROWS) < 1 / (1 + np.exp(-SCORE))).astype(int)
+
+
+def trained(folder: Path, client: Client, label: Any, weight: Any = None, model: Any = None, **training: Any) -> Any:
+    """A job on three quarters of the rows that validates on the last one, with the defaults of every knob."""
+    columns = {"label": label, "user": USER, "site": SITE} | ({} if weight is None else {"w": weight})
+    table = pa.table(columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.slice(0, 3_000), folder / "train.parquet")
+    pq.write_table(table.slice(3_000), folder / "validation.parquet")
+    tables = job_tables(folder, folder)
+    tables["data"] = {"train": str(folder / "train.parquet"), "validation": str(folder / "validation.parquet")}
+    tables["schema"] = {"weight": "" if weight is None else "w"}
+    tables["model"], tables["training"] = model or {}, {"n_replicas": 2, "n_epochs": 4, **training}
+    return jobs.train(tables, client)
+
+
+@pytest.mark.parametrize("loss", ["squared", "quantile"])
+@pytest.mark.parametrize(("scale", "shift"), [(1e5, 0.0), (1e5, 1e6), (1e-3, 0.0)])
+def test_a_label_in_another_unit_is_learnt_as_well(
+    loss: str, scale: float, shift: float, client: Client, tmp_path: Path
+) -> None:
+    model = {"task": "regression", "loss": loss}
+    plain = trained(tmp_path / "plain", client, LABEL, model=model)
+    scaled = trained(tmp_path / "scaled", client, LABEL * scale + shift, model=model)
+    assert plain.validation["r2"] > 0.5
+    assert scaled.validation["r2"] == pytest.approx(plain.validation["r2"], abs=0.005)
+    told = "train_rmse" if loss == "squared" else "train_loss"
+    for name, ours, theirs in [
+        ("rmse", scaled.validation, plain.validation),
+        ("mae", scaled.validation, plain.validation),
+        (told, scaled.history[-1], plain.history[-1]),
+    ]:
+        assert ours[name] == pytest.approx(theirs[name] * scale, rel=0.01)
+    rows = {"user": USER[3_000:].tolist(), "site": SITE[3_000:].tolist()}
+    predicted = scaled.model.predict(rows)
+    errors = predicted.astype(np.float64) - (LABEL[3_000:] * scale + shift)
+    assert np.sqrt((errors**2).mean()) == pytest.approx(scaled.validation["rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 500.0])
+def test_weights_count_relative_to_their_mean(weight: float, client: Client, tmp_path: Path) -> None:
+    uneven = np.where(USER % 2, 0.5, 1.5)
+    plain = trained(tmp_path / "plain", client, CLICK, uneven)
+    scaled = trained(tmp_path / "scaled", client, CLICK, uneven * weight)
+    assert plain.validation["log_loss"] < 0.68
+    assert scaled.validation["log_loss"] == pytest.approx(plain.validation["log_loss"], abs=1e-3)
+    assert scaled.validation["weight"] == pytest.approx(plain.validation["weight"] * weight, rel=1e-5)
+
+
+def test_equal_weights_are_no_weights(client: Client, tmp_path: Path) -> None:
+    without = trained(tmp_path / "without", client, CLICK)
+    ones = trained(tmp_path / "ones", client, CLICK, np.full(N_ROWS, 4.0))
+    assert ones.parameters_sha256 == without.parameters_sha256
+
+
+def test_a_model_of_another_unit_is_gone_on_from(client: Client, tmp_path: Path) -> None:
+    model = {"task": "regression"}
+    first = trained(tmp_path / "first", client, LABEL * 1e4 + 7e4, model=model)
+    start = {"warm_start": first.model_url, "warm_start_decay": 0.0, "n_epochs": 1, "learning_rate": 1e-6}
+    second = trained(tmp_path / "second", client, LABEL * 1e4 + 7e4, model=model, **start)
+    assert second.validation["rmse"] == pytest.approx(first.validation["rmse"], rel=0.01)
+
+
+def test_a_unit_and_its_inverse_leave_a_model_as_it_is() -> None:
+    model = make_model(PLAIN)
+    unit = LabelUnit(40.0, 12.5)
+    there = in_own_unit(model.table, unit)
+    back = in_own_unit(there, unit.inverse)
+    moved, rows = dataclasses.replace(model, table=there), random_table(50)
+    scores, others = model.decision_function(rows), moved.decision_function(rows)
+    np.testing.assert_allclose(others, scores * 12.5 + 40.0, rtol=1e-5)
+    np.testing.assert_allclose(back.linear_weights, model.table.linear_weights, rtol=1e-5)
+    np.testing.assert_allclose(back.factor_weights, model.table.factor_weights, rtol=1e-5)
