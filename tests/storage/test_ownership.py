@@ -72,11 +72,12 @@ def _search(node: ast.AST, place: str, found: set[str]) -> None:
 
 
 def _is_of_files(node: ast.AST, name: str) -> bool:
-    """Text has `replace` too, with two arguments; an attribute alone is one that is handed on (shutil.rmtree)."""
+    """Text and times have `replace` too, but not of one argument; an attribute alone is handed on (shutil.rmtree)."""
     if NOT_OF_FILES.search(name) or "(" in name:
         return name.endswith((".unlink", ".rmdir", ".rename", ".write_bytes", ".write_text"))
     if isinstance(node, ast.Call):
-        return not (name.endswith(".replace") and not name.startswith("os.") and len(node.args) == 2)
+        is_of_paths = len(node.args) == 1 and not node.keywords
+        return is_of_paths or not name.endswith(".replace") or name.startswith("os.")
     return name.startswith("shutil.")
 
 
