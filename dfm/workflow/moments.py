@@ -19,10 +19,10 @@ def moment_of(text: str) -> datetime.datetime | None:
     found = _MOMENT.search(text)
     if not found:
         return None
-    parts = [found["year"], found["month"] or found["month2"], found["day"] or found["day2"] or 1]
-    parts += [found[name] or 0 for name in ("hour", "minute", "second")]
+    year, month, day = found["year"], found["month"] or found["month2"], found["day"] or found["day2"] or 1
+    hour, minute, second = (int(found[name] or 0) for name in ("hour", "minute", "second"))
     try:
-        wall = datetime.datetime(*map(int, parts), tzinfo=datetime.UTC)
+        wall = datetime.datetime(int(year), int(month), int(day), hour, minute, second, tzinfo=datetime.UTC)
     except ValueError:
         return None
     zone = (found["zone"] or "Z").replace(":", "")
