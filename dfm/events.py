@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "list": (list, tuple),
     "record": (Mapping,),
 }
-"""What a field may be, and the Python types of such a value before it is JSON."""
+"""The kinds of a field, each with the Python types of its values before they are JSON."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EventRecord:
     passing: bool = False
 
     def faults(self, event: Mapping[str, Any]) -> list[str]:
-        """What an event of this name has in excess, lacks, or has of another kind."""
+        """Fields that an event of this name has in excess, lacks, or has of another kind."""
         known = {field.name: field for field in self.fields}
         strange = event.keys() - known.keys() - _STAMPS - {"event"}
         missing = {name for name, field in known.items() if not field.may_be_absent} - event.keys()
@@ -105,7 +105,7 @@ def is_passing(event: Mapping[str, Any]) -> bool:
 
 
 def faults_of(event: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an event by its record; where several emitters use the name, by the one that fits best."""
+    """Faults of an event by its record; where several emitters use the name, by the one that fits best."""
     records = [record for record in RECORDS if record.name == event.get("event")]
     if not records:
         return [f"{event.get('event')!r} is the name of no event"]
@@ -179,7 +179,7 @@ METRICS = tuple(
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
     )
 )
-"""What the tallies of dfm.model.metrics tell: which of it depends on task and loss."""
+"""Metrics of the tallies of dfm.model.metrics; task and loss decide which of them there are."""
 _PLAN = (
     Field("shards", "integer", "Parquet shards to train on", "shards"),
     Field("rows", "integer", "their rows", "rows"),
@@ -346,6 +346,12 @@ RECORDS: tuple[EventRecord, ...] = (
         (_EPOCH, Field("best_epoch", "integer", "the epoch that is kept")),
     ),
     EventRecord(
+        "diagnosis",
+        _TRAINING,
+        "training is over; what it could not learn",
+        (Field("findings", "list", "records of kind, column, message, knobs; none where all is well"),),
+    ),
+    EventRecord(
         "done",
         _TRAINING,
         "the model is published",
@@ -503,6 +509,6 @@ STAMPS = (
     Field("job", "text", "on the Dask topic: the job's fingerprint or name"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
-"""What an event gets on its way out, whatever it is."""
+"""Fields that an event gets on its way out, whatever it is."""
 _STAMPS = {field.name for field in STAMPS}
 _PASSING = {record.name for record in RECORDS if record.passing}

@@ -1,4 +1,4 @@
-"""What a user asks for, from Python or the command line: train a job, plan it, evaluate and predict with a model."""
+"""The work of Python users and of the command line: train a job, plan it, evaluate and predict with a model."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
 
 
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `train` would do, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
+    """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
     """

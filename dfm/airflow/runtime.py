@@ -1,4 +1,4 @@
-"""What every task needs: where its results belong, how storage and Dask are reached, what a job may hold in a DAG."""
+"""The surroundings of every task: place of its results, ways to storage and Dask, what a job may hold in a DAG."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def options_of(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
 def working_on(
     dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
-    """Where a step works: on the cluster of a connection, or on local workers."""
+    """The place of a step's work: the cluster of a connection, or local workers."""
     from dfm.settings.tables import ClusterSettings
     from dfm.workflow.steps import Where
 
@@ -138,32 +138,76 @@ def hook_of(dask_conn_id: str) -> DaskHook:
     return DaskHook(dask_conn_id)
 
 
-def drives_itself(job: Job, dask_conn_id: str | None) -> bool:
+TARGETS = ("auto", "kubernetes")
+
+
+def on_kubernetes(target: str, dask_conn_id: str | None) -> bool:
+    """Whether jobs train as DaskJobs: where the task says so, or its connection has [kubernetes] settings."""
+    return target == "kubernetes" or (bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None)
+
+
+def drives_itself(job: Job) -> bool:
     """Whether `start_driver` makes a process of this machine, which nobody starts again when it dies."""
-    on_kubernetes = bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None
-    return not on_kubernetes and job.cluster.scheduler in ("", "local")
+    return job.cluster.scheduler in ("", "local")
 
 
-def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
-    """Start a driver where it outlives this task: on Kubernetes, on the Dask cluster, or in a process of its own."""
+def start_driver(job: Job, run_id: str) -> None:
+    """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own."""
     from dfm.launch import process
 
-    if dask_conn_id and hook_of(dask_conn_id).kubernetes() is not None:
-        start_dask_job(job, run_id)
-    elif job.cluster.scheduler not in ("", "local"):
+    if drives_itself(job):
+        process.start(job, run_id)
+    else:
         from dfm.launch.on_dask import submit
 
         submit(job, run_id)
-    else:
-        process.start(job, run_id)
 
 
-def start_dask_job(job: Job, run_id: str) -> None:
-    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first.
+def dask_job_of(job: Job, run_id: str) -> str:
+    """The name of the DaskJob that trains a run, which is created unless one of an earlier try is still at work."""
+    from dfm.kubernetes import follow
+    from dfm.kubernetes.api import Api
+
+    options = job.data.storage_options
+    with contextlib.suppress(FileNotFoundError):
+        name = files.read_bytes(files.join(job.output.directory, DASK_JOB), options).decode()
+        with contextlib.suppress(follow.NoSuchJob):
+            state = follow.state_of(Api(job.kubernetes.namespace), name)
+            found = follow.ending_of(state, options)
+            if state.run_id == run_id and not state.driver_is_gone and (not found.is_over or found.state == "lost"):
+                return name
+    return start_dask_job(job, run_id)
+
+
+def follow_dask_job(job: Job, name: str, on_event: OnEvent) -> None:
+    """Wait until a DaskJob's run is over, and its operator has noted that. ClusterError where it is lost."""
+    from dfm.errors import ClusterError
+    from dfm.kubernetes import follow
+    from dfm.kubernetes.api import Api
+
+    api = Api(job.kubernetes.namespace)
+    found, state = follow.follow(api, name, job.data.storage_options, on_event)
+    follow.settle(api, state, on_event)
+    if found.state == "lost":
+        raise ClusterError(found.reason)
+
+
+def end_dask_job(directory: str, options: Mapping[str, Any], namespace: str) -> None:
+    """End the DaskJob that the latest try made for the run of a directory."""
+    from dfm.kubernetes import follow, submit
+    from dfm.kubernetes.api import Api
+
+    with contextlib.suppress(FileNotFoundError, follow.NoSuchJob):
+        name = files.read_bytes(files.join(directory, DASK_JOB), options).decode()
+        submit.cancel(Api(namespace), name, dict(options))
+
+
+def start_dask_job(job: Job, run_id: str) -> str:
+    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first. Its name.
 
     Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
     """
-    from dfm.kubernetes import submit
+    from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
@@ -174,6 +218,8 @@ def start_dask_job(job: Job, run_id: str) -> None:
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
     files.write_bytes(kept, name.encode(), job.data.storage_options)
     submit.submit(api, dataclasses.replace(submit.prepare(job, name), run_id=run_id))
+    upkeep.tidy(api)
+    return name
 
 
 def _is_kept_name(url: str, options: files.Options) -> bool:

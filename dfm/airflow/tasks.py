@@ -62,23 +62,27 @@ def train(
     dask_conn_id: str | None = "dask_default",
     warm_start: str = "",
     poll_interval: float = 5.0,
+    target: str = "auto",
 ) -> dict[str, Any]:
-    """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics."""
+    """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics.
+
+    target: "kubernetes" for a DaskJob of the job's [kubernetes], whose end is waited for here.
+    """
     context = get_current_context()
     tables = runtime.tables_of(job, overrides)
     resolved = job_of(tables, models, context, dask_conn_id, warm_start)
-    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval)
+    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval, target)
 
 
-def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
+def train_here(
+    job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float, target: str = "auto"
+) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
     from dfm.workflow import steps
 
-    if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
+    if runtime.on_kubernetes(target, dask_conn_id):
         if not steps.finished_run(job):
-            if not steps.running_driver(job):
-                runtime.start_driver(job, run_id, dask_conn_id)
-            steps.wait_for(job, poll_interval)
+            runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log_event)
         record = runs.read_run(job.output.directory, job.data.storage_options)
         return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
     with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log_event) as where:

@@ -51,7 +51,7 @@ directory = "{root}/results"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found: the run, the truth about the last day, and how fast one row is scored (seconds)."""
+    """The demo's findings: the run, the truth about the last day, and how fast one row is scored (seconds)."""
 
     run: TrainResult
     truth: DayTruth

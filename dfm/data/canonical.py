@@ -181,13 +181,17 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
+        return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is one value")
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        texts = _texts(values)
-        if texts is None:
+        together = _weighted(values) or _texts(values)
+        if together is None:
             raise
-        return pa.array(texts)
+        return together if isinstance(together, pa.Array) else pa.array(together)
     return _unmixed(array, values) if isinstance(array, pa.Array) and _is_objects(values) else array
 
 
@@ -195,6 +199,8 @@ def _unmixed(array: pa.Array, values: Any) -> pa.Array:
     """The array, made again where Arrow put values of two types into one that says less."""
     if pa.types.is_float64(array.type) and any(type(value) is np.float16 for value in values):
         return pa.array([float(str(value)) if type(value) is np.float16 else value for value in values])
+    if pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type):
+        return _weighted(values) or array
     if pa.types.is_date32(array.type) and any(isinstance(value, datetime.datetime) for value in values):
         return pa.array(values, pa.timestamp("us"))
     return array
@@ -202,6 +208,18 @@ def _unmixed(array: pa.Array, values: Any) -> pa.Array:
 
 def _is_objects(values: Any) -> bool:
     return isinstance(values, list | tuple) or str(getattr(values, "dtype", "")) == "object"
+
+
+def _weighted(values: Any) -> pa.Array | None:
+    """Lists of pairs (category, weight), as which Arrow hands out maps, as a map; None where they are others."""
+    pairs = [pair for value in values if isinstance(value, list | tuple) for pair in value]
+    if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return None
+    keys = pa.map_(pa.string(), pa.float64())
+    try:
+        return pa.array([value if value is None else [(value_text(k), w) for k, w in value] for value in values], keys)
+    except (pa.ArrowException, TypeError, ValueError):
+        return None
 
 
 def _texts(values: Any) -> list[Any] | None:
@@ -255,4 +273,4 @@ _TEXTS: tuple[tuple[Any, Callable[[Any], str | None]], ...] = (
     ((float, np.floating), _float_value_text),
     (np.datetime64, _moment_text),
 )
-"""How scalars are written, by type."""
+"""The writers of scalars, by type."""

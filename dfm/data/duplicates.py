@@ -53,7 +53,7 @@ def _twice(first: Shard, second: Shard) -> str:
 
 
 def _identity(shard: Shard, storage_options: Mapping[str, Any] | None) -> tuple[Any, ...]:
-    """What names of one file share, beyond symbolic and hard links."""
+    """The identity of a file that its names share, beyond symbolic and hard links."""
     if not files.is_local(shard.url):
         return place_of(shard.url, storage_options)
     with reading(shard.url):
@@ -84,7 +84,7 @@ def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
 
 
 def _digest_of_end(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
-    """Of the last 64 kB, where the footer is."""
+    """Digest of the last 64 kB, where the footer is."""
     with reading(shard.url), files.open_stream(shard.url, storage_options) as stream:
         stream.seek(max(0, shard.size - (1 << 16)))
         return hashlib.sha256(stream.read()).digest()

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical, hashing
+from dfm.data import canonical, hashing, labels
+from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
+from dfm.data.derive import derive, without_missing
+from dfm.data.lists import Lists, lists_of
 from dfm.data.partition import HashedRows
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
@@ -109,11 +111,10 @@ def encode_batch(
     check = _Check(data.num_rows)
     labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
     if task is not None:
-        labels = _labels(data.column(schema.label), schema, task, check)
+        labels = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
         if schema.weight:
-            weights = _weights(data.column(schema.weight), schema, check)
-    fields = {entry.name: entry for entry in schema.fields}
-    batch = _BatchColumns(data, fields, hash_bits, statistics, check, schema.numbers)
+            weights = _weights(without_missing(data.column(schema.weight), schema.missing), schema, check)
+    batch = _BatchColumns(data, schema, hash_bits, statistics, check)
     columns = [batch.encode(entry) for entry in schema.fields]
     rows = _assemble(columns, labels, weights, data.num_rows)
     good = ~check.bad
@@ -123,24 +124,36 @@ def encode_batch(
 @dataclass(slots=True)
 class _BatchColumns:
     data: pa.RecordBatch
-    fields: Mapping[str, Field]
+    schema: ResolvedSchema
     hash_bits: int
     statistics: Mapping[str, NumberStatistics]
     check: _Check
-    form: str
     numbers: dict[str, tuple[Floats, Flags]] = field(default_factory=dict)
+
+    @property
+    def form(self) -> str:
+        """The model's form of numbers."""
+        return self.schema.numbers
+
+    def column(self, name: str) -> pa.Array:
+        """A column of the data, or one made from them; rows whose text is no moment are rejected."""
+        array, unread = feature_column(self.data, name, self.schema)
+        if unread is not None:
+            for source in next(entry.columns for entry in self.schema.derived if entry.name == name):
+                self.check.reject(unread, source, "not a moment", self.data.column(source))
+        return array
 
     def encode(self, entry: Field) -> _Column:
         """The indices of one field."""
         if entry.kind == "cross":
-            return _Column(self._cross(entry))
+            return self._cross(entry)
         if entry.kind == "list":
             return self._list(entry)
         if entry.kind == "numeric":
             return self._numeric(entry)
         if entry.kind == "vector":
             return self._vector(entry)
-        array = self.data.column(entry.name)
+        array = self.column(entry.name)
         if is_list(array.type):
             raise DataError(
                 f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
@@ -151,8 +164,11 @@ class _BatchColumns:
     def _numbers(self, column: str) -> tuple[Floats, Flags]:
         """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column."""
         if column not in self.numbers:
-            array = self.data.column(column)
+            array = self.column(column)
             values, present, unparsed = parse_numbers(array, column, self.form)
+            if self.schema.nan == "missing":
+                present = present & ~np.isnan(values)
+                values = np.where(present, values, 0.0)
             self.check.reject(unparsed, column, "not a number", array)
             self.check.reject(~np.isfinite(values), column, "not finite", array)
             self.numbers[column] = np.where(np.isfinite(values), values, 0.0), present
@@ -176,7 +192,7 @@ class _BatchColumns:
         values, present = self._numbers(entry.name)
         made = TRANSFORMS[entry.transform].values(values, self._statistics_of(entry.name))
         made = np.where(present, made, 1.0)
-        narrow = self.check.narrowed(made, entry.name, "too large", self.data.column(entry.name))
+        narrow = self.check.narrowed(made, entry.name, "too large", self.column(entry.name))
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(np.where(present, token, missing).astype(np.uint32), narrow)
@@ -186,53 +202,116 @@ class _BatchColumns:
         matrix = np.empty((self.data.num_rows, len(entry.columns)))
         for j, column in enumerate(entry.columns):
             values, present = self._numbers(column)
-            self.check.reject(~present, column, "missing", self.data.column(column))
+            self.check.reject(~present, column, "missing", self.column(column))
             matrix[:, j] = standardized(values, self._statistics_of(column))
         offsets, indices, entries = dense_entries(matrix.astype(np.float32))
         return _Column(indices, entries, offsets)
 
-    def _list(self, entry: Field) -> _Column:
+    def _list(self, entry: Field, bits: int = 0) -> _Column:
         """Every element is a category; a missing or empty list is the missing category."""
-        array = self.data.column(entry.name)
-        if pa.types.is_null(array.type):
-            array = array.cast(pa.large_list(pa.null()))
-        if not is_list(array.type):
-            raise DataError(
-                f"column {entry.name!r} holds {array.type}, but the schema calls it a list; "
-                f"name it in [schema] categorical instead"
-            )
-        if not pa.types.is_large_list(array.type):
-            array = array.cast(pa.large_list(array.type.value_type))
-        filled = array if not array.null_count else pc.if_else(pc.is_valid(array), array, pa.scalar([], array.type))
-        offsets = filled.offsets.to_numpy()
-        elements = filled.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-        indices = hashing.hash_category(elements, entry.name, self.hash_bits, self.form)
-        lengths = np.diff(offsets)
-        missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
+        found = lists_of(self.column(entry.name), entry.name, self.schema.list_separator)
+        elements = without_missing(found.elements, self.schema.missing)
+        indices = hashing.hash_category(elements, entry.name, bits or self.hash_bits, self.form)
+        lengths = np.diff(found.offsets)
+        missing = hashing.token_index(entry.name, hashing.MISSING, bits or self.hash_bits)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths, 1))])
         out = np.full(int(starts[-1]), missing, np.uint32)
         kept = np.repeat(lengths > 0, np.maximum(lengths, 1))
         out[kept] = indices
         weight = np.ones(len(lengths)) if entry.transform == "one" else 1.0 / np.sqrt(np.maximum(lengths, 1))
-        return _Column(out, np.repeat(weight, np.maximum(lengths, 1)).astype(np.float32), starts)
+        values = np.repeat(weight, np.maximum(lengths, 1)).astype(np.float32)
+        if found.weights is not None:
+            values[kept] = self._element_weights(entry, found)
+        return _Column(out, values, starts)
 
-    def _cross(self, entry: Field) -> NDArray[np.uint32]:
-        parts = [self._cross_part(self.fields[column]) for column in entry.columns]
+    def _element_weights(self, entry: Field, found: Lists) -> NDArray[np.float32]:
+        """Weights of elements, as they are or brought to length 1 in each row; a bad one makes its row bad."""
+        assert found.weights is not None
+        weights, present, unparsed = parse_numbers(found.weights, entry.name, self.form)
+        rows = np.repeat(np.arange(len(found.offsets) - 1), np.diff(found.offsets))
+        fine = present & ~unparsed & (np.abs(weights) <= LARGEST)
+        rejected = np.zeros(len(found.offsets) - 1, np.bool_)
+        rejected[rows[~fine]] = True
+        self.check.reject(
+            rejected, entry.name, "weight of an element is missing or no finite number", self.column(entry.name)
+        )
+        weights = np.where(fine, weights, 0.0)
+        if entry.transform != "one":
+            length = np.sqrt(np.bincount(rows, weights**2, len(rejected)))
+            weights = weights / np.where(length > 0, length, 1.0)[rows]
+        return weights.astype(np.float32)
+
+    def _cross(self, entry: Field) -> _Column:
+        parts = [self._cross_part(column) for column in entry.columns]
         seed, out = hashing.column_seed(entry.name), parts[0]
         for step, part in enumerate(parts[1:], start=2):
             bits = self.hash_bits if step == len(parts) else _CROSS_BITS
-            crossed = np.empty(len(part), np.uint32)
-            hashing.cross_indices(out, part, seed, np.uint64((1 << bits) - 1), crossed)
-            out = crossed
+            left, right = _paired(out, part) if out.offsets is not None or part.offsets is not None else (out, part)
+            crossed = np.empty(len(left.indices), np.uint32)
+            hashing.cross_indices(left.indices, right.indices, seed, np.uint64((1 << bits) - 1), crossed)
+            values = None if left.values is None or right.values is None else left.values * right.values
+            out = _Column(crossed, values, left.offsets)
         return out
 
-    def _cross_part(self, part: Field) -> NDArray[np.uint32]:
+    def _cross_part(self, column: str) -> _Column:
+        part = next(entry for entry in self.schema.fields if entry.name == column)
+        if part.kind == "list":
+            return self._list(part, _CROSS_BITS)
         if part.kind == "categorical":
-            return hashing.hash_category(self.data.column(part.name), part.name, _CROSS_BITS, self.form)
+            return _Column(hashing.hash_category(self.column(part.name), part.name, _CROSS_BITS, self.form))
         codes, n_codes = self._codes(part)
         out = np.empty(len(codes), np.uint32)
         hashing.gather(hashing.bucket_table(part.name, n_codes, _CROSS_BITS), codes, out)
-        return out
+        return _Column(out)
+
+
+def _paired(left: _Column, right: _Column) -> tuple[_Column, _Column]:
+    """Every element of a row on the left beside every one on the right, in that order, with values and offsets."""
+    lefts, rights = (_ragged(part) for part in (left, right))
+    per_row = np.diff(rights.offsets)
+    row_of = np.repeat(np.arange(len(per_row)), np.diff(lefts.offsets))
+    repeats = per_row[row_of]
+    starts = np.cumsum(repeats) - repeats
+    at_left = np.repeat(np.arange(len(row_of)), repeats)
+    at_right = np.arange(len(at_left)) - starts[at_left] + rights.offsets[:-1][row_of[at_left]]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(lefts.offsets) * per_row)])
+    return (
+        _Column(lefts.indices[at_left], lefts.values[at_left], offsets),
+        _Column(rights.indices[at_right], rights.values[at_right], offsets),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ragged:
+    """A column with values and offsets, where it had none too."""
+
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+
+def _ragged(column: _Column) -> _Ragged:
+    n = len(column.indices)
+    values = np.ones(n, np.float32) if column.values is None else column.values
+    return _Ragged(column.indices, values, np.arange(n + 1) if column.offsets is None else column.offsets)
+
+
+def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> tuple[pa.Array, Flags | None]:
+    """A column of the data without texts that mean a missing value, or one that the schema derives.
+
+    Of a derived one, which rows hold text that is no moment, bool[n]; else None.
+    """
+    derived = next((entry for entry in schema.derived if entry.name == name), None)
+    if derived is None:
+        return without_missing(data.column(name), schema.missing), None
+    return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
+
+
+def number_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> Floats:
+    """The numbers of a column that are there and can be learnt from, float64[at most n]."""
+    array, _ = feature_column(data, name, schema)
+    values, present, unparsed = parse_numbers(array, name, schema.numbers)
+    return values[present & ~unparsed & (np.abs(values) <= LARGEST)]
 
 
 def dense_entries(
@@ -242,25 +321,6 @@ def dense_entries(
     there = matrix != 0
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(there.sum(axis=1, dtype=np.int64))])
     return offsets, np.nonzero(there)[1].astype(np.uint32), matrix[there]
-
-
-def column_kind(arrow_type: pa.DataType) -> str:
-    """The word for an Arrow type that `schema.infer` knows; the type's own name for what is no feature."""
-    tests = {
-        "bool": pa.types.is_boolean,
-        "int": pa.types.is_integer,
-        "float": lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t),
-        "dictionary": pa.types.is_dictionary,
-        "null": pa.types.is_null,
-        "list": is_list,
-        "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_binary(t),
-    }
-    return next((kind for kind, test in tests.items() if test(arrow_type)), str(arrow_type))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[Floats, Flags, Flags]:
@@ -273,10 +333,11 @@ def parse_numbers(array: pa.Array, column: str, form: str = SHORTEST) -> tuple[F
 
 
 def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
+    array = plain(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.zeros(len(array)), np.zeros(len(array), np.bool_), np.zeros(len(array), np.bool_)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if is_text(kind):
         array = array.dictionary_encode()
     if pa.types.is_dictionary(array.type):
         values, present, unparsed = _parse_distinct(array.dictionary, column, form)
@@ -284,15 +345,9 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
         table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
         numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices, n_distinct) for part in table)
         return numbers, is_present, is_unparsed
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-    ):
-        raise DataError(
-            f"column {column!r} holds {kind}, which is not numeric; name it in [schema] categorical instead"
-        )
+    types = pa.types
+    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
+        raise refusal(kind, column, NOT_NUMERIC)
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     present = np.ones(len(array), np.bool_) if not array.null_count else array.is_valid().to_numpy(False)
@@ -304,8 +359,8 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
 
 
 def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats, Flags, Flags]:
-    kind = distinct.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    distinct = plain(distinct)
+    if not is_text(distinct.type):
         return _parse_numbers(distinct, column, form)
     texts = distinct.cast(pa.large_binary()).to_pylist()
     values, unparsed = np.zeros(len(texts)), np.zeros(len(texts), np.bool_)
@@ -322,26 +377,15 @@ def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats,
 
 def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
     if schema.label_positive:
-        try:
-            texts = array.cast(pa.string())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"column {schema.label!r} holds {array.type}, which label_positive cannot be compared with ({error}); "
-                "write the label as text"
-            ) from error
-        missing = pc.fill_null(pc.equal(texts, ""), True)
-        check.reject(missing.to_numpy(zero_copy_only=False), schema.label, "label is missing", array)
-        positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
-        flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
-        return flags
+        positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
+        check.reject(missing, schema.label, "label is missing", array)
+        return positive.astype(np.float32)
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
-    check.reject(unparsed, schema.label, "label is not a number", array)
+    check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
-    if task == "counts":
-        check.reject(values < 0, schema.label, "label is negative", array)
-    if task == "classification":
-        check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
+    wrong, reason = labels.illegal(values, task)
+    check.reject(wrong, schema.label, reason, array)
     return check.narrowed(values, schema.label, "label is too large", array)
 
 

@@ -1,4 +1,4 @@
-"""What the footers of shards say of their columns, all of them together: names, types, and which are no features."""
+"""The columns of shards by all their footers: names, types, and which of them are no features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfm.data.encoding import column_kind
+from dfm.data.arrow_types import column_kind, flat_schema
+from dfm.data.derive import derived_columns
 from dfm.data.parquet import Shard, stored_schema
 from dfm.data.schema import CATEGORY_KINDS, FEATURE_ROLES, ResolvedSchema, infer, resolve
 from dfm.errors import SettingsError
@@ -90,22 +91,30 @@ def _named(schema: Schema) -> list[str]:
     """All names and patterns in a schema."""
     roles = [name for role in FEATURE_ROLES for name in getattr(schema, role)]
     crossed = [name for cross in schema.crosses for name in cross]
-    return [*roles, *crossed, *schema.transforms, *(n for n in (schema.label, schema.weight, schema.time) if n)]
+    sources = [name for entry in derived_columns(schema.derive) for name in entry.columns]
+    return [
+        *roles,
+        *crossed,
+        *sources,
+        *schema.transforms,
+        *(n for n in (schema.label, schema.weight, schema.time) if n),
+    ]
 
 
 def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> Columns:
     """The columns of shards, by all their footers. SettingsError where one is of two kinds that do not meet."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        schemas = list(pool.map(lambda shard: stored_schema(shard, storage_options), shards))
+        stored = list(pool.map(lambda shard: stored_schema(shard, storage_options), shards))
+    schemas = [flat_schema(schema) for schema in stored]
     names: Counter[str] = Counter()
     kinds: dict[str, tuple[str, Shard]] = {}
     aside: dict[str, str] = {}
-    for shard, schema in zip(shards, schemas, strict=True):
+    for shard, schema, written in zip(shards, schemas, stored, strict=True):
         there = Counter([*schema.names, *(name for name, _ in shard.partition if name not in schema.names)])
         names |= there
         for field in _with_path(schema, shard):
             kinds[field.name] = _agreed(field.name, kinds.get(field.name), (column_kind(field.type), shard))
-        aside |= dict.fromkeys(_index_columns(schema), "it is the index of the frame that was written")
+        aside |= dict.fromkeys(_index_columns(written), "it is the index of the frame that was written")
         given = [name for name in shard.given if name not in schema.names]
         aside |= dict.fromkeys(given, "it stands in the path that was given, not below it")
     aside |= _missing_somewhere(names, shards, schemas)

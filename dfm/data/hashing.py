@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical
+from dfm.data import arrow_types, canonical
 from dfm.data.schema import SHORTEST, WIDENED
 from dfm.errors import DataError
 
@@ -211,6 +211,7 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
     mask = (1 << hash_bits) - 1
     missing = token_index(column, MISSING, hash_bits)
     seed = column_seed(column)
+    array = arrow_types.plain(array)
     kind = array.type
     if pa.types.is_dictionary(kind):
         distinct = hash_category(array.dictionary, column, hash_bits, form)
@@ -228,34 +229,22 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
         return _hash_integer_array(array, seed, mask, missing)
     if pa.types.is_floating(kind):
         return _hash_floats(array, form, seed, mask, missing)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if arrow_types.is_text(kind):
         return hash_texts(array, seed, mask, missing)
-    if pa.types.is_large_binary(kind):
-        return hash_texts(array, seed, mask, missing)
-    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
-        return hash_texts(array.cast(pa.binary()), seed, mask, missing)
     if pa.types.is_decimal(kind):
         return hash_category(canonical.decimal_texts(array, form), column, hash_bits)
-    try:
-        # Dates and string views: their text, as Arrow writes it.
-        texts = (
-            _time_texts(array, form)
-            if pa.types.is_timestamp(kind) or pa.types.is_time(kind)
-            else array.cast(pa.string())
-        )
-    except pa.ArrowException as error:
-        raise DataError(
-            f"column {column!r} holds {kind}, which is no category; leave it out of [schema], "
-            "or write the parts of it that matter as columns of their own"
-        ) from error
-    return hash_texts(texts, seed, mask, missing)
+    if arrow_types.is_moment(kind):
+        return hash_texts(_time_texts(array, form), seed, mask, missing)
+    raise arrow_types.refusal(kind, column, arrow_types.NO_CATEGORY)
 
 
 def _time_texts(array: pa.Array, form: str) -> pa.Array:
-    """Moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
+    """Dates, moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
 
     In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.
     """
+    if pa.types.is_date(array.type):
+        return array.cast(pa.string())
     unit = array.type.unit
     if pa.types.is_timestamp(array.type):
         array = array.cast(pa.timestamp(unit))

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
 from dfm.data.discovery import FoundFile, find_files, partition_columns
 from dfm.errors import DataError
 from dfm.storage import files
@@ -24,7 +25,7 @@ BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
 _FOOTER_THREADS = 16
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark call the folder of a missing value."""
+"""The folder of a missing value, as Hive and Spark call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,11 @@ def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None)
     return schema
 
 
+def feature_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The columns that features are made from: those of the shard, with the fields of structs by dotted names."""
+    return flat_schema(arrow_schema(shard, storage_options))
+
+
 def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[Batch]:
     """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
 
@@ -221,13 +227,14 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
     check_unchanged(shard, storage_options)
     from_path = dict(shard.partition)
     stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
-    missing = [name for name in columns if name not in stored and name not in from_path]
+    nested = flat_schema(pa.schema(list(stored.items()))).names
+    missing = [name for name in columns if name not in stored and name not in from_path and name not in nested]
     if missing:
         raise DataError(
-            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(list(stored)[:50])}. "
+            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(nested[:50])}. "
             "Name an existing column in [schema], or leave the shard out"
         )
-    wanted = [name for name in columns if name in stored]
+    wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored))))
     text = [name for name in wanted if _is_text(stored[name])]
     with open_parquet(shard.url, storage_options, text) as file:
         position = 0
@@ -265,7 +272,7 @@ def _read_row_group(
             break
         begin, end = max(first - position, 0), min(last - position, data.num_rows)
         if begin < end:
-            part = data.slice(begin, end - begin)
+            part = without_views(with_fields(data.slice(begin, end - begin), columns))
             yield Batch(_with_path_columns(part, from_path, columns), shard, row_group, position + begin)
         position += data.num_rows
         if position >= last:

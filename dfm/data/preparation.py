@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import LARGEST, encode_batch, parse_numbers, take_rows
+from dfm.data.bucketing import wants_quantiles
+from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
-from dfm.data.transforms import TRANSFORMS, NumberStatistics
+from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
@@ -47,7 +48,7 @@ Seed = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: what every task needs to know, and all that decides the hashed bytes."""
+    """The way in which rows are read: what every task needs to know, and all that decides the hashed bytes."""
 
     schema: ResolvedSchema
     hash_bits: int
@@ -61,6 +62,8 @@ class Reading:
     cache: str = ""
     units: RowUnits = field(default_factory=RowUnits)
     """In which partitions hold labels and weights; hashed rows have those of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that the model's predictions are to stay in."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -105,7 +108,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
-    """What identifies the rows of some units: path, size and time of their files, and the rows' range."""
+    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
     return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
 
 
@@ -128,16 +131,30 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
     return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
 
 
-def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
-    """Sketch of every numeric column that needs one, over the rows of the units."""
-    columns, form = columns_with_statistics(reading.schema), reading.schema.numbers
+def sketch_numbers(
+    reading: Reading, units: Sequence[Unit], columns: Sequence[str] | None = None
+) -> dict[str, NumberSketch]:
+    """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units."""
+    columns = list(columns_with_statistics(reading.schema)) if columns is None else columns
+    return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
+
+
+def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Sketch of numeric columns over the first batch of the units that has rows."""
+    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns) if batch.data.num_rows)
+    return _sketch(itertools.islice(batches, 1), reading, columns)
+
+
+def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
+    return _batches(reading, unit, reading.schema.sources(columns))
+
+
+def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
-    for unit in units:
-        for batch in _batches(reading, unit, list(columns)):
-            for column in columns:
-                with naming_shard(batch):
-                    values, present, unparsed = parse_numbers(batch.data.column(column), column, form)
-                collected[column].append(values[present & ~unparsed & (np.abs(values) <= LARGEST)])
+    for batch in batches:
+        for column in columns:
+            with naming_shard(batch):
+                collected[column].append(number_column(batch.data, column, reading.schema))
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 
@@ -149,6 +166,41 @@ def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
     picks = ((np.arange(_SKETCH_SIZE) + 0.5) / _SKETCH_SIZE * len(ordered)).astype(np.int64)
     mean = float(values.mean())
     return NumberSketch(len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist()))
+
+
+def columns_for_quantiles(sketches: Mapping[str, Sequence[NumberSketch]], n_buckets: int) -> list[str]:
+    """The columns of transform "auto" that get quantiles, by what was seen of them."""
+    return [column for column, parts in sketches.items() if _divides_better(parts, n_buckets)]
+
+
+def _divides_better(parts: Sequence[NumberSketch], n_buckets: int) -> bool:
+    if not any(sketch.count for sketch in parts):
+        return False
+    values, weights = _order_statistics(parts)
+    return wants_quantiles(values, weights, merge_sketches(parts, n_buckets))
+
+
+def statistics_of(
+    sketches: Mapping[str, Sequence[NumberSketch]], schema: ResolvedSchema
+) -> dict[str, NumberStatistics]:
+    """Statistics of columns whose every row was seen; of one of transform "auto" only where it gets quantiles."""
+    automatic = {column for column, transform in columns_with_statistics(schema).items() if transform == AUTO}
+    chosen = columns_for_quantiles(
+        {c: parts for c, parts in sketches.items() if c in automatic}, schema.quantile_buckets
+    )
+    return {
+        column: merge_sketches(parts, schema.quantile_buckets)
+        for column, parts in sketches.items()
+        if column not in automatic or column in chosen
+    }
+
+
+def _order_statistics(known: Sequence[NumberSketch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Numbers of all sketches that have any, and how many rows each stands for."""
+    known = [sketch for sketch in known if sketch.count]
+    values = np.concatenate([sketch.order_statistics for sketch in known])
+    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
+    return values, weights
 
 
 def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberStatistics:
@@ -163,8 +215,7 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
         squares += sketch.squares + delta * delta * count * sketch.count / total
         mean += delta * sketch.count / total
         count = total
-    values = np.concatenate([sketch.order_statistics for sketch in known])
-    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
+    values, weights = _order_statistics(known)
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / count
     picks = np.searchsorted(reached, np.arange(1, n_buckets) / n_buckets)
@@ -234,7 +285,7 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
         account.check_any("train on", schema.weight)
     if not account.accepted or not account.labels.is_constant:
         return
-    if reading.task != "classification":
+    if reading.task != "classification" or account.labels.least not in (0.0, 1.0):
         logger.warning("all labels to train on are %g: there is nothing to learn but that", account.labels.mean)
         return
     found = "positive" if account.labels.mean else "negative"

@@ -43,7 +43,9 @@ class RowEncoder:
 
     def __init__(self, schema: ResolvedSchema, hash_bits: int, statistics: Mapping[str, NumberStatistics]) -> None:
         self._schema, self._hash_bits = schema, hash_bits
-        self.usable = all(entry.kind == "categorical" or entry.bucketed for entry in schema.fields)
+        is_plain = all(entry.kind == "categorical" or entry.bucketed for entry in schema.fields)
+        self.usable = is_plain and not schema.derived
+        self._absent, self._takes_nan = frozenset(schema.missing), schema.nan == "missing"
         categorical = [entry for entry in schema.fields if entry.kind == "categorical"]
         numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
         self._categories = [entry.name for entry in categorical]
@@ -83,9 +85,21 @@ class RowEncoder:
         indptr = np.arange(n_rows + 1, dtype=np.int64) * n_fields
         return HashedRows(indptr, indices.reshape(-1), _NO_FIELDS, _NO_FLOATS, np.zeros(n_rows, np.float32), _NO_FLOATS)
 
+    def _given(self, value: Any) -> Any:
+        """The value, None where it is text that means a missing one."""
+        return None if self._absent and type(value) is str and value in self._absent else value
+
+    def _number(self, value: Any) -> float | None:
+        number = _number(self._given(value))
+        if number is None or math.isfinite(number):
+            return number
+        if self._takes_nan and math.isnan(number):
+            return None
+        raise NotPlain
+
     def _hash_categories(self, data: Mapping[str, Sequence[Any]], n_rows: int) -> NDArray[np.uint32]:
         columns = [data[name] for name in self._categories]
-        texts = [_text(column[row]) for row in range(n_rows) for column in columns]
+        texts = [_text(self._given(column[row])) for row in range(n_rows) for column in columns]
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(text) for text in texts], out=offsets[1:])
         joined = np.frombuffer(b"".join(texts) or b"\0", np.uint8)
@@ -95,7 +109,7 @@ class RowEncoder:
         return out.reshape(n_rows, len(columns))
 
     def _bucket_numbers(self, data: Mapping[str, Sequence[Any]], n_rows: int) -> NDArray[np.uint32]:
-        parsed = [_number(data[name][row]) for row in range(n_rows) for name in self._numbers]
+        parsed = [self._number(data[name][row]) for row in range(n_rows) for name in self._numbers]
         present = np.array([value is not None for value in parsed], np.bool_)
         values = np.array([0.0 if value is None else value for value in parsed], np.float64)
         if self._schema.numbers == SHORTEST:
@@ -136,9 +150,6 @@ def _number(value: Any) -> float | None:
         raise NotPlain
     try:
         # Bytes, as `encoding` parses them: of a string, Python would read the digits and spaces of all alphabets.
-        number = float(value.encode() if type(value) is str else value)
+        return float(value.encode() if type(value) is str else value)
     except (ValueError, OverflowError) as error:
         raise NotPlain from error
-    if not math.isfinite(number):
-        raise NotPlain
-    return number

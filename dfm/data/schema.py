@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfm.data.derive import Derived, derived_columns
 from dfm.data.transforms import TRANSFORMS
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
@@ -67,11 +68,38 @@ class ResolvedSchema:
     quantile_buckets: int
     fields: tuple[Field, ...]
     numbers: str = SHORTEST
+    missing: tuple[str, ...] = ()
+    nan: str = "error"
+    list_separator: str = ""
+    derived: tuple[Derived, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that features are made from, each once, in field order."""
-        return tuple(dict.fromkeys(column for entry in self.fields for column in entry.columns))
+        """The columns to read for the features, each once, in field order."""
+        return tuple(self.sources(column for entry in self.fields for column in entry.columns))
+
+    @property
+    def reads_values_specially(self) -> bool:
+        """Whether it says more of values than models could up to format 4."""
+        lists = {entry.name for entry in self.fields if entry.kind == "list"}
+        crossed = any(lists & set(entry.columns) for entry in self.fields if entry.kind == "cross")
+        return crossed or bool(self._late_values())
+
+    def sources(self, columns: Iterable[str]) -> list[str]:
+        """The columns to read for some columns of the fields."""
+        made = {entry.name: entry.columns for entry in self.derived}
+        return list(dict.fromkeys(source for column in columns for source in made.get(column, (column,))))
+
+    def _late_values(self) -> dict[str, Any]:
+        """What is not at its default, JSON-ready: schemas that do not use it are written as ever."""
+        derived = [[entry.name, entry.function, list(entry.columns)] for entry in self.derived]
+        values = {
+            "missing": list(self.missing),
+            "nan": "" if self.nan == "error" else self.nan,
+            "list_separator": self.list_separator,
+            "derived": derived,
+        }
+        return {name: value for name, value in values.items() if value}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values that `from_dict` takes back."""
@@ -91,6 +119,7 @@ class ResolvedSchema:
             "time": self.time,
             "quantile_buckets": self.quantile_buckets,
             **({"numbers": self.numbers} if self.numbers != WIDENED else {}),
+            **self._late_values(),
             "fields": fields,
         }
 
@@ -101,8 +130,11 @@ class ResolvedSchema:
             Field(entry["name"], entry["kind"], tuple(entry["columns"]), entry["transform"], index)
             for index, entry in enumerate(values["fields"])
         )
-        positive = tuple(values["label_positive"])
-        return cls(**{"numbers": WIDENED, **values, "label_positive": positive, "fields": fields})
+        given = {"numbers": WIDENED, **values, "fields": fields}
+        for name in ("label_positive", "missing"):
+            given[name] = tuple(values.get(name, ()))
+        given["derived"] = tuple(Derived(name, word, tuple(read)) for name, word, read in values.get("derived", ()))
+        return cls(**given)
 
 
 def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
@@ -114,6 +146,7 @@ def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
     """
     if schema.categorical or schema.numeric:
         return schema
+    kinds = {**kinds, **{entry.name: entry.kind for entry in derived_columns(schema.derive)}}
     listed = set(_match_all("lists", schema.lists, list(kinds)))
     free = [column for column in kinds if column not in {*_reserved(schema), *listed}]
     scalars = [column for column in free if kinds[column] in (*CATEGORY_KINDS, "float")]
@@ -133,7 +166,13 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
     over label, weight and time; so `categorical = ["*"]`, `numeric = ["price"]` means what it says.
     """
     _check_special_columns(schema, columns)
+    derived = derived_columns(schema.derive)
+    _check_derived(derived, columns)
+    columns = [*columns, *(entry.name for entry in derived)]
     members = _members(schema, columns)
+    for entry in derived:
+        if not any(entry.name in named for named in members.values()):
+            members["numeric" if entry.kind == "float" else "categorical"].append(entry.name)
     transforms = _transforms(schema, columns, members["numeric"])
     specifications = [
         *((column, "categorical", (column,), "") for column in members["categorical"]),
@@ -155,7 +194,23 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
         schema.time,
         schema.quantile_buckets,
         (*singles, *crosses),
+        SHORTEST,
+        schema.missing,
+        schema.nan,
+        schema.list_separator,
+        derived,
     )
+
+
+def _check_derived(derived: Sequence[Derived], columns: Sequence[str]) -> None:
+    for entry in derived:
+        if entry.name in columns:
+            raise SettingsError(
+                f"schema.derive.{entry.name} has the name of a column that the data have; give it another name."
+            )
+        for column in entry.columns:
+            if column not in columns:
+                raise SettingsError(_unknown(f"schema.derive.{entry.name}", column, columns))
 
 
 def _reserved(schema: Schema) -> dict[str, str]:
@@ -189,6 +244,8 @@ def _named_in_full(schema: Schema, columns: Sequence[str]) -> dict[str, str]:
     owners = _reserved(schema)
     for role in FEATURE_ROLES:
         for name in getattr(schema, role):
+            if owners.get(name) == "time":
+                owners[name] = role  # it orders the rows, and may be a feature as well
             if name in columns and owners.setdefault(name, role) != role:
                 raise SettingsError(_two_roles(name, owners[name], role))
     return owners
@@ -264,11 +321,11 @@ def _check_cross(cross: Sequence[str], columns: Sequence[str], known: Mapping[st
         if column not in columns:
             raise SettingsError(_unknown("schema.crosses", column, list(known)))
         own = known.get(column)
-        if own is None or not (own.kind == "categorical" or own.bucketed):
+        if own is None or not (own.kind in ("categorical", "list") or own.bucketed):
             role = "not a feature" if own is None else f"{own.kind}, {own.transform}"
             bucketed = " or ".join(name for name, transform in TRANSFORMS.items() if transform.makes_buckets)
             raise SettingsError(
-                f'schema.crosses names "{column}", which is {role}: expected a categorical column, or '
+                f'schema.crosses names "{column}", which is {role}: expected a column of categories or lists, or '
                 f"a numeric one with transform {bucketed}, "
                 "because only categories can be combined."
             )

@@ -132,22 +132,22 @@ _CALIBRATION_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class DayTruth:
-    """What the planted model is worth on one day. Log losses in nats a row."""
+    """The worth of the planted model on one day. Log losses in nats a row."""
 
     day: str
     rows: int
     clicks: int
     log_loss: float
-    """Of the planted probabilities: no model can be expected to do better."""
+    """Log loss of the planted probabilities: no model can be expected to do better."""
     click_rate_log_loss: float
-    """Of always answering the day's own click rate."""
+    """Log loss of always answering the day's own click rate."""
     auc: float
-    """Of the planted probabilities, exact: the share of (click, no click) pairs in the right order."""
+    """AUC of the planted probabilities, exact: the share of (click, no click) pairs in the right order."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What `generate` wrote: the contents of truth.json."""
+    """The contents of truth.json, which `generate` wrote."""
 
     seed: int
     rows: int

@@ -264,7 +264,7 @@ def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Arr
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
-    values[encoded.good] = model.objective.link.predict(scores)
+    values[encoded.good] = model.objective.predict(scores)
     return pa.array(values, pa.float32(), mask=~encoded.good), account
 
 

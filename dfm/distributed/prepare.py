@@ -15,15 +15,17 @@ from dfm.data.preparation import (
     Reading,
     Seed,
     check_labels,
+    columns_for_quantiles,
     columns_with_statistics,
     fingerprint,
+    glance_at_numbers,
     hash_units,
     load_slices,
-    merge_sketches,
     sketch_numbers,
+    statistics_of,
     units_key,
 )
-from dfm.data.transforms import NumberStatistics
+from dfm.data.transforms import AUTO
 from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.watch import Watch
@@ -132,28 +134,45 @@ def account_of(hashed: Sequence[Hashed]) -> RowAccount:
     return sum((part.account for part in hashed), RowAccount())
 
 
-def sketch_shard(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
+def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over the first of some rows."""
+    return glance_at_numbers(reading, units, columns)
+
+
+def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Statistics of numeric columns over some rows."""
-    return sketch_numbers(reading, units)
+    return sketch_numbers(reading, units, columns)
 
 
 # ----------------------------------------------------------------------------------------------------------
 
 
 def learn_statistics(watch: Watch, reading: Reading, plan: Plan, progress: Progress) -> Reading:
-    """The reading with quantile boundaries, means and deviations of the training rows, where the schema needs them."""
-    if not columns_with_statistics(reading.schema):
-        return reading
-    client = watch.client
+    """The reading with quantile boundaries, means and deviations of the training rows, where the schema needs them.
+
+    Columns of transform "auto" are read as a whole only where the beginning of every task says that they may need it.
+    """
+    wanted = columns_with_statistics(reading.schema)
     tasks = [units for replica in plan.replicas for units in replica]
-    futures = client.map(sketch_shard, [reading] * len(tasks), tasks, pure=False)
+    glance = [column for column, transform in wanted.items() if transform == AUTO]
+    if glance:
+        futures = watch.client.map(glance_at_shard, [reading] * len(tasks), tasks, columns=glance, pure=False)
+        seen = _gathered(watch, futures)
+        chosen = columns_for_quantiles(seen, reading.schema.quantile_buckets)
+        wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
+    if not wanted:
+        return reading
+    futures = watch.client.map(sketch_shard, [reading] * len(tasks), tasks, columns=list(wanted), pure=False)
     follow(watch, futures, [_n_rows(units) for units in tasks], "statistics", progress)
-    sketches: list[dict[str, NumberSketch]] = client.gather(futures)
-    statistics: dict[str, NumberStatistics] = {
-        column: merge_sketches([sketch[column] for sketch in sketches], reading.schema.quantile_buckets)
-        for column in columns_with_statistics(reading.schema)
-    }
-    return replace(reading, statistics=statistics)
+    return replace(reading, statistics=statistics_of(_gathered(watch, futures), reading.schema))
+
+
+def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberSketch]]:
+    """The sketches of all tasks, by column."""
+    for future in futures:
+        watch.wait(future)
+    sketches: list[dict[str, NumberSketch]] = watch.client.gather(futures)
+    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
 
 
 def prepare(
@@ -184,7 +203,7 @@ def prepare(
     check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
     standardizes = takes_any_unit(job.model.task, job.model.loss)
     units = units_of(account, standardizes, bool(reading.schema.weight))
-    reading = replace(reading, units=units)
+    reading = replace(reading, units=units, clip=account.labels.range if job.model.clip else None)
     validation_reading = replace(validation_reading, units=RowUnits(units.label))
     validation_account = RowAccount()
     if held_out:

@@ -26,6 +26,7 @@ from dfm.distributed import backends, monitoring, prepare
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
 from dfm.distributed.loop import Best, TrainingLoop
 from dfm.errors import DataError, DivergenceError, RunCancelled
@@ -41,6 +42,7 @@ from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.training import rounds
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity
+from dfm.training.diagnosis import Finding
 from dfm.training.inputs import Inputs, find_inputs, nothing_left, plan_event
 from dfm.training.publish import check_output, check_shards, publish_model
 
@@ -164,6 +166,7 @@ class _Run:
     shares_disk: bool = field(init=False)
     """Whether paths mean the same to the workers as to this process."""
     interrupted: bool = False
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def client(self) -> Client:
@@ -181,7 +184,9 @@ class _Run:
         self.work = self._work()
         warm = self._warm_up()
         self.prepared = self._prepare()
-        self.work = dataclasses.replace(self.work, unit=self.prepared.reading.units.label)
+        self.work = dataclasses.replace(
+            self.work, unit=self.prepared.reading.units.label, clip=self.prepared.reading.clip
+        )
         self.tell(self._vocabulary_event())
         compile_seconds = max(self.watch.result(future) for future in warm)
         self.tell(
@@ -199,6 +204,7 @@ class _Run:
                 with kept(loop, checkpointer):
                     self._train(loop)
                 with kept(loop, checkpointer, publishing=True):
+                    self.findings = self._diagnose(loop)
                     result = self._publish(loop)
         except DivergenceError:
             self.checkpoints.clear()  # they lead to the same end, and another learning rate is another job
@@ -210,6 +216,16 @@ class _Run:
             self._prune(started)
         self.tell(self._done_event(result))
         return result
+
+    def _diagnose(self, loop: TrainingLoop) -> list[Finding]:
+        """What the best parameters could not learn; of a run that was interrupted there is nothing to say."""
+        if self.interrupted or loop.best is None:
+            return []
+        share = self._vocabulary_event()["collided_share"]
+        diagnosis = Diagnosis(self.job, self.watch, self.work, self.prepared, share)
+        findings = diagnosis.findings(loop.best.blocks, loop.best.metrics)
+        self.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
+        return findings
 
     def _train(self, loop: TrainingLoop) -> None:
         try:
@@ -448,6 +464,7 @@ class _Run:
             "validation_rows": _rows_event(self.prepared.validation_account),
             "data_fingerprint": fingerprint(shards),
             "distinct_features": self.prepared.summary.n_distinct,
+            "diagnosis": [finding.to_dict() for finding in self.findings],
             "units": dataclasses.asdict(self.prepared.reading.units),
             "warm_start": self.warm.describe() if self.warm else {},
         }

@@ -35,6 +35,7 @@ from dfm.estimators.features import (
     is_table,
     n_rows_of,
     names_of,
+    warn_of_unknown,
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, summarise_labels
 from dfm.estimators.outputs import Output, shown, teller, unpacked
@@ -218,6 +219,7 @@ class BaseFactorizationMachine(Parametrised):
         weights = self._encoding.weights(labels, given)
         if goes_on:
             rows = self._features.rows(self._known_data(X))
+            warn_of_unknown(self._features, rows)
         else:
             self._features, rows = self._learn_features(X, weights)
         return dataclasses.replace(rows, labels=labels, weights=weights), summary

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import parse_numbers, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.parquet import Shard, arrow_schema
+from dfm.data.parquet import Shard, feature_schema
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
-from dfm.data.preparation import NumberSketch, columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
@@ -167,7 +167,7 @@ class Wishes:
 
 def columns_of(shard: Shard) -> list[str]:
     """Names of the columns of a shard, those of its path too."""
-    return list(arrow_schema(shard).names)
+    return list(feature_schema(shard).names)
 
 
 def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
@@ -242,10 +242,8 @@ def _table_features(
     types = pa.Schema.from_pandas(meta, preserve_index=False)
     schema = resolve_columns({entry.name: entry.type for entry in types}, options)
     sketches = client.gather([client.submit(sketch_chunk, chunk.data, schema, pure=False) for chunk in chunks])
-    statistics = {
-        column: merge_sketches([sketch[column] for sketch in sketches], schema.quantile_buckets)
-        for column in columns_with_statistics(schema)
-    }
+    by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
+    statistics = statistics_of(by_column, schema)
     encoding = ChunkEncoding(schema, options.hash_bits, statistics, None, labels)
     rows = encode_chunks(client, encoding, chunks)
     counts = [client.submit(count_chunk, part, len(schema.fields), options.hash_bits, pure=False) for part in rows]

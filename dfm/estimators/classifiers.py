@@ -17,6 +17,7 @@ from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
@@ -55,6 +56,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
 
+        The first call decides which categories there are: later ones are counted in a warning, and not learnt.
         Weights count as they are; class_weight = "balanced" needs all rows and is refused.
         """
         if self.class_weight == "balanced":
@@ -200,7 +202,8 @@ class FMClassifier(_Classifier):
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
     validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
-    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit.
+    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
+    whose categories are those that it knows.
 
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
     "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
@@ -219,7 +222,7 @@ class FMClassifier(_Classifier):
     def __init__(
         self,
         n_factors: int = 8,
-        family: str = "fm",
+        family: str = DEFAULT_FAMILY,
         *,
         loss: Any = DEFAULT_LOSSES["classification"],
         loss_parameter: float | None = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Encoded, column_kind, encode_batch, parse_numbers
+from dfm.data.arrow_types import column_kind, flat, without_views
+from dfm.data.encoding import Encoded, encode_batch, parse_numbers
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
@@ -29,7 +31,7 @@ from dfm.data.matrices import (
     vector_vocabulary,
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
-from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.preparation import columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
@@ -168,6 +170,24 @@ class TableFeatures:
         return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
 
 
+def warn_of_unknown(features: Features, rows: HashedRows) -> None:
+    """UserWarning where rows to go on with hold categories that were not there when the features were learnt.
+
+    The parameters of a machine belong to the features of its first rows; later ones have none.
+    """
+    if not isinstance(features, TableFeatures):
+        return
+    unknown = ~np.isin(rows.indices, features.vocabulary.ids)
+    n_unknown = len(np.unique(rows.indices[unknown]))
+    if n_unknown:
+        warnings.warn(
+            f"{n_unknown} categories, {unknown.mean():.1%} of the values of these rows, were not there at the first "
+            "fit: training that goes on learns nothing of them; fit anew on all rows, or hand the days to a job with "
+            "training.warm_start, whose features are those of its own rows",
+            stacklevel=2,
+        )
+
+
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
     """The fields of a table, by the options or by the types of its columns."""
     label = "label"
@@ -190,9 +210,8 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     found = {}
     for column in columns_with_statistics(schema):
         values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
-        sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
-        found[column] = merge_sketches([sketch], schema.quantile_buckets)
-    return found
+        found[column] = [sketch_values(values[present & ~unparsed & np.isfinite(values)])]
+    return statistics_of(found, schema)
 
 
 def encoded_rows(
@@ -285,14 +304,15 @@ def names_of(data: Any) -> list[str] | None:
 
 def as_arrow(data: Any) -> pa.Table:
     """A table in any of the accepted forms, as one of Arrow. SettingsError where two columns have one name."""
-    if isinstance(data, pa.Table | pa.RecordBatch):
-        check_once(data.schema.names)
-        return data if isinstance(data, pa.Table) else pa.Table.from_batches([data])
+    if isinstance(data, pa.RecordBatch):
+        return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        return pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names))))
-    return pa.table(data)
+        return flat(pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names)))))
+    table = data if isinstance(data, pa.Table) else pa.table(data)
+    check_once(table.column_names)
+    return without_views(flat(table))
 
 
 def _by_text(data: Any) -> Any:

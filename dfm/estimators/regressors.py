@@ -13,6 +13,7 @@ from dfm.data.transforms import SCALED
 from dfm.estimators.base import BaseFactorizationMachine, Relabel
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import store
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
@@ -34,7 +35,9 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
+        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels,
+        and which categories there are: later ones are counted in a warning, and not learnt.
+        """
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
@@ -94,7 +97,7 @@ class FMRegressor(_Regressor):
     def __init__(
         self,
         n_factors: int = 8,
-        family: str = "fm",
+        family: str = DEFAULT_FAMILY,
         *,
         loss: Any = DEFAULT_LOSSES["regression"],
         loss_parameter: float | None = None,

@@ -14,13 +14,14 @@ from pathlib import Path
 from dfm.errors import DfmError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
+from dfm.runs.termination import stoppable
 from dfm.settings.job import Job
 from dfm.storage import files
 
 _ORDER = "dfm-driver-"
-"""How the names of order files begin."""
+"""The beginning of the names of order files."""
 LOG = "driver.log"
-"""What the driver prints, beside its results where these are on this machine."""
+"""The driver's output, a file beside its results where these are on this machine."""
 
 
 def start(job: Job, run_id: str) -> None:
@@ -88,11 +89,14 @@ def main(path: str) -> int:
         Path(path).unlink()
     job = Job.from_dict(order["job"])
     try:
-        result = jobs.train(job, run_id=order["run_id"])
+        with stoppable():
+            result = jobs.train(job, run_id=order["run_id"])
     except DfmError as error:
         logging.getLogger("dfm").error("%s", error)
         return error.exit_code
-    return 130 if result.interrupted else 0
+    except KeyboardInterrupt:
+        return lifecycle.INTERRUPTED_CODE
+    return lifecycle.INTERRUPTED_CODE if result.interrupted else 0
 
 
 if __name__ == "__main__":

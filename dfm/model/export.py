@@ -23,7 +23,7 @@ from dfm.storage import files, ownership
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
 _TEXT_LINKS = ("sigmoid", "identity", "margin")
-"""How predictions may be made of scores where the format leaves that to the reader, who knows classes and numbers."""
+"""Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
 
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -175,8 +175,13 @@ def onnx_bytes(model: FMModel) -> bytes:
         *of_family,
         ("Add", ["linear_part", "factor_part"], "parts"),
         ("Add", ["parts", "bias"], "score"),
-        (link, ["score"], "prediction"),
+        (link, ["score"], "prediction" if model.clip is None else "unclipped"),
     ]
+    if model.clip is not None:
+        constants |= {
+            name: np.array(bound, np.float32) for name, bound in zip(("low", "high"), model.clip, strict=True)
+        }
+        steps.append(("Clip", ["unclipped", "low", "high"], "prediction"))
     attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}, "Transpose": {"perm": [0, 2, 1]}}
     nodes = [helper.make_node(kind, inputs, [out], **attributes.get(kind, {})) for kind, inputs, out in steps]
     shape = ["n_rows", "n_entries"]

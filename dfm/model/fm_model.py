@@ -13,7 +13,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
+from dfm.data.arrow_types import flat, root_of, without_views
 from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
@@ -55,9 +56,9 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-FORMAT = 4
-"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
-4 names another family than the default."""
+FORMAT = 5
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
+names another family than the default, and 5 how values are read, or the range that predictions stay in."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -79,6 +80,8 @@ class FMModel:
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss: LossInfo | None = None
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in; None: any."""
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -94,8 +97,8 @@ class FMModel:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What the model was trained for, and how its scores become predictions."""
-        return Objective.of_info(self.task, self.loss)
+        """The objective that the model was trained for, which makes predictions of scores."""
+        return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -106,17 +109,21 @@ class FMModel:
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict of column to list. Columns that the model
-        does not use are ignored. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
-        DataError where a column is missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, or one row as a
+        dict of column to value. Columns that the model does not use are ignored; fields of structs have dotted names.
+        A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. DataError where a column is
+        missing or a number is not finite.
         """
-        return self.objective.link.predict(self.decision_function(data))
+        return self.objective.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
         if isinstance(data, np.ndarray) or is_sparse(data):
             return self._score_matrix(data)
         few = self._few_rows(data)
+        if few is None and isinstance(data, Mapping):
+            data = columns_of(data, self.schema)
+            few = self._few_rows(data)
         if few is not None:
             return few
         parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
@@ -225,6 +232,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.schema.reads_values_specially or self.clip is not None:
+            return 5
         if not self._is_of_old:
             return 4
         if self.schema.numbers == SHORTEST:
@@ -236,6 +245,7 @@ class FMModel:
             "format": self._format,
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             **({} if self._is_of_old else {"family": self.table.layout.family}),
+            **({} if self.clip is None else {"clip": list(self.clip)}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -305,7 +315,7 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
 
 
 def _short(cause: object) -> str:
-    """What an error or a manifest says; that of a damaged file may be all of it."""
+    """The words of an error or a manifest; those of a damaged file may be all of it."""
     text = str(cause)
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
 
@@ -362,7 +372,9 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         for name, known in manifest["statistics"].items()
     }
     loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
+    low, high = manifest.get("clip", (None, None))
+    clip = None if low is None else (float(low), float(high))
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss, clip)
 
 
 def _golden_name(columns: list[str]) -> str:
@@ -401,7 +413,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
 
 
 def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
-    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
     if model.schema.numbers != SHORTEST:
         return [model.predict(golden)]
     plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
@@ -442,30 +454,62 @@ def _names(manifest: Mapping[str, Any]) -> set[str]:
     return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
 
 
+def columns_of(data: Mapping[str, Any], schema: ResolvedSchema) -> Mapping[str, Any]:
+    """A dict of columns; of a dict of scalars, which is one row, the columns of that row.
+
+    DataError where one column holds a scalar and another a list of rows.
+    """
+    given = [column for column in schema.columns if column in data]
+    scalars = [column for column in given if _is_scalar(data[column])]
+    if not scalars:
+        return data
+    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    others = [column for column in given if column not in scalars and column not in of_lists]
+    if others:
+        raise DataError(
+            f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
+            "with one value a row, or one value in every column for a single row"
+        )
+    return {column: [data[column]] for column in given}
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one value of a row: no list, array, Series or Arrow array of values."""
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
+
+
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in columns if column in data})
+        table = _table_of({column: data[column] for column in _stored_names(columns, data)})
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
-    elif hasattr(data, "columns") and hasattr(data, "dtypes"):
-        wanted = [column for column in columns if column in data.columns]
-        table = _table_of({column: data[column] for column in wanted})
+    elif hasattr(data, "iloc") and hasattr(data, "columns"):
+        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
+    elif hasattr(data, "__arrow_c_stream__"):
+        table = pa.table(data)
     else:
         raise DataError(
-            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, or a dict "
-            "of column to list"
+            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
+            "polars, or a dict of column to list"
         )
+    if not set(columns) <= set(table.column_names):
+        table = flat(table)
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
-    table = table.select(list(columns))
+    table = without_views(table.select(list(columns)))
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
+
+
+def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:
+    """The columns to read: the model's own, and structs whose fields it names."""
+    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names))))
 
 
 def _table_of(columns: Mapping[str, Any]) -> pa.Table:

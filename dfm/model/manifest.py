@@ -1,4 +1,4 @@
-"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+"""The legal contents of a model's manifest: checked before anything is made of it; a model may come from anywhere.
 
 The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
 """
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.derive import FUNCTIONS
 from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.data.transforms import TRANSFORMS
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout
-from dfm.settings.tables import LIST_WEIGHTS, TASKS
+from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -49,6 +50,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     n_factors = _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
+    _check_clip(manifest)
     _check_schema(manifest["schema"])
     _check_statistics(manifest["statistics"])
     if not isinstance(manifest["metadata"], dict):
@@ -69,6 +71,13 @@ def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
         raise ValueError(f"the entry of its {kind} is none")
 
 
+def _check_clip(manifest: Mapping[str, Any]) -> None:
+    clip = manifest.get("clip", [0.0, 0.0])
+    sound = isinstance(clip, list) and len(clip) == 2 and all(_is_finite(bound) for bound in clip)
+    if not sound or clip[0] > clip[1]:
+        raise ValueError(f"the range of its predictions is {_short(clip)}")
+
+
 def _check_schema(schema: Mapping[str, Any]) -> None:
     fields = schema["fields"]
     if not isinstance(fields, list) or not 0 < len(fields) < MOST_FIELDS:
@@ -81,7 +90,22 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         _text(text, "label_positive")
     if schema.get("numbers", WIDENED) not in NUMBER_FORMS:
         raise ValueError(f"its numbers are {_short(schema['numbers'])}")
+    _check_values(schema)
     _check_fields(fields)
+
+
+def _check_values(schema: Mapping[str, Any]) -> None:
+    """What a schema may say of values, where it says it."""
+    for text in (*schema.get("missing", ()), schema.get("list_separator", "")):
+        _text(text, "a text of its schema")
+    if schema.get("nan", "error") not in NAN_RULES:
+        raise ValueError(f"its nan is {_short(schema['nan'])}")
+    for name, function, columns in schema.get("derived", ()):
+        known = FUNCTIONS.get(function) if isinstance(function, str) else None
+        if known is None or not isinstance(columns, list) or len(columns) != known.n_columns:
+            raise ValueError(f"the derived column {_short(name)} is {_short(function)} of {_short(columns)}")
+        for text in (name, *columns):
+            _text(text, "a derived column")
 
 
 def _check_fields(fields: list[Any]) -> None:
@@ -105,7 +129,7 @@ def _check_field(field: Mapping[str, Any], kinds: dict[str, str], n_fields: int)
         raise ValueError(f"the columns of the field {_short(name)} are {_short(columns)}")
     if kind == "cross" and not all(kinds.get(column) == "crossable" for column in columns):
         raise ValueError(f"the cross {_short(name)} has a part that is no category")
-    crossable = kind == "categorical" or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
+    crossable = kind in ("categorical", "list") or (kind == "numeric" and TRANSFORMS[transform].makes_buckets)
     kinds[name] = "crossable" if crossable else "other"
 
 

@@ -84,7 +84,7 @@ class Job:
             name: {
                 key: value
                 for key, value in tables[name].items()
-                if not (own := TABLES[name].knobs()[key]).is_late or value != own.default
+                if not (own := TABLES[name].knobs()[key]).is_late or value != _as_json(own.default)
             }
             for name in _DETERMINES_PARAMETERS
         }
@@ -106,6 +106,10 @@ class Job:
                 "output.directory is empty: expected a directory or URL for the model. "
                 "Write it in the job file or add --set output.directory=results."
             )
+
+
+def _as_json(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
 
 
 # --- from file and command line --------------------------------------------------------------------------
@@ -136,7 +140,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
     if isinstance(source, Mapping):
         return copy.deepcopy(dict(source))
     try:
-        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from dfm.errors import SettingsError, StorageError
 from dfm.storage.credentials import check_url
@@ -175,6 +176,9 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
             stream.write(data)
         return
     filesystem, path = open_store(url, options)
+    if isinstance(filesystem, LocalFileSystem):  # by another name (local://…); its own writing is not in one step
+        write_bytes(path, data)
+        return
     retrying(url, lambda: filesystem.pipe_file(path, data))
 
 

@@ -213,7 +213,7 @@ def _overlap(what: str, output: str, relation: str, url: str) -> str:
 
 
 def _named(url: str, options: files.Options) -> Iterator[Place]:
-    """What a path names; all that a glob names."""
+    """Places that a path names; all that a glob names."""
     filesystem, path = files.open_store(url, options)
     is_glob = _MAGIC.search(path) and not retrying(url, lambda: filesystem.exists(path))
     for name in retrying(url, lambda: filesystem.glob(path)) if is_glob else [path]:
@@ -237,7 +237,7 @@ def _place(filesystem: Any, path: str) -> Place:
 
 
 def _relation(output: Place, found: Place) -> str:
-    """How an output lies to an input; "" where they lie apart."""
+    """The way in which an output touches an input; "" where they lie apart."""
     inside, around = _is_within(output, found), _is_within(found, output)
     if inside and around:
         return "is"

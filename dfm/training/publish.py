@@ -75,7 +75,7 @@ def publish_model(
     table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
-    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
+    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss, reading.clip)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(
             "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"

@@ -57,6 +57,8 @@ class Work:
     wire_dtype: str = "float32"
     unit: LabelUnit = field(default_factory=LabelUnit)
     """Of the partitions' labels; metrics are in that of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in when they are judged."""
 
     @property
     def kernels(self) -> Kernels:
@@ -228,7 +230,7 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows."""
     tables = [block.table for block in blocks]
-    objective = Objective.of_spec(task, work.spec)
+    objective = dataclasses.replace(Objective.of_spec(task, work.spec), clip=work.clip)
     total = objective.empty()
     for partition in partitions:
         table = work.averaging.pull(tables, partition.features, partition.n_factored)

@@ -18,7 +18,7 @@ _STYLE = (
 )
 _EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
 _LONG = ("calibration_bins", "history", "columns")
-"""What a table of single numbers leaves out."""
+"""Metrics that a table of single numbers leaves out."""
 
 
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
@@ -43,6 +43,9 @@ def report_training(directory: str, title: str, options: files.Options = None) -
     sections = {
         "epochs": epochs,
         "validation": metadata["validation"],
+        "diagnosis": [
+            {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
+        ],
         "rows": metadata["rows"],
         "warm start": metadata.get("warm_start"),
         "settings": {

@@ -43,7 +43,7 @@ class Version:
     previous: int = 0
     """The version that a rollback goes back to; 0: none."""
     withdrawn: str = ""
-    """Of a rollback: the parameters that it took out of service (sha256)."""
+    """The parameters that a rollback took out of service (sha256)."""
     order: str = ""
     """When the model's data ended, a moment as in ISO 8601 (`dfm.workflow.moments`): an earlier one never replaces a
     later one."""
@@ -86,7 +86,7 @@ def _read(url: str, options: files.Options) -> Version:
 
 
 def parameters_of(model: str, options: files.Options = None) -> str:
-    """What tells one model from another: the checksum of its parameters (sha256, hex)."""
+    """The mark that tells one model from another: the checksum of its parameters (sha256, hex)."""
     return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
 
 

@@ -38,14 +38,14 @@ OnEvent = Callable[[dict[str, Any]], None]
 START = "start.json"
 """The model that a run goes on from, beside its results."""
 SCORED = ".scored.json"
-"""What predictions were made of; hidden from readers of the folder."""
+"""The record of what predictions were made of; hidden from readers of the folder."""
 _ATTEMPTS = 3
 """Publications that may overtake one of ours before it gives up."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """What the work runs on: a client, or the settings of a cluster; and how storage is reached."""
+    """The means of a step: a client, or the settings of a cluster; and how storage is reached."""
 
     client: Client | None = None
     settings: ClusterSettings = field(default_factory=ClusterSettings)
@@ -103,7 +103,7 @@ def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:
-    """What a finished run hands on: small, JSON-ready."""
+    """The result that a finished run hands on: small, JSON-ready."""
     keep = {name: value for name, value in record.validation.items() if name != "calibration_bins"}
     return {
         "run_id": record.run_id,

@@ -115,10 +115,12 @@ def test_folders_above_the_path_are_no_features_and_the_last_of_it_only_by_name(
 
 
 def test_types_that_make_no_feature_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shards = shards_of(tmp_path, table(a=LABEL, t=pa.array([1, 2], pa.duration("s")), s=pa.array([{"x": 1}, None])))
+    moments, clock = pa.array([1, 2], pa.timestamp("s")), pa.array([1, 2], pa.time32("s"))
+    shards = shards_of(tmp_path, table(a=LABEL, t=moments, s=pa.array([{"x": 1, "y": {"z": None}}, None]), c=clock))
     with caplog.at_level(logging.WARNING):
-        assert features(Schema(), shards) == {"a": "categorical"}
-    assert "'t' (it holds duration[s]), 's' (it holds struct<x: int64>)" in caplog.text
+        assert features(Schema(), shards) == {"a": "categorical", "s.x": "categorical", "s.y.z": "categorical"}
+    assert "'t' (it holds timestamp[" in caplog.text
+    assert "'c' (it holds time32[" in caplog.text
     caplog.clear()
     features(Schema(categorical=("a",)), shards)
     assert caplog.records == [], "who names the columns knows what he leaves out"

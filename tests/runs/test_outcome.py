@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from dfm.errors import SettingsError
 from dfm.launch import supervisor
 from dfm.runs import heartbeat
 from dfm.runs import record as runs
@@ -226,3 +227,38 @@ def test_a_heartbeat_goes_on_while_the_driver_is_busy_and_ends_with_it(
         time.sleep(0.05)
     with heartbeat.beating(""):
         pass
+
+
+@pytest.mark.parametrize("told", ["signal", "request"])
+def test_a_pause_between_two_attempts_ends_when_the_run_is_told_to_stop(
+    drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 60.0)
+    runs.submitted(job, "run-1")
+    happens = {"signal": lambda: os.kill(os.getpid(), signal.SIGTERM), "request": lambda: ask(job)}[told]
+    timer = threading.Timer(1.5, happens)
+    timer.start()
+    started = time.monotonic()
+    code, _, starts = drive("sys.exit(4)")
+    assert time.monotonic() - started < 10
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert (code, starts, record.state) == {"signal": (130, 1, "interrupted"), "request": (7, 1, "cancelled")}[told]
+
+
+def ask(job: Job) -> None:
+    runs.request_cancel(job.output.directory)
+
+
+def test_a_run_that_nobody_submitted_has_a_record_too_and_waits_for_no_other(
+    drive: Callable[..., Any], job: Job
+) -> None:
+    assert drive("sys.exit(2)")[0] == 2
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert (record.run_id, record.state, record.error and record.error["exit_code"]) == ("run-1", "failed", 2)
+    runs.submitted(job, "run-0")
+    with pytest.raises(SettingsError, match="holds run run-0, which is submitted"):
+        drive("sys.exit(0)")
+    runs.request_cancel(job.output.directory)
+    assert drive("sys.exit(0)")[0] == 0

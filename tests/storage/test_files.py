@@ -120,3 +120,12 @@ def test_folders_are_listed(folder):
     assert files.folders_in(folder) == ["checkpoint", "model"]
     assert files.folders_in(files.join(folder, "checkpoint")) == ["1", "2"]
     assert files.folders_in(files.join(folder, "nowhere")) == []
+
+
+def test_a_local_store_of_another_name_replaces_files_in_one_step(tmp_path: Path) -> None:
+    url = f"local://{tmp_path}/new/record.json"
+    files.write_bytes(url, b"1" * 100)
+    before = (tmp_path / "new" / "record.json").stat().st_ino
+    files.write_bytes(url, b"2" * 100)
+    assert (tmp_path / "new" / "record.json").stat().st_ino != before
+    assert files.read_bytes(url) == b"2" * 100

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dfm.errors import DataError, SettingsError
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.training.checkpoint import (
     BlockFile,
@@ -34,12 +35,12 @@ TABLES = {"data": {"train": ["clicks"]}, "training": {"learning_rate": 0.1, "n_e
 IDENTITY = Identity(TABLES, [["clicks/a.parquet", 100, "then"], ["clicks/b.parquet", 200, "then"]])
 
 
-def block(start: int = 7, momentum: bool = False) -> SavedBlock:
-    table = initialise(LAYOUT, np.arange(20, dtype=np.uint32), 5, InitialValues(start))
+def block(start: int = 7, momentum: bool = False, layout: Layout = LAYOUT) -> SavedBlock:
+    table = initialise(layout, np.arange(20, dtype=np.uint32), 5, InitialValues(start))
     return SavedBlock(
         start,
         table,
-        initialise(LAYOUT.stateless, np.arange(20, dtype=np.uint32), 5, InitialValues(1)) if momentum else None,
+        initialise(layout.stateless, np.arange(20, dtype=np.uint32), 5, InitialValues(1)) if momentum else None,
     )
 
 
@@ -59,10 +60,12 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("momentum", [False, True])
-def test_a_block_comes_back_with_its_state(tmp_path: Path, momentum: bool) -> None:
-    before = block(momentum=momentum)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_block_comes_back_with_its_state(tmp_path: Path, optimizer: str, momentum: bool) -> None:
+    layout = Layout(optimizer, 3)
+    before = block(momentum=momentum, layout=layout)
     file = write_block(str(tmp_path), 12, 1, before, None)
-    after = read_block(str(tmp_path), file, LAYOUT, None)
+    after = read_block(str(tmp_path), file, layout, None)
     assert after.start == file.start == 7
     for part in ("bias", "linear", "factors"):
         np.testing.assert_array_equal(getattr(after.table, part), getattr(before.table, part))
