@@ -14,7 +14,6 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Prepared
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
-from dfm.model.objective import Objective
 from dfm.settings.job import Job
 from dfm.training import rounds
 from dfm.training.diagnosis import Finding, column_findings, count_fields, model_findings, table_finding
@@ -22,12 +21,10 @@ from dfm.training.diagnosis import Finding, column_findings, count_fields, model
 logger = logging.getLogger(__name__)
 
 
-def linear_part(
-    work: rounds.Work, task: str, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]
-) -> Tally:
+def linear_part(work: rounds.Work, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters without their factors on some rows."""
     without = [dataclasses.replace(block, table=_without_vectors(block.table)) for block in blocks]
-    return rounds.evaluate_partitions(work, task, without, partitions)
+    return rounds.evaluate_partitions(work, without, partitions)
 
 
 def _without_vectors(table: ParameterTable) -> ParameterTable:
@@ -59,20 +56,17 @@ class Diagnosis:
             return []
 
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
-        model, client = self.job.model, self.watch.client
-        counts = self.watch.result(client.submit(count_fields, self.prepared.vocabulary, pure=False))
+        model = self.job.model
+        counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
         linear = self._linear_metrics(blocks) if model.n_factors and metrics else {}
         return [
             *column_findings(self.prepared.reading.schema, counts, model.min_count),
             *table_finding(self.collided_share, model.hash_bits),
-            *model_findings(Objective.of_spec(model.task, self.work.spec), metrics, linear),
+            *model_findings(self.work.objective, metrics, linear),
         ]
 
     def _linear_metrics(self, blocks: Sequence[Future]) -> dict[str, Any]:
-        client, task = self.watch.client, self.job.model.task
-        tallies = [
-            client.submit(linear_part, self.work, task, list(blocks), partitions, pure=False)
-            for partitions in self.prepared.validation
-        ]
-        tally: Tally = self.watch.result(client.submit(rounds.merge_tallies, tallies, pure=False))
+        validation = self.prepared.validation
+        tallies = [self.watch.submit(linear_part, self.work, list(blocks), partitions) for partitions in validation]
+        tally: Tally = self.watch.result(self.watch.submit(rounds.merge_tallies, tallies))
         return tally.metrics()

@@ -34,7 +34,7 @@ from dfm.data.preparation import columns_with_statistics, sketch_values, statist
 from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
@@ -65,6 +65,28 @@ class TableOptions:
     def least_for_factors(self, n_factors: int) -> int:
         """Occurrences from which a feature owns factors; in a linear model none does."""
         return self.min_count_factors if n_factors else NEVER
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """How columns become features. standardize: True, False, or "auto" for all but sparse matrices."""
+
+    table: TableOptions
+    standardize: bool | str
+    n_factors: int
+
+    def __post_init__(self) -> None:
+        if self.standardize not in (True, False, "auto"):
+            raise SettingsError(f'standardize = {self.standardize!r} is not legal: expected True, False or "auto"')
+
+    def standardizes(self, is_sparse: bool) -> bool:
+        """Whether the columns of a matrix are standardized. SettingsError where that would make it dense."""
+        if self.standardize is True and is_sparse:
+            raise SettingsError(
+                "standardize = True would make a sparse matrix dense: scale it before (MaxAbsScaler), pass a dense "
+                'array, or leave standardize at "auto"'
+            )
+        return bool(self.standardize) and not is_sparse
 
 
 class Features(Protocol):

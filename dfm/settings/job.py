@@ -121,6 +121,8 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
     Relative paths stay as they are written.
     """
+    if isinstance(source, Job) and not overrides:  # checked when it was made
+        return source
     return Job.from_dict(read_tables(source, overrides))
 
 
