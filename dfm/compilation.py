@@ -58,7 +58,7 @@ class _Files(IndexDataCacheFile):
 
 @functools.cache
 def _stamp(path: str) -> str:
-    """What a source file is known by: its contents, for the times of files change on the way through an image."""
+    """The mark of a source file: its contents, for the times of files change on the way through an image."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
