@@ -58,7 +58,7 @@ class _Files(IndexDataCacheFile):
 
 @functools.cache
 def _stamp(path: str) -> str:
-    """What a source file is known by: its contents, for the times of files change on the way through an image."""
+    """The mark of a source file: its contents, for the times of files change on the way through an image."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
@@ -69,7 +69,7 @@ class _DiskCache(FunctionCache):
         super().__init__(function)
         stamp = _stamp(function.__code__.co_filename) or self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
-        built = os.path.join(os.environ.get(BUILT, ""), os.path.basename(self._cache_path))
+        built = os.path.join(os.environ.get(BUILT) or os.devnull, os.path.basename(self._cache_path))
         self._built = _Files(built, self._impl.filename_base, stamp) if os.path.isdir(built) else None
         self._key = key
 

@@ -134,7 +134,7 @@ class DfmTrainOperator(_DfmOperator):
         return self._result(job.output.directory, dict(job.data.storage_options))
 
     def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
-        """What waits for the run, whose driver is started where none is at work."""
+        """The trigger that waits for the run, whose driver is started where none is at work."""
         from dfm.workflow import steps
 
         directory, options = job.output.directory, dict(job.data.storage_options)

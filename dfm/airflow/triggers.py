@@ -99,7 +99,7 @@ class DfmDaskJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What another triggerer makes this one of."""
+        """The class and arguments that another triggerer makes this one of."""
         names = ("directory", "dask_job", "namespace", "storage_options", "poll_interval")
         return "dfm.airflow.triggers.DfmDaskJobTrigger", {name: getattr(self, name) for name in names}
 

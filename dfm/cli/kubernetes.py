@@ -113,7 +113,7 @@ def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bo
 
 
 def _outcome(state: Any, options: dict[str, Any]) -> str:
-    """What storage says of a job; who may list jobs need not have access to the storage of each."""
+    """The word of storage on a job; who may list jobs need not have access to the storage of each."""
     from dfm.errors import DfmError
     from dfm.kubernetes import follow
 

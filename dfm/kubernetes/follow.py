@@ -84,7 +84,7 @@ class JobState:
         return self.driver_is_gone or (self.driver == "Running" and self.workers >= self.wanted)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is of use to who asks how the job stands."""
+        """The fields that are of use to who asks how the job stands."""
         shown = dataclasses.asdict(self)
         return {name: value for name, value in shown.items() if name not in ("start_timeout", "version")}
 
@@ -192,7 +192,7 @@ def _container_problems(pod: str, container: Mapping[str, Any]) -> list[str]:
 
 
 def component_of(pod: Manifest) -> str:
-    """What a pod is for its cluster: job-runner, scheduler or worker."""
+    """The part of a pod in its cluster: job-runner, scheduler or worker."""
     return str(pod["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
 
 
@@ -213,7 +213,7 @@ class Watch:
         self._state: JobState | None = None
 
     def look(self) -> tuple[Outcome, JobState] | None:
-        """How the job ended and how it stands; None as long as there is hope."""
+        """The job's end and how it stands; None as long as there is hope."""
         fresh = self._server.ask(look, self._api, self._name, self._state)
         state = self._state = fresh or self._state
         if state is None:
@@ -283,7 +283,7 @@ class _Clock:
 
 
 def _hopeless(state: JobState, found: Outcome) -> tuple[str, float]:
-    """What speaks against a good end, and how many seconds that may last."""
+    """The reason against a good end, and how many seconds that may last."""
     if state.driver_is_gone:
         return "gone", LAST_WORD
     if state.driver == "missing":

@@ -132,7 +132,7 @@ def _created(api: Api, body: Manifest) -> Manifest:
 
 
 DASK_JOB = "DaskJob"
-"""How the record of a run names what it was submitted to: DaskJob NAMESPACE/NAME."""
+"""The word by which the record of a run names what it was submitted to: DaskJob NAMESPACE/NAME."""
 
 
 def _check_free(api: Api, job: Job, run_id: str) -> RunRecord | None:

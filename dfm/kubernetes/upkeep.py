@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _LEFT_ALONE = 600.0
 """Seconds that an object without its DaskJob is left alone: `kubectl apply` may not have come to the DaskJob yet."""
 _BESIDE = ("ConfigMap", "PodDisruptionBudget")
-"""What a job has beside its DaskJob; applied by kubectl, nothing owns it."""
+"""The objects of a job beside its DaskJob; applied by kubectl, nothing owns it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How those wait who follow a run: what they ask, a store or an API server, may be away for a while."""
+"""The patience of those who follow a run: a store or an API server that they ask may be away for a while."""
 
 from __future__ import annotations
 

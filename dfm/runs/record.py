@@ -125,7 +125,7 @@ def read_events(directory: str, storage_options: Mapping[str, Any] | None = None
 
 
 def _whole(read: Callable[[], Read]) -> Read:
-    """What is read of a file that may be half written: not every store replaces a file in one step. ValueError where
+    """The contents of a file that may be half written: not every store replaces one in one step. ValueError where
     it stays so.
     """
     for _ in range(_READS - 1):

@@ -38,7 +38,7 @@ def stoppable() -> Iterator[None]:
 
 
 def seconds_since() -> float | None:
-    """How long ago this process was told to stop; None: it was not."""
+    """Seconds since this process was told to stop; None: it was not."""
     return time.monotonic() - _asked[0] if _asked else None
 
 

@@ -1,4 +1,4 @@
-"""What the knobs of [kubernetes] accept that describe pods: names, paths, and tables as Kubernetes has them."""
+"""Constraints of the knobs of [kubernetes] that describe pods: names, paths, and tables as Kubernetes has them."""
 
 from __future__ import annotations
 

@@ -550,7 +550,7 @@ class KubernetesSettings(Table):
 
 
 OWN_MOUNTS = ("/tmp", "/scratch", "/etc/dfm", "/etc/dfm-tls")
-"""Where the pods of dfm have volumes of their own."""
+"""Paths at which the pods of dfm have volumes of their own."""
 
 
 TABLES: dict[str, type[Table]] = {

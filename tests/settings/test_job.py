@@ -25,6 +25,7 @@ from dfm.settings.constraints import (
     parse_bytes,
 )
 from dfm.settings.job import Job, describe, load_job
+from dfm.settings.pods import Names, Structure
 from dfm.settings.tables import TABLES, DataSettings, TrainingSettings
 
 ALL_KNOBS = [
@@ -84,6 +85,10 @@ def illegal_values(constraint: Constraint) -> list[object]:
         return [3, {"a": 1}, None, [3], *lone, *short]
     if isinstance(constraint, TableOf):
         return ["a", ["a"], 3, {"a": None}]
+    if isinstance(constraint, Names):
+        return ["a", ["a"], 3, {"two words": "x"}, {"a": None}]
+    if isinstance(constraint, Structure):
+        return ["a", ["a"], 3, {"no key of it": {}}, {constraint.keys[0]: {"a": None}}]
     raise AssertionError(constraint)
 
 
