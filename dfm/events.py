@@ -147,6 +147,7 @@ def _folded(fields: Iterable[Field]) -> list[Field]:
 
 _METRIC = Field("(metrics)", "number", "metrics of the labelled rows", may_be_absent=True)
 _TRAINING, _RUN = "training", "the record of a run"
+_FOLLOWING = "whoever follows a run, or waits for it"
 _DASK, _KUBERNETES = "`dfm … --scheduler`, or on a directory", "`dfm … --kubernetes`"
 
 
@@ -208,6 +209,12 @@ _DASK_JOB = (
     Field("driver", "text", "phase of the driver's pod, or missing"),
     Field("workers", "integer", "worker pods that run"),
     Field("problems", "list", "what keeps pods from running, a line each"),
+)
+_DASK_JOB_MORE = (
+    _RUN_ID,
+    _DIRECTORY,
+    Field("wanted", "integer", "worker pods that were asked for"),
+    Field("exit_code", "integer", "of the driver's container, once it has ended", may_be_null=True),
 )
 _RUN_RECORD = (
     _RUN_ID,
@@ -390,9 +397,9 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
-        "kubernetes_away",
-        _KUBERNETES,
-        "the Kubernetes API does not answer; following goes on when it does",
+        "waiting",
+        _FOLLOWING,
+        "a store or the Kubernetes API does not answer; the wait goes on when it does",
         (Field("reason", "text", "what went wrong"),),
     ),
     EventRecord(
@@ -429,7 +436,25 @@ RECORDS: tuple[EventRecord, ...] = (
         "status",
         _KUBERNETES,
         "`dfm status` was asked",
-        (*_DASK_JOB, _RUN_ID, _DIRECTORY, Field("outcome", "text", "state of the run by its record"), _REASON),
+        (*_DASK_JOB, *_DASK_JOB_MORE, Field("outcome", "text", "state of the run by its record"), _REASON),
+    ),
+    EventRecord(
+        "job",
+        "`dfm list --kubernetes`",
+        "one of the DaskJobs of the namespace",
+        (
+            *_DASK_JOB,
+            *_DASK_JOB_MORE,
+            Field("outcome", "text", "state of the run by its record"),
+            Field("created", "text", "when, ISO 8601"),
+            Field("ended", "text", "when, ISO 8601; empty: not yet"),
+        ),
+    ),
+    EventRecord(
+        "pruned",
+        "`dfm prune`",
+        "what a job has left is deleted",
+        (Field("object", "text", "kind and name"), Field("dry_run", "flag", "it would be, and is not")),
     ),
     EventRecord("run", "`dfm list`", "one of the runs that were found", (*_RUN_RECORD, _DIRECTORY)),
     EventRecord(

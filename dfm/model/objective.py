@@ -129,7 +129,9 @@ class Objective:
     def predict(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predictions of raw scores, float32[n_rows], within `clip`."""
         predicted = self.link.predict(scores)
-        return predicted if self.clip is None else np.clip(predicted, *np.float32(self.clip))
+        if self.clip is None:
+            return predicted
+        return np.clip(predicted, np.float32(self.clip[0]), np.float32(self.clip[1]))
 
     @property
     def link(self) -> Link:

@@ -18,7 +18,9 @@ def test_an_untrained_field_weighted_machine_is_a_factorization_machine() -> Non
     rows, scores = make_rows(), {}
     for family in ("fm", "fwfm"):
         spec = KernelSpec("logistic", "adagrad", 16, family=family)
-        scores[family] = compile_kernels(spec).scores(rows, make_table(family=family))
+        table = make_table(family=family)
+        table.factors[...] /= 3  # the two add up in another order: what that changes goes with the size of the pairs
+        scores[family] = compile_kernels(spec).scores(rows, table)
     np.testing.assert_allclose(scores["fwfm"], scores["fm"], rtol=1e-6, atol=1e-6)
 
 

@@ -464,6 +464,22 @@ def test_what_keeps_a_pod_from_running_is_said(status: Manifest, told: str | Non
     assert follow.problems_of(driver_pod("Pending", **status)) == ([told] if told else [])
 
 
+@pytest.mark.parametrize(
+    ("code", "state", "exit_code"),
+    [(0, "finished", 0), (7, "cancelled", 7), (130, "interrupted", 130), (3, "failed", 3), (None, "unknown", 1)],
+)
+def test_a_run_whose_output_is_in_a_volume_of_the_pods_ended_as_its_driver_says(
+    server: ApiServer, api: Api, submission: Submission, code: int | None, state: str, exit_code: int
+) -> None:
+    output = dataclasses.replace(submission.job.output, directory="file:///data/out")
+    submit.submit(api, dataclasses.replace(submission, job=dataclasses.replace(submission.job, output=output)))
+    ended = {} if code is None else {"terminated": {"exitCode": code, "reason": "Error"}}
+    phase = "Running" if code is None else "Failed" if code else "Succeeded"
+    server.put(PODS, driver_pod(phase, containerStatuses=[{"name": "driver", "state": ended}]))
+    found = follow.ending_of(follow.state_of(api, "clicks-1"), None)
+    assert (found.state, found.exit_code) == (state, exit_code)
+
+
 # --- logs, cancel ---------------------------------------------------------------------------------------
 
 
