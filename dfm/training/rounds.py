@@ -78,7 +78,7 @@ class Work:
 
     @property
     def objective(self) -> Objective:
-        """The objective that is minimised; a user's function is compiled once more for it, so ask only where it is needed."""
+        """The objective that is minimised. It compiles a user's function once more: ask only where it is needed."""
         return dataclasses.replace(Objective.of_spec(self.task, self.spec), clip=self.clip)
 
 
