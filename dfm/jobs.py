@@ -12,7 +12,7 @@ from dfm.data.parquet import find_shards
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
 from dfm.kernels.custom.functions import CustomLoss
@@ -21,7 +21,7 @@ from dfm.model.objective import with_functions
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.credentials import check_options, check_url
 from dfm.training.inputs import find_inputs, plan_event
 from dfm.training.memory import GIB, bounds, worker_memory
@@ -142,7 +142,7 @@ def predict(
     output: str,
     *,
     keep: Sequence[str] = (),
-    overwrite: bool = False,
+    overwrite: bool | Overwrite = False,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
     on_bad_rows: str = "error",
@@ -153,15 +153,21 @@ def predict(
 
     Shards may differ in their columns; all parts have one schema. Where workers run on other machines, `output` is a
     URL: of an object store, or `file://…` for a folder that they share with this machine.
+
+    overwrite: False: `output` must be empty; "own": an earlier prediction is replaced; True, or "beside": files that
+    dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
+    the model, whatever `overwrite` says.
     """
     chosen = settings or ClusterSettings()
+    replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
     where = files.absolute(output)
     scoring = Scoring(files.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
+    ownership.check_apart(where, [*paths, model], "output", storage_options, shards=[shard.url for shard in shards])
     with connect.client_of(chosen, client) as own:
-        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite)
+        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced)
     return {
         "output": where,
         "rows": account.read,

@@ -66,8 +66,8 @@ class DfmTrainOperator(_DfmOperator):
     :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
-    :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
-        there is none yet, training starts from the beginning
+    :param warm_start: "previous" for the model of the latest interval before, or the URL of a model or of an alias;
+        where there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
     :param storage_options: options of the filesystem, without secrets; those of the job come first
     :param target: "kubernetes": train as a DaskJob of the job's [kubernetes], which workers and triggerers of Airflow
@@ -219,7 +219,8 @@ class DfmPublishOperator(_DfmOperator):
     :param data: the validation window: shards that the candidate was not trained on
     :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
         normalized_entropy, min_rows
-    :param order: when the candidate's data ended; by default the data interval
+    :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
+        without one the moment when it was due
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
     """
 
@@ -249,7 +250,7 @@ class DfmPublishOperator(_DfmOperator):
 
     def work(self, context: Any) -> dict[str, Any]:
         """Judge and promote; the answer says what the champion is now."""
-        order = self.order or runtime.interval_key(context)
+        order = self.order or runtime.order_of(context)
         try:
             result = tasks.publish(
                 self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
@@ -272,7 +273,8 @@ class DfmPredictOperator(_DfmOperator):
 
     :param model: URL of a model, or of an alias for its champion
     :param data: paths, folders, globs or URLs of Parquet files
-    :param scores: folder or URL of the parts; those of an earlier model are replaced
+    :param scores: folder or URL of the parts, apart from the data; those of an earlier model are replaced
+    :param beside: whether files that dfm did not make may lie in `scores`; they stay there
     :param keep: input columns to keep; by default all
     :param on_bad_rows: "error" or "skip"
     """
@@ -287,12 +289,14 @@ class DfmPredictOperator(_DfmOperator):
         scores: str,
         keep: Sequence[str] = (),
         on_bad_rows: str = "error",
+        beside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model
         self.data = data
         self.scores = scores
+        self.beside = beside
         self.keep = list(keep)
         self.on_bad_rows = on_bad_rows
 
@@ -301,5 +305,6 @@ class DfmPredictOperator(_DfmOperator):
         if not tasks.is_model(self.model, self.storage_options):
             raise AirflowSkipException(f"there is no model at {self.model} yet")
         return tasks.predict(
-            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows,
+            self.beside,
         )  # fmt: skip

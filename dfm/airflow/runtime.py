@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dfm.settings.constraints import TableOf
 from dfm.settings.job import Job, load_job, read_override, read_tables
 from dfm.settings.tables import TABLES
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.credentials import check_options
+from dfm.workflow.moments import moment_of
 
 if TYPE_CHECKING:
     from dfm.airflow.hooks import DaskHook
@@ -21,25 +25,72 @@ if TYPE_CHECKING:
 
 Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
+logger = logging.getLogger(__name__)
+MANIFEST = "model.json"
+_INTERVAL = re.compile(r"\d{8}T\d{6}")
+"""A key of an interval, and not of a run without one."""
 DASK_JOB = "daskjob.txt"
 """Holds the name of the DaskJob that the latest try made."""
+_KEPT_NAME = re.compile(rb"[a-z0-9-]+-[0-9a-f]{10}")
+"""All that such a file holds."""
 
 
 # --- names -----------------------------------------------------------------------------------------------
 
 
 def interval_key(context: Mapping[str, Any]) -> str:
-    """The data interval in a form that sorts and fits paths; a run without one is named by its run id."""
+    """The start of the data interval (UTC), in a form that fits paths; a run without one is named by its run id."""
     start = context.get("data_interval_start") or context.get("logical_date")
     if start is None:
         return str(context["run_id"]).replace("/", "-").replace(":", "")
-    return f"{start:%Y%m%dT%H%M%S}"
+    return f"{_utc(start):%Y%m%dT%H%M%S}"
 
 
-def previous_key(context: Mapping[str, Any]) -> str:
-    """The key of the interval just before, of the same length; "" where there is none."""
+def order_of(context: Mapping[str, Any]) -> str:
+    """When the data of a run ended, as an ISO moment in UTC: the end of its interval, else when it was due.
+
+    A run by hand or of an asset has no interval; "" where even its run id does not tell a moment.
+    """
+    due = getattr(context.get("dag_run"), "run_after", None)
+    ended = context.get("data_interval_end") or context.get("logical_date") or due
+    found = _utc(ended) if ended is not None else moment_of(str(context.get("run_id", "")))
+    return "" if found is None else found.isoformat(timespec="seconds")
+
+
+def previous_model(models: str, context: Mapping[str, Any], options: files.Options) -> str:
+    """The model of the latest run of an earlier interval that has one; "" where there is none.
+
+    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses.
+    """
+    own, root = moment_of(interval_key(context)), run_directory(models, context, "").rstrip("/")
+    if not models or own is None:
+        return ""
+    starts = [name for name in files.folders_in(root, options) if _INTERVAL.fullmatch(name)]
+    for name in sorted(starts, reverse=True):
+        start = moment_of(name)
+        model = f"{root}/{name}/model"
+        if start is not None and start < own and files.exists(files.join(model, MANIFEST), options):
+            return model
+    return ""
+
+
+def tell_of_empty_interval(context: Mapping[str, Any]) -> None:
+    """Warn of a run whose data interval has no length: templates of its two ends name no day."""
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
-    return f"{start - (end - start):%Y%m%dT%H%M%S}" if start and end and end > start else ""
+    if start is not None and start == end:
+        logger.warning(
+            "the data interval of this run begins and ends at %s: in Airflow 3 a schedule such as '@daily' gives runs "
+            "without an interval. For the data of a day, schedule the DAG with CronDataIntervalTimetable('@daily', "
+            "timezone='UTC')",
+            start,
+        )
+
+
+def _utc(moment: datetime.datetime) -> datetime.datetime:
+    """The moment in UTC: the hour that a clock has twice is two hours there."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=datetime.UTC)
+    return moment.astimezone(datetime.UTC)
 
 
 def task_name(context: Mapping[str, Any]) -> str:
@@ -161,6 +212,7 @@ def start_dask_job(job: Job, run_id: str) -> str:
     from dfm.kubernetes.manifest import name_for
 
     api, kept = Api(job.kubernetes.namespace), files.join(job.output.directory, DASK_JOB)
+    ownership.check_replaceable(kept, _is_kept_name, job.data.storage_options)
     with contextlib.suppress(FileNotFoundError):
         submit.delete(api, files.read_bytes(kept, job.data.storage_options).decode())
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
@@ -168,6 +220,10 @@ def start_dask_job(job: Job, run_id: str) -> str:
     submit.submit(api, dataclasses.replace(submit.prepare(job, name), run_id=run_id))
     upkeep.tidy(api)
     return name
+
+
+def _is_kept_name(url: str, options: files.Options) -> bool:
+    return _KEPT_NAME.fullmatch(files.read_head(url, 256, options)) is not None
 
 
 def link_to(url: str) -> str:

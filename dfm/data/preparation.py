@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,14 @@ from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
+from dfm.storage import ownership
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
 CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
+_CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
@@ -319,6 +322,12 @@ def _no_rows(schema: ResolvedSchema) -> HashedRows:
     return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), floats, floats, floats)
 
 
+def _is_cached(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is a chunk or partition, or what a killed worker left of one: by its name and by its header."""
+    is_named = entry.is_file(follow_symlinks=False) and _CACHED.fullmatch(entry.name)
+    return bool(is_named) and ownership.is_array_file(entry.path)
+
+
 def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
     return Path(reading.cache) / f"{kind}-{fingerprint(*parts)[:32]}.safetensors"
 
@@ -413,12 +422,12 @@ def _open_partition(path: Path) -> SparsePartition | None:
 
 
 def prune_cache(directory: str, limit: int, older_than: float) -> int:
-    """Delete the files used least recently until `limit` bytes are left; files used since `older_than` stay.
+    """Delete chunks and partitions used least recently until `limit` bytes of them are left; others' files stay.
 
-    older_than: seconds since the epoch. Returns the bytes deleted.
+    older_than: seconds since the epoch; what was used since then stays too. Returns the bytes deleted.
     """
     try:
-        found = [entry for entry in os.scandir(directory) if entry.is_file()]
+        found = [entry for entry in os.scandir(directory) if _is_cached(entry)]
         files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
     except OSError:
         return 0

@@ -41,6 +41,7 @@ from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order
 from dfm.training.progress import check_finite, epoch_event
+from dfm.training.publish import check_shards
 from dfm.training.steps import StepSchedule
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     """
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
     inputs = find_inputs(job)
+    check_shards(job, [*inputs.train, *inputs.validation])
     order.check_fields(len(inputs.schema.fields))
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import column_kind, flat, without_views
 from dfm.data.encoding import Encoded, encode_batch, parse_numbers
+from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -31,7 +32,7 @@ from dfm.data.matrices import (
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
 from dfm.data.preparation import columns_with_statistics, sketch_values, statistics_of
-from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError, SettingsError
@@ -223,7 +224,7 @@ def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> 
         numeric_transform=options.numeric_transform,
     )
     kinds = {name: column_kind(kind) for name, kind in types.items()}
-    return resolve(infer(settings, kinds), [*types, label])
+    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}))
 
 
 def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
@@ -324,13 +325,16 @@ def names_of(data: Any) -> list[str] | None:
 
 
 def as_arrow(data: Any) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow."""
+    """A table in any of the accepted forms, as one of Arrow. SettingsError where two columns have one name."""
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
+        check_once(names)
         return flat(pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names)))))
-    return without_views(flat(data if isinstance(data, pa.Table) else pa.table(data)))
+    table = data if isinstance(data, pa.Table) else pa.table(data)
+    check_once(table.column_names)
+    return without_views(flat(table))
 
 
 def _by_text(data: Any) -> Any:

@@ -18,6 +18,8 @@ from dfm.runs.termination import stoppable
 from dfm.settings.job import Job
 from dfm.storage import files
 
+_ORDER = "dfm-driver-"
+"""The beginning of the names of order files."""
 LOG = "driver.log"
 """The driver's output, a file beside its results where these are on this machine."""
 
@@ -29,7 +31,7 @@ def start(job: Job, run_id: str) -> None:
     """
     runs.submitted(job, run_id, job.cluster.scheduler)
     order = {"job": job.to_dict(secrets=True), "run_id": run_id}
-    handle, path = tempfile.mkstemp(prefix="dfm-driver-", suffix=".json")
+    handle, path = tempfile.mkstemp(prefix=_ORDER, suffix=".json")
     with os.fdopen(handle, "w") as stream:
         json.dump(order, stream)
     command = [sys.executable, "-m", "dfm.launch.process", path]
@@ -83,7 +85,8 @@ def main(path: str) -> int:
     from dfm import jobs
 
     order = json.loads(Path(path).read_text())
-    Path(path).unlink()
+    if Path(path).name.startswith(_ORDER) and order.keys() == {"job", "run_id"}:
+        Path(path).unlink()
     job = Job.from_dict(order["job"])
     try:
         with stoppable():

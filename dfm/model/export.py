@@ -18,7 +18,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
-from dfm.storage import files
+from dfm.storage import files, ownership
 
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
@@ -207,7 +207,10 @@ FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
 
 
 def export(model: FMModel, kind: str, directory: str, options: files.Options = None) -> list[str]:
-    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written."""
+    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
+
+    An earlier export is replaced. SettingsError where a file of such a name is there that dfm did not make.
+    """
     name, made = FORMATS[kind]
     info, family = model.objective.info, model.table.layout.family
     if kind in ("xlearn", "libfm") and not family_of(family).has_texts:
@@ -224,6 +227,9 @@ def export(model: FMModel, kind: str, directory: str, options: files.Options = N
     if kind == "libfm":
         contents["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()
     urls = [files.join(directory, file) for file in contents]
+    ledger = ownership.Ledger(directory, "exports", options)
+    ledger.claim(contents)
     for url, data in zip(urls, contents.values(), strict=True):
         files.write_bytes(url, data, options)
+    ledger.settle()
     return urls

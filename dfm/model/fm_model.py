@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
-from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.schema import SHORTEST, ResolvedSchema, check_once
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
@@ -47,12 +48,13 @@ from dfm.model.manifest import (
     parse_manifest,
 )
 from dfm.model.objective import LossInfo, Objective
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
 logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
+_OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
 FORMAT = 5
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
@@ -182,6 +184,7 @@ class FMModel:
 
         golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
         """
+        check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if golden is not None and golden.num_rows:
             data = _golden_bytes(self, golden)
@@ -281,6 +284,11 @@ class FMModel:
         return model
 
 
+def check_place(url: str, options: files.Options = None) -> None:
+    """SettingsError where a model would replace a model.json that dfm did not write."""
+    ownership.check_replaceable(files.join(url, MANIFEST), lambda *_: bool(_manifest_in_place(url, options)), options)
+
+
 def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
     """The manifest of a model folder."""
     try:
@@ -369,11 +377,19 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss, clip)
 
 
+def _golden_name(columns: list[str]) -> str:
+    """The name of the predictions, the last column of the golden rows: one that no column of the data has."""
+    name = GOLDEN_COLUMN
+    while name in columns:
+        name += "_"
+    return name
+
+
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
     golden = golden.select(list(model.schema.columns))
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
-    pq.write_table(golden.append_column(GOLDEN_COLUMN, predictions), sink)
+    pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
     return sink.getvalue()
 
 
@@ -383,7 +399,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
             if file.metadata.num_rows > MOST_GOLDEN_ROWS:
                 raise ValueError(f"{file.metadata.num_rows} rows")
             golden = file.read()
-        expected = golden.column(GOLDEN_COLUMN).to_numpy()
+        expected = golden.column(golden.num_columns - 1).to_numpy()
         difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
@@ -416,17 +432,19 @@ def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.flo
 def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
     """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
-        return read_manifest(url, options)
+        found = read_manifest(url, options)
     except ModelError:
         return {}
+    return found if {"files", "hashing", "schema"} <= found.keys() else {}
 
 
 def _remove_superseded(url: str, name: str, options: files.Options) -> None:
-    """Delete a file that the manifest before the last one listed. The model is published by now, so a file that cannot
-    be deleted is told in a warning.
+    """Delete a file that the manifest before the last one listed, if its name is of a model: anybody may have written
+    the manifest. The model is published by now, so a file that cannot be deleted is told in a warning.
     """
     try:
-        files.remove(files.join(url, _checked_name(name, url)), options)
+        if _OWN_FILE.fullmatch(_checked_name(name, url)):
+            files.remove(files.join(url, name), options)
     except Exception as error:
         logger.warning("a file of an earlier model at %s stays: %s", url, error)
 
@@ -462,6 +480,7 @@ def _is_scalar(value: Any) -> bool:
 
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
+    check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
         table = _table_of({column: data[column] for column in _stored_names(columns, data)})
     elif isinstance(data, pa.RecordBatch):

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,11 +25,17 @@ from dfm.errors import DfmError, RunCancelled, SettingsError
 from dfm.events import is_passing, json_ready, line_of, to_json
 from dfm.runs import lifecycle, termination
 from dfm.settings.job import Job
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.version import __version__
 
 Read = TypeVar("Read")
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
+_PROOFS = {
+    RECORD: ("run_id", "state", "job_fingerprint", "dfm_version"),
+    EVENTS: ("run_id", "event", "time"),
+    CANCEL: ("run_id", "host", "time"),
+}
+"""The keys by which each of these files is known to be dfm's."""
 HEARTBEAT_SECONDS = 3.0
 _READS, _BETWEEN_READS = 4, 0.1
 _LOOK = 0.5
@@ -132,13 +138,29 @@ def _whole(read: Callable[[], Read]) -> Read:
 def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
     """Leave the record of a run whose driver is still to start; its events and cancel requests of old are gone."""
     directory, options = job.output.directory, job.data.storage_options
+    check_record(directory, options)
     record = RunRecord(
         run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now()
     )
-    for name in (CANCEL, EVENTS):
-        files.remove(files.join(directory, name), options)
+    _forget(directory, options)
     write_run(directory, record, options)
     return record
+
+
+def check_record(directory: str, options: files.Options = None) -> None:
+    """SettingsError where a file that is none of dfm's has the name of one that a run writes."""
+    for name in _PROOFS:
+        ownership.check_replaceable(files.join(directory, name), _proof(name), options)
+
+
+def _proof(name: str) -> ownership.IsOwn:
+    return lambda url, options: ownership.is_record(url, _PROOFS[name], options)
+
+
+def _forget(directory: str, options: files.Options, names: Sequence[str] = (CANCEL, EVENTS)) -> None:
+    """Delete the traces of an earlier run."""
+    for name in names:
+        ownership.remove_own(files.join(directory, name), _proof(name), options)
 
 
 def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
@@ -201,6 +223,7 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     """
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
+        ownership.check_replaceable(files.join(directory, CANCEL), _proof(CANCEL), storage_options)
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
         files.write_bytes(files.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
@@ -299,7 +322,7 @@ class RunLog:
         """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
             try:
-                files.remove(files.join(self._directory, CANCEL), self._options)
+                _forget(self._directory, self._options, [CANCEL])
             except Exception as trouble:  # nothing that would turn a finished run into a failed one
                 logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
@@ -318,6 +341,7 @@ class RunLog:
 
     def _take_over(self) -> None:
         """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed."""
+        check_record(self._directory, self._options)
         before = read_run(self._directory, self._options)
         if before is not None and before.run_id == self._record.run_id:
             self._record = dataclasses.replace(
@@ -326,8 +350,7 @@ class RunLog:
             self._events = [_line(event) for event in read_events(self._directory, self._options)]
             self._cancelled = self._is_cancelled()
             return
-        for name in (CANCEL, EVENTS):
-            files.remove(files.join(self._directory, name), self._options)
+        _forget(self._directory, self._options)
 
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -158,7 +158,7 @@ def test_of_two_runs_at_one_folder_the_second_to_commit_stops(tmp_path: Path) ->
 def test_only_the_last_two_checkpoints_and_their_files_stay(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     best = (write_block(str(tmp_path), 2, 0, block(2), None),)
-    (tmp_path / ".round-00000001.json.0123.part").write_text("left by a killed run")
+    (tmp_path / f".round-00000001.json.{'0' * 32}.part").write_bytes(encode_manifest(saved(tmp_path, 1))[:100])
     (tmp_path / "notes.txt").write_text("somebody's")
     for rounds_done in range(3, 9):
         folder.commit(saved(tmp_path, rounds_done, best=best))
