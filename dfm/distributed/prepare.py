@@ -180,7 +180,7 @@ def prepare(run: Run) -> Prepared:
 
 
 def _readings(run: Run) -> tuple[Reading, Reading]:
-    """How training rows are read, and how validation rows are."""
+    """The reading of training rows, and that of validation rows."""
     job = run.job
     bound = job.data.validation_from if run.inputs.split_rows else ""
     reading = Reading(
@@ -334,7 +334,7 @@ def follow(watch: Watch, futures: Sequence[Future], sizes: Sequence[int], stage:
 
 
 def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Event:
-    """What there is to tell of the features and rows that were found."""
+    """The event of the features and rows that were found."""
     summary, bits = prepared.summary, run.job.model.hash_bits
     return {
         "event": "vocabulary",

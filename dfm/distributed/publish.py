@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to. interrupted: it was stopped, and the best parameters so far are to be published."""
+    """The outcome of training. interrupted: it was stopped, and the best parameters so far are to be published."""
 
     best: Best
     history: list[Event]
@@ -45,7 +45,7 @@ def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tra
 
 
 def model_url(run: Run) -> str:
-    """Where the model is published."""
+    """The URL at which the model is published."""
     return files.join(run.job.output.directory, "model")
 
 
@@ -89,7 +89,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
 
 
 def done_event(run: Run, prepared: Prepared, trained: Trained, digest: str) -> Event:
-    """What there is to tell of a model that was published."""
+    """The event of a model that was published."""
     return {
         "event": "done",
         "model": model_url(run),

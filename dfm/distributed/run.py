@@ -1,4 +1,4 @@
-"""What is known of a run of a job on a cluster before its rows are read."""
+"""The run of a job on a cluster, as far as it is known before its rows are read."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class Run:
 
     @property
     def work(self) -> Work:
-        """What training tasks must know, with the backend that was chosen."""
+        """The work of training tasks, with the backend that was chosen."""
         return self.order.work.on(self.choice.backend)

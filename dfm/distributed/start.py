@@ -22,7 +22,7 @@ _MOST_BLOCKS = 8
 
 
 def table_bytes(run: Run, summary: VocabularySummary) -> int:
-    """Of all parameters with their optimizer state."""
+    """Bytes of all parameters with their optimizer state."""
     return 4 * run.work.layout.n_numbers(summary.n_features, summary.n_factored, len(run.inputs.schema.fields))
 
 

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: where the model is, one record per epoch, validation metrics, the row account."""
+    """The outcome of a run: where the model is, one record per epoch, validation metrics, the row account."""
 
     model_url: str
     parameters_sha256: str
@@ -108,7 +108,7 @@ def _begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tel
 
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
-    """Where checkpoints lie, and those to go on from. SettingsError where they are another job's."""
+    """The folder of checkpoints, and those to go on from. SettingsError where they are another job's."""
     url = files.join(job.output.directory, "checkpoint")
     url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
@@ -122,7 +122,7 @@ def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[
 
 
 def identity_of(job: Job, inputs: Inputs) -> Identity:
-    """What a checkpoint of the job belongs to: everything that determines the parameters."""
+    """The identity of the job's checkpoints: everything that determines the parameters."""
     return Identity(job.determining_tables(), inputs.identities)
 
 

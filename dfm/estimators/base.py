@@ -1,4 +1,4 @@
-"""What all estimators share: data become rows, training goes on from where it stood, tables give scores."""
+"""The common part of all estimators: data become rows, training goes on from where it stood, tables give scores."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class BaseFactorizationMachine(Parametrised):
     # ------------------------------------------------------------------------------ what subclasses say ----
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
-        """How labels are trained, learnt from a summary of all of them; public attributes of labels are set."""
+        """The encoding of labels, learnt from a summary of all of them; public attributes of labels are set."""
         raise NotImplementedError
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
@@ -114,7 +114,7 @@ class BaseFactorizationMachine(Parametrised):
         return {name: array[:, j].tolist() for j, name in enumerate(names)}
 
     def _by_name(self, X: Any) -> Any:
-        """Of a dict or an Arrow table, the columns that the fit knows."""
+        """The columns that the fit knows, of a dict or an Arrow table."""
         if not (is_columns(X) or is_arrow(X)) or not hasattr(self, "feature_names_in_"):
             return X
         names = list(self.feature_names_in_)
@@ -236,7 +236,7 @@ class BaseFactorizationMachine(Parametrised):
         return [self._recipe(n_rows, mean, unit, n_epochs) for mean in self._mean_labels(summary)]
 
     def _starts(self, n_outputs: int, goes_on: bool) -> list[Fit | None]:
-        """Where each machine stands. SettingsError where parameters changed too much to go on."""
+        """The fit that each machine goes on from. SettingsError where parameters changed too much to go on."""
         if not goes_on:
             return [None] * n_outputs
         layout = self._outputs[0].fit.table.layout

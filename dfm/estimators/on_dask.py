@@ -57,7 +57,7 @@ class CollectionRows:
 
     @classmethod
     def of(cls, X: Any, y: Any, weights: Any, client: Any) -> CollectionRows:
-        """Of what a fit was given; ClusterError where there is no client, DataError where chunks do not match."""
+        """The rows that a fit was given. ClusterError where there is no client, DataError where chunks do not match."""
         watch = watch_of(client)
         if isinstance(y, str):
             X, y = X.drop(columns=[y]), X[y]
@@ -74,7 +74,7 @@ class CollectionRows:
         return self._columns
 
     def summarise(self, is_classification: bool) -> LabelSummary:
-        """Of all chunks. ValueError where no row weighs anything."""
+        """The summary of all chunks. ValueError where no row weighs anything."""
         parts = collections.summaries_of(self.watch, self.chunks, is_classification)
         self._sizes = [part.n_rows for part in parts]
         summary = add_summaries(parts)

@@ -143,7 +143,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return Objective.of(self._task, loss, self.loss_parameter)
 
     def _spec(self, objective: Objective, n_factors: int, optimizer: str) -> KernelSpec:
-        """What kernels are compiled for."""
+        """The compile key of the kernels."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
         family = self.get_params(deep=False).get("family", DEFAULT_FAMILY)
@@ -179,7 +179,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return max(1, min(int(training.averages_per_epoch), n_rows // training.n_replicas))
 
     def _deal(self, n_rows: int) -> Deal:
-        """How so many rows are dealt out."""
+        """The way so many rows are dealt out."""
         model, training = self._settings()
         return Deal(training.n_replicas, self._n_rounds(training, n_rows), model.seed)
 

@@ -1,4 +1,4 @@
-"""Where an estimator's rows come from, on their way to the training loop: arrays and tables of this process here,
+"""Sources of an estimator's rows, on their way to the training loop: arrays and tables of this process here,
 Dask collections and rows sent to a cluster in `dfm.estimators.on_dask`.
 """
 
@@ -29,7 +29,7 @@ Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
 
 @dataclass(frozen=True)
 class Deal:
-    """How rows are dealt out: to so many replicas, for so many rounds an epoch, in an order that `seed` decides."""
+    """A way to deal rows out: to so many replicas, for so many rounds an epoch, in an order that `seed` decides."""
 
     n_replicas: int
     n_rounds: int
@@ -62,7 +62,7 @@ class RowSource(Protocol):
         """Number and names of the columns, for scikit-learn; None where scikit-learn has seen them itself."""
 
     def summarise(self, is_classification: bool) -> LabelSummary:
-        """What is to be known of all labels before one can be trained on."""
+        """The summary of all labels, needed before one can be trained on."""
 
     def learn(self, options: FeatureOptions, labels: LabelEncoding) -> Features:
         """New features, of these rows."""
@@ -102,13 +102,13 @@ class ArrayRows:
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:
-        """Of a table, which scikit-learn does not look into."""
+        """Those of a table, which scikit-learn does not look into."""
         if not isinstance(self.data, pa.Table):
             return None
         return self.data.num_columns, self.data.column_names
 
     def summarise(self, is_classification: bool) -> LabelSummary:
-        """Of all labels."""
+        """The summary of all labels."""
         return summarise_labels(self.labels, self.weights, is_classification)
 
     def learn(self, options: FeatureOptions, labels: LabelEncoding) -> Features:

@@ -1,4 +1,4 @@
-"""What trains: one record for each backend, looked up once by the name that a job or an estimator gives.
+"""Backends of training: one record for each backend, looked up once by the name that a job or an estimator gives.
 
 GPUs add up in another order than processors, so all replicas of a training use one backend.
 """
@@ -20,7 +20,7 @@ from dfm.kernels.gpu import device as cupy_device
 
 @dataclass(frozen=True)
 class Workplaces:
-    """Of a cluster: tasks that it runs at a time, and its worker processes."""
+    """Tasks that a cluster runs at a time, and its worker processes."""
 
     n_threads: int
     n_workers: int

@@ -28,7 +28,7 @@ Tell = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, apart from the rows: the numbers of every round, and when to stop.
+    """All that a fit needs apart from the rows: the numbers of every round, and when to stop.
 
     work: kernels, rates and merge rule. tolerance: by how much the loss (nats; squared error in units of the labels'
     variance) must fall to count as better. patience: epochs in a row that are not better, before training stops; None:
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a fit leaves and the next one goes on from: table with optimizer state, records of epochs, rounds done."""
+    """The end of a fit, where the next one may go on: table with optimizer state, records of epochs, rounds done."""
 
     table: ParameterTable
     history: Sequence[Event] = field(default_factory=list)

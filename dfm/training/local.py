@@ -101,7 +101,7 @@ class LocalExecutor:
 
     @property
     def bounds(self) -> Sequence[int]:
-        """Of the only block."""
+        """Bounds of the only block."""
         return 0, self._block.table.n_features
 
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:

@@ -92,7 +92,7 @@ class Renewer(Protocol):
 
 @dataclass(frozen=True)
 class Goal:
-    """How long to train, and by what parameters are chosen.
+    """The end of training, and the choice of parameters.
 
     n_epochs: the last epoch. patience: validations in a row without a better one that stop training (None: nothing
     does); one is better that is less by more than `tolerance`. rollbacks: how often to go back to the best parameters,
@@ -112,7 +112,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a training speaks: the record of an epoch that is over, and the error where a round went astray.
+    """The words of a training: the record of an epoch that is over, and the error where a round went astray.
 
     describe(epoch, totals, metrics, replicas that one process trained at a time, seconds of validation): the record.
     check(epoch, reports): DivergenceError where losses left the finite numbers.
@@ -142,7 +142,7 @@ class _Clock:
 
     @property
     def seconds(self) -> float:
-        """Of this epoch so far, also in the run that this one goes on from."""
+        """Seconds of this epoch so far, also in the run that this one goes on from."""
         return self.before + time.perf_counter() - self.started - self.paused
 
 

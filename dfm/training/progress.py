@@ -1,4 +1,4 @@
-"""How far a training has come: what, beside the parameters, decides how it goes on. All of it fits a checkpoint."""
+"""The progress of a training: what, beside the parameters, decides how it goes on. All of it fits a checkpoint."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class EpochTotals:
 
 @dataclass
 class Progress:
-    """Where a training stands: in which epoch, after how many of its rounds, and what it has seen.
+    """The state of a training: in which epoch, after how many of its rounds, and what it has seen.
 
     rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
     average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
@@ -104,7 +104,7 @@ def epoch_event(
     n_walks: int,
     seconds: float,
 ) -> Event:
-    """What there is to tell of an epoch. n_walks: replicas that a process trained at a time; seconds: of validation."""
+    """The event of an epoch. n_walks: replicas that a process trained at a time; seconds: of validation."""
     summary = totals.summary(objective, n_walks, unit.scale)
     return {"event": "epoch", "epoch": epoch, **summary, **metrics, "validation_seconds": seconds}
 

@@ -36,7 +36,7 @@ _SEED_STRIDE = 1 << 45
 
 @dataclass(frozen=True)
 class Work:
-    """What a training task must know, apart from parameters and rows."""
+    """All that a training task must know, apart from parameters and rows."""
 
     spec: KernelSpec
     rule: MergeRule
@@ -68,24 +68,24 @@ class Work:
 
     @property
     def averaging(self) -> Averaging:
-        """Where this process keeps tables and summands between walks."""
+        """The place where this process keeps tables and summands between walks."""
         return self.chosen.averaging()
 
     @property
     def layout(self) -> Layout:
-        """Of the tables that are trained."""
+        """The layout of the tables that are trained."""
         return self.spec.layout
 
     @property
     def objective(self) -> Objective:
-        """What is minimised. A user's function is compiled for it once more: ask for it where it is needed only."""
+        """The objective that is minimised. It compiles a user's function once more: ask only where it is needed."""
         return dataclasses.replace(Objective.of_spec(self.task, self.spec), clip=self.clip)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What one replica's round saw, where it ran (host and process) and how long its kernel took (seconds; a GPU's had
-    to wait for what was queued, too).
+    """A replica's round: what it saw, where it ran (host and process) and how long its kernel took (seconds; a GPU's
+    had to wait for what was queued, too).
 
     wire_bytes: of the parameters that it pulled; the first report of a push adds those of the summands.
     """
@@ -156,7 +156,7 @@ def train_replicas(
 
 
 def _seed(work: Work, replica: int, number: int) -> int:
-    """Of a replica's walk over the slice that comes as this number in the round."""
+    """The seed of a replica's walk over the slice that comes as this number in the round."""
     return (work.step.seed + replica + number * _SEED_STRIDE) % 2**63
 
 
@@ -192,7 +192,7 @@ def _train_replica(
 
 
 def part_of_push(push: Push, start: int, stop: int) -> Push:
-    """What concerns the rows [start, stop) of the table; the reports stay with row 0."""
+    """The part of a push that concerns the rows [start, stop) of the table; the reports stay with row 0."""
     return Push(push.contribution.select(start, stop), push.reports if start == 0 else ())
 
 

@@ -36,7 +36,7 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
 
 
 def merge_rule(training: TrainingSettings) -> MergeRule:
-    """How replicas become one model. "auto": weighted by accumulators where the optimizer has them.
+    """The rule by which replicas become one model. "auto": weighted by accumulators where the optimizer has them.
 
     SettingsError where the rule does not suit the optimizer, or diverges with so many replicas.
     """
@@ -55,7 +55,7 @@ def merge_rule(training: TrainingSettings) -> MergeRule:
 def work_of(
     training: TrainingSettings, task: str, spec: KernelSpec, unit: LabelUnit | None = None, gpu_memory: str = "auto"
 ) -> Work:
-    """What training tasks must know, before a backend is chosen; SettingsError as `merge_rule` says."""
+    """The work of training tasks, before a backend is chosen; SettingsError as `merge_rule` says."""
     return Work(
         spec=spec,
         rule=merge_rule(training),
@@ -70,7 +70,7 @@ def work_of(
 
 @dataclasses.dataclass(frozen=True)
 class StepSchedule:
-    """How steps change from round to round. seed: of the model's settings; `schedule`: as training.schedule."""
+    """Changes of steps from round to round. seed: of the model's settings; `schedule`: as training.schedule."""
 
     schedule: str
     seed: int
