@@ -9,6 +9,8 @@ class DfmError(Exception):
     """Anything that dfm can explain: the message names the value, what would be legal and the way out."""
 
     exit_code: ClassVar[int] = 1
+    sat_out: ClassVar[float] = 0.0
+    """Seconds for which somebody who waits for something else goes on waiting while he meets this error."""
 
 
 class SettingsError(DfmError):
@@ -55,6 +57,7 @@ class StorageError(DfmError):
     """A disk is full, or a store throttles, is out of reach or denies access; nothing is wrong with the job itself."""
 
     exit_code = 8
+    sat_out = 900.0
 
 
 class GateError(DfmError):

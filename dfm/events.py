@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "list": (list, tuple),
     "record": (Mapping,),
 }
-"""What a field may be, and the Python types of such a value before it is JSON."""
+"""The kinds of a field, each with the Python types of its values before they are JSON."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EventRecord:
     passing: bool = False
 
     def faults(self, event: Mapping[str, Any]) -> list[str]:
-        """What an event of this name has in excess, lacks, or has of another kind."""
+        """Fields that an event of this name has in excess, lacks, or has of another kind."""
         known = {field.name: field for field in self.fields}
         strange = event.keys() - known.keys() - _STAMPS - {"event"}
         missing = {name for name, field in known.items() if not field.may_be_absent} - event.keys()
@@ -105,7 +105,7 @@ def is_passing(event: Mapping[str, Any]) -> bool:
 
 
 def faults_of(event: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an event by its record; where several emitters use the name, by the one that fits best."""
+    """Faults of an event by its record; where several emitters use the name, by the one that fits best."""
     records = [record for record in RECORDS if record.name == event.get("event")]
     if not records:
         return [f"{event.get('event')!r} is the name of no event"]
@@ -147,6 +147,7 @@ def _folded(fields: Iterable[Field]) -> list[Field]:
 
 _METRIC = Field("(metrics)", "number", "metrics of the labelled rows", may_be_absent=True)
 _TRAINING, _RUN = "training", "the record of a run"
+_FOLLOWING = "whoever follows a run, or waits for it"
 _DASK, _KUBERNETES = "`dfm … --scheduler`, or on a directory", "`dfm … --kubernetes`"
 
 
@@ -179,7 +180,7 @@ METRICS = tuple(
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
     )
 )
-"""What the tallies of dfm.model.metrics tell: which of it depends on task and loss."""
+"""Metrics of the tallies of dfm.model.metrics; task and loss decide which of them there are."""
 _PLAN = (
     Field("shards", "integer", "Parquet shards to train on", "shards"),
     Field("rows", "integer", "their rows", "rows"),
@@ -208,6 +209,12 @@ _DASK_JOB = (
     Field("driver", "text", "phase of the driver's pod, or missing"),
     Field("workers", "integer", "worker pods that run"),
     Field("problems", "list", "what keeps pods from running, a line each"),
+)
+_DASK_JOB_MORE = (
+    _RUN_ID,
+    _DIRECTORY,
+    Field("wanted", "integer", "worker pods that were asked for"),
+    Field("exit_code", "integer", "of the driver's container, once it has ended", may_be_null=True),
 )
 _RUN_RECORD = (
     _RUN_ID,
@@ -346,6 +353,12 @@ RECORDS: tuple[EventRecord, ...] = (
         (_EPOCH, Field("best_epoch", "integer", "the epoch that is kept")),
     ),
     EventRecord(
+        "diagnosis",
+        _TRAINING,
+        "training is over; what it could not learn",
+        (Field("findings", "list", "records of kind, column, message, knobs; none where all is well"),),
+    ),
+    EventRecord(
         "done",
         _TRAINING,
         "the model is published",
@@ -384,9 +397,9 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
-        "kubernetes_away",
-        _KUBERNETES,
-        "the Kubernetes API does not answer; following goes on when it does",
+        "waiting",
+        _FOLLOWING,
+        "a store or the Kubernetes API does not answer; the wait goes on when it does",
         (Field("reason", "text", "what went wrong"),),
     ),
     EventRecord(
@@ -423,7 +436,25 @@ RECORDS: tuple[EventRecord, ...] = (
         "status",
         _KUBERNETES,
         "`dfm status` was asked",
-        (*_DASK_JOB, _RUN_ID, _DIRECTORY, Field("outcome", "text", "state of the run by its record"), _REASON),
+        (*_DASK_JOB, *_DASK_JOB_MORE, Field("outcome", "text", "state of the run by its record"), _REASON),
+    ),
+    EventRecord(
+        "job",
+        "`dfm list --kubernetes`",
+        "one of the DaskJobs of the namespace",
+        (
+            *_DASK_JOB,
+            *_DASK_JOB_MORE,
+            Field("outcome", "text", "state of the run by its record"),
+            Field("created", "text", "when, ISO 8601"),
+            Field("ended", "text", "when, ISO 8601; empty: not yet"),
+        ),
+    ),
+    EventRecord(
+        "pruned",
+        "`dfm prune`",
+        "what a job has left is deleted",
+        (Field("object", "text", "kind and name"), Field("dry_run", "flag", "it would be, and is not")),
     ),
     EventRecord("run", "`dfm list`", "one of the runs that were found", (*_RUN_RECORD, _DIRECTORY)),
     EventRecord(
@@ -503,6 +534,6 @@ STAMPS = (
     Field("job", "text", "on the Dask topic: the job's fingerprint or name"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
-"""What an event gets on its way out, whatever it is."""
+"""Fields that an event gets on its way out, whatever it is."""
 _STAMPS = {field.name for field in STAMPS}
 _PASSING = {record.name for record in RECORDS if record.passing}

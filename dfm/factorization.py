@@ -7,36 +7,30 @@ sizes of w0 and w are 0, and they stay 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights, scaled_rate
+from dfm.averaging.rules import automatic_averages
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError
-from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.contract import KernelSpec
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
-from dfm.training.fitting import (
-    Crew,
-    Event,
-    LocalCrew,
-    Progress,
-    Recipe,
-    deal,
-    fit,
-    initial_table,
-    make_work,
-    whole_partition,
-)
+from dfm.settings.tables import TrainingSettings
+from dfm.training.fitting import Fit, FitExecutor, Recipe, deal, fit, initial_table, whole_partition
+from dfm.training.local import LocalExecutor
+from dfm.training.loop import Event
+from dfm.training.rounds import Work
+from dfm.training.steps import work_of
 
 _NO_FLOATS = np.zeros(0, np.float32)
 
@@ -105,28 +99,31 @@ def matrix_factorization(
         )
     shape, rows, columns, values = _observed(D)
     unit = _unit(values, biases)
+    training = TrainingSettings(
+        n_replicas=n_replicas,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        factor_rate_scale=1.0,
+        l2_linear=l2_biases,
+        l2_factors=l2,
+        schedule=schedule,
+        backend=backend,
+    )
     recipe = Recipe(
-        make_work(
-            KernelSpec(DEFAULT_LOSSES["regression"], optimizer, n_factors),
-            MergeRule(automatic_weights(optimizer)),
-            _step(learning_rate, biases, l2, l2_biases, n_replicas),
-            n_replicas,
-            backend,
-        ),
-        InitialValues(seed, n_factors**-0.25 / 3**0.5 if init_stdev is None else init_stdev),
-        n_epochs,
-        automatic_averages(len(values), n_replicas),
-        schedule,
-        tol,
-        patience,
-        Objective.of("regression"),
-        unit,
-        seed,
+        work=_work(training, KernelSpec(DEFAULT_LOSSES["regression"], optimizer, n_factors), unit, biases),
+        initial=InitialValues(seed, n_factors**-0.25 / 3**0.5 if init_stdev is None else init_stdev),
+        objective=Objective.of("regression"),
+        n_epochs=n_epochs,
+        n_rounds=automatic_averages(len(values), n_replicas),
+        schedule=schedule,
+        tolerance=tol,
+        patience=patience,
+        seed=seed,
     )
     entries = _entries(shape, rows, columns, ((values - unit.mean) / unit.scale).astype(np.float32))
     vocabulary = vector_vocabulary(sum(shape), np.bincount(entries.indices, minlength=sum(shape)).astype(np.int64))
-    crew = _crew(recipe, entries, vocabulary, client)
-    done = fit(recipe, crew, Progress(initial_table(recipe, vocabulary)), lambda event: None)
+    executor = _executor(recipe, entries, vocabulary, client)
+    done = fit(recipe, executor, Fit(initial_table(recipe, vocabulary)), lambda event: None)
     return _result(done, shape, unit)
 
 
@@ -156,10 +153,10 @@ def _unit(values: NDArray[np.float64], biases: bool) -> LabelUnit:
     return LabelUnit(mean, float(np.sqrt(((values - mean) ** 2).mean())) or 1.0)
 
 
-def _step(learning_rate: float, biases: bool, l2: float, l2_biases: float, n_replicas: int) -> Step:
-    """Step sizes and penalties; without biases nothing but the factors moves."""
-    rate = scaled_rate(learning_rate, "sqrt", n_replicas)
-    return Step(rate if biases else 0.0, rate, l2_linear=l2_biases, l2_factors=l2)
+def _work(training: TrainingSettings, spec: KernelSpec, unit: LabelUnit, biases: bool) -> Work:
+    """Kernels and step sizes; without biases nothing but the factors moves."""
+    work = work_of(training, "regression", spec, unit)
+    return work if biases else replace(work, step=replace(work.step, learning_rate=0.0))
 
 
 def _entries(
@@ -171,26 +168,26 @@ def _entries(
     return HashedRows(indptr, indices, np.zeros(0, np.uint16), _NO_FLOATS, labels, _NO_FLOATS)
 
 
-def _crew(recipe: Recipe, entries: HashedRows, vocabulary: Vocabulary, client: Any) -> Crew:
+def _executor(recipe: Recipe, entries: HashedRows, vocabulary: Vocabulary, client: Any) -> FitExecutor:
     n_replicas = recipe.work.n_replicas
     if entries.n_rows < n_replicas:
         raise SettingsError(f"n_replicas = {n_replicas} for {entries.n_rows} observed entries: expected one each")
     parts = deal(entries.n_rows, n_replicas, recipe.n_rounds, recipe.seed)
     if n_replicas == 1 and client is None:
-        return LocalCrew([[whole_partition(take_rows(entries, part), vocabulary, None) for part in parts[0]]])
+        return LocalExecutor([[whole_partition(take_rows(entries, part), vocabulary, None) for part in parts[0]]])
     lookup = RowLookup(vocabulary)
     replicas: list[list[SparsePartition]] = [
         [build_partition(take_rows(entries, part), vocabulary, lookup) for part in replica] for replica in parts
     ]
     if client is None:
-        return LocalCrew(replicas)
-    from dfm.distributed.executor import DaskCrew, scatter_replicas, watch_of
+        return LocalExecutor(replicas)
+    from dfm.distributed import executor  # loads Dask
 
-    watch = watch_of(client)
-    return DaskCrew(watch, scatter_replicas(watch, replicas))
+    watch = executor.watch_of(client)
+    return executor.FitExecutor(watch, executor.scatter_replicas(watch, replicas))
 
 
-def _result(done: Progress, shape: tuple[int, int], unit: LabelUnit) -> Factorization:
+def _result(done: Fit, shape: tuple[int, int], unit: LabelUnit) -> Factorization:
     """The factors in the unit of D: a product of pairs takes sqrt(scale) each."""
     table, scale = done.table, np.float32(unit.scale)
     factors = table.factor_weights * np.sqrt(scale)
@@ -201,5 +198,5 @@ def _result(done: Progress, shape: tuple[int, int], unit: LabelUnit) -> Factoriz
         float(table.bias_value) * unit.scale + unit.mean,
         linear[: shape[0]].copy(),
         linear[shape[0] :].copy(),
-        done.history,
+        list(done.history),
     )

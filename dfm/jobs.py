@@ -1,4 +1,4 @@
-"""What a user asks for, from Python or the command line: train a job, plan it, evaluate and predict with a model."""
+"""The work of Python users and of the command line: train a job, plan it, evaluate and predict with a model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from dfm.data.parquet import find_shards
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.predict import Scoring, evaluate_shards, predict_shards
+from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
 from dfm.kernels.custom.functions import CustomLoss
-from dfm.kernels.families.registry import family_of
 from dfm.model.fm_model import FMModel
-from dfm.model.objective import kernel_spec, with_functions
+from dfm.model.objective import with_functions
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.credentials import check_options, check_url
 from dfm.training.inputs import find_inputs, plan_event
 from dfm.training.memory import GIB, bounds, worker_memory
-from dfm.training.publish import check_output
+from dfm.training.order import Order, admit
 
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
@@ -54,12 +53,13 @@ def train(
     """
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
-    if not run_id:  # what may not begin leaves the record of the run before it alone
-        check_output(resolved)
+    # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
+    order = None if run_id else admit(resolved, own_loss, own_regularizer)
     scheduler = client.scheduler.address if client is not None else ""
     with RunLog(resolved, run_id, scheduler, attempts_left) as log:
         try:
-            return training.train(resolved, client, _both(log.on_event, on_event), own_loss, own_regularizer)
+            order = order or admit(resolved, own_loss, own_regularizer)
+            return training.train(order, client, _both(log.on_event, on_event))
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
@@ -81,15 +81,14 @@ def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
 
 
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `train` would do, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
+    """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
     """
-    resolved = load_job(job, overrides)
-    resolved.require_training()
-    _, spec = kernel_spec(resolved)
+    order = Order.of(load_job(job, overrides))
+    resolved, layout = order.job, order.work.layout
     inputs = find_inputs(resolved)
-    family_of(spec.family).check_fields(len(inputs.schema.fields))
+    order.check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
@@ -100,7 +99,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, spec.layout),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
     }
 
 
@@ -143,7 +142,7 @@ def predict(
     output: str,
     *,
     keep: Sequence[str] = (),
-    overwrite: bool = False,
+    overwrite: bool | Overwrite = False,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
     on_bad_rows: str = "error",
@@ -154,15 +153,21 @@ def predict(
 
     Shards may differ in their columns; all parts have one schema. Where workers run on other machines, `output` is a
     URL: of an object store, or `file://…` for a folder that they share with this machine.
+
+    overwrite: False: `output` must be empty; "own": an earlier prediction is replaced; True, or "beside": files that
+    dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
+    the model, whatever `overwrite` says.
     """
     chosen = settings or ClusterSettings()
+    replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
     FMModel.load(model, storage_options)
     where = files.absolute(output)
     scoring = Scoring(files.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
+    ownership.check_apart(where, [*paths, model], "output", storage_options, shards=[shard.url for shard in shards])
     with connect.client_of(chosen, client) as own:
-        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), overwrite)
+        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced)
     return {
         "output": where,
         "rows": account.read,

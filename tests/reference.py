@@ -116,6 +116,7 @@ class Rule:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    rmsprop_decay: float = 0.99
     initial_accumulator: float = 1.0
     loss_parameter: float = 0.0
     penalty_slope: Callable[[float], float] = float
@@ -222,6 +223,8 @@ def _linear_step(machine: Machine, key: object, value: float, gradient: float, p
         return value - rule.learning_rate * gradient
     if rule.optimizer == "adam":
         return value - rule.learning_rate * _adam_direction(machine, ("w", key), gradient, rule)
+    if rule.optimizer == "rmsprop":
+        return value - rule.learning_rate * _rmsprop_direction(machine, ("w", key), gradient, rule)
     total = machine.state.get(("G", key), rule.initial_accumulator) + gradient**2
     machine.state["G", key] = total
     return value - rule.learning_rate * gradient / math.sqrt(total)
@@ -250,12 +253,22 @@ def _adam_direction(machine: Machine, key: tuple[object, ...], gradient: float, 
     return unbiased[0] / (math.sqrt(unbiased[1]) + rule.adam_epsilon)
 
 
+def _rmsprop_direction(machine: Machine, key: tuple[object, ...], gradient: float, rule: Rule) -> float:
+    """Tieleman and Hinton 2012, lecture 6.5; the mean begins at initial_accumulator."""
+    mean = machine.state.get(("rms", key), rule.initial_accumulator)
+    mean = rule.rmsprop_decay * mean + (1.0 - rule.rmsprop_decay) * gradient**2
+    machine.state["rms", key] = mean
+    return gradient / math.sqrt(mean)
+
+
 def _factor_step(machine: Machine, j: int, gradient: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
     rate = rule.factor_learning_rate
     if rule.optimizer == "sgd":
         return rate * gradient
     if rule.optimizer == "adam":
         return rate * np.array([_adam_direction(machine, ("V", j, f), g, rule) for f, g in enumerate(gradient)])
+    if rule.optimizer == "rmsprop":
+        return rate * np.array([_rmsprop_direction(machine, ("V", j, f), g, rule) for f, g in enumerate(gradient)])
     if rule.optimizer == "adagrad-row":
         total = machine.state.get(("row", j), rule.initial_accumulator) + float(np.mean(gradient**2))
         machine.state["row", j] = total

@@ -14,6 +14,9 @@ import pytest
 import dfm
 import dfm.kernels.families
 import dfm.kernels.optimizers
+from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.losses import LOSSES
+from dfm.kernels.optimizers import OPTIMIZERS
 
 PACKAGE = Path(dfm.__file__).parent
 FLOORS = [
@@ -121,6 +124,25 @@ def test_json_is_written_in_one_place():
         if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
     }
     assert found - WRITES_JSON == set()
+
+
+RECORDS = {
+    "kernels.losses": LOSSES.keys() - {"quantile"},  # which is a transform too
+    "kernels.optimizers": OPTIMIZERS.keys(),
+    "kernels.families": {*FAMILIES},
+}
+
+
+@pytest.mark.parametrize("home", RECORDS)
+def test_names_of_losses_optimizers_and_families_stand_in_their_records_alone(home):
+    names = RECORDS[home]
+    found = {
+        module: texts
+        for module, tree in MODULES.items()
+        if (texts := {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & names)
+    }
+    assert set().union(*found.values()) == names
+    assert all(module.startswith(home) for module in found), found
 
 
 def test_few_modules_stand_outside_of_a_package():

@@ -16,8 +16,8 @@ print(sum(xxh64.stats.cache_hits.values()), sum(xxh64.stats.cache_misses.values(
 """
 
 
-def hits_and_misses(folder) -> list[int]:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+def hits_and_misses(folder, **variables: str) -> list[int]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), **variables}
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
     return [int(number) for number in run.stdout.split()]
 
@@ -46,3 +46,33 @@ def test_two_writers_that_know_nothing_of_each_other_never_mix_their_data(tmp_pa
 def test_changed_source_text_finds_no_old_code(tmp_path) -> None:
     _Files(str(tmp_path), "kernel", ("old stamp", 1)).save("signature", "old code")
     assert _Files(str(tmp_path), "kernel", ("new stamp", 1)).load("signature") is None
+
+
+def target_of(folder, needs: str) -> None:
+    folder.mkdir()
+    (folder / "target.json").write_text(f'{{"cpu": "generic", "needs": {needs}}}')
+
+
+def test_code_of_a_folder_that_cannot_be_written_is_used_whatever_the_times_of_its_files_are(tmp_path) -> None:
+    built, own = tmp_path / "built", tmp_path / "own"
+    target_of(built, "[]")
+    environment = {**os.environ, "DFM_KERNELS": str(built), "NUMBA_CACHE_DIR": str(built)}
+    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, capture_output=True)
+    for path in sorted(built.rglob("*"), reverse=True):
+        os.utime(path, (0, 0))
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert hits_and_misses(own, DFM_KERNELS=str(built)) == [1, 0]
+    assert [path for path in own.rglob("*") if path.is_file()] == []
+
+
+def test_code_for_a_processor_that_this_one_is_not_is_left_alone(tmp_path) -> None:
+    built, own = tmp_path / "built", tmp_path / "own"
+    target_of(built, '["a feature of tomorrow"]')
+    assert hits_and_misses(own, DFM_KERNELS=str(built)) == [0, 1]
+    script = "import dfm.compilation, numba; print(numba.config.CPU_NAME)"
+    for environment, name in (({}, "None"), ({"NUMBA_CPU_NAME": "generic"}, "generic")):
+        told = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "DFM_KERNELS": str(built), **environment},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert told.stdout.strip() == name

@@ -94,3 +94,45 @@ def test_functions_are_measured_as_people_would() -> None:
     assert [body_lines(function) for function in (example, inner, simple)] == [9, 1, 1]
     assert [parameters(function) for function in (example, inner, simple)] == [3, 0, 0]
     assert [depth(function) for function in (example, inner, simple)] == [4, 0, 0]
+
+
+def glossary() -> dict[str, str]:
+    """Terms and meanings of the package's docstring."""
+    text = (dfm.__doc__ or "").split("Glossary\n--------\n", 1)[1]
+    terms: dict[str, str] = {}
+    for line in text.splitlines()[1:]:
+        if line.startswith("    "):
+            terms[[*terms][-1]] += line[3:]
+        elif line:
+            assert line not in terms, f"{line} is explained twice"
+            terms[line] = ""
+    return terms
+
+
+def test_the_glossary_explains_each_word_once_in_order() -> None:
+    terms = glossary()
+    assert len(terms) > 40
+    assert [*terms] == sorted(terms, key=str.lower)
+    assert all(meaning.strip().endswith(".") for meaning in terms.values())
+
+
+STILL_TO_DO = ("averaging", "distributed", "estimators", "kernels", "training")
+"""Packages whose docstrings do not keep to it yet."""
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Every string that stands as a statement of its own: where, and its text."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node.value.value
+
+
+def test_docstrings_begin_with_their_subject() -> None:
+    """Nouns ("The rows of …", "Occurrences of …") say what a thing is; "What …", "How …", "Of …" leave it to guess."""
+    begun = [where for where, text in docstrings() if text.split(" ", 1)[0] in ("What", "Of", "How", "Where")]
+    assert [where for where in begun if not where.startswith(STILL_TO_DO)] == []

@@ -28,6 +28,7 @@ from dfm.averaging.rules import automatic_averages
 from dfm.distributed.train import train
 from dfm.kernels.tables import Layout
 from dfm.settings.job import load_job
+from dfm.training.order import admit
 
 TERABYTE_ROWS = 4.4e9
 TERABYTE_FEATURES = 2.0**26
@@ -106,7 +107,7 @@ def measured_round(folder: Path, arguments: argparse.Namespace, averages: int) -
                 "output": {"directory": output, "checkpoint_every": "never"},
             }
         )
-        epoch = train(job).history[-1]
+        epoch = train(admit(job)).history[-1]
     return epoch["training_seconds"] / averages, epoch["averaging_seconds"] / averages
 
 

@@ -80,7 +80,7 @@ def simulate(log: Log, setting: Setting) -> History:
     initial = InitialValues(setting.seed, setting.init_stdev, setting.initial_accumulator)
     table = initialise(layout, cut.vocabulary.ids, cut.vocabulary.n_factored, initial)
     momentum, history = None, History()
-    plan = Plan((), setting.averages, setting.later_averages, setting.seed)
+    plan = Plan(setting.averages, setting.later_averages, (), setting.seed)
     number = 0
     for epoch in range(1, setting.n_epochs + 1):
         losses, weight = 0.0, 0.0

@@ -43,6 +43,7 @@ from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.training import rounds
+from dfm.training.backends import BACKENDS
 
 Place = Callable[[ParameterTable], ParameterTable]
 """Brings a table to where the kernels want it."""
@@ -305,7 +306,7 @@ def print_rounds(sizes: Sizes) -> None:
     table_row("rows walked by", "averages made by", "round, s", "walks, s", "the rest, s", "rows/s of the round")
     table_row(*["---"] * 6)
     for backend, averaging in (("cupy", gpu_averaging.of_process), ("cupy", OnProcessors), ("numba", OnProcessors)):
-        rounds.AVERAGING[backend] = averaging
+        BACKENDS[backend] = replace(BACKENDS[backend], averaging=averaging)
         work = rounds.Work(spec, MergeRule("weighted"), STEP, sizes.n_replicas, backend)
         block = rounds.Block(0, new_table(spec, n_features))
         times = []
@@ -318,7 +319,7 @@ def print_rounds(sizes: Sizes) -> None:
         whole, walks = (statistics.median(each) for each in zip(*times[2:], strict=True))
         names = "one core" if backend == "numba" else "GPU", "GPU" if averaging is not OnProcessors else "one core"
         table_row(*names, *(f"{each:.4f}" for each in (whole, walks, whole - walks)), millions(sizes.rows / whole))
-    rounds.AVERAGING["cupy"] = gpu_averaging.of_process
+    BACKENDS["cupy"] = replace(BACKENDS["cupy"], averaging=gpu_averaging.of_process)
 
 
 def print_bars(found: dict[str, float]) -> None:

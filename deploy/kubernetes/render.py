@@ -1,4 +1,5 @@
-"""Write base/daskjob.yaml and the patches of the overlays: `python deploy/kubernetes/render.py` after a change.
+"""Write the DaskJob and the disruption budget of base, and the patches of the overlays, after a change:
+`python deploy/kubernetes/render.py`.
 
 The DaskJob is the one that `dfm submit --kubernetes` makes of base/job.toml, so the two ways to run a job cannot drift
 apart. An overlay's patch is the difference that its settings make.
@@ -29,10 +30,10 @@ OVERLAYS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def dask_job(settings: list[str]) -> dict[str, Any]:
-    """The DaskJob of base/job.toml with other [kubernetes] settings."""
+def submission(settings: list[str]) -> manifest.Submission:
+    """The submission of base/job.toml with other [kubernetes] settings."""
     job = load_job(HERE / "base" / "job.toml", [f"kubernetes.{setting}" for setting in settings])
-    return manifest.dask_job(manifest.Submission(NAME, NAMESPACE, job, sizing.size(job.kubernetes, None)))
+    return manifest.Submission(NAME, NAMESPACE, job, sizing.size(job.kubernetes, None))
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]:
@@ -57,10 +58,15 @@ def differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]
 
 def files() -> dict[Path, str]:
     """Text of every file that is made here."""
-    base = dask_job([])
-    made = {HERE / "base" / "daskjob.yaml": base}
+    base = manifest.dask_job(submission([]))
+    made: dict[Path, Any] = {
+        HERE / "base" / "daskjob.yaml": base,
+        HERE / "base" / "disruption.yaml": manifest.disruption_budget(submission([])),
+    }
     for name, settings in OVERLAYS.items():
-        made[HERE / "overlays" / name / "daskjob-patch.yaml"] = differences(base, dask_job(settings))
+        made[HERE / "overlays" / name / "daskjob-patch.yaml"] = differences(
+            base, manifest.dask_job(submission(settings))
+        )
     note = "# Made by deploy/kubernetes/render.py; change dfm/kubernetes/manifest.py or job.toml instead.\n"
     return {path: note + yaml.safe_dump(content, sort_keys=False, width=110) for path, content in made.items()}
 

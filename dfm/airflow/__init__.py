@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "DaskHook": "hooks",
+    "DfmDaskJobTrigger": "triggers",
     "DfmEvaluateOperator": "operators",
     "DfmPartitionSensor": "sensors",
     "DfmPredictOperator": "operators",

@@ -39,7 +39,7 @@ class DaskHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """How the form of the connection looks."""
+        """The look of the connection's form: hidden fields, labels, placeholders."""
         return {
             "hidden_fields": ["schema", "login", "password"],
             "relabeling": {"host": "Scheduler (empty: workers on the task's machine)"},
@@ -61,7 +61,7 @@ class DaskHook(BaseHook):
         return None if chosen is None else dict(chosen)
 
     def dashboard(self) -> str:
-        """Where Dask's dashboard is: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
+        """The link to Dask's dashboard: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
         connection = self.get_connection(self.dask_conn_id)
         known = connection.extra_dejson.get("dashboard")
         return str(known) if known else (f"http://{connection.host}:8787/status" if connection.host else "")

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from dfm.airflow import runtime, tasks
 from dfm.airflow.links import DaskDashboardLink, ReportLink
-from dfm.airflow.triggers import DfmRunTrigger
+from dfm.airflow.triggers import DfmDaskJobTrigger, DfmRunTrigger
 from dfm.errors import DivergenceError, GateError, SettingsError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
@@ -24,7 +24,7 @@ _HOPELESS = (SettingsError, DivergenceError)
 
 
 class _DfmOperator(BaseOperator):
-    """What the operators share: the two connections, the links, and which errors are worth another try."""
+    """The common part of the operators: the two connections, the links, and which errors are worth another try."""
 
     template_fields: Sequence[str] = ("dask_conn_id",)
     operator_extra_links = (DaskDashboardLink(), ReportLink())
@@ -53,7 +53,7 @@ class _DfmOperator(BaseOperator):
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
     def work(self, context: Any) -> Any:
-        """What the operator does."""
+        """The operator's work, in its subclass."""
         raise NotImplementedError
 
 
@@ -66,10 +66,13 @@ class DfmTrainOperator(_DfmOperator):
     :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
-    :param warm_start: "previous" for the model of the interval before, or the URL of a model or of an alias; where
-        there is none yet, training starts from the beginning
+    :param warm_start: "previous" for the model of the latest interval before, or the URL of a model or of an alias;
+        where there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
     :param storage_options: options of the filesystem, without secrets; those of the job come first
+    :param target: "kubernetes": train as a DaskJob of the job's [kubernetes], which workers and triggerers of Airflow
+        create and watch by their kubeconfig or service account (deploy/kubernetes/base/access.yaml); "auto": there
+        where the connection has the extra `kubernetes`, else on its Dask cluster
     :param deferrable: hand the driver to the Dask cluster (or to a process of its own) and wait in the triggerer
     :param poll_interval: seconds between two looks at the run
     """
@@ -83,11 +86,15 @@ class DfmTrainOperator(_DfmOperator):
         models: str = "",
         overrides: Sequence[str] = (),
         warm_start: str = "",
+        target: str = "auto",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if target not in runtime.TARGETS:
+            raise SettingsError(f"target = {target!r} is not legal: expected {' or '.join(runtime.TARGETS)}")
+        self.target = target
         self.job = runtime.tables_of(self._in_full(job), overrides)
         data = self.job.get("data", {})
         self.storage_options = data.get("storage_options") or self.storage_options
@@ -100,6 +107,7 @@ class DfmTrainOperator(_DfmOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._running: tuple[str, dict[str, Any]] | None = None
+        self._namespace = ""
 
     def _in_full(self, job: Any) -> Any:
         """A job file that is named without a folder lies beside the DAG's file."""
@@ -116,25 +124,33 @@ class DfmTrainOperator(_DfmOperator):
         )  # fmt: skip
         run_id = runtime.run_id(context)
         self._running = job.output.directory, dict(job.data.storage_options)
+        self._namespace = job.kubernetes.namespace
         if not self.deferrable:
-            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval)
+            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target)
         elif not steps.finished_run(job):
-            by_process = runtime.drives_itself(job, self.dask_conn_id)
-            if not steps.running_driver(job, by_process):
-                runtime.start_driver(job, run_id, self.dask_conn_id)
             self.defer(
-                trigger=DfmRunTrigger(job.output.directory, self.storage_options, self.poll_interval, by_process),
-                method_name="execute_complete",
-                timeout=self.execution_timeout,
+                trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout
             )
         return self._result(job.output.directory, dict(job.data.storage_options))
+
+    def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
+        """What waits for the run, whose driver is started where none is at work."""
+        from dfm.workflow import steps
+
+        directory, options = job.output.directory, dict(job.data.storage_options)
+        if runtime.on_kubernetes(self.target, self.dask_conn_id):
+            name = runtime.dask_job_of(job, run_id)
+            return DfmDaskJobTrigger(directory, name, job.kubernetes.namespace, options, self.poll_interval)
+        by_process = runtime.drives_itself(job)
+        if not steps.running_driver(job, by_process):
+            runtime.start_driver(job, run_id)
+        return DfmRunTrigger(directory, options, self.poll_interval, by_process)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
         if event["state"] == "lost":
-            raise AirflowException(
-                f"the driver of run {event['run_id']} is gone; another try goes on from its checkpoint"
-            )
+            why = event.get("reason") or f"the driver of run {event['run_id']} is gone"
+            raise AirflowException(f"{why}; another try goes on from its checkpoint")
         if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
             raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
@@ -150,10 +166,13 @@ class DfmTrainOperator(_DfmOperator):
         return steps.outcome(record)
 
     def on_kill(self) -> None:
-        """Ask the run to stop; it keeps its checkpoint."""
-        if self._running:
-            directory, options = self._running
-            runs.request_cancel(directory, options)
+        """Ask the run to stop, and end its DaskJob; it keeps its checkpoint."""
+        if not self._running:
+            return
+        directory, options = self._running
+        runs.request_cancel(directory, options)
+        if runtime.on_kubernetes(self.target, self.dask_conn_id):
+            runtime.end_dask_job(directory, options, self._namespace)
 
 
 class DfmEvaluateOperator(_DfmOperator):
@@ -200,7 +219,8 @@ class DfmPublishOperator(_DfmOperator):
     :param data: the validation window: shards that the candidate was not trained on
     :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
         normalized_entropy, min_rows
-    :param order: when the candidate's data ended; by default the data interval
+    :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
+        without one the moment when it was due
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
     """
 
@@ -230,7 +250,7 @@ class DfmPublishOperator(_DfmOperator):
 
     def work(self, context: Any) -> dict[str, Any]:
         """Judge and promote; the answer says what the champion is now."""
-        order = self.order or runtime.interval_key(context)
+        order = self.order or runtime.order_of(context)
         try:
             result = tasks.publish(
                 self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
@@ -253,7 +273,8 @@ class DfmPredictOperator(_DfmOperator):
 
     :param model: URL of a model, or of an alias for its champion
     :param data: paths, folders, globs or URLs of Parquet files
-    :param scores: folder or URL of the parts; those of an earlier model are replaced
+    :param scores: folder or URL of the parts, apart from the data; those of an earlier model are replaced
+    :param beside: whether files that dfm did not make may lie in `scores`; they stay there
     :param keep: input columns to keep; by default all
     :param on_bad_rows: "error" or "skip"
     """
@@ -268,12 +289,14 @@ class DfmPredictOperator(_DfmOperator):
         scores: str,
         keep: Sequence[str] = (),
         on_bad_rows: str = "error",
+        beside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model
         self.data = data
         self.scores = scores
+        self.beside = beside
         self.keep = list(keep)
         self.on_bad_rows = on_bad_rows
 
@@ -282,5 +305,6 @@ class DfmPredictOperator(_DfmOperator):
         if not tasks.is_model(self.model, self.storage_options):
             raise AirflowSkipException(f"there is no model at {self.model} yet")
         return tasks.predict(
-            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows
+            self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows,
+            self.beside,
         )  # fmt: skip

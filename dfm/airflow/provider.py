@@ -1,4 +1,4 @@
-"""What Airflow's provider manager asks for: the connection type, where operators and triggers are, the links."""
+"""The facts that Airflow's provider manager asks for: connection type, places of operators and triggers, links."""
 
 from __future__ import annotations
 

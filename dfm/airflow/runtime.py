@@ -1,10 +1,13 @@
-"""What every task needs: where its results belong, how storage and Dask are reached, what a job may hold in a DAG."""
+"""The surroundings of every task: place of its results, ways to storage and Dask, what a job may hold in a DAG."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dfm.settings.constraints import TableOf
 from dfm.settings.job import Job, load_job, read_override, read_tables
 from dfm.settings.tables import TABLES
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.credentials import check_options
+from dfm.workflow.moments import moment_of
 
 if TYPE_CHECKING:
     from dfm.airflow.hooks import DaskHook
@@ -21,25 +25,72 @@ if TYPE_CHECKING:
 
 Tables = dict[str, Any]
 OnEvent = Callable[[dict[str, Any]], None]
+logger = logging.getLogger(__name__)
+MANIFEST = "model.json"
+_INTERVAL = re.compile(r"\d{8}T\d{6}")
+"""A key of an interval, and not of a run without one."""
 DASK_JOB = "daskjob.txt"
 """Holds the name of the DaskJob that the latest try made."""
+_KEPT_NAME = re.compile(rb"[a-z0-9-]+-[0-9a-f]{10}")
+"""All that such a file holds."""
 
 
 # --- names -----------------------------------------------------------------------------------------------
 
 
 def interval_key(context: Mapping[str, Any]) -> str:
-    """The data interval in a form that sorts and fits paths; a run without one is named by its run id."""
+    """The start of the data interval (UTC), in a form that fits paths; a run without one is named by its run id."""
     start = context.get("data_interval_start") or context.get("logical_date")
     if start is None:
         return str(context["run_id"]).replace("/", "-").replace(":", "")
-    return f"{start:%Y%m%dT%H%M%S}"
+    return f"{_utc(start):%Y%m%dT%H%M%S}"
 
 
-def previous_key(context: Mapping[str, Any]) -> str:
-    """The key of the interval just before, of the same length; "" where there is none."""
+def order_of(context: Mapping[str, Any]) -> str:
+    """When the data of a run ended, as an ISO moment in UTC: the end of its interval, else when it was due.
+
+    A run by hand or of an asset has no interval; "" where even its run id does not tell a moment.
+    """
+    due = getattr(context.get("dag_run"), "run_after", None)
+    ended = context.get("data_interval_end") or context.get("logical_date") or due
+    found = _utc(ended) if ended is not None else moment_of(str(context.get("run_id", "")))
+    return "" if found is None else found.isoformat(timespec="seconds")
+
+
+def previous_model(models: str, context: Mapping[str, Any], options: files.Options) -> str:
+    """The model of the latest run of an earlier interval that has one; "" where there is none.
+
+    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses.
+    """
+    own, root = moment_of(interval_key(context)), run_directory(models, context, "").rstrip("/")
+    if not models or own is None:
+        return ""
+    starts = [name for name in files.folders_in(root, options) if _INTERVAL.fullmatch(name)]
+    for name in sorted(starts, reverse=True):
+        start = moment_of(name)
+        model = f"{root}/{name}/model"
+        if start is not None and start < own and files.exists(files.join(model, MANIFEST), options):
+            return model
+    return ""
+
+
+def tell_of_empty_interval(context: Mapping[str, Any]) -> None:
+    """Warn of a run whose data interval has no length: templates of its two ends name no day."""
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
-    return f"{start - (end - start):%Y%m%dT%H%M%S}" if start and end and end > start else ""
+    if start is not None and start == end:
+        logger.warning(
+            "the data interval of this run begins and ends at %s: in Airflow 3 a schedule such as '@daily' gives runs "
+            "without an interval. For the data of a day, schedule the DAG with CronDataIntervalTimetable('@daily', "
+            "timezone='UTC')",
+            start,
+        )
+
+
+def _utc(moment: datetime.datetime) -> datetime.datetime:
+    """The moment in UTC: the hour that a clock has twice is two hours there."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=datetime.UTC)
+    return moment.astimezone(datetime.UTC)
 
 
 def task_name(context: Mapping[str, Any]) -> str:
@@ -72,7 +123,7 @@ def options_of(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
 def working_on(
     dask_conn_id: str | None, storage_options: Mapping[str, Any] | None, on_event: OnEvent | None = None
 ) -> Iterator[Where]:
-    """Where a step works: on the cluster of a connection, or on local workers."""
+    """The place of a step's work: the cluster of a connection, or local workers."""
     from dfm.settings.tables import ClusterSettings
     from dfm.workflow.steps import Where
 
@@ -87,41 +138,92 @@ def hook_of(dask_conn_id: str) -> DaskHook:
     return DaskHook(dask_conn_id)
 
 
-def drives_itself(job: Job, dask_conn_id: str | None) -> bool:
+TARGETS = ("auto", "kubernetes")
+
+
+def on_kubernetes(target: str, dask_conn_id: str | None) -> bool:
+    """Whether jobs train as DaskJobs: where the task says so, or its connection has [kubernetes] settings."""
+    return target == "kubernetes" or (bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None)
+
+
+def drives_itself(job: Job) -> bool:
     """Whether `start_driver` makes a process of this machine, which nobody starts again when it dies."""
-    on_kubernetes = bool(dask_conn_id) and hook_of(str(dask_conn_id)).kubernetes() is not None
-    return not on_kubernetes and job.cluster.scheduler in ("", "local")
+    return job.cluster.scheduler in ("", "local")
 
 
-def start_driver(job: Job, run_id: str, dask_conn_id: str | None) -> None:
-    """Start a driver where it outlives this task: on Kubernetes, on the Dask cluster, or in a process of its own."""
+def start_driver(job: Job, run_id: str) -> None:
+    """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own."""
     from dfm.launch import process
 
-    if dask_conn_id and hook_of(dask_conn_id).kubernetes() is not None:
-        start_dask_job(job, run_id)
-    elif job.cluster.scheduler not in ("", "local"):
+    if drives_itself(job):
+        process.start(job, run_id)
+    else:
         from dfm.launch.on_dask import submit
 
         submit(job, run_id)
-    else:
-        process.start(job, run_id)
 
 
-def start_dask_job(job: Job, run_id: str) -> None:
-    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first.
+def dask_job_of(job: Job, run_id: str) -> str:
+    """The name of the DaskJob that trains a run, which is created unless one of an earlier try is still at work."""
+    from dfm.kubernetes import follow
+    from dfm.kubernetes.api import Api
+
+    options = job.data.storage_options
+    with contextlib.suppress(FileNotFoundError):
+        name = files.read_bytes(files.join(job.output.directory, DASK_JOB), options).decode()
+        with contextlib.suppress(follow.NoSuchJob):
+            state = follow.state_of(Api(job.kubernetes.namespace), name)
+            found = follow.ending_of(state, options)
+            if state.run_id == run_id and not state.driver_is_gone and (not found.is_over or found.state == "lost"):
+                return name
+    return start_dask_job(job, run_id)
+
+
+def follow_dask_job(job: Job, name: str, on_event: OnEvent) -> None:
+    """Wait until a DaskJob's run is over, and its operator has noted that. ClusterError where it is lost."""
+    from dfm.errors import ClusterError
+    from dfm.kubernetes import follow
+    from dfm.kubernetes.api import Api
+
+    api = Api(job.kubernetes.namespace)
+    found, state = follow.follow(api, name, job.data.storage_options, on_event)
+    follow.settle(api, state, on_event)
+    if found.state == "lost":
+        raise ClusterError(found.reason)
+
+
+def end_dask_job(directory: str, options: Mapping[str, Any], namespace: str) -> None:
+    """End the DaskJob that the latest try made for the run of a directory."""
+    from dfm.kubernetes import follow, submit
+    from dfm.kubernetes.api import Api
+
+    with contextlib.suppress(FileNotFoundError, follow.NoSuchJob):
+        name = files.read_bytes(files.join(directory, DASK_JOB), options).decode()
+        submit.cancel(Api(namespace), name, dict(options))
+
+
+def start_dask_job(job: Job, run_id: str) -> str:
+    """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first. Its name.
 
     Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
     """
-    from dfm.kubernetes import submit
+    from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
     api, kept = Api(job.kubernetes.namespace), files.join(job.output.directory, DASK_JOB)
+    ownership.check_replaceable(kept, _is_kept_name, job.data.storage_options)
     with contextlib.suppress(FileNotFoundError):
         submit.delete(api, files.read_bytes(kept, job.data.storage_options).decode())
     name = name_for(run_id.split(".")[0], uuid.uuid4().hex[:10])
     files.write_bytes(kept, name.encode(), job.data.storage_options)
     submit.submit(api, dataclasses.replace(submit.prepare(job, name), run_id=run_id))
+    upkeep.tidy(api)
+    return name
+
+
+def _is_kept_name(url: str, options: files.Options) -> bool:
+    return _KEPT_NAME.fullmatch(files.read_head(url, 256, options)) is not None
 
 
 def link_to(url: str) -> str:

@@ -32,7 +32,7 @@ def job_of(
 ) -> Job:
     """The job of this interval, checked: output location and cluster are filled in.
 
-    models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the
+    models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the latest
     interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
     """
     from dfm.workflow import steps
@@ -47,10 +47,10 @@ def job_of(
         hook = runtime.hook_of(dask_conn_id)
         tables["cluster"] = {**tables.get("cluster", {}), **hook.cluster()}
         tables["kubernetes"] = {**tables.get("kubernetes", {}), **(hook.kubernetes() or {})}
+    runtime.tell_of_empty_interval(context)
     if warm_start:
-        previous = runtime.previous_key(context)
-        before = runtime.run_directory(models, context, previous) + "/model" if previous else ""
-        start = steps.pin_start(directory, before if warm_start == "previous" else warm_start, options)
+        wanted = runtime.previous_model(models, context, options) if warm_start == "previous" else warm_start
+        start = steps.pin_start(directory, wanted, options)
         tables["training"] = {**tables.get("training", {}), "warm_start": start}
     return load_job(tables)
 
@@ -62,23 +62,27 @@ def train(
     dask_conn_id: str | None = "dask_default",
     warm_start: str = "",
     poll_interval: float = 5.0,
+    target: str = "auto",
 ) -> dict[str, Any]:
-    """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics."""
+    """Train the job of this interval in this process, unless that is done or being done. Returns model and metrics.
+
+    target: "kubernetes" for a DaskJob of the job's [kubernetes], whose end is waited for here.
+    """
     context = get_current_context()
     tables = runtime.tables_of(job, overrides)
     resolved = job_of(tables, models, context, dask_conn_id, warm_start)
-    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval)
+    return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval, target)
 
 
-def train_here(job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float) -> dict[str, Any]:
+def train_here(
+    job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float, target: str = "auto"
+) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
     from dfm.workflow import steps
 
-    if dask_conn_id and runtime.hook_of(dask_conn_id).kubernetes() is not None:
+    if runtime.on_kubernetes(target, dask_conn_id):
         if not steps.finished_run(job):
-            if not steps.running_driver(job):
-                runtime.start_driver(job, run_id, dask_conn_id)
-            steps.wait_for(job, poll_interval)
+            runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log_event)
         record = runs.read_run(job.output.directory, job.data.storage_options)
         return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
     with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log_event) as where:
@@ -114,11 +118,12 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
-    order: when its data ended, by default the data interval. enforce: a refusal is a GateError, else in the answer.
+    order: when its data ended, by default the end of the data interval. enforce: a refusal is a GateError, else in the
+    answer.
     """
     from dfm.workflow import steps
 
-    order = order or runtime.interval_key(get_current_context())
+    order = order or runtime.order_of(get_current_context())
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
         chosen = Gate.from_dict(gate or {})
         return steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
@@ -132,12 +137,18 @@ def predict(
     dask_conn_id: str | None = "dask_default",
     storage_options: Mapping[str, Any] | None = None,
     on_bad_rows: str = "error",
+    beside: bool = False,
 ) -> dict[str, Any]:
-    """Score shards with a model, or the champion of an alias, into Parquet parts below `output`."""
+    """Score shards with a model, or the champion of an alias, into Parquet parts below `output`.
+
+    Earlier scores there are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    """
     from dfm.workflow import steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
-        return steps.predict_once(model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows)
+        return steps.predict_once(
+            model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows, beside=beside
+        )
 
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:

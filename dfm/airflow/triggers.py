@@ -1,4 +1,4 @@
-"""What waits in the triggerer while a run or a partition is on its way: both look at storage, and keep nothing."""
+"""Triggers that wait for a run or a partition: both look at storage, and keep nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from dfm.errors import DfmError
 from dfm.launch.process import is_lost
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.storage import files
 
-_START_PATIENCE, _PROCESS_PATIENCE = 900.0, 120.0
-"""Seconds until a driver that was submitted has to be at work: a cluster may have to grow first, a process has not."""
+_PROCESS_SECONDS = 120.0
+"""Seconds until a driver that was submitted has to be at work as a process of this machine: no cluster has to grow."""
 
 
 class DfmRunTrigger(BaseTrigger):
@@ -39,7 +41,7 @@ class DfmRunTrigger(BaseTrigger):
         self.by_process = by_process
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What another triggerer makes this one of."""
+        """The path and arguments that another triggerer makes this trigger of."""
         names = ("directory", "storage_options", "poll_interval", "by_process")
         return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
 
@@ -64,14 +66,78 @@ class DfmRunTrigger(BaseTrigger):
 
 
 def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
-    """How a run ended, "lost" where it never will; "" as long as there is hope."""
+    """The state in which a run ended, "lost" where it never will; "" as long as there is hope."""
     if record is None:
         return "lost"
     if record.is_over:
         return record.state
     if record.state == "submitted":  # its silence says nothing, but somebody waits here
-        return "lost" if record.age > (_PROCESS_PATIENCE if by_process else _START_PATIENCE) else ""
+        return "lost" if record.age > (_PROCESS_SECONDS if by_process else lifecycle.START_SECONDS) else ""
     return "lost" if is_lost(record, by_process) else ""
+
+
+class DfmDaskJobTrigger(BaseTrigger):
+    """Fires once the run of a DaskJob is over, or nothing can finish it: {"state", "run_id", "directory", "reason"}.
+
+    It watches as `dfm submit --kubernetes --follow` does: what ended is proven by storage, what was lost by Kubernetes,
+    and neither is concluded while one of them is away. Any triggerer that reaches both can go on where another stopped.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        dask_job: str,
+        namespace: str = "",
+        storage_options: Mapping[str, Any] | None = None,
+        poll_interval: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.directory = directory
+        self.dask_job = dask_job
+        self.namespace = namespace
+        self.storage_options = dict(storage_options or {})
+        self.poll_interval = poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What another triggerer makes this one of."""
+        names = ("directory", "dask_job", "namespace", "storage_options", "poll_interval")
+        return "dfm.airflow.triggers.DfmDaskJobTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at the job until it is over."""
+        from dfm.kubernetes.api import Api
+        from dfm.kubernetes.follow import Watch
+
+        api = await asyncio.to_thread(Api, self.namespace)
+        watch = Watch(api, self.dask_job, self.storage_options, self._note)
+        while True:
+            try:
+                ended = await asyncio.to_thread(watch.look)
+            except DfmError as error:
+                yield TriggerEvent(self._event("lost", "", str(error)))
+                return
+            if ended is not None:
+                found, state = ended
+                yield TriggerEvent(self._event(found.state, state.run_id, found.reason))
+                return
+            await asyncio.sleep(self.poll_interval)
+
+    def _event(self, state: str, run_id: str, reason: str) -> dict[str, str]:
+        return {"state": state, "run_id": run_id, "directory": self.directory, "reason": reason}
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("waiting", "kubernetes", "retrying"):
+            self.log.info("%s", event)
+
+    async def on_kill(self) -> None:
+        """End the job; its checkpoint stays."""
+        from dfm.kubernetes import submit
+        from dfm.kubernetes.api import Api
+
+        def cancel() -> None:
+            submit.cancel(Api(self.namespace), self.dask_job, self.storage_options)
+
+        await asyncio.to_thread(cancel)
 
 
 class PartitionTrigger(BaseTrigger):
@@ -93,7 +159,7 @@ class PartitionTrigger(BaseTrigger):
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What another triggerer makes this one of."""
+        """The path and arguments that another triggerer makes this trigger of."""
         names = ("partition", "marker", "min_rows", "storage_options", "poll_interval")
         return "dfm.airflow.triggers.PartitionTrigger", {name: getattr(self, name) for name in names}
 

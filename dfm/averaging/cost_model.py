@@ -1,4 +1,4 @@
-"""What a round costs on a cluster: training, averaging, wire and tasks, from a few measured numbers.
+"""The cost of a round on a cluster: training, averaging, wire and tasks, from a few measured numbers.
 
 Each of N workers (one thread) trains m replicas of `rows` rows one after another, adds them up, and sends the sum to
 the B blocks. With T(n) for the features that n rows touch, the parts of a round follow one another:
@@ -54,7 +54,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one worker thread: rows trained per second, and averaging's seconds per touched feature."""
+    """Speeds of one worker thread: rows trained per second, and averaging's seconds per touched feature."""
 
     rows_per_second: float
     feature_seconds: float
@@ -112,7 +112,7 @@ From the slower half of runs of benchmarks/averaging/predict.py (1.4 to 4.4 M ro
 """
 _FEATURE_SECONDS = 92e-9
 _GROWTH = Growth(97.1, 0.671, math.inf, 0.17)
-"""Of the synthetic log's first million rows. Beyond them it is an extrapolation."""
+"""Growth of the synthetic log's features over its first million rows. Beyond them it is an extrapolation."""
 _BANDWIDTH = 10 * GIGABIT
 
 

@@ -328,7 +328,7 @@ class OnGpu:
         return GpuSummands(features, made, shared, fold([each.rows for each in contributions], operator.add))
 
     def _part(self, summands: Summands) -> _Part:
-        """Where the device finds summands."""
+        """The summands on the device, sent if they are not there."""
         if isinstance(summands, GpuSummands) and summands.arrays.gpu is not self.gpu:
             summands = summands.on_host()
         if isinstance(summands, GpuSummands):
@@ -487,9 +487,9 @@ class OnGpu:
 
 @dataclass
 class _Part:
-    """Where the device finds summands: by block, those of features[first:last] in rows of a buffer that has a row for
-    each of the features, or for the first of them. listed: the features there; places: notes of where the summands of a
-    row of the table stand, made when they are summed.
+    """The summands of a part on the device: by block, those of features[first:last] in rows of a buffer that has a row
+    for each of the features, or for the first of them. listed: the features there; places: notes of where the summands
+    of a row of the table stand, made when they are summed.
     """
 
     features: NDArray[np.uint32]
@@ -507,7 +507,7 @@ class _Part:
         return self.features[self.first : self.last]
 
     def n_rows(self, name: str) -> int:
-        """How many of them a block has a row for."""
+        """Number of them that a block has a row for."""
         return max(min(self.last, self.shapes[name][0]) - self.first, 0)
 
     def end_of(self, name: str) -> int:

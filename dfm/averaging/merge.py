@@ -73,7 +73,7 @@ class Divisors(NamedTuple):
 
 
 def columns_of(rule: MergeRule, layout: Layout, block: Block) -> Columns:
-    """Where things stand in a block's records, and in the summands that a rule makes of them."""
+    """Places of things in a block's records, and in the summands that a rule makes of them."""
     stepped_by = layout.rule_of(layout.carrier if block.is_vector else block)
     primary, n_states = stepped_by.primary, stepped_by.n_averaged
     has_squares = rule.state_rule.of_squares and n_states > 0
@@ -248,7 +248,7 @@ def finish_of(rule: MergeRule, layout: Layout, block: Block, n_replicas: int) ->
 
 
 class SharedSum(Protocol):
-    """What summands say of rows that belong to no feature: Δ and F times the rows, and the rows."""
+    """The part of summands that belongs to no feature: Δ and F times the rows, and the rows."""
 
     @property
     def shared(self) -> Mapping[str, NDArray[np.float64]]:

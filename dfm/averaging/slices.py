@@ -1,4 +1,4 @@
-"""What a replica walks between two averages: one slice of its rows or several, and the features they touch together."""
+"""The rows of a replica's round: one slice of its rows or several, and the features they touch together."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dfm.data.partition import SparsePartition
 
 
 class Touched(Protocol):
-    """What merging must know of the rows that a replica walked. `features`: uint32[n] ascending rows of the table."""
+    """The facts that merging needs of a replica's rows. `features`: uint32[n] ascending rows of the table."""
 
     @property
     def features(self) -> NDArray[np.uint32]:
-        """What was touched."""
+        """Touched features, as ascending rows of the table: uint32[n]."""
 
     @property
     def total_weight(self) -> float:
         """Sum of the rows' weights."""
 
     def occurrences(self) -> NDArray[np.int64]:
-        """How often each feature stands in the rows."""
+        """Occurrences of each feature in the rows."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Slices:
         return sum(each.total_weight for each in self.slices)
 
     def occurrences(self) -> NDArray[np.int64]:
-        """How often each feature stands in the rows: int64[len(features)]."""
+        """Occurrences of each feature in the rows: int64[len(features)]."""
         total = np.zeros(len(self.features), np.int64)
         for each, position in zip(self.slices, self.positions, strict=True):
             total[position] += each.occurrences()

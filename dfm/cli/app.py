@@ -113,6 +113,7 @@ def train(
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
     from dfm.runs.heartbeat import beating
+    from dfm.runs.termination import stoppable
 
     overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory))
     if resume is not None:
@@ -121,7 +122,7 @@ def train(
         _show_plan(jobs.plan(job, overrides), as_json)
         return 0
     console = Console()
-    with beating(heartbeat), Reporter(console, as_json) as reporter:
+    with stoppable(), beating(heartbeat), Reporter(console, as_json) as reporter:
         result = jobs.train(job, overrides=overrides, on_event=reporter, run_id=run_id, attempts_left=attempts_left)
     if not as_json:
         console.print(metrics_table(result.validation, "validation")) if result.validation else None
@@ -216,7 +217,7 @@ def predict(
 )
 @_with(storage_option, json_option)
 def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
-    """What a model is: its settings, metrics, and the weight of its fields."""
+    """Describe a model: its settings, metrics, and the weight of its fields."""
     from dfm.model.fm_model import FMModel
     from dfm.model.inspection import describe_model, describe_token
 

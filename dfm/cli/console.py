@@ -1,4 +1,4 @@
-"""What the command line shows: a progress bar per stage and a line per epoch, or one JSON object a line."""
+"""The display of the command line: a progress bar per stage and a line per epoch, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -181,8 +181,12 @@ class Reporter:
         self._stop_progress()
         self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
 
-    def _show_kubernetes_away(self, event: Event) -> None:
-        self._line(escape(f"waiting for the Kubernetes API: {event['reason']}"))
+    def _show_waiting(self, event: Event) -> None:
+        self._line(escape(f"waiting: {event['reason']}"))
+
+    def _show_diagnosis(self, event: Event) -> None:
+        for finding in event["findings"]:
+            self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")
 
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"

@@ -17,6 +17,7 @@ from dfm.data.synthetic import DayTruth
 from dfm.distributed.train import OnEvent, TrainResult
 from dfm.errors import DataError
 from dfm.model.fm_model import FMModel
+from dfm.storage import files, ownership
 
 _JOB = """\
 # Written by `dfm demo`; run it again with: dfm train {root}/job.toml
@@ -44,13 +45,13 @@ workers = {workers}
 cache = "{root}/cache"
 
 [output]
-directory = "{root}"
+directory = "{root}/results"
 """
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found: the run, the truth about the last day, and how fast one row is scored (seconds)."""
+    """The demo's findings: the run, the truth about the last day, and how fast one row is scored (seconds)."""
 
     run: TrainResult
     truth: DayTruth
@@ -67,11 +68,13 @@ def run_demo(
     """Make `rows` rows of clicks over eight days, train on seven, evaluate on the last; everything below `output`."""
     started = time.perf_counter()
     root = Path(output)
+    job = root / "job.toml"
+    ownership.check_replaceable(str(job), ownership.begins_with(_JOB[: _JOB.index(";")].encode()))
     processes = workers or min(os.cpu_count() or 1, 4)
     log = _click_log(root, rows, seed, processes, on_event)
     last_day = log.days[-1].day
-    job = root / "job.toml"
-    job.write_text(_JOB.format(root=root.as_posix(), last_day=last_day, workers=processes, epochs=epochs))
+    text = _JOB.format(root=root.as_posix(), last_day=last_day, workers=processes, epochs=epochs)
+    files.write_bytes(str(job), text.encode())
     run = jobs.train(job, on_event=on_event)
     truth = log.day(last_day)
     ceiling = truth.click_rate_log_loss - truth.log_loss

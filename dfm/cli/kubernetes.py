@@ -1,4 +1,4 @@
-"""What the commands about runs do with --kubernetes."""
+"""The commands about runs with --kubernetes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm.cli.console import Reporter
 from dfm.events import line_of
@@ -18,7 +18,7 @@ def submit(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Create the DaskJob of a job file, or print it."""
-    from dfm.kubernetes import submit
+    from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.settings.job import load_job
 
@@ -28,7 +28,9 @@ def submit(
     if dry_run:
         click.echo(_as_yaml(submission))
         return 0
-    done = submit.submit(Api(namespace, context), submission)
+    api = Api(namespace, context)
+    done = submit.submit(api, submission)
+    upkeep.tidy(api)
     if as_json:
         click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:
@@ -48,18 +50,17 @@ def _as_yaml(submission: Any) -> str:
 
 
 def status(name: str, namespace: str, context: str, options: dict[str, Any], wait: bool, as_json: bool) -> int:
-    """How a DaskJob stands: what Kubernetes says, and what is true."""
+    """Show the state of a DaskJob: what Kubernetes says, and what is true."""
     from dfm.kubernetes import follow
     from dfm.kubernetes.api import Api
-    from dfm.runs.outcome import outcome_of
 
     api = Api(namespace, context)
     if wait:
-        found, state = follow.follow(api, name, options, lambda event: None)
+        found, state = follow.follow(api, name, options, complain)
     else:
         state = follow.state_of(api, name)
-        found = outcome_of(state.directory, options, state.run_id)
-    described = {**state.__dict__, "outcome": found.state, "reason": found.reason}
+        found = follow.ending_of(state, options)
+    described = {**state.to_dict(), "outcome": found.state, "reason": found.reason}
     if as_json:
         click.echo(line_of({"event": "status", **described}))
         return found.exit_code if wait else 0
@@ -78,9 +79,7 @@ def logs(name: str, namespace: str, context: str, follow: bool) -> int:
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    submit.driver_log(
-        Api(namespace, context), name, follow, click.echo, lambda event: click.echo(event["reason"], err=True)
-    )
+    submit.driver_log(Api(namespace, context), name, follow, click.echo, complain)
     return 0
 
 
@@ -89,10 +88,55 @@ def cancel(name: str, namespace: str, context: str, options: dict[str, Any], as_
     from dfm.kubernetes import submit
     from dfm.kubernetes.api import Api
 
-    state = submit.cancel(Api(namespace, context), name, options)
+    state = submit.cancel(Api(namespace, context), name, options, tell=complain)
     event = {"event": "cancel", "name": name, "state": state}
     click.echo(line_of(event) if as_json else f"DaskJob {name} is deleted; its run ended as: {state}")
     return 0
+
+
+def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bool) -> None:
+    """The DaskJobs of a namespace that dfm made: what Kubernetes says, and what storage proves."""
+    from dfm.kubernetes import upkeep
+    from dfm.kubernetes.api import Api
+
+    table = Table(Column("DaskJob", no_wrap=True, overflow="fold"), "status", "outcome", "driver", "workers", "created",
+                  Column("directory", overflow="fold"))  # fmt: skip
+    for each in upkeep.jobs_in(Api(namespace, context)):
+        state, outcome = each.state, _outcome(each.state, options)
+        if as_json:
+            described = {**state.to_dict(), "outcome": outcome, "created": each.created, "ended": each.ended}
+            click.echo(line_of({"event": "job", **described}))
+        cells = (state.name, state.status, outcome, state.driver, f"{state.workers}/{state.wanted}", each.created)
+        table.add_row(*map(escape, cells), escape(state.directory))
+    if not as_json:
+        Console().print(table)
+
+
+def _outcome(state: Any, options: dict[str, Any]) -> str:
+    """What storage says of a job; who may list jobs need not have access to the storage of each."""
+    from dfm.errors import DfmError
+    from dfm.kubernetes import follow
+
+    try:
+        return follow.ending_of(state, options).state
+    except (OSError, DfmError, ImportError):
+        return "not readable here"
+
+
+def prune(namespace: str, context: str, older_than: float | None, dry_run: bool, as_json: bool) -> None:
+    """Delete jobs that ended long ago."""
+    from dfm.kubernetes import upkeep
+    from dfm.kubernetes.api import Api
+
+    for name in upkeep.prune(Api(namespace, context), older_than, dry_run):
+        event = {"event": "pruned", "object": name, "dry_run": dry_run}
+        click.echo(line_of(event) if as_json else f"{'would delete' if dry_run else 'deleted'} {name}")
+
+
+def complain(event: dict[str, Any]) -> None:
+    """Say on standard error that something is away, of all that a wait tells."""
+    if event["event"] == "waiting":
+        click.echo(f"waiting: {event['reason']}", err=True)
 
 
 def followed(name: str, namespace: str, context: str, options: dict[str, Any], as_json: bool) -> int:

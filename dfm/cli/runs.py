@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +26,13 @@ _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RU
 _namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
 _context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
-_EVERY = 1.0
 _PATIENCE = 15.0
 """Seconds for a scheduler to answer a question."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the record of a run lies, how to read there, and which run is meant ("": whichever it is)."""
+    """The place of a run's record, options to read there, and the run's id ("": whichever run it is)."""
 
     directory: str
     options: dict[str, Any]
@@ -145,16 +143,16 @@ def status(
     run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """How RUN stands: its state, progress, model, or why it failed."""
-    from dfm.runs.outcome import outcome_of
+    """Show the state of RUN: progress, model, or why it failed."""
+    from dfm.runs import outcome
 
     if kubernetes:
         return on_kubernetes.status(run, namespace, context, options, wait, as_json)
     place = _place(run, scheduler, options)
-    found = outcome_of(place.directory, place.options, place.run_id)
-    while wait and not found.is_over:
-        time.sleep(_EVERY)
-        found = outcome_of(place.directory, place.options, place.run_id)
+    if wait:
+        found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
+    else:
+        found = outcome.outcome_of(place.directory, place.options, place.run_id)
     record = found.record.to_dict() if found.record else {}
     described = {**record, "state": found.state, "reason": found.reason, "directory": place.directory}
     if as_json:
@@ -177,7 +175,7 @@ def logs(
     run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
     follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """What happened in RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
+    """Show the events of RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
     from dfm.runs.record import read_events
 
     if kubernetes:
@@ -206,7 +204,7 @@ def cancel(
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
     from dfm.errors import SettingsError
-    from dfm.runs.outcome import outcome_of
+    from dfm.runs import outcome
     from dfm.runs.record import request_cancel
 
     if kubernetes:
@@ -215,10 +213,10 @@ def cancel(
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
-    found = outcome_of(place.directory, place.options, record.run_id)
-    while wait and found.record is not None and not found.is_over:
-        time.sleep(_EVERY)
-        found = outcome_of(place.directory, place.options, record.run_id)
+    if wait:
+        found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
+    else:
+        found = outcome.outcome_of(place.directory, place.options, record.run_id)
     state = found.state
     over = f"run {record.run_id} is over: {state}"
     asked = f"run {record.run_id} ({state}) was asked to stop"
@@ -230,12 +228,21 @@ def cancel(
 @click.command(name="list")
 @click.argument("locations", nargs=-1, metavar="[LOCATION]...")
 @click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
+@click.option("--kubernetes", is_flag=True, help="The DaskJobs of a namespace of Kubernetes.")
+@_namespace
+@_context
 @storage_option
 @json_option
-def list_runs(locations: tuple[str, ...], scheduler: str | None, options: dict[str, Any], as_json: bool) -> None:
+def list_runs(
+    locations: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
+    options: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
     from dfm.runs.outcome import outcome_of
 
+    if kubernetes:
+        on_kubernetes.list_jobs(namespace, context, options, as_json)
+        return
     if scheduler:
         directories = sorted(set(_runs_of(scheduler).values()))
     else:
@@ -285,7 +292,24 @@ def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, hear
     return supervisor.drive(load_job(job, overrides), command, run_id, attempts, click.echo, heartbeat)
 
 
-COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, drive]
+@click.command()
+@click.option("--kubernetes", is_flag=True, help="DaskJobs that dfm made, with all that belongs to them.")
+@_namespace
+@_context
+@click.option(
+    "--older-than", type=click.IntRange(0), metavar="SECONDS",
+    help="Those that ended so long ago; default: each by its kubernetes.ttl_after_finished.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+@json_option
+def prune(kubernetes: bool, namespace: str, context: str, older_than: int | None, dry_run: bool, as_json: bool) -> None:
+    """Delete what jobs that ended long ago have left in a cluster; their results stay."""
+    if not kubernetes:
+        raise click.UsageError("--kubernetes is needed: runs elsewhere leave nothing but their results")
+    on_kubernetes.prune(namespace, context, older_than, dry_run, as_json)
+
+
+COMMANDS: list[click.Command] = [submit, status, logs, cancel, list_runs, prune, drive]
 
 
 # --- what they print -------------------------------------------------------------------------------------
@@ -297,7 +321,7 @@ def _followed(place: Place, as_json: bool) -> int:
     console = Console()
     try:
         with Reporter(console, as_json) as reporter:
-            found = follow(place.directory, place.options, place.run_id, reporter, _EVERY)
+            found = follow(place.directory, place.options, place.run_id, reporter)
     except KeyboardInterrupt:
         click.echo(f"left running; dfm cancel {place.directory} ends it", err=True)
         return 130

@@ -1,4 +1,4 @@
-"""Where every row went: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
+"""The account of every row: rows read = rows accepted + rows rejected, each rejection with its place and reason."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.encoding import Problem
+from dfm.data.labels import advice
 from dfm.data.parquet import Batch
 from dfm.errors import DataError
+
+_LEAVE_OUT = 'Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
-    """Of labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; and of the rows
-    that weigh anything the least label and the greatest, None where there are none.
+    """Labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; the least and the
+    greatest label of the rows that weigh anything, None where there are none.
     """
 
     weight: float = 0.0
@@ -76,6 +79,11 @@ class LabelMoments:
             min(self.least, other.least),
             max(self.greatest, other.greatest),
         )
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The least label and the greatest."""
+        return None if self.least is None or self.greatest is None else (self.least, self.greatest)
 
     @property
     def is_constant(self) -> bool:
@@ -120,9 +128,11 @@ class RowAccount:
         if on_bad_rows == "error":
             raise DataError(bad_row_message(self.rejections[0]))
         if self.rejected > max_bad_fraction * self.read:
+            first = self.rejections[0]
+            label = advice(first.reason, first.value)
             raise DataError(
                 f"{self.rejected} of {self.read} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} "
-                f"allows; the first: {self.rejections[0]}. Repair the data or raise data.max_bad_fraction"
+                f"allows; the first: {first}. {label or 'Repair the data or raise data.max_bad_fraction'}"
             )
 
     def check_any(self, purpose: str, weight: str) -> None:
@@ -162,8 +172,9 @@ class RowAccount:
 
 
 def bad_row_message(rejection: Rejection) -> str:
-    """What to tell a user whose job stops at bad rows."""
-    return f'{rejection}. Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
+    """The message for a user whose job stops at bad rows."""
+    label = advice(rejection.reason, rejection.value)
+    return f"{rejection}. {label or _LEAVE_OUT}"
 
 
 def rejections_of(batch: Batch, problems: Iterable[Problem]) -> tuple[Rejection, ...]:

@@ -188,6 +188,8 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
         return values
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "iloc"):
         return pa.chunked_array(values)  # a column of polars, or of another library of Arrow
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is one value")
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -276,4 +278,4 @@ _TEXTS: tuple[tuple[Any, Callable[[Any], str | None]], ...] = (
     ((float, np.floating), _float_value_text),
     (np.datetime64, _moment_text),
 )
-"""How scalars are written, by type."""
+"""The writers of scalars, by type."""

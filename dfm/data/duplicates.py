@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dfm.data.parquet import Shard, reading
+from dfm.data.parquet import Shard, open_parquet, reading
 from dfm.errors import DataError
 from dfm.storage import files
+from dfm.storage.ownership import place_of
 
 _THREADS = 16
+_FEW_ROWS = 32
+_SAMPLE_ROWS = 4096
+_SURE_BITS = 64.0
+"""Rows that come twice by chance with a probability of 2^-64 do not."""
 
 
 def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
     """DataError where two shards hold the same rows: a file named twice, under two names, or a copy of it.
 
     Shards of one size, the same row groups and the same columns of the path are compared, by their ends first and as a
-    whole where these agree.
+    whole where these agree. Equal files of a few rows, or of rows that say the same again and again, are no copies:
+    batches of a stream fall out alike by chance.
     """
     filled = [shard for shard in shards if shard.n_rows]
     alike = _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
@@ -28,13 +37,42 @@ def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] |
             suspects = [shard for group in alike for shard in group]
             digests = list(pool.map(digest, suspects, itertools.repeat(storage_options)))
             alike = _groups(suspects, digests)
-    for first, second, *_ in alike:
-        what = f"is the same file as {first.url}, or a copy of it"
-        if first.url == second.url:
-            what = "is among the shards to train on and among those to validate on"
-        raise DataError(
-            f"{second.url} {what}: its {second.n_rows} rows would count twice; leave it out of one of the two places"
-        )
+    for group in alike:
+        same = _groups(group, [_identity(shard, storage_options) for shard in group])
+        if not same and not _may_be_chance(group[0], storage_options):
+            same = [group]
+        if same:
+            raise DataError(_twice(same[0][0], same[0][1]))
+
+
+def _twice(first: Shard, second: Shard) -> str:
+    what = f"is the same file as {first.url}, or a copy of it"
+    if first.url == second.url:
+        what = "is among the shards to train on and among those to validate on"
+    return f"{second.url} {what}: its {second.n_rows} rows would count twice; leave it out of one of the two places"
+
+
+def _identity(shard: Shard, storage_options: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """The identity of a file that its names share, beyond symbolic and hard links."""
+    if not files.is_local(shard.url):
+        return place_of(shard.url, storage_options)
+    with reading(shard.url):
+        status = os.stat(files.local_path(shard.url))
+    return status.st_dev, status.st_ino
+
+
+def _may_be_chance(shard: Shard, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether another file may well hold the same rows in the same order: few rows, or few that differ.
+
+    n rows in which the distinct ones have shares p are drawn again with probability 2^(-n·H), H = -Σ p log2 p.
+    """
+    if shard.n_rows < _FEW_ROWS:
+        return True
+    with reading(shard.url), open_parquet(shard.url, storage_options) as file:
+        batch = next(file.iter_batches(_SAMPLE_ROWS))
+    counts = Counter(map(repr, zip(*(column.to_pylist() for column in batch.columns), strict=True)))
+    n_rows = counts.total()
+    return sum(count * math.log2(n_rows / count) for count in counts.values()) < _SURE_BITS
 
 
 def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
@@ -46,7 +84,7 @@ def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:
 
 
 def _digest_of_end(shard: Shard, storage_options: Mapping[str, Any] | None) -> bytes:
-    """Of the last 64 kB, where the footer is."""
+    """Digest of the last 64 kB, where the footer is."""
     with reading(shard.url), files.open_stream(shard.url, storage_options) as stream:
         stream.seek(max(0, shard.size - (1 << 16)))
         return hashlib.sha256(stream.read()).digest()

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data import canonical, hashing
+from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
 from dfm.data.derive import derive, without_missing
 from dfm.data.lists import Lists, lists_of
@@ -378,26 +377,15 @@ def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats,
 
 def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
     if schema.label_positive:
-        try:
-            texts = array.cast(pa.string())
-        except pa.ArrowException as error:
-            raise DataError(
-                f"column {schema.label!r} holds {array.type}, which label_positive cannot be compared with ({error}); "
-                "write the label as text"
-            ) from error
-        missing = pc.fill_null(pc.equal(texts, ""), True)
-        check.reject(missing.to_numpy(zero_copy_only=False), schema.label, "label is missing", array)
-        positive = pc.fill_null(pc.is_in(texts, pa.array(list(schema.label_positive))), False)
-        flags: NDArray[np.float32] = positive.to_numpy(False).astype(np.float32)
-        return flags
+        positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
+        check.reject(missing, schema.label, "label is missing", array)
+        return positive.astype(np.float32)
     values, present, unparsed = parse_numbers(array, schema.label, schema.numbers)
     check.reject(~present, schema.label, "label is missing", array)
-    check.reject(unparsed, schema.label, "label is not a number", array)
+    check.reject(unparsed, schema.label, labels.NO_NUMBER, array)
     check.reject(~np.isfinite(values), schema.label, "label is not finite", array)
-    if task == "counts":
-        check.reject(values < 0, schema.label, "label is negative", array)
-    if task == "classification":
-        check.reject((values != 0) & (values != 1), schema.label, "label is neither 0 nor 1", array)
+    wrong, reason = labels.illegal(values, task)
+    check.reject(wrong, schema.label, reason, array)
     return check.narrowed(values, schema.label, "label is too large", array)
 
 

@@ -38,7 +38,7 @@ class ColumnMoments:
 
     @classmethod
     def of(cls, matrix: NDArray[Any], weights: NDArray[np.float32]) -> ColumnMoments:
-        """Of a dense matrix [n_rows, n_columns]; weights float32[n_rows], or empty where all rows count the same."""
+        """The moments of a matrix [n_rows, n_columns]; weights float32[n_rows], empty where all rows count the same."""
         values = np.asarray(matrix, np.float64)
         if weights.size:
             values, weights = values[weights > 0], weights[weights > 0]
@@ -50,7 +50,7 @@ class ColumnMoments:
         return cls(total, mean, squares, ((values == 0) | (values == 1)).all(axis=0))
 
     def __add__(self, other: ColumnMoments) -> ColumnMoments:
-        """Of the rows of both (Chan, Golub and LeVeque 1979)."""
+        """The moments of the rows of both (Chan, Golub and LeVeque 1979)."""
         weight = self.weight + other.weight
         share = other.weight / weight if weight else 0.0
         delta = other.mean - self.mean
@@ -88,7 +88,7 @@ class Scaling:
 
     @classmethod
     def from_statistics(cls, statistics: Mapping[str, NumberStatistics], names: Sequence[str]) -> Scaling | None:
-        """What `statistics` was given; None where nothing is scaled."""
+        """The moments that `statistics` was given; None where nothing is scaled."""
         if not statistics:
             return None
         known = [statistics[name] for name in names]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
+from dfm.data.discovery import FoundFile, find_files, partition_columns
 from dfm.errors import DataError
 from dfm.storage import files
 from dfm.storage.retry import retrying
@@ -26,9 +24,8 @@ from dfm.storage.retry import retrying
 BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
 _FOOTER_THREADS = 16
-_PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark call the folder of a missing value."""
+"""The folder of a missing value, as Hive and Spark call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +39,8 @@ class Shard:
     """Rows of each row group."""
     partition: tuple[tuple[str, str], ...]
     """Columns that the path gives (`day=2026-11-20/`), as text."""
+    given: tuple[str, ...] = ()
+    """Those of them that become no feature unless they are named (`discovery.FoundFile`)."""
 
     @property
     def n_rows(self) -> int:
@@ -88,66 +87,25 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
     DataError where a path names nothing, or a file is no readable Parquet.
     """
     options = dict(storage_options or {})
-    urls: dict[str, None] = {}
+    found: dict[str, FoundFile] = {}
     for path in paths:
-        found = _expand(path, options)
-        if not found:
-            raise DataError(
-                f"no Parquet file at {path!r}: check the path; folders and globs like 'day=*/*.parquet' work"
-            )
-        urls.update(dict.fromkeys(found))
+        for file in find_files(path, options):
+            known = found.setdefault(file.url, file)
+            if len(file.given) < len(known.given):
+                found[file.url] = file
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        shards = list(pool.map(lambda url: describe_shard(url, options), sorted(urls)))
+        shards = list(pool.map(lambda url: describe_shard(url, options, found[url]), sorted(found)))
     if not any(shard.n_rows for shard in shards):
         raise DataError(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
     return shards
 
 
-def _expand(path: str, options: dict[str, Any]) -> list[str]:
-    try:
-        filesystem, root = files.open_store(path, options)
-        return retrying(path, lambda: _names_of(filesystem, root))
-    except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"cannot list {path!r}: {error}") from error
+def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None, found: FoundFile | None = None) -> Shard:
+    """Read a shard's footer. DataError where it is no readable Parquet file.
 
-
-def _names_of(filesystem: Any, root: str) -> list[str]:
-    """URLs of the Parquet files that a path of a filesystem names."""
-    if any(mark in root for mark in "*?["):
-        folder = re.split(r"[*?\[]", root)[0].rpartition("/")[0]
-        hits = filesystem.glob(root, detail=True).items()
-        below = [[name] if info["type"] != "directory" else _below(filesystem, name) for name, info in hits]
-        names = [name for found in below for name in found if not _is_hidden(name.removeprefix(folder))]
-    elif filesystem.isdir(root):
-        names = [name for name in _below(filesystem, root) if not _is_hidden(name.removeprefix(root))]
-    else:
-        names = [root] if filesystem.exists(root) else []
-    return [_unstrip(filesystem, name) for name in names]
-
-
-def _below(filesystem: Any, folder: str) -> list[str]:
-    """Names of the Parquet files below a folder."""
-    return [name for name in filesystem.find(folder) if name.endswith((".parquet", ".parq", ".pq"))]
-
-
-def _is_hidden(path: str) -> bool:
-    """Whether a file, or a folder that it lies in, begins with "." or "_" (`_temporary`, `_delta_log`; not `_x=1`)."""
-    steps = path.split("/")
-    return any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps)
-
-
-def _unstrip(filesystem: Any, name: str) -> str:
-    """A local path stays a plain path, without detours; anything else gets its protocol back."""
-    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    if protocol not in ("file", "local"):
-        return str(filesystem.unstrip_protocol(name))
-    straight = os.path.normpath(name)
-    # Beyond a symbolic link, ".." may lead elsewhere than it looks.
-    return straight if os.path.realpath(straight) == os.path.realpath(name) else name
-
-
-def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -> Shard:
-    """Read a shard's footer. DataError where it is no readable Parquet file."""
+    found: what the search says of the columns of its path; without it, all its folders `name=value` count.
+    """
+    found = found or FoundFile(url, partition_columns(url), ())
     with reading(url):
         size, modified = _identity(url, storage_options)
         with open_parquet(url, storage_options) as file:
@@ -158,7 +116,7 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None) -
                     f"{url} contradicts itself: its footer tells of {metadata.num_rows} rows, and of row groups with "
                     f"{', '.join(map(str, rows[:5]))}{' …' if len(rows) > 5 else ''}; write it again"
                 )
-        return Shard(url, size, modified, rows, _partition_values(url))
+        return Shard(url, size, modified, rows, found.partition, found.given)
 
 
 def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
@@ -190,11 +148,6 @@ def _when(modified: str) -> str:
         return datetime.datetime.fromtimestamp(float(modified), datetime.UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
     except ValueError:
         return modified
-
-
-def _partition_values(url: str) -> tuple[tuple[str, str], ...]:
-    steps = (_PARTITION.match(step) for step in url.split("/")[:-1])
-    return tuple((unquote(step[1]), unquote(step[2])) for step in steps if step)
 
 
 @contextlib.contextmanager
@@ -347,8 +300,9 @@ def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns:
     arrays = list(data.columns)
     for name in columns:
         if name not in names:
-            codes = pa.array([0], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
-            value = None if from_path[name] == HIVE_NULL else from_path[name]
-            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([value], pa.string())))
+            # A missing value is a missing code: a null among the values of a dictionary is more than Parquet can say.
+            code = None if from_path[name] == HIVE_NULL else 0
+            codes = pa.array([code], pa.int32()).take(pa.array([0] * data.num_rows, pa.int32()))
+            arrays.append(pa.DictionaryArray.from_arrays(codes, pa.array([from_path[name]], pa.string())))
             names.append(name)
     return pa.RecordBatch.from_arrays(arrays, names=names)

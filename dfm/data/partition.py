@@ -108,7 +108,7 @@ class SparsePartition:
         return float(self.weights.sum(dtype=np.float64)) if self.weights.size else float(self.n_rows)
 
     def occurrences(self) -> NDArray[np.int64]:
-        """How often each of the features stands in the rows: int64[n_features]."""
+        """Occurrences of each feature in the rows: int64[n_features]."""
         return np.bincount(self.indices, minlength=len(self.features))
 
     @property

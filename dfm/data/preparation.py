@@ -12,7 +12,8 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,31 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
+from dfm.data.bucketing import wants_quantiles
 from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
-from dfm.data.transforms import TRANSFORMS, NumberStatistics
+from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
+from dfm.storage import ownership
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
 CACHE_FORMAT = 5
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
+_CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: what every task needs to know, and all that decides the hashed bytes."""
+    """The way in which rows are read: what every task needs to know, and all that decides the hashed bytes."""
 
     schema: ResolvedSchema
     hash_bits: int
@@ -58,6 +62,8 @@ class Reading:
     cache: str = ""
     units: RowUnits = field(default_factory=RowUnits)
     """In which partitions hold labels and weights; hashed rows have those of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that the model's predictions are to stay in."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -102,7 +108,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
-    """What identifies the rows of some units: path, size and time of their files, and the rows' range."""
+    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
     return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
 
 
@@ -125,15 +131,30 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
     return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
 
 
-def sketch_numbers(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
-    """Sketch of every numeric column that needs one, over the rows of the units."""
-    columns = columns_with_statistics(reading.schema)
+def sketch_numbers(
+    reading: Reading, units: Sequence[Unit], columns: Sequence[str] | None = None
+) -> dict[str, NumberSketch]:
+    """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units."""
+    columns = list(columns_with_statistics(reading.schema)) if columns is None else columns
+    return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
+
+
+def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Sketch of numeric columns over the first batch of the units that has rows."""
+    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns) if batch.data.num_rows)
+    return _sketch(itertools.islice(batches, 1), reading, columns)
+
+
+def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
+    return _batches(reading, unit, reading.schema.sources(columns))
+
+
+def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
     collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
-    for unit in units:
-        for batch in _batches(reading, unit, reading.schema.sources(columns)):
-            for column in columns:
-                with naming_shard(batch):
-                    collected[column].append(number_column(batch.data, column, reading.schema))
+    for batch in batches:
+        for column in columns:
+            with naming_shard(batch):
+                collected[column].append(number_column(batch.data, column, reading.schema))
     return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
 
 
@@ -145,6 +166,41 @@ def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
     picks = ((np.arange(_SKETCH_SIZE) + 0.5) / _SKETCH_SIZE * len(ordered)).astype(np.int64)
     mean = float(values.mean())
     return NumberSketch(len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist()))
+
+
+def columns_for_quantiles(sketches: Mapping[str, Sequence[NumberSketch]], n_buckets: int) -> list[str]:
+    """The columns of transform "auto" that get quantiles, by what was seen of them."""
+    return [column for column, parts in sketches.items() if _divides_better(parts, n_buckets)]
+
+
+def _divides_better(parts: Sequence[NumberSketch], n_buckets: int) -> bool:
+    if not any(sketch.count for sketch in parts):
+        return False
+    values, weights = _order_statistics(parts)
+    return wants_quantiles(values, weights, merge_sketches(parts, n_buckets))
+
+
+def statistics_of(
+    sketches: Mapping[str, Sequence[NumberSketch]], schema: ResolvedSchema
+) -> dict[str, NumberStatistics]:
+    """Statistics of columns whose every row was seen; of one of transform "auto" only where it gets quantiles."""
+    automatic = {column for column, transform in columns_with_statistics(schema).items() if transform == AUTO}
+    chosen = columns_for_quantiles(
+        {c: parts for c, parts in sketches.items() if c in automatic}, schema.quantile_buckets
+    )
+    return {
+        column: merge_sketches(parts, schema.quantile_buckets)
+        for column, parts in sketches.items()
+        if column not in automatic or column in chosen
+    }
+
+
+def _order_statistics(known: Sequence[NumberSketch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Numbers of all sketches that have any, and how many rows each stands for."""
+    known = [sketch for sketch in known if sketch.count]
+    values = np.concatenate([sketch.order_statistics for sketch in known])
+    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
+    return values, weights
 
 
 def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberStatistics:
@@ -159,8 +215,7 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
         squares += sketch.squares + delta * delta * count * sketch.count / total
         mean += delta * sketch.count / total
         count = total
-    values = np.concatenate([sketch.order_statistics for sketch in known])
-    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
+    values, weights = _order_statistics(known)
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / count
     picks = np.searchsorted(reached, np.arange(1, n_buckets) / n_buckets)
@@ -230,7 +285,7 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
         account.check_any("train on", schema.weight)
     if not account.accepted or not account.labels.is_constant:
         return
-    if reading.task != "classification":
+    if reading.task != "classification" or account.labels.least not in (0.0, 1.0):
         logger.warning("all labels to train on are %g: there is nothing to learn but that", account.labels.mean)
         return
     found = "positive" if account.labels.mean else "negative"
@@ -265,6 +320,12 @@ def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64
 def _no_rows(schema: ResolvedSchema) -> HashedRows:
     floats = np.zeros(0, np.float32)
     return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), floats, floats, floats)
+
+
+def _is_cached(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is a chunk or partition, or what a killed worker left of one: by its name and by its header."""
+    is_named = entry.is_file(follow_symlinks=False) and _CACHED.fullmatch(entry.name)
+    return bool(is_named) and ownership.is_array_file(entry.path)
 
 
 def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
@@ -361,12 +422,12 @@ def _open_partition(path: Path) -> SparsePartition | None:
 
 
 def prune_cache(directory: str, limit: int, older_than: float) -> int:
-    """Delete the files used least recently until `limit` bytes are left; files used since `older_than` stay.
+    """Delete chunks and partitions used least recently until `limit` bytes of them are left; others' files stay.
 
-    older_than: seconds since the epoch. Returns the bytes deleted.
+    older_than: seconds since the epoch; what was used since then stays too. Returns the bytes deleted.
     """
     try:
-        found = [entry for entry in os.scandir(directory) if entry.is_file()]
+        found = [entry for entry in os.scandir(directory) if _is_cached(entry)]
         files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
     except OSError:
         return 0

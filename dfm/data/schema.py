@@ -21,7 +21,7 @@ from dfm.data.transforms import TRANSFORMS
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
 
-__all__ = ["Field", "ResolvedSchema", "Schema", "infer", "resolve"]
+__all__ = ["Field", "ResolvedSchema", "Schema", "check_once", "infer", "resolve"]
 
 FEATURE_ROLES = ("categorical", "numeric", "lists")
 CATEGORY_KINDS = ("int", "string", "dictionary", "bool", "null")
@@ -185,7 +185,7 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
             f"schema.numeric or schema.lists. The data has: {_shown(columns)}."
         )
     singles = [Field(*entry, index) for index, entry in enumerate(specifications)]
-    _check_unique(singles, columns)
+    check_once(columns, [*_reserved(schema), *(entry.name for entry in singles)])
     crosses = _crosses(schema, columns, singles)
     return ResolvedSchema(
         schema.label,
@@ -288,13 +288,14 @@ def _transforms(schema: Schema, columns: Sequence[str], numeric: Sequence[str]) 
     return chosen
 
 
-def _check_unique(singles: Sequence[Field], columns: Sequence[str]) -> None:
-    counts = collections.Counter(columns)
-    for entry in singles:
-        if counts[entry.name] > 1:
+def check_once(names: Sequence[str], wanted: Iterable[str] | None = None) -> None:
+    """SettingsError where a table has two columns of one name, among those that are wanted (None: all)."""
+    counts = collections.Counter(names)
+    for name in counts if wanted is None else wanted:
+        if counts[name] > 1:
             raise SettingsError(
-                f'the data has {counts[entry.name]} columns called "{entry.name}", so the schema cannot '
-                "tell which is meant. Rename all but one of them."
+                f'the data has {counts[name]} columns called "{name}", so the schema cannot tell which is meant. '
+                "Rename all but one of them."
             )
 
 

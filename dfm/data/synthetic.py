@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from itertools import islice
@@ -35,6 +34,8 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
+from dfm.storage import files
+from dfm.storage.ownership import Ledger
 
 TRUTH_FILE = "truth.json"
 CLICK_RATE = 0.25
@@ -131,22 +132,22 @@ _CALIBRATION_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class DayTruth:
-    """What the planted model is worth on one day. Log losses in nats a row."""
+    """The worth of the planted model on one day. Log losses in nats a row."""
 
     day: str
     rows: int
     clicks: int
     log_loss: float
-    """Of the planted probabilities: no model can be expected to do better."""
+    """Log loss of the planted probabilities: no model can be expected to do better."""
     click_rate_log_loss: float
-    """Of always answering the day's own click rate."""
+    """Log loss of always answering the day's own click rate."""
     auc: float
-    """Of the planted probabilities, exact: the share of (click, no click) pairs in the right order."""
+    """AUC of the planted probabilities, exact: the share of (click, no click) pairs in the right order."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What `generate` wrote: the contents of truth.json."""
+    """The contents of truth.json, which `generate` wrote."""
 
     seed: int
     rows: int
@@ -194,17 +195,17 @@ def generate(
     """Write a click log as `directory/day=YYYY-MM-DD/part-NNNNN.parquet`, and its truth.json beside the days.
 
     Days, and the shards of a day, get equally many rows or one more. `overwrite` removes an earlier log's
-    days first. More `processes` write the same bytes; they are spawned, so a script that asks for more than
-    one needs the `if __name__ == "__main__":` guard. `progress(done_rows)` is called here after each shard.
-    Memory: one row group per process, and 5 bytes per row of one day.
+    days first, if dfm made all that is in them. More `processes` write the same bytes; they are spawned, so a
+    script that asks for more than one needs the `if __name__ == "__main__":` guard. `progress(done_rows)` is called
+    here after each shard. Memory: one row group per process, and 5 bytes per row of one day.
     """
     _check_sizes(rows, days, shards_per_day, processes)
     _check_seed(seed)
     names = _day_names(first_day, days)
     root = Path(directory)
-    _prepare(root, overwrite)
     bias = _calibrate(seed)
     shards = _plan(root, names, _Shard(root, seed, bias, 0, rows), shards_per_day)
+    ledger = _prepare(root, [shard.path for shard in shards], overwrite)
     truths = []
     done = 0
     with _mapper(min(processes, len(shards))) as map_shards:
@@ -218,7 +219,8 @@ def generate(
                     progress(done)
             truths.append(_day_truth(name, scored))
     truth = Truth(seed, rows, bias, tuple(truths))
-    _publish_text(root / TRUTH_FILE, to_json(asdict(truth), indent=2) + "\n")
+    files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
+    ledger.settle()
     return truth
 
 
@@ -261,18 +263,28 @@ def _day_names(first_day: str, days: int) -> list[str]:
     return [str(first + timedelta(days=number)) for number in range(days)]
 
 
-def _prepare(root: Path, overwrite: bool) -> None:
-    """Make the folder; what an earlier log left there is removed or refused, anything else is left alone."""
-    root.mkdir(parents=True, exist_ok=True)
+def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
+    """Make room for a log: an earlier one of dfm goes. DataError where others' files lie among its days."""
+    ledger = Ledger(str(root), "log")
     earlier = sorted(root.glob("day=*"))
     if earlier and not overwrite:
         raise DataError(
             f"{root} already holds a log ({earlier[0].name}, …); choose another folder, or allow overwriting"
         )
+    own = {root / name for name in ledger.own()}
+    found = (path for day in earlier for path in (day, *day.rglob("*")) if not path.is_dir())
+    foreign = sorted(path for path in found if path not in own and not path.name.startswith("."))
+    if foreign:
+        raise DataError(f"{foreign[0]} lies among the log and was not made by dfm; choose another folder")
+    ledger.check([TRUTH_FILE])
     # truth.json goes first: a log without it is known to be incomplete.
-    (root / TRUTH_FILE).unlink(missing_ok=True)
-    for folder in earlier:
-        shutil.rmtree(folder)
+    ledger.remove([TRUTH_FILE])
+    ledger.remove()
+    for folder in {path.parent for path in own} - {root}:
+        with suppress(OSError):  # a folder in it may be somebody's
+            folder.rmdir()
+    ledger.claim([*(path.relative_to(root).as_posix() for path in shards), TRUTH_FILE])
+    return ledger
 
 
 def _plan(root: Path, names: list[str], log: _Shard, shards_per_day: int) -> list[_Shard]:
@@ -303,12 +315,6 @@ def _mapper(processes: int) -> Iterator[Callable[..., Iterator[_Scored]]]:
     finally:
         # Only an interrupted run has anything left to cancel.
         pool.shutdown(cancel_futures=True)
-
-
-def _publish_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _day_truth(day: str, shards: list[_Scored]) -> DayTruth:
@@ -346,22 +352,22 @@ def _exact_auc(scores: NDArray[np.float32], clicked: NDArray[np.bool_]) -> float
 
 def _write_shard(shard: _Shard) -> _Scored:
     """Write one shard, row group by row group, under a temporary name until it is complete."""
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = shard.path.with_name(f".{shard.path.name}.unfinished")
     # An Arrow schema stored in the file would make readers see dictionaries instead of plain strings.
-    with pq.ParquetWriter(
-        unfinished,
-        SCHEMA,
-        compression="snappy",
-        use_dictionary=list(CATEGORY_COLUMNS),
-        dictionary_pagesize_limit=4 * 1024 * 1024,
-        store_schema=False,
-    ) as writer:
+    with (
+        files.writing(str(shard.path)) as unfinished,
+        pq.ParquetWriter(
+            unfinished,
+            SCHEMA,
+            compression="snappy",
+            use_dictionary=list(CATEGORY_COLUMNS),
+            dictionary_pagesize_limit=4 * 1024 * 1024,
+            store_schema=False,
+        ) as writer,
+    ):
         scored = [
             _write_row_group(writer, shard, first, min(ROW_GROUP_ROWS, shard.rows - first))
             for first in range(0, shard.rows, ROW_GROUP_ROWS)
         ]
-    unfinished.replace(shard.path)
     return _Scored(
         logits=np.concatenate([group.logits for group in scored]),
         clicked=np.concatenate([group.clicked for group in scored]),

@@ -20,6 +20,11 @@ _MOMENT = (
     r"(?P<zone>Z|[+-]\d{2}(?::?\d{2})?)?$"
 )
 """An ISO 8601 date, alone or with a time after a blank or T, with or without a zone."""
+_OTHER_ORDER = (
+    r"(?i)^\s*(?:\d{1,2}[./ -]\s?\d{1,2}[./ -]\s?(?:\d{4}|\d{2})\b|\d{4}[./-](?:\d[./-]\d{1,2}|\d{2}[./-]\d)(?:\D|$)"
+    r"|(?:[a-z]{3,9}\.?,? )?\d{1,2}\.?[ -][a-z]{3,9}\.?[ -]\d{2,4}\b|[a-z]{3,9}\.? \d{1,2},? \d{4}\b)"
+)
+"""Dates as people write them: 26.11.2026, 11/26/26, 2026-9-1, 26 Nov 2026, Nov 26, 2026."""
 _BEYOND_MICROSECONDS = r"(\.\d{6})\d+"
 _NAIVE, _UTC = pa.timestamp("us"), pa.timestamp("us", "UTC")
 
@@ -74,11 +79,23 @@ def _comparable_texts(texts: pa.Array, bound: str, column: str) -> tuple[pa.Arra
         _check_all(pc.match_substring_regex(texts, _WHOLE_NUMBER), texts, bound, column, "a whole number")
         return texts.cast(pa.int64()), pa.scalar(bound).cast(pa.int64())
     if not re.match(_MOMENT, bound):
+        _check_order(texts, bound, column)
         return texts, pa.scalar(bound)
     wall, zone = _moment_parts(texts)
     _check_all(pc.is_valid(wall), texts, bound, column, "a date or time (YYYY-MM-DD, YYYY-MM-DDThh:mm:ss)")
     limit, bound_has_zone = _moment(bound)
     return _instants(wall, zone) if bound_has_zone else wall.cast(_NAIVE), limit
+
+
+def _check_order(texts: pa.Array, bound: str, column: str) -> None:
+    """DataError where bound or values are dates whose order as text is not that of time: day or month comes first."""
+    odd = texts.filter(pc.fill_null(pc.match_substring_regex(texts, _OTHER_ORDER), False))
+    if re.match(_OTHER_ORDER, bound) or len(odd):
+        seen = bound if re.match(_OTHER_ORDER, bound) else odd[0].as_py()
+        raise DataError(
+            f"data.validation_from = {bound!r} and column {column!r} are compared as text, by which dates like "
+            f"{seen!r} do not sort by time (day or month comes first, or lacks a zero); write dates as YYYY-MM-DD"
+        )
 
 
 def _check_all(fits: pa.Array, texts: pa.Array, bound: str, column: str, kind: str) -> None:

@@ -20,12 +20,12 @@ Flags = NDArray[np.bool_]
 Codes = NDArray[np.int32]
 
 BOUNDARIES, MOMENTS = "boundaries", "moments"
-"""What a transform may have to learn of its column before it can be used."""
+"""The kinds of facts that a transform may have to learn of its column before it can be used."""
 
 
 @dataclass(frozen=True)
 class NumberStatistics:
-    """What a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
+    """The facts that a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
 
     boundaries: tuple[float, ...] = ()
     mean: float = 0.0
@@ -106,6 +106,21 @@ def _quantile_codes(numbers: Floats, present: Flags, known: NumberStatistics) ->
     return np.where(present, 1 + np.searchsorted(known.bounds, numbers, side="right"), 0).astype(np.int32)
 
 
+# ------------------------------------------------------------------------------------------------- auto ----
+
+
+def _chosen_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Codes:
+    return (_quantile_codes if known.boundaries else _log2_codes)(numbers, present, known)
+
+
+def _n_quantiles(known: NumberStatistics) -> int:
+    return len(known.boundaries) + 2
+
+
+def _n_chosen(known: NumberStatistics) -> int:
+    return _n_quantiles(known) if known.boundaries else LOG2_BUCKETS
+
+
 # -------------------------------------------------------------------------------- hash-of-rounded-value ----
 
 _DIGITS = range(10, 100)
@@ -139,6 +154,14 @@ def standardized(numbers: Floats, known: NumberStatistics) -> Floats:
 TRANSFORMS = {
     transform.name: transform
     for transform in (
+        Transform(
+            "auto",
+            "log2-bucket, or quantile where that would leave few buckets",
+            True,
+            BOUNDARIES,
+            _chosen_codes,
+            _n_chosen,
+        ),
         Transform("log2-bucket", "bucket of floor(ln(x)**2)", True, "", _log2_codes, lambda known: LOG2_BUCKETS),
         Transform(
             "quantile",
@@ -146,7 +169,7 @@ TRANSFORMS = {
             True,
             BOUNDARIES,
             _quantile_codes,
-            lambda known: len(known.boundaries) + 2,
+            _n_quantiles,
         ),
         Transform(
             "hash-of-rounded-value",
@@ -160,7 +183,9 @@ TRANSFORMS = {
         Transform("raw", "number as it is", False, values=lambda numbers, known: numbers),
     )
 }
-DEFAULT_TRANSFORM = "log2-bucket"
+AUTO, LOGARITHMS = "auto", "log2-bucket"
+"""Decided by the training rows (`dfm.data.bucketing`): it knows boundaries where it chose quantiles."""
+DEFAULT_TRANSFORM = AUTO
 """For columns of shards."""
 QUANTILE, SCALED = "quantile", "standardize"
 """For columns of tables that estimators are given; the remedy for numbers too large to learn from."""

@@ -17,8 +17,8 @@ from distributed import Client
 from dfm.distributed.cluster.remote import workers_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec
-from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu import device as cupy_device
+from dfm.training.backends import NUMBA, Backend, candidates
 
 RESOURCE = "GPU"
 """What workers declare; see Dask's `--resources`."""
@@ -35,10 +35,10 @@ class GpuOfWorker:
 
 
 @dataclass(frozen=True)
-class Backend:
-    """The choice: name in rounds.BACKENDS, what a training task takes of its worker, and the choice in words."""
+class Choice:
+    """The backend of a training, what a training task takes of its worker, and the choice in words."""
 
-    name: str
+    backend: Backend
     resources: Mapping[str, float] | None
     text: str
 
@@ -53,40 +53,45 @@ def gpu_of_worker() -> GpuOfWorker:
 
 def choose(
     client: Client, wanted: str, spec: KernelSpec, addresses: Sequence[str], deterministic: bool = False
-) -> Backend:
+) -> Choice:
     """The backend of a job or a fit, as `training.backend` wants it.
 
     SettingsError or ClusterError where GPUs are wanted that cannot do it, or are not there.
     """
-    if wanted == "numba":
-        return Backend("numba", None, "training on processors")
+    first, *others = candidates(wanted)
+    if first is NUMBA:
+        return _on_processors()
     try:
-        cupy_gpu.source_of(spec)
+        first.check(spec)
     except SettingsError as error:
-        if wanted == "cupy":
+        if not others:
             raise
-        return Backend("numba", None, f"training on processors: {error}")
+        return _on_processors(f": {error}")
     found: dict[str, GpuOfWorker] = client.run(gpu_of_worker, workers=list(addresses))
     without = {address: gpu for address, gpu in found.items() if not gpu.name}
-    if without and wanted == "cupy":
-        address, gpu = next(iter(without.items()))
-        raise ClusterError(
-            f'training.backend = "cupy" needs a GPU on every worker, and {len(without)} of {len(found)} have none: '
-            f"{address}: {gpu.reason}. Start workers on machines with GPUs only, or use training.backend = "
-            '"numba"'
-        )
-    if len(without) == len(found):
-        return Backend("numba", None, "training on processors: no worker has a GPU")
+    if without and not others:
+        raise ClusterError(_why_refused(found, without))
     if without:
         named = ", ".join(sorted(without))
-        return Backend(
-            "numba", None, f"training on processors: {len(without)} of {len(found)} workers have no GPU ({named})"
-        )
+        some = f"{len(without)} of {len(found)} workers have no GPU ({named})"
+        return _on_processors(f": {some if len(without) < len(found) else 'no worker has a GPU'}")
     _spread(client, found)
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.values()).items())
-    resources = _declared(client, addresses)
     careful = " (deterministic: one row after the other, slower than a processor)" if deterministic else ""
-    return Backend("cupy", resources, f"training on GPUs: {kinds}{careful}")
+    return Choice(first, _declared(client, addresses), f"training on GPUs: {kinds}{careful}")
+
+
+def _on_processors(why: str = "") -> Choice:
+    return Choice(NUMBA, None, f"training on processors{why}")
+
+
+def _why_refused(found: Mapping[str, GpuOfWorker], without: Mapping[str, GpuOfWorker]) -> str:
+    address, gpu = next(iter(without.items()))
+    return (
+        f'training.backend = "cupy" needs a GPU on every worker, and {len(without)} of {len(found)} have none: '
+        f"{address}: {gpu.reason}. Start workers on machines with GPUs only, or use training.backend = "
+        '"numba"'
+    )
 
 
 def _declared(client: Client, addresses: Sequence[str]) -> dict[str, float] | None:

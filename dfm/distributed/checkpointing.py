@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from distributed import Client, Future, get_worker, secede
+from distributed import Future, get_worker, secede
 
+from dfm.distributed.cluster.watch import Watch
 from dfm.errors import ClusterError
 from dfm.kernels.tables import Layout
 from dfm.storage import files
@@ -29,6 +28,7 @@ from dfm.training.checkpoint import (
     read_block,
     write_block,
 )
+from dfm.training.loop import Parameters, Snapshot
 from dfm.training.rounds import Block
 
 logger = logging.getLogger(__name__)
@@ -38,18 +38,6 @@ _LAST_WRITE = 5.0
 """Seconds that a checkpoint which is being written when training ends may still take."""
 _FIRST = 100
 """Priority of the tasks that save: a block must not wait behind the training tasks of rounds to come."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a run after `rounds_done` averages. `blocks_at`, `best_at`: the averages that made the blocks."""
-
-    rounds_done: int
-    state: Mapping[str, Any]
-    blocks_at: int
-    blocks: Sequence[Future]
-    best_at: int
-    best_blocks: Sequence[Future]
 
 
 def save_block(
@@ -81,9 +69,9 @@ class Checkpointer:
     """Writes snapshots of one run. `by_workers`: whether the workers can write to the folder, or only this process."""
 
     def __init__(
-        self, client: Client, folder: CheckpointFolder, identity: Identity, layout: Layout, by_workers: bool
+        self, watch: Watch, folder: CheckpointFolder, identity: Identity, layout: Layout, by_workers: bool
     ) -> None:
-        self._client, self._folder, self._identity, self._layout = client, folder, identity, layout
+        self._watch, self._folder, self._identity, self._layout = watch, folder, identity, layout
         self._by_workers = by_workers
         self._files: dict[int, tuple[BlockFile, ...]] = {}
         self._pending: Snapshot | None = None
@@ -118,7 +106,7 @@ class Checkpointer:
             self._changed.notify_all()
         self._thread.join(timeout=_LAST_WRITE)
         if self._thread.is_alive():  # where no worker is left, its tasks would wait for one
-            self._client.cancel(self._saving, force=True)
+            self._watch.client.cancel(self._saving, force=True)
             self._thread.join(timeout=60.0 - _LAST_WRITE)
 
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
@@ -130,11 +118,24 @@ class Checkpointer:
         loaded = {file: self._load(file) for file in dict.fromkeys((*checkpoint.blocks, *checkpoint.best))}
         return [loaded[file] for file in checkpoint.blocks], [loaded[file] for file in checkpoint.best]
 
+    def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
+        """Give a checkpoint up whose files are not sound."""
+        self.committed = None
+        self._folder.discard(checkpoint, reason)
+
+    def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters] | None:
+        """Futures of the same parameters that depend on files alone; None where the newest snapshot is another."""
+        self.flush()
+        checkpoint = self.committed
+        if checkpoint is None or checkpoint.rounds_done != rounds_done:
+            return None
+        return self.load(checkpoint)
+
     def _load(self, file: BlockFile) -> Future:
         arguments = self._folder.url, file, self._layout, self._folder.options
         if self._by_workers:
-            return self._client.submit(load_block, *arguments, pure=False)
-        (future,) = self._client.scatter([load_block(*arguments)], hash=False)
+            return self._watch.submit(load_block, *arguments)
+        (future,) = self._watch.client.scatter([load_block(*arguments)], hash=False)
         return future
 
     # ------------------------------------------------------------------------------------ in the thread ----
@@ -166,8 +167,8 @@ class Checkpointer:
             if not self._closing:
                 logger.warning(
                     "no checkpoint after round %d: %s: %s; training goes on",
-                    snapshot.rounds_done, type(error).__name__, error,
-                )  # fmt: skip
+                    *(snapshot.rounds_done, type(error).__name__, error),
+                )
         return 1.0
 
     def _write(self, snapshot: Snapshot) -> float:
@@ -189,12 +190,10 @@ class Checkpointer:
         url, options = self._folder.url, self._folder.options
         if self._by_workers:
             self._saving = [
-                self._client.submit(
-                    save_block, url, rounds_done, number, block, options, priority=_FIRST, pure=False
-                )
+                self._watch.submit(save_block, url, rounds_done, number, block, options, priority=_FIRST)
                 for number, block in enumerate(blocks)
-            ]  # fmt: skip
-            saved = self._client.gather(self._saving)
+            ]
+            saved = self._watch.client.gather(self._saving)
             self._saving = []
         else:
             saved = [

@@ -1,11 +1,10 @@
-"""A fit's rounds on a cluster: partitions lie on its workers, rounds are the tasks of every job."""
+"""The executor of a cluster: partitions and parameters lie on its workers, the driver holds futures of them."""
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from distributed import Client, Future, get_client
 
@@ -14,20 +13,20 @@ from dfm.distributed import backends
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError
-from dfm.kernels.contract import RoundTally
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.training import rounds
-from dfm.training.fitting import Recipe, tally_of
+from dfm.training.loop import Metrics, Parameters
+from dfm.training.rounds import Block, ReplicaReport, Work
 
-_PATIENCE = 60.0
+_WORKER_TIMEOUT = 60.0
 """Seconds without any worker after which a fit gives up."""
 
 
 def watch_of(client: Client | None) -> Watch:
     """The given client, or the current one, watched. ClusterError where there is none."""
     try:
-        return Watch(get_client() if client is None else client, _PATIENCE)
+        return Watch(get_client() if client is None else client, _WORKER_TIMEOUT)
     except ValueError as error:  # of get_client
         raise ClusterError(
             "a fit on a Dask collection runs on a cluster: start one (dask.distributed.Client()) or pass client="
@@ -36,99 +35,157 @@ def watch_of(client: Client | None) -> Watch:
 
 def scatter_replicas(watch: Watch, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
     """Partitions that lie here, sent to the workers that will train on them; per replica a list of them."""
-    client, homes = watch.client, watch.addresses()
+    addresses = watch.addresses()
     placed = []
     for number, partitions in enumerate(replicas):
-        home = home_of(number, len(replicas), homes)
-        sent = [client.scatter(partition, workers=[home], hash=False) for partition in partitions]
-        placed.append(client.submit(list, sent, workers=[home], allow_other_workers=True, pure=False))
+        near = home_of(number, len(replicas), addresses)
+        sent = [watch.client.scatter(partition, workers=[near], hash=False) for partition in partitions]
+        placed.append(watch.submit(list, sent, near=near))
     return placed
 
 
-_LONGEST_LINEAGE = 64
-"""Rounds that a lost block may have to be computed again from, and that the scheduler has to remember."""
+@dataclass
+class _Flight:
+    """A round that was submitted, and the parameters that it makes."""
+
+    blocks: list[Future]
+    reports: Future
 
 
 @dataclass
-class DaskCrew:
-    """Trains on a cluster: the rounds of every job. replicas, held_out: futures of lists of partitions."""
+class DaskExecutor:
+    """Trains on the workers of a cluster; rounds are tasks of Dask, each a function of what the one before made.
+
+    replicas, held_out: futures of lists of partitions. blocks: of the parameters to begin with, cut at the rows
+    `bounds`. cuts_pushes: whether pushes are cut into blocks before they travel, or travel whole, which saves a task
+    for each part. resources: what a training task takes of its worker (see `backends`).
+    """
 
     watch: Watch
-    replicas: list[Future]
-    held_out: list[Future] = field(default_factory=list)
-    _block: Future = field(init=False)
-    _resources: Mapping[str, float] | None = field(init=False, default=None)
-    """What a training task takes of its worker: see `backends`."""
-    _reports: list[Future] = field(init=False, default_factory=list)
-    _lineage: int = field(init=False, default=0)
+    replicas: Sequence[Future]
+    held_out: Sequence[Future] = ()
+    blocks: list[Future] = field(default_factory=list)
+    bounds: Sequence[int] = ()
+    cuts_pushes: bool = False
+    resources: Mapping[str, float] | None = None
+    _flights: collections.deque[_Flight] = field(init=False, default_factory=collections.deque)
+    _recent: collections.deque[list[Future]] = field(init=False, default_factory=lambda: collections.deque(maxlen=2))
+    """Blocks of the last finished rounds. Held until copies of the next ones lie on all workers, they spare Dask to
+    compute more than a round again when a worker is lost."""
+    _addresses: list[str] = field(init=False, default_factory=list)
 
-    @property
-    def client(self) -> Client:
-        """The client of the cluster."""
-        return self.watch.client
+    def begin_epoch(self, work: Work) -> int:
+        """See which workers there are; replicas that one of them trains at a time."""
+        self._addresses = self.watch.addresses()
+        return max(1, work.chosen.n_walks(self.watch.workplaces()) // len(self._addresses))
 
-    @property
-    def validates(self) -> bool:
-        """Whether there are held-out rows."""
-        return bool(self.held_out)
-
-    def placed(self, work: rounds.Work) -> rounds.Work:
-        """With a backend that all workers have."""
-        backend = backends.choose(self.client, work.backend, work.spec, self.watch.addresses())
-        self._resources = backend.resources
-        return dataclasses.replace(work, backend=backend.name)
-
-    def start(self, work: rounds.Work, table: ParameterTable) -> None:
-        """Begin with these parameters."""
-        self._scatter(table)
-
-    def _scatter(self, table: ParameterTable) -> None:
-        """Every worker gets a copy, since nobody could compute them again."""
-        self._block = self.client.scatter([rounds.Block(0, table)], hash=False, broadcast=True)[0]
-        self._lineage = 0
-
-    def round(self, work: rounds.Work, slice_number: int) -> None:
-        """Submit one round; nothing is waited for, the next one depends on its result."""
-        homes, n_replicas = self.watch.addresses(), len(self.replicas)
+    def submit(self, work: Work, slices: range) -> None:
+        """Submit one round; the blocks of the next one depend on those of this one."""
+        n_replicas = len(self.replicas)
         pushes = [
-            self.client.submit(
-                rounds.train_replicas, work, group.start, range(slice_number, slice_number + 1), [self._block],
-                self.replicas[group.start : group.stop],
-                workers=[home_of(group.start, n_replicas, homes)], allow_other_workers=True, pure=False,
-                resources=self._resources,
+            self.watch.submit(
+                rounds.train_replicas,
+                *(work, group.start, slices, self.blocks, self.replicas[group.start : group.stop]),
+                near=home_of(group.start, n_replicas, self._addresses),
+                resources=self.resources,
             )
-            for group in self.watch.groups(n_replicas, work.backend)
-        ]  # fmt: skip
-        self._block = self.client.submit(
-            rounds.merge_block, work, self._block, pushes,
-            workers=homes[:1], allow_other_workers=True, pure=False,
-        )  # fmt: skip
-        self._reports.append(self.client.submit(rounds.reports_of, self._block, pure=False))
-        self._lineage += 1
+            for group in work.chosen.groups(n_replicas, self.watch.workplaces())
+        ]
+        self.blocks = [self._merge(work, number, pushes) for number in range(len(self.blocks))]
+        self._flights.append(_Flight(self.blocks, self.watch.submit(rounds.reports_of, self.blocks[0])))
 
-    def tallies(self) -> list[RoundTally]:
-        """What the rounds since the last call saw."""
-        tallies = [report.tally for future in self._reports for report in self.watch.result(future)]
-        self._reports = []
-        if self._lineage >= _LONGEST_LINEAGE:
-            self._scatter(self.parameters())
-        return tallies
+    def _merge(self, work: Work, number: int, pushes: list[Future]) -> Future:
+        parts = pushes
+        if self.cuts_pushes:
+            bounds = self.bounds[number : number + 2]
+            parts = [self.watch.submit(rounds.part_of_push, push, *bounds) for push in pushes]
+        near = home_of(number, len(self.blocks), self._addresses)
+        return self.watch.submit(rounds.merge_block, work, self.blocks[number], parts, near=near)
 
-    def evaluate(self, recipe: Recipe) -> dict[str, Any]:
-        """Metrics on the held-out rows; empty where there are none."""
+    @property
+    def under_way(self) -> int:
+        """Rounds that were submitted and not waited for."""
+        return len(self._flights)
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        """Wait for the earliest round under way; what its replicas saw."""
+        flight = self._flights.popleft()
+        reports: Sequence[ReplicaReport] = self.watch.result(flight.reports)
+        self._recent.append(flight.blocks)
+        return reports
+
+    def evaluate(self, work: Work) -> Metrics:
+        """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""
         if not self.held_out:
             return {}
+        addresses, total = self.watch.addresses(), len(self.held_out)
         tallies = [
-            self.client.submit(tally_of, recipe, [self._block], partitions, pure=False) for partitions in self.held_out
+            self.watch.submit(
+                rounds.evaluate_partitions, work, self.blocks, partitions, near=home_of(number, total, addresses)
+            )
+            for number, partitions in enumerate(self.held_out)
         ]
-        tally: Tally = self.watch.result(self.client.submit(rounds.merge_tallies, tallies, pure=False))
+        tally: Tally = self.watch.result(self.watch.submit(rounds.merge_tallies, tallies))
         return tally.metrics()
 
-    def parameters(self) -> ParameterTable:
-        """The parameters, brought here."""
-        table: ParameterTable = self.watch.result(self.client.submit(_table_of, self._block, pure=False))
+    @property
+    def parameters(self) -> Parameters:
+        """Futures of the blocks after the last finished round."""
+        return list(self._recent[-1]) if self._recent else list(self.blocks)
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        """Go on from these blocks, cut at these rows."""
+        self.blocks, self.bounds = list(parameters), list(bounds)
+        self._recent.clear()
+        self._recent.append(self.blocks)
+
+
+@dataclass
+class FitExecutor(DaskExecutor):
+    """Trains a fit, whose rows nobody reads again: its parameters begin as a copy on every worker."""
+
+    _origins: list[Future] = field(init=False, default_factory=list)
+    """What the present blocks, and the best, are computed from; Dask forgets what nobody holds."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows to train on."""
+        counts = [self.watch.submit(_rows_of, partitions) for partitions in self.replicas]
+        return sum(self.watch.result(count) for count in counts)
+
+    @property
+    def renewer(self) -> FitExecutor:
+        """Itself."""
+        return self
+
+    def start(self, work: Work, table: ParameterTable) -> Work:
+        """Begin with these parameters; returns the work with a backend that all workers have."""
+        choice = backends.choose(self.watch.client, work.backend, work.spec, self.watch.addresses())
+        self.resources = choice.resources
+        self._origins = self._scatter([Block(0, table)])
+        self.restore(self._origins, [0, table.n_features])
+        return work.on(choice.backend)
+
+    def _scatter(self, blocks: Sequence[Block]) -> list[Future]:
+        scattered: list[Future] = self.watch.client.scatter(list(blocks), hash=False, broadcast=True)
+        return scattered
+
+    def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters]:
+        """The parameters, brought here and sent to all workers again."""
+        scattered = self._scatter([Block(0, self.fetch([block])) for block in (*blocks, *best)])
+        self._origins = scattered
+        return scattered[: len(blocks)], scattered[len(blocks) :]
+
+    def fetch(self, parameters: Parameters) -> ParameterTable:
+        """The table of these parameters, with optimizer state, brought here."""
+        (block,) = parameters
+        table: ParameterTable = self.watch.result(self.watch.submit(_table_of, block))
         return table.copy()
 
 
-def _table_of(block: rounds.Block) -> ParameterTable:
+def _table_of(block: Block) -> ParameterTable:
     return block.table
+
+
+def _rows_of(partitions: Sequence[SparsePartition]) -> int:
+    return sum(partition.n_rows for partition in partitions)

@@ -11,8 +11,8 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.distributed.loop import TrainingLoop
 from dfm.errors import ClusterError, DfmError, DivergenceError, ModelError, RunCancelled
+from dfm.training.loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 PATIENCE_OF_A_USER = 15.0

@@ -27,11 +27,11 @@ TOPIC = "dfm"
 logger = logging.getLogger(__name__)
 
 
-def placement_event(plan: Plan, homes: Sequence[str]) -> Event:
+def placement_event(plan: Plan, addresses: Sequence[str]) -> Event:
     """Which worker is to hold what of the training rows: replicas, rows, shards (whole or in part), Parquet bytes."""
-    found = {home: {"worker": home, "replicas": 0, "rows": 0, "shards": set[str](), "bytes": 0.0} for home in homes}
+    found = {each: {"worker": each, "replicas": 0, "rows": 0, "shards": set[str](), "bytes": 0.0} for each in addresses}
     for replica in range(plan.n_replicas):
-        at: dict[str, Any] = found[home_of(replica, plan.n_replicas, homes)]
+        at: dict[str, Any] = found[home_of(replica, plan.n_replicas, addresses)]
         at["replicas"] += 1
         for unit in (unit for task in plan.replicas[replica] for unit in task):
             at["rows"] += unit.n_rows

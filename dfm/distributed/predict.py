@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from distributed import Client, Future
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.encoding import Encoded
 from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
+from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
@@ -25,12 +26,14 @@ from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.training.plan import plan_reading
 
 PREDICTION = "prediction"
 DONE = "_SUCCESS"
 _FOOTER_THREADS = 16
+Overwrite = Literal["nothing", "own", "beside"]
+"""What predictions may replace in their output: nothing, an earlier prediction, or that with others' files beside."""
 
 
 @dataclass(frozen=True)
@@ -111,31 +114,34 @@ def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
     return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, labels=labels)
 
 
+def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledger:
+    """The files that predictions into a folder made there."""
+    return ownership.Ledger(output, "predictions", options)
+
+
 def predict_shards(
-    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: bool = False
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: Overwrite = "nothing"
 ) -> RowAccount:
     """Write one Parquet file per reading task below `scoring.output`, and a `_SUCCESS` file last.
 
     All files have one schema: the kept columns as `kept_columns` finds them, then the prediction. Rows keep their order
     within the shards; part numbers follow the order of the shards. A bad row that is skipped keeps its place, with a
-    null prediction. SettingsError where the output is not empty, unless `overwrite`: then earlier parts stay until all
-    new ones are written, but their `_SUCCESS` goes first.
+    null prediction. What the output may hold: "nothing"; "own": an earlier prediction, whose parts stay until all new
+    ones are written, but whose `_SUCCESS` goes first; "beside": that, and files that dfm did not make, which stay.
+    SettingsError where it holds anything else.
     """
     _check_reach(watch.client, scoring.output)
     options = scoring.storage_options
     scoring = replace(scoring, kept=kept_columns(shards, scoring.keep, options))
-    earlier = _earlier_parts(scoring, overwrite)
-    files.remove(files.join(scoring.output, DONE), options)
+    ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
-    suffix = f"-{uuid.uuid4().hex[:8]}" if earlier else ""
-    names = [f"part-{number:05d}{suffix}.parquet" for number in range(len(tasks))]
+    names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
     placed = [_placed(watch.client, scoring)] * len(tasks)
     futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
-    _check_predicted(scoring, account, names)
-    for name in earlier:
-        files.remove(files.join(scoring.output, name), options)
+    _check_predicted(ledger, account, names)
+    ledger.remove(earlier)
     summary = {
         "rows": account.read,
         "predicted": account.accepted,
@@ -143,16 +149,16 @@ def predict_shards(
         "parts": len(tasks),
     }
     files.write_bytes(files.join(scoring.output, DONE), to_json(summary).encode(), options)
+    ledger.settle()
     return account
 
 
-def _check_predicted(scoring: Scoring, account: RowAccount, parts: Sequence[str]) -> None:
+def _check_predicted(ledger: ownership.Ledger, account: RowAccount, parts: Sequence[str]) -> None:
     """DataError where every row was bad; the new parts, which hold nothing but nulls, are removed."""
     try:
         account.check_any("predict", "")
     except DataError:
-        for name in parts:
-            files.remove(files.join(scoring.output, name), scoring.storage_options)
+        ledger.remove(parts)
         raise
 
 
@@ -164,11 +170,22 @@ def _check_reach(client: Client, output: str) -> None:
         )
 
 
-def _earlier_parts(scoring: Scoring, overwrite: bool) -> list[str]:
-    found = [name for name in files.names_in(scoring.output, scoring.storage_options) if not name.startswith(".")]
-    if found and not overwrite:
-        raise SettingsError(f"{scoring.output} already holds {found[0]}; choose an empty folder, or add --overwrite")
-    return [name for name in found if name.startswith("part-") and name.endswith(".parquet")]
+def _claimed_parts(ledger: ownership.Ledger, n_parts: int, overwrite: Overwrite) -> tuple[list[str], list[str]]:
+    """Names of the parts to write, under which nothing lies yet, and those of an earlier prediction."""
+    own, foreign = ledger.own(), ledger.foreign()
+    found = [*foreign, *own]
+    if found and overwrite == "nothing":
+        raise SettingsError(f"{ledger.folder} already holds {found[0]}; choose an empty folder, or add --overwrite")
+    if foreign and overwrite == "own":
+        raise SettingsError(
+            f"{ledger.folder} holds {foreign[0]}, which no earlier prediction of dfm made; choose another folder, or "
+            "allow to write beside it (--overwrite, overwrite=True): it stays there"
+        )
+    suffix = f"-{uuid.uuid4().hex[:8]}" if found else ""
+    names = [f"part-{number:05d}{suffix}.parquet" for number in range(n_parts)]
+    ledger.claim([*names, DONE])
+    ledger.remove([DONE])
+    return names, [name for name in own if name != DONE]
 
 
 def kept_columns(
@@ -184,6 +201,7 @@ def kept_columns(
         schemas = list(pool.map(lambda shard: arrow_schema(shard, storage_options), shards))
     found: dict[str, tuple[pa.Field, Shard]] = {}
     for shard, schema in zip(shards, schemas, strict=True):
+        check_once(schema.names, keep or None)
         for column in schema:
             if column.name in keep or not keep:
                 found[column.name] = _agreed(found.get(column.name), column, shard)
@@ -246,7 +264,7 @@ def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Arr
     account = _account(scoring, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
-    values[encoded.good] = model.objective.link.predict(scores)
+    values[encoded.good] = model.objective.predict(scores)
     return pa.array(values, pa.float32(), mask=~encoded.good), account
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distributed import Client, Future, get_worker
+from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
+from dfm.data.hashing import expected_collisions
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
@@ -15,21 +17,25 @@ from dfm.data.preparation import (
     Reading,
     Seed,
     check_labels,
+    columns_for_quantiles,
     columns_with_statistics,
     fingerprint,
+    glance_at_numbers,
     hash_units,
     load_slices,
-    merge_sketches,
     sketch_numbers,
+    statistics_of,
     units_key,
 )
-from dfm.data.transforms import NumberStatistics
+from dfm.data.transforms import AUTO, NumberStatistics
 from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
+from dfm.distributed.cluster.connect import cache_directory
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.run import Event, Run
+from dfm.errors import DataError
 from dfm.model.objective import takes_any_unit
-from dfm.settings.job import Job
-from dfm.training.plan import Plan
+from dfm.training.inputs import nothing_left
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
@@ -72,9 +78,9 @@ class VocabularySummary:
     n_distinct: int
 
 
-def home_of(number: int, total: int, homes: Sequence[str]) -> str:
+def home_of(number: int, total: int, addresses: Sequence[str]) -> str:
     """The worker that item `number` of `total` prefers: neighbours go together, every worker gets its share."""
-    return homes[number * len(homes) // max(total, 1)]
+    return addresses[number * len(addresses) // max(total, 1)]
 
 
 def _local(reading: Reading) -> Reading:
@@ -132,119 +138,189 @@ def account_of(hashed: Sequence[Hashed]) -> RowAccount:
     return sum((part.account for part in hashed), RowAccount())
 
 
-def sketch_shard(reading: Reading, units: Sequence[Unit]) -> dict[str, NumberSketch]:
+def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over the first of some rows."""
+    return glance_at_numbers(reading, units, columns)
+
+
+def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Statistics of numeric columns over some rows."""
-    return sketch_numbers(reading, units)
+    return sketch_numbers(reading, units, columns)
 
 
 # ----------------------------------------------------------------------------------------------------------
 
 
-def learn_statistics(watch: Watch, reading: Reading, plan: Plan, progress: Progress) -> Reading:
-    """The reading with quantile boundaries, means and deviations of the training rows, where the schema needs them."""
-    if not columns_with_statistics(reading.schema):
-        return reading
-    client = watch.client
-    tasks = [units for replica in plan.replicas for units in replica]
-    futures = client.map(sketch_shard, [reading] * len(tasks), tasks, pure=False)
-    follow(watch, futures, [_n_rows(units) for units in tasks], "statistics", progress)
-    sketches: list[dict[str, NumberSketch]] = client.gather(futures)
-    statistics: dict[str, NumberStatistics] = {
-        column: merge_sketches([sketch[column] for sketch in sketches], reading.schema.quantile_buckets)
-        for column in columns_with_statistics(reading.schema)
-    }
-    return replace(reading, statistics=statistics)
-
-
-def prepare(
-    watch: Watch,
-    job: Job,
-    reading: Reading,
-    plan: Plan,
-    validation: tuple[Reading, list[tuple[Unit, ...]]],
-    progress: Progress,
-) -> Prepared:
+def prepare(run: Run) -> Prepared:
     """Hash training and validation rows, agree on the vocabulary, build all partitions."""
-    client, homes = watch.client, watch.addresses()
-    validation_reading, validation_tasks = validation
-    validation_reading = replace(validation_reading, statistics=reading.statistics)
-    hashed, sizes = _hash_replicas(client, reading, plan, homes)
+    training, validation = _readings(run)
+    training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
+    validation = replace(validation, statistics=training.statistics)
+    hashed, held_out = _hash_rows(run, training, validation)
+    merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
+    vocabulary, key = _vocabulary(run, training, merged)
+    summary, account = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
+    validation_account = _checked_accounts(run, training, account, held_out)
+    units = units_of(account, takes_any_unit(run.job.model.task, run.job.model.loss), bool(training.schema.weight))
+    training = replace(training, units=units, clip=account.labels.range if run.job.model.clip else None)
+    validation = replace(validation, units=RowUnits(units.label))
+    replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
+    prepared = Prepared(
+        reading=training,
+        vocabulary=vocabulary,
+        vocabulary_key=key,
+        summary=summary,
+        replicas=replicas,
+        validation=scored,
+        account=account,
+        validation_account=validation_account,
+    )
+    _check_rows(run, prepared)
+    return prepared
+
+
+def _readings(run: Run) -> tuple[Reading, Reading]:
+    """How training rows are read, and how validation rows are."""
+    job = run.job
+    bound = job.data.validation_from if run.inputs.split_rows else ""
+    reading = Reading(
+        run.inputs.schema,
+        job.model.hash_bits,
+        job.model.task,
+        time_until=bound,
+        on_bad_rows=job.data.on_bad_rows,
+        label_kind=run.order.objective.label_kind,
+        cache=cache_directory(job.cluster, run.client),
+        storage_options=job.data.storage_options,
+    )
+    return reading, replace(reading, time_until="", time_from=bound)
+
+
+def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatistics]:
+    """Quantile boundaries, means and deviations of the training rows, of the columns whose transforms need them.
+
+    Columns of transform "auto" are read as a whole only where the beginning of every task says that they may need it.
+    """
+    wanted = columns_with_statistics(reading.schema)
+    tasks = [units for replica in run.inputs.plan.replicas for units in replica]
+    glance = [column for column, transform in wanted.items() if transform == AUTO]
+    if glance:
+        seen = _gathered(run.watch, [run.watch.submit(glance_at_shard, reading, units, glance) for units in tasks])
+        chosen = columns_for_quantiles(seen, reading.schema.quantile_buckets)
+        wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
+    if not wanted:
+        return reading.statistics
+    futures = [run.watch.submit(sketch_shard, reading, units, list(wanted)) for units in tasks]
+    follow(run.watch, futures, [_n_rows(units) for units in tasks], "statistics", _progress(run))
+    return statistics_of(_gathered(run.watch, futures), reading.schema)
+
+
+def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberSketch]]:
+    """The sketches of all tasks, by column."""
+    for future in futures:
+        watch.wait(future)
+    sketches: list[dict[str, NumberSketch]] = watch.client.gather(list(futures))
+    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
+
+
+def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[Future], list[Future]]:
+    """Futures of what hashing told, task by task, once all of them are done."""
+    plan, tasks, addresses = run.inputs.plan, run.inputs.validation_tasks, run.watch.addresses()
+    hashed, sizes = [], []
+    for r, units, number in ((r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)):
+        near = home_of(r, plan.n_replicas, addresses)
+        seed = (plan.seed, r, number)
+        hashed.append(run.watch.submit(hash_shard, training, units, plan.n_slices, seed, near=near))
+        sizes.append(_n_rows(units))
     held_out = [
-        client.submit(
-            hash_shard, validation_reading, units, 1, None, workers=[home_of(i, len(validation_tasks), homes)],
-            allow_other_workers=True, pure=False,
-        )
-        for i, units in enumerate(validation_tasks)
-    ]  # fmt: skip
-    follow(watch, hashed + held_out, sizes + [_n_rows(units) for units in validation_tasks], "hash", progress)
-    merged = _merge_all(client, hashed, job.model.hash_bits)
-    vocabulary, key = _vocabulary(client, job, reading, plan, merged)
-    summary, account = watch.result(client.submit(summarise, vocabulary, merged, pure=False))
-    account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
-    check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
-    standardizes = takes_any_unit(job.model.task, job.model.loss)
-    units = units_of(account, standardizes, bool(reading.schema.weight))
-    reading = replace(reading, units=units)
-    validation_reading = replace(validation_reading, units=RowUnits(units.label))
-    validation_account = RowAccount()
-    if held_out:
-        validation_account = watch.result(client.submit(account_of, held_out, pure=False))
-        validation_account.check(job.data.on_bad_rows, job.data.max_bad_fraction)
-    replicas = [
-        client.submit(
-            build_partition, reading, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key,
-            workers=[home_of(r, plan.n_replicas, homes)], allow_other_workers=True, pure=False,
-        )
-        for r in range(plan.n_replicas)
-    ]  # fmt: skip
-    scored = [
-        client.submit(
-            build_partition, validation_reading, [units], 1, None, vocabulary, key,
-            workers=[home_of(i, len(validation_tasks), homes)], allow_other_workers=True, pure=False,
-        )
-        for i, units in enumerate(validation_tasks)
-    ]  # fmt: skip
-    sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in validation_tasks]
-    follow(watch, replicas + scored, sizes, "build", progress)
-    return Prepared(reading, vocabulary, key, summary, replicas, scored, account, validation_account)
+        run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
+        for i, units in enumerate(tasks)
+    ]
+    follow(run.watch, hashed + held_out, sizes + [_n_rows(units) for units in tasks], "hash", _progress(run))
+    return hashed, held_out
 
 
-def _hash_replicas(
-    client: Client, reading: Reading, plan: Plan, homes: Sequence[str]
-) -> tuple[list[Future], list[int]]:
-    futures, sizes = [], []
-    for r, tasks in enumerate(plan.replicas):
-        for number, units in enumerate(tasks):
-            futures.append(
-                client.submit(
-                    hash_shard, reading, units, plan.n_slices, (plan.seed, r, number),
-                    workers=[home_of(r, plan.n_replicas, homes)], allow_other_workers=True, pure=False,
-                )
-            )  # fmt: skip
-            sizes.append(_n_rows(units))
-    return futures, sizes
-
-
-def _merge_all(client: Client, hashed: list[Future], hash_bits: int) -> Future:
+def _merge_all(watch: Watch, hashed: list[Future], hash_bits: int) -> Future:
     """Sum along a tree, so that no worker holds the counts of all tasks at once."""
     while True:
         groups = [hashed[i : i + _FAN_IN] for i in range(0, len(hashed), _FAN_IN)]
-        hashed = [client.submit(merge_feature_counts, group, hash_bits, pure=False) for group in groups]
+        hashed = [watch.submit(merge_feature_counts, group, hash_bits) for group in groups]
         if len(hashed) == 1:
             return hashed[0]
 
 
-def _vocabulary(client: Client, job: Job, reading: Reading, plan: Plan, merged: Future) -> tuple[Future, str]:
-    columns = [entry.name for entry in reading.schema.fields]
-    least = job.model.min_count_factors if job.model.n_factors else _NEVER
-    knobs = job.model.hash_bits, job.model.min_count, least
-    rows = sorted(units_key([unit for tasks in plan.replicas for units in tasks for unit in units]), key=str)
-    future = client.submit(order_vocabulary, merged, columns, *knobs, pure=False)
-    return future, fingerprint(reading.key(), knobs, rows)
+def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str]:
+    model, columns = run.job.model, [entry.name for entry in reading.schema.fields]
+    least = model.min_count_factors if model.n_factors else _NEVER
+    knobs = model.hash_bits, model.min_count, least
+    units = [unit for tasks in run.inputs.plan.replicas for task in tasks for unit in task]
+    future = run.watch.submit(order_vocabulary, merged, columns, *knobs)
+    return future, fingerprint(reading.key(), knobs, sorted(units_key(units), key=str))
+
+
+def _checked_accounts(run: Run, reading: Reading, account: RowAccount, held_out: Sequence[Future]) -> RowAccount:
+    """The account of the validation rows. DataError where too many rows are bad, or labels teach nothing."""
+    data, plan = run.job.data, run.inputs.plan
+    account.check(data.on_bad_rows, data.max_bad_fraction)
+    check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
+    if not held_out:
+        return RowAccount()
+    validation_account: RowAccount = run.watch.result(run.watch.submit(account_of, list(held_out)))
+    validation_account.check(data.on_bad_rows, data.max_bad_fraction)
+    return validation_account
+
+
+def _build_partitions(
+    run: Run, readings: tuple[Reading, Reading], vocabulary: Future, key: str
+) -> tuple[list[Future], list[Future]]:
+    """Futures of the partitions of every replica, and of the validation rows, once all of them are done."""
+    (training, validation), plan, tasks = readings, run.inputs.plan, run.inputs.validation_tasks
+    watch, addresses = run.watch, run.watch.addresses()
+    replicas = [
+        watch.submit(
+            *(build_partition, training, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
+            near=home_of(r, plan.n_replicas, addresses),
+        )
+        for r in range(plan.n_replicas)
+    ]
+    scored = [
+        watch.submit(
+            *(build_partition, validation, [units], 1, None, vocabulary, key),
+            near=home_of(i, len(tasks), addresses),
+        )
+        for i, units in enumerate(tasks)
+    ]
+    sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in tasks]
+    follow(watch, replicas + scored, sizes, "build", _progress(run))
+    return replicas, scored
+
+
+def _check_rows(run: Run, prepared: Prepared) -> None:
+    """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
+    bound, splits, account = run.job.data.validation_from, run.inputs.split_rows, prepared.account
+    held_out = prepared.validation_account
+    if not account.accepted:
+        if splits and not account.read:
+            raise DataError(nothing_left(bound, "row to train on; choose a later time"))
+        raise DataError(f"all {account.read} training rows are bad: {account.rejections[0]}")
+    if splits and not held_out.read:
+        raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
+    if bound or run.job.data.validation:
+        held_out.check_any("validate on", run.inputs.schema.weight)
 
 
 def _n_rows(units: Sequence[Unit]) -> int:
     return sum(unit.n_rows for unit in units)
+
+
+# ----------------------------------------------------------------------------------------- what is told ----
+
+
+def _progress(run: Run) -> Progress:
+    def progress(stage: str, done: int, total: int) -> None:
+        run.tell({"event": "progress", "stage": stage, "done": done, "total": total})
+
+    return progress
 
 
 def follow(watch: Watch, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress) -> None:
@@ -255,3 +331,41 @@ def follow(watch: Watch, futures: Sequence[Future], sizes: Sequence[int], stage:
     for future in watch.as_completed(futures):
         done += rows[future]
         progress(stage, done, total)
+
+
+def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Event:
+    """What there is to tell of the features and rows that were found."""
+    summary, bits = prepared.summary, run.job.model.hash_bits
+    return {
+        "event": "vocabulary",
+        "distinct_features": summary.n_distinct,
+        "features": summary.n_features,
+        "features_with_factors": summary.n_factored,
+        "table_load": summary.n_distinct / 2**bits,
+        "collided_share": collided_share(summary, bits),
+        "parameter_bytes": parameter_bytes,
+        "rows": rows_event(prepared.account),
+    }
+
+
+def collided_share(summary: VocabularySummary, hash_bits: int) -> float:
+    """The share of distinct values that have to share a feature with another one."""
+    return expected_collisions(_distinct_tokens(summary.n_distinct, hash_bits), hash_bits)
+
+
+def rows_event(account: RowAccount) -> Event:
+    """The account of rows in figures."""
+    return {
+        "read": account.read,
+        "trained": account.accepted,
+        "rejected": account.rejected,
+        "reasons": account.by_reason(),
+    }
+
+
+def _distinct_tokens(n_indices: int, hash_bits: int) -> int:
+    """About how many tokens gave this many occupied indices (balls in bins: occupied = B (1 - (1 - 1/B)^n))."""
+    buckets = 2**hash_bits
+    if n_indices >= buckets:
+        return buckets * 20
+    return round(math.log1p(-n_indices / buckets) / math.log1p(-1 / buckets))

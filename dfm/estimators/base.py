@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -16,11 +18,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
-from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.partition import HashedRows
 from dfm.data.units import LabelUnit
-from dfm.data.vocabulary import RowLookup
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import (
     Features,
@@ -36,27 +36,19 @@ from dfm.estimators.features import (
     n_rows_of,
     names_of,
 )
-from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
 from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised
+from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
+from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
-from dfm.training.fitting import (
-    Crew,
-    Event,
-    LocalCrew,
-    Progress,
-    Recipe,
-    deal,
-    fit,
-    initial_table,
-    whole_partition,
-)
+from dfm.training.fitting import Fit, Recipe, fit, initial_table
+from dfm.training.loop import Event
 from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None
-Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
 
 
 class BaseFactorizationMachine(Parametrised):
@@ -83,29 +75,16 @@ class BaseFactorizationMachine(Parametrised):
 
     # -------------------------------------------------------------------------------------------- data ----
 
-    def _learn_features(self, X: Any, weights: NDArray[np.float32]) -> tuple[Features, HashedRows]:
-        """Features of training data, and its rows without labels."""
-        options = self._table_options()
-        if is_table(X, options):
-            table = as_arrow(X)
-            self._record_names(table.column_names)
-            return TableFeatures.learn(table, options, self._settings()[0].n_factors)
-        matrix = self._validated(X, reset=True)
-        return MatrixFeatures.learn(matrix, names_of(X), self._standardizes(is_sparse(matrix)), weights)
+    def _training_data(self, X: Any, goes_on: bool) -> Any:
+        """A table, or a checked matrix, to train on: with the columns of the last fit where training goes on."""
+        if goes_on:
+            return self._known_data(X)
+        return as_arrow(X) if is_table(X, self._table_options()) else self._validated(X, reset=True)
 
-    def _record_names(self, names: Sequence[str]) -> None:
-        self.n_features_in_ = len(names)
-        self.feature_names_in_ = np.array(names, object)
-
-    def _standardizes(self, sparse: bool) -> bool:
-        if self.standardize not in (True, False, "auto"):
-            raise SettingsError(f'standardize = {self.standardize!r} is not legal: expected True, False or "auto"')
-        if self.standardize is True and sparse:
-            raise SettingsError(
-                "standardize = True would make a sparse matrix dense: scale it before (MaxAbsScaler), pass a dense "
-                'array, or leave standardize at "auto"'
-            )
-        return bool(self.standardize) and not sparse
+    def _record_columns(self, n_columns: int, names: Sequence[str] | None) -> None:
+        self.n_features_in_ = n_columns
+        if names is not None:
+            self.feature_names_in_ = np.array(names, object)
 
     def _validated(self, X: Any, reset: bool) -> Any:
         """A checked array or sparse matrix of floats; names and number of columns are recorded or compared."""
@@ -144,10 +123,14 @@ class BaseFactorizationMachine(Parametrised):
             raise DataError(f"the rows lack column {missing[0]!r}; the fit needs {', '.join(names)}")
         return table.select(names)
 
-    def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
-        """One finite label a row."""
+    def _required(self, y: Any) -> Any:
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
+        return y
+
+    def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
+        """One finite label a row."""
+        y = self._required(y)
         y = column_or_1d(y.to_numpy(zero_copy_only=False) if isinstance(y, pa.Array) else y, warn=True)
         assert_all_finite(y, input_name="y")
         if is_table(X, self._table_options()):
@@ -175,21 +158,21 @@ class BaseFactorizationMachine(Parametrised):
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
         self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
-        if is_dask(X) or is_path(X):
-            from dfm.estimators import on_dask
-
-            return on_dask.fit(self, X, y, sample_weight, eval_set, client)
+        self._draw_seed()
+        if is_path(X):
+            if not isinstance(y, str) or not isinstance(sample_weight, str | None):
+                raise SettingsError("X is a path of shards: y and sample_weight must be names of columns in them")
+            if client is not None:
+                return self._fit_job(X, y, sample_weight, eval_set, client)
+            X, y, sample_weight = read_labelled(X, y, sample_weight)
+            eval_set = read_evaluation(eval_set)
         goes_on = self.warm_start and hasattr(self, "_outputs")
-        rows, summary = self._training_rows(X, y, sample_weight, goes_on)
-        held_out = self._evaluation_rows(eval_set)
-        share = self._holds_out(rows.n_rows, held_out is not None)
-        if share:
-            order = np.random.default_rng([self._seed(), 11]).permutation(rows.n_rows)
-            n_held_out = max(1, int(rows.n_rows * share))
-            held_out = take_rows(rows, np.sort(order[:n_held_out]))
-            rows = take_rows(rows, np.sort(order[n_held_out:]))
-        recipes = self._recipes(rows.n_rows, summary)
-        return self._train_here(recipes, self._starts(len(recipes), goes_on), rows, held_out, client)
+        source = self._source(X, y, sample_weight, client, goes_on)
+        summary = self._learn(source, goes_on)
+        held_out = self._held_out(source, eval_set)
+        if share := self._holds_out(source.n_rows, held_out is not None):
+            source.hold_out(share, self._seed)
+        return self._train(source, held_out, self._recipes(source.n_rows, summary), goes_on)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         """One epoch over these rows, from where the last call or fit ended."""
@@ -199,34 +182,49 @@ class BaseFactorizationMachine(Parametrised):
                 "warm_start = True"
             )
         self._on_cluster = False
+        self._draw_seed()
         goes_on = hasattr(self, "_outputs")
-        rows, summary = self._training_rows(X, y, sample_weight, goes_on, are_all=False)
-        recipes = self._recipes(rows.n_rows, summary, 1)
-        return self._train_here(recipes, self._starts(len(recipes), goes_on), rows, None)
+        source = self._source(X, y, sample_weight, None, goes_on)
+        summary = self._learn(source, goes_on, are_all=False)
+        return self._train(source, None, self._recipes(source.n_rows, summary, 1), goes_on)
 
-    def _training_rows(
-        self, X: Any, y: Any, sample_weight: Any, goes_on: bool, are_all: bool = True
-    ) -> tuple[HashedRows, LabelSummary]:
-        """Rows with labels and weights; features and classes are learnt from them, unless training goes on."""
-        y = self._checked_labels(X, y)
-        given = self._checked_weights(sample_weight, len(y))
-        summary = summarise_labels(y, given, self._task == "classification")
-        if not goes_on:
-            encoding = self._encode(summary)
-            self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
-        labels = self._encoding.labels(y)
-        weights = self._encoding.weights(labels, given)
+    def _source(self, X: Any, y: Any, sample_weight: Any, client: Any, goes_on: bool) -> RowSource:
+        """The rows to train on, checked, with their labels and weights."""
+        if is_dask(X):
+            from dfm.estimators.on_dask import CollectionRows  # loads Dask, which a fit on an array does not need
+
+            return CollectionRows.of(X, self._required(y), sample_weight, client)
+        labels = self._checked_labels(X, y)
+        weights = self._checked_weights(sample_weight, len(labels))
+        data, n_threads = self._training_data(X, goes_on), effective_n_jobs(self.n_jobs)
+        if client is None:
+            return ArrayRows(data, labels, weights, names_of(X), n_threads)
+        from dfm.estimators.on_dask import SentRows
+
+        return SentRows(data, labels, weights, names_of(X), client=client)
+
+    def _learn(self, source: RowSource, goes_on: bool, are_all: bool = True) -> LabelSummary:
+        """Features and classes of the rows, unless training goes on: then the rows take those of the last fit."""
+        summary = source.summarise(self._task == "classification")
         if goes_on:
-            rows = self._features.rows(self._known_data(X))
-        else:
-            self._features, rows = self._learn_features(X, weights)
-        return dataclasses.replace(rows, labels=labels, weights=weights), summary
+            source.encode(self._features, self._encoding)
+            return summary
+        encoding = self._encode(summary)
+        self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
+        self._features = source.learn(self._feature_options(), self._encoding)
+        if source.columns is not None:
+            self._record_columns(*source.columns)
+        return summary
 
-    def _evaluation_rows(self, eval_set: Any) -> HashedRows | None:
-        """Rows of eval_set; classes do not reweigh them."""
+    def _held_out(self, source: RowSource, eval_set: Any) -> Any:
+        """Rows of eval_set as the source takes them; classes do not reweigh them."""
         if eval_set is None:
             return None
-        X, y, sample_weight = unpacked(eval_set)
+        given = unpacked(eval_set)
+        rows = given if is_dask(given[0]) else self._evaluation_rows(*given)
+        return source.evaluation(rows, self._features, self._encoding)
+
+    def _evaluation_rows(self, X: Any, y: Any, sample_weight: Any) -> HashedRows:
         y = self._checked_labels(X, y)
         labels = self._encoding.labels(y)
         given = self._checked_weights(sample_weight, len(y))
@@ -237,86 +235,67 @@ class BaseFactorizationMachine(Parametrised):
         unit = LabelUnit(self._encoding.mean, self._encoding.scale)
         return [self._recipe(n_rows, mean, unit, n_epochs) for mean in self._mean_labels(summary)]
 
-    def _starts(self, n_outputs: int, goes_on: bool) -> list[Progress | None]:
+    def _starts(self, n_outputs: int, goes_on: bool) -> list[Fit | None]:
         """Where each machine stands. SettingsError where parameters changed too much to go on."""
         if not goes_on:
             return [None] * n_outputs
-        layout = self._outputs[0].progress.table.layout
+        layout = self._outputs[0].fit.table.layout
         wanted = self._spec(self._objective(), self._settings()[0].n_factors, self.optimizer).layout
         if layout != wanted:
             raise SettingsError(
                 f"training cannot go on from a model of {layout} with {wanted}: keep family, n_factors and optimizer, "
                 "or fit anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
             )
-        return [output.progress for output in self._outputs]
+        return [output.fit for output in self._outputs]
 
-    def _train_here(
-        self,
-        recipes: Sequence[Recipe],
-        starts: Sequence[Progress | None],
-        rows: HashedRows,
-        held_out: HashedRows | None,
-        client: Any = None,
-    ) -> Self:
-        """Train every machine on rows of this process; with a client its cluster does the work."""
-        features, n_threads = self._features, effective_n_jobs(self.n_jobs)
-        partitions = self._partitions(rows, recipes[0].n_rounds)
-        held = [] if held_out is None else [whole_partition(held_out, features.vocabulary, features.lookup)]
-
-        def crew(number: int) -> Crew:
-            relabel = self._relabel(number) or list
-            replicas = [relabel(replica) for replica in partitions]
-            if client is None:
-                return LocalCrew(replicas, relabel(held), n_threads if len(recipes) == 1 else 1)
-            from dfm.estimators import on_dask
-
-            return on_dask.crew_of_rows(client, replicas, relabel(held))
-
-        return self._train(recipes, starts, crew, n_threads)
-
-    def _partitions(self, rows: HashedRows, n_rounds: int) -> list[list[SparsePartition]]:
-        """The rows of each replica and round, shuffled."""
-        n_replicas, features = self._settings()[1].n_replicas, self._features
-        if rows.n_rows < n_replicas:
-            raise SettingsError(f"n_replicas = {n_replicas} for {rows.n_rows} rows: expected one row each at least")
-        parts = deal(rows.n_rows, n_replicas, n_rounds, self._seed())
-        if n_replicas == 1:
-            return [[whole_partition(take_rows(rows, part), features.vocabulary, features.lookup) for part in parts[0]]]
-        lookup = features.lookup or RowLookup(features.vocabulary)
-        return [
-            [build_partition(take_rows(rows, part), features.vocabulary, lookup) for part in replica]
-            for replica in parts
-        ]
-
-    def _train(
-        self,
-        recipes: Sequence[Recipe],
-        starts: Sequence[Progress | None],
-        crew: Callable[[int], Crew],
-        n_threads: int,
-    ) -> Self:
-        """Train every machine with a crew of its own, and keep what comes out."""
+    def _train(self, source: RowSource, held_out: Any, recipes: Sequence[Recipe], goes_on: bool) -> Self:
+        """Train every machine on the rows of the source, and keep what comes out."""
+        starts = self._starts(len(recipes), goes_on)
+        placed = source.place(self._features, self._deal(source.n_rows), held_out)
 
         def train(number: int) -> Output:
             recipe, start = recipes[number], starts[number]
-            progress = start or Progress(initial_table(recipe, self._features.vocabulary))
-            tell = teller(number, len(recipes))
-            return Output(fit(recipe, crew(number), progress, tell), recipe.unit)
+            start = start or Fit(initial_table(recipe, self._features.vocabulary))
+            executor = placed.executor(self._relabel(number))
+            return Output(fit(recipe, executor, start, teller(number, len(recipes))), recipe.work.unit)
 
+        n_threads = effective_n_jobs(self.n_jobs)
         with shown(bool(self.verbose)), ThreadPoolExecutor(n_threads) as pool:
             threaded = n_threads > 1 and len(recipes) > 1
             outputs = list((pool.map if threaded else map)(train, range(len(recipes))))
         return self._keep(outputs)
 
+    def _fit_job(self, X: Any, y: str, sample_weight: str | None, eval_set: Any, client: Any) -> Self:
+        """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers."""
+        from dfm import jobs  # loads Dask
+
+        if getattr(self, "class_weight", None) is not None:
+            raise SettingsError(
+                "class_weight does not reach shards: write the weights into a column, sample_weight = its name"
+            )
+        validation = validation_paths(eval_set)
+        with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
+            job = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder)
+            own = self.loss if callable(self.loss) else None
+            result = jobs.train(job, client, loss=own, regularizer=self.regularizer)
+            model = result.model
+        self._features = TableFeatures(model.schema, model.vocabulary, model.statistics)
+        names = list(model.schema.columns)
+        self._record_columns(len(names), names)
+        if self._task == "classification":
+            self.classes_ = np.array([0, 1])
+        self._encoding = LabelEncoding(getattr(self, "classes_", None))
+        return self._keep([Output(Fit(model.table, result.history), LabelUnit())])
+
     def _keep(self, outputs: list[Output]) -> Self:
         self._outputs = outputs
         self._tables = [output.table() for output in outputs]
-        self.n_iter_ = max(len(output.progress.history) for output in outputs)
+        self.n_iter_ = max(len(output.fit.history) for output in outputs)
         self.history_ = self._history()
         return self
 
     def _history(self) -> list[Event]:
-        return [dict(event) for event in self._outputs[0].progress.history]
+        return [dict(event) for event in self._outputs[0].fit.history]
 
     # ------------------------------------------------------------------------------------------ scores ----
 
@@ -334,9 +313,14 @@ class BaseFactorizationMachine(Parametrised):
         if not (is_dask(X) or is_path(X)):
             return None
         check_is_fitted(self)
-        from dfm.estimators import on_dask  # loads Dask, which a fit on an array does not need
+        if is_path(X):
+            return getattr(self, method)(read_shards(X, getattr(self, "feature_names_in_", None)))
+        from dfm.estimators.on_dask import predict_lazily  # loads Dask, which a fit on an array does not need
 
-        return on_dask.score(self, X, method, shape, dtype)
+        slim = copy.copy(self)
+        for name in ("_outputs", "history_"):  # a scorer travels without what it does not need
+            slim.__dict__.pop(name, None)
+        return predict_lazily(X, getattr(slim, method), shape, dtype)
 
     def _fitted_tables(self) -> list[ParameterTable]:
         if not hasattr(self, "_tables"):

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import parse_numbers, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.parquet import Shard, feature_schema
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
-from dfm.data.preparation import NumberSketch, columns_with_statistics, merge_sketches, sketch_values
+from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
@@ -33,12 +32,12 @@ from dfm.data.vocabulary import (
 )
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import home_of
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError
 from dfm.estimators.features import (
+    FeatureOptions,
     Features,
     MatrixFeatures,
     TableFeatures,
-    TableOptions,
     as_arrow,
     encoded_rows,
     is_table,
@@ -47,6 +46,7 @@ from dfm.estimators.features import (
     resolve_columns,
 )
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.sources import Deal
 
 _NO_FLOATS = np.zeros(0, np.float32)
 
@@ -144,32 +144,6 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
     return np.bincount(rows.indices, minlength=n_columns).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Futures of lists of partitions: of each replica's rounds, and of the rows that it holds out."""
-
-    replicas: list[Future]
-    held_out: list[Future]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What an estimator asks of the preparation."""
-
-    options: TableOptions
-    standardize: bool | str
-    n_factors: int
-    n_replicas: int
-    seed: int
-    validation_fraction: float
-    n_rounds: int
-
-
-def columns_of(shard: Shard) -> list[str]:
-    """Names of the columns of a shard, those of its path too."""
-    return list(feature_schema(shard).names)
-
-
 def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
     """What is to be known of a chunk's labels. DataError where there is not one for every row."""
     if np.ndim(y) != 1 or len(y) != n_rows_of(data):
@@ -177,39 +151,36 @@ def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) ->
     return summarise_labels(y, weights, is_classification)
 
 
-def summaries_of(client: Client, chunks: Sequence[Chunk], is_classification: bool) -> list[LabelSummary]:
+def summaries_of(watch: Watch, chunks: Sequence[Chunk], is_classification: bool) -> list[LabelSummary]:
     """Summaries of the labels, chunk by chunk."""
     futures = [
-        client.submit(summarise_chunk, chunk.data, chunk.labels, chunk.weights, is_classification, pure=False)
-        for chunk in chunks
+        watch.submit(summarise_chunk, chunk.data, chunk.labels, chunk.weights, is_classification) for chunk in chunks
     ]
-    summaries: list[LabelSummary] = client.gather(futures)
+    summaries: list[LabelSummary] = watch.client.gather(futures)
     if not sum(part.n_rows for part in summaries):
         raise DataError("X has no rows")
     return summaries
 
 
 def learn_features(
-    client: Client, X: Any, chunks: Sequence[Chunk], wishes: Wishes, labels: LabelEncoding
+    watch: Watch, X: Any, chunks: Sequence[Chunk], options: FeatureOptions, labels: LabelEncoding
 ) -> tuple[Features, list[Future]]:
     """Features of a collection, and futures of the rows of its chunks."""
     meta = getattr(X, "_meta", None)
-    if is_table(meta, wishes.options):
-        return _table_features(client, meta, chunks, wishes, labels)
-    scaling = _learn_scaling(client, chunks) if wishes.standardize else None
+    if is_table(meta, options.table):
+        return _table_features(watch, meta, chunks, options, labels)
+    scaling = _learn_scaling(watch, chunks) if options.standardize else None
     names, n_columns = names_of(meta), int(X.shape[1])
     encoding = ChunkEncoding(None, 0, {}, scaling, labels)
-    rows = encode_chunks(client, encoding, chunks)
-    counts = client.gather([client.submit(count_columns, part, n_columns, pure=False) for part in rows])
+    rows = encode_chunks(watch, encoding, chunks)
+    counts = watch.client.gather([watch.submit(count_columns, part, n_columns) for part in rows])
     vocabulary = vector_vocabulary(n_columns, np.sum(counts, axis=0))
     return MatrixFeatures(None if names is None else tuple(names), vocabulary, scaling), rows
 
 
-def encode_chunks(client: Client, encoding: ChunkEncoding, chunks: Sequence[Chunk]) -> list[Future]:
+def encode_chunks(watch: Watch, encoding: ChunkEncoding, chunks: Sequence[Chunk]) -> list[Future]:
     """Futures of the rows of chunks."""
-    return [
-        client.submit(chunk_rows, encoding, chunk.data, chunk.labels, chunk.weights, pure=False) for chunk in chunks
-    ]
+    return [watch.submit(chunk_rows, encoding, chunk.data, chunk.labels, chunk.weights) for chunk in chunks]
 
 
 def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
@@ -221,9 +192,9 @@ def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
     return ChunkEncoding(None, 0, {}, features.scaling, labels)
 
 
-def _learn_scaling(client: Client, chunks: Sequence[Chunk]) -> Scaling | None:
-    futures = [client.submit(column_moments, chunk.data, chunk.weights, pure=False) for chunk in chunks]
-    found: list[ColumnMoments | None] = client.gather(futures)
+def _learn_scaling(watch: Watch, chunks: Sequence[Chunk]) -> Scaling | None:
+    futures = [watch.submit(column_moments, chunk.data, chunk.weights) for chunk in chunks]
+    found: list[ColumnMoments | None] = watch.client.gather(futures)
     known = [moments for moments in found if moments is not None]
     if not known:
         return None
@@ -236,51 +207,58 @@ def _learn_scaling(client: Client, chunks: Sequence[Chunk]) -> Scaling | None:
 
 
 def _table_features(
-    client: Client, meta: Any, chunks: Sequence[Chunk], wishes: Wishes, labels: LabelEncoding
+    watch: Watch, meta: Any, chunks: Sequence[Chunk], feature_options: FeatureOptions, labels: LabelEncoding
 ) -> tuple[Features, list[Future]]:
-    options = wishes.options
+    options = feature_options.table
     types = pa.Schema.from_pandas(meta, preserve_index=False)
     schema = resolve_columns({entry.name: entry.type for entry in types}, options)
-    sketches = client.gather([client.submit(sketch_chunk, chunk.data, schema, pure=False) for chunk in chunks])
-    statistics = {
-        column: merge_sketches([sketch[column] for sketch in sketches], schema.quantile_buckets)
-        for column in columns_with_statistics(schema)
-    }
+    sketches = watch.client.gather([watch.submit(sketch_chunk, chunk.data, schema) for chunk in chunks])
+    by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
+    statistics = statistics_of(by_column, schema)
     encoding = ChunkEncoding(schema, options.hash_bits, statistics, None, labels)
-    rows = encode_chunks(client, encoding, chunks)
-    counts = [client.submit(count_chunk, part, len(schema.fields), options.hash_bits, pure=False) for part in rows]
-    merged = client.submit(merge_counts, counts, options.hash_bits, pure=False)
+    rows = encode_chunks(watch, encoding, chunks)
+    counts = [watch.submit(count_chunk, part, len(schema.fields), options.hash_bits) for part in rows]
+    merged = watch.submit(merge_counts, counts, options.hash_bits)
     names = [entry.name for entry in schema.fields]
-    least = options.least_for_factors(wishes.n_factors)
+    least = options.least_for_factors(feature_options.n_factors)
     knobs = options.hash_bits, options.min_count, least
-    vocabulary = client.submit(build_vocabulary, merged, names, *knobs, pure=False).result()
+    vocabulary = watch.result(watch.submit(build_vocabulary, merged, names, *knobs))
     return TableFeatures(schema, vocabulary, statistics), rows
 
 
 # ----------------------------------------------------------------------------------------- partitions ----
 
 
-def prepare(watch: Watch, features: Features, rows: Sequence[Future], sizes: Sequence[int], wishes: Wishes) -> Prepared:
-    """Deal the rows of chunks out to replicas of equal size (to one row), and build their partitions."""
-    client, total, n_replicas = watch.client, sum(sizes), wishes.n_replicas
-    if total < n_replicas:
-        raise SettingsError(f"n_replicas = {n_replicas} for {total} rows: expected one row each at least")
-    vocabulary = client.scatter(features.vocabulary, hash=False)
-    starts, homes = np.cumsum([0, *sizes]), watch.addresses()
+def place_chunks(
+    watch: Watch,
+    features: Features,
+    rows_and_sizes: tuple[Sequence[Future], Sequence[int]],
+    dealing: Deal,
+    share: float,
+) -> tuple[list[Future], list[Future]]:
+    """Deal the rows of chunks out to replicas of equal size (to one row), and build their partitions.
+
+    Futures of lists of partitions: of each replica's rounds, and of the share of its rows that it holds out.
+    """
+    (rows, sizes), n_replicas = rows_and_sizes, dealing.n_replicas
+    total = sum(sizes)
+    dealing.check(total)
+    vocabulary = watch.client.scatter(features.vocabulary, hash=False)
+    starts, addresses = np.cumsum([0, *sizes]), watch.addresses()
     replicas, held_out = [], []
     for replica in range(n_replicas):
         first, last = total * replica // n_replicas, total * (replica + 1) // n_replicas
         used = [i for i, size in enumerate(sizes) if starts[i] < last and starts[i] + size > first]
-        home = home_of(replica, n_replicas, homes)
-        both = client.submit(
-            replica_partitions, vocabulary, [rows[i] for i in used], (first - int(starts[used[0]]), last - first),
-            wishes.n_rounds, (wishes.seed, replica), wishes.validation_fraction,
-            workers=[home], allow_other_workers=True, pure=False,
-        )  # fmt: skip
-        replicas.append(client.submit(_first_of, both, workers=[home], allow_other_workers=True, pure=False))
-        if wishes.validation_fraction:
-            held_out.append(client.submit(_second_of, both, workers=[home], allow_other_workers=True, pure=False))
-    return Prepared(replicas, held_out)
+        span, near = (first - int(starts[used[0]]), last - first), home_of(replica, n_replicas, addresses)
+        both = watch.submit(
+            *(replica_partitions, vocabulary, [rows[i] for i in used], span),
+            *(dealing.n_rounds, (dealing.seed, replica), share),
+            near=near,
+        )
+        replicas.append(watch.submit(_first_of, both, near=near))
+        if share:
+            held_out.append(watch.submit(_second_of, both, near=near))
+    return replicas, held_out
 
 
 def _first_of(pair: tuple[Any, Any]) -> Any:
@@ -328,10 +306,10 @@ def partitions_of(
     return parts, held_out
 
 
-def whole_chunks(client: Client, features: Features, rows: Sequence[Future]) -> list[Future]:
+def whole_chunks(watch: Watch, features: Features, rows: Sequence[Future]) -> list[Future]:
     """Futures of lists of one partition per chunk, to validate on."""
-    vocabulary = client.scatter(features.vocabulary, hash=False)
-    return [client.submit(_whole_chunk, vocabulary, part, pure=False) for part in rows]
+    vocabulary = watch.client.scatter(features.vocabulary, hash=False)
+    return [watch.submit(_whole_chunk, vocabulary, part) for part in rows]
 
 
 def _whole_chunk(vocabulary: Vocabulary, rows: HashedRows) -> list[SparsePartition]:

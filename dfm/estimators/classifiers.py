@@ -13,14 +13,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.data.partition import SparsePartition
-from dfm.data.transforms import SCALED
-from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.recipes import store
+from dfm.estimators.recipes import FactorParameters
+from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
-from dfm.training.fitting import Event
+from dfm.training.loop import Event
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,10 @@ def _gives_probabilities(estimator: Any) -> bool:
     return bool(estimator._objective().info.link == "sigmoid")
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    loss: Any = DEFAULT_LOSSES["classification"]
+    class_weight: Any = None
     _task = "classification"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
@@ -55,6 +57,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
 
+        The first call decides which categories there are: later ones are counted in a warning, and not learnt.
         Weights count as they are; class_weight = "balanced" needs all rows and is refused.
         """
         if self.class_weight == "balanced":
@@ -183,11 +186,12 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         return [
             {"class": label, **event}
             for label, output in zip(self.classes_.tolist(), self._outputs, strict=True)
-            for event in output.progress.history
+            for event in output.fit.history
         ]
 
 
-class FMClassifier(_Classifier):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FMClassifier(_Classifier, FactorParameters):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
     The model. n_factors: length of a factor vector. family: kind of model, as model.family in a job file; those that
@@ -200,7 +204,8 @@ class FMClassifier(_Classifier):
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
     validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
-    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit.
+    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
+    whose categories are those that it knows.
 
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
     "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
@@ -216,88 +221,7 @@ class FMClassifier(_Classifier):
     `FMModel` to serve), n_features_in_, and feature_names_in_ where columns have names.
     """
 
-    def __init__(
-        self,
-        n_factors: int = 8,
-        family: str = "fm",
-        *,
-        loss: Any = DEFAULT_LOSSES["classification"],
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = DEFAULT_OPTIMIZER,
-        learning_rate: float | None = None,
-        factor_rate_scale: float = 0.45,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l2_factors: float = 0.01,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        init_stdev: float = 0.05,
-        class_weight: Any = None,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = SCALED,
-        hash_bits: int = 20,
-        min_count: int = 1,
-        min_count_factors: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())
 
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class LinearClassifier(_Classifier):
     """Linear model for classes: a factorization machine without factors. Parameters as in `FMClassifier`."""
-
-    def __init__(
-        self,
-        *,
-        loss: Any = DEFAULT_LOSSES["classification"],
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = DEFAULT_OPTIMIZER,
-        learning_rate: float | None = None,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        class_weight: Any = None,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = SCALED,
-        hash_bits: int = 20,
-        min_count: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())

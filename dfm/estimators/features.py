@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import column_kind, flat, without_views
 from dfm.data.encoding import Encoded, encode_batch, parse_numbers
+from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -29,11 +31,11 @@ from dfm.data.matrices import (
     vector_vocabulary,
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
-from dfm.data.preparation import columns_with_statistics, merge_sketches, sketch_values
-from dfm.data.schema import ResolvedSchema, Schema, infer, resolve
+from dfm.data.preparation import columns_with_statistics, sketch_values, statistics_of
+from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
@@ -64,6 +66,28 @@ class TableOptions:
     def least_for_factors(self, n_factors: int) -> int:
         """Occurrences from which a feature owns factors; in a linear model none does."""
         return self.min_count_factors if n_factors else NEVER
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """How columns become features. standardize: True, False, or "auto" for all but sparse matrices."""
+
+    table: TableOptions
+    standardize: bool | str
+    n_factors: int
+
+    def __post_init__(self) -> None:
+        if self.standardize not in (True, False, "auto"):
+            raise SettingsError(f'standardize = {self.standardize!r} is not legal: expected True, False or "auto"')
+
+    def standardizes(self, is_sparse: bool) -> bool:
+        """Whether the columns of a matrix are standardized. SettingsError where that would make it dense."""
+        if self.standardize is True and is_sparse:
+            raise SettingsError(
+                "standardize = True would make a sparse matrix dense: scale it before (MaxAbsScaler), pass a dense "
+                'array, or leave standardize at "auto"'
+            )
+        return bool(self.standardize) and not is_sparse
 
 
 class Features(Protocol):
@@ -168,6 +192,24 @@ class TableFeatures:
         return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
 
 
+def warn_of_unknown(features: Features, rows: HashedRows) -> None:
+    """UserWarning where rows to go on with hold categories that were not there when the features were learnt.
+
+    The parameters of a machine belong to the features of its first rows; later ones have none.
+    """
+    if not isinstance(features, TableFeatures):
+        return
+    unknown = ~np.isin(rows.indices, features.vocabulary.ids)
+    n_unknown = len(np.unique(rows.indices[unknown]))
+    if n_unknown:
+        warnings.warn(
+            f"{n_unknown} categories, {unknown.mean():.1%} of the values of these rows, were not there at the first "
+            "fit: training that goes on learns nothing of them; fit anew on all rows, or hand the days to a job with "
+            "training.warm_start, whose features are those of its own rows",
+            stacklevel=2,
+        )
+
+
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
     """The fields of a table, by the options or by the types of its columns."""
     label = "label"
@@ -182,7 +224,7 @@ def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> 
         numeric_transform=options.numeric_transform,
     )
     kinds = {name: column_kind(kind) for name, kind in types.items()}
-    return resolve(infer(settings, kinds), [*types, label])
+    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}))
 
 
 def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
@@ -190,9 +232,8 @@ def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStat
     found = {}
     for column in columns_with_statistics(schema):
         values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
-        sketch = sketch_values(values[present & ~unparsed & np.isfinite(values)])
-        found[column] = merge_sketches([sketch], schema.quantile_buckets)
-    return found
+        found[column] = [sketch_values(values[present & ~unparsed & np.isfinite(values)])]
+    return statistics_of(found, schema)
 
 
 def encoded_rows(
@@ -284,13 +325,16 @@ def names_of(data: Any) -> list[str] | None:
 
 
 def as_arrow(data: Any) -> pa.Table:
-    """A table in any of the accepted forms, as one of Arrow."""
+    """A table in any of the accepted forms, as one of Arrow. SettingsError where two columns have one name."""
     if isinstance(data, pa.RecordBatch):
         return as_arrow(pa.Table.from_batches([data]))
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
+        check_once(names)
         return flat(pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names)))))
-    return without_views(flat(data if isinstance(data, pa.Table) else pa.table(data)))
+    table = data if isinstance(data, pa.Table) else pa.table(data)
+    check_once(table.column_names)
+    return without_views(flat(table))
 
 
 def _by_text(data: Any) -> Any:

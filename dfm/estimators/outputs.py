@@ -12,8 +12,9 @@ from typing import Any
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.kernels.tables import ParameterTable
-from dfm.training.fitting import Event, Progress
+from dfm.training.fitting import Fit
 from dfm.training.label_units import in_own_unit
+from dfm.training.loop import Event
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
@@ -24,12 +25,12 @@ _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
 class Output:
     """One factorization machine of an estimator: of the label, or of one class against the rest."""
 
-    progress: Progress
+    fit: Fit
     unit: LabelUnit
 
     def table(self) -> ParameterTable:
         """Its parameters without optimizer state, in the labels' own unit."""
-        return in_own_unit(self.progress.table, self.unit)
+        return in_own_unit(self.fit.table, self.unit)
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

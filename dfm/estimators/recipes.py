@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from dfm.averaging.rules import MergeRule, automatic_averages, automatic_weights, scaled_rate
+from dfm.averaging.rules import automatic_averages
+from dfm.data.transforms import SCALED
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
-from dfm.estimators.features import TableOptions
-from dfm.kernels.contract import KernelSpec, Step
+from dfm.estimators.features import FeatureOptions, TableOptions
+from dfm.estimators.sources import Deal
+from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
-from dfm.kernels.families.registry import DEFAULT
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
+from dfm.settings.job import Job
 from dfm.settings.tables import ModelSettings, TrainingSettings
-from dfm.training.fitting import Recipe, make_work
+from dfm.training.fitting import Recipe
+from dfm.training.steps import work_of
 
+MANY_ROWS = 10_000
+"""From so many rows on, early_stopping = "auto" holds some of them out."""
 _MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
@@ -31,18 +39,46 @@ _TRAINING_KNOBS = (
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
 
 
-def store(estimator: Any, given: Mapping[str, Any]) -> None:
-    """Set the arguments of an __init__ as attributes, which is all that scikit-learn wants done there."""
-    for name, value in given.items():
-        if name not in ("self", "__class__"):
-            setattr(estimator, name, value)
-
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class Parametrised(BaseEstimator):  # type: ignore[misc]
-    """An estimator's parameters, read."""
+    """Parameters that all estimators have, and how they are read. The __init__ of every estimator is made of them."""
 
-    _task: str
-    _on_cluster: bool = False
+    loss: Any = "auto"
+    loss_parameter: float | None = None
+    regularizer: Any = None
+    optimizer: str = DEFAULT_OPTIMIZER
+    learning_rate: float | None = None
+    n_epochs: int = 100
+    schedule: str = "constant"
+    l2_linear: float = 0.003
+    l1_linear: float = 0.0
+    ftrl_beta: float = 1.0
+    initial_accumulator: float = 1.0
+    standardize: bool | str = "auto"
+    early_stopping: bool | str = "auto"
+    validation_fraction: float = 0.1
+    patience: int = 5
+    tol: float = 1e-4
+    warm_start: bool = False
+    n_replicas: int | None = None
+    averages_per_epoch: int | str = "auto"
+    merge: str = "auto"
+    categorical: Sequence[str] | None = None
+    numeric: Sequence[str] | None = None
+    lists: Sequence[str] | None = None
+    crosses: Sequence[Sequence[str]] | None = None
+    numeric_transform: str = SCALED
+    hash_bits: int = 20
+    min_count: int = 1
+    backend: str = "numba"
+    random_state: Any = 0
+    n_jobs: int | None = None
+    verbose: int = 0
+
+    _task = ""
+    """The kind of estimator, as model.task names it."""
+    _seed = 0
+    _on_cluster = False
     """Whether the fit under way, or the last one, was of rows that lie on a cluster or in shards."""
 
     def _settings(self) -> tuple[ModelSettings, TrainingSettings]:
@@ -54,7 +90,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         given = self._without_foreign_knobs(given)
         model = {key: given[key] for key in _MODEL_KNOBS if key in given}
         training = {key: given[key] for key in _TRAINING_KNOBS if key in given}
-        return ModelSettings(**model, task=self._task, seed=self._seed()), TrainingSettings(**training)
+        return ModelSettings(**model, task=self._task, seed=self._seed), TrainingSettings(**training)
 
     def _without_foreign_knobs(self, given: dict[str, Any]) -> dict[str, Any]:
         """The parameters without those that only other optimizers read. SettingsError for their penalties."""
@@ -74,11 +110,14 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             return int(TrainingSettings.knobs()["n_replicas"].default) if self._on_cluster else 1
         return self.n_replicas
 
-    def _seed(self) -> int:
+    def _draw_seed(self) -> None:
+        """Settle what the fit that begins draws its rows and factors by."""
         state = self.random_state
-        if isinstance(state, int | np.integer) and not isinstance(state, bool):
-            return int(state)
-        return int(check_random_state(state).randint(2**31 - 1))
+        is_number = isinstance(state, int | np.integer) and not isinstance(state, bool)
+        self._seed = int(state) if is_number else int(check_random_state(state).randint(2**31 - 1))
+
+    def _feature_options(self) -> FeatureOptions:
+        return FeatureOptions(self._table_options(), self.standardize, self._settings()[0].n_factors)
 
     def _table_options(self) -> TableOptions:
         given = self.get_params(deep=False)
@@ -88,14 +127,14 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             return (value,) if isinstance(value, str) else tuple(value or ())
 
         return TableOptions(
-            named("categorical"),
-            named("numeric"),
-            named("lists"),
-            tuple(tuple(cross) for cross in given["crosses"] or ()),
-            given["numeric_transform"],
-            given["hash_bits"],
-            given["min_count"],
-            given.get("min_count_factors", 1),
+            categorical=named("categorical"),
+            numeric=named("numeric"),
+            lists=named("lists"),
+            crosses=tuple(tuple(cross) for cross in given["crosses"] or ()),
+            numeric_transform=given["numeric_transform"],
+            hash_bits=given["hash_bits"],
+            min_count=given["min_count"],
+            min_count_factors=given.get("min_count_factors", 1),
         )
 
     def _objective(self) -> Objective:
@@ -103,51 +142,32 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         loss = CustomLoss.of(self.loss) if callable(self.loss) else self.loss
         return Objective.of(self._task, loss, self.loss_parameter)
 
-    def _loss_knobs(self) -> dict[str, Any]:
-        """The loss as a job file names it; a user's function is passed beside the job."""
-        parameter = "auto" if self.loss_parameter is None else self.loss_parameter
-        return {"loss": "auto" if callable(self.loss) else self.loss, "loss_parameter": parameter}
-
     def _spec(self, objective: Objective, n_factors: int, optimizer: str) -> KernelSpec:
         """What kernels are compiled for."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
-        family = self.get_params(deep=False).get("family", DEFAULT)
+        family = self.get_params(deep=False).get("family", DEFAULT_FAMILY)
         return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
 
     def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
         """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
         model, training = self._settings()
-        rate = scaled_rate(training.learning_rate, training.rate_scaling, training.n_replicas)
-        step = Step(
-            learning_rate=rate,
-            factor_learning_rate=rate * training.factor_rate_scale,
-            l2_linear=training.l2_linear,
-            l2_factors=training.l2_factors,
-            n_threads=training.threads_per_replica,
-            **training.own_knobs,
-        )
         objective = self._objective()
-        automatic = automatic_weights(training.optimizer)
-        rule = MergeRule(automatic if training.merge == "auto" else training.merge, training.accumulators)
+        spec = self._spec(objective, model.n_factors, training.optimizer)
+        start = objective.link.start(mean_label)
+        # Of one call after another nobody knows the end that a decay would lead to.
+        is_part = n_epochs is not None
+        schedule = "constant" if is_part and training.schedule == "final-decay" else training.schedule
         return Recipe(
-            make_work(
-                self._spec(objective, model.n_factors, training.optimizer),
-                rule,
-                step,
-                training.n_replicas,
-                training.backend,
-            ),
-            InitialValues(model.seed, model.init_stdev, training.initial_accumulator, objective.link.start(mean_label)),
-            training.n_epochs if n_epochs is None else n_epochs,
-            self._n_rounds(training, n_rows),
-            # Of one call after another nobody knows the end that a decay would lead to.
-            "constant" if n_epochs is not None and training.schedule == "final-decay" else training.schedule,
-            float(self.tol),
-            training.patience,
-            objective,
-            unit,
-            model.seed,
+            work=work_of(training, self._task, spec, unit),
+            initial=InitialValues(model.seed, model.init_stdev, training.initial_accumulator, start),
+            objective=objective,
+            n_epochs=n_epochs if n_epochs is not None else training.n_epochs,
+            n_rounds=self._n_rounds(training, n_rows),
+            schedule=schedule,
+            tolerance=float(self.tol),
+            patience=training.patience,
+            seed=model.seed,
         )
 
     def _n_rounds(self, training: TrainingSettings, n_rows: int) -> int:
@@ -157,6 +177,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         if training.averages_per_epoch == "auto":
             return automatic_averages(n_rows, training.n_replicas)
         return max(1, min(int(training.averages_per_epoch), n_rows // training.n_replicas))
+
+    def _deal(self, n_rows: int) -> Deal:
+        """How so many rows are dealt out."""
+        model, training = self._settings()
+        return Deal(training.n_replicas, self._n_rounds(training, n_rows), model.seed)
 
     def _holds_out(self, n_rows: int, has_eval_set: bool) -> float:
         """The share of the rows to hold out for early stopping; 0 for none."""
@@ -169,6 +194,44 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             return 0.0
         return float(share)
 
+    def _job_of_shards(
+        self, shards: list[str], columns: tuple[str, str | None], validation: list[str], folder: str
+    ) -> Job:
+        """A job with these parameters. columns: of labels, and of weights or None; its files lie in the folder."""
+        model, training = self._settings()
+        options = self._table_options()
+        parameter = "auto" if self.loss_parameter is None else self.loss_parameter
+        return Job.from_dict(
+            {
+                "data": {"train": shards, "validation": validation},
+                "schema": {
+                    "label": columns[0],
+                    "weight": columns[1] or "",
+                    "categorical": options.categorical,
+                    "numeric": options.numeric,
+                    "lists": options.lists,
+                    "crosses": options.crosses,
+                    "numeric_transform": options.numeric_transform,
+                },
+                "model": {
+                    **model.to_dict(),
+                    "loss": "auto" if callable(self.loss) else self.loss,  # a user's function is passed beside the job
+                    "loss_parameter": parameter,
+                },
+                "training": {**training.to_dict(), "early_stopping": bool(self.early_stopping)},
+                "cluster": {"cache": os.path.join(folder, "cache")},
+                "output": {"directory": os.path.join(folder, "output")},
+            }
+        )
 
-MANY_ROWS = 10_000
-"""From so many rows on, early_stopping = "auto" holds some of them out."""
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class FactorParameters(Parametrised):
+    """Parameters of factors, which linear models do not have."""
+
+    n_factors: int = field(default=8, kw_only=False)
+    family: str = field(default=DEFAULT_FAMILY, kw_only=False)
+    factor_rate_scale: float = 0.45
+    l2_factors: float = 0.01
+    init_stdev: float = 0.05
+    min_count_factors: int = 1

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
-from dfm.data.transforms import SCALED
-from dfm.estimators.base import BaseFactorizationMachine, Relabel
+from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.recipes import store
+from dfm.estimators.recipes import FactorParameters
+from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import takes_any_unit
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
+    loss: Any = DEFAULT_LOSSES["regression"]
     _task = "regression"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None, client: Any = None) -> Self:
@@ -34,7 +35,9 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels."""
+        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels,
+        and which categories there are: later ones are counted in a warning, and not learnt.
+        """
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
@@ -82,7 +85,8 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return None
 
 
-class FMRegressor(_Regressor):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FMRegressor(_Regressor, FactorParameters):
     """Factorization machine for numbers: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
     loss: a name of those for numbers, or any function loss(score, y); loss_parameter: of a loss that has one. Where the
@@ -91,86 +95,7 @@ class FMRegressor(_Regressor):
     parameters, and what is fitted, as in `FMClassifier`.
     """
 
-    def __init__(
-        self,
-        n_factors: int = 8,
-        family: str = "fm",
-        *,
-        loss: Any = DEFAULT_LOSSES["regression"],
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = DEFAULT_OPTIMIZER,
-        learning_rate: float | None = None,
-        factor_rate_scale: float = 0.45,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l2_factors: float = 0.01,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        init_stdev: float = 0.05,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = SCALED,
-        hash_bits: int = 20,
-        min_count: int = 1,
-        min_count_factors: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())
 
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class LinearRegressor(_Regressor):
     """Linear model for numbers: a factorization machine without factors. Parameters as in `FMRegressor`."""
-
-    def __init__(
-        self,
-        *,
-        loss: Any = DEFAULT_LOSSES["regression"],
-        loss_parameter: float | None = None,
-        regularizer: Any = None,
-        optimizer: str = DEFAULT_OPTIMIZER,
-        learning_rate: float | None = None,
-        n_epochs: int = 100,
-        schedule: str = "constant",
-        l2_linear: float = 0.003,
-        l1_linear: float = 0.0,
-        ftrl_beta: float = 1.0,
-        initial_accumulator: float = 1.0,
-        standardize: bool | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        n_replicas: int | None = None,
-        averages_per_epoch: int | str = "auto",
-        merge: str = "auto",
-        categorical: Sequence[str] | None = None,
-        numeric: Sequence[str] | None = None,
-        lists: Sequence[str] | None = None,
-        crosses: Sequence[Sequence[str]] | None = None,
-        numeric_transform: str = SCALED,
-        hash_bits: int = 20,
-        min_count: int = 1,
-        backend: str = "numba",
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        store(self, locals())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dfm.errors import SettingsError
 
 ROWS = ("model", "field", "field pair", "feature", "frequent feature")
-"""What a block can have a row of."""
+"""The things that a block can have a row of."""
 RANDOM = "random"
 LABELS = "labels"
 
@@ -57,12 +57,12 @@ class Block:
             raise SettingsError(f"the block {self.name!r} has {self.width} numbers for each {self.rows}; 1 is legal")
 
     def value_shape(self, n_features: int, n_factored: int, n_fields: int) -> tuple[int, ...]:
-        """Of its numbers alone, without padding and state."""
+        """The shape of its numbers alone, without padding and state."""
         n_rows = self.n_rows(n_features, n_factored, n_fields)
         return (n_rows, self.width) if self.is_vector else (n_rows,)
 
     def row_names(self, fields: Sequence[str]) -> list[str]:
-        """What the rows of a shared block are called; pair (f, g) of fields, f <= g, has row g (g + 1) / 2 + f."""
+        """Names of the rows of a shared block; pair (f, g) of fields, f <= g, has row g (g + 1) / 2 + f."""
         pairs = [f"{fields[f]} x {fields[g]}" for g in range(len(fields)) for f in range(g + 1)]
         return {"model": [""], "field": list(fields), "field pair": pairs}[self.rows]
 
@@ -82,7 +82,7 @@ class Block:
         return padded_lanes(self.width) if self.is_vector else self.width
 
     def n_rows(self, n_features: int, n_factored: int, n_fields: int) -> int:
-        """How many rows it has in a table of so many features, of which the first own factors, of so many fields."""
+        """Number of its rows in a table of so many features, of which the first own factors, of so many fields."""
         return {
             "model": 1,
             "field": n_fields,
@@ -92,7 +92,7 @@ class Block:
         }[self.rows]
 
     def n_fields(self, n_rows: int) -> int:
-        """Of how many fields it has so many rows; 0 where it has none per field."""
+        """Number of fields that it has so many rows for; 0 where it has none per field."""
         if self.rows == "field pair":
             return (math.isqrt(8 * n_rows + 1) - 1) // 2
         return n_rows if self.rows == "field" else 0

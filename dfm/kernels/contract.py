@@ -63,7 +63,7 @@ class KernelSpec:
 
     @property
     def layout(self) -> Layout:
-        """Of the tables that the kernels train."""
+        """Layout of the tables that the kernels train."""
         return Layout(self.optimizer, self.n_factors, self.family)
 
 

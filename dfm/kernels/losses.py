@@ -72,8 +72,13 @@ LINKS = {
     )
 }
 
-LABELS = {"classification": "0 or 1", "regression": "any finite number", "counts": "0 or more"}
-"""Kinds of labels, as `dfm.data.encoding` names them, and which are legal."""
+LABELS = {
+    "classification": "0 or 1",
+    "shares": "0, 1 or a share between",
+    "regression": "any finite number",
+    "counts": "0 or more",
+}
+"""Kinds of labels, as `dfm.data.labels` names them, and which are legal."""
 
 
 def _steepest_jump(_largest_label: float) -> float:
@@ -135,9 +140,8 @@ def _logistic(_none: float) -> Functions:
     from dfm.kernels.arithmetic import exponential, log_of_one_plus
 
     def value(score: float, label: float) -> Any:
-        margin = score if label > 0.5 else -score
-        loss = log_of_one_plus(exponential(abs(margin)))
-        return loss if margin > 0.0 else loss - margin
+        loss = log_of_one_plus(exponential(abs(score)))
+        return loss + (max(score, 0.0) - label * score)
 
     def slope(score: float, label: float) -> Any:
         u = exponential(abs(score))
@@ -149,18 +153,18 @@ def _logistic(_none: float) -> Functions:
 
 
 LOGISTIC = Loss(
-    name="logistic",  # −log probability of the label, in nats; its slope: probability of label 1, minus the label
+    # −log probability of the label, in nats, of a share y the mean over y ones and 1 − y zeros; its slope: probability
+    # of label 1, minus the label.
+    name="logistic",
     task="classification",
-    labels="classification",
+    labels="shares",
     link="sigmoid",
     functions=_logistic,
     curvature=lambda _largest_label: 0.25,
     is_default=True,
     cuda="""
 __device__ inline double loss_value(double score, double label) {
-    double margin = label > 0.5 ? score : -score;
-    double loss = log1p(exp(-fabs(margin)));
-    return margin > 0.0 ? loss : loss - margin;
+    return log1p(exp(-fabs(score))) + (fmax(score, 0.0) - label * score);
 }
 
 __device__ inline double loss_slope(double score, double label) {

@@ -5,32 +5,43 @@ from __future__ import annotations
 import numpy as np
 
 from dfm.errors import SettingsError
+from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Rates, Step
-from dfm.kernels.optimizers import owners, resolve_optimizer
+from dfm.kernels.optimizers import owners
+from dfm.kernels.tables import Layout
 
 
-def rates_of(step: Step, optimizer: str) -> Rates:
-    """The rates of features; `own` are the optimizer's own parameters, in the order of its record."""
-    own = resolve_optimizer(optimizer).parameters
+def rates_of(step: Step, layout: Layout) -> Rates:
+    """The rates of features, as their blocks obey a step; `own`: the optimizer's own parameters, as in its record."""
+    numbers, vectors = layout.carrier, layout.block("factors")
     return Rates(
-        learning_rate=np.float32(step.learning_rate),
-        factor_learning_rate=np.float32(step.factor_learning_rate),
-        l2_linear=np.float32(step.l2_linear),
-        l2_factors=np.float32(step.l2_factors),
-        own=tuple(np.float32(getattr(step, each.name)) for each in own),
+        learning_rate=np.float32(getattr(step, numbers.rate)),
+        factor_learning_rate=np.float32(getattr(step, vectors.rate)),
+        l2_linear=np.float32(getattr(step, numbers.penalty)),
+        l2_factors=np.float32(getattr(step, vectors.penalty)),
+        own=tuple(np.float32(getattr(step, each.name)) for each in layout.rule.parameters),
     )
 
 
-def bias_rates_of(step: Step, optimizer: str) -> Rates:
-    """The same step sizes without penalties: those of the bias."""
-    zero, rates, own = np.float32(0), rates_of(step, optimizer), resolve_optimizer(optimizer).parameters
-    unpenalised = (zero if each.is_penalty else value for each, value in zip(own, rates.own, strict=True))
-    return rates._replace(l2_linear=zero, l2_factors=zero, own=tuple(unpenalised))
+def shared_rates_of(step: Step, layout: Layout, block: Block) -> Rates:
+    """The rates of a block that belongs to no feature; without penalties, unless it names one."""
+    zero = np.float32(0)
+    own = (
+        zero if each.is_penalty else np.float32(getattr(step, each.name)) for each in layout.rule_of(block).parameters
+    )
+    return Rates(
+        learning_rate=np.float32(getattr(step, block.rate)),
+        factor_learning_rate=zero,
+        l2_linear=np.float32(getattr(step, block.penalty)) if block.penalty else zero,
+        l2_factors=zero,
+        own=tuple(own),
+    )
 
 
-def both_rates(step: Step, optimizer: str) -> tuple[Rates, Rates]:
-    """The rates of features, and those of the bias, for the kernels of an optimizer."""
-    return rates_of(step, optimizer), bias_rates_of(step, optimizer)
+def all_rates(step: Step, layout: Layout) -> tuple[Rates, Rates, tuple[Rates, ...]]:
+    """The rates of features, those of the bias, and those of each of a family's own blocks."""
+    own = tuple(shared_rates_of(step, layout, block) for block in layout.own)
+    return rates_of(step, layout), shared_rates_of(step, layout, layout.block("bias")), own
 
 
 def check_penalties(step: Step, optimizer: str) -> None:

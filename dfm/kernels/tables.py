@@ -96,12 +96,12 @@ class Layout:
         return block.lanes * (1 + self.n_states(block))
 
     def shape(self, block: Block, n_features: int, n_factored: int, n_fields: int) -> tuple[int, ...]:
-        """Of a block's array, in a table of so many features, of which the first own factors, of so many fields."""
+        """Shape of a block's array in a table of so many features, the first of which own factors, and of fields."""
         width = self.width(block)
         return (width,) if block.rows == "model" else (block.n_rows(n_features, n_factored, n_fields), width)
 
     def shapes(self, n_features: int, n_factored: int, n_fields: int = 0) -> dict[str, tuple[int, ...]]:
-        """Of all arrays."""
+        """Shapes of all arrays, by block."""
         return {block.name: self.shape(block, n_features, n_factored, n_fields) for block in self.blocks}
 
     def n_numbers(self, n_features: int, n_factored: int, n_fields: int = 0) -> int:
@@ -136,7 +136,7 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 
 @dataclass(frozen=True)
 class InitialValues:
-    """What a table holds before training: the bias, factors uniform with mean 0 and this deviation, and accumulators.
+    """Numbers that a table holds before training: bias, accumulators, factors uniform with mean 0 and this deviation.
 
     An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
     that is made of state.
@@ -349,7 +349,7 @@ def _scatter_rows(width: int) -> Any:
 
 @dataclass(frozen=True)
 class PullPlan:
-    """Where the rows of a pull lie. starts, factor_starts: rows at which the parts of a table begin, with their ends;
+    """The places of a pull's rows. starts, factor_starts: rows at which the parts of a table begin, with their ends;
     n_features, n_factored: rows of the local table.
     """
 
@@ -359,11 +359,11 @@ class PullPlan:
     n_factored: int
 
     def starts_of(self, block: Block) -> list[int]:
-        """Of a block's rows."""
+        """Rows at which the parts begin, of a block."""
         return self.factor_starts if block.is_vector else self.starts
 
     def n_rows(self, block: Block) -> int:
-        """Of a block in the local table."""
+        """Number of a block's rows in the local table."""
         return self.n_factored if block.is_vector else self.n_features
 
 
@@ -380,7 +380,7 @@ def pull_plan(parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_f
 
 
 def local_shapes(part: ParameterTable, plan: PullPlan) -> dict[str, tuple[int, ...]]:
-    """Of the arrays of a local table: shared rows are all there."""
+    """Shapes of the arrays of a local table, which has all shared rows."""
     layout = part.layout
     return {
         block.name: part[block.name].shape if block.is_shared else (plan.n_rows(block), layout.width(block))

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from dfm.errors import ClusterError, SettingsError
-from dfm.kubernetes.manifest import GROUP, VERSION, Manifest
+from dfm.kubernetes.manifest import GROUP, RUN_ID, VERSION, Manifest
 
 _PATHS = {
     "ConfigMap": ("/api/v1", "configmaps"),
-    "Secret": ("/api/v1", "secrets"),
     "Pod": ("/api/v1", "pods"),
     "Event": ("/api/v1", "events"),
+    "Deployment": ("/apis/apps/v1", "deployments"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "DaskJob": (f"/apis/{GROUP}/{VERSION}", "daskjobs"),
     "DaskCluster": (f"/apis/{GROUP}/{VERSION}", "daskclusters"),
 }
 _TRIES = 5
 FIRST_PAUSE = 0.5
-_GONE, _CONFLICT, _NOT_FOUND = 410, 409, 404
+_FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 403, 404, 409, 410
 _PASSING = (429, 500, 502, 503, 504)
 
 
@@ -34,9 +36,13 @@ class NotThere(Exception):
 class Away(ClusterError):
     """The API server does not answer, or cannot yet; what it keeps is there all the same."""
 
+    sat_out = 900.0
+
 
 class Refused(ClusterError):
     """The API server refuses. One that is just starting says so too (401, 403, 404) before it has read its rules."""
+
+    sat_out = 120.0
 
 
 class Api:
@@ -49,21 +55,24 @@ class Api:
     def create(self, body: Manifest) -> Manifest:
         """Create an object; fields that the server does not know are refused. The object as it is stored.
 
-        An attempt whose answer was lost is made again: an object of the same run that is there already is that answer.
+        One of the same run that is there already is the answer to an attempt whose own answer was lost. What a DaskJob
+        owns may not be read, but has a name that is its run's alone.
         """
         query = {"fieldValidation": "Strict"}
         try:
             return self._json("POST", self._path(body["kind"]), query, body)
         except _Refused as refused:
-            if refused.status != _CONFLICT:
+            if refused.status != _CONFLICT or "being deleted" in refused.message:
                 raise refused.explained(body["kind"], self.namespace) from None
-            found = self.get(body["kind"], body["metadata"]["name"])
-            if refused.first or _owner(found) != _owner(body):
-                raise SettingsError(
-                    f"there is a {body['kind']} {body['metadata']['name']!r} in namespace {self.namespace!r} already; "
-                    "delete it (dfm cancel) or choose another --name"
-                ) from None
-            return found
+        if body["kind"] != "DaskJob":
+            return body
+        found = self.get("DaskJob", body["metadata"]["name"])
+        if not _run_of(body) or _run_of(found) != _run_of(body):
+            raise SettingsError(
+                f"there is a DaskJob {body['metadata']['name']!r} in namespace {self.namespace!r} already; delete it "
+                "(dfm cancel) or choose another --name"
+            )
+        return found
 
     def get(self, kind: str, name: str) -> Manifest:
         """An object by name. NotThere where there is none."""
@@ -116,25 +125,21 @@ class Api:
         except _broken() as error:
             raise Away(f"the connection to the log of pod {pod} broke ({error})") from error
 
-    def delete(self, kind: str, name: str) -> None:
-        """Delete an object and what it owns; a missing one is no error."""
-        try:
-            self._json("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
-        except _Refused as refused:
-            if refused.status != _NOT_FOUND:
-                raise refused.explained(kind, self.namespace) from None
+    def delete(self, kind: str, name: str, version: str = "") -> bool:
+        """Delete an object and what it owns; a missing one is no error.
 
-    def adopt(self, kind: str, name: str, owner: Manifest) -> None:
-        """Let an object be deleted with its owner."""
-        meta = owner["metadata"]
-        reference = {
-            "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]
-        }  # fmt: skip
-        body = {"metadata": {"ownerReferences": [reference]}}
+        version: the only one (metadata.resourceVersion) that may be deleted; false where there is another by now.
+        """
+        body = {"preconditions": {"resourceVersion": version}} if version else None
         try:
-            self._json("PATCH", f"{self._path(kind)}/{name}", body=body)
+            self._json("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"}, body)
         except _Refused as refused:
-            raise refused.explained(kind, self.namespace) from None
+            if refused.status == _CONFLICT and version:
+                return False
+            error = refused.explained(kind, self.namespace)
+            if not isinstance(error, NotThere):
+                raise error from None
+        return True
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -152,10 +157,14 @@ class Api:
                     answer: Manifest = json.loads(response.read())
                     return answer
             except _Refused as refused:
-                refused.first = attempt == 1
                 if refused.status not in _PASSING or attempt == _TRIES:
                     raise
             except _broken() as error:
+                if _is_about_certificates(error):
+                    raise SettingsError(
+                        f"the Kubernetes API at {self._configuration.host} and this kubeconfig do not trust each other "
+                        f"({error}); check its certificates (kubectl get pods)"
+                    ) from error
                 if attempt == _TRIES:
                     raise Away(
                         f"the Kubernetes API at {self._configuration.host} does not answer ({error}); check the "
@@ -209,11 +218,11 @@ class _Answer:
 
 
 class _Refused(Exception):
-    """The server answered with an error; `first`: to the first attempt."""
+    """The server answered with an error."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(body)
-        self.status, self.first = status, True
+        self.status = status
         try:
             self.message = str(json.loads(body)["message"])
         except (ValueError, KeyError, TypeError):
@@ -226,28 +235,41 @@ class _Refused(Exception):
             403: f"ask for the Role dfm-submitter in namespace {namespace!r} (deploy/kubernetes/base/access.yaml)",
             400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
             422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
-        }.get(self.status, "see `kubectl get events`")
-        if self.status == _NOT_FOUND and self.message.startswith("namespaces "):
+        }.get(self.status, "try again; the API server's message is all that is known")
+        if self.status == _FORBIDDEN and "exceeded quota" in self.message:
+            remedy = f"ask for a larger quota (kubectl describe quota -n {namespace}), or for fewer and smaller pods"
+        elif self.status == _FORBIDDEN and "being terminated" in self.message:
+            remedy = f"namespace {namespace!r} is being deleted; name another one with --namespace"
+        elif self.status == _NOT_FOUND and self.message.startswith("namespaces "):
             remedy = f"create it (kubectl create namespace {namespace}) or name another one with --namespace"
         elif self.status == _NOT_FOUND and '"' in self.message:
             return NotThere(self.message)
         elif self.status == _NOT_FOUND and kind in ("DaskJob", "DaskCluster"):
             remedy = "install the Dask operator (helm install dask-kubernetes-operator, see deploy/README.md)"
-        error = Away if self.status in _PASSING else Refused
+        passes = self.status in _PASSING or (self.status == _CONFLICT and "being deleted" in self.message)
+        error = Away if passes else Refused
         return error(f"Kubernetes refuses a request for a {kind} ({self.status}): {self.message}; {remedy}")
 
 
-def _owner(body: Mapping[str, Any]) -> str:
-    from dfm.kubernetes.manifest import RUN_ID
-
-    return str(body["metadata"].get("labels", {}).get(RUN_ID, ""))
+def _run_of(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"].get("annotations", {}).get(RUN_ID, ""))
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What a broken connection raises; an answer that was cut short is no JSON."""
+    """The errors of a broken connection; an answer that was cut short is no JSON."""
     from urllib3.exceptions import HTTPError
 
     return (HTTPError, OSError, ValueError)
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    """Whether a connection failed for what stands in certificates, and not because the server went away meanwhile."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        error = getattr(error, "reason", None) or error.__cause__ or error.__context__
+        error = error if isinstance(error, BaseException) else None
+    return False
 
 
 def _connect(context: str) -> tuple[Any, Any, str]:
@@ -261,11 +283,25 @@ def _connect(context: str) -> tuple[Any, Any, str]:
         raise SettingsError("the Kubernetes client is missing; install dfm[kubernetes]") from error
     configuration = client.Configuration()
     try:
-        file = os.environ.get("KUBECONFIG")  # the client library looks only once, when it is imported
+        namespace = _load(config, configuration, context)
+        return configuration, client.ApiClient(configuration).rest_client.pool_manager, namespace
+    except SettingsError:
+        raise
+    except Exception as error:  # YAML, base64, certificates, missing keys: whatever a broken file makes of them
+        raise SettingsError(
+            f"the kubeconfig cannot be used ({type(error).__name__}: {str(error)[:300]}); check it with "
+            "kubectl config view and kubectl get pods, or name another one in KUBECONFIG"
+        ) from error
+
+
+def _load(config: Any, configuration: Any, context: str) -> str:
+    """Fill in the configuration from the kubeconfig, or from the pod that this process runs in; the namespace."""
+    file = os.environ.get("KUBECONFIG")  # the client library looks only once, when it is imported
+    try:
         config.load_kube_config(file, context=context or None, client_configuration=configuration)
         contexts, active = config.list_kube_config_contexts(file)
         chosen = next((each for each in contexts if each["name"] == context), active)
-        namespace = chosen["context"].get("namespace", "default")
+        return str(chosen["context"].get("namespace", "default"))
     except config.ConfigException as no_kubeconfig:
         try:
             config.load_incluster_config(client_configuration=configuration)
@@ -273,6 +309,4 @@ def _connect(context: str) -> tuple[Any, Any, str]:
             raise SettingsError(
                 f"no Kubernetes cluster is configured ({no_kubeconfig}); set KUBECONFIG, or check kubectl config view"
             ) from None
-        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as stream:
-            namespace = stream.read().strip()
-    return configuration, client.ApiClient(configuration).rest_client.pool_manager, namespace
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()

@@ -5,6 +5,7 @@ Reasons for what looks odd are traps of the operator and of Kubernetes: see depl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,17 +14,23 @@ from typing import Any
 
 from dfm.errors import SettingsError
 from dfm.kubernetes.sizing import Sizing, quantity
+from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.settings.tables import KubernetesSettings
 
 Manifest = dict[str, Any]
 GROUP, VERSION = "kubernetes.dask.org", "v1"
-RUN_ID, OUTPUT, FINGERPRINT = "dfm/run-id", "dfm/output", "dfm/job-fingerprint"
+RUN_ID, OUTPUT, FINGERPRINT, JOB = "dfm/run-id", "dfm/output", "dfm/job-fingerprint", "dfm/job"
+START_TIMEOUT, TTL = "dfm/start-timeout", "dfm/ttl-after-finished"
+MANAGED = "app.kubernetes.io/managed-by=dfm"
+"""Selects what dfm made."""
 LONGEST_NAME = 53
 """A longer one leaves no room for "-scheduler": its cluster fails, and the driver starts all the same."""
 USER = 10001
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _TLS = "/etc/dfm-tls"
+_FOR_EVER = 30 * 86400
 _HEARTBEAT = "/tmp/dfm-heartbeat"
 _API_ROUTES = [
     *("distributed.http.scheduler.prometheus", "distributed.http.scheduler.info", "distributed.http.scheduler.json"),
@@ -69,20 +76,32 @@ def check_name(name: str) -> None:
 
 
 def objects(submission: Submission) -> list[Manifest]:
-    """All objects of a job in the order of their creation: the job file, the DaskJob, the driver's protection."""
+    """All objects of a job: the job file, the DaskJob, the protection of its driver and scheduler."""
     check_name(submission.name)
     return [job_file(submission), dask_job(submission), disruption_budget(submission)]
 
 
+def owned_by(body: Manifest, owner: Manifest) -> Manifest:
+    """The object as one that is deleted with its owner, which the server has stored."""
+    meta = owner["metadata"]
+    reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": meta["name"], "uid": meta["uid"]}
+    return {**body, "metadata": {**body["metadata"], "ownerReferences": [reference]}}
+
+
+def _own_name(submission: Submission, what: str) -> str:
+    """The name of an object beside the DaskJob, which no other run's object has: who meets it has made it."""
+    mark = hashlib.sha256(submission.run_id.encode()).hexdigest()[:8]
+    return f"{submission.name}-{what}" + (f"-{mark}" if submission.run_id else "")
+
+
 def job_file(submission: Submission) -> Manifest:
-    """The job file for the driver. Where it holds storage options it is a Secret."""
-    has_secrets = bool(submission.job.data.storage_options)
+    """The job file for the driver. It holds no secrets: storage options with such are refused (dfm.storage)."""
     text = to_toml(_for_the_cluster(submission.job).to_dict(secrets=True))
     return {
         "apiVersion": "v1",
-        "kind": "Secret" if has_secrets else "ConfigMap",
-        "metadata": _metadata(submission, f"{submission.name}-job"),
-        "stringData" if has_secrets else "data": {"job.toml": text},
+        "kind": "ConfigMap",
+        "metadata": _metadata(submission, _own_name(submission, "job")),
+        "data": {"job.toml": text},
     }
 
 
@@ -112,21 +131,34 @@ def dask_job(submission: Submission) -> Manifest:
 
 
 def disruption_budget(submission: Submission) -> Manifest:
-    """Nodes are not drained below the driver, which nothing recreates."""
-    labels = {"dask.org/cluster-name": submission.name, "dask.org/component": "job-runner"}
+    """Nodes are not drained below the driver, which nothing recreates, and the scheduler, with whom results are lost.
+
+    Both are counted together: while the scheduler is being made, and after the driver's end, neither may be evicted.
+    """
+    selector = {
+        "matchLabels": {"dask.org/cluster-name": submission.name},
+        "matchExpressions": [{"key": "dask.org/component", "operator": "In", "values": ["job-runner", "scheduler"]}],
+    }
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(submission, f"{submission.name}-driver"),
-        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels}},
+        "metadata": _metadata(submission, _own_name(submission, "driver")),
+        "spec": {"minAvailable": 2, "selector": selector},
     }
 
 
 def _metadata(submission: Submission, name: str) -> Manifest:
-    annotations = {OUTPUT: submission.job.output.directory, FINGERPRINT: submission.job.fingerprint()}
-    labels = {"app.kubernetes.io/name": "dfm", "app.kubernetes.io/managed-by": "dfm"}
+    annotations = {
+        **submission.settings.annotations,
+        OUTPUT: submission.job.output.directory, FINGERPRINT: submission.job.fingerprint(),
+        START_TIMEOUT: str(submission.settings.start_timeout), TTL: str(submission.settings.ttl_after_finished),
+    }  # fmt: skip
+    own = {"app.kubernetes.io/name": "dfm", "app.kubernetes.io/managed-by": "dfm", JOB: submission.name}
+    labels = {**submission.settings.labels, **own}
     if submission.run_id:
-        labels[RUN_ID] = submission.run_id
+        annotations[RUN_ID] = submission.run_id
+        if _LABEL.fullmatch(submission.run_id):  # a workflow engine's may be longer than a label can be
+            labels[RUN_ID] = submission.run_id
     metadata = {"name": name, "labels": labels, "annotations": annotations}
     return {**metadata, "namespace": submission.namespace} if submission.namespace else metadata
 
@@ -140,7 +172,8 @@ def _driver_pod(submission: Submission) -> Manifest:
     arguments += ["--run-id", submission.run_id] if submission.run_id else []
     # The driver starts beside its cluster and waits for it. Two thirds of the workers are enough to begin with; the
     # others join when nodes are found for them.
-    arguments += ["--set", "cluster.worker_timeout=900"]
+    patience = settings.start_timeout or _FOR_EVER
+    arguments += ["--set", f"cluster.worker_timeout={patience}"]
     arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
     arguments += ["--heartbeat", _HEARTBEAT]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
@@ -150,10 +183,7 @@ def _driver_pod(submission: Submission) -> Manifest:
     container["livenessProbe"] = _exec_probe(f'test -n "$(find {_HEARTBEAT} -mmin -15)"', 60, 5)
     container["volumeMounts"].append({"name": "job", "mountPath": "/etc/dfm", "readOnly": True})
     pod = _pod(submission, container, "job-runner")
-    source = {"secret": {"secretName": f"{submission.name}-job"}}
-    if not submission.job.data.storage_options:
-        source = {"configMap": {"name": f"{submission.name}-job"}}
-    pod["volumes"].append({"name": "job", **source})
+    pod["volumes"].append({"name": "job", "configMap": {"name": _own_name(submission, "job")}})
     pod["restartPolicy"] = "Never"  # OnFailure, the operator's default, restarts for ever what cannot succeed
     if settings.deadline:
         pod["activeDeadlineSeconds"] = settings.deadline
@@ -194,6 +224,8 @@ def _worker_pod(submission: Submission) -> Manifest:
     pod = _pod(submission, container, "worker")
     pod["volumes"].append(_scratch(submission))
     pod["terminationGracePeriodSeconds"] = 25 if settings.spot else 60
+    if settings.worker_node_selector:
+        pod["nodeSelector"] = {**settings.node_selector, **settings.worker_node_selector}
     if settings.gpus:
         container["resources"]["limits"]["nvidia.com/gpu"] = str(settings.gpus)
         pod["tolerations"].append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
@@ -237,7 +269,7 @@ def _pod(submission: Submission, container: Manifest, component: str) -> Manifes
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": 30,
-        "tolerations": [],
+        "tolerations": [dict(each) for each in settings.tolerations],
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -253,7 +285,35 @@ def _pod(submission: Submission, container: Manifest, component: str) -> Manifes
         pod["imagePullSecrets"] = [{"name": settings.pull_secret}]
     if settings.tls_secret:
         pod["volumes"].append({"name": "tls", "secret": {"secretName": settings.tls_secret, "defaultMode": 0o440}})
+    pod["volumes"] += [_volume(number, each) for number, each in enumerate(settings.volumes)]
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.affinity:
+        pod["affinity"] = dict(settings.affinity)
+    if settings.priority_class:
+        pod["priorityClassName"] = settings.priority_class
     return pod
+
+
+def _volume(number: int, volume: Mapping[str, Any]) -> Manifest:
+    """A pod's volume of one of kubernetes.volumes."""
+    server, _, path = volume.get("nfs", "").partition(":")
+    sources: dict[str, Manifest] = {
+        "claim": {"persistentVolumeClaim": {"claimName": volume.get("claim")}},
+        "nfs": {"nfs": {"server": server, "path": path}},
+        "host_path": {"hostPath": {"path": volume.get("host_path")}},
+        "secret": {"secret": {"secretName": volume.get("secret"), "defaultMode": 0o440}},
+        "config_map": {"configMap": {"name": volume.get("config_map")}},
+        "empty": {"emptyDir": {"sizeLimit": quantity(parse_bytes(volume.get("empty", "0B")))}},
+    }
+    kind = next(kind for kind in sources if kind in volume)
+    return {"name": f"volume-{number}", **sources[kind]}
+
+
+def _mount(number: int, volume: Mapping[str, Any]) -> Manifest:
+    mount: Manifest = {"name": f"volume-{number}", "mountPath": volume["mount"]}
+    mount |= {"subPath": volume["sub_path"]} if "sub_path" in volume else {}
+    return mount | ({"readOnly": True} if volume.get("read_only") else {})
 
 
 def _container(submission: Submission, name: str, arguments: list[str], memory: int, cpus: int) -> Manifest:
@@ -265,7 +325,10 @@ def _container(submission: Submission, name: str, arguments: list[str], memory: 
         "imagePullPolicy": "IfNotPresent",
         "args": arguments,
         "env": _environment(submission),
-        "resources": {"requests": {"cpu": str(cpus), "memory": limit}, "limits": {"memory": limit}},
+        "resources": {
+            "requests": {"cpu": str(cpus), "memory": limit},
+            "limits": {"memory": limit, **({"cpu": str(cpus)} if settings.cpu_limits else {})},
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "privileged": False,
@@ -274,8 +337,11 @@ def _container(submission: Submission, name: str, arguments: list[str], memory: 
         },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
-    if settings.secret:
-        container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
+    sources = [{"secretRef": {"name": settings.secret}}] if settings.secret else []
+    sources += [{"configMapRef": {"name": settings.config_map}}] if settings.config_map else []
+    if sources:
+        container["envFrom"] = sources
+    container["volumeMounts"] += [_mount(number, each) for number, each in enumerate(settings.volumes)]
     if settings.tls_secret:
         container["volumeMounts"].append({"name": "tls", "mountPath": _TLS, "readOnly": True})
     return container
@@ -293,7 +359,17 @@ def _environment(submission: Submission) -> list[Manifest]:
         for role in ("SCHEDULER", "WORKER", "CLIENT"):
             values[f"{comm}TLS__{role}__CERT"] = f"{_TLS}/tls.crt"
             values[f"{comm}TLS__{role}__KEY"] = f"{_TLS}/tls.key"
-    return [{"name": name, "value": value} for name, value in values.items()]
+    values |= submission.settings.environment
+    kept = {name: _kept_value(where) for name, where in submission.settings.environment_from.items()}
+    return [{"name": name, "value": value} for name, value in values.items() if name not in kept] + [
+        {"name": name, "valueFrom": source} for name, source in kept.items()
+    ]
+
+
+def _kept_value(where: str) -> Manifest:
+    """The source of a variable, of "secret:NAME:KEY" or "configmap:NAME:KEY"."""
+    kind, name, key = where.split(":")
+    return {"secretKeyRef" if kind == "secret" else "configMapKeyRef": {"name": name, "key": key}}
 
 
 def _probe(port: str, period: int, failures: int) -> Manifest:
@@ -345,5 +421,7 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)} = {_value(inner)}" for key, inner in value.items()) + "}"
     # What JSON and TOML differ in: TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""How many workers a job wants and how large its pods must be, from the plan that `dfm train --dry-run` prints."""
+"""The number of workers and the sizes of pods of a job, from the plan that `dfm train --dry-run` prints."""
 
 from __future__ import annotations
 

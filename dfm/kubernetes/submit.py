@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import logging
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dfm import jobs
-from dfm.errors import ClusterError, SettingsError
+from dfm.errors import ClusterError, SettingsError, StorageError
 from dfm.kubernetes import manifest, sizing
-from dfm.kubernetes.api import Api, NotThere
-from dfm.kubernetes.follow import CLUSTER_LABEL, COMPONENT_LABEL, DRIVER, PAUSE, OnEvent, Patient, state_of
+from dfm.kubernetes.api import Api, Away, NotThere
+from dfm.kubernetes.follow import (
+    CLUSTER_LABEL,
+    COMPONENT_LABEL,
+    DRIVER,
+    PAUSE,
+    JobState,
+    OnEvent,
+    look,
+    state_of,
+)
 from dfm.kubernetes.manifest import Manifest, Submission
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.outcome import outcome_of
+from dfm.runs.patience import Patient
+from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.storage import files
 
+logger = logging.getLogger(__name__)
 _STOPPING = 60.0
 """Seconds that a driver gets to end by itself before its pods are deleted."""
+_ENDING = 60.0
+"""Seconds in which a driver's pod is gone once its job is deleted: longer than its grace."""
 
 
 @dataclass(frozen=True)
@@ -39,74 +57,171 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
     job.require_training()
     _check_urls(job)
     run_id = runs.new_run_id()
-    planned = jobs.plan(job) if sizing.needs_plan(job.kubernetes) else None
+    planned = _plan(job) if sizing.needs_plan(job.kubernetes) else None
     sizes = sizing.size(job.kubernetes, planned)
     return Submission(name or manifest.name_for(stem, run_id), namespace, job, sizes, run_id)
 
 
+def _plan(job: Job) -> dict[str, Any]:
+    away = [url for url in job.data.train if files.is_local(url) and not glob.glob(str(files.local_path(url)))]
+    if away:
+        raise SettingsError(
+            f"data.train = {away[0]!r} is not on this machine, so that no sizes can be derived from it; set "
+            "kubernetes.workers, worker_memory, driver_memory and scratch (dfm knobs)"
+        )
+    return jobs.plan(job)
+
+
 def _check_urls(job: Job) -> None:
-    """SettingsError where the job names a path of this machine, which no pod has."""
+    """SettingsError where the job names a path that no pod has, or would write to a volume that keeps nothing."""
     named = {"output.directory": (job.output.directory,), "data.train": job.data.train}
     for knob, urls in {**named, "data.validation": job.data.validation}.items():
         for url in urls:
             if "://" not in url:
                 raise SettingsError(
                     f"{knob} = {url!r} is a path of this machine; in Kubernetes it must be a URL of an object store "
-                    "(s3://…), or file://… of a volume that all pods mount"
+                    "(s3://…), or file://… of a volume that all pods mount (kubernetes.volumes)"
                 )
+            if files.is_local(url):
+                _check_volume(knob, url, job.kubernetes.volumes)
+
+
+def _check_volume(knob: str, url: str, volumes: Sequence[Mapping[str, Any]]) -> None:
+    path = f"{os.path.normpath(files.local_path(url))}/"
+    found = [volume for volume in volumes if path.startswith(f"{volume['mount']}/")]
+    if not found:
+        mounts = ", ".join(each["mount"] for each in volumes) or "none"
+        raise SettingsError(
+            f"{knob} = {url!r} lies below no volume that the pods mount (kubernetes.volumes: {mounts}); name a URL of "
+            'an object store, or mount a volume there: volumes = [{mount = "/data", claim = "NAME"}]'
+        )
+    volume = max(found, key=lambda each: len(each["mount"]))
+    keeps = not {"empty", "secret", "config_map"} & set(volume) and not volume.get("read_only")
+    if knob == "output.directory" and not keeps:
+        raise SettingsError(
+            f"{knob} = {url!r} lies in a volume that is read-only, or each pod's own; name a claim that can be written"
+        )
 
 
 def submit(api: Api, submission: Submission) -> Submitted:
-    """Create the job's objects; what was created goes away again where a later one is refused."""
+    """Create the job's objects and the record of its run; nothing is changed where the DaskJob is refused.
+
+    SettingsError where another run is at work in the output directory. The DaskJob comes first and owns the others from
+    their first moment on, so that none outlives it; should one of them be refused, the DaskJob goes, and they with it.
+    """
     submission = replace(submission, namespace=api.namespace)
     file, dask_job, budget = manifest.objects(submission)
     job = submission.job
-    created: list[Manifest] = []
-    records = not files.is_local(job.output.directory)
-    seen = runs.read_run(job.output.directory, job.data.storage_options) if records else None
-    with _removing(api, created):
+    seen = _check_free(api, job, submission.run_id)
+    owner = _created(api, dask_job)
+    try:
         for each in (file, budget):
-            created.append(api.create(each))
-        owner = api.create(dask_job)
-        created.append(owner)
-        for each in (file, budget):
-            api.adopt(each["kind"], each["metadata"]["name"], owner)
-        if records:  # now that the job is there: one that is refused leaves the record of the run before it alone
-            runs.submitted_since(seen, job, submission.run_id, f"DaskJob {api.namespace}/{submission.name}")
+            _created(api, manifest.owned_by(each, owner))
+        if not files.is_local(job.output.directory):
+            runs.submitted_since(seen, job, submission.run_id, f"{DASK_JOB} {api.namespace}/{submission.name}")
+    except Exception:
+        with contextlib.suppress(ClusterError):  # the first error is the one to tell
+            api.delete("DaskJob", submission.name)
+        raise
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
 
 
-@contextlib.contextmanager
-def _removing(api: Api, created: list[Manifest]) -> Iterator[None]:
+def _created(api: Api, body: Manifest) -> Manifest:
+    """The object as it is stored; a server that is away is waited for, one that refuses is right."""
+    return Patient(_warn, eager=(Away,)).insist(api.create, body)
+
+
+DASK_JOB = "DaskJob"
+"""How the record of a run names what it was submitted to: DaskJob NAMESPACE/NAME."""
+
+
+def _check_free(api: Api, job: Job, run_id: str) -> RunRecord | None:
+    """The record in the output directory. SettingsError where another run is at work there, or its DaskJob waits."""
+    directory, options = job.output.directory, job.data.storage_options
+    if files.is_local(directory):
+        return None  # a folder of the pods' volumes, which this machine does not have
+    record = runs.check_free(directory, options, run_id)
+    if record is not None and record.state == "submitted" and record.run_id != run_id:
+        kind, _, place = record.scheduler.partition(" ")
+        namespace, _, name = place.partition("/")
+        if kind == DASK_JOB and namespace == api.namespace and _is_there(api, name):
+            raise SettingsError(
+                f"output.directory = {directory!r} belongs to DaskJob {name!r}, whose driver has not begun; end it "
+                f"(dfm cancel {name} --kubernetes --namespace {namespace}), or choose another output.directory"
+            )
+    return record
+
+
+def _is_there(api: Api, name: str) -> bool:
     try:
-        yield
-    except Exception:
-        for each in reversed(created):
-            with contextlib.suppress(ClusterError, NotThere):
-                api.delete(each["kind"], each["metadata"]["name"])
-        raise
+        api.get("DaskJob", name)
+    except NotThere:
+        return False
+    return True
 
 
-def cancel(api: Api, name: str, options: dict[str, Any] | None = None, patience: float = _STOPPING) -> str:
-    """Ask the driver to stop, wait for it a while, delete the job with all its pods; the state it ended in."""
-    state = state_of(api, name)
-    if state.directory:
-        with contextlib.suppress(OSError):  # who may delete a job need not be able to reach its storage
-            runs.request_cancel(state.directory, options)
-            deadline = time.monotonic() + patience
-            while not state.driver_is_gone and time.monotonic() < deadline:
-                if outcome_of(state.directory, options, state.run_id).is_over:
-                    break
-                time.sleep(1.0)
-                state = state_of(api, name)
-    delete(api, name)
+def _warn(event: dict[str, Any]) -> None:
+    logger.warning("waiting: %s", event["reason"])
+
+
+def cancel(
+    api: Api, name: str, options: dict[str, Any] | None = None, patience: float = _STOPPING, tell: OnEvent = _warn
+) -> str:
+    """End a job: its driver is asked to stop where it runs, then all goes; the state that its run ended in.
+
+    A driver that has not begun, or does not answer within `patience` seconds, cannot say so: then its record is ended
+    here, once its pod is gone.
+    """
+    patient, store = Patient(tell, eager=(Away,)), Patient(tell, answered=True)
+    state = patient.insist(state_of, api, name)
+    asked = _request(state, options, tell)
+    if asked and state.driver == "Running":
+        deadline = time.monotonic() + patience
+        while not (state.driver_is_gone or store.ask(_is_over, state, options)) and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+            state = patient.ask(look, api, name, state) or state
+    patient.insist(api.delete, "DaskJob", name)
+    if not asked:
+        return "unknown"
+    deadline = time.monotonic() + _ENDING
+    while not store.ask(_is_over, state, options) and state.driver != "missing" and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        state = patient.ask(look, api, name, state) or state
+    if state.driver == "missing":
+        runs.settle_in(state.directory, options, state.run_id, "cancelled", lifecycle.CANCELLER)
     return outcome_of(state.directory, options, state.run_id).state
 
 
+def _request(state: JobState, options: dict[str, Any] | None, tell: OnEvent) -> bool:
+    """Leave the request to stop where the driver looks; who may delete a job need not be able to reach its storage."""
+    if not state.directory or files.is_local(state.directory):
+        return False
+    try:
+        record = runs.read_run(state.directory, options)
+        if record is not None and record.run_id == state.run_id:
+            runs.request_cancel(state.directory, options)
+    except (OSError, StorageError) as error:
+        tell({"event": "waiting", "reason": f"the run cannot be asked to stop: {error}"})
+        return False
+    return True
+
+
+def _is_over(state: JobState, options: dict[str, Any] | None) -> bool:
+    found = outcome_of(state.directory, options, state.run_id)
+    return found.is_over and found.state != "lost"
+
+
 def delete(api: Api, name: str) -> None:
-    """Delete a DaskJob; its cluster, its driver's pod and its file go with it, by owner references."""
-    with contextlib.suppress(NotThere):
-        api.delete("DaskJob", name)
+    """Delete a DaskJob and wait until its driver is gone, which may still write to the record of its run.
+
+    Its cluster, its driver's pod and its file go with it, by owner references.
+    """
+    api.delete("DaskJob", name)
+    deadline = time.monotonic() + _ENDING
+    while api.list("Pod", labels=f"{CLUSTER_LABEL}={name},{COMPONENT_LABEL}={DRIVER}")[0]:
+        if time.monotonic() > deadline:
+            raise Away(f"the driver's pod of DaskJob {name} does not end; see that its node is up, and try again")
+        time.sleep(PAUSE)
 
 
 def driver_log(api: Api, name: str, follow: bool, line: Callable[[str], None], tell: OnEvent) -> None:
@@ -114,7 +229,7 @@ def driver_log(api: Api, name: str, follow: bool, line: Callable[[str], None], t
     if not follow:
         _LogReader(api, line).read(_driver(api, name), False)
         return
-    reader, patient = _LogReader(api, line), Patient(tell)
+    reader, patient = _LogReader(api, line), Patient(tell, eager=(Away,))
     while True:
         pod = patient.ask(_driver, api, name)
         whole = pod and patient.ask(reader.read, pod, True)

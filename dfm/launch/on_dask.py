@@ -17,7 +17,6 @@ from dfm import jobs
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.remote import is_remote
 from dfm.errors import DfmError, SettingsError
-from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
@@ -26,7 +25,7 @@ from dfm.training.publish import check_output
 
 logger = logging.getLogger(__name__)
 _BOOK = "dfm-runs"
-"""Where the scheduler's metadata keep the runs handed to it: run id to output directory."""
+"""The key under which the scheduler's metadata keep the runs handed to it: run id to output directory."""
 
 
 def submit(job: Job, run_id: str = "") -> RunRecord:
@@ -55,18 +54,8 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
 
 
 def check_free(job: Job) -> None:
-    """SettingsError where a run is alive in the output directory: the new one would never be seen there.
-
-    For people; a scheduler of jobs that tries again must not wait until the last driver counts as lost.
-    """
-    directory = with_absolute_paths(job).output.directory
-    record = runs.read_run(directory, job.data.storage_options)
-    if record is not None and record.is_alive:
-        raise SettingsError(
-            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
-            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
-            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
-        )
+    """SettingsError where a run is at work in the output directory, or about to begin."""
+    runs.check_free(with_absolute_paths(job).output.directory, job.data.storage_options)
 
 
 def drive_run(job: Job, run_id: str) -> str:

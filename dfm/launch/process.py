@@ -14,11 +14,14 @@ from pathlib import Path
 from dfm.errors import DfmError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
+from dfm.runs.termination import stoppable
 from dfm.settings.job import Job
 from dfm.storage import files
 
+_ORDER = "dfm-driver-"
+"""The beginning of the names of order files."""
 LOG = "driver.log"
-"""What the driver prints, beside its results where these are on this machine."""
+"""The driver's output, a file beside its results where these are on this machine."""
 
 
 def start(job: Job, run_id: str) -> None:
@@ -28,7 +31,7 @@ def start(job: Job, run_id: str) -> None:
     """
     runs.submitted(job, run_id, job.cluster.scheduler)
     order = {"job": job.to_dict(secrets=True), "run_id": run_id}
-    handle, path = tempfile.mkstemp(prefix="dfm-driver-", suffix=".json")
+    handle, path = tempfile.mkstemp(prefix=_ORDER, suffix=".json")
     with os.fdopen(handle, "w") as stream:
         json.dump(order, stream)
     command = [sys.executable, "-m", "dfm.launch.process", path]
@@ -82,14 +85,18 @@ def main(path: str) -> int:
     from dfm import jobs
 
     order = json.loads(Path(path).read_text())
-    Path(path).unlink()
+    if Path(path).name.startswith(_ORDER) and order.keys() == {"job", "run_id"}:
+        Path(path).unlink()
     job = Job.from_dict(order["job"])
     try:
-        result = jobs.train(job, run_id=order["run_id"])
+        with stoppable():
+            result = jobs.train(job, run_id=order["run_id"])
     except DfmError as error:
         logging.getLogger("dfm").error("%s", error)
         return error.exit_code
-    return 130 if result.interrupted else 0
+    except KeyboardInterrupt:
+        return lifecycle.INTERRUPTED_CODE
+    return lifecycle.INTERRUPTED_CODE if result.interrupted else 0
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
-from dfm.errors import DfmError
+from dfm.errors import DfmError, StorageError
 from dfm.events import line_of
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
@@ -38,39 +39,27 @@ def drive(
 ) -> int:
     """Run a command (the driver of `job` as `run_id`) up to `attempts` times; returns its last exit code.
 
-    SIGTERM and SIGINT are passed on and end the attempts. tell: takes a line of JSON about each new attempt. heartbeat:
-    a file that the command touches; when it stops doing so it is killed, which is one way of being lost.
+    SIGTERM and SIGINT are passed on and end the attempts, and so does a request to cancel the run between two of them.
+    tell: takes a line of JSON about each new attempt. heartbeat: a file that the command touches; when it stops doing
+    so it is killed, which is one way of being lost. SettingsError where another run is alive in the job's output.
     """
-    for attempt in range(1, attempts + 1):
-        code, asked = _run(command, heartbeat, attempts - attempt)
-        lost = code > _SIGNALLED and not asked
-        if asked or attempt == attempts or not (lost or code in lifecycle.WORTH_ANOTHER_TRY):
-            break
-        pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
-        event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
-        tell(line_of(event))
-        _settle(job, run_id, "retrying", _why(code, attempt), code)
-        time.sleep(pause)
-    if code:
-        _settle(job, run_id, "interrupted" if asked else "failed", _why(code, attempt), code)
+    with _Attempts(job, run_id, heartbeat) as supervised:
+        supervised.claim()
+        for attempt in range(1, attempts + 1):
+            code = supervised.run(command, attempts - attempt)
+            lost = code > _SIGNALLED
+            if supervised.asked or attempt == attempts or not (lost or code in lifecycle.WORTH_ANOTHER_TRY):
+                break
+            pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
+            event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
+            tell(line_of(event))
+            supervised.settle("retrying", _why(code, attempt), code)
+            if stopped := supervised.pause(pause):
+                supervised.settle(stopped, "told to stop between two attempts", lifecycle.of(stopped).exit_code or 1)
+                return lifecycle.of(stopped).exit_code or 1
+        if code:
+            supervised.settle("interrupted" if supervised.asked else "failed", _why(code, attempt), code)
     return code
-
-
-def _why(code: int, attempts: int) -> str:
-    """What ended a command that may not have said so itself."""
-    if code <= _SIGNALLED:
-        return f"the driver ended with exit code {code} before its run began; its log tells more"
-    name = signal.Signals(code - _SIGNALLED).name
-    return f"the driver was ended by {name} {attempts} times; it may need more memory"
-
-
-def _settle(job: Job, run_id: str, state: str, message: str, code: int) -> None:
-    """Bring the record up to date after a command that ended; one that wrote its own end is left as it is."""
-    error = {"type": "DriverLost", "message": message, "exit_code": code}
-    try:
-        runs.settle(job, run_id, state, lifecycle.SUPERVISOR, error)
-    except (OSError, DfmError) as away:
-        logger.warning("the record of run %s cannot be written: %s", run_id, away)
 
 
 def train_command(job: str, run_id: str, options: Sequence[str] = ()) -> list[str]:
@@ -78,24 +67,85 @@ def train_command(job: str, run_id: str, options: Sequence[str] = ()) -> list[st
     return [sys.executable, "-m", "dfm", "train", job, "--run-id", run_id, "--json", *options]
 
 
-def _run(command: Sequence[str], heartbeat: str, attempts_left: int) -> tuple[int, bool]:
-    """Exit code as a shell gives it (128 + signal), and whether somebody asked this process to stop meanwhile."""
-    if heartbeat:
-        Path(heartbeat).touch()  # a probe looks for it before the command can
-    process = subprocess.Popen(command, env={**os.environ, ATTEMPTS_LEFT: str(attempts_left)})
-    asked: list[int] = []
+def _why(code: int, attempts: int) -> str:
+    """The end of a command that may not have told it itself."""
+    if code <= _SIGNALLED:
+        return f"the driver ended with exit code {code} before its run began; its log tells more"
+    name = signal.Signals(code - _SIGNALLED).name
+    return f"the driver was ended by {name} {attempts} times; it may need more memory"
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = _wait(process, heartbeat)
-    finally:
-        for number, handler in before.items():
+class _Attempts:
+    """Processes one after the other, while signals to this one are passed on: a context manager."""
+
+    def __init__(self, job: Job, run_id: str, heartbeat: str) -> None:
+        self._job, self._run_id, self._heartbeat = job, run_id, heartbeat
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-    return (code if code >= 0 else _SIGNALLED - code), bool(asked)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def claim(self) -> None:
+        """Leave a record of the run where nobody submitted it, so that its end is told however early it comes."""
+        directory, options = self._job.output.directory, self._job.data.storage_options
+        try:
+            record = runs.check_free(directory, options, self._run_id)
+            if record is None or record.run_id != self._run_id:
+                runs.submitted(self._job, self._run_id)
+        except (OSError, StorageError) as away:
+            logger.warning("the record of run %s cannot be written: %s", self._run_id, away)
+
+    def run(self, command: Sequence[str], attempts_left: int) -> int:
+        """Run a command to its end; its exit code as a shell gives it (128 + signal)."""
+        if self._heartbeat:
+            Path(self._heartbeat).touch()  # a probe looks for it before the command can
+        environment = {**os.environ, ATTEMPTS_LEFT: str(attempts_left)}
+        self._process = subprocess.Popen(command, env=environment)
+        if self.asked:  # while the process was being started
+            self._process.terminate()
+        code = _wait(self._process, self._heartbeat)
+        return code if code >= 0 else _SIGNALLED - code
+
+    def pause(self, seconds: float) -> str:
+        """Wait before the next attempt; "interrupted" or "cancelled" where there shall be none, else empty."""
+        deadline, next_look = time.monotonic() + seconds, 0.0
+        while time.monotonic() < deadline:
+            if self.asked:
+                return "interrupted"
+            if time.monotonic() >= next_look:
+                if self._is_cancelled():
+                    return "cancelled"
+                next_look = time.monotonic() + 1.0
+            time.sleep(min(0.1, seconds))
+        return ""
+
+    def _is_cancelled(self) -> bool:
+        try:
+            return runs.is_cancelled(self._job.output.directory, self._run_id, self._job.data.storage_options)
+        except (OSError, DfmError) as away:
+            logger.warning("whether run %s was cancelled cannot be read: %s", self._run_id, away)
+            return False
+
+    def settle(self, state: str, message: str, code: int) -> None:
+        """Bring the record up to date after a command that ended; one that wrote its own end is left as it is."""
+        error = {"type": "DriverLost", "message": message, "exit_code": code}
+        try:
+            runs.settle(self._job, self._run_id, state, lifecycle.SUPERVISOR, error)
+        except (OSError, DfmError) as away:
+            logger.warning("the record of run %s cannot be written: %s", self._run_id, away)
 
 
 def _wait(process: subprocess.Popen[bytes], heartbeat: str) -> int:

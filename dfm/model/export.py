@@ -18,12 +18,12 @@ from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
-from dfm.storage import files
+from dfm.storage import files, ownership
 
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
 _TEXT_LINKS = ("sigmoid", "identity", "margin")
-"""How predictions may be made of scores where the format leaves that to the reader, who knows classes and numbers."""
+"""Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
 
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -175,8 +175,13 @@ def onnx_bytes(model: FMModel) -> bytes:
         *of_family,
         ("Add", ["linear_part", "factor_part"], "parts"),
         ("Add", ["parts", "bias"], "score"),
-        (link, ["score"], "prediction"),
+        (link, ["score"], "prediction" if model.clip is None else "unclipped"),
     ]
+    if model.clip is not None:
+        constants |= {
+            name: np.array(bound, np.float32) for name, bound in zip(("low", "high"), model.clip, strict=True)
+        }
+        steps.append(("Clip", ["unclipped", "low", "high"], "prediction"))
     attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}, "Transpose": {"perm": [0, 2, 1]}}
     nodes = [helper.make_node(kind, inputs, [out], **attributes.get(kind, {})) for kind, inputs, out in steps]
     shape = ["n_rows", "n_entries"]
@@ -202,7 +207,10 @@ FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
 
 
 def export(model: FMModel, kind: str, directory: str, options: files.Options = None) -> list[str]:
-    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written."""
+    """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
+
+    An earlier export is replaced. SettingsError where a file of such a name is there that dfm did not make.
+    """
     name, made = FORMATS[kind]
     info, family = model.objective.info, model.table.layout.family
     if kind in ("xlearn", "libfm") and not family_of(family).has_texts:
@@ -219,6 +227,9 @@ def export(model: FMModel, kind: str, directory: str, options: files.Options = N
     if kind == "libfm":
         contents["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()
     urls = [files.join(directory, file) for file in contents]
+    ledger = ownership.Ledger(directory, "exports", options)
+    ledger.claim(contents)
     for url, data in zip(urls, contents.values(), strict=True):
         files.write_bytes(url, data, options)
+    ledger.settle()
     return urls

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
-from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.schema import SHORTEST, ResolvedSchema, check_once
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
@@ -47,16 +48,17 @@ from dfm.model.manifest import (
     parse_manifest,
 )
 from dfm.model.objective import LossInfo, Objective
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
 logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
+_OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
 FORMAT = 5
-"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, and
-4 names another family than the default."""
+"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
+names another family than the default, and 5 how values are read, or the range that predictions stay in."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -78,6 +80,8 @@ class FMModel:
     statistics: Mapping[str, NumberStatistics] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loss: LossInfo | None = None
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in; None: any."""
 
     @functools.cached_property
     def _lookup(self) -> RowLookup:
@@ -93,8 +97,8 @@ class FMModel:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What the model was trained for, and how its scores become predictions."""
-        return Objective.of_info(self.task, self.loss)
+        """The objective that the model was trained for, which makes predictions of scores."""
+        return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -105,17 +109,21 @@ class FMModel:
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, or a dict of column to list. Columns that
-        the model does not use are ignored; fields of structs have dotted names. A model of a numeric matrix takes such
-        matrices too, from NumPy or scipy.sparse. DataError where a column is missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, or one row as a
+        dict of column to value. Columns that the model does not use are ignored; fields of structs have dotted names.
+        A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. DataError where a column is
+        missing or a number is not finite.
         """
-        return self.objective.link.predict(self.decision_function(data))
+        return self.objective.predict(self.decision_function(data))
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
         if isinstance(data, np.ndarray) or is_sparse(data):
             return self._score_matrix(data)
         few = self._few_rows(data)
+        if few is None and isinstance(data, Mapping):
+            data = columns_of(data, self.schema)
+            few = self._few_rows(data)
         if few is not None:
             return few
         parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
@@ -176,6 +184,7 @@ class FMModel:
 
         golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
         """
+        check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if golden is not None and golden.num_rows:
             data = _golden_bytes(self, golden)
@@ -223,7 +232,7 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
-        if self.schema.reads_values_specially:
+        if self.schema.reads_values_specially or self.clip is not None:
             return 5
         if not self._is_of_old:
             return 4
@@ -236,6 +245,7 @@ class FMModel:
             "format": self._format,
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             **({} if self._is_of_old else {"family": self.table.layout.family}),
+            **({} if self.clip is None else {"clip": list(self.clip)}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -274,6 +284,11 @@ class FMModel:
         return model
 
 
+def check_place(url: str, options: files.Options = None) -> None:
+    """SettingsError where a model would replace a model.json that dfm did not write."""
+    ownership.check_replaceable(files.join(url, MANIFEST), lambda *_: bool(_manifest_in_place(url, options)), options)
+
+
 def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
     """The manifest of a model folder."""
     try:
@@ -300,7 +315,7 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
 
 
 def _short(cause: object) -> str:
-    """What an error or a manifest says; that of a damaged file may be all of it."""
+    """The words of an error or a manifest; those of a damaged file may be all of it."""
     text = str(cause)
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
 
@@ -357,14 +372,24 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         for name, known in manifest["statistics"].items()
     }
     loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss)
+    low, high = manifest.get("clip", (None, None))
+    clip = None if low is None else (float(low), float(high))
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss, clip)
+
+
+def _golden_name(columns: list[str]) -> str:
+    """The name of the predictions, the last column of the golden rows: one that no column of the data has."""
+    name = GOLDEN_COLUMN
+    while name in columns:
+        name += "_"
+    return name
 
 
 def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
     golden = golden.select(list(model.schema.columns))
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
-    pq.write_table(golden.append_column(GOLDEN_COLUMN, predictions), sink)
+    pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
     return sink.getvalue()
 
 
@@ -374,7 +399,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
             if file.metadata.num_rows > MOST_GOLDEN_ROWS:
                 raise ValueError(f"{file.metadata.num_rows} rows")
             golden = file.read()
-        expected = golden.column(GOLDEN_COLUMN).to_numpy()
+        expected = golden.column(golden.num_columns - 1).to_numpy()
         difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
     except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
@@ -388,7 +413,7 @@ def _check_golden(model: FMModel, data: bytes, url: str) -> None:
 
 
 def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
-    """Of the golden rows as they are stored and, where a model promises it, as a service sends them and as text."""
+    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
     if model.schema.numbers != SHORTEST:
         return [model.predict(golden)]
     plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
@@ -407,17 +432,19 @@ def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.flo
 def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
     """The manifest that is about to be replaced; empty where there is none that can be read."""
     try:
-        return read_manifest(url, options)
+        found = read_manifest(url, options)
     except ModelError:
         return {}
+    return found if {"files", "hashing", "schema"} <= found.keys() else {}
 
 
 def _remove_superseded(url: str, name: str, options: files.Options) -> None:
-    """Delete a file that the manifest before the last one listed. The model is published by now, so a file that cannot
-    be deleted is told in a warning.
+    """Delete a file that the manifest before the last one listed, if its name is of a model: anybody may have written
+    the manifest. The model is published by now, so a file that cannot be deleted is told in a warning.
     """
     try:
-        files.remove(files.join(url, _checked_name(name, url)), options)
+        if _OWN_FILE.fullmatch(_checked_name(name, url)):
+            files.remove(files.join(url, name), options)
     except Exception as error:
         logger.warning("a file of an earlier model at %s stays: %s", url, error)
 
@@ -427,8 +454,33 @@ def _names(manifest: Mapping[str, Any]) -> set[str]:
     return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
 
 
+def columns_of(data: Mapping[str, Any], schema: ResolvedSchema) -> Mapping[str, Any]:
+    """A dict of columns; of a dict of scalars, which is one row, the columns of that row.
+
+    DataError where one column holds a scalar and another a list of rows.
+    """
+    given = [column for column in schema.columns if column in data]
+    scalars = [column for column in given if _is_scalar(data[column])]
+    if not scalars:
+        return data
+    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    others = [column for column in given if column not in scalars and column not in of_lists]
+    if others:
+        raise DataError(
+            f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
+            "with one value a row, or one value in every column for a single row"
+        )
+    return {column: [data[column]] for column in given}
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one value of a row: no list, array, Series or Arrow array of values."""
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
+
+
 def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The model's columns of a table in any of the accepted forms, in batches."""
+    check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
         table = _table_of({column: data[column] for column in _stored_names(columns, data)})
     elif isinstance(data, pa.RecordBatch):

@@ -1,4 +1,4 @@
-"""What a model has learnt, in numbers that a person can read."""
+"""The contents of a model, in numbers that a person can read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _fields(model: FMModel) -> list[dict[str, Any]]:
 
 
 def describe_token(model: FMModel, token: str) -> dict[str, Any]:
-    """What the model knows of one category, written "column=value" (an empty value is the missing one)."""
+    """The model's knowledge of one category, written "column=value" (an empty value is the missing one)."""
     import pyarrow as pa
 
     column, equals, value = token.partition("=")

@@ -1,4 +1,4 @@
-"""What a model's manifest may say: checked before anything is made from it, for a model may come from anywhere.
+"""The legal contents of a model's manifest: checked before anything is made of it; a model may come from anywhere.
 
 The functions raise ValueError with what is wrong. They leave what they do not know of (metadata, later keys).
 """
@@ -50,6 +50,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     n_factors = _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
+    _check_clip(manifest)
     _check_schema(manifest["schema"])
     _check_statistics(manifest["statistics"])
     if not isinstance(manifest["metadata"], dict):
@@ -68,6 +69,13 @@ def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
     _integer(entry["bytes"], f"size of its {kind} in bytes", 0, limit)
     if not isinstance(entry["name"], str) or not _DIGEST.fullmatch(entry["sha256"]):
         raise ValueError(f"the entry of its {kind} is none")
+
+
+def _check_clip(manifest: Mapping[str, Any]) -> None:
+    clip = manifest.get("clip", [0.0, 0.0])
+    sound = isinstance(clip, list) and len(clip) == 2 and all(_is_finite(bound) for bound in clip)
+    if not sound or clip[0] > clip[1]:
+        raise ValueError(f"the range of its predictions is {_short(clip)}")
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 class Tally(Protocol):
-    """What training needs of a tally; `loss_name` is the metric early stopping compares (less is better)."""
+    """The part of a tally that training needs; `loss_name` is the metric early stopping compares (less is better)."""
 
     loss_name: ClassVar[str]
 
@@ -53,7 +53,7 @@ class LogitHistogram:
 
     @classmethod
     def from_rows(cls, logits: Floats, probability: Floats, labels: Floats, weights: Floats) -> LogitHistogram:
-        """All arrays float64[n_rows]; labels 0 or 1; rows of weight 0 leave no trace."""
+        """All arrays float64[n_rows]; labels from 0 to 1; rows of weight 0 leave no trace."""
         kept = weights > 0
         if not kept.all():
             logits, probability, labels, weights = (each[kept] for each in (logits, probability, labels, weights))
@@ -163,11 +163,11 @@ class ClassificationTally:
 
     @classmethod
     def from_scores(cls, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Self:
-        """scores float[n_rows] are logits, labels 0 or 1; weights float[n_rows], None or empty: all 1."""
+        """scores float[n_rows] are logits, labels 0, 1 or shares of 1; weights float[n_rows], None or empty: all 1."""
         logits, targets, masses = checked_rows(scores, labels, weights)
-        if not np.all((targets == 0) | (targets == 1)):
-            wrong = targets[(targets != 0) & (targets != 1)][0]
-            raise DataError(f"the label {wrong} is not legal in classification: expected 0 or 1.")
+        if not np.all((targets >= 0) & (targets <= 1)):
+            wrong = targets[(targets < 0) | (targets > 1)][0]
+            raise DataError(f"the label {wrong} is not legal in classification: expected 0 or 1, or a share between.")
         # log(1 + e^z) − yz without overflow; e^{−|z|} serves loss and probability alike
         shrunk = np.exp(-np.abs(logits))
         losses = np.maximum(logits, 0) + np.log1p(shrunk) - targets * logits

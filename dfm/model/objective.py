@@ -1,4 +1,4 @@
-"""What a model is trained for: its task and loss, how scores become predictions, and by which metrics it is judged.
+"""The objective of a model: its task and loss, how scores become predictions, and by which metrics it is judged.
 
 The metrics of a task's default loss are made of the loss itself. Any other loss is a metric of its own, `loss`, that
 early stopping watches, beside the metrics of the task that make sense of its predictions.
@@ -38,6 +38,12 @@ _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
 
+def label_kind_of(task: str, loss: str) -> str:
+    """Which labels are legal, as `dfm.data.labels` names it. loss: a name, "auto", or what stands for a function."""
+    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss)
+    return task if record is None else record.labels
+
+
 def takes_any_unit(task: str, loss: object) -> bool:
     """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
     record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None
@@ -46,7 +52,7 @@ def takes_any_unit(task: str, loss: object) -> bool:
 
 @dataclass(frozen=True)
 class LossInfo:
-    """What a published model says of its loss: enough to predict. A user's function is named, never stored.
+    """The loss as a published model names it: enough to predict. A user's function is named, never stored.
 
     link: a name in LINKS. sha256: of a user's function (hex), empty for a built-in loss.
     """
@@ -87,6 +93,8 @@ class Objective:
     task: str
     info: LossInfo
     loss: CompiledLoss | CustomLoss | None = None
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in; None: any."""
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -118,9 +126,16 @@ class Objective:
             return cls.of(task)
         return cls(task, info, None if info.sha256 else resolve_loss(info.name, info.parameter))
 
+    def predict(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predictions of raw scores, float32[n_rows], within `clip`."""
+        predicted = self.link.predict(scores)
+        if self.clip is None:
+            return predicted
+        return np.clip(predicted, np.float32(self.clip[0]), np.float32(self.clip[1]))
+
     @property
     def link(self) -> Link:
-        """How scores become predictions."""
+        """The link, which makes predictions of scores."""
         return LINKS[self.info.link]
 
     @property
@@ -139,7 +154,7 @@ class Objective:
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
     def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
-        """What there is to tell of the mean loss of training rows, in the unit of the labels, which were trained in
+        """The metric that tells the mean loss of training rows, in the unit of the labels, which were trained in
         `scale` of it.
         """
         if not self.is_plain:
@@ -167,7 +182,7 @@ class Objective:
 
     def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:
         if self.task == "regression":
-            return RegressionTally.from_scores(self.link.predict(scores), labels, weights)
+            return RegressionTally.from_scores(self.predict(scores), labels, weights)
         kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
         return kind.from_scores(scores, labels, weights)
 
@@ -243,7 +258,7 @@ def kernel_spec(
 
 
 def mark_of(function: CustomLoss | CustomRegularizer) -> str:
-    """What stands for a user's function in a job: it enters fingerprints, and runs nothing."""
+    """The mark of a user's function in a job: it enters fingerprints, and runs nothing."""
     return f"{OWN}{function.name}:{function.fingerprint}"
 
 

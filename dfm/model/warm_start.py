@@ -35,14 +35,14 @@ class Start:
 
     url: str
     sha256: str
-    """Of its file of parameters (hex)."""
+    """Digest of its file of parameters (hex)."""
     decay: float
     statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
-    """Of its numeric columns. They are taken over: the same bucket then means the same numbers."""
+    """Statistics of its numeric columns. They are taken over: the same bucket then means the same numbers."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        """What the new model tells of its origin."""
+        """The new model's note of its origin."""
         return {"model": self.url, "sha256": self.sha256, "decay": self.decay}
 
     def load(self) -> FMModel:

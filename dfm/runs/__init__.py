@@ -1,4 +1,4 @@
-"""What is kept of a run: its record, its outcome, its heartbeat.
+"""The traces of a run: its record, its outcome, its heartbeat.
 
 Imports storage and settings.
 """

@@ -13,7 +13,7 @@ from dfm.errors import ClusterError, ModelError, RunCancelled
 SUBMITTER, DRIVER, SUPERVISOR, CANCELLER = "submitter", "driver", "supervisor", "canceller"
 """Who writes: what hands a job over; the process that trains it; `dfm drive` around that; what ended its driver."""
 WAIT, TAKE, AGAIN, GIVE_UP = "wait", "take", "again", "give up"
-"""What a workflow engine does: look again later; use the model; make another try, which resumes; fail for good."""
+"""A workflow engine's answers: look again later; use the model; make another try, which resumes; fail for good."""
 INTERRUPTED_CODE = 130
 WORTH_ANOTHER_TRY = (1, ClusterError.exit_code)
 """Exit codes of a driver after which the same command may do better."""
@@ -21,6 +21,10 @@ STALE_SECONDS = 60.0
 """A driver that was not heard of for so long is gone: twenty heartbeats, so that a slow store is no death."""
 PAUSED_SECONDS = 180.0
 """The same between two attempts: the longest pause, the start of an interpreter, and those sixty seconds."""
+
+START_SECONDS = 900.0
+"""A run of whose driver nothing was heard for so long after it was handed over does not begin; a cluster may have to
+grow first."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,18 @@ _ENDED = ("interrupted", "cancelled", "failed", "finished")
 _ANY = ("", *_ALIVE, *_ENDED)  # a run that is tried again under its name begins anew, however it ended
 # fmt: off
 STATES = {state.name: state for state in (
-    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER,), _ANY, False, None, None, WAIT),
+    State("submitted", "handed over; no driver was heard of yet", (SUBMITTER, SUPERVISOR), _ANY, False, None, None,
+          WAIT),
     State("starting", "its driver waits for a cluster", (DRIVER,), _ANY, False, STALE_SECONDS, None, WAIT),
     State("running", "its driver trains", (DRIVER,), ("starting", "running"), False, STALE_SECONDS, None, WAIT),
     State("retrying", "an attempt failed; its supervisor starts another", (DRIVER, SUPERVISOR),
           ("", *_ALIVE), False, PAUSED_SECONDS, None, WAIT),
     State("interrupted", "told to stop by a signal; the best model so far is published, if there was one",
           (DRIVER, SUPERVISOR), ("", *_ALIVE), True, None, INTERRUPTED_CODE, AGAIN),
-    State("cancelled", "stopped on request; its checkpoint stays", (DRIVER, CANCELLER), ("", *_ALIVE), True, None,
-          RunCancelled.exit_code, GIVE_UP),
-    State("failed", "ended by an error, and nothing tries again", (DRIVER, SUPERVISOR), ("", *_ALIVE), True, None,
-          None, AGAIN),
+    State("cancelled", "stopped on request; its checkpoint stays", (DRIVER, SUPERVISOR, CANCELLER), ("", *_ALIVE),
+          True, None, RunCancelled.exit_code, GIVE_UP),
+    State("failed", "ended by an error, and nothing tries again", (DRIVER, SUPERVISOR, CANCELLER), ("", *_ALIVE),
+          True, None, None, AGAIN),
     State("finished", "succeeded: its model is published", (DRIVER,), ("starting", "running"), True, None, 0, TAKE),
     State("lost", "its driver is gone and did not say why", (), (), True, None, ClusterError.exit_code, AGAIN),
     State("unproven", "its record says finished, its model does not", (), (), True, None, ModelError.exit_code, AGAIN),

@@ -1,4 +1,4 @@
-"""How a run ended, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
+"""The end of a run, proven: by the record of the run and the manifest of the model, never by what a scheduler says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any
 from dfm.errors import DfmError
 from dfm.model.fm_model import read_manifest
 from dfm.runs import lifecycle
+from dfm.runs.patience import Patient
 from dfm.runs.record import RunRecord, read_events, read_run
 from dfm.storage import files
+
+OnEvent = Callable[[dict[str, Any]], None]
+EVERY = 1.0
+"""Seconds between two looks at a run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What can be said of a run now.
+    """The outcome of a run as it can be told now.
 
     state: one of `dfm.runs.lifecycle`: that of its record, or one that is concluded: "lost", "unproven", "unknown".
     reason: one sentence where there is something to explain.
@@ -25,6 +30,8 @@ class Outcome:
     state: str
     reason: str
     record: RunRecord | None
+    code: int = 1
+    """Exit code of a run that failed and whose record cannot be read."""
 
     @property
     def succeeded(self) -> bool:
@@ -38,10 +45,10 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with that waited for the run."""
+        """The exit code of a command that waited for the run."""
         error = self.record.error if self.record is not None else None
         known = lifecycle.of(self.state).exit_code
-        return known if known is not None else int((error or {}).get("exit_code", 1))
+        return known if known is not None else int((error or {}).get("exit_code", self.code))
 
 
 def outcome_of(directory: str, options: Mapping[str, Any] | None = None, run_id: str = "") -> Outcome:
@@ -63,20 +70,37 @@ def follow(
     directory: str,
     options: Mapping[str, Any] | None,
     run_id: str,
-    on_event: Callable[[dict[str, Any]], None],
-    every: float = 1.0,
+    on_event: OnEvent,
 ) -> Outcome:
     """Hand on the events of a run as they are written; returns when it is over."""
-    told = 0
+    told, store = 0, Patient(on_event)
     while True:
-        found = outcome_of(directory, options, run_id)  # before the events: the last ones are written with the end
-        events = [event for event in read_events(directory, options) if run_id in ("", event["run_id"])]
-        for event in events[told:]:
+        found = store.ask(
+            outcome_of, directory, options, run_id
+        )  # before the events: the last are written with the end
+        events = store.ask(read_events, directory, options) or []
+        mine = [event for event in events if run_id in ("", event["run_id"])]
+        for event in mine[told:]:
             on_event(event)
-        told = max(told, len(events))
-        if found.is_over:
+        told = max(told, len(mine))
+        if found is not None and found.is_over:
             return found
-        time.sleep(every)
+        time.sleep(EVERY)
+
+
+def wait(
+    directory: str, options: Mapping[str, Any] | None, run_id: str, tell: OnEvent, until_gone: bool = False
+) -> Outcome:
+    """The outcome of a run once it is over. tell: hears of a store that is away.
+
+    until_gone: whether a record of another run, or none, ends the wait too.
+    """
+    store = Patient(tell)
+    while True:
+        found = store.ask(outcome_of, directory, options, run_id)
+        if found is not None and (found.is_over or (until_gone and found.record is None)):
+            return found
+        time.sleep(EVERY)
 
 
 def _doubts(record: RunRecord, options: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ stands, `events.jsonl` what happened, and `cancel.json` is where others ask the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -13,21 +14,33 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from dfm.errors import DfmError, RunCancelled, SettingsError
 from dfm.events import is_passing, json_ready, line_of, to_json
-from dfm.runs import lifecycle
+from dfm.runs import lifecycle, termination
 from dfm.settings.job import Job
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.version import __version__
 
+Read = TypeVar("Read")
 RECORD, EVENTS, CANCEL = "run.json", "events.jsonl", "cancel.json"
+_PROOFS = {
+    RECORD: ("run_id", "state", "job_fingerprint", "dfm_version"),
+    EVENTS: ("run_id", "event", "time"),
+    CANCEL: ("run_id", "host", "time"),
+}
+"""The keys by which each of these files is known to be dfm's."""
 HEARTBEAT_SECONDS = 3.0
+_READS, _BETWEEN_READS = 4, 0.1
+_LOOK = 0.5
+_GRACE = 1.0
+"""Seconds that a driver which was told to stop gets to say how it ended, before its record says so for it."""
 _LONGEST_MESSAGE = 4_000
 _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
@@ -38,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run stands. Times are ISO 8601 in UTC, "" where not reached; `progress` is what the last events told."""
+    """The state of a run. Times are ISO 8601 in UTC, "" where not reached; `progress` is what the last events told."""
 
     run_id: str
     state: str
@@ -87,7 +100,7 @@ def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -
     """The record of the run that writes (or wrote) to an output directory; None where there is none."""
     url = files.join(directory, RECORD)
     try:
-        found = json.loads(files.read_bytes(url, storage_options))
+        found = _whole(lambda: json.loads(files.read_bytes(url, storage_options)))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -103,35 +116,81 @@ def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, A
 
 
 def read_events(directory: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """What happened in the run, in order: each event has "time" and "run_id". Empty where nothing was written."""
+    """The events of a run, in order: each has "time" and "run_id". Empty where nothing was written."""
+    url = files.join(directory, EVENTS)
     try:
-        lines = files.read_bytes(files.join(directory, EVENTS), storage_options).splitlines()
+        return _whole(lambda: [json.loads(line) for line in files.read_bytes(url, storage_options).splitlines()])
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+
+
+def _whole(read: Callable[[], Read]) -> Read:
+    """What is read of a file that may be half written: not every store replaces a file in one step. ValueError where
+    it stays so.
+    """
+    for _ in range(_READS - 1):
+        with contextlib.suppress(ValueError):
+            return read()
+        time.sleep(_BETWEEN_READS)
+    return read()
 
 
 def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
     """Leave the record of a run whose driver is still to start; its events and cancel requests of old are gone."""
     directory, options = job.output.directory, job.data.storage_options
+    check_record(directory, options)
     record = RunRecord(
         run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now()
     )
-    for name in (CANCEL, EVENTS):
-        files.remove(files.join(directory, name), options)
+    _forget(directory, options)
     write_run(directory, record, options)
     return record
+
+
+def check_record(directory: str, options: files.Options = None) -> None:
+    """SettingsError where a file that is none of dfm's has the name of one that a run writes."""
+    for name in _PROOFS:
+        ownership.check_replaceable(files.join(directory, name), _proof(name), options)
+
+
+def _proof(name: str) -> ownership.IsOwn:
+    return lambda url, options: ownership.is_record(url, _PROOFS[name], options)
+
+
+def _forget(directory: str, options: files.Options, names: Sequence[str] = (CANCEL, EVENTS)) -> None:
+    """Delete the traces of an earlier run."""
+    for name in names:
+        ownership.remove_own(files.join(directory, name), _proof(name), options)
 
 
 def submitted_since(seen: RunRecord | None, job: Job, run_id: str, scheduler: str) -> RunRecord:
     """The same, for a driver that may be up already: where there is a record of the run that was not seen, it stays.
 
-    seen: the record that was there before the driver could start.
+    seen: the record that was there before the driver could start. SettingsError where another run was quicker.
     """
-    present = read_run(job.output.directory, job.data.storage_options)
+    present = check_free(job.output.directory, job.data.storage_options, run_id)
     if present is not None and present.run_id == run_id and present != seen:
         return present
     return submitted(job, run_id, scheduler)
+
+
+def check_free(directory: str, options: Mapping[str, Any] | None, run_id: str = "") -> RunRecord | None:
+    """The record in an output location. SettingsError where a run is at work there, or about to begin.
+
+    A new one would never be seen there. For people and for jobs of theirs; a scheduler of jobs that tries again must
+    not wait until the last driver counts as lost. run_id: of the run that may be there.
+    """
+    record = read_run(directory, options)
+    if record is None or record.run_id == run_id:
+        return record
+    waits = record.state == "submitted" and record.age < lifecycle.START_SECONDS
+    if record.is_alive or (waits and not is_cancelled(directory, record.run_id, options)):
+        raise SettingsError(
+            f"output.directory = {directory!r} holds run {record.run_id}, which is {record.state} (last word "
+            f"{record.updated}); wait for it, end it (dfm cancel {directory}), or choose another output.directory. "
+            f"A driver that was killed counts as lost after {lifecycle.STALE_SECONDS:g} s"
+        )
+    return record
 
 
 def settle(job: Job, run_id: str, state: str, writer: str, error: Mapping[str, Any] | None = None) -> bool:
@@ -164,9 +223,21 @@ def request_cancel(directory: str, storage_options: Mapping[str, Any] | None = N
     """
     record = read_run(directory, storage_options)
     if record is None or not record.is_over:
+        ownership.check_replaceable(files.join(directory, CANCEL), _proof(CANCEL), storage_options)
         request = {"run_id": record.run_id if record else "", "host": socket.gethostname(), "time": now()}
         files.write_bytes(files.join(directory, CANCEL), to_json(request).encode(), storage_options)
     return record
+
+
+def is_cancelled(directory: str, run_id: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether somebody asked a run to stop."""
+    try:
+        request = json.loads(files.read_bytes(files.join(directory, CANCEL), storage_options))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True  # somebody meant it, whatever is in the file
+    return request.get("run_id", "") in ("", run_id)
 
 
 def new_run_id() -> str:
@@ -194,6 +265,9 @@ class RunLog:
     decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
     after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
     attempt may do better.
+
+    In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
+    SIGTERM puts "interrupted" into the record at once, whatever the driver can still publish.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
@@ -212,19 +286,23 @@ class RunLog:
 
     @property
     def record(self) -> RunRecord:
-        """How the run stands."""
+        """The state of the run."""
         return self._record
 
     def __enter__(self) -> Self:
         try:
             self._take_over()
             write_run(self._directory, self._record, self._options)
+            logging.getLogger("dfm").addHandler(self._handler)
+            self._thread.start()
+        except KeyboardInterrupt as error:  # before the block, whose end would say so
+            self._end(error)
+            self._write()
+            raise
         except (OSError, ImportError, ValueError) as error:
             raise SettingsError(
                 f"output.directory = {self._directory!r} cannot be written: {error}; choose another folder or URL"
             ) from error
-        logging.getLogger("dfm").addHandler(self._handler)
-        self._thread.start()
         return self
 
     def __exit__(
@@ -236,9 +314,15 @@ class RunLog:
         logging.getLogger("dfm").removeHandler(self._handler)
         self._end(error)
         self._write()
+        self._clear_request()
+        if self._record.state == "cancelled" and isinstance(error, KeyboardInterrupt):
+            raise RunCancelled(self._cancellation()) from error
+
+    def _clear_request(self) -> None:
+        """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
         if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
             try:
-                files.remove(files.join(self._directory, CANCEL), self._options)
+                _forget(self._directory, self._options, [CANCEL])
             except Exception as trouble:  # nothing that would turn a finished run into a failed one
                 logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
@@ -246,15 +330,18 @@ class RunLog:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
         self._note(event)
         if self._cancelled and event["event"] != "done":
-            raise RunCancelled(
-                f"run {self._record.run_id} was cancelled on request; "
-                "run the same job again to go on from its checkpoint"
-            )
+            raise RunCancelled(self._cancellation())
+
+    def _cancellation(self) -> str:
+        return (
+            f"run {self._record.run_id} was cancelled on request; run the same job again to go on from its checkpoint"
+        )
 
     # ------------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
         """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed."""
+        check_record(self._directory, self._options)
         before = read_run(self._directory, self._options)
         if before is not None and before.run_id == self._record.run_id:
             self._record = dataclasses.replace(
@@ -263,8 +350,7 @@ class RunLog:
             self._events = [_line(event) for event in read_events(self._directory, self._options)]
             self._cancelled = self._is_cancelled()
             return
-        for name in (CANCEL, EVENTS):
-            files.remove(files.join(self._directory, name), self._options)
+        _forget(self._directory, self._options)
 
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -281,15 +367,29 @@ class RunLog:
 
     def _beat(self) -> None:
         while True:
-            self._wake.wait(HEARTBEAT_SECONDS)
+            self._wait_for_news()
             self._wake.clear()
             if self._stopping.is_set():
                 return
+            if (termination.seconds_since() or 0.0) >= _GRACE and not self._record.is_over:
+                self._end(KeyboardInterrupt("told to stop by SIGTERM"))
             self._write()
             try:
                 self._cancelled = self._cancelled or self._is_cancelled()
             except Exception as error:
                 self._complain(error)
+            if self._cancelled and self._record.state == "starting":  # no event is near
+                termination.interrupt()
+
+    def _wait_for_news(self) -> None:
+        """Return when something is to be written: an event, a heartbeat, or the word of a process told to stop."""
+        deadline = time.monotonic() + HEARTBEAT_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            # A signal's handler must not set an event that its own thread may be setting: so it is looked for.
+            if self._wake.wait(min(_LOOK, left)):
+                return
+            if (termination.seconds_since() or 0.0) >= _GRACE and not self._record.is_over:
+                return
 
     def _write(self) -> None:
         """Bring record and events up to date; a store that is away for a moment does not end a run of hours."""
@@ -313,13 +413,7 @@ class RunLog:
             logger.warning("the record of run %s cannot be written: %s", self._record.run_id, error)
 
     def _is_cancelled(self) -> bool:
-        try:
-            request = json.loads(files.read_bytes(files.join(self._directory, CANCEL), self._options))
-        except FileNotFoundError:
-            return False
-        except ValueError:
-            return True  # somebody meant it, whatever is in the file
-        return request.get("run_id", "") in ("", self._record.run_id)
+        return is_cancelled(self._directory, self._record.run_id, self._options)
 
     def _become(self, state: str, **changes: Any) -> None:
         """Enter a state, with the lock held."""
@@ -328,11 +422,18 @@ class RunLog:
         self._record = dataclasses.replace(self._record, state=state, **changes)
 
     def _end(self, error: BaseException | None) -> None:
+        if self._record.is_over:  # it was told to stop, and its record said so before it had ended
+            return
         state = "interrupted" if self._record.progress.get("interrupted") else "finished"
         told = None
-        if error is not None:
-            state = state if self._record.model else _state_after(error)
+        if error is not None and self._record.model:
             told = _told(error)
+        elif error is not None and termination.seconds_since() is not None:
+            # What it meets now is the end of its cluster, which is told to stop at the same moment.
+            state = "cancelled" if self._cancelled else "interrupted"
+            told = _told(RunCancelled(self._cancellation()) if self._cancelled else KeyboardInterrupt(f"{error}"))
+        elif error is not None:
+            state, told = _state_after(error), _told(error)
         elif not self._record.model:
             state, told = "failed", {"type": "", "message": "the driver ended without a model", "exit_code": 1}
         if state == "failed" and told and self._attempts_left and told["exit_code"] in lifecycle.WORTH_ANOTHER_TRY:

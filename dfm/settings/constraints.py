@@ -1,4 +1,4 @@
-"""What a knob of a job accepts: constraints are data, from which messages, tests and the reference are made."""
+"""Constraints of knobs: data, from which messages, tests and the reference are made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Illegal(ValueError):
 
 
 class Constraint(Protocol):
-    """What a knob accepts: `legal` says it in words, `parse` gives the stored form or raises `Illegal`."""
+    """The values that a knob accepts: `legal` says them in words, `parse` gives the stored form or raises `Illegal`."""
 
     @property
     def legal(self) -> str: ...
@@ -103,7 +103,7 @@ class Options:
 
 
 OWN = "custom:"
-"""How the mark of a function begins that Python passed: custom:NAME:SHA256. It says which it was, and runs nothing."""
+"""The start of the mark of a function that Python passed, custom:NAME:SHA256, which runs nothing."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Factory:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """What any one of several constraints accepts, tried in their order."""
+    """The values that any one of several constraints accepts, tried in their order."""
 
     choices: tuple[Constraint, ...]
 

@@ -121,6 +121,8 @@ def load_job(source: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides
     A value is read as TOML; where that is no TOML, or not what the knob takes, its text is taken as a string.
     Relative paths stay as they are written.
     """
+    if isinstance(source, Job) and not overrides:  # checked when it was made
+        return source
     return Job.from_dict(read_tables(source, overrides))
 
 
@@ -140,7 +142,7 @@ def _read_tables(source: str | os.PathLike[str] | Mapping[str, Any] | Job) -> di
     if isinstance(source, Mapping):
         return copy.deepcopy(dict(source))
     try:
-        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"cannot read the job file {source}: {error.strerror}. Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
-from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
+from dfm.settings import pods
 from dfm.settings.constraints import (
     COLUMNS,
     PATHS,
@@ -52,7 +53,7 @@ NAN_RULES = ("error", "missing")
 
 @dataclass(frozen=True)
 class Table:
-    """What every TOML table shares: values are checked and normalised however the record is made."""
+    """The common part of the TOML tables: values are checked and normalised however the record is made."""
 
     table: ClassVar[str]
 
@@ -94,7 +95,7 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataSettings(Table):
-    """Where the rows are and what happens to bad ones."""
+    """The places of the rows, and what happens to bad ones."""
 
     table = "data"
 
@@ -203,7 +204,7 @@ class Schema(Table):
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """What the model is, apart from how it is trained."""
+    """The model, apart from how it is trained."""
 
     table = "model"
 
@@ -225,7 +226,7 @@ class ModelSettings(Table):
     family: str = knob(
         FAMILIES[0],
         Options(FAMILIES),
-        "kind of model: a factorization machine, or one that also weighs pairs of fields",
+        "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
         is_late=True,
     )
     n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
@@ -242,8 +243,16 @@ class ModelSettings(Table):
     )
     init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+    clip: bool = knob(
+        False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
+    )
 
     def _check(self) -> None:
+        if self.clip and self.task != "regression":
+            raise SettingsError(
+                f'model.clip = true needs model.task = "regression", and the task is "{self.task}", whose predictions '
+                "have a range of their own. Leave it out."
+            )
         loss = LOSSES.get(self.loss)
         if loss is not None and loss.task != self.task:
             fitting = " or ".join(f'"{name}"' for name in names_for(self.task))
@@ -275,7 +284,7 @@ def _knob_of(own: Parameter) -> Any:
 @dataclass(frozen=True)
 @with_fields_of(parameters(), after="regularizer", make=_knob_of)
 class TrainingSettings(Table):
-    """How local models are trained and averaged: these knobs decide the bytes of the result.
+    """The training and averaging of local models: these knobs decide the bytes of the result.
 
     Behind regularizer stand the parameters of the optimizers, each read by one of them alone (`own_knobs`).
     """
@@ -418,7 +427,7 @@ class TrainingSettings(Table):
 
 @dataclass(frozen=True)
 class ClusterSettings(Table):
-    """Where the work runs. Nothing here changes the resulting parameters."""
+    """The cluster that does the work. Nothing here changes the resulting parameters."""
 
     table = "cluster"
 
@@ -465,7 +474,7 @@ class ClusterSettings(Table):
 
 @dataclass(frozen=True)
 class OutputSettings(Table):
-    """Where results go."""
+    """The place of results."""
 
     table = "output"
 
@@ -484,7 +493,7 @@ class OutputSettings(Table):
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
-    """What `dfm submit --kubernetes` asks a Kubernetes cluster for; nothing else reads it."""
+    """The demands of `dfm submit --kubernetes` on a Kubernetes cluster; nothing else reads them."""
 
     table = "kubernetes"
 
@@ -507,6 +516,41 @@ class KubernetesSettings(Table):
     tls_secret: str = knob("", Text(), "Secret with ca.crt, tls.crt and tls.key: all connections are TLS")
     attempts: int = knob(5, Number(1, integer=True), "starts of the driver before the job counts as failed")
     deadline: int = knob(0, Number(0, integer=True), "the driver's pod is ended after so long; 0: never", "seconds")
+    start_timeout: int = knob(
+        900, Number(0, integer=True), "pods that did not start by then end the job; 0: they are waited for", "seconds"
+    )
+    ttl_after_finished: int = knob(
+        604_800, Number(0, integer=True), "a job that ended so long ago is pruned with all it owns; 0: never", "seconds"
+    )
+    cpu_limits: bool = knob(False, Flag(), "limit CPUs to what is requested; quotas on limits.cpu need it")
+    node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must have to take pods")
+    worker_node_selector: Mapping[str, Any] = knob({}, pods.LABELS, "labels that a node must also have to take workers")
+    affinity: Mapping[str, Any] = knob({}, pods.AFFINITY, "affinity of all pods, as in a manifest")
+    tolerations: tuple[Mapping[str, Any], ...] = knob((), pods.TOLERATIONS, "taints of nodes that all pods bear")
+    priority_class: str = knob("", Text(), "priority class of all pods")
+    labels: Mapping[str, Any] = knob({}, pods.LABELS, "labels of the job and its pods")
+    annotations: Mapping[str, Any] = knob({}, pods.ANNOTATIONS, "annotations of the job and its pods")
+    environment: Mapping[str, Any] = knob({}, pods.VARIABLES, "environment variables of all pods")
+    environment_from: Mapping[str, Any] = knob({}, pods.SOURCES, "variables whose values a Secret or ConfigMap keeps")
+    config_map: str = knob("", Text(), "ConfigMap whose keys become environment variables")
+    volumes: tuple[Mapping[str, Any], ...] = knob(
+        (), pods.VOLUMES, "volumes of all pods; file:// below a mount is then legal in data and output"
+    )
+
+    def _check(self) -> None:
+        mounts = [volume["mount"] for volume in self.volumes]
+        if twice := [mount for mount in mounts if mounts.count(mount) > 1]:
+            raise SettingsError(f"kubernetes.volumes mounts {twice[0]!r} twice; give each volume a path of its own")
+        taken = [mount for mount in mounts if f"{mount}/".startswith(tuple(f"{own}/" for own in OWN_MOUNTS))]
+        if taken:
+            raise SettingsError(
+                f"kubernetes.volumes mounts {taken[0]!r}, where dfm mounts its own; choose a path outside "
+                f"{', '.join(OWN_MOUNTS)}"
+            )
+
+
+OWN_MOUNTS = ("/tmp", "/scratch", "/etc/dfm", "/etc/dfm-tls")
+"""Where the pods of dfm have volumes of their own."""
 
 
 TABLES: dict[str, type[Table]] = {

@@ -21,6 +21,7 @@ from safetensors.numpy import save, save_file
 
 from dfm.errors import DataError
 from dfm.storage.files import telling_of_full_disks
+from dfm.storage.ownership import MADE_BY, MAKER
 
 Array = NDArray[Any]
 MAX_HEADER = 1 << 20
@@ -38,7 +39,8 @@ _DTYPES = {
 
 def array_bytes(arrays: Mapping[str, Array]) -> bytes:
     """The safetensors file of some arrays."""
-    return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return bytes(save(contiguous, metadata={MADE_BY: MAKER}))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
@@ -48,7 +50,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str,
     try:
         with telling_of_full_disks(path, *_UNUSABLE):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+            save_file(contiguous, temporary, metadata={MADE_BY: MAKER, **(metadata or {})})
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -77,6 +79,7 @@ def parse_arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, st
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     metadata = header.pop("__metadata__", {})
+    metadata.pop(MADE_BY, None)
     body = raw[8 + header_size :]
     arrays = {}
     for name, entry in header.items():

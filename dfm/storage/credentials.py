@@ -1,4 +1,4 @@
-"""What may stand in a job or on the command line about storage: places, and options without secrets.
+"""Storage in a job or on the command line: places, and options without secrets.
 
 A job's options travel to the workers inside tasks, which the scheduler keeps, logs and shows; its URLs stand in the
 model that it publishes. So neither may hold a secret. Credentials come from where each process finds its own: the

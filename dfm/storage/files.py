@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from dfm.errors import SettingsError, StorageError
 from dfm.storage.credentials import check_url
@@ -93,6 +94,20 @@ def read_bytes(url: str, options: Options = None) -> bytes:
     return bytes(retrying(url, lambda: filesystem.cat_file(path)))
 
 
+def read_head(url: str, n_bytes: int, options: Options = None) -> bytes:
+    """The first bytes of a file, all where it has fewer; none where there is no such file."""
+    try:
+        if is_local(url):
+            with local_path(url).open("rb") as stream:
+                return stream.read(n_bytes)
+        if not size_of(url, options):  # stores refuse to read a range of nothing
+            return b""
+        filesystem, path = open_store(url, options)
+        return bytes(retrying(url, lambda: filesystem.cat_file(path, start=0, end=n_bytes)))
+    except (FileNotFoundError, IsADirectoryError):
+        return b""
+
+
 def size_of(url: str, options: Options = None) -> int:
     """Bytes of a file. FileNotFoundError where there is none."""
     if is_local(url):
@@ -161,6 +176,9 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
             stream.write(data)
         return
     filesystem, path = open_store(url, options)
+    if isinstance(filesystem, LocalFileSystem):  # by another name (local://…); its own writing is not in one step
+        write_bytes(path, data)
+        return
     retrying(url, lambda: filesystem.pipe_file(path, data))
 
 
@@ -297,17 +315,3 @@ def remove(url: str, options: Options = None) -> None:
         else:
             filesystem, path = open_store(url, options)
             retrying(url, lambda: filesystem.rm_file(path))
-
-
-def remove_tree(url: str, options: Options = None) -> None:
-    """Delete a folder with all that is in it, or a file; a missing one is no error."""
-    if is_local(url):
-        path = local_path(url)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        return
-    filesystem, path_in_store = open_store(url, options)
-    with contextlib.suppress(FileNotFoundError):
-        retrying(url, lambda: filesystem.rm(path_in_store, recursive=True))

@@ -18,13 +18,17 @@ PATIENCE = 60.0
 """Seconds for which a failing store is asked again, beside what its own client repeats."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 10.0
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
-_CONNECTION_ERRORS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"}
-"""Classes of botocore, aiohttp and urllib3, found by name: none of these packages is needed."""
+_CONNECTION_ERRORS = {
+    *("HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead"),
+    *("ServiceRequestError", "ServiceResponseError", "TransportError", "Timeout"),
+}
+"""Classes of botocore (its ConnectionError, of which its timeouts are, is no OSError), aiohttp, urllib3, requests,
+Azure and Google's login, found by name: none of these packages is needed."""
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
 
 
 def retrying(url: str, action: Callable[[], Answer]) -> Answer:
-    """What `action` returns; while the store is busy, it is called again.
+    """The result of `action`, which is called again while the store is busy.
 
     StorageError when patience is at an end, and at once where the store denies access.
     """

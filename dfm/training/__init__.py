@@ -1,4 +1,4 @@
-"""The training of a job apart from where it runs: plan, inputs, rounds, progress, publication, checkpoint, memory.
+"""The training of a job or a fit apart from where it runs: plan, steps, rounds, the loop, checkpoint, publication.
 
 Imports averaging and model; never Dask.
 """

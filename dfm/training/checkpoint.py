@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.tables import Layout, ParameterTable
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ KEPT = 2
 """Checkpoints that stay: the newest, and one to fall back to."""
 _MANIFEST = re.compile(r"round-(\d{8})\.json")
 _BLOCK = re.compile(r"round-\d{8}-block-\d+-[0-9a-f]{16}\.safetensors")
-_TEMPORARY = re.compile(r"\.round-.*\.part")
+_TEMPORARY = re.compile(rf"\.(?:{_MANIFEST.pattern}|{_BLOCK.pattern})\.[0-9a-f]{{32}}\.part")
+_MANIFEST_HEAD = b'{"sha256": "'
 _MOMENTUM = "momentum_"
 
 
@@ -232,8 +233,10 @@ class CheckpointFolder:
         self._discard(checkpoint.name, reason)
 
     def _discard(self, name: str, reason: Exception) -> None:
-        logger.warning("skipping the damaged checkpoint %s: %s", files.join(self.url, name), reason)
-        files.remove(files.join(self.url, name), self.options)
+        url = files.join(self.url, name)
+        ownership.check_replaceable(url, _is_manifest, self.options)
+        logger.warning("skipping the damaged checkpoint %s: %s", url, reason)
+        ownership.remove_own(url, _is_manifest, self.options)
 
     def commit(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint whose block files are written, and delete those before the last two.
@@ -267,19 +270,33 @@ class CheckpointFolder:
         manifests = sorted(self._files)
         needed = set[str]().union(*(self._files[name] for name in manifests[-KEPT:]))
         for name in manifests[:-KEPT]:
-            files.remove(files.join(self.url, name), self.options)
+            self._remove(name)
             del self._files[name]
         for name in names:
             if _TEMPORARY.fullmatch(name) or (_BLOCK.fullmatch(name) and name not in needed):
-                files.remove(files.join(self.url, name), self.options)
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Delete a file of a checkpoint; one that dfm did not make stays, whatever its name."""
+        ownership.remove_own(files.join(self.url, name), _is_own, self.options)
 
     def clear(self) -> None:
         """Delete all checkpoints: the manifests first, so that none is left without its blocks."""
         names = files.names_in(self.url, self.options)
         for kind in (_MANIFEST, _BLOCK, _TEMPORARY):
             for name in filter(kind.fullmatch, names):
-                files.remove(files.join(self.url, name), self.options)
+                self._remove(name)
         self._files.clear()
         if files.is_local(self.url):
             with contextlib.suppress(OSError):
                 files.local_path(self.url).rmdir()
+
+
+def _is_manifest(url: str, options: files.Options) -> bool:
+    """Whether a file is a manifest of dfm, be it cut short: after a power cut nothing may be left of one."""
+    head = files.read_head(url, len(_MANIFEST_HEAD), options)
+    return _MANIFEST_HEAD.startswith(head)
+
+
+def _is_own(url: str, options: files.Options) -> bool:
+    return ownership.is_array_file(url, options) or _is_manifest(url, options)

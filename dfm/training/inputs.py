@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfm.data.arrow_types import column_kind
 from dfm.data.duplicates import check_distinct
-from dfm.data.parquet import HIVE_NULL, Shard, Unit, feature_schema, find_shards, stored_schema
-from dfm.data.schema import ResolvedSchema, infer, resolve
+from dfm.data.footers import resolve_shards
+from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
+from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after, first_and_last
 from dfm.errors import DataError
 from dfm.settings.job import Job
@@ -49,7 +49,7 @@ def find_inputs(job: Job) -> Inputs:
     train = find_shards(job.data.train, options)
     validation = find_shards(job.data.validation, options) if job.data.validation else []
     check_distinct([*train, *validation], options)
-    schema = resolve_schema(job, next(shard for shard in train if shard.n_rows))
+    schema = resolve_schema(job, *train)
     by_path = _split_by_path(job, train)
     if by_path is not None:
         train, validation = by_path
@@ -90,11 +90,9 @@ def nothing_left(bound: str, what: str) -> str:
     return f"data.validation_from = {bound!r} leaves no {what}"
 
 
-def resolve_schema(job: Job, shard: Shard) -> ResolvedSchema:
-    """The job's schema on the columns of one shard."""
-    found = feature_schema(shard, job.data.storage_options)
-    kinds = {field.name: column_kind(field.type) for field in found}
-    return resolve(infer(job.schema, kinds), found.names)
+def resolve_schema(job: Job, *shards: Shard) -> ResolvedSchema:
+    """The job's schema on the columns of some shards, of which one has rows."""
+    return resolve_shards(job.schema, [shard for shard in shards if shard.n_rows], job.data.storage_options)
 
 
 def plan_event(inputs: Inputs) -> Event:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dfm.data.units import LabelUnit
 from dfm.errors import DivergenceError
 from dfm.model.objective import Objective
 from dfm.training.rounds import ReplicaReport
 
 Event = dict[str, Any]
+_TOTALS = "book"
+"""What checkpoints call the totals of the epoch under way."""
 
 
 @dataclass
-class Book:
+class EpochTotals:
     """Sums over the reports of an epoch's rounds. `seconds`: wall time; `kernel_seconds`: by process."""
 
     rounds: int = 0
@@ -25,6 +28,11 @@ class Book:
     wire_bytes: int = 0
     seconds: float = 0.0
     kernel_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss of the rows, each before it was learnt from, per unit of weight; nan without rows."""
+        return self.loss / self.weight if self.weight else float("nan")
 
     def add(self, reports: Sequence[ReplicaReport]) -> None:
         """Count one more round."""
@@ -38,11 +46,11 @@ class Book:
             by_place[report.place] += report.seconds
         self.kernel_seconds = dict(by_place)
 
-    def summary(self, objective: Objective, threads_per_worker: int, scale: float = 1.0) -> Event:
+    def summary(self, objective: Objective, n_walks: int, scale: float = 1.0) -> Event:
         """Loss and speed of an epoch. What the busiest worker did not spend in the kernel counts as averaging."""
-        busiest = max(self.kernel_seconds.values(), default=0.0) / threads_per_worker
+        busiest = max(self.kernel_seconds.values(), default=0.0) / n_walks
         return {
-            **objective.train_metric(self.loss / self.weight if self.weight else float("nan"), scale),
+            **objective.train_metric(self.mean_loss, scale),
             "rows_per_second": self.rows / max(self.seconds, 1e-9),
             "seconds": self.seconds,
             "training_seconds": busiest,
@@ -67,24 +75,41 @@ class Progress:
     worse: int = 0
     rollbacks: int = 0
     is_over: bool = False
-    book: Book = field(default_factory=Book)
+    totals: EpochTotals = field(default_factory=EpochTotals)
     history: list[Event] = field(default_factory=list)
 
     def next_epoch(self) -> None:
         """Stand at the start of the next epoch."""
-        self.epoch, self.round, self.book = self.epoch + 1, 0, Book()
+        self.epoch, self.round, self.totals = self.epoch + 1, 0, EpochTotals()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` takes it back."""
-        return asdict(self)
+        values = asdict(self)
+        values[_TOTALS] = values.pop("totals")
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Progress:
         """The progress of a checkpoint."""
-        return cls(**{**values, "book": Book(**values["book"])})
+        others = {key: value for key, value in values.items() if key != _TOTALS}
+        return cls(**others, totals=EpochTotals(**values[_TOTALS]))
 
 
-def check_finite(epoch: int, reports: Sequence[ReplicaReport], objective: Objective) -> None:
+def epoch_event(
+    objective: Objective,
+    unit: LabelUnit,
+    epoch: int,
+    totals: EpochTotals,
+    metrics: dict[str, Any],
+    n_walks: int,
+    seconds: float,
+) -> Event:
+    """What there is to tell of an epoch. n_walks: replicas that a process trained at a time; seconds: of validation."""
+    summary = totals.summary(objective, n_walks, unit.scale)
+    return {"event": "epoch", "epoch": epoch, **summary, **metrics, "validation_seconds": seconds}
+
+
+def check_finite(objective: Objective, epoch: int, reports: Sequence[ReplicaReport]) -> None:
     """DivergenceError where a replica's loss left the finite numbers, or the log loss exploded."""
     for report in reports:
         exploded = objective.has_exploded(report.tally.mean_loss)

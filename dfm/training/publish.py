@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from dfm.data.encoding import encode_batch
-from dfm.data.parquet import Unit, naming_shard, read_unit
+from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.preparation import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, SettingsError
-from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel
+from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.training import rounds
 from dfm.training.label_units import in_own_unit
 
@@ -34,6 +34,8 @@ class Published:
 def check_output(job: Job) -> None:
     """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
     url, options = files.join(job.output.directory, "model"), job.data.storage_options
+    _check_apart(job)
+    check_place(url, options)
     if not job.output.overwrite and files.exists(files.join(url, MANIFEST), options):
         raise SettingsError(
             f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
@@ -44,6 +46,20 @@ def check_output(job: Job) -> None:
         raise SettingsError(
             f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
         ) from error
+
+
+def _check_apart(job: Job) -> None:
+    """SettingsError where the output or the cache is, contains or lies inside the data, held-out rows included."""
+    inputs, options = [*job.data.train, *job.data.validation], job.data.storage_options
+    ownership.check_apart(job.output.directory, inputs, "output.directory", options)
+    ownership.check_apart(job.cluster.cache, inputs, "cluster.cache", options, may_hide=True)
+
+
+def check_shards(job: Job, shards: Sequence[Shard]) -> None:
+    """SettingsError where shards that were found, maybe beyond symbolic links, lie below the output or in the cache."""
+    urls = [shard.url for shard in shards]
+    for url, what in ((job.output.directory, "output.directory"), (job.cluster.cache, "cluster.cache")):
+        ownership.check_apart(url, [], what, job.data.storage_options, shards=urls)
 
 
 def publish_model(
@@ -59,7 +75,7 @@ def publish_model(
     table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
-    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss)
+    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss, reading.clip)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(
             "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"

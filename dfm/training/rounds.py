@@ -10,38 +10,28 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from dfm.averaging import gpu as gpu_averaging
-from dfm.averaging.merge import Averaging, OnProcessors
+from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
-from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
-from dfm.kernels.cpu import backend as numba_cpu
-from dfm.kernels.gpu import backend as cupy_gpu
-from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.losses import LOSSES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
+from dfm.training.backends import BACKENDS, Backend
 from dfm.training.label_units import in_own_unit
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
-BACKENDS: dict[str, ModuleType] = {"numba": numba_cpu, "cupy": cupy_gpu}
-"""By the names that training.backend takes."""
-AVERAGING: dict[str, Callable[[], Averaging]] = {"numba": OnProcessors, "cupy": gpu_averaging.of_process}
-"""What goes with them."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +44,42 @@ class Work:
     """Rates of this round; its seed is the seed of the round, to which each replica adds its number."""
     n_replicas: int
     backend: str = "numba"
+    """A name in `backends.BACKENDS`; before a training has chosen, what was wished for."""
     wire_dtype: str = "float32"
+    task: str = "classification"
     unit: LabelUnit = field(default_factory=LabelUnit)
     """Of the partitions' labels; metrics are in that of the data."""
+    clip: tuple[float, float] | None = None
+    """The range that predictions stay in when they are judged."""
+
+    def on(self, backend: Backend) -> Work:
+        """The work with the backend that was chosen."""
+        return dataclasses.replace(self, backend=backend.name)
+
+    @property
+    def chosen(self) -> Backend:
+        """The backend that was chosen."""
+        return BACKENDS[self.backend]
 
     @property
     def kernels(self) -> Kernels:
         """The compiled kernels of this process."""
-        return compiled(self.backend, self.spec)
+        return self.chosen.compiled(self.spec)
 
     @property
     def averaging(self) -> Averaging:
         """Where this process keeps tables and summands between walks."""
-        return AVERAGING[self.backend]()
+        return self.chosen.averaging()
+
+    @property
+    def layout(self) -> Layout:
+        """Of the tables that are trained."""
+        return self.spec.layout
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised. A user's function is compiled for it once more: ask for it where it is needed only."""
+        return dataclasses.replace(Objective.of_spec(self.task, self.spec), clip=self.clip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +113,6 @@ class Block:
     table: ParameterTable
     momentum: ParameterTable | None = None
     reports: tuple[ReplicaReport, ...] = ()
-
-
-def backend_here(wanted: str, spec: KernelSpec) -> str:
-    """The backend of this process, as "auto", "numba" or "cupy" want it.
-
-    SettingsError or ClusterError where a GPU is wanted that cannot do it, or is not there.
-    """
-    if wanted == "numba":
-        return wanted
-    try:
-        cupy_gpu.source_of(spec)
-    except SettingsError:
-        if wanted == "cupy":
-            raise
-        return "numba"
-    name, reason = cupy_device.availability()
-    if not name and wanted == "cupy":
-        raise ClusterError(f'backend = "cupy" needs a GPU: {reason}. Use backend = "numba" here')
-    return "cupy" if name else "numba"
-
-
-def compiled(backend: str, spec: KernelSpec) -> Kernels:
-    """Kernels of a backend by name; each backend keeps them per process."""
-    kernels: Kernels = BACKENDS[backend].compile_kernels(spec)
-    return kernels
 
 
 def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
@@ -225,16 +213,16 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
     return block.reports
 
 
-def evaluate_partitions(work: Work, task: str, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
-    """Metrics of the parameters on some rows."""
-    tables = [block.table for block in blocks]
-    objective = Objective.of_spec(task, work.spec)
+def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
+    """Metrics of the parameters on some rows, in the labels' own unit."""
+    tables, averaging, kernels = [block.table for block in blocks], work.averaging, work.kernels
+    objective = work.objective
     total = objective.empty()
     for partition in partitions:
-        table = work.averaging.pull(tables, partition.features, partition.n_factored)
-        scores = work.kernels.scores(partition, table)
+        table = averaging.pull(tables, partition.features, partition.n_factored)
+        scores, labels = work.unit.undone(kernels.scores(partition, table)), work.unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
-        total = total + objective.tally(work.unit.undone(scores), work.unit.undone(partition.labels), weights)
+        total = total + objective.tally(scores, labels, weights)
     return total
 
 
@@ -259,7 +247,7 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     """
     started = time.perf_counter()
     ids = np.arange(2, dtype=np.uint32)
-    table = initialise(work.spec.layout, ids, 2, InitialValues(0), 1)
+    table = initialise(work.layout, ids, 2, InitialValues(0), 1)
     ones = np.ones(1, np.float32)
     partition = SparsePartition(
         np.array([0, 2]),
@@ -274,10 +262,5 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     )
     push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])
-    evaluate_partitions(
-        work,
-        LOSSES[work.spec.loss].task if isinstance(work.spec.loss, str) else "classification",
-        [Block(0, table)],
-        [partition],
-    )
+    evaluate_partitions(work, [Block(0, table)], [partition])
     return time.perf_counter() - started

@@ -19,6 +19,7 @@ from dfm.data.preparation import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
+from dfm.model.objective import label_kind_of
 from dfm.settings.job import Job
 from dfm.storage import files
 
@@ -29,19 +30,19 @@ _HASH_BITS = 10
 
 @dataclass(frozen=True)
 class Profile:
-    """What one partition holds. `columns`: the type of each column that the job reads, as Arrow names it."""
+    """The contents of one partition. `columns`: the type of each column that the job reads, as Arrow names it."""
 
     url: str
     columns: dict[str, str]
     rows: int
     bad_labels: int
     label_mean: float
-    """Of the good rows: the click rate where labels are 0 and 1."""
+    """Mean label of the good rows: the click rate where labels are 0 and 1."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a partition may lie from those before it."""
+    """The distance that a partition may have from those before it."""
 
     rows_low: float = 0.5
     """Rows over the median of the days before, at least."""
@@ -83,11 +84,13 @@ def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -
     used = [name for name in (schema.label, schema.weight, schema.time, *schema.columns) if name in kinds]
     labels_only = dataclasses.replace(schema, weight="", fields=())
 
+    kind = label_kind_of(job.model.task, job.model.loss)
+
     def count(shard: Shard) -> tuple[int, int, float]:
         rows, good, total = 0, 0, 0.0
         for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.label], options):
             with naming_shard(batch):
-                encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, job.model.task)
+                encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, kind)
             rows += batch.data.num_rows
             good += int(encoded.good.sum())
             total += float(encoded.rows.labels.sum(dtype="float64"))
@@ -101,7 +104,7 @@ def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -
 
 
 def compare(today: Profile, before: Sequence[Profile], limits: Limits) -> list[str]:
-    """What is odd about a partition, in words; empty where nothing is. `before`: oldest first, may be empty."""
+    """The oddities of a partition, in words; empty where nothing is. `before`: oldest first, may be empty."""
     found = []
     if today.rows < limits.min_rows:
         found.append(f"{today.rows} rows, fewer than min_rows = {limits.min_rows}")

@@ -19,12 +19,12 @@ _TOLD = (
 _SAME = 1e-9
 """Relative difference of weights and click rates below which two evaluations saw the same rows."""
 _LOSSES = ("log_loss", "rmse", "loss")
-"""What models are compared by: the first of these that an evaluation has."""
+"""The metrics that models are compared by: the first of these that an evaluation has."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must reach on the validation window to become the champion."""
+    """The thresholds that a candidate must reach on the validation window to become the champion."""
 
     log_loss_ratio: float = 1.0
     """Its log loss (regression: rmse) over the champion's, at most."""
@@ -56,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says: `refusals` are the thresholds that were missed, in words; none means that it passed."""
+    """The gate's answer: `refusals` are the thresholds that were missed, in words; none means that it passed."""
 
     refusals: tuple[str, ...]
     candidate: dict[str, Any]
@@ -118,7 +118,7 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
 
 
 def _entropy(metrics: Metrics, name: str) -> float | None:
-    """How many times as bad as a constant the model is; None where the rows, or its loss, do not tell."""
+    """The model's loss over that of a constant; None where the rows, or its loss, do not tell."""
     if name == "log_loss":
         return _defined(metrics, "normalized_entropy")
     explained = _defined(metrics, "r2")

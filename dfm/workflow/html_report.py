@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfm.model.fm_model import read_manifest
-from dfm.storage import files
+from dfm.storage import files, ownership
 
 REPORT = "report.html"
+_HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
@@ -17,16 +18,20 @@ _STYLE = (
 )
 _EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
 _LONG = ("calibration_bins", "history", "columns")
-"""What a table of single numbers leaves out."""
+"""Metrics that a table of single numbers leaves out."""
 
 
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
-    """Write a page and return its URL. A section is a mapping (one row each) or a list of them (one table)."""
+    """Write a page, in place of an earlier one, and return its URL.
+
+    A section is a mapping (one row each) or a list of them (one table). SettingsError where another's file is there.
+    """
     parts = [f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content]
     page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"{_HEAD}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
     )
+    ownership.check_replaceable(url, ownership.begins_with(_HEAD.encode()), options)
     files.write_bytes(url, page.encode(), options)
     return url
 
@@ -38,6 +43,9 @@ def report_training(directory: str, title: str, options: files.Options = None) -
     sections = {
         "epochs": epochs,
         "validation": metadata["validation"],
+        "diagnosis": [
+            {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
+        ],
         "rows": metadata["rows"],
         "warm start": metadata.get("warm_start"),
         "settings": {

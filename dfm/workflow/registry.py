@@ -21,6 +21,7 @@ from dfm.events import to_json
 from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
 from dfm.storage import files
 from dfm.workflow.gate import Verdict
+from dfm.workflow.moments import is_earlier
 
 
 class Overtaken(GateError):
@@ -42,9 +43,10 @@ class Version:
     previous: int = 0
     """The version that a rollback goes back to; 0: none."""
     withdrawn: str = ""
-    """Of a rollback: the parameters that it took out of service (sha256)."""
+    """The parameters that a rollback took out of service (sha256)."""
     order: str = ""
-    """When the model's data ended, in any form that sorts: an earlier one never replaces a later one."""
+    """When the model's data ended, a moment as in ISO 8601 (`dfm.workflow.moments`): an earlier one never replaces a
+    later one."""
     reason: str = ""
     time: str = ""
     candidate: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +86,7 @@ def _read(url: str, options: files.Options) -> Version:
 
 
 def parameters_of(model: str, options: files.Options = None) -> str:
-    """What tells one model from another: the checksum of its parameters (sha256, hex)."""
+    """The mark that tells one model from another: the checksum of its parameters (sha256, hex)."""
     return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
 
 
@@ -100,7 +102,7 @@ def objections(history: Sequence[Version], parameters: str, order: str) -> list[
     """Why an alias with this history should not take these parameters, whatever their metrics."""
     found = []
     present = history[-1] if history else None
-    if present and order and present.order and order < present.order:
+    if present and order and present.order and is_earlier(order, present.order):
         found.append(
             f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
         )

@@ -19,7 +19,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.preparation import fingerprint
-from dfm.distributed.predict import DONE
+from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.events import to_json
 from dfm.launch.process import is_lost
@@ -28,7 +28,7 @@ from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.training.inputs import find_inputs, resolve_schema
 from dfm.workflow import data_check, registry
 from dfm.workflow.gate import Gate, Verdict, judge
@@ -38,14 +38,14 @@ OnEvent = Callable[[dict[str, Any]], None]
 START = "start.json"
 """The model that a run goes on from, beside its results."""
 SCORED = ".scored.json"
-"""What predictions were made of; hidden from readers of the folder."""
+"""The record of what predictions were made of; hidden from readers of the folder."""
 _ATTEMPTS = 3
 """Publications that may overtake one of ours before it gives up."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """What the work runs on: a client, or the settings of a cluster; and how storage is reached."""
+    """The means of a step: a client, or the settings of a cluster; and how storage is reached."""
 
     client: Client | None = None
     settings: ClusterSettings = field(default_factory=ClusterSettings)
@@ -103,7 +103,7 @@ def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:
-    """What a finished run hands on: small, JSON-ready."""
+    """The result that a finished run hands on: small, JSON-ready."""
     keep = {name: value for name, value in record.validation.items() if name != "calibration_bins"}
     return {
         "run_id": record.run_id,
@@ -211,8 +211,9 @@ def publish(
     order: when the candidate's data ended; a model of earlier data never replaces one of later data. GateError where it
     is refused, unless `enforce` is off: then the answer says so.
     """
-    metrics = evaluate_once(candidate, data, where, unseen=True)
     options = where.storage_options
+    ownership.check_apart(alias, data, "alias", options)
+    metrics = evaluate_once(candidate, data, where, unseen=True)
     for attempt in range(1, _ATTEMPTS + 1):
         present = registry.champion(alias, options)
         rival = evaluate_once(present.model, data, where) if present else None
@@ -243,25 +244,36 @@ def _publication(alias: str, version: int, verdict: Verdict, refusals: list[str]
 
 
 def predict_once(
-    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error"
-) -> dict[str, Any]:
-    """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone."""
+    model: str, data: Sequence[str], output: str, where: Where, *, keep: Sequence[str] = (), on_bad_rows: str = "error",
+    beside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Score shards with a model, or the champion of an alias; scores of the same model and shards are left alone.
+
+    Earlier scores in `output` are replaced. beside: whether files that dfm did not make may lie there; they stay.
+    """
     options = where.storage_options
     url = registry.model_of(model, options)
     shards = find_shards(list(data), options)
     key = fingerprint(registry.parameters_of(url, options), _identities(shards), list(keep), on_bad_rows)
     record = files.join(output, SCORED)
+    ownership.check_replaceable(record, _is_scored, options)
     if files.exists(record, options) and files.exists(files.join(output, DONE), options):
         known = json.loads(files.read_bytes(record, options))
         if known["key"] == key:
             return dict(known["summary"])
+    ownership.remove_own(record, _is_scored, options)
+    replaced: Overwrite = "beside" if beside else "own"
     scored = jobs.predict(
-        url, data, output, keep=keep, overwrite=True, settings=where.settings, client=where.client,
+        url, data, output, keep=keep, overwrite=replaced, settings=where.settings, client=where.client,
         on_bad_rows=on_bad_rows, storage_options=options, on_event=where.on_event,
     )  # fmt: skip
     summary = {**scored, "model": url}
     files.write_bytes(record, to_json({"key": key, "summary": summary}).encode(), options)
     return summary
+
+
+def _is_scored(url: str, options: files.Options) -> bool:
+    return ownership.is_record(url, ("key", "summary"), options)
 
 
 def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
@@ -277,9 +289,11 @@ def check_day(job: Job, day: str, before: Sequence[str], limits: data_check.Limi
     keep: a folder for the profiles. Returns rows and click rate, and which of the earlier partitions are there.
     """
     options = job.data.storage_options
+    if keep:
+        ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
     there = [url for url in before if files.exists(url, options)]
     shards = find_shards([day], options)
-    schema = resolve_schema(job, next(shard for shard in shards if shard.n_rows))
+    schema = resolve_schema(job, *shards)
     earlier = [data_check.profile(url, job, schema, keep) for url in there]
     today = data_check.profile(day, job, schema, keep)
     data_check.check(today, earlier, limits)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,14 @@ import pytest
 from numpy.typing import NDArray
 
 from dfm.averaging import gpu as gpu_averaging
-from dfm.averaging.contributions import Contribution, aligned_groups
+from dfm.averaging.contributions import Contribution
 from dfm.averaging.gpu import OnGpu
 from dfm.averaging.merge import Averaging, OnProcessors
-from dfm.averaging.rules import ACCUMULATOR_RULES, WEIGHT_RULES, MergeRule
+from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Slices
 from dfm.data.partition import SparsePartition
-from dfm.errors import ClusterError, SettingsError
+from dfm.errors import ClusterError
 from dfm.kernels.gpu import device as cupy_device
-from dfm.kernels.gpu.composition import ON_GPU
 from dfm.kernels.gpu.memory import FETCH
 from dfm.kernels.gpu.tables import Gpu
 from dfm.kernels.optimizers import OPTIMIZERS
@@ -40,8 +38,6 @@ from tests.support.gpu_rounds import (
     Touch,
     assert_same,
     averaging_on,
-    blocks_of,
-    compare,
     learn,
     make_table,
     table_of,
@@ -54,104 +50,6 @@ from tests.support.host_gpu import HostDevice, library_of
 def on_gpu(request: pytest.FixtureRequest) -> OnGpu:
     """Averaging on the stand-in, and on a GPU where there is one."""
     return averaging_on(request.param)
-
-
-def is_legal(weights: str, accumulators: str, optimizer: str) -> bool:
-    """Whether the optimizer has what the rule weighs by."""
-    try:
-        MergeRule(weights, accumulators).check_optimizer(optimizer)
-    except SettingsError:
-        return False
-    return True
-
-
-EVERY_RULE = [case for case in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, ON_GPU) if is_legal(*case)]
-
-
-@pytest.mark.parametrize(("weights", "accumulators", "optimizer"), EVERY_RULE)
-def test_every_rule_merges_to_the_bytes_of_the_cpu(
-    on_gpu: OnGpu, weights: str, accumulators: str, optimizer: str
-) -> None:
-    compare(on_gpu, MergeRule(weights, accumulators), Layout(optimizer, 5), 3)
-
-
-def test_only_rules_that_lack_their_accumulators_are_left_out() -> None:
-    assert len(EVERY_RULE) == 20 * 4 - 2 * 4, "plain sgd with two rules of weights"
-
-
-@pytest.mark.parametrize("n_replicas", [1, 2, 4, 5, 8, 9, 13])
-def test_sums_follow_the_tree_of_the_cpu(on_gpu: OnGpu, n_replicas: int) -> None:
-    rule, layout = MergeRule("weighted"), Layout("adagrad-row", 12)
-    for groups in (aligned_groups(n_replicas, 1), aligned_groups(n_replicas, 4), aligned_groups(n_replicas, 64)):
-        compare(on_gpu, rule, layout, n_replicas, groups=groups)
-
-
-@pytest.mark.parametrize("bounds", [[0, N_FEATURES], [0, 20, 37, 60, N_FEATURES]])
-@pytest.mark.parametrize("optimizer", ["adagrad", "ftrl"])
-def test_momentum_and_several_blocks_merge_to_the_bytes_of_the_cpu(
-    on_gpu: OnGpu, optimizer: str, bounds: list[int]
-) -> None:
-    rule = MergeRule("mean", outer_rate=1.1, outer_momentum=0.5)
-    compare(on_gpu, rule, Layout(optimizer, 3), 6, bounds=bounds, n_rounds=3)
-    compare(on_gpu, rule, Layout(optimizer, 0), 2, bounds=bounds)
-
-
-@pytest.mark.parametrize("halved", [False, True])
-def test_what_travels_and_what_stays_give_the_same_bytes(on_gpu: OnGpu, halved: bool) -> None:
-    """Pushes of other workers arrive as contributions, cut or whole; ours are on the device."""
-    rule, layout = MergeRule("weighted", "vw"), Layout("adagrad", 6)
-    for which in ([], [0], [1, 3], [0, 1, 2, 3]):
-        compare(
-            on_gpu, rule, layout, 7, groups=aligned_groups(7, 4), halved=halved, bounds=[0, 30, N_FEATURES],
-            travels=which.__contains__,
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize("rule", [MergeRule("weighted"), MergeRule("touched", "vw"), MergeRule("precision")], ids=str)
-def test_zeros_of_both_signs_and_the_smallest_numbers_are_those_of_the_cpu(on_gpu: OnGpu, rule: MergeRule) -> None:
-    """Divisors of 0 where nothing was learnt, −0 + −0, and numbers below 1e-38, which GPUs may take for 0."""
-    layout, everything = Layout("adagrad", 4), np.arange(N_FEATURES, dtype=np.uint32)
-    table, touch = make_table(layout), Touch(everything, 3.0, np.ones(N_FEATURES, np.int64))
-    table.linear[:40] = table.factors[:30] = 0.0
-    after = table.copy()
-    after.linear[10:20, 0] = after.factors[10:15, :4] = -0.0
-    after.linear[20:30] = after.factors[20:30] = 1e-40
-    table.linear[50:55, 1], after.linear[50:55, 1] = 2e-41, 3e-41
-    results = []
-    for averaging in (on_gpu, OnProcessors()):
-        parts = [averaging.contribute(rule, touch, table, after, False) for _ in range(3)]
-        total = averaging.combine_all(parts)
-        merged = averaging.finalise(rule, table, 0, total, 3, STEP)[0]
-        travelled = pickle.loads(pickle.dumps(total))
-        results.append([travelled.features.tobytes()])
-        results[-1] += [travelled[name].tobytes() for name in ("linear", "factors", "bias")]
-        results[-1] += [merged.linear.tobytes(), merged.factors.tobytes()]
-        assert np.isfinite(merged.linear).all()
-    assert results[0] == results[1]
-    assert np.signbit(after.linear[10, 0])
-
-
-def test_a_block_that_is_summed_in_pieces_has_the_same_bytes(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_averaging, "CHUNK_BYTES", 4 * 3 * 13)
-    compare(on_gpu, MergeRule("weighted"), Layout("adagrad-row", 4), 6, groups=aligned_groups(6, 2))
-
-
-def test_pulled_rows_put_rows_and_copies_are_those_of_the_cpu(on_gpu: OnGpu) -> None:
-    table = make_table(Layout("adagrad", 6))
-    features = np.array([0, 3, 19, 20, 36, 37, 59, 60, 89], np.uint32)
-    places = np.array([1, 4, 7], np.uint32)
-    results = []
-    for averaging in (on_gpu, OnProcessors()):
-        local = averaging.pull(blocks_of(table, [0, 20, 60, N_FEATURES]), features, 5)
-        part = learn(pickle.loads(pickle.dumps(averaging.pull([local], places, 2))), 5)
-        copied = averaging.copy(local)
-        averaging.put(part, places, local)
-        results.append([local, copied])
-    assert_same(*results)
-    with pytest.raises(IndexError, match="feature 90 is beyond the table's 90 rows"):
-        on_gpu.pull([table], np.array([90], np.uint32))
-    with pytest.raises(IndexError, match="feature 40 is beyond the 37 rows that own factors"):
-        on_gpu.pull([table], np.array([1, 40], np.uint32), 2)
 
 
 def test_summands_of_another_gpu_come_through_the_host() -> None:

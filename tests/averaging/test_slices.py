@@ -16,6 +16,7 @@ from dfm.averaging.rules import WEIGHT_RULES, MergeRule
 from dfm.averaging.slices import Slices
 from dfm.data.partition import SparsePartition
 from dfm.kernels.contract import Following, KernelSpec, RoundTally, RowsLike, Step
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.training import rounds
 
@@ -122,7 +123,7 @@ def walked(table: ParameterTable, parts: list[SparsePartition], work: rounds.Wor
     return whole
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adagrad-row", "ftrl", "adam"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("n_blocks", [1, 3])
 def test_slices_are_trained_one_after_the_other_on_one_table(optimizer: str, n_blocks: int) -> None:
     work, parts, table = work_of(optimizer, MergeRule("mean")), drawn(1, 3), untrained(optimizer)

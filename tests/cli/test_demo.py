@@ -38,7 +38,7 @@ def demo(home: Path, events: list[dict[str, Any]]) -> DemoResult:
 def test_everything_lies_below_the_output_folder(demo: DemoResult, home: Path) -> None:
     assert demo.rows_scored > 0
     assert [path.name for path in home.iterdir()] == ["here"]
-    assert {path.name for path in (home / "here").iterdir()} >= {"clicks", "job.toml", "model", "cache"}
+    assert {path.name for path in (home / "here").iterdir()} >= {"clicks", "job.toml", "results", "cache"}
 
 
 def test_the_last_day_is_held_out(demo: DemoResult, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -290,6 +291,39 @@ def test_a_shard_to_train_and_to_validate_on_is_refused(tmp_path):
     shard = same_shape(tmp_path / "a.parquet", 0)
     with pytest.raises(DataError, match=r"a\.parquet is among the shards to train on and among those to validate on"):
         check_distinct([shard, shard])
+
+
+def batch_of_a_stream(path: Path, rows: list[str]) -> Shard:
+    return describe_shard(write_shard(path, {"user": pa.array(rows)}, 10_000))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [["a"], ["a", "b", "c"], [f"user {n}" for n in range(31)], ["a"] * 5_000, [*["a"] * 2_000, "b"]],
+    ids=["one row", "three rows", "31 rows", "one value", "hardly two values"],
+)
+def test_equal_batches_of_a_stream_are_no_copies_but_one_file_under_two_names_is(tmp_path, rows):
+    first, second, third = (batch_of_a_stream(tmp_path / f"part-{n}.parquet", rows) for n in range(3))
+    check_distinct([first, second, third])
+    (tmp_path / "link.parquet").symlink_to(second.url)
+    (tmp_path / "hard.parquet").hardlink_to(third.url)
+    for again, name in ((second, "link"), (third, "hard")):
+        link = describe_shard(str(tmp_path / f"{name}.parquet"))
+        for shards in ([first, second, third, link], [link, first, second, third]):
+            with pytest.raises(DataError, match=r"twice; leave it out") as told:
+                check_distinct(shards)
+            assert {os.path.basename(again.url), f"{name}.parquet"} <= {
+                *re.findall(r"[\w-]+\.parquet", str(told.value))
+            }
+    with pytest.raises(DataError, match="to train on and among those to validate on"):
+        check_distinct([first, second, first])
+
+
+def test_equal_files_of_rows_that_differ_are_copies(tmp_path):
+    for name, rows in (("users", [f"user {n}" for n in range(32)]), ("coins", ["a", "b", "b", "a"] * 20)):
+        shards = [batch_of_a_stream(tmp_path / f"{name}-{n}.parquet", rows) for n in range(2)]
+        with pytest.raises(DataError, match="a copy of it"):
+            check_distinct(shards)
 
 
 def test_empty_shards_may_be_alike(tmp_path):

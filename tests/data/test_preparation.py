@@ -35,6 +35,7 @@ from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.settings.job import Job
+from dfm.storage.arrays import write_arrays
 from dfm.training.inputs import find_inputs
 from tests.support.shards import write_shard
 
@@ -433,15 +434,20 @@ def test_a_replica_without_rows_has_empty_slices(reading, shards):
     assert [partition.n_rows for partition in slices] == [0, 0]
 
 
+CACHED = (("chunk", "a"), ("partition", "b"), ("chunk", "c"))
+
+
 def test_the_cache_drops_what_was_used_least_recently(tmp_path):
-    for age, name in enumerate(["new", "middle", "old"]):
-        (tmp_path / name).write_bytes(bytes(100))
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    assert prune_cache(str(tmp_path), 300, 2000) == 0
-    assert prune_cache(str(tmp_path), 250, 2000) == 100
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
-    assert prune_cache(str(tmp_path), 0, 1000) == 100
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    new, middle, old = (tmp_path / f"{kind}-{digit * 32}.safetensors" for kind, digit in CACHED)
+    for age, path in enumerate([new, middle, old]):
+        write_arrays(path, {"rows": np.zeros(25, np.float32)})
+        os.utime(path, (1000 - age, 1000 - age))
+    size = new.stat().st_size
+    assert prune_cache(str(tmp_path), 3 * size, 2000) == 0
+    assert prune_cache(str(tmp_path), 3 * size - 1, 2000) == size
+    assert sorted(tmp_path.iterdir()) == sorted([middle, new])
+    assert prune_cache(str(tmp_path), 0, 1000) == size
+    assert list(tmp_path.iterdir()) == [new]
     assert prune_cache(str(tmp_path / "nowhere"), 0, 2000) == 0
 
 

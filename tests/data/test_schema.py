@@ -32,7 +32,7 @@ def test_the_criteo_schema_has_39_fields_in_the_order_of_job_file_and_data():
     resolved = resolve(Schema(categorical=["C*"], numeric=["I*"]), CRITEO)
     assert names(resolved) == [f"C{n}" for n in range(1, 27)] + [f"I{n}" for n in range(1, 14)]
     assert [entry.index for entry in resolved.fields] == list(range(39))
-    assert {entry.transform for entry in resolved.fields if entry.kind == "numeric"} == {"log2-bucket"}
+    assert {entry.transform for entry in resolved.fields if entry.kind == "numeric"} == {"auto"}
 
 
 def test_every_kind_of_field_has_its_columns_and_transform():
@@ -40,7 +40,7 @@ def test_every_kind_of_field_has_its_columns_and_transform():
     assert resolved.fields == (
         Field("C1", "categorical", ("C1",), "", 0),
         Field("C2", "categorical", ("C2",), "", 1),
-        Field("I1", "numeric", ("I1",), "log2-bucket", 2),
+        Field("I1", "numeric", ("I1",), "auto", 2),
         Field("I2", "numeric", ("I2",), "quantile", 3),
         Field("price", "numeric", ("price",), "raw", 4),
         Field("genres", "list", ("genres",), "sqrt", 5),

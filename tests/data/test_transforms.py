@@ -36,6 +36,7 @@ def rounded(x: float) -> float:
 
 
 DEFINITIONS: dict[str, Callable[[float], float]] = {
+    "auto": lambda x: 1 + sum(boundary <= x for boundary in KNOWN["boundaries"].boundaries),
     "log2-bucket": log2_bucket,
     "quantile": lambda x: 1 + sum(boundary <= x for boundary in KNOWN["boundaries"].boundaries),
     "hash-of-rounded-value": rounded,
@@ -82,10 +83,10 @@ def test_settings_take_names_and_help_from_the_records() -> None:
 
 
 def test_no_other_module_writes_the_name_of_a_transform() -> None:
-    """The quantile loss has its name by itself."""
+    """The quantile loss has its name by itself, and more than one knob is "auto"."""
     package, found = Path(dfm.__file__).parent, {}
     for path in package.rglob("*.py"):
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        if named := texts & TRANSFORMS.keys() - {"quantile"}:
+        if named := texts & TRANSFORMS.keys() - {"auto", "quantile"}:
             found[path.relative_to(package).as_posix()] = named
-    assert found == {"data/transforms.py": TRANSFORMS.keys() - {"quantile"}}
+    assert found == {"data/transforms.py": TRANSFORMS.keys() - {"auto", "quantile"}}

@@ -18,6 +18,7 @@ from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.gpu import device as cupy_device
+from dfm.training.backends import CUPY, NUMBA
 from tests.support.host_gpu import as_gpu_of_process
 from tests.support.small_jobs import job_tables
 
@@ -54,13 +55,13 @@ class FakeClient:
 
 def choose(
     client: FakeClient, spec: KernelSpec = SPEC, backend: str = "auto", deterministic: bool = False
-) -> backends.Backend:
+) -> backends.Choice:
     return backends.choose(client, backend, spec, list(client.gpus), deterministic)  # type: ignore[arg-type]
 
 
 def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:
     chosen = choose(FakeClient([H200, H200, H200]))
-    assert (chosen.name, chosen.resources) == ("cupy", None)
+    assert (chosen.backend.name, chosen.resources) == ("cupy", None)
     assert "3 x NVIDIA H200" in chosen.text
     assert "slower" in choose(FakeClient([H200]), deterministic=True).text
 
@@ -68,7 +69,7 @@ def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:
 def test_a_mixed_cluster_trains_on_processors_and_says_which_lack_a_gpu_or_refuses() -> None:
     client = FakeClient([H200, NONE, H200])
     chosen = choose(client)
-    assert chosen.name == "numba"
+    assert chosen.backend.name == "numba"
     assert "1 of 3 workers have no GPU (tcp://host0:1)" in chosen.text
     with pytest.raises(ClusterError, match=r"1 of 3 have none: tcp://host0:1: CuPy finds no usable GPU"):
         choose(client, backend="cupy")
@@ -76,7 +77,7 @@ def test_a_mixed_cluster_trains_on_processors_and_says_which_lack_a_gpu_or_refus
 
 def test_without_gpus_processors_train_and_nobody_is_asked_where_they_are_wanted() -> None:
     assert choose(FakeClient([NONE, NONE])).text == "training on processors: no worker has a GPU"
-    assert choose(FakeClient([]), backend="numba").name == "numba"
+    assert choose(FakeClient([]), backend="numba").backend.name == "numba"
 
 
 def test_workers_that_count_their_gpus_train_one_replica_on_each() -> None:
@@ -88,10 +89,10 @@ def test_replicas_are_grouped_by_gpu_not_by_thread(two_workers: Client, monkeypa
     """So a GPU sums all its replicas, and knows which rows come next."""
     watch = Watch(two_workers, 60.0)
     monkeypatch.setattr(watch, "n_threads", lambda: 16)
-    assert watch.n_walks("cupy") == 2
-    assert watch.n_walks("numba") == 16
-    assert watch.groups(8, "cupy") == [range(4), range(4, 8)]
-    assert watch.groups(8, "numba") == [range(n, n + 1) for n in range(8)]
+    places = watch.workplaces()
+    assert (NUMBA.n_walks(places), CUPY.n_walks(places)) == (16, 2)
+    assert CUPY.groups(8, places) == [range(4), range(4, 8)]
+    assert NUMBA.groups(8, places) == [range(n, n + 1) for n in range(8)]
 
 
 @pytest.mark.parametrize("n_replicas", [1, 2, 3, 8, 9, 12, 24, 31])
@@ -118,7 +119,7 @@ def test_workers_of_a_host_take_its_gpus_in_turn_unless_they_were_given_their_ow
 def test_what_gpus_cannot_do_is_done_by_processors_or_refused() -> None:
     unknown = KernelSpec("logistic", "adagrad", 8, factor_dtype="int8")
     assert "int8" in choose(FakeClient([H200]), unknown).text
-    assert choose(FakeClient([H200]), unknown).name == "numba"
+    assert choose(FakeClient([H200]), unknown).backend.name == "numba"
     with pytest.raises(SettingsError, match="int8"):
         choose(FakeClient([H200]), unknown, backend="cupy")
 

@@ -17,7 +17,6 @@ from dfm import jobs
 from dfm.cli import console
 from dfm.distributed import checkpointing, train
 from dfm.distributed.cluster import connect
-from dfm.distributed.loop import TrainingLoop
 from dfm.errors import DfmError, DivergenceError
 from dfm.model import fm_model
 from dfm.model.fm_model import FMModel
@@ -25,6 +24,7 @@ from dfm.runs import record as runs
 from dfm.storage import files
 from dfm.training import publish, rounds
 from dfm.training.checkpoint import CheckpointFolder
+from dfm.training.loop import TrainingLoop
 from tests.support.small_jobs import job_tables
 
 EPOCHS, ROUNDS = 2, 4

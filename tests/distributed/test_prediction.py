@@ -195,15 +195,47 @@ def test_an_output_that_is_not_empty_is_refused(log: Path, model: str, client: C
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def visible(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def test_overwriting_replaces_earlier_parts_and_nothing_else(
     log: Path, model: str, client: Client, tmp_path: Path
 ) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "part-00000.parquet").write_text("an earlier part")
-    (tmp_path / "part-00007.parquet").write_text("an earlier part")
-    jobs.predict(model, str(log / f"day={LAST_DAY}"), str(tmp_path), overwrite=True, client=client)
-    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("part-")} == {"_SUCCESS", "notes.txt"}
-    assert read_parts(tmp_path).num_rows == 2000
+    """Spark's parts have such names too."""
+    day = str(log / f"day={LAST_DAY}")
+    jobs.predict(model, day, str(tmp_path), client=client)
+    assert visible(tmp_path) == {"_SUCCESS", "part-00000.parquet"}
+    others = {"notes.txt": b"mine", "part-00007.parquet": b"mine", "part-00000-6d.snappy.parquet": b"mine"}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    jobs.predict(model, day, str(tmp_path), overwrite=True, client=client)
+    (part,) = visible(tmp_path) - {*others, "_SUCCESS"}
+    assert part != "part-00000.parquet"
+    assert pq.ParquetFile(tmp_path / part).metadata.num_rows == 2000
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
+def test_a_part_that_was_replaced_by_another_file_is_no_longer_an_earlier_part(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    day = str(log / f"day={LAST_DAY}")
+    jobs.predict(model, day, str(tmp_path), client=client)
+    (tmp_path / "part-00000.parquet").write_bytes(b"mine")
+    with pytest.raises(SettingsError, match=r"holds part-00000\.parquet, which no earlier prediction of dfm made"):
+        jobs.predict(model, day, str(tmp_path), overwrite="own", client=client)
+    jobs.predict(model, day, str(tmp_path), overwrite="beside", client=client)
+    assert (tmp_path / "part-00000.parquet").read_bytes() == b"mine"
+    assert len(visible(tmp_path)) == 3
+
+
+def test_the_success_file_of_somebody_else_is_not_replaced(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "_SUCCESS").touch()
+    with pytest.raises(SettingsError, match=r"_SUCCESS is there and was not made by dfm"):
+        jobs.predict(model, str(log), str(tmp_path), overwrite=True, client=client)
+    assert (tmp_path / "_SUCCESS").read_bytes() == b""
 
 
 def test_overwriting_that_fails_keeps_earlier_parts_but_nobody_trusts_them(

@@ -13,9 +13,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dfm import jobs
-from dfm.distributed import checkpointing, loop
+from dfm.distributed import checkpointing
+from dfm.distributed.cluster.watch import Watch
 from dfm.errors import DataError, DivergenceError, RunCancelled, SettingsError
 from dfm.kernels.tables import Layout
+from dfm.training import loop
 from dfm.training.checkpoint import CheckpointFolder, Identity
 from tests.support.small_jobs import job_tables
 
@@ -232,9 +234,10 @@ def test_the_end_of_a_run_does_not_wait_for_workers_that_are_gone(tmp_path: Path
         Client(cluster, set_as_default=False) as nobody,
     ):
         folder = CheckpointFolder(str(tmp_path), "run")
-        saver = checkpointing.Checkpointer(nobody, folder, Identity({}, ()), Layout("sgd", 2), by_workers=True)
+        watch, identity = Watch(nobody, 60.0), Identity({}, ())
+        saver = checkpointing.Checkpointer(watch, folder, identity, Layout("sgd", 2), by_workers=True)
         lost = nobody.submit(int, 1, pure=False)
-        saver.offer(checkpointing.Snapshot(1, {}, 1, [lost], 0, []))
+        saver.offer(loop.Snapshot(1, {}, 1, [lost], 0, []))
         while not saver._saving:
             time.sleep(0.01)
         started = time.monotonic()

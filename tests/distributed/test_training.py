@@ -22,7 +22,8 @@ from dfm.averaging.rules import scaled_rate
 from dfm.averaging.slices import Slices
 from dfm.data.preparation import Reading, hash_units, load_slices
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
-from dfm.distributed import train
+from dfm.distributed import start
+from dfm.distributed.train import TrainResult
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
@@ -31,6 +32,7 @@ from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.fm_model import FMModel
 from dfm.settings.job import Job
 from dfm.training.inputs import find_inputs
+from dfm.training.steps import merge_rule
 from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, ROWS, job_tables, read_log
 
 DAY_ROWS = ROWS // 4
@@ -45,7 +47,7 @@ def events() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def trained(
     log: Path, client: Client, events: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> train.TrainResult:
+) -> TrainResult:
     """The job of `job_tables` on one worker."""
     return jobs.train(job_tables(log, tmp_path_factory.mktemp("trained")), client, on_event=events.append)
 
@@ -63,9 +65,7 @@ def pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 # --- what a run tells -----------------------------------------------------------------------------------
 
 
-def test_events_come_in_order_and_hold_what_they_promise(
-    trained: train.TrainResult, events: list[dict[str, Any]]
-) -> None:
+def test_events_come_in_order_and_hold_what_they_promise(trained: TrainResult, events: list[dict[str, Any]]) -> None:
     told = [event for event in events if event["event"] != "progress"]
     names = [event["event"] for event in told]
     assert names == ["plan", "placement", "vocabulary", "prepared", *(["round", "round", "epoch"] * 2), "done"]
@@ -86,12 +86,12 @@ def test_events_come_in_order_and_hold_what_they_promise(
     json.dumps(told, allow_nan=False)
 
 
-def test_progress_of_every_stage_ends_at_all_rows(trained: train.TrainResult, events: list[dict[str, Any]]) -> None:
+def test_progress_of_every_stage_ends_at_all_rows(trained: TrainResult, events: list[dict[str, Any]]) -> None:
     last = {event["stage"]: (event["done"], event["total"]) for event in events if event["event"] == "progress"}
     assert last == {"hash": (ROWS, ROWS), "build": (ROWS, ROWS)}
 
 
-def test_every_row_is_accounted_for(trained: train.TrainResult, events: list[dict[str, Any]]) -> None:
+def test_every_row_is_accounted_for(trained: TrainResult, events: list[dict[str, Any]]) -> None:
     expected = {"read": 3 * DAY_ROWS, "trained": 3 * DAY_ROWS, "rejected": 0, "reasons": {}}
     assert events[-1]["rows"] == expected
     assert trained.rows.read == trained.rows.accepted == 3 * DAY_ROWS
@@ -100,7 +100,7 @@ def test_every_row_is_accounted_for(trained: train.TrainResult, events: list[dic
     assert events[0]["validation_rows"] == DAY_ROWS
 
 
-def test_the_published_model_scores_as_it_was_evaluated(trained: train.TrainResult, log: Path) -> None:
+def test_the_published_model_scores_as_it_was_evaluated(trained: TrainResult, log: Path) -> None:
     held_out = read_log(log, LAST_DAY)
     predicted, labels = trained.model.predict(held_out), held_out["label"].to_numpy()
     assert log_loss(predicted, labels) == pytest.approx(trained.validation["log_loss"], rel=1e-6)
@@ -110,12 +110,12 @@ def test_the_published_model_scores_as_it_was_evaluated(trained: train.TrainResu
     assert trained.validation == {name: best[name] for name in trained.validation}
 
 
-def test_training_beats_always_answering_the_click_rate(trained: train.TrainResult) -> None:
+def test_training_beats_always_answering_the_click_rate(trained: TrainResult) -> None:
     assert trained.validation["normalized_entropy"] < 0.98
     assert trained.history[1]["train_log_loss"] < trained.history[0]["train_log_loss"]
 
 
-def test_the_model_remembers_how_it_was_made(trained: train.TrainResult) -> None:
+def test_the_model_remembers_how_it_was_made(trained: TrainResult) -> None:
     metadata = trained.model.metadata
     assert metadata["settings"]["model"]["n_factors"] == 4
     assert metadata["rows"]["trained"] == 3 * DAY_ROWS
@@ -139,7 +139,7 @@ def test_one_worker_and_two_give_the_same_bytes(
 
 
 def test_a_warm_cache_gives_the_same_bytes_and_is_not_written_again(
-    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
+    log: Path, client: Client, trained: TrainResult, tmp_path: Path
 ) -> None:
     job = job_tables(log, tmp_path)
     first = jobs.train(job, client)
@@ -151,9 +151,7 @@ def test_a_warm_cache_gives_the_same_bytes_and_is_not_written_again(
     assert again.rows == first.rows
 
 
-def test_a_damaged_cache_gives_the_same_bytes(
-    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
-) -> None:
+def test_a_damaged_cache_gives_the_same_bytes(log: Path, client: Client, trained: TrainResult, tmp_path: Path) -> None:
     job = job_tables(log, tmp_path)
     jobs.train(job, client)
     for path in (tmp_path / "cache").glob("*.safetensors"):
@@ -161,9 +159,7 @@ def test_a_damaged_cache_gives_the_same_bytes(
     assert jobs.train(job, client).parameters_sha256 == trained.parameters_sha256
 
 
-def test_another_seed_gives_other_parameters(
-    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path
-) -> None:
+def test_another_seed_gives_other_parameters(log: Path, client: Client, trained: TrainResult, tmp_path: Path) -> None:
     other = jobs.train(job_tables(log, tmp_path, model={"seed": 1}), client)
     assert other.parameters_sha256 != trained.parameters_sha256
     assert other.rows.accepted == trained.rows.accepted
@@ -182,15 +178,15 @@ def test_parameters_in_blocks_are_the_same_bytes_as_in_one(
     chosen = {"model": {"min_count_factors": min_count_factors}, "training": {"averages_per_epoch": 2}}
     whole = jobs.train(job_tables(log, tmp_path / "whole", **chosen), two_workers)
     asked: list[int] = []
-    block_bounds = train.block_bounds
+    block_bounds = start.block_bounds
 
     def counted(n_features: int, n_factored: int, layout: Layout, n_blocks: int) -> list[int]:
         asked.append(n_blocks)
         return block_bounds(n_features, n_factored, layout, n_blocks)
 
-    monkeypatch.setattr(train, "block_bounds", counted)
-    monkeypatch.setattr(train, "_BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr(train, "_WHOLE_PUSH_BYTES", 0 if cuts_pushes else 1 << 30)
+    monkeypatch.setattr(start, "block_bounds", counted)
+    monkeypatch.setattr(start, "_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(start, "_WHOLE_PUSH_BYTES", 0 if cuts_pushes else 1 << 30)
     cut = jobs.train(job_tables(log, tmp_path / "cut", **chosen), two_workers)
     assert set(asked) == {2}
     assert cut.parameters_sha256 == whole.parameters_sha256
@@ -202,7 +198,7 @@ def test_parameters_in_blocks_are_the_same_bytes_as_in_one(
 @pytest.mark.parametrize(("n_features", "n_factored"), [(100, 100), (100, 7), (100, 0), (3, 1), (0, 0)])
 def test_blocks_cover_the_table_once(n_features: int, n_factored: int, n_blocks: int) -> None:
     layout = Layout("adagrad", 4)
-    bounds = train.block_bounds(n_features, n_factored, layout, n_blocks)
+    bounds = start.block_bounds(n_features, n_factored, layout, n_blocks)
     assert len(bounds) == n_blocks + 1
     assert (bounds[0], bounds[-1]) == (0, n_features)
     assert bounds == sorted(bounds)
@@ -239,7 +235,7 @@ def train_sequentially(job: Job) -> ParameterTable:
     kernels = compile_kernels(KernelSpec("logistic", layout.optimizer, layout.n_factors))
     rate = scaled_rate(job.training.learning_rate, job.training.rate_scaling, n_replicas)
     step = Step(rate, rate * job.training.factor_rate_scale, job.training.l2_linear, job.training.l2_factors)
-    rule = train.merge_rule(job)
+    rule = merge_rule(job.training)
     log_odds = math.log(rate_of_clicks / (1.0 - rate_of_clicks))
     initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator, log_odds)
     table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
@@ -302,7 +298,7 @@ def test_the_cluster_computes_what_a_plain_loop_computes(
 
 @pytest.mark.parametrize(("optimizer", "learning_rate"), [("sgd", 0.01), ("ftrl", 0.1), ("adagrad-row", 0.05)])
 def test_every_optimizer_learns(
-    log: Path, client: Client, trained: train.TrainResult, tmp_path: Path, optimizer: str, learning_rate: float
+    log: Path, client: Client, trained: TrainResult, tmp_path: Path, optimizer: str, learning_rate: float
 ) -> None:
     training = {"optimizer": optimizer, "learning_rate": learning_rate, "averages_per_epoch": 2}
     result = jobs.train(job_tables(log, tmp_path, training=training), client)

@@ -56,7 +56,7 @@ def test_to_forget_everything_is_a_cold_start(log: Path, work: Path, client: Cli
 def test_two_workers_give_the_bytes_of_one(
     log: Path, work: Path, client: Client, two_workers: Client, yesterday: TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfm.distributed.train._BLOCK_BYTES", 1 << 12)  # several blocks
+    monkeypatch.setattr("dfm.distributed.start._BLOCK_BYTES", 1 << 12)  # several blocks
     options = {"warm_start": yesterday.model_url, "warm_start_decay": 0.3}
     one = today(log, work, client, "one", **options)
     two = today(log, work, two_workers, "two", **options)

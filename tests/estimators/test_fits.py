@@ -13,6 +13,7 @@ pytest.importorskip("sklearn", minversion="1.6")
 
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.model.fm_model import FMModel
 
 RNG = np.random.default_rng(0)
@@ -165,7 +166,7 @@ def test_early_stopping_holds_out_rows_only_where_it_is_asked_to_or_there_are_ma
     assert many.history_[0]["rows"] == 1200
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adagrad-row", "ftrl", "adam"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns_with_its_own_step_size(optimizer):
     assert FMClassifier(n_factors=4, optimizer=optimizer, init_stdev=0.1).fit(X, PAIR).score(X, PAIR) > 0.9
 

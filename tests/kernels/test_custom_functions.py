@@ -201,7 +201,7 @@ def absolute_slope(w):
     return w / math.sqrt(w * w + 0.01) + 0.1
 
 
-@pytest.mark.parametrize(("optimizer", "n_factors"), [("adagrad", 3), ("adam", 3), ("adagrad-row", 20)])
+@pytest.mark.parametrize(("optimizer", "n_factors"), [("adagrad", 3), ("adam", 3), ("rmsprop", 3), ("adagrad-row", 20)])
 def test_a_users_regulariser_agrees_with_the_definition_and_leaves_padding_alone(optimizer, n_factors):
     """Its slope at 0 is not 0, so it would pull on padding."""
     rows = reference.random_rows(160, N_FEATURES, 25, n_implicit=90, weighted=True)

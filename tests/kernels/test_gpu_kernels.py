@@ -1,4 +1,4 @@
-"""The GPU's kernels against `reference.py` and the CPU's, for every optimizer, loss, width and way of walking.
+"""What is the GPU's own: ways of walking, factors of 16 bits, what stays on the device, CuPy's calls.
 
 Without a GPU the same kernels run on the processor (see `host_gpu`); on a machine with one, `pytest -m gpu` runs these
 tests on it too.
@@ -7,14 +7,14 @@ tests on it too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from dfm.errors import ClusterError, SettingsError
+from dfm.errors import ClusterError
 from dfm.kernels.contract import Following, Kernels, KernelSpec, Step
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.gpu import backend as cupy_gpu
@@ -23,115 +23,36 @@ from dfm.kernels.gpu import plan as gpu_plan
 from dfm.kernels.gpu.composition import ON_GPU
 from dfm.kernels.gpu.memory import COPY, TRAIN
 from dfm.kernels.gpu.plan import Grid
-from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.row_order import BLOCK_ROWS
+from dfm.kernels.tables import Layout
 from tests import reference
 from tests.support.host_gpu import HostDevice, host_kernels
 from tests.support.host_gpu import fake_cupy as fake_module
+from tests.support.kernel_cases import (
+    N_FACTORED,
+    N_FEATURES,
+    Case,
+    assert_rounds_agree,
+    compiled,
+    make_rows,
+    make_table,
+    spec_of,
+)
 
-N_FEATURES, N_FACTORED = 60, 45
-PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
-CASES = [
-    ("logistic", "adagrad", 16),
-    ("squared", "adagrad-row", 20),
-    ("logistic", "ftrl", 3),
-    ("logistic", "sgd", 80),
-    ("logistic", "adagrad", 0),
-    ("squared", "ftrl", 1),
-    ("logistic", "adagrad-row", 256),
-    ("hinge", "sgd", 5),
-    ("squared-hinge", "sgd", 5),
-    ("poisson", "adagrad", 2),
-    ("quantile", "adagrad-row", 8),
-    ("huber", "ftrl", 4),
-]
-PARAMETERS = {"quantile": 0.8, "huber": 0.7}
-ALL_SIZES = [0, 1, 2, 4, 7, 8, 12, 16, 17, 33, 48, 64, 65, 112, 128, 129, 160, 255, 256]
 Backend = Callable[[KernelSpec], Kernels]
+HOT_CASES: list[Case] = [
+    ("fm", "logistic", "adagrad", 16),
+    ("fm", "squared", "adagrad-row", 20),
+    ("fm", "logistic", "ftrl", 3),
+    ("fm", "logistic", "sgd", 80),
+    ("fm", "logistic", "adagrad", 0),
+]
 
 
 @pytest.fixture(params=["host", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """The kernels on the processor, and on a GPU where there is one."""
-    if request.param == "host":
-        return host_kernels
-    name, reason = cupy_device.availability()
-    if not name:
-        pytest.skip(reason)
-    return cupy_gpu.compile_kernels
-
-
-def make_table(optimizer: str, n_factors: int, n_factored: int = N_FACTORED) -> ParameterTable:
-    ids = np.arange(N_FEATURES, dtype=np.uint32)
-    stdev = 0.3 * min(1.0, (16 / max(n_factors, 1)) ** 0.5)  # scores of moderate size with any number of factors
-    return initialise(Layout(optimizer, n_factors), ids, n_factored, InitialValues(seed=7, init_stdev=stdev))
-
-
-def make_rows(n_rows: int = 80, longest: int = 40, **changes: Any) -> reference.Rows:
-    """Rows of which some have more entries than a warp has lanes; the second half stores its values."""
-    rows = reference.random_rows(n_rows, N_FEATURES, longest, n_implicit=n_rows // 2, weighted=True)
-    return dataclasses.replace(rows, **changes)
-
-
-def assert_agree(backend: Backend, case: tuple[str, str, int], rows: reference.Rows) -> None:
-    """Logits, the loss and all parameters of a deterministic round are those of the definition."""
-    loss, optimizer, n_factors = case
-    penalties = {**PENALTIES, "l1_linear": 0.3} if optimizer == "ftrl" else PENALTIES
-    rates = (0.002, 0.001) if optimizer == "sgd" else (0.05, 0.02)
-    step = Step(*rates, **penalties, seed=1, deterministic=True)
-    parameter = PARAMETERS.get(loss)
-    kernels = backend(KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter))
-    table, rule = make_table(optimizer, n_factors), reference.Rule(loss, optimizer, *rates, **penalties)
-    rule = dataclasses.replace(rule, loss_parameter=parameter or 0.0)
-    machine = reference.Machine(
-        float(table.bias_value), table.linear_weights.astype(float), table.factor_weights.astype(float)
-    )
-    n_rows = len(rows.labels)
-    expected = [machine.score(rows.entries(row)) for row in range(n_rows)]
-    np.testing.assert_allclose(kernels.scores(rows, table), expected, rtol=1e-5, atol=1e-5)
-    order = [row for first, last in row_blocks(n_rows, rows.n_implicit, 1) for row in range(first, last)]
-    tally = kernels.run_round(rows, table, step)
-    loss_sum = reference.train(machine, rows, order, rule)
-    assert tally.rows == n_rows
-    assert tally.is_finite
-    assert tally.weight == sum(rows.weight(row) for row in range(n_rows))
-    np.testing.assert_allclose(tally.loss, loss_sum, rtol=2e-6)
-    np.testing.assert_allclose(table.bias_value, machine.bias, rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(table.linear_weights, machine.linear, rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(table.factor_weights, machine.factors, rtol=1e-4, atol=2e-6)
-    assert not table.factors[:, n_factors : table.layout.lanes].any(), "padding stays zero"
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_rounds_agree_with_the_definition(backend: Backend, case: tuple[str, str, int]) -> None:
-    assert_agree(backend, case, make_rows())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_factors", ALL_SIZES)
-@pytest.mark.parametrize("optimizer", ON_GPU)
-@pytest.mark.parametrize("loss", ["logistic", "squared"])
-def test_any_number_of_factors_agrees_with_the_definition(
-    backend: Backend, loss: str, optimizer: str, n_factors: int
-) -> None:
-    assert_agree(backend, (loss, optimizer, n_factors), make_rows(40))
-
-
-@pytest.mark.parametrize(("loss", "optimizer", "k"), CASES[:4])
-def test_both_backends_train_the_same_table(backend: Backend, loss: str, optimizer: str, k: int) -> None:
-    spec, rows = KernelSpec(loss, optimizer, k), make_rows(120)
-    rates = (0.002, 0.001) if optimizer == "sgd" else (0.05, 0.02)
-    tables, tallies = [], []
-    for kernels in (backend(spec), numba_cpu.compile_kernels(spec)):
-        table = make_table(optimizer, k)
-        tallies += [kernels.run_round(rows, table, Step(*rates, 0.02, 0.05, seed=4, deterministic=True))]
-        tables.append(table)
-        np.testing.assert_allclose(
-            kernels.scores(rows, tables[0]), backend(spec).scores(rows, tables[0]), rtol=1e-5, atol=1e-5
-        )
-    for name in ("bias", "linear", "factors"):  # the state too
-        np.testing.assert_allclose(getattr(tables[0], name), getattr(tables[1], name), rtol=2e-5, atol=2e-6)
-    assert tallies[0].loss == pytest.approx(tallies[1].loss, rel=1e-6)
+    return functools.partial(compiled, request.param)
 
 
 def force_grid(monkeypatch: pytest.MonkeyPatch, blocks: int, warps: int, turns: int, n_hot: int) -> None:
@@ -145,12 +66,12 @@ def force_grid(monkeypatch: pytest.MonkeyPatch, blocks: int, warps: int, turns: 
 
 
 @pytest.mark.parametrize("n_hot", [7, N_FEATURES])
-@pytest.mark.parametrize("case", CASES[:5], ids=str)
+@pytest.mark.parametrize("case", HOT_CASES, ids=str)
 def test_hot_features_that_are_flushed_after_every_row_agree_with_the_definition(
     backend: Backend, case: tuple[str, str, int], n_hot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force_grid(monkeypatch, 1, 1, 1, n_hot)
-    assert_agree(backend, case, make_rows())
+    assert_rounds_agree(backend(spec_of(case)), case, make_rows(80))
 
 
 @pytest.mark.parametrize("n_hot", [0, 20])
@@ -192,18 +113,6 @@ def test_a_walk_side_by_side_learns_as_well_as_one_row_after_the_other(backend: 
             assert tally.rows == 4 * BLOCK_ROWS
         losses.append(tally.mean_loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
-
-
-def test_deterministic_rounds_give_the_same_bytes_and_follow_the_seed(backend: Backend) -> None:
-    kernels, rows = backend(KernelSpec("logistic", "adagrad", 8)), make_rows(3 * BLOCK_ROWS, 5)
-
-    def trained(seed: int) -> bytes:
-        table = make_table("adagrad", 8)
-        kernels.run_round(rows, table, Step(0.05, 0.02, seed=seed, deterministic=True))
-        return table.bias.tobytes() + table.linear.tobytes() + table.factors.tobytes()
-
-    assert trained(3) == trained(3)
-    assert trained(3) != trained(4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -342,47 +251,6 @@ def test_too_little_memory_names_the_bytes_and_the_settings() -> None:
         kernels_on(HostDevice(capacity=10_000)).run_round(rows, table, Step(0.05, 0.05))
     with pytest.raises(ClusterError, match=r"cluster.gpu_memory allows rows 1,000 bytes"):
         kernels_on(HostDevice()).run_round(rows, table, Step(0.05, 0.05, device_bytes=1000))
-
-
-# --- the door ----------------------------------------------------------------------------------------------
-
-
-def test_a_walk_that_leaves_the_finite_numbers_says_so_and_stops(backend: Backend) -> None:
-    rows, table = make_rows(4 * BLOCK_ROWS, 5), make_table("adagrad", 4)
-    table.linear[0, 0] = np.nan
-    tally = backend(KernelSpec("logistic", "adagrad", 4)).run_round(rows, table, Step(0.05, 0.05, deterministic=True))
-    assert not tally.is_finite
-    assert tally.rows < 4 * BLOCK_ROWS
-
-
-def test_rows_without_entries_and_no_rows_at_all_are_legal(backend: Backend) -> None:
-    kernels, table = backend(KernelSpec("logistic", "adagrad", 4)), make_table("adagrad", 4)
-    empty = reference.random_rows(3, N_FEATURES, 0, n_implicit=3)
-    assert kernels.scores(empty, table).tolist() == [0.0, 0.0, 0.0]
-    assert kernels.run_round(empty, table, Step(0.05, 0.05)).rows == 3
-    none = reference.random_rows(0, N_FEATURES, 5, n_implicit=0)
-    assert kernels.run_round(none, table, Step(0.05, 0.05)).rows == 0
-    assert len(kernels.scores(none, table)) == 0
-
-
-def test_a_model_without_state_scores_the_same_and_few_features_may_own_factors(backend: Backend) -> None:
-    kernels, rows = backend(KernelSpec("logistic", "adagrad-row", 20)), make_rows()
-    for n_factored in (0, 1, N_FEATURES):
-        table = make_table("adagrad-row", 20, n_factored)
-        kernels.run_round(rows, table, Step(0.05, 0.05, deterministic=True))
-        assert kernels.scores(rows, table).tobytes() == kernels.scores(rows, table.without_state()).tobytes()
-
-
-def test_rows_and_tables_that_do_not_fit_are_refused() -> None:
-    kernels, table = kernels_on(HostDevice()), make_table("adagrad", 4)
-    with pytest.raises(IndexError, match="beyond the table"):
-        kernels.scores(make_rows(indices=np.full(len(make_rows().indices), N_FEATURES, np.uint32)), table)
-    with pytest.raises(TypeError, match="indices is int64"):
-        kernels.scores(make_rows(indices=make_rows().indices.astype(np.int64)), table)
-    with pytest.raises(ValueError, match="does not fit"):
-        kernels.run_round(make_rows(), make_table("sgd", 4), Step(0.1, 0.1))
-    with pytest.raises(SettingsError, match="ftrl"):
-        kernels.run_round(make_rows(), table, Step(0.1, 0.1, l1_linear=0.5))
 
 
 # --- CuPy's own calls, with a stand-in for CuPy -------------------------------------------------------------

@@ -99,6 +99,18 @@ def test_onnx_scores_as_the_model(model: FMModel, tmp_path) -> None:
     np.testing.assert_allclose(prediction, model.predict(ROWS), atol=1e-6)
 
 
+def test_onnx_keeps_predictions_within_their_range(model: FMModel, tmp_path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    clipped = dataclasses.replace(model, task="regression", clip=(-0.8, -0.5))
+    graph = onnx.load(export(clipped, "onnx", str(tmp_path))[0])
+    ids, fields, values = hashed_inputs(clipped, ROWS)
+    (prediction,) = ReferenceEvaluator(graph).run(None, {"ids": ids, "fields": fields, "values": values})
+    np.testing.assert_allclose(prediction, clipped.predict(ROWS), atol=1e-6)
+    assert (prediction.min(), prediction.max()) == (np.float32(-0.8), np.float32(-0.5))
+
+
 @pytest.mark.parametrize(("name", "task"), [("hinge", "classification"), ("poisson", "regression")])
 def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
     model: FMModel, tmp_path, name: str, task: str

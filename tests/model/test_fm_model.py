@@ -171,7 +171,7 @@ def test_a_number_that_is_none_is_named(rows: pa.Table, value: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"visits": 3}, "column 'visits' cannot be read"),
+        ({"visits": 3}, "column 'visits' holds one value, 3, and column 'site' a list; pass lists"),
         ({"visits": [10**400]}, "column 'visits': not finite"),
         ({"site": [object()]}, "column 'site' cannot be read"),
         ({"site": ["a", "b"]}, "column 'site' has 2 values, column 'zone' has 1"),
@@ -347,6 +347,7 @@ def test_arrays_that_do_not_fit_are_refused(folder: Path, edit: str) -> None:
 
 
 MANIFEST_EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a range of predictions that is none": lambda manifest: manifest.update(clip=[2.0, 1.0]),
     "no files": lambda manifest: manifest.pop("files"),
     "no schema": lambda manifest: manifest.pop("schema"),
     "no statistics": lambda manifest: manifest.pop("statistics"),

@@ -116,7 +116,7 @@ def test_another_schema_is_refused_with_the_field_that_differs(model: FMModel, p
     changed = {
         "has no field 'new'": [*fields, dataclasses.replace(fields[0], name="new", columns=("new",))],
         "field 'visits' is missing": [field for field in fields if field.name != "visits"],
-        "'visits' is log2-bucket there": [
+        "'visits' is auto there": [
             dataclasses.replace(field, transform="raw") if field.name == "visits" else field for field in fields
         ],
     }

@@ -13,6 +13,7 @@ from dfm.data.parquet import describe_shard
 from dfm.errors import SettingsError, StorageError
 from dfm.model.fm_model import FMModel
 from dfm.storage import files, retry
+from dfm.storage.ownership import Ledger, check_apart, is_array_file
 from tests.support.flaky_proxy import KINDS, Faults
 
 
@@ -24,9 +25,6 @@ def test_files_are_written_listed_read_and_removed(bucket: str) -> None:
     assert (files.names_in(f"{bucket}/a"), files.folders_in(f"{bucket}/a")) == (["b.json"], ["deep"])
     assert files.folders_in(bucket) == ["a"]
     assert files.names_in(f"{bucket}/nowhere") == []
-    files.remove_tree(f"{bucket}/a")
-    files.remove_tree(f"{bucket}/a")
-    assert not files.exists(f"{bucket}/a/b.json")
     files.remove(f"{bucket}/d")
     files.remove(f"{bucket}/d")
     with pytest.raises(FileNotFoundError):
@@ -80,8 +78,6 @@ def test_a_store_that_fails_often_is_asked_until_it_answers(bucket: str, faults:
             assert stream.seek(90) == 90
             assert stream.read() == b"y" * 10
     assert len(files.names_in(f"{bucket}/folder")) == 10
-    files.remove_tree(f"{bucket}/folder")
-    assert files.names_in(f"{bucket}/folder") == []
     assert faults.counts[kind] > 5
 
 
@@ -134,3 +130,22 @@ def test_a_stream_that_breaks_off_leaves_nothing(bucket: str) -> None:
 def test_a_url_with_credentials_is_not_opened(bucket: str) -> None:
     with pytest.raises(SettingsError, match="in the environment"):
         files.read_bytes(bucket.replace("s3://", "s3://key:secret@"))
+
+
+def test_a_ledger_removes_its_own_files_from_a_store_and_an_output_apart_from_its_input(bucket: str) -> None:
+    for name in ("log/day=1/part-00000.parquet", "scored/part-00000-6d.snappy.parquet", "scored/_SUCCESS"):
+        files.write_bytes(f"{bucket}/{name}", b"" if name.endswith("_SUCCESS") else b"mine")
+    ledger = Ledger(f"{bucket}/scored", "predictions")
+    ledger.claim(["part-00000.parquet"])
+    files.write_bytes(f"{bucket}/scored/part-00000.parquet", b"dfm")
+    ledger.settle()
+    assert (ledger.own(), ledger.foreign()) == (["part-00000.parquet"], ["_SUCCESS", "part-00000-6d.snappy.parquet"])
+    with pytest.raises(SettingsError, match="_SUCCESS is there and was not made by dfm"):
+        ledger.claim(["_SUCCESS"])
+    ledger.remove()
+    assert files.names_in(f"{bucket}/scored") == [".dfm-predictions.json", "_SUCCESS", "part-00000-6d.snappy.parquet"]
+    assert not is_array_file(f"{bucket}/scored/_SUCCESS"), "of an empty object no range can be read"
+    check_apart(f"{bucket}/scored", [f"{bucket}/log"], "output")
+    for output in ("log", "log/day=1/x", "", "log/day=1"):
+        with pytest.raises(SettingsError, match="the input"):
+            check_apart(f"{bucket.replace('s3://', 's3a://')}/{output}", [f"{bucket}/log/day=*"], "output")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import pytest
 
 from dfm import jobs
 from dfm.data import synthetic
-from dfm.kubernetes import manifest, submit
+from dfm.kubernetes import follow, manifest, submit
+from dfm.kubernetes.api import Api
 from dfm.runs.outcome import outcome_of
 from dfm.runs.record import read_events, read_run
-from dfm.settings.job import Job
+from dfm.settings.job import Job, load_job
+from tests.support.cluster_in_miniature import JOBS, Miniature, miniature
 from tests.support.real_cluster import make_certificates, wait_until
 from tests.support.small_jobs import in_process_client, job_tables
 from tests.support.stand_in import StandIn
@@ -42,7 +47,8 @@ def make(log: Path, tmp_path: Path) -> Iterator[Make]:
         tables = job_tables(log, tmp_path, training=training)
         tables["data"]["train"] = f"file://{log}"
         tables["output"]["directory"] = f"file://{tmp_path}/out"
-        job = Job.from_dict({**tables, "kubernetes": {**SIZES, **kubernetes}})
+        volumes = [{"mount": str(folder), "claim": "shared"} for folder in (log, tmp_path)]
+        job = Job.from_dict({**tables, "kubernetes": {**SIZES, "volumes": volumes, **kubernetes}})
         submission = submit.prepare(job, stem="Clicks", namespace="team")
         # Kernels are compiled once for all tests, and what is ten seconds' work in a cluster is not waited for here.
         environment = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{tmp_path}/numba")}
@@ -115,3 +121,84 @@ def test_a_job_that_cannot_succeed_fails_once_and_says_why(make: Make) -> None:
     assert (found.state, found.exit_code) == ("failed", 5)
     assert "smaller training.learning_rate" in found.reason
     assert "driver_lost" not in stand_in.log("driver")
+
+
+# --- with an API server, an operator and kubelets --------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Miniature]:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    environment = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{tmp_path}/numba")}
+    with miniature(tmp_path / "pods", tmp_path / "kubeconfig", environment) as running:
+        yield running
+
+
+@pytest.fixture
+def job_path(log: Path, tmp_path: Path) -> Path:
+    """The same job, from and to a store that pods and this process reach by its URLs."""
+    tables = job_tables(log, tmp_path, training={**TRAINING, "n_epochs": 40})
+    tables["data"] |= {"train": f"local://{log}", "storage_options": STORE}
+    tables["output"]["directory"] = f"local://{tmp_path}/out"
+    path = tmp_path / "clicks.toml"
+    path.write_text(manifest.to_toml({**tables, "kubernetes": SIZES}))
+    return path
+
+
+STORE = {"auto_mkdir": True}
+
+
+def running_job(cluster: Miniature, output: str, epoch: int) -> tuple[str, StandIn]:
+    """Name and processes of the job, once it has come to an epoch."""
+    wait_until(lambda: (found := read_run(output)) and found.progress.get("epoch", 0) >= epoch, seconds=240)
+    ((name, stand_in),) = cluster.running.items()
+    return name, stand_in
+
+
+def test_a_scheduler_that_is_lost_under_a_follower_costs_an_attempt_and_no_more(
+    cluster: Miniature, job_path: Path, log: Path, tmp_path: Path
+) -> None:
+    output = f"local://{tmp_path}/out"
+    tables = job_tables(log, tmp_path / "expected", training={**TRAINING, "n_epochs": 40})
+    with in_process_client(1) as client:
+        expected = jobs.train(tables, client).parameters_sha256
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "dfm", "submit", str(job_path), "--kubernetes", "--follow", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    name, stand_in = running_job(cluster, output, 3)
+    stand_in.processes["scheduler"].kill()
+    told, _ = follower.communicate(timeout=240)
+    assert follower.returncode == 0, told
+    events = [json.loads(line)["event"] for line in told.splitlines() if line.startswith("{")]
+    assert "retrying" in events
+    assert "resumed" in events
+    found = outcome_of(output)
+    assert found.succeeded, found.reason
+    assert found.record is not None
+    assert found.record.parameters_sha256 == expected
+    assert cluster.complaints == []
+    assert cluster.jobs()[name]["status"] == {"jobStatus": "Successful"}
+    assert cluster.server.kinds() == ["ConfigMap", "DaskJob", "Pod", "PodDisruptionBudget"]  # the job's own
+    cluster.server.delete(f"{JOBS}/{name}")
+    assert cluster.server.kinds() == []
+
+
+def test_a_job_that_is_deleted_in_mid_run_says_so_at_once_and_goes_on_when_it_is_submitted_again(
+    cluster: Miniature, job_path: Path, tmp_path: Path
+) -> None:
+    output = f"local://{tmp_path}/out"
+    job = load_job(job_path)
+    api = Api()
+    submit.submit(api, submit.prepare(job))
+    name, _ = running_job(cluster, output, 3)
+    cluster.server.delete(f"{JOBS}/{name}")
+    wait_until(lambda: (found := read_run(output)) and found.state == "interrupted", seconds=5)
+    wait_until(lambda: not cluster.running, seconds=60)
+    left = read_run(output)
+    assert left is not None
+    assert left.state == "interrupted"
+    submit.submit(api, submit.prepare(job))
+    found, _ = follow.follow(api, next(iter(cluster.jobs())), STORE, lambda event: None)
+    assert found.succeeded, found.reason
+    assert "resumed" in [event["event"] for event in read_events(output)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -18,7 +19,7 @@ import yaml
 
 from dfm.averaging.cost_model import job_times
 from dfm.errors import SettingsError
-from dfm.kubernetes import manifest, sizing
+from dfm.kubernetes import manifest, sizing, submit
 from dfm.kubernetes.manifest import Submission
 from dfm.launch import supervisor
 from dfm.runs import heartbeat
@@ -138,7 +139,7 @@ def test_the_files_in_deploy_are_those_that_render_makes() -> None:
         assert path.read_text() == text, f"{path.name}: run deploy/kubernetes/render.py"
     for name, settings in render.OVERLAYS.items():
         job = next(body for body in kustomized(f"overlays/{name}") if body["kind"] == "DaskJob")
-        assert job == render.dask_job(settings)
+        assert job == manifest.dask_job(render.submission(settings))
 
 
 # --- traps ----------------------------------------------------------------------------------------------
@@ -224,15 +225,155 @@ def test_the_job_file_in_the_cluster_is_the_job(tmp_path: Path) -> None:
     assert not again.cluster.cache.startswith("/")
 
 
-def test_storage_options_travel_in_a_secret_and_nowhere_else() -> None:
+def test_storage_options_travel_in_the_job_file_and_nowhere_else() -> None:
     data = {"train": "s3://in/x", "storage_options": {"endpoint_url": "http://inside"}}
-    objects = manifest.objects(submission_of(data=data))
-    assert objects[0]["kind"] == "Secret"
-    assert tomllib.loads(objects[0]["stringData"]["job.toml"])["data"]["storage_options"] == {
-        "endpoint_url": "http://inside"
-    }
+    submission = submission_of(data=data)
+    objects = manifest.objects(submission)
+    assert objects[0]["kind"] == "ConfigMap"
+    kept = tomllib.loads(objects[0]["data"]["job.toml"])["data"]["storage_options"]
+    assert kept == {"endpoint_url": "http://inside"}
     assert "http://inside" not in yaml.safe_dump(objects[1:])
-    assert {"name": "job", "secret": {"secretName": "clicks-1-job"}} in objects[1]["spec"]["job"]["spec"]["volumes"]
+    source = {"name": "job", "configMap": {"name": objects[0]["metadata"]["name"]}}
+    assert source in objects[1]["spec"]["job"]["spec"]["volumes"]
+    assert "kind: Secret" not in yaml.safe_dump(objects)
+
+
+def test_objects_beside_the_job_have_names_of_their_run_alone() -> None:
+    first, _, budget = manifest.objects(submission_of())
+    second, *_ = manifest.objects(dataclasses.replace(submission_of(), run_id="another"))
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert budget["spec"]["minAvailable"] == 2
+    covered = budget["spec"]["selector"]["matchExpressions"][0]["values"]
+    assert covered == ["job-runner", "scheduler"]
+
+
+def test_a_run_id_that_no_label_can_be_is_kept_all_the_same() -> None:
+    long = f"{'a_dag' * 20}.train.20261116T000000"
+    metadata = manifest.dask_job(dataclasses.replace(submission_of(), run_id=long))["metadata"]
+    assert metadata["annotations"]["dfm/run-id"] == long
+    assert "dfm/run-id" not in metadata["labels"]
+
+
+# --- what a platform asks for ---------------------------------------------------------------------------
+
+PLATFORM: dict[str, Any] = {
+    "cpu_limits": True,
+    "node_selector": {"pool": "cpu"},
+    "worker_node_selector": {"disk": "nvme"},
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}]
+            }
+        }
+    },
+    "tolerations": [{"key": "team", "operator": "Equal", "value": "ads", "effect": "NoSchedule"}],
+    "priority_class": "nightly",
+    "labels": {"team": "ads", "example.com/cost-centre": "17"},
+    "annotations": {"example.com/note": "any text: at all"},
+    "environment": {"AWS_ENDPOINT_URL": "http://store", "HOME": "/data/home"},
+    "environment_from": {"AWS_SECRET_ACCESS_KEY": "secret:keys:secret", "REGION": "configmap:settings:region"},
+    "config_map": "settings",
+    "volumes": [
+        {"mount": "/data", "claim": "clicks", "read_only": True},
+        {"mount": "/models", "claim": "models", "sub_path": "ctr"},
+        {"mount": "/nfs", "nfs": "filer:/export/ctr"},
+        {"mount": "/certificates", "secret": "ca"},
+        {"mount": "/spare", "empty": "1GiB"},
+    ],
+}
+
+
+def test_what_a_platform_asks_for_is_in_every_pod_and_legal() -> None:
+    job = manifest.dask_job(submission_of(PLATFORM))
+    check_crd(job)
+    for body in built(job):
+        if body["kind"] in ("Pod", "Deployment"):
+            check_strictly(body)
+            template = body if body["kind"] == "Pod" else body["spec"]["template"]
+            assert template["metadata"]["labels"]["team"] == "ads"
+            assert template["metadata"]["annotations"]["example.com/note"] == "any text: at all"
+    driver, worker, scheduler = pod_specs(job)
+    assert worker["nodeSelector"] == {"pool": "cpu", "disk": "nvme"}
+    assert driver["nodeSelector"] == scheduler["nodeSelector"] == {"pool": "cpu"}
+    for pod in (driver, worker, scheduler):
+        assert pod["affinity"] == PLATFORM["affinity"]
+        assert PLATFORM["tolerations"][0] in pod["tolerations"]
+        assert pod["priorityClassName"] == "nightly"
+        (container,) = pod["containers"]
+        variables = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+        assert len(variables) == len(container["env"])
+        assert (variables["HOME"], variables["AWS_ENDPOINT_URL"]) == ("/data/home", "http://store")
+        assert variables["REGION"] == {"configMapKeyRef": {"name": "settings", "key": "region"}}
+        assert variables["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "keys", "key": "secret"}}
+        assert {"configMapRef": {"name": "settings"}} in container["envFrom"]
+        assert container["resources"]["limits"]["cpu"] == container["resources"]["requests"]["cpu"]
+        mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+        volumes = {each["name"]: each for each in pod["volumes"]}
+        assert volumes[mounts["/data"]["name"]]["persistentVolumeClaim"] == {"claimName": "clicks"}
+        assert mounts["/data"]["readOnly"] is True
+        assert mounts["/models"]["subPath"] == "ctr"
+        assert volumes[mounts["/nfs"]["name"]]["nfs"] == {"server": "filer", "path": "/export/ctr"}
+        assert volumes[mounts["/spare"]["name"]]["emptyDir"] == {"sizeLimit": "1Gi"}
+
+
+def test_the_job_file_of_the_pods_says_the_same_as_the_users() -> None:
+    submission = submission_of(PLATFORM)
+    text = manifest.job_file(submission)["data"]["job.toml"]
+    again = Job.from_dict(tomllib.loads(text))
+    assert again.kubernetes == submission.job.kubernetes
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"volumes": [{"mount": "data", "claim": "c"}]}, "mount must be a path from the root"),
+        ({"volumes": [{"mount": "/data"}]}, "Give exactly one of claim, nfs"),
+        ({"volumes": [{"claim": "c"}]}, "It lacks mount"),
+        ({"volumes": [{"mount": "/d", "claim": "c", "readonly": True}]}, 'Did you mean "read_only"'),
+        ({"volumes": [{"mount": "/d", "claim": "c"}, {"mount": "/d", "claim": "e"}]}, "mounts '/d' twice"),
+        ({"volumes": [{"mount": "/tmp/x", "claim": "c"}]}, "where dfm mounts its own"),
+        ({"tolerations": [{"key": "k", "operator": "exists"}]}, 'operator must be "Exists" or "Equal"'),
+        ({"affinity": {"nodeaffinity": {}}}, 'Did you mean "nodeAffinity"'),
+        ({"labels": {"team": "two words"}}, "of letters, digits"),
+        ({"environment": {"two words": "x"}}, "the name of a variable"),
+        ({"environment_from": {"X": "vault:a:b"}}, '"secret:NAME:KEY"'),
+        ({"start_timeout": -1}, "0 or more"),
+    ],
+)
+def test_what_no_pod_can_be_given_is_refused_at_the_door(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        job_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "told"),
+    [
+        ([], "lies below no volume that the pods mount (kubernetes.volumes: none)"),
+        ([{"mount": "/dat", "claim": "c"}], "lies below no volume that the pods mount (kubernetes.volumes: /dat)"),
+        ([{"mount": "/data", "claim": "c", "read_only": True}], "read-only, or each pod's own"),
+        ([{"mount": "/data", "claim": "c"}, {"mount": "/data/out", "empty": "1GB"}], "read-only, or each pod's own"),
+        ([{"mount": "/data", "claim": "c"}], ""),
+    ],
+)
+def test_an_output_in_a_folder_has_to_lie_in_a_volume_that_keeps_it(volumes: list[dict[str, Any]], told: str) -> None:
+    sizes = {"workers": 2, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
+    tables = {"output": {"directory": "file:///data/out"}, "data": {"train": "s3://in/x"}}
+    job = Job.from_dict({**tables, "kubernetes": {**sizes, "volumes": volumes}})
+    if told:
+        with pytest.raises(SettingsError, match=re.escape(told)):
+            submit.prepare(job)
+    else:
+        assert submit.prepare(job).job is job
+
+
+def test_the_role_of_the_submitter_names_no_secret() -> None:
+    documents = list(yaml.safe_load_all((KUBERNETES / "base" / "access.yaml").read_text()))
+    (role,) = [body for body in documents if body["kind"] == "Role"]
+    allowed = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    assert "secrets" not in allowed
+    assert allowed["configmaps"] == allowed["poddisruptionbudgets"] == {"create", "list", "delete"}
+    assert allowed["events"] == allowed["deployments"] == {"list"}
 
 
 # --- sizes ----------------------------------------------------------------------------------------------

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
+import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from dfm.cli import kubernetes as cli_kubernetes
 from dfm.cli.app import cli
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes import api as api_module
-from dfm.kubernetes import follow, sizing, submit
-from dfm.kubernetes.api import Api
+from dfm.kubernetes import follow, sizing, submit, upkeep
+from dfm.kubernetes.api import Api, Away
 from dfm.kubernetes.manifest import Manifest, Submission
+from dfm.launch import supervisor
+from dfm.runs import patience
 from dfm.runs import record as runs
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job
@@ -32,6 +38,8 @@ pytest.importorskip("kubernetes")
 SIZES = sizing.Sizing(2, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
 JOBS = "/apis/kubernetes.dask.org/v1/namespaces/team/daskjobs"
 PODS = "/api/v1/namespaces/team/pods"
+MANAGED = ("app.kubernetes.io/managed-by", "dfm")
+EVENTS = "/api/v1/namespaces/team/events"
 
 
 @pytest.fixture
@@ -96,6 +104,9 @@ def test_all_objects_are_created_strictly_and_belong_to_the_job(
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
     posts = [query for method, _, query in server.requests if method == "POST"]
     assert posts == [{"fieldValidation": "Strict"}] * 3
+    assert [path.rsplit("/", 1)[-1] for method, path, _ in server.requests if method != "GET"] == [
+        "daskjobs", "configmaps", "poddisruptionbudgets",
+    ]  # fmt: skip
     uid = server.objects[f"{JOBS}/clicks-1"]["metadata"]["uid"]
     owners = [
         body["metadata"]["ownerReferences"][0]["uid"] for body in server.objects.values() if body["kind"] != "DaskJob"
@@ -160,8 +171,11 @@ def test_a_field_that_the_cluster_does_not_know_is_refused(server: ApiServer, ap
 
 def test_a_name_that_is_taken_is_not_taken_over(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
-    with pytest.raises(SettingsError, match="there is a ConfigMap 'clicks-1-job' in namespace 'team' already"):
-        submit.submit(api, dataclasses.replace(submission, run_id="run-2"))
+    other = dataclasses.replace(submission.job.output, directory=f"{submission.job.output.directory}-2")
+    second = dataclasses.replace(submission, run_id="run-2", job=dataclasses.replace(submission.job, output=other))
+    with pytest.raises(SettingsError, match="there is a DaskJob 'clicks-1' in namespace 'team' already"):
+        submit.submit(api, second)
+    assert runs.read_run(other.directory) is None
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
 
 
@@ -170,13 +184,20 @@ def test_a_name_that_is_taken_is_not_taken_over(server: ApiServer, api: Api, sub
 def test_an_answer_that_is_lost_does_not_make_two_jobs(
     server: ApiServer, api: Api, submission: Submission, what: int | str, after: bool
 ) -> None:
-    server.faults += [Fault("POST", "/daskjobs", what, after), Fault("POST", "/configmaps", what, after)]
+    for kind in ("daskjobs", "configmaps", "poddisruptionbudgets"):
+        server.faults.append(Fault("POST", f"/{kind}", what, after))
     submit.submit(api, submission)
     assert server.kinds() == ["ConfigMap", "DaskJob", "PodDisruptionBudget"]
+    # What the delivered Role allows: nothing that was made is read again but the DaskJob.
+    assert {path for method, path, _ in server.requests if method != "POST"} <= {f"{JOBS}/clicks-1"}
 
 
-def test_a_server_that_stays_away_is_named(server: ApiServer, api: Api, submission: Submission) -> None:
-    server.faults += [Fault("POST", "/configmaps", "drop")] * 5
+def test_a_server_that_stays_away_is_named(
+    server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Away, "sat_out", 0.1)
+    monkeypatch.setattr(patience, "PAUSE", 0.1)
+    server.faults += [Fault("POST", "/daskjobs", "drop")] * 100
     with pytest.raises(ClusterError, match=r"the Kubernetes API at http://127\.0\.0\.1:\d+ does not answer"):
         submit.submit(api, submission)
 
@@ -361,7 +382,7 @@ def test_following_sits_out_an_api_server_that_is_away(
     with outage(server, away, lambda: finish(submission)):
         found, _ = follow.follow(api, "clicks-1", None, events.append)
     assert found.succeeded
-    assert [event["event"] for event in events] == ["kubernetes", "kubernetes_away", "epoch", "done", "ended"]
+    assert [event["event"] for event in events] == ["kubernetes", "waiting", "epoch", "done", "ended"]
 
 
 @OUTAGES
@@ -395,7 +416,7 @@ def test_following_the_log_sits_out_an_api_server_that_is_away(
 def test_a_server_that_stays_away_ends_the_wait_with_its_name(
     server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "OUTAGE", 0.3)
+    monkeypatch.setattr(Away, "sat_out", 0.3)
     server.away = "drop"
     with pytest.raises(ClusterError, match="does not answer"):
         follow.follow(api, "clicks-1", None, lambda event: None)
@@ -443,6 +464,22 @@ def test_what_keeps_a_pod_from_running_is_said(status: Manifest, told: str | Non
     assert follow.problems_of(driver_pod("Pending", **status)) == ([told] if told else [])
 
 
+@pytest.mark.parametrize(
+    ("code", "state", "exit_code"),
+    [(0, "finished", 0), (7, "cancelled", 7), (130, "interrupted", 130), (3, "failed", 3), (None, "unknown", 1)],
+)
+def test_a_run_whose_output_is_in_a_volume_of_the_pods_ended_as_its_driver_says(
+    server: ApiServer, api: Api, submission: Submission, code: int | None, state: str, exit_code: int
+) -> None:
+    output = dataclasses.replace(submission.job.output, directory="file:///data/out")
+    submit.submit(api, dataclasses.replace(submission, job=dataclasses.replace(submission.job, output=output)))
+    ended = {} if code is None else {"terminated": {"exitCode": code, "reason": "Error"}}
+    phase = "Running" if code is None else "Failed" if code else "Succeeded"
+    server.put(PODS, driver_pod(phase, containerStatuses=[{"name": "driver", "state": ended}]))
+    found = follow.ending_of(follow.state_of(api, "clicks-1"), None)
+    assert (found.state, found.exit_code) == (state, exit_code)
+
+
 # --- logs, cancel ---------------------------------------------------------------------------------------
 
 
@@ -474,11 +511,288 @@ def test_cancelling_asks_the_driver_first_and_then_deletes_everything(
         log.on_event({"event": "epoch", "epoch": 1})
         state = submit.cancel(api, "clicks-1", patience=0.1)
         names = files.names_in(submission.job.output.directory)
-    assert state == "running"
+    assert state == "cancelled"
     assert "cancel.json" in names
-    assert server.kinds() == ["ConfigMap", "Pod", "PodDisruptionBudget"]  # these the job owns
+    assert server.kinds() == []
     with pytest.raises(ClusterError, match="there is no DaskJob 'clicks-1'"):
         submit.cancel(api, "clicks-1")
+
+
+@pytest.mark.parametrize("driver", ["Pending", "missing"])
+def test_a_job_that_has_not_begun_is_cancelled_in_seconds_and_its_record_says_so(
+    server: ApiServer, api: Api, submission: Submission, driver: str
+) -> None:
+    submit.submit(api, submission)
+    if driver == "Pending":
+        server.put(PODS, driver_pod("Pending"))
+    started = time.monotonic()
+    assert submit.cancel(api, "clicks-1") == "cancelled"
+    assert time.monotonic() - started < 5
+    record = runs.read_run(submission.job.output.directory)
+    assert record is not None
+    assert (record.state, record.is_over) == ("cancelled", True)
+    assert server.kinds() == []
+
+
+def test_a_run_that_is_over_keeps_its_end_when_its_job_is_cancelled(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    finish(submission)
+    assert submit.cancel(api, "clicks-1") == "finished"
+
+
+@OUTAGES
+def test_cancelling_sits_out_an_api_server_that_is_away(
+    server: ApiServer, api: Api, submission: Submission, away: int | str
+) -> None:
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    with outage(server, away, lambda: None):
+        assert submit.cancel(api, "clicks-1", patience=1.0) == "cancelled"
+    assert server.kinds() == []
+
+
+def test_a_second_submission_into_an_output_that_is_in_use_is_refused(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    before, second = dict(server.objects), dataclasses.replace(submission, name="clicks-2", run_id="run-2")
+    with pytest.raises(SettingsError, match="holds run run-1, which is submitted"):
+        submit.submit(api, second)
+    record = runs.read_run(submission.job.output.directory)
+    assert record is not None
+    old = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=3)
+    runs.write_run(submission.job.output.directory, dataclasses.replace(record, updated=old.isoformat()))
+    with pytest.raises(SettingsError, match="belongs to DaskJob 'clicks-1', whose driver has not begun; end it"):
+        submit.submit(api, second)
+    assert server.objects == before
+    server.delete(f"{JOBS}/clicks-1")
+    submit.submit(api, second)
+    with pytest.raises(ClusterError), RunLog(submission.job, "run-2", "", 1):
+        raise ClusterError("lost")
+    with pytest.raises(SettingsError, match="holds run run-2, which is retrying"):
+        submit.submit(api, dataclasses.replace(submission, name="clicks-3", run_id="run-3"))
+
+
+def test_of_two_submissions_at_once_the_slower_one_goes(server: ApiServer, api: Api, submission: Submission) -> None:
+    def create(body: Manifest) -> None:
+        if body["kind"] == "DaskJob":
+            runs.submitted(submission.job, "run-0")
+
+    server.on_create = create
+    with pytest.raises(SettingsError, match="holds run run-0"):
+        submit.submit(api, submission)
+    assert server.kinds() == []
+
+
+@pytest.mark.parametrize("kind", ["configmaps", "poddisruptionbudgets"])
+def test_a_refusal_half_way_takes_the_job_back_with_all_that_it_owns(
+    server: ApiServer, api: Api, submission: Submission, kind: str
+) -> None:
+    server.faults.append(Fault("POST", f"/{kind}", 403))
+    with pytest.raises(ClusterError, match="ask for the Role"):
+        submit.submit(api, submission)
+    assert server.kinds() == []
+    assert runs.read_run(submission.job.output.directory) is None
+
+
+def test_a_job_that_the_operator_does_not_take_up_is_deleted_so_that_it_cannot_begin_later(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
+    assert (found.state, found.exit_code) == ("lost", 4)
+    assert (
+        "the Dask operator does not run, or may not make it. It is deleted, so that it does not start" in found.reason
+    )
+    assert server.kinds() == []
+    record = runs.read_run(submission.job.output.directory)
+    assert record is not None
+    assert (record.state, record.error and record.error["type"]) == ("failed", "NeverStarted")
+
+
+def test_a_job_that_moves_at_the_last_moment_is_not_deleted(
+    server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit.submit(api, submission)
+    delete = Api.delete
+
+    def operator_returns(self: Api, kind: str, name: str, version: str = "") -> bool:
+        job = server.objects[f"{JOBS}/clicks-1"]
+        server.put(JOBS, {**job, "status": {"jobStatus": "ClusterCreated"}})
+        server.put(PODS, driver_pod("Running"))
+        finish(submission)
+        return delete(self, kind, name, version)
+
+    monkeypatch.setattr(Api, "delete", operator_returns)
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
+    assert found.succeeded
+    assert "DaskJob" in server.kinds()
+
+
+def test_a_pod_that_does_not_start_in_time_ends_the_job_with_the_reason(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    kubernetes = dataclasses.replace(submission.job.kubernetes, start_timeout=1)
+    submit.submit(api, dataclasses.replace(submission, job=dataclasses.replace(submission.job, kubernetes=kubernetes)))
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: too little memory"}
+    server.put(PODS, driver_pod("Pending", conditions=[condition]))
+    found, _ = follow.follow(api, "clicks-1", None, lambda event: None)
+    assert (found.state, found.exit_code) == ("lost", 4)
+    assert "did not start within 1 s" in found.reason
+    assert "0/3 nodes: too little memory" in found.reason
+    assert server.kinds() == []
+
+
+def test_what_keeps_pods_from_being_made_at_all_is_said(server: ApiServer, api: Api, submission: Submission) -> None:
+    submit.submit(api, submission)
+    labels = {"dask.org/cluster-name": "clicks-1"}
+    quota = 'pods "clicks-1-default-worker-x" is forbidden: exceeded quota: team, requested: limits.cpu=2'
+    failed = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": quota}]}
+    deployment = {"kind": "Deployment", "metadata": {"name": "clicks-1-worker-x", "labels": labels}, "status": failed}
+    server.put("/apis/apps/v1/namespaces/team/deployments", deployment)
+    for number, (about, kind, reason, message) in enumerate(
+        [
+            ("clicks-1", "Error", "Logging", "serviceaccount dfm not found"),
+            ("clicks-10", "Warning", "FailedCreate", "of another job"),
+            ("clicks-1-runner", "Normal", "Pulled", "well"),
+            ("clicks-1-runner", "Warning", "Unhealthy", "as always"),
+        ]
+    ):
+        body = {"involvedObject": {"kind": "DaskJob", "name": about}, "type": kind, "reason": reason}
+        server.put(EVENTS, {"kind": "Event", "metadata": {"name": f"e{number}"}, **body, "message": message})
+    state = follow.state_of(api, "clicks-1")
+    assert state.problems == [
+        f"deployment clicks-1-worker-x: {quota}", "daskjob clicks-1: Logging: serviceaccount dfm not found",
+    ]  # fmt: skip
+    server.faults += [Fault("GET", "/deployments", 403)]  # a Role of an earlier version
+    assert follow.state_of(api, "clicks-1").problems == []
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "told"),
+    [
+        (403, "exceeded quota: team, requested: count/daskjobs=1", "ask for a larger quota"),
+        (403, "unable to create new content in namespace team because it is being terminated", "name another one with"),
+        (404, 'namespaces "team" not found', "kubectl create namespace team"),
+    ],
+)
+def test_refusals_of_the_namespace_are_told_with_a_remedy(
+    server: ApiServer, api: Api, submission: Submission, status: int, message: str, told: str
+) -> None:
+    server.faults.append(Fault("POST", "/daskjobs", status, message=message))
+    with pytest.raises(ClusterError, match=told):
+        submit.submit(api, submission)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "clusters: [", "[]", "apiVersion: v1\nclusters: 3\ncurrent-context: a\ncontexts: []\n", "BROKEN CERTIFICATE"],
+)
+def test_a_kubeconfig_that_cannot_be_used_is_told_in_a_sentence(server: ApiServer, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "kubeconfig"
+    if text.isupper():
+        config = json.loads(path.read_text())
+        config["clusters"][0]["cluster"]["certificate-authority-data"] = "bm8gY2VydGlmaWNhdGU="
+        config["clusters"][0]["cluster"]["server"] = config["clusters"][0]["cluster"]["server"].replace("http", "https")
+        text = json.dumps(config)
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"kubeconfig|no Kubernetes cluster is configured"):
+        Api().get("Pod", "x")
+
+
+# --- upkeep ---------------------------------------------------------------------------------------------
+
+
+def ago(**time: float) -> str:
+    return f"{datetime.datetime.now(datetime.UTC) - datetime.timedelta(**time):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def put_job(server: ApiServer, name: str, status: Manifest, ttl: int = 3600, created: str = "") -> None:
+    metadata = {
+        "name": name, "labels": {"app.kubernetes.io/managed-by": "dfm"}, "creationTimestamp": created or ago(days=2),
+        "annotations": {"dfm/ttl-after-finished": str(ttl), "dfm/output": f"memory://upkeep/{name}"},
+    }  # fmt: skip
+    server.put(JOBS, {"kind": "DaskJob", "metadata": metadata, "status": status})
+
+
+def test_jobs_that_ended_long_ago_go_with_all_they_own_and_others_stay(server: ApiServer, api: Api) -> None:
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+    put_job(server, "failed", {"jobStatus": "Failed", "endTime": ago(hours=3)})
+    put_job(server, "lost", {"jobStatus": "Running"})  # its driver's pod is gone
+    put_job(server, "young", {"jobStatus": "Successful", "endTime": ago(minutes=5)})
+    put_job(server, "kept", {"jobStatus": "Successful", "endTime": ago(days=1)}, ttl=0)
+    put_job(server, "running", {"jobStatus": "Running"})
+    labels = {"dask.org/cluster-name": "running", "dask.org/component": "job-runner"} | {MANAGED[0]: MANAGED[1]}
+    server.put(PODS, {"kind": "Pod", "metadata": {"name": "r", "labels": labels}, "status": {"phase": "Running"}})
+    foreign = {
+        "kind": "DaskJob",
+        "metadata": {"name": "foreign"},
+        "status": {"jobStatus": "Failed", "endTime": ago(days=9)},
+    }
+    server.put(JOBS, foreign)
+    for name, job, age in (("a", "gone", 30), ("b", "young", 30), ("c", "gone", 1)):
+        metadata = {
+            "name": name,
+            "labels": {MANAGED[0]: MANAGED[1], "dfm/job": job},
+            "creationTimestamp": ago(minutes=age),
+        }
+        server.put("/api/v1/namespaces/team/configmaps", {"kind": "ConfigMap", "metadata": metadata})
+    due = ["ConfigMap a", "DaskJob failed", "DaskJob lost", "DaskJob old"]
+    assert sorted(upkeep.prune(api, dry_run=True)) == due
+    assert sorted(upkeep.prune(api)) == due
+    left = {body["metadata"]["name"] for body in server.objects.values()}
+    assert left == {"young", "kept", "running", "foreign", "b", "c", "r"}
+    assert sorted(upkeep.prune(api, older_than=60)) == ["DaskJob kept", "DaskJob young"]
+    assert {body["metadata"]["name"] for body in server.objects.values() if body["kind"] == "DaskJob"} == {
+        "running", "foreign",
+    }  # fmt: skip
+
+
+def test_a_job_that_moves_while_it_is_looked_at_is_not_pruned(
+    server: ApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_job(server, "lost", {"jobStatus": "Running"})
+    listed = upkeep.jobs_in(api)
+    put_job(server, "lost", {"jobStatus": "Running"})
+    monkeypatch.setattr(upkeep, "jobs_in", lambda api: listed)
+    assert upkeep.prune(api) == []
+    assert server.kinds() == ["DaskJob"]
+
+
+def test_submitting_prunes_and_a_role_that_does_not_allow_that_is_no_obstacle(
+    server: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "clicks.toml"
+    path.write_text(JOB.format(name=tmp_path.name))
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+    server.faults.append(Fault("GET", "/daskjobs", 403))
+    for number, left in enumerate([True, False]):
+        output = f"output.directory=memory://k8s/{tmp_path.name}-{number}"
+        done = CliRunner().invoke(cli, ["submit", str(path), "--kubernetes", "--set", output], standalone_mode=False)
+        assert done.exception is None, done.output
+        assert (f"{JOBS}/old" in server.objects) is left
+    assert "jobs that ended long ago are not pruned" in caplog.text
+
+
+def test_the_commands_list_and_prune_the_jobs_of_a_namespace(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    finish(submission)
+    put_job(server, "old", {"jobStatus": "Successful", "endTime": ago(hours=2)})
+
+    def run(*arguments: str) -> list[Manifest]:
+        done = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False, catch_exceptions=False)
+        return [json.loads(line) for line in done.output.splitlines()]
+
+    listed = {job["name"]: job for job in run("list", "--kubernetes")}
+    assert (listed["clicks-1"]["outcome"], listed["clicks-1"]["driver"]) == ("finished", "missing")
+    assert (listed["old"]["status"], listed["old"]["outcome"]) == ("Successful", "unknown")
+    assert [event["object"] for event in run("prune", "--kubernetes")] == ["DaskJob old"]
+    assert "--kubernetes is needed" in str(CliRunner().invoke(cli, ["prune"]).output)
 
 
 # --- the commands ---------------------------------------------------------------------------------------
@@ -514,3 +828,43 @@ def test_the_commands_submit_show_and_cancel_a_job(server: ApiServer, tmp_path: 
     assert (status["outcome"], status["driver"], status["directory"]) == ("submitted", "missing", told["directory"])
     assert "is deleted" in run("cancel", told["name"], "--kubernetes")
     assert f"{JOBS}/{told['name']}" not in server.objects
+
+
+def test_objects_that_kubectl_applies_are_followed_and_cleaned_up_like_submitted_ones(
+    server: ApiServer, api: Api, tmp_path: Path
+) -> None:
+    path = tmp_path / "clicks.toml"
+    path.write_text(JOB.format(name=tmp_path.name))
+    done = CliRunner().invoke(cli, ["submit", str(path), "--kubernetes", "--dry-run"], standalone_mode=False)
+    objects = list(yaml.safe_load_all(done.output))
+    paths = {
+        "ConfigMap": "/api/v1",
+        "DaskJob": "/apis/kubernetes.dask.org/v1",
+        "PodDisruptionBudget": "/apis/policy/v1",
+    }
+    for body in objects:  # kubectl apply -f -
+        body["metadata"]["creationTimestamp"] = ago(hours=1)
+        server.put(f"{paths[body['kind']]}/namespaces/team/{body['kind'].lower()}s", body)
+    dask_job = next(body for body in objects if body["kind"] == "DaskJob")
+    name, metadata = dask_job["metadata"]["name"], dask_job["metadata"]
+    # What the driver's pod would do: nobody has left a record for it.
+    (container,) = dask_job["spec"]["job"]["spec"]["containers"]
+    run_id = container["args"][container["args"].index("--run-id") + 1]
+    assert run_id == metadata["annotations"]["dfm/run-id"]
+    mounted = next(each for each in dask_job["spec"]["job"]["spec"]["volumes"] if each["name"] == "job")
+    file = next(body for body in objects if body["kind"] == "ConfigMap")
+    assert mounted["configMap"]["name"] == file["metadata"]["name"]
+    job = Job.from_dict(tomllib.loads(file["data"]["job.toml"]))
+    labels = {"dask.org/cluster-name": name, "dask.org/component": "job-runner"} | dict([MANAGED])
+    pod = {"kind": "Pod", "metadata": {"name": f"{name}-runner", "labels": labels}, "status": {"phase": "Running"}}
+    server.put(PODS, pod)
+    command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    assert supervisor.drive(job, command, run_id, 1, lambda line: None) == 3
+    found, _ = follow.follow(api, name, {}, lambda event: None)
+    assert (found.state, found.exit_code) == ("failed", 3)
+    server.put(JOBS, {**dask_job, "status": {"jobStatus": "Failed", "endTime": ago(seconds=1)}})
+    assert upkeep.prune(api, older_than=0) == [f"DaskJob {name}"]
+    assert sorted(upkeep.prune(api, older_than=0)) == [
+        f"ConfigMap {file['metadata']['name']}", f"PodDisruptionBudget {objects[2]['metadata']['name']}",
+    ]  # fmt: skip
+    assert server.kinds() == []

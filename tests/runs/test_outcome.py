@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
+from dfm.errors import SettingsError, StorageError
 from dfm.launch import supervisor
-from dfm.runs import heartbeat
+from dfm.runs import heartbeat, outcome
 from dfm.runs import record as runs
 from dfm.runs.outcome import outcome_of
 from dfm.runs.record import RunLog, read_run, write_run
 from dfm.settings.job import Job
-from dfm.storage import files
+from dfm.storage import files, retry
 
 
 @pytest.fixture
@@ -226,3 +227,89 @@ def test_a_heartbeat_goes_on_while_the_driver_is_busy_and_ends_with_it(
         time.sleep(0.05)
     with heartbeat.beating(""):
         pass
+
+
+@pytest.mark.parametrize("told", ["signal", "request"])
+def test_a_pause_between_two_attempts_ends_when_the_run_is_told_to_stop(
+    drive: Callable[..., Any], job: Job, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 60.0)
+    runs.submitted(job, "run-1")
+    happens = {"signal": lambda: os.kill(os.getpid(), signal.SIGTERM), "request": lambda: ask(job)}[told]
+    timer = threading.Timer(1.5, happens)
+    timer.start()
+    started = time.monotonic()
+    code, _, starts = drive("sys.exit(4)")
+    assert time.monotonic() - started < 10
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert (code, starts, record.state) == {"signal": (130, 1, "interrupted"), "request": (7, 1, "cancelled")}[told]
+
+
+def ask(job: Job) -> None:
+    runs.request_cancel(job.output.directory)
+
+
+def test_a_run_that_nobody_submitted_has_a_record_too_and_waits_for_no_other(
+    drive: Callable[..., Any], job: Job
+) -> None:
+    assert drive("sys.exit(2)")[0] == 2
+    record = read_run(job.output.directory)
+    assert record is not None
+    assert (record.run_id, record.state, record.error and record.error["exit_code"]) == ("run-1", "failed", 2)
+    runs.submitted(job, "run-0")
+    with pytest.raises(SettingsError, match="holds run run-0, which is submitted"):
+        drive("sys.exit(0)")
+    runs.request_cancel(job.output.directory)
+    assert drive("sys.exit(0)")[0] == 0
+
+
+# --- a store that is away ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", [outcome.wait, outcome.follow])
+def test_who_waits_for_a_run_sits_out_a_store_that_is_away(
+    job: Job, monkeypatch: pytest.MonkeyPatch, wait: Callable[..., outcome.Outcome]
+) -> None:
+    monkeypatch.setattr(outcome, "EVERY", 0.02)
+    publish(job)
+    runs.submitted(job, "run-1")
+    read, told = files.read_bytes, list[dict[str, Any]]()
+
+    def away(*_: Any) -> bytes:
+        raise StorageError("s3://x does not answer")
+
+    def come_back() -> None:
+        monkeypatch.setattr(files, "read_bytes", read)
+        finish(job)
+
+    threading.Timer(0.3, monkeypatch.setattr, [files, "read_bytes", away]).start()
+    timer = threading.Timer(0.8, come_back)
+    timer.start()
+    found = wait(job.output.directory, None, "run-1", told.append)
+    timer.join()
+    assert found.succeeded
+    assert [event["event"] for event in told if event["event"] == "waiting"] == ["waiting"]
+
+
+def test_a_store_that_never_answered_is_no_reason_to_wait(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> bytes:
+        raise StorageError("access denied")
+
+    monkeypatch.setattr(files, "read_bytes", denied)
+    with pytest.raises(StorageError, match="access denied"):
+        outcome.wait(job.output.directory, None, "run-1", lambda event: None)
+
+
+@pytest.mark.parametrize("name", ["ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"])
+def test_timeouts_of_the_client_library_are_asked_again_and_then_told_as_the_stores(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+    monkeypatch.setattr(retry, "PATIENCE", 0.0)
+
+    def time_out() -> None:
+        raise getattr(exceptions, name)(endpoint_url="https://store", error="slow")
+
+    with pytest.raises(StorageError, match="s3://x does not answer"):
+        retry.retrying("s3://x", time_out)

@@ -114,14 +114,18 @@ def test_a_disk_without_hard_links_still_lets_one_writer_win(tmp_path, monkeypat
     assert files.names_in(str(tmp_path)) == ["lock"]
 
 
-def test_folders_are_listed_and_removed_with_all_that_they_hold(folder):
+def test_folders_are_listed(folder):
     for name in ("checkpoint/1/a", "checkpoint/1/b/c", "checkpoint/2/a", "model/a"):
         files.write_bytes(files.join(folder, name), b"x")
     assert files.folders_in(folder) == ["checkpoint", "model"]
     assert files.folders_in(files.join(folder, "checkpoint")) == ["1", "2"]
     assert files.folders_in(files.join(folder, "nowhere")) == []
-    files.remove_tree(files.join(folder, "checkpoint"))
-    files.remove_tree(files.join(folder, "checkpoint"))
-    files.remove_tree(files.join(folder, "model/a"))
-    assert not files.exists(files.join(folder, "checkpoint"))
-    assert not files.exists(files.join(folder, "model/a"))
+
+
+def test_a_local_store_of_another_name_replaces_files_in_one_step(tmp_path: Path) -> None:
+    url = f"local://{tmp_path}/new/record.json"
+    files.write_bytes(url, b"1" * 100)
+    before = (tmp_path / "new" / "record.json").stat().st_ino
+    files.write_bytes(url, b"2" * 100)
+    assert (tmp_path / "new" / "record.json").stat().st_ino != before
+    assert files.read_bytes(url) == b"2" * 100

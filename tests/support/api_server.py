@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Manifest = dict[str, Any]
+COLLECTIONS = ("pods", "daskjobs", "events", "deployments", "configmaps", "poddisruptionbudgets")
 REASONS = {403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 410: "Expired", 422: "Invalid", 503: "Unavailable"}
 
 
@@ -25,6 +26,7 @@ class Fault:
     what: int | str
     after: bool = False
     """Whether the request takes effect all the same: its answer is lost."""
+    message: str = "told so by the test"
 
 
 @dataclass
@@ -41,6 +43,10 @@ class ApiServer:
     on_create: Callable[[Manifest], None] = lambda body: None
     away: int | str | None = None
     """What every request meets as long as it is set: a status, or "drop"."""
+    away_from: int = 0
+    """The request, counted from 1, with which the server goes away; 0: none."""
+    away_seconds: float = 0.0
+    on_return: Callable[[], None] = lambda: None
     version: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -52,6 +58,31 @@ class ApiServer:
             stored = {**body, "metadata": metadata}
             self.objects[f"{path}/{metadata['name']}"] = stored
             return stored
+
+    def go_away_when_due(self) -> None:
+        """Be away for `away_seconds` from the request `away_from` on."""
+        with self.lock:
+            if not self.away_from or len(self.requests) < self.away_from:
+                return
+            self.away_from, self.away = 0, "drop"
+
+        def return_() -> None:
+            self.away = None
+            self.on_return()
+
+        threading.Timer(self.away_seconds, return_).start()
+
+    def delete(self, path: str) -> None:
+        """Delete an object and, as the garbage collector does, what it owns; the operator owns through its DaskJob."""
+        with self.lock:
+            gone = self.objects.pop(path)
+            name, uid = gone["metadata"]["name"], gone["metadata"].get("uid")
+            for other, body in list(self.objects.items()):
+                owners = [owner["uid"] for owner in body["metadata"].get("ownerReferences", [])]
+                of_operator = body["kind"] in ("Pod", "DaskCluster", "Deployment") and gone["kind"] == "DaskJob"
+                labels = body["metadata"].get("labels", {})
+                if uid in owners or (of_operator and labels.get("dask.org/cluster-name") == name):
+                    del self.objects[other]
 
     def kinds(self) -> list[str]:
         return sorted(body["kind"] for body in self.objects.values())
@@ -79,6 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         store = self.server.store
         store.requests.append((self.command, parts.path, query))
+        store.go_away_when_due()
         fault = store.fault_for(self.command, parts.path + ("?watch" if query.get("watch") else ""))
         if store.away is not None:
             return self._misbehave(Fault(self.command, "", store.away))
@@ -98,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
         else:
-            self._json(int(fault.what), self._status(int(fault.what), "told so by the test"))
+            self._json(int(fault.what), self._status(int(fault.what), fault.message))
 
     def _answer(self, path: str, query: dict[str, str], body: Manifest) -> tuple[int, Manifest | None]:
         store = self.server.store
@@ -110,13 +142,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 201, stored
         if path.endswith("/log"):
             return self._log(path, query)
-        if self.command == "GET" and path.rsplit("/", 1)[-1] in ("pods", "daskjobs"):
+        if self.command == "GET" and path.rsplit("/", 1)[-1] in COLLECTIONS:
             return self._list(path, query)
         found = store.objects.get(path)
         if found is None:
             return 404, self._status(404, f'"{path.rsplit("/", 1)[-1]}" not found')
         if self.command == "DELETE":
-            del store.objects[path]
+            wanted = body.get("preconditions", {}).get("resourceVersion")
+            if wanted and wanted != found["metadata"]["resourceVersion"]:
+                return 409, self._status(409, "the object has been modified")
+            store.delete(path)
         if self.command == "PATCH":
             found["metadata"] |= body["metadata"]
         return 200, found
@@ -128,9 +163,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._stream("".join(f"{json.dumps(event)}\n" for event in store.events).encode())
             return 200, None
         wanted = dict(pair.split("=") for pair in query.get("labelSelector", "").split(",") if pair)
+        without = query.get("fieldSelector", "").partition("type!=")[2]
         items = [
             body for name, body in store.objects.items()
             if name.startswith(path + "/") and wanted.items() <= body["metadata"].get("labels", {}).items()
+            and not (without and body.get("type") == without)
         ]  # fmt: skip
         return 200, {"items": items, "metadata": {"resourceVersion": str(store.version)}}
 

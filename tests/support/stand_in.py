@@ -6,6 +6,7 @@ has: volumes by folders, Service names by 127.0.0.1, fixed ports by free ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ class StandIn:
     environment: Mapping[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     worker_specs: list[Manifest] = field(default_factory=list)
+    _started: dict[str, tuple[list[str], dict[str, str]]] = field(default_factory=dict)
 
     def start(self) -> None:
         """Create the pods in the operator's order: scheduler, workers, and the driver beside them."""
@@ -91,11 +93,11 @@ class StandIn:
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in self.processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):  # a pod ends with all that it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def kill_driver_once(self) -> int:
         """Kill the training process below the driver's supervisor, as the kernel does when memory runs out."""
@@ -116,14 +118,19 @@ class StandIn:
         container = pod["containers"][0]
         mounts = self._mounts(name, pod, container)
         environment = self._environment(name, container, mounts)
-        with (self.folder / f"{name}.log").open("wb") as log:
+        self._started[name] = self._command(container["args"], environment, mounts), environment
+        self.restart(name)
+
+    def restart(self, name: str) -> None:
+        """Start a pod's container, again where it has ended."""
+        command, environment = self._started[name]
+        with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self._command(container["args"], environment, mounts), env=environment, cwd=self.folder / name,
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                command, env=environment, cwd=self.folder / name, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _environment(self, name: str, container: Manifest, mounts: Mapping[str, Path]) -> dict[str, str]:
-        given = {each["name"]: each["value"] for each in container["env"]}
+        given = {each["name"]: each["value"] for each in container["env"] if "value" in each}
         if "DASK_WORKER_NAME" in given:
             given["DASK_WORKER_NAME"] += f"-{name}"
         inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
@@ -134,9 +141,12 @@ class StandIn:
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounts = {}
         for mount in container["volumeMounts"]:
+            volume = volumes[mount["name"]]
+            if "persistentVolumeClaim" in volume or "hostPath" in volume:  # a folder that all pods share
+                mounts[mount["mountPath"]] = Path(mount["mountPath"])
+                continue
             folder = self.folder / name / mount["name"]
             folder.mkdir(exist_ok=True)
-            volume = volumes[mount["name"]]
             source = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
             for file, text in self._contents(source).items() if source else ():
                 (folder / file).write_text(text)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dfm.errors import DataError, SettingsError
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.training.checkpoint import (
     BlockFile,
@@ -34,12 +35,12 @@ TABLES = {"data": {"train": ["clicks"]}, "training": {"learning_rate": 0.1, "n_e
 IDENTITY = Identity(TABLES, [["clicks/a.parquet", 100, "then"], ["clicks/b.parquet", 200, "then"]])
 
 
-def block(start: int = 7, momentum: bool = False) -> SavedBlock:
-    table = initialise(LAYOUT, np.arange(20, dtype=np.uint32), 5, InitialValues(start))
+def block(start: int = 7, momentum: bool = False, layout: Layout = LAYOUT) -> SavedBlock:
+    table = initialise(layout, np.arange(20, dtype=np.uint32), 5, InitialValues(start))
     return SavedBlock(
         start,
         table,
-        initialise(LAYOUT.stateless, np.arange(20, dtype=np.uint32), 5, InitialValues(1)) if momentum else None,
+        initialise(layout.stateless, np.arange(20, dtype=np.uint32), 5, InitialValues(1)) if momentum else None,
     )
 
 
@@ -59,10 +60,12 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("momentum", [False, True])
-def test_a_block_comes_back_with_its_state(tmp_path: Path, momentum: bool) -> None:
-    before = block(momentum=momentum)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_block_comes_back_with_its_state(tmp_path: Path, optimizer: str, momentum: bool) -> None:
+    layout = Layout(optimizer, 3)
+    before = block(momentum=momentum, layout=layout)
     file = write_block(str(tmp_path), 12, 1, before, None)
-    after = read_block(str(tmp_path), file, LAYOUT, None)
+    after = read_block(str(tmp_path), file, layout, None)
     assert after.start == file.start == 7
     for part in ("bias", "linear", "factors"):
         np.testing.assert_array_equal(getattr(after.table, part), getattr(before.table, part))
@@ -155,7 +158,7 @@ def test_of_two_runs_at_one_folder_the_second_to_commit_stops(tmp_path: Path) ->
 def test_only_the_last_two_checkpoints_and_their_files_stay(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     best = (write_block(str(tmp_path), 2, 0, block(2), None),)
-    (tmp_path / ".round-00000001.json.0123.part").write_text("left by a killed run")
+    (tmp_path / f".round-00000001.json.{'0' * 32}.part").write_bytes(encode_manifest(saved(tmp_path, 1))[:100])
     (tmp_path / "notes.txt").write_text("somebody's")
     for rounds_done in range(3, 9):
         folder.commit(saved(tmp_path, rounds_done, best=best))

@@ -199,7 +199,7 @@ def test_later_epochs_have_as_many_averages_as_asked_for_and_never_more_than_the
 def test_every_epoch_walks_every_slice_once_in_rounds_of_almost_equal_length(
     n_slices: int, data: st.DataObject
 ) -> None:
-    plan = Plan((), n_slices, data.draw(st.integers(1, n_slices)), 0)
+    plan = Plan(n_slices, data.draw(st.integers(1, n_slices)), (), seed=0)
     for epoch in (1, 2, 7):
         rounds = plan.rounds(epoch)
         assert [number for each in rounds for number in each] == list(range(n_slices))
@@ -214,7 +214,7 @@ def test_every_epoch_walks_every_slice_once_in_rounds_of_almost_equal_length(
 
 @pytest.mark.parametrize(("n_slices", "later"), [(1, 1), (12, 12), (12, 5), (6, 2)])
 def test_a_schedule_follows_the_rows_whatever_the_rounds(n_slices: int, later: int) -> None:
-    plan, n_epochs = Plan((), n_slices, later, 0), 3
+    plan, n_epochs = Plan(n_slices, later, (), seed=0), 3
     rounds = [(epoch, slices) for epoch in range(1, n_epochs + 1) for slices in plan.rounds(epoch)]
     standings = [plan.standing(epoch, slices, n_epochs) for epoch, slices in rounds]
     assert {total for _, total in standings} == {n_epochs * n_slices}

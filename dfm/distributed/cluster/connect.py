@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
+from dfm.distributed.cluster.main_guard import check_main
 from dfm.distributed.cluster.remote import is_remote, remote_client, workers_of
 from dfm.distributed.cluster.versions import same_versions
 from dfm.errors import ClusterError, OutOfMemoryError
@@ -65,6 +66,7 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         with remote_client(settings) as client:
             yield client
         return
+    check_main()
     patience = {
         "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
         # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.

@@ -6,32 +6,32 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 import distributed
 from distributed import Client, Future, LocalCluster
 
-from dfm.averaging.contributions import aligned_groups, groups_at_home
 from dfm.distributed.cluster import lost_workers
 from dfm.distributed.cluster.remote import takes_work, workers_of
 from dfm.distributed.cluster.versions import by_value
 from dfm.errors import ClusterError
+from dfm.training.backends import Workplaces
 
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
 
 
 class Watch:
-    """A client whose waits end when the cluster is gone: when it had no worker for `patience` seconds.
+    """A client whose waits end when the cluster is gone: when it had no worker for `timeout` seconds.
 
     Dask itself waits for ever by default, for workers as for a scheduler that does not answer.
     """
 
-    def __init__(self, client: Client, patience: float) -> None:
+    def __init__(self, client: Client, timeout: float) -> None:
         self.client = client
-        self._patience = patience
+        self._timeout = timeout
         self._seen = self._next = time.monotonic()
         release_from_lost_workers(client)
 
@@ -46,25 +46,28 @@ class Watch:
         """Tasks that the cluster runs at a time."""
         return max(1, sum(int(worker["nthreads"]) for worker in self._workers().values()))
 
-    def n_walks(self, backend: str) -> int:
-        """Replicas that the cluster trains at a time: one a thread, or one a GPU, of which each worker has one."""
-        return self.n_threads() if backend == "numba" else len(self.addresses())
+    def workplaces(self) -> Workplaces:
+        """Threads and workers that there are."""
+        return Workplaces(self.n_threads(), len(self.addresses()))
 
-    def groups(self, n_replicas: int, backend: str) -> list[range]:
-        """Replicas that one task trains after each other. A GPU's own ones are few tasks: their sum is made on it."""
-        if backend == "numba":
-            return aligned_groups(n_replicas, 1 << (self.n_threads() - 1).bit_length())
-        return groups_at_home(n_replicas, len(self.addresses()))
+    def submit(self, function: Callable[..., Any], *args: Any, near: str = "", **options: Any) -> Future:
+        """A task of its own key, for any worker; `near`: where it had best run, as long as that worker is there.
+
+        options: those of `Client.submit`.
+        """
+        if near:
+            options |= {"workers": [near], "allow_other_workers": True}
+        return self.client.submit(function, *args, pure=False, **options)
 
     def result(self, future: Future) -> Any:
         """The result of a task, a small one; its error is raised.
 
         A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
         """
-        for patience in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
+        for timeout in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
             self.wait(future)
             with contextlib.suppress(TimeoutError):
-                return future.result(timeout=patience)
+                return future.result(timeout=timeout)
             self._look_around()
         raise AssertionError("not reached")
 
@@ -115,9 +118,9 @@ class Watch:
             self._seen = now
         elif self.client.status == "closed":
             raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
-        elif now - self._seen > self._patience:
+        elif now - self._seen > self._timeout:
             raise ClusterError(
-                f"the cluster had no worker for cluster.worker_timeout = {self._patience:g} s; start workers and run "
+                f"the cluster had no worker for cluster.worker_timeout = {self._timeout:g} s; start workers and run "
                 "the same command again: what is finished is not repeated"
             )
 

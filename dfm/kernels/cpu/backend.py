@@ -36,7 +36,7 @@ from dfm.kernels.cpu.step_passes import WIDTH
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, resolve_optimizer
-from dfm.kernels.rates import both_rates, check_penalties
+from dfm.kernels.rates import all_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import Layout, ParameterTable, aligned_zeros, allocate
 from dfm.storage.arrays import read_only
@@ -105,7 +105,7 @@ def _train(
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
-    records = rows_record(rows), table_record(table), both_rates(step, spec.optimizer)
+    records = rows_record(rows), table_record(table), all_rates(step, spec.layout)
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
         return walk(*records, new_scratch(longest, table), np.ascontiguousarray(share))
@@ -204,7 +204,7 @@ def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     rows, example = Rows(offsets, indices, floats, floats, floats, fields, 0), allocate(layout, 0, 0)
     table, scratch = table_record(example), new_scratch(0, example)
     if for_training:
-        return rows, table, both_rates(Step(1.0, 1.0), layout.optimizer), scratch, np.zeros((0, 2), np.int64)
+        return rows, table, all_rates(Step(1.0, 1.0), layout), scratch, np.zeros((0, 2), np.int64)
     return rows, _read_only(table), scratch, np.zeros(0, np.float32)
 
 

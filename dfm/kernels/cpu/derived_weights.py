@@ -13,20 +13,20 @@ from dfm.compilation import keep_on_disk
 from dfm.kernels.contract import Rates, Step
 from dfm.kernels.cpu.backend import sources
 from dfm.kernels.optimizers import resolve_optimizer
-from dfm.kernels.rates import bias_rates_of, rates_of
+from dfm.kernels.rates import rates_of, shared_rates_of
 from dfm.kernels.tables import Floats, Layout
 
 
 def refresh_rows(layout: Layout, step: Step, features: NDArray[np.uint32], start: int, linear: Floats) -> None:
     """Makes w of the state in rows features - start of `linear`, in place; most optimizers have nothing to redo."""
     if resolve_optimizer(layout.optimizer).derives_weights:
-        _refresh(layout.optimizer)(features, start, rates_of(step, layout.optimizer), linear)
+        _refresh(layout.optimizer)(features, start, rates_of(step, layout), linear)
 
 
 def refresh_bias(layout: Layout, step: Step, bias: Floats) -> None:
     """Makes w0 of its state, float32[1, linear_width], in place; the bias has no penalty."""
     if resolve_optimizer(layout.optimizer).derives_weights:
-        rates = bias_rates_of(step, layout.optimizer)
+        rates = shared_rates_of(step, layout, layout.block("bias"))
         _refresh(layout.optimizer)(np.zeros(1, np.uint32), 0, rates, bias)
 
 

@@ -265,7 +265,7 @@ def _make_own_step(shape: Shape, spec: KernelSpec) -> Any:
 
 
 def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
-    """train_rows(views, both_rates, first, last): walks rows [first, last), at most BLOCK_ROWS.
+    """train_rows(views, all_rates, first, last): walks rows [first, last), at most BLOCK_ROWS.
 
     Leaves their logits in scratch.logits.
     """
@@ -275,9 +275,9 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
     own_step = _make_own_step(shape, spec)
 
     @inlined
-    def train_rows(views, both_rates, first, last):  # type: ignore[no-untyped-def]
+    def train_rows(views, all_rates, first, last):  # type: ignore[no-untyped-def]
         rows, table, scratch = views
-        rates, bias_rates = both_rates
+        rates, bias_rates, own_rates = all_rates
         for row in range(first, last):
             start, stop = read(rows.indptr, row), read(rows.indptr, row + 1)
             sample_weight = read(rows.weights, row) if rows.has_weights else np.float32(1)
@@ -288,7 +288,7 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
             write(scratch.logits, row - first, logit)
             step_number(table.bias, 0, bias_rates, sample_weight, slope)
             step_linear(rows, table, rates, scratch, row_step)
-            own_step(rows, table, bias_rates, scratch, n_owners, row_step)
+            own_step(rows, table, own_rates, scratch, n_owners, row_step)
             step_factors(table, rates, scratch, n_owners, row_step)
 
     return train_rows
@@ -316,7 +316,7 @@ def _make_tally(spec: KernelSpec) -> Any:
 
 
 def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
-    """walk(rows, table, both_rates, scratch, blocks): trains on row blocks int64[n, 2], in order and in place.
+    """walk(rows, table, all_rates, scratch, blocks): trains on row blocks int64[n, 2], in order and in place.
 
     Returns (rows walked, sum of weights, sum of losses). It stops after a block whose losses are not all finite: one
     comparison in hundreds of rows is the whole price of the divergence guard.
@@ -327,15 +327,15 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
     tally = _make_tally(spec)
 
     @njit(nogil=True, error_model="numpy")
-    def walk(rows, table, both_rates, scratch, blocks):  # type: ignore[no-untyped-def]
+    def walk(rows, table, all_rates, scratch, blocks):  # type: ignore[no-untyped-def]
         views = make_views(rows, table, scratch)
         n_rows, total_weight, total_loss = 0, 0.0, 0.0
         for block in range(blocks.shape[0]):
             first, last = blocks[block, 0], blocks[block, 1]
             if first < rows.n_implicit:
-                train_implicit(views, both_rates, first, last)
+                train_implicit(views, all_rates, first, last)
             else:
-                train_explicit(views, both_rates, first, last)
+                train_explicit(views, all_rates, first, last)
             loss, weight = tally(views, first, last)
             n_rows += last - first
             total_weight += weight

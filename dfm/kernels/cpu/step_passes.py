@@ -142,7 +142,7 @@ def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
 
 
 @formula
-def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignore[no-untyped-def]
+def descend_factor_by_root(weight, accumulator, gradient, _sample_weight, rates):  # type: ignore[no-untyped-def]
     """A rule of V with an accumulator for each factor."""
     return descend_by_root(weight, accumulator, gradient, rates.factor_learning_rate)
 
@@ -150,7 +150,7 @@ def descend_factor_by_root(weight, accumulator, gradient, rates):  # type: ignor
 def make_step_coordinates(
     shape: Shape, regularizer: CustomRegularizer | None, update: Any, has_state: bool = True
 ) -> Any:
-    """step_factors of update(factors, state, gradient, rates), which returns factors and state: a number per factor.
+    """step_factors of update(factors, state, gradient, sample_weight, rates): the new (factors, state), one per factor.
 
     A rule without state gets V again in its place, and what it gives back for it is dropped.
     """
@@ -169,10 +169,10 @@ def make_step_coordinates(
                 gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
                 if has_state:
                     state = load(table.factors, at + lanes, vector)
-                    factors, state = update(factors, state, gradient, rates)
+                    factors, state = update(factors, state, gradient, row_step[2], rates)
                     store(table.factors, at + lanes, state)
                 else:
-                    factors, _ = update(factors, factors, gradient, rates)
+                    factors, _ = update(factors, factors, gradient, row_step[2], rates)
                 store(table.factors, at, factors)
 
     return step_factors

@@ -34,16 +34,16 @@ class Family:
     gradients need. gradient(shape, penalty_slope) makes gradient(rates, scratch, owner, row_step, factors, column), of
     one vector of V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. own_step(shape, step_number)
     makes own_step(rows, table, rates, scratch, n_owners, row_step), which steps the family's own blocks by
-    step_number(records, at, rates, sample_weight, gradient); None where there are none. room(capacity, lanes): floats
-    of scratch.sums for rows of so many entries.
+    step_number(records, at, rates of the block, sample_weight, gradient); None where there are none. room(capacity,
+    lanes): floats of scratch.sums for rows of so many entries.
 
     onnx(values, fields): its part of an exported graph: from "row" int64[n_rows, n_entries], rows of the parameter
     table, and "scaled" float32[n_rows, n_entries, n_factors], their vectors times x, to "factor_part" float32[n_rows].
     values: of its own blocks by name; fields: of the table's rows.
 
-    knows_fields: whether it reads the field of each feature; most_fields: how many there may be. has_texts: whether
-    text formats that know a bias, weights and factors say all of it. cuda: its text for GPUs (see backend.cu), None
-    where they have no code for it.
+    summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
+    how many there may be. has_texts: whether text formats that know a bias, weights and factors say all of it. cuda:
+    its text for GPUs (see backend.cu), None where they have no code for it.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Family:
     knows_fields: bool = False
     most_fields: int = 1 << 16
     has_texts: bool = False
+    is_default: bool = False
     cuda: str | None = None
 
     def check_fields(self, n_fields: int) -> None:

@@ -181,12 +181,13 @@ __device__ inline float4 factor_gradient(const FactorSums &sums, int step, float
 
 FAMILY = Family(
     name="fm",
-    summary="factorization machine",
+    summary="factorization machine, or a linear model without factors",
     blocks=blocks,
     pairs=_pairs,
     gradient=_gradient,
     room=_room,
     onnx=_onnx,
     has_texts=True,
+    is_default=True,
     cuda=_CUDA,
 )

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dfm.kernels.cpu.shape import Shape
 
 _ACCUMULATOR = 0.1
-"""Of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly move;
-0.1 was the best of those tried on planted strengths."""
+"""Share of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly
+move; 0.1 was the best of those tried on planted strengths."""
 
 
 def _blocks(n_factors: int) -> tuple[Block, ...]:
@@ -150,7 +150,7 @@ def _own_step(shape: Shape, step_number: Any) -> Any:
             pair = read(scratch.notes, 2 * position + 1)
             write(scratch.notes, 2 * pair, np.int64(0))
             at = pair * table.own_widths[0]
-            step_number(table.own[0], at, rates, sample_weight, slope * read(scratch.own, pair))
+            step_number(table.own[0], at, rates[0], sample_weight, slope * read(scratch.own, pair))
 
     return own_step
 
@@ -199,7 +199,7 @@ def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) ->
 
 FAMILY = Family(
     name="fwfm",
-    summary="with a strength for each pair of fields",
+    summary="one with a learnt strength for each pair of fields",
     blocks=_blocks,
     pairs=_pairs,
     gradient=_gradient,

@@ -1,6 +1,7 @@
 """The model families by name. A family is a file of this package that holds `FAMILY`, and the file's name is its name.
 
-Names are read from the folder, so that settings know them without loading Numba.
+A new file is all that a family takes: settings, tables, kernels, averaging, models and estimators read its record, and
+nothing else lists the names. Light, as `family` says.
 """
 
 from __future__ import annotations
@@ -16,21 +17,19 @@ from dfm.errors import SettingsError
 if TYPE_CHECKING:
     from dfm.kernels.families.family import Family
 
-DEFAULT = "fm"
 _OTHERS = ("family", "registry")
-FAMILIES = tuple(
-    sorted(
-        (found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.name not in _OTHERS),
-        key=lambda name: (name != DEFAULT, name),
-    )
-)
-"""Names of the families, the default first."""
 
 
 @functools.cache
 def family_of(name: str) -> Family:
     """The family of that name. SettingsError for an unknown one."""
-    if name not in FAMILIES:
+    if name not in _NAMES:
         raise SettingsError(f"family = {name!r}; choose one of {', '.join(FAMILIES)}")
     family: Family = importlib.import_module(f"{__package__}.{name}").FAMILY
     return family
+
+
+_NAMES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _OTHERS]
+DEFAULT = next(name for name in _NAMES if family_of(name).is_default)
+FAMILIES = (DEFAULT, *(name for name in _NAMES if name != DEFAULT))
+"""Names of the families, the default first."""

@@ -21,7 +21,7 @@ def _steps(shape: Shape, regularizer: CustomRegularizer | None) -> Steps:
         return descend(weight, gradient, rates.learning_rate), first, second
 
     @formula
-    def factor(weight, state, gradient, rates):  # type: ignore[no-untyped-def]
+    def factor(weight, state, gradient, _sample_weight, rates):  # type: ignore[no-untyped-def]
         return descend(weight, gradient, rates.factor_learning_rate), state
 
     return make_steps(shape, regularizer, linear, make_step_coordinates(shape, regularizer, factor, has_state=False))

@@ -1,4 +1,9 @@
-"""Merging replicas, against the definitions in float64, and the laws that a distributed merge rests on."""
+"""One contract, every backend: merged replicas against the definitions in float64, and the laws of a distributed merge.
+
+Definitions are held by processors and by the GPU (its kernels run on a processor, see `host_gpu`; `pytest -m gpu` runs
+them on one too), laws by processors alone: what the GPU makes is compared with that byte by byte. Cases come from the
+records of merge rules and optimizers. What a GPU's sums take and remember is in test_gpu.py.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfm.averaging import contributions
+from dfm.averaging import gpu as gpu_averaging
 from dfm.averaging.contributions import Contribution, aligned_groups, combine, combine_all
-from dfm.averaging.merge import contribute, finalise
-from dfm.averaging.rules import ACCUMULATOR_RULES, WEIGHT_RULES, MergeRule, automatic_averages, scaled_rate
+from dfm.averaging.gpu import OnGpu
+from dfm.averaging.merge import Averaging, OnProcessors, contribute, finalise
+from dfm.averaging.rules import ACCUMULATOR_RULES, WEIGHT_RULES, MergeRule
 from dfm.data.partition import SparsePartition
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Step
+from dfm.kernels.gpu.composition import ON_GPU
+from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import Layout, ParameterTable, allocate, pull
+from tests.support import gpu_rounds
 
 N_FEATURES, N_FACTORED = 40, 15
 STEP = Step(0.1, 0.1, l2_linear=0.01, l1_linear=0.5)
-OPTIMIZERS = ("sgd", "adagrad", "adagrad-row", "ftrl")
+SUMMING = tuple(name for name, optimizer in OPTIMIZERS.items() if optimizer.weighs_replicas)
+"""Optimizers whose state says how much a replica has seen, so that every rule is legal."""
 RULES = [
     MergeRule(weights, accumulators, precision=2.0) for weights in WEIGHT_RULES for accumulators in ACCUMULATOR_RULES
 ]
@@ -40,9 +51,12 @@ class Round:
     def contributions(self, rule: MergeRule) -> list[Contribution]:
         return [contribute(rule, *replica) for replica in zip(self.partitions, self.befores, self.afters, strict=True)]
 
-    def merge(self, rule: MergeRule) -> ParameterTable:
-        total = combine_all(self.contributions(rule))
-        return finalise(rule, self.block, 0, total, len(self.partitions), STEP)[0]
+    def merge(self, rule: MergeRule, averaging: Averaging | None = None) -> ParameterTable:
+        """The block after the round, merged by a backend; without one by processors."""
+        averaging = averaging or OnProcessors()
+        replicas = zip(self.partitions, self.befores, self.afters, strict=True)
+        total = averaging.combine_all([averaging.contribute(rule, *replica, False) for replica in replicas])
+        return averaging.finalise(rule, self.block, 0, total, len(self.partitions), STEP)[0]
 
 
 def random_table(rng: np.random.Generator, layout: Layout, n_features: int, n_factored: int) -> ParameterTable:
@@ -188,38 +202,50 @@ def is_legal(rule: MergeRule, optimizer: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "adam"])
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.weights}-{rule.accumulators}")
-def test_a_merge_is_what_its_definition_says(rule, optimizer):
-    if not is_legal(rule, optimizer):
-        pytest.skip("refused: there are no accumulators to weigh by, or to add up")
+@pytest.fixture(params=["processors", *gpu_rounds.BOTH])
+def averaging(request: pytest.FixtureRequest) -> Averaging:
+    """The averaging of every backend that this machine has."""
+    return OnProcessors() if request.param == "processors" else gpu_rounds.averaging_on(request.param)
+
+
+LEGAL = [
+    pytest.param(backend, rule, optimizer, id=f"{rule.weights}-{rule.accumulators}-{optimizer}-{backend}", marks=marks)
+    for backend, marks in (("processors", ()), ("host", ()), ("cupy", (pytest.mark.gpu,)))
+    for rule in RULES
+    for optimizer in (OPTIMIZERS if backend == "processors" else ON_GPU)
+    if is_legal(rule, optimizer)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("averaging", "rule", "optimizer"), LEGAL, indirect=["averaging"])
+def test_a_merge_is_what_its_definition_says(averaging, rule, optimizer):
     play = random_round(3, 5, Layout(optimizer, 3))
-    merged = play.merge(rule)
+    merged = play.merge(rule, averaging)
     linear, factors = expected(rule, play)
-    first = 1 if optimizer == "ftrl" else 0
+    first = OPTIMIZERS[optimizer].primary
     np.testing.assert_allclose(merged.linear[:, first:], linear[:, first:], rtol=3e-6, atol=1e-6)
     np.testing.assert_allclose(merged.factors, factors, rtol=3e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES[:1] + RULES[4:6], ids=lambda rule: f"{rule.weights}-{rule.accumulators}")
-def test_the_bias_is_the_mean_over_rows(rule):
+def test_the_bias_is_the_mean_over_rows(averaging, rule):
     play = random_round(5, 6, Layout("adagrad", 2))
     rows = [part.weights.sum(dtype=float) if part.weights.size else part.n_rows for part in play.partitions]
     mean = np.average([after.bias for after in play.afters], axis=0, weights=rows)
-    np.testing.assert_allclose(play.merge(rule).bias, mean, rtol=1e-6)
+    np.testing.assert_allclose(play.merge(rule, averaging).bias, mean, rtol=1e-6)
 
 
-def test_replicas_whose_rows_weigh_nothing_leave_the_bias():
+def test_replicas_whose_rows_weigh_nothing_leave_the_bias(averaging):
     play = random_round(5, 2, Layout("adagrad", 2))
     play.partitions = [replace(part, weights=np.zeros(part.n_rows, np.float32)) for part in play.partitions]
-    merged = play.merge(MergeRule())
+    merged = play.merge(MergeRule(), averaging)
     assert merged.bias.tobytes() == play.block.bias.tobytes()
 
 
 # --- laws ----------------------------------------------------------------------------------------------
 
 seeds = st.integers(0, 2**32 - 1)
-layouts = st.builds(Layout, st.sampled_from(OPTIMIZERS[1:]), st.sampled_from([0, 1, 5, 16]))
+layouts = st.builds(Layout, st.sampled_from(SUMMING), st.sampled_from([0, 1, 5, 16]))
 rules = st.sampled_from(RULES)
 
 
@@ -424,7 +450,7 @@ def test_a_replica_without_features_adds_nothing():
         assert total["factors"].tobytes() == part["factors"].tobytes()
 
 
-# --- outer momentum, FTRL, rates, refusals -------------------------------------------------------------
+# --- outer momentum, FTRL -------------------------------------------------------------------------------
 
 
 def test_outer_momentum_is_nesterovs():
@@ -443,13 +469,13 @@ def test_outer_momentum_is_nesterovs():
         np.testing.assert_allclose(getattr(second, name)[..., :width], after_two, rtol=1e-5, atol=1e-6)
 
 
-def test_merged_ftrl_has_exact_zeros_and_the_w_of_its_z_and_n():
+def test_merged_ftrl_has_exact_zeros_and_the_w_of_its_z_and_n(averaging):
     play = random_round(6, 4, Layout("ftrl", 2))
     play.block.linear[:, 1] = 0.0
     for before, after in zip(play.befores, play.afters, strict=True):
         before.linear[:, 1] = 0.0
         after.linear[:, 1] = np.linspace(-1.2, 1.2, len(after.linear))
-    merged = play.merge(MergeRule())
+    merged = play.merge(MergeRule(), averaging)
     touched = np.unique(np.concatenate([partition.features for partition in play.partitions]))
     w, z, n = merged.linear[touched].astype(np.float64).T
     shrunk = np.sign(z) * np.maximum(np.abs(z) - STEP.l1_linear, 0)
@@ -460,54 +486,12 @@ def test_merged_ftrl_has_exact_zeros_and_the_w_of_its_z_and_n():
     assert np.all(w[np.abs(z) <= STEP.l1_linear] == 0.0)
 
 
-def test_an_ftrl_feature_without_any_gradient_stays_finite():
+def test_an_ftrl_feature_without_any_gradient_stays_finite(averaging):
     play = random_round(7, 2, Layout("ftrl", 2))
     for table in (play.block, *play.befores, *play.afters):
         table.linear[:] = 0.0
     for accumulators in ("mean", "vw"):
-        assert not play.merge(MergeRule("weighted", accumulators)).linear.any()
-
-
-@pytest.mark.parametrize(("rate_scaling", "factor"), [("none", 1.0), ("sqrt", 4.0), ("linear", 16.0)])
-def test_the_local_rate_grows_with_the_replicas(rate_scaling, factor):
-    assert scaled_rate(0.05, rate_scaling, 16) == 0.05 * factor
-    assert scaled_rate(0.05, rate_scaling, 1) == 0.05
-
-
-def test_more_replicas_are_averaged_more_often_and_small_data_less():
-    assert automatic_averages(10**6, 1) == 1
-    assert [automatic_averages(10**6, n_replicas) for n_replicas in (4, 8, 64, 512)] == [8, 12, 32, 19]
-    assert [automatic_averages(10**9, n_replicas) for n_replicas in (8, 512)] == [12, 32]
-    assert automatic_averages(1600, 8) == 2
-    assert automatic_averages(5, 8) == 1
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: MergeRule("sum"), "choose one of mean"),
-        (lambda: MergeRule(accumulators="local"), "resumed"),
-        (lambda: MergeRule(outer_rate=4.0), "diverges"),
-        (lambda: MergeRule(outer_rate=0.7, outer_momentum=0.9), "diverges"),
-        (lambda: MergeRule(outer_momentum=1.0), r"\[0, 1\)"),
-        (lambda: MergeRule(precision=0.0), "above 0"),
-        (lambda: MergeRule(outer_rate=float("nan")), "above 0"),
-        (lambda: MergeRule("weighted").check_optimizer("sgd"), "accumulators"),
-        (lambda: MergeRule("weighted").check_optimizer("adam"), "accumulators"),
-        (lambda: MergeRule("mean", "vw").check_optimizer("adam"), "either sign"),
-        (lambda: MergeRule("mean", "sum").check_optimizer("adam"), "either sign"),
-        (lambda: MergeRule("precision", precision=30.0).check_replicas(32), "precision = 6.25 or less"),
-        (lambda: scaled_rate(0.1, "cube", 8), "none, sqrt, linear"),
-    ],
-)
-def test_what_cannot_work_is_refused_with_the_reason(make, reason):
-    with pytest.raises(SettingsError, match=reason):
-        make()
-
-
-def test_a_precision_that_converged_is_legal():
-    MergeRule("precision", precision=10.0).check_replicas(8)
-    MergeRule("weighted", precision=1000.0).check_replicas(64)
+        assert not play.merge(MergeRule("weighted", accumulators), averaging).linear.any()
 
 
 # --- halved records -------------------------------------------------------------------------------------
@@ -557,3 +541,115 @@ def test_sums_of_halved_records_have_the_same_bytes_however_they_are_grouped(
     joined = [combine_all(part) for part in by_parts]
     whole = combine_all(parts)
     np.testing.assert_array_equal(np.concatenate([part["linear"] for part in joined]), whole["linear"])
+
+
+# --- the GPU beside the processors: not alike to rounding, but in every byte --------------------------------
+
+
+EVERY_RULE = [
+    (weights, accumulators, optimizer)
+    for weights, accumulators, optimizer in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, ON_GPU)
+    if is_legal(MergeRule(weights, accumulators), optimizer)
+]
+
+
+@pytest.fixture(params=gpu_rounds.BOTH)
+def on_gpu(request: pytest.FixtureRequest) -> OnGpu:
+    """Averaging on the stand-in, and on a GPU where there is one."""
+    return gpu_rounds.averaging_on(request.param)
+
+
+@pytest.mark.parametrize(("weights", "accumulators", "optimizer"), EVERY_RULE)
+def test_every_rule_merges_to_the_bytes_of_the_cpu(
+    on_gpu: OnGpu, weights: str, accumulators: str, optimizer: str
+) -> None:
+    gpu_rounds.compare(on_gpu, MergeRule(weights, accumulators), Layout(optimizer, 5), 3)
+
+
+def test_only_rules_that_lack_their_accumulators_are_left_out() -> None:
+    alike = {name for name, optimizer in ON_GPU.items() if optimizer.state != "means"}
+    left_out = {case for case in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, alike)} - {*EVERY_RULE}
+    assert left_out
+    assert left_out == {
+        (weights, accumulators, name)
+        for weights, accumulators, name in itertools.product(WEIGHT_RULES, ACCUMULATOR_RULES, alike)
+        if WEIGHT_RULES[weights].by_accumulators and not ON_GPU[name].weighs_replicas
+    }
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2, 4, 5, 8, 9, 13])
+def test_sums_follow_the_tree_of_the_cpu(on_gpu: OnGpu, n_replicas: int) -> None:
+    rule, layout = MergeRule("weighted"), Layout("adagrad-row", 12)
+    for groups in (aligned_groups(n_replicas, 1), aligned_groups(n_replicas, 4), aligned_groups(n_replicas, 64)):
+        gpu_rounds.compare(on_gpu, rule, layout, n_replicas, groups=groups)
+
+
+@pytest.mark.parametrize("bounds", [[0, gpu_rounds.N_FEATURES], [0, 20, 37, 60, gpu_rounds.N_FEATURES]])
+@pytest.mark.parametrize("optimizer", ["adagrad", "ftrl"])
+def test_momentum_and_several_blocks_merge_to_the_bytes_of_the_cpu(
+    on_gpu: OnGpu, optimizer: str, bounds: list[int]
+) -> None:
+    rule = MergeRule("mean", outer_rate=1.1, outer_momentum=0.5)
+    gpu_rounds.compare(on_gpu, rule, Layout(optimizer, 3), 6, bounds=bounds, n_rounds=3)
+    gpu_rounds.compare(on_gpu, rule, Layout(optimizer, 0), 2, bounds=bounds)
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_what_travels_and_what_stays_give_the_same_bytes(on_gpu: OnGpu, halved: bool) -> None:
+    """Pushes of other workers arrive as contributions, cut or whole; ours are on the device."""
+    rule, layout = MergeRule("weighted", "vw"), Layout("adagrad", 6)
+    for which in ([], [0], [1, 3], [0, 1, 2, 3]):
+        gpu_rounds.compare(
+            on_gpu, rule, layout, 7, groups=aligned_groups(7, 4), halved=halved, bounds=[0, 30, gpu_rounds.N_FEATURES],
+            travels=which.__contains__,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [MergeRule("weighted"), MergeRule("touched", "vw"), MergeRule("precision")], ids=str)
+def test_zeros_of_both_signs_and_the_smallest_numbers_are_those_of_the_cpu(on_gpu: OnGpu, rule: MergeRule) -> None:
+    """Divisors of 0 where nothing was learnt, −0 + −0, and numbers below 1e-38, which GPUs may take for 0."""
+    layout, everything = Layout("adagrad", 4), np.arange(gpu_rounds.N_FEATURES, dtype=np.uint32)
+    table, touch = (
+        gpu_rounds.make_table(layout),
+        gpu_rounds.Touch(everything, 3.0, np.ones(gpu_rounds.N_FEATURES, np.int64)),
+    )
+    table.linear[:40] = table.factors[:30] = 0.0
+    after = table.copy()
+    after.linear[10:20, 0] = after.factors[10:15, :4] = -0.0
+    after.linear[20:30] = after.factors[20:30] = 1e-40
+    table.linear[50:55, 1], after.linear[50:55, 1] = 2e-41, 3e-41
+    results = []
+    for averaging in (on_gpu, OnProcessors()):
+        parts = [averaging.contribute(rule, touch, table, after, False) for _ in range(3)]
+        total = averaging.combine_all(parts)
+        merged = averaging.finalise(rule, table, 0, total, 3, gpu_rounds.STEP)[0]
+        travelled = pickle.loads(pickle.dumps(total))
+        results.append([travelled.features.tobytes()])
+        results[-1] += [travelled[name].tobytes() for name in ("linear", "factors", "bias")]
+        results[-1] += [merged.linear.tobytes(), merged.factors.tobytes()]
+        assert np.isfinite(merged.linear).all()
+    assert results[0] == results[1]
+    assert np.signbit(after.linear[10, 0])
+
+
+def test_a_block_that_is_summed_in_pieces_has_the_same_bytes(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_averaging, "CHUNK_BYTES", 4 * 3 * 13)
+    gpu_rounds.compare(on_gpu, MergeRule("weighted"), Layout("adagrad-row", 4), 6, groups=aligned_groups(6, 2))
+
+
+def test_pulled_rows_put_rows_and_copies_are_those_of_the_cpu(on_gpu: OnGpu) -> None:
+    table = gpu_rounds.make_table(Layout("adagrad", 6))
+    features = np.array([0, 3, 19, 20, 36, 37, 59, 60, 89], np.uint32)
+    places = np.array([1, 4, 7], np.uint32)
+    results = []
+    for averaging in (on_gpu, OnProcessors()):
+        local = averaging.pull(gpu_rounds.blocks_of(table, [0, 20, 60, gpu_rounds.N_FEATURES]), features, 5)
+        part = gpu_rounds.learn(pickle.loads(pickle.dumps(averaging.pull([local], places, 2))), 5)
+        copied = averaging.copy(local)
+        averaging.put(part, places, local)
+        results.append([local, copied])
+    gpu_rounds.assert_same(*results)
+    with pytest.raises(IndexError, match="feature 90 is beyond the table's 90 rows"):
+        on_gpu.pull([table], np.array([90], np.uint32))
+    with pytest.raises(IndexError, match="feature 40 is beyond the 37 rows that own factors"):
+        on_gpu.pull([table], np.array([1, 40], np.uint32), 2)

@@ -1,0 +1,325 @@
+"""Which files a path, folder or glob means: beyond links too, and never those of a table that has a log of its own.
+
+A folder gives the files with a Parquet suffix, and those without any suffix that begin as Parquet files do (Hive,
+Impala and Athena write `000000_0`). What else lies there is named in the log, once a search. Names that begin with "."
+or "_" are hidden, as they are to Spark and Arrow; so is what dfm itself wrote below the data.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from fsspec.utils import glob_translate
+
+from dfm.errors import DataError
+from dfm.storage import files
+from dfm.storage.ownership import Ledger
+from dfm.storage.retry import retrying
+
+logger = logging.getLogger(__name__)
+_SUFFIXES = (".parquet", ".parq", ".pq")
+_MAGIC = b"PAR1"
+"""The first bytes of a Parquet file."""
+_GLOB = re.compile(r"[*?\[]")
+_PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
+_THREADS = 16
+_LEDGERS = {".dfm-predictions.json": "predictions", ".dfm-exports.json": "exports"}
+_GOLDEN = re.compile(r"golden-[0-9a-f]{16}\.parquet")
+_LOGS = {
+    "Delta Lake": re.compile(r"_last_checkpoint|\d{20}\..+"),
+    "Apache Iceberg": re.compile(r"(v\d+|\d{5}-.+)(\.gz)?\.metadata\.json(\.gz)?|version-hint\.text"),
+    "Apache Hudi": re.compile(r".+"),
+}
+"""Names in the log of a table."""
+_TABLES = {
+    "Delta Lake": (
+        "_delta_log",
+        "deltalake.DeltaTable({folder!r}).file_uris()",
+    ),
+    "Apache Iceberg": (
+        "metadata",
+        "[task.file.file_path for task in table.scan().plan_files()] of pyiceberg",
+    ),
+    "Apache Hudi": (
+        ".hoodie",
+        "the base files of the latest snapshot, as a snapshot query of Hudi lists them",
+    ),
+}
+"""By format: the folder that holds its log, and where the list of its present files comes from."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file and the columns that its folders `name=value` give, as text.
+
+    given: those of them that stand at the end of the path that was asked for. They are there for who names them, but no
+    features by themselves: one who names one day's folder does not mean the day.
+    """
+
+    url: str
+    partition: tuple[tuple[str, str], ...]
+    given: tuple[str, ...]
+
+
+def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
+    """The Parquet files that a path names. DataError where it cannot be listed, or is the table of another system."""
+    try:
+        filesystem, root = files.open_store(path, options)
+        search = _Search(filesystem, path, options)
+        found = retrying(path, lambda: search.files_once(root))
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"cannot list {path!r}: {error}") from error
+    if not found:
+        raise DataError(search.nothing())
+    search.tell()
+    return [_found(_unstrip(filesystem, name), name, base) for name, base in found]
+
+
+def _found(url: str, name: str, base: str) -> FoundFile:
+    below = partition_columns(name.removeprefix(base))
+    steps = base.rstrip("/").split("/")
+    chain = itertools.takewhile(_PARTITION.match, reversed(steps))
+    above = partition_columns("/".join([*reversed(list(chain)), ""]))
+    given = tuple(column for column in above if column[0] not in dict(below))
+    return FoundFile(url, (*given, *below), tuple(column for column, _ in given))
+
+
+def partition_columns(path: str) -> tuple[tuple[str, str], ...]:
+    """Names and values of the folders `name=value` of a path to a file. DataError where one name has two values."""
+    steps = (_PARTITION.match(step) for step in path.split("/")[:-1])
+    found: dict[str, str] = {}
+    for name, value in ((unquote(step[1]), unquote(step[2])) for step in steps if step):
+        if found.setdefault(name, value) != value:
+            raise DataError(f"{path} gives the column {name!r} twice, {found[name]!r} and {value!r}; rename a folder")
+    return tuple(found.items())
+
+
+class _Search:
+    """One path on its filesystem; `passed` are the files that were left out, with why."""
+
+    def __init__(self, filesystem: Any, path: str, options: Mapping[str, Any]) -> None:
+        self._filesystem, self._path, self._options = filesystem, path, options
+        self._is_local = files.is_local(path) and _protocol(filesystem) in ("file", "local")
+        self.passed: dict[str, str] = {}
+
+    def files_once(self, root: str) -> list[tuple[str, str]]:
+        """The same, without folders that are reached a second time through a link."""
+        found = list(dict.fromkeys(self.files_of(root)))
+        if not self._is_local:
+            return found
+        parts = [(name, *os.path.split(name)) for name, _ in found]
+        places = {name: os.path.join(os.path.realpath(folder), last) for name, folder, last in parts}
+        straight = {place: name for name, place in reversed(places.items())}
+        straight |= {place: name for name, place in places.items() if name == place}
+        return [(name, base) for name, base in found if straight[places[name]] == name]
+
+    def files_of(self, root: str) -> Iterator[tuple[str, str]]:
+        """Names of the files, each with its base."""
+        self.passed.clear()
+        if _GLOB.search(root) and not self._filesystem.exists(root):
+            yield from self._matched(root)
+        elif self._filesystem.isdir(root):
+            self._refuse_tables([root], beyond=True)
+            yield from ((name, root) for name in self._below(root))
+        elif self._filesystem.exists(root):
+            yield root, posixpath.dirname(root)
+
+    def _matched(self, pattern: str) -> Iterator[tuple[str, str]]:
+        """Files that a glob names, and those in the folders that it names."""
+        base = _without_glob(self._filesystem, pattern)
+        escaped = _escaped(base) + pattern[len(base) :]
+        hits = [hit.rstrip("/") for hit in self._glob(escaped, base) if not is_hidden(hit.removeprefix(base))]
+        folders = [hit for hit in hits if self._filesystem.isdir(hit)] if hits else []
+        between = {base, *folders}
+        for hit in hits:
+            between.update(_steps_between(base, hit))
+        self._refuse_tables(sorted(between), beyond=bool(hits))
+        chosen = set(hits) - set(folders)
+        for folder in folders:
+            yield from ((name, base) for name in self._below(folder))
+        yield from ((name, base) for name in sorted(chosen))
+
+    def _glob(self, pattern: str, base: str) -> Iterable[str]:
+        if self._is_local:  # fsspec passes over folders that are links
+            if "**" in pattern:  # the library follows circular links as far as names may be long
+                return _matching(pattern, base)
+            return [hit for hit in glob.glob(pattern) if not _is_circular(hit, base)]
+        return list(self._filesystem.glob(pattern))
+
+    def _below(self, folder: str) -> list[str]:
+        """Names of the files below a folder that hold rows."""
+        there = _walk(folder) if self._is_local else self._filesystem.find(folder)
+        self._refuse_tables(_logs_among(there, folder), beyond=False)
+        visible = [name for name in there if not is_hidden(name.removeprefix(folder))]
+        own = self._written_by_dfm(there, folder)
+        named = [name for name in visible if name.lower().endswith(_SUFFIXES) and name not in own]
+        others = [name for name in visible if not name.lower().endswith(_SUFFIXES)]
+        bare = self._begin_as_parquet(others)
+        self.passed |= dict.fromkeys((name for name in visible if name in own), "written by dfm")
+        self.passed |= {name: "of another suffix" if name in bare else "no Parquet" for name in others}
+        taken = [name for name in bare if "." not in posixpath.basename(name)]
+        for name in taken:
+            del self.passed[name]
+        return [*named, *taken]
+
+    def _begin_as_parquet(self, names: Sequence[str]) -> list[str]:
+        def begins(name: str) -> bool:
+            return files.read_head(_unstrip(self._filesystem, name), len(_MAGIC), self._options) == _MAGIC
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return [name for name, is_parquet in zip(names, pool.map(begins, names), strict=True) if is_parquet]
+
+    def _written_by_dfm(self, there: Sequence[str], folder: str) -> set[str]:
+        """Predictions and exports in folders below, and the golden rows of models: no log of clicks."""
+        known, own = set(there), set()
+        for name in there:
+            parent, last = posixpath.split(name)
+            if parent.rstrip("/") == folder.rstrip("/"):
+                continue  # what was named is meant
+            if last in _LEDGERS:
+                ledger = Ledger(_unstrip(self._filesystem, parent), _LEDGERS[last], self._options)
+                own |= {posixpath.join(parent, made) for made in ledger.own()}
+            elif _GOLDEN.fullmatch(last) and posixpath.join(parent, "model.json") in known:
+                own.add(name)
+        return own
+
+    # ------------------------------------------------------------------------------------------ tables ----
+
+    def _refuse_tables(self, folders: Sequence[str], beyond: bool) -> None:
+        """DataError where a folder is a table of another system, or with `beyond` lies in one."""
+        parents = [parent for folder in folders[:1] if beyond for parent in _parents(folder)]
+        for folder in dict.fromkeys((*folders, *parents)):
+            for kind, (log, listing) in _TABLES.items():
+                if self._is_log(kind, posixpath.join(folder, log)):
+                    raise DataError(
+                        f"{self._path} belongs to a table of {kind} ({posixpath.join(folder, log)}): which of its "
+                        "files are rows of today stands in its log alone, and reading them all would count deleted "
+                        f"rows and old versions. Give data the list of its present files: "
+                        f"{listing.format(folder=_unstrip(self._filesystem, folder))}"
+                    )
+
+    def _is_log(self, kind: str, log: str) -> bool:
+        """Whether a folder is the log of a table, by the names in it."""
+        try:
+            names = [posixpath.basename(name.rstrip("/")) for name in self._filesystem.ls(log, detail=False)]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        return any(_LOGS[kind].fullmatch(name) for name in names)
+
+    # ---------------------------------------------------------------------------------------- messages ----
+
+    def nothing(self) -> str:
+        """The message where no file was found."""
+        others = sorted(self.passed)
+        if not others:
+            return f"no Parquet file at {self._path!r}: check the path; folders and globs like 'day=*/*.parquet' work"
+        return (
+            f"no Parquet file at {self._path!r}, but {_counted(others, 'other file')}, {self.passed[others[0]]}: check "
+            f"the path; a glob takes files of any name ({self._path.rstrip('/')}/*)"
+        )
+
+    def tell(self) -> None:
+        """Name what was left out: in a warning where it may be rows, else for those who listen closely."""
+        for why in dict.fromkeys(self.passed.values()):
+            left_out = sorted(name for name, reason in self.passed.items() if reason == why)
+            level = logging.INFO if why == "no Parquet" else logging.WARNING
+            logger.log(level, "%s: %s left out, %s", self._path, _counted(left_out, "file"), why)
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    several = f"{len(names)} {what}s" if len(names) > 1 else f"1 {what}"
+    return f"{several} ({posixpath.basename(names[0])}{', …' if len(names) > 1 else ''})"
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, begins with "." or "_" (`_temporary`, `_delta_log`; not `_x=1`)."""
+    steps = path.split("/")
+    return any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps)
+
+
+def _protocol(filesystem: Any) -> str:
+    return str(filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0])
+
+
+def _unstrip(filesystem: Any, name: str) -> str:
+    """A local path stays a plain path, without detours; anything else gets its protocol back."""
+    if _protocol(filesystem) not in ("file", "local"):
+        return str(filesystem.unstrip_protocol(name))
+    straight = os.path.normpath(name)
+    # Beyond a symbolic link, ".." may lead elsewhere than it looks.
+    return straight if os.path.realpath(straight) == os.path.realpath(name) else name
+
+
+def _walk(folder: str) -> list[str]:
+    """Names of the files below a local folder, beyond symbolic links too; a link into a folder above it is passed."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _is_circular(os.path.join(parent, name), folder))
+        found += [os.path.join(parent, name) for name in sorted(names)]
+    return found
+
+
+def _matching(pattern: str, base: str) -> list[str]:
+    """Names of the files and folders below a local folder that match a pattern."""
+    below = _walk(base)
+    known = {*below, *(folder for name in below for folder in _steps_between(base, name))}
+    matches = re.compile(glob_translate(pattern.rstrip("/"))).match
+    return sorted(name for name in known if matches(name))
+
+
+def _is_circular(path: str, base: str) -> bool:
+    """Whether a path goes, below `base`, through a link to a folder that the link lies in."""
+    while len(path) > len(base.rstrip("/")):
+        parent = os.path.dirname(path)
+        if os.path.islink(path) and f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(path)}/"):
+            return True
+        path = parent
+    return False
+
+
+def _without_glob(filesystem: Any, pattern: str) -> str:
+    """The longest beginning of a pattern that is none, or a folder whose name looks like one and is there."""
+    steps = pattern.split("/")
+    fixed = next(number for number, step in enumerate(steps) if _GLOB.search(step))
+    while fixed < len(steps) - 1 and (not _GLOB.search(steps[fixed]) or filesystem.isdir("/".join(steps[: fixed + 1]))):
+        fixed += 1
+    return "/".join(steps[:fixed]) or ("/" if pattern.startswith("/") else "")
+
+
+def _escaped(base: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", base)
+
+
+def _steps_between(base: str, name: str) -> Iterator[str]:
+    """The folders between a base and a file below it."""
+    while len(name := posixpath.dirname(name)) > len(base):
+        yield name
+
+
+def _parents(folder: str) -> Iterator[str]:
+    """The folders above one, nearest first."""
+    folder = folder.rstrip("/")
+    while (parent := posixpath.dirname(folder)) not in (folder, ""):
+        yield parent
+        folder = parent
+
+
+def _logs_among(names: Sequence[str], folder: str) -> list[str]:
+    """Folders below one that hold the log of a table, as far as their names tell."""
+    found: dict[str, None] = {}
+    for name in names:
+        steps = name.removeprefix(folder).strip("/").split("/")
+        for number, step in enumerate(steps[:-1]):
+            if step in ("_delta_log", ".hoodie") or (step == "metadata" and steps[-1].endswith(".metadata.json")):
+                found[posixpath.join(folder, *steps[:number])] = None
+    return list(found)

@@ -1,0 +1,165 @@
+"""The columns of shards by all their footers: names, types, and which of them are no features."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dfm.data.arrow_types import column_kind, flat_schema
+from dfm.data.derive import derived_columns
+from dfm.data.parquet import Shard, stored_schema
+from dfm.data.schema import CATEGORY_KINDS, FEATURE_ROLES, ResolvedSchema, infer, resolve
+from dfm.errors import SettingsError
+from dfm.settings.tables import Schema
+
+logger = logging.getLogger(__name__)
+_THREADS = 16
+_INDEX = re.compile(r"__null_dask_index__|__index_level_\d+__")
+"""Names of indexes that pandas and Dask make up where a frame's index has none."""
+_PATTERN = re.compile(r"[*?\[]")
+_SCALARS = (*CATEGORY_KINDS, "float")
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of some shards.
+
+    names: each as often as one shard has it. kinds: the word for its type in all shards (`encoding.column_kind`).
+    set_aside: columns that become a feature only where they are named in full, with the reason.
+    """
+
+    names: list[str]
+    kinds: dict[str, str]
+    set_aside: dict[str, str]
+
+
+def resolve_shards(
+    schema: Schema, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None
+) -> ResolvedSchema:
+    """The schema on the columns of shards that hold rows.
+
+    The first shard decides where the schema names all its columns; otherwise the footers of all. What is left out is
+    told in a warning, with the reason.
+    """
+    known = columns_of(shards if _asks_for_all(schema) else shards[:1], storage_options)
+    return resolve_told(schema, known)
+
+
+def resolve_told(schema: Schema, known: Columns) -> ResolvedSchema:
+    """The schema on some columns; what inference leaves out is told in a warning, with the reason."""
+    named = {*_named(schema)}
+    aside = {name: why for name, why in known.set_aside.items() if name not in named}
+    kinds = {name: kind for name, kind in known.kinds.items() if name not in aside}
+    inferred = infer(schema, kinds)
+    resolved = resolve(inferred, [name for name in known.names if name not in aside])
+    if inferred is not schema:
+        used = {*resolved.columns, schema.label, schema.weight, schema.time}
+        unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
+        _tell({**aside, **unfit})
+    else:
+        _tell({name: why for name, why in aside.items() if any(fnmatch.fnmatchcase(name, each) for each in named)})
+    return resolved
+
+
+def _tell(left_out: Mapping[str, str]) -> None:
+    if not left_out:
+        return
+    shown = [f"{name!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED]]
+    more = f" and {len(left_out) - len(shown)} more" if len(left_out) > len(shown) else ""
+    logger.warning("columns that become no feature, unless [schema] names them: %s%s", ", ".join(shown), more)
+
+
+def _asks_for_all(schema: Schema) -> bool:
+    return not (schema.categorical or schema.numeric) or _has_patterns(schema)
+
+
+def _has_patterns(schema: Schema) -> bool:
+    return any(_PATTERN.search(name) for name in _named(schema))
+
+
+def _named(schema: Schema) -> list[str]:
+    """All names and patterns in a schema."""
+    roles = [name for role in FEATURE_ROLES for name in getattr(schema, role)]
+    crossed = [name for cross in schema.crosses for name in cross]
+    sources = [name for entry in derived_columns(schema.derive) for name in entry.columns]
+    return [
+        *roles,
+        *crossed,
+        *sources,
+        *schema.transforms,
+        *(n for n in (schema.label, schema.weight, schema.time) if n),
+    ]
+
+
+def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> Columns:
+    """The columns of shards, by all their footers. SettingsError where one is of two kinds that do not meet."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        stored = list(pool.map(lambda shard: stored_schema(shard, storage_options), shards))
+    schemas = [flat_schema(schema) for schema in stored]
+    names: Counter[str] = Counter()
+    kinds: dict[str, tuple[str, Shard]] = {}
+    aside: dict[str, str] = {}
+    for shard, schema, written in zip(shards, schemas, stored, strict=True):
+        there = Counter([*schema.names, *(name for name, _ in shard.partition if name not in schema.names)])
+        names |= there
+        for field in _with_path(schema, shard):
+            kinds[field.name] = _agreed(field.name, kinds.get(field.name), (column_kind(field.type), shard))
+        aside |= dict.fromkeys(_index_columns(written), "it is the index of the frame that was written")
+        given = [name for name in shard.given if name not in schema.names]
+        aside |= dict.fromkeys(given, "it stands in the path that was given, not below it")
+    aside |= _missing_somewhere(names, shards, schemas)
+    return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside)
+
+
+def _with_path(schema: pa.Schema, shard: Shard) -> list[pa.Field]:
+    return [*schema, *(pa.field(name, pa.string()) for name, _ in shard.partition if name not in schema.names)]
+
+
+def _missing_somewhere(
+    names: Mapping[str, int], shards: Sequence[Shard], schemas: Sequence[pa.Schema]
+) -> dict[str, str]:
+    """Columns that some shards lack: a row without them cannot be read."""
+    found: dict[str, str] = {}
+    for shard, schema in zip(shards, schemas, strict=True):
+        there = {*schema.names, *dict(shard.partition)}
+        for name in names.keys() - there - found.keys():
+            found[name] = f"{shard.url} has none"
+    return {name: found[name] for name in names if name in found}
+
+
+def _index_columns(schema: pa.Schema) -> list[str]:
+    """Columns that pandas or Dask wrote for the index of a frame."""
+    found = [name for name in schema.names if _INDEX.fullmatch(name)]
+    try:
+        described = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+    except (ValueError, RecursionError):
+        return found
+    listed = described.get("index_columns") if isinstance(described, dict) else None
+    names = listed if isinstance(listed, list) else []
+    return [*found, *(name for name in names if isinstance(name, str) and name in schema.names)]
+
+
+def _agreed(name: str, known: tuple[str, Shard] | None, other: tuple[str, Shard]) -> tuple[str, Shard]:
+    """The kind that holds what both shards have. SettingsError where there is none."""
+    if known is None or known[0] == other[0] or other[0] == "null":
+        return known or other
+    first, second = known[0], other[0]
+    if first == "null":
+        return other
+    if first in _SCALARS and second in _SCALARS:
+        # A number among texts stays a number: text that is none is refused, not learnt as a name.
+        return ("float" if "float" in (first, second) else "string"), other[1]
+    raise SettingsError(
+        f"column {name!r} is {first} in {known[1].url}, but {second} in {other[1].url}, and one feature cannot be "
+        "both; write one of them anew, leave it out of data, or name the columns to use in [schema]"
+    )

@@ -1,0 +1,72 @@
+"""The diagnosis of a run: measured on the workers, where vocabulary, parameters and validation rows lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from distributed import Future
+
+from dfm.data.partition import SparsePartition
+from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.prepare import Prepared
+from dfm.kernels.tables import ParameterTable
+from dfm.model.metrics import Tally
+from dfm.settings.job import Job
+from dfm.training import rounds
+from dfm.training.diagnosis import Finding, column_findings, count_fields, model_findings, table_finding
+
+logger = logging.getLogger(__name__)
+
+
+def linear_part(work: rounds.Work, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]) -> Tally:
+    """Metrics of the parameters without their factors on some rows."""
+    without = [dataclasses.replace(block, table=_without_vectors(block.table)) for block in blocks]
+    return rounds.evaluate_partitions(work, without, partitions)
+
+
+def _without_vectors(table: ParameterTable) -> ParameterTable:
+    copied = table.copy()
+    for block in copied.layout.blocks:
+        if block.is_vector:
+            copied[block.name][...] = 0
+    return copied
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Finds out what a run could not learn; `collided_share` as its vocabulary event tells."""
+
+    job: Job
+    watch: Watch
+    work: rounds.Work
+    prepared: Prepared
+    collided_share: float
+
+    def findings(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
+        """What there is to say of the best parameters. Where it cannot be found out, that is a warning: the model is
+        worth more than its diagnosis.
+        """
+        try:
+            return self._found(blocks, metrics)
+        except Exception as error:
+            logger.warning("there is no diagnosis of this training: %s: %s", type(error).__name__, error)
+            return []
+
+    def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
+        model = self.job.model
+        counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
+        linear = self._linear_metrics(blocks) if model.n_factors and metrics else {}
+        return [
+            *column_findings(self.prepared.reading.schema, counts, model.min_count),
+            *table_finding(self.collided_share, model.hash_bits),
+            *model_findings(self.work.objective, metrics, linear),
+        ]
+
+    def _linear_metrics(self, blocks: Sequence[Future]) -> dict[str, Any]:
+        validation = self.prepared.validation
+        tallies = [self.watch.submit(linear_part, self.work, list(blocks), partitions) for partitions in validation]
+        tally: Tally = self.watch.result(self.watch.submit(rounds.merge_tallies, tallies))
+        return tally.metrics()

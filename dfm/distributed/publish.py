@@ -1,0 +1,102 @@
+"""The end of a run on a cluster: the best blocks become the published model, and what there is to tell of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dfm.data.preparation import fingerprint
+from dfm.distributed.diagnose import Diagnosis
+from dfm.distributed.prepare import Prepared, collided_share, rows_event
+from dfm.distributed.run import Event, Run
+from dfm.storage import files
+from dfm.training.diagnosis import Finding
+from dfm.training.loop import Best
+from dfm.training.publish import publish_model
+from dfm.training.rounds import Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to. interrupted: it was stopped, and the best parameters so far are to be published."""
+
+    best: Best
+    history: list[Event]
+    interrupted: bool
+    findings: tuple[Finding, ...] = ()
+    """What they could not learn."""
+
+
+def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
+    """With what the best parameters could not learn; of a run that was interrupted there is nothing to say."""
+    if trained.interrupted:
+        return trained
+    share = collided_share(prepared.summary, run.job.model.hash_bits)
+    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
+    findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
+    run.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
+    return dataclasses.replace(trained, findings=tuple(findings))
+
+
+def model_url(run: Run) -> str:
+    """Where the model is published."""
+    return files.join(run.job.output.directory, "model")
+
+
+def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
+    """Write the best parameters as a model: by a worker, or here where only this machine can write the path.
+
+    Returns the fingerprint of the parameters.
+    """
+    url, inputs, best = model_url(run), run.inputs, trained.best.blocks
+    units = inputs.validation_tasks[0] if inputs.validation_tasks else inputs.plan.replicas[0][0]
+    where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
+    arguments = prepared.reading, _metadata(run, prepared, trained), units[0], where, run.order.objective.info
+    if files.is_local(url) and not run.shares_disk:
+        blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
+        published = publish_model(blocks, vocabulary, *arguments)
+    else:
+        published = run.watch.result(run.watch.submit(publish_model, list(best), prepared.vocabulary, *arguments))
+    for warning in published.warnings:
+        logger.warning("%s", warning)
+    return published.parameters_sha256
+
+
+def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    shards = [[s.url, s.size, s.modified] for s in run.inputs.train]
+    return {
+        "dfm_version": importlib.metadata.version("dfm"),
+        "settings": run.job.to_dict(),
+        "job_fingerprint": run.job.fingerprint(),
+        "backend": run.choice.backend.name,
+        "validation": trained.best.metrics,
+        "best_epoch": trained.best.epoch,
+        "history": trained.history,
+        "rows": rows_event(prepared.account),
+        "validation_rows": rows_event(prepared.validation_account),
+        "data_fingerprint": fingerprint(shards),
+        "distinct_features": prepared.summary.n_distinct,
+        "diagnosis": [finding.to_dict() for finding in trained.findings],
+        "units": dataclasses.asdict(prepared.reading.units),
+        "warm_start": run.warm.describe() if run.warm else {},
+    }
+
+
+def done_event(run: Run, prepared: Prepared, trained: Trained, digest: str) -> Event:
+    """What there is to tell of a model that was published."""
+    return {
+        "event": "done",
+        "model": model_url(run),
+        "validation": trained.best.metrics,
+        "best_epoch": trained.best.epoch,
+        "rows": rows_event(prepared.account),
+        "validation_rows": rows_event(prepared.validation_account),
+        "interrupted": trained.interrupted,
+        "parameters_sha256": digest,
+    }

@@ -1,0 +1,51 @@
+"""What is known of a run of a job on a cluster before its rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client
+
+from dfm.distributed.backends import Choice
+from dfm.distributed.cluster.watch import Watch
+from dfm.model.warm_start import Start
+from dfm.settings.job import Job
+from dfm.training.inputs import Inputs
+from dfm.training.order import Order
+from dfm.training.rounds import Work
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job, its shards and its cluster. warm: the model that training goes on from; tell: who hears of events.
+
+    shares_disk: whether paths mean the same to the workers as to this process.
+    """
+
+    order: Order
+    inputs: Inputs
+    warm: Start | None
+    watch: Watch
+    shares_disk: bool
+    choice: Choice
+    tell: OnEvent
+
+    @property
+    def job(self) -> Job:
+        """The settings."""
+        return self.order.job
+
+    @property
+    def client(self) -> Client:
+        """The client of the cluster."""
+        return self.watch.client
+
+    @property
+    def work(self) -> Work:
+        """What training tasks must know, with the backend that was chosen."""
+        return self.order.work.on(self.choice.backend)

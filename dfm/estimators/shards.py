@@ -1,0 +1,57 @@
+"""Fits on Parquet shards: read into this process, or trained as a job on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from dfm.data.parquet import feature_schema, find_shards, read_unit
+from dfm.errors import SettingsError
+from dfm.estimators.features import is_path
+from dfm.estimators.outputs import unpacked
+from dfm.training.plan import plan_reading
+
+
+def paths_of(given: Any) -> list[str]:
+    """A path or paths, as a list."""
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(path) for path in given]
+
+
+def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of shards as one table, of these columns or of all, those of the paths too."""
+    shards = find_shards(paths_of(paths))
+    units = [unit for task in plan_reading(shards) for unit in task]
+    names = list(columns) if columns is not None else list(feature_schema(shards[0]).names)
+    return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])
+
+
+def read_labelled(paths: Any, y: str, sample_weight: str | None) -> tuple[pa.Table, Any, Any]:
+    """All rows of shards without the columns of labels and weights, and these. SettingsError where one is missing."""
+    table = read_shards(paths)
+    for name in (y, sample_weight):
+        if name is not None and name not in table.column_names:
+            raise SettingsError(f"the shards have no column {name!r}; they have {', '.join(table.column_names)}")
+    labels = table.column(y).to_numpy()
+    weights = None if sample_weight is None else table.column(sample_weight).to_numpy()
+    return table.drop_columns([name for name in (y, sample_weight) if name]), labels, weights
+
+
+def read_evaluation(eval_set: Any) -> Any:
+    """An eval_set of shards as one of rows; any other as it is."""
+    if eval_set is None:
+        return None
+    shards, label, weight = unpacked(eval_set)
+    return read_labelled(shards, label, weight) if is_path(shards) else eval_set
+
+
+def validation_paths(eval_set: Any) -> list[str]:
+    """The shards that a job validates on. SettingsError where eval_set is something else."""
+    if eval_set is None:
+        return []
+    shards = unpacked(eval_set)[0]
+    if not is_path(shards):
+        raise SettingsError("a job on shards validates on shards: eval_set = (path, y), or nothing")
+    return paths_of(shards)

@@ -1,0 +1,271 @@
+"""Which files are dfm's own: it replaces and deletes those alone, and writes nothing into what it reads.
+
+A name proves nothing, as Spark calls its files part-00000.parquet too. There are two kinds of proof. Files in dfm's
+own formats say so: arrays in their header (`is_array_file`), records by their keys (`is_record`). Files in the formats
+of others are listed with their sizes in a ledger beside them, `.dfm-KIND.json` (`Ledger`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from dfm.errors import SettingsError
+from dfm.events import to_json
+from dfm.storage import files
+from dfm.storage.retry import retrying
+
+MADE_BY = "made_by"
+MAKER = "dfm"
+"""Key and value of dfm's mark in a header or a ledger."""
+_HEAD = 1 << 12
+_ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)
+"""A safetensors file begins with eight bytes of length, then JSON whose first entry is its metadata."""
+_LARGEST_RECORD = 1 << 26
+_THREADS = 16
+_MAGIC = re.compile(r"[*?\[]")
+
+IsOwn = Callable[[str, files.Options], bool]
+Place = tuple[str, str]
+"""Filesystem and path, the same for all names of one file."""
+
+
+# ------------------------------------------------------------------------------------------------- marks ----
+
+
+def is_array_file(url: str, options: files.Options = None) -> bool:
+    """Whether a file is one of arrays that dfm wrote (dfm.storage.arrays), by its header; a missing one is not."""
+    return _ARRAY_HEAD.match(files.read_head(url, _HEAD, options)) is not None
+
+
+def is_record(url: str, keys: Collection[str], options: files.Options = None) -> bool:
+    """Whether a file is a JSON record of dfm: its first line, or all of it, is an object with all of these keys."""
+    try:
+        if files.size_of(url, options) > _LARGEST_RECORD:
+            return False
+        data = files.read_bytes(url, options)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return any(_has_keys(text, keys) for text in (data, data.partition(b"\n")[0]))
+
+
+def _has_keys(text: bytes, keys: Collection[str]) -> bool:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and all(key in found for key in keys)
+
+
+def begins_with(*beginnings: bytes) -> IsOwn:
+    """A proof for text files: they begin with one of these marks of dfm."""
+
+    def is_own(url: str, options: files.Options) -> bool:
+        return files.read_head(url, _HEAD, options).startswith(beginnings)
+
+    return is_own
+
+
+def check_replaceable(url: str, is_own: IsOwn, options: files.Options = None) -> None:
+    """SettingsError where there is a file at a URL that dfm wants to write, and dfm did not make it."""
+    if files.exists(url, options) and not is_own(url, options):
+        raise SettingsError(_refusal(url))
+
+
+def _refusal(url: str) -> str:
+    return f"{url} is there and was not made by dfm, which would replace it; move it away, or choose another folder"
+
+
+def remove_own(url: str, is_own: IsOwn, options: files.Options = None) -> bool:
+    """Delete a file that dfm made; anything else stays. Returns whether there is no file left."""
+    if files.exists(url, options) and not is_own(url, options):
+        return False
+    files.remove(url, options)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ ledger ----
+
+
+class Ledger:
+    """The files that dfm made in a folder, by name (`part-0.parquet`, `day=1/part-0.parquet`) and size.
+
+    Names are claimed before their files are written, so that those of a killed run are known too; sizes follow. A file
+    of another size was put in the place of dfm's, and is not dfm's.
+    """
+
+    def __init__(self, folder: str, kind: str, options: files.Options = None) -> None:
+        self.folder, self._options = folder, options
+        self.url = files.join(folder, f".dfm-{kind}.json")
+
+    def read(self) -> dict[str, int | None]:
+        """Names and sizes; None for a file whose writing may not have ended. Empty where there is no ledger."""
+        try:
+            found = json.loads(files.read_bytes(self.url, self._options))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or found.get(MADE_BY) != MAKER or not isinstance(found.get("files"), dict):
+            raise SettingsError(_refusal(self.url))
+        # Whoever can write to the folder can write a ledger: it speaks of files below the folder only.
+        return {name: size for name, size in found["files"].items() if _is_below(name)}
+
+    def own(self) -> list[str]:
+        """Names of files that are there and are dfm's, sorted."""
+        known = self.read()
+        there = self._sizes(known)
+        return sorted(name for name, size in there.items() if known[name] in (None, size))
+
+    def foreign(self) -> list[str]:
+        """Names of files and folders directly in the folder that dfm did not make, sorted; hidden ones do not count."""
+        own = {name.partition("/")[0] for name in self.own()}
+        found = [
+            *files.names_in(self.folder, self._options),
+            *files.folders_in(self.folder, self._options),
+        ]
+        return sorted(name for name in found if name not in own and not name.startswith("."))
+
+    def check(self, names: Collection[str]) -> None:
+        """SettingsError where one of the files to write is there already and was not made by dfm."""
+        foreign = self._sizes(names).keys() - set(self.own())
+        if foreign:
+            raise SettingsError(_refusal(files.join(self.folder, min(foreign))))
+
+    def claim(self, names: Collection[str]) -> None:
+        """Note the names of files before they are written. SettingsError where one is there and not dfm's."""
+        self.check(names)
+        own = set(self.own())
+        known = {name: size for name, size in self.read().items() if name in own}
+        self._write({**known, **dict.fromkeys(names)})
+
+    def settle(self) -> None:
+        """Note the sizes of the files, now that they are written; what is gone is forgotten."""
+        own = set(self.own())
+        self._write({name: size for name, size in self._sizes(self.read()).items() if name in own})
+
+    def remove(self, names: Collection[str] | None = None) -> None:
+        """Delete files that dfm made (all of them, unless named); everything else stays."""
+        for name in set(self.own()).intersection(self.read() if names is None else names):
+            files.remove(files.join(self.folder, name), self._options)
+
+    def _sizes(self, names: Collection[str]) -> dict[str, int]:
+        """Bytes of those files that are there."""
+
+        def size(name: str) -> int:
+            try:
+                return files.size_of(files.join(self.folder, name), self._options)
+            except (FileNotFoundError, NotADirectoryError):
+                return -1
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = dict(zip(names, pool.map(size, names), strict=True))
+        return {name: bytes_there for name, bytes_there in found.items() if bytes_there >= 0}
+
+    def _write(self, entries: Mapping[str, int | None]) -> None:
+        content = {MADE_BY: MAKER, "files": dict(sorted(entries.items()))}
+        files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
+
+
+def _is_below(name: str) -> bool:
+    return "\\" not in name and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
+
+
+# -------------------------------------------------------------------------------------- apart from inputs ----
+
+
+def check_apart(
+    output: str, inputs: Sequence[str], what: str, options: files.Options = None, *,
+    shards: Sequence[str] = (), may_hide: bool = False,
+) -> None:  # fmt: skip
+    """SettingsError where an output (named `what` in the message) is, contains or lies inside an input.
+
+    inputs: paths, URLs or globs. shards: files that were found there, maybe beyond symbolic links; none of them may
+    lie below the output. may_hide: whether the output may lie inside an input where no reader looks, below a name that
+    begins with "." or "_". Links are followed, and all names of one place count as one.
+    """
+    place = place_of(output, options)
+    for url in inputs:
+        for found in _named(url, options):
+            relation = _relation(place, found)
+            if relation and not (may_hide and relation == "lies inside" and _is_hidden(place, found)):
+                raise SettingsError(_overlap(what, output, relation, url))
+    for folder in {(kind, os.path.dirname(path)) for kind, path in (place_of(url, options) for url in shards)}:
+        if _is_within(folder, place):
+            raise SettingsError(_overlap(what, output, "contains", folder[1]))
+
+
+def _overlap(what: str, output: str, relation: str, url: str) -> str:
+    return (
+        f"{what} {output} {relation} the input {url}; dfm writes nothing into what it reads: choose a folder that lies "
+        "apart from it"
+    )
+
+
+def _named(url: str, options: files.Options) -> Iterator[Place]:
+    """Places that a path names; all that a glob names."""
+    filesystem, path = files.open_store(url, options)
+    is_glob = _MAGIC.search(path) and not retrying(url, lambda: filesystem.exists(path))
+    for name in retrying(url, lambda: filesystem.glob(path)) if is_glob else [path]:
+        yield _place(filesystem, name)
+
+
+def place_of(url: str, options: files.Options = None) -> Place:
+    """The place of a URL, beyond symbolic links and detours."""
+    return _place(*files.open_store(str(files.local_path(url)) if files.is_local(url) else url, options))
+
+
+def _place(filesystem: Any, path: str) -> Place:
+    # A cache, or a folder taken for a root, is the file behind it.
+    while isinstance(inner := getattr(filesystem, "fs", None), AbstractFileSystem):
+        join = getattr(filesystem, "_join", None)
+        filesystem, path = inner, join(path) if join else path
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    if protocol in ("file", "local"):
+        return "file", os.path.realpath(path)
+    return protocol, posixpath.normpath("/" + path.strip("/"))
+
+
+def _relation(output: Place, found: Place) -> str:
+    """The way in which an output touches an input; "" where they lie apart."""
+    inside, around = _is_within(output, found), _is_within(found, output)
+    if inside and around:
+        return "is"
+    return "lies inside" if inside else "contains" if around else ""
+
+
+def _is_hidden(inner: Place, outer: Place) -> bool:
+    steps = inner[1].removeprefix(outer[1]).split("/")
+    return any(step.startswith((".", "_")) and "=" not in step for step in steps)
+
+
+def _is_within(inner: Place, outer: Place) -> bool:
+    """Whether one place is another one or lies below it."""
+    if inner[0] != outer[0]:
+        return False
+    if inner[1] == outer[1] or inner[1].startswith(outer[1].rstrip("/") + "/"):
+        return True
+    return inner[0] == "file" and _identity(outer[1]) in {_identity(each) for each in _upwards(inner[1])} - {None}
+
+
+def _upwards(path: str) -> list[str]:
+    return [path, *map(str, Path(path).parents)]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and number of a folder: bind mounts and disks that ignore case give it several paths."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return status.st_dev, status.st_ino
+    return None

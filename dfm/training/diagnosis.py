@@ -1,0 +1,147 @@
+"""What a training could not learn, and the knob to turn: columns that say nothing, a full table, factors for nothing.
+
+A job that ends well may have learnt little, and its metrics alone do not say why. Every finding is a fact that was
+measured, in words, with the settings that change it; none of them stops a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.transforms import QUANTILE
+from dfm.data.vocabulary import Vocabulary
+from dfm.model.objective import Objective
+
+_NEARLY_ALL = 0.99
+"""Share of a column's values that were not seen often enough to be kept, from which it says nothing."""
+_FULL = 0.10
+"""Share of values that share their parameters with a stranger, from which on that costs more than noise."""
+_NOTHING = 1e-4
+"""Relative gain below which a model, or its factors, may as well be left out."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """kind: one word for programs. message: what was seen. knobs: the settings to turn, the likeliest first."""
+
+    kind: str
+    message: str
+    knobs: tuple[str, ...]
+    column: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "knobs": list(self.knobs)}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldCounts:
+    """Of one field: features that are kept, entries in all, entries of features that were too rare to be kept, and
+    features among the kept ones that were seen once.
+    """
+
+    features: int
+    entries: int
+    rare: int
+    single: int
+
+
+def count_fields(vocabulary: Vocabulary) -> list[FieldCounts]:
+    """The counts of every field, in field order; features that two columns share count for the first."""
+    rare_rows = vocabulary.rare
+    is_rare = np.zeros(vocabulary.n_features, np.bool_)
+    is_rare[rare_rows[rare_rows >= 0]] = True
+    n_fields, fields = len(rare_rows), vocabulary.fields.astype(np.int64)
+
+    def total(rows: NDArray[np.bool_], amounts: NDArray[np.int64] | None = None) -> list[int]:
+        weights = None if amounts is None else amounts[rows]
+        return [int(n) for n in np.bincount(fields[rows], weights, n_fields)]
+
+    features = total(~is_rare)
+    entries = total(np.ones(len(is_rare), np.bool_), vocabulary.counts)
+    rare = total(is_rare, vocabulary.counts)
+    single = total(~is_rare & (vocabulary.counts == 1))
+    return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, strict=True)]
+
+
+def column_findings(schema: ResolvedSchema, counts: Sequence[FieldCounts], min_count: int) -> list[Finding]:
+    """Columns of which the model knows one value, or none often enough."""
+    found = []
+    for entry, seen in zip(schema.fields, counts, strict=True):
+        is_category = entry.kind in ("categorical", "list", "cross") or entry.bucketed
+        if not is_category or not seen.entries:
+            continue
+        lost = seen.rare + seen.single
+        if seen.features == 1 and not seen.rare and seen.single == 0:
+            found.append(_one_value(entry))
+        elif entry.kind != "numeric" and lost >= _NEARLY_ALL * seen.entries:
+            found.append(_too_rare(entry.name, lost / seen.entries, min_count))
+    return found
+
+
+def _one_value(entry: Field) -> Finding:
+    if entry.kind != "numeric":
+        message = f"column {entry.name!r} has one value in all rows, so that it says nothing; leave it out"
+        return Finding("one-value", message, ("schema.categorical",), entry.name)
+    message = (
+        f"all numbers of column {entry.name!r} are in one bucket ({entry.transform}), so that it says nothing; choose "
+        f"{QUANTILE} for it, or leave it out if it has but one number"
+    )
+    return Finding("one-bucket", message, (f"schema.transforms.{entry.name}", "schema.numeric"), entry.name)
+
+
+def _too_rare(column: str, share: float, min_count: int) -> Finding:
+    least = f"fewer than model.min_count = {min_count} times" if min_count > 1 else "no second time"
+    message = (
+        f"{share:.1%} of the values of column {column!r} were seen {least}, so that nothing was learnt of them; a "
+        "column that names single rows says nothing: leave it out, or round it"
+    )
+    return Finding("never-seen-twice", message, ("schema.categorical", "model.min_count"), column)
+
+
+def table_finding(collided_share: float, hash_bits: int) -> list[Finding]:
+    """Whether the table is too full. collided_share: expected share of values that share an index with another."""
+    if collided_share < _FULL:
+        return []
+    message = (
+        f"about {collided_share:.0%} of the values share their parameters with another value: the hash table of "
+        f"2^{hash_bits} is too full"
+    )
+    return [Finding("table-too-full", message, (f"model.hash_bits = {hash_bits + 2}", "model.min_count"))]
+
+
+def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
+    """Whether the model beats a constant, and its own linear part. Both are metrics of the validation rows; `linear` is
+    empty where the model has no factors.
+    """
+    if worse := _worse_than_constant(metrics):
+        knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
+        return [Finding("no-better-than-a-constant", worse, knobs)]
+    ours, theirs = metrics.get(objective.primary), linear.get(objective.primary)
+    if ours is None or theirs is None or ours < theirs - _NOTHING * abs(theirs):
+        return []
+    message = (
+        f"without its factors the model is as good on the validation rows ({objective.primary} {theirs:.5f}, with them "
+        f"{ours:.5f}): the pairs of columns add nothing"
+    )
+    return [
+        Finding("factors-add-nothing", message, ("model.n_factors = 0", "training.l2_factors", "training.n_epochs"))
+    ]
+
+
+def _worse_than_constant(metrics: Mapping[str, Any]) -> str:
+    entropy, explained = metrics.get("normalized_entropy"), metrics.get("r2")
+    if entropy is not None and entropy >= 1.0 - _NOTHING:
+        return (
+            f"the model is no better than always answering the click rate (normalized entropy {entropy:.4f} on the "
+            "validation rows)"
+        )
+    if entropy is None and explained is not None and explained <= _NOTHING:
+        return f"the model is no better than always answering the mean (r2 {explained:.4f} on the validation rows)"
+    return ""

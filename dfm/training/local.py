@@ -1,0 +1,115 @@
+"""The executor of this process: rows and parameters in its memory, replicas in its threads."""
+
+from __future__ import annotations
+
+import collections
+import os
+import platform
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dfm.data.partition import SparsePartition
+from dfm.kernels.tables import ParameterTable
+from dfm.training import rounds
+from dfm.training.backends import backend_here
+from dfm.training.loop import Metrics, Parameters
+from dfm.training.rounds import Block, Push, ReplicaReport, Work
+
+
+@dataclass
+class LocalExecutor:
+    """Trains in this process. A lone replica trains one table in place; several are averaged after each round.
+
+    replicas: per replica its partitions, one per slice; a lone one has partitions on the whole table. n_threads: how
+    many replicas train at a time.
+    """
+
+    replicas: Sequence[Sequence[SparsePartition]]
+    held_out: Sequence[SparsePartition] = ()
+    n_threads: int = 1
+    renewer: None = None
+    """Nothing is lost here without the whole process."""
+    _block: Block = field(init=False)
+    _waiting: collections.deque[tuple[Work, range]] = field(init=False, default_factory=collections.deque)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows to train on."""
+        return sum(partition.n_rows for replica in self.replicas for partition in replica)
+
+    def start(self, work: Work, table: ParameterTable) -> Work:
+        """Begin with a copy of these parameters; returns the work with the backend of this process."""
+        placed = work.on(backend_here(work.backend, work.spec))
+        self._block = Block(0, placed.averaging.copy(table))
+        return placed
+
+    def begin_epoch(self, work: Work) -> int:
+        """Replicas that are trained at a time."""
+        return self.n_threads
+
+    def submit(self, work: Work, slices: range) -> None:
+        """Let a round be the next one; it is trained when somebody waits for it."""
+        self._waiting.append((work, slices))
+
+    @property
+    def under_way(self) -> int:
+        """Rounds that nobody has waited for."""
+        return len(self._waiting)
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        """Train the next round."""
+        work, slices = self._waiting.popleft()
+        if len(self.replicas) == 1:
+            return self._train_alone(work, slices)
+        pushes = self._pushes(work, slices)
+        self._block = rounds.merge_block(work, self._block, pushes)
+        return [report for push in pushes for report in push.reports]
+
+    def _train_alone(self, work: Work, slices: range) -> list[ReplicaReport]:
+        """One table, in place: no sum of changes, which would be rounded."""
+        reports = []
+        for number in slices:
+            started = time.perf_counter()
+            tally = work.kernels.run_round(self.replicas[0][number], self._block.table, work.step)
+            seconds = time.perf_counter() - started
+            place = f"{platform.node()}/{os.getpid()}"
+            reports.append(ReplicaReport(replica=0, tally=tally, seconds=seconds, place=place, wire_bytes=0))
+        return reports
+
+    def _pushes(self, work: Work, slices: range) -> list[Push]:
+        def train(number: int) -> Push:
+            return rounds.train_replicas(work, number, slices, [self._block], [self.replicas[number]])
+
+        numbers = range(len(self.replicas))
+        if self.n_threads == 1:
+            return [train(number) for number in numbers]
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            return list(pool.map(train, numbers))
+
+    def evaluate(self, work: Work) -> Metrics:
+        """Metrics on the held-out rows; empty where there are none."""
+        if not self.held_out:
+            return {}
+        return rounds.evaluate_partitions(work, [self._block], self.held_out).metrics()
+
+    @property
+    def parameters(self) -> Parameters:
+        """A copy of the parameters."""
+        return [Block(0, self._block.table.copy(), self._block.momentum)]
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """Of the only block."""
+        return 0, self._block.table.n_features
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        """Go on from a copy of these parameters."""
+        block: Block = parameters[0]
+        self._block = Block(0, block.table.copy(), block.momentum)
+
+    def fetch(self, parameters: Parameters) -> ParameterTable:
+        """The table of these parameters."""
+        table: ParameterTable = parameters[0].table
+        return table

@@ -1,0 +1,376 @@
+"""The training loop, of jobs and of fits: rounds begun, their reports read, validation judged, the best kept.
+
+An `Executor` holds rows and parameters and does the work: this process (`dfm.training.local`) or a cluster
+(`dfm.distributed.executor`). A few rounds may be under way at a time; whatever the loop decides (stop, go back, save)
+it decides on rounds that are finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dfm.errors import ClusterError
+from dfm.model.objective import Objective
+from dfm.training.checkpoint import Checkpoint
+from dfm.training.plan import RoundPlan
+from dfm.training.progress import EpochTotals, Progress
+from dfm.training.rounds import ReplicaReport, Work
+from dfm.training.steps import StepSchedule
+
+Event = dict[str, Any]
+Metrics = dict[str, Any]
+Parameters = Sequence[Any]
+"""The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
+_AHEAD = 2
+"""Rounds that wait to be run while one runs: workers find work while the driver reads reports."""
+_LONGEST_LINEAGE = 64
+"""Rounds that a lost block may have to be computed again from, and that a scheduler has to remember."""
+
+
+class Executor(Protocol):
+    """Who holds rows and parameters, and trains on them."""
+
+    def begin_epoch(self, work: Work) -> int:
+        """See who is there for the rounds of the epoch; replicas that one of these processes trains at a time."""
+
+    def submit(self, work: Work, slices: range) -> None:
+        """Begin a round: every replica trains on these slices, then all are averaged. Nothing is waited for."""
+
+    @property
+    def under_way(self) -> int:
+        """Rounds that were begun and not finished."""
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        """Wait for the earliest round under way; what its replicas saw."""
+
+    def evaluate(self, work: Work) -> Metrics:
+        """Metrics of the parameters on the held-out rows; empty where there are none."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters after the last finished round. Later rounds leave them as they are."""
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """Rows of the table at which it is cut into blocks, from 0 to all of them."""
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        """Go on from these parameters, cut at these rows. No round is under way."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run after `rounds_done` averages. `blocks_at`, `best_at`: the averages that made the blocks."""
+
+    rounds_done: int
+    state: Mapping[str, Any]
+    blocks_at: int
+    blocks: Parameters
+    best_at: int
+    best_blocks: Parameters
+
+
+class Saver(Protocol):
+    """Who writes snapshots while the next rounds train."""
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Let this snapshot be the next one written."""
+
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait so many seconds for the newest snapshot to be written."""
+
+
+class Renewer(Protocol):
+    """Who gives parameters a new origin, so that nobody has to remember the rounds that made them."""
+
+    def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters] | None:
+        """The same parameters, from now on without a history; None where that cannot be done now."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How long to train, and by what parameters are chosen.
+
+    n_epochs: the last epoch. patience: validations in a row without a better one that stop training (None: nothing
+    does); one is better that is less by more than `tolerance`. rollbacks: how often to go back to the best parameters,
+    with half the rates, instead. validates_averages: after each, not after each epoch. Without held-out rows
+    watches_training takes the loss of the training rows for stopping. keeps_epochs: without held-out rows, keep the
+    parameters of each epoch as the best; otherwise they are the last when training ends.
+    """
+
+    n_epochs: int
+    patience: int | None = None
+    tolerance: float = 0.0
+    rollbacks: int = 0
+    validates_averages: bool = False
+    watches_training: bool = False
+    keeps_epochs: bool = True
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a training speaks: the record of an epoch that is over, and the error where a round went astray.
+
+    describe(epoch, totals, metrics, replicas that one process trained at a time, seconds of validation): the record.
+    check(epoch, reports): DivergenceError where losses left the finite numbers.
+    """
+
+    describe: Callable[[int, EpochTotals, Metrics, int, float], Event]
+    check: Callable[[int, Sequence[ReplicaReport]], None]
+
+
+@dataclass
+class Best:
+    """The parameters to publish: those after average `at`, of this epoch, and how good they were."""
+
+    blocks: Parameters
+    at: int
+    epoch: int
+    metrics: Metrics
+
+
+@dataclass
+class _Clock:
+    """Seconds of an epoch's rounds; it stands still while rows are validated."""
+
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    paused: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of this epoch so far, also in the run that this one goes on from."""
+        return self.before + time.perf_counter() - self.started - self.paused
+
+
+@dataclass
+class TrainingLoop:
+    """Everything between the first round and the last.
+
+    work: before rates and seeds of a round. n_rows: that an epoch must train. checkpoint_every: a knob of output.
+    """
+
+    work: Work
+    objective: Objective
+    plan: RoundPlan
+    schedule: StepSchedule
+    goal: Goal
+    executor: Executor
+    manner: Manner
+    n_rows: int
+    tell: Callable[[Event], None]
+    checkpointer: Saver | None = None
+    renewer: Renewer | None = None
+    checkpoint_every: str = "average"
+    at: Progress = field(default_factory=Progress)
+    best: Best | None = None
+    _least: float = float("inf")
+    _submitted: int = 0
+    _cut_at: int = 0
+    _clock: _Clock = field(default_factory=_Clock)
+
+    @property
+    def n_rounds(self) -> int:
+        """Averages of the present epoch."""
+        return self.plan.n_rounds(self.at.epoch)
+
+    def run(self) -> None:
+        """Train all epochs, or until validation has worsened too often."""
+        self._submitted = self._cut_at = self.at.rounds_done
+        while not self.at.is_over:
+            event = self._epoch()
+            self.at.history.append(event)
+            self.at.is_over = self.at.epoch == self.goal.n_epochs
+            self.tell(event)
+            if self._has_worsened():
+                self.at.is_over = True
+                best_epoch = self.best.epoch if self.best else self.at.epoch
+                self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
+            elif not self.at.is_over:
+                self.at.next_epoch()
+
+    @property
+    def result(self) -> Parameters:
+        """The best parameters, or the last ones where none could be compared."""
+        return self.best.blocks if self.best else self.executor.parameters
+
+    def _epoch(self) -> Event:
+        """Train what is left of an epoch, or until validation has worsened too often; its record."""
+        self._clock = _Clock(self.at.totals.seconds)
+        n_walks = self.executor.begin_epoch(self.work)
+        each = self.goal.validates_averages
+        for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
+            self._submit(slices)
+            self._settle(0 if each else _AHEAD)
+            if each and number < self.n_rounds:
+                self._validate_inside()
+                if self._has_worsened():
+                    break
+                self._offer()
+            self._cut_lineage()
+        self._settle(0)
+        self._check_rows()
+        started = time.perf_counter()
+        metrics = self._validate()
+        self._judge(metrics)
+        seconds = self._clock.paused + time.perf_counter() - started
+        return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
+
+    def _check_rows(self) -> None:
+        """Every row that was accepted was trained exactly once, whatever happened to workers meanwhile."""
+        totals = self.at.totals
+        if totals.rounds == self.n_rounds and totals.rows != self.n_rows:
+            raise ClusterError(f"epoch {self.at.epoch} trained {totals.rows} rows of {self.n_rows}; please report this")
+
+    # ---------------------------------------------------------------------------------------------- rounds ----
+
+    def _submit(self, slices: range) -> None:
+        """Begin one round, which depends on the one before."""
+        standing = self.plan.standing(self.at.epoch, slices, self.goal.n_epochs)
+        self.executor.submit(self.schedule.work(self.work, self._submitted, standing, self.at.rollbacks), slices)
+        self._submitted += 1
+
+    def _settle(self, under_way: int) -> None:
+        """Wait until at most so many rounds are under way, and take note of those that are finished."""
+        while self.executor.under_way > under_way:
+            reports = self.executor.finish()
+            self.manner.check(self.at.epoch, reports)
+            self.at.round += 1
+            self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
+            totals = self.at.totals
+            totals.add(reports)
+            totals.seconds = self._clock.seconds
+            if not self.goal.validates_averages or self.at.round == self.n_rounds:
+                self._offer()
+            self.tell(
+                {
+                    "event": "round",
+                    "epoch": self.at.epoch,
+                    "round": self.at.round,
+                    "rounds": self.n_rounds,
+                    "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
+                }
+            )
+
+    # ------------------------------------------------------------------------------------------ validation ----
+
+    def _validate_inside(self) -> None:
+        """Validate between two rounds of an epoch; the clock of training stands still meanwhile."""
+        paused = time.perf_counter()
+        metrics = self._validate()
+        self.tell({"event": "average", "epoch": self.at.epoch, "average": self.at.round, **metrics})
+        self._judge(metrics)
+        self._clock.paused += time.perf_counter() - paused
+
+    def _validate(self) -> Metrics:
+        return self.executor.evaluate(self.work)
+
+    def _judge(self, metrics: Metrics) -> None:
+        """Keep these parameters if they are the best so far; without validation the last ones are."""
+        watched = metrics.get(self.objective.primary)
+        if watched is None and not metrics and self.goal.watches_training:
+            watched = self.at.totals.mean_loss
+        is_best = watched is None or watched < self._least or self._least == float("inf")
+        if is_best and (metrics or self.goal.keeps_epochs):
+            self.best = Best(self.executor.parameters, self.at.blocks_at, self.at.epoch, metrics)
+        has_improved = is_best and (watched is None or not watched >= self._least - self.goal.tolerance)
+        self.at.worse = 0 if has_improved else self.at.worse + 1
+        if watched is not None and is_best:
+            self._least = min(watched, self._least)
+
+    def _has_worsened(self) -> bool:
+        """Whether to stop now. As long as rollbacks are left, it goes back to the best parameters instead."""
+        goal, at = self.goal, self.at
+        if goal.patience is None or at.worse < goal.patience:
+            return False
+        if at.rollbacks >= goal.rollbacks or self.best is None:
+            return True
+        self.executor.restore(self.best.blocks, self.executor.bounds)
+        at.blocks_at, at.worse = self.best.at, 0
+        at.rollbacks += 1
+        at.totals = EpochTotals()  # the rows seen by the parameters that were left behind count no more
+        self._clock = _Clock()
+        self.tell({"event": "rolled_back", "to_epoch": self.best.epoch, "rate_factor": 0.5**at.rollbacks})
+        return False
+
+    # ----------------------------------------------------------------------------------------- checkpoints ----
+
+    def _offer(self) -> None:
+        """Let the state after the last finished round be saved, while the next ones run."""
+        if self.checkpointer is None or (self.checkpoint_every == "epoch" and self.at.round < self.n_rounds):
+            return
+        self.checkpointer.offer(
+            Snapshot(
+                rounds_done=self.at.rounds_done,
+                state=self._state(self.at.blocks_at),
+                blocks_at=self.at.blocks_at,
+                blocks=self.executor.parameters,
+                best_at=self.best.at if self.best else 0,
+                best_blocks=self.best.blocks if self.best else (),
+            )
+        )
+
+    def _state(self, blocks_at: int) -> dict[str, Any]:
+        """What, beside the parameters after average `blocks_at`, decides how training goes on."""
+        best = None
+        if self.best is not None:
+            best = {"at": self.best.at, "epoch": self.best.epoch, "metrics": self.best.metrics}
+        progress = {**self.at.to_dict(), "blocks_at": blocks_at}
+        return {"progress": progress, "bounds": list(self.executor.bounds), "best": best}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no round is left to train."""
+        at = self.at
+        return at.is_over or (at.epoch == self.goal.n_epochs and at.round == self.n_rounds)
+
+    def keep_result(self, checkpointer: Saver) -> None:
+        """Let what training has come to be saved: the best parameters where it is over, the last round where it is not
+        judged yet; of a run in its midst, the snapshot that was offered last.
+        """
+        if self.best is None or not self.at.is_over:
+            if self.is_trained and self.checkpointer is None:
+                self.checkpointer = checkpointer
+                self._offer()
+            return
+        best = self.best
+        checkpointer.offer(
+            Snapshot(
+                rounds_done=self.at.rounds_done + 1,  # the state after the last round may be there under its own number
+                state=self._state(best.at),
+                blocks_at=best.at,
+                blocks=best.blocks,
+                best_at=best.at,
+                best_blocks=best.blocks,
+            )
+        )
+
+    def restore(self, checkpoint: Checkpoint, blocks: Parameters, best: Parameters) -> None:
+        """Stand where the checkpoint was made."""
+        self.at = Progress.from_dict(checkpoint.state["progress"])
+        self.executor.restore(blocks, checkpoint.state["bounds"])
+        saved = checkpoint.state["best"]
+        self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"]) if saved else None
+        least = saved["metrics"].get(self.objective.primary) if saved else None
+        self._least = float("inf") if least is None else least
+
+    def _cut_lineage(self) -> None:
+        """From time to time, let the blocks come from elsewhere than from the rounds before.
+
+        A cluster keeps the tasks that a result came from, to compute it again; without this its scheduler would
+        remember the whole training, and a loss of all workers at once would repeat it.
+        """
+        if self.renewer is None or self._submitted - self._cut_at < _LONGEST_LINEAGE:
+            return
+        self._settle(0)
+        self._cut_at = self._submitted
+        best = self.best.blocks if self.best else ()
+        renewed = self.renewer.renew(self.at.rounds_done, self.executor.parameters, best)
+        if renewed is None:
+            return
+        self.executor.restore(renewed[0], self.executor.bounds)
+        if self.best is not None:
+            self.best.blocks = renewed[1]

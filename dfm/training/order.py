@@ -1,0 +1,43 @@
+"""A job at the door: everything that can be refused before any data is looked at is refused here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import family_of
+from dfm.model.objective import Objective, kernel_spec
+from dfm.settings.job import Job
+from dfm.training.publish import check_output
+from dfm.training.rounds import Work
+from dfm.training.steps import work_of
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job that may be trained: its objective, and what training tasks must know, before a backend is chosen."""
+
+    job: Job
+    objective: Objective
+    work: Work
+
+    @classmethod
+    def of(cls, job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None) -> Order:
+        """SettingsError where the job names nothing to train on, or its knobs do not go together.
+
+        loss, regularizer: the functions that the job was marked with, by `objective.with_functions`.
+        """
+        job.require_training()
+        objective, spec = kernel_spec(job, loss, regularizer)
+        return cls(job, objective, work_of(job.training, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
+
+    def check_fields(self, n_fields: int) -> None:
+        """SettingsError where the model's family cannot have so many fields."""
+        family_of(self.work.spec.family).check_fields(n_fields)
+
+
+def admit(job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None) -> Order:
+    """The order of a job whose model can be written where it says. SettingsError as `Order.of` and `check_output`."""
+    order = Order.of(job, loss, regularizer)
+    check_output(job)
+    return order

@@ -1,0 +1,45 @@
+"""When the data of a run ended, from whatever text says so: moments compare as moments, not as text."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+_MOMENT = re.compile(
+    r"(?<!\d)(?P<year>\d{4})(?:-(?P<month>\d{2})(?:-(?P<day>\d{2}))?|(?P<month2>\d{2})(?P<day2>\d{2}))"
+    r"(?:[T ](?P<hour>\d{2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:\.\d+)?)?"
+    r"(?P<zone>Z|[+-]\d{2}:?\d{2})?)?(?!\d)"
+)
+"""ISO 8601, extended or basic, a day or a month alone, anywhere in a text (Airflow's run ids hold one)."""
+_NUMBER = re.compile(r"-?\d+")
+
+
+def moment_of(text: str) -> datetime.datetime | None:
+    """The moment in a text, in UTC; without a zone it is in UTC. None where there is none."""
+    found = _MOMENT.search(text)
+    if not found:
+        return None
+    year, month, day = found["year"], found["month"] or found["month2"], found["day"] or found["day2"] or 1
+    hour, minute, second = (int(found[name] or 0) for name in ("hour", "minute", "second"))
+    try:
+        wall = datetime.datetime(int(year), int(month), int(day), hour, minute, second, tzinfo=datetime.UTC)
+    except ValueError:
+        return None
+    zone = (found["zone"] or "Z").replace(":", "")
+    if zone == "Z":
+        return wall
+    ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:]))
+    return wall - ahead if zone[0] == "+" else wall + ahead
+
+
+def is_earlier(first: str, second: str) -> bool:
+    """Whether one order lies before another one: as moments, as whole numbers, or else as text.
+
+    A moment and a text without one cannot be compared: then neither is earlier.
+    """
+    moments = moment_of(first), moment_of(second)
+    if moments[0] is not None and moments[1] is not None:
+        return moments[0] < moments[1]
+    if _NUMBER.fullmatch(first) and _NUMBER.fullmatch(second):
+        return int(first) < int(second)
+    return moments == (None, None) and first < second

@@ -1,0 +1,79 @@
+"""A training that could learn nothing of something says so, with the knob to turn; of a good one there is no word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfm.data.hashing import token_index
+from dfm.data.schema import resolve
+from dfm.data.vocabulary import FeatureCounts, build_vocabulary
+from dfm.model.objective import Objective
+from dfm.settings.tables import Schema
+from dfm.training.diagnosis import FieldCounts, column_findings, count_fields, model_findings, table_finding
+
+SCHEMA = resolve(
+    Schema(categorical=("user", "site"), numeric=("x",), transforms={"x": "raw"}), ["label", "user", "site", "x"]
+)
+BUCKETS = resolve(Schema(categorical=("user",), numeric=("x",)), ["label", "user", "x"])
+USUAL = FieldCounts(500, 10_000, 30, 5)
+CLICKS, NUMBERS = Objective.of("classification"), Objective.of("regression")
+
+
+def kinds(findings: list[Any]) -> list[tuple[str, str]]:
+    assert all(finding.knobs and finding.message for finding in findings)
+    return [(finding.kind, finding.column) for finding in findings]
+
+
+@pytest.mark.parametrize("min_count", [1, 4])
+def test_fields_are_counted_apart_from_what_was_too_rare(min_count: int) -> None:
+    tokens = [("user", f"u{n}", 1) for n in range(30)] + [("user", "often", 9), ("site", "a", 70), ("site", "b", 8)]
+    ids = np.array([token_index(column, value.encode(), 20) for column, value, _ in tokens], np.uint32)
+    counts = np.array([count for *_, count in tokens], np.int64)
+    fields = np.array([["user", "site"].index(column) for column, *_ in tokens], np.uint16)
+    order = np.argsort(ids)
+    seen = FeatureCounts(ids[order], counts[order], fields[order])
+    found = count_fields(build_vocabulary(seen, ["user", "site"], 20, min_count, 1))
+    expected = FieldCounts(31, 39, 0, 30) if min_count == 1 else FieldCounts(1, 39, 30, 0)
+    assert found == [expected, FieldCounts(2, 78, 0, 0)]
+
+
+def test_columns_that_say_nothing_are_named() -> None:
+    assert column_findings(SCHEMA, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4) == []
+    one, never = FieldCounts(1, 10_000, 0, 0), FieldCounts(2, 10_000, 9_950, 0)
+    assert kinds(column_findings(SCHEMA, [never, one, one], 4)) == [("never-seen-twice", "user"), ("one-value", "site")]
+    alone = FieldCounts(9_990, 10_000, 0, 9_985)
+    assert kinds(column_findings(SCHEMA, [alone, USUAL, one], 1)) == [("never-seen-twice", "user")]
+    found = column_findings(BUCKETS, [USUAL, one], 4)
+    assert kinds(found) == [("one-bucket", "x")]
+    assert "schema.transforms.x" in found[0].knobs
+
+
+def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:
+    assert table_finding(0.09, 18) == []
+    found = table_finding(0.31, 18)
+    assert kinds(found) == [("table-too-full", "")]
+    assert found[0].knobs[0] == "model.hash_bits = 20"
+
+
+@pytest.mark.parametrize(
+    ("objective", "metrics", "linear", "expected"),
+    [
+        (CLICKS, {"log_loss": 0.4, "normalized_entropy": 0.8}, {"log_loss": 0.5}, []),
+        (CLICKS, {"log_loss": 0.4, "normalized_entropy": 0.8}, {}, []),
+        (CLICKS, {}, {}, []),
+        (CLICKS, {"log_loss": 0.5, "normalized_entropy": 0.99995}, {"log_loss": 0.5}, ["no-better-than-a-constant"]),
+        (CLICKS, {"log_loss": 0.4, "normalized_entropy": 0.8}, {"log_loss": 0.4}, ["factors-add-nothing"]),
+        (CLICKS, {"log_loss": None, "normalized_entropy": None}, {"log_loss": None}, []),
+        (NUMBERS, {"rmse": 2.0, "r2": -0.1}, {"rmse": 2.0}, ["no-better-than-a-constant"]),
+        (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 1.9}, ["factors-add-nothing"]),
+        (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 2.2}, []),
+        (Objective.of("classification", "hinge"), {"loss": 0.3, "error_rate": 0.1}, {"loss": 0.6}, []),
+    ],
+)
+def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
+    objective: Objective, metrics: dict[str, Any], linear: dict[str, Any], expected: list[str]
+) -> None:
+    assert [finding.kind for finding in model_findings(objective, metrics, linear)] == expected
