@@ -48,7 +48,11 @@ def _shortest_decimal(x, exponent, powers):  # type: ignore[no-untyped-def]
 
 @compiled
 def _snap(values, powers, whole_too, out):  # type: ignore[no-untyped-def]
-    """out[i] = the decimal meant by values[i] where a float32 holds it, NaN where text must tell; writes `out`."""
+    """out[i] = the decimal meant by values[i] where a float32 holds it, NaN where text must tell; writes `out`.
+
+    Returns how many are so extreme that text must tell.
+    """
+    extreme = 0
     for i in range(out.size):
         x = values[i]
         size = abs(x)
@@ -60,6 +64,8 @@ def _snap(values, powers, whole_too, out):  # type: ignore[no-untyped-def]
         out[i] = np.nan
         if _LEAST <= size < _MOST:
             out[i] = _shortest_decimal(x, int(np.floor(np.log10(size))), powers)
+        extreme += np.isnan(out[i])
+    return extreme
 
 
 def shortest(values: NDArray[np.float64], whole_too: bool = True) -> NDArray[np.float64]:
@@ -68,9 +74,8 @@ def shortest(values: NDArray[np.float64], whole_too: bool = True) -> NDArray[np.
     whole_too: large whole numbers as well, as comparing wants them (1e11 is no float32); hashing takes their digits.
     """
     out = np.empty(len(values))
-    _snap(values, _POWERS, whole_too, out)
-    extreme = np.isnan(out) & ~np.isnan(values)
-    if extreme.any():
+    if _snap(values, _POWERS, whole_too, out):
+        extreme = np.isnan(out) & ~np.isnan(values)
         texts = pa.array(values[extreme].astype(np.float32)).cast(pa.string())
         out[extreme] = texts.cast(pa.float64()).to_numpy()
     return out

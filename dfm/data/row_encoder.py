@@ -42,7 +42,7 @@ class RowEncoder:
     """Encodes dicts of column to list for one model."""
 
     def __init__(self, schema: ResolvedSchema, hash_bits: int, statistics: Mapping[str, NumberStatistics]) -> None:
-        self._schema, self._hash_bits = schema, hash_bits
+        self._schema, self._hash_bits, self.columns = schema, hash_bits, schema.columns
         is_plain = all(entry.kind == "categorical" or entry.bucketed for entry in schema.fields)
         self.usable = is_plain and not schema.derived
         self._absent, self._takes_nan = frozenset(schema.missing), schema.nan == "missing"
@@ -60,7 +60,7 @@ class RowEncoder:
 
     def _bucketed(
         self, numeric: Sequence[Field], statistics: Mapping[str, NumberStatistics]
-    ) -> list[tuple[Transform, NumberStatistics, list[int], list[NDArray[np.uint32]]]]:
+    ) -> list[tuple[Transform, NumberStatistics, NDArray[np.intp], list[NDArray[np.uint32]]]]:
         """Columns whose codes are made together: transform, what it knows, their places, features of their codes."""
         together: dict[tuple[str, NumberStatistics], list[int]] = {}
         for place, entry in enumerate(numeric):
@@ -71,7 +71,7 @@ class RowEncoder:
         for (name, known), places in together.items():
             n_codes = TRANSFORMS[name].n_codes(known)
             tables = [hashing.bucket_table(self._numbers[place], n_codes, self._hash_bits) for place in places]
-            found.append((TRANSFORMS[name], known, places, tables))
+            found.append((TRANSFORMS[name], known, np.array(places), tables))
         return found
 
     def encode(self, data: Mapping[str, Sequence[Any]], n_rows: int) -> HashedRows:
@@ -117,9 +117,10 @@ class RowEncoder:
         values, present = values.reshape(n_rows, -1), present.reshape(n_rows, -1)
         out = np.empty(values.shape, np.uint32)
         for transform, known, places, tables in self._buckets:
-            codes = transform.codes(values[:, places].reshape(-1), present[:, places].reshape(-1), known)
-            for own, place, table in zip(codes.reshape(n_rows, -1).T, places, tables, strict=True):
-                out[:, place] = table[own]
+            own = slice(None) if len(self._buckets) == 1 else places
+            codes = transform.codes(values[:, own].reshape(-1), present[:, own].reshape(-1), known)
+            for code, place, table in zip(codes.reshape(n_rows, -1).T, places, tables, strict=True):
+                out[:, place] = table[code]
         return out
 
 

@@ -244,7 +244,7 @@ def _named_in_full(schema: Schema, columns: Sequence[str]) -> dict[str, str]:
     owners = _reserved(schema)
     for role in FEATURE_ROLES:
         for name in getattr(schema, role):
-            if owners.get(name) == "time":
+            if owners.get(name) == "time" and role != "lists":
                 owners[name] = role  # it orders the rows, and may be a feature as well
             if name in columns and owners.setdefault(name, role) != role:
                 raise SettingsError(_two_roles(name, owners[name], role))

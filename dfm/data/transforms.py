@@ -23,13 +23,18 @@ BOUNDARIES, MOMENTS = "boundaries", "moments"
 """The kinds of facts that a transform may have to learn of its column before it can be used."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NumberStatistics:
     """The facts that a transform learnt of one numeric column: quantile boundaries, or mean and standard deviation."""
 
     boundaries: tuple[float, ...] = ()
     mean: float = 0.0
     stdev: float = 1.0
+
+    @functools.cached_property
+    def bounds(self) -> Floats:
+        """The boundaries as an array: a served row has no time to make it."""
+        return np.array(self.boundaries, np.float64)
 
 
 NOTHING_KNOWN = NumberStatistics()
@@ -98,8 +103,7 @@ def _log2_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Cod
 
 def _quantile_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Codes:
     """1 + number of boundaries below or at x, 0 where missing."""
-    boundaries = np.array(known.boundaries, np.float64)
-    return np.where(present, 1 + np.searchsorted(boundaries, numbers, side="right"), 0).astype(np.int32)
+    return np.where(present, 1 + np.searchsorted(known.bounds, numbers, side="right"), 0).astype(np.int32)
 
 
 # ------------------------------------------------------------------------------------------------- auto ----

@@ -135,9 +135,9 @@ class FMModel:
             return None
         try:
             # Anything but plain lists may look rows up by label (a pandas Series) or hold something else (a string).
-            if any(type(data[column]) not in (list, tuple) for column in self.schema.columns):
+            if any(type(data[column]) not in (list, tuple) for column in self._row_encoder.columns):
                 return None
-            lengths = {len(data[column]) for column in self.schema.columns}
+            lengths = {len(data[column]) for column in self._row_encoder.columns}
             n_rows = lengths.pop() if len(lengths) == 1 else 0
             if not 0 < n_rows <= row_encoder.MOST_ROWS:
                 return None

@@ -110,10 +110,6 @@ def test_patterns_in_transforms_apply_and_full_names_win_whatever_their_order():
             {"categorical": ["C1"], "numeric": ["I1"], "numeric_transform": "raw", "crosses": [["C1", "I1"]]},
             r'names "I1", which is numeric, raw.*only categories can be combined',
         ),
-        (
-            {"categorical": ["C1"], "lists": ["genres"], "crosses": [["C1", "genres"]]},
-            r'names "genres", which is list, sqrt',
-        ),
     ],
 )
 def test_what_does_not_fit_the_columns_is_refused_with_the_reason(schema, said):
