@@ -91,7 +91,7 @@ class ResolvedSchema:
         return list(dict.fromkeys(source for column in columns for source in made.get(column, (column,))))
 
     def _late_values(self) -> dict[str, Any]:
-        """What is not at its default, JSON-ready: schemas that do not use it are written as ever."""
+        """The values that are not at their defaults, JSON-ready: schemas that do not use it are written as ever."""
         derived = [[entry.name, entry.function, list(entry.columns)] for entry in self.derived]
         values = {
             "missing": list(self.missing),
