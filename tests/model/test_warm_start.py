@@ -103,7 +103,7 @@ def test_a_start_that_fits_takes_over_the_statistics(model: FMModel, published: 
         ({"model": {"n_factors": 4}}, r"model.n_factors = 4, but .* has 3; use 3"),
         ({"model": {"hash_bits": 20}}, r"model.hash_bits = 20, but .* has 18"),
         ({"model": {"task": "regression"}}, r"model.task = regression, but .* has classification"),
-        ({"training": {"optimizer": "ftrl"}}, "FTRL makes its weights"),
+        ({"training": {"optimizer": "ftrl"}}, "which makes its weights of sums"),
     ],
 )
 def test_a_job_of_another_kind_is_refused(model: FMModel, published: str, changes, message):
