@@ -691,7 +691,10 @@ def test_missing_and_unreadable_numbers_do_not_count(tmp_path):
 
 def test_statistics_are_learnt_only_where_a_transform_needs_them(tmp_path):
     schema = resolve(
-        Schema(numeric=["a", "b", "c", "d"], transforms={"b": "raw", "c": "standardize", "d": "quantile"}),
+        Schema(
+            numeric=["a", "b", "c", "d"],
+            transforms={"a": "log2-bucket", "b": "raw", "c": "standardize", "d": "quantile"},
+        ),
         ["label", "a", "b", "c", "d"],
     )
     table = {name: [1.0, 3.0] for name in ("label", "a", "b", "c", "d")}
