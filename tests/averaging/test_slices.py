@@ -19,6 +19,7 @@ from dfm.kernels.contract import Following, KernelSpec, RoundTally, RowsLike, St
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, pull
 from dfm.training import rounds
+from dfm.training.backends import BACKENDS, NUMBA
 
 FEATURES = st.lists(st.integers(0, 70_000), unique=True, max_size=60).map(sorted)
 
@@ -166,7 +167,8 @@ def test_slices_of_one_round_are_walked_in_different_orders(monkeypatch: pytest.
         seeds.append(step.seed)
         return kernels.run_round(rows, local, step)
 
-    monkeypatch.setattr(rounds, "compiled", lambda *_: dataclasses.replace(kernels, run_round=run_round))
+    replaced = dataclasses.replace(kernels, run_round=run_round)
+    monkeypatch.setitem(BACKENDS, "numba", dataclasses.replace(NUMBA, compiled=lambda _: replaced))
     rounds.train_replicas(work, 0, range(2), [rounds.Block(0, table)], [[part, part], [part, part]])
     assert len(seeds) == len(set(seeds)) == 4
 
@@ -180,7 +182,8 @@ def test_a_walk_is_told_what_is_walked_after_it(monkeypatch: pytest.MonkeyPatch)
         announced.append((id(following.rows), following.seed) if following else None)
         return kernels.run_round(rows, local, step)
 
-    monkeypatch.setattr(rounds, "compiled", lambda *_: dataclasses.replace(kernels, run_round=run_round))
+    replaced = dataclasses.replace(kernels, run_round=run_round)
+    monkeypatch.setitem(BACKENDS, "numba", dataclasses.replace(NUMBA, compiled=lambda _: replaced))
     rounds.train_replicas(work, 3, range(1, 3), [rounds.Block(0, table)], [parts[:3], parts[3:]])
     assert announced == [*walks[1:], None]
     assert [walk for walk, _ in walks] == [id(part) for part in (parts[1], parts[2], parts[4], parts[5])]

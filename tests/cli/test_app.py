@@ -250,7 +250,7 @@ def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, sche
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["event"] for event in events] == [
-        *("plan", "placement", "vocabulary", "prepared", "epoch", "epoch", "done")
+        *("plan", "placement", "vocabulary", "prepared", "epoch", "epoch", "diagnosis", "done")
     ]
     for number, event in enumerate(events[4:6], start=1):
         assert event.keys() >= EPOCH_KEYS

@@ -151,7 +151,7 @@ def test_a_job_trained_by_the_gpu_kernels_is_as_good_as_one_of_the_cpu(
         assert result.model.metadata["backend"] == backend
     assert [event["backend"] for event in told if event["event"] == "prepared"] == ["numba", "cupy"]
     kernels = {kernel for kernel, *_ in device.launched}
-    assert {"train_rows", "score_rows", "sum_linear", "finish_factors", "scatter_rows"} <= kernels
+    assert {"train_rows", "score_rows", "sum_parts", "finish_vectors", "scatter_rows"} <= kernels
     assert losses["cupy"] == pytest.approx(losses["numba"], abs=0.002)
 
 

@@ -68,7 +68,15 @@ def pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 def test_events_come_in_order_and_hold_what_they_promise(trained: TrainResult, events: list[dict[str, Any]]) -> None:
     told = [event for event in events if event["event"] != "progress"]
     names = [event["event"] for event in told]
-    assert names == ["plan", "placement", "vocabulary", "prepared", *(["round", "round", "epoch"] * 2), "done"]
+    assert names == [
+        "plan",
+        "placement",
+        "vocabulary",
+        "prepared",
+        *(["round", "round", "epoch"] * 2),
+        "diagnosis",
+        "done",
+    ]
     standing = [(event["epoch"], event["round"], event["rounds"]) for event in told if event["event"] == "round"]
     assert standing == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
     epochs = [event for event in told if event["event"] == "epoch"]

@@ -91,7 +91,7 @@ def test_a_schedule_scales_both_rates_but_not_the_one_that_defines_ftrls_z() -> 
 
 def refresh_weights(table: ParameterTable, step: Step) -> None:
     refresh_rows(table.layout, step, np.arange(len(table.linear), dtype=np.uint32), 0, table.linear)
-    refresh_bias(table.layout, step, table.bias)
+    refresh_bias(table.layout, step, table.bias.reshape(1, -1))
 
 
 def test_averaged_ftrl_state_gives_weights_with_exact_zeros() -> None:
