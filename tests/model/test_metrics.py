@@ -240,7 +240,7 @@ def test_rows_that_no_metric_can_use_are_refused(task, scores, labels, weights, 
         TALLIES[task].from_scores(scores, labels, weights)
 
 
-@pytest.mark.parametrize("label", [-1, 2, 0.5])
-def test_a_class_other_than_0_and_1_is_refused_with_its_value(label):
+@pytest.mark.parametrize("label", [-1, 2, 1.5])
+def test_a_class_outside_of_0_and_1_is_refused_with_its_value(label):
     with pytest.raises(DataError, match=rf"label {float(label)} is not legal .* expected 0 or 1"):
         ClassificationTally.from_scores([0.0, 0.0], [1, label])
