@@ -27,7 +27,7 @@ def test_a_fit_on_a_gpu_is_as_good_as_one_on_processors(monkeypatch, n_replicas)
     there = FMClassifier(**settings, early_stopping=True, backend="auto").fit(X, Y)
     kernels = {kernel for kernel, *_ in device.launched}
     assert {"train_rows", "score_rows", "copy_numbers"} <= kernels
-    assert ("finish_linear" in kernels) == (n_replicas > 1)
+    assert ("finish_numbers" in kernels) == (n_replicas > 1)
     assert there.score(X, Y) == pytest.approx(here.score(X, Y), abs=0.05)
     assert there.score(X, Y) > 0.85
     assert len(there.history_) == there.n_iter_
@@ -47,7 +47,7 @@ def test_the_workers_of_a_client_train_on_their_gpus(monkeypatch):
     with in_process_client(1) as client:
         model = LinearClassifier(n_replicas=2, n_epochs=3, backend="cupy").fit(X, Y, client=client)
         assert np.isfinite(model.coef_).all()
-    assert {"train_rows", "finish_linear"} <= {kernel for kernel, *_ in device.launched}
+    assert {"train_rows", "finish_numbers"} <= {kernel for kernel, *_ in device.launched}
 
 
 def test_a_matrix_is_factorized_on_a_gpu(monkeypatch):
