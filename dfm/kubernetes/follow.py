@@ -225,7 +225,8 @@ class Watch:
         if found is not None and found.is_over and found.state != "lost":
             return found, state
         why = self._clock.has_run_out(state if fresh else None, found)
-        ended = self._server.ask(_give_up, self._api, why, state, self._options)
+        # Asked for a reason only: an answer without a question to the server would end its being away.
+        ended = self._server.ask(_give_up, self._api, why, state, self._options) if why else None
         return (ended, state) if ended is not None else None
 
     def wait(self) -> None:
@@ -294,13 +295,11 @@ def _hopeless(state: JobState, found: Outcome) -> tuple[str, float]:
 
 
 def _give_up(api: Api, why: str, state: JobState, options: Mapping[str, Any] | None) -> Outcome | None:
-    """The outcome of a job for which there is no hope; None where there is.
+    """The outcome of a job for which there is no hope; None where it has moved on.
 
     One that has not begun is deleted, unless it has moved since it was looked at: it must not begin behind the back of
     somebody who was told that it does not, and submits it again.
     """
-    if not why:
-        return None
     reason = _why_lost(state, why)
     if why in ("unmade", "pending"):
         if not api.delete("DaskJob", state.name, state.version):

@@ -37,7 +37,7 @@ def two_nights(cluster: DaskCluster, log: Path) -> list[dict[str, str]]:
 def test_nights_in_a_row_check_train_judge_publish_score_and_report(two_nights: list[dict[str, str]]):
     assert two_nights == [dict.fromkeys(TASKS, "success")] * 2
     history = registry.versions(str(OUTPUT / "champion"))
-    assert [entry.order for entry in history] == ["20261115T000000", "20261116T000000"]
+    assert [entry.order for entry in history] == ["2026-11-16T00:00:00+00:00", "2026-11-17T00:00:00+00:00"]
     assert history[1].model == str(run_folder("2026-11-16") / "model")
     assert history[1].champion["rows"] == history[1].candidate["rows"] == 6000
     assert history[1].candidate["log_loss"] < history[1].champion["log_loss"]
