@@ -20,6 +20,7 @@ from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.row_order import BLOCK_ROWS
+from dfm.kernels.tables import ParameterTable
 from tests import reference
 from tests.support.kernel_cases import (
     BACKENDS,
@@ -235,6 +236,10 @@ def test_an_offset_that_goes_back_is_refused(kernels: Kernels) -> None:
         kernels.scores(rows, make_table())
 
 
+def with_linear(table: ParameterTable, linear: np.ndarray) -> ParameterTable:
+    return dataclasses.replace(table, arrays={**table.arrays, "linear": linear})
+
+
 def test_tables_that_do_not_fit_are_refused(kernels: Kernels) -> None:
     table, rows, step = make_table(), make_rows(), Step(0.05, 0.05)
     with pytest.raises(ValueError, match="does not fit"):
@@ -243,9 +248,9 @@ def test_tables_that_do_not_fit_are_refused(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="read-only"):
         kernels.run_round(rows, table, step)
     with pytest.raises(TypeError, match="float64"):
-        kernels.scores(rows, dataclasses.replace(table, linear=table.linear.astype(float)))
+        kernels.scores(rows, with_linear(table, table.linear.astype(float)))
     with pytest.raises(ValueError, match="shapes"):
-        kernels.scores(rows, dataclasses.replace(table, linear=table.linear[:30]))
+        kernels.scores(rows, with_linear(table, table.linear[:30]))
 
 
 def test_settings_that_nothing_reads_are_refused(backend: str, kernels: Kernels) -> None:
