@@ -8,6 +8,7 @@ so a reader of an old manifest never meets the parameters of a new one.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -337,8 +338,10 @@ def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: fi
         # A file of another size is not even read.
         fits = files.size_of(files.join(url, name), options) == entry["bytes"]
         data = files.read_bytes(files.join(url, name), options) if fits else b""
-    except FileNotFoundError as error:
-        raise ModelError(f"the model at {url} lacks {name}; publish it again") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG) and not isinstance(error, FileNotFoundError):
+            raise
+        raise ModelError(f"the model at {url} lacks {_short(name)}; publish it again") from error
     if not fits or len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
     return data
