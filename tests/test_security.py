@@ -133,7 +133,8 @@ def test_checkpoint_manifests_that_somebody_changed_are_skipped_or_refused(tmp_p
             fuzz_model.change(outer, draw)
         (tmp_path / "round-00000001.json").write_text(json.dumps(outer))
         found: list[Checkpoint] = []
-        with contextlib.suppress(SettingsError):  # nothing says any more that it is dfm's to delete
+        # Only a change of the outside may take away what says that the file is dfm's to delete: then it is refused.
+        with contextlib.suppress(*([SettingsError] if number % 5 == 0 else [])):
             found = CheckpointFolder(str(tmp_path), "tester").found()
         for checkpoint in found:
             assert all("/" not in name and ".." not in name for name in checkpoint.files), number
