@@ -191,6 +191,9 @@ _PLAN = (
     Field("rounds_per_epoch", "integer", "averages in the first epoch"),
     Field("later_rounds_per_epoch", "integer", "averages in each later epoch"),
     Field("rows_per_replica", "integer", "rows of the largest replica", "rows"),
+    Field("held_out", "text", "which of the training rows validate; empty where the job names the rows that do"),
+    Field("epochs", "integer", "walks over the rows, at most"),
+    Field("schedule", "text", "how the step size changes"),
 )
 _ROWS = "rows read, trained, rejected, and the rejected ones by reason"
 _EPOCH = Field("epoch", "integer", "which epoch, from 1")
@@ -251,7 +254,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "statistics, hash, build, evaluate, predict or synth"),
+            Field("stage", "text", "latest, statistics, hash, build, pilot, evaluate, predict or synth"),
             Field("done", "integer", "rows that are done", "rows"),
             Field("total", "integer", "rows of the stage", "rows"),
         ),
@@ -303,6 +306,44 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("compile_seconds", "number", "the slowest compilation, meanwhile", "s"),
             Field("backend", "text", "name of the backend"),
             Field("backend_text", "text", "what it is and why it was chosen"),
+        ),
+    ),
+    EventRecord(
+        "settings",
+        _TRAINING,
+        "the rows are known, and with them what the job left to dfm",
+        (
+            Field("mean_squares", "number", "mean of a row's sum of x², at least 1"),
+            Field("learning_rate", "number", "step size before rate_scaling"),
+            Field("factor_rate_scale", "number", "step size of the factors, in parts of that"),
+            Field("l2_factors", "number", "L2 on factors"),
+            Field("init_stdev", "number", "standard deviation of the factors at the start"),
+            Field("schedule", "text", "how the step size changes"),
+            Field("epochs", "integer", "walks over the rows, at most"),
+        ),
+    ),
+    EventRecord(
+        "pilot",
+        _TRAINING,
+        "settings were tried beside each other, and the best goes on",
+        (
+            Field("losses", "record", "by the name of the setting: what they were compared by"),
+            Field("chosen", "text", "default, cautious or bold"),
+            Field("compared", "text", "when"),
+            Field("margin", "number", "relative gain that the default is left for"),
+            Field("learning_rate", "number", "of the chosen setting, before rate_scaling"),
+            Field("factor_rate_scale", "number", "of the chosen setting"),
+            Field("l2_factors", "number", "of the chosen setting"),
+        ),
+    ),
+    EventRecord(
+        "plateau",
+        _TRAINING,
+        "the constant step size brings no more: from the best parameters on it falls",
+        (
+            _EPOCH,
+            Field("to_epoch", "integer", "the epoch that gave the best parameters"),
+            Field("epochs", "integer", "epochs that follow, at most"),
         ),
     ),
     EventRecord("resumed", _TRAINING, "it goes on from a checkpoint", (_EPOCH, _ROUND, _ROUNDS)),

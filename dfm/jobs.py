@@ -90,7 +90,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     inputs = find_inputs(resolved)
     order.check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
-    longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
+    longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
     return {
         "job": resolved.to_dict(),

@@ -154,5 +154,5 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
         plan["rows"] * fields / _FIELDS / (n_workers * cpus * _PREPARED),
         epoch(plan["rounds_per_epoch"]),
         epoch(plan["later_rounds_per_epoch"]),
-        plan["job"]["training"]["n_epochs"],
+        plan["epochs"],
     )

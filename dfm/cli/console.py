@@ -21,6 +21,8 @@ STAGES = {
     "statistics": "statistics of numbers",
     "hash": "hashing shards",
     "build": "building partitions",
+    "latest": "looking for the latest rows",
+    "pilot": "trying settings",
     "evaluate": "evaluating",
     "predict": "predicting",
 }
@@ -109,6 +111,8 @@ class Reporter:
             f"{event['validation_rows']:,} in {event['validation_shards']} to validate; {event['replicas']} replicas "
             f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages {later}"
         )
+        if event.get("held_out"):
+            self._line(f"validates on {event['held_out']} (data.validation_fraction)")
 
     def _show_placement(self, event: Event) -> None:
         workers = event["workers"]
@@ -120,6 +124,26 @@ class Reporter:
         self._line(
             f"{len(workers)} workers with {min(rows):,} to {max(rows):,} rows each, "
             f"{min(e['replicas'] for e in workers)} to {max(e['replicas'] for e in workers)} replicas{idle_text}"
+        )
+
+    def _show_settings(self, event: Event) -> None:
+        self._line(
+            f"learning rate {event['learning_rate']:.3g}, factors at {event['factor_rate_scale']:.3g} of it with L2 "
+            f"{event['l2_factors']:.3g} from {event['init_stdev']:.2g} (Σ x² of a row: {event['mean_squares']:.3g}); "
+            f"schedule {event['schedule']}, {event['epochs']} epochs at most"
+        )
+
+    def _show_pilot(self, event: Event) -> None:
+        losses = ", ".join(f"{name} {_number(loss)}" for name, loss in event["losses"].items())
+        self._line(
+            f"pilot, {event['compared']}: {losses}; goes on with {event['chosen']} (learning rate "
+            f"{event['learning_rate']:.3g}; another than the default must be {event['margin']:.0%} better)"
+        )
+
+    def _show_plateau(self, event: Event) -> None:
+        self._line(
+            f"on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate (at most "
+            f"{event['epochs']} more)"
         )
 
     def _show_vocabulary(self, event: Event) -> None:
@@ -220,7 +244,8 @@ def plan_table(planned: Event) -> Table:
     for name, value in planned.items():
         if name in ("job", "columns"):
             continue
-        table.add_row(name.replace("_", " "), _bytes(value) if "bytes" in name else f"{value:,}")
+        shown = value if isinstance(value, str) else _bytes(value) if "bytes" in name else f"{value:,}"
+        table.add_row(name.replace("_", " "), escape(shown or "-"))
     for column, transform in planned["columns"].items():
         table.add_row(escape(f"field {column}"), transform)
     return table

@@ -33,7 +33,6 @@ numeric = ["I*"]                   # thirteen counts, bucketed by floor(ln(x)^2)
 categorical = ["C*"]               # twenty-six categories, hashed
 
 [model]
-n_factors = 8
 hash_bits = 22
 
 [training]
@@ -63,7 +62,7 @@ class DemoResult:
 
 
 def run_demo(
-    output: str, rows: int, seed: int, on_event: OnEvent, *, workers: int | None = None, epochs: int = 3
+    output: str, rows: int, seed: int, on_event: OnEvent, *, workers: int | None = None, epochs: int = 5
 ) -> DemoResult:
     """Make `rows` rows of clicks over eight days, train on seven, evaluate on the last; everything below `output`."""
     started = time.perf_counter()

@@ -101,6 +101,8 @@ class RowAccount:
     label_sum: float = 0.0
     """Sum of the accepted rows' labels, weights aside: in classification, how many are positive."""
     labels: LabelMoments = LabelMoments()
+    squares: float = 0.0
+    """Sum of x² over all entries of the accepted rows: what a row's own step moves its score by, times their number."""
 
     @property
     def rejected(self) -> int:
@@ -114,6 +116,7 @@ class RowAccount:
             self.rejections + other.rejections,
             self.label_sum + other.label_sum,
             self.labels + other.labels,
+            self.squares + other.squares,
         )
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:
@@ -166,9 +169,8 @@ class RowAccount:
     def from_dict(cls, values: Mapping[str, Any]) -> RowAccount:
         """The account that `to_dict` wrote."""
         rejections = tuple(Rejection(**item) for item in values["rejections"])
-        return cls(
-            values["read"], values["accepted"], rejections, values["label_sum"], LabelMoments(**values["labels"])
-        )
+        labels = LabelMoments(**values["labels"])
+        return cls(values["read"], values["accepted"], rejections, values["label_sum"], labels, values["squares"])
 
 
 def bad_row_message(rejection: Rejection) -> str:

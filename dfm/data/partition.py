@@ -38,6 +38,13 @@ class HashedRows:
         """Number of rows."""
         return len(self.labels)
 
+    @property
+    def sum_of_squares(self) -> float:
+        """Σ x² over all entries."""
+        if not self.values.size:
+            return float(len(self.indices))
+        return float(np.square(self.values, dtype=np.float64).sum())
+
     def slice(self, start: int, stop: int) -> HashedRows:
         """Views of rows [start, stop)."""
         first, last = int(self.indptr[start]), int(self.indptr[stop])

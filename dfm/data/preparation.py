@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
+from dfm.data.draw import Draw
 from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
@@ -38,7 +39,7 @@ from dfm.storage import ownership
 from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 _CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
@@ -58,6 +59,8 @@ class Reading:
     """Keep only rows whose time is this or later; empty: no such bound."""
     time_until: str = ""
     """Keep only rows whose time is before this; empty: no such bound."""
+    draw: Draw | None = None
+    """Keep only rows that were drawn, or those that were not."""
     on_bad_rows: str = "error"
     cache: str = ""
     units: RowUnits = field(default_factory=RowUnits)
@@ -89,6 +92,7 @@ class Reading:
             statistics,
             self.time_from,
             self.time_until,
+            dataclasses.astuple(self.draw) if self.draw else (),
         )
 
 
@@ -227,7 +231,11 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 
 
 def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
-    """Batches of the unit, without the rows outside the reading's span of time."""
+    """Batches of the unit, without the rows that others train or validate on."""
+    if reading.draw is not None:
+        for batch in read_unit(unit, columns, reading.storage_options):
+            yield _kept(batch, pa.array(reading.draw.keeps(batch)))
+        return
     if not (reading.time_from or reading.time_until):
         yield from read_unit(unit, columns, reading.storage_options)
         return
@@ -235,8 +243,13 @@ def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch
     for batch in read_unit(unit, wanted, reading.storage_options):
         with naming_shard(batch):
             keep = _in_span(batch.data.column(reading.schema.time), reading)
-        kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
-        yield dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
+        yield _kept(batch, keep)
+
+
+def _kept(batch: Batch, keep: pa.Array) -> Batch:
+    """The rows of a batch for which `keep` (bool[n_rows]) holds."""
+    kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+    return dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
@@ -265,7 +278,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
                 raise DataError(bad_row_message(rejections[0]))
             label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
             labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
-            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels)
+            squares = encoded.rows.sum_of_squares
+            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels, squares)
             parts.append(encoded.rows)
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)

@@ -57,6 +57,14 @@ def first_and_last(texts: pa.Array, bound: str, column: str) -> tuple[str, str]:
     return known[order[0].as_py()].as_py(), known[order[-1].as_py()].as_py()
 
 
+def sort_keys(moments: pa.Array, column: str) -> pa.Array:
+    """What the moments, of any type and without nulls, are ordered by. DataError where texts have no common order."""
+    if not _is_text(moments.type) or not len(moments):
+        return moments
+    texts = moments.cast(pa.string())
+    return _comparable(texts, texts[0].as_py(), column)[0]
+
+
 def _comparable(values: pa.Array, bound: str, column: str) -> tuple[pa.Array, pa.Scalar]:
     """The values and the bound as one type whose order is that of time."""
     if _is_text(values.type):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distributed import Client, Future, get_client
 
@@ -138,6 +138,12 @@ class DaskExecutor:
         self.blocks, self.bounds = list(parameters), list(bounds)
         self._recent.clear()
         self._recent.append(self.blocks)
+
+    def fork(self, parameters: Parameters) -> DaskExecutor:
+        """Another executor of the same cluster on the same rows, which begins with these blocks."""
+        other = replace(self)
+        other.restore(parameters, self.bounds)
+        return other
 
 
 @dataclass

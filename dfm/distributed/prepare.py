@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
+from dfm.data.draw import Draw
 from dfm.data.hashing import expected_collisions
+from dfm.data.latest import latest_moments, latest_of
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
@@ -35,7 +38,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.run import Event, Run
 from dfm.errors import DataError
 from dfm.model.objective import takes_any_unit
-from dfm.training.inputs import nothing_left
+from dfm.training.inputs import bound_in, nothing_left
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
@@ -143,6 +146,16 @@ def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[s
     return glance_at_numbers(reading, units, columns)
 
 
+def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table:
+    """The latest moments of some rows, and how many rows each has."""
+    return latest_moments(reading, units, n_rows)
+
+
+def merge_latest(found: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:
+    """The latest moments of them all."""
+    return latest_of(found, n_rows, column)
+
+
 def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Statistics of numeric columns over some rows."""
     return sketch_numbers(reading, units, columns)
@@ -181,19 +194,32 @@ def prepare(run: Run) -> Prepared:
 
 def _readings(run: Run) -> tuple[Reading, Reading]:
     """The reading of training rows, and that of validation rows."""
-    job = run.job
-    bound = job.data.validation_from if run.inputs.split_rows else ""
+    job, split = run.job, run.inputs.split
     reading = Reading(
         run.inputs.schema,
         job.model.hash_bits,
         job.model.task,
-        time_until=bound,
         on_bad_rows=job.data.on_bad_rows,
         label_kind=run.order.objective.label_kind,
         cache=cache_directory(job.cluster, run.client),
         storage_options=job.data.storage_options,
     )
-    return reading, replace(reading, time_until="", time_from=bound)
+    bound = split.bound or (_latest_bound(run, reading) if split.time else "")
+    if bound or not split.n_rows:
+        return replace(reading, time_until=bound), replace(reading, time_from=bound)
+    share = split.n_rows / run.inputs.n_rows
+    return replace(reading, draw=Draw(0.0, share, False)), replace(reading, draw=Draw(0.0, share, True))
+
+
+def _latest_bound(run: Run, reading: Reading) -> str:
+    """The moment from which on the rows lie that are held out; "" where there is none that suits."""
+    split, tasks = run.inputs.split, run.inputs.validation_tasks
+    found = [run.watch.submit(latest_of_shard, reading, units, split.n_rows) for units in tasks]
+    follow(run.watch, found, [_n_rows(units) for units in tasks], "latest", _progress(run))
+    while len(found) > 1:
+        groups = [found[i : i + _FAN_IN] for i in range(0, len(found), _FAN_IN)]
+        found = [run.watch.submit(merge_latest, group, split.n_rows, split.time) for group in groups]
+    return bound_in([run.watch.result(found[0])], split, run.inputs.n_rows)
 
 
 def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatistics]:
@@ -297,13 +323,13 @@ def _build_partitions(
 
 def _check_rows(run: Run, prepared: Prepared) -> None:
     """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
-    bound, splits, account = run.job.data.validation_from, run.inputs.split_rows, prepared.account
+    bound, splits, account = run.job.data.validation_from, run.inputs.split.is_needed, prepared.account
     held_out = prepared.validation_account
     if not account.accepted:
-        if splits and not account.read:
+        if bound and splits and not account.read:
             raise DataError(nothing_left(bound, "row to train on; choose a later time"))
         raise DataError(f"all {account.read} training rows are bad: {account.rejections[0]}")
-    if splits and not held_out.read:
+    if bound and splits and not held_out.read:
         raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
     if bound or run.job.data.validation:
         held_out.check_any("validate on", run.inputs.schema.weight)

@@ -6,13 +6,15 @@ import dataclasses
 import importlib.metadata
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dfm.data.preparation import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.prepare import Prepared, collided_share, rows_event
 from dfm.distributed.run import Event, Run
+from dfm.distributed.tuning import numbers_found
 from dfm.storage import files
 from dfm.training.diagnosis import Finding
 from dfm.training.loop import Best
@@ -31,6 +33,8 @@ class Trained:
     interrupted: bool
     findings: tuple[Finding, ...] = ()
     """What they could not learn."""
+    pilot: Mapping[str, Any] = field(default_factory=dict)
+    """Losses of its candidates, and which was chosen."""
 
 
 def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
@@ -85,6 +89,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": run.warm.describe() if run.warm else {},
+        "automatic": numbers_found(run, prepared, trained.pilot),
     }
 
 

@@ -9,21 +9,18 @@ from distributed import Future
 
 from dfm.distributed.prepare import Prepared, VocabularySummary
 from dfm.distributed.run import Run
+from dfm.distributed.tuning import row_scale, table_bytes
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.warm_start import Start
 from dfm.storage import files
 from dfm.training import rounds
+from dfm.training.automatic import initial_stdev
 
 _BLOCK_BYTES = 1 << 23
 """From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
 _WHOLE_PUSH_BYTES = 64 << 20
 """Two blocks of a table up to this size get whole pushes: half of one more than needed takes less than the tasks do."""
 _MOST_BLOCKS = 8
-
-
-def table_bytes(run: Run, summary: VocabularySummary) -> int:
-    """Bytes of all parameters with their optimizer state."""
-    return 4 * run.work.layout.n_numbers(summary.n_features, summary.n_factored, len(run.inputs.schema.fields))
 
 
 def cut_table(run: Run, summary: VocabularySummary) -> tuple[list[int], bool]:
@@ -59,7 +56,7 @@ def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[
     mean = account.label_sum / max(account.accepted, 1)
     initial = InitialValues(
         seed=run.job.model.seed,
-        init_stdev=run.job.model.init_stdev,
+        init_stdev=initial_stdev(run.job.model, row_scale(run, prepared)),
         initial_accumulator=run.job.training.initial_accumulator,
         bias=run.order.objective.link.start((mean - unit.mean) / unit.scale),
     )

@@ -29,6 +29,7 @@ from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, s
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
+from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.model.fm_model import FMModel
 from dfm.model.warm_start import Start, find_start
@@ -157,7 +158,7 @@ def _prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
     warm_ups = _warm_up(run)
     prepared = prepare(run)
-    run.tell(vocabulary_event(run, prepared, start.table_bytes(run, prepared.summary)))
+    run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
     compile_seconds = max(run.watch.result(future) for future in warm_ups)
     run.tell(
         {
@@ -192,6 +193,7 @@ def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
 def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
     """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
     loop = _new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
+    run.tell(settings_event(run, prepared))
     if not _resume(run, loop, checkpointer, found):
         bounds = loop.executor.bounds
         loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
@@ -202,14 +204,16 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
     """The loop, whose executor has no parameters yet."""
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
+    found = tuned(run, prepared)
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip),
+        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, step=found.step),
         objective=objective,
         plan=run.inputs.plan,
-        schedule=StepSchedule(training.schedule, run.job.model.seed),
+        schedule=StepSchedule(run.inputs.course.schedule, run.job.model.seed),
         goal=Goal(
-            n_epochs=training.n_epochs,
+            n_epochs=run.inputs.course.n_epochs,
             patience=training.patience if training.early_stopping else None,
+            plateau=run.inputs.course.schedule == "plateau",
             rollbacks=training.rollbacks,
             validates_averages=training.validate == "average",
         ),
@@ -227,6 +231,7 @@ def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -
         checkpointer=checkpointer,
         renewer=checkpointer,
         checkpoint_every=run.job.output.checkpoint_every,
+        pilot=found.pilot,
     )
 
 
@@ -259,7 +264,7 @@ def _train_rounds(loop: TrainingLoop) -> Trained:
             raise
         interrupted = True
     assert loop.best is not None
-    return Trained(loop.best, loop.at.history, interrupted)
+    return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot)
 
 
 # ---------------------------------------------------------------------------------------------- publish ----

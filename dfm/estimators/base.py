@@ -38,7 +38,7 @@ from dfm.estimators.features import (
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
 from dfm.estimators.outputs import Output, shown, teller, unpacked
-from dfm.estimators.recipes import Parametrised
+from dfm.estimators.recipes import Parametrised, RowsToFit
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.kernels.cpu import backend as numba_cpu
@@ -170,9 +170,12 @@ class BaseFactorizationMachine(Parametrised):
         source = self._source(X, y, sample_weight, client, goes_on)
         summary = self._learn(source, goes_on)
         held_out = self._held_out(source, eval_set)
-        if share := self._holds_out(source.n_rows, held_out is not None):
+        share = self._holds_out(source.n_rows, held_out is not None)
+        validates, squares = held_out is not None or bool(share), source.squares / source.n_rows
+        if share:
             source.hold_out(share, self._seed)
-        return self._train(source, held_out, self._recipes(source.n_rows, summary), goes_on)
+        rows = RowsToFit(source.n_rows, squares * source.n_rows, validates, False, goes_on, self._chosen(goes_on))
+        return self._train(source, held_out, self._recipes(rows, summary), rows)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         """One epoch over these rows, from where the last call or fit ended."""
@@ -186,7 +189,8 @@ class BaseFactorizationMachine(Parametrised):
         goes_on = hasattr(self, "_outputs")
         source = self._source(X, y, sample_weight, None, goes_on)
         summary = self._learn(source, goes_on, are_all=False)
-        return self._train(source, None, self._recipes(source.n_rows, summary, 1), goes_on)
+        rows = RowsToFit(source.n_rows, source.squares, False, True, goes_on, self._chosen(goes_on))
+        return self._train(source, None, self._recipes(rows, summary), rows)
 
     def _source(self, X: Any, y: Any, sample_weight: Any, client: Any, goes_on: bool) -> RowSource:
         """The rows to train on, checked, with their labels and weights."""
@@ -231,9 +235,13 @@ class BaseFactorizationMachine(Parametrised):
         weights = np.zeros(0, np.float32) if given is None else given.astype(np.float32)
         return dataclasses.replace(self._features.rows(self._known_data(X)), labels=labels, weights=weights)
 
-    def _recipes(self, n_rows: int, summary: LabelSummary, n_epochs: int | None = None) -> list[Recipe]:
+    def _chosen(self, goes_on: bool) -> str:
+        """What the pilot of the fit that training goes on from had chosen."""
+        return self._outputs[0].fit.chosen if goes_on else ""
+
+    def _recipes(self, rows: RowsToFit, summary: LabelSummary) -> list[Recipe]:
         unit = LabelUnit(self._encoding.mean, self._encoding.scale)
-        return [self._recipe(n_rows, mean, unit, n_epochs) for mean in self._mean_labels(summary)]
+        return [self._recipe(rows, mean, unit) for mean in self._mean_labels(summary)]
 
     def _starts(self, n_outputs: int, goes_on: bool) -> list[Fit | None]:
         """The fit that each machine goes on from. SettingsError where parameters changed too much to go on."""
@@ -248,10 +256,10 @@ class BaseFactorizationMachine(Parametrised):
             )
         return [output.fit for output in self._outputs]
 
-    def _train(self, source: RowSource, held_out: Any, recipes: Sequence[Recipe], goes_on: bool) -> Self:
+    def _train(self, source: RowSource, held_out: Any, recipes: Sequence[Recipe], rows: RowsToFit) -> Self:
         """Train every machine on the rows of the source, and keep what comes out."""
-        starts = self._starts(len(recipes), goes_on)
-        placed = source.place(self._features, self._deal(source.n_rows), held_out)
+        starts = self._starts(len(recipes), rows.goes_on)
+        placed = source.place(self._features, self._deal(rows), held_out)
 
         def train(number: int) -> Output:
             recipe, start = recipes[number], starts[number]

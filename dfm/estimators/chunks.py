@@ -144,6 +144,11 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
     return np.bincount(rows.indices, minlength=n_columns).astype(np.int64)
 
 
+def squares_of(rows: HashedRows) -> float:
+    """Sum of x² over all entries of a chunk."""
+    return rows.sum_of_squares
+
+
 def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
     """What is to be known of a chunk's labels. DataError where there is not one for every row."""
     if np.ndim(y) != 1 or len(y) != n_rows_of(data):

@@ -203,7 +203,7 @@ class FMClassifier(_Classifier, FactorParameters):
     for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
     n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
     any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
-    validation_fraction of the rows where fit gets no eval_set; "auto": from 10,000 rows on. Where rows are evaluated,
+    validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on. Where rows are evaluated,
     the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
     whose categories are those that it knows.
 

@@ -69,6 +69,12 @@ class CollectionRows:
         return sum(self._sizes)
 
     @property
+    def squares(self) -> float:
+        """Sum of x² over all entries, chunk by chunk."""
+        parts = [self.watch.submit(collections.squares_of, part) for part in self._rows]
+        return sum(self.watch.result(part) for part in parts)
+
+    @property
     def columns(self) -> tuple[int, list[str] | None] | None:
         """Number of columns, and their names where they have any."""
         return self._columns

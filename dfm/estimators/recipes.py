@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,23 +20,41 @@ from dfm.estimators.sources import Deal
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.job import Job
-from dfm.settings.tables import ModelSettings, TrainingSettings
+from dfm.settings.tables import EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
+from dfm.training.automatic import CANDIDATES, DEFAULT, Course, RowScale, initial_stdev, settled, told
 from dfm.training.fitting import Recipe
-from dfm.training.steps import work_of
+from dfm.training.pilot import LATE_REPLICAS, SLICES, Pilot, is_wanted, n_pilot_slices
+from dfm.training.steps import step_of, work_of
 
-MANY_ROWS = 10_000
+MANY_ROWS = 1_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
+_EPOCHS_UNTIL_TOLERANCE = 100
+"""Most epochs where nothing validates: training ends when the loss of the training rows falls no more."""
 _MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
-    *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "patience", "backend"),
+    *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "tune", "backend"),
     *owners(),
 )
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
+
+
+@dataclass(frozen=True)
+class RowsToFit:
+    """What the numbers of a fit depend on. squares: sum of x² over all entries. is_part: of an epoch that others
+    follow; goes_on: from where another fit ended, whose pilot chose `chosen`.
+    """
+
+    n_rows: int
+    squares: float
+    validates: bool
+    is_part: bool = False
+    goes_on: bool = False
+    chosen: str = ""
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -47,10 +65,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     loss_parameter: float | None = None
     regularizer: Any = None
     optimizer: str = DEFAULT_OPTIMIZER
-    learning_rate: float | None = None
-    n_epochs: int = 100
-    schedule: str = "constant"
-    l2_linear: float = 0.003
+    learning_rate: float | str | None = "auto"
+    tune: str = "pilot"
+    n_epochs: int | str = "auto"
+    schedule: str = "auto"
+    l2_linear: float = 0.005
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
     initial_accumulator: float = 1.0
@@ -86,7 +105,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         given = {"n_factors": 0, **self.get_params(deep=False)}
         given["n_replicas"] = self._n_replicas()
         if self.learning_rate is None:
-            given["learning_rate"] = OPTIMIZERS.get(self.optimizer, OPTIMIZERS[DEFAULT_OPTIMIZER]).learning_rate
+            given["learning_rate"] = "auto"
         given = self._without_foreign_knobs(given)
         model = {key: given[key] for key in _MODEL_KNOBS if key in given}
         training = {key: given[key] for key in _TRAINING_KNOBS if key in given}
@@ -149,39 +168,83 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         family = self.get_params(deep=False).get("family", DEFAULT_FAMILY)
         return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
 
-    def _recipe(self, n_rows: int, mean_label: float, unit: LabelUnit, n_epochs: int | None = None) -> Recipe:
-        """The numbers of a fit of that many rows; mean_label: of the labels as they are trained."""
+    def _recipe(self, rows: RowsToFit, mean_label: float, unit: LabelUnit) -> Recipe:
+        """The numbers of a fit of these rows; mean_label: of the labels as they are trained."""
         model, training = self._settings()
         objective = self._objective()
         spec = self._spec(objective, model.n_factors, training.optimizer)
+        scale = RowScale.of(rows.squares, rows.n_rows, objective)
+        numbers = {name: settled(training, scale, candidate) for name, candidate in CANDIDATES.items()}
+        work = work_of(numbers[rows.chosen or DEFAULT.name], self._task, spec, unit)
         start = objective.link.start(mean_label)
-        # Of one call after another nobody knows the end that a decay would lead to.
-        is_part = n_epochs is not None
-        schedule = "constant" if is_part and training.schedule == "final-decay" else training.schedule
+        course = self._course(training, rows)
+        n_slices = self._n_slices(training, rows)
         return Recipe(
-            work=work_of(training, self._task, spec, unit),
-            initial=InitialValues(model.seed, model.init_stdev, training.initial_accumulator, start),
+            work=work,
+            initial=InitialValues(model.seed, initial_stdev(model, scale), training.initial_accumulator, start),
             objective=objective,
-            n_epochs=n_epochs if n_epochs is not None else training.n_epochs,
-            n_rounds=self._n_rounds(training, n_rows),
-            schedule=schedule,
+            n_epochs=course.n_epochs,
+            n_slices=n_slices,
+            n_rounds=self._n_rounds(training, rows.n_rows),
+            schedule=course.schedule,
             tolerance=float(self.tol),
-            patience=training.patience,
+            patience=self._patience(),
             seed=model.seed,
+            pilot=self._pilot(numbers, rows, n_slices),
         )
 
+    def _patience(self) -> int:
+        """Epochs without a better one that end training where no plateau does."""
+        return TrainingSettings(patience=self.patience, schedule="final-decay").patience
+
+    def _course(self, training: TrainingSettings, rows: RowsToFit) -> Course:
+        """Schedule and last epoch. Without rows to validate on, the loss of the training rows says when to stop."""
+        if rows.is_part:  # of one call after another nobody knows the end that a decay would lead to
+            constant = training.schedule in ("auto", "plateau", "final-decay")
+            return Course("constant" if constant else training.schedule, 1)
+        schedule = training.schedule
+        if schedule == "auto":
+            schedule = "plateau" if rows.validates else "constant"
+        if schedule == "plateau" and not rows.validates:
+            raise SettingsError(
+                'schedule = "plateau" needs rows to validate on: pass eval_set, or early_stopping = True to hold some '
+                "out"
+            )
+        automatic = EPOCHS_TO_PLATEAU if schedule == "plateau" else _EPOCHS_UNTIL_TOLERANCE
+        return Course(schedule, automatic if training.n_epochs == "auto" else int(training.n_epochs))
+
     def _n_rounds(self, training: TrainingSettings, n_rows: int) -> int:
-        """Rounds of an epoch."""
+        """Rounds of an epoch after the first."""
         if training.n_replicas == 1:
             return 1
         if training.averages_per_epoch == "auto":
             return automatic_averages(n_rows, training.n_replicas)
         return max(1, min(int(training.averages_per_epoch), n_rows // training.n_replicas))
 
-    def _deal(self, n_rows: int) -> Deal:
-        """The way so many rows are dealt out."""
+    def _n_slices(self, training: TrainingSettings, rows: RowsToFit) -> int:
+        """Rounds of the first epoch: more where a pilot is to compare some."""
+        n_rounds = self._n_rounds(training, rows.n_rows)
+        if not self._may_pilot(training, rows) or training.averages_per_epoch != "auto":
+            return n_rounds
+        return max(n_rounds, SLICES) if n_pilot_slices(SLICES, rows.n_rows // training.n_replicas) else n_rounds
+
+    def _may_pilot(self, training: TrainingSettings, rows: RowsToFit) -> bool:
+        return is_wanted(training) and rows.validates and not rows.is_part and not rows.goes_on
+
+    def _pilot(self, numbers: Mapping[str, TrainingSettings], rows: RowsToFit, n_slices: int) -> Pilot | None:
+        """The candidates that a fit begins with; None where there is nothing to choose, or too few rows."""
+        training = numbers[DEFAULT.name]
+        n_walked = n_pilot_slices(n_slices, rows.n_rows // training.n_replicas)
+        if not self._may_pilot(self._settings()[1], rows) or not n_walked:
+            return None
+        steps = {name: step_of(each) for name, each in numbers.items()}
+        is_late = training.n_replicas > LATE_REPLICAS
+        return Pilot(steps, {name: told(each) for name, each in numbers.items()}, n_walked, is_late)
+
+    def _deal(self, rows: RowsToFit) -> Deal:
+        """The way these rows are dealt out."""
         model, training = self._settings()
-        return Deal(training.n_replicas, self._n_rounds(training, n_rows), model.seed)
+        return Deal(training.n_replicas, self._n_slices(training, rows), model.seed)
 
     def _holds_out(self, n_rows: int, has_eval_set: bool) -> float:
         """The share of the rows to hold out for early stopping; 0 for none."""
@@ -218,20 +281,26 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                     "loss": "auto" if callable(self.loss) else self.loss,  # a user's function is passed beside the job
                     "loss_parameter": parameter,
                 },
-                "training": {**training.to_dict(), "early_stopping": bool(self.early_stopping)},
+                "training": {**training.to_dict(), **self._stopping(training)},
                 "cluster": {"cache": os.path.join(folder, "cache")},
                 "output": {"directory": os.path.join(folder, "output")},
             }
         )
+
+    def _stopping(self, training: TrainingSettings) -> dict[str, Any]:
+        """The knobs by which a job stops: a plateau has no patience."""
+        if not self.early_stopping:
+            return {"early_stopping": False}
+        return {} if training.schedule in ("auto", "plateau") else {"patience": self._patience()}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class FactorParameters(Parametrised):
     """Parameters of factors, which linear models do not have."""
 
-    n_factors: int = field(default=8, kw_only=False)
+    n_factors: int = field(default=16, kw_only=False)
     family: str = field(default=DEFAULT_FAMILY, kw_only=False)
-    factor_rate_scale: float = 0.45
-    l2_factors: float = 0.01
-    init_stdev: float = 0.05
-    min_count_factors: int = 1
+    factor_rate_scale: float | str = "auto"
+    l2_factors: float | str = "auto"
+    init_stdev: float | str = "auto"
+    min_count_factors: int = 10

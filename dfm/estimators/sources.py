@@ -58,6 +58,10 @@ class RowSource(Protocol):
         """Rows to train on, as the number of rounds follows from them."""
 
     @property
+    def squares(self) -> float:
+        """Sum of x² over all entries of these rows."""
+
+    @property
     def columns(self) -> tuple[int, list[str] | None] | None:
         """Number and names of the columns, for scikit-learn; None where scikit-learn has seen them itself."""
 
@@ -99,6 +103,11 @@ class ArrayRows:
     def n_rows(self) -> int:
         """Rows that are not held out."""
         return self.rows.n_rows
+
+    @property
+    def squares(self) -> float:
+        """Sum of x² over all entries of the rows that are not held out."""
+        return self.rows.sum_of_squares
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:

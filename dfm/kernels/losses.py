@@ -93,7 +93,8 @@ class Loss:
     task: what it is for; labels: a kind in LABELS; link: a name in LINKS. functions: makes value(score, label) and
     slope(score, label) = d value / d score, of float64 and yet to be compiled, for a parameter (nan where the loss has
     none). curvature: bound of the second derivative by the score, given the largest label of the rows; where the slope
-    jumps, of that jump. unit_free: the best model scales with the labels, so that these may be brought to deviation 1.
+    jumps, of that jump. steepness: by what an automatic learning rate is divided. unit_free: the best model scales with
+    the labels, so that these may be brought to deviation 1.
     is_default: the loss of its task where none is named. cuda: `loss_value` and `loss_slope` of double, with
     LOSS_PARAMETER; None where the GPU has none.
     """
@@ -105,6 +106,7 @@ class Loss:
     functions: Callable[[float], Functions]
     curvature: Callable[[float], float]
     parameter: Parameter | None = None
+    steepness: float = 1.0
     unit_free: bool = False
     is_default: bool = False
     cuda: str | None = None
@@ -227,6 +229,7 @@ SQUARED_HINGE = Loss(
     link="margin",
     functions=_squared_hinge,
     curvature=lambda _largest_label: 2.0,
+    steepness=4.0,
     cuda="""
 __device__ inline double loss_value(double score, double label) {
     double distance = 1.0 - (label > 0.5 ? score : -score);
@@ -258,6 +261,7 @@ SQUARED = Loss(
     link="identity",
     functions=_squared,
     curvature=lambda _largest_label: 1.0,
+    steepness=4.0,
     unit_free=True,
     is_default=True,
     cuda="""
@@ -345,6 +349,7 @@ HUBER = Loss(
     link="identity",
     functions=_huber,
     curvature=lambda _largest_label: 1.0,
+    steepness=4.0,
     parameter=Parameter("width", 1.0, open_low=True),
     cuda="""
 __device__ inline double loss_value(double score, double label) {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _DECAYING_SHARE = 0.3
 _LAST_FACTOR = 0.1
+_LAST_OF_PLATEAU = 0.05
 
 
 def _final_decay(round_number: float, n_rounds: int) -> float:
@@ -23,10 +24,16 @@ def _final_decay(round_number: float, n_rounds: int) -> float:
     return 1.0 - progress * (1.0 - _LAST_FACTOR)
 
 
+def _after_plateau(round_number: float, n_rounds: int) -> float:
+    progress = min(max((round_number + 0.5) / n_rounds, 0.0), 1.0) if n_rounds else 0.0
+    return 1.0 - progress * (1.0 - _LAST_OF_PLATEAU)
+
+
 SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "constant": lambda _round_number, _n_rounds: 1.0,
     "inverse-sqrt": lambda round_number, _n_rounds: float((1.0 + round_number) ** -0.5),
     "final-decay": _final_decay,
+    "plateau": _after_plateau,
 }
 """By name: what the step size is multiplied with in a round of so many, see `rate_factor`."""
 
@@ -37,6 +44,8 @@ def rate_factor(schedule: str, round_number: float, n_rounds: int) -> float:
     Rounds are of equal length here; one that is longer counts as so many, and stands at their middle.
 
     "inverse-sqrt" is 1 / sqrt(1 + round). "final-decay" stays 1, then falls linearly to 0.1 over the last 30 %.
+    "plateau" falls linearly to 0.05 over rounds that are counted from where the plateau was left; before that there are
+    0 of them, and it is 1.
     """
     if schedule not in SCHEDULES:
         raise SettingsError(f"schedule = {schedule!r}; choose one of {', '.join(SCHEDULES)}")

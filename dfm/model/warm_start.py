@@ -39,6 +39,8 @@ class Start:
     decay: float
     statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
     """Statistics of its numeric columns. They are taken over: the same bucket then means the same numbers."""
+    candidate: str = ""
+    """Which settings its pilot had chosen; it is taken over."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, options)
+    chosen = str(manifest["metadata"].get("automatic", {}).get("chosen", ""))
+    return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, chosen, options)
 
 
 def _boundaries(known: list[float]) -> tuple[float, ...]:

@@ -42,6 +42,9 @@ TASKS = ("classification", "regression")
 MERGE_RULES = ("auto", *WEIGHT_RULES)
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
+TUNINGS = ("pilot", "none")
+EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
+"""Most epochs where the job does not say: a plateau is left as soon as it is reached."""
 BACKENDS = ("auto", "numba", "cupy")
 FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
@@ -104,6 +107,13 @@ class DataSettings(Table):
     validation_from: str = knob(
         "", Moment(), "rows of `train` whose schema.time is this or later validate instead; needs schema.time"
     )
+    validation_fraction: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, 1, open_high=True))),
+        "part of the rows of `train` that validates where nothing else does: the latest by schema.time, without that a "
+        "choice by shard and row number; auto: 0.1 of them, at least 1000 and at most 200000, where early stopping "
+        "asks for it; 0: none",
+    )
     on_bad_rows: str = knob(
         "error", Options(BAD_ROW_RULES), "stop at a row that breaks the schema, or count and skip it"
     )
@@ -129,6 +139,12 @@ class DataSettings(Table):
                 f"data.validation_from = {show(self.validation_from)} has no effect beside "
                 "data.validation, which names the validation rows already. "
                 'Leave one of them out (--set data.validation_from="").'
+            )
+        named = next((key for key in ("validation", "validation_from") if getattr(self, key)), "")
+        if named and self.validation_fraction not in ("auto", 0):
+            raise SettingsError(
+                f"data.validation_fraction = {self.validation_fraction} has no effect beside data.{named}, which names "
+                "the validation rows already. Leave one of them out."
             )
 
 
@@ -229,7 +245,7 @@ class ModelSettings(Table):
         "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
         is_late=True,
     )
-    n_factors: int = knob(8, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
+    n_factors: int = knob(16, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
     min_count: int = knob(
         2,
@@ -237,11 +253,15 @@ class ModelSettings(Table):
         "rarer categories share one feature per field",
     )
     min_count_factors: int = knob(
-        100,
+        10,
         Number(1, integer=True),
         "rarer features keep their weight but get no factors",
     )
-    init_stdev: float = knob(0.01, Number(0, open_low=True), "standard deviation of the factors at the start")
+    init_stdev: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²",
+    )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
     clip: bool = knob(
         False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
@@ -292,7 +312,11 @@ class TrainingSettings(Table):
     table = "training"
 
     n_replicas: int = knob(8, Number(1, 4096, integer=True), "local models that are averaged, whatever runs them")
-    n_epochs: int = knob(5, Number(1, 1000, integer=True), "most walks over the training rows")
+    n_epochs: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, 1000, integer=True))),
+        f"most walks over the training rows; auto: {EPOCHS_TO_PLATEAU} with schedule plateau, else {EPOCHS_ELSE}",
+    )
     averages_per_epoch: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, integer=True))),
@@ -310,15 +334,36 @@ class TrainingSettings(Table):
         "rows that each replica walks between two averages, instead of averages_per_epoch; 0: averages_per_epoch",
     )
     optimizer: str = knob(DEFAULT_OPTIMIZER, Options(tuple(OPTIMIZERS)), "update rule of a local model")
-    learning_rate: float = knob(0.045, Number(0, open_low=True), "step size, before rate_scaling")
-    factor_rate_scale: float = knob(
-        0.45, Number(0, open_low=True), "the factors' step size is learning_rate times this"
+    learning_rate: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "step size, before rate_scaling; auto: 1.6 / h, where h is the mean of a row's sum of x², a quarter of that "
+        "for squared errors",
+    )
+    factor_rate_scale: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, open_low=True))),
+        "the factors' step size is learning_rate times this; auto: 0.4, unless a pilot finds better",
+    )
+    tune: str = knob(
+        "pilot",
+        Options(TUNINGS),
+        "where learning_rate is auto: begin with three settings beside each other, and go on with the best",
     )
     initial_accumulator: float = knob(1.0, Number(0, open_low=True), "what an optimizer's squares of slopes start from")
     l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
-    l2_factors: float = knob(0.005, Number(0), "L2 on factors, per touch")
+    l2_factors: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0))),
+        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better",
+    )
     regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
-    schedule: str = knob("final-decay", Options(tuple(SCHEDULES)), "how the step size changes over the epochs")
+    schedule: str = knob(
+        "auto",
+        Options(("auto", *SCHEDULES)),
+        "how the step size changes over the epochs; plateau: constant until validation gains no more, then from the "
+        "best parameters down to a twentieth; auto: plateau where rows validate, else final-decay",
+    )
     rate_scaling: str = knob(
         "sqrt", Options(tuple(RATE_SCALINGS)), "multiply learning_rate by 1, sqrt(n_replicas), n_replicas"
     )
@@ -391,7 +436,23 @@ class TrainingSettings(Table):
                 "are dealt for the first epoch: later ones can only have fewer averages. Make averages_per_epoch as "
                 "large."
             )
+        self._check_schedule()
         self._check_optimizer()
+
+    @property
+    def may_plateau(self) -> bool:
+        """Whether early stopping is left to the schedule, which then decides when to stop."""
+        own = self.knobs()
+        plain = all(getattr(self, key) == own[key].default for key in ("patience", "rollbacks", "validate"))
+        return self.early_stopping and plain
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "plateau" and not self.may_plateau:
+            raise SettingsError(
+                'training.schedule = "plateau" decides by itself when to go back and when to stop, after every epoch: '
+                "early_stopping = false, patience, rollbacks and validate have no part in it. Leave them out, or "
+                'choose schedule = "final-decay".'
+            )
 
     def _check_optimizer(self) -> None:
         for key, owner in owners().items():

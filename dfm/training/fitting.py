@@ -18,6 +18,7 @@ from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.objective import Objective
 from dfm.training.loop import Event, Executor, Goal, Manner, Metrics, Parameters, Renewer, TrainingLoop
+from dfm.training.pilot import Pilot
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import EpochTotals, Progress
 from dfm.training.rounds import ReplicaReport, Work
@@ -30,7 +31,8 @@ Tell = Callable[[Event], None]
 class Recipe:
     """All that a fit needs apart from the rows: the numbers of every round, and when to stop.
 
-    work: kernels, rates and merge rule. tolerance: by how much the loss (nats; squared error in units of the labels'
+    work: kernels, rates and merge rule. n_slices: rounds of the first epoch, into which the rows are dealt; 0 for as
+    many as the n_rounds of each later one. tolerance: by how much the loss (nats; squared error in units of the labels'
     variance) must fall to count as better. patience: epochs in a row that are not better, before training stops; None:
     it does not.
     """
@@ -40,19 +42,24 @@ class Recipe:
     objective: Objective
     n_epochs: int
     n_rounds: int = 1
+    n_slices: int = 0
     schedule: str = "constant"
     tolerance: float = 0.0
     patience: int | None = None
     seed: int = 0
+    pilot: Pilot | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The end of a fit, where the next one may go on: table with optimizer state, records of epochs, rounds done."""
+    """The end of a fit, where the next one may go on: table with optimizer state, records of epochs, rounds done, and
+    what its pilot chose, "" where it had none.
+    """
 
     table: ParameterTable
     history: Sequence[Event] = field(default_factory=list)
     rounds_done: int = 0
+    chosen: str = ""
 
 
 class FitExecutor(Executor, Protocol):
@@ -81,6 +88,7 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     DivergenceError where the loss leaves the finite numbers.
     """
     before, work = len(start.history), executor.start(recipe.work, start.table)
+    n_slices = recipe.n_slices or recipe.n_rounds
 
     def tell_epochs(event: Event) -> None:
         if "event" not in event:  # a record of this module's
@@ -89,12 +97,13 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     loop = TrainingLoop(
         work=work,
         objective=recipe.objective,
-        plan=RoundPlan(recipe.n_rounds, recipe.n_rounds, epochs_before=before, rounds_before=start.rounds_done),
+        plan=RoundPlan(n_slices, recipe.n_rounds, epochs_before=before, rounds_before=start.rounds_done),
         schedule=StepSchedule(recipe.schedule, recipe.seed),
         goal=Goal(
             n_epochs=before + recipe.n_epochs,
             patience=recipe.patience,
             tolerance=recipe.tolerance,
+            plateau=recipe.schedule == "plateau",
             watches_training=True,
             keeps_epochs=False,
         ),
@@ -103,10 +112,12 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
         n_rows=executor.n_rows,
         tell=tell_epochs,
         renewer=executor.renewer,
+        pilot=recipe.pilot,
         at=Progress(epoch=before + 1, rounds_done=start.rounds_done, history=list(start.history)),
     )
     loop.run()
-    return Fit(executor.fetch(loop.result), loop.at.history, loop.at.rounds_done)
+    chosen = loop.at.pilot.get("chosen", start.chosen)
+    return Fit(executor.fetch(loop.result), loop.at.history, loop.at.rounds_done, chosen)
 
 
 def _manner(recipe: Recipe) -> Manner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,36 @@ import pyarrow as pa
 
 from dfm.data.duplicates import check_distinct
 from dfm.data.footers import resolve_shards
+from dfm.data.latest import bound_of, counted_moments, latest_of
 from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after, first_and_last
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.settings.job import Job
+from dfm.training.automatic import Course
 from dfm.training.plan import Plan, plan_reading, plan_training
 
 Event = dict[str, Any]
+logger = logging.getLogger(__name__)
+_LEAST_HELD_OUT, _MOST_HELD_OUT, _TOO_FEW_HELD_OUT = 1_000, 200_000, 100
+_MOST_HELD_OUT_SHARE = 0.4
+"""Of the rows, that one moment (a day) may hold out; with more of them too few are left to train on."""
+
+
+@dataclass(frozen=True)
+class RowSplit:
+    """Rows of the training shards that validate. bound: those whose schema.time is this or later. n_rows: about so many
+    are to be held out by themselves: the latest where there is a `time`, which is yet to be looked for, else by lot.
+    """
+
+    bound: str = ""
+    n_rows: int = 0
+    time: str = ""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether rows of one shard land on both sides."""
+        return bool(self.bound or self.n_rows)
 
 
 @dataclass(frozen=True)
@@ -29,8 +52,9 @@ class Inputs:
     validation: list[Shard]
     plan: Plan
     validation_tasks: list[tuple[Unit, ...]]
-    split_rows: bool
-    """Whether data.validation_from has to be compared row by row (the shards' paths do not tell)."""
+    course: Course
+    split: RowSplit = RowSplit()
+    """How the rows of the training shards are told from those that validate, where their paths do not tell."""
 
     @property
     def n_rows(self) -> int:
@@ -50,30 +74,59 @@ def find_inputs(job: Job) -> Inputs:
     validation = find_shards(job.data.validation, options) if job.data.validation else []
     check_distinct([*train, *validation], options)
     schema = resolve_schema(job, *train)
-    by_path = _split_by_path(job, train)
+    split = _row_split(job, train)
+    by_path = _split_by_path(job, train, split)
     if by_path is not None:
-        train, validation = by_path
+        train, validation, split = *by_path, RowSplit()
     total = sum(shard.n_rows for shard in train)
     if total < job.training.n_replicas:
         raise DataError(
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
     plan = plan_training(train, job.training, job.model.seed)
-    split_rows = bool(job.data.validation_from) and by_path is None
-    held_out = plan_reading(train if split_rows else validation)
-    return Inputs(schema, train, validation, plan, held_out, split_rows)
+    held_out = plan_reading(train if split.is_needed else validation)
+    course = Course.of(job.training, bool(held_out))
+    if course.schedule == "plateau" and not held_out:
+        raise SettingsError(
+            'training.schedule = "plateau" needs rows to validate on, and there are none. Name them in '
+            'data.validation, let data.validation_fraction hold some out, or choose schedule = "final-decay".'
+        )
+    return Inputs(schema, train, validation, plan, held_out, course, split)
 
 
-def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]] | None:
-    """Shards before data.validation_from and from it on, where the time column comes from the shards' paths alone."""
-    bound, column = job.data.validation_from, job.schema.time
-    if not bound or not all(column in dict(shard.partition) for shard in shards):
+def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
+    """The rows of the training shards that validate."""
+    data, total = job.data, sum(shard.n_rows for shard in shards)
+    if data.validation or data.validation_from:
+        return RowSplit(bound=data.validation_from)
+    if data.validation_fraction != "auto":
+        return RowSplit(n_rows=round(float(data.validation_fraction) * total), time=job.schema.time)
+    if not job.training.early_stopping:
+        return RowSplit()
+    return RowSplit(n_rows=automatic_held_out(total), time=job.schema.time)
+
+
+def automatic_held_out(n_rows: int) -> int:
+    """Rows that are held out where the job does not say: a tenth, between 1,000 and 200,000; of few rows at most a
+    quarter, and none where that would be less than 100.
+    """
+    wanted = min(max(n_rows // 10, _LEAST_HELD_OUT), _MOST_HELD_OUT, n_rows // 4)
+    return wanted if wanted >= _TOO_FEW_HELD_OUT else 0
+
+
+def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[list[Shard], list[Shard]] | None:
+    """Shards before a bound and from it on, where the time column comes from the shards' paths alone."""
+    column = job.schema.time
+    if not split.is_needed or not column or not all(column in dict(shard.partition) for shard in shards):
         return None
     # A stored column wins over the path, as it does where rows are read.
     if column in stored_schema(next(shard for shard in shards if shard.n_rows), job.data.storage_options).names:
         return None
     found = [dict(shard.partition)[column] for shard in shards]
     times = pa.array([None if time == HIVE_NULL else time for time in found], pa.string())
+    bound = split.bound or _bound_of_paths(times, shards, split)
+    if not bound:
+        return None
     later = at_or_after(times, bound, column).to_pylist()
     before = [shard for shard, is_later in zip(shards, later, strict=True) if not is_later]
     after = [shard for shard, is_later in zip(shards, later, strict=True) if is_later]
@@ -83,6 +136,28 @@ def _split_by_path(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], list
     if not after:
         raise DataError(nothing_left(bound, f"shard to validate on: {column} ends at {last}; choose an earlier time"))
     return before, after
+
+
+def _bound_of_paths(times: pa.Array, shards: Sequence[Shard], split: RowSplit) -> str:
+    """The moment from which on about split.n_rows rows lie; "" where there is none."""
+    sizes = pa.array([shard.n_rows for shard in shards], pa.int64())
+    return bound_in([counted_moments(times, sizes)], split, sum(shard.n_rows for shard in shards))
+
+
+def bound_in(counted: Sequence[pa.Table], split: RowSplit, total: int) -> str:
+    """The moment, among those that were counted, from which on about split.n_rows rows of so many lie; "" where there
+    is none, or times cannot be compared: then rows are held out by lot.
+    """
+    try:
+        return bound_of(latest_of(counted, split.n_rows, split.time), split.n_rows, round(_MOST_HELD_OUT_SHARE * total))
+    except (DataError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        logger.warning(
+            "rows are held out by lot, not the latest by schema.time = %r, whose values have no common order: %s; name "
+            "validation rows in data.validation or data.validation_from",
+            split.time,
+            error,
+        )
+        return ""
 
 
 def nothing_left(bound: str, what: str) -> str:
@@ -102,10 +177,22 @@ def plan_event(inputs: Inputs) -> Event:
         "shards": len(inputs.train),
         "rows": inputs.n_rows,
         "validation_shards": len(inputs.validation),
-        "validation_rows": sum(shard.n_rows for shard in inputs.validation),
+        "validation_rows": sum(shard.n_rows for shard in inputs.validation) or inputs.split.n_rows,
+        "held_out": _held_out_text(inputs),
         "fields": len(inputs.schema.fields),
         "replicas": inputs.plan.n_replicas,
         "rounds_per_epoch": inputs.plan.n_slices,
         "later_rounds_per_epoch": inputs.plan.later_rounds,
         "rows_per_replica": inputs.plan.rows_of(0),
+        "epochs": inputs.course.n_epochs,
+        "schedule": inputs.course.schedule,
     }
+
+
+def _held_out_text(inputs: Inputs) -> str:
+    """Which rows of the training shards are held out to validate on; "" where none are, or the job names them."""
+    split = inputs.split
+    if not split.n_rows:
+        return ""
+    which = f"the latest by {split.time}" if split.time else "chosen by shard and row number"
+    return f"about {split.n_rows:,} of the training rows, {which}"

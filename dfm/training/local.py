@@ -109,6 +109,12 @@ class LocalExecutor:
         block: Block = parameters[0]
         self._block = Block(0, block.table.copy(), block.momentum)
 
+    def fork(self, parameters: Parameters) -> LocalExecutor:
+        """Another executor of this process on the same rows, which begins with a copy of these parameters."""
+        other = LocalExecutor(self.replicas, self.held_out, self.n_threads)
+        other.restore(parameters, self.bounds)
+        return other
+
     def fetch(self, parameters: Parameters) -> ParameterTable:
         """The table of these parameters."""
         table: ParameterTable = parameters[0].table

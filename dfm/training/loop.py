@@ -7,14 +7,17 @@ it decides on rounds that are finished.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dfm.errors import ClusterError
+from dfm.kernels.contract import Step
 from dfm.model.objective import Objective
 from dfm.training.checkpoint import Checkpoint
+from dfm.training.pilot import Pilot, PilotRun
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import EpochTotals, Progress
 from dfm.training.rounds import ReplicaReport, Work
@@ -26,6 +29,10 @@ Parameters = Sequence[Any]
 """The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
 _AHEAD = 2
 """Rounds that wait to be run while one runs: workers find work while the driver reads reports."""
+_LEAST_GAIN, _MOST_RISE, _PATIENCE_ON_PLATEAU = 1e-4, 2e-3, 2
+"""Relative to the best loss: what an epoch on a plateau has to gain at least, and how far it may rise."""
+_TAIL = 0.35
+"""Epochs that follow a plateau, in parts of those that led to the best parameters on it."""
 _LONGEST_LINEAGE = 64
 """Rounds that a lost block may have to be computed again from, and that a scheduler has to remember."""
 
@@ -59,6 +66,9 @@ class Executor(Protocol):
 
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
         """Go on from these parameters, cut at these rows. No round is under way."""
+
+    def fork(self, parameters: Parameters) -> Executor:
+        """Another executor on the same rows, which begins with these parameters."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,8 @@ class Goal:
     """The end of training, and the choice of parameters.
 
     n_epochs: the last epoch. patience: validations in a row without a better one that stop training (None: nothing
-    does); one is better that is less by more than `tolerance`. rollbacks: how often to go back to the best parameters,
+    does); one is better that is less by more than `tolerance`. plateau: the schedule of that name decides instead, see
+    `_leave_plateau`. rollbacks: how often to go back to the best parameters,
     with half the rates, instead. validates_averages: after each, not after each epoch. Without held-out rows
     watches_training takes the loss of the training rows for stopping. keeps_epochs: without held-out rows, keep the
     parameters of each epoch as the best; otherwise they are the last when training ends.
@@ -104,6 +115,7 @@ class Goal:
     n_epochs: int
     patience: int | None = None
     tolerance: float = 0.0
+    plateau: bool = False
     rollbacks: int = 0
     validates_averages: bool = False
     watches_training: bool = False
@@ -165,9 +177,12 @@ class TrainingLoop:
     checkpointer: Saver | None = None
     renewer: Renewer | None = None
     checkpoint_every: str = "average"
+    pilot: Pilot | None = None
     at: Progress = field(default_factory=Progress)
     best: Best | None = None
     _least: float = float("inf")
+    _rise: float = 0.0
+    """How much more than the best the last validation was, in parts of that."""
     _submitted: int = 0
     _cut_at: int = 0
     _clock: _Clock = field(default_factory=_Clock)
@@ -179,18 +194,28 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Train all epochs, or until validation has worsened too often."""
+        if self.pilot is not None and self.at.rounds_done == self.plan.rounds_before and not self.at.pilot:
+            PilotRun(self.pilot, self).run()
+            self._offer()
         self._submitted = self._cut_at = self.at.rounds_done
         while not self.at.is_over:
             event = self._epoch()
             self.at.history.append(event)
-            self.at.is_over = self.at.epoch == self.goal.n_epochs
+            self.at.is_over = self.at.epoch == self._last_epoch
             self.tell(event)
-            if self._has_worsened():
+            if self._leaves_plateau():
+                self._leave_plateau()
+            elif self._has_worsened():
                 self.at.is_over = True
                 best_epoch = self.best.epoch if self.best else self.at.epoch
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
-            elif not self.at.is_over:
+            if not self.at.is_over:
                 self.at.next_epoch()
+
+    @property
+    def _last_epoch(self) -> int:
+        """The epoch after which nothing follows."""
+        return self.at.tail_start + self.at.tail_epochs if self.at.tail_start else self.goal.n_epochs
 
     @property
     def result(self) -> Parameters:
@@ -229,9 +254,23 @@ class TrainingLoop:
 
     def _submit(self, slices: range) -> None:
         """Begin one round, which depends on the one before."""
-        standing = self.plan.standing(self.at.epoch, slices, self.goal.n_epochs)
-        self.executor.submit(self.schedule.work(self.work, self._submitted, standing, self.at.rollbacks), slices)
+        self.executor.submit(self.work_of_round(self._submitted, slices, self.work.step), slices)
         self._submitted += 1
+
+    def work_of_round(self, rounds_done: int, slices: range, step: Step) -> Work:
+        """The work of the round that walks these slices of the present epoch, after so many others."""
+        work = dataclasses.replace(self.work, step=step)
+        return self.schedule.work(work, rounds_done, self._standing(slices), self.at.rollbacks)
+
+    def _standing(self, slices: range) -> tuple[float, int]:
+        """Where a round stands among how many: of the whole training, or of what follows a plateau."""
+        if not self.goal.plateau:
+            return self.plan.standing(self.at.epoch, slices, self.goal.n_epochs)
+        if not self.at.tail_start:
+            return 0.0, 0
+        n_slices = self.plan.n_slices
+        middle = (slices.start + slices.stop - 1) / 2
+        return (self.at.epoch - 1 - self.at.tail_start) * n_slices + middle, self.at.tail_epochs * n_slices
 
     def _settle(self, under_way: int) -> None:
         """Wait until at most so many rounds are under way, and take note of those that are finished."""
@@ -276,7 +315,9 @@ class TrainingLoop:
         is_best = watched is None or watched < self._least or self._least == float("inf")
         if is_best and (metrics or self.goal.keeps_epochs):
             self.best = Best(self.executor.parameters, self.at.blocks_at, self.at.epoch, metrics)
-        has_improved = is_best and (watched is None or not watched >= self._least - self.goal.tolerance)
+        has_improved = is_best and (watched is None or not watched >= self._least - self._tolerance)
+        is_known = 0 < abs(self._least) < float("inf")
+        self._rise = (watched - self._least) / abs(self._least) if watched is not None and is_known else 0.0
         self.at.worse = 0 if has_improved else self.at.worse + 1
         if watched is not None and is_best:
             self._least = min(watched, self._least)
@@ -284,17 +325,51 @@ class TrainingLoop:
     def _has_worsened(self) -> bool:
         """Whether to stop now. As long as rollbacks are left, it goes back to the best parameters instead."""
         goal, at = self.goal, self.at
-        if goal.patience is None or at.worse < goal.patience:
+        patience = _PATIENCE_ON_PLATEAU if goal.plateau else goal.patience
+        if patience is None or at.worse < patience:
             return False
         if at.rollbacks >= goal.rollbacks or self.best is None:
             return True
-        self.executor.restore(self.best.blocks, self.executor.bounds)
-        at.blocks_at, at.worse = self.best.at, 0
+        self._go_back(self.best)
         at.rollbacks += 1
-        at.totals = EpochTotals()  # the rows seen by the parameters that were left behind count no more
-        self._clock = _Clock()
         self.tell({"event": "rolled_back", "to_epoch": self.best.epoch, "rate_factor": 0.5**at.rollbacks})
         return False
+
+    def _go_back(self, best: Best) -> None:
+        """Stand at the best parameters again."""
+        self.executor.restore(best.blocks, self.executor.bounds)
+        self.at.blocks_at, self.at.worse = best.at, 0
+        self.at.totals = EpochTotals()  # the rows seen by the parameters that were left behind count no more
+        self._clock = _Clock()
+
+    @property
+    def _tolerance(self) -> float:
+        """By how much a validation has to be better than the best to count as better."""
+        if not self.goal.plateau:
+            return self.goal.tolerance
+        return 0.0 if self.at.tail_start or self._least == float("inf") else _LEAST_GAIN * abs(self._least)
+
+    def _leaves_plateau(self) -> bool:
+        """Whether the constant step size has brought what it can: the loss rose, or two epochs in a row gained next to
+        nothing, or as many epochs are left as what follows will take.
+        """
+        at, goal = self.at, self.goal
+        if not goal.plateau or at.tail_start or self.best is None:
+            return False
+        has_risen = self._rise > _MOST_RISE
+        return has_risen or at.worse >= _PATIENCE_ON_PLATEAU or at.epoch >= round(goal.n_epochs / (1 + _TAIL))
+
+    def _leave_plateau(self) -> None:
+        """Go back to the best parameters, and let the step size fall for about a third of the epochs that they took."""
+        at, best = self.at, self.best
+        assert best is not None
+        at.tail_epochs = min(max(1, round(_TAIL * best.epoch)), self.goal.n_epochs - at.epoch)
+        at.is_over = not at.tail_epochs
+        if at.is_over:
+            return
+        at.tail_start = at.epoch
+        self._go_back(best)
+        self.tell({"event": "plateau", "epoch": at.epoch, "to_epoch": best.epoch, "epochs": at.tail_epochs})
 
     # ----------------------------------------------------------------------------------------- checkpoints ----
 
@@ -325,7 +400,7 @@ class TrainingLoop:
     def is_trained(self) -> bool:
         """Whether no round is left to train."""
         at = self.at
-        return at.is_over or (at.epoch == self.goal.n_epochs and at.round == self.n_rounds)
+        return at.is_over or (at.epoch == self._last_epoch and at.round == self.n_rounds)
 
     def keep_result(self, checkpointer: Saver) -> None:
         """Let what training has come to be saved: the best parameters where it is over, the last round where it is not
@@ -351,6 +426,8 @@ class TrainingLoop:
     def restore(self, checkpoint: Checkpoint, blocks: Parameters, best: Parameters) -> None:
         """Stand where the checkpoint was made."""
         self.at = Progress.from_dict(checkpoint.state["progress"])
+        if self.pilot is not None and self.at.pilot:
+            self.work = dataclasses.replace(self.work, step=self.pilot.steps[self.at.pilot["chosen"]])
         self.executor.restore(blocks, checkpoint.state["bounds"])
         saved = checkpoint.state["best"]
         self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"]) if saved else None

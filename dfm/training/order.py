@@ -8,6 +8,7 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import family_of
 from dfm.model.objective import Objective, kernel_spec
 from dfm.settings.job import Job
+from dfm.training.automatic import RowScale, settled, steepness_of
 from dfm.training.publish import check_output
 from dfm.training.rounds import Work
 from dfm.training.steps import work_of
@@ -29,7 +30,8 @@ class Order:
         """
         job.require_training()
         objective, spec = kernel_spec(job, loss, regularizer)
-        return cls(job, objective, work_of(job.training, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
+        numbers = settled(job.training, RowScale(steepness=steepness_of(objective)))  # until the rows are known
+        return cls(job, objective, work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
 
     def check_fields(self, n_fields: int) -> None:
         """SettingsError where the model's family cannot have so many fields."""

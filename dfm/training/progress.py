@@ -65,7 +65,9 @@ class Progress:
 
     rounds_done counts all averages of the run, repeated ones too: seeds and the rate schedule follow it. blocks_at: the
     average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
-    without a better one. is_over: nothing is left but to publish the best parameters.
+    without a better one. is_over: nothing is left but to publish the best parameters. tail_start: the epoch after which
+    a plateau was left, and tail_epochs, how many follow; both 0 before that. pilot: losses of its candidates by name,
+    and which one was "chosen"; empty before that, and where there is none.
     """
 
     epoch: int = 1
@@ -75,6 +77,9 @@ class Progress:
     worse: int = 0
     rollbacks: int = 0
     is_over: bool = False
+    tail_start: int = 0
+    tail_epochs: int = 0
+    pilot: dict[str, Any] = field(default_factory=dict)
     totals: EpochTotals = field(default_factory=EpochTotals)
     history: list[Event] = field(default_factory=list)
 

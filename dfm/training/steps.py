@@ -21,14 +21,15 @@ _SEEDS = 1 << 62
 def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
     """The numbers of a step before the schedule. Fields of a step that are knobs of training have the same name.
 
-    Replicas that are averaged may step further, as rate_scaling says. gpu_memory: as cluster.gpu_memory.
+    Replicas that are averaged may step further, as rate_scaling says. gpu_memory: as cluster.gpu_memory. training has
+    numbers in place of "auto", as `automatic.settled` puts them.
     """
     knobs = training.knobs()
     shared = {field.name: getattr(training, field.name) for field in dataclasses.fields(Step) if field.name in knobs}
     rate = scaled_rate(shared.pop("learning_rate"), training.rate_scaling, training.n_replicas)
     return Step(
         learning_rate=rate,
-        factor_learning_rate=rate * training.factor_rate_scale,
+        factor_learning_rate=rate * float(training.factor_rate_scale),
         n_threads=training.threads_per_replica,
         device_bytes=0 if gpu_memory == "auto" else parse_bytes(gpu_memory),
         **shared,

@@ -196,7 +196,7 @@ def _check_unseen(model: str, shards: Sequence[Shard], options: files.Options) -
         return
     seen = {shard.url for shard in inputs.train}
     both = [shard.url for shard in shards if shard.url in seen]
-    if both and not inputs.split_rows:
+    if both and not inputs.split.bound:
         raise DataError(
             f"the model at {model} was trained on {both[0]}" + (f" and {len(both) - 1} more" if len(both) > 1 else "")
             + "; evaluate it on rows that it has not seen"

@@ -594,7 +594,7 @@ def split_by_folders(tmp_path: Path, days: Sequence[str], bound: str, stored: Se
         write_shard(tmp_path / f"day={day}" / "a.parquet", columns)
     data = {"train": str(tmp_path), "validation_from": bound}
     inputs = find_inputs(Job.from_dict({"data": data, "schema": {"time": "day"}, "training": {"n_replicas": 1}}))
-    assert inputs.split_rows == bool(stored)
+    assert inputs.split.is_needed == bool(stored)
     return [[dict(shard.partition)["day"] for shard in shards] for shards in (inputs.train, inputs.validation)]
 
 

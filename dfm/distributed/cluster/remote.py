@@ -42,6 +42,12 @@ def takes_work(worker: Mapping[str, Any]) -> bool:
     return worker["status"] != "paused" or any(worker["metrics"].get("task_counts", {}).values())
 
 
+def least_memory(client: Client) -> int:
+    """The least memory limit of a worker, bytes; 0 where no worker has one."""
+    limits = [int(worker.get("memory_limit") or 0) for worker in workers_of(client).values()]
+    return min([limit for limit in limits if limit], default=0)
+
+
 def is_remote(settings: ClusterSettings) -> bool:
     """Whether the work is done by a cluster that this process does not start itself."""
     return bool(settings.factory or scheduler_address(settings))

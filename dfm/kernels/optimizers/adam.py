@@ -168,6 +168,7 @@ ADAM = Optimizer(
     name="adam",
     steps=_steps,
     learning_rate=0.01,
+    row_rate=0.0,
     linear_state=COLUMNS - 1,
     factor_state=2,
     state="means",

@@ -34,7 +34,8 @@ class Optimizer:
     or "none". weight: makes weight(first, second, rates), the w that the columns from `primary` on stand for; None
     where w is averaged itself.
 
-    parameters: the knobs that it alone reads. learning_rate: where estimators begin. scales_linear_rate: whether a
+    parameters: the knobs that it alone reads. row_rate: an automatic learning rate is this over the mean of a row's
+    Σ x² and the steepness of the loss; where it is 0, learning_rate, whatever the rows. scales_linear_rate: whether a
     schedule changes the linear weights' rate. damping: the parameter that is added to the root of the accumulator, if
     any. alone: what steps numbers that are no linear weights and belong to no feature, where that is another one.
     cuda: `move_linear`, and `derived_weight` where `weight` is given (see backend.cu); None where the GPU has no
@@ -44,6 +45,7 @@ class Optimizer:
     name: str
     steps: Callable[[Shape, CustomRegularizer | None], Steps]
     learning_rate: float
+    row_rate: float = 1.6
     linear_state: int = 0
     factor_state: int = 0
     has_row_state: bool = False

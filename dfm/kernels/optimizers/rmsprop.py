@@ -49,6 +49,7 @@ RMSPROP = Optimizer(
     name="rmsprop",
     steps=_steps,
     learning_rate=0.01,
+    row_rate=0.0,
     linear_state=1,
     factor_state=1,
     linear_starts=True,

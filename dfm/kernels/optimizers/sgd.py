@@ -31,6 +31,7 @@ SGD = Optimizer(
     name="sgd",
     steps=_steps,
     learning_rate=0.01,
+    row_rate=0.4,
     cuda="""
 __device__ inline void move_linear(float *record, float gradient, float squares, bool is_bias, const Rates &rates) {
     atomicAdd(record, -rates.learning_rate * gradient);

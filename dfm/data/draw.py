@@ -1,0 +1,44 @@
+"""Rows that are held out by lot: by shard and row number, so that the same rows are held out wherever they are read."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.data.parquet import Batch
+
+_GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows whose lot lies in [low, high) are drawn. keeps_drawn: whether those are read, or all the others."""
+
+    low: float
+    high: float
+    keeps_drawn: bool
+
+    def keeps(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which rows of a batch are read, bool[n_rows]; the batch has all rows of the file from its first one on."""
+        first = sum(batch.shard.row_groups[: batch.row_group]) + batch.first_row
+        found = lots(batch.shard.url, first, batch.data.num_rows)
+        drawn = (found >= self.low) & (found < self.high)
+        return drawn if self.keeps_drawn else ~drawn
+
+
+def lots(url: str, first: int, n_rows: int) -> NDArray[np.float64]:
+    """A lot in [0, 1) for each of so many rows of a shard from row `first` on, float64[n_rows].
+
+    By splitmix64 (Steele, Lea and Flood 2014) of the row's number and the file's name: not of its folders, so that a
+    copy of the data elsewhere gives the same rows.
+    """
+    start = np.uint64(zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32)
+    with np.errstate(over="ignore"):
+        state = (np.arange(first, first + n_rows, dtype=np.uint64) ^ start) * _GOLDEN + _GOLDEN
+        state = (state ^ (state >> np.uint64(30))) * _FIRST
+        state = (state ^ (state >> np.uint64(27))) * _SECOND
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,79 @@
+"""The moment from which on the latest rows of a log are held out, found without sorting the log.
+
+Every reading task tells how many rows its latest moments have; together they give a moment from which on about as many
+rows lie as are wanted. Rows of one moment stay together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dfm.data.parquet import Unit, naming_shard, read_unit
+from dfm.data.preparation import Reading
+from dfm.data.time_split import sort_keys
+
+_MOMENT, _ROWS = "moment", "rows"
+
+
+def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table:
+    """Moments of the latest `n_rows` rows of some units and how many rows each has, the latest first."""
+    column = reading.schema.time
+    counted = []
+    for batch in itertools.chain.from_iterable(read_unit(unit, [column], reading.storage_options) for unit in units):
+        with naming_shard(batch):
+            counted.append(counted_moments(batch.data.column(column)))
+    return latest_of(counted, n_rows, column)
+
+
+def counted_moments(moments: pa.Array, rows: pa.Array | None = None) -> pa.Table:
+    """Distinct moments and how many rows each has. rows: of each moment; without it one. Missing ones are left out."""
+    if pa.types.is_dictionary(moments.type):
+        moments = moments.dictionary_decode()
+    each = pa.array(np.ones(len(moments), np.int64)) if rows is None else rows
+    table = pa.table({_MOMENT: moments, _ROWS: each}).filter(pc.is_valid(moments))
+    return _summed(table)
+
+
+def _summed(table: pa.Table) -> pa.Table:
+    summed = table.group_by(_MOMENT, use_threads=False).aggregate([(_ROWS, "sum")])
+    return summed.rename_columns([_MOMENT, _ROWS])
+
+
+def latest_of(tables: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:
+    """The latest moments of all tables, the latest first, until they have so many rows, and the one before them."""
+    summed = _summed(pa.concat_tables(tables))
+    if not summed.num_rows:
+        return summed
+    keys = sort_keys(summed.column(_MOMENT).combine_chunks(), column)
+    ordered = summed.take(pc.array_sort_indices(keys, "descending"))
+    reached = np.cumsum(ordered.column(_ROWS).to_numpy())
+    return ordered.slice(0, int(np.searchsorted(reached, n_rows)) + 1)
+
+
+def bound_of(latest: pa.Table, n_rows: int, most_rows: int) -> str:
+    """The moment from which on about `n_rows` rows lie, as `at_or_after` takes it; "" where there is none that has a
+    quarter of them at least, and no more than `most_rows`.
+    """
+    reached = np.cumsum(latest.column(_ROWS).to_numpy())
+    legal = (reached <= most_rows) & (4 * reached >= n_rows)
+    if not legal.any():
+        return ""
+    nearest = int(np.argmin(np.where(legal, np.abs(reached - n_rows), np.iinfo(np.int64).max)))
+    return written(latest.column(_MOMENT)[nearest])
+
+
+def written(moment: pa.Scalar) -> str:
+    """A moment as a bound in a job file says it; a timestamp in whole microseconds, of a zone in UTC."""
+    kind = moment.type
+    if pa.types.is_timestamp(kind):
+        whole = moment.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us"))
+        text = str(whole.cast(pa.string()).as_py())
+        return f"{text}Z" if kind.tz else text
+    if pa.types.is_date(kind):
+        return str(moment.cast(pa.date32()).as_py())
+    return str(moment.as_py())
