@@ -50,6 +50,7 @@ TRAINING: dict[str, Any] = {
     "optimizer": "adagrad",
     "learning_rate": 0.045,
     "factor_rate_scale": 0.45,
+    "tune": "none",
     "initial_accumulator": 1.0,
     "l2_linear": 0.005,
     "l2_factors": 0.005,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,12 +12,16 @@ from dfm.errors import ClusterError
 from dfm.kernels.contract import KernelSpec, RoundTally
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
+from dfm.training.automatic import RowScale, settled
+from dfm.training.checkpoint import Checkpoint, Identity
 from dfm.training.loop import Goal, Manner, Metrics, Parameters, TrainingLoop
 from dfm.training.plan import RoundPlan
+from dfm.training.progress import Progress
 from dfm.training.rounds import ReplicaReport, Work
 from dfm.training.steps import StepSchedule, work_of
 
-WORK = work_of(TrainingSettings(n_replicas=1), "classification", KernelSpec("logistic", "adagrad", 2))
+SETTINGS = settled(TrainingSettings(n_replicas=1), RowScale())
+WORK = work_of(SETTINGS, "classification", KernelSpec("logistic", "adagrad", 2))
 N_ROWS = 10
 
 
@@ -72,7 +77,7 @@ def trained(
         work=WORK,
         objective=Objective.of("classification"),
         plan=RoundPlan(n_rounds, n_rounds),
-        schedule=StepSchedule("constant", seed=3),
+        schedule=more.pop("schedule", StepSchedule("constant", seed=3)),
         goal=goal,
         executor=executor,
         manner=Manner(describe, lambda epoch, reports: None),
@@ -151,3 +156,96 @@ def test_parameters_get_a_new_origin_before_their_history_becomes_long() -> None
     trained(executor, Goal(2), n_rounds=70, renewer=Renewer())
     assert calls == [64, 128]
     assert [parameters for parameters, _ in executor.restored] == [[64], [128]]
+
+
+# ------------------------------------------------------------------------------------------- the plateau ----
+
+
+def on_plateau(losses: Sequence[float], n_epochs: int = 20, n_rounds: int = 1) -> tuple[MadeUp, TrainingLoop, list[Any]]:
+    """A training with the schedule "plateau" whose validations give these losses; what it told."""
+    told: list[dict[str, Any]] = []
+    executor = MadeUp(losses)
+    goal = Goal(n_epochs, plateau=True)
+    loop = trained(executor, goal, n_rounds, told.append, schedule=StepSchedule("plateau", seed=3))
+    return executor, loop, [event for event in told if event["event"] in ("plateau", "stopped")]
+
+
+def rates_of(executor: MadeUp) -> list[float]:
+    """Step sizes of all rounds, in parts of the first."""
+    rates = [work.step.learning_rate for work in executor.submitted]
+    return [rate / rates[0] for rate in rates]
+
+
+def test_a_plateau_is_left_when_the_loss_rises_and_the_rate_falls_from_the_best_parameters() -> None:
+    executor, loop, told = on_plateau([0.5, 0.4, 0.35, 0.31, 0.30, 0.29, 0.4, 0.28, 0.27])
+    assert told == [{"event": "plateau", "epoch": 7, "to_epoch": 6, "epochs": 2}]
+    assert executor.restored == [([6], [0, 7])]
+    assert loop.best is not None
+    assert (loop.best.epoch, loop.best.metrics["log_loss"], len(loop.at.history)) == (9, 0.27, 9)
+    # 1 - .95 (d + 1/2) / 2 in the middle of each of two epochs of one slice
+    assert rates_of(executor) == pytest.approx([1.0] * 7 + [0.7625, 0.2875])
+
+
+def test_the_falling_rate_goes_by_slices() -> None:
+    executor, _, told = on_plateau([0.5, 0.6, 0.4], n_rounds=4)
+    assert told == [{"event": "plateau", "epoch": 2, "to_epoch": 1, "epochs": 1}]
+    assert rates_of(executor)[8:] == pytest.approx([1 - 0.95 * (d + 0.5) / 4 for d in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("losses", "left_after"),
+    [
+        ([0.5, 0.49999, 0.49998, 0.3, 0.2], 3),  # two epochs that gain less than 1e-4 of it
+        ([0.5, 0.5009, 0.4, 0.39, 0.5], 5),  # a rise of less than 0.2 % is waited out
+        ([0.5, 0.5011, 0.4, 0.39], 2),
+        ([0.5 - number / 100 for number in range(30)], 15),  # of 20 epochs, 5 are left for the end
+    ],
+)
+def test_a_plateau_ends_by_gain_by_rise_or_by_the_epochs_that_are_left(losses: list[float], left_after: int) -> None:
+    _, loop, told = on_plateau(losses)
+    assert told[0]["epoch"] == left_after
+    assert len(loop.at.history) <= 20
+
+
+@pytest.mark.parametrize("n_epochs", range(1, 30))
+def test_no_more_epochs_are_walked_than_are_allowed(n_epochs: int) -> None:
+    _, loop, _ = on_plateau([0.5 - number / 1000 for number in range(40)], n_epochs)
+    assert len(loop.at.history) <= n_epochs
+    assert len(loop.at.history) >= n_epochs - 1
+
+
+def test_two_worse_epochs_in_a_row_end_the_fall_and_the_best_is_kept() -> None:
+    falling = [0.5 - number / 100 for number in range(12)]
+    _, loop, told = on_plateau([*falling, 0.6, 0.38, 0.40, 0.41, 0.1])
+    assert told[0] == {"event": "plateau", "epoch": 13, "to_epoch": 12, "epochs": 4}
+    assert told[1] == {"event": "stopped", "epoch": 16, "best_epoch": 14}
+    assert loop.best is not None
+    assert loop.best.metrics["log_loss"] == 0.38
+
+
+def test_a_training_that_stands_behind_its_plateau_goes_on_as_if_it_had_never_stopped() -> None:
+    losses = [0.5, 0.4, 0.35, 0.31, 0.30, 0.29, 0.4, 0.28, 0.27]
+    saved: list[Any] = []
+
+    class Saver:
+        def offer(self, snapshot: Any) -> None:
+            saved.append(snapshot)
+
+        def flush(self, timeout: float = 60.0) -> None: ...
+
+    whole = MadeUp(losses)
+    goal = Goal(20, plateau=True)
+    told: list[Any] = []
+    more: dict[str, Any] = {"schedule": StepSchedule("plateau", seed=3)}
+    reference = trained(whole, goal, tell=told.append, checkpointer=Saver(), **more)
+    snapshot = next(each for each in saved if each.state["progress"]["epoch"] == 8)
+    again = MadeUp(losses[7:])
+    loop = dataclasses.replace(reference, executor=again, at=Progress(), best=None)
+    checkpoint = Checkpoint(Identity({}, []), snapshot.state, snapshot.rounds_done, (), ())
+    loop.restore(checkpoint, snapshot.blocks, snapshot.best_blocks)
+    loop.run()
+    assert loop.best is not None
+    assert reference.best is not None
+    assert (loop.best.metrics, loop.result) == (reference.best.metrics, reference.result)
+    expected = [(work.step.learning_rate, work.step.seed) for work in whole.submitted[8:]]
+    assert [(work.step.learning_rate, work.step.seed) for work in again.submitted] == expected

@@ -58,7 +58,7 @@ SHAPES = {
 
 
 def dealt(n_replicas: int, averages_per_epoch: int | str) -> TrainingSettings:
-    return TrainingSettings(n_replicas=n_replicas, averages_per_epoch=averages_per_epoch)
+    return TrainingSettings(n_replicas=n_replicas, averages_per_epoch=averages_per_epoch, tune="none")
 
 
 def check_training(shards: Sequence[Shard], n_replicas: int, seed: int) -> None:
@@ -192,7 +192,23 @@ def test_rounds_of_a_fixed_number_of_rows_grow_in_number_with_the_data(
 def test_later_epochs_have_as_many_averages_as_asked_for_and_never_more_than_the_first(
     n_rows: int, settings: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    assert averages(n_rows, TrainingSettings(n_replicas=2, **settings)) == expected  # type: ignore[arg-type]
+    assert averages(n_rows, TrainingSettings(n_replicas=2, tune="none", **settings)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_replicas", "expected"),
+    [
+        (1_499, 1, (1, 1)),  # a third of them tells nothing
+        (1_500, 1, (12, 1)),
+        (109_217, 7, (12, 4)),
+        (1_000_000, 64, (32, 32)),
+        (10**9, 1, (6, 1)),
+    ],
+)
+def test_a_first_epoch_with_a_pilot_has_rounds_to_compare(
+    n_rows: int, n_replicas: int, expected: tuple[int, int]
+) -> None:
+    assert averages(n_rows, TrainingSettings(n_replicas=n_replicas)) == expected
 
 
 @given(st.integers(1, 40), st.data())

@@ -13,6 +13,7 @@ import dfm
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.settings.tables import TrainingSettings
+from dfm.training.automatic import RowScale, settled
 from dfm.training.backends import BACKENDS, NUMBA, backend_here
 from dfm.training.steps import StepSchedule, merge_rule, step_of, work_of
 
@@ -23,16 +24,17 @@ FTRL = {"optimizer": "ftrl", "l1_linear": 0.5, "ftrl_beta": 2.0}
 
 @pytest.mark.parametrize("knobs", [ADAM, FTRL, {"l2_linear": 0.25, "l2_factors": 0.125, "deterministic": True}])
 def test_every_knob_of_an_optimizer_reaches_its_step(knobs: dict[str, Any]) -> None:
-    step = step_of(TrainingSettings(**knobs))
+    step = step_of(settled(TrainingSettings(**knobs), RowScale()))
     for name in {field.name for field in dataclasses.fields(Step)} & knobs.keys():
         assert getattr(step, name) == knobs[name], name
 
 
 def test_rates_are_scaled_by_replicas_and_factors_have_their_own() -> None:
-    step = step_of(TrainingSettings(n_replicas=4, learning_rate=0.1, factor_rate_scale=0.5), gpu_memory="2GiB")
+    training = TrainingSettings(n_replicas=4, learning_rate=0.1, factor_rate_scale=0.5, l2_factors=0.0)
+    step = step_of(training, gpu_memory="2GiB")
     assert (step.learning_rate, step.factor_learning_rate) == (pytest.approx(0.2), pytest.approx(0.1))
     assert (step.device_bytes, step.n_threads) == (2**31, 1)
-    assert step_of(TrainingSettings(threads_per_replica=3)).n_threads == 3
+    assert step_of(settled(TrainingSettings(threads_per_replica=3), RowScale())).n_threads == 3
 
 
 def test_the_rule_that_is_left_to_dfm_follows_from_the_optimizer() -> None:
@@ -41,11 +43,11 @@ def test_the_rule_that_is_left_to_dfm_follows_from_the_optimizer() -> None:
     rule = merge_rule(TrainingSettings(merge="precision", precision=2.0, outer_rate=0.5, outer_momentum=0.25))
     assert (rule.weights, rule.precision, rule.outer_rate, rule.outer_momentum) == ("precision", 2.0, 0.5, 0.25)
     with pytest.raises(SettingsError, match="has none"):
-        work_of(TrainingSettings(optimizer="adam", merge="weighted"), "classification", SPEC)
+        merge_rule(TrainingSettings(optimizer="adam", merge="weighted"))
 
 
 def test_a_round_has_the_rate_of_its_standing_and_a_seed_for_each_replica() -> None:
-    work = work_of(TrainingSettings(n_replicas=3), "classification", SPEC)
+    work = work_of(settled(TrainingSettings(n_replicas=3), RowScale()), "classification", SPEC)
     schedule = StepSchedule("inverse-sqrt", seed=5)
     first, later = schedule.work(work, 0, (0, 8)), schedule.work(work, 7, (3.0, 8), rollbacks=1)
     assert later.step.learning_rate == pytest.approx(first.step.learning_rate / 4)
