@@ -346,6 +346,31 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("epochs", "integer", "epochs that follow, at most"),
         ),
     ),
+    EventRecord(
+        "trial",
+        "`dfm search`",
+        "a trial has come to the end of a rung",
+        (
+            Field("trial", "integer", "its number, 0 is the default; -1 for the closing trainings with several seeds"),
+            Field("key", "text", "digest of its settings; of closing trainings best or default"),
+            Field("rung", "integer", "which rung, from 1; 0 for closing trainings"),
+            Field("seed", "integer", "of a closing training, else 0"),
+            Field("epochs", "integer", "walks over the rows so far"),
+            _number("loss", "the best validation loss so far; null where it diverged"),
+            Field("seconds", "number", "that this rung took", "s"),
+            Field("settings", "record", "what is tried"),
+        ),
+    ),
+    EventRecord(
+        "searched",
+        "`dfm search`",
+        "the best settings are written as a job file",
+        (
+            Field("job", "text", "the job file"),
+            Field("trial", "integer", "number of the best trial; 0 where none beat the default"),
+            Field("losses", "record", "validation losses by seed, of the best trial and of the default"),
+        ),
+    ),
     EventRecord("resumed", _TRAINING, "it goes on from a checkpoint", (_EPOCH, _ROUND, _ROUNDS)),
     EventRecord(
         "round",

@@ -9,10 +9,12 @@ from typing import Any
 from distributed import Client
 
 from dfm.data.parquet import find_shards
+from dfm.distributed import search as searching
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
+from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.errors import OutOfMemoryError
 from dfm.kernels.custom.functions import CustomLoss
@@ -63,6 +65,24 @@ def train(
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
+
+
+def search(
+    job: JobLike,
+    client: Client | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+    loss: str | Callable[..., Any] | CustomLoss | None = None,
+    regularizer: Callable[..., Any] | None = None,
+) -> SearchResult:
+    """Try settings of a job, its [search] table says which, and write the best as output.directory/best.toml.
+
+    Arguments as in `train`. Rows are hashed once; what was tried stands in output.directory/search.jsonl, from where
+    the same call goes on after it was interrupted.
+    """
+    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
+    return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from dfm.data import synthetic
-from dfm.kubernetes.manifest import to_toml
+from dfm.settings.toml import to_toml
 from tests.support.small_jobs import job_tables
 
 ROOT = Path(__file__).parents[1]

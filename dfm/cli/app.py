@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import publish, runs
-from dfm.cli.console import Reporter, metrics_table, plan_table
+from dfm.cli.console import Reporter, metrics_table, plan_table, trials_table
 from dfm.cli.options import json_option, storage_option
 from dfm.errors import DfmError
 from dfm.events import line_of
@@ -132,6 +132,38 @@ def train(
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
     return INTERRUPTED if result.interrupted else 0
+
+
+@cli.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob of the job file.")
+@click.option("--trials", type=click.IntRange(1), help="Settings to try (search.n_trials).")
+@click.option(
+    "--resume/--no-resume", default=None, help="Go on from the trials that an earlier run left (the default), or not."
+)
+@_with(_scheduler_option, json_option)
+def search(
+    job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, scheduler: str | None, as_json: bool
+) -> int:  # fmt: skip
+    """Try settings of a job beside each other, and write the best as a job file.
+
+    All trials share one preparation of the rows; half of them go on after an epoch, a quarter of these to the end. The
+    best is trained with several seeds against the default. What was tried is in search.jsonl of output.directory.
+    """
+    from dfm import jobs
+    from dfm.runs.termination import stoppable
+
+    overrides = (*overrides, *runs.cluster_overrides(scheduler, None))
+    overrides = (*overrides, f"search.n_trials={trials}") if trials else overrides
+    if resume is not None:
+        overrides = (*overrides, f"output.resume={str(resume).lower()}")
+    console = Console()
+    with stoppable(), Reporter(console, as_json) as reporter:
+        result = jobs.search(job, overrides=overrides, on_event=reporter)
+    if not as_json:
+        console.print(trials_table(result.trials))
+        console.print(f"next: dfm train {result.best}", highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def _show_plan(planned: dict[str, Any], as_json: bool) -> None:

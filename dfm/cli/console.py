@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -140,6 +142,22 @@ class Reporter:
             f"{event['learning_rate']:.3g}; another than the default must be {event['margin']:.0%} better)"
         )
 
+    def _show_trial(self, event: Event) -> None:
+        self._stop_progress()
+        which = f"trial {event['trial']}" if event["trial"] >= 0 else f"{event['key']}, seed {event['seed']}"
+        rung = f"rung {event['rung']}" if event["rung"] else "to the end"
+        self._line(
+            f"{which}, {rung}: {_number(event['loss'])} after {event['epochs']} epochs ({event['seconds']:.1f} s)"
+        )
+
+    def _show_searched(self, event: Event) -> None:
+        for name, losses in event["losses"].items():
+            if losses:
+                mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
+                self._line(f"{name}: {mean:.5f} ± {spread:.5f} over {len(losses)} seeds")
+        which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
+        self._line(escape(f"the best is {which}; its job is in {event['job']}"))
+
     def _show_plateau(self, event: Event) -> None:
         self._line(
             f"on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate (at most "
@@ -235,6 +253,24 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
             table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
+    return table
+
+
+def trials_table(records: Sequence[Event]) -> Table:
+    """The trials of a search, each where it came furthest, the best first."""
+    furthest: dict[int, Event] = {}
+    for record in records:
+        if "trial" in record:
+            furthest[record["trial"]] = record
+    table = Table("trial", "rung", "epochs", "loss", title="what was tried")
+    names = list(next(iter(furthest.values()))["settings"]) if furthest else []
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for record in sorted(furthest.values(), key=lambda each: (-each["rung"], each["loss"] or math.inf)):
+        values = [f"{record['settings'][name]:.3g}" for name in names]
+        table.add_row(
+            f"{record['trial']}", f"{record['rung']}", f"{record['epochs']}", _number(record["loss"]), *values
+        )
     return table
 
 

@@ -83,7 +83,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     result = None
     try:
         with connect.client_of(job.cluster, client) as own:
-            result = _stages(_begin(order, inputs, warm, own, tell), checkpoints, found)
+            result = _stages(begin(order, inputs, warm, own, tell), checkpoints, found)
     except Exception as error:
         if result is None:
             raise
@@ -91,7 +91,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     return result
 
 
-def _begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent) -> Run:
+def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent) -> Run:
     """The run on this cluster, which from now on hears of its events too."""
     job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
     tell = monitoring.observed(client, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
@@ -130,7 +130,7 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
 def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]) -> TrainResult:
     """Prepare, train from the newest sound checkpoint that was found, publish."""
     started = time.time()
-    prepared = _prepare_rows(run, started)
+    prepared = prepare_rows(run, started)
     try:
         with contextlib.closing(_checkpointer(run, checkpoints)) as checkpointer:
             loop = _loop_of(run, prepared, checkpointer, found)
@@ -154,9 +154,9 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
 # ---------------------------------------------------------------------------------------------- prepare ----
 
 
-def _prepare_rows(run: Run, started: float) -> Prepared:
+def prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
-    warm_ups = _warm_up(run)
+    warm_ups = warm_up(run)
     prepared = prepare(run)
     run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
     compile_seconds = max(run.watch.result(future) for future in warm_ups)
@@ -172,7 +172,7 @@ def _prepare_rows(run: Run, started: float) -> Prepared:
     return prepared
 
 
-def _warm_up(run: Run) -> list[Future]:
+def warm_up(run: Run) -> list[Future]:
     """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
     futures: list[Future] = []
     for address in run.watch.addresses():
@@ -192,7 +192,7 @@ def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
 
 def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
     """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
-    loop = _new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
+    loop = new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
     run.tell(settings_event(run, prepared))
     if not _resume(run, loop, checkpointer, found):
         bounds = loop.executor.bounds
@@ -200,7 +200,7 @@ def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Se
     return loop
 
 
-def _new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
+def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
     """The loop, whose executor has no parameters yet."""
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)

@@ -28,6 +28,7 @@ from dfm.settings.tables import (
     ModelSettings,
     OutputSettings,
     Schema,
+    SearchSettings,
     TrainingSettings,
     tables_with,
 )
@@ -46,6 +47,7 @@ class Job:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
         if self.data.validation_from and not self.schema.time:

@@ -610,6 +610,45 @@ class KubernetesSettings(Table):
             )
 
 
+def _bounds(low: float, high: float, help: str) -> Any:
+    """The knob of a number that is drawn between two others, evenly in its logarithm."""
+    return knob((low, high), ListOf(Number(0, open_low=True), at_least=2), f"{help}: the least and the greatest")
+
+
+@dataclass(frozen=True)
+class SearchSettings(Table):
+    """What `dfm search` tries. Two equal bounds, or one word of a list, hold a knob fixed."""
+
+    table = "search"
+
+    n_trials: int = knob(24, Number(1, 10_000, integer=True), "settings that are tried; the first is the default")
+    n_seeds: int = knob(3, Number(0, 100, integer=True), "seeds with which the best and the default are trained")
+    learning_rate: tuple[float, ...] = _bounds(
+        0.6, 6.0, "learning_rate in units of 1 / h (a quarter of that for squared errors), as its auto is 1.6"
+    )
+    factor_rate_scale: tuple[float, ...] = _bounds(0.2, 2.0, "training.factor_rate_scale")
+    l2_factors: tuple[float, ...] = _bounds(0.001, 0.05, "training.l2_factors")
+    l2_linear: tuple[float, ...] = _bounds(0.0005, 0.02, "training.l2_linear")
+    min_count_factors: tuple[int, ...] = knob(
+        (3, 10, 30, 100), ListOf(Number(1, integer=True), at_least=1), "values of model.min_count_factors"
+    )
+    n_factors: tuple[int, ...] = knob(
+        (8, 16, 32), ListOf(Number(1, 256, integer=True), at_least=1), "values of model.n_factors"
+    )
+    init_scale: tuple[float, ...] = knob(
+        (1 / 3, 1.0, 3.0), ListOf(Number(0, open_low=True), at_least=1), "multiples of the automatic model.init_stdev"
+    )
+
+    def _check(self) -> None:
+        for key in ("learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"):
+            bounds = getattr(self, key)
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise SettingsError(
+                    f"search.{key} = {show(bounds)} is not legal: expected two numbers, the lesser first. Write for "
+                    f"example {key} = {show(self.knobs()[key].default)}."
+                )
+
+
 OWN_MOUNTS = ("/tmp", "/scratch", "/etc/dfm", "/etc/dfm-tls")
 """Paths at which the pods of dfm have volumes of their own."""
 
@@ -618,7 +657,7 @@ TABLES: dict[str, type[Table]] = {
     kind.table: kind
     for kind in (
         *(DataSettings, Schema, ModelSettings, TrainingSettings),
-        *(ClusterSettings, OutputSettings, KubernetesSettings),
+        *(ClusterSettings, OutputSettings, KubernetesSettings, SearchSettings),
     )
 }
 

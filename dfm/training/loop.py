@@ -192,13 +192,15 @@ class TrainingLoop:
         """Averages of the present epoch."""
         return self.plan.n_rounds(self.at.epoch)
 
-    def run(self) -> None:
-        """Train all epochs, or until validation has worsened too often."""
+    def run(self, until: int | None = None) -> None:
+        """Train all epochs, or until validation has worsened too often; no further than epoch `until`, from where
+        another call goes on.
+        """
         if self.pilot is not None and self.at.rounds_done == self.plan.rounds_before and not self.at.pilot:
             PilotRun(self.pilot, self).run()
             self._offer()
         self._submitted = self._cut_at = self.at.rounds_done
-        while not self.at.is_over:
+        while not self.at.is_over and (until is None or self.at.epoch <= until):
             event = self._epoch()
             self.at.history.append(event)
             self.at.is_over = self.at.epoch == self._last_epoch

@@ -19,6 +19,7 @@ from dfm.kubernetes.api import Api
 from dfm.runs.outcome import outcome_of
 from dfm.runs.record import read_events, read_run
 from dfm.settings.job import Job, load_job
+from dfm.settings.toml import to_toml
 from tests.support.cluster_in_miniature import JOBS, Miniature, miniature
 from tests.support.real_cluster import make_certificates, wait_until
 from tests.support.small_jobs import in_process_client, job_tables
@@ -141,7 +142,7 @@ def job_path(log: Path, tmp_path: Path) -> Path:
     tables["data"] |= {"train": f"local://{log}", "storage_options": STORE}
     tables["output"]["directory"] = f"local://{tmp_path}/out"
     path = tmp_path / "clicks.toml"
-    path.write_text(manifest.to_toml({**tables, "kubernetes": SIZES}))
+    path.write_text(to_toml({**tables, "kubernetes": SIZES}))
     return path
 
 

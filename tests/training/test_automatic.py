@@ -16,8 +16,14 @@ from dfm.training.inputs import automatic_held_out
 
 @pytest.mark.parametrize(
     ("task", "loss", "rate"),
-    [("classification", "logistic", 1.6), ("classification", "hinge", 1.6), ("regression", "squared", 0.4)]
-    + [("regression", "huber", 0.4), ("regression", "quantile", 1.6), ("regression", "poisson", 1.6)],
+    [
+        ("classification", "logistic", 1.6),
+        ("classification", "hinge", 1.6),
+        ("regression", "squared", 0.4),
+        ("regression", "huber", 0.4),
+        ("regression", "quantile", 1.6),
+        ("regression", "poisson", 1.6),
+    ],
 )
 def test_the_step_size_is_that_of_a_row_over_its_squares_and_the_steepness(task: str, loss: str, rate: float) -> None:
     scale = RowScale.of(390.0, 10, Objective.of(task, loss))

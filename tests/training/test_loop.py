@@ -161,7 +161,9 @@ def test_parameters_get_a_new_origin_before_their_history_becomes_long() -> None
 # ------------------------------------------------------------------------------------------- the plateau ----
 
 
-def on_plateau(losses: Sequence[float], n_epochs: int = 20, n_rounds: int = 1) -> tuple[MadeUp, TrainingLoop, list[Any]]:
+def on_plateau(
+    losses: Sequence[float], n_epochs: int = 20, n_rounds: int = 1
+) -> tuple[MadeUp, TrainingLoop, list[Any]]:
     """A training with the schedule "plateau" whose validations give these losses; what it told."""
     told: list[dict[str, Any]] = []
     executor = MadeUp(losses)

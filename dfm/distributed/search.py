@@ -1,0 +1,328 @@
+"""A search on a cluster: rows are hashed once, and all trials train on the same partitions, a few at a time.
+
+A trial is a training loop of its own. What it came to is written to search.jsonl as it is known; a search that was
+killed goes on from there, and repeats at most the epochs of trials that were under way or had yet to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from distributed import Client, Future
+
+from dfm.data.partition import SparsePartition
+from dfm.data.vocabulary import Vocabulary
+from dfm.distributed import start
+from dfm.distributed.cluster import connect
+from dfm.distributed.prepare import Prepared, VocabularySummary
+from dfm.distributed.run import Event, OnEvent, Run
+from dfm.distributed.train import begin, new_loop, prepare_rows, warm_up
+from dfm.distributed.tuning import row_scale
+from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.events import json_ready
+from dfm.settings.job import Job
+from dfm.settings.toml import to_toml
+from dfm.storage import files
+from dfm.training.automatic import settled
+from dfm.training.inputs import Inputs, find_inputs, plan_event
+from dfm.training.loop import TrainingLoop
+from dfm.training.order import Order
+from dfm.training.search import Trial, rungs_of, survivors, trials_of
+from dfm.training.steps import work_of
+
+logger = logging.getLogger(__name__)
+JOURNAL, BEST = "search.jsonl", "best.toml"
+_AT_A_TIME = 4
+"""Trials whose rounds alternate on a cluster: while one is averaged, workers train another."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a search. losses: validation loss by seed of the best trial and of the default; best: the job file
+    of whichever is better on average; trials: a record per trial and rung.
+    """
+
+    best: str
+    is_default: bool
+    losses: dict[str, list[float]]
+    trials: list[Event]
+
+
+def search(order: Order, client: Client | None = None, on_event: OnEvent | None = None) -> SearchResult:
+    """Try the settings of the job's [search] on its data, and write the best as a job file to output.directory.
+
+    SettingsError without rows to validate on, or where the directory holds the journal of another search.
+    """
+    job, tell = order.job, on_event or (lambda event: None)
+    inputs = find_inputs(job)
+    _check(inputs, order)
+    tell(plan_event(inputs))
+    journal = Journal.of(job)
+    with connect.client_of(job.cluster, client) as own:
+        run = begin(order, inputs, None, own, tell)
+        prepared = prepare_rows(run, time.time())
+        return Search(run, prepared, journal).result()
+
+
+def _check(inputs: Inputs, order: Order) -> None:
+    if not inputs.validation_tasks:
+        raise SettingsError(
+            "a search needs rows to validate on, and there are none. Name them in data.validation, or let "
+            "data.validation_fraction hold some out."
+        )
+    if order.job.training.warm_start:
+        raise SettingsError("a search begins with untrained parameters. Leave training.warm_start out.")
+    order.check_fields(len(inputs.schema.fields))
+
+
+@dataclass
+class Journal:
+    """The records of a search, in a file of one JSON object a line; the first says whose they are."""
+
+    url: str
+    identity: str
+    options: files.Options
+    records: list[Event] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> Journal:
+        """The journal in the job's output directory. SettingsError where it is another search's."""
+        url = files.join(job.output.directory, JOURNAL)
+        found = cls(url, job.fingerprint(), job.data.storage_options)
+        if not job.output.resume or not files.exists(url, found.options):
+            return found
+        lines = [json.loads(line) for line in files.read_bytes(url, found.options).decode().splitlines() if line]
+        if not lines or lines[0].get("job") != found.identity:
+            raise SettingsError(
+                f"{url} holds another search: its data, schema, model or training differ. Choose another "
+                "output.directory, or begin anew with --no-resume."
+            )
+        found.records = lines[1:]
+        return found
+
+    def add(self, record: Event) -> None:
+        """Write one more record."""
+        with self._lock:
+            self.records.append(json_ready(record))
+            lines = [{"job": self.identity}, *self.records]
+            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            files.write_bytes(self.url, text.encode(), self.options)
+
+    def loss(self, key: str, rung: int, seed: int = 0) -> float | None:
+        """What a trial came to at a rung; None where that is not known. inf where it diverged."""
+        for record in self.records:
+            if (record["key"], record["rung"], record["seed"]) == (key, rung, seed):
+                return math.inf if record["loss"] is None else float(record["loss"])
+        return None
+
+
+@dataclass
+class Search:
+    """The trials of a run whose rows are prepared."""
+
+    run: Run
+    prepared: Prepared
+    journal: Journal
+    _loops: dict[int, TrainingLoop] = field(init=False, default_factory=dict)
+    _variants: dict[int, Prepared] = field(init=False, default_factory=dict)
+
+    def result(self) -> SearchResult:
+        """All rungs, then the best and the default with several seeds."""
+        trials = trials_of(self.run.job)
+        for k in sorted({trial.n_factors for trial in trials} - {self.run.job.model.n_factors}):
+            for future in warm_up(self._run_of(next(trial for trial in trials if trial.n_factors == k))):
+                self.run.watch.wait(future)
+        self._make_variants(trials)
+        for number, rung in enumerate(rungs_of(len(trials)), start=1):
+            losses = self._climb(trials, number, rung.until, rung.n_kept)
+            trials = survivors(trials, losses, rung.n_kept)
+        return self._judged(trials[0])
+
+    # ---------------------------------------------------------------------------------------- trials ----
+
+    def _climb(self, trials: Sequence[Trial], rung: int, until: int | None, n_kept: int) -> dict[int, float]:
+        """Losses of the trials at a rung, by number. Those that cannot go on give up their parameters at once."""
+        losses: dict[int, float] = {}
+        lock = threading.Lock()
+
+        def climb(trial: Trial) -> None:
+            loss = self.journal.loss(trial.key, rung)
+            if loss is None:
+                loss = self._train(trial, rung, until)
+            with lock:
+                losses[trial.number] = loss
+                kept = {each.number for each in survivors([t for t in trials if t.number in losses], losses, n_kept)}
+                for number in [number for number in losses if number not in kept]:
+                    self._loops.pop(number, None)
+
+        self._side_by_side([lambda trial=trial: climb(trial) for trial in trials])  # type: ignore[misc]
+        return losses
+
+    def _side_by_side(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Results of the calls, of which a few run at a time; the first error is raised when those begun are over."""
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            futures = [pool.submit(call) for call in calls]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _train(self, trial: Trial, rung: int, until: int | None) -> float:
+        """Walk a trial on to an epoch, from where it stands or from its start; its best validation loss so far."""
+        started = time.perf_counter()
+        loop = self._loops.get(trial.number)
+        if loop is None:
+            loop = self._loops[trial.number] = self._loop(self._run_of(trial), self._variant(trial))
+        loss = _loss_of(loop, until)
+        self._tell(trial, rung, loop, loss, time.perf_counter() - started)
+        return loss
+
+    def _tell(self, trial: Trial, rung: int, loop: TrainingLoop, loss: float, seconds: float) -> None:
+        settings = dataclasses.asdict(trial)
+        record = {
+            "trial": settings.pop("number"),
+            "key": trial.key,
+            "rung": rung,
+            "seed": 0,
+            "epochs": len(loop.at.history),
+            "loss": loss,
+            "seconds": seconds,
+            "settings": settings,
+        }
+        self.journal.add(record)
+        self.run.tell({"event": "trial", **record})
+
+    def _job_of(self, trial: Trial) -> Job:
+        rate = float(settled(self.run.job.training, self._scale).learning_rate)
+        return trial.job(self.run.job, self._scale, rate)
+
+    @property
+    def _scale(self) -> Any:
+        return row_scale(self.run, self.prepared)
+
+    def _run_of(self, trial: Trial) -> Run:
+        return self._run_with(self._job_of(trial))
+
+    def _run_with(self, job: Job) -> Run:
+        """The run with another job on the same rows; its events are its own."""
+        order = self.run.order
+        spec = dataclasses.replace(order.work.spec, n_factors=job.model.n_factors)
+        numbers = settled(job.training, self._scale)
+        work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
+        other = dataclasses.replace(order, job=job, work=work)
+        return dataclasses.replace(self.run, order=other, tell=lambda event: None)
+
+    def _loop(self, run: Run, prepared: Prepared) -> TrainingLoop:
+        loop = new_loop(run, prepared, None)
+        bounds = loop.executor.bounds
+        loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
+        return loop
+
+    # ------------------------------------------------------------------------------------- variants ----
+
+    def _make_variants(self, trials: Sequence[Trial]) -> None:
+        """Partitions for every min_count_factors: the same rows, of whose features more or fewer own factors."""
+        self._variants[self.run.job.model.min_count_factors] = self.prepared
+        for least in sorted({trial.min_count_factors for trial in trials} - self._variants.keys()):
+            self._variants[least] = self._with_least(least)
+
+    def _variant(self, trial: Trial) -> Prepared:
+        return self._variants[trial.min_count_factors]
+
+    def _with_least(self, least: int) -> Prepared:
+        watch, prepared = self.run.watch, self.prepared
+        vocabulary = watch.submit(refactored, prepared.vocabulary, least)
+        summary: VocabularySummary = dataclasses.replace(
+            prepared.summary, n_factored=watch.result(watch.submit(n_factored_of, vocabulary))
+        )
+
+        def changed(parts: Sequence[Future]) -> list[Future]:
+            return [watch.submit(with_factored, part, summary.n_factored) for part in parts]
+
+        return dataclasses.replace(
+            prepared,
+            vocabulary=vocabulary,
+            summary=summary,
+            replicas=changed(prepared.replicas),
+            validation=changed(prepared.validation),
+        )
+
+    # --------------------------------------------------------------------------------------- the end ----
+
+    def _judged(self, winner: Trial) -> SearchResult:
+        """The best trial and the default, each with several seeds; whichever is better is written as a job file."""
+        best = self._job_of(winner)
+        seeds = range(self.run.job.model.seed, self.run.job.model.seed + self.run.job.search.n_seeds)
+        contests = [(name, job, seed) for name, job in (("best", best), ("default", self.run.job)) for seed in seeds]
+        found = self._side_by_side(
+            [lambda name=name, job=job, seed=seed: self._with_seed(name, job, seed) for name, job, seed in contests]  # type: ignore[misc]
+        )
+        losses: dict[str, list[float]] = {"best": [], "default": []}
+        for (name, _, _), loss in zip(contests, found, strict=True):
+            losses[name].append(loss)
+        is_default = bool(seeds) and statistics.fmean(losses["default"]) <= statistics.fmean(losses["best"])
+        job = self.run.job if is_default else best
+        url = files.join(self.run.job.output.directory, BEST)
+        tables = {name: table for name, table in job.to_dict().items() if name != "search"}
+        files.write_bytes(url, to_toml(tables).encode(), self.journal.options)
+        self.run.tell({"event": "searched", "job": url, "trial": 0 if is_default else winner.number, "losses": losses})
+        return SearchResult(url, is_default, losses, list(self.journal.records))
+
+    def _with_seed(self, name: str, job: Job, seed: int) -> float:
+        """Validation loss of a job trained to its end with another seed on the same partitions."""
+        known = self.journal.loss(name, 0, seed)
+        if known is not None:
+            return known
+        seeded = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
+        prepared = self._variants[job.model.min_count_factors]
+        started = time.perf_counter()
+        loop = self._loop(self._run_with(seeded), prepared)
+        loss = _loss_of(loop, None)
+        seconds, epochs = time.perf_counter() - started, len(loop.at.history)
+        record = {"key": name, "rung": 0, "seed": seed, "epochs": epochs, "loss": loss, "seconds": seconds}
+        self.journal.add(record)
+        self.run.tell({"event": "trial", "trial": -1, "settings": {}, **record})
+        return loss
+
+
+def _loss_of(loop: TrainingLoop, until: int | None) -> float:
+    """The best validation loss after a loop walked on to an epoch; inf where it diverged."""
+    try:
+        loop.run(until)
+    except DivergenceError as error:
+        logger.info("a trial diverged: %s", error)
+        return math.inf
+    found = loop.best.metrics.get(loop.objective.primary) if loop.best else None
+    if found is None:
+        raise DfmError("a trial has no validation loss; please report this")
+    return float(found)
+
+
+def refactored(vocabulary: Vocabulary, least: int) -> Vocabulary:
+    """The vocabulary with factors for the features that occur so often; they come first in it."""
+    return dataclasses.replace(vocabulary, n_factored=int(np.count_nonzero(vocabulary.counts >= least)))
+
+
+def n_factored_of(vocabulary: Vocabulary) -> int:
+    """Features with factors."""
+    return vocabulary.n_factored
+
+
+def with_factored(partitions: Sequence[SparsePartition], n_factored: int) -> list[SparsePartition]:
+    """The partitions, in which the features of the first so many rows of the table own factors."""
+    return [
+        dataclasses.replace(part, n_factored=int(np.searchsorted(part.features, n_factored))) for part in partitions
+    ]

@@ -1,0 +1,121 @@
+"""What a search tries: settings drawn from the space of a job, and how many of them go on after each rung.
+
+The first three trials are the settings of a pilot; the others are scrambled Sobol points (Owen 1998), drawn by the
+job's seed. Successive halving (Jamieson and Talwalkar 2016) keeps half after one epoch: slow, well regularised settings
+look bad then, and keeping a third lost the best of them on several logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scipy.stats import qmc
+
+from dfm.settings.job import Job
+from dfm.settings.tables import SearchSettings
+from dfm.training.automatic import CANDIDATES, RowScale, initial_stdev
+
+_LOGARITHMIC = "learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"
+_CHOICES = "min_count_factors", "n_factors", "init_scale"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings to try. learning_rate: in units of the automatic one; init_scale: of the automatic init_stdev."""
+
+    number: int
+    learning_rate: float
+    factor_rate_scale: float
+    l2_factors: float
+    l2_linear: float
+    min_count_factors: int
+    n_factors: int
+    init_scale: float
+
+    @property
+    def key(self) -> str:
+        """Digest (hex) of its settings: whoever tries them again gets the same losses."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def job(self, job: Job, scale: RowScale, rate: float) -> Job:
+        """The job with these settings as numbers; what the job itself gives as a number stays. rate: the automatic
+        learning rate of its rows.
+        """
+        model, training = job.model, job.training
+        found = {
+            "learning_rate": self.learning_rate * rate,
+            "factor_rate_scale": self.factor_rate_scale,
+            "l2_factors": self.l2_factors,
+        }
+        numbers: dict[str, Any] = {key: value for key, value in found.items() if getattr(training, key) == "auto"}
+        more: dict[str, Any] = {}
+        if model.n_factors:  # a linear model stays one
+            more = {"min_count_factors": self.min_count_factors, "n_factors": self.n_factors}
+        if model.init_stdev == "auto":
+            more["init_stdev"] = initial_stdev(model, scale) * self.init_scale
+        return replace(
+            job,
+            model=replace(model, **more),
+            training=replace(training, **numbers, l2_linear=self.l2_linear, tune="none"),
+        )
+
+
+def trials_of(job: Job) -> list[Trial]:
+    """The trials of a job: the default, the other settings of a pilot, then points of the space."""
+    space = job.search
+    known = [
+        Trial(
+            number,
+            candidate.rate,
+            candidate.factor_rate_scale,
+            candidate.l2_factors,
+            job.training.l2_linear,
+            job.model.min_count_factors,
+            job.model.n_factors,
+            1.0,
+        )
+        for number, candidate in enumerate(CANDIDATES.values())
+    ]
+    n_drawn = max(space.n_trials - len(known), 0)
+    return [*known, *_drawn(space, n_drawn, job.model.seed, len(known))][: space.n_trials]
+
+
+def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[Trial]:
+    if not n_trials:
+        return []
+    sampler = qmc.Sobol(len(_LOGARITHMIC) + len(_CHOICES), scramble=True, seed=seed % 2**32)
+    points = sampler.random_base2(max(math.ceil(math.log2(n_trials)), 1))[:n_trials]
+    trials = []
+    for number, point in enumerate(points.tolist(), start=first):
+        bounds = [getattr(space, key) for key in _LOGARITHMIC]
+        words = [getattr(space, key) for key in _CHOICES]
+        numbers = [low * (high / low) ** u for (low, high), u in zip(bounds, point, strict=False)]
+        chosen = [many[int(u * len(many))] for many, u in zip(words, point[len(_LOGARITHMIC) :], strict=True)]
+        numbers[0] /= 1.6  # bounds are in units of 1 / h, of which the automatic rate is 1.6
+        trials.append(Trial(number, *numbers, *chosen))
+    return trials
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Trials walk to this epoch (None: to their end), then so many of them go on."""
+
+    until: int | None
+    n_kept: int
+
+
+def rungs_of(n_trials: int) -> list[Rung]:
+    """One epoch for all, three for half of them, the end for a quarter of these."""
+    half = math.ceil(n_trials / 2)
+    return [Rung(1, half), Rung(3, math.ceil(half / 4)), Rung(None, 1)]
+
+
+def survivors(trials: Sequence[Trial], losses: Mapping[int, float], n_kept: int) -> list[Trial]:
+    """The trials of the least losses, by number; of equal ones those that come first."""
+    best = sorted(trials, key=lambda trial: (losses[trial.number], trial.number))[:n_kept]
+    return sorted(best, key=lambda trial: trial.number)
