@@ -109,10 +109,11 @@ from typing import TYPE_CHECKING, Any
 from dfm.version import __version__
 
 if TYPE_CHECKING:
+    from dfm.distributed.search import SearchResult
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
-    from dfm.jobs import evaluate, predict, train
+    from dfm.jobs import evaluate, predict, search, train
     from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
@@ -122,12 +123,14 @@ __all__ = [
     "DfmError",
     "FMModel",
     "Job",
+    "SearchResult",
     "TrainResult",
     "__version__",
     "evaluate",
     "load_job",
     "matrix_factorization",
     "predict",
+    "search",
     "train",
 ]
 
@@ -136,11 +139,13 @@ _HOMES = {
     "DfmError": "dfm.errors",
     "FMModel": "dfm.model",
     "Job": "dfm.settings",
+    "SearchResult": "dfm.distributed.search",
     "TrainResult": "dfm.distributed.train",
     "evaluate": "dfm.jobs",
     "load_job": "dfm.settings",
     "matrix_factorization": "dfm.factorization",
     "predict": "dfm.jobs",
+    "search": "dfm.jobs",
     "train": "dfm.jobs",
 }
 

@@ -26,9 +26,9 @@ from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, resolve_optimizer
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
+from dfm.training.executor import Event
 from dfm.training.fitting import Fit, FitExecutor, Recipe, deal, fit, initial_table, whole_partition
 from dfm.training.local import LocalExecutor
-from dfm.training.loop import Event
 from dfm.training.rounds import Work
 from dfm.training.steps import work_of
 

@@ -65,7 +65,7 @@ OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3
 
 WRITES_JSON = {
     *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),
-    *("distributed.predict", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest"),
+    *("distributed.predict", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest", "settings.toml"),
 }
 """Who calls json.dumps: to make fingerprints, messages and requests."""
 

@@ -16,18 +16,21 @@ import pyarrow.compute as pc
 from dfm.data.parquet import Unit, naming_shard, read_unit
 from dfm.data.preparation import Reading
 from dfm.data.time_split import sort_keys
+from dfm.errors import DataError
 
 _MOMENT, _ROWS = "moment", "rows"
 
 
-def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table:
-    """Moments of the latest `n_rows` rows of some units and how many rows each has, the latest first."""
+def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table | str:
+    """Moments of the latest `n_rows` rows of some units and how many rows each has, the latest first; or why they have
+    no order.
+    """
     column = reading.schema.time
-    counted = []
+    counted: list[pa.Table | str] = []
     for batch in itertools.chain.from_iterable(read_unit(unit, [column], reading.storage_options) for unit in units):
         with naming_shard(batch):
             counted.append(counted_moments(batch.data.column(column)))
-    return latest_of(counted, n_rows, column)
+    return latest_or_why(counted, n_rows, column)
 
 
 def counted_moments(moments: pa.Array, rows: pa.Array | None = None) -> pa.Table:
@@ -42,6 +45,16 @@ def counted_moments(moments: pa.Array, rows: pa.Array | None = None) -> pa.Table
 def _summed(table: pa.Table) -> pa.Table:
     summed = table.group_by(_MOMENT, use_threads=False).aggregate([(_ROWS, "sum")])
     return summed.rename_columns([_MOMENT, _ROWS])
+
+
+def latest_or_why(tables: Sequence[pa.Table | str], n_rows: int, column: str) -> pa.Table | str:
+    """The latest moments of all tables, or why they have no common order. A text among the tables is such a reason."""
+    if why := next((table for table in tables if isinstance(table, str)), ""):
+        return why
+    try:
+        return latest_of(tables, n_rows, column)
+    except (DataError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        return str(error)
 
 
 def latest_of(tables: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:

@@ -58,7 +58,7 @@ def first_and_last(texts: pa.Array, bound: str, column: str) -> tuple[str, str]:
 
 
 def sort_keys(moments: pa.Array, column: str) -> pa.Array:
-    """What the moments, of any type and without nulls, are ordered by. DataError where texts have no common order."""
+    """Keys by which moments, of any type and without nulls, are ordered. DataError where texts have no common order."""
     if not _is_text(moments.type) or not len(moments):
         return moments
     texts = moments.cast(pa.string())

@@ -28,7 +28,8 @@ from dfm.training.checkpoint import (
     read_block,
     write_block,
 )
-from dfm.training.loop import Parameters, Snapshot
+from dfm.training.executor import Parameters
+from dfm.training.loop import Snapshot
 from dfm.training.rounds import Block
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.training import rounds
-from dfm.training.loop import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, ReplicaReport, Work
 
 _WORKER_TIMEOUT = 60.0

@@ -12,7 +12,7 @@ from distributed import Future, get_worker
 from dfm.data.accounting import RowAccount
 from dfm.data.draw import Draw
 from dfm.data.hashing import expected_collisions
-from dfm.data.latest import latest_moments, latest_of
+from dfm.data.latest import latest_moments, latest_or_why
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
@@ -146,14 +146,14 @@ def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[s
     return glance_at_numbers(reading, units, columns)
 
 
-def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table:
-    """The latest moments of some rows, and how many rows each has."""
+def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table | str:
+    """The latest moments of some rows, and how many rows each has; or why they have no order."""
     return latest_moments(reading, units, n_rows)
 
 
-def merge_latest(found: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:
-    """The latest moments of them all."""
-    return latest_of(found, n_rows, column)
+def merge_latest(found: Sequence[pa.Table | str], n_rows: int, column: str) -> pa.Table | str:
+    """The latest moments of them all; or why they have no order."""
+    return latest_or_why(found, n_rows, column)
 
 
 def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:

@@ -30,7 +30,7 @@ from dfm.distributed.run import Event, OnEvent, Run
 from dfm.distributed.train import begin, new_loop, prepare_rows, warm_up
 from dfm.distributed.tuning import row_scale
 from dfm.errors import DfmError, DivergenceError, SettingsError
-from dfm.events import json_ready
+from dfm.events import json_ready, to_json
 from dfm.settings.job import Job
 from dfm.settings.toml import to_toml
 from dfm.storage import files
@@ -49,7 +49,8 @@ _AT_A_TIME = 4
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The outcome of a search. losses: validation loss by seed of the best trial and of the default; best: the job file
+    """The outcome of a search. losses: validation loss by seed of the best trial ("best"), unless that is the default,
+    and of the "default"; best: the job file
     of whichever is better on average; trials: a record per trial and rung.
     """
 
@@ -117,7 +118,7 @@ class Journal:
         with self._lock:
             self.records.append(json_ready(record))
             lines = [{"job": self.identity}, *self.records]
-            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            text = "".join(to_json(line) + "\n" for line in lines)
             files.write_bytes(self.url, text.encode(), self.options)
 
     def loss(self, key: str, rung: int, seed: int = 0) -> float | None:
@@ -207,7 +208,7 @@ class Search:
 
     def _job_of(self, trial: Trial) -> Job:
         rate = float(settled(self.run.job.training, self._scale).learning_rate)
-        return trial.job(self.run.job, self._scale, rate)
+        return trial.job(self.run.job, self._scale, rate, self.run.inputs.plan)
 
     @property
     def _scale(self) -> Any:
@@ -265,15 +266,18 @@ class Search:
     def _judged(self, winner: Trial) -> SearchResult:
         """The best trial and the default, each with several seeds; whichever is better is written as a job file."""
         best = self._job_of(winner)
+        rivals = [("default", self.run.job)] if winner.number == 0 else [("best", best), ("default", self.run.job)]
         seeds = range(self.run.job.model.seed, self.run.job.model.seed + self.run.job.search.n_seeds)
-        contests = [(name, job, seed) for name, job in (("best", best), ("default", self.run.job)) for seed in seeds]
+        contests = [(name, job, seed) for name, job in rivals for seed in seeds]
         found = self._side_by_side(
             [lambda name=name, job=job, seed=seed: self._with_seed(name, job, seed) for name, job, seed in contests]  # type: ignore[misc]
         )
-        losses: dict[str, list[float]] = {"best": [], "default": []}
+        losses: dict[str, list[float]] = {name: [] for name, _ in rivals}
         for (name, _, _), loss in zip(contests, found, strict=True):
             losses[name].append(loss)
-        is_default = bool(seeds) and statistics.fmean(losses["default"]) <= statistics.fmean(losses["best"])
+        is_default = winner.number == 0 or (
+            bool(seeds) and statistics.fmean(losses["default"]) <= statistics.fmean(losses["best"])
+        )
         job = self.run.job if is_default else best
         url = files.join(self.run.job.output.directory, BEST)
         tables = {name: table for name, table in job.to_dict().items() if name != "search"}

@@ -11,8 +11,19 @@ from dfm.distributed.prepare import Prepared, VocabularySummary
 from dfm.distributed.run import Event, Run
 from dfm.kernels.contract import Step
 from dfm.settings.tables import TrainingSettings
-from dfm.training.automatic import CANDIDATES, DEFAULT, Candidate, RowScale, described, settled, told
-from dfm.training.pilot import LATE_REPLICAS, Pilot, is_wanted, n_pilot_slices
+from dfm.training.automatic import (
+    CANDIDATES,
+    DEFAULT,
+    LATE_REPLICAS,
+    Candidate,
+    RowScale,
+    described,
+    n_pilot_slices,
+    settled,
+    told,
+    wants_pilot,
+)
+from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of
 
 _TABLES_IN_MEMORY = 4
@@ -54,7 +65,7 @@ def _pilot(run: Run, prepared: Prepared, numbers: Mapping[str, TrainingSettings]
     """None where the settings leave nothing to it, or the rows are too few."""
     training, n_slices = run.job.training, run.inputs.plan.n_slices
     n_walked = n_pilot_slices(n_slices, prepared.account.accepted // training.n_replicas)
-    if not is_wanted(training) or not n_walked:
+    if not wants_pilot(training) or not n_walked:
         return None
     limit = least_memory(run.client)
     needed = _TABLES_IN_MEMORY * len(numbers) * table_bytes(run, prepared.summary)

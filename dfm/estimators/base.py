@@ -44,8 +44,8 @@ from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
+from dfm.training.executor import Event
 from dfm.training.fitting import Fit, Recipe, fit, initial_table
-from dfm.training.loop import Event
 from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None

@@ -19,7 +19,7 @@ from dfm.estimators.recipes import FactorParameters
 from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
-from dfm.training.loop import Event
+from dfm.training.executor import Event
 
 
 @dataclass(frozen=True)

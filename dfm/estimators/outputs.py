@@ -12,9 +12,9 @@ from typing import Any
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.kernels.tables import ParameterTable
+from dfm.training.executor import Event
 from dfm.training.fitting import Fit
 from dfm.training.label_units import in_own_unit
-from dfm.training.loop import Event
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")

@@ -25,9 +25,21 @@ from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
 from dfm.settings.job import Job
 from dfm.settings.tables import EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
-from dfm.training.automatic import CANDIDATES, DEFAULT, Course, RowScale, initial_stdev, settled, told
+from dfm.training.automatic import (
+    CANDIDATES,
+    DEFAULT,
+    LATE_REPLICAS,
+    SLICES,
+    Course,
+    RowScale,
+    initial_stdev,
+    n_pilot_slices,
+    settled,
+    told,
+    wants_pilot,
+)
 from dfm.training.fitting import Recipe
-from dfm.training.pilot import LATE_REPLICAS, SLICES, Pilot, is_wanted, n_pilot_slices
+from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of, work_of
 
 MANY_ROWS = 1_000
@@ -229,7 +241,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return max(n_rounds, SLICES) if n_pilot_slices(SLICES, rows.n_rows // training.n_replicas) else n_rounds
 
     def _may_pilot(self, training: TrainingSettings, rows: RowsToFit) -> bool:
-        return is_wanted(training) and rows.validates and not rows.is_part and not rows.goes_on
+        return wants_pilot(training) and rows.validates and not rows.is_part and not rows.goes_on
 
     def _pilot(self, numbers: Mapping[str, TrainingSettings], rows: RowsToFit, n_slices: int) -> Pilot | None:
         """The candidates that a fit begins with; None where there is nothing to choose, or too few rows."""

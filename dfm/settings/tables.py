@@ -617,7 +617,7 @@ def _bounds(low: float, high: float, help: str) -> Any:
 
 @dataclass(frozen=True)
 class SearchSettings(Table):
-    """What `dfm search` tries. Two equal bounds, or one word of a list, hold a knob fixed."""
+    """The space of `dfm search`. Two equal bounds, or one word of a list, hold a knob fixed."""
 
     table = "search"
 

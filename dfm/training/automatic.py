@@ -21,6 +21,14 @@ _STDEV = 0.02
 _STEEPNESS_OF_OWN = {"regression": 4.0, "classification": 1.0}
 """Of a user's loss, about which nothing but its task is known."""
 
+LEAST_ROWS = 500
+"""Rows of a replica in a pilot below which its losses are noise."""
+LATE_REPLICAS = 16
+"""With more replicas the first rounds are dominated by the shock of rate · sqrt(replicas): it is decided later."""
+_PILOTED_PART = 3
+SLICES, SLICES_OF_MANY_ROWS = 12, 6
+"""Slices of a first epoch that has a pilot, at least; of replicas with many rows fewer do."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -106,3 +114,14 @@ def told(training: TrainingSettings) -> dict[str, float]:
 def described(model: ModelSettings, training: TrainingSettings, scale: RowScale) -> Mapping[str, Any]:
     """The numbers that were found, by name; those that the job gives are among them. JSON-ready."""
     return {"mean_squares": scale.squares, **told(training), "init_stdev": initial_stdev(model, scale)}
+
+
+def wants_pilot(training: TrainingSettings) -> bool:
+    """Whether the settings leave something to a pilot."""
+    return training.tune == "pilot" and training.learning_rate == "auto" and not training.warm_start
+
+
+def n_pilot_slices(n_slices: int, rows_each: int) -> int:
+    """Slices of a pilot; 0 where there are too few slices or rows for one."""
+    walked = n_slices // _PILOTED_PART
+    return walked if rows_each * walked >= LEAST_ROWS * n_slices else 0

@@ -17,7 +17,8 @@ from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise
 from dfm.model.objective import Objective
-from dfm.training.loop import Event, Executor, Goal, Manner, Metrics, Parameters, Renewer, TrainingLoop
+from dfm.training.executor import Event, Executor, Metrics, Parameters
+from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
 from dfm.training.pilot import Pilot
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import EpochTotals, Progress

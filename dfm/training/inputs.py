@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dfm.data.duplicates import check_distinct
 from dfm.data.footers import resolve_shards
-from dfm.data.latest import bound_of, counted_moments, latest_of
+from dfm.data.latest import bound_of, counted_moments, latest_or_why
 from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after, first_and_last
@@ -100,10 +100,10 @@ def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
     if data.validation or data.validation_from:
         return RowSplit(bound=data.validation_from)
     if data.validation_fraction != "auto":
-        return RowSplit(n_rows=round(float(data.validation_fraction) * total), time=job.schema.time)
-    if not job.training.early_stopping:
-        return RowSplit()
-    return RowSplit(n_rows=automatic_held_out(total), time=job.schema.time)
+        n_rows = round(float(data.validation_fraction) * total)
+    else:
+        n_rows = automatic_held_out(total) if job.training.early_stopping else 0
+    return RowSplit(n_rows=n_rows, time=job.schema.time) if n_rows else RowSplit()
 
 
 def automatic_held_out(n_rows: int) -> int:
@@ -144,20 +144,20 @@ def _bound_of_paths(times: pa.Array, shards: Sequence[Shard], split: RowSplit) -
     return bound_in([counted_moments(times, sizes)], split, sum(shard.n_rows for shard in shards))
 
 
-def bound_in(counted: Sequence[pa.Table], split: RowSplit, total: int) -> str:
+def bound_in(counted: Sequence[pa.Table | str], split: RowSplit, total: int) -> str:
     """The moment, among those that were counted, from which on about split.n_rows rows of so many lie; "" where there
     is none, or times cannot be compared: then rows are held out by lot.
     """
-    try:
-        return bound_of(latest_of(counted, split.n_rows, split.time), split.n_rows, round(_MOST_HELD_OUT_SHARE * total))
-    except (DataError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        logger.warning(
-            "rows are held out by lot, not the latest by schema.time = %r, whose values have no common order: %s; name "
-            "validation rows in data.validation or data.validation_from",
-            split.time,
-            error,
-        )
-        return ""
+    found = latest_or_why(counted, split.n_rows, split.time)
+    if not isinstance(found, str):
+        return bound_of(found, split.n_rows, round(_MOST_HELD_OUT_SHARE * total))
+    logger.warning(
+        "rows are held out by lot, not the latest by schema.time = %r, whose values have no common order: %s; name "
+        "validation rows in data.validation or data.validation_from",
+        split.time,
+        found,
+    )
+    return ""
 
 
 def nothing_left(bound: str, what: str) -> str:

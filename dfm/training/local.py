@@ -14,7 +14,7 @@ from dfm.data.partition import SparsePartition
 from dfm.kernels.tables import ParameterTable
 from dfm.training import rounds
 from dfm.training.backends import backend_here
-from dfm.training.loop import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, Push, ReplicaReport, Work
 
 

@@ -17,16 +17,13 @@ from dfm.errors import ClusterError
 from dfm.kernels.contract import Step
 from dfm.model.objective import Objective
 from dfm.training.checkpoint import Checkpoint
+from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.pilot import Pilot, PilotRun
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import EpochTotals, Progress
 from dfm.training.rounds import ReplicaReport, Work
 from dfm.training.steps import StepSchedule
 
-Event = dict[str, Any]
-Metrics = dict[str, Any]
-Parameters = Sequence[Any]
-"""The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
 _AHEAD = 2
 """Rounds that wait to be run while one runs: workers find work while the driver reads reports."""
 _LEAST_GAIN, _MOST_RISE, _PATIENCE_ON_PLATEAU = 1e-4, 2e-3, 2
@@ -35,40 +32,6 @@ _TAIL = 0.35
 """Epochs that follow a plateau, in parts of those that led to the best parameters on it."""
 _LONGEST_LINEAGE = 64
 """Rounds that a lost block may have to be computed again from, and that a scheduler has to remember."""
-
-
-class Executor(Protocol):
-    """Who holds rows and parameters, and trains on them."""
-
-    def begin_epoch(self, work: Work) -> int:
-        """See who is there for the rounds of the epoch; replicas that one of these processes trains at a time."""
-
-    def submit(self, work: Work, slices: range) -> None:
-        """Begin a round: every replica trains on these slices, then all are averaged. Nothing is waited for."""
-
-    @property
-    def under_way(self) -> int:
-        """Rounds that were begun and not finished."""
-
-    def finish(self) -> Sequence[ReplicaReport]:
-        """Wait for the earliest round under way; what its replicas saw."""
-
-    def evaluate(self, work: Work) -> Metrics:
-        """Metrics of the parameters on the held-out rows; empty where there are none."""
-
-    @property
-    def parameters(self) -> Parameters:
-        """The parameters after the last finished round. Later rounds leave them as they are."""
-
-    @property
-    def bounds(self) -> Sequence[int]:
-        """Rows of the table at which it is cut into blocks, from 0 to all of them."""
-
-    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
-        """Go on from these parameters, cut at these rows. No round is under way."""
-
-    def fork(self, parameters: Parameters) -> Executor:
-        """Another executor on the same rows, which begins with these parameters."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +160,7 @@ class TrainingLoop:
         another call goes on.
         """
         if self.pilot is not None and self.at.rounds_done == self.plan.rounds_before and not self.at.pilot:
-            PilotRun(self.pilot, self).run()
-            self._offer()
+            self._begin_with_the_best_of(self.pilot)
         self._submitted = self._cut_at = self.at.rounds_done
         while not self.at.is_over and (until is None or self.at.epoch <= until):
             event = self._epoch()
@@ -213,6 +175,23 @@ class TrainingLoop:
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
             if not self.at.is_over:
                 self.at.next_epoch()
+
+    def _begin_with_the_best_of(self, pilot: Pilot) -> None:
+        """Stand where the candidate stands that a pilot chose, with its step."""
+        started = time.perf_counter()
+        run = PilotRun(pilot, self.executor, self.plan, self.objective, self.n_rows, self.work_of_round, self.tell)
+        best, losses = run.best()
+        for reports in best.reports:
+            self.manner.check(self.at.epoch, reports)
+            self.at.totals.add(reports)
+        self.executor.restore(best.parameters, self.executor.bounds)
+        self.at.totals.seconds = time.perf_counter() - started
+        self.at.round = self.at.rounds_done = self.at.blocks_at = len(best.reports)
+        self.at.pilot = {"losses": losses, "chosen": best.name}
+        self.work = dataclasses.replace(self.work, step=best.step)
+        self._offer()
+        self.tell({"event": "pilot", **self.at.pilot, **pilot.described(best.name)})
+        self._tell_round()
 
     @property
     def _last_epoch(self) -> int:
@@ -286,15 +265,20 @@ class TrainingLoop:
             totals.seconds = self._clock.seconds
             if not self.goal.validates_averages or self.at.round == self.n_rounds:
                 self._offer()
-            self.tell(
-                {
-                    "event": "round",
-                    "epoch": self.at.epoch,
-                    "round": self.at.round,
-                    "rounds": self.n_rounds,
-                    "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
-                }
-            )
+            self._tell_round()
+
+    def _tell_round(self) -> None:
+        """Say how far this epoch is."""
+        totals = self.at.totals
+        self.tell(
+            {
+                "event": "round",
+                "epoch": self.at.epoch,
+                "round": self.at.round,
+                "rounds": self.n_rounds,
+                "rows_per_second": totals.rows / max(totals.seconds, 1e-9),
+            }
+        )
 
     # ------------------------------------------------------------------------------------------ validation ----
 

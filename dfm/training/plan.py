@@ -14,7 +14,7 @@ import numpy as np
 from dfm.averaging.rules import automatic_averages
 from dfm.data.parquet import Shard, Unit
 from dfm.settings.tables import TrainingSettings
-from dfm.training.pilot import SLICES, SLICES_OF_MANY_ROWS, is_wanted, n_pilot_slices
+from dfm.training.automatic import SLICES, SLICES_OF_MANY_ROWS, n_pilot_slices, wants_pilot
 
 PIECE_ROWS = 1 << 17
 """Rows that stay together when shards are dealt out: about one row group of a well-written file."""
@@ -120,7 +120,7 @@ def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
         first = later = int(training.averages_per_epoch)
     if training.later_averages != "auto":
         later = int(training.later_averages)
-    if is_automatic and is_wanted(training) and n_pilot_slices(SLICES, rows_each):
+    if is_automatic and wants_pilot(training) and n_pilot_slices(SLICES, rows_each):
         first = max(first, SLICES_OF_MANY_ROWS if rows_each >= _MANY_ROWS else SLICES)
     first = max(1, min(first, rows_each))
     return first, min(later, first)

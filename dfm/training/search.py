@@ -7,18 +7,16 @@ look bad then, and keeping a third lost the best of them on several logs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scipy.stats import qmc
-
+from dfm.data.preparation import fingerprint
 from dfm.settings.job import Job
 from dfm.settings.tables import SearchSettings
 from dfm.training.automatic import CANDIDATES, RowScale, initial_stdev
+from dfm.training.plan import RoundPlan
 
 _LOGARITHMIC = "learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"
 _CHOICES = "min_count_factors", "n_factors", "init_scale"
@@ -40,11 +38,11 @@ class Trial:
     @property
     def key(self) -> str:
         """Digest (hex) of its settings: whoever tries them again gets the same losses."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(asdict(self))[:16]
 
-    def job(self, job: Job, scale: RowScale, rate: float) -> Job:
-        """The job with these settings as numbers; what the job itself gives as a number stays. rate: the automatic
-        learning rate of its rows.
+    def job(self, job: Job, scale: RowScale, rate: float, plan: RoundPlan) -> Job:
+        """The job with these settings as numbers, and with the rounds of the plan that trials are trained by; what the
+        job itself gives as a number stays. rate: the automatic learning rate of its rows.
         """
         model, training = job.model, job.training
         found = {
@@ -53,6 +51,8 @@ class Trial:
             "l2_factors": self.l2_factors,
         }
         numbers: dict[str, Any] = {key: value for key, value in found.items() if getattr(training, key) == "auto"}
+        if not training.rows_per_round:
+            numbers |= {"averages_per_epoch": plan.n_slices, "later_averages": plan.later_rounds}
         more: dict[str, Any] = {}
         if model.n_factors:  # a linear model stays one
             more = {"min_count_factors": self.min_count_factors, "n_factors": self.n_factors}
@@ -88,6 +88,8 @@ def trials_of(job: Job) -> list[Trial]:
 def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[Trial]:
     if not n_trials:
         return []
+    from scipy.stats import qmc
+
     sampler = qmc.Sobol(len(_LOGARITHMIC) + len(_CHOICES), scramble=True, seed=seed % 2**32)
     points = sampler.random_base2(max(math.ceil(math.log2(n_trials)), 1))[:n_trials]
     trials = []

@@ -73,6 +73,7 @@ def test_events_come_in_order_and_hold_what_they_promise(trained: TrainResult, e
         "placement",
         "vocabulary",
         "prepared",
+        "settings",
         *(["round", "round", "epoch"] * 2),
         "diagnosis",
         "done",
@@ -241,17 +242,18 @@ def train_sequentially(job: Job) -> ParameterTable:
     ]
     layout = Layout(job.training.optimizer, job.model.n_factors)
     kernels = compile_kernels(KernelSpec("logistic", layout.optimizer, layout.n_factors))
-    rate = scaled_rate(job.training.learning_rate, job.training.rate_scaling, n_replicas)
-    step = Step(rate, rate * job.training.factor_rate_scale, job.training.l2_linear, job.training.l2_factors)
+    # A row of the log has an entry of value 1 in each of 39 fields.
+    rate = scaled_rate(1.6 / 39, job.training.rate_scaling, n_replicas)
+    step = Step(rate, rate * 0.4, job.training.l2_linear, 0.01)
     rule = merge_rule(job.training)
     log_odds = math.log(rate_of_clicks / (1.0 - rate_of_clicks))
-    initial = InitialValues(seed, job.model.init_stdev, job.training.initial_accumulator, log_odds)
+    initial = InitialValues(seed, 0.02 / 39**0.5, job.training.initial_accumulator, log_odds)
     table = initialise(layout, vocabulary.ids, vocabulary.n_factored, initial)
     n_epochs = job.training.n_epochs
     walks = [(epoch, slices) for epoch in range(1, n_epochs + 1) for slices in plan.rounds(epoch)]
     for number, (epoch, walk) in enumerate(walks):
         middle = (epoch - 1) * plan.n_slices + (walk[0] + walk[-1]) / 2
-        now = scheduled(step, layout.optimizer, rate_factor(job.training.schedule, middle, n_epochs * plan.n_slices))
+        now = scheduled(step, layout.optimizer, rate_factor("final-decay", middle, n_epochs * plan.n_slices))
         contributions = []
         for replica, slices in enumerate(partitions):
             united = Slices.of([slices[at] for at in walk]) if len(walk) > 1 else slices[walk[0]]
@@ -387,8 +389,8 @@ def plain_days(rows: pa.Table) -> list[str]:
 
 
 def test_without_validation_the_last_epoch_is_published(log: Path, client: Client, tmp_path: Path) -> None:
-    job = job_tables(log, tmp_path, data={"validation_from": ""}, training={"early_stopping": True})
-    result = jobs.train(job, client)
+    data = {"validation_from": "", "validation_fraction": 0}
+    result = jobs.train(job_tables(log, tmp_path, data=data, training={"early_stopping": True}), client)
     assert result.validation == {}
     assert result.best_epoch == 2
     assert result.rows.accepted == ROWS

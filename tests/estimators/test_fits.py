@@ -216,7 +216,7 @@ def test_verbose_prints_a_line_an_epoch_and_nothing_else_does(capsys, caplog):
 
 
 def test_parameters_out_of_range_are_refused_with_the_range():
-    with pytest.raises(SettingsError, match=r"learning_rate = -1 is not legal: expected a number above 0"):
+    with pytest.raises(SettingsError, match=r'learning_rate = -1 is not legal: expected "auto" or a number above 0'):
         FMClassifier(learning_rate=-1).fit(X, PAIR)
     with pytest.raises(SettingsError, match="l1_linear"):
         FMClassifier(l1_linear=0.1).fit(X, PAIR)

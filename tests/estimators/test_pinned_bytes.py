@@ -28,7 +28,25 @@ X = RNG.integers(-8, 9, size=(480, 6)) / 8.0
 NUMBERS = np.concatenate([half := RNG.integers(1, 9, size=240), -half]).astype(np.float64)
 PAIR = X[:, 0] * X[:, 1] > 0
 THREE = np.digitize(X[:, 0] + X[:, 1], [-0.5, 0.5])
-PLAIN: dict[str, Any] = {"n_factors": 4, "n_epochs": 4, "standardize": False}
+LINEAR: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "schedule": "constant",
+    "n_epochs": 100,
+    "l2_linear": 0.003,
+    "tune": "none",
+    "standardize": False,
+}
+PLAIN: dict[str, Any] = {
+    **LINEAR,
+    "n_factors": 4,
+    "n_epochs": 4,
+    "factor_rate_scale": 0.45,
+    "l2_factors": 0.01,
+    "init_stdev": 0.05,
+    "min_count_factors": 1,
+}
+ADAM = {"optimizer": "adam", "learning_rate": 0.01}
+REPLICAS = {"schedule": "final-decay", "n_replicas": 3, "averages_per_epoch": 2, "n_jobs": 2}
 FIRST, LAST = slice(0, 360), slice(360, None)
 
 
@@ -66,23 +84,23 @@ FITS: dict[str, tuple[Callable[[Client], Any], str]] = {
     "three classes": (lambda client: FMClassifier(**PLAIN, n_jobs=2).fit(X, THREE), "a7925e555373845f"),
     "a regressor": (lambda client: FMRegressor(**PLAIN).fit(X, NUMBERS), "99db24fc5f71c9da"),
     "adam with rows to validate on": (
-        lambda client: FMRegressor(**PLAIN, optimizer="adam").fit(X, NUMBERS, eval_set=(X[LAST], NUMBERS[LAST])),
+        lambda client: FMRegressor(**{**PLAIN, **ADAM}).fit(X, NUMBERS, eval_set=(X[LAST], NUMBERS[LAST])),
         "449b857c689807e0",
     ),
     "ftrl, a weight a row": (
-        lambda client: LinearClassifier(n_epochs=3, optimizer="ftrl", l1_linear=0.1, standardize=False).fit(
+        lambda client: LinearClassifier(**{**LINEAR, "n_epochs": 3}, optimizer="ftrl", l1_linear=0.1).fit(
             X, PAIR, sample_weight=np.arange(480) % 2 + 1
         ),
         "caa5f0a4faa73f54",
     ),
     "replicas in threads": (
-        lambda client: FMRegressor(**PLAIN, n_replicas=3, averages_per_epoch=2, n_jobs=2, schedule="final-decay").fit(
-            X, NUMBERS
-        ),
+        lambda client: FMRegressor(
+            **{**PLAIN, "schedule": "final-decay"}, n_replicas=3, averages_per_epoch=2, n_jobs=2
+        ).fit(X, NUMBERS),
         "60e25902874f73ef",
     ),
     "parts, one after the other": (
-        lambda client: parts(LinearRegressor(loss="huber", schedule="final-decay", standardize=False), client),
+        lambda client: parts(LinearRegressor(**{**LINEAR, "schedule": "final-decay"}, loss="huber"), client),
         "517db4f1e3d29b44",
     ),
     "a warm start": (

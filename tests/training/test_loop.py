@@ -14,7 +14,8 @@ from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
 from dfm.training.automatic import RowScale, settled
 from dfm.training.checkpoint import Checkpoint, Identity
-from dfm.training.loop import Goal, Manner, Metrics, Parameters, TrainingLoop
+from dfm.training.executor import Metrics, Parameters
+from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import Progress
 from dfm.training.rounds import ReplicaReport, Work

@@ -13,9 +13,10 @@ from dfm.errors import DivergenceError
 from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
-from dfm.training.automatic import CANDIDATES, RowScale, settled
-from dfm.training.loop import Goal, Manner, Metrics, Parameters, TrainingLoop
-from dfm.training.pilot import MARGIN, Pilot, is_wanted, n_pilot_slices
+from dfm.training.automatic import CANDIDATES, RowScale, n_pilot_slices, settled, wants_pilot
+from dfm.training.executor import Metrics, Parameters
+from dfm.training.loop import Goal, Manner, TrainingLoop
+from dfm.training.pilot import MARGIN, Pilot
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import check_finite
 from dfm.training.rounds import ReplicaReport, Work
@@ -184,9 +185,9 @@ def test_candidates_that_all_diverge_end_the_training() -> None:
 
 
 def test_a_rate_that_is_given_a_model_to_go_on_from_and_the_knob_leave_nothing_to_a_pilot() -> None:
-    assert is_wanted(TrainingSettings())
+    assert wants_pilot(TrainingSettings())
     for knobs in ({"learning_rate": 0.1}, {"tune": "none"}, {"warm_start": "model"}):
-        assert not is_wanted(TrainingSettings(**knobs))  # type: ignore[arg-type]
+        assert not wants_pilot(TrainingSettings(**knobs))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Who does the work of the training loop: this process (`training.local`) or a cluster (`distributed.executor`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from dfm.training.rounds import ReplicaReport, Work
+
+Event = dict[str, Any]
+Metrics = dict[str, Any]
+Parameters = Sequence[Any]
+"""The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
+
+
+class Executor(Protocol):
+    """Who holds rows and parameters, and trains on them."""
+
+    def begin_epoch(self, work: Work) -> int:
+        """See who is there for the rounds of the epoch; replicas that one of these processes trains at a time."""
+
+    def submit(self, work: Work, slices: range) -> None:
+        """Begin a round: every replica trains on these slices, then all are averaged. Nothing is waited for."""
+
+    @property
+    def under_way(self) -> int:
+        """Rounds that were begun and not finished."""
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        """Wait for the earliest round under way; what its replicas saw."""
+
+    def evaluate(self, work: Work) -> Metrics:
+        """Metrics of the parameters on the held-out rows; empty where there are none."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters after the last finished round. Later rounds leave them as they are."""
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """Rows of the table at which it is cut into blocks, from 0 to all of them."""
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        """Go on from these parameters, cut at these rows. No round is under way."""
+
+    def fork(self, parameters: Parameters) -> Executor:
+        """Another executor on the same rows, which begins with these parameters."""

@@ -1,0 +1,145 @@
+"""A search: the same winner on any cluster and after it was killed, and never a job worse than the default."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.errors import RunCancelled, SettingsError
+from dfm.settings.job import Job, load_job
+from dfm.training.automatic import RowScale
+from dfm.training.inputs import find_inputs
+from dfm.training.plan import RoundPlan
+from dfm.training.search import rungs_of, survivors, trials_of
+from tests.distributed.test_held_out import tables_of, write_log
+
+TRIALS = {"n_trials": 6, "n_seeds": 2, "n_factors": [2, 4], "min_count_factors": [1, 5000]}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("searched") / "log")
+
+
+def searched(log: Path, folder: Path, client: Client, **more: Any) -> Any:
+    return jobs.search({**tables_of(log, folder), "search": TRIALS, **more.pop("tables", {})}, client, **more)
+
+
+@pytest.fixture(scope="module")
+def found(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return searched(log, tmp_path_factory.mktemp("one"), client)
+
+
+def losses(result: Any) -> dict[tuple[str, int, int], float]:
+    return {(record["key"], record["rung"], record["seed"]): record["loss"] for record in result.trials}
+
+
+def test_the_best_is_no_worse_than_the_default_and_trains_as_a_job(
+    found: Any, log: Path, client: Client, tmp_path: Path
+) -> None:
+    default = found.losses["default"]
+    best = found.losses.get("best", default)
+    assert found.is_default == (sum(default) <= sum(best))
+    job = load_job(found.best)
+    own = tmp_path / "again"
+    result = jobs.train(job, client, overrides=[f"output.directory={own}", f"cluster.cache={own}/cache"])
+    mean = min(sum(best), sum(default)) / 2
+    assert result.validation["log_loss"] == pytest.approx(mean, rel=0.02)
+    if not found.is_default:
+        written = tomllib.loads(Path(found.best).read_text())
+        assert isinstance(written["training"]["learning_rate"], float)
+
+
+def test_a_trial_is_a_job_with_its_settings(found: Any, log: Path, client: Client, tmp_path: Path) -> None:
+    """A third rung walked to its end has the loss of a job with these settings: partitions are shared rightly."""
+    (record,) = [record for record in found.trials if record["rung"] == 3]
+    settings = record["settings"]
+    tables = tables_of(log, tmp_path)
+    trial = next(each for each in trials_of(Job.from_dict({**tables, "search": TRIALS})) if each.key == record["key"])
+    assert trial.n_factors == settings["n_factors"]
+    plan = find_inputs(Job.from_dict(tables)).plan
+    job = trial.job(Job.from_dict(tables), RowScale(2.0), 0.8, plan)
+    result = jobs.train(job, client)
+    assert result.validation["log_loss"] == pytest.approx(record["loss"], rel=1e-6)
+
+
+def test_any_cluster_finds_the_same(found: Any, log: Path, two_workers: Client, tmp_path: Path) -> None:
+    assert losses(searched(log, tmp_path, two_workers)) == losses(found)
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 11])
+def test_a_search_that_was_stopped_goes_on_where_it_stood(
+    found: Any, log: Path, client: Client, tmp_path: Path, stop_after: int
+) -> None:
+    seen: list[str] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            seen.append(event["key"])
+            if len(seen) == stop_after:
+                raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        searched(log, tmp_path, client, on_event=stop)
+    known = len((tmp_path / "out" / "search.jsonl").read_text().splitlines()) - 1
+    assert known >= stop_after
+    told: list[dict[str, Any]] = []
+    result = searched(log, tmp_path, client, on_event=told.append)
+    assert losses(result) == losses(found)
+    assert sum(event["event"] == "trial" for event in told) == len(found.trials) - known
+
+
+def test_the_journal_of_another_search_is_refused(found: Any, log: Path, client: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir(parents=True)
+    (folder / "search.jsonl").write_text(json.dumps({"job": "another"}) + "\n")
+    with pytest.raises(SettingsError, match="holds another search"):
+        searched(log, tmp_path, client)
+
+
+def test_a_search_without_rows_to_validate_on_is_refused(log: Path, client: Client, tmp_path: Path) -> None:
+    tables = {**tables_of(log, tmp_path, data={"validation_fraction": 0}), "search": TRIALS}
+    with pytest.raises(SettingsError, match="needs rows to validate on"):
+        jobs.search(tables, client)
+
+
+def test_trials_begin_with_the_default_and_stay_in_the_space() -> None:
+    job = Job.from_dict({"search": {"n_trials": 40, "l2_factors": [0.002, 0.002]}})
+    trials = trials_of(job)
+    assert [trial.number for trial in trials] == list(range(40))
+    assert (trials[0].learning_rate, trials[0].factor_rate_scale, trials[0].n_factors) == (1.0, 0.4, 16)
+    assert len({trial.key for trial in trials}) == 40
+    for trial in trials[3:]:
+        assert 0.6 / 1.6 <= trial.learning_rate <= 6 / 1.6
+        assert trial.l2_factors == pytest.approx(0.002)
+        assert trial.n_factors in (8, 16, 32)
+    assert trials_of(job) == trials
+    assert trials_of(Job.from_dict({"model": {"seed": 1}, "search": {"n_trials": 40}}))[5] != trials[5]
+
+
+def test_what_the_job_gives_is_not_searched() -> None:
+    given = {"training": {"learning_rate": 0.3, "l2_factors": 0.1}, "model": {"n_factors": 0, "init_stdev": 0.5}}
+    job = Job.from_dict(given)
+    for trial in trials_of(job):
+        tried = trial.job(job, RowScale(), 1.6, RoundPlan(6, 2))
+        assert (tried.training.learning_rate, tried.training.l2_factors) == (0.3, 0.1)
+        assert (tried.model.n_factors, tried.model.init_stdev) == (0, 0.5)
+
+
+def test_half_of_the_trials_go_on_and_a_quarter_of_these() -> None:
+    assert [(rung.until, rung.n_kept) for rung in rungs_of(24)] == [(1, 12), (3, 3), (None, 1)]
+    assert [rung.n_kept for rung in rungs_of(1)] == [1, 1, 1]
+    trials = trials_of(Job.from_dict({"search": {"n_trials": 4}}))
+    losses = {0: 0.5, 1: 0.4, 2: 0.5, 3: float("inf")}
+    assert [trial.number for trial in survivors(trials, losses, 2)] == [0, 1]
+
+
+def test_bounds_that_are_no_interval_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"search.l2_linear = .* is not legal: expected two numbers"):
+        Job.from_dict({"search": {"l2_linear": [0.2, 0.1]}})
