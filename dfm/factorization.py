@@ -93,6 +93,11 @@ def matrix_factorization(
     """
     if n_factors < 1:
         raise SettingsError(f"n_factors = {n_factors}; a factorization needs at least 1")
+    if schedule in ("auto", "plateau"):
+        raise SettingsError(
+            f'schedule = "{schedule}" needs entries to validate on, and a factorization holds none out; use "constant" '
+            'or "final-decay"'
+        )
     if resolve_optimizer(optimizer).derives_weights and not biases:
         raise SettingsError(
             f'optimizer = "{optimizer}" cannot leave biases out; use "{DEFAULT_OPTIMIZER}", or biases = True'

@@ -92,3 +92,9 @@ def test_what_cannot_be_factorized_is_refused():
 
 def test_it_is_one_of_the_names_of_the_package():
     assert dfm.matrix_factorization is matrix_factorization
+
+
+@pytest.mark.parametrize("schedule", ["auto", "plateau"])
+def test_a_schedule_that_validates_is_refused(schedule):
+    with pytest.raises(SettingsError, match=f'schedule = "{schedule}" needs entries to validate on'):
+        matrix_factorization(np.ones((3, 3)), 1, schedule=schedule)

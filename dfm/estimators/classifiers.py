@@ -199,12 +199,13 @@ class FMClassifier(_Classifier, FactorParameters):
     margin are no probabilities), or any function loss(score, y) of labels 0 and 1. regularizer: a function of one
     weight in place of w² / 2; l2_linear and l2_factors are the strengths of either, per row that touches a weight.
 
-    Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate: None
-    for the optimizer's own (0.1 or 0.01); that of the factors is factor_rate_scale times as large.
-    n_epochs: the most walks over the rows. Training ends before, when the loss (of the evaluation rows if there are
-    any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold out
-    validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on. Where rows are evaluated,
-    the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
+    Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate,
+    factor_rate_scale, l2_factors, init_stdev and tune are the knobs of a job file, where "auto" means what the rows
+    and a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
+    constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
+    there are any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold
+    out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on. Where rows are
+    evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
     whose categories are those that it knows.
 
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
