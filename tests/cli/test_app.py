@@ -250,9 +250,9 @@ def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, sche
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["event"] for event in events] == [
-        *("plan", "placement", "vocabulary", "prepared", "epoch", "epoch", "diagnosis", "done")
+        *("plan", "placement", "vocabulary", "prepared", "settings", "pilot", "epoch", "epoch", "diagnosis", "done")
     ]
-    for number, event in enumerate(events[4:6], start=1):
+    for number, event in enumerate(events[6:8], start=1):
         assert event.keys() >= EPOCH_KEYS
         assert event["epoch"] == number
     done = events[-1]

@@ -82,7 +82,8 @@ def illegal_values(constraint: Constraint) -> list[object]:
     if isinstance(constraint, ListOf):
         lone = [] if constraint.lone else ["a"]
         short = [["a"] * (constraint.at_least - 1)] if constraint.at_least else []
-        return [3, {"a": 1}, None, [3], *lone, *short]
+        of_items = [[value] for value in illegal_values(constraint.item)]
+        return [3, {"a": 1}, None, *of_items, *lone, *short]
     if isinstance(constraint, TableOf):
         return ["a", ["a"], 3, {"a": None}]
     if isinstance(constraint, Names):
