@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfm.version import __version__
+from dfm.version import DISTRIBUTION, __version__, installed
 
 _INTEGRATION = "Distributed Factorization Machines"
 
@@ -15,8 +15,9 @@ def get_provider_info() -> dict[str, Any]:
     def modules(*names: str) -> list[dict[str, Any]]:
         return [{"integration-name": _INTEGRATION, "python-modules": [f"dfm.airflow.{name}" for name in names]}]
 
+    own = installed()
     return {
-        "package-name": "dfm",
+        "package-name": own.name if own else DISTRIBUTION,  # Airflow takes no other than the one that it found
         "name": "dfm",
         "description": "Train, evaluate, publish and apply factorization machines on Dask.",
         "versions": [__version__],

@@ -18,6 +18,7 @@ from dfm.cli.console import Reporter, metrics_table, plan_table
 from dfm.cli.options import json_option, storage_option
 from dfm.errors import DfmError
 from dfm.events import line_of
+from dfm.version import __version__
 
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dfm")
+@click.version_option(__version__)
 @click.option("--verbose", is_flag=True, help="Log what the library does to standard error.")
 def cli(verbose: bool) -> None:
     """Train factorization machines on click logs that do not fit one machine."""
@@ -309,9 +310,9 @@ def synth(
 @_with(json_option)
 def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     """Make a click log, train on it, evaluate on its last day, save, load and score."""
-    from dfm.cli.demo import comparison, run_demo
+    from dfm.cli.demo import comparison, own_command, run_demo
 
-    console = Console()
+    console, dfm = Console(), own_command()
     with Reporter(console, as_json) as reporter:
         result = run_demo(output, rows, seed, reporter)
     if as_json:
@@ -328,11 +329,10 @@ def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     )
     console.print(
         f"\nTry next:\n"
-        f"  dfm inspect {result.run.model_url}\n"
-        f"  dfm train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
-        f"  dfm evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
-        f"  dfm predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions\n"
-        f"(in this clone the command is .venv/bin/dfm)",
+        f"  {dfm} inspect {result.run.model_url}\n"
+        f"  {dfm} train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
+        f"  {dfm} evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
+        f"  {dfm} predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions",
         highlight=False, markup=False,
     )  # fmt: skip
     return INTERRUPTED if result.run.interrupted else 0

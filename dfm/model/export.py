@@ -19,6 +19,7 @@ from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.storage import files, ownership
+from dfm.version import pip_install
 
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
@@ -139,7 +140,7 @@ def onnx_bytes(model: FMModel) -> bytes:
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as error:
-        raise SettingsError('the ONNX export needs the package onnx: pip install "dfm[onnx]"') from error
+        raise SettingsError(f"the ONNX export needs the package onnx: {pip_install('onnx')}") from error
     vocabulary = model.vocabulary
     n_features = vocabulary.n_features
     # Row n_features is all zeros: padding and features that nobody knows point there.
