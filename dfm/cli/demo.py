@@ -122,7 +122,7 @@ def _median_seconds(call: Callable[[], Any], repeats: int = 51) -> float:
 
 
 def own_command() -> str:
-    """What starts this dfm again, in the shell of who started it."""
+    """The command that starts this dfm again, in the shell of who started it."""
     started = Path(sys.argv[0])
     if started.name == "__main__.py":
         return "python -m dfm"

@@ -57,9 +57,10 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-FORMAT = 5
+FORMAT = 6
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
-names another family than the default, and 5 how values are read, or the range that predictions stay in."""
+names another family than the default, 5 says how values are read, or the range that predictions stay in, and 6 which
+columns are integers whatever their zeros."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -233,6 +234,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.schema.integers:
+            return 6
         if self.schema.reads_values_specially or self.clip is not None:
             return 5
         if not self._is_of_old:

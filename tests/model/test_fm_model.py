@@ -287,8 +287,8 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(format=6))
-    with pytest.raises(ModelError, match="has format 6; this dfm reads up to 5: install a newer dfm"):
+    edit_manifest(folder, lambda manifest: manifest.update(format=7))
+    with pytest.raises(ModelError, match="has format 7; this dfm reads up to 6: install a newer dfm"):
         FMModel.load(str(folder))
 
 
