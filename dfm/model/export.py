@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
-from dfm.model.fm_model import FMModel, batches_of
+from dfm.model.fm_model import FMModel
+from dfm.model.rows import batches_of, in_columns
 from dfm.storage import files, ownership
 from dfm.version import pip_install
 
@@ -32,7 +33,7 @@ def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray
 
     Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes.
     """
-    parts = [model.encode(batch).rows for batch in batches_of(data, model.schema.columns)]
+    parts = [model.encode(batch).rows for batch in batches_of(in_columns(data, model.schema), model.schema.columns)]
     longest = max((int(np.diff(part.indptr).max(initial=0)) for part in parts), default=0)
     n_rows = sum(part.n_rows for part in parts)
     ids, fields = np.full((n_rows, longest), -1, np.int64), np.zeros((n_rows, longest), np.int64)

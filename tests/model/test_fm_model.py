@@ -146,7 +146,7 @@ def test_rows_score_alone_as_they_score_together(model: FMModel, rows: pa.Table)
 
 def test_batches_do_not_show(model: FMModel, rows: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.predict(rows)
-    monkeypatch.setattr(model_module, "_BATCH_ROWS", 7)
+    monkeypatch.setattr("dfm.model.rows._BATCH_ROWS", 7)
     np.testing.assert_array_equal(model.predict(rows), expected)
 
 
