@@ -16,16 +16,17 @@ from dfm.errors import DataError
 _BATCH_ROWS = 1 << 16
 
 
-def in_columns(data: Any, schema: ResolvedSchema) -> Any:
+def in_columns(data: Any, schema: ResolvedSchema, columns: tuple[str, ...] | None = None) -> Any:
     """Rows as a dict of columns, where they are dicts, or one row: a dict of values, a Series; others as they are.
 
-    DataError where one column holds a scalar and another a list of rows, or a row lacks a column that others have.
+    columns: those that are wanted; None: those of the features. DataError where one column holds a scalar and another a
+    list of rows, or a row lacks a column that others have.
     """
     if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
-        return _columns_of_rows(data, schema)
+        return _columns_of_rows(data, columns or schema.columns)
     if hasattr(data, "iloc") and hasattr(data, "index") and not hasattr(data, "columns"):
-        return _columns_of_rows([_row_of_frame(data)], schema)
-    return _columns_of_mapping(data, schema) if isinstance(data, Mapping) else data
+        return _columns_of_rows([_row_of_frame(data)], columns or schema.columns)
+    return _columns_of_mapping(data, schema, columns or schema.columns) if isinstance(data, Mapping) else data
 
 
 def _row_of_frame(series: Any) -> dict[str, Any]:
@@ -37,10 +38,10 @@ def _row_of_frame(series: Any) -> dict[str, Any]:
     }
 
 
-def _columns_of_rows(rows: Sequence[Mapping[str, Any]], schema: ResolvedSchema) -> dict[str, list[Any]]:
+def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
     if not rows:
-        return {column: [] for column in schema.columns}
-    names = list(dict.fromkeys(name for row in rows for name in _stored_names(schema.columns, row)))
+        return {column: [] for column in columns}
+    names = list(dict.fromkeys(name for row in rows for name in _stored_names(columns, row)))
     for number, row in enumerate(rows):
         lacking = next((name for name in names if name not in row), None)
         if lacking is not None:
@@ -51,8 +52,8 @@ def _columns_of_rows(rows: Sequence[Mapping[str, Any]], schema: ResolvedSchema) 
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _columns_of_mapping(data: Mapping[str, Any], schema: ResolvedSchema) -> Mapping[str, Any]:
-    given = [column for column in schema.columns if column in data]
+def _columns_of_mapping(data: Mapping[str, Any], schema: ResolvedSchema, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    given = [column for column in columns if column in data]
     scalars = [column for column in given if _is_scalar(data[column])]
     if not scalars:
         return data

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pytest
 
 from dfm.errors import DataError, ModelError
-from dfm.model import fm_model as model_module
 from dfm.model.fm_model import FMModel
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
