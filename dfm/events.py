@@ -504,6 +504,18 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("days", "list", "per day: rows, clicks, log losses of the click rate and of the truth, its AUC"),
         ),
     ),
+    EventRecord(
+        "knob",
+        "`dfm knobs`",
+        "one of the knobs of a job file",
+        (
+            Field("name", "text", "table.key"),
+            Field("default", "text", "as TOML writes it"),
+            Field("legal", "text", "the values that it takes"),
+            Field("help", "text", "its meaning"),
+            Field("matters_first", "flag", "whether a first job sets it, or it changes a model most"),
+        ),
+    ),
     EventRecord("published", "`dfm publish`", "the gate let the model through", _PUBLICATION),
     EventRecord("refused", "`dfm publish`", "the gate refused the model", _PUBLICATION),
     EventRecord(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.cli import publish, runs
+from dfm.cli import knobs, publish, runs
 from dfm.cli.console import Reporter, metrics_table, plan_table
 from dfm.cli.options import json_option, storage_option
 from dfm.errors import DfmError
@@ -43,6 +43,7 @@ def cli(verbose: bool) -> None:
 
 runs.register(cli.add_command)
 publish.register(cli.add_command)
+knobs.register(cli.add_command)
 
 
 def main() -> None:
@@ -336,18 +337,6 @@ def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
         highlight=False, markup=False,
     )  # fmt: skip
     return INTERRUPTED if result.run.interrupted else 0
-
-
-@cli.command()
-def knobs() -> None:
-    """Every knob of a job file: default, legal values, meaning."""
-    from dfm.settings.job import describe
-
-    name = Column("knob", no_wrap=True, overflow="fold")  # it is to be copied
-    table = Table(name, "default", "legal", "meaning")
-    for one in describe():
-        table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
-    Console().print(table)
 
 
 @cli.command()

@@ -105,9 +105,10 @@ class Reporter:
         fewer = event.get("later_rounds_per_epoch", event["rounds_per_epoch"])  # older records lack it
         later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         self._console.print(
-            f"{event['rows']:,} rows in {event['shards']} shards ({event['fields']} fields) to train on, "
-            f"{event['validation_rows']:,} in {event['validation_shards']} to validate; {event['replicas']} replicas "
-            f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages {later}"
+            f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
+            f"({_count(event['fields'], 'field')}) to train on, {event['validation_rows']:,} in "
+            f"{event['validation_shards']} to validate; {_count(event['replicas'], 'replica')} of "
+            f"{_count(event['rows_per_replica'], 'row')}, {_count(event['rounds_per_epoch'], 'average')} {later}"
         )
 
     def _show_placement(self, event: Event) -> None:
@@ -191,6 +192,11 @@ class Reporter:
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+
+
+def _count(number: int, noun: str) -> str:
+    """A number of things: "1 shard", "4 shards"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _number(value: float | None) -> str:

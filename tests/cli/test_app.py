@@ -164,8 +164,38 @@ def test_knobs_keeps_brackets_that_look_like_markup(run: Run, monkeypatch: pytes
     one = settings.KnobDescription("data.train", "[]", "a list", "see [data] and [/schema]")
     monkeypatch.setattr(settings, "describe", lambda: (one,))
     _, out, _ = run("knobs")
-    assert "[]" in out
-    assert "see [data] and [/schema]" in out
+    assert "data.train = []\n    see [data] and [/schema] (a list)\n" in out
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_knobs_fit_the_terminal_and_what_matters_first_is_on_top(
+    run: Run, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run("knobs")
+    lines = out.splitlines()
+    assert lines[1] == "what matters first"
+    names = [line.split(" = ")[0] for line in lines if " = " in line and not line.startswith(" ")]
+    assert tuple(names[: len(settings.MATTER_FIRST)]) == settings.MATTER_FIRST
+    assert [*dict.fromkeys(names[len(settings.MATTER_FIRST) :])] == [one.name for one in settings.describe()]
+    assert all(len(line) <= width for line in lines if line.startswith(" "))
+
+
+def test_knobs_of_one_table_and_as_json(run: Run) -> None:
+    code, out, _ = run("knobs", "training", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [event["name"] for event in events] == [
+        one.name for one in settings.describe() if one.name.startswith("training.")
+    ]
+    assert [fault for event in events for fault in faults_of(event)] == []
+    rate = next(event for event in events if event["name"] == "training.learning_rate")
+    assert rate["matters_first"]
+    assert rate["legal"].startswith("a number above 0")
+    assert "[model]" not in run("knobs", "training")[1]
+    code, out, err = run("knobs", "traning")
+    assert (code, out) == (2, "")
+    assert "'traning' is no table of a job; there are data, schema, model, training" in err
 
 
 # --- storage options ------------------------------------------------------------------------------------
