@@ -492,6 +492,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("fields", "list", "a record per field, the most telling first"),
             Field("settings", "record", "tables of the job that trained it"),
             Field("tokens", "list", "a record per `--token`"),
+            Field("top", "list", "a record per value of great weight, with `--tokens-from`", may_be_absent=True),
         ),
     ),
     EventRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import Reporter, metrics_table, plan_table
+from dfm.cli.console import Reporter, metrics_table, plan_table, table_of, wide_console
 from dfm.cli.options import json_option, storage_option
 from dfm.errors import DfmError
 from dfm.events import line_of
@@ -215,36 +215,48 @@ def predict(
     "tokens",
     metavar="COLUMN=VALUE",
     multiple=True,
-    help="Show what the model learnt of a category.",
+    help="Show what the model learnt of a value; of a cross: 'site&ad=a.example&7'.",
 )
+@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="Name tokens by these shards; show the top.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="With --tokens-from: per field.")
 @_with(storage_option, json_option)
-def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
-    """Describe a model: its settings, metrics, and the weight of its fields."""
+def inspect(
+    model: str, tokens: tuple[str, ...], data: tuple[str, ...], top: int, options: dict[str, Any], as_json: bool
+) -> None:
+    """Describe a model: its settings, metrics, the weight of its fields, and of the values in DATA."""
     from dfm.model.fm_model import FMModel
-    from dfm.model.inspection import describe_model, describe_token
+    from dfm.model.inspection import describe_model, describe_token, top_tokens
 
     loaded = FMModel.load(model, options)
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
+    if data:
+        described["top"] = top_tokens(loaded, _batches_of(data, loaded.schema.columns, options), top)
     if as_json:
         click.echo(line_of({"event": "model", "model": model, **described}))
         return
-    console = Console()
+    console = wide_console()
     summary = Table("model", escape(model), title="summary")
     for name, value in described["summary"].items():
-        summary.add_row(name.replace("_", " "), escape(f"{value}"))
+        summary.add_row(name.replace("_", " "), escape(f"{value:.5f}" if isinstance(value, float) else f"{value}"))
     console.print(summary)
-    if described["tokens"]:
-        console.print(_table(described["tokens"], "tokens"))
-    console.print(_table(described["fields"], "fields, by the spread of what they add to a score"))
+    for name, title in {
+        "tokens": "tokens",
+        "top": f"values by field, up to {top} of the greatest weights each",
+        "fields": "fields, by the spread of what they add to a score",
+    }.items():
+        if described.get(name):
+            console.print(table_of(described[name], title))
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(*[name.replace("_", " ") for name in rows[0]], title=title)
-    for row in rows:
-        cells = [f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()]
-        table.add_row(*[escape(cell) for cell in cells])
-    return table
+def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[str, Any]) -> Iterator[Any]:
+    """The rows of shards, batch by batch (pyarrow.RecordBatch)."""
+    from dfm.data.parquet import find_shards, read_unit
+    from dfm.training.plan import plan_reading
+
+    for units in plan_reading(find_shards(data, options)):
+        for unit in units:
+            yield from (batch.data for batch in read_unit(unit, columns, options))
 
 
 @cli.command()
@@ -301,7 +313,7 @@ def synth(
     if as_json:
         click.echo(line_of({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
-        console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
+        console.print(table_of(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 
 
 @cli.command()
@@ -348,4 +360,4 @@ def events() -> None:
     table = Table(name, "emitted by", "kind", "meaning")
     for row in described():
         table.add_row(*[escape(cell) for cell in row])
-    Console().print(table)
+    wide_console().print(table)

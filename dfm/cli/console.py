@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm.events import is_passing, line_of
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
+_UNBOUNDED = 10_000
+"""Columns of a console that is none."""
 STAGES = {
     "synth": "making the click log",
     "statistics": "statistics of numbers",
@@ -218,6 +221,26 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
     return table
+
+
+def wide_console() -> Console:
+    """Standard output for tables: as wide as they are where it is no terminal, so that nothing is cut in a pipe."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_UNBOUNDED)
+
+
+def table_of(rows: list[Event], title: str) -> Table:
+    """Records of the same keys as a table; a list of numbers is a row of them."""
+    table = Table(*[Column(name.replace("_", " "), overflow="fold") for name in rows[0]], title=title)
+    for row in rows:
+        table.add_row(*[escape(_cell(value)) for value in row.values()])
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_cell(each) for each in value)
+    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
 
 
 def plan_table(planned: Event) -> Table:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
-from dfm.cli.console import Reporter
+from dfm.cli.console import Reporter, wide_console
 from dfm.cli.options import json_option, storage_option
 from dfm.events import line_of
 
@@ -261,7 +261,7 @@ def list_runs(
         assert found.record is not None
         epoch = found.record.progress.get("epoch", "-")
         table.add_row(found.record.run_id, found.state, f"{epoch}", found.record.updated, escape(directory))
-    Console().print(table)
+    wide_console().print(table)
 
 
 def _below(location: str, options: dict[str, Any]) -> list[str]:
@@ -354,7 +354,7 @@ def _print_status(described: dict[str, Any]) -> None:
     for key, value in metrics.items():
         if isinstance(value, float):
             table.add_row(key, f"{value:,.5f}")
-    Console().print(table)
+    wide_console().print(table)
 
 
 def register(add: Callable[[click.Command], None]) -> None:

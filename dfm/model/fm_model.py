@@ -14,7 +14,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
 from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
@@ -50,6 +50,7 @@ from dfm.model.manifest import (
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
+from dfm.model.tokens import field_of, token_ids
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
@@ -167,6 +168,31 @@ class FMModel:
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
         return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
+
+    def weights(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
+        """The weight w of each value of a field, float32[n_values]: logits that it adds to a score.
+
+        column: of categories, lists (a value is an element) or numbers, or the name of a cross ("site&ad", whose values
+        are tuples). A rare or unseen value has the weight of its field's rare bucket, or 0 where there is none; of a
+        number that is taken as it is, w is for one unit. SettingsError where there is no such field.
+        """
+        rows = self.parameter_rows(column, values)
+        return np.where(rows >= 0, self.table.linear_weights[rows], 0.0).astype(np.float32)
+
+    def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
+        """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none."""
+        rows = self.parameter_rows(column, values)
+        found = np.zeros((len(rows), self.table.layout.n_factors), np.float32)
+        has_factors = (rows >= 0) & (rows < self.table.n_factored)
+        found[has_factors] = self.table.factor_weights[rows[has_factors]]
+        return found
+
+    def parameter_rows(self, column: str, values: Iterable[Any]) -> NDArray[np.int64]:
+        """Row of `table` of each value of a field, int64[n_values]; -1 where it has no parameters."""
+        ids = token_ids(self, column, values)
+        fields = np.full(len(ids), field_of(self, column).index, np.uint16)
+        rows = self._lookup.rows(ids, fields)
+        return np.where(rows == ABSENT, -1, rows.astype(np.int64))
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""

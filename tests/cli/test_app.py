@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -465,10 +466,30 @@ def test_the_weights_that_inspect_shows_are_those_that_score(run: Run, model: st
     assert moved[0] == pytest.approx(known - missing, abs=1e-6)
 
 
-def test_a_token_of_no_category_is_refused(run: Run, model: str) -> None:
-    code, _, err = run("inspect", model, "--token", "I1=3")
+def test_a_token_of_no_field_is_refused(run: Run, model: str) -> None:
+    code, _, err = run("inspect", model, "--token", "X1=3")
     assert code == 2
-    assert "'I1=3' names no category: write COLUMN=VALUE" in one_line(err)
+    assert "'X1=3' names no value: write COLUMN=VALUE" in one_line(err)
+    assert run("inspect", model, "--token", "I1=3")[0] == 0
+
+
+def test_inspect_shows_the_top_tokens_of_data_and_cuts_nothing_in_a_pipe(
+    run: Run, model: str, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    code, out, _ = run("inspect", model, "--tokens-from", log / f"day={LAST_DAY}", "--top", 3, "--json")
+    top = json.loads(one_line(out))["top"]
+    assert code == 0
+    assert all(sum(record["field"] == name for record in top) <= 3 for name in ("C1", "C9", "I1"))
+    values = {f"{value}" for value in read_log(log, LAST_DAY)["C9"].to_pylist()}
+    assert {record["value"] for record in top if record["field"] == "C9"} <= values | {"(missing)", "(rare)"}
+    code, out, _ = run("inspect", model, "--tokens-from", log / f"day={LAST_DAY}", "--top", 3)
+    assert code == 0
+    assert "…" not in out
+    assert FMModel.load(model).parameters_sha256() in out
+    assert not any(len(digits) > 12 for digits in re.findall(r"\d+\.(\d+)", out))
+    longest = max(top, key=lambda record: len(record["factors"]))
+    assert " ".join(f"{number:.4f}" for number in longest["factors"]) in out
 
 
 def test_synth_makes_a_log_and_tells_its_truth(run: Run, tmp_path: Path) -> None:
