@@ -263,13 +263,21 @@ def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[s
 @click.argument("model")
 @click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
 @click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
+@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="With parquet: name tokens by these shards.")
 @_with(storage_option)
-def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
+def export(model: str, kind: str, output: str, data: tuple[str, ...], options: dict[str, Any]) -> None:
     """Write MODEL in a format that other systems read."""
     from dfm.model.export import export as write
     from dfm.model.fm_model import FMModel
+    from dfm.model.token_names import TokenNames
 
-    for url in write(FMModel.load(model, options), kind, output, options):
+    if data and kind != "parquet":
+        raise click.UsageError("--tokens-from needs --format parquet: no other format has a place for names")
+    loaded = FMModel.load(model, options)
+    names = TokenNames(loaded)
+    for batch in _batches_of(data, loaded.schema.columns, options) if data else ():
+        names.add(batch)
+    for url in write(loaded, kind, output, options, names):
         click.echo(url)
 
 

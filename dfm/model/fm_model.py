@@ -50,7 +50,7 @@ from dfm.model.manifest import (
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
-from dfm.model.tokens import field_of, token_ids
+from dfm.model.tokens import Tokens
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
@@ -93,6 +93,11 @@ class FMModel:
     @functools.cached_property
     def _row_encoder(self) -> row_encoder.RowEncoder:
         return row_encoder.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
+
+    @functools.cached_property
+    def tokens(self) -> Tokens:
+        """The hashing of single values."""
+        return Tokens(self.schema, self.vocabulary.hash_bits, self.statistics)
 
     @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
@@ -189,8 +194,8 @@ class FMModel:
 
     def parameter_rows(self, column: str, values: Iterable[Any]) -> NDArray[np.int64]:
         """Row of `table` of each value of a field, int64[n_values]; -1 where it has no parameters."""
-        ids = token_ids(self, column, values)
-        fields = np.full(len(ids), field_of(self, column).index, np.uint16)
+        ids = self.tokens.ids(column, values)
+        fields = np.full(len(ids), self.tokens.field(column).index, np.uint16)
         rows = self._lookup.rows(ids, fields)
         return np.where(rows == ABSENT, -1, rows.astype(np.int64))
 

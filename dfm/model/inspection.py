@@ -11,7 +11,7 @@ import pyarrow as pa
 from dfm.data.schema import CROSS_SIGN
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
-from dfm.model.tokens import TokenNames, field_of, token_ids
+from dfm.model.token_names import TokenNames
 
 
 def describe_model(model: FMModel) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
     known = [entry.name for entry in model.schema.fields]
     if not equals or (column not in known and column not in model.schema.columns):
         raise SettingsError(f"{token!r} names no value: write COLUMN=VALUE with a column out of {', '.join(known)}")
-    values = [tuple(text.split(CROSS_SIGN)) if field_of(model, column).kind == "cross" else text]
-    index, row = int(token_ids(model, column, values)[0]), int(model.parameter_rows(column, values)[0])
+    values = [tuple(text.split(CROSS_SIGN)) if model.tokens.field(column).kind == "cross" else text]
+    index, row = int(model.tokens.ids(column, values)[0]), int(model.parameter_rows(column, values)[0])
     is_known = row >= 0 and int(model.vocabulary.ids[row]) == index
     return {
         "token": token,
@@ -85,7 +85,7 @@ def describe_token(model: FMModel, token: str) -> dict[str, Any]:
 
 def _bucket_of(model: FMModel, column: str, row: int) -> str:
     """The numbers that share a row; nothing where it belongs to one value."""
-    return TokenNames(model).names.get(row, "") if field_of(model, column).kind == "numeric" else ""
+    return TokenNames(model).names.get(row, "") if model.tokens.field(column).kind == "numeric" else ""
 
 
 def _parameters(model: FMModel, row: int) -> dict[str, Any]:

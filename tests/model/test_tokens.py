@@ -14,7 +14,7 @@ from dfm.data.transforms import TRANSFORMS, NumberStatistics
 from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.inspection import describe_token, top_tokens
-from dfm.model.tokens import MISSING, PER_UNIT, RARE, TokenNames
+from dfm.model.token_names import MISSING, PER_UNIT, RARE, TokenNames
 from tests.support.small_models import EVERY_KIND, make_model, random_table
 
 NOTHING: dict[str, Any] = {"site": None, "zone": None, "visits": None, "price": None, "age": None, "tags": []}
