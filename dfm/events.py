@@ -72,6 +72,20 @@ class EventRecord:
         ]
 
 
+def history_frame(history: Iterable[Mapping[str, Any]]) -> Any:
+    """Records of epochs as a flat DataFrame of pandas, indexed by epoch: numbers and text, no lists and records."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("a frame of the history needs pandas: pip install pandas") from error
+    rows = [
+        {name: value for name, value in record.items() if not isinstance(value, Mapping | list | tuple)}
+        for record in history
+    ]
+    frame = pd.DataFrame(rows).drop(columns=["event", VERSION, "time", "run_id"], errors="ignore")
+    return frame.set_index("epoch") if "epoch" in frame.columns else frame
+
+
 def json_ready(value: Any) -> Any:
     """The value with null in place of numbers that JSON does not have."""
     if isinstance(value, Mapping):

@@ -59,6 +59,8 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
+BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
+"""Metrics that say in a line what a model is worth, as far as it has them."""
 FORMAT = 6
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
 names another family than the default, 5 says how values are read, or the range that predictions stay in, and 6 which
@@ -107,6 +109,17 @@ class FMModel:
     def objective(self) -> Objective:
         """The objective that the model was trained for, which makes predictions of scores."""
         return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
+
+    def __repr__(self) -> str:
+        """One line: kind, sizes, and what it was worth when it was trained."""
+        worth: Mapping[str, Any] = self.metadata.get("validation", {})
+        metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
+        n_fields, name = len(self.schema.fields), self.objective.info.name
+        return (
+            f"FMModel({self.table.layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {self.table.layout.n_factors} "
+            f"factors{metrics})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
