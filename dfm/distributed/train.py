@@ -122,7 +122,7 @@ def _begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tel
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
     """The folder of checkpoints, and those to go on from. SettingsError where they are another job's."""
-    url = files.join(job.output.directory, "checkpoint")
+    url = job.output.checkpoints
     url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     folder = CheckpointFolder(url, writer, job.data.storage_options)

@@ -491,6 +491,11 @@ class OutputSettings(Table):
     def _check(self) -> None:
         check_url(self.directory, "output.directory")
 
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URL in which a training keeps its state."""
+        return f"{self.directory.rstrip('/')}/checkpoint"
+
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
