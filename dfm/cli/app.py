@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
 from dfm.cli.console import Reporter, metrics_table, plan_table, table_of, wide_console
-from dfm.cli.options import json_option, storage_option
+from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError
 from dfm.events import line_of
 from dfm.version import __version__
@@ -86,10 +86,10 @@ _bad_rows_option = click.option(
 )  # fmt: skip
 
 
-def _settings(scheduler: str | None, workers: int) -> Any:
+def _settings(scheduler: str | None, workers: int, tls: dict[str, str]) -> Any:
     from dfm.settings.tables import ClusterSettings
 
-    return ClusterSettings(scheduler=scheduler or "", workers=workers)
+    return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
 
 
 @cli.command()
@@ -107,17 +107,17 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 )
 @click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
 @click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
-@_with(_scheduler_option, json_option)
+@_with(_scheduler_option, tls_options, json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
-    cluster_factory: str | None, heartbeat: str, scheduler: str | None, as_json: bool,
+    cluster_factory: str | None, heartbeat: str, scheduler: str | None, tls: dict[str, str], as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
     from dfm.runs.heartbeat import beating
     from dfm.runs.termination import stoppable
 
-    overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory))
+    overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory, tls))
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")
     if dry_run:
@@ -151,10 +151,10 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, options: dict[str, Any],
-    as_json: bool,
+    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, str],
+    options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
     from dfm import jobs
@@ -162,7 +162,7 @@ def evaluate(
     console = Console()
     with Reporter(console, as_json) as reporter:
         metrics = jobs.evaluate(
-            model, data, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, storage_options=options,
+            model, data, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows, storage_options=options,
             on_event=reporter,
         )  # fmt: skip
         if as_json:
@@ -182,10 +182,10 @@ def evaluate(
 )
 @click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def predict(
     model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
-    scheduler: str | None, options: dict[str, Any], as_json: bool,
+    scheduler: str | None, tls: dict[str, str], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
     from dfm import jobs
@@ -194,7 +194,7 @@ def predict(
     with Reporter(console, as_json) as reporter:
         summary = jobs.predict(
             model, data, output, keep=[name.strip() for name in keep.split(",") if name.strip()],
-            overwrite=overwrite, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows,
+            overwrite=overwrite, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows,
             storage_options=options, on_event=reporter,
         )  # fmt: skip
         if as_json:
