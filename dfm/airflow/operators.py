@@ -221,7 +221,8 @@ class DfmPublishOperator(_DfmOperator):
         normalized_entropy, min_rows
     :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
         without one the moment when it was due
-    :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
+    :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False). A model
+        older than the champion is no refusal: it is left alone, and the answer says older: True
     """
 
     template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")
@@ -259,7 +260,11 @@ class DfmPublishOperator(_DfmOperator):
             raise AirflowException(str(error)) from error
         if not result["promoted"]:
             refusal = "; ".join(result["refusals"])
+            if result["older"]:
+                self.log.info("%s", refusal)
+                return result
             self.log.warning("%s", refusal)
+            context[runtime.REFUSAL] = refusal
             context["ti"].xcom_push(key="return_value", value=result)  # a skipped task returns nothing
             if self.on_refusal == "fail":
                 raise AirflowFailException(refusal)

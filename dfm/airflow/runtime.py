@@ -308,3 +308,12 @@ def _accepts(constraint: Any, value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+REFUSAL = "dfm_refusal"
+"""The key under which a task that skips itself leaves the reason in its context: Airflow hands none to callbacks."""
+
+
+def reason_of(context: Mapping[str, Any]) -> str:
+    """The reason why a task failed or was skipped, in a sentence; for callbacks (`on_failure_callback`, …)."""
+    return str(context.get("exception") or context.get(REFUSAL) or "no reason was given")
