@@ -86,7 +86,7 @@ _bad_rows_option = click.option(
 )  # fmt: skip
 
 
-def _settings(scheduler: str | None, workers: int, tls: dict[str, str]) -> Any:
+def _settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> Any:
     from dfm.settings.tables import ClusterSettings
 
     return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
@@ -110,7 +110,7 @@ def _settings(scheduler: str | None, workers: int, tls: dict[str, str]) -> Any:
 @_with(_scheduler_option, tls_options, json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
-    cluster_factory: str | None, heartbeat: str, scheduler: str | None, tls: dict[str, str], as_json: bool,
+    cluster_factory: str | None, heartbeat: str, scheduler: str | None, tls: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
@@ -153,7 +153,7 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @click.argument("data", nargs=-1, required=True)
 @_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, str],
+    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
     options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
@@ -185,7 +185,7 @@ def evaluate(
 @_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def predict(
     model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
-    scheduler: str | None, tls: dict[str, str], options: dict[str, Any], as_json: bool,
+    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
     from dfm import jobs

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @json_option
 def knobs(tables: tuple[str, ...], as_json: bool) -> None:
     """Every knob of a job file, or those of some TABLEs (data, training, …): default, meaning, legal values."""
-    from dfm.settings.job import MATTER_FIRST, TABLES, describe
+    from dfm.settings.job import MATTER_FIRST, describe
+    from dfm.settings.tables import TABLES
 
     _check(tables, TABLES)
     found = [one for one in describe() if not tables or one.name.split(".")[0] in tables]

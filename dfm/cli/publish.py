@@ -31,7 +31,7 @@ from dfm.workflow.gate import Gate
 @json_option
 def publish(
     model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], order: str, workers: int,
-    scheduler: str | None, tls: dict[str, str], options: dict[str, Any], as_json: bool,
+    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 

@@ -40,7 +40,7 @@ class Place:
     run_id: str = ""
 
 
-def _place(run: str, scheduler: str | None, tls: Mapping[str, str], options: Mapping[str, Any]) -> Place:
+def _place(run: str, scheduler: str | None, tls: Mapping[str, Any], options: Mapping[str, Any]) -> Place:
     from dfm.settings.job import load_job
     from dfm.storage.credentials import merged
 
@@ -52,7 +52,7 @@ def _place(run: str, scheduler: str | None, tls: Mapping[str, str], options: Map
     return Place(run, dict(options))
 
 
-def _runs_of(scheduler: str, tls: Mapping[str, str]) -> dict[str, str]:
+def _runs_of(scheduler: str, tls: Mapping[str, Any]) -> dict[str, str]:
     """Directories of the runs that were submitted to a Dask scheduler, by their ids."""
     from dfm.distributed.cluster import connect
     from dfm.launch.on_dask import submitted_to
@@ -64,7 +64,7 @@ def _runs_of(scheduler: str, tls: Mapping[str, str]) -> dict[str, str]:
         return submitted_to(client)
 
 
-def _directory_of(run_id: str, scheduler: str, tls: Mapping[str, str]) -> str:
+def _directory_of(run_id: str, scheduler: str, tls: Mapping[str, Any]) -> str:
     from dfm.errors import SettingsError
 
     known = _runs_of(scheduler, tls)
@@ -104,7 +104,7 @@ def cluster_overrides(
 @_follow
 @json_option
 def submit(
-    job: str, overrides: tuple[str, ...], scheduler: str | None, tls: dict[str, str], kubernetes: bool, namespace: str,
+    job: str, overrides: tuple[str, ...], scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str,
     context: str, name: str, dry_run: bool, follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Hand JOB, driver and all, to a Dask cluster or to Kubernetes, and print the id of its run."""
@@ -145,7 +145,7 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], follow: bool, as_json:
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
 @json_option
 def status(
-    run: str, scheduler: str | None, tls: dict[str, str], kubernetes: bool, namespace: str, context: str,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
     options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Show the state of RUN: progress, model, or why it failed."""
@@ -178,7 +178,7 @@ def status(
 @_follow
 @json_option
 def logs(
-    run: str, scheduler: str | None, tls: dict[str, str], kubernetes: bool, namespace: str, context: str,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
     options: dict[str, Any], follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Show the events of RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
@@ -206,7 +206,7 @@ def logs(
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
 @json_option
 def cancel(
-    run: str, scheduler: str | None, tls: dict[str, str], kubernetes: bool, namespace: str, context: str,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
     options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
@@ -242,7 +242,7 @@ def cancel(
 @storage_option
 @json_option
 def list_runs(
-    locations: tuple[str, ...], scheduler: str | None, tls: dict[str, str], kubernetes: bool, namespace: str,
+    locations: tuple[str, ...], scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str,
     context: str, options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""

@@ -78,7 +78,7 @@ class TokenNames:
         rows, found = self._order[places], self._sorted[places] == ids
         own = self._model.vocabulary.fields[rows] == entry.index
         for at in np.flatnonzero(found & own):
-            self.names.setdefault(int(rows[at]), names[at])
+            self.names.setdefault(int(rows[at]), names[int(at)])
 
     def _names(self, column: str, array: pa.Array) -> list[str]:
         entry = self._model.tokens.field(column)

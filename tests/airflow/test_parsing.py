@@ -113,6 +113,7 @@ def test_templates_wait_for_the_run_and_everything_else_is_checked(tmp_path: Pat
 def test_airflow_lists_the_connection_type_the_operators_and_the_links():
     from airflow.providers_manager import ProvidersManager
 
+    from dfm.airflow import hooks
     from dfm.airflow.provider import get_provider_info
 
     manager = ProvidersManager()
@@ -122,6 +123,10 @@ def test_airflow_lists_the_connection_type_the_operators_and_the_links():
     assert {"dfm.airflow.links.ReportLink", "dfm.airflow.links.DaskDashboardLink"} <= set(
         manager.extra_links_class_names
     )
+    prefix = "extra__dask__"
+    fields = {name.removeprefix(prefix) for name in manager.connection_form_widgets if name.startswith(prefix)}
+    assert fields == {"protocol", "dashboard", *hooks._REMOTE, *hooks._LOCAL}
+    assert {*manager.field_behaviours["dask"]["hidden_fields"]} == {"schema", "login", "password"}
     info = get_provider_info()
     for kind in ("operators", "sensors", "hooks", "triggers"):
         for entry in info[kind]:
