@@ -1,4 +1,4 @@
-"""A worker that dies while the local cluster starts costs a second start; one that never starts is told in a sentence."""
+"""A worker that dies while the local cluster starts costs a second start; no start at all is told in a sentence."""
 
 from __future__ import annotations
 

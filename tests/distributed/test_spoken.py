@@ -7,11 +7,13 @@ import ssl
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from distributed import Client
+from distributed.versions import VersionMismatchWarning
 
 from dfm.cli import runs
 from dfm.distributed.cluster import remote
@@ -103,6 +105,20 @@ def test_a_scheduler_that_comes_later_is_waited_for(monkeypatch: pytest.MonkeyPa
     ):
         pass
     assert sum(tries) == 60
+
+
+def test_versions_are_compared_by_dfm_and_not_told_by_dask_as_well(
+    client: Client, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Warning_(Client):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            warnings.warn(VersionMismatchWarning("Mismatched versions found: pandas None"), stacklevel=1)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(remote, "Client", Warning_)
+    with remote.remote_client(ClusterSettings(scheduler=client.scheduler.address)) as own:
+        assert own.submit(int, 5).result() == 5
+    assert [found for found in recwarn if issubclass(found.category, VersionMismatchWarning)] == []
 
 
 def test_questions_about_runs_wait_less_than_ten_seconds() -> None:

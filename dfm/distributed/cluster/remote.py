@@ -9,12 +9,14 @@ import socket
 import ssl
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dask
 from distributed import Client
 from distributed.security import Security
+from distributed.versions import VersionMismatchWarning
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings.tables import ClusterSettings
@@ -87,7 +89,10 @@ def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Cli
 
 
 def _connected(address: str, security: Security | None, timeout: float) -> Client:
-    return Client(address, set_as_default=False, timeout=timeout, security=security)
+    with warnings.catch_warnings():
+        # What matters is compared before work begins; Dask names packages too that nobody here uses.
+        warnings.simplefilter("ignore", VersionMismatchWarning)
+        return Client(address, set_as_default=False, timeout=timeout, security=security)
 
 
 def _nobody_at(address: str, error: Exception) -> ClusterError:
