@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli import standing
-from dfm.cli.console import Reporter, wide_console
+from dfm.cli.console import Reporter, plan_table, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.events import line_of
 
@@ -100,7 +100,9 @@ def cluster_overrides(
 @_namespace
 @_context
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
-@click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check, show the plan (Kubernetes: the objects), submit nothing."
+)
 @_follow
 @json_option
 def submit(
@@ -112,9 +114,26 @@ def submit(
         raise click.UsageError("--scheduler and --kubernetes name two clusters; give one of them")
     if kubernetes:
         return on_kubernetes.submit(job, overrides, name, namespace, context, dry_run, follow, as_json)
-    if dry_run:
-        raise click.UsageError("--dry-run needs --kubernetes; `dfm train --dry-run` shows the plan of a job")
-    return _submit_to_dask(job, (*overrides, *cluster_overrides(scheduler, tls=tls)), follow, as_json)
+    overrides = (*overrides, *cluster_overrides(scheduler, tls=tls))
+    return _plan_for_dask(job, overrides, as_json) if dry_run else _submit_to_dask(job, overrides, follow, as_json)
+
+
+def _plan_for_dask(job: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """What submitting would do, after all the checks that it would make."""
+    from dfm import jobs
+    from dfm.launch import on_dask
+    from dfm.settings.job import load_job
+
+    resolved = on_dask.with_absolute_paths(load_job(job, overrides))
+    on_dask.check_free(resolved)
+    address = on_dask.check(resolved)
+    planned = jobs.plan(resolved)
+    if as_json:
+        click.echo(line_of({"event": "plan", **planned}))
+        return 0
+    wide_console().print(plan_table(planned))
+    click.echo(f"its driver would go to {address}, its results to {resolved.output.directory}; nothing was submitted")
+    return 0
 
 
 def _submit_to_dask(job: str, overrides: tuple[str, ...], follow: bool, as_json: bool) -> int:

@@ -570,6 +570,20 @@ def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Po
     assert processes_end(training.pid, 15)
 
 
+def test_a_dry_run_of_submitting_makes_all_checks_and_leaves_nothing(run: Run, job: Path, scheduler: str) -> None:
+    before = sorted(job.parent.rglob("*"))
+    code, out, _ = run("submit", job, "--dry-run", "--scheduler", scheduler)
+    assert code == 0
+    assert "4,500" in out
+    assert f"its driver would go to {scheduler}, its results to {job.parent}/out; nothing was submitted" in out
+    code, out, _ = run("submit", job, "--dry-run", "--scheduler", scheduler, "--json")
+    assert json.loads(one_line(out))["rows"] == 4500
+    assert sorted(job.parent.rglob("*")) == before
+    code, _, err = run("submit", job, "--dry-run")
+    assert code == 2
+    assert "submitting needs a cluster that stays" in err
+
+
 @pytest.mark.parametrize("command", [("list",), ("status", "some-run")])
 def test_a_scheduler_that_does_not_answer_is_asked_for_a_short_time(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
