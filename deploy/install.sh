@@ -18,7 +18,7 @@ if ! pip --require-hashes --requirement "$lock"; then
     exit 1
 fi
 if [ -n "$offline" ]; then
-    pip --no-deps dfm
+    pip --no-deps dask-fm
     # It was built from the source earlier; what is installed must not be an older state of it.
     site=$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     if ! diff -rq -x __pycache__ "$source/dfm" "$site/dfm" >&2; then

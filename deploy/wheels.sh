@@ -12,6 +12,6 @@ if [ "$found" != "$wanted" ]; then
     echo "these wheels are for Python $found and deploy/Dockerfile builds with $wanted: say PYTHON=python$wanted" \
         "deploy/wheels.sh, or docker build --build-arg PYTHON=$found" >&2
 fi
-rm -f "$folder"/dfm-*.whl  # of an earlier state of the source
+rm -f "$folder"/dask_fm-*.whl  # of an earlier state of the source
 "$python" -m pip download --quiet --require-hashes --only-binary :all: --dest "$folder" --requirement "$lock"
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$folder" "$here/.."

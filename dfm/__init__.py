@@ -109,6 +109,7 @@ from typing import TYPE_CHECKING, Any
 from dfm.version import __version__
 
 if TYPE_CHECKING:
+    from dfm import export
     from dfm.distributed.search import SearchResult
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
@@ -127,6 +128,7 @@ __all__ = [
     "TrainResult",
     "__version__",
     "evaluate",
+    "export",
     "load_job",
     "matrix_factorization",
     "predict",
@@ -151,6 +153,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":
+        return importlib.import_module("dfm.export")
     if name not in _HOMES:
         raise AttributeError(f"module 'dfm' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

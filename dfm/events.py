@@ -72,6 +72,20 @@ class EventRecord:
         ]
 
 
+def history_frame(history: Iterable[Mapping[str, Any]]) -> Any:
+    """Records of epochs as a flat DataFrame of pandas, indexed by epoch: numbers and text, no lists and records."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("a frame of the history needs pandas: pip install pandas") from error
+    rows = [
+        {name: value for name, value in record.items() if not isinstance(value, Mapping | list | tuple)}
+        for record in history
+    ]
+    frame = pd.DataFrame(rows).drop(columns=["event", VERSION, "time", "run_id"], errors="ignore")
+    return frame.set_index("epoch") if "epoch" in frame.columns else frame
+
+
 def json_ready(value: Any) -> Any:
     """The value with null in place of numbers that JSON does not have."""
     if isinstance(value, Mapping):
@@ -241,6 +255,7 @@ _RUN_RECORD = (
 _PUBLICATION = (
     _MODEL,
     Field("promoted", "flag", "whether the model is the champion now"),
+    Field("older", "flag", "whether its data end before the champion's, so that it was left alone"),
     Field("refusals", "list", "why it is not, a line each"),
     _ALIAS,
     Field("version", "integer", "version of the alias after it"),
@@ -558,6 +573,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("fields", "list", "a record per field, the most telling first"),
             Field("settings", "record", "tables of the job that trained it"),
             Field("tokens", "list", "a record per `--token`"),
+            Field("top", "list", "a record per value of great weight, with `--tokens-from`", may_be_absent=True),
         ),
     ),
     EventRecord(
@@ -568,6 +584,18 @@ RECORDS: tuple[EventRecord, ...] = (
             _DIRECTORY,
             Field("rows", "integer", "rows written", "rows"),
             Field("days", "list", "per day: rows, clicks, log losses of the click rate and of the truth, its AUC"),
+        ),
+    ),
+    EventRecord(
+        "knob",
+        "`dfm knobs`",
+        "one of the knobs of a job file",
+        (
+            Field("name", "text", "table.key"),
+            Field("default", "text", "as TOML writes it"),
+            Field("legal", "text", "the values that it takes"),
+            Field("help", "text", "its meaning"),
+            Field("matters_first", "flag", "whether a first job sets it, or it changes a model most"),
         ),
     ),
     EventRecord("published", "`dfm publish`", "the gate let the model through", _PUBLICATION),

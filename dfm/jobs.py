@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
 
 from dfm.data.parquet import find_shards
+from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect
@@ -16,7 +17,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
-from dfm.errors import OutOfMemoryError
+from dfm.errors import OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
@@ -29,6 +30,7 @@ from dfm.training.inputs import find_inputs, plan_event
 from dfm.training.memory import GIB, bounds, worker_memory
 from dfm.training.order import Order, admit
 
+ModelLike = str | os.PathLike[str] | FMModel
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
 
@@ -134,8 +136,8 @@ def _checked(options: Mapping[str, Any] | None, **urls: str | Sequence[str]) -> 
 
 
 def evaluate(
-    model: str,
-    data: str | Sequence[str],
+    model: ModelLike,
+    data: Any,
     *,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
@@ -143,22 +145,49 @@ def evaluate(
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a published model on labelled shards, with the row account under "account"."""
-    chosen = settings or ClusterSettings()
-    paths = _checked(storage_options, model=[model], data=data)["data"]
-    schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
-    scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
-    shards = find_shards(paths, storage_options)
-    with connect.client_of(chosen, client) as own:
-        tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
-    account.check_any("evaluate on", schema.weight)
+    """Metrics of a model on labelled rows, with the row account under "account".
+
+    model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
+    which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
+    takes them, scored here. All have the columns of the schema's label and weight. on_bad_rows: "error" or "skip".
+    """
+    loaded, place = _model(model, storage_options)
+    paths = _paths_of(data)
+    if paths is not None:
+        chosen, scoring = settings or ClusterSettings(), Scoring(place, on_bad_rows, storage_options=storage_options)
+        shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+        with connect.client_of(chosen, client) as own:
+            tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
+    elif frames.is_collection(data):
+        tally, account = frames.evaluate_collection(loaded, data, on_bad_rows, client)
+    else:
+        tally, account = frames.evaluate_rows(loaded, data, on_bad_rows)
+    account.check_any("evaluate on", loaded.schema.weight)
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 
 
+def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:
+    """The model, its golden rows checked before any worker starts; and where workers find it: a path, or itself."""
+    if isinstance(model, FMModel):
+        return model, model
+    url = os.fspath(model)
+    _checked(options, model=[url])
+    return FMModel.load(url, options), files.absolute(url)
+
+
+def _paths_of(data: Any) -> list[str] | None:
+    """Paths of shards, one or a list of them; None where the data are rows."""
+    if isinstance(data, str | os.PathLike):
+        return [os.fspath(data)]
+    listed = list(data) if isinstance(data, list | tuple | set | Iterator) else []
+    are_paths = bool(listed) and all(isinstance(path, str | os.PathLike) for path in listed)
+    return [os.fspath(path) for path in listed] if are_paths else None
+
+
 def predict(
-    model: str,
-    data: str | Sequence[str],
+    model: ModelLike,
+    data: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     output: str,
     *,
     keep: Sequence[str] = (),
@@ -180,12 +209,19 @@ def predict(
     """
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
-    paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]
-    FMModel.load(model, storage_options)
+    place = _model(model, storage_options)[1]
+    paths = _paths_of(data)
+    if paths is None:
+        raise SettingsError(
+            f"{type(data).__name__} names no shards: pass paths, folders, globs or URLs; rows in memory are scored by "
+            "FMModel.predict"
+        )
+    _checked(storage_options, data=paths, output=[output])
     where = files.absolute(output)
-    scoring = Scoring(files.absolute(model), on_bad_rows, tuple(keep), where, storage_options)
+    scoring = Scoring(place, on_bad_rows, tuple(keep), where, storage_options)
     shards = find_shards(paths, storage_options)
-    ownership.check_apart(where, [*paths, model], "output", storage_options, shards=[shard.url for shard in shards])
+    inputs = [*paths, *([place] if isinstance(place, str) else [])]
+    ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
     with connect.client_of(chosen, client) as own:
         account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced)
     return {

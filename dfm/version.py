@@ -1,3 +1,20 @@
-"""The version of dfm, for modules that may not import dfm itself."""
+"""The version of dfm and the name that pip knows it by, for modules that may not import dfm itself."""
+
+import importlib.metadata
 
 __version__ = "0.1.0"
+DISTRIBUTION = "dask-fm"
+
+
+def pip_install(*extras: str) -> str:
+    """The command that adds extras to an installed dfm, wherever that came from: they stand in its metadata."""
+    return f'pip install "{DISTRIBUTION}[{",".join(extras)}]"'
+
+
+def installed() -> importlib.metadata.Distribution | None:
+    """The distribution that dfm came in, by the command that it brings: whoever builds it may give it another name.
+
+    None where dfm is a folder on the path.
+    """
+    commands = importlib.metadata.entry_points(group="console_scripts", name="dfm")
+    return next((command.dist for command in commands if command.value == "dfm.cli:main"), None)

@@ -33,7 +33,7 @@ FLOORS = [
     {"jobs"},
     {"launch"},
     {"workflow"},
-    {"factorization", "estimators", "kubernetes", "airflow", "cli", "__main__"},
+    {"export", "factorization", "estimators", "kubernetes", "airflow", "cli", "__main__"},
 ]
 """From the ground up. A module may import its own package and the floors below, at its top or inside a function."""
 LIGHT_RECORDS = {

@@ -220,7 +220,7 @@ def test_an_image_is_installed_from_a_folder_of_wheels_alone_and_not_from_an_old
     (tmp_path / "wheels").mkdir()
     (tmp_path / "source" / "dfm").mkdir(parents=True)
     (tmp_path / "source" / "dfm" / "__init__.py").write_text("state = 1\n")
-    wheel_of(tmp_path / "wheels", "dfm", {"dfm/__init__.py": b"state = 1\n"})
+    wheel_of(tmp_path / "wheels", "dask_fm", {"dfm/__init__.py": b"state = 1\n"})
     (tmp_path / "lock").write_text(wheel_of(tmp_path / "wheels", "needed", {"needed.py": b""}))
     done = install_offline(tmp_path)
     assert done.returncode == 0, done.stderr

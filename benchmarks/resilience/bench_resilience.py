@@ -135,7 +135,7 @@ def last_event(command: list[str]) -> dict[str, Any]:
 def told_of_peer(name: str, train: Callable[[Any, int], None]) -> None:
     """One run undisturbed, one with a worker killed in its middle."""
     if importlib.util.find_spec(name) is None or importlib.util.find_spec("pandas") is None:
-        print(f"{name}: not installed (pip install 'dfm[bench]')")
+        print(f"{name}: not installed (pip install 'dask-fm[bench]')")
         return
     from distributed import Client, LocalCluster
 

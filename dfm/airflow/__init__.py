@@ -14,6 +14,7 @@ _HOMES = {
     "DfmPublishOperator": "operators",
     "DfmRunTrigger": "triggers",
     "DfmTrainOperator": "operators",
+    "reason_of": "runtime",
 }
 __all__ = sorted(_HOMES)
 

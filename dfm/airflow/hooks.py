@@ -51,8 +51,9 @@ class DaskHook(BaseHook):
         connection = self.get_connection(self.dask_conn_id)
         extra = connection.extra_dejson
         names = _REMOTE if connection.host else _LOCAL
-        chosen = {name: read_override(("cluster", name), str(extra[name])) for name in names if name in extra}
-        scheduler = f"{extra.get('protocol', 'tcp')}://{connection.host}:{connection.port or 8786}"
+        given = {name: str(extra[name]) for name in names if extra.get(name) not in (None, "")}  # a form leaves null
+        chosen = {name: read_override(("cluster", name), text) for name, text in given.items()}
+        scheduler = f"{extra.get('protocol') or 'tcp'}://{connection.host}:{connection.port or 8786}"
         return {"scheduler": scheduler if connection.host else "local", **chosen}
 
     def kubernetes(self) -> dict[str, Any] | None:

@@ -128,6 +128,7 @@ class DfmTrainOperator(_DfmOperator):
         if not self.deferrable:
             tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target)
         elif not steps.finished_run(job):
+            self.log.info("run %s goes on without this task: dfm logs %s --follow", run_id, job.output.directory)
             self.defer(
                 trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout
             )
@@ -162,6 +163,10 @@ class DfmTrainOperator(_DfmOperator):
         from dfm.workflow import html_report, steps
 
         record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
+        # A driver in this process has told its epochs already.
+        events = runs.read_events(directory, options) if self.deferrable else []
+        for line in runtime.lines_of_run(record, events, directory):
+            self.log.info("%s", line)
         self.report_url = runtime.link_to(html_report.report_training(directory, record.run_id, options))
         return steps.outcome(record)
 
@@ -221,7 +226,8 @@ class DfmPublishOperator(_DfmOperator):
         normalized_entropy, min_rows
     :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
         without one the moment when it was due
-    :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False)
+    :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False). A model
+        older than the champion is no refusal: it is left alone, and the answer says older: True
     """
 
     template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")
@@ -259,7 +265,11 @@ class DfmPublishOperator(_DfmOperator):
             raise AirflowException(str(error)) from error
         if not result["promoted"]:
             refusal = "; ".join(result["refusals"])
+            if result["older"]:
+                self.log.info("%s", refusal)
+                return result
             self.log.warning("%s", refusal)
+            context[runtime.REFUSAL] = refusal
             context["ti"].xcom_push(key="return_value", value=result)  # a skipped task returns nothing
             if self.on_refusal == "fail":
                 raise AirflowFailException(refusal)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dfm.runs.record import RunRecord
 from dfm.settings.constraints import TableOf
 from dfm.settings.job import Job, load_job, read_override, read_tables
 from dfm.settings.tables import TABLES
@@ -308,3 +309,35 @@ def _accepts(constraint: Any, value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+REFUSAL = "dfm_refusal"
+"""The key under which a task that skips itself leaves the reason in its context: Airflow hands none to callbacks."""
+
+
+def reason_of(context: Mapping[str, Any]) -> str:
+    """The reason why a task failed or was skipped, in a sentence; for callbacks (`on_failure_callback`, …)."""
+    return str(context.get("exception") or context.get(REFUSAL) or "no reason was given")
+
+
+_NO_METRICS = re.compile(r".*seconds|bytes_per_round|rows_per_second|epoch|event_version")
+"""Numbers of an epoch that say nothing of the model."""
+
+
+def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directory: str) -> list[str]:
+    """The story of a finished run for a task's log: epochs, metrics, the account of its rows, where everything is."""
+    epochs = [f"epoch {event['epoch']}: {_metrics(event)}" for event in events if event["event"] == "epoch"]
+    rows = record.rows
+    counts = ", ".join(f"{rows[kind]:,} {kind}" for kind in ("read", "trained", "rejected") if kind in rows)
+    return [
+        *epochs,
+        f"validation: {_metrics(record.validation) or 'none'}",
+        f"rows: {counts}",
+        f"model: {record.model}",
+        f"all events: dfm logs {directory}",
+    ]
+
+
+def _metrics(values: Mapping[str, Any]) -> str:
+    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+    return ", ".join(f"{name} {value:.5f}" for name, value in numbers.items() if not _NO_METRICS.fullmatch(name))

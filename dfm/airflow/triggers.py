@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.storage import files
 
+logger = logging.getLogger(__name__)
 _PROCESS_SECONDS = 120.0
 """Seconds until a driver that was submitted has to be at work as a process of this machine: no cluster has to grow."""
 
@@ -173,13 +175,27 @@ class PartitionTrigger(BaseTrigger):
 
 
 def is_complete(partition: str, marker: str, min_rows: int, options: dict[str, Any]) -> bool:
-    """Whether a partition holds its marker or, where a number of rows is asked for, so many rows."""
+    """Whether a partition holds its marker or, where a number of rows is asked for, so many rows; while it does not,
+    the log says what is waited for.
+    """
     if not min_rows:
-        return files.exists(files.join(partition, marker), options)
+        where = files.join(partition, marker)
+        found = files.exists(where, options)
+        told = where
+    else:
+        n_rows = _rows_of(partition, options)
+        found, told = n_rows >= min_rows, f"{min_rows:,} rows in {partition}, which has {n_rows:,}"
+    if not found:
+        logger.info("waiting for %s", told)
+    return found
+
+
+def _rows_of(partition: str, options: dict[str, Any]) -> int:
+    """Rows by the footers of the shards; 0 where nothing is there yet, or a shard is still being written."""
     from dfm.data.parquet import find_shards
     from dfm.errors import DataError
 
     try:
-        return sum(shard.n_rows for shard in find_shards([partition], options)) >= min_rows
-    except DataError:  # nothing there yet, or a shard that is still being written
-        return False
+        return sum(shard.n_rows for shard in find_shards([partition], options))
+    except DataError:
+        return 0

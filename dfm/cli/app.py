@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.cli import publish, runs
-from dfm.cli.console import Reporter, metrics_table, plan_table, trials_table
-from dfm.cli.options import json_option, storage_option
+from dfm.cli import knobs, publish, runs
+from dfm.cli.console import Reporter, metrics_table, plan_table, table_of, trials_table, wide_console
+from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError
 from dfm.events import line_of
+from dfm.version import __version__
 
 EXIT_CODES = """\b
 Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dfm")
+@click.version_option(__version__)
 @click.option("--verbose", is_flag=True, help="Log what the library does to standard error.")
 def cli(verbose: bool) -> None:
     """Train factorization machines on click logs that do not fit one machine."""
@@ -42,6 +43,7 @@ def cli(verbose: bool) -> None:
 
 runs.register(cli.add_command)
 publish.register(cli.add_command)
+knobs.register(cli.add_command)
 
 
 def main() -> None:
@@ -84,10 +86,10 @@ _bad_rows_option = click.option(
 )  # fmt: skip
 
 
-def _settings(scheduler: str | None, workers: int) -> Any:
+def _settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> Any:
     from dfm.settings.tables import ClusterSettings
 
-    return ClusterSettings(scheduler=scheduler or "", workers=workers)
+    return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
 
 
 @cli.command()
@@ -105,17 +107,17 @@ def _settings(scheduler: str | None, workers: int) -> Any:
 )
 @click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
 @click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
-@_with(_scheduler_option, json_option)
+@_with(_scheduler_option, tls_options, json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
-    cluster_factory: str | None, heartbeat: str, scheduler: str | None, as_json: bool,
+    cluster_factory: str | None, heartbeat: str, scheduler: str | None, tls: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Train the job of a TOML file and publish its model."""
     from dfm import jobs
     from dfm.runs.heartbeat import beating
     from dfm.runs.termination import stoppable
 
-    overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory))
+    overrides = (*overrides, *runs.cluster_overrides(scheduler, cluster_factory, tls))
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")
     if dry_run:
@@ -161,7 +163,7 @@ def search(
     with stoppable(), Reporter(console, as_json) as reporter:
         result = jobs.search(job, overrides=overrides, on_event=reporter)
     if not as_json:
-        console.print(trials_table(result.trials))
+        wide_console().print(trials_table(result.trials))
         console.print(f"next: dfm train {result.best}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -181,10 +183,10 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, options: dict[str, Any],
-    as_json: bool,
+    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
+    options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
     from dfm import jobs
@@ -192,7 +194,7 @@ def evaluate(
     console = Console()
     with Reporter(console, as_json) as reporter:
         metrics = jobs.evaluate(
-            model, data, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows, storage_options=options,
+            model, data, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows, storage_options=options,
             on_event=reporter,
         )  # fmt: skip
         if as_json:
@@ -212,10 +214,10 @@ def evaluate(
 )
 @click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
 @click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, storage_option, json_option)
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def predict(
     model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
-    scheduler: str | None, options: dict[str, Any], as_json: bool,
+    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
     from dfm import jobs
@@ -224,7 +226,7 @@ def predict(
     with Reporter(console, as_json) as reporter:
         summary = jobs.predict(
             model, data, output, keep=[name.strip() for name in keep.split(",") if name.strip()],
-            overwrite=overwrite, settings=_settings(scheduler, workers), on_bad_rows=on_bad_rows,
+            overwrite=overwrite, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows,
             storage_options=options, on_event=reporter,
         )  # fmt: skip
         if as_json:
@@ -245,49 +247,69 @@ def predict(
     "tokens",
     metavar="COLUMN=VALUE",
     multiple=True,
-    help="Show what the model learnt of a category.",
+    help="Show what the model learnt of a value; of a cross: 'site&ad=a.example&7'.",
 )
+@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="Name tokens by these shards; show the top.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="With --tokens-from: per field.")
 @_with(storage_option, json_option)
-def inspect(model: str, tokens: tuple[str, ...], options: dict[str, Any], as_json: bool) -> None:
-    """Describe a model: its settings, metrics, and the weight of its fields."""
+def inspect(
+    model: str, tokens: tuple[str, ...], data: tuple[str, ...], top: int, options: dict[str, Any], as_json: bool
+) -> None:
+    """Describe a model: its settings, metrics, the weight of its fields, and of the values in DATA."""
     from dfm.model.fm_model import FMModel
-    from dfm.model.inspection import describe_model, describe_token
+    from dfm.model.inspection import describe_model, describe_token, top_tokens
 
     loaded = FMModel.load(model, options)
     described = describe_model(loaded)
     described["tokens"] = [describe_token(loaded, token) for token in tokens]
+    if data:
+        described["top"] = top_tokens(loaded, _batches_of(data, loaded.schema.columns, options), top)
     if as_json:
         click.echo(line_of({"event": "model", "model": model, **described}))
         return
-    console = Console()
+    console = wide_console()
     summary = Table("model", escape(model), title="summary")
     for name, value in described["summary"].items():
-        summary.add_row(name.replace("_", " "), escape(f"{value}"))
+        summary.add_row(name.replace("_", " "), escape(f"{value:.5f}" if isinstance(value, float) else f"{value}"))
     console.print(summary)
-    if described["tokens"]:
-        console.print(_table(described["tokens"], "tokens"))
-    console.print(_table(described["fields"], "fields, by the spread of what they add to a score"))
+    for name, title in {
+        "tokens": "tokens",
+        "top": f"values by field, up to {top} of the greatest weights each",
+        "fields": "fields, by the spread of what they add to a score",
+    }.items():
+        if described.get(name):
+            console.print(table_of(described[name], title))
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(*[name.replace("_", " ") for name in rows[0]], title=title)
-    for row in rows:
-        cells = [f"{value:.4f}" if isinstance(value, float) else f"{value}" for value in row.values()]
-        table.add_row(*[escape(cell) for cell in cells])
-    return table
+def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[str, Any]) -> Iterator[Any]:
+    """The rows of shards, batch by batch (pyarrow.RecordBatch)."""
+    from dfm.data.parquet import find_shards, read_unit
+    from dfm.training.plan import plan_reading
+
+    for units in plan_reading(find_shards(data, options)):
+        for unit in units:
+            yield from (batch.data for batch in read_unit(unit, columns, options))
 
 
 @cli.command()
 @click.argument("model")
 @click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
 @click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
+@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="With parquet: name tokens by these shards.")
 @_with(storage_option)
-def export(model: str, kind: str, output: str, options: dict[str, Any]) -> None:
+def export(model: str, kind: str, output: str, data: tuple[str, ...], options: dict[str, Any]) -> None:
     """Write MODEL in a format that other systems read."""
     from dfm.model.export import export as write
     from dfm.model.fm_model import FMModel
+    from dfm.model.token_names import TokenNames
 
-    for url in write(FMModel.load(model, options), kind, output, options):
+    if data and kind != "parquet":
+        raise click.UsageError("--tokens-from needs --format parquet: no other format has a place for names")
+    loaded = FMModel.load(model, options)
+    names = TokenNames(loaded)
+    for batch in _batches_of(data, loaded.schema.columns, options) if data else ():
+        names.add(batch)
+    for url in write(loaded, kind, output, options, names):
         click.echo(url)
 
 
@@ -331,7 +353,7 @@ def synth(
     if as_json:
         click.echo(line_of({"event": "synthesised", "directory": output, "rows": truth.rows, "days": days_found}))
     else:
-        console.print(_table(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
+        console.print(table_of(days_found, f"{truth.rows:,} rows in {escape(output)} (log losses)"))
 
 
 @cli.command()
@@ -341,9 +363,9 @@ def synth(
 @_with(json_option)
 def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     """Make a click log, train on it, evaluate on its last day, save, load and score."""
-    from dfm.cli.demo import comparison, run_demo
+    from dfm.cli.demo import comparison, own_command, run_demo
 
-    console = Console()
+    console, dfm = Console(), own_command()
     with Reporter(console, as_json) as reporter:
         result = run_demo(output, rows, seed, reporter)
     if as_json:
@@ -360,26 +382,13 @@ def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     )
     console.print(
         f"\nTry next:\n"
-        f"  dfm inspect {result.run.model_url}\n"
-        f"  dfm train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
-        f"  dfm evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
-        f"  dfm predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions\n"
-        f"(in this clone the command is .venv/bin/dfm)",
+        f"  {dfm} inspect {result.run.model_url}\n"
+        f"  {dfm} train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
+        f"  {dfm} evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
+        f"  {dfm} predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions",
         highlight=False, markup=False,
     )  # fmt: skip
     return INTERRUPTED if result.run.interrupted else 0
-
-
-@cli.command()
-def knobs() -> None:
-    """Every knob of a job file: default, legal values, meaning."""
-    from dfm.settings.job import describe
-
-    name = Column("knob", no_wrap=True, overflow="fold")  # it is to be copied
-    table = Table(name, "default", "legal", "meaning")
-    for one in describe():
-        table.add_row(*[escape(cell) for cell in (one.name, one.default, one.legal, one.help)])
-    Console().print(table)
 
 
 @cli.command()
@@ -391,4 +400,4 @@ def events() -> None:
     table = Table(name, "emitted by", "kind", "meaning")
     for row in described():
         table.add_row(*[escape(cell) for cell in row])
-    Console().print(table)
+    wide_console().print(table)

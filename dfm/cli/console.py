@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,12 +13,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfm.events import is_passing, line_of
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
+_UNBOUNDED = 10_000
+"""Columns of a console that is none."""
 STAGES = {
     "synth": "making the click log",
     "statistics": "statistics of numbers",
@@ -109,9 +112,10 @@ class Reporter:
         fewer = event.get("later_rounds_per_epoch", event["rounds_per_epoch"])  # older records lack it
         later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         self._console.print(
-            f"{event['rows']:,} rows in {event['shards']} shards ({event['fields']} fields) to train on, "
-            f"{event['validation_rows']:,} in {event['validation_shards']} to validate; {event['replicas']} replicas "
-            f"of {event['rows_per_replica']:,} rows, {event['rounds_per_epoch']} averages {later}"
+            f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
+            f"({_count(event['fields'], 'field')}) to train on, {event['validation_rows']:,} in "
+            f"{event['validation_shards']} to validate; {_count(event['replicas'], 'replica')} of "
+            f"{_count(event['rows_per_replica'], 'row')}, {_count(event['rounds_per_epoch'], 'average')} {later}"
         )
         if event.get("held_out"):
             self._line(f"validates on {event['held_out']} (data.validation_fraction)")
@@ -235,6 +239,11 @@ class Reporter:
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
 
 
+def _count(number: int, noun: str) -> str:
+    """A number of things: "1 shard", "4 shards"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
 
@@ -272,6 +281,26 @@ def trials_table(records: Sequence[Event]) -> Table:
             f"{record['trial']}", f"{record['rung']}", f"{record['epochs']}", _number(record["loss"]), *values
         )
     return table
+
+
+def wide_console() -> Console:
+    """Standard output for tables: as wide as they are where it is no terminal, so that nothing is cut in a pipe."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_UNBOUNDED)
+
+
+def table_of(rows: list[Event], title: str) -> Table:
+    """Records of the same keys as a table; a list of numbers is a row of them."""
+    table = Table(*[Column(name.replace("_", " "), overflow="fold") for name in rows[0]], title=title)
+    for row in rows:
+        table.add_row(*[escape(_cell(value)) for value in row.values()])
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_cell(each) for each in value)
+    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
 
 
 def plan_table(planned: Event) -> Table:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,6 +118,15 @@ def _median_seconds(call: Callable[[], Any], repeats: int = 51) -> float:
         call()
         seconds.append(time.perf_counter() - started)
     return sorted(seconds)[repeats // 2]
+
+
+def own_command() -> str:
+    """The command that starts this dfm again, in the shell of who started it."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return "python -m dfm"
+    found = shutil.which(started.name)
+    return started.name if found and os.path.realpath(found) == os.path.realpath(started) else shlex.quote(str(started))
 
 
 def comparison(result: DemoResult) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.cli.console import Reporter
+from dfm.cli.console import Reporter, wide_console
 from dfm.events import line_of
 
 
@@ -70,7 +70,7 @@ def status(name: str, namespace: str, context: str, options: dict[str, Any], wai
             table.add_row(key, escape(str(value)))
     for problem in state.problems:
         table.add_row("problem", escape(problem))
-    Console().print(table)
+    wide_console().print(table)
     return found.exit_code if wait else 0
 
 
@@ -109,7 +109,7 @@ def list_jobs(namespace: str, context: str, options: dict[str, Any], as_json: bo
         cells = (state.name, state.status, outcome, state.driver, f"{state.workers}/{state.wanted}", each.created)
         table.add_row(*map(escape, cells), escape(state.directory))
     if not as_json:
-        Console().print(table)
+        wide_console().print(table)
 
 
 def _outcome(state: Any, options: dict[str, Any]) -> str:

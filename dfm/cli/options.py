@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -23,3 +25,22 @@ storage_option = click.option(
     help="Option of the filesystem (endpoint_url=…, anon=true, client_kwargs.x=…); credentials: from the environment.",
 )
 """Handed to the command as one dict: keys are nested, values parsed, secrets refused."""
+_CERTIFICATES = {
+    "tls_ca": "Certificate authority (PEM file) of a tls:// scheduler.",
+    "tls_cert": "This client's certificate (PEM file).",
+    "tls_key": "This client's private key (PEM file).",
+}
+
+
+def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the certificates of --scheduler, handed to the command as one dict `tls` of knobs of [cluster]."""
+
+    @functools.wraps(command)
+    def with_tls(*arguments: Any, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in _CERTIFICATES}
+        return command(*arguments, **options, tls={name: path for name, path in given.items() if path})
+
+    for name, meaning in reversed(_CERTIFICATES.items()):
+        option = click.option(f"--{name.replace('_', '-')}", name, metavar="FILE", default="", help=meaning)
+        with_tls = option(with_tls)
+    return with_tls

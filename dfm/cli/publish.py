@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfm.cli.console import Reporter
-from dfm.cli.options import json_option, storage_option
+from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import GateError
 from dfm.events import line_of
 from dfm.workflow.gate import Gate
@@ -26,11 +26,12 @@ from dfm.workflow.gate import Gate
 @click.option("--order", default="", help="When the model's data ended; an earlier one never replaces a later one.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
+@tls_options
 @storage_option
 @json_option
 def publish(
     model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], order: str, workers: int,
-    scheduler: str | None, options: dict[str, Any], as_json: bool,
+    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
@@ -42,7 +43,7 @@ def publish(
     gate = Gate.from_dict(dict(_threshold(text) for text in thresholds))
     console = Console()
     with Reporter(console, as_json) as reporter:
-        settings = ClusterSettings(scheduler=scheduler or "", workers=workers)
+        settings = ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
         where = steps.Where(settings=settings, storage_options=options, on_event=reporter)
         result = steps.publish(model, alias, data, gate, where, order=order, enforce=False)
         if as_json:

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
-from dfm.cli.console import Reporter
-from dfm.cli.options import json_option, storage_option
+from dfm.cli import standing
+from dfm.cli.console import Reporter, plan_table, wide_console
+from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.events import line_of
 
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
@@ -26,7 +27,7 @@ _kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RU
 _namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
 _context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
-_PATIENCE = 15.0
+_PATIENCE = 8.0
 """Seconds for a scheduler to answer a question."""
 
 
@@ -39,7 +40,7 @@ class Place:
     run_id: str = ""
 
 
-def _place(run: str, scheduler: str | None, options: Mapping[str, Any]) -> Place:
+def _place(run: str, scheduler: str | None, tls: Mapping[str, Any], options: Mapping[str, Any]) -> Place:
     from dfm.settings.job import load_job
     from dfm.storage.credentials import merged
 
@@ -47,26 +48,26 @@ def _place(run: str, scheduler: str | None, options: Mapping[str, Any]) -> Place
         job = load_job(run)
         return Place(job.output.directory, merged(job.data.storage_options, options))
     if scheduler:
-        return Place(_directory_of(run, scheduler), dict(options), run)
+        return Place(_directory_of(run, scheduler, tls), dict(options), run)
     return Place(run, dict(options))
 
 
-def _runs_of(scheduler: str) -> dict[str, str]:
+def _runs_of(scheduler: str, tls: Mapping[str, Any]) -> dict[str, str]:
     """Directories of the runs that were submitted to a Dask scheduler, by their ids."""
     from dfm.distributed.cluster import connect
     from dfm.launch.on_dask import submitted_to
     from dfm.settings.tables import ClusterSettings
 
-    settings = ClusterSettings(scheduler=scheduler, worker_timeout=_PATIENCE)
+    settings = ClusterSettings(scheduler=scheduler, worker_timeout=_PATIENCE, **tls)
     asking = f"asking {escape(scheduler)} for its runs (at most {_PATIENCE:.0f} s)"
     with Console(stderr=True).status(asking), connect.connect(settings) as client:
         return submitted_to(client)
 
 
-def _directory_of(run_id: str, scheduler: str) -> str:
+def _directory_of(run_id: str, scheduler: str, tls: Mapping[str, Any]) -> str:
     from dfm.errors import SettingsError
 
-    known = _runs_of(scheduler)
+    known = _runs_of(scheduler, tls)
     if run_id not in known:
         found = ", ".join(sorted(known)) or "none"
         raise SettingsError(
@@ -75,13 +76,16 @@ def _directory_of(run_id: str, scheduler: str) -> str:
     return known[run_id]
 
 
-def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tuple[str, ...]:
+def cluster_overrides(
+    scheduler: str | None, factory: str | None = None, tls: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Overrides of a job that put it on the cluster of the command line, in place of the job file's own."""
+    certificates = tuple(f"cluster.{name}={path}" for name, path in (tls or {}).items())
     if scheduler and factory:
         raise click.UsageError("--scheduler and --cluster-factory name two clusters; give one of them")
     if scheduler:
-        return f"cluster.scheduler={scheduler}", "cluster.factory="
-    return (f"cluster.factory={factory}", "cluster.scheduler=") if factory else ()
+        return f"cluster.scheduler={scheduler}", "cluster.factory=", *certificates
+    return (f"cluster.factory={factory}", "cluster.scheduler=") if factory else certificates
 
 
 # --- commands --------------------------------------------------------------------------------------------
@@ -91,32 +95,49 @@ def cluster_overrides(scheduler: str | None, factory: str | None = None) -> tupl
 @click.argument("job", type=click.Path(dir_okay=False))
 @_overrides
 @click.option("--scheduler", metavar="ADDRESS", help="Hand the driver to this Dask cluster (tcp://…, tls://…).")
+@tls_options
 @_kubernetes
 @_namespace
 @_context
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
-@click.option("--dry-run", is_flag=True, help="With --kubernetes: print the objects as YAML and create nothing.")
+@click.option("--dry-run", is_flag=True, help="Check, show the plan (Kubernetes: the objects), submit nothing.")
 @_follow
 @json_option
 def submit(
-    job: str, overrides: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
-    name: str, dry_run: bool, follow: bool, as_json: bool,
+    job: str, overrides: tuple[str, ...], scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str,
+    context: str, name: str, dry_run: bool, follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Hand JOB, driver and all, to a Dask cluster or to Kubernetes, and print the id of its run."""
     if kubernetes and scheduler:
         raise click.UsageError("--scheduler and --kubernetes name two clusters; give one of them")
     if kubernetes:
         return on_kubernetes.submit(job, overrides, name, namespace, context, dry_run, follow, as_json)
-    if dry_run:
-        raise click.UsageError("--dry-run needs --kubernetes; `dfm train --dry-run` shows the plan of a job")
-    return _submit_to_dask(job, overrides, scheduler, follow, as_json)
+    overrides = (*overrides, *cluster_overrides(scheduler, tls=tls))
+    return _plan_for_dask(job, overrides, as_json) if dry_run else _submit_to_dask(job, overrides, follow, as_json)
 
 
-def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None, follow: bool, as_json: bool) -> int:
+def _plan_for_dask(job: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """What submitting would do, after all the checks that it would make."""
+    from dfm import jobs
     from dfm.launch import on_dask
     from dfm.settings.job import load_job
 
-    overrides = (*overrides, *cluster_overrides(scheduler))
+    resolved = on_dask.with_absolute_paths(load_job(job, overrides))
+    on_dask.check_free(resolved)
+    address = on_dask.check(resolved)
+    planned = jobs.plan(resolved)
+    if as_json:
+        click.echo(line_of({"event": "plan", **planned}))
+        return 0
+    wide_console().print(plan_table(planned))
+    click.echo(f"its driver would go to {address}, its results to {resolved.output.directory}; nothing was submitted")
+    return 0
+
+
+def _submit_to_dask(job: str, overrides: tuple[str, ...], follow: bool, as_json: bool) -> int:
+    from dfm.launch import on_dask
+    from dfm.settings.job import load_job
+
     resolved = on_dask.with_absolute_paths(load_job(job, overrides))
     on_dask.check_free(resolved)
     record = on_dask.submit(resolved)
@@ -133,6 +154,7 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None,
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@tls_options
 @_kubernetes
 @_namespace
 @_context
@@ -140,15 +162,15 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], scheduler: str | None,
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
 @json_option
 def status(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
-    wait: bool, as_json: bool,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
+    options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Show the state of RUN: progress, model, or why it failed."""
     from dfm.runs import outcome
 
     if kubernetes:
         return on_kubernetes.status(run, namespace, context, options, wait, as_json)
-    place = _place(run, scheduler, options)
+    place = _place(run, scheduler, tls, options)
     if wait:
         found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
     else:
@@ -165,6 +187,7 @@ def status(
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@tls_options
 @_kubernetes
 @_namespace
 @_context
@@ -172,15 +195,15 @@ def status(
 @_follow
 @json_option
 def logs(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
-    follow: bool, as_json: bool,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
+    options: dict[str, Any], follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Show the events of RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
     from dfm.runs.record import read_events
 
     if kubernetes:
         return on_kubernetes.logs(run, namespace, context, follow)
-    place = _place(run, scheduler, options)
+    place = _place(run, scheduler, tls, options)
     if follow:
         return _followed(place, as_json)
     with Reporter(Console(), as_json) as reporter:
@@ -192,6 +215,7 @@ def logs(
 @click.command(epilog=WHERE)
 @_run_argument
 @_scheduler
+@tls_options
 @_kubernetes
 @_namespace
 @_context
@@ -199,8 +223,8 @@ def logs(
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
 @json_option
 def cancel(
-    run: str, scheduler: str | None, kubernetes: bool, namespace: str, context: str, options: dict[str, Any],
-    wait: bool, as_json: bool,
+    run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
+    options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
     from dfm.errors import SettingsError
@@ -209,7 +233,7 @@ def cancel(
 
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
-    place = _place(run, scheduler, options)
+    place = _place(run, scheduler, tls, options)
     record = request_cancel(place.directory, place.options)
     if record is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
@@ -228,14 +252,15 @@ def cancel(
 @click.command(name="list")
 @click.argument("locations", nargs=-1, metavar="[LOCATION]...")
 @click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
+@tls_options
 @click.option("--kubernetes", is_flag=True, help="The DaskJobs of a namespace of Kubernetes.")
 @_namespace
 @_context
 @storage_option
 @json_option
 def list_runs(
-    locations: tuple[str, ...], scheduler: str | None, kubernetes: bool, namespace: str, context: str,
-    options: dict[str, Any], as_json: bool,
+    locations: tuple[str, ...], scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str,
+    context: str, options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
     from dfm.runs.outcome import outcome_of
@@ -244,24 +269,20 @@ def list_runs(
         on_kubernetes.list_jobs(namespace, context, options, as_json)
         return
     if scheduler:
-        directories = sorted(set(_runs_of(scheduler).values()))
+        directories = sorted(set(_runs_of(scheduler, tls).values()))
     else:
         directories = [found for location in locations or (".",) for found in _below(location, options)]
     outcomes = [(directory, outcome_of(directory, options)) for directory in directories]
     runs = [(directory, found) for directory, found in outcomes if found.record is not None]
     runs.sort(key=lambda entry: entry[1].record.updated if entry[1].record else "", reverse=True)
-    if as_json:
-        for directory, found in runs:
-            record = found.record.to_dict() if found.record else {}
-            click.echo(line_of({"event": "run", **record, "state": found.state, "directory": directory}))
-        return
-    run, where = Column("run", no_wrap=True, overflow="fold"), Column("directory", overflow="fold")  # to be copied
-    table = Table(run, "state", "epoch", "updated", where)
+    console = Console()
     for directory, found in runs:
-        assert found.record is not None
-        epoch = found.record.progress.get("epoch", "-")
-        table.add_row(found.record.run_id, found.state, f"{epoch}", found.record.updated, escape(directory))
-    Console().print(table)
+        described = {**(found.record.to_dict() if found.record else {}), "state": found.state, "directory": directory}
+        if as_json:
+            click.echo(line_of({"event": "run", **described}))
+            continue
+        for line in standing.lines_of(described):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)  # names are to be copied
 
 
 def _below(location: str, options: dict[str, Any]) -> list[str]:
@@ -339,22 +360,25 @@ def _told(event: dict[str, Any], as_json: bool, words: str) -> None:
 
 
 _SHOWN = ("state", "reason", "directory", "host", "scheduler", "submitted", "started", "updated", "ended", "model")
+_MOMENTS = ("submitted", "started", "updated", "ended")
 
 
 def _print_status(described: dict[str, Any]) -> None:
-    table = Table("run", escape(str(described.get("run_id", "-"))))
+    table = Table("run", Column(escape(str(described.get("run_id", "-"))), overflow="fold"))
     for key in _SHOWN:
-        if described.get(key):
-            table.add_row(key, escape(str(described[key])))
+        if value := str(described.get(key) or ""):
+            table.add_row(key, escape(standing.local_time(value) if key in _MOMENTS else value))
     progress = described.get("progress") or {}
-    for key in ("event", "stage", "epoch", "round"):
-        if key in progress:
-            table.add_row(f"progress: {key}", escape(str(progress[key])))
+    epoch = f"epoch {progress['epoch']} of {progress.get('epochs', '?')}" if "epoch" in progress else ""
+    rounds = f"average {progress['round']} of {progress['rounds']}" if progress.get("rounds") else ""
+    told = [standing.done_and_left(described["state"], progress), epoch, rounds]
+    if any(told):
+        table.add_row("progress", ", ".join(filter(None, told)))
     metrics: dict[str, Any] = described.get("validation") or progress.get("metrics") or {}
     for key, value in metrics.items():
         if isinstance(value, float):
             table.add_row(key, f"{value:,.5f}")
-    Console().print(table)
+    wide_console().print(table)
 
 
 def register(add: Callable[[click.Command], None]) -> None:

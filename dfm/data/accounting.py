@@ -17,6 +17,8 @@ from dfm.data.parquet import Batch
 from dfm.errors import DataError
 
 _LEAVE_OUT = 'Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
+NO_ROW_GROUP = -1
+"""The row group of rows that lie in no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,9 @@ class Rejection:
     value: str
 
     def __str__(self) -> str:
+        group = "" if self.row_group == NO_ROW_GROUP else f", row group {self.row_group}"
         more = f" and {self.count - 1} more rows like it" if self.count > 1 else ""
-        return (
-            f"{self.shard}, row group {self.row_group}, row {self.first_row}{more}: "
-            f"column {self.column!r}: {self.reason} ({self.value})"
-        )
+        return f"{self.shard}{group}, row {self.first_row}{more}: column {self.column!r}: {self.reason} ({self.value})"
 
 
 @dataclass(frozen=True, slots=True)

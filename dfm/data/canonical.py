@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data.arrow_types import is_text
 from dfm.data.schema import SHORTEST, WIDENED
 
 _EXACT_WHOLE = float(1 << 24)
@@ -173,6 +175,33 @@ def texts_of_numbers(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         return column
     return pa.array([value_text(value) for value in column.to_pylist()], pa.string())
+
+
+_INTEGER = re.compile(rb"(-?)0*([0-9]+)")
+
+
+def is_integer(text: bytes) -> bool:
+    """Whether text is an integer in decimal digits, with or without zeros in front."""
+    return _INTEGER.fullmatch(text) is not None
+
+
+def integer_text(text: bytes) -> bytes:
+    """The text of an integer without zeros in front (06 is 6, -0 is 0); any other text as it is."""
+    found = _INTEGER.fullmatch(text)
+    if found is None:
+        return text
+    return found[2] if found[2] == b"0" else found[1] + found[2]
+
+
+def integer_texts(array: pa.Array) -> pa.Array:
+    """Text, or a dictionary of it, with each value as `integer_text`; an array of any other type as it is."""
+    if pa.types.is_dictionary(array.type):
+        return pa.DictionaryArray.from_arrays(array.indices, integer_texts(array.dictionary))
+    if not is_text(array.type):
+        return array
+    encoded = array.cast(pa.large_binary()).dictionary_encode()
+    texts = [None if text is None else integer_text(text) for text in encoded.dictionary.to_pylist()]
+    return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.large_binary()))
 
 
 # ------------------------------------------------------------------------------------- Python values ----

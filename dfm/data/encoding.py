@@ -303,7 +303,8 @@ def feature_column(data: pa.RecordBatch, name: str, schema: ResolvedSchema) -> t
     """
     derived = next((entry for entry in schema.derived if entry.name == name), None)
     if derived is None:
-        return without_missing(data.column(name), schema.missing), None
+        array = without_missing(data.column(name), schema.missing)
+        return canonical.integer_texts(array) if name in schema.integers else array, None
     return derive(derived, {source: without_missing(data.column(source), schema.missing) for source in derived.columns})
 
 

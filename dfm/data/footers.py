@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import logging
@@ -15,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from dfm.data.arrow_types import column_kind, flat_schema
+from dfm.data.canonical import integer_text, is_integer
 from dfm.data.derive import derived_columns
-from dfm.data.parquet import Shard, stored_schema
+from dfm.data.parquet import HIVE_NULL, Shard, stored_schema
 from dfm.data.schema import CATEGORY_KINDS, FEATURE_ROLES, ResolvedSchema, infer, resolve
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
@@ -52,7 +54,22 @@ def resolve_shards(
     told in a warning, with the reason.
     """
     known = columns_of(shards if _asks_for_all(schema) else shards[:1], storage_options)
-    return resolve_told(schema, known)
+    resolved = resolve_told(schema, known)
+    return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards))
+
+
+def _integer_folders(resolved: ResolvedSchema, shards: Sequence[Shard]) -> tuple[str, ...]:
+    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`.
+
+    What reads such folders when serving hands over the integer 6. Without zeros, the text of both is the same.
+    """
+    found = []
+    for column in (field.name for field in resolved.fields if field.kind == "categorical"):
+        texts = [dict(shard.partition).get(column, "") for shard in shards]
+        there = {text.encode() for text in texts if text != HIVE_NULL}
+        if all(map(is_integer, there)) and any(integer_text(text) != text for text in there):
+            found.append(column)
+    return tuple(found)
 
 
 def resolve_told(schema: Schema, known: Columns) -> ResolvedSchema:

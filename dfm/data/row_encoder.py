@@ -46,6 +46,7 @@ class RowEncoder:
         is_plain = all(entry.kind == "categorical" or entry.bucketed for entry in schema.fields)
         self.usable = is_plain and not schema.derived
         self._absent, self._takes_nan = frozenset(schema.missing), schema.nan == "missing"
+        self._whole = frozenset(schema.integers)
         categorical = [entry for entry in schema.fields if entry.kind == "categorical"]
         numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
         self._categories = [entry.name for entry in categorical]
@@ -85,6 +86,13 @@ class RowEncoder:
         indptr = np.arange(n_rows + 1, dtype=np.int64) * n_fields
         return HashedRows(indptr, indices.reshape(-1), _NO_FIELDS, _NO_FLOATS, np.zeros(n_rows, np.float32), _NO_FLOATS)
 
+    def _integers(self, column: Sequence[Any]) -> list[Any]:
+        """The column with the text of integers without zeros in front; what means a missing value is seen first."""
+        return [
+            canonical.integer_text(text.encode()).decode() if type(text := self._given(value)) is str else text
+            for value in column
+        ]
+
     def _given(self, value: Any) -> Any:
         """The value, None where it is text that means a missing one."""
         return None if self._absent and type(value) is str and value in self._absent else value
@@ -98,7 +106,7 @@ class RowEncoder:
         raise NotPlain
 
     def _hash_categories(self, data: Mapping[str, Sequence[Any]], n_rows: int) -> NDArray[np.uint32]:
-        columns = [data[name] for name in self._categories]
+        columns = [self._integers(data[name]) if name in self._whole else data[name] for name in self._categories]
         texts = [_text(self._given(column[row])) for row in range(n_rows) for column in columns]
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(text) for text in texts], out=offsets[1:])

@@ -59,6 +59,7 @@ class ResolvedSchema:
 
     Empty `weight` or `time`: the data has none. Empty `label_positive`: labels are numbers.
     `numbers`: the form in which numbers are compared and hashed, one of NUMBER_FORMS; a model keeps its own.
+    `integers`: columns of categories whose text is an integer, whatever its zeros: folders `hour=06` are the hour 6.
     """
 
     label: str
@@ -72,6 +73,7 @@ class ResolvedSchema:
     nan: str = "error"
     list_separator: str = ""
     derived: tuple[Derived, ...] = ()
+    integers: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -120,6 +122,7 @@ class ResolvedSchema:
             "quantile_buckets": self.quantile_buckets,
             **({"numbers": self.numbers} if self.numbers != WIDENED else {}),
             **self._late_values(),
+            **({"integers": list(self.integers)} if self.integers else {}),
             "fields": fields,
         }
 
@@ -131,7 +134,7 @@ class ResolvedSchema:
             for index, entry in enumerate(values["fields"])
         )
         given = {"numbers": WIDENED, **values, "fields": fields}
-        for name in ("label_positive", "missing"):
+        for name in ("label_positive", "missing", "integers"):
             given[name] = tuple(values.get(name, ()))
         given["derived"] = tuple(Derived(name, word, tuple(read)) for name, word, read in values.get("derived", ()))
         return cls(**given)

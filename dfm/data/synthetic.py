@@ -38,6 +38,8 @@ from dfm.storage import files
 from dfm.storage.ownership import Ledger
 
 TRUTH_FILE = "truth.json"
+DONE = "_SUCCESS"
+"""The marker that a day of the log is complete, as Spark leaves it and sensors wait for it."""
 CLICK_RATE = 0.25
 RANK = 6
 ROW_GROUP_ROWS = 131_072
@@ -218,6 +220,7 @@ def generate(
                 if progress is not None:
                     progress(done)
             truths.append(_day_truth(name, scored))
+            files.write_bytes(str(_folder(root, name) / DONE), b"")
     truth = Truth(seed, rows, bias, tuple(truths))
     files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
     ledger.settle()
@@ -263,6 +266,10 @@ def _day_names(first_day: str, days: int) -> list[str]:
     return [str(first + timedelta(days=number)) for number in range(days)]
 
 
+def _folder(root: Path, day: str) -> Path:
+    return root / f"day={day}"
+
+
 def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
     """Make room for a log: an earlier one of dfm goes. DataError where others' files lie among its days."""
     ledger = Ledger(str(root), "log")
@@ -283,7 +290,8 @@ def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
     for folder in {path.parent for path in own} - {root}:
         with suppress(OSError):  # a folder in it may be somebody's
             folder.rmdir()
-    ledger.claim([*(path.relative_to(root).as_posix() for path in shards), TRUTH_FILE])
+    markers = {path.parent / DONE for path in shards}
+    ledger.claim([*(path.relative_to(root).as_posix() for path in [*shards, *sorted(markers)]), TRUTH_FILE])
     return ledger
 
 
@@ -293,7 +301,7 @@ def _plan(root: Path, names: list[str], log: _Shard, shards_per_day: int) -> lis
     edges = [log.rows * number // n_shards for number in range(n_shards + 1)]
     return [
         _Shard(
-            root / f"day={names[number // shards_per_day]}" / f"part-{number % shards_per_day:05d}.parquet",
+            _folder(root, names[number // shards_per_day]) / f"part-{number % shards_per_day:05d}.parquet",
             log.seed,
             log.bias,
             edges[number],

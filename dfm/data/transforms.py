@@ -8,6 +8,7 @@ tests.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,8 @@ class Transform:
 
     meaning: for help texts. makes_buckets: its feature is a category, made by `codes`; else a value, made by `values`.
     statistics: BOUNDARIES, MOMENTS or nothing. codes: numbers float64[n] (0 where missing), which are present bool[n],
-    statistics -> int32[n], below `n_codes(statistics)`. values: numbers, statistics -> float64[n].
+    statistics -> int32[n], below `n_codes(statistics)`. names: of the codes, in order, which numbers each holds.
+    values: numbers, statistics -> float64[n].
     """
 
     name: str
@@ -59,6 +61,7 @@ class Transform:
     statistics: str = ""
     codes: Callable[[Floats, Flags, NumberStatistics], Codes] = _absent
     n_codes: Callable[[NumberStatistics], int] = _absent
+    names: Callable[[NumberStatistics], list[str]] = _absent
     values: Callable[[Floats, NumberStatistics], Floats] = _absent
 
 
@@ -98,12 +101,27 @@ def _log2_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Cod
     return codes
 
 
+def _log2_names(known: NumberStatistics) -> list[str]:
+    edges = np.exp(np.sqrt(np.arange(LOG2_BUCKETS - 5 + 1)))
+    edges[0] = 2.0  # a number is above 2 where its logarithm counts
+    spans = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges[:-1])]
+    return ["missing", "below 0", "0", "0 to 1", "1 to 2", *spans, f"{edges[-2]:.4g} or more"]
+
+
 # --------------------------------------------------------------------------------------------- quantile ----
 
 
 def _quantile_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> Codes:
     """1 + number of boundaries below or at x, 0 where missing."""
     return np.where(present, 1 + np.searchsorted(known.bounds, numbers, side="right"), 0).astype(np.int32)
+
+
+def _quantile_names(known: NumberStatistics) -> list[str]:
+    edges = [f"{bound:.6g}" for bound in known.boundaries]
+    if not edges:
+        return ["missing", "any number"]
+    spans = [f"{low} to {high}" for low, high in itertools.pairwise(edges)]
+    return ["missing", f"below {edges[0]}", *spans, f"{edges[-1]} or more"]
 
 
 # ------------------------------------------------------------------------------------------------- auto ----
@@ -119,6 +137,10 @@ def _n_quantiles(known: NumberStatistics) -> int:
 
 def _n_chosen(known: NumberStatistics) -> int:
     return _n_quantiles(known) if known.boundaries else LOG2_BUCKETS
+
+
+def _chosen_names(known: NumberStatistics) -> list[str]:
+    return (_quantile_names if known.boundaries else _log2_names)(known)
 
 
 # -------------------------------------------------------------------------------- hash-of-rounded-value ----
@@ -138,6 +160,11 @@ def _rounded_codes(numbers: Floats, present: Flags, known: NumberStatistics) -> 
     place, digits = place + digits // _DIGITS.stop, np.where(digits == _DIGITS.stop, _DIGITS.start, digits)
     codes = 2 + 2 * (place * len(_DIGITS) + digits - _DIGITS.start) + (numbers < 0)
     return np.where(present, np.where(place < 0, 1, codes), 0).astype(np.int32)
+
+
+def _rounded_names(known: NumberStatistics) -> list[str]:
+    sizes = [digits / _DIGITS.start * power for power in _POWERS for digits in _DIGITS]
+    return ["missing", "0", *(f"about {sign * size:.2g}" for size in sizes for sign in (1, -1))]
 
 
 # ----------------------------------------------------------------------------------------------- values ----
@@ -161,8 +188,17 @@ TRANSFORMS = {
             BOUNDARIES,
             _chosen_codes,
             _n_chosen,
+            _chosen_names,
         ),
-        Transform("log2-bucket", "bucket of floor(ln(x)**2)", True, "", _log2_codes, lambda known: LOG2_BUCKETS),
+        Transform(
+            "log2-bucket",
+            "bucket of floor(ln(x)**2)",
+            True,
+            "",
+            _log2_codes,
+            lambda known: LOG2_BUCKETS,
+            _log2_names,
+        ),
         Transform(
             "quantile",
             "bucket, all of as many rows",
@@ -170,6 +206,7 @@ TRANSFORMS = {
             BOUNDARIES,
             _quantile_codes,
             _n_quantiles,
+            _quantile_names,
         ),
         Transform(
             "hash-of-rounded-value",
@@ -178,6 +215,7 @@ TRANSFORMS = {
             "",
             _rounded_codes,
             lambda known: _ROUNDED_CODES,
+            _rounded_names,
         ),
         Transform("standardize", "number at mean 0, deviation 1", False, MOMENTS, values=standardized),
         Transform("raw", "number as it is", False, values=lambda numbers, known: numbers),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -40,8 +40,8 @@ Overwrite = Literal["nothing", "own", "beside"]
 class Scoring:
     """What every scoring task must know."""
 
-    model: str
-    """Absolute path or URL of the model."""
+    model: str | FMModel
+    """Absolute path or URL of the model; or the model, where it is in memory alone."""
     on_bad_rows: str = "error"
     keep: tuple[str, ...] = ()
     """Input columns to write beside the prediction; empty: all."""
@@ -57,11 +57,13 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _placed(client: Client, scoring: Scoring) -> str | Future:
-    """The model's URL where workers can read it; else the model itself, sent to every worker once."""
-    if not files.is_local(scoring.model) or shares_disk(client):
-        return scoring.model
-    return client.scatter(FMModel.load(scoring.model, check_golden=False), broadcast=True, hash=False)
+def _placed(client: Client, scoring: Scoring) -> tuple[Scoring, str | Future]:
+    """The model's URL where workers can read it; else the model itself, sent to every worker once, and in no task."""
+    model = scoring.model
+    if isinstance(model, str) and (not files.is_local(model) or shares_disk(client)):
+        return scoring, model
+    loaded = FMModel.load(model, check_golden=False) if isinstance(model, str) else model
+    return replace(scoring, model=""), client.scatter(loaded, broadcast=True, hash=False)
 
 
 def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
@@ -78,8 +80,8 @@ def evaluate_shards(
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    placed = [_placed(watch.client, scoring)] * len(tasks)
-    futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
+    scoring, placed = _placed(watch.client, scoring)
+    futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
     results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
     tally, account = results[0]
@@ -91,24 +93,33 @@ def evaluate_shards(
 def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
     """Metrics of some labelled rows."""
     model = _model_of(scoring, placed)
+    columns = labelled_columns(model)
+    batches = (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
+    return evaluate_batches(model, batches, scoring.on_bad_rows)
+
+
+def labelled_columns(model: FMModel) -> tuple[str, ...]:
+    """The columns that evaluating reads: label, weight, features."""
     schema = model.schema
-    columns = list(dict.fromkeys([c for c in (schema.label, schema.weight) if c] + list(schema.columns)))
+    return tuple(dict.fromkeys([name for name in (schema.label, schema.weight) if name] + list(schema.columns)))
+
+
+def evaluate_batches(model: FMModel, batches: Iterable[Batch], on_bad_rows: str) -> tuple[Tally, RowAccount]:
+    """Metrics of labelled rows, batch by batch, and their account."""
     objective = model.objective
-    tally = objective.empty()
-    account = RowAccount()
-    for unit in units:
-        for batch in read_unit(unit, columns, scoring.storage_options):
-            with naming_shard(batch):
-                encoded = model.encode(batch.data, objective.label_kind)
-            account += _account(scoring, batch, encoded)
-            weights = encoded.rows.weights if encoded.rows.weights.size else None
-            tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
+    tally, account = objective.empty(), RowAccount()
+    for batch in batches:
+        with naming_shard(batch):
+            encoded = model.encode(batch.data, objective.label_kind)
+        account += _account(on_bad_rows, batch, encoded)
+        weights = encoded.rows.weights if encoded.rows.weights.size else None
+        tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
     return tally, account
 
 
-def _account(scoring: Scoring, batch: Batch, encoded: Encoded) -> RowAccount:
+def _account(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
     rejections = rejections_of(batch, encoded.problems)
-    if rejections and scoring.on_bad_rows == "error":
+    if rejections and on_bad_rows == "error":
         raise DataError(bad_row_message(rejections[0]))
     labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
     return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, labels=labels)
@@ -136,8 +147,9 @@ def predict_shards(
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
     names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    placed = [_placed(watch.client, scoring)] * len(tasks)
-    futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
+    scoring, placed = _placed(watch.client, scoring)
+    arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
+    futures = watch.client.map(predict_shard, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
     _check_predicted(ledger, account, names)
@@ -261,7 +273,7 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
 def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
     with naming_shard(batch):
         encoded = model.encode(batch.data)
-    account = _account(scoring, batch, encoded)
+    account = _account(scoring.on_bad_rows, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
     values[encoded.good] = model.objective.predict(scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dfm.training.diagnosis import Finding
 from dfm.training.loop import Best
 from dfm.training.publish import publish_model
 from dfm.training.rounds import Work
+from dfm.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
 def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
     shards = [[s.url, s.size, s.modified] for s in run.inputs.train]
     return {
-        "dfm_version": importlib.metadata.version("dfm"),
+        "dfm_version": __version__,
         "settings": run.job.to_dict(),
         "job_fingerprint": run.job.fingerprint(),
         "backend": run.choice.backend.name,

@@ -31,7 +31,8 @@ from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
-from dfm.model.fm_model import FMModel
+from dfm.events import history_frame
+from dfm.model.fm_model import BRIEF, FMModel
 from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
@@ -60,6 +61,18 @@ class TrainResult:
     best_epoch: int
     interrupted: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """One line: where the model is, what it is worth."""
+        told = {name: value for name, value in self.validation.items() if name in BRIEF and value is not None}
+        metrics = "".join(f", {name}={told[name]:.5f}" for name in BRIEF if name in told)
+        state = ", interrupted" if self.interrupted else ""
+        epochs = f"best_epoch={self.best_epoch} of {len(self.history)}"
+        return f"TrainResult({self.model_url!r}{metrics}, {epochs}, rows={self.rows.accepted:,}{state})"
+
+    def history_frame(self) -> Any:
+        """The history as a flat DataFrame of pandas, an epoch a row."""
+        return history_frame(self.history)
 
     @property
     def model(self) -> FMModel:
@@ -110,7 +123,7 @@ def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell
 
 def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
     """The folder of checkpoints, and those to go on from. SettingsError where they are another job's."""
-    url = files.join(job.output.directory, "checkpoint")
+    url = job.output.checkpoints
     url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     folder = CheckpointFolder(url, writer, job.data.storage_options)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dfm.version import pip_install
+
 try:
     import sklearn  # noqa: F401
 except ImportError as error:
-    raise ImportError('dfm.estimators needs scikit-learn: pip install "dfm[sklearn]"') from error
+    raise ImportError(f"dfm.estimators needs scikit-learn: {pip_install('sklearn')}") from error
 
 from dfm.estimators.classifiers import FMClassifier, LinearClassifier
 from dfm.estimators.regressors import FMRegressor, LinearRegressor

@@ -41,6 +41,7 @@ from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
+from dfm.events import history_frame
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
@@ -301,6 +302,11 @@ class BaseFactorizationMachine(Parametrised):
         self.n_iter_ = max(len(output.fit.history) for output in outputs)
         self.history_ = self._history()
         return self
+
+    def history_frame(self) -> Any:
+        """`history_` as a flat DataFrame of pandas: an epoch a row (of several classes, a row for each)."""
+        check_is_fitted(self)
+        return history_frame(self.history_)
 
     def _history(self) -> list[Event]:
         return [dict(event) for event in self._outputs[0].fit.history]

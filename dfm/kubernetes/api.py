@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.kubernetes.manifest import GROUP, RUN_ID, VERSION, Manifest
+from dfm.version import pip_install
 
 _PATHS = {
     "ConfigMap": ("/api/v1", "configmaps"),
@@ -280,7 +281,7 @@ def _connect(context: str) -> tuple[Any, Any, str]:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        raise SettingsError("the Kubernetes client is missing; install dfm[kubernetes]") from error
+        raise SettingsError(f"the Kubernetes client is not installed; {pip_install('kubernetes')}") from error
     configuration = client.Configuration()
     try:
         namespace = _load(config, configuration, context)

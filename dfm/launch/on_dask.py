@@ -34,14 +34,8 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
     The record of the run lies in output.directory, where `dfm.runs.record` follows it. Paths of this machine are
     written in full; they must mean the same to the workers.
     """
-    job.require_training()
-    if job.cluster.factory or not is_remote(job.cluster):
-        raise SettingsError(
-            "submitting needs a cluster that stays when this command ends: name it in cluster.scheduler (--scheduler "
-            "tcp://…) or DASK_SCHEDULER_ADDRESS; a cluster.factory's cluster ends with its client: use `dfm train`"
-        )
     job = with_absolute_paths(job)
-    check_output(job)
+    _check_job(job)
     run_id = run_id or runs.new_run_id()
     with connect.client_of(job.cluster, None) as client:
         _check_paths(job, client)
@@ -51,6 +45,25 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
         own = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, scheduler="", factory=""))
         fire_and_forget(client.submit(drive_run, own, run_id, key=f"drive_run-{run_id}", pure=False))
     return record
+
+
+def check(job: Job) -> str:
+    """Make the checks of `submit` and submit nothing; the address of the scheduler that the job would go to."""
+    job = with_absolute_paths(job)
+    _check_job(job)
+    with connect.client_of(job.cluster, None) as client:
+        _check_paths(job, client)
+        return str(client.scheduler.address)
+
+
+def _check_job(job: Job) -> None:
+    job.require_training()
+    if job.cluster.factory or not is_remote(job.cluster):
+        raise SettingsError(
+            "submitting needs a cluster that stays when this command ends: name it in cluster.scheduler (--scheduler "
+            "tcp://…) or DASK_SCHEDULER_ADDRESS; a cluster.factory's cluster ends with its client: use `dfm train`"
+        )
+    check_output(job)
 
 
 def check_free(job: Job) -> None:

@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
-from dfm.model.fm_model import FMModel, batches_of
+from dfm.model.fm_model import FMModel
+from dfm.model.hashing_explained import ids_explained
+from dfm.model.rows import batches_of, in_columns
+from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
+from dfm.version import pip_install
 
 ONNX_OPSET = 18
 _ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
@@ -31,7 +35,7 @@ def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray
 
     Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes.
     """
-    parts = [model.encode(batch).rows for batch in batches_of(data, model.schema.columns)]
+    parts = [model.encode(batch).rows for batch in batches_of(in_columns(data, model.schema), model.schema.columns)]
     longest = max((int(np.diff(part.indptr).max(initial=0)) for part in parts), default=0)
     n_rows = sum(part.n_rows for part in parts)
     ids, fields = np.full((n_rows, longest), -1, np.int64), np.zeros((n_rows, longest), np.int64)
@@ -56,24 +60,27 @@ def _dense_factors(model: FMModel) -> NDArray[np.float32]:
     return dense
 
 
-def parquet_table(model: FMModel) -> pa.Table:
-    """One row per feature: id (hashed index), field (name), count, w, V (null where the feature has none).
+def parquet_table(model: FMModel, names: TokenNames | None = None) -> pa.Table:
+    """One row per feature: id (hashed index), field (name), token, rare, count, w, V (null where the feature has none).
 
-    The bias is the row with neither id nor field. What a family has for fields, or for pairs of them, has rows without
-    id and a column of its own. `rare` marks the bucket that rare and unseen categories of a field share.
+    The bias is the row of id -1 without a field. What a family has for fields, or for pairs of them, has rows of id -1
+    and a column of its own. `rare` marks the bucket that rare and unseen categories of a field share. token: the
+    feature's name where it is known: of buckets of numbers, and of what `names` has met; null elsewhere.
     """
     vocabulary, table = model.vocabulary, model.table
     fields = [field.name for field in model.schema.fields]
     is_rare = np.zeros(table.n_features, np.bool_)
     is_rare[vocabulary.rare[vocabulary.rare >= 0]] = True
     shared = [name or None for block in table.layout.shared for name in block.row_names(fields)]
-    nothing = [None] * len(shared)
+    known = (names or TokenNames(model)).names
+    tokens = [*map(known.get, range(table.n_features)), *[None] * len(shared)]
     return pa.table(
         {
-            "id": pa.array([*vocabulary.ids.tolist(), *nothing], pa.int64()),
+            "id": pa.array([*vocabulary.ids.tolist(), *[-1] * len(shared)], pa.int64()),
             "field": pa.array([*np.array(fields)[vocabulary.fields].tolist(), *shared], pa.string()),
+            "token": pa.array(tokens, pa.string()),
             "rare": pa.array([*is_rare.tolist(), *[False] * len(shared)]),
-            "count": pa.array([*vocabulary.counts.tolist(), *nothing], pa.int64()),
+            "count": pa.array([*vocabulary.counts.tolist(), *[0] * len(shared)], pa.int64()),
             **_columns(table, len(shared)),
         }
     )
@@ -97,10 +104,10 @@ def _columns(table: ParameterTable, n_shared: int) -> dict[str, pa.Array]:
     }
 
 
-def parquet_bytes(model: FMModel) -> bytes:
+def parquet_bytes(model: FMModel, names: TokenNames | None = None) -> bytes:
     """`parquet_table` as a file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(parquet_table(model), sink)
+    pq.write_table(parquet_table(model, names), sink)
     return bytes(sink.getvalue())
 
 
@@ -139,7 +146,7 @@ def onnx_bytes(model: FMModel) -> bytes:
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as error:
-        raise SettingsError('the ONNX export needs the package onnx: pip install "dfm[onnx]"') from error
+        raise SettingsError(f"the ONNX export needs the package onnx: {pip_install('onnx')}") from error
     vocabulary = model.vocabulary
     n_features = vocabulary.n_features
     # Row n_features is all zeros: padding and features that nobody knows point there.
@@ -194,6 +201,7 @@ def onnx_bytes(model: FMModel) -> bytes:
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "factorization_machine", inputs, outputs, tensors)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=9)
+    made.doc_string = ids_explained(model)
     checker.check_model(made)
     return bytes(made.SerializeToString())
 
@@ -206,10 +214,13 @@ FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
 }
 
 
-def export(model: FMModel, kind: str, directory: str, options: files.Options = None) -> list[str]:
+def export(
+    model: FMModel, kind: str, directory: str, options: files.Options = None, names: TokenNames | None = None
+) -> list[str]:
     """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
 
-    An earlier export is replaced. SettingsError where a file of such a name is there that dfm did not make.
+    names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where a file of such a name
+    is there that dfm did not make.
     """
     name, made = FORMATS[kind]
     info, family = model.objective.info, model.table.layout.family
@@ -223,7 +234,7 @@ def export(model: FMModel, kind: str, directory: str, options: files.Options = N
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '
             "export to onnx, or to parquet for a reader that knows it"
         )
-    contents = {name: made(model)}
+    contents = {name: parquet_bytes(model, names) if kind == "parquet" else made(model)}
     if kind == "libfm":
         contents["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()
     urls = [files.join(directory, file) for file in contents]

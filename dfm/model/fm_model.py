@@ -14,7 +14,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
-from dfm.data.arrow_types import flat, root_of, without_views
-from dfm.data.canonical import arrow_array, is_plain, texts_of_numbers
+from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import scoring_partition
-from dfm.data.schema import SHORTEST, ResolvedSchema, check_once
+from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
@@ -49,6 +48,9 @@ from dfm.model.manifest import (
     parse_manifest,
 )
 from dfm.model.objective import LossInfo, Objective
+from dfm.model.rows import batches_of as batches_of
+from dfm.model.rows import in_columns
+from dfm.model.tokens import Tokens
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
@@ -57,13 +59,15 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-FORMAT = 5
+BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
+"""Metrics that say in a line what a model is worth, as far as it has them."""
+FORMAT = 6
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
-names another family than the default, and 5 how values are read, or the range that predictions stay in."""
+names another family than the default, 5 says how values are read, or the range that predictions stay in, and 6 which
+columns are integers whatever their zeros."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
-_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class FMModel:
         return row_encoder.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
 
     @functools.cached_property
+    def tokens(self) -> Tokens:
+        """The hashing of single values."""
+        return Tokens(self.schema, self.vocabulary.hash_bits, self.statistics)
+
+    @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
         return numba_cpu.compile_scores(self.table.layout.n_factors, self.table.layout.family)
 
@@ -100,6 +109,17 @@ class FMModel:
     def objective(self) -> Objective:
         """The objective that the model was trained for, which makes predictions of scores."""
         return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
+
+    def __repr__(self) -> str:
+        """One line: kind, sizes, and what it was worth when it was trained."""
+        worth: Mapping[str, Any] = self.metadata.get("validation", {})
+        metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
+        n_fields, name = len(self.schema.fields), self.objective.info.name
+        return (
+            f"FMModel({self.table.layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {self.table.layout.n_factors} "
+            f"factors{metrics})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -110,20 +130,27 @@ class FMModel:
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, or one row as a
-        dict of column to value. Columns that the model does not use are ignored; fields of structs have dotted names.
-        A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. DataError where a column is
-        missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, a list of dicts,
+        or one row: a dict of column to value, a pandas Series. Columns that the model does not use are ignored; fields
+        of structs have dotted names. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
+        DataError where a column is missing or a number is not finite.
         """
         return self.objective.predict(self.decision_function(data))
+
+    def predict_one(self, row: Any) -> float:
+        """The prediction of one row, a dict of column to value or a pandas Series, as a number of Python."""
+        found = self.predict(row)
+        if len(found) != 1:
+            raise DataError(f"{len(found)} rows where one is expected; `predict` takes several")
+        return float(found[0])
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
         """Raw scores: logits for classification, float32[n_rows]."""
         if isinstance(data, np.ndarray) or is_sparse(data):
             return self._score_matrix(data)
         few = self._few_rows(data)
-        if few is None and isinstance(data, Mapping):
-            data = columns_of(data, self.schema)
+        if few is None:
+            data = in_columns(data, self.schema)
             few = self._few_rows(data)
         if few is not None:
             return few
@@ -159,6 +186,31 @@ class FMModel:
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
         return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
+
+    def weights(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
+        """The weight w of each value of a field, float32[n_values]: logits that it adds to a score.
+
+        column: of categories, lists (a value is an element) or numbers, or the name of a cross ("site&ad", whose values
+        are tuples). A rare or unseen value has the weight of its field's rare bucket, or 0 where there is none; of a
+        number that is taken as it is, w is for one unit. SettingsError where there is no such field.
+        """
+        rows = self.parameter_rows(column, values)
+        return np.where(rows >= 0, self.table.linear_weights[rows], 0.0).astype(np.float32)
+
+    def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
+        """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none."""
+        rows = self.parameter_rows(column, values)
+        found = np.zeros((len(rows), self.table.layout.n_factors), np.float32)
+        has_factors = (rows >= 0) & (rows < self.table.n_factored)
+        found[has_factors] = self.table.factor_weights[rows[has_factors]]
+        return found
+
+    def parameter_rows(self, column: str, values: Iterable[Any]) -> NDArray[np.int64]:
+        """Row of `table` of each value of a field, int64[n_values]; -1 where it has no parameters."""
+        ids = self.tokens.ids(column, values)
+        fields = np.full(len(ids), self.tokens.field(column).index, np.uint16)
+        rows = self._lookup.rows(ids, fields)
+        return np.where(rows == ABSENT, -1, rows.astype(np.int64))
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
         """The rows as the model sees them; with `task` the label is read as well."""
@@ -233,6 +285,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.schema.integers:
+            return 6
         if self.schema.reads_values_specially or self.clip is not None:
             return 5
         if not self._is_of_old:
@@ -455,81 +509,3 @@ def _remove_superseded(url: str, name: str, options: files.Options) -> None:
 def _names(manifest: Mapping[str, Any]) -> set[str]:
     """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
     return {str(entry["name"]) for entry in manifest.get("files", {}).values()}
-
-
-def columns_of(data: Mapping[str, Any], schema: ResolvedSchema) -> Mapping[str, Any]:
-    """A dict of columns; of a dict of scalars, which is one row, the columns of that row.
-
-    DataError where one column holds a scalar and another a list of rows.
-    """
-    given = [column for column in schema.columns if column in data]
-    scalars = [column for column in given if _is_scalar(data[column])]
-    if not scalars:
-        return data
-    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
-    others = [column for column in given if column not in scalars and column not in of_lists]
-    if others:
-        raise DataError(
-            f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
-            "with one value a row, or one value in every column for a single row"
-        )
-    return {column: [data[column]] for column in given}
-
-
-def _is_scalar(value: Any) -> bool:
-    """Whether it is one value of a row: no list, array, Series or Arrow array of values."""
-    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
-
-
-def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    """The model's columns of a table in any of the accepted forms, in batches."""
-    check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
-    if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in _stored_names(columns, data)})
-    elif isinstance(data, pa.RecordBatch):
-        table = pa.Table.from_batches([data])
-    elif isinstance(data, pa.Table):
-        table = data
-    elif hasattr(data, "iloc") and hasattr(data, "columns"):
-        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
-    elif hasattr(data, "__arrow_c_stream__"):
-        table = pa.table(data)
-    else:
-        raise DataError(
-            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
-            "polars, or a dict of column to list"
-        )
-    if not set(columns) <= set(table.column_names):
-        table = flat(table)
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
-    table = without_views(table.select(list(columns)))
-    if table.num_rows <= _BATCH_ROWS:
-        table = table.combine_chunks()
-    yield from table.to_batches(_BATCH_ROWS)
-
-
-def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:
-    """The columns to read: the model's own, and structs whose fields it names."""
-    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names))))
-
-
-def _table_of(columns: Mapping[str, Any]) -> pa.Table:
-    """Lists, arrays or pandas Series of one length as an Arrow table."""
-    arrays = {}
-    for column, values in columns.items():
-        try:
-            arrays[column] = arrow_array(values)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise DataError(
-                f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"
-            ) from error
-    lengths = {column: len(array) for column, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
-        raise DataError(
-            f"column {longest!r} has {lengths[longest]} values, column {shortest!r} has {lengths[shortest]}; "
-            "pass one value a row in every column"
-        )
-    return pa.table(arrays)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from dfm.data.hashing import hash_category
+from dfm.data.schema import CROSS_SIGN
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
+from dfm.model.token_names import TokenNames
 
 
 def describe_model(model: FMModel) -> dict[str, Any]:
@@ -59,24 +62,54 @@ def _fields(model: FMModel) -> list[dict[str, Any]]:
 
 
 def describe_token(model: FMModel, token: str) -> dict[str, Any]:
-    """The model's knowledge of one category, written "column=value" (an empty value is the missing one)."""
-    import pyarrow as pa
+    """The model's knowledge of one value, written "column=value" (an empty value is the missing one).
 
-    column, equals, value = token.partition("=")
-    fields = {field.name: field for field in model.schema.fields if field.kind in ("categorical", "list")}
-    if not equals or column not in fields:
-        raise SettingsError(f"{token!r} names no category: write COLUMN=VALUE with a column out of {', '.join(fields)}")
-    bits = model.vocabulary.hash_bits
-    index = int(hash_category(pa.array([value]), column, bits, model.schema.numbers)[0])
-    rows = np.flatnonzero(model.vocabulary.ids == index)
-    known = bool(len(rows))
-    row = int(rows[0]) if known else int(model.vocabulary.rare[fields[column].index])
-    owns = 0 <= row < model.table.n_factored
+    Of a cross, "site&ad=a.example&7".
+    """
+    column, equals, text = token.partition("=")
+    known = [entry.name for entry in model.schema.fields]
+    if not equals or (column not in known and column not in model.schema.columns):
+        raise SettingsError(f"{token!r} names no value: write COLUMN=VALUE with a column out of {', '.join(known)}")
+    values = [tuple(text.split(CROSS_SIGN)) if model.tokens.field(column).kind == "cross" else text]
+    index, row = int(model.tokens.ids(column, values)[0]), int(model.parameter_rows(column, values)[0])
+    is_known = row >= 0 and int(model.vocabulary.ids[row]) == index
     return {
         "token": token,
         "index": index,
-        "seen": int(model.vocabulary.counts[row]) if known else 0,
-        "treated_as": "itself" if known else ("rare" if row >= 0 else "absent"),
-        "w": float(model.table.linear_weights[row]) if row >= 0 else 0.0,
-        "norm_of_V": float(np.linalg.norm(model.table.factor_weights[row])) if owns else 0.0,
+        "seen": int(model.vocabulary.counts[row]) if is_known else 0,
+        "treated_as": "itself" if is_known else ("rare" if row >= 0 else "absent"),
+        "value": _bucket_of(model, column, row) if is_known else "",
+        **_parameters(model, row),
     }
+
+
+def _bucket_of(model: FMModel, column: str, row: int) -> str:
+    """The numbers that share a row; nothing where it belongs to one value."""
+    return TokenNames(model).names.get(row, "") if model.tokens.field(column).kind == "numeric" else ""
+
+
+def _parameters(model: FMModel, row: int) -> dict[str, Any]:
+    owns = 0 <= row < model.table.n_factored
+    factors = model.table.factor_weights[row].tolist() if owns else []
+    return {
+        "w": float(model.table.linear_weights[row]) if row >= 0 else 0.0,
+        "norm_of_V": float(np.linalg.norm(factors)) if owns else 0.0,
+        "factors": factors,
+    }
+
+
+def top_tokens(model: FMModel, batches: Iterable[pa.RecordBatch], top: int) -> list[dict[str, Any]]:
+    """Per field, the values of the greatest weights, either sign: those that occur in the rows, and buckets of numbers.
+
+    batches: rows with the columns of the features.
+    """
+    names = TokenNames(model)
+    for batch in batches:
+        names.add(batch)
+    found = []
+    for entry in model.schema.fields:
+        own = names.of_field(entry)
+        for row in sorted(own, key=lambda row: (-abs(float(model.table.linear_weights[row])), row))[:top]:
+            seen = int(model.vocabulary.counts[row])
+            found.append({"field": entry.name, "value": own[row], "seen": seen, **_parameters(model, row)})
+    return found

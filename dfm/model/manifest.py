@@ -96,7 +96,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 def _check_values(schema: Mapping[str, Any]) -> None:
     """The rules that a schema may give for values, where it gives any."""
-    for text in (*schema.get("missing", ()), schema.get("list_separator", "")):
+    for text in (*schema.get("missing", ()), *schema.get("integers", ()), schema.get("list_separator", "")):
         _text(text, "a text of its schema")
     if schema.get("nan", "error") not in NAN_RULES:
         raise ValueError(f"its nan is {_short(schema['nan'])}")

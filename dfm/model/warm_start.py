@@ -9,6 +9,7 @@ holds no optimizer state: accumulators start afresh, and `decay` is all that say
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
 from dfm.storage import files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,24 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
             f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
             "same model.loss, or leave warm_start out and train from the beginning."
         )
+    _tell_of_integers(schema, manifest, url)
     statistics = {
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
     chosen = str(manifest["metadata"].get("automatic", {}).get("chosen", ""))
     return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, chosen, options)
+
+
+def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
+    as_text = [name for name in schema.integers if name not in manifest["schema"].get("integers", ())]
+    if as_text:
+        logger.warning(
+            "the model of training.warm_start = %r read the folders of %s as text, and today they are integers: values "
+            "with zeros in front (06) start afresh",
+            url,
+            ", ".join(as_text),
+        )
 
 
 def _boundaries(known: list[float]) -> tuple[float, ...]:

@@ -44,6 +44,8 @@ _GRACE = 1.0
 _LONGEST_MESSAGE = 4_000
 _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
+_KNOW_THE_END = ("plan", "settings")
+"""Events that may say how many epochs there are at most."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 
 logger = logging.getLogger(__name__)
@@ -136,15 +138,25 @@ def _whole(read: Callable[[], Read]) -> Read:
 
 
 def submitted(job: Job, run_id: str, scheduler: str = "") -> RunRecord:
-    """Leave the record of a run whose driver is still to start; its events and cancel requests of old are gone."""
+    """Leave the record of a run whose driver is still to start. Cancel requests of old are gone, and so are events, but
+    those of the run whose checkpoint it goes on from.
+    """
     directory, options = job.output.directory, job.data.storage_options
     check_record(directory, options)
+    gone = [CANCEL] if _goes_on(job, read_run(directory, options)) else [CANCEL, EVENTS]
     record = RunRecord(
         run_id, "submitted", job.fingerprint(), __version__, scheduler=scheduler, submitted=now(), updated=now()
     )
-    _forget(directory, options)
+    _forget(directory, options, gone)
     write_run(directory, record, options)
     return record
+
+
+def _goes_on(job: Job, before: RunRecord | None) -> bool:
+    """Whether a new run of the job goes on from the checkpoint that an earlier one of the same job has left."""
+    if before is None or not job.output.resume or before.job_fingerprint != job.fingerprint():
+        return False
+    return bool(files.names_in(job.output.checkpoints, job.data.storage_options))
 
 
 def check_record(directory: str, options: files.Options = None) -> None:
@@ -157,7 +169,7 @@ def _proof(name: str) -> ownership.IsOwn:
     return lambda url, options: ownership.is_record(url, _PROOFS[name], options)
 
 
-def _forget(directory: str, options: files.Options, names: Sequence[str] = (CANCEL, EVENTS)) -> None:
+def _forget(directory: str, options: files.Options, names: Sequence[str]) -> None:
     """Delete the traces of an earlier run."""
     for name in names:
         ownership.remove_own(files.join(directory, name), _proof(name), options)
@@ -271,7 +283,7 @@ class RunLog:
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
-        self._directory, self._options = job.output.directory, job.data.storage_options
+        self._job, self._directory, self._options = job, job.output.directory, job.data.storage_options
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
         self._unwritten = self._cancelled = self._complained = False
@@ -281,7 +293,7 @@ class RunLog:
         self._attempts_left = attempts_left
         self._record = RunRecord(
             run_id or new_run_id(), "starting", job.fingerprint(), __version__, socket.gethostname(), os.getpid(),
-            scheduler or job.cluster.scheduler, started=now(), updated=now(),
+            scheduler or job.cluster.scheduler, started=now(), updated=now(), progress=_expected(job),
         )  # fmt: skip
 
     @property
@@ -340,17 +352,25 @@ class RunLog:
     # ------------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
-        """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed."""
+        """Go on with the record of a driver that had the same run_id before; the traces of other runs are removed, but
+        the events of one whose checkpoint this goes on from: the log of the training begins at its first epoch.
+        """
         check_record(self._directory, self._options)
         before = read_run(self._directory, self._options)
         if before is not None and before.run_id == self._record.run_id:
             self._record = dataclasses.replace(
                 self._record, submitted=before.submitted, started=before.started or self._record.started
             )
-            self._events = [_line(event) for event in read_events(self._directory, self._options)]
+            self._keep_events()
             self._cancelled = self._is_cancelled()
             return
-        _forget(self._directory, self._options)
+        goes_on = _goes_on(self._job, before)
+        if goes_on:
+            self._keep_events()
+        _forget(self._directory, self._options, [CANCEL] if goes_on else [CANCEL, EVENTS])
+
+    def _keep_events(self) -> None:
+        self._events = [_line(event) for event in read_events(self._directory, self._options)]
 
     def _note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -460,6 +480,8 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
     """Fields of the record that an event changes."""
     progress = {**record.progress, **{key: event[key] for key in _PASSED_ON if key in event}}
     kind = event["event"]
+    if kind in _KNOW_THE_END and "epochs" in event:
+        progress["epochs"] = event["epochs"]
     if kind == "progress":
         return {"progress": progress}
     if kind == "log":
@@ -479,6 +501,11 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
         "validation": json_ready(event["validation"]),
         "rows": json_ready(event["rows"]),
     }
+
+
+def _expected(job: Job) -> dict[str, Any]:
+    """The most epochs, where the job says so itself."""
+    return {"epochs": job.training.n_epochs} if isinstance(job.training.n_epochs, int) else {}
 
 
 def _line(event: dict[str, Any]) -> bytes:

@@ -214,6 +214,24 @@ class KnobDescription:
     help: str
 
 
+MATTER_FIRST = (
+    "data.train",
+    "data.validation_from",
+    "schema.label",
+    "schema.categorical",
+    "schema.numeric",
+    "model.n_factors",
+    "model.hash_bits",
+    "training.learning_rate",
+    "training.n_epochs",
+    "training.l2_factors",
+    "training.n_replicas",
+    "cluster.workers",
+    "output.directory",
+)
+"""Names of the knobs that a first job sets, or that change a model most."""
+
+
 def describe() -> tuple[KnobDescription, ...]:
     """Every knob of a job file in the order of the tables, made from the constraints themselves."""
     return tuple(

@@ -36,6 +36,7 @@ from dfm.settings.constraints import (
     knob,
     show,
 )
+from dfm.settings.synonyms import meant_by
 from dfm.storage.credentials import check_options, check_url
 
 TASKS = ("classification", "regression")
@@ -551,6 +552,11 @@ class OutputSettings(Table):
     def _check(self) -> None:
         check_url(self.directory, "output.directory")
 
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URL in which a training keeps its state."""
+        return f"{self.directory.rstrip('/')}/checkpoint"
+
 
 @dataclass(frozen=True)
 class KubernetesSettings(Table):
@@ -663,8 +669,9 @@ TABLES: dict[str, type[Table]] = {
 
 
 def tables_with(key: str) -> list[str]:
-    """Full names of the knobs called `key`."""
-    return [f"{name}.{key}" for name, kind in TABLES.items() if key in kind.knobs()]
+    """Full names of the knobs called `key`, or of those that do what other tools call so."""
+    own = [f"{name}.{key}" for name, kind in TABLES.items() if key in kind.knobs()]
+    return own or list(meant_by(key))
 
 
 def unknown_key(kind: type[Table], key: str) -> str:

@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dfm.errors import SettingsError, StorageError
 from dfm.storage.credentials import check_url
 from dfm.storage.retry import first_line, retrying
+from dfm.version import pip_install
 
 Options = Mapping[str, Any] | None
 _WRITER = "dfm-writer"
@@ -61,7 +62,7 @@ def open_store(url: str, options: Options = None) -> tuple[Any, str]:
     except (ImportError, ValueError, TypeError) as error:
         raise SettingsError(
             f"{url} cannot be opened: {first_line(error)}; check the protocol and the storage options, and install "
-            "what the protocol needs (pip install 'dfm[s3]' for s3://)"
+            f"what the protocol needs ({pip_install('s3')} for s3://)"
         ) from error
     # A filesystem object remembers listings; what others wrote since would be missing.
     filesystem.invalidate_cache()

@@ -89,9 +89,13 @@ def _check_same_rows(candidate: Metrics, champion: Metrics) -> None:
         ours, theirs = _defined(candidate, name), _defined(champion, name)
         if ours != theirs and (ours is None or theirs is None or abs(ours - theirs) > _SAME * abs(theirs)):
             raise SettingsError(
-                f"candidate and champion were evaluated on different rows ({name} is {ours} and {theirs}); evaluate "
-                "both on the same validation window"
+                f"candidate and champion were evaluated on different rows ({name} is {_told(ours)} and "
+                f"{_told(theirs)}); evaluate both on the same validation window"
             )
+
+
+def _told(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.9g}"
 
 
 def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[str]:

@@ -73,7 +73,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.5f}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping):
-        return html.escape(", ".join(f"{key} {inner}" for key, inner in value.items()))
+        return ", ".join(f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return "<br>".join(html.escape(str(item)) for item in value)
+        return "<br>".join(_cell(item) for item in value)
     return html.escape(str(value))

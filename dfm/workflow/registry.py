@@ -100,16 +100,29 @@ def published_as(history: Sequence[Version], model: str, parameters: str) -> Ver
 
 def objections(history: Sequence[Version], parameters: str, order: str) -> list[str]:
     """Why an alias with this history should not take these parameters, whatever their metrics."""
-    found = []
-    present = history[-1] if history else None
-    if present and order and present.order and is_earlier(order, present.order):
-        found.append(
-            f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
-        )
+    found = [reason for reason in [_set_back(history, order)] if reason]
     for entry in history:
         if entry.withdrawn == parameters:
             found.append(f"it was the champion before, and was withdrawn by version {entry.number} ({entry.reason})")
     return found
+
+
+def is_left_behind(alias: str, model: str, order: str, options: files.Options = None) -> str:
+    """The reason why a model of earlier data than the champion's is left alone, whatever it is worth; empty otherwise.
+
+    One that was the champion itself is not left behind.
+    """
+    history, where = versions(alias, options), _absolute(model)
+    if published_as(history, where, parameters_of(where, options)):
+        return ""
+    return _set_back(history, order)
+
+
+def _set_back(history: Sequence[Version], order: str) -> str:
+    present = history[-1] if history else None
+    if not (present and order and present.order and is_earlier(order, present.order)):
+        return ""
+    return f"its data end at {order}, those of the champion at {present.order}: it would set the alias back in time"
 
 
 def promote(

@@ -208,11 +208,16 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards, and make it the champion where the gate lets it.
 
-    order: when the candidate's data ended; a model of earlier data never replaces one of later data. GateError where it
-    is refused, unless `enforce` is off: then the answer says so.
+    order: when the candidate's data ended; a model of earlier data than the champion's is left alone: nothing is
+    evaluated, and the answer says `older`. GateError where it is refused, unless `enforce` is off: then the answer says
+    so.
     """
     options = where.storage_options
     ownership.check_apart(alias, data, "alias", options)
+    if behind := registry.is_left_behind(alias, candidate, order, options):
+        present = registry.champion(alias, options)
+        older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
+        return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
     metrics = evaluate_once(candidate, data, where, unseen=True)
     for attempt in range(1, _ATTEMPTS + 1):
         present = registry.champion(alias, options)
@@ -232,9 +237,12 @@ def publish(
     raise AssertionError("unreachable")
 
 
-def _publication(alias: str, version: int, verdict: Verdict, refusals: list[str]) -> dict[str, Any]:
+def _publication(
+    alias: str, version: int, verdict: Verdict, refusals: list[str], older: bool = False
+) -> dict[str, Any]:
     return {
         "promoted": not refusals,
+        "older": older,
         "refusals": refusals,
         "alias": alias,
         "version": version,

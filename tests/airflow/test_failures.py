@@ -209,12 +209,19 @@ def test_killing_a_task_asks_its_run_to_stop(tmp_path: Path):
     assert (tmp_path / runs.CANCEL).exists()
 
 
-def test_a_partition_may_be_awaited_by_its_rows(log: Path):
+def test_a_partition_may_be_awaited_by_its_rows(log: Path, caplog: pytest.LogCaptureFixture):
     from dfm.airflow.triggers import is_complete
 
+    caplog.set_level("INFO", logger="dfm")
     assert is_complete(str(log / "day=2026-11-14"), "_SUCCESS", 6000, {})
     assert not is_complete(str(log / "day=2026-11-14"), "_SUCCESS", 6001, {})
     assert not is_complete(str(log / "day=2026-12-24"), "_SUCCESS", 1, {})
+    assert not is_complete(str(log / "day=2026-12-24"), "_SUCCESS", 0, {})
+    assert caplog.messages == [
+        f"waiting for 6,001 rows in {log}/day=2026-11-14, which has 6,000",
+        f"waiting for 1 rows in {log}/day=2026-12-24, which has 0",
+        f"waiting for {log}/day=2026-12-24/_SUCCESS",
+    ]
 
 
 def test_the_connection_names_the_scheduler_or_the_size_of_a_cluster(

@@ -113,15 +113,20 @@ def test_templates_wait_for_the_run_and_everything_else_is_checked(tmp_path: Pat
 def test_airflow_lists_the_connection_type_the_operators_and_the_links():
     from airflow.providers_manager import ProvidersManager
 
+    from dfm.airflow import hooks
     from dfm.airflow.provider import get_provider_info
 
     manager = ProvidersManager()
     manager.initialize_providers_list()
-    assert manager.providers["dfm"].data["name"] == "dfm"
+    assert "dfm" in {provider.data["name"] for provider in manager.providers.values()}
     assert manager.hooks["dask"].hook_class_name == "dfm.airflow.hooks.DaskHook"
     assert {"dfm.airflow.links.ReportLink", "dfm.airflow.links.DaskDashboardLink"} <= set(
         manager.extra_links_class_names
     )
+    prefix = "extra__dask__"
+    fields = {name.removeprefix(prefix) for name in manager.connection_form_widgets if name.startswith(prefix)}
+    assert fields == {"protocol", "dashboard", *hooks._REMOTE, *hooks._LOCAL}
+    assert {*manager.field_behaviours["dask"]["hidden_fields"]} == {"schema", "login", "password"}
     info = get_provider_info()
     for kind in ("operators", "sensors", "hooks", "triggers"):
         for entry in info[kind]:

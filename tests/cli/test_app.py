@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,8 +165,38 @@ def test_knobs_keeps_brackets_that_look_like_markup(run: Run, monkeypatch: pytes
     one = settings.KnobDescription("data.train", "[]", "a list", "see [data] and [/schema]")
     monkeypatch.setattr(settings, "describe", lambda: (one,))
     _, out, _ = run("knobs")
-    assert "[]" in out
-    assert "see [data] and [/schema]" in out
+    assert "data.train = []\n    see [data] and [/schema] (a list)\n" in out
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_knobs_fit_the_terminal_and_what_matters_first_is_on_top(
+    run: Run, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run("knobs")
+    lines = out.splitlines()
+    assert lines[1] == "what matters first"
+    names = [line.split(" = ")[0] for line in lines if " = " in line and not line.startswith(" ")]
+    assert tuple(names[: len(settings.MATTER_FIRST)]) == settings.MATTER_FIRST
+    assert [*dict.fromkeys(names[len(settings.MATTER_FIRST) :])] == [one.name for one in settings.describe()]
+    assert all(len(line) <= width for line in lines if line.startswith(" "))
+
+
+def test_knobs_of_one_table_and_as_json(run: Run) -> None:
+    code, out, _ = run("knobs", "training", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [event["name"] for event in events] == [
+        one.name for one in settings.describe() if one.name.startswith("training.")
+    ]
+    assert [fault for event in events for fault in faults_of(event)] == []
+    rate = next(event for event in events if event["name"] == "training.learning_rate")
+    assert rate["matters_first"]
+    assert rate["legal"].startswith("a number above 0")
+    assert "[model]" not in run("knobs", "training")[1]
+    code, out, err = run("knobs", "traning")
+    assert (code, out) == (2, "")
+    assert "'traning' is no table of a job; there are data, schema, model, training" in err
 
 
 # --- storage options ------------------------------------------------------------------------------------
@@ -435,10 +466,30 @@ def test_the_weights_that_inspect_shows_are_those_that_score(run: Run, model: st
     assert moved[0] == pytest.approx(known - missing, abs=1e-6)
 
 
-def test_a_token_of_no_category_is_refused(run: Run, model: str) -> None:
-    code, _, err = run("inspect", model, "--token", "I1=3")
+def test_a_token_of_no_field_is_refused(run: Run, model: str) -> None:
+    code, _, err = run("inspect", model, "--token", "X1=3")
     assert code == 2
-    assert "'I1=3' names no category: write COLUMN=VALUE" in one_line(err)
+    assert "'X1=3' names no value: write COLUMN=VALUE" in one_line(err)
+    assert run("inspect", model, "--token", "I1=3")[0] == 0
+
+
+def test_inspect_shows_the_top_tokens_of_data_and_cuts_nothing_in_a_pipe(
+    run: Run, model: str, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    code, out, _ = run("inspect", model, "--tokens-from", log / f"day={LAST_DAY}", "--top", 3, "--json")
+    top = json.loads(one_line(out))["top"]
+    assert code == 0
+    assert all(sum(record["field"] == name for record in top) <= 3 for name in ("C1", "C9", "I1"))
+    values = {f"{value}" for value in read_log(log, LAST_DAY)["C9"].to_pylist()}
+    assert {record["value"] for record in top if record["field"] == "C9"} <= values | {"(missing)", "(rare)"}
+    code, out, _ = run("inspect", model, "--tokens-from", log / f"day={LAST_DAY}", "--top", 3)
+    assert code == 0
+    assert "…" not in out
+    assert FMModel.load(model).parameters_sha256() in out
+    assert not any(len(digits) > 12 for digits in re.findall(r"\d+\.(\d+)", out))
+    longest = max(top, key=lambda record: len(record["factors"]))
+    assert " ".join(f"{number:.4f}" for number in longest["factors"]) in out
 
 
 def test_synth_makes_a_log_and_tells_its_truth(run: Run, tmp_path: Path) -> None:
@@ -517,6 +568,20 @@ def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Po
     assert "error: interrupted, and nothing was published; no epoch was finished" in err
     assert [path.name for path in sorted((job.parent / "out").iterdir())] == ["events.jsonl", "run.json"]
     assert processes_end(training.pid, 15)
+
+
+def test_a_dry_run_of_submitting_makes_all_checks_and_leaves_nothing(run: Run, job: Path, scheduler: str) -> None:
+    before = sorted(job.parent.rglob("*"))
+    code, out, _ = run("submit", job, "--dry-run", "--scheduler", scheduler)
+    assert code == 0
+    assert "4,500" in out
+    assert f"its driver would go to {scheduler}, its results to {job.parent}/out; nothing was submitted" in out
+    code, out, _ = run("submit", job, "--dry-run", "--scheduler", scheduler, "--json")
+    assert json.loads(one_line(out))["rows"] == 4500
+    assert sorted(job.parent.rglob("*")) == before
+    code, _, err = run("submit", job, "--dry-run")
+    assert code == 2
+    assert "submitting needs a cluster that stays" in err
 
 
 @pytest.mark.parametrize("command", [("list",), ("status", "some-run")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.cli.demo import DemoResult, comparison, run_demo
+from dfm.cli.demo import DemoResult, comparison, own_command, run_demo
 from dfm.data import synthetic
 
 ROWS = 20_000
@@ -79,6 +80,19 @@ def test_every_stage_and_epoch_is_told(demo: DemoResult, events: list[dict[str, 
     epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
     assert epochs == list(range(1, len(demo.run.history) + 1))
     assert events[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize("place", ["on the path", "elsewhere", "module"])
+def test_the_commands_to_try_next_can_be_typed_where_dfm_was_started(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "a folder" / "dfm"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(script.parent if place == "on the path" else tmp_path))
+    monkeypatch.setattr(sys, "argv", ["/any/dfm/__main__.py" if place == "module" else str(script)])
+    expected = {"on the path": "dfm", "elsewhere": f"'{script}'", "module": "python -m dfm"}
+    assert own_command() == expected[place]
 
 
 def test_the_log_is_made_again_only_for_other_rows(

@@ -95,4 +95,4 @@ def test_exports_name_columns_by_number():
     assert ids[1].tolist() == [-1, -1, -1, -1]
     assert not fields.any()
     assert values[0].tolist() == [1.0] * 4
-    assert parquet_table(model).column("id").to_pylist() == [0, 1, 2, 3, None]
+    assert parquet_table(model).column("id").to_pylist() == [0, 1, 2, 3, -1]

@@ -95,6 +95,13 @@ def planted_logit(truth: synthetic.Truth, row: dict[str, int | str | None]) -> f
     return truth.bias + sum(w for w, _ in weights) + pairs
 
 
+def test_every_day_has_the_marker_that_sensors_wait_for_and_it_goes_with_the_log(tmp_path: Path) -> None:
+    synthetic.generate(tmp_path / "log", rows=40, days=3, shards_per_day=1)
+    assert len([*(tmp_path / "log").glob("day=*/_SUCCESS")]) == 3
+    synthetic.generate(tmp_path / "log", rows=40, days=2, shards_per_day=1, overwrite=True)
+    assert len([*(tmp_path / "log").glob("day=*/_SUCCESS")]) == len([*(tmp_path / "log").glob("day=*")]) == 2
+
+
 def test_the_truth_is_the_log_loss_of_the_planted_model_on_the_written_rows(tmp_path):
     truth = synthetic.generate(tmp_path, rows=300, days=1, shards_per_day=2, seed=3)
     rows = read(tmp_path).to_pylist()

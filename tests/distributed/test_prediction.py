@@ -291,6 +291,54 @@ def test_evaluation_agrees_with_the_training_that_held_the_day_out(
         assert found[name] == pytest.approx(expected[name], rel=1e-6)
 
 
+@pytest.mark.parametrize("given", ["Path", "iterator", "FMModel", "table", "pandas", "dict", "dask"])
+def test_metrics_are_the_same_in_whatever_form_the_rows_come(
+    log: Path, model: str, client: Client, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask.dataframe as dd
+
+    day = log / f"day={LAST_DAY}"
+    expected = jobs.evaluate(model, str(day), client=client)
+    rows = read_log(log, LAST_DAY)
+    monkeypatch.setattr("dfm.distributed.frames._current_client", lambda: None)
+    data: Any = {
+        "Path": day,
+        "iterator": day.glob("*.parquet"),
+        "FMModel": [str(day)],
+        "table": rows,
+        "pandas": rows.to_pandas(),
+        "dict": rows.to_pydict(),
+        "dask": dd.from_pandas(rows.to_pandas(), npartitions=3),
+    }[given]
+    if given not in ("Path", "iterator", "FMModel"):
+        monkeypatch.setattr("dfm.distributed.cluster.connect.client_of", None)  # rows in memory start no cluster
+    used: Any = FMModel.load(model) if given == "FMModel" else Path(model)
+    found = jobs.evaluate(used, data, client=client if given in ("Path", "iterator", "FMModel", "dask") else None)
+    assert found.keys() == expected.keys()
+    assert found["account"] == expected["account"]
+    for name in ("log_loss", "auc", "pr_auc", "calibration", "base_rate", "rows"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-9)
+
+
+def test_bad_rows_in_memory_are_named_and_counted(log: Path, model: str) -> None:
+    rows = read_log(log, LAST_DAY).to_pandas().astype({"label": float})
+    rows.loc[rows.index[3], "label"] = 7.0
+    with pytest.raises(DataError, match=r"the DataFrame given, row 3: column 'label': .*7\.0"):
+        jobs.evaluate(model, rows)
+    account = jobs.evaluate(model, rows, on_bad_rows="skip")["account"]
+    assert account == {"read": 2000, "evaluated": 1999, "rejected": 1}
+    with pytest.raises(DataError, match="the rows lack column 'label'"):
+        jobs.evaluate(model, rows.drop(columns="label"))
+
+
+def test_a_model_in_memory_predicts_shards(log: Path, model: str, client: Client, tmp_path: Path) -> None:
+    jobs.predict(FMModel.load(model), log / f"day={LAST_DAY}", str(tmp_path), client=client)
+    expected = FMModel.load(model).predict(read_log(log, LAST_DAY))
+    np.testing.assert_array_equal(read_parts(tmp_path)["prediction"].to_numpy(), expected)
+    with pytest.raises(SettingsError, match=r"Table names no shards: .*FMModel\.predict"):
+        jobs.predict(model, read_log(log), str(tmp_path), client=client)  # type: ignore[arg-type]
+
+
 def test_a_model_that_is_missing_is_told_before_any_shard_is_read(client: Client, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model at"):
         jobs.evaluate(str(tmp_path / "none"), str(tmp_path / "no data"), client=client)

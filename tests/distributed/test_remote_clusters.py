@@ -170,9 +170,10 @@ def bare_dask(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     folder = tmp_path_factory.mktemp("bare")
     packages = folder / "packages"
     packages.mkdir()
+    own = ("dfm", "dask_fm", "_dfm", "__editable__", "_editable")
     for place in {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}:
         for entry in Path(place).iterdir():
-            if not entry.name.startswith(("dfm", "_dfm", "__editable__", "_editable")) and entry.suffix != ".pth":
+            if not entry.name.startswith(own) and entry.suffix != ".pth":
                 (packages / entry.name).symlink_to(entry)
     (folder / "bare_dask.py").write_text(BARE.format(packages=str(packages)))
     return (sys.executable, "-S", "-E", str(folder / "bare_dask.py"))
@@ -206,8 +207,8 @@ def test_the_wheel_can_be_installed_and_imported(tmp_path: Path) -> None:
         wheel.extractall(tmp_path / "installed")
     assert {"dfm/__init__.py", "dfm/cli/app.py", "dfm/kernels/simd.py"} <= {*names}
     found = {each.metadata["Name"]: each for each in importlib.metadata.distributions(path=[f"{tmp_path}/installed"])}
-    assert found["dfm"].version == dfm.__version__
-    assert any(line.startswith("dask") for line in found["dfm"].requires or [])
+    assert found["dask-fm"].version == dfm.__version__
+    assert any(line.startswith("dask") for line in found["dask-fm"].requires or [])
     assert versions.build_wheel() == versions.build_wheel()
 
 

@@ -114,6 +114,7 @@ def test_a_client_that_speaks_plainly_is_refused(log: Path, scheduler: str, tmp_
     done = train(write_job(log, tmp_path / "plain", 5), scheduler.replace("tls://", "tcp://"), {})
     assert done.returncode == 4, done.stderr
     assert "no Dask scheduler at tcp://" in done.stderr
+    assert f"that port speaks TLS only; say {scheduler}" in done.stderr
     assert not (tmp_path / "plain" / "out" / "model").exists()
 
 

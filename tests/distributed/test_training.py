@@ -82,6 +82,13 @@ def test_events_come_in_order_and_hold_what_they_promise(trained: TrainResult, e
     assert standing == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
     epochs = [event for event in told if event["event"] == "epoch"]
     assert trained.history == epochs
+    frame = trained.history_frame()
+    assert frame.index.tolist() == [event["epoch"] for event in epochs]
+    assert frame["auc"].tolist() == [event["auc"] for event in epochs]
+    assert not {"event", "event_version", "calibration_bins"} & {*frame.columns}
+    assert repr(trained).startswith(f"TrainResult({trained.model_url!r}, log_loss={trained.validation['log_loss']:.5f}")
+    assert "\n" not in repr(trained)
+    assert len(repr(trained)) < 120 + len(trained.model_url)
     assert [event["epoch"] for event in epochs] == [1, 2]
     for event in epochs:
         assert event.keys() >= EPOCH_KEYS

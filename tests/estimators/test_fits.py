@@ -24,6 +24,22 @@ NUMBERS = 3.0 * X[:, 0] * X[:, 1] + X[:, 2] + 0.1 * RNG.normal(size=600)
 THREE = np.array(["low", "mid", "top"])[np.digitize(X[:, 0] + X[:, 1] * X[:, 2], [-0.5, 0.5])]
 
 
+def test_history_is_a_flat_frame_on_request_and_reprs_are_short() -> None:
+    X, y = np.random.default_rng(0).normal(size=(300, 3)), np.arange(300) % 3
+    two = FMClassifier(n_factors=2, n_epochs=3).fit(X[:200], y[:200] > 0, eval_set=(X[200:], y[200:] > 0))
+    frame = two.history_frame()
+    assert frame.index.name == "epoch"
+    assert len(frame) == two.n_iter_
+    assert frame["log_loss"].tolist() == [event["log_loss"] for event in two.history_]
+    assert not {"event", "calibration_bins"} & {*frame.columns}
+    assert "object" not in [str(kind) for kind in frame.dtypes]
+    three = FMClassifier(n_factors=2, n_epochs=2).fit(X, y)
+    assert three.history_frame()["class"].nunique() == 3
+    text = repr(two.model_)
+    assert len(text) < 160
+    assert text.startswith("FMModel(fm, logistic, 1 field, 3 features, 3 with 2 factors")
+
+
 def by_definition(table: Any, rows: np.ndarray) -> np.ndarray:
     """w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j, in float64."""
     w0, w, V = (np.asarray(part, np.float64) for part in table)

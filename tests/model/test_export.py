@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import dfm.export
 from dfm.data.schema import resolve
 from dfm.data.vocabulary import build_vocabulary, count_features
 from dfm.errors import SettingsError
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
+from dfm.model.hashing_explained import ids_explained
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
+from tests.support.small_models import EVERY_KIND, HASH_BITS, make_model
 
 ROWS = {
     "site": ["a", "b", None, "never seen", "a"],
@@ -61,12 +64,65 @@ def score(model: FMModel, weights: dict[int, float], vectors: dict[int, np.ndarr
 
 def test_the_parquet_table_scores_as_the_model(model: FMModel, tmp_path) -> None:
     table = pq.read_table(export(model, "parquet", str(tmp_path))[0]).to_pylist()
-    features = [row for row in table if row["id"] is not None]
-    bias = next(row["w"] for row in table if row["id"] is None)
+    features = [row for row in table if row["id"] >= 0]
+    bias = next(row["w"] for row in table if row["id"] < 0)
     weights = {row["id"]: row["w"] for row in features}
     vectors = {row["id"]: np.array(row["V"] or [0.0] * 3) for row in features}
     np.testing.assert_allclose(score(model, weights, vectors, bias), model.predict(ROWS), atol=1e-6)
     assert {row["field"] for row in features} == {"site", "visits", "tags"}
+
+
+def test_the_parquet_table_has_whole_ids_and_names_where_data_are_given(model: FMModel) -> None:
+    frame = dfm.export.parquet_table(model).to_pandas()
+    assert (frame["id"].dtype, frame["count"].dtype) == (np.int64, np.int64)
+    assert frame["id"].tolist() == [*model.vocabulary.ids.tolist(), -1]
+    known = frame[frame["field"] == "visits"]
+    assert known["token"].notna().all(), "buckets of numbers have names without data"
+    assert frame[(frame["field"] == "site") & ~frame["rare"]]["token"].dropna().isin(["(missing)"]).all()
+    names = dfm.export.TokenNames(model)
+    names.add(pa.RecordBatch.from_pydict(ROWS))
+    named = dfm.export.parquet_table(model, names).to_pandas()
+    assert named["token"].tolist()[:-1] == [names.names[row] for row in range(model.vocabulary.n_features)]
+    assert {"a", "x"} <= {*named["token"]}
+    for row in named[named["field"] == "tags"].itertuples():
+        if row.token not in ("(missing)", "(rare)"):
+            assert row.w == model.weights("tags", [row.token])[0]
+
+
+def hashed_by_hand(column: str, text: bytes, bits: int) -> int:
+    """An id by the rule that the graph tells, with another library's hash."""
+    xxhash = pytest.importorskip("xxhash", reason="the extra `dev` is not installed")
+    return int(xxhash.xxh64_intdigest(text, seed=xxhash.xxh64_intdigest(column.encode())) % 2**bits)
+
+
+def test_the_graph_says_how_ids_are_made_and_ids_made_so_are_right(model: FMModel, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    told = onnx.load(export(model, "onnx", str(tmp_path))[0]).doc_string
+    for words in (
+        "dfm.export.hashed_inputs",
+        "id = XXH64(text, seed = XXH64(column name, seed = 0)) mod 2^12",
+        "\n0. site: a category",
+        "\n1. visits: the text is b'\\x00bucket 7'",
+        "\n2. tags: every element is a value, of weight 1 / sqrt(number of elements)",
+        "the bytes b'\\x00missing'",
+    ):
+        assert words in told, words
+    ids, fields, _ = hashed_inputs(model, ROWS)
+    assert ids[0, 0] == hashed_by_hand("site", b"a", 12)
+    assert ids[2, 0] == hashed_by_hand("site", b"\x00missing", 12)
+    assert ids[1, 1] == hashed_by_hand("visits", b"\x00bucket 8", 12)
+    assert ids[3, fields[3] == 2].tolist() == [hashed_by_hand("tags", tag, 12) for tag in (b"z", b"x", b"y")]
+
+
+def test_ids_of_crosses_are_made_as_the_graph_says() -> None:
+    xxhash = pytest.importorskip("xxhash", reason="the extra `dev` is not installed")
+    crossed = make_model(EVERY_KIND)
+    told = ids_explained(crossed)
+    assert "the ids of site and zone, made with 2^30 in place of the model's size" in told
+    pair = [hashed_by_hand("site", b"site 1", 30), hashed_by_hand("zone", b"4", 30)]
+    seed = xxhash.xxh64_intdigest(b"site&zone")
+    by_hand = xxhash.xxh64_intdigest(b"".join(part.to_bytes(8, "little") for part in pair), seed=seed)
+    assert crossed.tokens.ids("site&zone", [("site 1", 4)]).tolist() == [by_hand % 2**HASH_BITS]
 
 
 def test_xlearn_text_scores_as_the_model(model: FMModel, tmp_path) -> None:

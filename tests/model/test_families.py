@@ -97,7 +97,7 @@ def test_the_parquet_table_has_what_the_family_adds(family: str, tmp_path: Path)
         names = [entry.name for entry in model.schema.fields]
         expected = dict(zip(block.row_names(names), model.table.values(block).tolist(), strict=True))
         assert found == expected
-        assert all(row["id"] is None for row in rows if row[block.column] is not None)
+        assert all(row["id"] == -1 for row in rows if row[block.column] is not None)
 
 
 def test_text_formats_that_cannot_say_it_refuse(family: str, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pytest
 
 from dfm.errors import DataError, ModelError
-from dfm.model import fm_model as model_module
 from dfm.model.fm_model import FMModel
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
@@ -146,7 +145,7 @@ def test_rows_score_alone_as_they_score_together(model: FMModel, rows: pa.Table)
 
 def test_batches_do_not_show(model: FMModel, rows: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.predict(rows)
-    monkeypatch.setattr(model_module, "_BATCH_ROWS", 7)
+    monkeypatch.setattr("dfm.model.rows._BATCH_ROWS", 7)
     np.testing.assert_array_equal(model.predict(rows), expected)
 
 
@@ -287,8 +286,8 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(format=6))
-    with pytest.raises(ModelError, match="has format 6; this dfm reads up to 5: install a newer dfm"):
+    edit_manifest(folder, lambda manifest: manifest.update(format=7))
+    with pytest.raises(ModelError, match="has format 7; this dfm reads up to 6: install a newer dfm"):
         FMModel.load(str(folder))
 
 

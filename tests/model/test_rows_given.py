@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from dfm.errors import DataError
+from dfm.model.export import hashed_inputs
 from dfm.model.fm_model import FMModel
 from tests.support.small_models import EVERY_KIND, PLAIN, make_model
 
@@ -23,6 +27,104 @@ def model(request: pytest.FixtureRequest) -> FMModel:
 def test_a_dict_of_values_is_one_row(model: FMModel, changes: dict[str, Any]) -> None:
     row = {**ROW, **changes}
     np.testing.assert_array_equal(model.predict(row), model.predict({column: [value] for column, value in row.items()}))
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 100])
+def test_a_list_of_dicts_is_a_row_each(model: FMModel, n_rows: int) -> None:
+    rows = [{**ROW, "zone": number % 7, "unused": "x"} for number in range(n_rows)]
+    expected = model.predict({column: [row[column] for row in rows] for column in ROW})
+    np.testing.assert_array_equal(model.predict(rows), expected)
+    np.testing.assert_array_equal(hashed_inputs(model, rows)[0][-1], hashed_inputs(model, rows[-1])[0][0])
+    assert model.predict([]).shape == (0,)
+    with pytest.raises(DataError, match="row 0 lacks column 'zone', which other rows have; give every row"):
+        model.predict([{name: value for name, value in ROW.items() if name != "zone"}, ROW])
+    with pytest.raises(DataError, match="lack column 'zone', which the model needs"):
+        model.predict([{name: value for name, value in ROW.items() if name != "zone"}] * 2)
+
+
+def test_a_row_of_a_frame_is_a_row(model: FMModel) -> None:
+    frame = pd.DataFrame([ROW, {**ROW, "site": None, "price": float("nan")}])
+    for number in (0, 1):
+        row = frame.iloc[number]
+        np.testing.assert_array_equal(model.predict(row), model.predict(frame[number : number + 1]))
+    with pytest.raises(DataError, match="lack column 'site'"):
+        model.predict(frame["zone"])
+
+
+def test_one_prediction_is_a_number_of_python(model: FMModel) -> None:
+    assert type(model.predict_one(ROW)) is float
+    assert model.predict_one(ROW) == float(model.predict([ROW])[0])
+    assert json.loads(json.dumps({"p": model.predict_one(pd.Series(ROW))}))["p"] == model.predict_one(ROW)
+    for rows, count in (([ROW, ROW], 2), ([], 0)):
+        with pytest.raises(DataError, match=f"{count} rows where one is expected; `predict` takes several"):
+            model.predict_one(rows)
+
+
+@pytest.mark.parametrize("huge", [2**63, 2**64 - 1, 2**64, -(2**63) - 1])
+@pytest.mark.parametrize("column", ["zone", "visits", "price"])
+def test_an_integer_beyond_64_bits_is_one_value_however_it_is_sent(model: FMModel, column: str, huge: int) -> None:
+    row = {**ROW, column: huge}
+    sent = [row, [row], {name: [value] for name, value in row.items()}, {**row, column: str(huge)}]
+    if 0 <= huge < 2**64:
+        sent += [{**row, column: np.uint64(huge)}, {**row, column: np.array(huge, np.uint64)}]
+        sent.append({name: [value] for name, value in ROW.items()} | {column: np.array([huge], np.uint64)})
+        sent.append(pd.DataFrame([ROW]).assign(**{column: np.array([huge], np.uint64)}))
+    np.testing.assert_array_equal([model.predict_one(each) for each in sent], model.predict_one(row))
+    beside = model.predict([row, {**ROW, column: -1}, {**ROW, column: None}])
+    assert beside[0] == model.predict(row)[0]
+
+
+@pytest.mark.parametrize("nan", ["missing", "error"])
+def test_nan_in_a_request_is_what_the_schema_says(nan: str) -> None:
+    made = make_model({**PLAIN, "nan": nan})
+    sent = [{**ROW, "price": value} for value in (float("nan"), np.float32("nan"), np.float64("nan"))]
+    for row in sent:
+        if nan == "missing":
+            assert made.predict_one(row) == made.predict_one({**ROW, "price": None})
+            continue
+        with pytest.raises(DataError, match="column 'price': not finite"):
+            made.predict(row)
+    assert made.predict_one({**ROW, "zone": float("nan")}) == made.predict_one({**ROW, "zone": None})
+
+
+class Exported:
+    """A frame of a library of Arrow, which has rows and no method of pandas."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table, self.columns = table, table.column_names
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def test_a_frame_of_polars_may_hold_lists(model: FMModel) -> None:
+    as_polars_has_them = {
+        "site": pa.string_view(),
+        "zone": pa.int64(),
+        "visits": pa.int64(),
+        "price": pa.float64(),
+        "age": pa.float64(),
+        "tags": pa.large_list(pa.string_view()),
+    }
+    rows = [ROW, {**ROW, "tags": None, "site": None}, {**ROW, "tags": []}]
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in as_polars_has_them.items()}
+    np.testing.assert_array_equal(model.predict(Exported(pa.table(columns))), model.predict(rows))
+    series = {name: Exported(pa.table({name: column})) for name, column in columns.items()}
+    with pytest.raises(DataError, match="column 'site' cannot be read"):
+        model.predict(series)
+
+
+def test_rows_that_are_still_to_be_computed_are_refused_in_a_sentence(model: FMModel) -> None:
+    class LazyFrame:
+        def collect(self) -> None: ...
+
+    class Collection:
+        def __dask_graph__(self) -> None: ...
+
+    with pytest.raises(DataError, match=r"a LazyFrame has no rows yet: pass data.collect\(\)"):
+        model.predict(LazyFrame())
+    with pytest.raises(DataError, match=r"a Collection of Dask has no rows yet: pass data.compute\(\), or score"):
+        model.predict(Collection())
 
 
 def test_a_value_beside_a_list_is_refused(model: FMModel) -> None:

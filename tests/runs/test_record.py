@@ -177,6 +177,37 @@ def test_a_driver_that_starts_again_goes_on_with_its_record(job: Job) -> None:
     assert [e["event"] for e in read_events(job.output.directory)] == ["done", "ended"]
 
 
+RESUMED = {"event": "resumed", "epoch": 2, "round": 1, "rounds": 4}
+
+
+@pytest.mark.parametrize("how", ["train", "submit"])
+@pytest.mark.parametrize("kept", ["kept", "no checkpoint", "another job", "no resume"])
+def test_the_log_of_a_run_that_goes_on_from_a_checkpoint_begins_at_the_first_epoch(
+    job: Job, how: str, kept: str
+) -> None:
+    with contextlib.suppress(ZeroDivisionError), RunLog(job, "first") as log:
+        log.on_event(EPOCH)
+        raise ZeroDivisionError
+    if kept != "no checkpoint":
+        files.write_bytes(files.join(job.output.checkpoints, "state"), b"x")
+    if kept == "another job":
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=7))
+    if kept == "no resume":
+        job = dataclasses.replace(job, output=dataclasses.replace(job.output, resume=False))
+    if how == "submit":
+        runs.submitted(job, "second")
+    with RunLog(job, "second") as log:
+        log.on_event(RESUMED)
+        log.on_event({**EPOCH, "epoch": 2})
+        log.on_event(DONE)
+    events = read_events(job.output.directory)
+    told = [(event["run_id"], event["event"], event.get("epoch")) for event in events]
+    own = [("second", "resumed", 2), ("second", "epoch", 2), ("second", "done", None), ("second", "ended", None)]
+    earlier = [("first", "epoch", 1), ("first", "ended", None)]
+    assert told == ([*earlier, *own] if kept == "kept" else own)
+    assert run_of(job).run_id == "second"
+
+
 def test_a_store_that_goes_away_does_not_end_the_run(
     job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

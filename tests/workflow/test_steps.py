@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path
     with pytest.raises(GateError):
         steps.publish(weak["model"], alias, window, GATE, where, order="20261118")
     assert registry.model_of(alias) == candidate["model"]
+
+
+def test_a_night_older_than_the_champion_is_left_alone_and_nothing_is_compared(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, monkeypatch: pytest.MonkeyPatch
+):
+    alias, window = str(tmp_path / "champion"), [day(log, LAST_DAY)]
+    other = str(tmp_path / "other")
+    shutil.copytree(candidate["model"], other)
+    registry.promote(alias, candidate["model"], registry.Verdict((), {}), order="2026-11-17")
+    monkeypatch.setattr(steps, "evaluate_once", None)
+    for enforce in (True, False):
+        result = steps.publish(other, alias, window, GATE, where, order="2026-11-16", enforce=enforce)
+        assert (result["promoted"], result["older"], result["version"]) == (False, True, 1)
+        assert result["candidate_metrics"] == result["champion_metrics"] == {}
+        assert "is older than the champion" in result["refusals"][0]
+        assert "its data end at 2026-11-16, those of the champion at 2026-11-17" in result["refusals"][0]
+    with pytest.raises(TypeError):  # a later one is compared
+        steps.publish(other, alias, window, GATE, where, order="2026-11-18")
 
 
 def test_the_champion_scores_and_does_so_once(candidate, log: Path, tmp_path: Path, where: steps.Where):

@@ -19,6 +19,7 @@ from dfm.airflow import (
     DfmPredictOperator,
     DfmPublishOperator,
     DfmTrainOperator,
+    reason_of,
     tasks,
 )
 
@@ -43,7 +44,8 @@ ALIAS = OUTPUT + "/champion"
 def alert(context: dict) -> None:
     """Called for a task that failed for good, or was skipped: put your pager or chat here."""
     instance = context["ti"]
-    logging.getLogger("ctr_daily").error("%s of %s: %s", instance.task_id, instance.run_id, context.get("exception"))
+    level = logging.ERROR if context.get("exception") else logging.WARNING  # a refused model is no broken night
+    logging.getLogger("ctr_daily").log(level, "%s of %s: %s", instance.task_id, instance.run_id, reason_of(context))
 
 
 with DAG(

@@ -23,6 +23,9 @@ from dfm.distributed.cluster.versions import same_versions
 from dfm.errors import ClusterError, OutOfMemoryError
 from dfm.settings.tables import ClusterSettings
 
+logger = logging.getLogger(__name__)
+_STARTS = 3
+"""Times that local workers are started before the job gives up."""
 _CONFIG = {
     # Tasks stay where their partitions lie; a stolen one would move megabytes to save milliseconds.
     "distributed.scheduler.work-stealing": False,
@@ -76,21 +79,40 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         # A profile is looked at on the dashboard only.
         dask.config.set({**_CONFIG, **patience, "distributed.worker.profile.enabled": settings.dashboard}),
         tempfile.TemporaryDirectory(prefix="dfm-", ignore_cleanup_errors=True) as local_directory,
-        LocalCluster(
-            n_workers=settings.workers,
-            threads_per_worker=settings.threads_per_worker,
-            processes=True,
-            memory_limit=settings.memory_limit,
-            # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
-            dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
-            scheduler_kwargs={"dashboard": settings.dashboard},
-            local_directory=local_directory,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        _started(settings, local_directory) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(_Quiet())
         yield client
+
+
+def _started(settings: ClusterSettings, local_directory: str) -> LocalCluster:
+    """Local workers. ClusterError where they do not come up: a process that dies meanwhile takes all others with it."""
+    for attempt in range(1, _STARTS + 1):
+        try:
+            return _local_cluster(settings, local_directory)
+        except (RuntimeError, OSError) as error:
+            reason = f"{error.__cause__ or error}"
+            if attempt < _STARTS:
+                logger.warning("the local workers did not start (%s); they are started again", reason)
+    raise ClusterError(
+        f"the local workers did not start, {_STARTS} times in a row ({reason}): something ends their processes, "
+        "perhaps for want of memory; use fewer cluster.workers, or see what the system's log says"
+    )
+
+
+def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalCluster:
+    return LocalCluster(
+        n_workers=settings.workers,
+        threads_per_worker=settings.threads_per_worker,
+        processes=True,
+        memory_limit=settings.memory_limit,
+        # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
+        dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
+        scheduler_kwargs={"dashboard": settings.dashboard},
+        local_directory=local_directory,
+        silence_logs=logging.CRITICAL,
+    )
 
 
 def shares_disk(client: Client) -> bool:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import socket
+import ssl
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dask
 from distributed import Client
 from distributed.security import Security
+from distributed.versions import VersionMismatchWarning
 
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings.tables import ClusterSettings
 
+_FIRST_TRY = 8.0
+"""Seconds after which the port of a scheduler that does not answer is looked at: it may speak another protocol."""
+_LISTENING = 2.0
 LOCAL = "local"
 """The scheduler of this name is none: local workers are started, whatever the environment says."""
 
@@ -73,14 +80,61 @@ def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Cli
         )
     # Whoever waits for the scheduler is told that it was lost; a second word, with a traceback, comes now and then.
     logging.getLogger("distributed.batched").setLevel(logging.WARNING)
+    first = min(settings.worker_timeout, _FIRST_TRY)
     try:
-        client = Client(address, set_as_default=False, timeout=settings.worker_timeout, security=security)
+        client = _connected(address, security, first)
     except (OSError, ValueError, TypeError) as error:
-        raise ClusterError(
-            f"no Dask scheduler at {address} ({error}); check the address, or set cluster.scheduler = "
-            '"local" to start local workers'
-        ) from error
+        _check_language(address, error)
+        if settings.worker_timeout <= first or not isinstance(error, OSError):
+            raise _nobody_at(address, error) from error
+        try:
+            client = _connected(address, security, settings.worker_timeout - first)
+        except (OSError, ValueError, TypeError) as again:
+            raise _nobody_at(address, again) from again
     return stack.enter_context(client)
+
+
+def _connected(address: str, security: Security | None, timeout: float) -> Client:
+    with warnings.catch_warnings():
+        # What matters is compared before work begins; Dask names packages too that nobody here uses.
+        warnings.simplefilter("ignore", VersionMismatchWarning)
+        return Client(address, set_as_default=False, timeout=timeout, security=security)
+
+
+def _nobody_at(address: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"no Dask scheduler at {address} ({error}); check the address, or set cluster.scheduler = "
+        '"local" to start local workers'
+    )
+
+
+def _check_language(address: str, error: Exception) -> None:
+    """ClusterError where the port of a scheduler that could not be reached speaks TLS, or does not, as it was asked."""
+    scheme, _, place = address.partition("://")
+    spoken = spoken_at(place)
+    if scheme in ("tcp", "tls") and spoken not in ("", scheme):
+        kind = "speaks TLS only" if spoken == "tls" else "speaks no TLS"
+        certificates = "; certificates: cluster.tls_ca, tls_cert, tls_key" if spoken == "tls" else ""
+        raise ClusterError(
+            f"no Dask scheduler at {address}: that port {kind}; say {spoken}://{place}{certificates}"
+        ) from error
+
+
+def spoken_at(place: str) -> str:
+    """The protocol of a port (HOST:PORT): "tls", "tcp", or "" where nobody tells."""
+    host, _, port = place.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said there but a greeting
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENING) as plain,
+            context.wrap_socket(plain),
+        ):
+            return "tls"
+    except ssl.SSLError as error:
+        return "tls" if "ALERT" in (error.reason or "") else "tcp"
+    except (OSError, ValueError, OverflowError):
+        return ""
 
 
 def _security(settings: ClusterSettings) -> Security | None:

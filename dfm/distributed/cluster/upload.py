@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import io
 import os
 import sys
@@ -27,15 +26,16 @@ def unpack(wheel: bytes, digest: str, version: str) -> None:
         _FOLDERS[digest] = _folder_of(wheel, digest)
         sys.path.insert(0, _FOLDERS[digest])
     importlib.invalidate_caches()
-    found = importlib.import_module("dfm").__version__
+    found = _installed()
     if found != version:
         raise RuntimeError(f"dfm {found} is loaded already, {version} was sent; restart this process")
 
 
 def _installed() -> str | None:
+    """The version of dfm that this process imports, by whatever name it was installed; None where there is none."""
     try:
-        return importlib.metadata.version("dfm")
-    except importlib.metadata.PackageNotFoundError:
+        return getattr(importlib.import_module("dfm"), "__version__", None)
+    except ImportError:
         return None
 
 

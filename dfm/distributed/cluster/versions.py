@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import logging
 import uuid
@@ -23,7 +22,7 @@ from dfm.distributed.cluster.admission import ASKED_FOR, COMPARED, Versions, pic
 from dfm.distributed.cluster.remote import workers_of
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
-from dfm.version import __version__
+from dfm.version import DISTRIBUTION, __version__, installed
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def by_value(module: ModuleType) -> Iterator[None]:
 def build_wheel() -> bytes:
     """The wheel of the dfm that is running: its modules, and metadata enough for `importlib.metadata`."""
     package = Path(__file__).parents[2]
-    info = f"dfm-{__version__}.dist-info"
+    info = f"{DISTRIBUTION.replace('-', '_')}-{__version__}.dist-info"
     files = {f"dfm/{path.relative_to(package)}": path.read_bytes() for path in sorted(package.rglob("*.py"))}
     files |= {f"dfm/{path.relative_to(package)}": path.read_bytes() for path in sorted(package.rglob("*.cu"))}
     files[f"{info}/METADATA"] = _metadata().encode()
@@ -165,5 +164,6 @@ def build_wheel() -> bytes:
 
 
 def _metadata() -> str:
-    lines = [f"Requires-Dist: {name}" for name in importlib.metadata.requires("dfm") or ()]
-    return "\n".join(["Metadata-Version: 2.1", "Name: dfm", f"Version: {__version__}", *lines, ""])
+    own = installed()
+    lines = [f"Requires-Dist: {name}" for name in (own.requires if own else None) or ()]
+    return "\n".join(["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {__version__}", *lines, ""])

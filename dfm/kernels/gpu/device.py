@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dfm.errors import ClusterError
 from dfm.kernels.gpu.memory import COPY, FETCH, TRAIN, Buffer, Program
+from dfm.version import pip_install
 
 _number = 0
 """The device of this process, among those that it may see."""
@@ -58,7 +59,7 @@ def availability() -> tuple[str, str]:
     try:
         import cupy
     except ImportError as error:
-        return "", f"CuPy is not installed ({error}); pip install 'dfm[cuda12]' or 'dfm[cuda13]'"
+        return "", f"CuPy is not installed ({error}); {pip_install('cuda12')}, or cuda13, as the driver supports"
     try:
         properties = cupy.cuda.runtime.getDeviceProperties(_number)
     except cupy.cuda.runtime.CUDARuntimeError as error:

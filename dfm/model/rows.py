@@ -1,0 +1,147 @@
+"""Rows as they are given from Python, for scoring and evaluating: tables, frames, dicts of columns, dicts of values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dfm.data.arrow_types import flat, root_of, without_views
+from dfm.data.canonical import arrow_array
+from dfm.data.schema import ResolvedSchema, check_once
+from dfm.errors import DataError
+
+_BATCH_ROWS = 1 << 16
+
+
+def in_columns(data: Any, schema: ResolvedSchema, columns: tuple[str, ...] | None = None) -> Any:
+    """Rows as a dict of columns, where they are dicts, or one row: a dict of values, a Series; others as they are.
+
+    columns: those that are wanted; None: those of the features. DataError where one column holds a scalar and another a
+    list of rows, or a row lacks a column that others have.
+    """
+    if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
+        return _columns_of_rows(data, columns or schema.columns)
+    if hasattr(data, "iloc") and hasattr(data, "index") and not hasattr(data, "columns"):
+        return _columns_of_rows([_row_of_frame(data)], columns or schema.columns)
+    return _columns_of_mapping(data, schema, columns or schema.columns) if isinstance(data, Mapping) else data
+
+
+def _row_of_frame(series: Any) -> dict[str, Any]:
+    """A Series of pandas, the row of a frame; NaN is missing in it, as in frames."""
+    found = {str(name): value for name, value in series.items()}
+    return {
+        name: None if isinstance(value, float | np.floating) and np.isnan(value) else value
+        for name, value in found.items()
+    }
+
+
+def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    if not rows:
+        return {column: [] for column in columns}
+    names = list(dict.fromkeys(name for row in rows for name in _stored_names(columns, row)))
+    for number, row in enumerate(rows):
+        lacking = next((name for name in names if name not in row), None)
+        if lacking is not None:
+            raise DataError(
+                f"row {number} lacks column {lacking!r}, which other rows have; give every row every column, None "
+                "where its value is missing"
+            )
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _columns_of_mapping(data: Mapping[str, Any], schema: ResolvedSchema, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    given = [column for column in columns if column in data]
+    scalars = [column for column in given if _is_scalar(data[column])]
+    if not scalars:
+        return data
+    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    others = [column for column in given if column not in scalars and column not in of_lists]
+    if others:
+        raise DataError(
+            f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
+            "with one value a row, or one value in every column for a single row"
+        )
+    return {column: [data[column].item() if hasattr(data[column], "ndim") else data[column]] for column in given}
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one value of a row: no list, array, Series or Arrow array of values."""
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+
+
+def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """The model's columns of a table in any of the accepted forms, in batches."""
+    _refuse_lazy(data)
+    check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
+    if isinstance(data, Mapping):
+        table = _table_of({column: data[column] for column in _stored_names(columns, data)})
+    elif isinstance(data, pa.RecordBatch):
+        table = pa.Table.from_batches([data])
+    elif isinstance(data, pa.Table):
+        table = data
+    elif hasattr(data, "iloc") and hasattr(data, "columns"):
+        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
+    elif hasattr(data, "__arrow_c_stream__"):
+        table = _exported(data)
+    else:
+        raise DataError(
+            f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
+            "polars, a dict of column to list, a list of dicts, or one row as a dict of column to value"
+        )
+    if not set(columns) <= set(table.column_names):
+        table = flat(table)
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
+    table = without_views(table.select(list(columns)))
+    if table.num_rows <= _BATCH_ROWS:
+        table = table.combine_chunks()
+    yield from table.to_batches(_BATCH_ROWS)
+
+
+def _exported(data: Any) -> pa.Table:
+    """The table of a frame of another library of Arrow."""
+    try:
+        return pa.table(data)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"a {type(data).__name__} is no table ({error}); pass a frame with named columns") from error
+
+
+def _refuse_lazy(data: Any) -> None:
+    """DataError for frames whose rows are still to be computed: how many, and where, is their owner's to say."""
+    kind = type(data).__name__
+    if hasattr(data, "__dask_graph__"):
+        raise DataError(
+            f"a {kind} of Dask has no rows yet: pass data.compute(), or score its partitions where they are: "
+            "data.map_partitions(model.predict)"
+        )
+    if hasattr(data, "collect") and not hasattr(data, "__arrow_c_stream__"):
+        raise DataError(f"a {kind} has no rows yet: pass data.collect()")
+
+
+def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:
+    """The columns to read: the model's own, and structs whose fields it names."""
+    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names))))
+
+
+def _table_of(columns: Mapping[str, Any]) -> pa.Table:
+    """Lists, arrays or pandas Series of one length as an Arrow table."""
+    arrays = {}
+    for column, values in columns.items():
+        try:
+            arrays[column] = arrow_array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"
+            ) from error
+    lengths = {column: len(array) for column, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+        raise DataError(
+            f"column {longest!r} has {lengths[longest]} values, column {shortest!r} has {lengths[shortest]}; "
+            "pass one value a row in every column"
+        )
+    return pa.table(arrays)

@@ -1,0 +1,74 @@
+"""The gate's task: an older night is no refusal, and whoever is alerted of a refusal learns why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dfm.airflow import DfmPublishOperator, reason_of, tasks
+
+pytestmark = pytest.mark.airflow
+ANSWER = {"promoted": False, "older": False, "refusals": ["it is worse"], "alias": "a", "version": 3}
+
+
+class Pushed:
+    """A task instance that keeps what is pushed."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+
+class Levels:
+    """A task's log, of which the levels are kept."""
+
+    def __init__(self) -> None:
+        self.levels: list[str] = []
+
+    def info(self, *_: object) -> None:
+        self.levels.append("info")
+
+    def warning(self, *_: object) -> None:
+        self.levels.append("warning")
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    return {"ti": Pushed()}
+
+
+def judged(answer: dict[str, Any], on_refusal: str, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(tasks, "publish", lambda *_: answer)
+    operator = DfmPublishOperator(
+        task_id="gate", candidate="m", alias="a", data="d", order="2026-11-17", on_refusal=on_refusal
+    )
+    return operator.work(context)
+
+
+@pytest.mark.parametrize("on_refusal", ["skip", "fail", "continue"])
+def test_an_older_night_is_left_alone_without_a_word_to_anybody(
+    on_refusal: str, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {**ANSWER, "older": True}
+    log = Levels()
+    monkeypatch.setattr(DfmPublishOperator, "log", log)
+    assert judged(answer, on_refusal, context, monkeypatch) == answer
+    assert log.levels == ["info"]
+    assert context.keys() == {"ti"}
+
+
+@pytest.mark.parametrize("on_refusal", ["skip", "fail"])
+def test_who_is_alerted_of_a_refusal_learns_why(
+    on_refusal: str, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowException
+
+    with pytest.raises(AirflowException) as stopped:
+        judged(ANSWER, on_refusal, context, monkeypatch)
+    assert str(stopped.value) == reason_of(context) == "it is worse"
+    assert context["ti"].values["return_value"] == ANSWER
+    assert reason_of({"exception": ValueError("odd data")}) == "odd data"
+    assert reason_of({"exception": None}) == "no reason was given"

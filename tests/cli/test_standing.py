@@ -1,0 +1,160 @@
+"""How a run stands, for people: their own clock, the share that is done, the time that is left, at 80 columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dfm.cli import runs, standing
+from dfm.cli.app import main
+from dfm.runs.record import RunLog, RunRecord, now, write_run
+from dfm.settings.job import Job
+
+RUNNING: dict[str, Any] = {
+    "event": "epoch",
+    "epochs": 5,
+    "epoch": 3,
+    "round": 1,
+    "rounds": 4,
+    "rows": 1_000_000,
+    "rows_per_second": 10_000.0,
+    "metrics": {"log_loss": 0.41939123, "auc": 0.82},
+}
+
+
+@pytest.fixture(autouse=True)
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A clock one hour ahead of UTC."""
+    monkeypatch.setenv("TZ", "CET-1CEST")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_moments_are_local_and_whole_seconds() -> None:
+    assert standing.local_time("2026-11-26T16:15:02.917+00:00") == "2026-11-26 17:15:02"
+    assert standing.local_time("") == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "share", "seconds"),
+    [
+        ({}, 0.45, 275.0),
+        ({"round": 4}, 0.6, 200.0),
+        ({"epoch": 5, "round": 4}, 1.0, 0.0),
+        ({"round": None, "rounds": None}, 0.6, 200.0),
+        ({"rows": {"read": 7, "trained": 500_000, "rejected": 3}}, 0.45, 137.5),
+        ({"rows_per_second": None}, 0.45, None),
+        ({"epochs": None}, None, None),
+        ({"epoch": None}, None, None),
+    ],
+)
+def test_share_and_time_left(changes: dict[str, Any], share: float | None, seconds: float | None) -> None:
+    progress = {key: value for key, value in {**RUNNING, **changes}.items() if value is not None}
+    assert standing.share_done(progress) == (None if share is None else pytest.approx(share))
+    assert standing.seconds_left(progress) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (275, "4 min 35 s"), (1800, "30 min"), (7500, "2 h 5 min")],
+)
+def test_durations_have_two_units_at_most(seconds: float, words: str) -> None:
+    assert standing.duration(seconds) == words
+
+
+def test_words_of_progress() -> None:
+    assert standing.done_and_left("running", RUNNING) == "45%, 4 min 35 s left"
+    assert standing.done_and_left("running", {"stage": "hash", "done": 30, "total": 90}) == "hash 33%"
+    assert standing.done_and_left("finished", RUNNING) == ""
+    assert standing.last_metric(RUNNING) == "log_loss 0.41939, epoch 3"
+    assert standing.last_metric({}) == ""
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    """A running one, as its driver left it in `tmp_path`."""
+    made = RunRecord(
+        "20261126-171500-abc123", "running", "f" * 64, "0.1", "elsewhere", 7, "tcp://s:8786",
+        submitted=now(), started=now(), updated=now(), progress=RUNNING,
+    )  # fmt: skip
+    write_run(str(tmp_path), made)
+    return made
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["dfm", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_a_list_has_two_lines_a_run_and_json_keeps_every_digit(
+    record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = shown(monkeypatch, capsys, "list", str(tmp_path)).splitlines()
+    assert first == f"{record.run_id}  running  45%, 4 min 35 s left  log_loss 0.41939, epoch 3"
+    assert len(first) > 70
+    assert second == f"    {standing.local_time(record.updated)}  {tmp_path}"
+    event = json.loads(shown(monkeypatch, capsys, "list", str(tmp_path), "--json"))
+    assert event["progress"] == RUNNING
+    assert event["updated"] == record.updated
+
+
+def test_a_status_fits_80_columns(
+    record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shown(monkeypatch, capsys, "status", str(tmp_path))
+    assert max(map(len, out.splitlines())) <= 80
+    assert "45%, 4 min 35 s left, epoch 3 of 5, average 1 of 4" in " ".join(out.replace("│", " ").split())
+    assert standing.local_time(record.started) in out
+    assert "+00:00" not in out
+    assert "0.41939" in out
+
+
+def test_a_record_knows_how_many_epochs_there_are(tmp_path: Path) -> None:
+    job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": str(tmp_path)}, "training": {"n_epochs": 7}})
+    with RunLog(job) as log:
+        assert log.record.progress["epochs"] == 7
+        log.on_event({"event": "plan", "rows": 5, "epochs": 6})
+        assert log.record.progress["epochs"] == 6
+        log.on_event({"event": "plateau", "epoch": 2, "to_epoch": 1, "epochs": 2})
+        assert log.record.progress["epochs"] == 6
+        log.on_event({"event": "done", "model": "m", "parameters_sha256": "", "validation": {}, "rows": {}})
+
+
+def test_certificates_of_the_command_line_reach_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "dfm.distributed.cluster.connect.connect", lambda settings: asked.append(settings) or no_client()
+    )
+    monkeypatch.setattr("dfm.launch.on_dask.submitted_to", lambda client: {"r": "somewhere"})
+    tls = {"tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem"}
+    options = [part for name, path in tls.items() for part in (f"--{name.replace('_', '-')}", path)]
+    for command in (["list"], ["status", "r"], ["logs", "r"]):
+        monkeypatch.setattr(sys, "argv", ["dfm", *command, "--scheduler", "tls://s:8786", *options])
+        with pytest.raises(SystemExit):
+            main()
+        found = dataclasses.asdict(asked.pop())
+        assert {name: found[name] for name in tls} == tls
+    overrides = runs.cluster_overrides("tls://s:8786", tls=tls)
+    assert overrides[2:] == ("cluster.tls_ca=ca.pem", "cluster.tls_cert=cert.pem", "cluster.tls_key=key.pem")
+
+
+def no_client() -> Any:
+    """What is entered and left, and does nothing."""
+    import contextlib
+
+    return contextlib.nullcontext(Console(file=io.StringIO()))

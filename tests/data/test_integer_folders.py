@@ -1,0 +1,156 @@
+"""Folders like hour=06: an integer in every folder of a name is an integer, however it reaches training and serving."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from dfm import jobs
+from dfm.data.canonical import integer_text, integer_texts
+from dfm.data.footers import resolve_shards
+from dfm.data.parquet import find_shards
+from dfm.data.schema import ResolvedSchema
+from dfm.model.fm_model import FMModel
+from dfm.model.manifest import check_manifest
+from dfm.settings.tables import Schema
+from tests.support.small_jobs import in_process_client
+
+SITES = ("a", "b", "c")
+
+
+def write(folder: Path, hours: list[str], rows: int = 60) -> Path:
+    """A log of one shard an hour, in which the hour decides the label."""
+    rng = np.random.default_rng(0)
+    for number, hour in enumerate(hours):
+        clicked = rng.random(rows) < (0.9 if number % 2 else 0.1)
+        table = pa.table({"site": rng.choice(SITES, rows), "clicked": clicked.astype(np.int8)})
+        place = folder / f"hour={hour}"
+        place.mkdir(parents=True)
+        pq.write_table(table, place / "part.parquet")
+    return folder
+
+
+def resolved(folder: Path, schema: Schema) -> ResolvedSchema:
+    return resolve_shards(schema, find_shards([str(folder)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("06", "6"), ("6", "6"), ("00", "0"), ("0", "0"), ("-007", "-7"), ("-0", "0"), ("0" * 40 + "1" * 30, "1" * 30)]
+    + [(same, same) for same in ("", "6.0", "0x6", "6 ", "+6", "six", "2026-11-20", "\u0666", "-")],
+)
+def test_an_integer_is_its_digits_and_any_other_text_is_left(text: str, meant: str) -> None:
+    assert integer_text(text.encode()) == meant.encode()
+
+
+def test_text_dictionaries_and_numbers_are_told_apart() -> None:
+    texts = pa.array(["06", None, "x", "6"])
+    for array in (texts, texts.cast(pa.large_string()), texts.dictionary_encode(), texts.cast(pa.binary())):
+        assert integer_texts(array).cast(pa.large_binary()).to_pylist() == [b"6", None, b"x", b"6"]
+    numbers = pa.array([6, None])
+    assert integer_texts(numbers) is numbers
+
+
+@pytest.mark.parametrize(
+    ("hours", "integers"),
+    [
+        (["00", "06", "12"], ("hour",)),
+        (["00", "__HIVE_DEFAULT_PARTITION__"], ("hour",)),
+        (["0", "6", "12"], ()),  # nothing to say: integer and text are one
+        (["06", "night"], ()),
+        (["06", "6.5"], ()),
+    ],
+)
+def test_every_folder_of_a_name_decides(tmp_path: Path, hours: list[str], integers: tuple[str, ...]) -> None:
+    write(tmp_path, hours, 2)
+    assert resolved(tmp_path, Schema(label="clicked")).integers == integers
+    assert resolved(tmp_path, Schema(label="clicked", categorical=("site", "hour"))).integers == integers
+    assert resolved(tmp_path, Schema(label="clicked", categorical=("site",))).integers == ()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[FMModel, Path, str]:
+    """A model of six hours, the folder of their log, and its own."""
+    home = tmp_path_factory.mktemp("hours")
+    log = write(home / "log", [f"{hour:02d}" for hour in range(4, 12)])
+    with in_process_client(1) as client:
+        job = {
+            "data": {"train": str(log)},
+            "schema": {"label": "clicked", "categorical": ["site", "hour"], "crosses": [["site", "hour"]]},
+            "model": {"n_factors": 2, "hash_bits": 16},
+            "training": {"n_replicas": 1, "n_epochs": 4},
+            "cluster": {"cache": str(home / "cache")},
+            "output": {"directory": str(home / "out")},
+        }
+        result = jobs.train(job, client)
+        jobs.predict(result.model_url, str(log), str(home / "scored"), client=client)
+    return result.model, log, result.model_url
+
+
+def test_readers_of_the_folders_get_the_predictions_that_dfm_gives(trained: tuple[FMModel, Path, str]) -> None:
+    model, log, url = trained
+    table = ds.dataset(log, partitioning="hive").to_table()
+    assert pa.types.is_integer(table.schema.field("hour").type)
+    expected = model.predict(table)
+    assert np.ptp(expected) > 0.3, "the hour decides"
+    padded = [f"{hour:02d}" for hour in table["hour"].to_pylist()]
+    frame = table.to_pandas()
+    others = {
+        "pandas": frame,
+        "text": frame.assign(hour=padded),
+        "categories": frame.assign(hour=pd.Categorical(padded)),
+        "floats": frame.assign(hour=frame["hour"].astype(float)),
+        "digits": frame.assign(hour=frame["hour"].astype(str)),
+    }
+    for name, rows in others.items():
+        np.testing.assert_array_equal(model.predict(rows), expected, err_msg=name)
+    scored = pq.read_table(Path(url).parents[1] / "scored").sort_by("hour")
+    order = np.argsort(np.array(padded), kind="stable")
+    np.testing.assert_allclose(np.sort(scored["prediction"].to_numpy()), np.sort(expected[order]), rtol=1e-6)
+
+
+def test_single_rows_are_no_exception(trained: tuple[FMModel, Path, str]) -> None:
+    model = trained[0]
+    plain = ResolvedSchema.from_dict({**model.schema.to_dict(), "fields": model.schema.to_dict()["fields"][:2]})
+    for own in (model, FMModel(plain, model.task, model.vocabulary, model.table, model.statistics)):
+        assert own._row_encoder.usable == (own is not model)
+        values = [own.predict({"site": ["a"], "hour": [hour]})[0] for hour in (6, "06", "6", 6.0)]
+        values += own.predict(pa.table({"site": ["a"], "hour": ["006"]})).tolist()
+        assert len({float(value) for value in values}) == 1
+        assert own.predict({"site": ["a"], "hour": ["05"]})[0] != values[0]
+
+
+def test_the_manifest_says_so_and_models_of_before_keep_their_text(trained: tuple[FMModel, Path, str]) -> None:
+    model, _, url = trained
+    manifest = json.loads((Path(url) / "model.json").read_text())
+    assert (manifest["format"], manifest["schema"]["integers"]) == (6, ["hour"])
+    assert FMModel.load(url).schema == model.schema
+    with pytest.raises(ValueError, match="text of its schema"):
+        check_manifest({**manifest, "schema": {**manifest["schema"], "integers": [3]}})
+    of_before = {**manifest["schema"]}
+    del of_before["integers"]
+    old = FMModel(ResolvedSchema.from_dict(of_before), model.task, model.vocabulary, model.table, model.statistics)
+    assert old._format < 6
+    same, other = (old.predict({"site": ["a"], "hour": [hour]})[0] for hour in ("6", "06"))
+    assert same != other
+
+
+def test_a_warm_start_from_a_model_of_before_says_what_starts_afresh(
+    trained: tuple[FMModel, Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from dfm.model.warm_start import _tell_of_integers
+
+    schema = trained[0].schema
+    with caplog.at_level(logging.WARNING, logger="dfm"):
+        _tell_of_integers(schema, {"schema": schema.to_dict()}, "yesterday")
+        assert caplog.messages == []
+        _tell_of_integers(schema, {"schema": {}}, "yesterday")
+    assert "read the folders of hour as text" in caplog.messages[0]

@@ -1,0 +1,66 @@
+"""A worker that dies while the local cluster starts costs a second start; no start at all is told in a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from dfm.distributed.cluster import connect
+from dfm.errors import ClusterError
+from dfm.settings.tables import ClusterSettings
+
+
+@contextlib.contextmanager
+def killing_the_first_worker() -> Iterator[list[int]]:
+    """Ends the first worker process that this process starts within the block, at once; gives its number."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not (over.wait(0.005) or killed):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield killed
+    over.set()
+    thread.join()
+
+
+@pytest.mark.filterwarnings("ignore")  # what Dask leaves of the cluster that it could not start
+def test_a_worker_killed_while_the_cluster_starts_costs_a_second_start(caplog: pytest.LogCaptureFixture) -> None:
+    settings = ClusterSettings(workers=2)
+    caplog.set_level(logging.WARNING, logger="dfm")
+    with killing_the_first_worker() as killed, connect.connect(settings) as client:
+        assert client.submit(int, 5).result() == 5
+        assert len(connect.worker_addresses(client)) == 2
+    assert len(killed) == 1
+    assert [text for text in caplog.messages if "they are started again" in text]
+
+
+def test_a_cluster_that_never_starts_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[float] = []
+
+    def fail(*_: object) -> None:
+        starts.append(time.monotonic())
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(connect, "_local_cluster", fail)
+    with (
+        pytest.raises(ClusterError, match=r"did not start, 3 times in a row \(Nanny failed to start\.\)") as told,
+        connect.connect(ClusterSettings()),
+    ):
+        pass
+    assert told.value.exit_code == 4
+    assert len(starts) == 3
