@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
 
-from dfm.data.parquet import find_shards
+from dfm.data.discovery import NothingFound, find_files
+from dfm.data.parquet import Shard, feature_schema, find_shards
+from dfm.data.schema import ResolvedSchema
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
-from dfm.errors import OutOfMemoryError
+from dfm.errors import DataError, OutOfMemoryError
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
@@ -27,6 +31,7 @@ from dfm.training.inputs import find_inputs, plan_event
 from dfm.training.memory import GIB, bounds, worker_memory
 from dfm.training.order import Order, admit
 
+logger = logging.getLogger(__name__)
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
 
@@ -56,7 +61,7 @@ def train(
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
     order = None if run_id else admit(resolved, own_loss, own_regularizer)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler, attempts_left) as log:
+    with RunLog(resolved, run_id, scheduler, attempts_left) as log, _naming_folders(job):
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
             return training.train(order, client, _both(log.on_event, on_event))
@@ -87,7 +92,8 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     order = Order.of(load_job(job, overrides))
     resolved, layout = order.job, order.work.layout
-    inputs = find_inputs(resolved)
+    with _naming_folders(job):
+        inputs = find_inputs(resolved)
     order.check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if resolved.training.n_epochs > 1 else 1
@@ -123,17 +129,55 @@ def evaluate(
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a published model on labelled shards, with the row account under "account"."""
+    """Metrics of a published model on labelled shards, with the row account under "account".
+
+    Where no shard has the column of weights that the model was trained with, rows count alike, and a warning says so.
+    """
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
     schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
-    scoring = Scoring(files.absolute(model), on_bad_rows, storage_options=storage_options)
     shards = find_shards(paths, storage_options)
+    is_weighted = _has_weights(schema, shards, storage_options)
+    where = files.absolute(model)
+    scoring = Scoring(where, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
     with connect.client_of(chosen, client) as own:
         tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
-    account.check_any("evaluate on", schema.weight)
+    account.check_any("evaluate on", schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
+
+
+def _has_weights(schema: ResolvedSchema, shards: Sequence[Shard], options: Mapping[str, Any] | None) -> bool:
+    """Whether any shard has the column of weights, where there is one."""
+    is_there = not schema.weight or any(schema.weight in feature_schema(shard, options).names for shard in shards)
+    if not is_there:
+        logger.warning(
+            "no shard has the column %r, which weighed the rows in training: all rows count alike here", schema.weight
+        )
+    return is_there
+
+
+@contextlib.contextmanager
+def _naming_folders(source: JobLike) -> Iterator[None]:
+    """Where a path of a job file names nothing, but does so from the folder of the file, the message says so."""
+    try:
+        yield
+    except NothingFound as error:
+        folder = os.path.dirname(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else ""
+        other = os.path.join(folder, error.path)
+        if folder and _is_there(other):
+            raise DataError(
+                f"{error}. There is {os.path.normpath(other)}: paths of a job file are relative to the folder that dfm "
+                f"runs in, not to that of the file. Run dfm in {folder}, or write the path from here"
+            ) from None
+        raise
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return files.is_local(path) and bool(find_files(path, {}))
+    except DataError:
+        return False
 
 
 def predict(

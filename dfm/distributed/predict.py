@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from distributed import Client, Future
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import Encoded
+from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
 from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
@@ -48,6 +48,8 @@ class Scoring:
     output: str = ""
     """Where predictions go: absolute path or URL; `file://` says that all workers share the path."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    is_weighted: bool = True
+    """Whether rows to evaluate on have the weights that the model was trained with."""
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The input columns that every part holds, decided once for all shards."""
 
@@ -91,7 +93,8 @@ def evaluate_shards(
 def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
     """Metrics of some labelled rows."""
     model = _model_of(scoring, placed)
-    schema = model.schema
+    schema = model.schema if scoring.is_weighted else replace(model.schema, weight="")
+    bits, statistics = model.vocabulary.hash_bits, model.statistics
     columns = list(dict.fromkeys([c for c in (schema.label, schema.weight) if c] + list(schema.columns)))
     objective = model.objective
     tally = objective.empty()
@@ -99,7 +102,7 @@ def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit
     for unit in units:
         for batch in read_unit(unit, columns, scoring.storage_options):
             with naming_shard(batch):
-                encoded = model.encode(batch.data, objective.label_kind)
+                encoded = encode_batch(batch.data, schema, bits, statistics, objective.label_kind)
             account += _account(scoring, batch, encoded)
             weights = encoded.rows.weights if encoded.rows.weights.size else None
             tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
