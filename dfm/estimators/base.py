@@ -44,7 +44,7 @@ from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
-from dfm.training.fitting import Fit, Recipe, fit, initial_table
+from dfm.training.fitting import Fit, Recipe, fit, grown_fit, initial_table
 from dfm.training.loop import Event
 from dfm.version import __version__
 
@@ -204,10 +204,11 @@ class BaseFactorizationMachine(Parametrised):
         return SentRows(data, labels, weights, names_of(X), client=client)
 
     def _learn(self, source: RowSource, goes_on: bool, are_all: bool = True) -> LabelSummary:
-        """Features and classes of the rows, unless training goes on: then the rows take those of the last fit."""
+        """Features and classes of the rows; where training goes on, those of the last fit, and new categories."""
         summary = source.summarise(self._task == "classification")
         if goes_on:
             source.encode(self._features, self._encoding)
+            self._grow(source, summary)
             return summary
         encoding = self._encode(summary)
         self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
@@ -215,6 +216,22 @@ class BaseFactorizationMachine(Parametrised):
         if source.columns is not None:
             self._record_columns(*source.columns)
         return summary
+
+    def _grow(self, source: RowSource, summary: LabelSummary) -> None:
+        """Let in the categories that are new in these rows, untrained; columns of a matrix are as many as ever."""
+        features = self._features
+        if isinstance(features, TableFeatures):
+            recipes = self._recipes(source.n_rows, summary)
+            starts = self._starts(len(recipes), True)
+            options = self._feature_options()
+            grown = features.grown(source.counts(features.vocabulary), options.table, options.n_factors)
+            before, after = features.vocabulary, grown.vocabulary
+            if before.ids is not after.ids:
+                # Before training, which may fail: features and tables belong together.
+                fits = [grown_fit(start, recipe, before, after) for start, recipe in zip(starts, recipes, strict=True)]
+                self._outputs = [Output(fit, own.unit) for fit, own in zip(fits, self._outputs, strict=True)]
+                self._tables = [output.table() for output in self._outputs]
+            self._features = grown
 
     def _held_out(self, source: RowSource, eval_set: Any) -> Any:
         """Rows of eval_set as the source takes them; classes do not reweigh them."""
