@@ -49,7 +49,8 @@ def train(
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
-    on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
+    on_event: called with a JSON-ready record as stages and epochs pass; without it, the diagnosis of what could not be
+    learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
     again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
@@ -64,21 +65,25 @@ def train(
     with RunLog(resolved, run_id, scheduler, attempts_left) as log, _naming_folders(job):
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
-            return training.train(order, client, _both(log.on_event, on_event))
+            return training.train(order, client, _both(log.on_event, on_event or _log_diagnosis))
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
 
 
-def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
+def _log_diagnosis(event: Event) -> None:
+    for finding in event["findings"] if event["event"] == "diagnosis" else ():
+        logger.warning("%s (%s)", finding["message"], ", ".join(finding["knobs"]))
+
+
+def _both(first: OnEvent, second: OnEvent) -> OnEvent:
     """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
 
     def on_event(event: Event) -> None:
         done = event["event"] == "done"
         if done:
             first(event)
-        if second is not None:
-            second(event)
+        second(event)
         if not done:
             first(event)
 
