@@ -210,6 +210,8 @@ class BaseFactorizationMachine(Parametrised):
             source.encode(self._features, self._encoding)
             self._grow(source, summary)
             return summary
+        for name in ("_outputs", "_tables"):  # tables of other features: if this fit fails, there is no model
+            self.__dict__.pop(name, None)
         encoding = self._encode(summary)
         self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
         self._features = source.learn(self._feature_options(), self._encoding)
@@ -319,11 +321,12 @@ class BaseFactorizationMachine(Parametrised):
     def _scores(self, X: Any) -> NDArray[np.float64]:
         """Raw scores of every machine, float64[n_machines, n_rows]."""
         check_is_fitted(self)
+        tables = self._fitted_tables()
         partition = self._features.scoring(self._known_data(X))
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
-        spec = self._spec(self._objective(), self._tables[0].layout.n_factors, self.optimizer)
+        spec = self._spec(self._objective(), tables[0].layout.n_factors, self.optimizer)
         kernels = numba_cpu.compile_kernels(spec)
-        return np.stack([kernels.scores(partition, table).astype(np.float64) for table in self._tables])
+        return np.stack([kernels.scores(partition, table).astype(np.float64) for table in tables])
 
     def _elsewhere(self, X: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """The method on a Dask collection (lazily) or on shards; None where X lies in this process."""

@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
 
-from dfm.errors import SettingsError
+from sklearn.exceptions import NotFittedError
+
+from dfm.errors import DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
 from dfm.kernels.families.registry import FAMILIES
 from dfm.training.fitting import initial_table
@@ -116,6 +118,15 @@ def test_a_call_that_is_refused_leaves_a_model_that_predicts_as_before() -> None
         model.set_params(n_factors=3).partial_fit(*rows_of(LATE))
     model.set_params(n_factors=2)
     np.testing.assert_array_equal(model.predict_proba(rows_of(EARLY)[0]), before)
+
+
+def test_a_new_fit_that_fails_leaves_no_tables_of_other_features() -> None:
+    model = FMRegressor(n_epochs=2).fit(*rows_of(EARLY))
+    with pytest.raises(DivergenceError):
+        model.set_params(optimizer="sgd", learning_rate=1e20).fit(*rows_of([f"u{i}" for i in range(300)]))
+    with pytest.raises(NotFittedError, match="is not fitted yet"):
+        model.predict(rows_of(LATE)[0])
+    assert model.set_params(optimizer="adagrad", learning_rate=None).fit(*rows_of(LATE)).predict(rows_of(LATE)[0]).any()
 
 
 def test_categories_of_later_collections_are_learnt_to_the_bytes_of_as_many_chunks() -> None:
