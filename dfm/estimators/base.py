@@ -224,14 +224,16 @@ class BaseFactorizationMachine(Parametrised):
         features = self._features
         if isinstance(features, TableFeatures):
             recipes = self._recipes(source.n_rows, summary)
-            starts = self._starts(len(recipes), True)
+            self._starts(len(recipes), True)  # refuses to go on with other parameters
             options = self._feature_options()
             grown = features.grown(source.counts(features.vocabulary), options.table, options.n_factors)
             before, after = features.vocabulary, grown.vocabulary
             if before.ids is not after.ids:
                 # Before training, which may fail: features and tables belong together.
-                fits = [grown_fit(start, recipe, before, after) for start, recipe in zip(starts, recipes, strict=True)]
-                self._outputs = [Output(fit, own.unit) for fit, own in zip(fits, self._outputs, strict=True)]
+                self._outputs = [
+                    Output(grown_fit(own.fit, recipe, before, after), own.unit)
+                    for own, recipe in zip(self._outputs, recipes, strict=True)
+                ]
                 self._tables = [output.table() for output in self._outputs]
             self._features = grown
 
