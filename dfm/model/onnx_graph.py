@@ -59,19 +59,21 @@ def _apart(constants: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[Any]]:
     """The content of a data file, and the tensors that hold small constants and say where in it the others lie."""
     from onnx import TensorProto, helper, numpy_helper
 
-    data, tensors = bytearray(), []
+    pieces: list[Any] = []
+    tensors, end = [], 0
     for name, array in constants.items():
         if array.nbytes <= _SMALL:
             tensors.append(numpy_helper.from_array(array, name))
             continue
-        data += bytes(-len(data) % _ALIGNMENT)
+        padding = -end % _ALIGNMENT
+        pieces += [bytes(padding), np.ascontiguousarray(array, array.dtype.newbyteorder("<"))]
         tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": DATA_NAME, "offset": len(data), "length": array.nbytes}.items():
+        for key, value in {"location": DATA_NAME, "offset": end + padding, "length": array.nbytes}.items():
             tensor.external_data.add(key=key, value=str(value))
         tensors.append(tensor)
-        data += array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return bytes(data), tensors
+        end += padding + array.nbytes
+    return b"".join(pieces), tensors
 
 
 def _made(steps: list[OnnxStep], tensors: list[Any], constants: Mapping[str, NDArray[Any]] | None = None) -> Any:
