@@ -164,7 +164,7 @@ def _has_weights(schema: ResolvedSchema, shards: Sequence[Shard], options: Mappi
 
 @contextlib.contextmanager
 def _naming_folders(source: JobLike) -> Iterator[None]:
-    """Where a path of a job file names nothing, but does so from the folder of the file, the message says so."""
+    """Messages that name the folder of the job file, where a path names nothing but does so from there."""
     try:
         yield
     except NothingFound as error:

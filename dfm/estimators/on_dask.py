@@ -100,7 +100,7 @@ class CollectionRows:
         self._rows = collections.encode_chunks(self.watch, encoding, self.chunks)
 
     def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
-        """Of all chunks."""
+        """Occurrences in all chunks."""
         return self.watch.result(
             collections.merged_counts(self.watch, self._rows, vocabulary.n_fields, vocabulary.hash_bits)
         )

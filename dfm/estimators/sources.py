@@ -134,7 +134,7 @@ class ArrayRows:
         self.rows = dataclasses.replace(features.rows(self.data), labels=codes, weights=weights)
 
     def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
-        """Of all rows, those to hold out too."""
+        """Occurrences in all rows, those to hold out too."""
         return count_features(self.rows.indices, self.rows.fields, vocabulary.n_fields, vocabulary.hash_bits)
 
     def hold_out(self, share: float, seed: int) -> None:
