@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
 
-from dfm.data.parquet import find_shards
+from dfm.data.discovery import NothingFound, find_files
+from dfm.data.parquet import Shard, feature_schema, find_shards
+from dfm.data.schema import ResolvedSchema
 from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
@@ -17,7 +21,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
-from dfm.errors import OutOfMemoryError, SettingsError
+from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
@@ -31,6 +35,7 @@ from dfm.training.memory import GIB, bounds, worker_memory
 from dfm.training.order import Order, admit
 
 ModelLike = str | os.PathLike[str] | FMModel
+logger = logging.getLogger(__name__)
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
 
@@ -48,7 +53,8 @@ def train(
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
-    on_event: called with a JSON-ready record as stages and epochs pass. DfmError where the job cannot go on.
+    on_event: called with a JSON-ready record as stages and epochs pass; without it, the diagnosis of what could not be
+    learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
     again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
@@ -60,10 +66,10 @@ def train(
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
     order = None if run_id else admit(resolved, own_loss, own_regularizer)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler, attempts_left) as log:
+    with RunLog(resolved, run_id, scheduler, attempts_left) as log, _naming_folders(job):
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
-            return training.train(order, client, _both(log.on_event, on_event))
+            return training.train(order, client, _both(log.on_event, on_event or _log_diagnosis))
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
@@ -87,15 +93,19 @@ def search(
     return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
 
 
-def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
+def _log_diagnosis(event: Event) -> None:
+    for finding in event["findings"] if event["event"] == "diagnosis" else ():
+        logger.warning("%s (%s)", finding["message"], ", ".join(finding["knobs"]))
+
+
+def _both(first: OnEvent, second: OnEvent) -> OnEvent:
     """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
 
     def on_event(event: Event) -> None:
         done = event["event"] == "done"
         if done:
             first(event)
-        if second is not None:
-            second(event)
+        second(event)
         if not done:
             first(event)
 
@@ -109,7 +119,8 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     order = Order.of(load_job(job, overrides))
     resolved, layout = order.job, order.work.layout
-    inputs = find_inputs(resolved)
+    with _naming_folders(job):
+        inputs = find_inputs(resolved)
     order.check_fields(len(inputs.schema.fields))
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
@@ -149,20 +160,23 @@ def evaluate(
 
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
-    takes them, scored here. All have the columns of the schema's label and weight. on_bad_rows: "error" or "skip".
+    takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
+    rows count alike, and a warning says so. on_bad_rows: "error" or "skip".
     """
     loaded, place = _model(model, storage_options)
-    paths = _paths_of(data)
+    paths, is_weighted = _paths_of(data), True
     if paths is not None:
-        chosen, scoring = settings or ClusterSettings(), Scoring(place, on_bad_rows, storage_options=storage_options)
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+        is_weighted = _has_weights(loaded.schema, shards, storage_options)
+        chosen = settings or ClusterSettings()
+        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
         with connect.client_of(chosen, client) as own:
             tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
     elif frames.is_collection(data):
         tally, account = frames.evaluate_collection(loaded, data, on_bad_rows, client)
     else:
         tally, account = frames.evaluate_rows(loaded, data, on_bad_rows)
-    account.check_any("evaluate on", loaded.schema.weight)
+    account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**tally.metrics(), "account": rows}
 
@@ -183,6 +197,39 @@ def _paths_of(data: Any) -> list[str] | None:
     listed = list(data) if isinstance(data, list | tuple | set | Iterator) else []
     are_paths = bool(listed) and all(isinstance(path, str | os.PathLike) for path in listed)
     return [os.fspath(path) for path in listed] if are_paths else None
+
+
+def _has_weights(schema: ResolvedSchema, shards: Sequence[Shard], options: Mapping[str, Any] | None) -> bool:
+    """Whether any shard has the column of weights, where there is one."""
+    is_there = not schema.weight or any(schema.weight in feature_schema(shard, options).names for shard in shards)
+    if not is_there:
+        logger.warning(
+            "no shard has the column %r, which weighed the rows in training: all rows count alike here", schema.weight
+        )
+    return is_there
+
+
+@contextlib.contextmanager
+def _naming_folders(source: JobLike) -> Iterator[None]:
+    """Messages that name the folder of the job file, where a path names nothing but does so from there."""
+    try:
+        yield
+    except NothingFound as error:
+        folder = os.path.dirname(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else ""
+        other = os.path.join(folder, error.path)
+        if folder and _is_there(other):
+            raise DataError(
+                f"{error}. There is {os.path.normpath(other)}: paths of a job file are relative to the folder that dfm "
+                f"runs in, not to that of the file. Run dfm in {folder}, or write the path from here"
+            ) from None
+        raise
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return files.is_local(path) and bool(find_files(path, {}))
+    except DataError:
+        return False
 
 
 def predict(

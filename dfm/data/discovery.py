@@ -58,6 +58,12 @@ _TABLES = {
 """By format: the folder that holds its log, and where the list of its present files comes from."""
 
 
+class NothingFound(DataError):
+    """A path that names no Parquet file."""
+
+    path: str = ""
+
+
 @dataclass(frozen=True)
 class FoundFile:
     """A file and the columns that its folders `name=value` give, as text.
@@ -80,7 +86,7 @@ def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot list {path!r}: {error}") from error
     if not found:
-        raise DataError(search.nothing())
+        raise search.nothing()
     search.tell()
     return [_found(_unstrip(filesystem, name), name, base) for name, base in found]
 
@@ -218,15 +224,18 @@ class _Search:
 
     # ---------------------------------------------------------------------------------------- messages ----
 
-    def nothing(self) -> str:
-        """The message where no file was found."""
+    def nothing(self) -> NothingFound:
+        """The error where no file was found."""
         others = sorted(self.passed)
-        if not others:
-            return f"no Parquet file at {self._path!r}: check the path; folders and globs like 'day=*/*.parquet' work"
-        return (
-            f"no Parquet file at {self._path!r}, but {_counted(others, 'other file')}, {self.passed[others[0]]}: check "
-            f"the path; a glob takes files of any name ({self._path.rstrip('/')}/*)"
-        )
+        but, remedy = "", "folders and globs like 'day=*/*.parquet' work"
+        if others:
+            but = f", but {_counted(others, 'other file')}, {self.passed[others[0]]}"
+            remedy = f"a glob takes files of any name ({self._path.rstrip('/')}/*)"
+        is_relative = files.is_local(self._path) and not os.path.isabs(files.local_path(self._path))
+        where = f" from {os.getcwd()}" if is_relative else ""
+        error = NothingFound(f"no Parquet file at {self._path!r}{where}{but}: check the path; {remedy}")
+        error.path = self._path
+        return error
 
     def tell(self) -> None:
         """Name what was left out: in a warning where it may be rows, else for those who listen closely."""

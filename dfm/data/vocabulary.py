@@ -7,7 +7,7 @@ Frequent features sharing cache lines makes training faster, "does it own factor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -36,7 +36,7 @@ class FeatureCounts:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """ids uint32[n], counts int64[n], fields uint16[n], by descending count (ties: ascending id).
+    """ids uint32[n], counts int64[n], fields uint16[n], by descending count (ties: ascending id) of when they came in.
 
     The first `n_factored` own factors. `rare` int64[n_fields] is the row of each field's bucket for rare and unseen
     categories, -1 where the field has none.
@@ -138,7 +138,8 @@ def build_vocabulary(
             counts.fields[~kept].astype(np.int64), weights=counts.counts[~kept], minlength=len(columns)
         ).astype(np.int64)
         buckets = FeatureCounts(rare_ids, pooled, np.arange(len(columns), dtype=np.uint16))
-        ids, occurrences, fields = _with_buckets(FeatureCounts(ids, occurrences, fields), buckets)
+        united = _united(FeatureCounts(ids, occurrences, fields), buckets)
+        ids, occurrences, fields = united.ids, united.counts, united.fields
     order = np.lexsort((ids, -occurrences))
     ids, occurrences, fields = ids[order], occurrences[order], fields[order]
     if len(rare_ids):
@@ -148,17 +149,80 @@ def build_vocabulary(
     return Vocabulary(ids, occurrences, fields, rare_rows, n_factored, hash_bits)
 
 
-def _with_buckets(
-    kept: FeatureCounts, buckets: FeatureCounts
-) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint16]]:
-    """The kept features and the rare buckets (empty ones too: an unseen category may need them), as one list."""
-    ids = np.union1d(kept.ids, buckets.ids).astype(np.uint32)
+def _united(*parts: FeatureCounts) -> FeatureCounts:
+    """All features of the parts, those that were never seen too: an unseen category may need its bucket."""
+    ids = np.unique(np.concatenate([part.ids for part in parts])).astype(np.uint32)
     counts, fields = np.zeros(len(ids), np.int64), np.full(len(ids), np.iinfo(np.uint16).max, np.uint16)
-    for part in (kept, buckets):
+    for part in parts:
         at = np.searchsorted(ids, part.ids)
         np.add.at(counts, at, part.counts)
         np.minimum.at(fields, at, part.fields)
-    return ids, counts, fields
+    return FeatureCounts(ids, counts, fields)
+
+
+NO_COUNTS = FeatureCounts(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uint16))
+
+
+def seen_rarely(counts: FeatureCounts, min_count: int) -> FeatureCounts:
+    """The features that a vocabulary of these counts leaves out."""
+    return _those(counts, counts.counts < min_count)
+
+
+def _those(counts: FeatureCounts, chosen: NDArray[np.bool_]) -> FeatureCounts:
+    return FeatureCounts(counts.ids[chosen], counts.counts[chosen], counts.fields[chosen])
+
+
+def grow(
+    vocabulary: Vocabulary, waiting: FeatureCounts, later: FeatureCounts, min_count: int, min_count_factors: int
+) -> tuple[Vocabulary, FeatureCounts]:
+    """The vocabulary with features of later rows, and the features that still wait.
+
+    waiting: those seen in earlier rows, fewer than `min_count` times. Whatever has a row, or factors, keeps them; where
+    nothing comes in, so do rows their order (`ids` is the same array then), and only counts change.
+    """
+    known = FeatureCounts(vocabulary.ids, vocabulary.counts, vocabulary.fields)
+    seen = _united(waiting, later)
+    comes_in = np.isin(seen.ids, known.ids) | (seen.counts >= min_count)
+    still_rare = _those(later, ~np.isin(later.ids, seen.ids[comes_in]))
+    everything = _united(known, _those(seen, comes_in), _pooled(vocabulary, still_rare))
+    at = np.searchsorted(everything.ids, vocabulary.ids)
+    everything.fields[at] = vocabulary.fields
+    owns_factors = everything.counts >= min_count_factors
+    owns_factors[at[: vocabulary.n_factored]] = True
+    grown = _with_features(vocabulary, everything, owns_factors)
+    if (grown.n_features, grown.n_factored) == (vocabulary.n_features, vocabulary.n_factored):
+        grown = replace(vocabulary, counts=everything.counts[at])
+    return grown, _those(seen, ~comes_in)
+
+
+def _pooled(vocabulary: Vocabulary, rare: FeatureCounts) -> FeatureCounts:
+    """Occurrences of rare features as those of the buckets of their fields, where there are such."""
+    amounts = np.bincount(rare.fields.astype(np.int64), weights=rare.counts, minlength=vocabulary.n_fields)
+    fields = np.flatnonzero((vocabulary.rare >= 0) & (amounts > 0))
+    ids = vocabulary.ids[vocabulary.rare[fields]]
+    return FeatureCounts(ids, amounts[fields].astype(np.int64), fields.astype(np.uint16))
+
+
+def _with_features(vocabulary: Vocabulary, features: FeatureCounts, owns_factors: NDArray[np.bool_]) -> Vocabulary:
+    """Those with factors first, frequent ones before others."""
+    order = np.lexsort((features.ids, -features.counts, ~owns_factors))
+    grown = Vocabulary(
+        features.ids[order],
+        features.counts[order],
+        features.fields[order],
+        vocabulary.rare,
+        int(np.count_nonzero(owns_factors)),
+        vocabulary.hash_bits,
+    )
+    buckets = vocabulary.rare.copy()
+    buckets[buckets >= 0] = rows_of(grown, vocabulary.ids[buckets[buckets >= 0]])
+    return replace(grown, rare=buckets)
+
+
+def rows_of(vocabulary: Vocabulary, ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Rows, uint32[n], of features that the vocabulary holds."""
+    order = np.argsort(vocabulary.ids).astype(np.uint32)
+    return order[np.searchsorted(vocabulary.ids, ids, sorter=order)]
 
 
 class RowLookup:

@@ -48,6 +48,8 @@ class Scoring:
     output: str = ""
     """Where predictions go: absolute path or URL; `file://` says that all workers share the path."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    is_weighted: bool = True
+    """Whether rows to evaluate on have the weights that the model was trained with."""
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The input columns that every part holds, decided once for all shards."""
 
@@ -93,19 +95,24 @@ def evaluate_shards(
 def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
     """Metrics of some labelled rows."""
     model = _model_of(scoring, placed)
-    columns = labelled_columns(model)
+    columns = labelled_columns(model, scoring.is_weighted)
     batches = (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
-    return evaluate_batches(model, batches, scoring.on_bad_rows)
+    return evaluate_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted)
 
 
-def labelled_columns(model: FMModel) -> tuple[str, ...]:
-    """The columns that evaluating reads: label, weight, features."""
+def labelled_columns(model: FMModel, is_weighted: bool = True) -> tuple[str, ...]:
+    """The columns that evaluating reads: label, weight (unless rows are to count alike), features."""
     schema = model.schema
-    return tuple(dict.fromkeys([name for name in (schema.label, schema.weight) if name] + list(schema.columns)))
+    special = schema.label, schema.weight if is_weighted else ""
+    return tuple(dict.fromkeys([name for name in special if name] + list(schema.columns)))
 
 
-def evaluate_batches(model: FMModel, batches: Iterable[Batch], on_bad_rows: str) -> tuple[Tally, RowAccount]:
+def evaluate_batches(
+    model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool = True
+) -> tuple[Tally, RowAccount]:
     """Metrics of labelled rows, batch by batch, and their account."""
+    if not is_weighted:
+        model = replace(model, schema=replace(model.schema, weight=""))
     objective = model.objective
     tally, account = objective.empty(), RowAccount()
     for batch in batches:

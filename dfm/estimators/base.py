@@ -46,7 +46,7 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
 from dfm.training.executor import Event
-from dfm.training.fitting import Fit, Recipe, fit, initial_table
+from dfm.training.fitting import Fit, Recipe, fit, grown_fit, initial_table
 from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None
@@ -209,17 +209,39 @@ class BaseFactorizationMachine(Parametrised):
         return SentRows(data, labels, weights, names_of(X), client=client)
 
     def _learn(self, source: RowSource, goes_on: bool, are_all: bool = True) -> LabelSummary:
-        """Features and classes of the rows, unless training goes on: then the rows take those of the last fit."""
+        """Features and classes of the rows; where training goes on, those of the last fit, and new categories."""
         summary = source.summarise(self._task == "classification")
         if goes_on:
             source.encode(self._features, self._encoding)
+            self._grow(source, summary)
             return summary
+        for name in ("_outputs", "_tables"):  # tables of other features: if this fit fails, there is no model
+            self.__dict__.pop(name, None)
         encoding = self._encode(summary)
         self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
         self._features = source.learn(self._feature_options(), self._encoding)
         if source.columns is not None:
             self._record_columns(*source.columns)
         return summary
+
+    def _grow(self, source: RowSource, summary: LabelSummary) -> None:
+        """Let in the categories that are new in these rows, untrained; columns of a matrix are as many as ever."""
+        features = self._features
+        if isinstance(features, TableFeatures):
+            rows = RowsToFit(source.n_rows, source.squares, False, goes_on=True, chosen=self._chosen(True))
+            recipes = self._recipes(rows, summary)
+            self._starts(len(recipes), True)  # refuses to go on with other parameters
+            options = self._feature_options()
+            grown = features.grown(source.counts(features.vocabulary), options.table, options.n_factors)
+            before, after = features.vocabulary, grown.vocabulary
+            if before.ids is not after.ids:
+                # Before training, which may fail: features and tables belong together.
+                self._outputs = [
+                    Output(grown_fit(own.fit, recipe, before, after), own.unit)
+                    for own, recipe in zip(self._outputs, recipes, strict=True)
+                ]
+                self._tables = [output.table() for output in self._outputs]
+            self._features = grown
 
     def _held_out(self, source: RowSource, eval_set: Any) -> Any:
         """Rows of eval_set as the source takes them; classes do not reweigh them."""
@@ -316,11 +338,12 @@ class BaseFactorizationMachine(Parametrised):
     def _scores(self, X: Any) -> NDArray[np.float64]:
         """Raw scores of every machine, float64[n_machines, n_rows]."""
         check_is_fitted(self)
+        tables = self._fitted_tables()
         partition = self._features.scoring(self._known_data(X))
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
-        spec = self._spec(self._objective(), self._tables[0].layout.n_factors, self.optimizer)
+        spec = self._spec(self._objective(), tables[0].layout.n_factors, self.optimizer)
         kernels = numba_cpu.compile_kernels(spec)
-        return np.stack([kernels.scores(partition, table).astype(np.float64) for table in self._tables])
+        return np.stack([kernels.scores(partition, table).astype(np.float64) for table in tables])
 
     def _elsewhere(self, X: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """The method on a Dask collection (lazily) or on shards; None where X lies in this process."""

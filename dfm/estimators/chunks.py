@@ -16,19 +16,21 @@ import pyarrow as pa
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dfm.data.encoding import parse_numbers, take_rows
+from dfm.data.encoding import take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
-from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
+from dfm.data.preparation import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
+    NO_COUNTS,
     FeatureCounts,
     RowLookup,
     Vocabulary,
     build_vocabulary,
     count_features,
     merge_counts,
+    seen_rarely,
 )
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import home_of
@@ -44,6 +46,7 @@ from dfm.estimators.features import (
     n_rows_of,
     names_of,
     resolve_columns,
+    sketch_table,
 )
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
 from dfm.estimators.sources import Deal
@@ -106,11 +109,7 @@ def _as_array(data: Any) -> Any:
 
 def sketch_chunk(data: Any, schema: ResolvedSchema) -> dict[str, NumberSketch]:
     """Sketch of the columns whose transform needs statistics."""
-    table, found = as_arrow(data), {}
-    for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
-        found[column] = sketch_values(values[present & ~unparsed & np.isfinite(values)])
-    return found
+    return sketch_table(as_arrow(data), schema)
 
 
 @dataclass(frozen=True)
@@ -222,13 +221,19 @@ def _table_features(
     statistics = statistics_of(by_column, schema)
     encoding = ChunkEncoding(schema, options.hash_bits, statistics, None, labels)
     rows = encode_chunks(watch, encoding, chunks)
-    counts = [watch.submit(count_chunk, part, len(schema.fields), options.hash_bits) for part in rows]
-    merged = watch.submit(merge_counts, counts, options.hash_bits)
+    merged = merged_counts(watch, rows, len(schema.fields), options.hash_bits)
     names = [entry.name for entry in schema.fields]
     least = options.least_for_factors(feature_options.n_factors)
     knobs = options.hash_bits, options.min_count, least
     vocabulary = watch.result(watch.submit(build_vocabulary, merged, names, *knobs))
-    return TableFeatures(schema, vocabulary, statistics), rows
+    waiting = watch.result(watch.submit(seen_rarely, merged, options.min_count)) if options.min_count > 1 else NO_COUNTS
+    return TableFeatures(schema, vocabulary, statistics, waiting), rows
+
+
+def merged_counts(watch: Watch, rows: Sequence[Future], n_fields: int, hash_bits: int) -> Future:
+    """Occurrences of the hashed features in the rows of all chunks."""
+    counts = [watch.submit(count_chunk, part, n_fields, hash_bits) for part in rows]
+    return watch.submit(merge_counts, counts, hash_bits)
 
 
 # ----------------------------------------------------------------------------------------- partitions ----

@@ -57,8 +57,9 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
 
-        The first call decides which categories there are: later ones are counted in a warning, and not learnt.
-        Weights count as they are; class_weight = "balanced" needs all rows and is refused.
+        Categories may come later (with min_count, from as many occurrences in all calls on); the first call decides how
+        numbers are scaled, and which columns there are. Weights count as they are; class_weight = "balanced" needs all
+        rows and is refused.
         """
         if self.class_weight == "balanced":
             raise ValueError('class_weight = "balanced" needs all rows at once: pass weights as a dict, or use fit')
@@ -205,13 +206,13 @@ class FMClassifier(_Classifier, FactorParameters):
     constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
     there are any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold
     out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on. Where rows are
-    evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit,
-    whose categories are those that it knows.
+    evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit:
+    what was learnt stays, categories that are new come in, and numbers are scaled as they were.
 
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
     "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
-    crosses name columns by role (by type where none is named), and numeric_transform, hash_bits, min_count and
-    min_count_factors are the knobs of a job file.
+    crosses name columns by role (by type where none is named), and missing, nan, list_separator, derive,
+    numeric_transform, hash_bits, min_count and min_count_factors are the knobs of a job file.
 
     Work. n_replicas: local models, averaged averages_per_epoch times in every epoch by the rule `merge`; None is one
     in this process, and eight where the rows lie on a cluster. backend: "numba" trains on processors, "cupy" on NVIDIA

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import column_kind, flat, without_views
-from dfm.data.encoding import Encoded, encode_batch, parse_numbers
+from dfm.data.encoding import Encoded, encode_batch, number_column
 from dfm.data.footers import Columns, resolve_told
 from dfm.data.matrices import (
     ColumnMoments,
@@ -31,10 +30,19 @@ from dfm.data.matrices import (
     vector_vocabulary,
 )
 from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
-from dfm.data.preparation import columns_with_statistics, sketch_values, statistics_of
+from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.transforms import SCALED, NumberStatistics
-from dfm.data.vocabulary import RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.data.vocabulary import (
+    NO_COUNTS,
+    FeatureCounts,
+    RowLookup,
+    Vocabulary,
+    build_vocabulary,
+    count_features,
+    grow,
+    seen_rarely,
+)
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
@@ -53,6 +61,10 @@ class TableOptions:
     numeric: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     crosses: tuple[tuple[str, ...], ...] = ()
+    missing: tuple[str, ...] = ()
+    nan: str = "error"
+    list_separator: str = ""
+    derive: Mapping[str, str] = field(default_factory=dict)
     numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
@@ -60,8 +72,13 @@ class TableOptions:
 
     @property
     def names_columns(self) -> bool:
-        """Whether roles were given, so that a table is one even where all its columns are floats."""
-        return bool(self.categorical or self.numeric or self.lists or self.crosses)
+        """Whether it says what a matrix of numbers cannot be, so that a table is one even where all of it is floats."""
+        roles = self.categorical or self.numeric or self.lists or self.crosses
+        return bool(roles or self.derive or self.nan != Schema.nan)
+
+    def of_schema(self) -> dict[str, Any]:
+        """The knobs of the [schema] table among them."""
+        return {name: value for name, value in vars(self).items() if name in Schema.knobs()}
 
     def least_for_factors(self, n_factors: int) -> int:
         """Occurrences from which a feature owns factors; in a linear model none does."""
@@ -151,11 +168,12 @@ class MatrixFeatures:
 
 @dataclass(frozen=True)
 class TableFeatures:
-    """Features of tables with categories, hashed."""
+    """Features of tables with categories, hashed. waiting: those that were seen, but too rarely to be in."""
 
     schema: ResolvedSchema
     vocabulary: Vocabulary
     statistics: Mapping[str, NumberStatistics]
+    waiting: FeatureCounts = NO_COUNTS
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: the look-up is made again."""
@@ -177,7 +195,16 @@ class TableFeatures:
         least = options.least_for_factors(n_factors)
         names = [entry.name for entry in schema.fields]
         vocabulary = build_vocabulary(counts, names, options.hash_bits, options.min_count, least)
-        return cls(schema, vocabulary, statistics), rows
+        return cls(schema, vocabulary, statistics, seen_rarely(counts, options.min_count)), rows
+
+    def grown(self, counts: FeatureCounts, options: TableOptions, n_factors: int) -> TableFeatures:
+        """The same with the categories of further rows, by their counts; numbers keep their statistics."""
+        least = options.least_for_factors(n_factors)
+        vocabulary, waiting = grow(self.vocabulary, self.waiting, counts, options.min_count, least)
+        grown = dataclasses.replace(self, vocabulary=vocabulary, waiting=waiting)
+        if vocabulary.ids is self.vocabulary.ids and "lookup" in self.__dict__:
+            grown.__dict__["lookup"] = self.lookup  # of the same rows
+        return grown
 
     def rows(self, data: Any) -> HashedRows:
         """The rows of a table, or of an array whose columns are in the order of the schema's."""
@@ -192,48 +219,29 @@ class TableFeatures:
         return FMModel(self.schema, objective.task, self.vocabulary, table, self.statistics, metadata, objective.info)
 
 
-def warn_of_unknown(features: Features, rows: HashedRows) -> None:
-    """UserWarning where rows to go on with hold categories that were not there when the features were learnt.
-
-    The parameters of a machine belong to the features of its first rows; later ones have none.
-    """
-    if not isinstance(features, TableFeatures):
-        return
-    unknown = ~np.isin(rows.indices, features.vocabulary.ids)
-    n_unknown = len(np.unique(rows.indices[unknown]))
-    if n_unknown:
-        warnings.warn(
-            f"{n_unknown} categories, {unknown.mean():.1%} of the values of these rows, were not there at the first "
-            "fit: training that goes on learns nothing of them; fit anew on all rows, or hand the days to a job with "
-            "training.warm_start, whose features are those of its own rows",
-            stacklevel=2,
-        )
-
-
 def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> ResolvedSchema:
     """The fields of a table, by the options or by the types of its columns."""
     label = "label"
     while label in types:
         label += "_"
-    settings = Schema(
-        label=label,
-        categorical=options.categorical,
-        numeric=options.numeric,
-        lists=options.lists,
-        crosses=options.crosses,
-        numeric_transform=options.numeric_transform,
-    )
+    settings = Schema(label=label, **options.of_schema())
     kinds = {name: column_kind(kind) for name, kind in types.items()}
     return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}))
 
 
 def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
     """Mean and deviation, or quantiles, of the columns whose transform needs them."""
+    return statistics_of({column: [sketch] for column, sketch in sketch_table(table, schema).items()}, schema)
+
+
+def sketch_table(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberSketch]:
+    """Sketch of the columns whose transform needs statistics."""
     found = {}
     for column in columns_with_statistics(schema):
-        values, present, unparsed = parse_numbers(table.column(column).combine_chunks(), column, schema.numbers)
-        found[column] = [sketch_values(values[present & ~unparsed & np.isfinite(values)])]
-    return statistics_of(found, schema)
+        batches = table.select(schema.sources([column])).combine_chunks().to_batches()
+        numbers = [number_column(batch, column, schema) for batch in batches]
+        found[column] = sketch_values(np.concatenate([np.zeros(0), *numbers]))
+    return found
 
 
 def encoded_rows(

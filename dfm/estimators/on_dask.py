@@ -10,6 +10,7 @@ from typing import Any
 from distributed import Future
 
 from dfm.data.partition import HashedRows
+from dfm.data.vocabulary import FeatureCounts, Vocabulary
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import FitExecutor, scatter_replicas, watch_of
 from dfm.estimators import chunks as collections
@@ -103,6 +104,12 @@ class CollectionRows:
         """The rows of known features."""
         encoding = collections.encoding_of(features, labels)
         self._rows = collections.encode_chunks(self.watch, encoding, self.chunks)
+
+    def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
+        """Occurrences in all chunks."""
+        return self.watch.result(
+            collections.merged_counts(self.watch, self._rows, vocabulary.n_fields, vocabulary.hash_bits)
+        )
 
     def hold_out(self, share: float, seed: int) -> None:
         """Let every replica hold out this share of its rows."""

@@ -98,6 +98,10 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     numeric: Sequence[str] | None = None
     lists: Sequence[str] | None = None
     crosses: Sequence[Sequence[str]] | None = None
+    missing: Sequence[str] | None = None
+    nan: str = "error"
+    list_separator: str = ""
+    derive: Mapping[str, str] | None = None
     numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
@@ -162,6 +166,10 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             numeric=named("numeric"),
             lists=named("lists"),
             crosses=tuple(tuple(cross) for cross in given["crosses"] or ()),
+            missing=named("missing"),
+            nan=given["nan"],
+            list_separator=given["list_separator"],
+            derive=dict(given["derive"] or {}),
             numeric_transform=given["numeric_transform"],
             hash_bits=given["hash_bits"],
             min_count=given["min_count"],
@@ -279,15 +287,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return Job.from_dict(
             {
                 "data": {"train": shards, "validation": validation},
-                "schema": {
-                    "label": columns[0],
-                    "weight": columns[1] or "",
-                    "categorical": options.categorical,
-                    "numeric": options.numeric,
-                    "lists": options.lists,
-                    "crosses": options.crosses,
-                    "numeric_transform": options.numeric_transform,
-                },
+                "schema": {"label": columns[0], "weight": columns[1] or "", **options.of_schema()},
                 "model": {
                     **model.to_dict(),
                     "loss": "auto" if callable(self.loss) else self.loss,  # a user's function is passed beside the job

@@ -35,8 +35,10 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return self._fit(X, y, sample_weight, eval_set, client)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over some rows, going on from the last call. The first call decides the unit of the labels,
-        and which categories there are: later ones are counted in a warning, and not learnt.
+        """One epoch over some rows, going on from the last call.
+
+        Categories may come later (with min_count, from as many occurrences in all calls on); the first call decides the
+        unit of the labels, how numbers are scaled, and which columns there are.
         """
         return self._partial_fit(X, y, sample_weight)
 

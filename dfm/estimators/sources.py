@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
-from dfm.data.vocabulary import RowLookup
+from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import SettingsError
-from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures, warn_of_unknown
+from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
 from dfm.training.fitting import FitExecutor, deal, whole_partition
 from dfm.training.local import LocalExecutor
@@ -73,6 +73,9 @@ class RowSource(Protocol):
 
     def encode(self, features: Features, labels: LabelEncoding) -> None:
         """Take features that are known."""
+
+    def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
+        """Occurrences of the rows' hashed features, which a vocabulary of such features may lack."""
 
     def hold_out(self, share: float, seed: int) -> None:
         """Validate on this share of the rows instead of training on them."""
@@ -137,9 +140,11 @@ class ArrayRows:
         """The rows of known features."""
         codes = labels.labels(self.labels)
         weights = labels.weights(codes, self.weights)
-        rows = features.rows(self.data)
-        warn_of_unknown(features, rows)
-        self.rows = dataclasses.replace(rows, labels=codes, weights=weights)
+        self.rows = dataclasses.replace(features.rows(self.data), labels=codes, weights=weights)
+
+    def counts(self, vocabulary: Vocabulary) -> FeatureCounts:
+        """Occurrences in all rows, those to hold out too."""
+        return count_features(self.rows.indices, self.rows.fields, vocabulary.n_fields, vocabulary.hash_bits)
 
     def hold_out(self, share: float, seed: int) -> None:
         """Take a seeded choice of rows, at least one, out of those to train on."""

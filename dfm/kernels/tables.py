@@ -414,7 +414,10 @@ def _pull_range(source: Floats, features: NDArray[np.uint32], first_row: int, ta
 
 
 def put(local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) -> None:
-    """Write a local table back into the rows, uint32[n] ascending, of the table that `pull` took it from, in place."""
+    """Write a table into the rows, uint32[n], of a larger one that `pull` took it from, or that it grew into, in place.
+
+    The features of the smaller table that own factors are to own some in the larger one.
+    """
     for block in local.layout.shared:
         table[block.name][...] = local[block.name]
     for block in local.layout.touched:

@@ -6,7 +6,7 @@ what every export is tested with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,11 @@ from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
-from dfm.model.hashing_explained import ids_explained
+from dfm.model.onnx_graph import DATA_NAME, onnx_files
 from dfm.model.rows import batches_of, in_columns
 from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
-from dfm.version import pip_install
 
-ONNX_OPSET = 18
-_ONNX_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
 _TEXT_LINKS = ("sigmoid", "identity", "margin")
 """Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
@@ -104,16 +101,16 @@ def _columns(table: ParameterTable, n_shared: int) -> dict[str, pa.Array]:
     }
 
 
-def parquet_bytes(model: FMModel, names: TokenNames | None = None) -> bytes:
+def parquet_file(model: FMModel, names: TokenNames | None = None) -> dict[str, bytes]:
     """`parquet_table` as a file."""
     sink = pa.BufferOutputStream()
     pq.write_table(parquet_table(model, names), sink)
-    return bytes(sink.getvalue())
+    return {"model.parquet": bytes(sink.getvalue())}
 
 
-def xlearn_text(model: FMModel) -> bytes:
+def xlearn_text(model: FMModel) -> dict[str, bytes]:
     """Lines "bias: b", "i_INDEX: w", "v_INDEX: v …" as xLearn's text models have them; INDEX is the hashed index."""
-    return "".join(_xlearn_lines(model)).encode()
+    return {"model.xlearn.txt": "".join(_xlearn_lines(model)).encode()}
 
 
 def _xlearn_lines(model: FMModel) -> Iterator[str]:
@@ -125,12 +122,17 @@ def _xlearn_lines(model: FMModel) -> Iterator[str]:
         yield f"v_{index}: {' '.join(map(_text, factors))}\n"
 
 
-def libfm_text(model: FMModel) -> bytes:
-    """libFM's model text. Features are numbered by line; `export` writes their hashed indices beside it."""
+def libfm_text(model: FMModel) -> dict[str, bytes]:
+    """libFM's model text. Features are numbered by line; a second file has their hashed indices."""
     lines = ["#global bias W0", _text(model.table.bias_value), "#unary interactions Wj"]
     lines += [_text(weight) for weight in model.table.linear_weights]
     lines += ["#pairwise interactions Vj,f"]
     lines += [" ".join(map(_text, factors)) for factors in _dense_factors(model)]
+    ids = map(str, model.vocabulary.ids)
+    return {"model.libfm.txt": _lines(lines), "model.libfm.ids.txt": _lines(ids)}
+
+
+def _lines(lines: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -139,79 +141,13 @@ def _text(number: np.float32) -> str:
     return str(np.float32(number))
 
 
-def onnx_bytes(model: FMModel) -> bytes:
-    """An ONNX graph with inputs ids, fields (int64) and values (float32), each [n_rows, n_entries] as `hashed_inputs`
-    gives them, and output "prediction" float32[n_rows]; Gather, Where, ReduceSum and arithmetic only.
-    """
-    try:
-        from onnx import TensorProto, checker, helper, numpy_helper
-    except ImportError as error:
-        raise SettingsError(f"the ONNX export needs the package onnx: {pip_install('onnx')}") from error
-    vocabulary = model.vocabulary
-    n_features = vocabulary.n_features
-    # Row n_features is all zeros: padding and features that nobody knows point there.
-    rows = np.full(2**vocabulary.hash_bits + 1, -1, np.int64)
-    rows[vocabulary.ids] = np.arange(n_features)
-    rows[-1] = n_features
-    rare = np.where(vocabulary.rare >= 0, vocabulary.rare, n_features)
-    constants = {
-        "row_of_id": rows,
-        "rare_row": rare.astype(np.int64),
-        "w": np.append(model.table.linear_weights, np.float32(0)),
-        "V": np.vstack([_dense_factors(model), np.zeros((1, model.table.layout.n_factors), np.float32)]),
-        "bias": np.array([model.table.bias_value], np.float32),
-        "zero": np.array(0, np.int64),
-        "entries": np.array([1], np.int64),
-        "last": np.array([-1], np.int64),
-    }
-    layout, link = model.table.layout, _ONNX_LINKS[model.objective.info.link]
-    own = {block.name: model.table.values(block) for block in layout.shared}
-    more, of_family = family_of(layout.family).onnx(own, vocabulary.fields)
-    constants |= more
-    steps = [
-        ("Gather", ["row_of_id", "ids"], "known"),
-        ("Gather", ["rare_row", "fields"], "pooled"),
-        ("Less", ["known", "zero"], "is_unknown"),
-        ("Where", ["is_unknown", "pooled", "known"], "row"),
-        ("Gather", ["w", "row"], "weights"),
-        ("Mul", ["weights", "values"], "weighted"),
-        ("ReduceSum", ["weighted", "entries"], "linear_part"),
-        ("Gather", ["V", "row"], "vectors"),
-        ("Unsqueeze", ["values", "last"], "value_column"),
-        ("Mul", ["vectors", "value_column"], "scaled"),
-        *of_family,
-        ("Add", ["linear_part", "factor_part"], "parts"),
-        ("Add", ["parts", "bias"], "score"),
-        (link, ["score"], "prediction" if model.clip is None else "unclipped"),
-    ]
-    if model.clip is not None:
-        constants |= {
-            name: np.array(bound, np.float32) for name, bound in zip(("low", "high"), model.clip, strict=True)
-        }
-        steps.append(("Clip", ["unclipped", "low", "high"], "prediction"))
-    attributes: dict[str, dict[str, Any]] = {"ReduceSum": {"keepdims": 0}, "Transpose": {"perm": [0, 2, 1]}}
-    nodes = [helper.make_node(kind, inputs, [out], **attributes.get(kind, {})) for kind, inputs, out in steps]
-    shape = ["n_rows", "n_entries"]
-    inputs = [
-        helper.make_tensor_value_info("ids", TensorProto.INT64, shape),
-        helper.make_tensor_value_info("fields", TensorProto.INT64, shape),
-        helper.make_tensor_value_info("values", TensorProto.FLOAT, shape),
-    ]
-    outputs = [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n_rows"])]
-    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "factorization_machine", inputs, outputs, tensors)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=9)
-    made.doc_string = ids_explained(model)
-    checker.check_model(made)
-    return bytes(made.SerializeToString())
-
-
-FORMATS: dict[str, tuple[str, Callable[[FMModel], bytes]]] = {
-    "parquet": ("model.parquet", parquet_bytes),
-    "onnx": ("model.onnx", onnx_bytes),
-    "xlearn": ("model.xlearn.txt", xlearn_text),
-    "libfm": ("model.libfm.txt", libfm_text),
+FORMATS: dict[str, Callable[[FMModel], dict[str, bytes]]] = {
+    "parquet": parquet_file,
+    "onnx": onnx_files,
+    "xlearn": xlearn_text,
+    "libfm": libfm_text,
 }
+"""By name: what makes the files, by their names."""
 
 
 def export(
@@ -222,7 +158,6 @@ def export(
     names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where a file of such a name
     is there that dfm did not make.
     """
-    name, made = FORMATS[kind]
     info, family = model.objective.info, model.table.layout.family
     if kind in ("xlearn", "libfm") and not family_of(family).has_texts:
         raise SettingsError(
@@ -234,13 +169,13 @@ def export(
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '
             "export to onnx, or to parquet for a reader that knows it"
         )
-    contents = {name: parquet_bytes(model, names) if kind == "parquet" else made(model)}
-    if kind == "libfm":
-        contents["model.libfm.ids.txt"] = ("\n".join(map(str, model.vocabulary.ids)) + "\n").encode()
+    contents = parquet_file(model, names) if kind == "parquet" else FORMATS[kind](model)
     urls = [files.join(directory, file) for file in contents]
     ledger = ownership.Ledger(directory, "exports", options)
     ledger.claim(contents)
     for url, data in zip(urls, contents.values(), strict=True):
         files.write_bytes(url, data, options)
+    if kind == "onnx" and DATA_NAME not in contents:
+        ledger.remove([DATA_NAME])  # that of an earlier, larger model
     ledger.settle()
     return urls

@@ -466,7 +466,7 @@ class RunLog:
 
 
 class _LogLines(logging.Handler):
-    """Turns what the library logs into events."""
+    """Turns what the library logs into events. Python prints warnings where nobody handles them, and still does."""
 
     def __init__(self, note: Any) -> None:
         super().__init__(logging.WARNING)
@@ -474,6 +474,10 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._note({"event": "log", "level": record.levelname, "message": record.getMessage()})
+        there = [*logging.getLogger("dfm").handlers, *logging.getLogger().handlers]
+        first = next((handler for handler in there if isinstance(handler, _LogLines)), self)  # of several runs
+        if logging.lastResort and first is self and all(isinstance(handler, _LogLines) for handler in there):
+            logging.lastResort.handle(record)
 
 
 def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:

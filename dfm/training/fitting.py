@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.partition import HashedRows, SparsePartition, build_partition
-from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.data.vocabulary import RowLookup, Vocabulary, rows_of
 from dfm.errors import DivergenceError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
-from dfm.kernels.tables import InitialValues, ParameterTable, initialise
+from dfm.kernels.tables import InitialValues, ParameterTable, initialise, put
 from dfm.model.objective import Objective
 from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
@@ -146,6 +146,13 @@ def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     n_fields = vocabulary.n_fields
     family_of(recipe.work.spec.family).check_fields(n_fields)
     return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
+
+
+def grown_fit(start: Fit, recipe: Recipe, before: Vocabulary, after: Vocabulary) -> Fit:
+    """A fit that goes on with more features: new ones as they are before training, the others with their state."""
+    table = initial_table(recipe, after)
+    put(start.table, rows_of(after, before.ids), table)
+    return dataclasses.replace(start, table=table)
 
 
 # ------------------------------------------------------------------------------------------------ rows ----

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -347,6 +348,29 @@ def test_data_that_is_not_there_exits_with_3(run: Run, job: Path) -> None:
     code, _, err = run("train", job, "--set", "data.train=/no/such/[0-9]*.parquet")
     assert code == 3
     assert "no Parquet file at '/no/such/[0-9]*.parquet': check the path" in one_line(err)
+
+
+@pytest.mark.parametrize("path", ["../x.parquet", "../clicks", "../clicks/day=*/*.parquet"])
+def test_a_path_that_is_right_from_the_folder_of_the_job_file_is_told_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "home" / "elsewhere").mkdir(parents=True)
+    (tmp_path / "home" / "clicks" / "day=1").mkdir(parents=True)
+    for name in ("x.parquet", "clicks/day=1/a.parquet"):
+        pq.write_table(pa.table({"label": [0, 1] * 50, "user": ["a", "b"] * 50}), tmp_path / "home" / name)
+    job = tmp_path / "home" / "elsewhere" / "job.toml"
+    job.write_text(f'[data]\ntrain = "{path}"\n[output]\ndirectory = "out"\n')
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", job, "--dry-run")
+    assert code == 3
+    assert f"no Parquet file at '{path}' from {tmp_path}: check the path" in one_line(err)
+    assert f"There is {tmp_path}/home/{path[3:]}: paths of a job file are relative to the folder" in one_line(err)
+    monkeypatch.chdir(job.parent)
+    assert run("train", "job.toml", "--dry-run")[0] == 0
+    (tmp_path / "home" / "x.parquet").unlink()
+    shutil.rmtree(tmp_path / "home" / "clicks")
+    code, _, err = run("train", "job.toml", "--dry-run")
+    assert (code, "There is" in err) == (3, False)
 
 
 def test_a_bad_row_exits_with_3_and_is_named(run: Run, job: Path, log: Path, scheduler: str, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from dfm.data.vocabulary import (
     Vocabulary,
     build_vocabulary,
     count_features,
+    grow,
     merge_counts,
     row_lookup,
+    rows_of,
+    seen_rarely,
 )
 from dfm.storage.arrays import read_only
 from tests.support.tokens import RARE, token
@@ -159,3 +162,45 @@ def test_a_process_builds_a_lookup_once_and_keeps_the_latest_two():
     assert row_lookup(vocabularies[1], keys[1]) is second
     assert row_lookup(vocabularies[0], keys[0]) is not first
     assert first.rows(np.array([0, 1], np.uint32), np.zeros(2, np.uint16)).tolist() == [0, int(ABSENT)]
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(chunks=st.lists(ENTRIES, min_size=1, max_size=4), min_count=st.integers(1, 3), least=st.integers(1, 6))
+def test_a_vocabulary_that_grows_holds_what_was_seen_often_enough_in_all_chunks(hash_bits, chunks, min_count, least):
+    first = count(chunks[0], hash_bits)
+    vocabulary = build_vocabulary(first, COLUMNS, hash_bits, min_count, least)
+    waiting, seen = seen_rarely(first, min_count), Counter(index for index, _ in chunks[0])
+    bucket_ids = [vocabulary.ids[row] for row in vocabulary.rare if row >= 0]
+    buckets = {int(index) for index in bucket_ids}
+    for chunk in chunks[1:]:
+        before = vocabulary
+        vocabulary, waiting = grow(vocabulary, waiting, count(chunk, hash_bits), min_count, least)
+        seen.update(index for index, _ in chunk)
+        rows = rows_of(vocabulary, before.ids)
+        found = dict(zip(vocabulary.ids.tolist(), vocabulary.counts.tolist(), strict=True))
+        assert found.keys() == {index for index, n in seen.items() if n >= min_count} | buckets
+        assert all(found[index] == seen[index] for index in found.keys() - buckets)
+        assert as_dict(waiting).keys() == {index for index, n in seen.items() if n < min_count} - buckets
+        assert (vocabulary.counts[rows] >= before.counts).all()
+        assert (rows[: before.n_factored] < vocabulary.n_factored).all()
+        assert (vocabulary.counts[: vocabulary.n_factored] >= least).all()
+        assert (vocabulary.counts[vocabulary.n_factored :] < least).all()
+        np.testing.assert_array_equal(vocabulary.fields[rows], before.fields)
+        assert [vocabulary.ids[row] for row in vocabulary.rare if row >= 0] == bucket_ids
+        keeps_order = found.keys() == set(before.ids.tolist()) and vocabulary.n_factored == before.n_factored
+        assert (vocabulary.ids is before.ids) == keeps_order
+
+
+@given(chunks=st.lists(ENTRIES, min_size=1, max_size=4))
+def test_a_vocabulary_grown_by_chunks_in_which_all_are_new_is_that_of_all_rows(chunks):
+    seen: set[int] = set()
+    parts = []
+    for chunk in chunks:
+        parts.append([(index, field) for index, field in chunk if index not in seen])
+        seen |= {index for index, _ in chunk}
+    vocabulary, waiting = build_vocabulary(count(parts[0], DENSE), COLUMNS, DENSE, 1, 2), count([], DENSE)
+    for part in parts[1:]:
+        vocabulary, waiting = grow(vocabulary, waiting, count(part, DENSE), 1, 2)
+    whole = build_vocabulary(count([entry for part in parts for entry in part], DENSE), COLUMNS, DENSE, 1, 2)
+    for name in ("ids", "counts", "fields", "rare", "n_factored"):
+        np.testing.assert_array_equal(getattr(vocabulary, name), getattr(whole, name))

@@ -24,8 +24,21 @@ def run(script: str, folder: Path, by_name: bool = True) -> subprocess.Completed
 def test_a_script_without_a_guard_is_refused(tmp_path: Path) -> None:
     done = run(TRAINS + CALL, tmp_path)
     assert done.returncode == 1
-    assert "ClusterError: " in done.stderr
-    assert "script.py, line 2: worker processes import this script, and would run it again; put its work" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dfm.errors.ClusterError: ")
+    assert "script.py, line 2: worker processes import this script, and would run it again; put its work" in line
+
+
+def test_other_errors_of_a_script_that_was_refused_keep_their_traceback(tmp_path: Path) -> None:
+    done = run(TRAINS + "try:\n    check_main()\nexcept Exception:\n    1 / 0\n", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 2
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_script_with_a_hook_of_its_own_gets_the_error_there(tmp_path: Path) -> None:
+    hook = "import sys\nsys.excepthook = lambda kind, error, trace: print('mine:', kind.__name__)\n"
+    assert run(hook + TRAINS + CALL, tmp_path).stdout == "mine: ClusterError\n"
 
 
 @pytest.mark.parametrize(

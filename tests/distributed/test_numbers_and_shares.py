@@ -97,6 +97,19 @@ def test_what_could_not_be_learnt_is_told(
     assert result.validation["rows"] == 1_000
 
 
+def test_who_listens_to_no_event_is_warned_of_a_column_in_one_bucket(
+    client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pa.table({"label": CLICK, "x": RATE, "site": SITE})
+    with caplog.at_level("WARNING", "dfm"):
+        trained(tmp_path, client, table, numeric=["x"], categorical=["site"], numeric_transform="log2-bucket")
+    found = [text for text in caplog.messages if "all numbers of column 'x' are in one bucket (log2-bucket)" in text]
+    assert len(found) == 1
+    assert found[0].endswith(
+        "choose quantile for it, or leave it out if it has but one number (schema.transforms.x, schema.numeric)"
+    )
+
+
 def test_a_diagnosis_that_fails_costs_a_warning(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.data.units import LabelUnit
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.training.label_units import in_own_unit
 from tests.support.small_jobs import job_tables
@@ -122,3 +122,20 @@ def test_a_unit_and_its_inverse_leave_a_model_as_it_is() -> None:
     np.testing.assert_allclose(others, scores * 12.5 + 40.0, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(back.linear_weights, model.table.linear_weights, rtol=1e-5)
     np.testing.assert_allclose(back.factor_weights, model.table.factor_weights, rtol=1e-5)
+
+
+def test_rows_without_the_weights_of_training_are_evaluated_alike_and_a_warning_says_so(
+    client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained(tmp_path / "weighted", client, CLICK, np.linspace(0.5, 2.0, len(CLICK))).model_url
+    columns = {"label": CLICK, "user": USER, "site": SITE}
+    pq.write_table(pa.table(columns), tmp_path / "bare.parquet")
+    pq.write_table(pa.table({**columns, "w": np.ones(len(CLICK))}), tmp_path / "equal.parquet")
+    with caplog.at_level("WARNING", "dfm"):
+        equal = jobs.evaluate(model, str(tmp_path / "equal.parquet"), client=client)
+        assert not caplog.records
+        bare = jobs.evaluate(model, str(tmp_path / "bare.parquet"), client=client)
+    assert bare == equal
+    assert "no shard has the column 'w', which weighed the rows in training" in caplog.text
+    with pytest.raises(DataError, match=r"bare\.parquet has no column 'w'"):
+        jobs.evaluate(model, str(tmp_path / "*.parquet"), client=client)

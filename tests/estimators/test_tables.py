@@ -3,17 +3,22 @@
 # ruff: noqa: E402 (what may be missing is looked for first)
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
 pd = pytest.importorskip("pandas")
 
+from dfm import jobs
 from dfm.data.encoding import encode_batch
 from dfm.data.schema import Schema, resolve
-from dfm.errors import DataError
+from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from tests.support.small_jobs import in_process_client
 
 RNG = np.random.default_rng(1)
 FRAME = pd.DataFrame(
@@ -117,3 +122,81 @@ def test_training_on_new_rows_keeps_the_categories_of_the_first():
     for _ in range(30):
         model.partial_fit(FRAME[:400], CLICKED[:400]).partial_fit(FRAME[400:], CLICKED[400:])
     assert model.score(FRAME, CLICKED) > 0.95
+
+
+MOMENTS = pd.date_range("2026-11-20", periods=600, freq="97min")
+SAID = pd.DataFrame(
+    {
+        "site": RNG.choice(["a", "b", "NA", ""], 600),
+        "price": np.where(RNG.random(600) < 0.3, np.nan, RNG.exponential(5.0, 600)),
+        "tags": RNG.choice(["x|y", "y", "", "NA", "z|x|y"], 600),
+        "sent": MOMENTS.astype(str),
+        "seen": MOMENTS + pd.to_timedelta(RNG.integers(1, 9, 600), "h"),
+    }
+)
+WORDS = {
+    "categorical": ["site"],
+    "numeric": ["price"],
+    "lists": ["tags"],
+    "missing": ["NA"],
+    "nan": "missing",
+    "list_separator": "|",
+    "derive": {"hour": "hour(sent)", "wait": "hours(sent, seen)"},
+    "numeric_transform": "standardize",
+}
+
+
+def test_values_are_read_as_a_job_with_the_same_words_reads_them(tmp_path):
+    clicked = ((SAID.site == "a") ^ SAID.price.isna()).astype(int).to_numpy()
+    rows = pa.Table.from_pandas(SAID, preserve_index=False, schema=pa.schema([
+        ("site", pa.string()), ("price", pa.float64()), ("tags", pa.string()), ("sent", pa.string()),
+        ("seen", pa.timestamp("us")),
+    ]))  # fmt: skip
+    nans = pa.array(SAID.price.to_numpy(), from_pandas=False)
+    rows = rows.set_column(1, "price", nans)
+    assert nans.null_count == 0
+    pq.write_table(rows.append_column("label", pa.array(clicked)), tmp_path / "x.parquet")
+    job = {
+        "data": {"train": str(tmp_path / "x.parquet")},
+        "schema": WORDS,
+        "model": {"min_count": 1, "min_count_factors": 1},
+        "training": {"n_replicas": 1, "n_epochs": 1},
+        "cluster": {"cache": str(tmp_path / "cache")},
+        "output": {"directory": str(tmp_path / "out")},
+    }
+    with in_process_client(1) as client:
+        there = jobs.train(job, client).model
+        collection = dask_frame(client, rows.to_pandas(), clicked)
+    here = FMClassifier(n_epochs=30, **WORDS).fit(rows, clicked)
+    for model in (here.model_, collection.model_):
+        assert dataclasses.replace(model.schema, label="label") == there.schema
+        assert sorted(model.vocabulary.ids) == sorted(there.vocabulary.ids)
+        assert model.statistics.keys() == there.statistics.keys() == {"price", "wait"}
+        for column, known in there.statistics.items():
+            assert model.statistics[column].mean == pytest.approx(known.mean)
+            assert model.statistics[column].stdev == pytest.approx(known.stdev)
+        encoded, expected = model.encode(rows.to_batches()[0]).rows, there.encode(rows.to_batches()[0]).rows
+        np.testing.assert_array_equal(encoded.indices, expected.indices)
+        np.testing.assert_allclose(encoded.values, expected.values, rtol=1e-6)
+    assert here.score(rows, clicked) > 0.98
+    np.testing.assert_allclose(here.model_.predict(rows), here.predict_proba(SAID)[:, 1], atol=1e-6)
+
+
+def dask_frame(client, frame, clicked):
+    """A fit on the rows as a collection."""
+    dd = pytest.importorskip("dask.dataframe", reason="dask.dataframe needs its extra")
+    collection = dd.from_pandas(frame.assign(clicked=clicked), npartitions=2)
+    return FMClassifier(n_epochs=1, n_replicas=1, **WORDS).fit(collection, "clicked", client=client)
+
+
+def test_numbers_that_are_not_there_need_a_word_for_them():
+    with pytest.raises(DataError, match=r"column 'price': not finite \(nan\)"):
+        FMClassifier(n_epochs=1, categorical=["site"], numeric=["price"]).fit(
+            pa.table({"site": ["a", "b"], "price": pa.array([1.0, float("nan")])}), [0, 1]
+        )
+    matrix = pd.DataFrame({"x": [0.0, 1.0, np.nan, 3.0], "y": [1.0, 2.0, 3.0, np.nan]})
+    with pytest.raises(ValueError, match="NaN"):
+        FMClassifier(n_epochs=1).fit(matrix, [0, 1, 0, 1])
+    assert FMClassifier(n_epochs=1, nan="missing").fit(matrix, [0, 1, 0, 1]).predict(matrix).shape == (4,)
+    with pytest.raises(SettingsError, match=r"schema\.nan"):
+        FMClassifier(n_epochs=1, nan="none").fit(matrix, [0, 1, 0, 1])

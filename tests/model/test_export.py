@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +14,19 @@ import pytest
 
 import dfm.export
 from dfm.data.schema import resolve
-from dfm.data.vocabulary import build_vocabulary, count_features
+from dfm.data.vocabulary import FeatureCounts, RowLookup, build_vocabulary, count_features
 from dfm.errors import SettingsError
-from dfm.kernels.tables import InitialValues, Layout, initialise
+from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.model import onnx_graph
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.model.hashing_explained import ids_explained
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
-from tests.support.small_models import EVERY_KIND, HASH_BITS, make_model
+from tests.support.small_models import EVERY_KIND, HASH_BITS, make_model, random_table
 
+needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="the extra `onnx` is not installed")
 ROWS = {
     "site": ["a", "b", None, "never seen", "a"],
     "visits": [1, 7, None, 300, 2],
@@ -144,42 +149,114 @@ def test_libfm_text_scores_as_the_model(model: FMModel, tmp_path) -> None:
     np.testing.assert_allclose(score(model, weights, vectors, float(lines[1])), model.predict(ROWS), atol=1e-6)
 
 
+def run_onnx(url: str, model: FMModel, rows: Any) -> np.ndarray:
+    """The predictions of an exported graph, by the definitions of its operators."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    ids, fields, values = hashed_inputs(model, rows)
+    return ReferenceEvaluator(onnx.load(url)).run(None, {"ids": ids, "fields": fields, "values": values})[0]
+
+
+@needs_onnx
 def test_onnx_scores_as_the_model(model: FMModel, tmp_path) -> None:
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    (url,) = export(model, "onnx", str(tmp_path))
+    np.testing.assert_allclose(run_onnx(url, model, ROWS), model.predict(ROWS), atol=1e-6)
+
+
+@needs_onnx
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnx_counts_a_category_that_stands_twice_in_a_row_once_with_both_values(
+    model: FMModel, tmp_path, family: str
+) -> None:
+    layout = Layout("sgd", 3, family)
+    fresh = initialise(layout, model.vocabulary.ids, model.vocabulary.n_factored, InitialValues(0), 3)
+    table = ParameterTable(layout, {**fresh.arrays, **model.table.arrays})
+    for block in layout.own:
+        table.values(block)[...] = np.random.default_rng(4).normal(size=len(table[block.name]))
+    other = dataclasses.replace(model, table=table)
+    tags = [["x", "x", "y"], ["x", "y", "x", "x"], ["q", "never", "seen", "x"], ["y", "y"], []]
+    rows = {**ROWS, "tags": tags}  # two unknown tags are one feature as well, that of the rare
+    assert not np.allclose(other.predict(rows), other.predict({**rows, "tags": [sorted(set(each)) for each in tags]}))
+    (url,) = export(other, "onnx", str(tmp_path))
+    np.testing.assert_allclose(run_onnx(url, other, rows), other.predict(rows), atol=1e-6)
+
+
+def with_features(n_features: int, hash_bits: int, n_factors: int = 0, shift: int = 0) -> FMModel:
+    """A regression on one column that answers w, which is another one for each feature."""
+    ids = np.random.default_rng(n_features).choice(1 << 12, n_features, replace=False).astype(np.uint32)
+    counts = FeatureCounts(
+        np.sort(ids) << np.uint32(shift), np.arange(2, n_features + 2), np.zeros(n_features, np.uint16)
+    )
+    vocabulary = build_vocabulary(counts, ["c"], hash_bits, 2, 1)
+    table = initialise(Layout("sgd", n_factors), vocabulary.ids, vocabulary.n_factored, InitialValues(0))
+    table.linear[:, 0] = np.arange(1, vocabulary.n_features + 1)
+    return FMModel(resolve(Schema(categorical=("c",)), ["label", "c"]), "regression", vocabulary, table)
+
+
+@needs_onnx
+@pytest.mark.parametrize("n_features", [1, 2, 700, 1 << 12])
+@pytest.mark.parametrize("hash_bits", [12, 20])
+def test_onnx_finds_every_index_and_no_other(tmp_path, n_features: int, hash_bits: int) -> None:
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
-    graph = onnx.load(export(model, "onnx", str(tmp_path))[0])
-    ids, fields, values = hashed_inputs(model, ROWS)
-    inputs = {"ids": ids, "fields": fields, "values": values}
-    (prediction,) = ReferenceEvaluator(graph).run(None, inputs)
-    np.testing.assert_allclose(prediction, model.predict(ROWS), atol=1e-6)
+    model = with_features(n_features, hash_bits)
+    graph = ReferenceEvaluator(onnx.load(export(model, "onnx", str(tmp_path))[0]))
+    ids = np.append(np.arange(1 << 12), [(1 << hash_bits) - 1, -1])[:, None]
+    values = np.full(ids.shape, 2.0, np.float32)
+    (found,) = graph.run(None, {"ids": ids, "fields": np.zeros_like(ids), "values": values})
+    lookup = RowLookup(model.vocabulary)
+    rows = lookup.rows(ids[:-1, 0].astype(np.uint32), np.zeros(len(ids) - 1, np.uint16))
+    np.testing.assert_array_equal(found, np.append(2.0 * (rows + 1.0), 0.0))
 
 
+@needs_onnx
+def test_onnx_is_as_large_as_the_features_are_many_in_whatever_space(tmp_path) -> None:
+    small, large = (
+        Path(export(with_features(700, bits, 4, bits - 12), "onnx", str(tmp_path / f"{bits}"))[0]).stat().st_size
+        for bits in (12, 30)
+    )
+    assert abs(large - small) < 100
+    assert large < 700 * (4 * (4 + 1 + 1 + 1 + 2)) + 5000
+
+
+@needs_onnx
+def test_onnx_beyond_the_limit_of_a_file_puts_its_large_arrays_into_a_second_one(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = make_model(), random_table(50)
+    monkeypatch.setattr(onnx_graph, "LARGEST", 100)
+    graph, data = (Path(url) for url in export(model, "onnx", str(tmp_path)))
+    assert (graph.name, data.name) == ("model.onnx", "model.onnx.data")
+    factors, axis = model.table.factor_weights.tobytes(), np.array([-1]).tobytes()
+    assert factors in data.read_bytes()
+    assert factors not in graph.read_bytes()
+    assert axis in graph.read_bytes(), "runtimes refuse an axis that lies elsewhere"
+    np.testing.assert_allclose(run_onnx(str(graph), model, rows), model.predict(rows), atol=1e-6)
+    monkeypatch.undo()
+    assert export(model, "onnx", str(tmp_path)) == [str(graph)]
+    assert not data.exists(), "the numbers of the earlier graph belong to nothing any more"
+
+
+@needs_onnx
 def test_onnx_keeps_predictions_within_their_range(model: FMModel, tmp_path) -> None:
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
-    from onnx.reference import ReferenceEvaluator
-
     clipped = dataclasses.replace(model, task="regression", clip=(-0.8, -0.5))
-    graph = onnx.load(export(clipped, "onnx", str(tmp_path))[0])
-    ids, fields, values = hashed_inputs(clipped, ROWS)
-    (prediction,) = ReferenceEvaluator(graph).run(None, {"ids": ids, "fields": fields, "values": values})
+    (url,) = export(clipped, "onnx", str(tmp_path))
+    prediction = run_onnx(url, clipped, ROWS)
     np.testing.assert_allclose(prediction, clipped.predict(ROWS), atol=1e-6)
     assert (prediction.min(), prediction.max()) == (np.float32(-0.8), np.float32(-0.5))
 
 
+@needs_onnx
 @pytest.mark.parametrize(("name", "task"), [("hinge", "classification"), ("poisson", "regression")])
 def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
     model: FMModel, tmp_path, name: str, task: str
 ) -> None:
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
-    from onnx.reference import ReferenceEvaluator
-
     other = dataclasses.replace(model, task=task, loss=Objective.of(task, name).info)
     other.save(str(tmp_path / "model"))
     other = FMModel.load(str(tmp_path / "model"))
-    ids, fields, values = hashed_inputs(other, ROWS)
-    graph = onnx.load(export(other, "onnx", str(tmp_path))[0])
-    (prediction,) = ReferenceEvaluator(graph).run(None, {"ids": ids, "fields": fields, "values": values})
+    prediction = run_onnx(export(other, "onnx", str(tmp_path))[0], other, ROWS)
     np.testing.assert_allclose(prediction, other.predict(ROWS), rtol=1e-5, atol=1e-6)
     assert not np.allclose(prediction, model.predict(ROWS))
     for kind in ("xlearn", "libfm"):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -227,6 +228,22 @@ def test_a_store_that_goes_away_does_not_end_the_run(
     assert caplog.text.count("no route to the store") == 1
     kinds = [event["event"] for event in read_events(job.output.directory)]
     assert kinds == ["epoch", "log", "done", "ended"]
+
+
+def test_warnings_of_a_run_are_printed_once_where_the_program_does_not_log(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, other = logging.getLogger(), dataclasses.replace(job.output, directory=str(tmp_path / "other"))
+    monkeypatch.setattr(root, "handlers", [])
+    with RunLog(job), RunLog(dataclasses.replace(job, output=other)):
+        logging.getLogger("dfm.data").warning("a column is left out")
+        logging.getLogger("dfm.data").info("nothing to speak of")
+        assert capsys.readouterr().err == "a column is left out\n"
+        monkeypatch.setattr(root, "handlers", [logging.NullHandler()])
+        logging.getLogger("dfm.data").warning("the program has a handler for this")
+        assert capsys.readouterr().err == ""
+    lines = [event["message"] for event in read_events(job.output.directory) if event["event"] == "log"]
+    assert lines == ["a column is left out", "the program has a handler for this"]
 
 
 def test_a_record_without_heartbeat_is_stale_only_while_it_says_running() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, TracebackType
 
 from dfm.errors import ClusterError
 
@@ -20,15 +21,32 @@ def check_main() -> None:
     if main is None or path is None or frame is None or _is_never_imported(main):
         return
     if not os.path.isfile(path):
-        raise ClusterError(
+        raise _refusal(
             f"worker processes cannot import this script from {path}: save it as a file, with its work below "
             f"{_GUARD}, or pass client= of a Dask cluster"
         )
     if not _is_guarded(Path(path).read_bytes(), frame.f_lineno):
-        raise ClusterError(
+        raise _refusal(
             f"{path}, line {frame.f_lineno}: worker processes import this script, and would run it again; put its work "
             f"below {_GUARD}, or pass client= of a Dask cluster"
         )
+
+
+def _refusal(message: str) -> ClusterError:
+    """The error. Where nobody catches it, Python prints its sentence alone, as it names the line already."""
+    error = ClusterError(message)
+    if sys.excepthook is sys.__excepthook__:  # a hook of the script's own gets the error as any other
+        sys.excepthook = functools.partial(_print_sentence, error)
+    return error
+
+
+def _print_sentence(
+    refused: ClusterError, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if error is refused:
+        sys.stderr.write(f"{kind.__module__}.{kind.__qualname__}: {error}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _is_never_imported(main: ModuleType) -> bool:

@@ -37,9 +37,10 @@ class Family:
     step_number(records, at, rates of the block, sample_weight, gradient); None where there are none. room(capacity,
     lanes): floats of scratch.sums for rows of so many entries.
 
-    onnx(values, fields): its part of an exported graph: from "row" int64[n_rows, n_entries], rows of the parameter
-    table, and "scaled" float32[n_rows, n_entries, n_factors], their vectors times x, to "factor_part" float32[n_rows].
-    values: of its own blocks by name; fields: of the table's rows.
+    onnx(values, fields): its part of an exported graph, to "factor_part" float32[n_rows]: from "factor_row"
+    int32[n_rows, n_entries], rows of factors or the one beyond the last, "scaled" float32[n_rows, n_entries,
+    n_factors], their vectors times x, and "merged", their vectors times all x of that feature in the row, which is more
+    where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors.
 
     summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
     how many there may be. has_texts: whether text formats that know a bias, weights and factors say all of it. cuda:

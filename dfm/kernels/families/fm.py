@@ -138,7 +138,7 @@ def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16]) 
     return constants, [
         ("ReduceSum", ["scaled", "entries"], "factor_sums"),
         ("Mul", ["factor_sums", "factor_sums"], "squared_sums"),
-        ("Mul", ["scaled", "scaled"], "squares"),
+        ("Mul", ["scaled", "merged"], "squares"),
         ("ReduceSum", ["squares", "entries"], "sums_of_squares"),
         ("Sub", ["squared_sums", "sums_of_squares"], "pairs"),
         ("ReduceSum", ["pairs", "factors"], "pair_sum"),

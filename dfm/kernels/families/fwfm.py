@@ -161,7 +161,7 @@ def _room(capacity: int, lanes: int) -> int:
 
 
 def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) -> OnnxPart:
-    """½ (Σ_ij r_ij <s_i, s_j> − Σ_i r_ii <s_i, s_i>) of the scaled vectors s."""
+    """½ (Σ_ij r_ij <s_i, s_j> − Σ_i r_ii <s_i, m_i>) of scaled vectors s and merged ones m."""
     import numpy as np
 
     n_fields = int(fields.max(initial=0)) + 1
@@ -169,15 +169,15 @@ def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) ->
     strengths = values["strengths"][high * (high + 1) // 2 + low]
     constants = {
         "half": np.array(0.5, np.float32),
-        "field_of_row": np.append(fields, np.uint16(0)).astype(np.int64),  # the last row is that of padding
-        "n_fields": np.array(n_fields, np.int64),
+        "field_of_row": np.append(fields, np.uint16(0)).astype(np.int32),  # the last row has no factors
+        "n_fields": np.array(n_fields, np.int32),
         "strengths": strengths,
         "own_strengths": strengths[:: n_fields + 1],
         "middle": np.array([1], np.int64),
         "both": np.array([1, 2], np.int64),
     }
     return constants, [
-        ("Gather", ["field_of_row", "row"], "field"),
+        ("Gather", ["field_of_row", "factor_row"], "field"),
         ("Unsqueeze", ["field", "last"], "field_column"),
         ("Unsqueeze", ["field", "middle"], "field_row"),
         ("Mul", ["field_column", "n_fields"], "first_of_row"),
@@ -188,7 +188,7 @@ def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) ->
         ("Mul", ["strength", "products"], "weighted_products"),
         ("ReduceSum", ["weighted_products", "both"], "all_pairs"),
         ("Gather", ["own_strengths", "field"], "own_strength"),
-        ("Mul", ["scaled", "scaled"], "squares"),
+        ("Mul", ["scaled", "merged"], "squares"),
         ("ReduceSum", ["squares", "last"], "norms"),
         ("Mul", ["own_strength", "norms"], "weighted_norms"),
         ("ReduceSum", ["weighted_norms", "entries"], "own_pairs"),
