@@ -10,7 +10,7 @@ from distributed import Client
 
 from dfm.data.parquet import find_shards
 from dfm.distributed import train as training
-from dfm.distributed.cluster import connect
+from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.train import Event, OnEvent, TrainResult
@@ -51,6 +51,7 @@ def train(
     a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
     w² / 2; training.l2_linear and l2_factors scale it.
     """
+    _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
@@ -63,6 +64,12 @@ def train(
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
+
+
+def _check(client: Any) -> None:
+    """SettingsError or ClusterError where the client that was given, if any, cannot be used."""
+    if client is not None:
+        remote.check_client(client)
 
 
 def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
@@ -124,6 +131,7 @@ def evaluate(
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Metrics of a published model on labelled shards, with the row account under "account"."""
+    _check(client)
     chosen = settings or ClusterSettings()
     paths = _checked(storage_options, model=[model], data=data)["data"]
     schema = FMModel.load(model, storage_options).schema  # golden rows are checked here, before any worker starts
@@ -158,6 +166,7 @@ def predict(
     dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
     the model, whatever `overwrite` says.
     """
+    _check(client)
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     paths = _checked(storage_options, model=[model], data=data, output=[output])["data"]

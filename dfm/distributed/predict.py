@@ -57,11 +57,11 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _placed(client: Client, scoring: Scoring) -> str | Future:
-    """The model's URL where workers can read it; else the model itself, sent to every worker once."""
-    if not files.is_local(scoring.model) or shares_disk(client):
+def _placed(watch: Watch, scoring: Scoring) -> str | Future:
+    """The model's URL where workers can read it; else the model itself, sent once."""
+    if not files.is_local(scoring.model) or shares_disk(watch.client):
         return scoring.model
-    return client.scatter(FMModel.load(scoring.model, check_golden=False), broadcast=True, hash=False)
+    return watch.keep(FMModel.load(scoring.model, check_golden=False))
 
 
 def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
@@ -78,7 +78,7 @@ def evaluate_shards(
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    placed = [_placed(watch.client, scoring)] * len(tasks)
+    placed = [_placed(watch, scoring)] * len(tasks)
     futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), placed, tasks, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
     results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
@@ -136,7 +136,7 @@ def predict_shards(
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
     names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    placed = [_placed(watch.client, scoring)] * len(tasks)
+    placed = [_placed(watch, scoring)] * len(tasks)
     futures = watch.client.map(predict_shard, [scoring] * len(tasks), placed, tasks, names, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
     account = sum(watch.client.gather(futures), RowAccount())
