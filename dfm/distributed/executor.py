@@ -56,9 +56,10 @@ def told_to_a_fit() -> Iterator[None]:
             "(dask.dataframe.read_parquet, dask.array.from_array)"
         ) from error
     except (NoValidWorkerError, CommClosedError, ClosedClientError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ClusterError(
-            f"the cluster was lost during the fit ({type(error).__name__}: {error}); see that scheduler and workers "
-            "are up, make a new client and fit again"
+            f"the cluster was lost during the fit ({reason}); see that scheduler and workers are up, make a new client "
+            "and fit again"
         ) from error
 
 
