@@ -111,14 +111,18 @@ class _Kept:
     def __init__(self, digest: str, data: bytes, client: Client | None) -> None:
         folder = tempfile.TemporaryDirectory(prefix="dfm-")
         weakref.finalize(self, folder.cleanup)
-        self.path = os.path.join(folder.name, f"{digest[:16]}.pickle")
-        Path(self.path).write_bytes(data)
+        self.path = _written(os.path.join(folder.name, f"{digest[:16]}.pickle"), data)
         self.future: Future | None = None if client is None else Watch(client, _PATIENCE).keep(data)
 
     @property
     def key(self) -> str:
         """The key of the task that keeps it; empty where none does."""
         return "" if self.future is None else str(self.future.key)
+
+
+def _written(path: str, data: bytes) -> str:
+    Path(path).write_bytes(data)
+    return path
 
 
 def _keep(digest: str, data: bytes) -> _Kept:
