@@ -7,6 +7,7 @@ sizes of w0 and w are 0, and they stay 0.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,9 +128,19 @@ def matrix_factorization(
     )
     entries = _entries(shape, rows, columns, ((values - unit.mean) / unit.scale).astype(np.float32))
     vocabulary = vector_vocabulary(sum(shape), np.bincount(entries.indices, minlength=sum(shape)).astype(np.int64))
-    executor = _executor(recipe, entries, vocabulary, client)
-    done = fit(recipe, executor, Fit(initial_table(recipe, vocabulary)), lambda event: None)
+    with _told(client):
+        executor = _executor(recipe, entries, vocabulary, client)
+        done = fit(recipe, executor, Fit(initial_table(recipe, vocabulary)), lambda event: None)
     return _result(done, shape, unit)
+
+
+def _told(client: Any) -> contextlib.AbstractContextManager[None]:
+    """Trouble of the cluster, where there is one, is told as a ClusterError."""
+    if client is None:
+        return contextlib.nullcontext()
+    from dfm.distributed import executor  # loads Dask
+
+    return executor.told_to_a_fit()
 
 
 def _observed(D: Any) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

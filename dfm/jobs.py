@@ -16,7 +16,7 @@ from dfm.data.schema import ResolvedSchema
 from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
-from dfm.distributed.cluster import connect
+from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.search import SearchResult
@@ -61,6 +61,7 @@ def train(
     a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
     w² / 2; training.l2_linear and l2_factors scale it.
     """
+    _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     resolved.require_training()
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
@@ -73,6 +74,12 @@ def train(
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
+
+
+def _check(client: Any) -> None:
+    """SettingsError or ClusterError where the client that was given, if any, cannot be used."""
+    if client is not None:
+        remote.check_client(client)
 
 
 def search(
@@ -89,6 +96,7 @@ def search(
     Arguments as in `train`. Rows are hashed once; what was tried stands in output.directory/search.jsonl, from where
     the same call goes on after it was interrupted.
     """
+    _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
 
@@ -163,6 +171,7 @@ def evaluate(
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
     rows count alike, and a warning says so. on_bad_rows: "error" or "skip".
     """
+    _check(client)
     loaded, place = _model(model, storage_options)
     paths, is_weighted = _paths_of(data), True
     if paths is not None:
@@ -254,6 +263,7 @@ def predict(
     dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
     the model, whatever `overwrite` says.
     """
+    _check(client)
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     place = _model(model, storage_options)[1]

@@ -136,8 +136,7 @@ class Checkpointer:
         arguments = self._folder.url, file, self._layout, self._folder.options
         if self._by_workers:
             return self._watch.submit(load_block, *arguments)
-        (future,) = self._watch.client.scatter([load_block(*arguments)], hash=False)
-        return future
+        return self._watch.keep(load_block(*arguments))
 
     # ------------------------------------------------------------------------------------ in the thread ----
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 
 from distributed import Client, Future, get_client
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.data.partition import SparsePartition
 from dfm.distributed import backends
-from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.cluster.watch import MOST_REMEMBERED, Watch
 from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
@@ -33,13 +38,42 @@ def watch_of(client: Client | None) -> Watch:
         ) from error
 
 
+@contextlib.contextmanager
+def told_to_a_fit() -> Iterator[None]:
+    """Trouble of the cluster inside the block is a ClusterError that tells who called a fit what to do."""
+    try:
+        yield
+    except KilledWorker as error:
+        raise ClusterError(
+            f"the task {error.task} ended {error.allowed_failures + 1} workers, perhaps for want of memory; their logs "
+            "tell. If so, give workers more memory, or cut X into smaller chunks (rechunk, repartition) and take more "
+            "n_replicas"
+        ) from error
+    except CancelledError as error:
+        raise ClusterError(
+            f"what the fit needs was lost with a worker, and Dask cannot compute it again ({error}): rows that were "
+            "scattered, or more than the scheduler remembers. Fit again, on a collection that Dask can compute "
+            "(dask.dataframe.read_parquet, dask.array.from_array)"
+        ) from error
+    except (NoValidWorkerError, CommClosedError, ClosedClientError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ClusterError(
+            f"the cluster was lost during the fit ({reason}); see that scheduler and workers are up, make a new client "
+            "and fit again"
+        ) from error
+
+
 def scatter_replicas(watch: Watch, replicas: Sequence[Sequence[SparsePartition]]) -> list[Future]:
     """Partitions that lie here, sent to the workers that will train on them; per replica a list of them."""
     addresses = watch.addresses()
+    is_too_much = sum(partition.nbytes for partitions in replicas for partition in partitions) > MOST_REMEMBERED
     placed = []
     for number, partitions in enumerate(replicas):
         near = home_of(number, len(replicas), addresses)
-        sent = [watch.client.scatter(partition, workers=[near], hash=False) for partition in partitions]
+        if is_too_much:
+            sent = [watch.client.scatter(partition, workers=[near], hash=False) for partition in partitions]
+        else:
+            sent = [watch.keep(partition, near) for partition in partitions]
         placed.append(watch.submit(list, sent, near=near))
     return placed
 
@@ -148,10 +182,7 @@ class DaskExecutor:
 
 @dataclass
 class FitExecutor(DaskExecutor):
-    """Trains a fit, whose rows nobody reads again: its parameters begin as a copy on every worker."""
-
-    _origins: list[Future] = field(init=False, default_factory=list)
-    """What the present blocks, and the best, are computed from; Dask forgets what nobody holds."""
+    """Trains a fit, whose parameters begin as a table of this process."""
 
     @property
     def n_rows(self) -> int:
@@ -168,19 +199,13 @@ class FitExecutor(DaskExecutor):
         """Begin with these parameters; returns the work with a backend that all workers have."""
         choice = backends.choose(self.watch.client, work.backend, work.spec, self.watch.addresses())
         self.resources = choice.resources
-        self._origins = self._scatter([Block(0, table)])
-        self.restore(self._origins, [0, table.n_features])
+        self.restore([self.watch.keep(Block(0, table))], [0, table.n_features])
         return work.on(choice.backend)
-
-    def _scatter(self, blocks: Sequence[Block]) -> list[Future]:
-        scattered: list[Future] = self.watch.client.scatter(list(blocks), hash=False, broadcast=True)
-        return scattered
 
     def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters]:
         """The parameters, brought here and sent to all workers again."""
-        scattered = self._scatter([Block(0, self.fetch([block])) for block in (*blocks, *best)])
-        self._origins = scattered
-        return scattered[: len(blocks)], scattered[len(blocks) :]
+        sent = [self.watch.keep(Block(0, self.fetch([block]))) for block in (*blocks, *best)]
+        return sent[: len(blocks)], sent[len(blocks) :]
 
     def fetch(self, parameters: Parameters) -> ParameterTable:
         """The table of these parameters, with optimizer state, brought here."""

@@ -59,13 +59,13 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _placed(client: Client, scoring: Scoring) -> tuple[Scoring, str | Future]:
-    """The model's URL where workers can read it; else the model itself, sent to every worker once, and in no task."""
+def _placed(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
+    """The model's URL where workers can read it; else the model itself, sent once, and in no task."""
     model = scoring.model
-    if isinstance(model, str) and (not files.is_local(model) or shares_disk(client)):
+    if isinstance(model, str) and (not files.is_local(model) or shares_disk(watch.client)):
         return scoring, model
     loaded = FMModel.load(model, check_golden=False) if isinstance(model, str) else model
-    return replace(scoring, model=""), client.scatter(loaded, broadcast=True, hash=False)
+    return replace(scoring, model=""), watch.keep(loaded)
 
 
 def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
@@ -82,7 +82,7 @@ def evaluate_shards(
 ) -> tuple[Tally, RowAccount]:
     """Metrics of the model on labelled rows, and the account of the rows."""
     tasks = plan_reading(shards)
-    scoring, placed = _placed(watch.client, scoring)
+    scoring, placed = _placed(watch, scoring)
     futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
     results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
@@ -154,7 +154,7 @@ def predict_shards(
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
     names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    scoring, placed = _placed(watch.client, scoring)
+    scoring, placed = _placed(watch, scoring)
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
     futures = watch.client.map(predict_shard, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)

@@ -70,6 +70,6 @@ def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[
 def _warmed(run: Run, prepared: Prepared, blocks: Sequence[Future], warm: Start) -> list[Future]:
     """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
     here = files.is_local(warm.url) and not run.shares_disk
-    model = run.client.scatter(warm.load(), hash=False) if here else run.watch.submit(warm.load)
+    model = run.watch.keep(warm.load()) if here else run.watch.submit(warm.load)
     more = prepared.vocabulary, model, warm.decay, prepared.reading.units.label
     return [run.watch.submit(rounds.warm_block, each, *more) for each in blocks]

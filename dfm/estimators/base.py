@@ -92,7 +92,7 @@ class BaseFactorizationMachine(Parametrised):
         if is_arrow(X) or is_columns(X):
             X = as_arrow(X).to_pandas()
         kinds, accepted = [np.float64, np.float32], ("csr", "csc", "coo")
-        return validate_data(self, X, accept_sparse=accepted, dtype=kinds, reset=reset)
+        return validate_data(self, X, accept_sparse=accepted, dtype=kinds, reset=reset, ensure_min_samples=int(reset))
 
     def _known_data(self, X: Any) -> Any:
         """Data to score or to go on with, as the features of the fit take it."""
@@ -158,6 +158,14 @@ class BaseFactorizationMachine(Parametrised):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
+        if client is None and not is_dask(X):
+            return self._fit_rows(X, y, sample_weight, eval_set, None)
+        from dfm.estimators.on_dask import told_to_a_fit  # loads Dask, which a fit on an array does not need
+
+        with told_to_a_fit():
+            return self._fit_rows(X, y, sample_weight, eval_set, client)
+
+    def _fit_rows(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
         self._draw_seed()
         if is_path(X):
@@ -357,7 +365,7 @@ class BaseFactorizationMachine(Parametrised):
         slim = copy.copy(self)
         for name in ("_outputs", "history_"):  # a scorer travels without what it does not need
             slim.__dict__.pop(name, None)
-        return predict_lazily(X, getattr(slim, method), shape, dtype)
+        return predict_lazily(X, slim, method, shape, dtype)
 
     def _fitted_tables(self) -> list[ParameterTable]:
         if not hasattr(self, "_tables"):

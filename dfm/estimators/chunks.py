@@ -1,14 +1,16 @@
 """Fits of estimators on Dask collections: chunks become partitions where they lie, replicas train on the workers.
 
 Chunks are dealt to replicas by their row counts alone, so the same collection in the same chunks gives the same bytes
-on any number of workers.
+on any number of workers. What is made of chunks is tasks that Dask runs again where a worker was lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from dfm.data.vocabulary import (
 )
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import home_of
-from dfm.errors import DataError
+from dfm.errors import DataError, DfmError
 from dfm.estimators.features import (
     FeatureOptions,
     Features,
@@ -42,6 +44,7 @@ from dfm.estimators.features import (
     TableFeatures,
     as_arrow,
     encoded_rows,
+    is_frame,
     is_table,
     n_rows_of,
     names_of,
@@ -49,6 +52,7 @@ from dfm.estimators.features import (
     sketch_table,
 )
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.scorers import Scorer
 from dfm.estimators.sources import Deal
 
 _NO_FLOATS = np.zeros(0, np.float32)
@@ -59,11 +63,15 @@ _NO_FLOATS = np.zeros(0, np.float32)
 
 @dataclass(frozen=True)
 class Chunk:
-    """Futures of neighbouring rows: X, their labels, their weights or None."""
+    """Neighbouring rows: X, their labels, their weights or None; futures of them, and within a task they themselves.
 
-    data: Future
-    labels: Future
-    weights: Future | None
+    number: in the collection, from 0.
+    """
+
+    number: int
+    data: Any
+    labels: Any
+    weights: Any
 
 
 def chunks_of(client: Client, X: Any, y: Any, weights: Any) -> list[Chunk]:
@@ -79,7 +87,38 @@ def chunks_of(client: Client, X: Any, y: Any, weights: Any) -> list[Chunk]:
             )
     futures = client.compute([*data, *(labels or []), *(masses or [])])
     n = len(data)
-    return [Chunk(futures[i], futures[n + i], futures[2 * n + i] if masses is not None else None) for i in range(n)]
+    return [Chunk(i, futures[i], futures[n + i], futures[2 * n + i] if masses is not None else None) for i in range(n)]
+
+
+def on_chunks(watch: Watch, function: Callable[..., Any], chunks: Sequence[Chunk], *more: Any) -> list[Future]:
+    """Futures of `function` of every chunk and `more`."""
+    name = function.__name__  # of the tasks, for the dashboard
+    return [
+        watch.submit(
+            *(_on_chunk, function, chunk.number, (chunk.data, chunk.labels, chunk.weights), more),
+            key=f"{name}-{uuid.uuid4().hex}",
+        )
+        for chunk in chunks
+    ]
+
+
+def _on_chunk(function: Callable[..., Any], number: int, rows: tuple[Any, Any, Any], more: Sequence[Any]) -> Any:
+    with naming_chunk(number):
+        return function(Chunk(number, *rows), *more)
+
+
+@contextlib.contextmanager
+def naming_chunk(number: int) -> Iterator[None]:
+    """An error of the block names the chunk; one that is none of dfm becomes a DataError."""
+    try:
+        yield
+    except DfmError as error:
+        raise type(error)(f"chunk {number} of X: {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"chunk {number} of X does not fit ({type(error).__name__}: {error}); give all chunks the columns and "
+            "types of the collection (X.map_partitions)"
+        ) from error
 
 
 def _blocks(collection: Any) -> list[Any]:
@@ -94,43 +133,78 @@ def _blocks(collection: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------- features ----
 
 
-def column_moments(data: Any, weights: Any) -> ColumnMoments | None:
+def column_moments(chunk: Chunk, names: Sequence[str] | None) -> ColumnMoments | None:
     """Moments of the columns of a dense chunk; None of a sparse one."""
-    if is_sparse(data):
+    matrix = chunk_matrix(chunk.data, names)
+    if is_sparse(matrix):
         return None
-    masses = _NO_FLOATS if weights is None else np.asarray(weights, np.float32)
-    return ColumnMoments.of(_as_array(data), masses)
+    masses = _NO_FLOATS if chunk.weights is None else np.asarray(chunk.weights, np.float32)
+    return ColumnMoments.of(matrix, masses)
 
 
-def _as_array(data: Any) -> Any:
-    """A chunk as an array or sparse matrix."""
-    return data.to_numpy() if hasattr(data, "to_numpy") else data
+def chunk_matrix(data: Any, names: Sequence[str] | None) -> Any:
+    """A chunk as an array or sparse matrix; of a frame the columns of these names, in this order, whatever its own is.
+
+    DataError where one is missing, or holds what is no number.
+    """
+    if not is_frame(data):
+        return data
+    if names is not None:
+        _check_columns(data, names)
+        data = data[list(names)]
+    array = data.to_numpy()
+    if array.dtype.kind in "biuf":
+        return array
+    return np.column_stack([_column_numbers(data[name], str(name)) for name in data.columns])
 
 
-def sketch_chunk(data: Any, schema: ResolvedSchema) -> dict[str, NumberSketch]:
+def _check_columns(data: Any, names: Sequence[str]) -> None:
+    there = [str(name) for name in data.columns]
+    if missing := [name for name in names if name not in there]:
+        raise DataError(f"there is no column {missing[0]!r}; X has {', '.join(names)}")
+
+
+def _column_numbers(column: Any, name: str) -> NDArray[np.float64]:
+    try:
+        numbers: NDArray[np.float64] = column.to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {name!r} holds what is no number ({error}), and does in others") from error
+    return numbers
+
+
+def sketch_chunk(chunk: Chunk, schema: ResolvedSchema) -> dict[str, NumberSketch]:
     """Sketch of the columns whose transform needs statistics."""
-    return sketch_table(as_arrow(data), schema)
+    return sketch_table(_chunk_table(chunk.data, schema), schema)
+
+
+def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
+    _check_columns(data, schema.columns)
+    return as_arrow(data)
 
 
 @dataclass(frozen=True)
 class ChunkEncoding:
-    """How a chunk becomes rows: a schema to hash by (with statistics), or else the scaling of a matrix."""
+    """How a chunk becomes rows: a schema to hash by (with statistics), or else the names of columns, if they have any,
+    and the scaling of a matrix.
+    """
 
-    schema: ResolvedSchema | None
-    hash_bits: int
-    statistics: dict[str, NumberStatistics]
-    scaling: Scaling | None
     labels: LabelEncoding
+    schema: ResolvedSchema | None = None
+    hash_bits: int = 0
+    statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
+    names: Sequence[str] | None = None
+    scaling: Scaling | None = None
 
 
-def chunk_rows(encoding: ChunkEncoding, data: Any, y: Any, weights: Any) -> HashedRows:
+def chunk_rows(chunk: Chunk, encoding: ChunkEncoding) -> HashedRows:
     """The rows of a chunk."""
     if encoding.schema is not None:
-        rows = encoded_rows(as_arrow(data), encoding.schema, encoding.hash_bits, encoding.statistics)
+        table = _chunk_table(chunk.data, encoding.schema)
+        rows = encoded_rows(table, encoding.schema, encoding.hash_bits, encoding.statistics)
     else:
-        rows = matrix_rows(_as_array(data), encoding.scaling)
-    codes = encoding.labels.labels(y)
-    return dataclasses.replace(rows, labels=codes, weights=encoding.labels.weights(codes, weights))
+        rows = matrix_rows(chunk_matrix(chunk.data, encoding.names), encoding.scaling)
+    codes = encoding.labels.labels(chunk.labels)
+    return dataclasses.replace(rows, labels=codes, weights=encoding.labels.weights(codes, chunk.weights))
 
 
 def count_chunk(rows: HashedRows, n_fields: int, hash_bits: int) -> FeatureCounts:
@@ -148,57 +222,73 @@ def squares_of(rows: HashedRows) -> float:
     return rows.sum_of_squares
 
 
-def summarise_chunk(data: Any, y: Any, weights: Any, is_classification: bool) -> LabelSummary:
+def summarise_chunk(chunk: Chunk, is_classification: bool) -> LabelSummary:
     """What is to be known of a chunk's labels. DataError where there is not one for every row."""
-    if np.ndim(y) != 1 or len(y) != n_rows_of(data):
-        raise DataError(f"a chunk of X has {n_rows_of(data)} rows, that of y the shape {np.shape(y)}: one label a row")
-    return summarise_labels(y, weights, is_classification)
+    y, n_rows = chunk.labels, n_rows_of(chunk.data)
+    if np.ndim(y) != 1 or len(y) != n_rows:
+        raise DataError(f"it has {n_rows} rows, that of y the shape {np.shape(y)}: one label a row")
+    return summarise_labels(y, chunk.weights, is_classification)
 
 
-def summaries_of(watch: Watch, chunks: Sequence[Chunk], is_classification: bool) -> list[LabelSummary]:
-    """Summaries of the labels, chunk by chunk."""
-    futures = [
-        watch.submit(summarise_chunk, chunk.data, chunk.labels, chunk.weights, is_classification) for chunk in chunks
-    ]
-    summaries: list[LabelSummary] = watch.client.gather(futures)
-    if not sum(part.n_rows for part in summaries):
-        raise DataError("X has no rows")
-    return summaries
+def summaries_of(
+    watch: Watch, chunks: Sequence[Chunk], is_classification: bool
+) -> tuple[list[Chunk], list[LabelSummary]]:
+    """The chunks that have rows, and the summaries of their labels. DataError where none has any, or where labels are
+    text in one and numbers in another.
+    """
+    found: list[LabelSummary] = watch.results(on_chunks(watch, summarise_chunk, chunks, is_classification))
+    there = [(chunk, part) for chunk, part in zip(chunks, found, strict=True) if part.n_rows]
+    if not there:
+        raise DataError("X has no rows: all its chunks are empty")
+    kinds = {isinstance(part.classes[0], str): chunk.number for chunk, part in there if len(part.classes)}
+    if len(kinds) > 1:
+        raise DataError(
+            f"y holds text in chunk {kinds[True]} and numbers in chunk {kinds[False]}: make it one type (y.astype)"
+        )
+    return [chunk for chunk, _ in there], [part for _, part in there]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Features of a collection, and futures of their vocabulary and of the rows of its chunks."""
+
+    features: Features
+    vocabulary: Future
+    rows: list[Future]
 
 
 def learn_features(
     watch: Watch, X: Any, chunks: Sequence[Chunk], options: FeatureOptions, labels: LabelEncoding
-) -> tuple[Features, list[Future]]:
-    """Features of a collection, and futures of the rows of its chunks."""
+) -> Learnt:
+    """What there is to learn of a collection."""
     meta = getattr(X, "_meta", None)
     if is_table(meta, options.table):
         return _table_features(watch, meta, chunks, options, labels)
-    scaling = _learn_scaling(watch, chunks) if options.standardize else None
     names, n_columns = names_of(meta), int(X.shape[1])
-    encoding = ChunkEncoding(None, 0, {}, scaling, labels)
-    rows = encode_chunks(watch, encoding, chunks)
-    counts = watch.client.gather([watch.submit(count_columns, part, n_columns) for part in rows])
+    scaling = _learn_scaling(watch, chunks, names) if options.standardize else None
+    rows = encode_chunks(watch, ChunkEncoding(labels, names=names, scaling=scaling), chunks)
+    counts = watch.results([watch.submit(count_columns, part, n_columns) for part in rows])
     vocabulary = vector_vocabulary(n_columns, np.sum(counts, axis=0))
-    return MatrixFeatures(None if names is None else tuple(names), vocabulary, scaling), rows
+    features = MatrixFeatures(None if names is None else tuple(names), vocabulary, scaling)
+    return Learnt(features, watch.keep(vocabulary), rows)
 
 
 def encode_chunks(watch: Watch, encoding: ChunkEncoding, chunks: Sequence[Chunk]) -> list[Future]:
     """Futures of the rows of chunks."""
-    return [watch.submit(chunk_rows, encoding, chunk.data, chunk.labels, chunk.weights) for chunk in chunks]
+    return on_chunks(watch, chunk_rows, chunks, encoding)
 
 
 def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
     """How further chunks become rows of these features."""
     if isinstance(features, TableFeatures):
-        bits, statistics = features.vocabulary.hash_bits, dict(features.statistics)
-        return ChunkEncoding(features.schema, bits, statistics, None, labels)
+        bits = features.vocabulary.hash_bits
+        return ChunkEncoding(labels, features.schema, bits, dict(features.statistics))
     assert isinstance(features, MatrixFeatures)
-    return ChunkEncoding(None, 0, {}, features.scaling, labels)
+    return ChunkEncoding(labels, names=features.names, scaling=features.scaling)
 
 
-def _learn_scaling(watch: Watch, chunks: Sequence[Chunk]) -> Scaling | None:
-    futures = [watch.submit(column_moments, chunk.data, chunk.weights) for chunk in chunks]
-    found: list[ColumnMoments | None] = watch.client.gather(futures)
+def _learn_scaling(watch: Watch, chunks: Sequence[Chunk], names: Sequence[str] | None) -> Scaling | None:
+    found: list[ColumnMoments | None] = watch.results(on_chunks(watch, column_moments, chunks, names))
     known = [moments for moments in found if moments is not None]
     if not known:
         return None
@@ -212,22 +302,21 @@ def _learn_scaling(watch: Watch, chunks: Sequence[Chunk]) -> Scaling | None:
 
 def _table_features(
     watch: Watch, meta: Any, chunks: Sequence[Chunk], feature_options: FeatureOptions, labels: LabelEncoding
-) -> tuple[Features, list[Future]]:
+) -> Learnt:
     options = feature_options.table
     types = pa.Schema.from_pandas(meta, preserve_index=False)
     schema = resolve_columns({entry.name: entry.type for entry in types}, options)
-    sketches = watch.client.gather([watch.submit(sketch_chunk, chunk.data, schema) for chunk in chunks])
+    sketches = watch.results(on_chunks(watch, sketch_chunk, chunks, schema))
     by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
     statistics = statistics_of(by_column, schema)
-    encoding = ChunkEncoding(schema, options.hash_bits, statistics, None, labels)
-    rows = encode_chunks(watch, encoding, chunks)
+    rows = encode_chunks(watch, ChunkEncoding(labels, schema, options.hash_bits, statistics), chunks)
     merged = merged_counts(watch, rows, len(schema.fields), options.hash_bits)
     names = [entry.name for entry in schema.fields]
     least = options.least_for_factors(feature_options.n_factors)
     knobs = options.hash_bits, options.min_count, least
-    vocabulary = watch.result(watch.submit(build_vocabulary, merged, names, *knobs))
+    vocabulary = watch.submit(build_vocabulary, merged, names, *knobs)
     waiting = watch.result(watch.submit(seen_rarely, merged, options.min_count)) if options.min_count > 1 else NO_COUNTS
-    return TableFeatures(schema, vocabulary, statistics, waiting), rows
+    return Learnt(TableFeatures(schema, watch.result(vocabulary), statistics, waiting), vocabulary, rows)
 
 
 def merged_counts(watch: Watch, rows: Sequence[Future], n_fields: int, hash_bits: int) -> Future:
@@ -241,7 +330,7 @@ def merged_counts(watch: Watch, rows: Sequence[Future], n_fields: int, hash_bits
 
 def place_chunks(
     watch: Watch,
-    features: Features,
+    vocabulary: Future,
     rows_and_sizes: tuple[Sequence[Future], Sequence[int]],
     dealing: Deal,
     share: float,
@@ -253,7 +342,6 @@ def place_chunks(
     (rows, sizes), n_replicas = rows_and_sizes, dealing.n_replicas
     total = sum(sizes)
     dealing.check(total)
-    vocabulary = watch.client.scatter(features.vocabulary, hash=False)
     starts, addresses = np.cumsum([0, *sizes]), watch.addresses()
     replicas, held_out = [], []
     for replica in range(n_replicas):
@@ -316,9 +404,8 @@ def partitions_of(
     return parts, held_out
 
 
-def whole_chunks(watch: Watch, features: Features, rows: Sequence[Future]) -> list[Future]:
+def whole_chunks(watch: Watch, vocabulary: Future, rows: Sequence[Future]) -> list[Future]:
     """Futures of lists of one partition per chunk, to validate on."""
-    vocabulary = watch.client.scatter(features.vocabulary, hash=False)
     return [watch.submit(_whole_chunk, vocabulary, part) for part in rows]
 
 
@@ -329,24 +416,30 @@ def _whole_chunk(vocabulary: Vocabulary, rows: HashedRows) -> list[SparsePartiti
 # ------------------------------------------------------------------------------------------- predict ----
 
 
-def predict_lazily(X: Any, score: Callable[[Any], NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> Any:
-    """A lazy Dask array of `score` of every chunk; shape: of a row's result, () for a number."""
+def predict_lazily(X: Any, estimator: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A lazy Dask array of a method of a fitted estimator on every chunk; shape: of a row's result, () for a number."""
     import dask
     import dask.array
 
     blocks = _blocks(X)
     lengths = _lengths(X, len(blocks))
-    call = dask.delayed(_call, pure=True)
-    shared = dask.delayed(score)
+    call, scorer = dask.delayed(score_chunk, pure=True), Scorer.of(estimator)
     parts = [
-        dask.array.from_delayed(call(shared, block), (length, *shape), dtype)
-        for block, length in zip(blocks, lengths, strict=True)
+        dask.array.from_delayed(call(scorer, method, number, block, (shape, dtype)), (length, *shape), dtype)
+        for number, (block, length) in enumerate(zip(blocks, lengths, strict=True))
     ]
     return dask.array.concatenate(parts)
 
 
-def _call(score: Callable[[Any], NDArray[Any]], block: Any) -> NDArray[Any]:
-    return score(block)
+def score_chunk(
+    scorer: Scorer, method: str, number: int, data: Any, result: tuple[tuple[int, ...], Any]
+) -> NDArray[Any]:
+    """Scores of one chunk. result: shape of a row's, and dtype."""
+    with naming_chunk(number):
+        if not n_rows_of(data):
+            return np.zeros((0, *result[0]), result[1])
+        scores: NDArray[Any] = getattr(scorer.estimator(), method)(data)
+        return scores
 
 
 def _lengths(X: Any, n_blocks: int) -> list[float]:

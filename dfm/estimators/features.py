@@ -339,7 +339,8 @@ def as_arrow(data: Any) -> pa.Table:
     if is_frame(data) or is_columns(data):
         names = [str(name) for name in data]
         check_once(names)
-        return flat(pa.Table.from_batches(list(batches_of(_by_text(data), tuple(names)))))
+        batches = list(batches_of(_by_text(data), tuple(names)))
+        return flat(pa.Table.from_batches(batches)) if batches else pa.table({name: pa.nulls(0) for name in names})
     table = data if isinstance(data, pa.Table) else pa.table(data)
     check_once(table.column_names)
     return without_views(flat(table))

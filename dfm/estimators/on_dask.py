@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,11 @@ from distributed import Future
 
 from dfm.data.partition import HashedRows
 from dfm.data.vocabulary import FeatureCounts, Vocabulary
+from dfm.distributed.cluster.remote import check_client
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import FitExecutor, scatter_replicas, watch_of
+from dfm.distributed.executor import told_to_a_fit as told_to_a_fit
+from dfm.errors import DataError
 from dfm.estimators import chunks as collections
 from dfm.estimators.chunks import Chunk, chunks_of
 from dfm.estimators.chunks import predict_lazily as predict_lazily
@@ -23,9 +27,12 @@ from dfm.estimators.sources import ArrayRows, Deal, LocalRows, PlacedRows, Relab
 
 @dataclass
 class SentRows(ArrayRows):
-    """Rows of this process whose partitions are sent to the workers of a client (of Dask, or None)."""
+    """Rows of this process whose partitions are sent to the workers of a client of Dask."""
 
     client: Any = None
+
+    def __post_init__(self) -> None:
+        check_client(self.client)
 
     def place(self, features: Features, dealing: Deal, held_out: Any) -> PlacedRows:
         """Partitions that are sent when somebody is to train on them."""
@@ -53,6 +60,9 @@ class CollectionRows:
     chunks: Sequence[Chunk]
     _sizes: list[int] = field(init=False, default_factory=list)
     _rows: list[Future] = field(init=False, default_factory=list)
+    _vocabulary: Future = field(init=False)
+    _kept: Vocabulary | None = field(init=False, default=None)
+    """The vocabulary that the cluster has."""
     _columns: tuple[int, list[str] | None] | None = field(init=False, default=None)
     _share: float = field(init=False, default=0.0)
 
@@ -81,17 +91,19 @@ class CollectionRows:
         return self._columns
 
     def summarise(self, is_classification: bool) -> LabelSummary:
-        """The summary of all chunks. ValueError where no row weighs anything."""
-        parts = collections.summaries_of(self.watch, self.chunks, is_classification)
+        """The summary of all chunks; empty ones are left out from here on. ValueError where no row weighs anything."""
+        self.chunks, parts = collections.summaries_of(self.watch, self.chunks, is_classification)
         self._sizes = [part.n_rows for part in parts]
         summary = add_summaries(parts)
-        if summary.n_rows and not summary.weight:
+        if not summary.weight:
             raise ValueError(NOTHING_WEIGHS)
         return summary
 
     def learn(self, options: FeatureOptions, labels: LabelEncoding) -> Features:
         """Features of the collection; its rows stay where they lie."""
-        features, self._rows = collections.learn_features(self.watch, self.X, self.chunks, options, labels)
+        learnt = collections.learn_features(self.watch, self.X, self.chunks, options, labels)
+        features, self._vocabulary, self._rows = learnt.features, learnt.vocabulary, learnt.rows
+        self._kept = features.vocabulary
         if isinstance(features, MatrixFeatures):
             names = None if features.names is None else list(features.names)
             self._columns = features.vocabulary.n_features, names
@@ -117,19 +129,37 @@ class CollectionRows:
 
     def place(self, features: Features, dealing: Deal, held_out: Any) -> PlacedRows:
         """Partitions where the rows lie. held_out: futures of lists of partitions, or None."""
-        replicas, own = collections.place_chunks(self.watch, features, (self._rows, self._sizes), dealing, self._share)
+        rows, vocabulary = (self._rows, self._sizes), self._vocabulary_of(features)
+        replicas, own = collections.place_chunks(self.watch, vocabulary, rows, dealing, self._share)
         return _PlacedPartitions(self.watch, replicas, own if held_out is None else held_out)
+
+    def _vocabulary_of(self, features: Features) -> Future:
+        """The vocabulary on the cluster: features of an earlier fit are sent, once, and again when they have grown."""
+        if features.vocabulary is not self._kept:
+            self._kept = features.vocabulary
+            self._vocabulary = self.watch.keep(features.vocabulary)
+        return self._vocabulary
 
     def evaluation(self, given: Any, features: Features, labels: LabelEncoding) -> list[Future]:
         """Futures of lists of partitions to validate on: of collections where they lie, of encoded rows from here."""
         if isinstance(given, HashedRows):
-            return collections.whole_chunks(self.watch, features, [self.watch.client.scatter(given, hash=False)])
+            return collections.whole_chunks(self.watch, self._vocabulary_of(features), [self.watch.keep(given)])
         X, y, weights = given
         other = CollectionRows.of(X, y, weights, self.watch.client)
-        if weights is not None:
+        with naming_eval_set():
             other.summarise(labels.classes is not None)
-        other.encode(features, dataclasses.replace(labels, class_weights=None, mean_weight=1.0))
-        return collections.whole_chunks(self.watch, features, other._rows)
+            own = dataclasses.replace(labels, class_weights=None, mean_weight=1.0)
+            rows = collections.encode_chunks(self.watch, collections.encoding_of(features, own), other.chunks)
+        return collections.whole_chunks(self.watch, self._vocabulary_of(features), rows)
+
+
+@contextlib.contextmanager
+def naming_eval_set() -> Iterator[None]:
+    """Where the block meets wrong data, the error says that it is the eval_set's."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"eval_set: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from urllib.parse import urlsplit
@@ -18,7 +19,8 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed.cluster.main_guard import check_main
-from dfm.distributed.cluster.remote import is_remote, remote_client, workers_of
+from dfm.distributed.cluster.remote import check_client, is_remote, remote_client, wait_for_workers, workers_of
+from dfm.distributed.cluster.together import together
 from dfm.distributed.cluster.versions import same_versions
 from dfm.errors import ClusterError, OutOfMemoryError
 from dfm.settings.tables import ClusterSettings
@@ -50,6 +52,8 @@ _CONFIG = {
     # So long a worker that was killed may take to come back before another is started in its place.
     "distributed.deploy.lost-worker-timeout": "20s",
 }
+_starting = threading.Lock()
+"""Held while a cluster starts under settings of its own, which are those of the whole process meanwhile."""
 
 
 class _Quiet(WorkerPlugin):
@@ -70,20 +74,37 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
             yield client
         return
     check_main()
-    patience = {
-        "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
-        # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
-        "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
-    }
     with (
-        # A profile is looked at on the dashboard only.
-        dask.config.set({**_CONFIG, **patience, "distributed.worker.profile.enabled": settings.dashboard}),
+        together("settings of Dask", lambda: dask.config.set(_CONFIG)),
         tempfile.TemporaryDirectory(prefix="dfm-", ignore_cleanup_errors=True) as local_directory,
         _started(settings, local_directory) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(_Quiet())
         yield client
+
+
+def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalCluster:
+    """Workers of this machine, started; scheduler and workers read the job's own settings of Dask while they start."""
+    own = {
+        "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
+        # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
+        "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
+        # A profile is looked at on the dashboard only.
+        "distributed.worker.profile.enabled": settings.dashboard,
+    }
+    with _starting, dask.config.set(own):
+        return LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=settings.threads_per_worker,
+            processes=True,
+            memory_limit=settings.memory_limit,
+            # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
+            dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": settings.dashboard},
+            local_directory=local_directory,
+            silence_logs=logging.CRITICAL,
+        )
 
 
 def _started(settings: ClusterSettings, local_directory: str) -> LocalCluster:
@@ -98,20 +119,6 @@ def _started(settings: ClusterSettings, local_directory: str) -> LocalCluster:
     raise ClusterError(
         f"the local workers did not start, {_STARTS} times in a row ({reason}): something ends their processes, "
         "perhaps for want of memory; use fewer cluster.workers, or see what the system's log says"
-    )
-
-
-def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalCluster:
-    return LocalCluster(
-        n_workers=settings.workers,
-        threads_per_worker=settings.threads_per_worker,
-        processes=True,
-        memory_limit=settings.memory_limit,
-        # Without a dashboard Dask serves its health over HTTP all the same: on any free port, as jobs share a host.
-        dashboard_address=":8787" if settings.dashboard else "127.0.0.1:0",
-        scheduler_kwargs={"dashboard": settings.dashboard},
-        local_directory=local_directory,
-        silence_logs=logging.CRITICAL,
     )
 
 
@@ -142,14 +149,19 @@ def worker_addresses(client: Client) -> list[str]:
 
 @contextlib.contextmanager
 def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Client]:
-    """The given client, or one of the settings' cluster; trouble of the cluster inside the block is a ClusterError."""
+    """The given client, with a worker, or one of the settings' cluster; trouble of the cluster inside the block is a
+    ClusterError.
+    """
     out_of_memory: list[str] = []
     try:
         if client is not None:
+            check_client(client)
             with same_versions(client, settings), _noting_memory(client, out_of_memory):
+                wait_for_workers(client, 1, settings.worker_timeout)
                 yield client
         else:
-            with _told_once(), connect(settings) as own, _noting_memory(own, out_of_memory), _alike(own, settings):
+            quiet = together("loggers of Dask", _told_once)
+            with quiet, connect(settings) as own, _noting_memory(own, out_of_memory), _alike(own, settings):
                 yield own
     except KilledWorker as error:
         kind = OutOfMemoryError if out_of_memory else ClusterError

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dask
-from distributed import Client
+from distributed import Client, Future
 from distributed.security import Security
 from distributed.versions import VersionMismatchWarning
 
@@ -33,6 +33,20 @@ def scheduler_address(settings: ClusterSettings) -> str:
     if settings.scheduler == LOCAL or settings.factory:
         return ""
     return settings.scheduler or str(dask.config.get("scheduler-address", None) or "")
+
+
+def check_client(client: Any) -> None:
+    """SettingsError where it is no client whose work can be waited for; ClusterError where it is closed."""
+    if not isinstance(client, Client):
+        raise SettingsError(f"client is a {type(client).__name__}; expected a dask.distributed.Client of the cluster")
+    # Of an asynchronous client in another thread than its event loop's, `asynchronous` alone says no.
+    if client.asynchronous or getattr(client, "_asynchronous", False):
+        raise SettingsError(
+            "client is asynchronous, and dfm waits for what it computes; pass a plain Client of the same scheduler, "
+            "and call dfm in a thread (asyncio.to_thread) where an event loop must not wait"
+        )
+    if client.status in ("closing", "closed"):
+        raise ClusterError("client is closed; make a new dask.distributed.Client of the cluster and pass that")
 
 
 def workers_of(client: Client) -> dict[str, Any]:
@@ -180,20 +194,22 @@ def _function(name: str) -> Any:
 
 
 def wait_for_workers(client: Client, n_workers: int, timeout: float) -> None:
-    """Return when the cluster has so many workers. ClusterError after `timeout` seconds.
-
-    A task waits meanwhile, for an adaptive cluster starts its first worker only when there is work.
-    """
+    """Return when the cluster has so many workers. ClusterError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     nudge: Any = None
     while (found := len(workers_of(client))) < n_workers:
         if nudge is None:
-            nudge = client.submit(int, key=f"wait_for_workers-{uuid.uuid4().hex}")
+            nudge = task_that_waits(client)
         if time.monotonic() > deadline:
             address = client.scheduler.address
             raise ClusterError(
-                f"the scheduler at {address} had {found or 'no'} of {n_workers} worker{'s' * (n_workers > 1)} within "
+                f"the scheduler at {address} had {found or 'none'} of {n_workers} worker{'s' * (n_workers > 1)} within "
                 f"cluster.worker_timeout = {timeout:g} s; start workers (dask worker {address}), ask for fewer "
                 "(cluster.min_workers), or wait longer"
             )
         time.sleep(0.1)
+
+
+def task_that_waits(client: Client) -> Future:
+    """A task that needs a worker: an adaptive cluster starts its first one only when there is work, and is held."""
+    return client.submit(int, key=f"wait_for_workers-{uuid.uuid4().hex}")

@@ -20,6 +20,7 @@ from distributed.versions import get_versions
 from dfm.distributed.cluster import admission, upload
 from dfm.distributed.cluster.admission import ASKED_FOR, COMPARED, Versions, picked
 from dfm.distributed.cluster.remote import workers_of
+from dfm.distributed.cluster.together import together
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from dfm.version import DISTRIBUTION, __version__, installed
@@ -140,6 +141,12 @@ def _carry(client: Client, found: dict[str, Versions]) -> dict[str, Versions]:
 @contextlib.contextmanager
 def by_value(module: ModuleType) -> Iterator[None]:
     """Within, what the module defines is sent as code and not by its name."""
+    with together(f"{module.__name__} by value", lambda: _registered(module)):
+        yield
+
+
+@contextlib.contextmanager
+def _registered(module: ModuleType) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     try:
         yield

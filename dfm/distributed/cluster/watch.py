@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
+import cloudpickle
 import distributed
 from distributed import Client, Future, LocalCluster
 
 from dfm.distributed.cluster import lost_workers
-from dfm.distributed.cluster.remote import takes_work, workers_of
+from dfm.distributed.cluster.remote import check_client, takes_work, task_that_waits, workers_of
 from dfm.distributed.cluster.versions import by_value
 from dfm.errors import ClusterError
 from dfm.training.backends import Workplaces
 
+MOST_REMEMBERED = 1 << 30
+"""Bytes of values of this process that a scheduler, which has a few GB of its own, is asked to remember."""
+_PIECE = 4 << 20
+"""Bytes of a message to the scheduler; Dask warns of more than 10 MiB."""
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
 
@@ -30,6 +36,7 @@ class Watch:
     """
 
     def __init__(self, client: Client, timeout: float) -> None:
+        check_client(client)
         self.client = client
         self._timeout = timeout
         self._seen = self._next = time.monotonic()
@@ -37,8 +44,11 @@ class Watch:
 
     def addresses(self) -> list[str]:
         """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
+        waits: Future | None = None
         while not (workers := self._workers()):
             self._check(workers)
+            if waits is None and self.client.status == "running":
+                waits = task_that_waits(self.client)
             time.sleep(0.1)
         return sorted(workers)
 
@@ -58,6 +68,25 @@ class Watch:
         if near:
             options |= {"workers": [near], "allow_other_workers": True}
         return self.client.submit(function, *args, pure=False, **options)
+
+    def keep(self, value: Any, near: str = "") -> Future:
+        """A value of this process on a worker, near the one of that address; sent again where it was lost.
+
+        What is scattered lies on one worker (Dask takes away copies that nobody waits for) and goes with it, and with
+        it all that was to be made of it. This comes from tasks that hold its pickle, in pieces small enough for the
+        scheduler, which remembers them as long as the future is held. What is too much for that is scattered.
+        """
+        data = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        if len(data) > MOST_REMEMBERED:
+            workers = [near] if near in self.addresses() else None
+            scattered: Future = self.client.scatter(value, workers=workers, hash=False)
+            return scattered
+        pieces = [self.submit(_piece, data[i : i + _PIECE], near=near) for i in range(0, len(data), _PIECE)]
+        return self.submit(_joined, pieces, near=near)
+
+    def results(self, futures: Sequence[Future]) -> list[Any]:
+        """The results of tasks, small ones, in order."""
+        return [self.result(future) for future in futures]
 
     def result(self, future: Future) -> Any:
         """The result of a task, a small one; its error is raised.
@@ -123,6 +152,14 @@ class Watch:
                 f"the cluster had no worker for cluster.worker_timeout = {self._timeout:g} s; start workers and run "
                 "the same command again: what is finished is not repeated"
             )
+
+
+def _piece(data: bytes) -> bytes:
+    return data
+
+
+def _joined(pieces: Sequence[bytes]) -> Any:
+    return pickle.loads(b"".join(pieces))
 
 
 def _raise_if_failed(future: Future) -> None:
