@@ -1,4 +1,4 @@
-"""What replicas send to be averaged: records of summands per touched feature, added along one fixed binary tree.
+"""Summands that replicas send to be averaged: records per touched feature, added along one fixed binary tree.
 
 The result has the same bytes whoever adds what and when: what a record does not have counts as +0, and the tree is over
 replica numbers.
@@ -100,7 +100,7 @@ def _round_bits(bits, halves):  # type: ignore[no-untyped-def]
 _FAN_IN = 8
 """Contributions that are summed at a time, a power of two: so many are held at once."""
 _CHUNK_BYTES = 1 << 18
-"""Of partial sums that are worked on together: they stay in a core's own cache."""
+"""Bytes of partial sums that are worked on together: they stay in a core's own cache."""
 
 
 def combine(left: Contribution, right: Contribution) -> Contribution:

@@ -35,12 +35,12 @@ from dfm.kernels.tables import Floats, Layout, ParameterTable, local_shapes, pul
 
 SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
-"""Of a block."""
+"""Threads of a block."""
 MOST_BLOCKS = 4096
 FAN_IN = 4
 """Summands that are summed at a time, a power of two: so many must be on the device at once."""
 CHUNK_BYTES = 1 << 28
-"""Of the device's memory that notes of where summands stand may take while they are summed."""
+"""Share of the device's memory that notes of where summands stand may take while they are summed."""
 
 Summands = Any
 """`GpuSummands`, or a `Contribution` that came from another process."""
@@ -71,7 +71,7 @@ LAUNCH = np.dtype(
     ],
     align=True,
 )
-"""What a kernel is told: `struct Launch` of the .cu, field by field."""
+"""Arguments of a launch: `struct Launch` of the .cu, field by field."""
 
 
 def source_of(derivation: str = "") -> str:
@@ -136,7 +136,7 @@ class OnGpu:
     _programs: dict[str, Program] = field(init=False, default_factory=dict)
     """By the text of an optimizer that derives weights, "" for all others."""
     _united: dict[tuple[int, ...], Slices] = field(init=False, default_factory=dict)
-    """What `unite` found, by the slices' features: the same slices come in every later epoch."""
+    """Results of `unite` by the slices' features: the same slices come in every later epoch."""
     _unions: dict[tuple[int, ...], NDArray[np.uint32]] = field(init=False, default_factory=dict)
     """The features of sums, by those of their parts and the rows that were meant: likewise."""
 
@@ -527,7 +527,7 @@ def _batches(items: Iterable[Summands], size: int) -> Iterator[list[Summands]]:
 
 
 def _adds(n_parts: int) -> list[int]:
-    """How many sums of the tree are complete after each part."""
+    """Number of the tree's sums that are complete after each part."""
     if n_parts == 1:
         return [0]
     middle = 1 << (n_parts - 1).bit_length() - 1

@@ -36,7 +36,7 @@ from dfm.storage.arrays import read_only
 
 
 class Columns(NamedTuple):
-    """Where things stand in records: of tables (`primary`, `state`) and of summands (the rest, -1: absent).
+    """Columns of records: of tables (`primary`, `state`) and of summands (the rest, -1: absent).
 
     A number's summand is [a Δ, F × n_states, F² × n_states (if squares), counts]; a vector's the same of vectors. Of a
     block of vectors, all but `lanes`, `vector_states` and `n_vector` are those of the numbers of the same features.
@@ -96,7 +96,7 @@ def summand_width(columns: Columns, block: Block) -> int:
 
 
 def shares_of(rule: MergeRule) -> Shares:
-    """How a rule weighs what a replica changed."""
+    """Weighing of what a replica changed, by a rule."""
     return Shares(*(np.float32(number) for number in rule.weighting.share(rule.precision)))
 
 
@@ -414,7 +414,7 @@ def _finish_vectors(features, start, summands, numbers, tables, drift):  # type:
 
 
 class Averaging(Protocol):
-    """What a round does with tables and summands, wherever these lie: in a processor's memory or on a GPU.
+    """The work of a round on tables and summands, wherever these lie: in a processor's memory or on a GPU.
 
     Summands of any kind have the parts `select`, `shared`, `rows` and `nbytes` of a `Contribution`; pickled, they
     arrive as one, and every kind takes these too.

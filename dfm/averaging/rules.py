@@ -16,7 +16,7 @@ Coefficients = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Weighting:
-    """How replicas' changes of a coordinate are weighted: Σ a_k Δ_k / D (notation: see `merge`).
+    """Weights of replicas' changes of a coordinate: Σ a_k Δ_k / D (notation: see `merge`).
 
     share(P): (base, history, growth) of a_k = base + history G0 + growth F_k. divisor(P, W): (fixed, history, growth)
     of D = fixed + history G0 + growth ΣF. per: "touches", how many replicas touched the feature, or "occurrences" of
@@ -66,7 +66,7 @@ WEIGHT_RULES = {
 
 @dataclass(frozen=True)
 class StateRule:
-    """How replicas' optimizer state becomes one: G0 + Σ F_k / D, or of their squares Σ G_k² / Σ G_k.
+    """Rule by which replicas' optimizer state becomes one: G0 + Σ F_k / D, or of their squares Σ G_k² / Σ G_k.
 
     divisor(W): (fixed, history, growth) of D, with `per` as in `Weighting`. fits_means: whether it suits running means,
     which may have either sign and do not add up.
@@ -94,16 +94,16 @@ RATE_SCALINGS: dict[str, Callable[[int], float]] = {
     "sqrt": lambda n_replicas: n_replicas**0.5,
     "linear": float,
 }
-"""What the number of replicas multiplies the step size with, by name."""
+"""Factors of the step size by the number of replicas, by name."""
 LARGEST_OUTER_STEP = 4.0
 """From this value of outer_rate / (1 - outer_momentum) on, training diverged or got much worse."""
 LARGEST_PRECISION = 200.0
-"""Of precision × n_replicas. Beyond it log losses exploded: P = 30 with 8 replicas, 10 with 32 or 64."""
+"""Bound of precision × n_replicas. Beyond it log losses exploded: P = 30 with 8 replicas, 10 with 32 or 64."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeRule:
-    """How replicas become one model. `weights` says how their Δ_k are weighted (notation: see the module).
+    """The rule by which replicas become one model. `weights`: how their Δ_k are weighted (notation: see the module).
 
     "mean": Σ Δ_k / W. "touched": Σ Δ_k / t. "count": by occurrences of the feature in the replica's rows.
     "weighted": by G_k, and an untouched replica weighs G0 (Vowpal Wabbit's rule, on deltas).

@@ -21,12 +21,12 @@ from dfm.kernels.gpu import device as cupy_device
 from dfm.training.backends import NUMBA, Backend, candidates
 
 RESOURCE = "GPU"
-"""What workers declare; see Dask's `--resources`."""
+"""The resource that workers declare; see Dask's `--resources`."""
 
 
 @dataclass(frozen=True)
 class GpuOfWorker:
-    """What a worker says of its GPU: name, or the reason why there is none; which ones its process may see."""
+    """A worker's GPU: name, or the reason why there is none; which ones its process may see."""
 
     name: str
     reason: str
@@ -44,7 +44,7 @@ class Choice:
 
 
 def gpu_of_worker() -> GpuOfWorker:
-    """Of this process."""
+    """The GPU of this process."""
     name, reason = cupy_device.availability()
     return GpuOfWorker(
         name, reason, cupy_device.device_count() if name else 0, os.environ.get("CUDA_VISIBLE_DEVICES", "")

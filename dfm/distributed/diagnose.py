@@ -46,7 +46,7 @@ class Diagnosis:
     collided_share: float
 
     def findings(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
-        """What there is to say of the best parameters. Where it cannot be found out, that is a warning: the model is
+        """Findings on the best parameters. Where they cannot be found out, that is a warning: the model is
         worth more than its diagnosis.
         """
         try:

@@ -20,7 +20,7 @@ PATIENCE_OF_A_USER = 15.0
 _PATIENCE = 300.0
 """The same where everything is up: a table of gigabytes takes its time, and training it took longer."""
 OF_THE_CLUSTER = (ClusterError, KilledWorker, NoValidWorkerError, CommClosedError, CancelledError)
-"""What says that workers, or the scheduler, are in trouble; `cluster.client_of` puts it into words."""
+"""Signs that workers, or the scheduler, are in trouble; `cluster.client_of` puts it into words."""
 
 
 @contextlib.contextmanager

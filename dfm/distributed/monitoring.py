@@ -1,4 +1,4 @@
-"""What others see of a training while it runs: where its rows lie, Prometheus metrics, events on a topic of Dask.
+"""Views of a training while it runs: where its rows lie, Prometheus metrics, events on a topic of Dask.
 
 Dask's scheduler and workers serve /metrics on their dashboards' ports (where prometheus_client is installed); the
 plugins here add dfm's own. A broken view never breaks a training.

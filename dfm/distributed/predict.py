@@ -33,12 +33,12 @@ PREDICTION = "prediction"
 DONE = "_SUCCESS"
 _FOOTER_THREADS = 16
 Overwrite = Literal["nothing", "own", "beside"]
-"""What predictions may replace in their output: nothing, an earlier prediction, or that with others' files beside."""
+"""Files that predictions may replace: none, an earlier prediction, or that with others' files beside."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What every scoring task must know."""
+    """The facts that every scoring task must know."""
 
     model: str | FMModel
     """Absolute path or URL of the model; or the model, where it is in memory alone."""
@@ -46,7 +46,7 @@ class Scoring:
     keep: tuple[str, ...] = ()
     """Input columns to write beside the prediction; empty: all."""
     output: str = ""
-    """Where predictions go: absolute path or URL; `file://` says that all workers share the path."""
+    """The place of predictions: absolute path or URL; `file://` says that all workers share the path."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     is_weighted: bool = True
     """Whether rows to evaluate on have the weights that the model was trained with."""

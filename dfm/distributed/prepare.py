@@ -49,7 +49,7 @@ _NEVER = 2**62
 
 @dataclass(frozen=True)
 class Hashed:
-    """What one hashing task tells: counts of features, the row account; the rows lie in the worker's cache."""
+    """The answer of a hashing task: counts of features, the row account; the rows lie in the worker's cache."""
 
     counts: FeatureCounts
     account: RowAccount

@@ -32,7 +32,7 @@ class Trained:
     history: list[Event]
     interrupted: bool
     findings: tuple[Finding, ...] = ()
-    """What they could not learn."""
+    """All that they could not learn."""
     pilot: Mapping[str, Any] = field(default_factory=dict)
     """Losses of its candidates, and which was chosen."""
 

@@ -122,7 +122,7 @@ class Journal:
             files.write_bytes(self.url, text.encode(), self.options)
 
     def loss(self, key: str, rung: int, seed: int = 0) -> float | None:
-        """What a trial came to at a rung; None where that is not known. inf where it diverged."""
+        """The loss of a trial at a rung; None where that is not known. inf where it diverged."""
         for record in self.records:
             if (record["key"], record["rung"], record["seed"]) == (key, rung, seed):
                 return math.inf if record["loss"] is None else float(record["loss"])

@@ -39,7 +39,7 @@ class Tuned:
 
 
 def row_scale(run: Run, prepared: Prepared) -> RowScale:
-    """What the rows, and the loss, say of step sizes."""
+    """The scale of step sizes, by the rows and the loss."""
     return RowScale.of(prepared.account.squares, prepared.account.accepted, run.order.objective)
 
 

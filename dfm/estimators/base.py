@@ -267,7 +267,7 @@ class BaseFactorizationMachine(Parametrised):
         return dataclasses.replace(self._features.rows(self._known_data(X)), labels=labels, weights=weights)
 
     def _chosen(self, goes_on: bool) -> str:
-        """What the pilot of the fit that training goes on from had chosen."""
+        """The choice of the pilot of the fit that training goes on from."""
         return self._outputs[0].fit.chosen if goes_on else ""
 
     def _recipes(self, rows: RowsToFit, summary: LabelSummary) -> list[Recipe]:

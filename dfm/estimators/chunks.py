@@ -184,7 +184,7 @@ def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
 
 @dataclass(frozen=True)
 class ChunkEncoding:
-    """How a chunk becomes rows: a schema to hash by (with statistics), or else the names of columns, if they have any,
+    """Encoding of a chunk: a schema to hash by (with statistics), or else the names of columns, if they have any,
     and the scaling of a matrix.
     """
 
@@ -223,7 +223,7 @@ def squares_of(rows: HashedRows) -> float:
 
 
 def summarise_chunk(chunk: Chunk, is_classification: bool) -> LabelSummary:
-    """What is to be known of a chunk's labels. DataError where there is not one for every row."""
+    """Summary of a chunk's labels. DataError where there is not one for every row."""
     y, n_rows = chunk.labels, n_rows_of(chunk.data)
     if np.ndim(y) != 1 or len(y) != n_rows:
         raise DataError(f"it has {n_rows} rows, that of y the shape {np.shape(y)}: one label a row")
@@ -260,7 +260,7 @@ class Learnt:
 def learn_features(
     watch: Watch, X: Any, chunks: Sequence[Chunk], options: FeatureOptions, labels: LabelEncoding
 ) -> Learnt:
-    """What there is to learn of a collection."""
+    """Features and rows of a collection."""
     meta = getattr(X, "_meta", None)
     if is_table(meta, options.table):
         return _table_features(watch, meta, chunks, options, labels)
@@ -279,7 +279,7 @@ def encode_chunks(watch: Watch, encoding: ChunkEncoding, chunks: Sequence[Chunk]
 
 
 def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
-    """How further chunks become rows of these features."""
+    """The way in which further chunks become rows of these features."""
     if isinstance(features, TableFeatures):
         bits = features.vocabulary.hash_bits
         return ChunkEncoding(labels, features.schema, bits, dict(features.statistics))

@@ -1,4 +1,4 @@
-"""What estimators are given, as rows of a factorization machine: matrices as they are, tables hashed as shards are.
+"""Data of estimators as rows of a factorization machine: matrices as they are, tables hashed as shards are.
 
 A matrix is an array, a scipy.sparse matrix, or a table of floats: column j is feature j. Any other table has
 categories: its columns are chosen by type (`schema.infer`) unless they are named, and hashed.
@@ -55,7 +55,7 @@ NEVER = 2**62
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How tables with categories become features; names as in the [schema] and [model] tables of a job file."""
+    """Rules by which tables become features; names as in the [schema] and [model] tables of a job file."""
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """How columns become features. standardize: True, False, or "auto" for all but sparse matrices."""
+    """The way in which columns become features. standardize: True, False, or "auto" for all but sparse matrices."""
 
     table: TableOptions
     standardize: bool | str
@@ -136,7 +136,7 @@ class MatrixFeatures:
     def learn(
         cls, matrix: Any, names: Sequence[str] | None, standardize: bool, weights: NDArray[np.float32]
     ) -> tuple[MatrixFeatures, HashedRows]:
-        """What the training rows say of the columns, and these rows."""
+        """Features of the columns, learnt from the training rows, and these rows."""
         scaling = Scaling.from_moments(ColumnMoments.of(matrix, weights)) if standardize else None
         rows = matrix_rows(matrix, scaling)
         counts = np.bincount(rows.indices, minlength=matrix.shape[1]).astype(np.int64)

@@ -17,7 +17,7 @@ NOTHING_WEIGHS = "all sample weights are 0: there is nothing to learn from; pass
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """How labels become what is trained: classes (their numbers are stored) or a unit; weights by class, if any."""
+    """Encoding of labels as trained: classes (their numbers are stored) or a unit; weights by class, if any."""
 
     classes: NDArray[Any] | None = None
     mean: float = 0.0
@@ -47,7 +47,7 @@ class LabelEncoding:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Of the labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations."""
+    """Labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations."""
 
     n_rows: int
     classes: NDArray[Any]
@@ -67,7 +67,7 @@ class LabelSummary:
 
 
 def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSummary:
-    """What is to be known of the labels of some rows before any can be trained on."""
+    """Summary of the labels of some rows, needed before any can be trained on."""
     labels = np.asarray(y)
     masses = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     if len(masses) != len(labels) or not np.isfinite(masses).all() or (masses < 0).any():

@@ -155,7 +155,7 @@ class CollectionRows:
 
 @contextlib.contextmanager
 def naming_eval_set() -> Iterator[None]:
-    """Where the block meets wrong data, the error says that it is the eval_set's."""
+    """A context: where the block meets wrong data, the error says that it is the eval_set's."""
     try:
         yield
     except DataError as error:

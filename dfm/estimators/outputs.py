@@ -1,4 +1,4 @@
-"""What an estimator consists of, and what a fit tells."""
+"""Parts of an estimator, and what a fit tells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dfm.training.label_units import in_own_unit
 
 logger = logging.getLogger("dfm.estimators")
 _SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
-"""Of an epoch's record, what `verbose` shows."""
+"""Keys of an epoch's record that `verbose` shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:
 
 
 def teller(number: int, n_outputs: int) -> Callable[[Event], None]:
-    """What is logged of an epoch."""
+    """The logger of epochs."""
     which = f" ({number + 1} of {n_outputs})" if n_outputs > 1 else ""
 
     def tell(event: Event) -> None:

@@ -57,7 +57,7 @@ _TRAINING_KNOBS = (
 
 @dataclass(frozen=True)
 class RowsToFit:
-    """What the numbers of a fit depend on. squares: sum of x² over all entries. is_part: of an epoch that others
+    """Facts that the numbers of a fit depend on. squares: sum of x² over all entries. is_part: of an epoch that others
     follow; goes_on: from where another fit ended, whose pilot chose `chosen`.
     """
 

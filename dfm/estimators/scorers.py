@@ -126,7 +126,7 @@ def _written(path: str, data: bytes) -> str:
 
 
 def _keep(digest: str, data: bytes) -> _Kept:
-    """Where the pickle is kept: it is written once, however many predictions name it."""
+    """The place of the pickle: it is written once, however many predictions name it."""
     client = _client_elsewhere()
     name = digest, "" if client is None else client.id
     with _lock:

@@ -1,4 +1,4 @@
-"""What trains and scores rows: the contract, losses, optimizers, tables; on processors and GPUs.
+"""Training and scoring of rows: the contract, losses, optimizers, tables; on processors and GPUs.
 
 Imports settings and data's records.
 """

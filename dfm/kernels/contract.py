@@ -1,4 +1,4 @@
-"""What every kernel backend offers, and the records that go in and out.
+"""The contract of kernel backends, and the records that go in and out.
 
 A backend is a module with `compile_kernels(spec: KernelSpec) -> Kernels`; the result is cached per process.
 """
@@ -44,7 +44,7 @@ class RowsLike(Protocol):
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What kernels are compiled for: the compile key, hashable and picklable.
+    """The compile key of kernels, hashable and picklable.
 
     loss: a name in `losses.LOSSES`, or what `CustomLoss.of(function)` makes of a user's loss(score, y). optimizer: a
     name in `optimizers.OPTIMIZERS`. loss_parameter: of a loss that has one; None for its default. regularizer: None for
@@ -137,7 +137,7 @@ class RunRound(Protocol):
 
 @dataclass(frozen=True)
 class RoundTally:
-    """What a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss).
+    """The rows that a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss).
 
     Not `is_finite`: a loss was infinite or not a number; the walk stopped there and the table is of no more use.
     """

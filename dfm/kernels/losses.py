@@ -51,7 +51,7 @@ def _log_odds(mean_label: float) -> float:
 
 @dataclass(frozen=True)
 class Link:
-    """How raw scores become predictions: `predict(scores)`, float32 array in and out.
+    """The way from raw scores to predictions: `predict(scores)`, float32 array in and out.
 
     `start(mean_label)` is the score that a model without features gives: where the bias begins.
     """
@@ -82,7 +82,7 @@ LABELS = {
 
 
 def _steepest_jump(_largest_label: float) -> float:
-    """Of losses with a kink, whose slopes are 1 at most: with it rows in flight overshoot by one unit of score."""
+    """Jump of losses with a kink, whose slopes are 1 at most: rows in flight overshoot by one unit of score."""
     return 1.0
 
 

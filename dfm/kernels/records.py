@@ -1,4 +1,4 @@
-"""What the records of losses and optimizers share: numbers of their own, with default, range and help.
+"""The common part of the records of losses and optimizers: numbers of their own, with default, range and help.
 
 Light: settings take their knobs from here, so nothing in these modules may import Numba before something is compiled.
 """

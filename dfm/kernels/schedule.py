@@ -39,7 +39,7 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {
 
 
 def rate_factor(schedule: str, round_number: float, n_rounds: int) -> float:
-    """What the step size is multiplied with in round `round_number` (from 0) of `n_rounds`; 1 at the start.
+    """The factor of the step size in round `round_number` (from 0) of `n_rounds`; 1 at the start.
 
     Rounds are of equal length here; one that is longer counts as so many, and stands at their middle.
 

@@ -19,7 +19,7 @@ from dfm.settings.tables import EPOCHS_ELSE, EPOCHS_TO_PLATEAU, ModelSettings, T
 
 _STDEV = 0.02
 _STEEPNESS_OF_OWN = {"regression": 4.0, "classification": 1.0}
-"""Of a user's loss, about which nothing but its task is known."""
+"""The steepness of a user's loss, about which nothing but its task is known."""
 
 LEAST_ROWS = 500
 """Rows of a replica in a pilot below which its losses are noise."""
@@ -49,7 +49,7 @@ CANDIDATES = {
 
 @dataclass(frozen=True)
 class RowScale:
-    """What automatic numbers are made of. squares: mean over rows of Σ x², at least 1. steepness: of the loss."""
+    """Facts that automatic numbers are made of. squares: mean over rows of Σ x², at least 1. steepness: of the loss."""
 
     squares: float = 1.0
     steepness: float = 1.0

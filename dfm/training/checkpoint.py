@@ -43,7 +43,7 @@ class Conflict(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run must share with a checkpoint to go on from it: the tables that decide the parameters, the shards."""
+    """Facts that a run shares with a checkpoint that it goes on from: the tables that decide the parameters, the shards."""
 
     tables: Mapping[str, Mapping[str, Any]]
     shards: Sequence[Sequence[Any]]
@@ -95,7 +95,7 @@ class BlockFile:
 
 @dataclass(frozen=True)
 class SavedBlock:
-    """What a block file holds."""
+    """The contents of a block file."""
 
     start: int
     table: ParameterTable

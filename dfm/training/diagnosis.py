@@ -1,4 +1,4 @@
-"""What a training could not learn, and the knob to turn: columns that say nothing, a full table, factors for nothing.
+"""Failures of a training to learn, and the knob to turn: columns that say nothing, a full table, factors for nothing.
 
 A job that ends well may have learnt little, and its metrics alone do not say why. Every finding is a fact that was
 measured, in words, with the settings that change it; none of them stops a job.
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FieldCounts:
-    """Of one field: features that are kept, entries in all, entries of features that were too rare to be kept, and
+    """Counts of a field: features that are kept, entries in all, entries of features that were too rare to be kept, and
     features among the kept ones that were seen once.
     """
 

@@ -1,4 +1,4 @@
-"""What a job reads: its shards, the schema on their columns, which rows validate, which replica gets which rows."""
+"""The input of a job: its shards, the schema on their columns, which rows validate, which replica gets which rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 logger = logging.getLogger(__name__)
 _LEAST_HELD_OUT, _MOST_HELD_OUT, _TOO_FEW_HELD_OUT = 1_000, 200_000, 100
 _MOST_HELD_OUT_SHARE = 0.4
-"""Of the rows, that one moment (a day) may hold out; with more of them too few are left to train on."""
+"""Share of the rows that one moment (a day) may hold out; with more of them too few are left to train on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RowSplit:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the footers of the shards and the job decide before any row is read."""
+    """All that the footers of the shards and the job decide before any row is read."""
 
     schema: ResolvedSchema
     train: list[Shard]
@@ -54,7 +54,7 @@ class Inputs:
     validation_tasks: list[tuple[Unit, ...]]
     course: Course
     split: RowSplit = RowSplit()
-    """How the rows of the training shards are told from those that validate, where their paths do not tell."""
+    """The way in which rows of the training shards are told from those that validate, where their paths do not tell."""
 
     @property
     def n_rows(self) -> int:
@@ -171,7 +171,7 @@ def resolve_schema(job: Job, *shards: Shard) -> ResolvedSchema:
 
 
 def plan_event(inputs: Inputs) -> Event:
-    """What is going to be read and by how many replicas."""
+    """The event of what is going to be read, and by how many replicas."""
     return {
         "event": "plan",
         "shards": len(inputs.train),

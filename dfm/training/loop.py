@@ -145,7 +145,7 @@ class TrainingLoop:
     best: Best | None = None
     _least: float = float("inf")
     _rise: float = 0.0
-    """How much more than the best the last validation was, in parts of that."""
+    """Excess of the last validation loss over the best, in parts of that."""
     _submitted: int = 0
     _cut_at: int = 0
     _clock: _Clock = field(default_factory=_Clock)
@@ -244,7 +244,7 @@ class TrainingLoop:
         return self.schedule.work(work, rounds_done, self._standing(slices), self.at.rollbacks)
 
     def _standing(self, slices: range) -> tuple[float, int]:
-        """Where a round stands among how many: of the whole training, or of what follows a plateau."""
+        """The place of a round among how many: of the whole training, or of what follows a plateau."""
         if not self.goal.plateau:
             return self.plan.standing(self.at.epoch, slices, self.goal.n_epochs)
         if not self.at.tail_start:

@@ -1,4 +1,4 @@
-"""How much memory a worker needs for a plan, before anything is read."""
+"""Memory that a worker needs for a plan, before anything is read."""
 
 from __future__ import annotations
 

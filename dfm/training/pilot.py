@@ -40,7 +40,7 @@ class Pilot:
     together: bool = True
 
     def described(self, chosen: str) -> Event:
-        """How candidates are compared, and the numbers of the chosen one."""
+        """The way in which candidates are compared, and the numbers of the chosen one."""
         compared = "after the first epoch" if self.is_late else "after a third of the first epoch"
         return {"compared": compared, "margin": MARGIN, **self.numbers[chosen]}
 
@@ -64,7 +64,7 @@ class Trial:
 
     @property
     def parameters(self) -> Parameters:
-        """What it came to; only where they were not given up."""
+        """Its parameters; only where they were not given up."""
         assert self.executor is not None
         return self.executor.parameters
 

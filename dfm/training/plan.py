@@ -54,7 +54,7 @@ class RoundPlan:
         return self.rounds_before + self.n_slices + (epoch - 1 - self.epochs_before) * self.later_rounds
 
     def standing(self, epoch: int, slices: range, n_epochs: int) -> tuple[float, int]:
-        """Where the middle of a round stands among all slices, and how many there are: a schedule follows the rows.
+        """The place of a round's middle among all slices, and how many there are: a schedule follows the rows.
 
         n_epochs: the number of the last epoch. A round of a training before counts as a slice.
         """

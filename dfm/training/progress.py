@@ -14,7 +14,7 @@ from dfm.training.rounds import ReplicaReport
 
 Event = dict[str, Any]
 _TOTALS = "book"
-"""What checkpoints call the totals of the epoch under way."""
+"""The name that checkpoints have for the totals of the epoch under way."""
 
 
 @dataclass

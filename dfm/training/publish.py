@@ -25,7 +25,7 @@ from dfm.training.label_units import in_own_unit
 
 @dataclass(frozen=True)
 class Published:
-    """What became of a model: the fingerprint of its parameters, and what did not go well beside them."""
+    """The outcome of publishing: the fingerprint of its parameters, and what did not go well beside them."""
 
     parameters_sha256: str
     warnings: tuple[str, ...] = ()

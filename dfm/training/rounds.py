@@ -48,7 +48,7 @@ class Work:
     wire_dtype: str = "float32"
     task: str = "classification"
     unit: LabelUnit = field(default_factory=LabelUnit)
-    """Of the partitions' labels; metrics are in that of the data."""
+    """The unit of the partitions' labels; metrics are in that of the data."""
     clip: tuple[float, float] | None = None
     """The range that predictions stay in when they are judged."""
 

@@ -1,4 +1,4 @@
-"""What a search tries: settings drawn from the space of a job, and how many of them go on after each rung.
+"""Trials of a search: settings drawn from the space of a job, and how many of them go on after each rung.
 
 The first three trials are the settings of a pilot; the others are scrambled Sobol points (Owen 1998), drawn by the
 job's seed. Successive halving (Jamieson and Talwalkar 2016) keeps half after one epoch: slow, well regularised settings

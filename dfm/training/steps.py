@@ -15,7 +15,7 @@ from dfm.training.rounds import Work
 
 _SEED_OF_A_RUN = 1_000_003
 _SEEDS = 1 << 62
-"""Of rounds: below this, so that those of replicas and slices, which lie above, stay within 63 bits."""
+"""Bound of the seeds of rounds: those of replicas and slices, which lie above, stay within 63 bits."""
 
 
 def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:

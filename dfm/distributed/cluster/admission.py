@@ -1,4 +1,4 @@
-"""What the scheduler asks workers that join while a job runs. It is sent as code: nothing of dfm is imported here."""
+"""Questions of the scheduler to workers that join while a job runs. Sent as code: nothing of dfm is imported here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distributed import SchedulerPlugin
 
 Versions = dict[str, str | None]
 ASKED_FOR = ("dfm", "numba", "pyarrow")
-"""What Dask does not tell by itself."""
+"""Facts of a worker that Dask does not tell by itself."""
 COMPARED = ("python", "dfm", "dask", "distributed", "numba", "numpy", "pyarrow")
 _OF_PYTHON = 2
 """Numbers of a Python version that must agree: 3.11.4 and 3.11.9 read each other's pickles."""
@@ -23,7 +23,7 @@ logger = logging.getLogger("distributed.scheduler.dfm")
 
 
 def picked(packages: Mapping[str, str | None]) -> Versions:
-    """Of the versions that a process tells, those that must agree."""
+    """Those of a process's versions that must agree."""
     found: Versions = {name: packages.get(name) for name in COMPARED}
     found["python"] = ".".join(str(packages.get("python") or "?").split(".")[:_OF_PYTHON])
     return found

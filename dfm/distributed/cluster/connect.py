@@ -138,7 +138,7 @@ def _own_hosts() -> set[str]:
 
 
 def cache_directory(settings: ClusterSettings, client: Client) -> str:
-    """Where partitions are cached: workers of this machine share a folder, others resolve the path below their own."""
+    """The folder of cached partitions: workers of this machine share it, others resolve the path below their own."""
     return os.path.abspath(settings.cache) if shares_disk(client) else settings.cache
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler does when workers come and go. Sent to it as code: this module imports nothing of dfm.
+"""Duties of the scheduler when workers come and go. Sent to it as code: this module imports nothing of dfm.
 
 So it reaches a scheduler of another version of dfm as well, or of none. A job does not run there, though: the scheduler
 unpickles every graph that is submitted, and all graphs of dfm hold its functions.

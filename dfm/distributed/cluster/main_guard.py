@@ -50,7 +50,7 @@ def _print_sentence(
 
 
 def _is_never_imported(main: ModuleType) -> bool:
-    """Of `python -m package`, which is known by its name."""
+    """The module of `python -m package`, which is known by its name."""
     spec = getattr(main, "__spec__", None)
     return spec is not None and spec.name.split(".")[-1] == "__main__"
 

@@ -1,4 +1,4 @@
-"""What brings dfm to processes that lack it. It is sent to them as code, so this module imports nothing of dfm."""
+"""The way of dfm to processes that lack it. It is sent to them as code, so this module imports nothing of dfm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from distributed import SchedulerPlugin, WorkerPlugin
 
 _FOLDERS: dict[str, str] = {}
-"""Where this process has unpacked a wheel, by the wheel's digest."""
+"""Folders in which this process has unpacked wheels, by their digests."""
 
 
 def unpack(wheel: bytes, digest: str, version: str) -> None:

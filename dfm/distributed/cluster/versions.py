@@ -1,4 +1,4 @@
-"""What client, scheduler and workers have installed, compared before they get work."""
+"""Versions that client, scheduler and workers have installed, compared before they get work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What update rules are made of: formulas on vectors or float32 scalars, inlined into the passes that call them.
+"""Parts of update rules: formulas on vectors or float32 scalars, inlined into the passes that call them.
 
 L2 is applied per touch: a row of weight c minimises c * (loss + l2/2 * sum of θ² over what the row touches). Frequent
 features are so regularised in proportion to their evidence, as in libFM and xLearn. A lazy-exact decay of untouched

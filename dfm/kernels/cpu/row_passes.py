@@ -25,7 +25,7 @@ from dfm.kernels.simd import address, every, fma, load, prefetch, read, reduce_a
 from dfm.kernels.tables import CACHE_LINE, Layout
 
 PREFETCH_ENTRIES = 128
-"""How far ahead table rows are asked for: see the decision record on prefetching."""
+"""Distance at which table rows are asked for ahead: see the decision record on prefetching."""
 
 
 class Rows(NamedTuple):

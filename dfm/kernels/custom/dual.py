@@ -347,7 +347,7 @@ _FUNCTIONS: tuple[tuple[Rule, tuple[Any, ...]], ...] = (
 SUPPORTED = "+ - * / **, comparisons, if and else, loops, abs, min, max, and of math or numpy " + ", ".join(
     sorted({function.__name__ for _rule, functions in _FUNCTIONS for function in functions} - {"fabs", "fmax", "fmin"})
 )
-"""What a differentiable function may consist of, for messages."""
+"""Parts that a differentiable function may consist of, for messages."""
 
 
 def _register() -> None:

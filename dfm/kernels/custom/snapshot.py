@@ -47,7 +47,7 @@ def _copied(function: FunctionType, shown: str, within: tuple[CodeType, ...]) ->
 
 
 def _owned(name: str, value: Any, shown: str, within: tuple[CodeType, ...]) -> Any:
-    """What the copy holds in place of a value."""
+    """The stand-in of a value in the copy."""
     value = getattr(value, "py_func", value)  # of a function that the user compiled
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("numpy"):
         return _copied(value, shown, within)

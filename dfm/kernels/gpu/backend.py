@@ -38,7 +38,7 @@ from dfm.kernels.tables import Layout, ParameterTable
 SOURCE = Path(__file__).with_suffix(".cu")
 FACTOR_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _COPIES = 4
-"""Of a table that averaging may want beside it; what it did want is known after a round."""
+"""Bytes of a table that averaging may want beside it; what it did want is known after a round."""
 _KNOWN = ("loss", "loss_parameter", "optimizer", "n_factors", "factor_dtype", "family")
 
 _ROWS = [(name, np.uint64) for name in ("indptr", "indices", "values", "labels", "weights")]
@@ -65,7 +65,7 @@ LAUNCH = np.dtype(
     ],
     align=True,
 )
-"""What a kernel is told: `struct Launch` of the .cu, field by field."""
+"""Arguments of a launch: `struct Launch` of the .cu, field by field."""
 
 
 def source_of(spec: KernelSpec) -> str:

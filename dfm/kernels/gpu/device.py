@@ -46,7 +46,7 @@ def chosen() -> int:
 
 
 def device_count() -> int:
-    """How many devices this process may see; 0 where CuPy or a driver is missing."""
+    """Number of devices that this process may see; 0 where CuPy or a driver is missing."""
     if not availability()[0]:
         return 0
     import cupy
@@ -90,7 +90,7 @@ class _CupyBuffer:
 
     @property
     def address(self) -> int:
-        """Where it begins."""
+        """The address at which it begins."""
         return int(self.pointer.ptr)
 
 
@@ -198,7 +198,7 @@ class CupyDevice:
         return event
 
     def wait(self, queue: str, mark: Any) -> None:
-        """Of one stream for another's event."""
+        """The wait of one stream for another's event."""
         self._streams[queue].wait_event(mark)
 
     def launch(self, function: Any, grid: tuple[int, int], shared_bytes: int, arguments: Buffer) -> None:

@@ -1,4 +1,4 @@
-"""What a GPU holds between launches: pieces of rows, and other arrays, that stay as long as they fit.
+"""Contents of a GPU between launches: pieces of rows, and other arrays, that stay as long as they fit.
 
 Nothing here knows CuPy: `Device` says what is needed of a GPU, `cupy_device.CupyDevice` gives it, and tests give it on
 the processor.
@@ -69,7 +69,7 @@ class Device(Protocol):
         """A point in a queue's work."""
 
     def wait(self, queue: str, mark: Any) -> None:
-        """What is queued from now on in `queue` begins after `mark`."""
+        """Work that is queued from now on in `queue` begins after `mark`."""
 
 
 @dataclass
@@ -85,12 +85,12 @@ class Resident:
     """Larger: asked for later."""
 
     def address(self, name: str) -> int:
-        """Of an array of the piece."""
+        """The device copy of an array of the piece."""
         return self.buffer.address + self.offsets[name]
 
 
 Owner = tuple[int, ...]
-"""What tells partitions apart: the identities of their arrays, and n_implicit."""
+"""The key that tells partitions apart: the identities of their arrays, and n_implicit."""
 
 _ARRAYS = ("indptr", "indices", "values", "labels", "weights")
 

@@ -26,13 +26,13 @@ WARPS_PER_BLOCK = 8
 PIECE_ROWS = 512 * BLOCK_ROWS
 """Rows that are moved to the device, and evicted from its memory, together."""
 SHARED_BYTES = 32 * 1024
-"""Of shared memory that hot features may take in a block: two blocks fit every GPU from compute capability 7 on."""
+"""Shared memory that hot features may take in a block: two blocks fit every GPU from compute capability 7 on."""
 HOT_SHARE = 1 / 16
 """Features in more than this share of the rows are summed in shared memory before they are stepped."""
 SEEN_SHARE = 1 / 200
-"""Of the rows that a table has seen, so many may be in flight."""
+"""Share of the rows that a table has seen which may be in flight."""
 ROWS_PER_FLUSH = 2
-"""Of a warp, where as many rows may be in flight as the device can take."""
+"""Rows of a warp, where as many may be in flight as the device can take."""
 _SAMPLE_ENTRIES = 1 << 20
 
 
@@ -62,7 +62,7 @@ def pieces(n_rows: int, n_implicit: int, seed: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is learnt of a partition once: bounds that were checked, and how its rows share features.
+    """Facts of a partition that are learnt once: bounds that were checked, and how its rows share features.
 
     largest: the largest index, -1 without entries. n_hot: leading features in more than HOT_SHARE of the rows.
     crowding: what the steps of one row add to the score of another, in steps of the bias: 1 + Σ_j p_j² / sqrt(p_j) for
@@ -99,13 +99,13 @@ def shared_bytes(layout: Layout, n_hot: int, warps: int) -> int:
 
 
 def most_hot(layout: Layout) -> int:
-    """How many features' sums fit SHARED_BYTES."""
+    """Number of features whose sums fit SHARED_BYTES."""
     return (SHARED_BYTES - shared_bytes(layout, 0, WARPS_PER_BLOCK)) // (4 * hot_width(layout))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a walk is launched: blocks of `warps` warps; each sums over rows_per_flush rows per warp before it steps."""
+    """The launch of a walk: blocks of `warps` warps; each sums over rows_per_flush rows per warp before it steps."""
 
     blocks: int
     warps: int
@@ -115,7 +115,7 @@ class Grid:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads of a block."""
         return WARP * self.warps
 
     @property
@@ -147,7 +147,7 @@ def _record_of(spec: KernelSpec) -> Loss:
 
 
 def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
-    """How many rows a table has been trained on, from the growth of the bias' accumulator over `walked` of them.
+    """Number of rows that a table has been trained on, from the growth of the bias' accumulator over `walked` of them.
 
     before, now: the bias' record. Without an accumulator only the walked rows are known.
     """
@@ -201,7 +201,7 @@ FEWER_BYTES = (
     f'Fewer bytes per feature: a smaller model.n_factors, or training.optimizer = "{_SMALLEST}"; fewer features: a '
     "larger model.min_count_factors"
 )
-"""What to do where parameters do not fit a device."""
+"""Advice where parameters do not fit a device."""
 
 
 def row_budget(wanted: int, free: int, table: int, reserve: int, largest_piece: int, device: str) -> int:

@@ -25,7 +25,7 @@ from dfm.kernels.gpu.plan import FEWER_BYTES
 from dfm.kernels.tables import Floats, Layout, ParameterTable, aligned_room
 
 _MEMORY = 0.98
-"""What is left of the largest need for memory after another walk."""
+"""The part of the largest need for memory that is left after another walk."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Gpu:
     row_limit: int = 0
     """Bytes that rows may take, as the job wants it; 0: what there is."""
     array_bytes: int = 0
-    """Of the parameters and summands that are here."""
+    """Bytes of the parameters and summands that are here."""
     most_bytes: int = 0
     """That these took of late."""
     _returned: deque[int] = field(default_factory=deque)
@@ -46,7 +46,7 @@ class Gpu:
     _arrays: weakref.WeakValueDictionary[int, GpuArrays] = field(default_factory=weakref.WeakValueDictionary)
     """Those that live here, by the number of their last use."""
     _copies: dict[int, GpuTable] = field(default_factory=dict)
-    """Of tables that came from elsewhere, by the identity of the original."""
+    """Copies of tables that came from elsewhere, by the identity of the original."""
     _in_use: list[GpuArrays] = field(default_factory=list)
     _clock: Iterator[int] = field(default_factory=itertools.count)
     _fetching: threading.Lock = field(default_factory=threading.Lock)
@@ -212,7 +212,7 @@ class GpuArrays(Mapping[str, Floats]):
         return self._buffers is not None
 
     def host_bytes(self) -> int:
-        """Of the host's memory that they take."""
+        """Bytes of the host's memory that they take."""
         return sum(array.nbytes for array in self._host.values())
 
     def host(self, name: str) -> Floats:
@@ -256,7 +256,7 @@ class GpuArrays(Mapping[str, Floats]):
             self._buffers = None
 
     def changed(self) -> None:
-        """What is queued in TRAIN by now changes the arrays: what the host has of them is no longer true."""
+        """Work that is queued in TRAIN by now changes the arrays: what the host has of them is no longer true."""
         with self._lock:
             self._host.clear()
             self._ready = self.gpu.device.mark(TRAIN)
@@ -303,7 +303,7 @@ class GpuTable(ParameterTable):
 
     @property
     def gpu(self) -> Gpu:
-        """Where it lives."""
+        """The device on which it lives."""
         return self.arrays.gpu
 
     @property

@@ -41,5 +41,5 @@ def parameters() -> list[Parameter]:
 
 
 def owners() -> dict[str, Optimizer]:
-    """Of each parameter's name: the optimizer that alone reads it."""
+    """The optimizer that alone reads a parameter, by the parameter's name."""
     return {own.name: optimizer for optimizer in OPTIMIZERS.values() for own in optimizer.parameters}

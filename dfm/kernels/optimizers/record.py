@@ -21,7 +21,7 @@ Steps = tuple[Any, Any, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How a local model steps, and how its state is begun, averaged and scheduled.
+    """The update rule of a local model, and how its state is begun, averaged and scheduled.
 
     steps: makes the compiled passes that change parameters, for a shape and a user's regularizer or None.
 
