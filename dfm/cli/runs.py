@@ -100,9 +100,7 @@ def cluster_overrides(
 @_namespace
 @_context
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
-@click.option(
-    "--dry-run", is_flag=True, help="Check, show the plan (Kubernetes: the objects), submit nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Check, show the plan (Kubernetes: the objects), submit nothing.")
 @_follow
 @json_option
 def submit(
