@@ -43,7 +43,7 @@ class Conflict(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Facts that a run shares with a checkpoint that it goes on from: the tables that decide parameters, and the shards."""
+    """Facts that a run shares with a checkpoint to go on from: the tables that decide parameters, and the shards."""
 
     tables: Mapping[str, Mapping[str, Any]]
     shards: Sequence[Sequence[Any]]
