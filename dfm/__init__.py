@@ -114,7 +114,7 @@ if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
-    from dfm.jobs import evaluate, predict, search, train
+    from dfm.jobs import cross_validate, evaluate, predict, search, train
     from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
@@ -127,6 +127,7 @@ __all__ = [
     "SearchResult",
     "TrainResult",
     "__version__",
+    "cross_validate",
     "evaluate",
     "export",
     "load_job",
@@ -143,6 +144,7 @@ _HOMES = {
     "Job": "dfm.settings",
     "SearchResult": "dfm.distributed.search",
     "TrainResult": "dfm.distributed.train",
+    "cross_validate": "dfm.jobs",
     "evaluate": "dfm.jobs",
     "load_job": "dfm.settings",
     "matrix_factorization": "dfm.factorization",

@@ -377,6 +377,16 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
+        "fold",
+        "`dfm search --folds`",
+        "a part of the rows has validated what was learnt of others",
+        (
+            Field("fold", "integer", "its number, from 1"),
+            Field("epochs", "integer", "walks over the rows"),
+            *METRICS,
+        ),
+    ),
+    EventRecord(
         "searched",
         "`dfm search`",
         "the best settings are written as a job file",

@@ -13,11 +13,13 @@ from distributed import Client
 from dfm.data.discovery import NothingFound, find_files
 from dfm.data.parquet import Shard, feature_schema, find_shards
 from dfm.data.schema import ResolvedSchema
+from dfm.distributed import folds as folding
 from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.folds import Folds
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
@@ -99,6 +101,24 @@ def search(
     _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
+
+
+def cross_validate(
+    job: JobLike,
+    n_folds: int = 5,
+    *,
+    by: str = "lot",
+    client: Client | None = None,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+) -> Folds:
+    """Metrics of a job on each of n_folds parts of its rows, trained on the others; nothing is published.
+
+    by: "lot", or "time": then each part is judged by what was learnt of the parts before it. Other arguments as in
+    `train`.
+    """
+    _check(client)
+    return folding.cross_validate(Order.of(load_job(job, overrides)), n_folds, by, client, on_event)
 
 
 def _log_diagnosis(event: Event) -> None:

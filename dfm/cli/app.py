@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import Reporter, metrics_table, plan_table, table_of, trials_table, wide_console
+from dfm.cli.console import Reporter, folds_table, metrics_table, plan_table, table_of, trials_table, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError
 from dfm.events import line_of
@@ -143,29 +143,45 @@ def train(
 @click.option(
     "--resume/--no-resume", default=None, help="Go on from the trials that an earlier run left (the default), or not."
 )
+@click.option("--folds", type=click.IntRange(2), help="Try nothing, but cross-validate the job in so many parts.")
+@click.option("--by", type=click.Choice(["lot", "time"]), default="lot", show_default=True, help="How folds are cut.")
 @_with(_scheduler_option, json_option)
 def search(
-    job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, scheduler: str | None, as_json: bool
+    job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None, by: str,
+    scheduler: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Try settings of a job beside each other, and write the best as a job file.
 
     All trials share one preparation of the rows; half of them go on after an epoch, a quarter of these to the end. The
     best is trained with several seeds against the default. What was tried is in search.jsonl of output.directory.
     """
-    from dfm import jobs
     from dfm.runs.termination import stoppable
 
     overrides = (*overrides, *runs.cluster_overrides(scheduler, None))
     overrides = (*overrides, f"search.n_trials={trials}") if trials else overrides
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")
-    console = Console()
-    with stoppable(), Reporter(console, as_json) as reporter:
-        result = jobs.search(job, overrides=overrides, on_event=reporter)
+    with stoppable(), Reporter(Console(), as_json) as reporter:
+        tables, closing = _folded(job, overrides, folds, by, reporter) if folds else _tried(job, overrides, reporter)
     if not as_json:
-        wide_console().print(trials_table(result.trials))
-        console.print(f"next: dfm train {result.best}", highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(tables)
+        Console().print(closing, highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _tried(job: str, overrides: tuple[str, ...], reporter: Reporter) -> tuple[Any, str]:
+    from dfm import jobs
+
+    result = jobs.search(job, overrides=overrides, on_event=reporter)
+    return trials_table(result.trials), f"next: dfm train {result.best}"
+
+
+def _folded(job: str, overrides: tuple[str, ...], folds: int, by: str, reporter: Reporter) -> tuple[Any, str]:
+    from dfm import jobs
+    from dfm.distributed.folds import described
+
+    found = jobs.cross_validate(job, folds, by=by, overrides=overrides, on_event=reporter)
+    return folds_table(described(found), len(found.folds)), f"next: dfm train {job}"
 
 
 def _show_plan(planned: dict[str, Any], as_json: bool) -> None:

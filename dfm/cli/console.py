@@ -154,6 +154,12 @@ class Reporter:
             f"{which}, {rung}: {_number(event['loss'])} after {event['epochs']} epochs ({event['seconds']:.1f} s)"
         )
 
+    def _show_fold(self, event: Event) -> None:
+        self._stop_progress()
+        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
+        rows = f"{event['rows']:,} rows, {event['epochs']} epochs"
+        self._line(f"fold {event['fold']}: {name.replace('_', ' ')} {_number(event[name])} ({rows})")
+
     def _show_searched(self, event: Event) -> None:
         for name, losses in event["losses"].items():
             if losses:
@@ -262,6 +268,14 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
             table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
+    return table
+
+
+def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:
+    """Mean and spread of every metric over the folds."""
+    table = Table("metric", "mean", "spread", title=f"over {n_folds} folds")
+    for name, mean, spread in described:
+        table.add_row(name, f"{mean:,.5f}", f"{spread:,.5f}")
     return table
 
 

@@ -80,6 +80,18 @@ def bound_of(latest: pa.Table, n_rows: int, most_rows: int) -> str:
     return written(latest.column(_MOMENT)[nearest])
 
 
+def equal_parts(moments: pa.Table, n_parts: int) -> list[str]:
+    """Moments at which the rows of all moments (the latest first) are cut into parts of about equal size, the earliest
+    first; fewer where one moment has the rows of several parts.
+    """
+    rows = moments.column(_ROWS).to_numpy()[::-1]
+    before = np.cumsum(rows) - rows
+    total, n_moments = int(rows.sum()), len(rows)
+    places = [int(np.searchsorted(before, total * part / n_parts)) for part in range(1, n_parts)]
+    cuts = dict.fromkeys(place for place in places if 0 < place < n_moments)
+    return [written(moments.column(_MOMENT)[n_moments - 1 - place]) for place in cuts]
+
+
 def written(moment: pa.Scalar) -> str:
     """A moment as a bound in a job file says it; a timestamp in whole microseconds, of a zone in UTC."""
     kind = moment.type

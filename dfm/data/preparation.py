@@ -254,8 +254,12 @@ def _kept(batch: Batch, keep: pa.Array) -> Batch:
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
     """Rows to keep; a missing time counts as the earliest."""
-    later = at_or_after(column, reading.time_from or reading.time_until, reading.schema.time)
-    return later if reading.time_from else pc.invert(later)
+    keep = pa.array(np.ones(len(column), np.bool_))
+    if reading.time_from:
+        keep = at_or_after(column, reading.time_from, reading.schema.time)
+    if reading.time_until:
+        keep = pc.and_(keep, pc.invert(at_or_after(column, reading.time_until, reading.schema.time)))
+    return keep
 
 
 def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:

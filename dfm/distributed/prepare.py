@@ -192,10 +192,10 @@ def prepare(run: Run) -> Prepared:
     return prepared
 
 
-def _readings(run: Run) -> tuple[Reading, Reading]:
-    """The reading of training rows, and that of validation rows."""
-    job, split = run.job, run.inputs.split
-    reading = Reading(
+def plain_reading(run: Run) -> Reading:
+    """The reading of all rows of a shard."""
+    job = run.job
+    return Reading(
         run.inputs.schema,
         job.model.hash_bits,
         job.model.task,
@@ -204,22 +204,36 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
         cache=cache_directory(job.cluster, run.client),
         storage_options=job.data.storage_options,
     )
-    bound = split.bound or (_latest_bound(run, reading) if split.time else "")
-    if bound or not split.n_rows:
-        return replace(reading, time_until=bound), replace(reading, time_from=bound)
-    share = split.n_rows / run.inputs.n_rows
-    return replace(reading, draw=Draw(0.0, share, False)), replace(reading, draw=Draw(0.0, share, True))
+
+
+def _readings(run: Run) -> tuple[Reading, Reading]:
+    """The reading of training rows, and that of validation rows."""
+    split, reading = run.inputs.split, plain_reading(run)
+    lots = split.lots
+    if not lots:
+        bound = split.bound or (_latest_bound(run, reading) if split.time else "")
+        if bound or not split.n_rows:
+            return replace(reading, time_until=bound), replace(reading, time_from=bound, time_until=split.until)
+        lots = 0.0, split.n_rows / run.inputs.n_rows
+    return replace(reading, draw=Draw(*lots, False)), replace(reading, draw=Draw(*lots, True))
 
 
 def _latest_bound(run: Run, reading: Reading) -> str:
     """The moment from which on the rows lie that are held out; "" where there is none that suits."""
-    split, tasks = run.inputs.split, run.inputs.validation_tasks
-    found = [run.watch.submit(latest_of_shard, reading, units, split.n_rows) for units in tasks]
+    split = run.inputs.split
+    return bound_in([latest_rows(run, reading, split.n_rows)], split, run.inputs.n_rows)
+
+
+def latest_rows(run: Run, reading: Reading, n_rows: int) -> pa.Table | str:
+    """The moments of the latest so many rows of the training shards; or why they have no order."""
+    tasks = run.inputs.validation_tasks
+    found = [run.watch.submit(latest_of_shard, reading, units, n_rows) for units in tasks]
     follow(run.watch, found, [_n_rows(units) for units in tasks], "latest", _progress(run))
     while len(found) > 1:
         groups = [found[i : i + _FAN_IN] for i in range(0, len(found), _FAN_IN)]
-        found = [run.watch.submit(merge_latest, group, split.n_rows, split.time) for group in groups]
-    return bound_in([run.watch.result(found[0])], split, run.inputs.n_rows)
+        found = [run.watch.submit(merge_latest, group, n_rows, reading.schema.time) for group in groups]
+    latest: pa.Table | str = run.watch.result(found[0])
+    return latest
 
 
 def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatistics]:

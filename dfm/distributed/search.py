@@ -23,11 +23,10 @@ from distributed import Client, Future
 
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
-from dfm.distributed import start
 from dfm.distributed.cluster import connect
 from dfm.distributed.prepare import Prepared, VocabularySummary
 from dfm.distributed.run import Event, OnEvent, Run
-from dfm.distributed.train import begin, new_loop, prepare_rows, warm_up
+from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
 from dfm.distributed.tuning import row_scale
 from dfm.errors import DfmError, DivergenceError, SettingsError
 from dfm.events import json_ready, to_json
@@ -186,7 +185,7 @@ class Search:
         started = time.perf_counter()
         loop = self._loops.get(trial.number)
         if loop is None:
-            loop = self._loops[trial.number] = self._loop(self._run_of(trial), self._variant(trial))
+            loop = self._loops[trial.number] = started_loop(self._run_of(trial), self._variant(trial))
         loss = _loss_of(loop, until)
         self._tell(trial, rung, loop, loss, time.perf_counter() - started)
         return loss
@@ -225,12 +224,6 @@ class Search:
         work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
         other = dataclasses.replace(order, job=job, work=work)
         return dataclasses.replace(self.run, order=other, tell=lambda event: None)
-
-    def _loop(self, run: Run, prepared: Prepared) -> TrainingLoop:
-        loop = new_loop(run, prepared, None)
-        bounds = loop.executor.bounds
-        loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
-        return loop
 
     # ------------------------------------------------------------------------------------- variants ----
 
@@ -293,7 +286,7 @@ class Search:
         seeded = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
         prepared = self._variants[job.model.min_count_factors]
         started = time.perf_counter()
-        loop = self._loop(self._run_with(seeded), prepared)
+        loop = started_loop(self._run_with(seeded), prepared)
         loss = _loss_of(loop, None)
         seconds, epochs = time.perf_counter() - started, len(loop.at.history)
         record = {"key": name, "rung": 0, "seed": seed, "epochs": epochs, "loss": loss, "seconds": seconds}

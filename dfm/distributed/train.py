@@ -207,9 +207,18 @@ def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Se
     """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
     loop = new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
     run.tell(settings_event(run, prepared))
-    if not _resume(run, loop, checkpointer, found):
-        bounds = loop.executor.bounds
-        loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
+    return loop if _resume(run, loop, checkpointer, found) else _at_start(run, prepared, loop)
+
+
+def started_loop(run: Run, prepared: Prepared) -> TrainingLoop:
+    """The training loop at its start, without checkpoints."""
+    return _at_start(run, prepared, new_loop(run, prepared, None))
+
+
+def _at_start(run: Run, prepared: Prepared, loop: TrainingLoop) -> TrainingLoop:
+    """The loop with untrained, or warm, parameters."""
+    bounds = loop.executor.bounds
+    loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
     return loop
 
 

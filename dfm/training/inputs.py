@@ -29,18 +29,21 @@ _MOST_HELD_OUT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class RowSplit:
-    """Rows of the training shards that validate. bound: those whose schema.time is this or later. n_rows: about so many
-    are to be held out by themselves: the latest where there is a `time`, which is yet to be looked for, else by lot.
+    """Rows of the training shards that validate. bound: those whose schema.time is this or later; until: and before
+    this, while those from then on count for nothing. n_rows: about so many are to be held out by themselves: the latest
+    where there is a `time`, which is yet to be looked for, else by lot. lots: those whose lot is in this interval.
     """
 
     bound: str = ""
     n_rows: int = 0
     time: str = ""
+    until: str = ""
+    lots: tuple[float, float] | None = None
 
     @property
     def is_needed(self) -> bool:
         """Whether rows of one shard land on both sides."""
-        return bool(self.bound or self.n_rows)
+        return bool(self.bound or self.n_rows or self.lots)
 
 
 @dataclass(frozen=True)

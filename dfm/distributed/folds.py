@@ -1,0 +1,137 @@
+"""Cross-validation on a cluster: one job, trained once for each part of its rows, which then validates."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client
+
+from dfm.data.latest import equal_parts
+from dfm.distributed.cluster import connect
+from dfm.distributed.prepare import latest_rows, plain_reading
+from dfm.distributed.run import OnEvent, Run
+from dfm.distributed.train import begin, prepare_rows, started_loop
+from dfm.errors import DataError, SettingsError
+from dfm.settings.job import Job
+from dfm.training.automatic import Course
+from dfm.training.inputs import Inputs, RowSplit, find_inputs, plan_event
+from dfm.training.order import Order
+from dfm.training.plan import plan_reading
+
+BY = ("lot", "time")
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Metrics of the best parameters of every fold, on the rows that it was not trained on."""
+
+    folds: list[dict[str, Any]]
+
+    def _numbers(self) -> dict[str, list[float]]:
+        names = [name for name, value in self.folds[0].items() if isinstance(value, int | float)]
+        return {name: [float(fold[name]) for fold in self.folds] for name in names}
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """The mean over the folds, by metric."""
+        return {name: statistics.fmean(values) for name, values in self._numbers().items()}
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """The standard deviation over the folds, by metric."""
+        return {name: statistics.pstdev(values) for name, values in self._numbers().items()}
+
+
+def cross_validate(
+    order: Order, n_folds: int, by: str = "lot", client: Client | None = None, on_event: OnEvent | None = None
+) -> Folds:
+    """Train the job once for each of n_folds parts of its rows, and publish nothing.
+
+    by: "lot": every part validates once, and all others train. "time": of n_folds + 1 parts in order of schema.time
+    each but the first validates, and those before it train. SettingsError where the job names validation rows itself.
+    """
+    _check(order.job, n_folds, by)
+    tell = on_event or (lambda event: None)
+    inputs = _all_rows(order)
+    order.check_fields(len(inputs.schema.fields))
+    with connect.client_of(order.job.cluster, client) as own:
+        run = begin(order, inputs, None, own, tell)
+        splits = _by_lot(n_folds) if by == "lot" else _by_time(run, n_folds)
+        tell(plan_event(inputs))
+        return Folds([_fold(run, number, split) for number, split in enumerate(splits, start=1)])
+
+
+def _check(job: Job, n_folds: int, by: str) -> None:
+    if n_folds < 2:
+        raise SettingsError(f"{n_folds} folds are not legal: expected 2 or more")
+    if by not in BY:
+        raise SettingsError(f"folds by {by!r} are not legal: expected {' or '.join(BY)}")
+    if by == "time" and not job.schema.time:
+        raise SettingsError("folds by time need schema.time, the column that orders rows in time. Name it.")
+    named = next((key for key in ("validation", "validation_from") if getattr(job.data, key)), "")
+    if named:
+        raise SettingsError(
+            f"a cross-validation chooses the rows that validate by itself. Leave data.{named} out "
+            f'(--set data.{named}="").'
+        )
+    if job.training.warm_start:
+        raise SettingsError("a cross-validation begins with untrained parameters. Leave training.warm_start out.")
+
+
+def _all_rows(order: Order) -> Inputs:
+    """The input of the job without rows held out; all reading tasks may have rows that validate."""
+    job = order.job
+    whole = dataclasses.replace(job, data=dataclasses.replace(job.data, validation_fraction=0))
+    training = dataclasses.replace(whole.training, schedule="final-decay")  # whatever schedule, there are such rows
+    inputs = find_inputs(dataclasses.replace(whole, training=training))
+    course = Course.of(job.training, validates=True)
+    return dataclasses.replace(inputs, validation_tasks=plan_reading(inputs.train), course=course)
+
+
+def _by_lot(n_folds: int) -> list[RowSplit]:
+    return [RowSplit(lots=(fold / n_folds, (fold + 1) / n_folds)) for fold in range(n_folds)]
+
+
+def _by_time(run: Run, n_folds: int) -> list[RowSplit]:
+    """DataError where times have no order, or too few distinct moments for so many parts."""
+    found = latest_rows(run, plain_reading(run), run.inputs.n_rows)
+    if isinstance(found, str):
+        raise DataError(f"folds by time need times with an order: {found}")
+    cuts = equal_parts(found, n_folds + 1)
+    if len(cuts) < n_folds:
+        raise DataError(
+            f"column {run.job.schema.time!r} has too few distinct moments for {n_folds} folds of about equal size; it "
+            f"gives {len(cuts)}: ask for so many, or for folds by lot"
+        )
+    return [RowSplit(bound=cut, until=until) for cut, until in zip(cuts, [*cuts[1:], ""], strict=True)]
+
+
+def _fold(run: Run, number: int, split: RowSplit) -> dict[str, Any]:
+    """Metrics of a fold."""
+    inputs = dataclasses.replace(run.inputs, split=split)
+    own = dataclasses.replace(run, inputs=inputs, tell=lambda event: _passing(run, event))
+    prepared = prepare_rows(own, time.time())
+    held_out = prepared.validation_account
+    held_out.check_any(f"validate on in fold {number}", inputs.schema.weight)
+    loop = started_loop(own, prepared)
+    loop.run()
+    metrics = dict(loop.best.metrics) if loop.best else {}
+    metrics.pop("calibration_bins", None)
+    run.tell({"event": "fold", "fold": number, "epochs": len(loop.at.history), **metrics})
+    return metrics
+
+
+def _passing(run: Run, event: Mapping[str, Any]) -> None:
+    """Progress is shown, what else happens in a fold is its own."""
+    if event["event"] in ("progress", "round"):
+        run.tell(dict(event))
+
+
+def described(folds: Folds) -> Sequence[tuple[str, float, float]]:
+    """Name, mean and spread of every metric."""
+    return [(name, mean, folds.spread[name]) for name, mean in folds.mean.items()]

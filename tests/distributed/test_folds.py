@@ -1,0 +1,78 @@
+"""A cross-validation: every row validates once, or what came before judges what comes after; the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.data.latest import counted_moments, equal_parts, latest_of
+from dfm.data.time_split import at_or_after
+from dfm.errors import DataError, SettingsError
+from tests.distributed.test_held_out import N_ROWS, tables_of, write_log
+
+SHORT = {"n_epochs": 2, "tune": "none"}
+
+
+def test_every_row_validates_once_and_any_cluster_gives_the_same(
+    client: Client, two_workers: Client, tmp_path: Path
+) -> None:
+    log = write_log(tmp_path / "log")
+    told: list[dict[str, Any]] = []
+    tables = tables_of(log, tmp_path / "one", training=SHORT)
+    found = jobs.cross_validate(tables, 3, client=client, on_event=told.append)
+    assert sum(fold["rows"] for fold in found.folds) == N_ROWS
+    assert [event["fold"] for event in told if event["event"] == "fold"] == [1, 2, 3]
+    losses = [fold["log_loss"] for fold in found.folds]
+    assert found.mean["log_loss"] == pytest.approx(np.mean(losses))
+    assert found.spread["log_loss"] == pytest.approx(np.std(losses))
+    assert max(losses) < 0.68  # the click rate's is .693
+    again = jobs.cross_validate(tables_of(log, tmp_path / "two", training=SHORT), 3, client=two_workers)
+    assert again.folds == found.folds
+    assert not (tmp_path / "one" / "out").exists()
+
+
+def test_a_fold_by_time_is_a_job_that_ends_where_the_fold_begins(client: Client, tmp_path: Path) -> None:
+    hours = np.random.default_rng(6).permutation(np.arange(N_ROWS) // 100)
+    log = write_log(tmp_path / "log", hour=hours)
+    schema = {"time": "hour"}
+    tables = tables_of(log, tmp_path / "folds", schema=schema, training=SHORT)
+    found = jobs.cross_validate(tables, 2, by="time", client=client)
+    assert [fold["rows"] for fold in found.folds] == [N_ROWS / 3] * 2
+    last = tables_of(log, tmp_path / "last", schema=schema, training=SHORT, data={"validation_from": "40"})
+    assert jobs.train(last, client).validation["log_loss"] == found.folds[1]["log_loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_folds", "by", "message"),
+    [
+        ({}, 1, "lot", "1 folds are not legal"),
+        ({}, 3, "day", "folds by 'day' are not legal"),
+        ({}, 3, "time", "need schema.time"),
+        ({"data": {"validation": "x"}}, 3, "lot", "Leave data.validation out"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(
+    client: Client, tmp_path: Path, changes: dict[str, Any], n_folds: int, by: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        jobs.cross_validate(tables_of(tmp_path, tmp_path, **changes), n_folds, by=by, client=client)
+
+
+def test_too_few_moments_for_so_many_folds_are_told(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", when=[n % 2 for n in range(N_ROWS)])
+    with pytest.raises(DataError, match="'when' has too few distinct moments for 4 folds"):
+        jobs.cross_validate(tables_of(log, tmp_path, schema={"time": "when"}), 4, by="time", client=client)
+
+
+@pytest.mark.parametrize("n_parts", [2, 3, 7])
+def test_moments_are_cut_into_parts_of_equal_size(n_parts: int) -> None:
+    moments = pa.array(np.repeat(np.arange(210), 10))
+    cuts = equal_parts(latest_of([counted_moments(moments)], len(moments), "t"), n_parts)
+    sizes = np.diff([0, *[2100 - sum(at_or_after(moments, cut, "t").to_pylist()) for cut in cuts], 2100])
+    assert sizes.tolist() == [2100 // n_parts] * n_parts
