@@ -117,7 +117,7 @@ def submit(
 
 
 def _plan_for_dask(job: str, overrides: tuple[str, ...], as_json: bool) -> int:
-    """What submitting would do, after all the checks that it would make."""
+    """The plan of submitting, after all the checks that it would make."""
     from dfm import jobs
     from dfm.launch import on_dask
     from dfm.settings.job import load_job
