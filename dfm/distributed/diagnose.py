@@ -58,12 +58,18 @@ class Diagnosis:
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         model = self.job.model
         counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
-        linear = self._linear_metrics(blocks) if model.n_factors and metrics else {}
+        linear = self._linear_metrics(blocks) if model.n_factors and metrics and self._has_pairs else {}
         return [
             *column_findings(self.prepared.reading.schema, counts, model.min_count),
             *table_finding(self.collided_share, model.hash_bits),
             *model_findings(self.work.objective, metrics, linear),
         ]
+
+    @property
+    def _has_pairs(self) -> bool:
+        """Whether a row can have two features."""
+        fields = self.prepared.reading.schema.fields
+        return len(fields) > 1 or any(entry.kind == "list" for entry in fields)
 
     def _linear_metrics(self, blocks: Sequence[Future]) -> dict[str, Any]:
         validation = self.prepared.validation

@@ -113,7 +113,7 @@ class DataSettings(Table):
         AnyOf((Options(("auto",)), Number(0, 1, open_high=True))),
         "part of the rows of `train` that validates where nothing else does: the latest by schema.time, without that a "
         "choice by shard and row number; auto: 0.1 of them, at least 1000 and at most 200000, where early stopping "
-        "asks for it; 0: none",
+        "asks for it and there are 4000; 0: none",
     )
     on_bad_rows: str = knob(
         "error", Options(BAD_ROW_RULES), "stop at a row that breaks the schema, or count and skip it"

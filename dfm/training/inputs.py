@@ -22,7 +22,7 @@ from dfm.training.plan import Plan, plan_reading, plan_training
 
 Event = dict[str, Any]
 logger = logging.getLogger(__name__)
-_LEAST_HELD_OUT, _MOST_HELD_OUT, _TOO_FEW_HELD_OUT = 1_000, 200_000, 100
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 1_000, 200_000
 _MOST_HELD_OUT_SHARE = 0.4
 """Share of the rows that one moment (a day) may hold out; with more of them too few are left to train on."""
 
@@ -110,11 +110,11 @@ def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
 
 
 def automatic_held_out(n_rows: int) -> int:
-    """Rows that are held out where the job does not say: a tenth, between 1,000 and 200,000; of few rows at most a
-    quarter, and none where that would be less than 100.
+    """Rows that are held out where the job does not say: a tenth, between 1,000 and 200,000; none where that would be
+    more than a quarter.
     """
-    wanted = min(max(n_rows // 10, _LEAST_HELD_OUT), _MOST_HELD_OUT, n_rows // 4)
-    return wanted if wanted >= _TOO_FEW_HELD_OUT else 0
+    wanted = min(max(n_rows // 10, _LEAST_HELD_OUT), _MOST_HELD_OUT)
+    return wanted if 4 * wanted <= n_rows else 0
 
 
 def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[list[Shard], list[Shard]] | None:
