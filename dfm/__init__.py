@@ -6,7 +6,6 @@ Importing dfm loads neither Dask nor the compiled kernels; the names below fetch
 Glossary
 --------
 One word per idea, in job files, code, messages and documents alike.
-
 accumulator
     State of an optimizer that grows with squared gradients (AdaGrad's G), beside the parameter that it is for.
 alias
@@ -21,6 +20,8 @@ block
     Parameters of one kind (bias, linear weights, factors): a row per model, field, pair of fields or feature.
 bucket
     A range of numbers that is one category (`log2-bucket`, `quantile`).
+candidate
+    Settings that a pilot compares: the default, a cautious and a bold one.
 checkpoint
     What a training goes on from after its driver died: table, best table, progress, after an average.
 contribution
@@ -43,6 +44,8 @@ feature
     A field's category, hashed to an index below 2^`hash_bits`, or a number column; a row of the parameter table.
 field
     What one column, or a cross of several, gives a row: a category, a list of them, or a number.
+fold
+    A part of the rows that validates what was learnt of others, in a cross-validation.
 golden rows
     Raw rows with the predictions that a model must give, inside its folder; loading it scores them again.
 job
@@ -57,6 +60,8 @@ link
     The function that makes a prediction of a score.
 loss
     What training makes small, of a score and a label; its slope is d loss / d score. Log losses are in nats.
+lot
+    A number in [0, 1) that a row has by its file's name and its place there; rows are held out by it.
 manifest
     The file that publishes what it names, written last: `model.json`, a checkpoint's.
 merge rule
@@ -65,8 +70,12 @@ optimizer
     How a gradient becomes a step, and the state that it keeps for that.
 partition
     Rows of one replica's slice as arrays, with the features that they touch (`SparsePartition`).
+pilot
+    The first third of the first epoch, walked by a few candidates beside each other; the best goes on.
 plan
     Which rows belong to which replica and slice, and how many rounds an epoch has: by row counts alone.
+plateau
+    Epochs at a constant step size, until validation gains no more; then it falls, from the best parameters on.
 prediction
     A probability or an amount: the link of a score.
 replica
@@ -77,6 +86,8 @@ row
     One example: entries, label, weight. Rows read are rows trained plus rows rejected.
 run
     One execution of a job, with an id and a record (`run.json`, `events.jsonl`) in its output directory.
+rung
+    Epochs that the trials of a search walk before the worse of them are given up.
 schema
     Which columns are label, time, weight and fields, and how each becomes features.
 score
@@ -95,6 +106,8 @@ touched
     Of a feature: it occurs in the rows of a round, so that these may change its parameters.
 transform
     How a number column becomes a category or a value.
+trial
+    Settings that a search tries on the partitions that all trials share.
 vocabulary
     The features that training saw often enough to keep, by falling frequency; rarer ones share one per field.
 worker
