@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from dfm.errors import DivergenceError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from dfm.estimators.recipes import RowsToFit
 from dfm.kernels.families.registry import FAMILIES
 from dfm.training.fitting import initial_table
 from tests.support.small_jobs import in_process_client
@@ -60,7 +61,9 @@ def test_what_was_learnt_stays_with_its_optimizer_state_and_newcomers_begin_untr
     for user in EARLY:
         np.testing.assert_array_equal(parameters(model, user), before[user])
     fresh = FMClassifier(n_factors=4, optimizer=optimizer, n_epochs=1).fit(*rows_of(LATE))
-    recipe = fresh._recipes(400, fresh._learn(fresh._source(*rows_of(LATE), None, None, False), False))[0]
+    source = fresh._source(*rows_of(LATE), None, None, False)
+    summary = fresh._learn(source, False)
+    recipe = fresh._recipes(RowsToFit(400, source.squares, False), summary)[0]
     untrained = initial_table(recipe, fresh._features.vocabulary)
     row = int(fresh._features.scoring({"user": ["u2"], "site": ["x"]}).indices[0])
     np.testing.assert_array_equal(parameters(model, "u2"), np.append(untrained.linear[row], untrained.factors[row]))

@@ -30,7 +30,7 @@ ROWS = dd.from_pandas(FRAME[:300], npartitions=3)
 @pytest.fixture(scope="module")
 def model() -> FMClassifier:
     """A model of some hundred kilobytes."""
-    return FMClassifier(n_factors=8, n_epochs=1).fit(FRAME, FRAME.u % 2)
+    return FMClassifier(n_factors=8, n_epochs=1, min_count_factors=1).fit(FRAME, FRAME.u % 2)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_predictions_of_one_model_share_one_file_and_one_key(model: FMClassifier
 
 
 def test_a_small_model_travels_in_the_graph_and_needs_no_file() -> None:
-    small = FMClassifier(n_factors=2, n_epochs=1, hash_bits=10).fit(FRAME[:40], FRAME.u[:40] % 2)
+    small = FMClassifier(n_factors=2, n_epochs=1, hash_bits=10, min_count_factors=1).fit(FRAME[:40], FRAME.u[:40] % 2)
     before = files_of_models()
     lazily = small.predict(ROWS)
     assert files_of_models() == before
@@ -108,7 +108,7 @@ def test_a_file_with_another_content_is_not_read(model: FMClassifier) -> None:
 
 
 def test_a_prediction_that_was_sent_off_keeps_its_model_until_others_came(client: Client) -> None:
-    model = FMClassifier(n_factors=8, n_epochs=1, random_state=3).fit(FRAME, FRAME.u % 2)
+    model = FMClassifier(n_factors=8, n_epochs=1, min_count_factors=1, random_state=3).fit(FRAME, FRAME.u % 2)
     expected = model.decision_function(FRAME[:300])
     future = client.compute(dask.delayed(np.asarray)(model.decision_function(ROWS)))
     path = scorers._recent[-1].path
