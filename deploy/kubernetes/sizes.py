@@ -12,6 +12,7 @@ from dfm.averaging.cost_model import job_times
 from dfm.kernels.tables import Layout
 from dfm.kubernetes import sizing
 from dfm.settings import Job
+from dfm.training.automatic import Course
 from dfm.training.memory import bounds
 from dfm.training.plan import averages
 
@@ -35,6 +36,7 @@ def plan_of(n_rows: int, hash_bits: int, n_replicas: int) -> dict[str, Any]:
     return {
         "job": job.to_dict(), "rows": n_rows, "replicas": n_replicas, "rows_per_replica": rows_of_one,
         "rounds_per_epoch": first, "later_rounds_per_epoch": later, "columns": dict.fromkeys(range(N_COLUMNS)),
+        "epochs": Course.of(job.training, validates=True).n_epochs,
         **bounds(n_rows, N_COLUMNS, longest, hash_bits, Layout(job.training.optimizer, job.model.n_factors)),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ from dfm.errors import DfmError, DivergenceError, SettingsError
 from dfm.events import json_ready, to_json
 from dfm.settings.job import Job
 from dfm.settings.toml import to_toml
-from dfm.storage import files
+from dfm.storage import files, ownership
 from dfm.training.automatic import settled
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import TrainingLoop
@@ -42,6 +42,8 @@ from dfm.training.steps import work_of
 
 logger = logging.getLogger(__name__)
 JOURNAL, BEST = "search.jsonl", "best.toml"
+_MARK, _FIRST = "# Written by `dfm search`.", b'{"job"'
+"""Beginnings of these files, by which they are known as dfm's."""
 _AT_A_TIME = 4
 """Trials whose rounds alternate on a cluster: while one is averaged, workers train another."""
 
@@ -101,6 +103,9 @@ class Journal:
         """The journal in the job's output directory. SettingsError where it is another search's."""
         url = files.join(job.output.directory, JOURNAL)
         found = cls(url, job.fingerprint(), job.data.storage_options)
+        ownership.check_replaceable(url, ownership.begins_with(_FIRST), found.options)
+        best = files.join(job.output.directory, BEST)
+        ownership.check_replaceable(best, ownership.begins_with(_MARK.encode()), found.options)
         if not job.output.resume or not files.exists(url, found.options):
             return found
         lines = [json.loads(line) for line in files.read_bytes(url, found.options).decode().splitlines() if line]
@@ -274,7 +279,7 @@ class Search:
         job = self.run.job if is_default else best
         url = files.join(self.run.job.output.directory, BEST)
         tables = {name: table for name, table in job.to_dict().items() if name != "search"}
-        files.write_bytes(url, to_toml(tables).encode(), self.journal.options)
+        files.write_bytes(url, f"{_MARK}\n\n{to_toml(tables)}".encode(), self.journal.options)
         self.run.tell({"event": "searched", "job": url, "trial": 0 if is_default else winner.number, "losses": losses})
         return SearchResult(url, is_default, losses, list(self.journal.records))
 

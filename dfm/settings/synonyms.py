@@ -14,7 +14,7 @@ _NAMES = {
     "schema.time": "timestamp time_column date date_column",
     "schema.weight": "sample_weight weights weight_column importance",
     "model.hash_bits": "bits bit_precision b num_buckets n_buckets hash_size hash_bucket_size num_features",
-    "model.init_stdev": "init_std init_sigma init_scale initial_stdev stdev init",
+    "model.init_stdev": "init_std init_sigma initial_stdev stdev init",
     "model.loss": "objective loss_function criterion",
     "model.min_count": "min_freq min_frequency min_df threshold min_occurrences",
     "model.n_factors": "k rank dim d factors n_components num_factors latent_dim embedding_dim embedding_size",

@@ -193,7 +193,7 @@ def test_knobs_of_one_table_and_as_json(run: Run) -> None:
     assert [fault for event in events for fault in faults_of(event)] == []
     rate = next(event for event in events if event["name"] == "training.learning_rate")
     assert rate["matters_first"]
-    assert rate["legal"].startswith("a number above 0")
+    assert rate["legal"].startswith('"auto" or a number above 0')
     assert "[model]" not in run("knobs", "training")[1]
     code, out, err = run("knobs", "traning")
     assert (code, out) == (2, "")

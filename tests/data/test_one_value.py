@@ -363,7 +363,7 @@ def by_dask(model: FMModel, form: Form) -> Any:
 
     frame = pd.DataFrame({name: pd.Series(as_column(values)) for name, values in columns(form, 1).items()})
     with dask.config.set({"dataframe.convert-string": False}):
-        lazy = predict_lazily(dd.from_pandas(frame, npartitions=1), model.predict, (), np.float32)
+        lazy = predict_lazily(dd.from_pandas(frame, npartitions=1), model, "predict", (), np.float32)
         return lazy.compute(scheduler="synchronous")
 
 

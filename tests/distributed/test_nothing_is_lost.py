@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -16,6 +15,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.cli import console
 from dfm.distributed import checkpointing, train
+from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
 from dfm.errors import DfmError, DivergenceError
 from dfm.model import fm_model
@@ -116,7 +116,7 @@ KEPT: dict[str, Callable[[Patch], None]] = {
     "parameters cannot be written": writing_of("parameters-"),
     "the manifest cannot be written": writing_of(fm_model.MANIFEST),
     "the manifest cannot be made": lambda patch: patch.setattr(FMModel, "_manifest", failing),
-    "the metadata cannot be told": lambda patch: patch.setattr(importlib.metadata, "version", failing),
+    "the metadata cannot be told": lambda patch: patch.setattr(publishing, "numbers_found", failing),
     "the fingerprint cannot be taken": lambda patch: patch.setattr(FMModel, "parameters_sha256", failing),
     "the last validation fails": last_validation,
 }

@@ -103,6 +103,19 @@ def test_the_journal_of_another_search_is_refused(found: Any, log: Path, client:
         searched(log, tmp_path, client)
 
 
+@pytest.mark.parametrize("name", ["search.jsonl", "best.toml"])
+def test_a_file_that_dfm_did_not_make_is_refused_and_stays(
+    log: Path, client: Client, tmp_path: Path, name: str
+) -> None:
+    foreign = tmp_path / "out" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    tables = {"output": {"directory": str(tmp_path / "out"), "resume": False}}
+    with pytest.raises(SettingsError, match=f"{name} is there and was not made by dfm"):
+        searched(log, tmp_path, client, tables=tables)
+    assert foreign.read_text() == "mine"
+
+
 def test_a_search_without_rows_to_validate_on_is_refused(log: Path, client: Client, tmp_path: Path) -> None:
     tables = {**tables_of(log, tmp_path, data={"validation_fraction": 0}), "search": TRIALS}
     with pytest.raises(SettingsError, match="needs rows to validate on"):

@@ -133,7 +133,7 @@ def test_rows_without_the_weights_of_training_are_evaluated_alike_and_a_warning_
     pq.write_table(pa.table({**columns, "w": np.ones(len(CLICK))}), tmp_path / "equal.parquet")
     with caplog.at_level("WARNING", "dfm"):
         equal = jobs.evaluate(model, str(tmp_path / "equal.parquet"), client=client)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name.startswith("dfm")]
         bare = jobs.evaluate(model, str(tmp_path / "bare.parquet"), client=client)
     assert bare == equal
     assert "no shard has the column 'w', which weighed the rows in training" in caplog.text

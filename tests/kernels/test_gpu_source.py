@@ -168,5 +168,5 @@ def test_the_launch_record_is_the_same_here_and_there() -> None:
 def test_a_machine_without_gpu_says_why() -> None:
     name, reason = cupy_device.availability()
     assert bool(name) != bool(reason)
-    assert name or re.search(r"dfm\[cuda12\]|no usable GPU", reason)
+    assert name or re.search(r"dask-fm\[cuda12\]|no usable GPU", reason)
     assert np.dtype(cupy_gpu.LAUNCH).isalignedstruct

@@ -72,10 +72,11 @@ def test_the_reciprocal_root_is_exact_to_float32_rounding_and_finite_at_zero() -
 def test_schedules_start_at_one_and_never_rise() -> None:
     for schedule in SCHEDULES:
         factors = [rate_factor(schedule, number, 20) for number in range(20)]
-        assert factors[0] == 1
+        assert factors[0] == (1 if schedule != "plateau" else pytest.approx(1 - 0.95 * 0.5 / 20))
         assert all(later <= earlier for earlier, later in itertools.pairwise(factors))
         assert factors[-1] > 0
     assert rate_factor("inverse-sqrt", 3, 20) == 0.5
+    assert rate_factor("plateau", 3, 0) == 1  # rounds are counted from where the plateau was left
     assert rate_factor("final-decay", 13, 20) == 1
     assert rate_factor("final-decay", 19, 20) == pytest.approx(0.1)
     assert rate_factor("final-decay", 0, 1) == 1

@@ -407,7 +407,7 @@ def test_sizes_grow_with_the_data_and_cover_what_was_measured() -> None:
 
 def test_workers_are_added_while_they_pay() -> None:
     assert sizing.workers_for(plan(100_000), 1) == 1
-    assert sizing.workers_for(plan(17_500_000), 1) == 4
+    assert sizing.workers_for(plan(17_500_000), 1) == 8
     assert sizing.workers_for(plan(10**9, replicas=32), 1) == 32  # none without a replica
     assert sizing.workers_for(plan(10**9, replicas=32), 4) == 8
     assert sizing.workers_for(plan(10**9, replicas=12), 1) == 12

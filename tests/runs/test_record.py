@@ -235,6 +235,7 @@ def test_warnings_of_a_run_are_printed_once_where_the_program_does_not_log(
 ) -> None:
     root, other = logging.getLogger(), dataclasses.replace(job.output, directory=str(tmp_path / "other"))
     monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("dfm"), "handlers", [])
     with RunLog(job), RunLog(dataclasses.replace(job, output=other)):
         logging.getLogger("dfm.data").warning("a column is left out")
         logging.getLogger("dfm.data").info("nothing to speak of")

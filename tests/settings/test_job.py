@@ -82,7 +82,8 @@ def illegal_values(constraint: Constraint) -> list[object]:
     if isinstance(constraint, ListOf):
         lone = [] if constraint.lone else ["a"]
         short = [["a"] * (constraint.at_least - 1)] if constraint.at_least else []
-        of_items = [[value] for value in illegal_values(constraint.item)]
+        is_number = isinstance(constraint.item, Number)
+        of_items = [[value] for value in illegal_values(constraint.item)] if is_number else [[3]]
         return [3, {"a": 1}, None, *of_items, *lone, *short]
     if isinstance(constraint, TableOf):
         return ["a", ["a"], 3, {"a": None}]
