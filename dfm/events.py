@@ -366,14 +366,14 @@ RECORDS: tuple[EventRecord, ...] = (
         "`dfm search`",
         "a trial has come to the end of a rung",
         (
-            Field("trial", "integer", "its number, 0 is the default; -1 for the closing trainings with several seeds"),
-            Field("key", "text", "digest of its settings; of closing trainings best or default"),
-            Field("rung", "integer", "which rung, from 1; 0 for closing trainings"),
+            Field("trial", "integer", "its number, 0 is the default"),
+            Field("key", "text", "digest of its settings; of the job itself, when it closes the search, default"),
+            Field("rung", "integer", "which rung, from 1; 0 for the closing trainings with several seeds"),
             Field("seed", "integer", "of a closing training, else 0"),
             Field("epochs", "integer", "walks over the rows so far"),
             _number("loss", "the best validation loss so far; null where it diverged"),
             Field("seconds", "number", "that this rung took", "s"),
-            Field("settings", "record", "what is tried"),
+            Field("settings", "record", "what is tried; empty for a closing training"),
         ),
     ),
     EventRecord(

@@ -148,10 +148,10 @@ class Reporter:
 
     def _show_trial(self, event: Event) -> None:
         self._stop_progress()
-        which = f"trial {event['trial']}" if event["trial"] >= 0 else f"{event['key']}, seed {event['seed']}"
-        rung = f"rung {event['rung']}" if event["rung"] else "to the end"
+        where = f"rung {event['rung']}" if event["rung"] else f"to the end with seed {event['seed']}"
+        which = f"trial {event['trial']}" if event["key"] != "default" else "the default"
         self._line(
-            f"{which}, {rung}: {_number(event['loss'])} after {event['epochs']} epochs ({event['seconds']:.1f} s)"
+            f"{which}, {where}: {_number(event['loss'])} after {event['epochs']} epochs ({event['seconds']:.1f} s)"
         )
 
     def _show_fold(self, event: Event) -> None:
@@ -162,9 +162,11 @@ class Reporter:
 
     def _show_searched(self, event: Event) -> None:
         for name, losses in event["losses"].items():
-            if losses:
+            if losses and all(map(math.isfinite, losses)):
                 mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
                 self._line(f"{name}: {mean:.5f} ± {spread:.5f} over {len(losses)} seeds")
+            elif losses:
+                self._line(f"{name}: diverged with one of {len(losses)} seeds")
         which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
         self._line(escape(f"the best is {which}; its job is in {event['job']}"))
 
@@ -283,7 +285,7 @@ def trials_table(records: Sequence[Event]) -> Table:
     """The trials of a search, each where it came furthest, the best first."""
     furthest: dict[int, Event] = {}
     for record in records:
-        if "trial" in record:
+        if record["rung"]:
             furthest[record["trial"]] = record
     table = Table("trial", "rung", "epochs", "loss", title="what was tried")
     names = list(next(iter(furthest.values()))["settings"]) if furthest else []

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +43,8 @@ logger = logging.getLogger(__name__)
 JOURNAL, BEST = "search.jsonl", "best.toml"
 _MARK, _FIRST = "# Written by `dfm search`.", b'{"job"'
 """Beginnings of these files, by which they are known as dfm's."""
+_TO_THE_END = 0
+"""The rung of the closing trainings with several seeds."""
 _AT_A_TIME = 4
 """Trials whose rounds alternate on a cluster: while one is averaged, workers train another."""
 
@@ -133,6 +134,15 @@ class Journal:
         return None
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A job that is trained with several seeds in the end: the best trial's, or the search's own, the "default"."""
+
+    key: str
+    number: int
+    job: Job
+
+
 @dataclass
 class Search:
     """The trials of a run whose rows are prepared."""
@@ -181,32 +191,26 @@ class Search:
             futures = [pool.submit(call) for call in calls]
             try:
                 return [future.result() for future in futures]
-            except BaseException:
+            finally:  # of an error: what has not begun will not
                 pool.shutdown(cancel_futures=True)
-                raise
 
     def _train(self, trial: Trial, rung: int, until: int | None) -> float:
         """Walk a trial on to an epoch, from where it stands or from its start; its best validation loss so far."""
         started = time.perf_counter()
         loop = self._loops.get(trial.number)
         if loop is None:
-            loop = self._loops[trial.number] = started_loop(self._run_of(trial), self._variant(trial))
+            loop = self._loops[trial.number] = self._started(self._job_of(trial))
         loss = _loss_of(loop, until)
-        self._tell(trial, rung, loop, loss, time.perf_counter() - started)
+        settings = {name: value for name, value in dataclasses.asdict(trial).items() if name != "number"}
+        self._tell(
+            {
+                **{"trial": trial.number, "key": trial.key, "rung": rung, "seed": 0, "epochs": len(loop.at.history)},
+                **{"loss": loss, "seconds": time.perf_counter() - started, "settings": settings},
+            }
+        )
         return loss
 
-    def _tell(self, trial: Trial, rung: int, loop: TrainingLoop, loss: float, seconds: float) -> None:
-        settings = dataclasses.asdict(trial)
-        record = {
-            "trial": settings.pop("number"),
-            "key": trial.key,
-            "rung": rung,
-            "seed": 0,
-            "epochs": len(loop.at.history),
-            "loss": loss,
-            "seconds": seconds,
-            "settings": settings,
-        }
+    def _tell(self, record: Event) -> None:
         self.journal.add(record)
         self.run.tell({"event": "trial", **record})
 
@@ -220,6 +224,10 @@ class Search:
 
     def _run_of(self, trial: Trial) -> Run:
         return self._run_with(self._job_of(trial))
+
+    def _started(self, job: Job) -> TrainingLoop:
+        """The loop of a job with the settings of a trial, at its start."""
+        return started_loop(self._run_with(job), self._variants[job.model.min_count_factors])
 
     def _run_with(self, job: Job) -> Run:
         """The run with another job on the same rows; its events are its own."""
@@ -235,11 +243,9 @@ class Search:
     def _make_variants(self, trials: Sequence[Trial]) -> None:
         """Partitions for every min_count_factors: the same rows, of whose features more or fewer own factors."""
         self._variants[self.run.job.model.min_count_factors] = self.prepared
-        for least in sorted({trial.min_count_factors for trial in trials} - self._variants.keys()):
+        wanted = {self._job_of(trial).model.min_count_factors for trial in trials}  # of a linear model one, its own
+        for least in sorted(wanted - self._variants.keys()):
             self._variants[least] = self._with_least(least)
-
-    def _variant(self, trial: Trial) -> Prepared:
-        return self._variants[trial.min_count_factors]
 
     def _with_least(self, least: int) -> Prepared:
         watch, prepared = self.run.watch, self.prepared
@@ -263,40 +269,36 @@ class Search:
 
     def _judged(self, winner: Trial) -> SearchResult:
         """The best trial and the default, each with several seeds; whichever is better is written as a job file."""
-        best = self._job_of(winner)
-        rivals = [("default", self.run.job)] if winner.number == 0 else [("best", best), ("default", self.run.job)]
+        default, best = Rival("default", 0, self.run.job), Rival(winner.key, winner.number, self._job_of(winner))
+        rivals = {"default": default} if winner.number == 0 else {"best": best, "default": default}
         seeds = range(self.run.job.model.seed, self.run.job.model.seed + self.run.job.search.n_seeds)
-        contests = [(name, job, seed) for name, job in rivals for seed in seeds]
         found = self._side_by_side(
-            [lambda name=name, job=job, seed=seed: self._with_seed(name, job, seed) for name, job, seed in contests]  # type: ignore[misc]
+            [lambda rival=rival, seed=seed: self._with_seed(rival, seed) for rival in rivals.values() for seed in seeds]  # type: ignore[misc]
         )
-        losses: dict[str, list[float]] = {name: [] for name, _ in rivals}
-        for (name, _, _), loss in zip(contests, found, strict=True):
-            losses[name].append(loss)
-        is_default = winner.number == 0 or (
-            bool(seeds) and statistics.fmean(losses["default"]) <= statistics.fmean(losses["best"])
-        )
-        job = self.run.job if is_default else best
+        losses = {name: found[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(rivals)}
+        is_default = winner.number == 0 or (bool(seeds) and sum(losses["default"]) <= sum(losses["best"]))
+        job = self.run.job if is_default else best.job
         url = files.join(self.run.job.output.directory, BEST)
         tables = {name: table for name, table in job.to_dict().items() if name != "search"}
         files.write_bytes(url, f"{_MARK}\n\n{to_toml(tables)}".encode(), self.journal.options)
         self.run.tell({"event": "searched", "job": url, "trial": 0 if is_default else winner.number, "losses": losses})
         return SearchResult(url, is_default, losses, list(self.journal.records))
 
-    def _with_seed(self, name: str, job: Job, seed: int) -> float:
+    def _with_seed(self, rival: Rival, seed: int) -> float:
         """Validation loss of a job trained to its end with another seed on the same partitions."""
-        known = self.journal.loss(name, 0, seed)
+        known = self.journal.loss(rival.key, _TO_THE_END, seed)
         if known is not None:
             return known
-        seeded = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
-        prepared = self._variants[job.model.min_count_factors]
+        seeded = dataclasses.replace(rival.job, model=dataclasses.replace(rival.job.model, seed=seed))
         started = time.perf_counter()
-        loop = started_loop(self._run_with(seeded), prepared)
+        loop = self._started(seeded)
         loss = _loss_of(loop, None)
-        seconds, epochs = time.perf_counter() - started, len(loop.at.history)
-        record = {"key": name, "rung": 0, "seed": seed, "epochs": epochs, "loss": loss, "seconds": seconds}
-        self.journal.add(record)
-        self.run.tell({"event": "trial", "trial": -1, "settings": {}, **record})
+        self._tell(
+            {
+                **{"trial": rival.number, "key": rival.key, "rung": _TO_THE_END, "seed": seed, "settings": {}},
+                **{"epochs": len(loop.at.history), "loss": loss, "seconds": time.perf_counter() - started},
+            }
+        )
         return loss
 
 

@@ -151,14 +151,18 @@ def bound_in(counted: Sequence[pa.Table | str], split: RowSplit, total: int) -> 
     """The moment, among those that were counted, from which on about split.n_rows rows of so many lie; "" where there
     is none, or times cannot be compared: then rows are held out by lot.
     """
-    found = latest_or_why(counted, split.n_rows, split.time)
+    found, why = latest_or_why(counted, split.n_rows, split.time), "one of its moments has too many of the rows"
     if not isinstance(found, str):
-        return bound_of(found, split.n_rows, round(_MOST_HELD_OUT_SHARE * total))
+        most = max(round(_MOST_HELD_OUT_SHARE * total), min(round(1.25 * split.n_rows), total - 1))
+        if bound := bound_of(found, split.n_rows, most):
+            return bound
+    else:
+        why = f"its values have no common order: {found}"
     logger.warning(
-        "rows are held out by lot, not the latest by schema.time = %r, whose values have no common order: %s; name "
-        "validation rows in data.validation or data.validation_from",
+        "rows are held out by lot, not the latest by schema.time = %r: %s; name validation rows in data.validation or "
+        "data.validation_from",
         split.time,
-        found,
+        why,
     )
     return ""
 

@@ -88,9 +88,18 @@ def test_times_without_an_order_and_days_that_are_too_long_leave_it_to_the_lot(
     result = jobs.train(tables_of(odd, tmp_path / "1", schema={"time": "when"}), client)
     assert result.validation["rows"] == pytest.approx(1_000, rel=0.1)
     assert "held out by lot" in caplog.text
+    assert "its values have no common order" in caplog.text
     one_day = write_log(tmp_path / "day", when=[7] * N_ROWS)
     result = jobs.train(tables_of(one_day, tmp_path / "2", schema={"time": "when"}), client)
     assert result.validation["rows"] == pytest.approx(1_000, rel=0.1)
+    assert "one of its moments has too many of the rows" in caplog.text
+
+
+def test_a_part_that_the_job_asks_for_is_the_latest_however_large(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", hour=np.random.default_rng(6).permutation(np.arange(N_ROWS) // 100))
+    tables = tables_of(log, tmp_path, schema={"time": "hour"}, data={"validation_fraction": 0.6})
+    result = jobs.train(tables, client)
+    assert (result.validation["rows"], result.rows.accepted) == (3_600, 2_400)
 
 
 @pytest.mark.parametrize("knobs", [{"data": {"validation_fraction": 0}}, {"training": {"early_stopping": False}}])

@@ -95,6 +95,23 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(
     assert sum(event["event"] == "trial" for event in told) == len(found.trials) - known
 
 
+def test_another_space_takes_over_what_is_known_and_judges_its_own_best(
+    found: Any, log: Path, client: Client, tmp_path: Path
+) -> None:
+    searched(log, tmp_path / "both", client)
+    other = {"search": {**TRIALS, "n_trials": 5, "learning_rate": [2.0, 2.0]}}
+    fresh = searched(log, tmp_path / "fresh", client, tables=other)
+    again = searched(log, tmp_path / "both", client, tables=other)
+    assert (again.losses, again.is_default) == (fresh.losses, fresh.is_default)
+    assert losses(again).keys() > losses(fresh).keys()
+
+
+def test_a_search_of_a_linear_model_tries_linear_models(log: Path, client: Client, tmp_path: Path) -> None:
+    result = searched(log, tmp_path, client, tables={"model": {"hash_bits": 12, "n_factors": 0}})
+    assert load_job(result.best).model.n_factors == 0
+    assert len({record["loss"] for record in result.trials if record["rung"] == 1}) > 1
+
+
 def test_the_journal_of_another_search_is_refused(found: Any, log: Path, client: Client, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir(parents=True)
