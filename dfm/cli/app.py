@@ -145,10 +145,10 @@ def train(
 )
 @click.option("--folds", type=click.IntRange(2), help="Try nothing, but cross-validate the job in so many parts.")
 @click.option("--by", type=click.Choice(["lot", "time"]), default="lot", show_default=True, help="How folds are cut.")
-@_with(_scheduler_option, json_option)
+@_with(_scheduler_option, tls_options, json_option)
 def search(
     job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None, by: str,
-    scheduler: str | None, as_json: bool,
+    scheduler: str | None, tls: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Try settings of a job beside each other, and write the best as a job file.
 
@@ -157,7 +157,7 @@ def search(
     """
     from dfm.runs.termination import stoppable
 
-    overrides = (*overrides, *runs.cluster_overrides(scheduler, None))
+    overrides = (*overrides, *runs.cluster_overrides(scheduler, None, tls))
     overrides = (*overrides, f"search.n_trials={trials}") if trials else overrides
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")

@@ -305,6 +305,35 @@ def test_training_for_people_prints_a_line_per_epoch(run: Run, job: Path, schedu
     assert f"next: dfm inspect {job.parent}/out/model" in out
 
 
+# --- searching ------------------------------------------------------------------------------------------
+
+
+def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(run: Run, job: Path, scheduler: str) -> None:
+    command = ("search", job, "--trials", "2", "--scheduler", scheduler, "--set", "search.n_seeds=1")
+    code, out, err = run(*command, "--json")
+    assert (code, err) == (0, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    trials = [(event["trial"], event["rung"]) for event in events if event["event"] == "trial"]
+    assert sorted(trials[:2]) == [(0, 1), (1, 1)]
+    assert events[-1]["event"] == "searched"
+    assert [fault for event in events for fault in faults_of(event)] == []
+    assert run("train", events[-1]["job"], "--dry-run")[0] == 0
+    code, out, _ = run(*command)  # what is known is not tried again
+    assert code == 0
+    assert "to the end" not in out
+    assert "what was tried" in out
+    assert f"next: dfm train {events[-1]['job']}" in out
+
+
+def test_folds_are_told_with_their_mean_and_spread(run: Run, job: Path, scheduler: str) -> None:
+    command = ("search", job, "--folds", "2", "--scheduler", scheduler, "--set", "data.validation_from=")
+    code, out, _ = run(*command)
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("fold ")] == ["fold 1", "fold 2"]
+    assert "over 2 folds" in out
+    assert run("search", job, "--folds", "2", "--by", "day")[0] == 2
+
+
 # --- errors ---------------------------------------------------------------------------------------------
 
 
