@@ -17,6 +17,7 @@ from dfm import jobs
 from dfm.distributed.cluster import admission, connect, remote, upload, versions
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings.tables import ClusterSettings
+from dfm.version import DISTRIBUTION
 from tests.support.real_cluster import DASK, real_cluster, wait_until
 from tests.support.small_jobs import in_process_client, job_tables
 
@@ -28,6 +29,13 @@ SAME = {"python": "3.12", "dfm": "1", "dask": "2", "distributed": "2", "numba": 
 
 def test_the_same_versions_are_no_mismatch() -> None:
     assert versions.mismatches({"client": SAME, "scheduler": SAME, "worker a": SAME}) == []
+
+
+def test_dfm_is_asked_for_by_the_name_that_it_is_installed_under(client: Client) -> None:
+    assert admission.ASKED_FOR[0] == DISTRIBUTION
+    answer = client.get_versions(check=False, packages=admission.ASKED_FOR)
+    told = [answer["client"], answer["scheduler"], *answer["workers"].values()]
+    assert {admission.picked(place["packages"])["dfm"] for place in told} == {dfm.__version__}
 
 
 def test_a_mismatch_names_the_package_its_versions_and_who_has_which() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from distributed import SchedulerPlugin
 
 Versions = dict[str, str | None]
-ASKED_FOR = ("dfm", "numba", "pyarrow")
+_DISTRIBUTION = "dask-fm"
+"""dfm, as pip and therefore Dask's question about versions know it (`dfm.version.DISTRIBUTION`)."""
+ASKED_FOR = (_DISTRIBUTION, "numba", "pyarrow")
 """Facts of a worker that Dask does not tell by itself."""
 COMPARED = ("python", "dfm", "dask", "distributed", "numba", "numpy", "pyarrow")
 _OF_PYTHON = 2
@@ -24,7 +26,7 @@ logger = logging.getLogger("distributed.scheduler.dfm")
 
 def picked(packages: Mapping[str, str | None]) -> Versions:
     """Those of a process's versions that must agree."""
-    found: Versions = {name: packages.get(name) for name in COMPARED}
+    found: Versions = {name: packages.get(_DISTRIBUTION if name == "dfm" else name) for name in COMPARED}
     found["python"] = ".".join(str(packages.get("python") or "?").split(".")[:_OF_PYTHON])
     return found
 
