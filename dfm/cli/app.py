@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from dfm.cli import knobs, publish, runs
 from dfm.cli.console import Reporter, folds_table, metrics_table, plan_table, table_of, trials_table, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
-from dfm.errors import DfmError
+from dfm.errors import DfmError, SettingsError
 from dfm.events import line_of
 from dfm.version import __version__
 
@@ -145,10 +145,11 @@ def train(
 )
 @click.option("--folds", type=click.IntRange(2), help="Try nothing, but cross-validate the job in so many parts.")
 @click.option("--by", type=click.Choice(["lot", "time"]), default="lot", show_default=True, help="How folds are cut.")
+@click.option("--plot", metavar="FILE", help="Draw the trials: a .png, .svg or .pdf (needs the extra plots).")
 @_with(_scheduler_option, tls_options, json_option)
 def search(
     job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None, by: str,
-    scheduler: str | None, tls: dict[str, Any], as_json: bool,
+    plot: str | None, scheduler: str | None, tls: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Try settings of a job beside each other, and write the best as a job file.
 
@@ -159,20 +160,30 @@ def search(
 
     overrides = (*overrides, *runs.cluster_overrides(scheduler, None, tls))
     overrides = (*overrides, f"search.n_trials={trials}") if trials else overrides
+    if plot and folds:
+        raise SettingsError("--plot draws the trials of a search, and --folds tries none; leave one of them out")
     if resume is not None:
         overrides = (*overrides, f"output.resume={str(resume).lower()}")
     with stoppable(), Reporter(Console(), as_json) as reporter:
-        tables, closing = _folded(job, overrides, folds, by, reporter) if folds else _tried(job, overrides, reporter)
+        if folds:
+            tables, closing = _folded(job, overrides, folds, by, reporter)
+        else:
+            tables, closing = _tried(job, overrides, plot, reporter)
     if not as_json:
         wide_console().print(tables)
         Console().print(closing, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-def _tried(job: str, overrides: tuple[str, ...], reporter: Reporter) -> tuple[Any, str]:
+def _tried(job: str, overrides: tuple[str, ...], plot: str | None, reporter: Reporter) -> tuple[Any, str]:
     from dfm import jobs
+    from dfm.cli.plots import check_plot, plot_trials
 
+    if plot:
+        check_plot(plot)
     result = jobs.search(job, overrides=overrides, on_event=reporter)
+    if plot:
+        plot_trials(result.trials, plot)
     return trials_table(result.trials), f"next: dfm train {result.best}"
 
 

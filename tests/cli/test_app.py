@@ -308,7 +308,9 @@ def test_training_for_people_prints_a_line_per_epoch(run: Run, job: Path, schedu
 # --- searching ------------------------------------------------------------------------------------------
 
 
-def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(run: Run, job: Path, scheduler: str) -> None:
+def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(
+    run: Run, job: Path, scheduler: str, tmp_path: Path
+) -> None:
     command = ("search", job, "--trials", "2", "--scheduler", scheduler, "--set", "search.n_seeds=1")
     code, out, err = run(*command, "--json")
     assert (code, err) == (0, "")
@@ -323,6 +325,25 @@ def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(run: Run
     assert "to the end" not in out
     assert "what was tried" in out
     assert f"next: dfm train {events[-1]['job']}" in out
+    drawn = tmp_path / "trials.svg"
+    assert run(*command, "--plot", str(drawn))[0] == 0
+    assert "learning_rate" in drawn.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--plot", "trials.gif"), "must end in one of .png"),
+        (("--plot", "nowhere/trials.png"), "there is no directory"),
+        (("--plot", "trials.png", "--folds", "2"), "leave one of them out"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_search(
+    run: Run, job: Path, scheduler: str, options: tuple[str, ...], told: str
+) -> None:
+    code, _, err = run("search", job, *options, "--scheduler", scheduler)
+    assert code == 2
+    assert told in err
 
 
 def test_folds_are_told_with_their_mean_and_spread(run: Run, job: Path, scheduler: str) -> None:
