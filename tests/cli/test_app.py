@@ -585,10 +585,18 @@ def test_synth_makes_a_log_and_tells_its_truth(run: Run, tmp_path: Path) -> None
 
 
 def start_training(job: Path) -> subprocess.Popen[str]:
-    """`dfm train` with worker processes, in a process group of its own, as a terminal starts it."""
+    """`dfm train` with worker processes, in a process group of its own, as a terminal starts it: Ctrl-C is heard, even
+    if these tests run in the background of a shell, which lets what it starts ignore it.
+    """
     command = [sys.executable, "-c", "from dfm.cli import main; main()", "train", str(job), "--json"]
-    command += ["--set", "training.n_epochs=900"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command += ["--set", "training.n_epochs=900", "--set", "cluster.worker_timeout=60"]
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
 
 
 def wait_for(process: subprocess.Popen[str], event: str) -> None:

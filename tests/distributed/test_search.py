@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from distributed import Client
 from dfm import jobs
 from dfm.errors import RunCancelled, SettingsError
 from dfm.settings.job import Job, load_job
+from dfm.settings.toml import to_toml
 from dfm.training.automatic import RowScale
 from dfm.training.inputs import find_inputs
 from dfm.training.plan import RoundPlan
 from dfm.training.search import rungs_of, survivors, trials_of
 from tests.distributed.test_held_out import tables_of, write_log
+from tests.support.real_cluster import wait_until
+from tests.support.small_jobs import in_process_client
 
 TRIALS = {"n_trials": 6, "n_seeds": 2, "n_factors": [2, 4], "min_count_factors": [1, 5000]}
 
@@ -69,8 +75,29 @@ def test_a_trial_is_a_job_with_its_settings(found: Any, log: Path, client: Clien
     assert result.validation["log_loss"] == pytest.approx(record["loss"], rel=1e-6)
 
 
-def test_any_cluster_finds_the_same(found: Any, log: Path, two_workers: Client, tmp_path: Path) -> None:
-    assert losses(searched(log, tmp_path, two_workers)) == losses(found)
+@pytest.mark.parametrize("n_workers", [2, 5])
+def test_any_cluster_finds_the_same(found: Any, log: Path, n_workers: int, tmp_path: Path) -> None:
+    with in_process_client(n_workers) as others:
+        assert losses(searched(log, tmp_path, others)) == losses(found)
+
+
+def test_a_search_whose_process_was_killed_goes_on_where_it_stood(
+    found: Any, log: Path, client: Client, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.toml"
+    tables = {**tables_of(log, tmp_path), "search": TRIALS}
+    tables["cluster"] = {**tables["cluster"], "scheduler": client.scheduler.address}
+    job.write_text(to_toml(tables))
+    journal = tmp_path / "out" / "search.jsonl"
+    command = [sys.executable, "-m", "dfm", "search", str(job), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: process.poll() is not None or (journal.exists() and journal.read_bytes().count(b"\n") > 2))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    told: list[dict[str, Any]] = []
+    result = jobs.search(tables, client, on_event=told.append)
+    assert losses(result) == losses(found)
+    assert sum(event["event"] == "trial" for event in told) < len(found.trials)
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 11])

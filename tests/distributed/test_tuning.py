@@ -14,6 +14,7 @@ from dfm.distributed import checkpointing, tuning
 from dfm.errors import RunCancelled
 from dfm.training import pilot
 from tests.distributed.test_held_out import tables_of, write_log
+from tests.support.small_jobs import in_process_client
 
 Events = list[dict[str, Any]]
 
@@ -64,7 +65,8 @@ def test_the_choice_and_the_bytes_are_those_of_any_cluster(
 ) -> None:
     expected, told = trained
     others: Events = []
-    result = jobs.train(tables_of(log, tmp_path / "two"), two_workers, on_event=others.append)
+    with in_process_client(5) as five:
+        result = jobs.train(tables_of(log, tmp_path / "five"), five, on_event=others.append)
     assert pilot_of(others) == pilot_of(told)
     assert result.parameters_sha256 == expected.parameters_sha256
     monkeypatch.setattr(tuning, "least_memory", lambda client: 1)  # no room for candidates beside each other
