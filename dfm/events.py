@@ -269,7 +269,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "latest, statistics, hash, build, pilot, evaluate, predict or synth"),
+            Field("stage", "text", "latest, statistics, hash, build, pilot, linear, evaluate, predict or synth"),
             Field("done", "integer", "rows that are done", "rows"),
             Field("total", "integer", "rows of the stage", "rows"),
         ),
@@ -335,6 +335,16 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("init_stdev", "number", "standard deviation of the factors at the start"),
             Field("schedule", "text", "how the step size changes"),
             Field("epochs", "integer", "walks over the rows, at most"),
+        ),
+    ),
+    EventRecord(
+        "chosen",
+        _TRAINING,
+        "a model without factors was trained as well, and the better of the two goes on (`model.choose`)",
+        (
+            Field("losses", "record", "validation losses: with factors (`factors`), without (`linear`)"),
+            Field("chosen", "text", "factors or linear"),
+            Field("seconds", "number", "that the model without factors took", "s"),
         ),
     ),
     EventRecord(

@@ -28,6 +28,7 @@ STAGES = {
     "build": "building partitions",
     "latest": "looking for the latest rows",
     "pilot": "trying settings",
+    "linear": "without factors",
     "evaluate": "evaluating",
     "predict": "predicting",
 }
@@ -145,6 +146,12 @@ class Reporter:
             f"pilot, {event['compared']}: {losses}; goes on with {event['chosen']} (learning rate "
             f"{event['learning_rate']:.3g}; another than the default must be {event['margin']:.0%} better)"
         )
+
+    def _show_chosen(self, event: Event) -> None:
+        self._stop_progress()
+        with_factors, without = _number(event["losses"]["factors"]), _number(event["losses"]["linear"])
+        kept = "the linear model is kept" if event["chosen"] == "linear" else "the factors stay"
+        self._line(f"validation loss {with_factors} with factors, {without} without them: {kept}")
 
     def _show_trial(self, event: Event) -> None:
         self._stop_progress()

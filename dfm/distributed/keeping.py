@@ -32,7 +32,11 @@ def kept(loop: TrainingLoop, checkpointer: Checkpointer, publishing: bool = Fals
     """
     try:
         yield
-    except (DivergenceError, RunCancelled):
+    except DivergenceError:
+        raise
+    except RunCancelled:
+        if publishing:  # training has saved its own state; what came of it is worth the same
+            _save(loop, checkpointer, PATIENCE_OF_A_USER)
         raise
     except Exception as error:
         of_the_cluster = isinstance(error, OF_THE_CLUSTER)

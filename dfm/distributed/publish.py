@@ -35,6 +35,8 @@ class Trained:
     """All that they could not learn."""
     pilot: Mapping[str, Any] = field(default_factory=dict)
     """Losses of its candidates, and which was chosen."""
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    """Validation losses with factors and without, and which model was chosen; empty without a rival."""
 
 
 def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
@@ -90,6 +92,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": run.warm.describe() if run.warm else {},
         "automatic": numbers_found(run, prepared, trained.pilot),
+        **({"choice": dict(trained.choice)} if trained.choice else {}),
     }
 
 

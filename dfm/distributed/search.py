@@ -17,16 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from distributed import Client, Future
+from distributed import Client
 
-from dfm.data.partition import SparsePartition
-from dfm.data.vocabulary import Vocabulary
 from dfm.distributed.cluster import connect
-from dfm.distributed.prepare import Prepared, VocabularySummary
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Event, OnEvent, Run
 from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
 from dfm.distributed.tuning import row_scale
+from dfm.distributed.variants import with_least
 from dfm.errors import DfmError, DivergenceError, SettingsError
 from dfm.events import json_ready, to_json
 from dfm.settings.job import Job
@@ -245,25 +243,7 @@ class Search:
         self._variants[self.run.job.model.min_count_factors] = self.prepared
         wanted = {self._job_of(trial).model.min_count_factors for trial in trials}  # of a linear model one, its own
         for least in sorted(wanted - self._variants.keys()):
-            self._variants[least] = self._with_least(least)
-
-    def _with_least(self, least: int) -> Prepared:
-        watch, prepared = self.run.watch, self.prepared
-        vocabulary = watch.submit(refactored, prepared.vocabulary, least)
-        summary: VocabularySummary = dataclasses.replace(
-            prepared.summary, n_factored=watch.result(watch.submit(n_factored_of, vocabulary))
-        )
-
-        def changed(parts: Sequence[Future]) -> list[Future]:
-            return [watch.submit(with_factored, part, summary.n_factored) for part in parts]
-
-        return dataclasses.replace(
-            prepared,
-            vocabulary=vocabulary,
-            summary=summary,
-            replicas=changed(prepared.replicas),
-            validation=changed(prepared.validation),
-        )
+            self._variants[least] = with_least(self.run.watch, self.prepared, least)
 
     # --------------------------------------------------------------------------------------- the end ----
 
@@ -313,20 +293,3 @@ def _loss_of(loop: TrainingLoop, until: int | None) -> float:
     if found is None:
         raise DfmError("a trial has no validation loss; please report this")
     return float(found)
-
-
-def refactored(vocabulary: Vocabulary, least: int) -> Vocabulary:
-    """The vocabulary with factors for the features that occur so often; they come first in it."""
-    return dataclasses.replace(vocabulary, n_factored=int(np.count_nonzero(vocabulary.counts >= least)))
-
-
-def n_factored_of(vocabulary: Vocabulary) -> int:
-    """Features with factors."""
-    return vocabulary.n_factored
-
-
-def with_factored(partitions: Sequence[SparsePartition], n_factored: int) -> list[SparsePartition]:
-    """The partitions, in which the features of the first so many rows of the table own factors."""
-    return [
-        dataclasses.replace(part, n_factored=int(np.searchsorted(part.features, n_factored))) for part in partitions
-    ]

@@ -20,6 +20,7 @@ from dfm.data.accounting import RowAccount
 from dfm.data.preparation import prune_cache
 from dfm.distributed import backends, monitoring, start
 from dfm.distributed.checkpointing import Checkpointer
+from dfm.distributed.choosing import best_of_both, check_choice
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
@@ -90,6 +91,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     inputs = find_inputs(job)
     check_shards(job, [*inputs.train, *inputs.validation])
     order.check_fields(len(inputs.schema.fields))
+    check_choice(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints, found = _find_checkpoints(job, inputs)
@@ -150,6 +152,7 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
             with kept(loop, checkpointer):
                 trained = _train_rounds(loop)
             with kept(loop, checkpointer, publishing=True):
+                prepared, trained = best_of_both(run, prepared, trained, started_loop)
                 trained = diagnosed(run, prepared, loop.work, trained)
                 result = _publish(run, prepared, trained)
     except DivergenceError:

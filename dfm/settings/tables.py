@@ -44,6 +44,7 @@ MERGE_RULES = ("auto", *WEIGHT_RULES)
 VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
+CHOICES = ("given", "best")
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
 """Most epochs where the job does not say: a plateau is left as soon as it is reached."""
 BACKENDS = ("auto", "numba", "cupy")
@@ -264,11 +265,22 @@ class ModelSettings(Table):
         "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²",
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+    choose: str = knob(
+        CHOICES[0],
+        Options(CHOICES),
+        "best: also trained without factors, and what validates better is published; given: these settings only",
+        is_late=True,
+    )
     clip: bool = knob(
         False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
     )
 
     def _check(self) -> None:
+        if self.choose == "best" and not self.n_factors:
+            raise SettingsError(
+                'model.choose = "best" compares a model with a linear one, and with model.n_factors = 0 it is one. '
+                "Leave it out."
+            )
         if self.clip and self.task != "regression":
             raise SettingsError(
                 f'model.clip = true needs model.task = "regression", and the task is "{self.task}", whose predictions '

@@ -1,0 +1,71 @@
+"""The choice between a model and its linear rival: the same job, in which no feature owns factors.
+
+Where rows are few, factors learn noise, and the weights beside them learn less than they would alone. Whether that is
+so shows only in a training without them, on the same rows, held out ones included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dfm.distributed.prepare import Prepared
+from dfm.distributed.publish import Trained
+from dfm.distributed.run import Event, Run
+from dfm.distributed.variants import with_least
+from dfm.errors import DivergenceError, SettingsError
+from dfm.settings.job import Job
+from dfm.settings.tables import CHOICES
+from dfm.training.inputs import Inputs
+from dfm.training.loop import TrainingLoop
+
+logger = logging.getLogger(__name__)
+_BEST = CHOICES[1]
+
+
+def check_choice(job: Job, inputs: Inputs) -> None:
+    """SettingsError where the job wants the best of two models and nothing could tell which that is."""
+    if job.model.choose == _BEST and not inputs.validation_tasks:
+        raise SettingsError(
+            f'model.choose = "{_BEST}" needs rows to validate on, and there are none. Name them in data.validation, or '
+            "let data.validation_fraction hold some out."
+        )
+
+
+def best_of_both(
+    run: Run, prepared: Prepared, trained: Trained, started_loop: Callable[[Run, Prepared], TrainingLoop]
+) -> tuple[Prepared, Trained]:
+    """The model to publish: the one that was trained or, where the job asks for the best and that validates
+    better, the linear one; with the rows as that model sees them.
+
+    started_loop: makes a training loop at its start. An interrupted run has no rival.
+    """
+    if run.job.model.choose != _BEST or trained.interrupted:
+        return prepared, trained
+    started, primary = time.perf_counter(), run.order.objective.primary
+    linear = with_least(run.watch, prepared, None)
+    loop = started_loop(dataclasses.replace(run, tell=functools.partial(_told_as_rival, run)), linear)
+    try:
+        loop.run()
+    except DivergenceError as error:
+        logger.warning("the model without factors diverged, the other one is kept: %s", error)
+        return prepared, trained
+    assert loop.best is not None
+    losses = {"factors": float(trained.best.metrics[primary]), "linear": float(loop.best.metrics[primary])}
+    chosen = "linear" if losses["linear"] < losses["factors"] else "factors"
+    choice: dict[str, Any] = {"losses": losses, "chosen": chosen}
+    run.tell({"event": "chosen", **choice, "seconds": time.perf_counter() - started})
+    if chosen == "factors":
+        return prepared, dataclasses.replace(trained, choice=choice)
+    return linear, Trained(loop.best, loop.at.history, False, pilot=loop.at.pilot, choice=choice)
+
+
+def _told_as_rival(run: Run, event: Event) -> None:
+    """Pass on how many rows the rival has walked, and nothing else: its epochs are not those of the run."""
+    if event["event"] == "epoch":
+        rows, total = event["rows"], run.inputs.course.n_epochs
+        run.tell({"event": "progress", "stage": "linear", "done": rows * event["epoch"], "total": rows * total})
