@@ -42,6 +42,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "choose best": {"model": {"choose": "best"}},
     "linear": {"model": {"n_factors": 0}},
 }
+_NEEDS_VALIDATION, _ENOUGH = "choose best", 4_000
+"""Of fewer rows dfm holds none out, and nothing can be chosen by them."""
 
 
 class Bench:
@@ -104,14 +106,19 @@ def main(replicas: tuple[int, ...], seeds: int, trials: int, logs: tuple[str, ..
         for name in logs or PLANS:
             log = plant(name, folder, share=share)
             for n_replicas in replicas:
-                row = {key: bench.loss(log, bench.tables(log, n_replicas, each)) for key, each in SETTINGS.items()}
-                best = bench.searched(log, n_replicas, trials) if trials else min(row.values())
+                row = {
+                    key: bench.loss(log, bench.tables(log, n_replicas, each))
+                    for key, each in SETTINGS.items()
+                    if key != _NEEDS_VALIDATION or PLANS[name].n_rows * share >= _ENOUGH
+                }
+                found = trials and PLANS[name].n_rows * share >= _ENOUGH
+                best = bench.searched(log, n_replicas, trials) if found else min(row.values())
                 _print_row(log, n_replicas, row, min(best, *row.values()))
     shutil.rmtree(folder)
 
 
 def _print_row(log: PlantedLog, n_replicas: int, row: dict[str, float], best: float) -> None:
-    losses = " | ".join(f"{loss:.5f}" for loss in (*row.values(), best))
+    losses = " | ".join(f"{row[key]:.5f}" if key in row else "none" for key in SETTINGS) + f" | {best:.5f}"
     regret, over = 100 * (row["default"] / best - 1), row["default"] - row["linear"]
     print(f"| {log.name} | {n_replicas} | {log.bayes:.5f} | {losses} | {regret:.2f} | {over:+.5f} |", flush=True)
 
