@@ -4,8 +4,8 @@
 
 Per log and number of replicas: test log loss of the settings that dfm had before, of its defaults without and with the
 pilot, of these with model.choose = "best", of a linear model with the same defaults, and of the best that `dfm search`
-found, means over seeds; and how far the defaults are from the best of all, in per cent, and above the linear model. Rows
-to validate on are held out by dfm itself.
+found, means over seeds; and how far the defaults are from the best of all, in per cent, and above the linear model.
+Rows to validate on are held out by dfm itself.
 """
 
 from __future__ import annotations
