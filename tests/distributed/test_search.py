@@ -28,13 +28,17 @@ from tests.support.small_jobs import in_process_client
 TRIALS = {"n_trials": 6, "n_seeds": 2, "n_factors": [2, 4], "min_count_factors": [1, 5000]}
 
 
+FEW = {"averages_per_epoch": 2, "later_averages": 1}
+"""Rounds of an epoch: what a search does between them is the same, and a round is mostly waiting."""
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("searched") / "log")
 
 
 def searched(log: Path, folder: Path, client: Client, **more: Any) -> Any:
-    return jobs.search({**tables_of(log, folder), "search": TRIALS, **more.pop("tables", {})}, client, **more)
+    return jobs.search({**tables_of(log, folder, training=FEW), "search": TRIALS, **more.pop("tables", {})}, client, **more)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_a_trial_is_a_job_with_its_settings(found: Any, log: Path, client: Clien
     """A third rung walked to its end has the loss of a job with these settings: partitions are shared rightly."""
     (record,) = [record for record in found.trials if record["rung"] == 3]
     settings = record["settings"]
-    tables = tables_of(log, tmp_path)
+    tables = tables_of(log, tmp_path, training=FEW)
     trial = next(each for each in trials_of(Job.from_dict({**tables, "search": TRIALS})) if each.key == record["key"])
     assert trial.n_factors == settings["n_factors"]
     plan = find_inputs(Job.from_dict(tables)).plan
@@ -85,7 +89,7 @@ def test_a_search_whose_process_was_killed_goes_on_where_it_stood(
     found: Any, log: Path, client: Client, tmp_path: Path
 ) -> None:
     job = tmp_path / "job.toml"
-    tables = {**tables_of(log, tmp_path), "search": TRIALS}
+    tables = {**tables_of(log, tmp_path, training=FEW), "search": TRIALS}
     tables["cluster"] = {**tables["cluster"], "scheduler": client.scheduler.address}
     job.write_text(to_toml(tables))
     journal = tmp_path / "out" / "search.jsonl"
