@@ -127,7 +127,7 @@ if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
-    from dfm.jobs import cross_validate, evaluate, predict, search, train
+    from dfm.jobs import cross_validate, evaluate, predict, search, train, trials
     from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
@@ -148,6 +148,7 @@ __all__ = [
     "predict",
     "search",
     "train",
+    "trials",
 ]
 
 _HOMES = {
@@ -164,6 +165,7 @@ _HOMES = {
     "predict": "dfm.jobs",
     "search": "dfm.jobs",
     "train": "dfm.jobs",
+    "trials": "dfm.jobs",
 }
 
 

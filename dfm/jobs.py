@@ -23,6 +23,7 @@ from dfm.distributed.folds import Folds
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
 from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
+from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.model.fm_model import FMModel
@@ -101,6 +102,30 @@ def search(
     _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
     return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
+
+
+@contextlib.contextmanager
+def trials(
+    job: JobLike,
+    client: Client | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+    loss: str | Callable[..., Any] | CustomLoss | None = None,
+    regularizer: Callable[..., Any] | None = None,
+) -> Iterator[Trials]:
+    """A block in which settings of a job can be tried by whatever searches them; rows are hashed once, at its start.
+
+    Arguments as in `train`; nothing is published. `Trials.loss(learning_rate=2.0, n_factors=8)` is the validation loss
+    of a training with these settings, so that Optuna needs no more than
+
+        with dfm.trials("job.toml") as trials:
+            study.optimize(lambda trial: trials.loss(learning_rate=trial.suggest_float("rate", 0.3, 4, log=True)))
+    """
+    _check(client)
+    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
+    with open_trials(Order.of(resolved, own_loss, own_regularizer), client, on_event) as found:
+        yield found
 
 
 def cross_validate(

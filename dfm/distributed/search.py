@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import threading
 import time
@@ -19,25 +18,17 @@ from typing import Any
 
 from distributed import Client
 
-from dfm.distributed.cluster import connect
-from dfm.distributed.prepare import Prepared
-from dfm.distributed.run import Event, OnEvent, Run
-from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
-from dfm.distributed.tuning import row_scale
-from dfm.distributed.variants import with_least
-from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.distributed.run import Event, OnEvent
+from dfm.distributed.trials import Trials, loss_of, open_trials
+from dfm.errors import SettingsError
 from dfm.events import json_ready, to_json
 from dfm.settings.job import Job
 from dfm.settings.toml import to_toml
 from dfm.storage import files, ownership
-from dfm.training.automatic import settled
-from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import TrainingLoop
 from dfm.training.order import Order
 from dfm.training.search import Trial, rungs_of, survivors, trials_of
-from dfm.training.steps import work_of
 
-logger = logging.getLogger(__name__)
 JOURNAL, BEST = "search.jsonl", "best.toml"
 _MARK, _FIRST = "# Written by `dfm search`.", b'{"job"'
 """Beginnings of these files, by which they are known as dfm's."""
@@ -65,26 +56,9 @@ def search(order: Order, client: Client | None = None, on_event: OnEvent | None 
 
     SettingsError without rows to validate on, or where the directory holds the journal of another search.
     """
-    job, tell = order.job, on_event or (lambda event: None)
-    inputs = find_inputs(job)
-    _check(inputs, order)
-    tell(plan_event(inputs))
-    journal = Journal.of(job)
-    with connect.client_of(job.cluster, client) as own:
-        run = begin(order, inputs, None, own, tell)
-        prepared = prepare_rows(run, time.time())
-        return Search(run, prepared, journal).result()
-
-
-def _check(inputs: Inputs, order: Order) -> None:
-    if not inputs.validation_tasks:
-        raise SettingsError(
-            "a search needs rows to validate on, and there are none. Name them in data.validation, or let "
-            "data.validation_fraction hold some out."
-        )
-    if order.job.training.warm_start:
-        raise SettingsError("a search begins with untrained parameters. Leave training.warm_start out.")
-    order.check_fields(len(inputs.schema.fields))
+    journal = Journal.of(order.job)
+    with open_trials(order, client, on_event) as trials:
+        return Search(trials, journal).result()
 
 
 @dataclass
@@ -143,21 +117,20 @@ class Rival:
 
 @dataclass
 class Search:
-    """The trials of a run whose rows are prepared."""
+    """Trials that climb rungs, and what is known of them."""
 
-    run: Run
-    prepared: Prepared
+    trials: Trials
     journal: Journal
     _loops: dict[int, TrainingLoop] = field(init=False, default_factory=dict)
-    _variants: dict[int, Prepared] = field(init=False, default_factory=dict)
+
+    @property
+    def _job(self) -> Job:
+        return self.trials.run.job
 
     def result(self) -> SearchResult:
         """All rungs, then the best and the default with several seeds."""
-        trials = trials_of(self.run.job)
-        for k in sorted({trial.n_factors for trial in trials} - {self.run.job.model.n_factors}):
-            for future in warm_up(self._run_of(next(trial for trial in trials if trial.n_factors == k))):
-                self.run.watch.wait(future)
-        self._make_variants(trials)
+        trials = trials_of(self._job)
+        self.trials.warm_up(trials)
         for number, rung in enumerate(rungs_of(len(trials)), start=1):
             losses = self._climb(trials, number, rung.until, rung.n_kept)
             trials = survivors(trials, losses, rung.n_kept)
@@ -197,8 +170,8 @@ class Search:
         started = time.perf_counter()
         loop = self._loops.get(trial.number)
         if loop is None:
-            loop = self._loops[trial.number] = self._started(self._job_of(trial))
-        loss = _loss_of(loop, until)
+            loop = self._loops[trial.number] = self.trials.started(self.trials.job_of(trial))
+        loss = loss_of(loop, until)
         settings = {name: value for name, value in dataclasses.asdict(trial).items() if name != "number"}
         self._tell(
             {
@@ -210,58 +183,26 @@ class Search:
 
     def _tell(self, record: Event) -> None:
         self.journal.add(record)
-        self.run.tell({"event": "trial", **record})
-
-    def _job_of(self, trial: Trial) -> Job:
-        rate = float(settled(self.run.job.training, self._scale).learning_rate)
-        return trial.job(self.run.job, self._scale, rate, self.run.inputs.plan)
-
-    @property
-    def _scale(self) -> Any:
-        return row_scale(self.run, self.prepared)
-
-    def _run_of(self, trial: Trial) -> Run:
-        return self._run_with(self._job_of(trial))
-
-    def _started(self, job: Job) -> TrainingLoop:
-        """The loop of a job with the settings of a trial, at its start."""
-        return started_loop(self._run_with(job), self._variants[job.model.min_count_factors])
-
-    def _run_with(self, job: Job) -> Run:
-        """The run with another job on the same rows; its events are its own."""
-        order = self.run.order
-        spec = dataclasses.replace(order.work.spec, n_factors=job.model.n_factors)
-        numbers = settled(job.training, self._scale)
-        work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
-        other = dataclasses.replace(order, job=job, work=work)
-        return dataclasses.replace(self.run, order=other, tell=lambda event: None)
-
-    # ------------------------------------------------------------------------------------- variants ----
-
-    def _make_variants(self, trials: Sequence[Trial]) -> None:
-        """Partitions for every min_count_factors: the same rows, of whose features more or fewer own factors."""
-        self._variants[self.run.job.model.min_count_factors] = self.prepared
-        wanted = {self._job_of(trial).model.min_count_factors for trial in trials}  # of a linear model one, its own
-        for least in sorted(wanted - self._variants.keys()):
-            self._variants[least] = with_least(self.run.watch, self.prepared, least)
+        self.trials.run.tell({"event": "trial", **record})
 
     # --------------------------------------------------------------------------------------- the end ----
 
     def _judged(self, winner: Trial) -> SearchResult:
         """The best trial and the default, each with several seeds; whichever is better is written as a job file."""
-        default, best = Rival("default", 0, self.run.job), Rival(winner.key, winner.number, self._job_of(winner))
+        default, best = Rival("default", 0, self._job), Rival(winner.key, winner.number, self.trials.job_of(winner))
         rivals = {"default": default} if winner.number == 0 else {"best": best, "default": default}
-        seeds = range(self.run.job.model.seed, self.run.job.model.seed + self.run.job.search.n_seeds)
+        seeds = range(self._job.model.seed, self._job.model.seed + self._job.search.n_seeds)
         found = self._side_by_side(
             [lambda rival=rival, seed=seed: self._with_seed(rival, seed) for rival in rivals.values() for seed in seeds]  # type: ignore[misc]
         )
         losses = {name: found[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(rivals)}
         is_default = winner.number == 0 or (bool(seeds) and sum(losses["default"]) <= sum(losses["best"]))
-        job = self.run.job if is_default else best.job
-        url = files.join(self.run.job.output.directory, BEST)
+        job = self._job if is_default else best.job
+        url = files.join(self._job.output.directory, BEST)
         tables = {name: table for name, table in job.to_dict().items() if name != "search"}
         files.write_bytes(url, f"{_MARK}\n\n{to_toml(tables)}".encode(), self.journal.options)
-        self.run.tell({"event": "searched", "job": url, "trial": 0 if is_default else winner.number, "losses": losses})
+        number = 0 if is_default else winner.number
+        self.trials.run.tell({"event": "searched", "job": url, "trial": number, "losses": losses})
         return SearchResult(url, is_default, losses, list(self.journal.records))
 
     def _with_seed(self, rival: Rival, seed: int) -> float:
@@ -271,8 +212,8 @@ class Search:
             return known
         seeded = dataclasses.replace(rival.job, model=dataclasses.replace(rival.job.model, seed=seed))
         started = time.perf_counter()
-        loop = self._started(seeded)
-        loss = _loss_of(loop, None)
+        loop = self.trials.started(seeded)
+        loss = loss_of(loop, None)
         self._tell(
             {
                 **{"trial": rival.number, "key": rival.key, "rung": _TO_THE_END, "seed": seed, "settings": {}},
@@ -280,16 +221,3 @@ class Search:
             }
         )
         return loss
-
-
-def _loss_of(loop: TrainingLoop, until: int | None) -> float:
-    """The best validation loss after a loop walked on to an epoch; inf where it diverged."""
-    try:
-        loop.run(until)
-    except DivergenceError as error:
-        logger.info("a trial diverged: %s", error)
-        return math.inf
-    found = loop.best.metrics.get(loop.objective.primary) if loop.best else None
-    if found is None:
-        raise DfmError("a trial has no validation loss; please report this")
-    return float(found)

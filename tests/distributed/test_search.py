@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
+import dfm
 from dfm import jobs
 from dfm.errors import RunCancelled, SettingsError
 from dfm.settings.job import Job, load_job
@@ -38,7 +39,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def searched(log: Path, folder: Path, client: Client, **more: Any) -> Any:
-    return jobs.search({**tables_of(log, folder, training=FEW), "search": TRIALS, **more.pop("tables", {})}, client, **more)
+    return jobs.search(
+        {**tables_of(log, folder, training=FEW), "search": TRIALS, **more.pop("tables", {})}, client, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,22 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(
     result = searched(log, tmp_path, client, on_event=told.append)
     assert losses(result) == losses(found)
     assert sum(event["event"] == "trial" for event in told) == len(found.trials) - known
+
+
+def test_settings_that_somebody_else_searches_are_tried_on_the_same_rows(
+    found: Any, log: Path, client: Client, tmp_path: Path
+) -> None:
+    (record,) = [record for record in found.trials if record["rung"] == 3]
+    tables = {**tables_of(log, tmp_path, training=FEW), "search": TRIALS}
+    with dfm.trials(tables, client) as trials:
+        assert trials.loss(**record["settings"]) == record["loss"]
+        default = trials.loss()
+        assert default in found.losses["default"]
+        assert trials.loss(seed=1) in found.losses["default"]
+        assert trials.loss(n_factors=2.0) != default
+        with pytest.raises(SettingsError, match="lr cannot be tried; settings of a trial are factor_rate_scale"):
+            trials.loss(lr=0.1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_space_takes_over_what_is_known_and_judges_its_own_best(

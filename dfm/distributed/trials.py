@@ -1,0 +1,140 @@
+"""Trainings of one job with other settings, on rows that were hashed once: what a search of any kind is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Client
+
+from dfm.distributed.cluster import connect
+from dfm.distributed.prepare import Prepared
+from dfm.distributed.run import OnEvent, Run
+from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
+from dfm.distributed.tuning import row_scale
+from dfm.distributed.variants import with_least
+from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.settings.job import Job
+from dfm.training.automatic import RowScale, settled
+from dfm.training.inputs import Inputs, find_inputs, plan_event
+from dfm.training.loop import TrainingLoop
+from dfm.training.order import Order
+from dfm.training.search import Trial, trials_of
+from dfm.training.steps import work_of
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_trials(order: Order, client: Client | None = None, on_event: OnEvent | None = None) -> Iterator[Trials]:
+    """A block in which a job's rows lie hashed on the cluster, and its settings can be tried.
+
+    SettingsError without rows to validate on.
+    """
+    tell = on_event or (lambda event: None)
+    inputs = find_inputs(order.job)
+    check_trials(inputs, order)
+    tell(plan_event(inputs))
+    with connect.client_of(order.job.cluster, client) as own:
+        run = begin(order, inputs, None, own, tell)
+        yield Trials(run, prepare_rows(run, time.time()))
+
+
+def check_trials(inputs: Inputs, order: Order) -> None:
+    """SettingsError where trials of a job could not be compared."""
+    if not inputs.validation_tasks:
+        raise SettingsError(
+            "a search needs rows to validate on, and there are none. Name them in data.validation, or let "
+            "data.validation_fraction hold some out."
+        )
+    if order.job.training.warm_start:
+        raise SettingsError("a search begins with untrained parameters. Leave training.warm_start out.")
+    order.check_fields(len(inputs.schema.fields))
+
+
+@dataclass
+class Trials:
+    """The settings of a job on its prepared rows. Threads may try some at the same time."""
+
+    run: Run
+    prepared: Prepared
+    _variants: dict[int, Prepared] = field(init=False, default_factory=dict)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
+
+    def loss(self, seed: int | None = None, **settings: float) -> float:
+        """Best validation loss (of the job's objective, per unit of weight) of a training to its end.
+
+        settings: `learning_rate` in units of the automatic one, `init_scale` in units of the automatic init_stdev,
+        `factor_rate_scale`, `l2_factors`, `l2_linear`, `min_count_factors`, `n_factors`; what is not given is the
+        default. inf where training diverged. SettingsError for other names.
+        """
+        default = trials_of(self.run.job)[0]
+        known = {entry.name for entry in dataclasses.fields(Trial)} - {"number"}
+        if unknown := sorted(settings.keys() - known):
+            raise SettingsError(f"{unknown[0]} cannot be tried; settings of a trial are {', '.join(sorted(known))}")
+        whole = {name: int(settings[name]) for name in ("min_count_factors", "n_factors") if name in settings}
+        job = self.job_of(dataclasses.replace(default, **{**settings, **whole}))  # type: ignore[arg-type]
+        if seed is not None:
+            job = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
+        return loss_of(self.started(job), None)
+
+    def job_of(self, trial: Trial) -> Job:
+        """The job with the settings of a trial."""
+        rate = float(settled(self.run.job.training, self._scale).learning_rate)
+        return trial.job(self.run.job, self._scale, rate, self.run.inputs.plan)
+
+    def started(self, job: Job) -> TrainingLoop:
+        """The loop of a job with other settings, at its start."""
+        return started_loop(self._run_with(job), self._rows(job.model.min_count_factors))
+
+    def warm_up(self, trials: Iterable[Trial]) -> None:
+        """Compile what these trials need beside the kernels of the job itself, and make the rows as they see them."""
+        jobs = [self.job_of(trial) for trial in trials]
+        lengths = {job.model.n_factors: job for job in jobs if job.model.n_factors != self.run.job.model.n_factors}
+        for _, job in sorted(lengths.items()):
+            for future in warm_up(self._run_with(job)):
+                self.run.watch.wait(future)
+        for least in sorted({job.model.min_count_factors for job in jobs}):
+            self._rows(least)
+
+    @property
+    def _scale(self) -> RowScale:
+        return row_scale(self.run, self.prepared)
+
+    def _rows(self, least: int) -> Prepared:
+        """The same rows, in which features that occur so often own factors."""
+        with self._lock:
+            if least == self.run.job.model.min_count_factors:
+                return self.prepared
+            if least not in self._variants:
+                self._variants[least] = with_least(self.run.watch, self.prepared, least)
+            return self._variants[least]
+
+    def _run_with(self, job: Job) -> Run:
+        """The run with another job on the same rows; its events are its own."""
+        order = self.run.order
+        spec = dataclasses.replace(order.work.spec, n_factors=job.model.n_factors)
+        numbers = settled(job.training, self._scale)
+        work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
+        other = dataclasses.replace(order, job=job, work=work)
+        return dataclasses.replace(self.run, order=other, tell=lambda event: None)
+
+
+def loss_of(loop: TrainingLoop, until: int | None) -> float:
+    """The best validation loss after a loop walked on to an epoch; inf where it diverged."""
+    try:
+        loop.run(until)
+    except DivergenceError as error:
+        logger.info("a trial diverged: %s", error)
+        return math.inf
+    found: Any = loop.best.metrics.get(loop.objective.primary) if loop.best else None
+    if found is None:
+        raise DfmError("a trial has no validation loss; please report this")
+    return float(found)
