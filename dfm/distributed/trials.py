@@ -79,8 +79,8 @@ class Trials:
         known = {entry.name for entry in dataclasses.fields(Trial)} - {"number"}
         if unknown := sorted(settings.keys() - known):
             raise SettingsError(f"{unknown[0]} cannot be tried; settings of a trial are {', '.join(sorted(known))}")
-        whole = {name: int(settings[name]) for name in ("min_count_factors", "n_factors") if name in settings}
-        changes: dict[str, Any] = {**settings, **whole}
+        changes: dict[str, Any] = dict(settings)
+        changes |= {name: int(settings[name]) for name in ("min_count_factors", "n_factors") if name in settings}
         job = self.job_of(dataclasses.replace(default, **changes))
         if seed is not None:
             job = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
