@@ -67,7 +67,11 @@ def choose(
         if not others:
             raise
         return _on_processors(f": {error}")
-    found: dict[str, GpuOfWorker] = client.run(gpu_of_worker, workers=list(addresses))
+    found = _asked(client, addresses)
+    if not found:
+        if not others:
+            raise ClusterError('no worker told in time whether it has a GPU; run the job again, or use backend = "numba"')
+        return _on_processors(": no worker told in time whether it has a GPU")
     without = {address: gpu for address, gpu in found.items() if not gpu.name}
     if without and not others:
         raise ClusterError(_why_refused(found, without))
@@ -79,6 +83,15 @@ def choose(
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.values()).items())
     careful = " (deterministic: one row after the other, slower than a processor)" if deterministic else ""
     return Choice(first, _declared(client, addresses), f"training on GPUs: {kinds}{careful}")
+
+
+def _asked(client: Client, addresses: Sequence[str]) -> dict[str, GpuOfWorker]:
+    """The GPUs of the workers that answer. One that has just been lost, or stalls, is no reason to fail."""
+    answers = client.run(gpu_of_worker, workers=list(addresses), on_error="return")
+    for answer in answers.values():
+        if isinstance(answer, Exception) and not isinstance(answer, OSError):
+            raise answer
+    return {address: answer for address, answer in answers.items() if isinstance(answer, GpuOfWorker)}
 
 
 def _on_processors(why: str = "") -> Choice:

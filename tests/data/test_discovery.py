@@ -102,7 +102,7 @@ def test_files_without_a_suffix_are_taken_where_they_begin_as_parquet_does(folde
 def test_what_may_be_rows_and_is_left_out_is_named(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     put(folder, "a.parquet", "a.parquet.bak", "b.tmp")
     put(folder, "notes.txt", data=b"text")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="dfm"):
         assert names(folder) == ["a.parquet"]
     assert [(record.levelname, record.message.partition(": ")[2]) for record in caplog.records] == [
         ("WARNING", "2 files (a.parquet.bak, …) left out, of another suffix"),

@@ -33,10 +33,14 @@ class FakeClient:
         self.gpus = {f"tcp://host{number // 2}:{number}": gpu for number, gpu in enumerate(gpus)}
         self.resources = resources or [0] * len(gpus)
         self.devices: dict[str, int] = {}
+        self.lost: dict[str, Exception] = {}
 
-    def run(self, function: Callable[..., Any], *arguments: Any, workers: Sequence[str]) -> dict[str, Any]:
+    def run(
+        self, function: Callable[..., Any], *arguments: Any, workers: Sequence[str], on_error: str = "raise"
+    ) -> dict[str, Any]:
         if function is backends.gpu_of_worker:
-            return {address: self.gpus[address] for address in workers}
+            assert on_error == "return"
+            return {address: self.lost.get(address, self.gpus[address]) for address in workers}
         assert function is cupy_device.use_device
         self.devices |= {address: arguments[0] for address in workers}
         return {}
@@ -51,6 +55,19 @@ class FakeClient:
     def identity(self, n_workers: int) -> dict[str, Any]:
         counted = zip(self.gpus, self.resources, strict=True)
         return {"workers": {address: {"resources": {"GPU": number} if number else {}} for address, number in counted}}
+
+
+def test_a_worker_that_is_lost_while_it_is_asked_costs_nothing() -> None:
+    client = FakeClient([H200, H200])
+    client.lost["tcp://host0:1"] = OSError("Timed out trying to connect")
+    assert choose(client).backend is CUPY
+    client.lost["tcp://host0:0"] = OSError("Timed out trying to connect")
+    assert choose(client).backend is NUMBA
+    with pytest.raises(ClusterError, match="no worker told in time"):
+        choose(client, backend="cupy")
+    client.lost["tcp://host0:0"] = ModuleNotFoundError("No module named 'dfm'")
+    with pytest.raises(ModuleNotFoundError):
+        choose(client)
 
 
 def choose(
