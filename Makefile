@@ -24,7 +24,7 @@ export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-airflow soak lint format bench bench-smoke lock clean tmpdir
+.PHONY: help setup demo test test-patient test-slow test-airflow soak lint format bench bench-smoke lock clean tmpdir
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,7 +35,10 @@ demo: $(STAMP) tmpdir ## Make a click log, train on it, evaluate, save, load and
 	$(BIN)/dfm demo --output demo-output --rows $(DEMO_ROWS)
 
 test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patience
-	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'not slow and not gpu and not airflow'
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'not slow and not patient and not gpu and not airflow'
+
+test-patient: $(STAMP) tmpdir ## Run the tests that wait for real clusters, whose processes they kill
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'patient and not slow'
 
 test-slow: $(STAMP) tmpdir ## Run the slow tests
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'slow and not gpu and not airflow'

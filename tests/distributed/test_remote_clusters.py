@@ -84,6 +84,7 @@ runpy.run_module("dask", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.patient
 def test_a_worker_that_joins_with_other_versions_gets_no_work_and_is_named(
     log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +188,7 @@ def bare_dask(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return (sys.executable, "-S", "-E", str(folder / "bare_dask.py"))
 
 
+@pytest.mark.patient
 def test_dfm_reaches_workers_that_lack_it_when_it_may(log: Path, bare_dask: tuple[str, ...], tmp_path: Path) -> None:
     environment = {"PYTHONPATH": "", "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", f"{tmp_path}/numba")}
     with real_cluster(tmp_path / "cluster", 1, dask=bare_dask, environment=environment) as bare:

@@ -25,6 +25,8 @@ from tests.support.real_cluster import make_certificates, wait_until
 from tests.support.small_jobs import in_process_client, job_tables
 from tests.support.stand_in import StandIn
 
+pytestmark = pytest.mark.patient
+
 SIZES = {"workers": 2, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
 Make = Callable[..., tuple[StandIn, manifest.Submission]]
 

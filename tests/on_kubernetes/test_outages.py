@@ -20,6 +20,8 @@ from dfm.runs.record import RunLog
 from dfm.settings.job import Job
 from tests.support.api_server import ApiServer, api_server
 
+pytestmark = pytest.mark.patient
+
 pytest.importorskip("kubernetes")
 SIZES = sizing.Sizing(2, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
 PODS = "/api/v1/namespaces/team/pods"

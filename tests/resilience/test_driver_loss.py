@@ -24,6 +24,8 @@ from tests.support.real_processes import (
     write_job,
 )
 
+pytestmark = pytest.mark.patient
+
 
 def job_file(log: Path, folder: Path, **changes: Any) -> Path:
     return write_job(folder / "job.toml", disturbed_job(log, folder, **changes))

@@ -118,6 +118,7 @@ def undisturbed(two_processes: Client) -> dict[str, bytes]:
     return {fit.__name__: fit(two_processes).tobytes() for fit in FITS}
 
 
+@pytest.mark.patient
 @pytest.mark.parametrize(("fit", "moment", "victims"), [*named(MOMENTS), *named(LONGER, marks=pytest.mark.slow)])
 def test_workers_killed_under_a_fit_change_nothing(
     client: Client,
@@ -134,6 +135,7 @@ def test_workers_killed_under_a_fit_change_nothing(
     assert pids_of_workers(client) != before
 
 
+@pytest.mark.patient
 def test_rows_that_nobody_can_compute_again_are_told_in_a_sentence(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def dying_frame(flag: Path) -> Any:
     return dd.from_map(_die_once, range(4), flag=str(flag), meta=FRAME[:0])
 
 
+@pytest.mark.patient
 def test_a_worker_killed_under_a_prediction_changes_nothing(
     client: Client, model: FMClassifier, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from tests.support.real_processes import Cluster, disturbed_job, pids_of_workers, wait_until
 
+pytestmark = pytest.mark.patient
+
 Event = dict[str, Any]
 
 
