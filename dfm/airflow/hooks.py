@@ -80,6 +80,6 @@ class DaskHook(BaseHook):
         try:
             with self.get_conn() as client:
                 workers = client.scheduler_info(n_workers=-1)["workers"]
-                return True, f"{len(workers)} workers at {client.scheduler.address}"
+                return True, f"{len(workers)} worker{'s' * (len(workers) != 1)} at {client.scheduler.address}"
         except Exception as error:
             return False, str(error)

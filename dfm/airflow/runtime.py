@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
 from dfm.settings.constraints import TableOf
 from dfm.settings.job import Job, load_job, read_override, read_tables
@@ -329,10 +330,13 @@ def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directo
     epochs = [f"epoch {event['epoch']}: {_metrics(event)}" for event in events if event["event"] == "epoch"]
     rows = record.rows
     counts = ", ".join(f"{rows[kind]:,} {kind}" for kind in ("read", "trained", "rejected") if kind in rows)
+    done = next((event for event in events if event["event"] == "done"), {})
+    accounts = {"train on": rows, "validate on": done.get("validation_rows", {})}
     return [
         *epochs,
         f"validation: {_metrics(record.validation) or 'none'}",
         f"rows: {counts}",
+        *(rejected_text(account, purpose) for purpose, account in accounts.items() if account.get("reasons")),
         f"model: {record.model}",
         f"all events: dfm logs {directory}",
     ]

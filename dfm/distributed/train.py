@@ -24,7 +24,7 @@ from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
-from dfm.distributed.prepare import Prepared, prepare, vocabulary_event
+from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
@@ -170,9 +170,11 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
 def prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
     warm_ups = warm_up(run)
-    prepared = prepare(run)
+    prepared = prepare(dataclasses.replace(run, tell=functools.partial(_tell_compiling, run.tell, warm_ups)))
     run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
-    compile_seconds = max(run.watch.result(future) for future in warm_ups)
+    if not all(future.done() for future in warm_ups):
+        follow(run.watch, warm_ups, [1] * len(warm_ups), "compile", progress_of(run))
+    compile_seconds = max(run.watch.results(warm_ups))
     run.tell(
         {
             "event": "prepared",
@@ -183,6 +185,12 @@ def prepare_rows(run: Run, started: float) -> Prepared:
         }
     )
     return prepared
+
+
+def _tell_compiling(tell: OnEvent, warm_ups: Sequence[Future], event: Event) -> None:
+    """Pass an event on; progress that waits for kernels as well says so."""
+    waits = event["event"] == "progress" and not all(future.done() for future in warm_ups)
+    tell({**event, "compiling": True} if waits else event)
 
 
 def warm_up(run: Run) -> list[Future]:
