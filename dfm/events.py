@@ -643,7 +643,7 @@ STAMPS = (
     Field(VERSION, "integer", "version of the event's record"),
     Field("time", "text", "in `events.jsonl`: the moment of it", "ISO 8601"),
     Field("run_id", "text", "in `events.jsonl`: the run's name"),
-    Field("job", "text", "on the Dask topic: the job's fingerprint or name"),
+    Field("job", "text", "on the Dask topic, and of metrics: the run's id; of a search, the job's fingerprint"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
 """Fields that an event gets on its way out, whatever it is."""

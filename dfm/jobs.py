@@ -80,7 +80,8 @@ def train(
     ):
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
-            return training.train(order, client, _both(log.on_event, told or _log_diagnosis))
+            on_both = _both(log.on_event, told or _log_diagnosis)
+            return training.train(order, client, on_both, log.record.run_id)
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error

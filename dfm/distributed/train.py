@@ -80,11 +80,12 @@ class TrainResult:
         return FMModel.load(self.model_url, self.storage_options)
 
 
-def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None) -> TrainResult:
+def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None, run_id: str = "") -> TrainResult:
     """Train the model of an admitted job and publish it in output.directory/model.
 
     client: a Dask client to run on; without one the job's [cluster] is connected to, or started. on_event is called
-    with a JSON-ready record as stages and epochs pass. Ctrl-C ends training after the best epoch so far is published.
+    with a JSON-ready record as stages and epochs pass. run_id: the name that metrics have for it. Ctrl-C ends training
+    after the best epoch so far is published.
     """
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
     inputs = find_inputs(job)
@@ -96,7 +97,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     result = None
     try:
         with connect.client_of(job.cluster, client) as own:
-            result = _stages(begin(order, inputs, warm, own, tell), checkpoints, found)
+            result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints, found)
     except Exception as error:
         if result is None:
             raise
@@ -104,10 +105,10 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     return result
 
 
-def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent) -> Run:
-    """The run on this cluster, which from now on hears of its events too."""
+def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent, run_id: str = "") -> Run:
+    """The run on this cluster, which from now on hears of its events, by the run's id or the job's fingerprint."""
     job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
-    tell = monitoring.observed(client, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+    tell = monitoring.observed(client, tell, run_id or job.fingerprint()[:12], inputs.plan.rounds_until)
     tell(monitoring.placement_event(inputs.plan, watch.addresses()))
     knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
     return Run(
