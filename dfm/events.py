@@ -278,7 +278,6 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("stage", "text", "latest, statistics, hash, build, compile, pilot, evaluate, predict or synth"),
             Field("done", "integer", "rows that are done; of compile, workers", "rows"),
             Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
-            Field("compiling", "flag", "that workers compile kernels meanwhile", may_be_absent=True),
         ),
         passing=True,
     ),
@@ -290,7 +289,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             *_PLAN,
             Field("job", "record", "every table of the job with every knob"),
-            Field("columns", "record", "transform or kind of each feature column"),
+            Field("columns", "record", "kind, and transform where it has one, of each feature column"),
             Field("parquet_bytes", "integer", "size of the training shards", "bytes"),
             Field("largest_shard_rows", "integer", "rows of the largest training shard", "rows"),
             Field("round_rows_per_replica", "integer", "rows between two averages, at most", "rows"),

@@ -170,12 +170,11 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
 
 def prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
-    warm_ups = warm_up(run)
-    prepared = prepare(dataclasses.replace(run, tell=functools.partial(_tell_compiling, run.tell, warm_ups)))
+    warm_ups = WarmUps(run, warm_up(run))
+    warm_ups.tell()
+    prepared = prepare(dataclasses.replace(run, tell=warm_ups.pass_on))
+    compile_seconds = warm_ups.wait()
     run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
-    if not all(future.done() for future in warm_ups):
-        follow(run.watch, warm_ups, [1] * len(warm_ups), "compile", progress_of(run))
-    compile_seconds = max(run.watch.results(warm_ups))
     run.tell(
         {
             "event": "prepared",
@@ -188,10 +187,31 @@ def prepare_rows(run: Run, started: float) -> Prepared:
     return prepared
 
 
-def _tell_compiling(tell: OnEvent, warm_ups: Sequence[Future], event: Event) -> None:
-    """Pass an event on; progress that waits for kernels as well says so."""
-    waits = event["event"] == "progress" and not all(future.done() for future in warm_ups)
-    tell({**event, "compiling": True} if waits else event)
+@dataclass
+class WarmUps:
+    """Workers that compile while rows are read, whose progress stands beside that of the rows."""
+
+    run: Run
+    futures: Sequence[Future]
+    _told: int = -1
+
+    def pass_on(self, event: Event) -> None:
+        """Tell of an event of the run, and before it of what is compiled by now."""
+        self.tell()
+        self.run.tell(event)
+
+    def tell(self) -> None:
+        """Tell how many workers are done, where that is news."""
+        done = sum(future.done() for future in self.futures)
+        if done != self._told:
+            self._told = done
+            progress_of(self.run)("compile", done, len(self.futures))
+
+    def wait(self) -> float:
+        """Seconds that the slowest worker took, once all are done."""
+        if self._told < len(self.futures):
+            follow(self.run.watch, self.futures, [1] * len(self.futures), "compile", progress_of(self.run))
+        return float(max(self.run.watch.results(self.futures)))
 
 
 def warm_up(run: Run) -> list[Future]:

@@ -33,6 +33,8 @@ STAGES = {
 }
 _UNITS = {"compile": "workers"}
 """The things that a stage counts, where they are not rows."""
+_BEGIN_WITH_KERNELS = ("hash", "evaluate", "predict")
+"""Stages whose first rows wait until a worker has compiled the kernels for them, or found them on its disk."""
 _REDRAWN_EVERY = 0.2
 """Seconds between two pictures of a bar in a notebook."""
 _EPOCH_COLUMNS = (
@@ -121,7 +123,8 @@ class Reporter:
     def _show_progress(self, event: Event) -> None:
         stage = str(event["stage"])
         task = self._task(stage, _UNITS.get(stage, "rows"))
-        text = STAGES.get(stage, stage) + " and compiling" * bool(event.get("compiling"))
+        waits = stage in _BEGIN_WITH_KERNELS and not event["done"]
+        text = STAGES.get(stage, stage) + " (kernels first)" * waits
         self._advance(task, event["done"], event["total"], text)
 
     def _show_round(self, event: Event) -> None:

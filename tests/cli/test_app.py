@@ -261,7 +261,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(run: Run, job: Path) -> Non
     assert rows["shards"] == "6"
     assert rows["validation rows"] == "1,500"
     assert rows["replicas"] == "5"
-    assert rows["field I1"] == "auto"
+    assert rows["field I1"] == "numeric, auto"
     assert rows["field C26"] == "categorical"
     assert rows["round bytes per replica at most"].endswith("B")
     assert [path.name for path in job.parent.iterdir()] == ["job.toml"]

@@ -6,7 +6,7 @@ import inspect
 import io
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +78,13 @@ def test_rows_that_validate_are_told_once_they_are_counted_and_bad_ones_in_words
     assert "left out" not in lines_of({**VOCABULARY, "validation_rows": {**ACCOUNT, "rejected": 0}})
 
 
-def test_a_bar_says_that_kernels_compile_for_as_long_as_they_do() -> None:
+def test_a_bar_says_for_what_its_first_rows_wait() -> None:
+    assert "hashing shards (kernels first)" in lines_of({**PROGRESS, "done": 0}, force_terminal=True)
+    assert "kernels" not in lines_of({**PROGRESS, "done": 1}, force_terminal=True)
+    assert "kernels first" not in lines_of({**PROGRESS, "stage": "build", "done": 0}, force_terminal=True)
+
+
+def test_workers_that_compile_are_told_of_beside_the_rows_until_all_are_done() -> None:
     class Task:
         is_done = False
 
@@ -86,13 +92,19 @@ def test_a_bar_says_that_kernels_compile_for_as_long_as_they_do() -> None:
             return self.is_done
 
     told: list[dict[str, Any]] = []
-    for Task.is_done in (False, True):
-        train._tell_compiling(told.append, [Task(), Task()], {**PROGRESS, "done": 100})  # type: ignore[list-item]
-        train._tell_compiling(told.append, [Task()], PLAN)  # type: ignore[list-item]
-    assert told == [{**PROGRESS, "done": 100, "compiling": True}, PLAN, {**PROGRESS, "done": 100}, PLAN]
-    assert "hashing shards and compiling" in lines_of(told[0], force_terminal=True)
-    assert "compiling" not in lines_of(told[2], force_terminal=True)
-    assert "compiling kernels" in lines_of({**PROGRESS, "stage": "compile", "done": 1, "total": 2})
+    tasks = [Task(), Task()]
+    run: Any = SimpleNamespace(tell=told.append)
+    warm_ups = train.WarmUps(run, tasks)  # type: ignore[arg-type]  # as much of a future as is asked for
+    warm_ups.tell()
+    for task in (None, *tasks):
+        if task is not None:
+            task.is_done = True
+        warm_ups.pass_on({**PROGRESS, "done": 100})
+    compiled = [event["done"] for event in told if event.get("stage") == "compile"]
+    assert compiled == [0, 1, 2]
+    assert sum(event.get("stage") == "hash" for event in told) == 3
+    assert "compiling kernels" in lines_of(told[0])
+    assert "2/2 workers" in lines_of(*told)
 
 
 @pytest.mark.parametrize(
