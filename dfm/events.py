@@ -199,13 +199,19 @@ _PLAN = (
     Field("shards", "integer", "Parquet shards to train on", "shards"),
     Field("rows", "integer", "their rows", "rows"),
     Field("validation_shards", "integer", "Parquet shards to validate on", "shards"),
-    Field("validation_rows", "integer", "their rows", "rows"),
+    Field(
+        "validation_rows",
+        "integer",
+        "their rows; null where they are rows of the training shards, which are counted as they are read",
+        "rows",
+        may_be_null=True,
+    ),
     Field("fields", "integer", "columns that are features"),
     Field("replicas", "integer", "local models that are averaged"),
     Field("rounds_per_epoch", "integer", "averages in the first epoch"),
     Field("later_rounds_per_epoch", "integer", "averages in each later epoch"),
     Field("rows_per_replica", "integer", "rows of the largest replica", "rows"),
-    Field("held_out", "text", "which of the training rows validate; empty where the job names the rows that do"),
+    Field("held_out", "text", "which rows of the training shards validate; empty where none do"),
     Field("epochs", "integer", "walks over the rows, at most"),
     Field("schedule", "text", "how the step size changes"),
 )
@@ -269,9 +275,9 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "latest, statistics, hash, build, pilot, linear, evaluate, predict or synth"),
-            Field("done", "integer", "rows that are done", "rows"),
-            Field("total", "integer", "rows of the stage", "rows"),
+            Field("stage", "text", "latest, statistics, hash, build, compile, pilot, linear, evaluate, predict or synth"),
+            Field("done", "integer", "rows that are done; of compile, workers", "rows"),
+            Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
         ),
         passing=True,
     ),
@@ -283,7 +289,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             *_PLAN,
             Field("job", "record", "every table of the job with every knob"),
-            Field("columns", "record", "transform or kind of each feature column"),
+            Field("columns", "record", "kind, and transform where it has one, of each feature column"),
             Field("parquet_bytes", "integer", "size of the training shards", "bytes"),
             Field("largest_shard_rows", "integer", "rows of the largest training shard", "rows"),
             Field("round_rows_per_replica", "integer", "rows between two averages, at most", "rows"),
@@ -310,6 +316,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("collided_share", "number", "expected share of tokens that share an index"),
             Field("parameter_bytes", "integer", "the parameter table", "bytes"),
             Field("rows", "record", _ROWS),
+            Field("validation_rows", "record", "the same of the validation rows"),
         ),
     ),
     EventRecord(
@@ -645,7 +652,7 @@ STAMPS = (
     Field(VERSION, "integer", "version of the event's record"),
     Field("time", "text", "in `events.jsonl`: the moment of it", "ISO 8601"),
     Field("run_id", "text", "in `events.jsonl`: the run's name"),
-    Field("job", "text", "on the Dask topic: the job's fingerprint or name"),
+    Field("job", "text", "on the Dask topic, and of metrics: the run's id; of a search, the job's fingerprint"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
 """Fields that an event gets on its way out, whatever it is."""

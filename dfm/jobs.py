@@ -28,6 +28,7 @@ from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
+from dfm.runs.display import watched
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
@@ -48,6 +49,7 @@ def train(
     *,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
     run_id: str = "",
     attempts_left: int = 0,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
@@ -56,8 +58,10 @@ def train(
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
-    on_event: called with a JSON-ready record as stages and epochs pass; without it, the diagnosis of what could not be
-    learnt is logged as warnings. DfmError where the job cannot go on.
+    on_event: called in this thread, as stages and epochs pass, with a record: a dict that `dfm events` and the README
+    describe ("plan", "progress", "epoch", "done", …); what it raises ends the training. progress: whether to print what
+    the command line prints; None: in a terminal or a notebook, unless there is an on_event. Where nobody is told, the
+    diagnosis of what could not be learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
     again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
@@ -70,10 +74,15 @@ def train(
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
     order = None if run_id else admit(resolved, own_loss, own_regularizer)
     scheduler = client.scheduler.address if client is not None else ""
-    with RunLog(resolved, run_id, scheduler, attempts_left) as log, _naming_folders(job):
+    with (
+        RunLog(resolved, run_id, scheduler, attempts_left) as log,
+        _naming_folders(job),
+        watched(on_event, progress) as told,
+    ):
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
-            return training.train(order, client, _both(log.on_event, on_event or _log_diagnosis))
+            on_both = _both(log.on_event, told or _log_diagnosis)
+            return training.train(order, client, on_both, log.record.run_id)
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
@@ -91,6 +100,7 @@ def search(
     *,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> SearchResult:
@@ -101,7 +111,8 @@ def search(
     """
     _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
-    return searching.search(admit(resolved, own_loss, own_regularizer), client, on_event)
+    with watched(on_event, progress) as told:
+        return searching.search(admit(resolved, own_loss, own_regularizer), client, told)
 
 
 @contextlib.contextmanager
@@ -136,6 +147,7 @@ def cross_validate(
     client: Client | None = None,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
 ) -> Folds:
     """Metrics of a job on each of n_folds parts of its rows, trained on the others; nothing is published.
 
@@ -143,7 +155,8 @@ def cross_validate(
     `train`.
     """
     _check(client)
-    return folding.cross_validate(Order.of(load_job(job, overrides)), n_folds, by, client, on_event)
+    with watched(on_event, progress) as told:
+        return folding.cross_validate(Order.of(load_job(job, overrides)), n_folds, by, client, told)
 
 
 def _log_diagnosis(event: Event) -> None:
@@ -181,7 +194,9 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "job": resolved.to_dict(),
         **{key: value for key, value in plan_event(inputs).items() if key != "event"},
-        "columns": {field.name: field.transform or field.kind for field in inputs.schema.fields},
+        "columns": {
+            field.name: ", ".join(filter(None, (field.kind, field.transform))) for field in inputs.schema.fields
+        },
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
@@ -208,13 +223,14 @@ def evaluate(
     on_bad_rows: str = "error",
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Metrics of a model on labelled rows, with the row account under "account".
 
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
-    rows count alike, and a warning says so. on_bad_rows: "error" or "skip".
+    rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
     """
     _check(client)
     loaded, place = _model(model, storage_options)
@@ -224,8 +240,8 @@ def evaluate(
         is_weighted = _has_weights(loaded.schema, shards, storage_options)
         chosen = settings or ClusterSettings()
         scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
-        with connect.client_of(chosen, client) as own:
-            tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event))
+        with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
+            tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told))
     elif frames.is_collection(data):
         tally, account = frames.evaluate_collection(loaded, data, on_bad_rows, client)
     else:
@@ -298,15 +314,16 @@ def predict(
     on_bad_rows: str = "error",
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Score shards and write `output`/part-*.parquet: the kept columns (all, unless named) and "prediction".
 
     Shards may differ in their columns; all parts have one schema. Where workers run on other machines, `output` is a
     URL: of an object store, or `file://…` for a folder that they share with this machine.
 
-    overwrite: False: `output` must be empty; "own": an earlier prediction is replaced; True, or "beside": files that
-    dfm did not make may lie there too, and stay. SettingsError where `output` is, contains or lies inside the data or
-    the model, whatever `overwrite` says.
+    on_event, progress: as in `train`. overwrite: False: `output` must be empty; "own": an earlier prediction is
+    replaced; True, or "beside": files that dfm did not make may lie there too, and stay. SettingsError where `output`
+    is, contains or lies inside the data or the model, whatever `overwrite` says.
     """
     _check(client)
     chosen = settings or ClusterSettings()
@@ -324,8 +341,8 @@ def predict(
     shards = find_shards(paths, storage_options)
     inputs = [*paths, *([place] if isinstance(place, str) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
-    with connect.client_of(chosen, client) as own:
-        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(on_event), replaced)
+    with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
+        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)
     return {
         "output": where,
         "rows": account.read,

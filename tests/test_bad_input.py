@@ -19,9 +19,9 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.cli import app
-from dfm.cli.console import Reporter
 from dfm.distributed.cluster import connect
 from dfm.errors import DataError, DfmError, RunCancelled, SettingsError, StorageError
+from dfm.runs.display import Reporter
 from dfm.settings.tables import ClusterSettings
 from tests.support.bad_inputs import ROWS, TABLE, BadInput, markdown, write_good
 from tests.support.small_jobs import in_process_client

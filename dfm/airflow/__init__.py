@@ -12,6 +12,7 @@ _HOMES = {
     "DfmPartitionSensor": "sensors",
     "DfmPredictOperator": "operators",
     "DfmPublishOperator": "operators",
+    "DfmReportOperator": "operators",
     "DfmRunTrigger": "triggers",
     "DfmTrainOperator": "operators",
     "reason_of": "runtime",

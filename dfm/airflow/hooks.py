@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
+from dfm.errors import ClusterError
 from dfm.settings.job import read_override
 from dfm.settings.tables import ClusterSettings
 
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger(__name__)
 _LOCAL = ("workers", "threads_per_worker", "memory_limit")
 """Extras of a connection without a host: the size of the cluster that is started for each task."""
 _REMOTE = ("tls_ca", "tls_cert", "tls_key", "worker_timeout")
@@ -62,10 +65,20 @@ class DaskHook(BaseHook):
         return None if chosen is None else dict(chosen)
 
     def dashboard(self) -> str:
-        """The link to Dask's dashboard: the extra `dashboard`, or port 8787 of the scheduler; "" for local workers."""
+        """The link to Dask's dashboard: the extra `dashboard`, or what the scheduler says; "" where it has none, does
+        not answer, or for local workers.
+        """
         connection = self.get_connection(self.dask_conn_id)
         known = connection.extra_dejson.get("dashboard")
-        return str(known) if known else (f"http://{connection.host}:8787/status" if connection.host else "")
+        if known or not connection.host:
+            return str(known or "")
+        from dfm.distributed.cluster.remote import dashboard_of
+
+        try:
+            return dashboard_of(ClusterSettings(**self.cluster()))
+        except ClusterError as error:
+            logger.info("there is no link to the dashboard: %s", error)
+            return ""
 
     @contextlib.contextmanager
     def get_conn(self) -> Iterator[Client]:
@@ -80,6 +93,6 @@ class DaskHook(BaseHook):
         try:
             with self.get_conn() as client:
                 workers = client.scheduler_info(n_workers=-1)["workers"]
-                return True, f"{len(workers)} workers at {client.scheduler.address}"
+                return True, f"{len(workers)} worker{'s' * (len(workers) != 1)} at {client.scheduler.address}"
         except Exception as error:
             return False, str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator, conf
@@ -45,8 +45,7 @@ class _DfmOperator(BaseOperator):
 
     def execute(self, context: Any) -> Any:
         """Do the work of the interval; an error that would come again fails the task without another try."""
-        if self.dask_conn_id:
-            self.dashboard_url = runtime.hook_of(self.dask_conn_id).dashboard()
+        self._find_dashboard()
         try:
             return self.work(context)
         except _HOPELESS as error:
@@ -55,6 +54,15 @@ class _DfmOperator(BaseOperator):
     def work(self, context: Any) -> Any:
         """The operator's work, in its subclass."""
         raise NotImplementedError
+
+    def _find_dashboard(self) -> None:
+        """Find the dashboard's link. Airflow asks for links whenever a process of the task ends, deferred or not."""
+        if self.dask_conn_id:
+            self.dashboard_url = runtime.hook_of(self.dask_conn_id).dashboard()
+
+    def _show_report(self, url: str) -> None:
+        self.log.info("report: %s", url)
+        self.report_url = runtime.link_to(url, self.storage_options)
 
 
 class DfmTrainOperator(_DfmOperator):
@@ -125,14 +133,15 @@ class DfmTrainOperator(_DfmOperator):
         run_id = runtime.run_id(context)
         self._running = job.output.directory, dict(job.data.storage_options)
         self._namespace = job.kubernetes.namespace
+        told = tasks.EventLog()
         if not self.deferrable:
-            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target)
+            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target, told)
         elif not steps.finished_run(job):
             self.log.info("run %s goes on without this task: dfm logs %s --follow", run_id, job.output.directory)
             self.defer(
                 trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout
             )
-        return self._result(job.output.directory, dict(job.data.storage_options))
+        return self._result(job.output.directory, dict(job.data.storage_options), told.epochs)
 
     def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
         """The trigger that waits for the run, whose driver is started where none is at work."""
@@ -149,6 +158,7 @@ class DfmTrainOperator(_DfmOperator):
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
+        self._find_dashboard()
         if event["state"] == "lost":
             why = event.get("reason") or f"the driver of run {event['run_id']} is gone"
             raise AirflowException(f"{why}; another try goes on from its checkpoint")
@@ -159,15 +169,16 @@ class DfmTrainOperator(_DfmOperator):
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
-    def _result(self, directory: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _result(
+        self, directory: str, options: dict[str, Any], epochs_told: Collection[int] = frozenset()
+    ) -> dict[str, Any]:
         from dfm.workflow import html_report, steps
 
         record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
-        # A driver in this process has told its epochs already.
-        events = runs.read_events(directory, options) if self.deferrable else []
+        events = [e for e in runs.read_events(directory, options) if e.get("epoch") not in epochs_told]
         for line in runtime.lines_of_run(record, events, directory):
             self.log.info("%s", line)
-        self.report_url = runtime.link_to(html_report.report_training(directory, record.run_id, options))
+        self._show_report(html_report.report_training(directory, record.run_id, options))
         return steps.outcome(record)
 
     def on_kill(self) -> None:
@@ -318,3 +329,26 @@ class DfmPredictOperator(_DfmOperator):
             self.model, self.data, self.scores, self.keep, self.dask_conn_id, self.storage_options, self.on_bad_rows,
             self.beside,
         )  # fmt: skip
+
+
+class DfmReportOperator(_DfmOperator):
+    """Writes a page about the night; returns {"report": its URL, "sections": their names}.
+
+    :param url: URL or path of the page, which replaces that of an earlier try
+    :param title: its heading
+    :param sections: by name what a task returned (`train.output`, …), or None where it did not run
+    """
+
+    template_fields: Sequence[str] = ("url", "title", "sections", "dask_conn_id")
+
+    def __init__(self, *, url: str, title: str, sections: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**{"dask_conn_id": None, **kwargs})
+        self.url = url
+        self.title = title
+        self.sections = dict(sections)
+
+    def work(self, context: Any) -> dict[str, Any]:
+        """Write the page."""
+        found = tasks.report(self.url, self.title, self.sections, self.storage_options)
+        self._show_report(self.url)
+        return found

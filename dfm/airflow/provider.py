@@ -13,7 +13,7 @@ _FIELDS = {
     "tls_cert": ("TLS: certificate", "string", "PEM file on the Airflow workers"),
     "tls_key": ("TLS: private key", "string", "PEM file on the Airflow workers"),
     "worker_timeout": ("Worker timeout", "number", "seconds to wait for the first worker"),
-    "dashboard": ("Dashboard", "string", "URL of Dask's dashboard; empty: port 8787 of the scheduler's host"),
+    "dashboard": ("Dashboard", "string", "URL of Dask's dashboard; empty: what the scheduler says"),
     "workers": ("Local workers", "integer", "without a scheduler: worker processes on the task's machine"),
     "threads_per_worker": ("Local threads", "integer", "without a scheduler: tasks that a worker runs at a time"),
     "memory_limit": ("Local memory", "string", "without a scheduler: memory of a worker, as 4GB"),

@@ -8,10 +8,13 @@ import datetime
 import logging
 import os
 import re
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
 from dfm.settings.constraints import TableOf
 from dfm.settings.job import Job, load_job, read_override, read_tables
@@ -227,9 +230,25 @@ def _is_kept_name(url: str, options: files.Options) -> bool:
     return _KEPT_NAME.fullmatch(files.read_head(url, 256, options)) is not None
 
 
-def link_to(url: str) -> str:
-    """A local path as a link."""
-    return url if "://" in url else "file://" + os.path.abspath(files.local_path(url))
+def link_to(url: str, options: files.Options = None) -> str:
+    """The address at which a browser finds a file, where there is one: http(s) as it is, for S3 and Google Cloud
+    Storage their own pages. Of a local path, file:// says on which machine it lies.
+    """
+    protocol, _, path = url.partition("://")
+    if not path or protocol == "file":
+        return f"file://{socket.gethostname()}{quote(os.path.abspath(files.local_path(url)))}"
+    bucket, _, key = path.partition("/")
+    if protocol in ("gs", "gcs"):
+        return f"https://storage.cloud.google.com/{bucket}/{quote(key)}"
+    if protocol in ("s3", "s3a") and not _other_endpoint(options or {}):
+        return f"https://s3.console.aws.amazon.com/s3/object/{bucket}?prefix={quote(key)}"
+    return url
+
+
+def _other_endpoint(options: Mapping[str, Any]) -> bool:
+    """Whether s3:// means a store of somebody else."""
+    own = options.get("endpoint_url") or dict(options.get("client_kwargs") or {}).get("endpoint_url")
+    return bool(own or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 
 # --- jobs in DAG files -----------------------------------------------------------------------------------
@@ -326,16 +345,28 @@ _NO_METRICS = re.compile(r".*seconds|bytes_per_round|rows_per_second|epoch|event
 
 def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directory: str) -> list[str]:
     """The story of a finished run for a task's log: epochs, metrics, the account of its rows, where everything is."""
-    epochs = [f"epoch {event['epoch']}: {_metrics(event)}" for event in events if event["event"] == "epoch"]
+    epochs = [line_of_event(event) for event in events if event["event"] == "epoch"]
     rows = record.rows
     counts = ", ".join(f"{rows[kind]:,} {kind}" for kind in ("read", "trained", "rejected") if kind in rows)
+    done = next((event for event in events if event["event"] == "done"), {})
+    accounts = {"train on": rows, "validate on": done.get("validation_rows", {})}
     return [
         *epochs,
         f"validation: {_metrics(record.validation) or 'none'}",
         f"rows: {counts}",
+        *(rejected_text(account, purpose) for purpose, account in accounts.items() if account.get("reasons")),
         f"model: {record.model}",
         f"all events: dfm logs {directory}",
     ]
+
+
+def line_of_event(event: Mapping[str, Any]) -> str:
+    """An event for a task's log: "epoch 3: log_loss 0.41940, auc 0.82620"; of others all numbers and texts."""
+    if event["event"] == "epoch":
+        return f"epoch {event['epoch']}: {_metrics(event)}"
+    told = {name: value for name, value in event.items() if isinstance(value, int | float | str) and name != "event"}
+    values = [f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
+    return f"{event['event']}: {', '.join(values)}" if values else str(event["event"])
 
 
 def _metrics(values: Mapping[str, Any]) -> str:

@@ -75,17 +75,23 @@ def train(
 
 
 def train_here(
-    job: Job, run_id: str, dask_conn_id: str | None, poll_interval: float, target: str = "auto"
+    job: Job,
+    run_id: str,
+    dask_conn_id: str | None,
+    poll_interval: float,
+    target: str = "auto",
+    log: EventLog | None = None,
 ) -> dict[str, Any]:
     """Train a job and wait for it in this process: it drives the run itself, but for one on Kubernetes."""
     from dfm.workflow import steps
 
+    log = log or EventLog()
     if runtime.on_kubernetes(target, dask_conn_id):
         if not steps.finished_run(job):
-            runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log_event)
+            runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log)
         record = runs.read_run(job.output.directory, job.data.storage_options)
         return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
-    with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 
 
@@ -100,7 +106,7 @@ def evaluate(
     """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
     from dfm.workflow import registry, steps
 
-    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
@@ -124,7 +130,7 @@ def publish(
     from dfm.workflow import steps
 
     order = order or runtime.order_of(get_current_context())
-    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         chosen = Gate.from_dict(gate or {})
         return steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
 
@@ -145,7 +151,7 @@ def predict(
     """
     from dfm.workflow import steps
 
-    with runtime.working_on(dask_conn_id, storage_options, on_event=log_event) as where:
+    with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         return steps.predict_once(
             model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows, beside=beside
         )
@@ -206,11 +212,19 @@ def report(
     return {"report": url, "sections": sorted(present)}
 
 
-def log_event(event: dict[str, Any]) -> None:
-    """Training in the task's log: what is told once, not every progress."""
-    if not is_passing(event):
-        shown = {name: value for name, value in event.items() if isinstance(value, int | float | str)}
-        logger.info("%s", shown)
+class EventLog:
+    """Writes events into the task's log, as lines: what is told once, not every progress. epochs: that were told."""
+
+    def __init__(self) -> None:
+        self.epochs: set[int] = set()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Tell of an event."""
+        if is_passing(event):
+            return
+        logger.info("%s", runtime.line_of_event(event))
+        if event["event"] == "epoch":
+            self.epochs.add(event["epoch"])
 
 
 def _listed(data: str | Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +13,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import Reporter, folds_table, metrics_table, plan_table, table_of, trials_table, wide_console
+from dfm.cli.console import folds_table, metrics_table, show_plan, table_of, trials_table, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError, SettingsError
 from dfm.events import line_of
+from dfm.runs.display import Reporter
 from dfm.version import __version__
 
 EXIT_CODES = """\b
@@ -96,7 +96,9 @@ def _settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> Any:
 @click.argument("job", type=click.Path(dir_okay=False))
 @click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob of the job file.")
 @click.option(
-    "--dry-run", is_flag=True, help="Show the resolved job, shards, replicas, memory and wire; train nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Show shards, replicas, memory, wire, and what the job sets; train nothing.",
 )
 @click.option("--run-id", envvar="DFM_RUN_ID", default="", help="Take over the record of a run that was submitted.")
 @click.option("--attempts-left", envvar="DFM_ATTEMPTS_LEFT", type=click.IntRange(0), default=0, hidden=True)
@@ -199,12 +201,7 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(line_of({"event": "plan", **planned}))
         return
-    console = Console()
-    for name, table in planned["job"].items():
-        console.print(f"[bold]\\[{name}][/]")
-        for key, value in table.items():
-            console.print(f"{key} = {json.dumps(value)}", highlight=False, markup=False)
-    console.print(plan_table(planned))
+    show_plan(planned)
 
 
 @cli.command()
@@ -227,7 +224,9 @@ def evaluate(
         if as_json:
             reporter({"event": "evaluated", "model": model, **metrics})
     if not as_json:
-        console.print(metrics_table(metrics, f"{metrics['account']['evaluated']:,} rows"))
+        account = metrics["account"]
+        left_out = f" ({account['rejected']:,} more left out as bad)" if account["rejected"] else ""
+        console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
 
 
 @cli.command()

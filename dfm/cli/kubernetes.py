@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.cli.console import Reporter, wide_console
+from dfm.cli.console import wide_console
 from dfm.events import line_of
+from dfm.runs.display import Reporter
 
 
 def submit(

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dfm.cli.console import Reporter
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import GateError
 from dfm.events import line_of
+from dfm.runs.display import Reporter
 from dfm.workflow.gate import Gate
 
 

@@ -15,9 +15,10 @@ from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli import standing
-from dfm.cli.console import Reporter, plan_table, wide_console
+from dfm.cli.console import show_plan, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.events import line_of
+from dfm.runs.display import Reporter
 
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
 _overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
@@ -129,7 +130,7 @@ def _plan_for_dask(job: str, overrides: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         click.echo(line_of({"event": "plan", **planned}))
         return 0
-    wide_console().print(plan_table(planned))
+    show_plan(planned)
     click.echo(f"its driver would go to {address}, its results to {resolved.output.directory}; nothing was submitted")
     return 0
 

@@ -35,7 +35,7 @@ class Rejection:
 
     def __str__(self) -> str:
         group = "" if self.row_group == NO_ROW_GROUP else f", row group {self.row_group}"
-        more = f" and {self.count - 1} more rows like it" if self.count > 1 else ""
+        more = f" and {self.count - 1} more row{'s' * (self.count > 2)} like it" if self.count > 1 else ""
         return f"{self.shard}{group}, row {self.first_row}{more}: column {self.column!r}: {self.reason} ({self.value})"
 
 

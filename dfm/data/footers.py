@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +72,19 @@ def _integer_folders(resolved: ResolvedSchema, shards: Sequence[Shard]) -> tuple
     return tuple(found)
 
 
-def resolve_told(schema: Schema, known: Columns) -> ResolvedSchema:
-    """The schema on some columns; what inference leaves out is told in a warning, with the reason."""
+def tell_left_out(left_out: Mapping[str, str]) -> None:
+    """Warn of columns that become no feature, each with the reason."""
+    if not left_out:
+        return
+    shown = [f"{name!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED]]
+    more = f" and {len(left_out) - len(shown)} more" if len(left_out) > len(shown) else ""
+    logger.warning("columns that become no feature, unless [schema] names them: %s%s", ", ".join(shown), more)
+
+
+def resolve_told(
+    schema: Schema, known: Columns, tell: Callable[[Mapping[str, str]], None] = tell_left_out
+) -> ResolvedSchema:
+    """The schema on some columns; what inference leaves out, and why, is passed to `tell`."""
     named = {*_named(schema)}
     aside = {name: why for name, why in known.set_aside.items() if name not in named}
     kinds = {name: kind for name, kind in known.kinds.items() if name not in aside}
@@ -82,18 +93,10 @@ def resolve_told(schema: Schema, known: Columns) -> ResolvedSchema:
     if inferred is not schema:
         used = {*resolved.columns, schema.label, schema.weight, schema.time}
         unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
-        _tell({**aside, **unfit})
+        tell({**aside, **unfit})
     else:
-        _tell({name: why for name, why in aside.items() if any(fnmatch.fnmatchcase(name, each) for each in named)})
+        tell({name: why for name, why in aside.items() if any(fnmatch.fnmatchcase(name, each) for each in named)})
     return resolved
-
-
-def _tell(left_out: Mapping[str, str]) -> None:
-    if not left_out:
-        return
-    shown = [f"{name!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED]]
-    more = f" and {len(left_out) - len(shown)} more" if len(left_out) > len(shown) else ""
-    logger.warning("columns that become no feature, unless [schema] names them: %s%s", ", ".join(shown), more)
 
 
 def _asks_for_all(schema: Schema) -> bool:

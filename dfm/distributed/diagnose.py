@@ -60,7 +60,7 @@ class Diagnosis:
         counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
         linear = self._linear_metrics(blocks) if model.n_factors and metrics and self._has_pairs else {}
         return [
-            *column_findings(self.prepared.reading.schema, counts, model.min_count),
+            *column_findings(self.prepared.reading.schema, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),
             *model_findings(self.work.objective, metrics, linear),
         ]

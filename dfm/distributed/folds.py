@@ -62,7 +62,8 @@ def cross_validate(
     with connect.client_of(order.job.cluster, client) as own:
         run = begin(order, inputs, None, own, tell)
         splits = _by_lot(n_folds) if by == "lot" else _by_time(run, n_folds)
-        tell(plan_event(inputs))
+        parts = f"each of {len(splits)} parts of these rows in turn"
+        tell({**plan_event(inputs), "validation_rows": None, "held_out": parts})
         return Folds([_fold(run, number, split) for number, split in enumerate(splits, start=1)])
 
 

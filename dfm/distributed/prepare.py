@@ -228,7 +228,7 @@ def latest_rows(run: Run, reading: Reading, n_rows: int) -> pa.Table | str:
     """The moments of the latest so many rows of the training shards; or why they have no order."""
     tasks = run.inputs.validation_tasks
     found = [run.watch.submit(latest_of_shard, reading, units, n_rows) for units in tasks]
-    follow(run.watch, found, [_n_rows(units) for units in tasks], "latest", _progress(run))
+    follow(run.watch, found, [_n_rows(units) for units in tasks], "latest", progress_of(run))
     while len(found) > 1:
         groups = [found[i : i + _FAN_IN] for i in range(0, len(found), _FAN_IN)]
         found = [run.watch.submit(merge_latest, group, n_rows, reading.schema.time) for group in groups]
@@ -251,7 +251,7 @@ def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatisti
     if not wanted:
         return reading.statistics
     futures = [run.watch.submit(sketch_shard, reading, units, list(wanted)) for units in tasks]
-    follow(run.watch, futures, [_n_rows(units) for units in tasks], "statistics", _progress(run))
+    follow(run.watch, futures, [_n_rows(units) for units in tasks], "statistics", progress_of(run))
     return statistics_of(_gathered(run.watch, futures), reading.schema)
 
 
@@ -276,7 +276,7 @@ def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[F
         run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
         for i, units in enumerate(tasks)
     ]
-    follow(run.watch, hashed + held_out, sizes + [_n_rows(units) for units in tasks], "hash", _progress(run))
+    follow(run.watch, hashed + held_out, sizes + [_n_rows(units) for units in tasks], "hash", progress_of(run))
     return hashed, held_out
 
 
@@ -331,7 +331,7 @@ def _build_partitions(
         for i, units in enumerate(tasks)
     ]
     sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in tasks]
-    follow(watch, replicas + scored, sizes, "build", _progress(run))
+    follow(watch, replicas + scored, sizes, "build", progress_of(run))
     return replicas, scored
 
 
@@ -356,7 +356,9 @@ def _n_rows(units: Sequence[Unit]) -> int:
 # ----------------------------------------------------------------------------------------- what is told ----
 
 
-def _progress(run: Run) -> Progress:
+def progress_of(run: Run) -> Progress:
+    """A function that tells of the rows of a stage."""
+
     def progress(stage: str, done: int, total: int) -> None:
         run.tell({"event": "progress", "stage": stage, "done": done, "total": total})
 
@@ -385,6 +387,7 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
         "collided_share": collided_share(summary, bits),
         "parameter_bytes": parameter_bytes,
         "rows": rows_event(prepared.account),
+        "validation_rows": rows_event(prepared.validation_account),
     }
 
 

@@ -25,7 +25,7 @@ from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
-from dfm.distributed.prepare import Prepared, prepare, vocabulary_event
+from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
@@ -81,11 +81,12 @@ class TrainResult:
         return FMModel.load(self.model_url, self.storage_options)
 
 
-def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None) -> TrainResult:
+def train(order: Order, client: Client | None = None, on_event: OnEvent | None = None, run_id: str = "") -> TrainResult:
     """Train the model of an admitted job and publish it in output.directory/model.
 
     client: a Dask client to run on; without one the job's [cluster] is connected to, or started. on_event is called
-    with a JSON-ready record as stages and epochs pass. Ctrl-C ends training after the best epoch so far is published.
+    with a JSON-ready record as stages and epochs pass. run_id: the name that metrics have for it. Ctrl-C ends training
+    after the best epoch so far is published.
     """
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
     inputs = find_inputs(job)
@@ -98,7 +99,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     result = None
     try:
         with connect.client_of(job.cluster, client) as own:
-            result = _stages(begin(order, inputs, warm, own, tell), checkpoints, found)
+            result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints, found)
     except Exception as error:
         if result is None:
             raise
@@ -106,10 +107,10 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     return result
 
 
-def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent) -> Run:
-    """The run on this cluster, which from now on hears of its events too."""
+def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent, run_id: str = "") -> Run:
+    """The run on this cluster, which from now on hears of its events, by the run's id or the job's fingerprint."""
     job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
-    tell = monitoring.observed(client, tell, job.fingerprint()[:12], inputs.plan.rounds_until)
+    tell = monitoring.observed(client, tell, run_id or job.fingerprint()[:12], inputs.plan.rounds_until)
     tell(monitoring.placement_event(inputs.plan, watch.addresses()))
     knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
     return Run(
@@ -172,10 +173,11 @@ def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]
 
 def prepare_rows(run: Run, started: float) -> Prepared:
     """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
-    warm_ups = warm_up(run)
-    prepared = prepare(run)
+    warm_ups = WarmUps(run, warm_up(run))
+    warm_ups.tell()
+    prepared = prepare(dataclasses.replace(run, tell=warm_ups.pass_on))
+    compile_seconds = warm_ups.wait()
     run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
-    compile_seconds = max(run.watch.result(future) for future in warm_ups)
     run.tell(
         {
             "event": "prepared",
@@ -186,6 +188,33 @@ def prepare_rows(run: Run, started: float) -> Prepared:
         }
     )
     return prepared
+
+
+@dataclass
+class WarmUps:
+    """Workers that compile while rows are read, whose progress stands beside that of the rows."""
+
+    run: Run
+    futures: Sequence[Future]
+    _told: int = -1
+
+    def pass_on(self, event: Event) -> None:
+        """Tell of an event of the run, and before it of what is compiled by now."""
+        self.tell()
+        self.run.tell(event)
+
+    def tell(self) -> None:
+        """Tell how many workers are done, where that is news."""
+        done = sum(future.done() for future in self.futures)
+        if done != self._told:
+            self._told = done
+            progress_of(self.run)("compile", done, len(self.futures))
+
+    def wait(self) -> float:
+        """Seconds that the slowest worker took, once all are done."""
+        if self._told < len(self.futures):
+            follow(self.run.watch, self.futures, [1] * len(self.futures), "compile", progress_of(self.run))
+        return float(max(self.run.watch.results(self.futures)))
 
 
 def warm_up(run: Run) -> list[Future]:

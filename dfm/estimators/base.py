@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from dfm.data.matrices import is_sparse
+from dfm.data.matrices import column_names, is_sparse
 from dfm.data.partition import HashedRows
 from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
@@ -37,6 +37,7 @@ from dfm.estimators.features import (
     names_of,
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
+from dfm.estimators.notes import tell_what_says_nothing
 from dfm.estimators.outputs import Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
@@ -45,6 +46,7 @@ from dfm.events import history_frame
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel
+from dfm.model.token_names import TokenNames
 from dfm.training.executor import Event
 from dfm.training.fitting import Fit, Recipe, fit, grown_fit, initial_table
 from dfm.version import __version__
@@ -227,7 +229,10 @@ class BaseFactorizationMachine(Parametrised):
             self.__dict__.pop(name, None)
         encoding = self._encode(summary)
         self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
-        self._features = source.learn(self._feature_options(), self._encoding)
+        options = self._feature_options()
+        self._features = source.learn(options, self._encoding)
+        if isinstance(self._features, TableFeatures):
+            tell_what_says_nothing(self._features.schema, self._features.vocabulary, options.table.min_count)
         if source.columns is not None:
             self._record_columns(*source.columns)
         return summary
@@ -332,6 +337,35 @@ class BaseFactorizationMachine(Parametrised):
         self.n_iter_ = max(len(output.fit.history) for output in outputs)
         self.history_ = self._history()
         return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the features, object[n_features], in the order of `coef_` and `factors_`.
+
+        Of a matrix those of its columns. Of a table "site=a.example", "price=3 to 4", "site=(missing)": categories are
+        hashed, so that rows have to name them, a table as `fit` takes it, passed as input_features; those that do not
+        occur there are "site=#" and their hash.
+        """
+        check_is_fitted(self)
+        features = self._features
+        if isinstance(features, MatrixFeatures):
+            return self._names_of_columns(features, input_features)
+        names = TokenNames(features.model(self._tables[0], self._objective(), {}))
+        for batch in () if input_features is None else as_arrow(input_features).combine_chunks().to_batches():
+            names.add(batch)
+        vocabulary, fields = features.vocabulary, [entry.name for entry in features.schema.fields]
+        return np.array(
+            [
+                f"{fields[field]}={names.names.get(row, f'#{hashed}')}"
+                for row, (field, hashed) in enumerate(zip(vocabulary.fields, vocabulary.ids, strict=True))
+            ],
+            object,
+        )
+
+    def _names_of_columns(self, features: MatrixFeatures, given: Any) -> NDArray[np.object_]:
+        known = features.names or column_names(features.vocabulary.n_features)
+        if given is not None and (len(given) != len(known) or (features.names and [*given] != [*known])):
+            raise ValueError(f"input_features is not equal to the {len(known)} columns of the fit: {', '.join(known)}")
+        return np.array(known if given is None else list(given), object)
 
     def history_frame(self) -> Any:
         """`history_` as a flat DataFrame of pandas: an epoch a row (of several classes, a row for each)."""

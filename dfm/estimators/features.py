@@ -44,6 +44,7 @@ from dfm.data.vocabulary import (
     seen_rarely,
 )
 from dfm.errors import DataError, SettingsError
+from dfm.estimators.notes import tell_left_out
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
@@ -226,7 +227,7 @@ def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> 
         label += "_"
     settings = Schema(label=label, **options.of_schema())
     kinds = {name: column_kind(kind) for name, kind in types.items()}
-    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}))
+    return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}), tell_left_out)
 
 
 def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:

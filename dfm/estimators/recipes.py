@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ from dfm.estimators.sources import Deal
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective
-from dfm.settings.job import Job
+from dfm.settings.job import Job, differing
 from dfm.settings.tables import EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
 from dfm.training.automatic import (
     CANDIDATES,
@@ -42,6 +44,8 @@ from dfm.training.fitting import Recipe
 from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of, work_of
 
+DEFAULT_BACKEND = "numba"
+"""This process; a job looks for GPUs."""
 MANY_ROWS = 1_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
 _EPOCHS_UNTIL_TOLERANCE = 100
@@ -105,7 +109,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     numeric_transform: str = SCALED
     hash_bits: int = 20
     min_count: int = 1
-    backend: str = "numba"
+    backend: str = DEFAULT_BACKEND
     random_state: Any = 0
     n_jobs: int | None = None
     verbose: int = 0
@@ -276,6 +280,30 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         if has_eval_set or not stopping or (stopping == "auto" and n_rows < MANY_ROWS):
             return 0.0
         return float(share)
+
+    def job(
+        self, train: str | Sequence[str], label: str, directory: str, *, weight: str = "", validation: Any = ()
+    ) -> dict[str, dict[str, Any]]:
+        """The tables of a job with these parameters, for `dfm.train`, or for a job file (dfm.settings.toml.to_toml).
+
+        train, validation: paths or URLs of Parquet shards. label, weight: names of columns there. directory: of the
+        model. What an estimator does otherwise than a job is spelled out; how many replicas there are, how many rows
+        are held out and what trains is left to the job where it is left open here. A loss or regularizer of your own is
+        passed to `dfm.train` beside the job.
+        """
+        own = copy.copy(self)
+        own._on_cluster = True  # n_replicas is that of jobs
+        own._draw_seed()
+        paths = [[each] if isinstance(each, str) else list(each) for each in (train, validation)]
+        job = own._job_of_shards(paths[0], (label, weight or None), paths[1], directory)
+        tables = job.to_dict()
+        tables["output"]["directory"] = directory
+        del tables["cluster"]
+        if tables["model"]["loss"] == DEFAULT_LOSSES[self._task]:
+            del tables["model"]["loss"]
+        if self.backend == DEFAULT_BACKEND:
+            del tables["training"]["backend"]
+        return differing(tables)
 
     def _job_of_shards(
         self, shards: list[str], columns: tuple[str, str | None], validation: list[str], folder: str

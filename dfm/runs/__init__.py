@@ -1,4 +1,4 @@
-"""The traces of a run: its record, its outcome, its heartbeat.
+"""The traces of a run: its record, its outcome, its heartbeat; and its display.
 
 Imports storage and settings.
 """

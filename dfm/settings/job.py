@@ -110,6 +110,16 @@ class Job:
             )
 
 
+def differing(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The knobs that are not at their defaults, of the tables of a job as `Job.to_dict` gives them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, defaults in Job.from_dict({}).to_dict().items():
+        others = {key: value for key, value in tables.get(name, {}).items() if value != defaults.get(key)}
+        if others:
+            found[name] = others
+    return found
+
+
 def _as_json(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 

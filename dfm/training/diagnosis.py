@@ -70,9 +70,14 @@ def count_fields(vocabulary: Vocabulary) -> list[FieldCounts]:
     return [FieldCounts(*numbers) for numbers in zip(features, entries, rare, single, strict=True)]
 
 
-def column_findings(schema: ResolvedSchema, counts: Sequence[FieldCounts], min_count: int) -> list[Finding]:
-    """Columns of which the model knows one value, or none often enough."""
-    found = []
+def column_findings(
+    schema: ResolvedSchema, counts: Sequence[FieldCounts], min_count: int, collided_share: float
+) -> list[Finding]:
+    """Columns of which the model knows one value, or none often enough.
+
+    collided_share: as in `table_finding`; of values that all differ, so many seem to occur again.
+    """
+    found, nearly_all = [], _NEARLY_ALL * (1.0 - min(collided_share, _FULL))
     for entry, seen in zip(schema.fields, counts, strict=True):
         is_category = entry.kind in ("categorical", "list", "cross") or entry.bucketed
         if not is_category or not seen.entries:
@@ -80,7 +85,7 @@ def column_findings(schema: ResolvedSchema, counts: Sequence[FieldCounts], min_c
         lost = seen.rare + seen.single
         if seen.features == 1 and not seen.rare and seen.single == 0:
             found.append(_one_value(entry))
-        elif entry.kind != "numeric" and lost >= _NEARLY_ALL * seen.entries:
+        elif entry.kind != "numeric" and lost >= nearly_all * seen.entries:
             found.append(_too_rare(entry.name, lost / seen.entries, min_count))
     return found
 

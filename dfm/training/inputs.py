@@ -184,7 +184,7 @@ def plan_event(inputs: Inputs) -> Event:
         "shards": len(inputs.train),
         "rows": inputs.n_rows,
         "validation_shards": len(inputs.validation),
-        "validation_rows": sum(shard.n_rows for shard in inputs.validation) or inputs.split.n_rows,
+        "validation_rows": None if inputs.split.is_needed else sum(shard.n_rows for shard in inputs.validation),
         "held_out": _held_out_text(inputs),
         "fields": len(inputs.schema.fields),
         "replicas": inputs.plan.n_replicas,
@@ -197,9 +197,11 @@ def plan_event(inputs: Inputs) -> Event:
 
 
 def _held_out_text(inputs: Inputs) -> str:
-    """Which rows of the training shards are held out to validate on; "" where none are, or the job names them."""
+    """Which rows of the training shards validate; "" where none do. How many is known once all are read."""
     split = inputs.split
-    if not split.n_rows:
-        return ""
-    which = f"the latest by {split.time}" if split.time else "chosen by shard and row number"
-    return f"about {split.n_rows:,} of the training rows, {which}"
+    if split.n_rows:
+        which = f"the latest by {split.time}" if split.time else "chosen by shard and row number"
+        return f"about {split.n_rows:,} of these rows, {which} (data.validation_fraction)"
+    if split.bound:
+        return f"the rows from {split.bound} on by {inputs.schema.time} (data.validation_from)"
+    return ""

@@ -50,19 +50,25 @@ class Trial:
             "factor_rate_scale": self.factor_rate_scale,
             "l2_factors": self.l2_factors,
         }
-        numbers: dict[str, Any] = {key: value for key, value in found.items() if getattr(training, key) == "auto"}
+        numbers: dict[str, Any] = {
+            key: self._shown(value) for key, value in found.items() if getattr(training, key) == "auto"
+        }
         if not training.rows_per_round:
             numbers |= {"averages_per_epoch": plan.n_slices, "later_averages": plan.later_rounds}
         more: dict[str, Any] = {}
         if model.n_factors:  # a linear model stays one
             more = {"min_count_factors": self.min_count_factors, "n_factors": self.n_factors}
         if model.init_stdev == "auto":
-            more["init_stdev"] = initial_stdev(model, scale) * self.init_scale
+            more["init_stdev"] = self._shown(initial_stdev(model, scale) * self.init_scale)
         return replace(
             job,
             model=replace(model, **more),
-            training=replace(training, **numbers, l2_linear=self.l2_linear, tune="none"),
+            training=replace(training, **numbers, l2_linear=self._shown(self.l2_linear), tune="none"),
         )
+
+    def _shown(self, value: float) -> float:
+        """The number as a job file is to show it, in four digits; that of the default exactly, to train the same."""
+        return float(f"{value:.4g}") if self.number else value
 
 
 def trials_of(job: Job) -> list[Trial]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from dfm.airflow import DfmTrainOperator
-from dfm.airflow.runtime import lines_of_run
+from dfm.airflow import DfmTrainOperator, tasks
+from dfm.airflow.runtime import lines_of_run, link_to
+from dfm.errors import ClusterError
 from dfm.runs import record as runs
 from dfm.settings.job import Job
+from dfm.settings.tables import ClusterSettings
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 EPOCH = {
@@ -64,8 +67,71 @@ def test_a_task_tells_it_also_when_the_run_was_elsewhere(
 ) -> None:
     monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "s3://report")
     job = {"data": {"train": "x"}, "output": {"directory": directory}}
-    operator = DfmTrainOperator(task_id="train", job=job, deferrable=deferrable)
+    operator = DfmTrainOperator(task_id="train", job=job, deferrable=deferrable, dask_conn_id=None)
     log = Kept()
     monkeypatch.setattr(DfmTrainOperator, "log", log)
     operator.execute_complete({}, {"state": "finished", "run_id": "the-run", "directory": directory})
-    assert log.told == expected(directory)[0 if deferrable else 1 :]
+    assert log.told == [*expected(directory), "report: s3://report"]
+
+
+def test_epochs_that_were_told_as_they_passed_are_not_told_again(
+    directory: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "report.html")
+    operator = DfmTrainOperator(task_id="train", job={"data": {"train": "x"}, "output": {"directory": directory}})
+    log, live = Kept(), tasks.EventLog()
+    monkeypatch.setattr(DfmTrainOperator, "log", log)
+    with caplog.at_level("INFO", logger="dfm"):
+        for event in ({"event": "plan", "rows": 9000, "share": 1 / 3}, EPOCH, {"event": "round", "epoch": 2}):
+            live(event)
+    assert caplog.messages == ["plan: rows 9000, share 0.33333", expected(directory)[0]]
+    operator._result(directory, {}, live.epochs)
+    assert log.told[:-1] == expected(directory)[1:]
+    assert operator.report_url.startswith(f"file://{socket.gethostname()}/")
+    assert operator.report_url.endswith("/report.html")
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "link"),
+    [
+        ("https://results/report.html", {}, "https://results/report.html"),
+        ("gs://bucket/a b/report.html", {}, "https://storage.cloud.google.com/bucket/a%20b/report.html"),
+        ("s3://bucket/a/report.html", {}, "https://s3.console.aws.amazon.com/s3/object/bucket?prefix=a/report.html"),
+        ("s3://bucket/a/report.html", {"endpoint_url": "http://minio"}, "s3://bucket/a/report.html"),
+        ("file:///srv/report.html", {}, f"file://{socket.gethostname()}/srv/report.html"),
+        ("/srv/report.html", {}, f"file://{socket.gethostname()}/srv/report.html"),
+    ],
+)
+def test_a_link_is_one_that_a_browser_opens_or_says_where_the_file_is(
+    url: str, options: dict[str, str], link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    assert link_to(url, options) == link
+
+
+def test_a_task_that_was_deferred_shows_the_dashboard_that_the_scheduler_tells(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def dashboard_of(settings: ClusterSettings) -> str:
+        asked.append(settings.scheduler)
+        if settings.scheduler.endswith(":1"):
+            raise ClusterError("nobody there")
+        return "http://h:41234/status"
+
+    monkeypatch.setattr("dfm.distributed.cluster.remote.dashboard_of", dashboard_of)
+    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "https://report")
+    monkeypatch.setenv("AIRFLOW_CONN_DASK_HERE", "dask://h:8786")
+    monkeypatch.setenv("AIRFLOW_CONN_DASK_AWAY", "dask://h:1")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_DASK_PROXY", '{"conn_type": "dask", "host": "h", "extra": {"dashboard": "https://d"}}'
+    )
+    job = {"data": {"train": "x"}, "output": {"directory": directory}}
+    for name, link in {"dask_here": "http://h:41234/status", "dask_away": "", "dask_proxy": "https://d"}.items():
+        operator = DfmTrainOperator(task_id="train", job=job, deferrable=True, dask_conn_id=name)
+        operator.execute_complete({}, {"state": "finished", "run_id": "the-run", "directory": directory})
+        links = [each.get_link(operator, ti_key=None) for each in operator.operator_extra_links]
+        assert links == [link, "https://report"]
+    assert asked == ["tcp://h:8786", "tcp://h:1"]

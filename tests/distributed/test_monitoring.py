@@ -13,6 +13,7 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.distributed.monitoring import placement_event
+from dfm.runs.record import read_run
 from dfm.settings.job import Job
 from dfm.training.inputs import find_inputs
 from tests.support.real_cluster import real_cluster
@@ -46,7 +47,10 @@ def test_metrics_and_events_of_a_training_are_seen_on_the_cluster(log: Path, tmp
         shares = [metrics_at("127.0.0.1", worker["services"]["dashboard"]) for worker in workers]
     kinds = [event["event"] for event in topic]
     assert {"placement", "vocabulary", "epoch", "done"} <= {*kinds}
-    job = Job.from_dict(tables).fingerprint()[:12]
+    record = read_run(tables["output"]["directory"])
+    assert record is not None
+    job = record.run_id
+    assert {event["job"] for event in topic} == {job}
     last = result.history[-1]
     assert found[f'dfm_log_loss{{job="{job}"}}'] == pytest.approx(last["log_loss"])
     assert found[f'dfm_train_log_loss{{job="{job}"}}'] == pytest.approx(last["train_log_loss"])

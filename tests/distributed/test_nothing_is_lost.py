@@ -13,7 +13,6 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.cli import console
 from dfm.distributed import checkpointing, train
 from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
@@ -21,6 +20,7 @@ from dfm.errors import DfmError, DivergenceError
 from dfm.model import fm_model
 from dfm.model.fm_model import FMModel
 from dfm.runs import record as runs
+from dfm.runs.display import Reporter
 from dfm.storage import files
 from dfm.training import publish, rounds
 from dfm.training.checkpoint import CheckpointFolder
@@ -260,12 +260,12 @@ def test_parameters_that_are_no_numbers_are_not_published(
 
 def test_a_terminal_that_is_gone_does_not_end_the_work(caplog: pytest.LogCaptureFixture) -> None:
     class Gone:
-        is_terminal = False
+        is_terminal = is_jupyter = False
 
         def print(self, *_: Any, **__: Any) -> None:
             raise SystemExit(1)
 
-    shown = console.Reporter(Gone())  # type: ignore[arg-type]  # as much of a console as is used
+    shown = Reporter(Gone())  # type: ignore[arg-type]  # as much of a console as is used
     with caplog.at_level(logging.WARNING, "dfm"):
         for epoch in (1, 2):
             shown({"event": "stopped", "epoch": epoch, "best_epoch": 1})

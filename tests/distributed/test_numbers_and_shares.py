@@ -14,9 +14,9 @@ from distributed import Client
 from rich.console import Console
 
 from dfm import jobs
-from dfm.cli.console import Reporter
 from dfm.data.transforms import AUTO
 from dfm.distributed import diagnose
+from dfm.runs.display import Reporter
 from dfm.workflow import html_report
 from tests.support.small_jobs import job_tables
 

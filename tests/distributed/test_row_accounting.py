@@ -114,6 +114,9 @@ def test_every_row_is_trained_or_rejected_for_a_reason_wherever_the_run_tells_of
         assert (result.rows.read, result.rows.accepted, result.rows.rejected, result.rows.by_reason()) == tuple(
             trained.values()
         )
+        plan, vocabulary = (next(e for e in events if e["event"] == name) for name in ("plan", "vocabulary"))
+        assert plan["validation_rows"] == (None if split else 0)
+        assert (vocabulary["rows"], vocabulary["validation_rows"]) == (trained, validated)
         for event in events:
             if event["event"] == "epoch":
                 assert round(event["rows_per_second"] * event["seconds"]) == trained["trained"]

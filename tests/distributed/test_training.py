@@ -619,3 +619,20 @@ def test_a_price_of_a_float32_shard_is_the_price_of_a_request(client: Client, tm
     assert len(set(served.tolist())) == 6
     np.testing.assert_array_equal(served, model.predict({"price": prices.astype(np.float32), "site": ["s"] * 6}))
     np.testing.assert_array_equal(served, model.predict({"price": [str(x) for x in prices], "site": ["s"] * 6}))
+
+
+def test_training_from_python_shows_what_the_command_line_shows_unless_it_is_told_not_to(
+    client: Client, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = jobs.train(job_tables(log, tmp_path, training={"n_epochs": 1}), client)
+    shown = capsys.readouterr().out
+    for text in ("to train on", "hashing shards", "train loss", "the model is in"):
+        assert text in shown, shown
+    day = log / "day=2026-11-17"
+    jobs.evaluate(result.model_url, day, client=client, progress=False)
+    assert capsys.readouterr().out == ""
+    jobs.evaluate(result.model_url, day, client=client)
+    assert "evaluating" in capsys.readouterr().out

@@ -41,12 +41,19 @@ def test_fields_are_counted_apart_from_what_was_too_rare(min_count: int) -> None
 
 
 def test_columns_that_say_nothing_are_named() -> None:
-    assert column_findings(SCHEMA, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4) == []
+    assert column_findings(SCHEMA, [USUAL, USUAL, FieldCounts(1, 10_000, 0, 0)], 4, 0.0) == []
     one, never = FieldCounts(1, 10_000, 0, 0), FieldCounts(2, 10_000, 9_950, 0)
-    assert kinds(column_findings(SCHEMA, [never, one, one], 4)) == [("never-seen-twice", "user"), ("one-value", "site")]
+    assert kinds(column_findings(SCHEMA, [never, one, one], 4, 0.0)) == [
+        ("never-seen-twice", "user"),
+        ("one-value", "site"),
+    ]
     alone = FieldCounts(9_990, 10_000, 0, 9_985)
-    assert kinds(column_findings(SCHEMA, [alone, USUAL, one], 1)) == [("never-seen-twice", "user")]
-    found = column_findings(BUCKETS, [USUAL, one], 4)
+    assert kinds(column_findings(SCHEMA, [alone, USUAL, one], 1, 0.0)) == [("never-seen-twice", "user")]
+    collided = FieldCounts(400, 10_000, 9_550, 0)  # ids of rows, of which some share an index with another
+    assert kinds(column_findings(SCHEMA, [collided, USUAL, USUAL], 2, 0.045)) == [("never-seen-twice", "user")]
+    assert column_findings(SCHEMA, [collided, USUAL, USUAL], 2, 0.0) == []
+    assert column_findings(SCHEMA, [FieldCounts(400, 10_000, 8_000, 0), USUAL, USUAL], 2, 0.4) == []
+    found = column_findings(BUCKETS, [USUAL, one], 4, 0.0)
     assert kinds(found) == [("one-bucket", "x")]
     assert "schema.transforms.x" in found[0].knobs
 

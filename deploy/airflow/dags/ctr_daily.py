@@ -18,6 +18,7 @@ from dfm.airflow import (
     DfmPartitionSensor,
     DfmPredictOperator,
     DfmPublishOperator,
+    DfmReportOperator,
     DfmTrainOperator,
     reason_of,
     tasks,
@@ -99,7 +100,9 @@ with DAG(
         keep=["C1"],
         trigger_rule=TriggerRule.NONE_FAILED,
     )
-    report = task(task_id="report", trigger_rule=TriggerRule.NONE_FAILED)(tasks.report)(
+    report = DfmReportOperator(
+        task_id="report",
+        trigger_rule=TriggerRule.NONE_FAILED,
         url=OUTPUT + "/reports/{{ data_interval_start | ds }}.html",
         title="Click model of {{ data_interval_start | ds }}",
         sections={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import socket
@@ -24,6 +25,8 @@ from dfm.settings.tables import ClusterSettings
 _FIRST_TRY = 8.0
 """Seconds after which the port of a scheduler that does not answer is looked at: it may speak another protocol."""
 _LISTENING = 2.0
+_PATIENCE_FOR_A_LINK = 5.0
+"""Seconds to wait for a scheduler that is asked for no more than its dashboard."""
 LOCAL = "local"
 """The scheduler of this name is none: local workers are started, whatever the environment says."""
 
@@ -81,6 +84,19 @@ def remote_client(settings: ClusterSettings) -> Iterator[Client]:
         client = _of_factory(settings, stack) if settings.factory else _of_scheduler(settings, stack)
         wait_for_workers(client, settings.min_workers, settings.worker_timeout)
         yield client
+
+
+def dashboard_of(settings: ClusterSettings) -> str:
+    """The URL of the dashboard, as the scheduler of the settings tells it; "" where it has none. ClusterError where it
+    does not answer within a few seconds.
+    """
+    hasty = dataclasses.replace(settings, worker_timeout=min(settings.worker_timeout, _PATIENCE_FOR_A_LINK))
+    with contextlib.ExitStack() as stack:
+        client = _of_scheduler(hasty, stack)
+        try:
+            return str(client.dashboard_link or "")
+        except KeyError:
+            return ""
 
 
 def _of_scheduler(settings: ClusterSettings, stack: contextlib.ExitStack) -> Client:

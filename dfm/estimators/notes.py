@@ -1,0 +1,47 @@
+"""Notes on the columns of a fit: which become no feature, which say nothing.
+
+Each is logged once in a process, for a search fits the same columns many times.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Mapping
+
+from dfm.data.hashing import expected_collisions
+from dfm.data.schema import ResolvedSchema
+from dfm.data.vocabulary import Vocabulary
+from dfm.training.diagnosis import column_findings, count_fields
+
+logger = logging.getLogger(__name__)
+_TABLE = re.compile(r"\b(?:schema|model)\.(?=\w)")
+"""The table of a knob: parameters of estimators have none."""
+_MOST_NAMED = 20
+_MOST_REMEMBERED = 1_000
+
+
+def tell_left_out(left_out: Mapping[str, str]) -> None:
+    """Name columns that become no feature, with the reason and the way to make some of them."""
+    if not left_out:
+        return
+    shown = ", ".join(f"{name!r} ({why})" for name, why in list(left_out.items())[:_MOST_NAMED])
+    more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
+    name = next(iter(left_out))
+    _log_once(
+        f"columns that become no feature: {shown}{more}; name them in categorical=, or make features of moments: "
+        f'derive={{"hour": "hour({name})"}}'
+    )
+
+
+def tell_what_says_nothing(schema: ResolvedSchema, vocabulary: Vocabulary, min_count: int) -> None:
+    """Name columns of one value, and those whose values are nearly all their own, like the id of a row."""
+    collided_share = expected_collisions(vocabulary.n_features, vocabulary.hash_bits)
+    for finding in column_findings(schema, count_fields(vocabulary), min_count, collided_share):
+        _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
+
+
+@functools.lru_cache(_MOST_REMEMBERED)
+def _log_once(message: str) -> None:
+    logger.warning("%s", message)

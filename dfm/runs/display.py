@@ -1,0 +1,359 @@
+"""The display of a run, in a terminal, a notebook or a file: a progress bar per stage and a line per epoch; or JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from dfm.events import is_passing, line_of
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+STAGES = {
+    "synth": "making the click log",
+    "statistics": "statistics of numbers",
+    "hash": "hashing shards",
+    "build": "building partitions",
+    "latest": "looking for the latest rows",
+    "pilot": "trying settings",
+    "linear": "without factors",
+    "evaluate": "evaluating",
+    "predict": "predicting",
+    "compile": "compiling kernels",
+}
+_UNITS = {"compile": "workers"}
+"""The things that a stage counts, where they are not rows."""
+_BEGIN_WITH_KERNELS = ("hash", "evaluate", "predict")
+"""Stages whose first rows wait until a worker has compiled the kernels for them, or found them on its disk."""
+_REDRAWN_EVERY = 0.2
+"""Seconds between two pictures of a bar in a notebook."""
+_EPOCH_COLUMNS = (
+    {"train_log_loss": "train loss", "log_loss": "log loss", "auc": "auc"},
+    {"train_rmse": "train rmse", "rmse": "rmse", "mae": "mae"},
+    {"train_loss": "train loss", "loss": "loss", "auc": "auc"},
+    {"train_loss": "train loss", "loss": "loss", "rmse": "rmse"},
+)
+"""By what an epoch tells: the first of these of which most is there."""
+
+
+class _NotebookProgress(Progress):
+    """Bars in the output of a notebook's cell, redrawn in place. Rich's own need ipywidgets, which few have."""
+
+    _handle: Any = None
+    _drawn = 0.0
+
+    def start(self) -> None:
+        """Show the bars that there are."""
+        from IPython.display import display
+
+        self._handle = display(self.make_tasks_table(self.tasks), display_id=True)
+
+    def refresh(self) -> None:
+        """Draw the bars anew."""
+        if self._handle is not None:
+            self._drawn = time.monotonic()
+            self._handle.update(self.make_tasks_table(self.tasks))
+
+    def update(self, *arguments: Any, **values: Any) -> None:
+        """Move a bar; it is drawn a few times a second."""
+        super().update(*arguments, **values)
+        if time.monotonic() - self._drawn > _REDRAWN_EVERY:
+            self.refresh()
+
+    def stop(self) -> None:
+        """Leave the bars as they are; those that vanish leave nothing."""
+        from IPython.display import HTML
+
+        if self._handle is not None and self.live.transient:
+            self._handle.update(HTML(""))
+        else:
+            self.refresh()
+
+
+class Reporter:
+    """Receives events; use it as a context manager, so that the progress bar is gone before other output."""
+
+    def __init__(self, console: Console, as_json: bool = False) -> None:
+        self._console, self._as_json = console, as_json
+        self._has_bars = console.is_terminal or console.is_jupyter
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._header_shown = self._muted = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_progress()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event, or print it as a line of JSON. Where that is no longer possible (`| head`, a full disk) the
+        work goes on unseen.
+        """
+        if self._muted:
+            return
+        try:
+            self._show(event)
+        except (OSError, SystemExit) as error:  # rich ends the process where a pipe is gone
+            self._muted = True
+            logger.warning("nothing more is shown: %s: %s", type(error).__name__, error)
+
+    def _show(self, event: Event) -> None:
+        if self._as_json:
+            if not is_passing(event):
+                self._console.file.write(line_of(event) + "\n")
+                self._console.file.flush()
+            return
+        show = getattr(self, f"_show_{event['event']}", None)
+        if show is not None:
+            show(event)
+
+    def _show_progress(self, event: Event) -> None:
+        stage = str(event["stage"])
+        task = self._task(stage, _UNITS.get(stage, "rows"))
+        waits = stage in _BEGIN_WITH_KERNELS and not event["done"]
+        text = STAGES.get(stage, stage) + " (kernels first)" * waits
+        self._advance(task, event["done"], event["total"], text)
+
+    def _show_round(self, event: Event) -> None:
+        if self._has_bars:  # elsewhere a bar that vanishes would leave an empty line
+            text = f"training epoch {event['epoch']}"
+            self._advance(self._task(text, "averages", vanishes=True), event["round"], event["rounds"], text)
+
+    def _task(self, name: str, unit: str, vanishes: bool = False) -> TaskID:
+        """The bar of that name, made where there is none; one that `vanishes` leaves no line."""
+        if self._progress is None:
+            kind = _NotebookProgress if self._console.is_jupyter else Progress
+            self._progress = kind(
+                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TimeElapsedColumn(), console=self._console, transient=vanishes,
+            )  # fmt: skip
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, visible=False)
+        return self._tasks[name]
+
+    def _advance(self, task: TaskID, done: int, total: int, text: str) -> None:
+        """Move a bar; when all that are shown are full they go."""
+        assert self._progress is not None
+        self._progress.update(task, completed=done, total=total, description=text, visible=True)
+        if all(task.finished for task in self._progress.tasks):
+            self._stop_progress()
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+
+    def _show_plan(self, event: Event) -> None:
+        fewer = event.get("later_rounds_per_epoch", event["rounds_per_epoch"])  # older records lack it
+        later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
+        held_out = event.get("held_out", "")
+        purpose = "to train and to validate on" if held_out else f"to train on, {_validation_text(event)}"
+        self._console.print(
+            f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
+            f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of "
+            f"{_count(event['rows_per_replica'], 'row')}, {_count(event['rounds_per_epoch'], 'average')} {later}"
+        )
+        if held_out:
+            self._line(escape(f"validates on {held_out}"))
+
+    def _show_placement(self, event: Event) -> None:
+        workers = event["workers"]
+        rows = [each["rows"] for each in workers]
+        if len(workers) < 2:
+            return
+        idle = sum(not each["replicas"] for each in workers)
+        idle_text = f"; {idle} have none: more replicas than workers would use them" if idle else ""
+        self._line(
+            f"{len(workers)} workers with {min(rows):,} to {max(rows):,} rows each, "
+            f"{min(e['replicas'] for e in workers)} to {max(e['replicas'] for e in workers)} replicas{idle_text}"
+        )
+
+    def _show_settings(self, event: Event) -> None:
+        self._line(
+            f"learning rate {event['learning_rate']:.3g}, factors at {event['factor_rate_scale']:.3g} of it with L2 "
+            f"{event['l2_factors']:.3g} from {event['init_stdev']:.2g} (Σ x² of a row: {event['mean_squares']:.3g}); "
+            f"schedule {event['schedule']}, {_count(event['epochs'], 'epoch')} at most"
+        )
+
+    def _show_pilot(self, event: Event) -> None:
+        losses = ", ".join(f"{name} {number_text(loss)}" for name, loss in event["losses"].items())
+        self._line(
+            f"pilot, {event['compared']}: {losses}; goes on with {event['chosen']} (learning rate "
+            f"{event['learning_rate']:.3g}; another than the default must be {event['margin']:.0%} better)"
+        )
+
+    def _show_chosen(self, event: Event) -> None:
+        self._stop_progress()
+        with_factors, without = number_text(event["losses"]["factors"]), number_text(event["losses"]["linear"])
+        kept = "the linear model is kept" if event["chosen"] == "linear" else "the factors stay"
+        self._line(f"validation loss {with_factors} with factors, {without} without them: {kept}")
+
+    def _show_trial(self, event: Event) -> None:
+        self._stop_progress()
+        where = f"rung {event['rung']}" if event["rung"] else f"to the end with seed {event['seed']}"
+        which = f"trial {event['trial']}" if event["key"] != "default" else "the default"
+        self._line(
+            f"{which}, {where}: {number_text(event['loss'])} after {_count(event['epochs'], 'epoch')} "
+            f"({event['seconds']:.1f} s)"
+        )
+
+    def _show_fold(self, event: Event) -> None:
+        self._stop_progress()
+        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
+        rows = f"{_count(event['rows'], 'row')}, {_count(event['epochs'], 'epoch')}"
+        self._line(f"fold {event['fold']}: {name.replace('_', ' ')} {number_text(event[name])} ({rows})")
+
+    def _show_searched(self, event: Event) -> None:
+        for name, losses in event["losses"].items():
+            if losses and all(map(math.isfinite, losses)):
+                mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
+                self._line(f"{name}: {mean:.5f} ± {spread:.5f} over {_count(len(losses), 'seed')}")
+            elif losses:
+                self._line(f"{name}: diverged with one of {_count(len(losses), 'seed')}")
+        which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
+        self._line(escape(f"the best is {which}; its job is in {event['job']}"))
+
+    def _show_plateau(self, event: Event) -> None:
+        self._line(
+            f"on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate (at most "
+            f"{event['epochs']} more)"
+        )
+
+    def _show_vocabulary(self, event: Event) -> None:
+        self._console.print(
+            f"{event['distinct_features']:,} distinct features fill {event['table_load']:.1%} of the hash table "
+            f"(about {event['collided_share']:.1%} share an index); {event['features']:,} are kept, "
+            f"{event['features_with_factors']:,} with factors: {bytes_text(event['parameter_bytes'])} of parameters"
+        )
+        rows, held_out = event["rows"], event.get("validation_rows") or {"read": 0, "rejected": 0}
+        if held_out["read"]:
+            self._line(f"{_count(rows['trained'], 'row')} train, {_count(held_out['trained'], 'row')} validate")
+        for account, purpose in ((rows, "train on"), (held_out, "validate on")):
+            if account["rejected"]:
+                self._line(f"[yellow]{escape(rejected_text(account, purpose))}[/]")
+
+    def _show_prepared(self, event: Event) -> None:
+        self._console.print(
+            f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
+        )
+        self._line(str(event["backend_text"]))
+
+    def _show_resumed(self, event: Event) -> None:
+        self._line(
+            f"going on from the checkpoint in epoch {event['epoch']}, average {event['round']} of {event['rounds']} "
+            "(--no-resume starts afresh)"
+        )
+
+    def _show_epoch(self, event: Event) -> None:
+        self._stop_progress()
+        names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
+        if not self._header_shown:
+            titles = "".join(f"{title:>12}" for title in names.values())
+            self._line(f"epoch{titles}      rows/s  seconds  averaging", style="bold")
+            self._header_shown = True
+        values = "".join(f"{number_text(event.get(name)):>12}" for name in names)
+        self._line(
+            f"{event['epoch']:5d}{values}{event['rows_per_second']:12,.0f}{event['seconds']:9.2f}"
+            f"{event['averaging_seconds']:11.2f}"
+        )
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+
+    def _show_average(self, event: Event) -> None:
+        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
+        average = f"average {event['average']} of epoch {event['epoch']}"
+        self._line(f"      {average}: {name.replace('_', ' ')} {number_text(event[name])}")
+
+    def _show_rolled_back(self, event: Event) -> None:
+        self._line(
+            f"validation got worse: back to the parameters of epoch {event['to_epoch']}, "
+            f"step size times {event['rate_factor']:g} from here"
+        )
+
+    def _show_stopped(self, event: Event) -> None:
+        self._console.print(
+            f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
+        )
+
+    def _show_retrying(self, event: Event) -> None:
+        self._stop_progress()
+        self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
+
+    def _show_waiting(self, event: Event) -> None:
+        self._line(escape(f"waiting: {event['reason']}"))
+
+    def _show_diagnosis(self, event: Event) -> None:
+        for finding in event["findings"]:
+            self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")
+
+    def _show_done(self, event: Event) -> None:
+        state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
+        self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+
+
+def rejected_text(account: Mapping[str, Any], purpose: str = "train on") -> str:
+    """The fate of bad rows: "3 of 90 rows to train on left out as bad: label: label is missing (2), …"."""
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in account["reasons"].items())
+    return f"{account['rejected']:,} of {_count(account['read'], 'row')} to {purpose} left out as bad: {reasons}"
+
+
+def _validation_text(event: Event) -> str:
+    """The number of rows that validate, of a plan whose validation rows have shards of their own."""
+    if not event["validation_rows"]:
+        return "none to validate on"
+    shards = _count(event["validation_shards"], "shard")
+    return f"{event['validation_rows']:,} in {shards} to validate on"
+
+
+def _count(number: int, noun: str) -> str:
+    """A number of things: "1 shard", "4 shards"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def number_text(value: float | None) -> str:
+    """A metric for people."""
+    return "-" if value is None else f"{value:.5f}"
+
+
+def bytes_text(count: int) -> str:
+    """A size for people."""
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+@contextlib.contextmanager
+def watched(on_event: OnEvent | None, progress: bool | None) -> Iterator[OnEvent | None]:
+    """Whoever hears of the events of a call: the caller, and a display; None where nobody does.
+
+    progress: whether there is a display; None: where standard output is a terminal or a notebook, and the caller has no
+    on_event of his own.
+    """
+    console = Console()
+    by_itself = on_event is None and (console.is_terminal or console.is_jupyter)
+    if not (by_itself if progress is None else progress):
+        yield on_event
+        return
+    with Reporter(console) as reporter:
+
+        def both(event: Event) -> None:
+            reporter(event)
+            if on_event is not None:
+                on_event(event)
+
+        yield both

@@ -1,0 +1,196 @@
+"""Lines for people, wherever a run is watched from: a terminal, a notebook, a file, or nowhere."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import rich.console
+from rich.console import Console
+
+from dfm import jobs
+from dfm.distributed import train
+from dfm.runs.display import Reporter, rejected_text, watched
+from dfm.workflow.html_report import _cell
+
+PLAN = {
+    "event": "plan",
+    "shards": 1,
+    "rows": 1,
+    "fields": 1,
+    "validation_shards": 1,
+    "validation_rows": 1,
+    "replicas": 1,
+    "rounds_per_epoch": 1,
+    "rows_per_replica": 1,
+}
+ACCOUNT = {"read": 90, "trained": 87, "rejected": 3, "reasons": {"y: label is missing": 2, "price: not a number": 1}}
+VOCABULARY = {
+    "event": "vocabulary",
+    "distinct_features": 5,
+    "table_load": 0.1,
+    "collided_share": 0.1,
+    "features": 4,
+    "features_with_factors": 3,
+    "parameter_bytes": 99,
+    "rows": {"read": 1000, "trained": 1000, "rejected": 0, "reasons": {}},
+    "validation_rows": ACCOUNT,
+}
+PROGRESS = {"event": "progress", "stage": "hash", "total": 200}
+
+
+def lines_of(*events: dict[str, Any], **more: Any) -> str:
+    """What a display writes of events, in one line."""
+    sink = io.StringIO()
+    with Reporter(Console(file=sink, width=200, **more)) as reporter:
+        for event in events:
+            reporter(event)
+    return " ".join(sink.getvalue().split())
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_plan_counts_as_people_do(number: int) -> None:
+    line = lines_of({name: number if value == 1 else value for name, value in PLAN.items()})
+    ends = "" if number == 1 else "s"
+    for noun in ("row", "shard", "field", "replica", "average"):
+        assert f"{number} {noun}{ends} " in re.sub(r"[(),;]", " ", line), line
+    assert f"{number} in {number} shard{ends} to validate on" in line
+
+
+def test_a_plan_tells_no_number_of_validation_rows_that_nobody_has_counted() -> None:
+    by_time = {"validation_rows": None, "validation_shards": 0, "held_out": "the rows from 2026-11-20 on by [ts]"}
+    line = lines_of({**PLAN, **by_time})
+    assert "1 row in 1 shard (1 field) to train and to validate on;" in line
+    assert "validates on the rows from 2026-11-20 on by [ts]" in line
+
+
+def test_rows_that_validate_are_told_once_they_are_counted_and_bad_ones_in_words() -> None:
+    line = lines_of(VOCABULARY)
+    assert "1,000 rows train, 87 rows validate" in line
+    bad = "3 of 90 rows to validate on left out as bad: y: label is missing (2), price: not a number (1)"
+    assert bad in line
+    assert rejected_text(ACCOUNT).startswith("3 of 90 rows to train on left out")
+    assert "left out" not in lines_of({**VOCABULARY, "validation_rows": {**ACCOUNT, "rejected": 0}})
+
+
+def test_a_bar_says_for_what_its_first_rows_wait() -> None:
+    assert "hashing shards (kernels first)" in lines_of({**PROGRESS, "done": 0}, force_terminal=True)
+    assert "kernels" not in lines_of({**PROGRESS, "done": 1}, force_terminal=True)
+    assert "kernels first" not in lines_of({**PROGRESS, "stage": "build", "done": 0}, force_terminal=True)
+
+
+def test_workers_that_compile_are_told_of_beside_the_rows_until_all_are_done() -> None:
+    class Task:
+        is_done = False
+
+        def done(self) -> bool:
+            return self.is_done
+
+    told: list[dict[str, Any]] = []
+    tasks = [Task(), Task()]
+    run: Any = SimpleNamespace(tell=told.append)
+    warm_ups = train.WarmUps(run, tasks)  # type: ignore[arg-type]  # as much of a future as is asked for
+    warm_ups.tell()
+    for task in (None, *tasks):
+        if task is not None:
+            task.is_done = True
+        warm_ups.pass_on({**PROGRESS, "done": 100})
+    compiled = [event["done"] for event in told if event.get("stage") == "compile"]
+    assert compiled == [0, 1, 2]
+    assert sum(event.get("stage") == "hash" for event in told) == 3
+    assert "compiling kernels" in lines_of(told[0])
+    assert "2/2 workers" in lines_of(*told)
+
+
+@pytest.mark.parametrize(
+    ("on_terminal", "listens", "progress", "is_shown"),
+    [
+        (True, False, None, True),
+        (True, True, None, False),  # who listens shows it in a way of his own
+        (False, False, None, False),
+        (False, False, True, True),
+        (True, True, True, True),
+        (True, False, False, False),
+    ],
+)
+def test_a_call_shows_its_progress_where_somebody_looks_and_nobody_else_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_terminal: bool, listens: bool,
+    progress: bool | None, is_shown: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if on_terminal else "0")
+    heard: list[dict[str, Any]] = []
+    with watched(heard.append if listens else None, progress) as told:
+        assert (told is not None) == (listens or is_shown)
+        if told is not None:
+            told(PLAN)
+    assert ("to train on" in capsys.readouterr().out) == is_shown
+    assert heard == [PLAN] * listens
+
+
+class Display:
+    """A notebook's cell: what was displayed, and how it was redrawn."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Any] = []
+
+    def update(self, picture: Any) -> None:
+        self.pictures.append(picture)
+
+    def display(self, picture: Any, display_id: bool = False) -> Display:
+        self.pictures.append(picture)
+        return self
+
+
+def text_of(picture: Any) -> str:
+    console = Console(file=io.StringIO(), force_jupyter=False, width=200)
+    with console.capture() as capture:
+        console.print(picture)
+    return capture.get()
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Display:
+    """A notebook, as far as a display needs one."""
+    cell, module = Display(), ModuleType("IPython.display")
+    module.display, module.HTML = cell.display, lambda text: f"html {text}"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    return cell
+
+
+def test_a_notebook_has_bars_that_end_full_and_lose_those_of_rounds(cell: Display) -> None:
+    with watched(None, None) as told:
+        assert told is not None
+        for done in (0, 50, 200):
+            told({**PROGRESS, "done": done})
+    shown = [text_of(picture) for picture in cell.pictures]
+    assert any("hashing shards" in text and "0/200" in text for text in shown)
+    assert "200/200" in shown[-1]
+    with watched(None, None) as told:
+        assert told is not None
+        told({"event": "round", "epoch": 1, "round": 1, "rounds": 1, "rows_per_second": 1.0})
+    assert cell.pictures[-1] == "html "
+
+
+def test_every_call_that_tells_of_events_takes_progress() -> None:
+    tell = {
+        name: set(inspect.signature(call).parameters)
+        for name, call in vars(jobs).items()
+        if inspect.isfunction(call) and call.__module__ == jobs.__name__ and not name.startswith("_")
+    }
+    assert {name for name, taken in tell.items() if "on_event" in taken} == {
+        name for name, taken in tell.items() if "progress" in taken
+    }
+    assert tell["train"] > {"on_event", "progress"}
+
+
+def test_cells_of_a_report_have_no_seventeen_digits() -> None:
+    bins = [{"predicted": 1 / 3, "observed": 0.25}, {"predicted": 2 / 3, "observed": None}]
+    assert _cell({"a<b": 1 / 3, "rows": 12345}) == "a&lt;b 0.33333, rows 12,345"
+    assert _cell(bins) == "predicted 0.33333, observed 0.25000<br>predicted 0.66667, observed "
