@@ -275,7 +275,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "latest, statistics, hash, build, compile, pilot, linear, evaluate, predict or synth"),
+            Field("stage", "text", "latest, statistics, hash, build, compile, pilot, linear, evaluate, predict, synth"),
             Field("done", "integer", "rows that are done; of compile, workers", "rows"),
             Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
         ),

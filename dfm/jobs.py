@@ -122,6 +122,7 @@ def trials(
     *,
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
+    progress: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> Iterator[Trials]:
@@ -135,7 +136,10 @@ def trials(
     """
     _check(client)
     resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
-    with open_trials(Order.of(resolved, own_loss, own_regularizer), client, on_event) as found:
+    with (
+        watched(on_event, progress) as told,
+        open_trials(Order.of(resolved, own_loss, own_regularizer), client, told) as found,
+    ):
         yield found
 
 

@@ -70,7 +70,7 @@ def choose(
     found = _asked(client, addresses)
     if not found:
         if not others:
-            raise ClusterError('no worker told in time whether it has a GPU; run the job again, or use backend = "numba"')
+            raise ClusterError('no worker told in time whether it has a GPU; try again, or choose backend = "numba"')
         return _on_processors(": no worker told in time whether it has a GPU")
     without = {address: gpu for address, gpu in found.items() if not gpu.name}
     if without and not others:
