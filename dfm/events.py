@@ -339,6 +339,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("learning_rate", "number", "step size before rate_scaling"),
             Field("factor_rate_scale", "number", "step size of the factors, in parts of that"),
             Field("l2_factors", "number", "L2 on factors"),
+            Field("l2_linear", "number", "L2 on linear weights"),
             Field("init_stdev", "number", "standard deviation of the factors at the start"),
             Field("schedule", "text", "how the step size changes"),
             Field("epochs", "integer", "walks over the rows, at most"),
@@ -366,6 +367,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("learning_rate", "number", "of the chosen setting, before rate_scaling"),
             Field("factor_rate_scale", "number", "of the chosen setting"),
             Field("l2_factors", "number", "of the chosen setting"),
+            Field("l2_linear", "number", "of all settings"),
         ),
     ),
     EventRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dfm.data.encoding import Problem
 from dfm.data.labels import advice
 from dfm.data.parquet import Batch
+from dfm.data.partition import EntrySums
 from dfm.errors import DataError
 
 _LEAVE_OUT = 'Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
@@ -101,8 +102,8 @@ class RowAccount:
     label_sum: float = 0.0
     """Sum of the accepted rows' labels, weights aside: in classification, how many are positive."""
     labels: LabelMoments = LabelMoments()
-    squares: float = 0.0
-    """Sum of x² over all entries of the accepted rows: what a row's own step moves its score by, times their number."""
+    entries: EntrySums = field(default_factory=EntrySums)
+    """Sums over the entries of the accepted rows."""
 
     @property
     def rejected(self) -> int:
@@ -116,7 +117,7 @@ class RowAccount:
             self.rejections + other.rejections,
             self.label_sum + other.label_sum,
             self.labels + other.labels,
-            self.squares + other.squares,
+            self.entries + other.entries,
         )
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:

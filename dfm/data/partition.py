@@ -18,6 +18,18 @@ _EMPTY_FLOATS = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
+class EntrySums:
+    """Entries of some rows: how many, and Σ x² over them, which is what the rows' own steps move their scores by."""
+
+    n_rows: int = 0
+    n_entries: int = 0
+    squares: float = 0.0
+
+    def __add__(self, other: EntrySums) -> EntrySums:
+        return EntrySums(self.n_rows + other.n_rows, self.n_entries + other.n_entries, self.squares + other.squares)
+
+
+@dataclass(frozen=True, slots=True)
 class HashedRows:
     """Rows with hashed feature indices, before the vocabulary is known.
 
@@ -39,11 +51,11 @@ class HashedRows:
         return len(self.labels)
 
     @property
-    def sum_of_squares(self) -> float:
-        """Σ x² over all entries."""
-        if not self.values.size:
-            return float(len(self.indices))
-        return float(np.square(self.values, dtype=np.float64).sum())
+    def entries(self) -> EntrySums:
+        """Sums over all entries."""
+        n_entries = len(self.indices)
+        squares = float(np.square(self.values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
+        return EntrySums(self.n_rows, n_entries, squares)
 
     def slice(self, start: int, stop: int) -> HashedRows:
         """Views of rows [start, stop)."""

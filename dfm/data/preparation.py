@@ -282,8 +282,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
                 raise DataError(bad_row_message(rejections[0]))
             label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
             labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
-            squares = encoded.rows.sum_of_squares
-            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels, squares)
+            entries = encoded.rows.entries
+            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels, entries)
             parts.append(encoded.rows)
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)

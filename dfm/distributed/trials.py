@@ -71,8 +71,8 @@ class Trials:
     def loss(self, seed: int | None = None, **settings: float) -> float:
         """Best validation loss (of the job's objective, per unit of weight) of a training to its end.
 
-        settings: `learning_rate` in units of the automatic one, `init_scale` in units of the automatic init_stdev,
-        `factor_rate_scale`, `l2_factors`, `l2_linear`, `min_count_factors`, `n_factors`; what is not given is the
+        settings: `learning_rate` and `l2_linear` in units of the automatic ones, `init_scale` of the automatic
+        init_stdev, `factor_rate_scale`, `l2_factors`, `min_count_factors`, `n_factors`; what is not given is the
         default. inf where training diverged. SettingsError for other names.
         """
         default = trials_of(self.run.job)[0]

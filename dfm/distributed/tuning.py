@@ -40,7 +40,7 @@ class Tuned:
 
 def row_scale(run: Run, prepared: Prepared) -> RowScale:
     """The scale of step sizes, by the rows and the loss."""
-    return RowScale.of(prepared.account.squares, prepared.account.accepted, run.order.objective)
+    return RowScale.of(prepared.account.entries, run.order.objective)
 
 
 def table_bytes(run: Run, summary: VocabularySummary) -> int:

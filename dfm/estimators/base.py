@@ -182,10 +182,10 @@ class BaseFactorizationMachine(Parametrised):
         summary = self._learn(source, goes_on)
         held_out = self._held_out(source, eval_set)
         share = self._holds_out(source.n_rows, held_out is not None)
-        validates, squares = held_out is not None or bool(share), source.squares / source.n_rows
+        validates, entries = held_out is not None or bool(share), source.entries
         if share:
             source.hold_out(share, self._seed)
-        rows = RowsToFit(source.n_rows, squares * source.n_rows, validates, False, goes_on, self._chosen(goes_on))
+        rows = RowsToFit(source.n_rows, entries, validates, False, goes_on, self._chosen(goes_on))
         return self._train(source, held_out, self._recipes(rows, summary), rows)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
@@ -200,7 +200,7 @@ class BaseFactorizationMachine(Parametrised):
         goes_on = hasattr(self, "_outputs")
         source = self._source(X, y, sample_weight, None, goes_on)
         summary = self._learn(source, goes_on, are_all=False)
-        rows = RowsToFit(source.n_rows, source.squares, False, True, goes_on, self._chosen(goes_on))
+        rows = RowsToFit(source.n_rows, source.entries, False, True, goes_on, self._chosen(goes_on))
         return self._train(source, None, self._recipes(rows, summary), rows)
 
     def _source(self, X: Any, y: Any, sample_weight: Any, client: Any, goes_on: bool) -> RowSource:
@@ -241,7 +241,7 @@ class BaseFactorizationMachine(Parametrised):
         """Let in the categories that are new in these rows, untrained; columns of a matrix are as many as ever."""
         features = self._features
         if isinstance(features, TableFeatures):
-            rows = RowsToFit(source.n_rows, source.squares, False, goes_on=True, chosen=self._chosen(True))
+            rows = RowsToFit(source.n_rows, source.entries, False, goes_on=True, chosen=self._chosen(True))
             recipes = self._recipes(rows, summary)
             self._starts(len(recipes), True)  # refuses to go on with other parameters
             options = self._feature_options()

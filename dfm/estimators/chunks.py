@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
+from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition, concatenate_rows
 from dfm.data.preparation import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
@@ -217,9 +217,9 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
     return np.bincount(rows.indices, minlength=n_columns).astype(np.int64)
 
 
-def squares_of(rows: HashedRows) -> float:
-    """Sum of x² over all entries of a chunk."""
-    return rows.sum_of_squares
+def entries_of(rows: HashedRows) -> EntrySums:
+    """Sums over all entries of a chunk."""
+    return rows.entries
 
 
 def summarise_chunk(chunk: Chunk, is_classification: bool) -> LabelSummary:

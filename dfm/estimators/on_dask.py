@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import Future
 
-from dfm.data.partition import HashedRows
+from dfm.data.partition import EntrySums, HashedRows
 from dfm.data.vocabulary import FeatureCounts, Vocabulary
 from dfm.distributed.cluster.remote import check_client
 from dfm.distributed.cluster.watch import Watch
@@ -80,10 +80,10 @@ class CollectionRows:
         return sum(self._sizes)
 
     @property
-    def squares(self) -> float:
-        """Sum of x² over all entries, chunk by chunk."""
-        parts = [self.watch.submit(collections.squares_of, part) for part in self._rows]
-        return sum(self.watch.result(part) for part in parts)
+    def entries(self) -> EntrySums:
+        """Sums over all entries, chunk by chunk."""
+        parts = [self.watch.submit(collections.entries_of, part) for part in self._rows]
+        return sum((self.watch.result(part) for part in parts), EntrySums())
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:

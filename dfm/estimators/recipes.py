@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from dfm.averaging.rules import automatic_averages
+from dfm.data.partition import EntrySums
 from dfm.data.transforms import SCALED
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
@@ -61,12 +62,12 @@ _TRAINING_KNOBS = (
 
 @dataclass(frozen=True)
 class RowsToFit:
-    """Facts that the numbers of a fit depend on. squares: sum of x² over all entries. is_part: of an epoch that others
-    follow; goes_on: from where another fit ended, whose pilot chose `chosen`.
+    """Facts that the numbers of a fit depend on. entries: of all rows, those held out included. is_part: of an epoch
+    that others follow; goes_on: from where another fit ended, whose pilot chose `chosen`.
     """
 
     n_rows: int
-    squares: float
+    entries: EntrySums
     validates: bool
     is_part: bool = False
     goes_on: bool = False
@@ -85,7 +86,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     tune: str = "pilot"
     n_epochs: int | str = "auto"
     schedule: str = "auto"
-    l2_linear: float = 0.005
+    l2_linear: float | str = "auto"
     l1_linear: float = 0.0
     ftrl_beta: float = 1.0
     initial_accumulator: float = 1.0
@@ -197,7 +198,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         model, training = self._settings()
         objective = self._objective()
         spec = self._spec(objective, model.n_factors, training.optimizer)
-        scale = RowScale.of(rows.squares, rows.n_rows, objective)
+        scale = RowScale.of(rows.entries, objective)
         numbers = {name: settled(training, scale, candidate) for name, candidate in CANDIDATES.items()}
         work = work_of(numbers[rows.chosen or DEFAULT.name], self._task, spec, unit)
         start = objective.link.start(mean_label)

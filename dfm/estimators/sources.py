@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
-from dfm.data.partition import HashedRows, SparsePartition, build_partition
+from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures
@@ -58,8 +58,8 @@ class RowSource(Protocol):
         """Rows to train on, as the number of rounds follows from them."""
 
     @property
-    def squares(self) -> float:
-        """Sum of x² over all entries of these rows."""
+    def entries(self) -> EntrySums:
+        """Sums over all entries of these rows."""
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:
@@ -108,9 +108,9 @@ class ArrayRows:
         return self.rows.n_rows
 
     @property
-    def squares(self) -> float:
-        """Sum of x² over all entries of the rows that are not held out."""
-        return self.rows.sum_of_squares
+    def entries(self) -> EntrySums:
+        """Sums over all entries of the rows that are not held out."""
+        return self.rows.entries
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:

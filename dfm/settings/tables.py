@@ -364,7 +364,11 @@ class TrainingSettings(Table):
         "where learning_rate is auto: begin with three settings beside each other, and go on with the best",
     )
     initial_accumulator: float = knob(1.0, Number(0, open_low=True), "what an optimizer's squares of slopes start from")
-    l2_linear: float = knob(0.005, Number(0), "L2 on linear weights, per touch")
+    l2_linear: float | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0))),
+        "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories",
+    )
     l2_factors: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
@@ -646,7 +650,9 @@ class SearchSettings(Table):
     )
     factor_rate_scale: tuple[float, ...] = _bounds(0.2, 2.0, "training.factor_rate_scale")
     l2_factors: tuple[float, ...] = _bounds(0.001, 0.05, "training.l2_factors")
-    l2_linear: tuple[float, ...] = _bounds(0.0005, 0.02, "training.l2_linear")
+    l2_linear: tuple[float, ...] = _bounds(
+        0.0005, 0.02, "training.l2_linear, in units of the mean of an entry's x², as its auto is 0.005"
+    )
     min_count_factors: tuple[int, ...] = knob(
         (3, 10, 30, 100), ListOf(Number(1, integer=True), at_least=1), "values of model.min_count_factors"
     )

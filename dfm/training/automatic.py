@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dfm.data.partition import EntrySums
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
@@ -18,6 +19,8 @@ from dfm.model.objective import Objective
 from dfm.settings.tables import EPOCHS_ELSE, EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
 
 _STDEV = 0.02
+L2_LINEAR = 0.005
+"""L2 of linear weights whose x is 1."""
 _STEEPNESS_OF_OWN = {"regression": 4.0, "classification": 1.0}
 """The steepness of a user's loss, about which nothing but its task is known."""
 
@@ -49,15 +52,19 @@ CANDIDATES = {
 
 @dataclass(frozen=True)
 class RowScale:
-    """Facts that automatic numbers are made of. squares: mean over rows of Σ x², at least 1. steepness: of the loss."""
+    """Facts that automatic numbers are made of. squares: mean over rows of Σ x², at least 1. steepness: of the loss.
+    entry: mean of x² over entries, at most 1.
+    """
 
     squares: float = 1.0
     steepness: float = 1.0
+    entry: float = 1.0
 
     @classmethod
-    def of(cls, squares: float, n_rows: int, objective: Objective) -> RowScale:
-        """squares: sum of x² over all entries of so many rows."""
-        return cls(max(squares / max(n_rows, 1), 1.0), steepness_of(objective))
+    def of(cls, sums: EntrySums, objective: Objective) -> RowScale:
+        """The scale of rows with these sums."""
+        of_rows, of_entries = sums.squares / max(sums.n_rows, 1), sums.squares / max(sums.n_entries, 1)
+        return cls(max(of_rows, 1.0), steepness_of(objective), min(of_entries, 1.0))
 
 
 def steepness_of(objective: Objective) -> float:
@@ -77,8 +84,14 @@ def settled(training: TrainingSettings, scale: RowScale, candidate: Candidate = 
         "learning_rate": rate * candidate.rate,
         "factor_rate_scale": candidate.factor_rate_scale,
         "l2_factors": candidate.l2_factors,
+        "l2_linear": automatic_l2_linear(scale),
     }
     return replace(training, **{key: value for key, value in found.items() if getattr(training, key) == "auto"})
+
+
+def automatic_l2_linear(scale: RowScale) -> float:
+    """L2 of linear weights. Where x is small a weight has to be large, and its penalty is felt 1 / x² times as much."""
+    return L2_LINEAR * scale.entry
 
 
 def initial_stdev(model: ModelSettings, scale: RowScale) -> float:
@@ -107,7 +120,7 @@ class Course:
 
 def told(training: TrainingSettings) -> dict[str, float]:
     """The numbers of a candidate by name. JSON-ready."""
-    keys = "learning_rate", "factor_rate_scale", "l2_factors"
+    keys = "learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"
     return {key: float(getattr(training, key)) for key in keys}
 
 

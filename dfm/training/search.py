@@ -15,7 +15,7 @@ from typing import Any
 from dfm.data.preparation import fingerprint
 from dfm.settings.job import Job
 from dfm.settings.tables import SearchSettings
-from dfm.training.automatic import CANDIDATES, RowScale, initial_stdev
+from dfm.training.automatic import CANDIDATES, L2_LINEAR, RowScale, automatic_l2_linear, initial_stdev
 from dfm.training.plan import RoundPlan
 
 _LOGARITHMIC = "learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"
@@ -24,7 +24,9 @@ _CHOICES = "min_count_factors", "n_factors", "init_scale"
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings to try. learning_rate: in units of the automatic one; init_scale: of the automatic init_stdev."""
+    """Settings to try. learning_rate and l2_linear: in units of the automatic ones; init_scale: of the automatic
+    init_stdev.
+    """
 
     number: int
     learning_rate: float
@@ -49,6 +51,7 @@ class Trial:
             "learning_rate": self.learning_rate * rate,
             "factor_rate_scale": self.factor_rate_scale,
             "l2_factors": self.l2_factors,
+            "l2_linear": self.l2_linear * automatic_l2_linear(scale),
         }
         numbers: dict[str, Any] = {
             key: self._shown(value) for key, value in found.items() if getattr(training, key) == "auto"
@@ -63,7 +66,7 @@ class Trial:
         return replace(
             job,
             model=replace(model, **more),
-            training=replace(training, **numbers, l2_linear=self._shown(self.l2_linear), tune="none"),
+            training=replace(training, **numbers, tune="none"),
         )
 
     def _shown(self, value: float) -> float:
@@ -80,7 +83,7 @@ def trials_of(job: Job) -> list[Trial]:
             candidate.rate,
             candidate.factor_rate_scale,
             candidate.l2_factors,
-            job.training.l2_linear,
+            1.0,
             job.model.min_count_factors,
             job.model.n_factors,
             1.0,
@@ -105,6 +108,7 @@ def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[
         numbers = [low * (high / low) ** u for (low, high), u in zip(bounds, point, strict=False)]
         chosen = [many[int(u * len(many))] for many, u in zip(words, point[len(_LOGARITHMIC) :], strict=True)]
         numbers[0] /= 1.6  # bounds are in units of 1 / h, of which the automatic rate is 1.6
+        numbers[3] /= L2_LINEAR
         trials.append(Trial(number, *numbers, *chosen))
     return trials
 

@@ -131,11 +131,11 @@ def test_without_a_seed_rows_keep_the_order_of_the_units(reading, shards):
     assert chunk.rows.weights.tolist() == list(range(101))
     assert chunk.rows.labels.tolist() == [n % 2 for n in range(101)]
     labels = LabelMoments.of(chunk.rows.labels, chunk.rows.weights)
-    squares = chunk.rows.sum_of_squares
-    assert dataclasses.replace(chunk.account, labels=labels, squares=squares) == RowAccount(
-        101, 101, (), 50.0, labels, squares
+    entries = chunk.rows.entries
+    assert dataclasses.replace(chunk.account, labels=labels, entries=entries) == RowAccount(
+        101, 101, (), 50.0, labels, entries
     )
-    assert chunk.account.squares == pytest.approx(squares)  # summed in parts
+    assert dataclasses.astuple(chunk.account.entries) == pytest.approx(dataclasses.astuple(entries))  # in parts
     assert dataclasses.astuple(chunk.account.labels) == pytest.approx(dataclasses.astuple(labels))  # summed in parts
     part = hash_units(reading, [Unit(shards[1], 7, 20), Unit(shards[0], 30, 35)], 1, None)
     everything = keys(chunk.rows)

@@ -95,7 +95,7 @@ def test_a_job_of_an_estimator_reads_the_same_rows_as_the_same_features_with_the
     for name in ("ids", "fields", "counts", "rare"):
         assert np.array_equal(getattr(ours.vocabulary, name), getattr(theirs.vocabulary, name)), name
     assert ours.table.n_factored == theirs.table.n_factored
-    known = RowsToFit(N_ROWS, tuned._features.rows(X).sum_of_squares, validates=False)
+    known = RowsToFit(N_ROWS, tuned._features.rows(X).entries, validates=False)
     step, found = tuned._recipe(known, float(y.mean()), tuned._outputs[0].unit).work.step, theirs.metadata["automatic"]
     assert step.learning_rate == pytest.approx(found["learning_rate"], rel=1e-6)
     assert (step.l2_linear, step.l2_factors) == (0.02, found["l2_factors"])

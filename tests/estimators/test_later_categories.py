@@ -63,7 +63,7 @@ def test_what_was_learnt_stays_with_its_optimizer_state_and_newcomers_begin_untr
     fresh = FMClassifier(n_factors=4, optimizer=optimizer, n_epochs=1).fit(*rows_of(LATE))
     source = fresh._source(*rows_of(LATE), None, None, False)
     summary = fresh._learn(source, False)
-    recipe = fresh._recipes(RowsToFit(400, source.squares, False), summary)[0]
+    recipe = fresh._recipes(RowsToFit(400, source.entries, False), summary)[0]
     untrained = initial_table(recipe, fresh._features.vocabulary)
     row = int(fresh._features.scoring({"user": ["u2"], "site": ["x"]}).indices[0])
     np.testing.assert_array_equal(parameters(model, "u2"), np.append(untrained.linear[row], untrained.factors[row]))

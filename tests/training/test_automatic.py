@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dfm.data.partition import EntrySums
 from dfm.errors import SettingsError
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
@@ -26,15 +27,23 @@ from dfm.training.inputs import automatic_held_out
     ],
 )
 def test_the_step_size_is_that_of_a_row_over_its_squares_and_the_steepness(task: str, loss: str, rate: float) -> None:
-    scale = RowScale.of(390.0, 10, Objective.of(task, loss))
+    scale = RowScale.of(EntrySums(10, 390, 390.0), Objective.of(task, loss))
     found = settled(TrainingSettings(), scale)
     assert found.learning_rate == pytest.approx(rate / 39)
-    assert (found.factor_rate_scale, found.l2_factors) == (0.4, 0.01)
+    assert (found.factor_rate_scale, found.l2_factors, found.l2_linear) == (0.4, 0.01, 0.005)
 
 
 def test_squares_below_one_count_as_one() -> None:
-    assert RowScale.of(5.0, 10, Objective.of("classification")).squares == 1.0
-    assert RowScale.of(0.0, 0, Objective.of("classification")).squares == 1.0
+    assert RowScale.of(EntrySums(10, 10, 5.0), Objective.of("classification")).squares == 1.0
+    assert RowScale.of(EntrySums(), Objective.of("classification")).squares == 1.0
+
+
+def test_small_values_are_penalised_less_and_large_ones_as_categories_are() -> None:
+    words, numbers = EntrySums(10, 200, 10.0), EntrySums(10, 20, 9_000.0)
+    for sums, expected in ((words, 0.00025), (numbers, 0.005)):
+        scale = RowScale.of(sums, Objective.of("classification"))
+        assert settled(TrainingSettings(), scale).l2_linear == pytest.approx(expected)
+        assert settled(TrainingSettings(l2_linear=0.02), scale).l2_linear == 0.02
 
 
 def test_every_loss_says_how_steep_it_is() -> None:

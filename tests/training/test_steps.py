@@ -31,7 +31,7 @@ def test_every_knob_of_an_optimizer_reaches_its_step(knobs: dict[str, Any]) -> N
 
 def test_rates_are_scaled_by_replicas_and_factors_have_their_own() -> None:
     training = TrainingSettings(n_replicas=4, learning_rate=0.1, factor_rate_scale=0.5, l2_factors=0.0)
-    step = step_of(training, gpu_memory="2GiB")
+    step = step_of(settled(training, RowScale()), gpu_memory="2GiB")
     assert (step.learning_rate, step.factor_learning_rate) == (pytest.approx(0.2), pytest.approx(0.1))
     assert (step.device_bytes, step.n_threads) == (2**31, 1)
     assert step_of(settled(TrainingSettings(threads_per_replica=3), RowScale())).n_threads == 3
