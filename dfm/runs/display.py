@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -177,10 +177,8 @@ class Reporter:
             return
         idle = sum(not each["replicas"] for each in workers)
         idle_text = f"; {idle} have none: more replicas than workers would use them" if idle else ""
-        self._line(
-            f"{len(workers)} workers with {min(rows):,} to {max(rows):,} rows each, "
-            f"{min(e['replicas'] for e in workers)} to {max(e['replicas'] for e in workers)} replicas{idle_text}"
-        )
+        replicas = [each["replicas"] for each in workers]
+        self._line(f"{len(workers)} workers with {_span(rows, 'row')} and {_span(replicas, 'replica')} each{idle_text}")
 
     def _show_settings(self, event: Event) -> None:
         self._line(
@@ -317,6 +315,12 @@ def _validation_text(event: Event) -> str:
 def _count(number: int, noun: str) -> str:
     """A number of things: "1 shard", "4 shards"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _span(numbers: Sequence[int], noun: str) -> str:
+    """The least and the greatest of some numbers of things: "3 to 4 replicas", "4 replicas"."""
+    least, most = min(numbers), max(numbers)
+    return _count(most, noun) if least == most else f"{least:,} to {_count(most, noun)}"
 
 
 def number_text(value: float | None) -> str:

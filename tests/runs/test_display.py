@@ -78,6 +78,14 @@ def test_rows_that_validate_are_told_once_they_are_counted_and_bad_ones_in_words
     assert "left out" not in lines_of({**VOCABULARY, "validation_rows": {**ACCOUNT, "rejected": 0}})
 
 
+def test_a_span_of_one_number_is_that_number() -> None:
+    shares = [{"rows": 900, "replicas": replicas} for replicas in (1, 1)]
+    assert lines_of({"event": "placement", "workers": shares}) == "2 workers with 900 rows and 1 replica each"
+    shares[1] = {"rows": 1000, "replicas": 0}
+    told = lines_of({"event": "placement", "workers": shares})
+    assert told.startswith("2 workers with 900 to 1,000 rows and 0 to 1 replica each; 1 have none")
+
+
 def test_a_bar_says_for_what_its_first_rows_wait() -> None:
     assert "hashing shards (kernels first)" in lines_of({**PROGRESS, "done": 0}, force_terminal=True)
     assert "kernels" not in lines_of({**PROGRESS, "done": 1}, force_terminal=True)
