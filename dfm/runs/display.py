@@ -162,10 +162,11 @@ class Reporter:
         later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         held_out = event.get("held_out", "")
         purpose = "to train and to validate on" if held_out else f"to train on, {_validation_text(event)}"
+        most = ("up to " if held_out else "") + _count(event["rows_per_replica"], "row")
         self._console.print(
             f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
-            f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of "
-            f"{_count(event['rows_per_replica'], 'row')}, {_count(event['rounds_per_epoch'], 'average')} {later}"
+            f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of {most}, "
+            f"{_count(event['rounds_per_epoch'], 'average')} {later}"
         )
         if held_out:
             self._line(escape(f"validates on {held_out}"))

@@ -65,7 +65,7 @@ def test_a_plan_counts_as_people_do(number: int) -> None:
 def test_a_plan_tells_no_number_of_validation_rows_that_nobody_has_counted() -> None:
     by_time = {"validation_rows": None, "validation_shards": 0, "held_out": "the rows from 2026-11-20 on by [ts]"}
     line = lines_of({**PLAN, **by_time})
-    assert "1 row in 1 shard (1 field) to train and to validate on;" in line
+    assert "1 row in 1 shard (1 field) to train and to validate on; 1 replica of up to 1 row" in line
     assert "validates on the rows from 2026-11-20 on by [ts]" in line
 
 
