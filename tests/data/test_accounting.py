@@ -48,7 +48,7 @@ def test_rows_that_went_astray_are_an_error(account):
 
 
 def test_any_bad_row_stops_a_job_that_says_error():
-    with pytest.raises(DataError, match=r"day=1/a\.parquet, row group 3, row 17 and 1 more rows like it"):
+    with pytest.raises(DataError, match=r"day=1/a\.parquet, row group 3, row 17 and 1 more row like it"):
         RowAccount(10, 8, (BAD,)).check("error", 1.0)
     RowAccount(10, 10).check("error", 0.0)
 
