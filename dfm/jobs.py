@@ -198,9 +198,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "job": resolved.to_dict(),
         **{key: value for key, value in plan_event(inputs).items() if key != "event"},
-        "columns": {
-            field.name: ", ".join(filter(None, (field.kind, field.transform))) for field in inputs.schema.fields
-        },
+        "columns": {field.name: field.kind_text for field in inputs.schema.fields},
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,

@@ -61,7 +61,19 @@ WITH_CUPY = ("kernels.gpu.device",)
 WITH_SKLEARN = ("estimators.",)
 """Its classes inherit from those of scikit-learn, so that nothing else may import these modules."""
 WITH_AIRFLOW = ("airflow.",)
-OPTIONAL = {"airflow", "cupy", "kubernetes", "matplotlib", "onnx", "pandas", "s3fs", "scipy", "sklearn", "torch"}
+OPTIONAL = {
+    "IPython",
+    "airflow",
+    "cupy",
+    "kubernetes",
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "s3fs",
+    "scipy",
+    "sklearn",
+    "torch",
+}
 
 WRITES_JSON = {
     *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),

@@ -48,6 +48,11 @@ class Field:
     index: int
 
     @property
+    def kind_text(self) -> str:
+        """The kind, with the transform where there is one: "numeric, quantile"."""
+        return f"{self.kind}, {self.transform}" if self.transform else self.kind
+
+    @property
     def bucketed(self) -> bool:
         """A numeric field whose feature is a category (a bucket) instead of a value."""
         return self.kind == "numeric" and TRANSFORMS[self.transform].makes_buckets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -276,7 +277,7 @@ def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[F
         run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
         for i, units in enumerate(tasks)
     ]
-    follow(run.watch, hashed + held_out, sizes + [_n_rows(units) for units in tasks], "hash", progress_of(run))
+    follow(run.watch, hashed + held_out, _rows_of_both(run, sizes), "hash", progress_of(run))
     return hashed, held_out
 
 
@@ -330,7 +331,7 @@ def _build_partitions(
         )
         for i, units in enumerate(tasks)
     ]
-    sizes = [plan.rows_of(r) for r in range(plan.n_replicas)] + [_n_rows(units) for units in tasks]
+    sizes = _rows_of_both(run, [plan.rows_of(r) for r in range(plan.n_replicas)])
     follow(watch, replicas + scored, sizes, "build", progress_of(run))
     return replicas, scored
 
@@ -347,6 +348,22 @@ def _check_rows(run: Run, prepared: Prepared) -> None:
         raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
     if bound or run.job.data.validation:
         held_out.check_any("validate on", run.inputs.schema.weight)
+
+
+def _rows_of_both(run: Run, sizes: Sequence[int]) -> list[int]:
+    """Rows by which tasks count: those of training rows, which are of these sizes, then those of validation rows. Where
+    a shard has rows of both it is read twice, and each time half of it counts.
+    """
+    held_out = [_n_rows(units) for units in run.inputs.validation_tasks]
+    if not run.inputs.split.is_needed:
+        return [*sizes, *held_out]
+    return [*_halves(sizes, 0), *_halves(held_out, 1)]
+
+
+def _halves(sizes: Sequence[int], remainder: int) -> list[int]:
+    """Half of each size; all together half of their sum, to the row."""
+    ends = [(end + remainder) // 2 for end in itertools.accumulate(sizes, initial=0)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _n_rows(units: Sequence[Unit]) -> int:

@@ -349,6 +349,7 @@ class BaseFactorizationMachine(Parametrised):
         features = self._features
         if isinstance(features, MatrixFeatures):
             return self._names_of_columns(features, input_features)
+        assert isinstance(features, TableFeatures)
         names = TokenNames(features.model(self._tables[0], self._objective(), {}))
         for batch in () if input_features is None else as_arrow(input_features).combine_chunks().to_batches():
             names.add(batch)

@@ -51,7 +51,7 @@ def _fields(model: FMModel) -> list[dict[str, Any]]:
         records.append(
             {
                 "field": field.name,
-                "kind": field.transform or field.kind,
+                "kind": field.kind_text,
                 "features": int(own.sum()),
                 "with_factors": int(own[: vocabulary.n_factored].sum()),
                 "spread_of_w": spread,

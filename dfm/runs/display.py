@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -163,10 +163,11 @@ class Reporter:
         later = "per epoch" if fewer == event["rounds_per_epoch"] else f"in the first epoch, then {fewer}"
         held_out = event.get("held_out", "")
         purpose = "to train and to validate on" if held_out else f"to train on, {_validation_text(event)}"
+        most = ("up to " if held_out else "") + _count(event["rows_per_replica"], "row")
         self._console.print(
             f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
-            f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of "
-            f"{_count(event['rows_per_replica'], 'row')}, {_count(event['rounds_per_epoch'], 'average')} {later}"
+            f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of {most}, "
+            f"{_count(event['rounds_per_epoch'], 'average')} {later}"
         )
         if held_out:
             self._line(escape(f"validates on {held_out}"))
@@ -178,10 +179,8 @@ class Reporter:
             return
         idle = sum(not each["replicas"] for each in workers)
         idle_text = f"; {idle} have none: more replicas than workers would use them" if idle else ""
-        self._line(
-            f"{len(workers)} workers with {min(rows):,} to {max(rows):,} rows each, "
-            f"{min(e['replicas'] for e in workers)} to {max(e['replicas'] for e in workers)} replicas{idle_text}"
-        )
+        replicas = [each["replicas"] for each in workers]
+        self._line(f"{len(workers)} workers with {_span(rows, 'row')} and {_span(replicas, 'replica')} each{idle_text}")
 
     def _show_settings(self, event: Event) -> None:
         self._line(
@@ -324,6 +323,12 @@ def _validation_text(event: Event) -> str:
 def _count(number: int, noun: str) -> str:
     """A number of things: "1 shard", "4 shards"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _span(numbers: Sequence[int], noun: str) -> str:
+    """The least and the greatest of some numbers of things: "3 to 4 replicas", "4 replicas"."""
+    least, most = min(numbers), max(numbers)
+    return _count(most, noun) if least == most else f"{least:,} to {_count(most, noun)}"
 
 
 def number_text(value: float | None) -> str:

@@ -75,9 +75,10 @@ def column_findings(
 ) -> list[Finding]:
     """Columns of which the model knows one value, or none often enough.
 
-    collided_share: as in `table_finding`; of values that all differ, so many seem to occur again.
+    collided_share: as in `table_finding`. Of values that all differ so many seem to occur again, and entries of other
+    columns that share an index with one of them add to those of this column, up to about as many.
     """
-    found, nearly_all = [], _NEARLY_ALL * (1.0 - min(collided_share, _FULL))
+    found, nearly_all = [], _NEARLY_ALL * (1.0 - 2.0 * min(collided_share, _FULL))
     for entry, seen in zip(schema.fields, counts, strict=True):
         is_category = entry.kind in ("categorical", "list", "cross") or entry.bucketed
         if not is_category or not seen.entries:

@@ -66,6 +66,7 @@ def finish(job: Job) -> None:
     with RunLog(job, RUN_ID) as log:
         files.write_bytes(files.join(model, "p"), b"parameters")
         files.write_bytes(files.join(model, "model.json"), json.dumps(manifest).encode())
+        log.on_event({"event": "epoch", "epoch": 1, "log_loss": 0.4, "seconds": 2.0})
         log.on_event({"event": "done", "model": model, "parameters_sha256": "x", "validation": {}, "rows": {}})
 
 
@@ -143,7 +144,9 @@ def test_a_user_who_kills_the_task_ends_the_job_for_good(server: ApiServer, job:
         task.execute_complete({}, {"state": "cancelled", "run_id": RUN_ID, "directory": job.output.directory})
 
 
-def test_a_task_that_waits_itself_follows_the_job(server: ApiServer, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_waits_itself_follows_the_job_and_logs_its_epochs(
+    server: ApiServer, job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from dfm.airflow import tasks
     from dfm.kubernetes import follow
     from dfm.workflow import steps
@@ -151,7 +154,11 @@ def test_a_task_that_waits_itself_follows_the_job(server: ApiServer, job: Job, m
     monkeypatch.setattr(follow, "SETTLING", 0.1)
     monkeypatch.setattr(steps, "finished_run", lambda job: None)
     server.on_create = lambda body: finish(job) if body["kind"] == "DaskJob" else None
-    assert tasks.train_here(job, RUN_ID, None, 0.1, "kubernetes")["model"].endswith("/model")
+    told = tasks.EventLog()
+    with caplog.at_level("INFO", logger="dfm"):
+        assert tasks.train_here(job, RUN_ID, None, 0.1, "kubernetes", told)["model"].endswith("/model")
+    assert "epoch 1: log_loss 0.40000" in caplog.messages
+    assert told.epochs == {1}
 
 
 def test_a_target_that_there_is_not_is_refused_when_the_dag_is_parsed(job: Job) -> None:

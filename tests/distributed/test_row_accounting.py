@@ -114,6 +114,9 @@ def test_every_row_is_trained_or_rejected_for_a_reason_wherever_the_run_tells_of
         assert (result.rows.read, result.rows.accepted, result.rows.rejected, result.rows.by_reason()) == tuple(
             trained.values()
         )
+        for stage in ("hash", "build"):
+            ends = [(e["done"], e["total"]) for e in events if e["event"] == "progress" and e["stage"] == stage][-1:]
+            assert ends == [(len(everything), len(everything))]  # also where a shard is read for both sides
         plan, vocabulary = (next(e for e in events if e["event"] == name) for name in ("plan", "vocabulary"))
         assert plan["validation_rows"] == (None if split else 0)
         assert (vocabulary["rows"], vocabulary["validation_rows"]) == (trained, validated)

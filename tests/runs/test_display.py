@@ -65,7 +65,7 @@ def test_a_plan_counts_as_people_do(number: int) -> None:
 def test_a_plan_tells_no_number_of_validation_rows_that_nobody_has_counted() -> None:
     by_time = {"validation_rows": None, "validation_shards": 0, "held_out": "the rows from 2026-11-20 on by [ts]"}
     line = lines_of({**PLAN, **by_time})
-    assert "1 row in 1 shard (1 field) to train and to validate on;" in line
+    assert "1 row in 1 shard (1 field) to train and to validate on; 1 replica of up to 1 row" in line
     assert "validates on the rows from 2026-11-20 on by [ts]" in line
 
 
@@ -76,6 +76,14 @@ def test_rows_that_validate_are_told_once_they_are_counted_and_bad_ones_in_words
     assert bad in line
     assert rejected_text(ACCOUNT).startswith("3 of 90 rows to train on left out")
     assert "left out" not in lines_of({**VOCABULARY, "validation_rows": {**ACCOUNT, "rejected": 0}})
+
+
+def test_a_span_of_one_number_is_that_number() -> None:
+    shares = [{"rows": 900, "replicas": replicas} for replicas in (1, 1)]
+    assert lines_of({"event": "placement", "workers": shares}) == "2 workers with 900 rows and 1 replica each"
+    shares[1] = {"rows": 1000, "replicas": 0}
+    told = lines_of({"event": "placement", "workers": shares})
+    assert told.startswith("2 workers with 900 to 1,000 rows and 0 to 1 replica each; 1 have none")
 
 
 def test_a_bar_says_for_what_its_first_rows_wait() -> None:
