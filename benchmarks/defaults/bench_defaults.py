@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "choose best": {"model": {"choose": "best"}},
     "linear": {"model": {"n_factors": 0}},
 }
-_NEEDS_VALIDATION, _ENOUGH = "choose best", 4_000
+_NEEDS_VALIDATION, _ENOUGH = "choose best", 1_000
 """Of fewer rows dfm holds none out, and nothing can be chosen by them."""
 
 

@@ -113,8 +113,8 @@ class DataSettings(Table):
         "auto",
         AnyOf((Options(("auto",)), Number(0, 1, open_high=True))),
         "part of the rows of `train` that validates where nothing else does: the latest by schema.time, without that a "
-        "choice by shard and row number; auto: 0.1 of them, at least 1000 and at most 200000, where early stopping "
-        "asks for it and there are 4000; 0: none",
+        "choice by shard and row number; auto: 0.1 of them, at least 1000 (0.2 where that is less) and at most 200000, "
+        "where early stopping asks for it and there are 1000; 0: none",
     )
     on_bad_rows: str = knob(
         "error", Options(BAD_ROW_RULES), "stop at a row that breaks the schema, or count and skip it"

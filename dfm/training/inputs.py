@@ -23,6 +23,8 @@ from dfm.training.plan import Plan, plan_reading, plan_training
 Event = dict[str, Any]
 logger = logging.getLogger(__name__)
 _LEAST_HELD_OUT, _MOST_HELD_OUT = 1_000, 200_000
+_LEAST_ROWS = 1_000
+"""Rows from which on some are held out: of fewer, too few would say too little."""
 _MOST_HELD_OUT_SHARE = 0.4
 """Share of the rows that one moment (a day) may hold out; with more of them too few are left to train on."""
 
@@ -110,11 +112,12 @@ def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
 
 
 def automatic_held_out(n_rows: int) -> int:
-    """Rows that are held out where the job does not say: a tenth, between 1,000 and 200,000; none where that would be
-    more than a quarter.
+    """Rows that are held out where the job does not say: a tenth, at least 1,000 or, of fewer than 5,000, a fifth, and
+    at most 200,000. None of fewer than 1,000.
     """
-    wanted = min(max(n_rows // 10, _LEAST_HELD_OUT), _MOST_HELD_OUT)
-    return wanted if 4 * wanted <= n_rows else 0
+    if n_rows < _LEAST_ROWS:
+        return 0
+    return min(max(n_rows // 10, min(_LEAST_HELD_OUT, n_rows // 5)), _MOST_HELD_OUT)
 
 
 def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[list[Shard], list[Shard]] | None:
