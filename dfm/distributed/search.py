@@ -70,6 +70,7 @@ def search(order: Order, client: Client | None = None, on_event: OnEvent | None 
     job, tell = order.job, on_event or (lambda event: None)
     inputs = find_inputs(job)
     _check(inputs, order)
+    order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))
     journal = Journal.of(job)
     with connect.client_of(job.cluster, client) as own:
@@ -86,7 +87,6 @@ def _check(inputs: Inputs, order: Order) -> None:
         )
     if order.job.training.warm_start:
         raise SettingsError("a search begins with untrained parameters. Leave training.warm_start out.")
-    order.check_fields(len(inputs.schema.fields))
 
 
 @dataclass
