@@ -39,7 +39,8 @@ event
 executor
     What rounds run on: this process, or the workers of a Dask cluster.
 family
-    A kind of model: its blocks, score and gradient (`fm`, of which a linear model is one without factors; `fwfm`).
+    A kind of model: its blocks, score and gradient (`fm`, of which a linear model is one without factors; `ffm`;
+    `fwfm`).
 feature
     A field's category, hashed to an index below 2^`hash_bits`, or a number column; a row of the parameter table.
 field
@@ -48,6 +49,8 @@ fold
     A part of the rows that validates what was learnt of others, in a cross-validation.
 golden rows
     Raw rows with the predictions that a model must give, inside its folder; loading it scores them again.
+group
+    Fields that share a vector of factors in each feature that meets them (`ffm`).
 job
     The tables of a TOML file, resolved and checked: all that decides a training; its fingerprint names them.
 kernel

@@ -188,10 +188,10 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
     """
     order = Order.of(load_job(job, overrides))
-    resolved, layout = order.job, order.work.layout
+    resolved = order.job
     with _naming_folders(job):
         inputs = find_inputs(resolved)
-    order.check_fields(len(inputs.schema.fields))
+    layout = order.of_fields(inputs.schema).work.layout
     n_fields, plan = len(inputs.schema.fields), inputs.plan
     longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
     rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)

@@ -27,6 +27,7 @@ class Rows:
     n_implicit: int
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     """The field of each feature, or empty."""
+    ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
     def entries(self, row: int) -> list[tuple[int, float]]:
         """(feature, value) pairs of a row."""
@@ -67,6 +68,7 @@ class Machine:
     """Parameters in float64: bias, linear [n_features], factors [n_factored, k]; `state` is the optimizer's.
 
     A field-weighted machine also has the `fields` of its features and a strength for each pair of them, (low, high).
+    A field-aware one has the group of each feature, `groups`, and in V a vector of each for any group, one by one.
     """
 
     bias: float
@@ -75,16 +77,25 @@ class Machine:
     state: dict[tuple[object, ...], float] = field(default_factory=dict)
     fields: NDArray[np.uint16] | None = None
     strengths: dict[tuple[int, int], float] = field(default_factory=dict)
+    groups: list[int] | None = None
 
     def score(self, entries: list[tuple[int, float]]) -> float:
         """w0 + Σ w_j x_j + Σ_{i<j} r_{F(i)F(j)} <V_i, V_j> x_i x_j, the last over features that own factors.
 
-        A factorization machine has r = 1.
+        A factorization machine has r = 1. A field-aware one has V_{i,g(j)} in place of V_i, and V_{j,g(i)} of V_j.
         """
         total = self.bias + sum(self.linear[j] * x for j, x in entries)
         for (i, x_i), (j, x_j) in self.pairs(entries):
-            total += self.strength(i, j) * float(self.factors[i] @ self.factors[j]) * x_i * x_j
+            product = float(self.factors[i][self.meeting(j)] @ self.factors[j][self.meeting(i)])
+            total += self.strength(i, j) * product * x_i * x_j
         return float(total)
+
+    def meeting(self, j: int) -> slice:
+        """Which numbers of its V another feature uses beside feature j."""
+        if self.groups is None:
+            return slice(None)
+        n_factors = self.factors.shape[1] // (1 + max(self.groups))
+        return slice(self.groups[j] * n_factors, (self.groups[j] + 1) * n_factors)
 
     def pairs(self, entries: list[tuple[int, float]]) -> Iterable[tuple[tuple[int, float], tuple[int, float]]]:
         """Pairs of entries that own factors."""
@@ -189,7 +200,8 @@ def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slo
         others = 0.0 * before[j]
         for i, x_i in entries:
             if i != j and i < len(before):
-                others = others + (strengths[machine.pair(i, j)] if strengths else 1.0) * before[i] * x_i
+                strength = strengths[machine.pair(i, j)] if strengths else 1.0
+                others[machine.meeting(i)] += strength * before[i][machine.meeting(j)] * x_i
         gradient = weight * (
             slope * x * others + rule.l2_factors * np.array([rule.penalty_slope(v) for v in before[j]])
         )

@@ -2,6 +2,7 @@
 
     python benchmarks/kernels/bench_kernels.py            # some minutes
     python benchmarks/kernels/bench_kernels.py --smoke    # does it still work?
+    python benchmarks/kernels/bench_kernels.py --families # families with groups beside a machine of as many floats
 
 Best of several interleaved repetitions, since other work on the machine only ever adds time. Compile time is apart.
 """
@@ -32,11 +33,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import click_data
 import peers
 
+from dfm.data.partition import SparsePartition, by_group
 from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import Kernels, KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
 from dfm.kernels.simd import fma, reduce_add, splat
-from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
+from dfm.kernels.tables import InitialValues, ParameterTable, initialise
+from dfm.settings.groups import groups_of
 
 RATES = {"sgd": 0.002}
 """Where 0.05 diverges: a walk that diverges ends early, and its speed means nothing."""
@@ -95,7 +98,7 @@ def measure_limits(size: int) -> Limits:
 def new_table(spec: KernelSpec, n_features: int) -> ParameterTable:
     """A table in which every feature owns factors."""
     ids = np.arange(n_features, dtype=np.uint32)
-    return initialise(Layout(spec.optimizer, spec.n_factors), ids, n_features, InitialValues(1))
+    return initialise(spec.layout, ids, n_features, InitialValues(1))
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,46 @@ def run(n_rows: int, sizes: list[int], all_bits: list[int], repetitions: int, co
         print(f"{optimizer}: {millions(case.train())} rows/s")
 
 
+PAIRS_OF_EQUALS = [((1, 16), (4, 4)), ((1, 32), (8, 4)), ((1, 160), (39, 4))]
+"""Groups and factors of a factorization machine and of a field-aware one with as many floats in a record."""
+
+
+def by_groups(indices: NDArray[np.uint32], labels: NDArray[np.float32], groups: tuple[int, ...]) -> SparsePartition:
+    """The rows as a partition, whose entries stand group by group where there are groups."""
+    plain, n_features = click_data.as_rows(indices, labels), int(indices.max()) + 1
+    fields = np.zeros(n_features, np.uint16)
+    for field in reversed(range(click_data.N_FIELDS)):
+        fields[indices[:, field]] = field
+    features = np.arange(n_features, dtype=np.uint32)
+    arrays = plain.indptr, plain.indices, plain.values, plain.labels, plain.weights
+    return by_group(SparsePartition(*arrays, features, n_features, len(labels), fields), groups)
+
+
+def compare_families(n_rows: int, repetitions: int) -> None:
+    """Prints rows per second of CPU time of each pair, medians of runs by turns."""
+    print(machine_line())
+    indices, n_features = click_data.compact(click_data.hashed_fields(n_rows), 20)
+    labels = click_data.labels_for(n_rows)
+    print_row(["fm", "ffm", "fm, rows/s", "ffm, rows/s", "ratio"])
+    for pair in PAIRS_OF_EQUALS:
+        cases = []
+        for n_groups, k in pair:
+            family = "ffm" if n_groups > 1 else "fm"
+            groups = groups_of(n_groups, [str(field) for field in range(click_data.N_FIELDS)]) if n_groups > 1 else ()
+            kernels = compile_kernels(KernelSpec("logistic", "adagrad", k, family=family, groups=groups))
+            cases.append((kernels, by_groups(indices, labels, groups), new_table(kernels.spec, n_features)))
+        seconds: list[list[float]] = [[], []]
+        for _ in range(repetitions):
+            for number, (kernels, rows, table) in enumerate(cases):
+                begin = time.thread_time()
+                kernels.run_round(rows, table, Step(0.05, 0.05, 1e-5, 1e-5))
+                seconds[number].append(time.thread_time() - begin)
+        first, second = (n_rows / float(np.median(each)) for each in seconds)
+        (_, plain), (n_groups, k) = pair
+        cells = f"k = {plain}", f"{n_groups} x {k}", millions(first), millions(second), f"{second / first:.2f}"
+        print_row([*cells])
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -233,8 +276,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--hash-bits", type=int, nargs="+", default=[18, 20, 22, 24])
+    parser.add_argument("--families", action="store_true", help="families with groups alone")
     arguments = parser.parse_args()
-    if arguments.smoke:
+    if arguments.families:
+        compare_families(2_000 if arguments.smoke else arguments.rows, 2 if arguments.smoke else 11)
+    elif arguments.smoke:
         run(2_000, [4], [18], 2, 1 << 20)
     else:
         run(arguments.rows, arguments.k, arguments.hash_bits, 7, 1 << 28)

@@ -21,6 +21,7 @@ class ImplicitRows:
     weights: NDArray[np.float32]
     n_implicit: int
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
 
 def hashed_fields(n_rows: int, seed: int = 1) -> NDArray[np.uint32]:

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import Layout
+from dfm.settings.groups import groups_of
 
 GIGABIT = 1e9 / 8
 """Bytes per second of 1 Gbit/s."""
@@ -140,7 +142,9 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
-    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"])
+    has_groups = family_of(model["family"]).has_groups
+    groups = groups_of(model["groups"], list(plan["columns"])) if has_groups else ()
+    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"], groups)
     slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
     growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
     speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)

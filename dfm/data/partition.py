@@ -101,7 +101,8 @@ class SparsePartition:
     in every entry and store none, the rest store `values` float32[n_entries - indptr[n_implicit]]; labels
     float32[n_rows]; weights float32[n_rows], or empty where all are 1; features uint32[n_features], rows of the
     parameter table, ascending; the first `n_factored` of them own factors; fields uint16[n_features], the field of each
-    feature, or empty where nobody asks for it.
+    feature, or empty where nobody asks for it; ends uint16[n_rows * n_groups], where in a row the entries of each group
+    of fields end, or empty where they do not stand group by group.
 
     No index stands twice in a row: values of colliding entries were summed, since a feature has no pair with itself.
     """
@@ -115,6 +116,7 @@ class SparsePartition:
     n_factored: int
     n_implicit: int
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
     @property
     def n_rows(self) -> int:
@@ -294,6 +296,56 @@ def scoring_partition(rows: HashedRows, lookup: RowLookup) -> SparsePartition:
             lookup.fields,
         )
     return replace(_with_values(rows, table_rows), fields=lookup.fields)
+
+
+_LONGEST_BY_GROUP = np.iinfo(np.uint16).max
+"""Entries of a row up to which `ends` can count."""
+
+
+def by_group(partition: SparsePartition, groups: Sequence[int]) -> SparsePartition:
+    """The partition with the entries of each row group by group; in a group they stay in their order.
+
+    groups: the group of each field; none: the partition as it is. Kernels then need not look the group of each feature
+    up, and rows that come so may be walked group by group: see the decision record on groups of fields.
+    """
+    if not groups or int(np.diff(partition.indptr).max(initial=0)) > _LONGEST_BY_GROUP:
+        return partition
+    n_groups = 1 + max(groups)
+    of_feature = np.array(groups, np.uint16)[partition.fields]
+    indices, values = np.empty_like(partition.indices), np.empty_like(partition.values)
+    ends = np.zeros(partition.n_rows * n_groups, np.uint16)
+    _write_by_group(
+        (partition.indptr, partition.indices, partition.values, partition.n_implicit),
+        of_feature,
+        (indices, values, ends.reshape(-1, n_groups)),
+    )
+    return replace(partition, indices=indices, values=values, ends=ends)
+
+
+@compiled
+def _write_by_group(source, group_of, target):  # type: ignore[no-untyped-def]
+    """Copies entries, group by group within each row. source: indptr, indices, values, n_implicit; group_of
+    uint16[n_features]; target: indices, values, and the ends of the groups, uint16[n_rows, n_groups] of zeros.
+    """
+    indptr, indices, values, n_implicit = source
+    out_indices, out_values, ends = target
+    places = np.zeros(ends.shape[1] + 1, np.int64)
+    skipped = indptr[n_implicit]
+    for row in range(ends.shape[0]):
+        start, stop = indptr[row], indptr[row + 1]
+        places[:] = 0
+        for i in range(start, stop):
+            places[group_of[indices[i]] + 1] += 1
+        for group in range(ends.shape[1]):
+            places[group + 1] += places[group]
+            ends[row, group] = places[group + 1]
+        for i in range(start, stop):
+            group = group_of[indices[i]]
+            at = start + places[group]
+            places[group] += 1
+            out_indices[at] = indices[i]
+            if row >= n_implicit:
+                out_values[at - skipped] = values[i - skipped]
 
 
 _LONG_ROW = 256

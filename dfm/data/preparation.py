@@ -28,7 +28,7 @@ from dfm.data.bucketing import wants_quantiles
 from dfm.data.draw import Draw
 from dfm.data.encoding import encode_batch, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
-from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows
+from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
@@ -69,6 +69,8 @@ class Reading:
     """The range that the model's predictions are to stay in."""
     label_kind: str = ""
     """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
+    groups: tuple[int, ...] = ()
+    """The group of each field, by which the entries of partitions are put in order; none: they are not."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -395,6 +397,8 @@ def load_slices(
     keys: tuple[Any, ...] = (reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key)
     if reading.units != RowUnits():
         keys = (*keys, dataclasses.asdict(reading.units))
+    if reading.groups:
+        keys = (*keys, reading.groups)
     paths = [_cache_path(reading, "partition", *keys, s) for s in range(n_slices)]
     partitions = [_open_partition(path) for path in paths]
     if None not in partitions:
@@ -413,7 +417,7 @@ def load_slices(
         if seed is not None:
             order = np.random.default_rng((*seed, len(tasks), s)).permutation(rows.n_rows)
         rows = _uniform(reading.units.applied(rows))
-        build_partition(rows, vocabulary, lookup, order).save(path)
+        by_group(build_partition(rows, vocabulary, lookup, order), reading.groups).save(path)
         built.append(SparsePartition.open(path))
     return built
 

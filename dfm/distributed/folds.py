@@ -58,7 +58,7 @@ def cross_validate(
     _check(order.job, n_folds, by)
     tell = on_event or (lambda event: None)
     inputs = _all_rows(order)
-    order.check_fields(len(inputs.schema.fields))
+    order = order.of_fields(inputs.schema)
     with connect.client_of(order.job.cluster, client) as own:
         run = begin(order, inputs, None, own, tell)
         splits = _by_lot(n_folds) if by == "lot" else _by_time(run, n_folds)

@@ -203,6 +203,7 @@ def plain_reading(run: Run) -> Reading:
         on_bad_rows=job.data.on_bad_rows,
         label_kind=run.order.objective.label_kind,
         cache=cache_directory(job.cluster, run.client),
+        groups=run.work.spec.groups,
         storage_options=job.data.storage_options,
     )
 

@@ -91,7 +91,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
     inputs = find_inputs(job)
     check_shards(job, [*inputs.train, *inputs.validation])
-    order.check_fields(len(inputs.schema.fields))
+    order = order.of_fields(inputs.schema)
     check_choice(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))

@@ -41,6 +41,7 @@ def open_trials(order: Order, client: Client | None = None, on_event: OnEvent | 
     tell = on_event or (lambda event: None)
     inputs = find_inputs(order.job)
     check_trials(inputs, order)
+    order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))
     with connect.client_of(order.job.cluster, client) as own:
         run = begin(order, inputs, None, own, tell)
@@ -56,7 +57,6 @@ def check_trials(inputs: Inputs, order: Order) -> None:
         )
     if order.job.training.warm_start:
         raise SettingsError("a search begins with untrained parameters. Leave training.warm_start out.")
-    order.check_fields(len(inputs.schema.fields))
 
 
 @dataclass

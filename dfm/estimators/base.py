@@ -410,7 +410,7 @@ class BaseFactorizationMachine(Parametrised):
     @staticmethod
     def _factors(table: ParameterTable) -> NDArray[np.float32]:
         """V of every feature, zeros for those without factors."""
-        dense = np.zeros((table.n_features, table.layout.n_factors), np.float32)
+        dense = np.zeros((table.n_features, table.layout.row_factors), np.float32)
         dense[: table.n_factored] = table.factor_weights
         return dense
 

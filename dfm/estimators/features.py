@@ -117,6 +117,9 @@ class Features(Protocol):
     @property
     def lookup(self) -> RowLookup | None: ...
 
+    @property
+    def field_names(self) -> Sequence[str]: ...
+
     def rows(self, data: Any) -> HashedRows: ...
 
     def scoring(self, data: Any) -> SparsePartition: ...
@@ -132,6 +135,11 @@ class MatrixFeatures:
     vocabulary: Vocabulary
     scaling: Scaling | None
     lookup: None = None
+
+    @property
+    def field_names(self) -> Sequence[str]:
+        """The only field that a matrix has."""
+        return [entry.name for entry in vector_schema(()).fields]
 
     @classmethod
     def learn(
@@ -179,6 +187,11 @@ class TableFeatures:
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: the look-up is made again."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+    @property
+    def field_names(self) -> Sequence[str]:
+        """The fields, in order."""
+        return [entry.name for entry in self.schema.fields]
 
     @functools.cached_property
     def lookup(self) -> RowLookup:

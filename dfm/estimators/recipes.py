@@ -17,7 +17,7 @@ from dfm.data.partition import EntrySums
 from dfm.data.transforms import SCALED
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
-from dfm.estimators.features import FeatureOptions, TableOptions
+from dfm.estimators.features import FeatureOptions, Features, TableOptions
 from dfm.estimators.sources import Deal
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
@@ -25,7 +25,7 @@ from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
 from dfm.kernels.tables import InitialValues
-from dfm.model.objective import Objective
+from dfm.model.objective import Objective, with_fields
 from dfm.settings.job import Job, differing
 from dfm.settings.tables import EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
 from dfm.training.automatic import (
@@ -51,7 +51,7 @@ MANY_ROWS = 1_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
 _EPOCHS_UNTIL_TOLERANCE = 100
 """Most epochs where nothing validates: training ends when the loss of the training rows falls no more."""
-_MODEL_KNOBS = ("family", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_MODEL_KNOBS = ("family", "groups", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "tune", "backend"),
@@ -190,8 +190,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         """The compile key of the kernels."""
         regularizer = None if self.regularizer is None else CustomRegularizer.of(self.regularizer)
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
-        family = self.get_params(deep=False).get("family", DEFAULT_FAMILY)
-        return KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
+        given = self.get_params(deep=False)
+        family = given.get("family", DEFAULT_FAMILY)
+        spec = KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
+        features: Features = vars(self)["_features"]  # learnt before
+        return with_fields(spec, given.get("groups", "auto"), features.field_names)
 
     def _recipe(self, rows: RowsToFit, mean_label: float, unit: LabelUnit) -> Recipe:
         """The numbers of a fit of these rows; mean_label: of the labels as they are trained."""
@@ -269,7 +272,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     def _deal(self, rows: RowsToFit) -> Deal:
         """The way these rows are dealt out."""
         model, training = self._settings()
-        return Deal(training.n_replicas, self._n_slices(training, rows), model.seed)
+        groups = self._spec(self._objective(), model.n_factors, training.optimizer).groups
+        return Deal(training.n_replicas, self._n_slices(training, rows), model.seed, groups)
 
     def _holds_out(self, n_rows: int, has_eval_set: bool) -> float:
         """The share of the rows to hold out for early stopping; 0 for none."""
@@ -339,8 +343,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
 class FactorParameters(Parametrised):
     """Parameters of factors, which linear models do not have."""
 
-    n_factors: int = field(default=16, kw_only=False)
+    n_factors: int | str = field(default="auto", kw_only=False)
     family: str = field(default=DEFAULT_FAMILY, kw_only=False)
+    groups: Any = "auto"
     factor_rate_scale: float | str = "auto"
     l2_factors: float | str = "auto"
     init_stdev: float | str = "auto"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import is_sparse
-from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition
+from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition, by_group
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures
@@ -29,11 +29,14 @@ Relabel = Callable[[Sequence[SparsePartition]], list[SparsePartition]]
 
 @dataclass(frozen=True)
 class Deal:
-    """A way to deal rows out: to so many replicas, for so many rounds an epoch, in an order that `seed` decides."""
+    """A way to deal rows out: to so many replicas, for so many rounds an epoch, in an order that `seed` decides; their
+    entries by the groups of fields, if there are any.
+    """
 
     n_replicas: int
     n_rounds: int
     seed: int
+    groups: tuple[int, ...] = ()
 
     def check(self, n_rows: int) -> None:
         """SettingsError where a replica would have no rows."""
@@ -177,10 +180,12 @@ def partitions_of(rows: HashedRows, features: Features, dealing: Deal) -> list[l
     dealing.check(rows.n_rows)
     parts = deal(rows.n_rows, dealing.n_replicas, dealing.n_rounds, dealing.seed)
     if dealing.n_replicas == 1:
-        return [[whole_partition(take_rows(rows, part), features.vocabulary, features.lookup) for part in parts[0]]]
+        whole = [whole_partition(take_rows(rows, part), features.vocabulary, features.lookup) for part in parts[0]]
+        return [[by_group(part, dealing.groups) for part in whole]]
     lookup = features.lookup or RowLookup(features.vocabulary)
     return [
-        [build_partition(take_rows(rows, part), features.vocabulary, lookup) for part in replica] for replica in parts
+        [by_group(build_partition(take_rows(rows, part), features.vocabulary, lookup), dealing.groups) for part in each]
+        for each in parts
     ]
 
 

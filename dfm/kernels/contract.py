@@ -41,6 +41,10 @@ class RowsLike(Protocol):
     def fields(self) -> NDArray[np.uint16]:
         """The field of each feature of the table; empty where nobody asks for it."""
 
+    @property
+    def ends(self) -> NDArray[np.uint16]:
+        """Ends of the entries of each group in each row; empty where they do not stand group by group."""
+
 
 @dataclass(frozen=True)
 class KernelSpec:
@@ -50,7 +54,7 @@ class KernelSpec:
     name in `optimizers.OPTIMIZERS`. loss_parameter: of a loss that has one; None for its default. regularizer: None for
     L2, w² / 2 of each weight, or what `CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes
     the place of w² / 2; a step's l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits
-    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind.
+    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind. groups: as in `Layout`.
     """
 
     loss: str | CustomLoss
@@ -60,11 +64,12 @@ class KernelSpec:
     regularizer: CustomRegularizer | None = None
     factor_dtype: str = "float32"
     family: str = DEFAULT
+    groups: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Layout:
         """Layout of the tables that the kernels train."""
-        return Layout(self.optimizer, self.n_factors, self.family)
+        return Layout(self.optimizer, self.n_factors, self.family, self.groups)
 
 
 class Rates(NamedTuple):
@@ -182,6 +187,7 @@ _DTYPES = {
     "labels": np.float32,
     "weights": np.float32,
     "fields": np.uint16,
+    "ends": np.uint16,
 }
 
 
@@ -212,13 +218,26 @@ def check_rows(rows: RowsLike) -> int:
 
 def check_fields(rows: RowsLike, table: ParameterTable) -> None:
     """ValueError where a family needs the fields of a table's features, and they are not there or out of range."""
-    if not family_of(table.layout.family).knows_fields:
+    family, groups = family_of(table.layout.family), table.layout.groups
+    _check_ends(rows, table.layout.n_groups)
+    if not family.knows_fields or (family.has_groups and not groups):
         return
-    if len(rows.fields) != table.n_features or int(rows.fields.max(initial=0)) >= table.n_fields:
+    n_fields = len(groups) if family.has_groups else table.n_fields
+    if len(rows.fields) != table.n_features or int(rows.fields.max(initial=0)) >= n_fields:
         raise ValueError(
             f"{len(rows.fields)} fields, up to {int(rows.fields.max(initial=0))}, for {table.n_features} features of "
-            f"{table.n_fields} fields; pass rows that know the field of each feature of the table"
+            f"{n_fields} fields; pass rows that know the field of each feature of the table"
         )
+
+
+def _check_ends(rows: RowsLike, n_groups: int) -> None:
+    if not rows.ends.size or n_groups == 1:
+        return
+    lengths = np.diff(rows.indptr)
+    fits = len(rows.ends) == len(lengths) * n_groups
+    ends = rows.ends.reshape(-1, n_groups) if fits else rows.ends[:0].reshape(0, n_groups)
+    if not fits or np.any(ends[:, -1] != lengths) or np.any(ends[:, 1:] < ends[:, :-1]):
+        raise ValueError(f"the ends of groups are not those of {n_groups} groups in these rows; build them anew")
 
 
 def check_layout(table: ParameterTable, spec: KernelSpec, with_state: bool) -> None:

@@ -27,6 +27,8 @@ Floats = NDArray[np.float32]
 
 CACHE_LINE = 64
 MAX_FACTORS = 256
+MAX_ROW_FACTORS = 4096
+"""Factors of a feature with those of all groups."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,42 @@ class Layout:
     A record of one number is [w, state...], one of a vector [V padded with zeros to `lanes`, state of the same shape if
     any]: as many numbers as the optimizer's record says. What it keeps once for a vector, the number record of the same
     feature holds.
+
+    groups: the group of each field, where the family has a vector of n_factors for each group; they lie in V one after
+    the other. Empty: one group.
     """
 
     optimizer: str
     n_factors: int
     family: str = DEFAULT
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= MAX_FACTORS:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {MAX_FACTORS}")
+        if self.groups and not family_of(self.family).has_groups:
+            raise ValueError(f'groups = {self.groups}; family = "{self.family}" has none')
+        if {*self.groups} != {*range(self.n_groups)} and self.groups:
+            raise ValueError(f"groups = {self.groups}; they must be numbered from 0 without gaps")
+        if self.row_factors > MAX_ROW_FACTORS:
+            raise ValueError(f"{self.n_groups} groups of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS}")
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of fields, at least 1."""
+        return 1 + max(self.groups, default=0)
+
+    @property
+    def row_factors(self) -> int:
+        """Numbers of V of a feature."""
+        return self.n_factors * self.n_groups
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The family's blocks."""
-        return _blocks_of(self.family, self.n_factors)
+        return _blocks_of(self.family, self.row_factors)
 
     def block(self, name: str) -> Block:
         """The block of that name."""
@@ -126,7 +148,7 @@ class Layout:
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout(STATELESS, self.n_factors, self.family)
+        return Layout(STATELESS, self.n_factors, self.family, self.groups)
 
 
 @functools.cache
@@ -210,7 +232,7 @@ class ParameterTable:
 
     @property
     def factor_weights(self) -> Floats:
-        """View float32[n_factored, n_factors] of V, without padding."""
+        """View float32[n_factored, row_factors] of V, without padding."""
         return self.values(self.layout.block("factors"))
 
     def values(self, block: Block) -> Floats:

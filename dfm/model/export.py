@@ -23,6 +23,7 @@ from dfm.model.rows import batches_of, in_columns
 from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
 
+_TEXTS = ("xlearn", "libfm")
 _TEXT_LINKS = ("sigmoid", "identity", "margin")
 """Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
@@ -50,9 +51,9 @@ def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray
 
 
 def _dense_factors(model: FMModel) -> NDArray[np.float32]:
-    """V of every feature, zeros for those without factors: float32[n_features, n_factors]."""
+    """V of every feature, zeros for those without factors: float32[n_features, row_factors]."""
     table = model.table
-    dense = np.zeros((table.n_features, table.layout.n_factors), np.float32)
+    dense = np.zeros((table.n_features, table.layout.row_factors), np.float32)
     dense[: table.n_factored] = table.factor_weights
     return dense
 
@@ -109,8 +110,16 @@ def parquet_file(model: FMModel, names: TokenNames | None = None) -> dict[str, b
 
 
 def xlearn_text(model: FMModel) -> dict[str, bytes]:
-    """Lines "bias: b", "i_INDEX: w", "v_INDEX: v …" as xLearn's text models have them; INDEX is the hashed index."""
-    return {"model.xlearn.txt": "".join(_xlearn_lines(model)).encode()}
+    """Lines "bias: b", "i_INDEX: w", "v_INDEX: v …" as xLearn's text models have them; INDEX is the hashed index.
+
+    Of a field-aware model "v_INDEX_FIELD: v …", where xLearn's field is dfm's group; a second file has the group of
+    each field, in their order.
+    """
+    text = {"model.xlearn.txt": "".join(_xlearn_lines(model)).encode()}
+    if not family_of(model.table.layout.family).has_groups:
+        return text
+    groups = model.table.layout.groups or (0,) * len(model.schema.fields)
+    return {**text, "model.xlearn.fields.txt": _lines(map(str, groups))}
 
 
 def _xlearn_lines(model: FMModel) -> Iterator[str]:
@@ -118,8 +127,12 @@ def _xlearn_lines(model: FMModel) -> Iterator[str]:
     yield f"bias: {_text(model.table.bias_value)}\n"
     for index, weight in zip(ids, model.table.linear_weights, strict=True):
         yield f"i_{index}: {_text(weight)}\n"
-    for index, factors in zip(ids, _dense_factors(model), strict=True):
-        yield f"v_{index}: {' '.join(map(_text, factors))}\n"
+    layout, dense = model.table.layout, _dense_factors(model)
+    if not family_of(layout.family).has_groups:
+        yield from (f"v_{index}: {_numbers(row)}\n" for index, row in zip(ids, dense, strict=True))
+        return
+    for index, vectors in zip(ids, dense.reshape(len(ids), layout.n_groups, layout.n_factors), strict=True):
+        yield from (f"v_{index}_{group}: {_numbers(vector)}\n" for group, vector in enumerate(vectors))
 
 
 def libfm_text(model: FMModel) -> dict[str, bytes]:
@@ -127,13 +140,17 @@ def libfm_text(model: FMModel) -> dict[str, bytes]:
     lines = ["#global bias W0", _text(model.table.bias_value), "#unary interactions Wj"]
     lines += [_text(weight) for weight in model.table.linear_weights]
     lines += ["#pairwise interactions Vj,f"]
-    lines += [" ".join(map(_text, factors)) for factors in _dense_factors(model)]
+    lines += [_numbers(factors) for factors in _dense_factors(model)]
     ids = map(str, model.vocabulary.ids)
     return {"model.libfm.txt": _lines(lines), "model.libfm.ids.txt": _lines(ids)}
 
 
 def _lines(lines: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
+
+
+def _numbers(row: NDArray[np.float32]) -> str:
+    return " ".join(map(_text, row))
 
 
 def _text(number: np.float32) -> str:
@@ -159,12 +176,12 @@ def export(
     is there that dfm did not make.
     """
     info, family = model.objective.info, model.table.layout.family
-    if kind in ("xlearn", "libfm") and not family_of(family).has_texts:
+    if kind in _TEXTS and kind not in family_of(family).texts:
         raise SettingsError(
             f'the text of {kind} knows a bias, weights and factors, and a model of family "{family}" has more; export '
             "to onnx, or to parquet for a reader that knows it"
         )
-    if kind in ("xlearn", "libfm") and info.link not in _TEXT_LINKS:
+    if kind in _TEXTS and info.link not in _TEXT_LINKS:
         raise SettingsError(
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '
             "export to onnx, or to parquet for a reader that knows it"

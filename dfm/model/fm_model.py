@@ -37,14 +37,14 @@ from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import FAMILIES
-from dfm.kernels.optimizers import STATELESS
-from dfm.kernels.tables import Layout, ParameterTable, allocate
+from dfm.kernels.tables import ParameterTable, allocate
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
     MOST_MANIFEST_BYTES,
     check_arrays,
     check_manifest,
+    layout_of,
     parse_manifest,
 )
 from dfm.model.objective import LossInfo, Objective
@@ -61,10 +61,10 @@ _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)
 MANIFEST = "model.json"
 BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
-FORMAT = 6
+FORMAT = 7
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
-names another family than the default, 5 says how values are read, or the range that predictions stay in, and 6 which
-columns are integers whatever their zeros."""
+names another family than the default, 5 says how values are read, or the range that predictions stay in, 6 which
+columns are integers whatever their zeros, and 7 which group each field is in."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -103,7 +103,7 @@ class FMModel:
 
     @functools.cached_property
     def _score_rows(self) -> numba_cpu.Scores:
-        return numba_cpu.compile_scores(self.table.layout.n_factors, self.table.layout.family)
+        return numba_cpu.compile_scores(self.table.layout)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -114,10 +114,11 @@ class FMModel:
         """One line: kind, sizes, and what it was worth when it was trained."""
         worth: Mapping[str, Any] = self.metadata.get("validation", {})
         metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
-        n_fields, name = len(self.schema.fields), self.objective.info.name
+        n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
+        groups = f"{layout.n_groups} x " if layout.n_groups > 1 else ""
         return (
-            f"FMModel({self.table.layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
-            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {self.table.layout.n_factors} "
+            f"FMModel({layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {groups}{layout.n_factors} "
             f"factors{metrics})"
         )
 
@@ -198,9 +199,12 @@ class FMModel:
         return np.where(rows >= 0, self.table.linear_weights[rows], 0.0).astype(np.float32)
 
     def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
-        """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none."""
+        """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none.
+
+        Of a family with groups float32[n_values, n_groups * n_factors], group by group.
+        """
         rows = self.parameter_rows(column, values)
-        found = np.zeros((len(rows), self.table.layout.n_factors), np.float32)
+        found = np.zeros((len(rows), self.table.layout.row_factors), np.float32)
         has_factors = (rows >= 0) & (rows < self.table.n_factored)
         found[has_factors] = self.table.factor_weights[rows[has_factors]]
         return found
@@ -285,6 +289,8 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
+        if self.table.layout.groups:
+            return 7
         if self.schema.integers:
             return 6
         if self.schema.reads_values_specially or self.clip is not None:
@@ -300,6 +306,7 @@ class FMModel:
             "format": self._format,
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             **({} if self._is_of_old else {"family": self.table.layout.family}),
+            **({"groups": list(self.table.layout.groups)} if self.table.layout.groups else {}),
             **({} if self.clip is None else {"clip": list(self.clip)}),
             "task": self.task,
             "hashing": {
@@ -403,12 +410,11 @@ def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: fi
 
 def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FMModel:
     schema = ResolvedSchema.from_dict(manifest["schema"])
-    hash_bits, n_factors = int(manifest["hashing"]["hash_bits"]), int(manifest["n_factors"])
+    hash_bits, layout = int(manifest["hashing"]["hash_bits"]), layout_of(manifest)
     if manifest["hashing"]["hash"] != HASH_NAME:
         raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
     ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    layout = Layout(STATELESS, n_factors, str(manifest.get("family", DEFAULT_FAMILY)))
     n_features, n_fields = len(ids), len(schema.fields)
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),

@@ -12,6 +12,7 @@ from dfm.data.schema import CROSS_SIGN
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
+from dfm.settings.groups import names_of
 
 
 def describe_model(model: FMModel) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "link": loss.link,
         "family": model.table.layout.family,
         "n_factors": model.table.layout.n_factors,
+        **_groups(model),
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,
         "features_with_factors": vocabulary.n_factored,
@@ -34,6 +36,16 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         **{f"rows_{key}": value for key, value in metadata.get("rows", {}).items() if key != "reasons"},
     }
     return {"summary": summary, "fields": _fields(model), "settings": metadata.get("settings", {})}
+
+
+def _groups(model: FMModel) -> dict[str, str]:
+    """The fields of each group, where the family has groups."""
+    groups = model.table.layout.groups
+    if not groups:
+        return {}
+    names = names_of(model.metadata.get("settings", {}).get("model", {}).get("groups", "auto"), groups)
+    members = [[entry.name for entry in model.schema.fields if groups[entry.index] == g] for g in range(len(names))]
+    return {"groups": "; ".join(f"{name}: {', '.join(own)}" for name, own in zip(names, members, strict=True))}
 
 
 def _fields(model: FMModel) -> list[dict[str, Any]]:

@@ -47,22 +47,37 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     if manifest["task"] not in TASKS:
         raise ValueError(f"its task is {_short(manifest['task'])}")
     _integer(manifest["hashing"]["hash_bits"], "hash_bits", 1, MOST_HASH_BITS)
-    n_factors = _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
+    _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
     _check_clip(manifest)
     _check_schema(manifest["schema"])
+    _check_groups(manifest)
     _check_statistics(manifest["statistics"])
     if not isinstance(manifest["metadata"], dict):
         raise ValueError("its metadata are no object")
     n_fields = len(manifest["schema"]["fields"])
-    layout = Layout(STATELESS, n_factors, manifest.get("family", DEFAULT))
+    layout = layout_of(manifest)
     sizes = n_features, n_factored, n_fields
     n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks)
     most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
     for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
         if kind in manifest["files"]:
             _check_file(manifest["files"][kind], kind, limit)
+
+
+def layout_of(manifest: Mapping[str, Any]) -> Layout:
+    """The layout of a model's table."""
+    groups = tuple(int(group) for group in manifest.get("groups", ()))
+    return Layout(STATELESS, int(manifest["n_factors"]), str(manifest.get("family", DEFAULT)), groups)
+
+
+def _check_groups(manifest: Mapping[str, Any]) -> None:
+    groups = manifest.get("groups", [])
+    if not isinstance(groups, list) or len(groups) not in (0, len(manifest["schema"]["fields"])):
+        raise ValueError("its groups are no list of one for each field")
+    for group in groups:
+        _integer(group, "the group of a field", 0, len(groups) - 1)
 
 
 def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
@@ -161,7 +176,7 @@ def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a feature's field or count is out of range")
     if np.any(arrays["rare"] < -1):
         raise ValueError("a row of rare features is out of range")
-    layout = Layout(STATELESS, manifest["n_factors"], manifest.get("family", DEFAULT))
+    layout = layout_of(manifest)
     if family_of(layout.family).knows_fields and np.any(fields == unknown):
         raise ValueError("a feature belongs to no field")
     if not all(np.all(np.isfinite(arrays[block.name])) for block in layout.blocks):

@@ -7,7 +7,7 @@ early stopping watches, beside the metrics of the task that make sense of its pr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from dfm.errors import ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import (
     DEFAULT_LOSSES,
     LINKS,
@@ -30,8 +31,10 @@ from dfm.kernels.losses import (
     link_of,
     resolve_loss,
 )
+from dfm.kernels.tables import MAX_ROW_FACTORS
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
-from dfm.settings.constraints import OWN
+from dfm.settings.constraints import OWN, show
+from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
 _EXPLODED = 20.0
@@ -255,6 +258,21 @@ def kernel_spec(
         factor_dtype=training.factor_dtype,
         family=model.family,
     )
+
+
+def with_fields(spec: KernelSpec, grouping: Grouping, fields: Sequence[str]) -> KernelSpec:
+    """The spec for rows of these fields. SettingsError where its family cannot make use of them, or of the groups."""
+    family = family_of(spec.family)
+    family.check_fields(len(fields))
+    if not family.has_groups:
+        return spec
+    groups = groups_of(grouping, fields)
+    if (1 + max(groups)) * spec.n_factors > MAX_ROW_FACTORS:
+        raise SettingsError(
+            f"model.groups = {show(grouping)} makes {1 + max(groups)} groups, each with model.n_factors = "
+            f"{spec.n_factors}; a feature has up to {MAX_ROW_FACTORS} numbers: take fewer groups, or shorter vectors"
+        )
+    return replace(spec, groups=groups)
 
 
 def mark_of(function: CustomLoss | CustomRegularizer) -> str:

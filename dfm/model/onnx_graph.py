@@ -204,7 +204,7 @@ def _vectors(table: ParameterTable) -> OnnxPart:
 
     A feature that stands twice in a row has no pair with itself: its values are summed, as they are in training.
     """
-    zeros = np.zeros((1, table.layout.n_factors), _FLOAT)
+    zeros = np.zeros((1, table.layout.row_factors), _FLOAT)
     constants = {
         "V": np.vstack([table.factor_weights, zeros]),
         "no_factors": np.array(table.n_factored, _INT32),
@@ -227,7 +227,11 @@ def _family_part(model: FMModel) -> OnnxPart:
     """From vectors to "factor_part", as the family of the model says."""
     table, fields = model.table, model.vocabulary.fields
     own = {block.name: table.values(block) for block in table.layout.shared}
-    return family_of(table.layout.family).onnx(own, fields[: table.n_factored])
+    family, fields = family_of(table.layout.family), fields[: table.n_factored]
+    if family.has_groups:
+        groups = np.array(table.layout.groups, np.uint16)
+        fields = groups[fields] if groups.size else np.zeros_like(fields)
+    return family.onnx(own, fields, table.layout.n_factors)
 
 
 def _prediction(model: FMModel) -> OnnxPart:

@@ -22,10 +22,11 @@ from dfm.data.canonical import shortest
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
-from dfm.kernels.families.registry import DEFAULT
+from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, read_manifest
+from dfm.settings.groups import groups_of
 from dfm.settings.job import Job
 from dfm.storage import files
 
@@ -119,6 +120,7 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
     pairs = {
         "model.task": (job.model.task, manifest["task"]),
         "model.family": (job.model.family, manifest.get("family", DEFAULT)),
+        "model.groups": (_groups(job, schema), manifest.get("groups", [])),
         "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
     }
@@ -134,6 +136,13 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
             f'the schema differs from that of training.warm_start = "{url}": {difference}. Use its [schema], or leave '
             "warm_start out and train from the beginning."
         )
+
+
+def _groups(job: Job, schema: ResolvedSchema) -> list[int]:
+    """The group of each field; nothing where the family has none."""
+    if not family_of(job.model.family).has_groups:
+        return []
+    return list(groups_of(job.model.groups, [entry.name for entry in schema.fields]))
 
 
 def _schema_difference(ours: ResolvedSchema, theirs: ResolvedSchema) -> str:

@@ -45,6 +45,8 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
 CHOICES = ("given", "best")
+FACTORS = 16
+"""Length of a factor vector where the job does not say, of families that have no length of their own."""
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
 """Most epochs where the job does not say: a plateau is left as soon as it is reached."""
 BACKENDS = ("auto", "numba", "cupy")
@@ -95,7 +97,7 @@ class Table:
 def _thaw(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_thaw(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {key: _thaw(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,19 @@ class ModelSettings(Table):
         "kind of model; " + "; ".join(f"{name}: {family_of(name).summary}" for name in FAMILIES),
         is_late=True,
     )
-    n_factors: int = knob(16, Number(0, 256, integer=True), "length of a factor vector; 0 is a linear model")
+    groups: str | int | Mapping[str, tuple[str, ...]] = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, integer=True), TableOf(COLUMNS))),
+        "groups of columns, of families that have factors for each group that a feature meets: a number of groups of "
+        "equal size, in the order of the columns, or {name = [columns]} (names or globs); auto: 4",
+        is_late=True,
+    )
+    n_factors: int = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, 256, integer=True))),
+        f"length of a factor vector; 0 is a linear model; auto: {FACTORS}"
+        + "".join(f", {each.n_factors} of {each.name}" for each in map(family_of, FAMILIES) if each.n_factors),
+    )
     hash_bits: int = knob(20, Number(10, 30, integer=True), "features are hashed to 2^hash_bits indices")
     min_count: int = knob(
         2,
@@ -262,7 +276,8 @@ class ModelSettings(Table):
     init_stdev: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0, open_low=True))),
-        "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²",
+        "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²"
+        + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev),
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
     choose: str = knob(
@@ -276,10 +291,19 @@ class ModelSettings(Table):
     )
 
     def _check(self) -> None:
+        family, n_factors = family_of(self.family), vars(self)["n_factors"]
+        if n_factors == "auto":
+            object.__setattr__(self, "n_factors", family.n_factors or FACTORS)
         if self.choose == "best" and not self.n_factors:
             raise SettingsError(
                 'model.choose = "best" compares a model with a linear one, and with model.n_factors = 0 it is one. '
                 "Leave it out."
+            )
+        if self.groups != "auto" and not family.has_groups:
+            having = " or ".join(name for name in FAMILIES if family_of(name).has_groups)
+            raise SettingsError(
+                f"model.groups = {show(self.groups)} needs model.family = {having}; only it has groups, and the family "
+                f'is "{self.family}". Leave it out, or choose that family.'
             )
         if self.clip and self.task != "regression":
             raise SettingsError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from dfm.data.partition import EntrySums
 from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.model.objective import Objective
@@ -96,9 +97,11 @@ def automatic_l2_linear(scale: RowScale) -> float:
 
 def initial_stdev(model: ModelSettings, scale: RowScale) -> float:
     """Standard deviation of the initial factors: with two fields a smaller one leaves them on the saddle at 0, with 39
-    a larger one is noise that has to be unlearnt.
+    a larger one is noise that has to be unlearnt. A family may have one of its own.
     """
-    return _STDEV / scale.squares**0.5 if model.init_stdev == "auto" else float(model.init_stdev)
+    if model.init_stdev != "auto":
+        return float(model.init_stdev)
+    return family_of(model.family).init_stdev or _STDEV / scale.squares**0.5
 
 
 @dataclass(frozen=True)

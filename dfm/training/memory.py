@@ -23,7 +23,7 @@ def bounds(n_rows: int, n_fields: int, rows_per_round: int, hash_bits: int, layo
     most_features = min(2**hash_bits, n_rows * n_fields)
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
-        "partition_cache_bytes": n_rows * (4 * n_fields + 12),
+        "partition_cache_bytes": n_rows * (4 * n_fields + 12 + (2 * layout.n_groups if layout.groups else 0)),
         "parameter_bytes_at_most": most_features * per_feature + shared,
         "round_bytes_per_replica_at_most": 2 * (most_touched * (per_feature + 4) + shared),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dfm.data.schema import ResolvedSchema
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
-from dfm.kernels.families.registry import family_of
-from dfm.model.objective import Objective, kernel_spec
+from dfm.model.objective import Objective, kernel_spec, with_fields
 from dfm.settings.job import Job
 from dfm.training.automatic import RowScale, settled, steepness_of
 from dfm.training.publish import check_output
@@ -33,9 +33,10 @@ class Order:
         numbers = settled(job.training, RowScale(steepness=steepness_of(objective)))  # until the rows are known
         return cls(job, objective, work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
 
-    def check_fields(self, n_fields: int) -> None:
-        """SettingsError where the model's family cannot have so many fields."""
-        family_of(self.work.spec.family).check_fields(n_fields)
+    def of_fields(self, schema: ResolvedSchema) -> Order:
+        """The order of rows with these fields. SettingsError where the model's family cannot make use of them."""
+        spec = with_fields(self.work.spec, self.job.model.groups, [entry.name for entry in schema.fields])
+        return replace(self, work=replace(self.work, spec=spec))
 
 
 def admit(job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None) -> Order:

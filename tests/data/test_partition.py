@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows, scoring_partition
+from dfm.data.partition import (
+    HashedRows,
+    SparsePartition,
+    build_partition,
+    by_group,
+    concatenate_rows,
+    scoring_partition,
+)
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
@@ -98,6 +105,22 @@ def test_every_row_keeps_its_features_with_summed_values_its_label_and_its_weigh
     assert sorted(numbers) == sorted(order)
     assert partition_rows(partition, partition.features) == [expected[number] for number in numbers]
     assert partition.weights.tolist() == ([number / 2 for number in numbers] if rows.weights.size else [])
+
+
+@given(samples(), st.sampled_from([(0, 1, 0), (1, 0, 1), (2, 0, 1)]))
+def test_entries_come_group_by_group_each_in_its_order_and_rows_stay_what_they_are(sample, groups):
+    rows, vocabulary = sample
+    partition = build_partition(rows, vocabulary, RowLookup(vocabulary))
+    ordered = by_group(partition, groups)
+    ordered.check()
+    assert partition_rows(ordered, ordered.features) == partition_rows(partition, partition.features)
+    group_of = np.array(groups)[partition.fields] if len(partition.fields) else np.zeros(0, int)
+    ends = ordered.ends.reshape(partition.n_rows, 1 + max(groups))
+    for row, (start, stop) in enumerate(itertools.pairwise(partition.indptr)):
+        before, after = partition.indices[start:stop], ordered.indices[start:stop]
+        assert after.tolist() == before[np.argsort(group_of[before], kind="stable")].tolist()
+        assert ends[row].tolist() == np.cumsum(np.bincount(group_of[before], minlength=1 + max(groups))).tolist()
+    assert by_group(partition, ()) is partition
 
 
 @given(samples(), st.randoms(use_true_random=False))

@@ -306,6 +306,14 @@ def test_a_worker_that_lost_its_partitions_does_not_make_them_again_from_other_r
     assert changed.exists()
 
 
+def test_partitions_with_groups_are_others_in_the_cache(reading, shards):
+    vocabulary, lookup = vocabulary_of(reading, shards)
+    grouped = dataclasses.replace(reading, groups=tuple(range(len(reading.schema.fields))))
+    for each, n_groups in ((reading, 0), (grouped, len(grouped.groups)), (reading, 0)):
+        slices = load_slices(each, tasks_of(shards), 2, (3, 0), vocabulary, "key", lookup)
+        assert [len(part.ends) for part in slices] == [n_groups * part.n_rows for part in slices]
+
+
 def test_where_bad_rows_and_the_cache_go_does_not_change_the_key(reading):
     for change in ({"on_bad_rows": "skip"}, {"cache": "elsewhere"}, {"storage_options": {"key": "secret"}}):
         assert dataclasses.replace(reading, **change).key() == reading.key()

@@ -54,6 +54,12 @@ CHOSEN: list[Case] = [
     ("fwfm", "logistic", "sgd", 80),
     ("fwfm", "logistic", "adam", 4),
     ("fwfm", "logistic", "adagrad", 0),
+    ("ffm", "logistic", "adagrad", 4),
+    ("ffm", "squared", "adagrad-row", 5),
+    ("ffm", "logistic", "ftrl", 2),
+    ("ffm", "logistic", "sgd", 66),
+    ("ffm", "logistic", "adam", 3),
+    ("ffm", "logistic", "adagrad", 0),
 ]
 """Widths of one vector register, of several, with and without padding, and none."""
 CASES = [

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
+from dfm.data.partition import SparsePartition, by_group
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
-from dfm.kernels.tables import InitialValues, initialise
+from dfm.kernels.tables import InitialValues, Layout, initialise
 from tests import reference
-from tests.support.kernel_cases import FIELDS, N_FIELDS, PAIRS, make_rows, make_table, strengths_of
+from tests.support.kernel_cases import FIELDS, GROUPS, N_FIELDS, PAIRS, make_rows, make_table, strengths_of
 
 
 def test_an_untrained_field_weighted_machine_is_a_factorization_machine() -> None:
@@ -43,9 +45,71 @@ def test_strengths_are_learnt_where_pairs_of_fields_matter_differently() -> None
     assert {strengths[field, field] for field in range(3)} == {1.0}, "no row has two of a field"
 
 
-def test_rows_that_do_not_know_fields_are_refused_where_they_are_needed() -> None:
-    spec = KernelSpec("logistic", "adagrad", 16, family="fwfm")
-    kernels, table, rows = compile_kernels(spec), make_table(family="fwfm"), make_rows()
+def test_one_group_is_a_factorization_machine() -> None:
+    rows, tables, scores = make_rows(), {}, {}
+    for family in ("fm", "ffm"):
+        kernels = compile_kernels(KernelSpec("logistic", "adagrad", 8, family=family))
+        tables[family] = make_table(n_factors=8, family=family, groups=())
+        kernels.run_round(rows, tables[family], Step(0.02, 0.02, 0.01, 0.01))
+        scores[family] = kernels.scores(rows, tables[family])
+    np.testing.assert_allclose(scores["ffm"], scores["fm"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tables["ffm"].factors, tables["fm"].factors, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_for_each_field_is_the_machine_of_the_paper() -> None:
+    """Every pair of entries by the definition, of lists and of fields that have one entry."""
+    spec = KernelSpec("logistic", "adagrad", 3, family="ffm", groups=tuple(range(N_FIELDS)))
+    rows, table = make_rows(), make_table(n_factors=3, family="ffm", groups=spec.groups)
+    vectors = table.factor_weights.astype(float).reshape(-1, N_FIELDS, 3)
+    expected = []
+    for row in range(len(rows.labels)):
+        entries = [(j, x) for j, x in rows.entries(row)]
+        owners = [(j, x) for j, x in entries if j < len(vectors)]
+        total = float(table.bias_value) + sum(float(table.linear_weights[j]) * x for j, x in entries)
+        for (i, x_i), (j, x_j) in itertools.combinations(owners, 2):
+            total += float(vectors[i, FIELDS[j]] @ vectors[j, FIELDS[i]]) * x_i * x_j
+        expected.append(total)
+    np.testing.assert_allclose(compile_kernels(spec).scores(rows, table), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entries_group_by_group_train_the_bytes_of_entries_in_any_order_of_groups() -> None:
+    """A partition whose rows are in order says where groups end; else kernels put owners in order themselves."""
+    groups = GROUPS["ffm"]
+    mixed = partition_of(make_rows())
+    ordered = by_group(mixed, groups)
+    assert ordered.ends.size == 3 * mixed.n_rows
+    assert ordered.indices.tobytes() != mixed.indices.tobytes()
+    kernels = compile_kernels(KernelSpec("logistic", "adagrad", 4, family="ffm", groups=groups))
+    unmarked = dataclasses.replace(ordered, ends=ordered.ends[:0])
+    tables = {}
+    for name, rows in {"ordered": ordered, "unmarked": unmarked, "mixed": mixed}.items():
+        tables[name] = make_table(n_factors=4, family="ffm")
+        kernels.run_round(rows, tables[name], Step(0.02, 0.02))
+    assert tables["ordered"].factors.tobytes() == tables["unmarked"].factors.tobytes()
+    np.testing.assert_allclose(tables["mixed"].factors, tables["ordered"].factors, rtol=1e-4, atol=1e-6)
+    for ends in (ordered.ends[:-3], ordered.ends + 1, ordered.ends[::-1].copy()):
+        with pytest.raises(ValueError, match="ends of groups"):
+            kernels.scores(dataclasses.replace(ordered, ends=ends), tables["mixed"])
+
+
+def partition_of(rows: reference.Rows) -> SparsePartition:
+    features = np.arange(len(FIELDS), dtype=np.uint32)
+    parts = rows.indptr, rows.indices, rows.values, rows.labels, rows.weights
+    return SparsePartition(*parts, features, 45, rows.n_implicit, FIELDS)
+
+
+def test_a_layout_refuses_groups_that_are_none() -> None:
+    for family, groups in (("fm", (0, 1)), ("ffm", (0, 2)), ("ffm", (1, 1))):
+        with pytest.raises(ValueError, match="groups"):
+            Layout("sgd", 4, family, groups)
+    with pytest.raises(ValueError, match="4096"):
+        Layout("sgd", 256, "ffm", tuple(range(17)))
+
+
+@pytest.mark.parametrize("family", ["fwfm", "ffm"])
+def test_rows_that_do_not_know_fields_are_refused_where_they_are_needed(family: str) -> None:
+    spec = KernelSpec("logistic", "adagrad", 4, family=family, groups=GROUPS.get(family, ()))
+    kernels, table, rows = compile_kernels(spec), make_table(n_factors=4, family=family), make_rows()
     for fields in (FIELDS[:0], FIELDS[:-1], np.full_like(FIELDS, N_FIELDS)):
         with pytest.raises(ValueError, match="the field of each feature"):
             kernels.scores(dataclasses.replace(rows, fields=fields), table)

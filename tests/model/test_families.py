@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dfm.data.partition import scoring_partition
+from dfm.data.vocabulary import RowLookup
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import DEFAULT, FAMILIES, family_of
@@ -17,18 +20,26 @@ from dfm.kernels.gpu.backend import source_of
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
+from dfm.model.inspection import describe_model
+from dfm.settings.groups import groups_of
 from tests.support.small_models import make_model, random_table
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
 
 
 def of_family(model: FMModel, family: str) -> FMModel:
-    """The model with the same bias, weights and factors, and what the family adds as it is before training."""
+    """The model with the same bias, weights and factors, the latter for each group of fields that the family has, and
+    what it adds as it is before training.
+    """
     vocabulary, old = model.vocabulary, model.table
-    layout = Layout("sgd", old.layout.n_factors, family)
+    names = [entry.name for entry in model.schema.fields]
+    groups = groups_of(3, names) if family_of(family).has_groups else ()
+    layout = Layout("sgd", old.layout.n_factors, family, groups)
     ids, n_factored, n_fields = vocabulary.ids, vocabulary.n_factored, vocabulary.n_fields
     fresh = initialise(layout, ids, n_factored, InitialValues(0), n_fields)
-    return dataclasses.replace(model, table=ParameterTable(layout, {**fresh.arrays, **old.arrays}))
+    fresh.factor_weights[...] = np.tile(old.factor_weights, layout.n_groups)
+    others = {name: array for name, array in old.arrays.items() if name != "factors"}
+    return dataclasses.replace(model, table=ParameterTable(layout, {**fresh.arrays, **others}))
 
 
 def moved(model: FMModel) -> FMModel:
@@ -36,6 +47,8 @@ def moved(model: FMModel) -> FMModel:
     table, rng = model.table.copy(), np.random.default_rng(4)
     for block in table.layout.own:
         table.values(block)[...] = rng.normal(1.0, 0.5, len(table[block.name]))
+    if table.layout.groups:
+        table.factor_weights[...] += rng.normal(0.0, 0.5, table.factor_weights.shape)
     return dataclasses.replace(model, table=table)
 
 
@@ -65,7 +78,7 @@ def test_a_model_comes_back_as_it_was_saved(family: str, tmp_path: Path) -> None
 def test_an_older_dfm_is_told_that_it_is_too_old(family: str, tmp_path: Path) -> None:
     of_family(make_model(), family).save(str(tmp_path / "m"))
     manifest = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert (manifest["format"], manifest["family"]) == (4, family)
+    assert (manifest["format"], manifest["family"]) == (7 if "groups" in manifest else 4, family)
     make_model().save(str(tmp_path / "plain"))
     assert "family" not in json.loads((tmp_path / "plain" / "model.json").read_text())
     (tmp_path / "m" / "model.json").write_text(json.dumps({**manifest, "family": "of tomorrow"}))
@@ -98,8 +111,52 @@ def test_the_parquet_table_has_what_the_family_adds(family: str, tmp_path: Path)
 
 
 def test_text_formats_that_cannot_say_it_refuse(family: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=f'family "{family}" has more; export to onnx'):
-        export(of_family(make_model(), family), "xlearn", str(tmp_path))
+    for kind in {"xlearn", "libfm"} - {*family_of(family).texts}:
+        with pytest.raises(SettingsError, match=f'family "{family}" has more; export to onnx'):
+            export(of_family(make_model(), family), kind, str(tmp_path))
+
+
+def test_field_aware_text_scores_as_the_model_by_the_rules_of_xlearn(tmp_path: Path) -> None:
+    """w0 + Σ w_i x_i + Σ_{i<j} <v_{i,f(j)}, v_{j,f(i)}> x_i x_j of libffm lines field:index:value."""
+    model, rows = moved(of_family(make_model(), "ffm")), random_table(40)
+    text, listed = export(model, "xlearn", str(tmp_path))
+    read = dict(line.split(": ") for line in Path(text).read_text().splitlines())
+    numbers = {name: np.array(values.split(), float) for name, values in read.items()}
+    field_of = [int(line) for line in Path(listed).read_text().splitlines()]
+    seen = scoring_partition(model.encode(rows.to_batches()[0]).rows, RowLookup(model.vocabulary))
+    values = seen.values if seen.values.size else np.ones(len(seen.indices))
+    scores = []
+    for start, stop in itertools.pairwise(seen.indptr):
+        line = [
+            (field_of[model.vocabulary.fields[at]], model.vocabulary.ids[at], x)
+            for at, x in zip(seen.indices[start:stop], values[start:stop], strict=True)
+        ]
+        total = numbers["bias"][0] + sum(numbers[f"i_{index}"][0] * x for _, index, x in line)
+        for (f, i, x_i), (g, j, x_j) in itertools.combinations(line, 2):
+            total += numbers[f"v_{i}_{g}"] @ numbers[f"v_{j}_{f}"] * x_i * x_j
+        scores.append(total)
+    np.testing.assert_allclose(scores, model.decision_function(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_a_manifest_whose_groups_are_none_is_damaged(tmp_path: Path) -> None:
+    of_family(make_model(), "ffm").save(str(tmp_path))
+    manifest = json.loads((tmp_path / "model.json").read_text())
+    n_fields = len(manifest["schema"]["fields"])
+    assert manifest["groups"] == [0, 0, 0, 1, 1, 1, 2, 2]
+    for groups in ([0, 1], [0] * (n_fields - 1) + [2], [0.5] * n_fields, "0"):
+        (tmp_path / "model.json").write_text(json.dumps({**manifest, "groups": groups}))
+        with pytest.raises(ModelError, match="damaged"):
+            FMModel.load(str(tmp_path))
+
+
+def test_inspection_tells_the_fields_of_each_group() -> None:
+    model = of_family(make_model(), "ffm")
+    names = [entry.name for entry in model.schema.fields]
+    told = f"0: {', '.join(names[:3])}; 1: {', '.join(names[3:6])}; 2: {', '.join(names[6:])}"
+    assert describe_model(model)["summary"]["groups"] == told
+    named = {"settings": {"model": {"groups": {"a": [], "b": [], "c": []}}}}
+    assert describe_model(dataclasses.replace(model, metadata=named))["summary"]["groups"].startswith("a: ")
+    assert "groups" not in describe_model(make_model())["summary"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

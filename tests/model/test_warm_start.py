@@ -14,6 +14,7 @@ from dfm.errors import ModelError, SettingsError
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.model.fm_model import FMModel
 from dfm.model.warm_start import find_start, warm_table
+from dfm.settings.groups import groups_of
 from dfm.settings.job import load_job
 from tests.support.small_models import PLAIN, STATISTICS, make_model
 
@@ -101,6 +102,7 @@ def test_a_start_that_fits_takes_over_the_statistics(model: FMModel, published: 
     ("changes", "message"),
     [
         ({"model": {"n_factors": 4}}, r"model.n_factors = 4, but .* has 3; use 3"),
+        ({"model": {"family": "ffm"}}, r"model.family = ffm, but .* has fm; use fm"),
         ({"model": {"hash_bits": 20}}, r"model.hash_bits = 20, but .* has 18"),
         ({"model": {"task": "regression"}}, r"model.task = regression, but .* has classification"),
         ({"training": {"optimizer": "ftrl"}}, "which makes its weights of sums"),
@@ -109,6 +111,16 @@ def test_a_start_that_fits_takes_over_the_statistics(model: FMModel, published: 
 def test_a_job_of_another_kind_is_refused(model: FMModel, published: str, changes, message):
     with pytest.raises(SettingsError, match=message):
         find_start(load_job(tables(published, **changes)), model.schema)
+
+
+def test_other_groups_of_fields_are_refused(model: FMModel, tmp_path: Path):
+    layout = Layout("sgd", 3, "ffm", groups_of(2, [field.name for field in model.schema.fields]))
+    table = initialise(layout, model.vocabulary.ids, model.vocabulary.n_factored, INITIAL)
+    dataclasses.replace(model, table=table).save(str(tmp_path / "aware"))
+    job = {"family": "ffm", "groups": 2}
+    assert find_start(load_job(tables(str(tmp_path / "aware"), model=job)), model.schema) is not None
+    with pytest.raises(SettingsError, match=r"model.groups = \[0, 1, 2, 3\], but .* has \[0, 0, 1, 1\]"):
+        find_start(load_job(tables(str(tmp_path / "aware"), model={**job, "groups": "auto"})), model.schema)
 
 
 def test_another_schema_is_refused_with_the_field_that_differs(model: FMModel, published: str):

@@ -86,7 +86,7 @@ def illegal_values(constraint: Constraint) -> list[object]:
         of_items = [[value] for value in illegal_values(constraint.item)] if is_number else [[3]]
         return [3, {"a": 1}, None, *of_items, *lone, *short]
     if isinstance(constraint, TableOf):
-        return ["a", ["a"], 3, {"a": None}]
+        return ["a", ["a"], 3, True, None, {"a": None}]
     if isinstance(constraint, Names):
         return ["a", ["a"], 3, {"two words": "x"}, {"a": None}]
     if isinstance(constraint, Structure):

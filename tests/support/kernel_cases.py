@@ -24,6 +24,8 @@ Case = tuple[str, str, str, int]
 """Family, loss, optimizer, number of factors."""
 N_FEATURES, N_FACTORED, N_FIELDS = 60, 45, 5
 FIELDS = np.random.default_rng(3).integers(0, N_FIELDS, N_FEATURES).astype(np.uint16)
+GROUPS = {"ffm": (0, 1, 2, 0, 1)}
+"""The group of each field, of families with groups."""
 PAIRS = [(low, high) for high in range(N_FIELDS) for low in range(high + 1)]
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
 PARAMETERS = {"quantile": 0.8, "huber": 0.7}
@@ -46,7 +48,8 @@ def compiled(backend: str, spec: KernelSpec) -> Kernels:
 
 def spec_of(case: Case) -> KernelSpec:
     family, loss, optimizer, n_factors = case
-    return KernelSpec(loss, optimizer, n_factors, loss_parameter=PARAMETERS.get(loss), family=family)
+    parameter, groups = PARAMETERS.get(loss), GROUPS.get(family, ())
+    return KernelSpec(loss, optimizer, n_factors, loss_parameter=parameter, family=family, groups=groups)
 
 
 def has(backend: str, case: Case) -> bool:
@@ -69,11 +72,16 @@ def on_backends(cases: Iterable[Case], slow: Iterable[str] = ()) -> pytest.MarkD
 
 
 def make_table(
-    optimizer: str = "adagrad", n_factors: int = 16, n_factored: int = N_FACTORED, family: str = "fm"
+    optimizer: str = "adagrad",
+    n_factors: int = 16,
+    n_factored: int = N_FACTORED,
+    family: str = "fm",
+    groups: tuple[int, ...] | None = None,
 ) -> ParameterTable:
     ids = np.arange(N_FEATURES, dtype=np.uint32)
     stdev = 0.3 * min(1.0, (16 / max(n_factors, 1)) ** 0.5)  # scores of moderate size with any number of factors
-    layout, initial = Layout(optimizer, n_factors, family), InitialValues(seed=7, init_stdev=stdev)
+    groups = GROUPS.get(family, ()) if groups is None else groups
+    layout, initial = Layout(optimizer, n_factors, family, groups), InitialValues(seed=7, init_stdev=stdev)
     return initialise(layout, ids, n_factored, initial, N_FIELDS)
 
 
@@ -89,6 +97,8 @@ def as_machine(table: ParameterTable) -> reference.Machine:
     )
     if table.layout.family == "fwfm":
         machine.fields, machine.strengths = FIELDS, dict(zip(PAIRS, strengths_of(table), strict=True))
+    if table.layout.groups:
+        machine.groups = [table.layout.groups[field] for field in FIELDS]
     return machine
 
 
@@ -129,4 +139,4 @@ def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> N
         assert tally.weight == sum(rows.weight(row) for row in range(n_rows))
         np.testing.assert_allclose(tally.loss, loss_sum, rtol=2e-6)
         assert_equal_parameters(table, machine)
-    assert not table.factors[:, n_factors : table.layout.lanes].any(), "padding stays zero"
+    assert not table.factors[:, table.layout.row_factors : table.layout.lanes].any(), "padding stays zero"

@@ -33,9 +33,9 @@ from dfm.kernels.contract import (
 from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, make_walk
 from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.cpu.step_passes import WIDTH
-from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, resolve_optimizer
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, resolve_optimizer
 from dfm.kernels.rates import all_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import Layout, ParameterTable, aligned_zeros, allocate
@@ -54,6 +54,7 @@ def rows_record(rows: RowsLike) -> Rows:
         read_only(rows.labels),
         read_only(rows.weights),
         read_only(rows.fields),
+        read_only(rows.ends),
         int(rows.n_implicit),
     )
 
@@ -69,15 +70,20 @@ def new_scratch(longest_row: int, table: ParameterTable) -> Scratch:
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
     layout = table.layout
     n_own = max((len(table[block.name]) for block in layout.own), default=0)
+    grouped = capacity if layout.n_groups > 1 else 0
     return Scratch(
         aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
-        aligned_zeros((family_of(layout.family).room(capacity, layout.lanes),)),
+        family_of(layout.family).sums(capacity, layout),
         aligned_zeros((n_own,)),
         np.zeros(2 * n_own, np.int64),
         aligned_zeros((BLOCK_ROWS,)),
+        np.zeros(layout.n_groups + 1, np.int64),
+        np.array(layout.groups, np.uint16),
+        np.zeros(grouped, np.int64),
+        aligned_zeros((grouped,)),
     )
 
 
@@ -166,33 +172,47 @@ def _build(spec: KernelSpec) -> Kernels:
             f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
             f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
+    walk, score_all = _walk_of(_with_any_fields(spec)), _score_all_of(_with_any_fields(spec).layout)
+    return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
+
+
+def _with_any_fields(spec: KernelSpec) -> KernelSpec:
+    """The spec of the same code: which field is in which group the kernels read, only how many there are they know."""
+    return replace(spec, groups=tuple(range(spec.layout.n_groups)) if spec.groups else ())
+
+
+@functools.cache
+def _walk_of(spec: KernelSpec) -> Any:
     layout = spec.layout
     walk = make_walk(_shape(layout), layout, spec)
     if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))
-    return Kernels(spec, partial(_train, walk, spec), _build_scores(spec), time.perf_counter() - begin)
+    return walk
 
 
 def _shape(layout: Layout) -> Shape:
     own_widths = tuple(layout.width(block) for block in layout.own)
-    sizes = layout.n_factors, layout.lanes, layout.factor_width, layout.linear_width
-    return Shape(*sizes, implicit=True, family=layout.family, own_widths=own_widths)
+    sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
+    return Shape(*sizes, implicit=True, family=layout.family, own_widths=own_widths, n_groups=layout.n_groups)
 
 
 @functools.cache
-def compile_scores(n_factors: int, family: str = DEFAULT) -> Scores:
-    """`Kernels.scores` of finished models, whose tables have no optimizer state: nothing is compiled for training."""
-    return _build_scores(KernelSpec(DEFAULT_LOSSES["regression"], STATELESS, n_factors, family=family))
+def compile_scores(layout: Layout) -> Scores:
+    """`Kernels.scores` of finished models of a layout without optimizer state: nothing is compiled for training."""
+    spec = KernelSpec(
+        DEFAULT_LOSSES["regression"], layout.optimizer, layout.n_factors, family=layout.family, groups=layout.groups
+    )
+    return partial(_score, _score_all_of(_with_any_fields(spec).layout), spec)
 
 
-def _build_scores(spec: KernelSpec) -> Scores:
-    layout = spec.layout
+@functools.cache
+def _score_all_of(layout: Layout) -> Any:
     score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
     if not numba.config.DISABLE_JIT:
         keep_on_disk(score_all, f"{sources()} {layout}")
     _compile(score_all, example_arguments(layout, for_training=False))
-    return partial(_score, score_all, spec)
+    return score_all
 
 
 def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
@@ -201,7 +221,7 @@ def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     offsets, indices, fields = (
         read_only(np.zeros(n, kind)) for n, kind in ((1, np.int64), (0, np.uint32), (0, np.uint16))
     )
-    rows, example = Rows(offsets, indices, floats, floats, floats, fields, 0), allocate(layout, 0, 0)
+    rows, example = Rows(offsets, indices, floats, floats, floats, fields, fields, 0), allocate(layout, 0, 0)
     table, scratch = table_record(example), new_scratch(0, example)
     if for_training:
         return rows, table, all_rates(Step(1.0, 1.0), layout), scratch, np.zeros((0, 2), np.int64)

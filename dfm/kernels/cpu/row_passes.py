@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     fields: NDArray[np.uint16]
+    ends: NDArray[np.uint16]
     n_implicit: int
 
 
@@ -58,9 +59,11 @@ class RowsView(NamedTuple):
     labels: Any
     weights: Any
     fields: Any
+    ends: Any
     n_entries: int
     first_value: int
     has_weights: bool
+    has_ends: bool
 
 
 class TableView(NamedTuple):
@@ -83,6 +86,10 @@ class Scratch(NamedTuple):
     and owner_values float32[capacity]: feature and x of the entries that own factors; sums: what a family's score
     leaves for its gradients; own float32[n] and notes int64[2 n], zeros between two rows: for steps of a family's own
     blocks, whose longest has n rows; logits float32[BLOCK_ROWS]: of the rows of a block.
+
+    With groups the owners stand group by group, those of group g at [first_owners[g], first_owners[g + 1]), in the
+    order of the row within. first_owners int64[n_groups + 1]; groups uint16[n_fields]: of each field; spare
+    int64[capacity] and spare_values float32[capacity]: for rows that come in another order.
     """
 
     linear: NDArray[np.float32]
@@ -93,6 +100,10 @@ class Scratch(NamedTuple):
     own: NDArray[np.float32]
     notes: NDArray[np.int64]
     logits: NDArray[np.float32]
+    first_owners: NDArray[np.int64]
+    groups: NDArray[np.uint16]
+    spare: NDArray[np.int64]
+    spare_values: NDArray[np.float32]
 
 
 def _make_each(n: int, of_one: Any) -> Any:
@@ -129,9 +140,11 @@ def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> 
                 address(rows.labels),
                 address(rows.weights),
                 address(rows.fields),
+                address(rows.ends),
                 rows.indices.size,
                 rows.indptr[rows.n_implicit],
                 rows.weights.size > 0,
+                rows.ends.size > 0,
             ),
             TableView(
                 address(table.bias),
@@ -152,6 +165,10 @@ def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> 
                 address(scratch.own),
                 address(scratch.notes),
                 address(scratch.logits),
+                address(scratch.first_owners),
+                address(scratch.groups),
+                address(scratch.spare),
+                address(scratch.spare_values),
             ),
         )
 
@@ -159,29 +176,138 @@ def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> 
 
 
 def _make_gather(shape: Shape) -> Any:
-    """gather(rows, table, scratch, start, stop): number of entries of the row that own factors."""
-    implicit, gathered, no_weights = shape.implicit, shape.gathered, WIDTH * shape.gathered
+    """gather(rows, table, scratch, row, start, stop): number of entries of the row that own factors."""
+    gathered, no_weights, n_groups = shape.gathered, WIDTH * shape.gathered, shape.n_groups
+    has_groups, put_in_order, take = n_groups > 1, _make_put_in_order(shape), _make_take(shape)
 
     @inlined
-    def gather(rows, table, scratch, start, stop):  # type: ignore[no-untyped-def]
-        linear_width, n_factored = table.linear_width, table.n_factored
-        first_value = start - rows.first_value
+    def gather(rows, table, scratch, row, start, stop):  # type: ignore[no-untyped-def]
         n_owners = 0
-        for position in range(stop - start):
-            feature = np.intp(read(rows.indices, start + position))
-            store(scratch.linear, position * gathered, load(table.linear, feature * linear_width, gathered))
-            write(scratch.owners, n_owners, feature)
-            if not implicit:
-                value = read(rows.values, first_value + position)
-                write(scratch.values, position, value)
-                write(scratch.owner_values, n_owners, value)
-            n_owners += 1 if feature < n_factored else 0
+        if has_groups and rows.has_ends:
+            position = 0
+            for group in range(n_groups):
+                end = np.intp(read(rows.ends, row * n_groups + group))
+                while position < end:
+                    n_owners += take(rows, table, scratch, start, position, n_owners)
+                    position += 1
+                write(scratch.first_owners, group + 1, n_owners)
+        else:
+            for position in range(stop - start):
+                n_owners += take(rows, table, scratch, start, position, n_owners)
+            if has_groups:
+                put_in_order(rows, scratch, n_owners)
         # The last vector of the row reaches beyond it: these lanes must add nothing.
         store(scratch.linear, (stop - start) * gathered, splat(np.float32(0), no_weights))
         store(scratch.values, stop - start, splat(np.float32(0), WIDTH))
         return n_owners
 
     return gather
+
+
+def _make_take(shape: Shape) -> Any:
+    """take(rows, table, scratch, start, position, n_owners): copies one entry; 1 if it owns factors, else 0."""
+    implicit, gathered = shape.implicit, shape.gathered
+
+    @inlined
+    def take(rows, table, scratch, start, position, n_owners):  # type: ignore[no-untyped-def]
+        feature = np.intp(read(rows.indices, start + position))
+        store(scratch.linear, position * gathered, load(table.linear, feature * table.linear_width, gathered))
+        write(scratch.owners, n_owners, feature)
+        if not implicit:
+            value = read(rows.values, start - rows.first_value + position)
+            write(scratch.values, position, value)
+            write(scratch.owner_values, n_owners, value)
+        return 1 if feature < table.n_factored else 0
+
+    return take
+
+
+def _make_group_of() -> Any:
+    """group_of(rows, scratch, feature): the group of the field of a feature."""
+
+    @inlined
+    def group_of(rows, scratch, feature):  # type: ignore[no-untyped-def]
+        return np.intp(read(scratch.groups, np.intp(read(rows.fields, feature))))
+
+    return group_of
+
+
+def _make_put_in_order(shape: Shape) -> Any:
+    """put_in_order(rows, scratch, n_owners): owners group by group, and where each group begins, in place."""
+    n_groups, group_of, sort = shape.n_groups, _make_group_of(), _make_sort(shape)
+
+    @inlined
+    def put_in_order(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
+        group, falls = np.intp(0), np.intp(0)
+        for each in range(n_groups + 1):
+            write(scratch.first_owners, each, np.int64(0))
+        for i in range(n_owners):
+            before, group = group, group_of(rows, scratch, read(scratch.owners, i))
+            falls |= group - before  # negative as soon as one of them is
+            write(scratch.first_owners, group + 1, np.int64(i + 1))
+        if falls < 0:
+            sort(rows, scratch, n_owners)
+        else:  # groups without an owner begin and end where the one before them ends
+            for each in range(n_groups):
+                end = max(read(scratch.first_owners, each), read(scratch.first_owners, each + 1))
+                write(scratch.first_owners, each + 1, end)
+
+    return put_in_order
+
+
+def _make_sort(shape: Shape) -> Any:
+    """sort(rows, scratch, n_owners): as `put_in_order`, of owners in any order."""
+    count, place = _make_count(shape), _make_place(shape)
+
+    @njit(nogil=True, error_model="numpy")
+    def sort(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
+        count(rows, scratch, n_owners)
+        place(rows, scratch, n_owners)
+
+    return sort
+
+
+def _make_count(shape: Shape) -> Any:
+    """count(rows, scratch, n_owners): where each group begins; the owners are copied into the spare arrays."""
+    implicit, n_groups, group_of = shape.implicit, shape.n_groups, _make_group_of()
+
+    @inlined
+    def count(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
+        for group in range(n_groups + 1):
+            write(scratch.first_owners, group, np.int64(0))
+        for i in range(n_owners):
+            owner = read(scratch.owners, i)
+            after = group_of(rows, scratch, owner) + 1
+            write(scratch.first_owners, after, read(scratch.first_owners, after) + 1)
+            write(scratch.spare, i, owner)
+            if not implicit:
+                write(scratch.spare_values, i, read(scratch.owner_values, i))
+        for group in range(n_groups):
+            size = read(scratch.first_owners, group + 1)
+            write(scratch.first_owners, group + 1, read(scratch.first_owners, group) + size)
+
+    return count
+
+
+def _make_place(shape: Shape) -> Any:
+    """place(rows, scratch, n_owners): owners from the spare arrays to their groups, in their order."""
+    implicit, n_groups, group_of = shape.implicit, shape.n_groups, _make_group_of()
+
+    @inlined
+    def place(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
+        for i in range(n_owners):
+            owner = read(scratch.spare, i)
+            group = group_of(rows, scratch, owner)
+            at = np.intp(read(scratch.first_owners, group))
+            write(scratch.first_owners, group, np.int64(at + 1))
+            write(scratch.owners, at, owner)
+            if not implicit:
+                write(scratch.owner_values, at, read(scratch.spare_values, i))
+        for group in range(n_groups, 0, -1):  # every start has become the next one
+            write(scratch.first_owners, group, read(scratch.first_owners, group - 1))
+        write(scratch.first_owners, 0, np.int64(0))
+
+    return place
 
 
 def _make_prefetch(shape: Shape) -> Any:
@@ -224,14 +350,14 @@ def _make_pairs(shape: Shape) -> Any:
 
 
 def _make_score(shape: Shape) -> Any:
-    """score(views, start, stop): (logit of one row, number of entries that own factors)."""
+    """score(views, row, start, stop): (logit of one row, number of entries that own factors)."""
     gather, linear_part, pairs_of = _make_gather(shape), _make_linear_part(shape), _make_pairs(shape)
     prefetch_rows = _make_prefetch(shape)
 
     @inlined
-    def score(views, start, stop):  # type: ignore[no-untyped-def]
+    def score(views, row, start, stop):  # type: ignore[no-untyped-def]
         rows, table, scratch = views
-        n_owners = gather(rows, table, scratch, start, stop)
+        n_owners = gather(rows, table, scratch, row, start, stop)
         # The linear part comes second: its wide loads would wait for the narrow stores of `gather`.
         pairs = pairs_of(rows, table, scratch, n_owners)
         total = read(table.bias, 0) + linear_part(scratch, stop - start) + pairs
@@ -249,7 +375,7 @@ def _make_logit(shape: Shape) -> Any:
     @inlined
     def logit(views, row):  # type: ignore[no-untyped-def]
         indptr = views[0].indptr
-        return score(views, read(indptr, row), read(indptr, row + 1))[0]
+        return score(views, row, read(indptr, row), read(indptr, row + 1))[0]
 
     return logit
 
@@ -282,7 +408,7 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
             start, stop = read(rows.indptr, row), read(rows.indptr, row + 1)
             sample_weight = read(rows.weights, row) if rows.has_weights else np.float32(1)
             label = np.float64(read(rows.labels, row))
-            logit, n_owners = score(views, start, stop)
+            logit, n_owners = score(views, row, start, stop)
             slope = np.float32(slope_of(np.float64(logit), label)) * sample_weight
             row_step = (start, stop - start, sample_weight, slope)
             write(scratch.logits, row - first, logit)

@@ -11,9 +11,9 @@ from dfm.kernels.families.registry import DEFAULT
 class Shape:
     """Compile-time numbers of the passes.
 
-    lanes: floats of V in a record; n_factors of them are not padding. touched: floats of a factor record that a walk
-    reads. gathered: floats of a linear record that a walk reads and writes. implicit: all values are 1, none is stored.
-    family: a name in FAMILIES; own_widths: floats of the records of its own blocks.
+    lanes: floats of V in a record; n_factors of them, the vectors of n_groups groups, are not padding. touched: floats
+    of a factor record that a walk reads. gathered: floats of a linear record that a walk reads and writes. implicit:
+    all values are 1, none is stored. family: a name in FAMILIES; own_widths: floats of the records of its own blocks.
     """
 
     n_factors: int
@@ -23,6 +23,7 @@ class Shape:
     implicit: bool
     family: str = DEFAULT
     own_widths: tuple[int, ...] = ()
+    n_groups: int = 1
 
     @property
     def vector(self) -> int:

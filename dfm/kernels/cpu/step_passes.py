@@ -136,9 +136,22 @@ def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-
 
 
 def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j, as the family has it."""
+    """of_group and gradient of the family, see there."""
     penalty_slope = None if regularizer is None else make_penalty_slope(regularizer)
     return family_of(shape.family).gradient(shape, penalty_slope)
+
+
+def make_owners_of(shape: Shape) -> Any:
+    """owners_of(scratch, group, n_owners): the range of the owners in a group."""
+    has_groups = shape.n_groups > 1
+
+    @inlined
+    def owners_of(scratch, group, n_owners):  # type: ignore[no-untyped-def]
+        if has_groups:
+            return range(read(scratch.first_owners, group), read(scratch.first_owners, group + 1))
+        return range(0, n_owners)
+
+    return owners_of
 
 
 @formula
@@ -156,24 +169,30 @@ def make_step_coordinates(
     """
     if not shape.lanes:
         return no_step
-    vector, lanes = shape.vector, shape.lanes
-    gradient_of = make_gradient(shape, regularizer)
+    vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
+    (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
+
+    @inlined
+    def step_owner(table, rates, scratch, owner, row_step, place):  # type: ignore[no-untyped-def]
+        column, shared = place
+        at = read(scratch.owners, owner) * table.factor_width + column
+        factors = load(table.factors, at, vector)
+        gradient = gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+        if has_state:
+            state = load(table.factors, at + lanes, vector)
+            factors, state = update(factors, state, gradient, row_step[2], rates)
+            store(table.factors, at + lanes, state)
+        else:
+            factors, _ = update(factors, factors, gradient, row_step[2], rates)
+        store(table.factors, at, factors)
 
     @inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        width = table.factor_width
         for column in range(0, lanes, vector):
-            for owner in range(n_owners):
-                at = read(scratch.owners, owner) * width + column
-                factors = load(table.factors, at, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                if has_state:
-                    state = load(table.factors, at + lanes, vector)
-                    factors, state = update(factors, state, gradient, row_step[2], rates)
-                    store(table.factors, at + lanes, state)
-                else:
-                    factors, _ = update(factors, factors, gradient, row_step[2], rates)
-                store(table.factors, at, factors)
+            for group in range(n_groups):
+                place = (column, of_group(rates, scratch, group, row_step, column))
+                for owner in owners_of(scratch, group, n_owners):
+                    step_owner(table, rates, scratch, owner, row_step, place)
 
     return step_factors
 
@@ -182,28 +201,36 @@ def make_step_rows(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
     """One accumulator per factor row, the last column of its linear record: the sum of the mean squared gradients."""
     if not shape.lanes:
         return no_step
-    vector, lanes = shape.vector, shape.lanes
-    gradient_of = make_gradient(shape, regularizer)
+    vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
+    (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
     share = np.float32(1.0 / shape.n_factors)
 
     @inlined
+    def gradient_at(table, rates, scratch, owner, row_step, place):  # type: ignore[no-untyped-def]
+        group, column = place
+        factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+        shared = of_group(rates, scratch, group, row_step, column)
+        return factors, gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+
+    @inlined
+    def step_owner(table, rates, scratch, owner, row_step, group):  # type: ignore[no-untyped-def]
+        feature, linear_width = read(scratch.owners, owner), table.linear_width
+        squares = splat(np.float32(0), vector)
+        for column in range(0, lanes, vector):
+            _, gradient = gradient_at(table, rates, scratch, owner, row_step, (group, column))
+            squares = fma(gradient, gradient, squares)
+        state_at = feature * linear_width + linear_width - 1
+        accumulator = fma(reduce_add(squares), share, read(table.linear, state_at))
+        write(table.linear, state_at, accumulator)
+        rate = rates.factor_learning_rate * reciprocal_root(accumulator)
+        for column in range(0, lanes, vector):
+            factors, gradient = gradient_at(table, rates, scratch, owner, row_step, (group, column))
+            store(table.factors, feature * table.factor_width + column, descend(factors, gradient, rate))
+
+    @inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        width, linear_width = table.factor_width, table.linear_width
-        for owner in range(n_owners):
-            feature = read(scratch.owners, owner)
-            squares = splat(np.float32(0), vector)
-            for column in range(0, lanes, vector):
-                factors = load(table.factors, feature * width + column, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                squares = fma(gradient, gradient, squares)
-            state_at = feature * linear_width + linear_width - 1
-            accumulator = fma(reduce_add(squares), share, read(table.linear, state_at))
-            write(table.linear, state_at, accumulator)
-            rate = rates.factor_learning_rate * reciprocal_root(accumulator)
-            for column in range(0, lanes, vector):
-                at = feature * width + column
-                factors = load(table.factors, at, vector)
-                gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                store(table.factors, at, descend(factors, gradient, rate))
+        for group in range(n_groups):
+            for owner in owners_of(scratch, group, n_owners):
+                step_owner(table, rates, scratch, owner, row_step, group)
 
     return step_factors

@@ -31,20 +31,25 @@ class Family:
 
     Kernels on processors, compiled into the walk (see `dfm.kernels.cpu.row_passes`, and `Shape` there):
     pairs(shape) makes pairs(rows, table, scratch, n_owners), its part of the score, which leaves in scratch.sums what
-    gradients need. gradient(shape, penalty_slope) makes gradient(rates, scratch, owner, row_step, factors, column), of
-    one vector of V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. own_step(shape, step_number)
-    makes own_step(rows, table, rates, scratch, n_owners, row_step), which steps the family's own blocks by
-    step_number(records, at, rates of the block, sample_weight, gradient); None where there are none. room(capacity,
-    lanes): floats of scratch.sums for rows of so many entries.
+    gradients need. gradient(shape, penalty_slope) makes of_group(rates, scratch, group, row_step, column), what the
+    owners of a group share, and gradient(rates, scratch, owner, row_step, factors, column, shared), of one vector of
+    V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. own_step(shape, step_number) makes
+    own_step(rows, table, rates, scratch, n_owners, row_step), which steps the family's own blocks by
+    step_number(records, at, rates of the block, sample_weight, gradient); None where there are none. sums(capacity,
+    layout): what scratch.sums begins with, for rows of so many entries.
 
-    onnx(values, fields): its part of an exported graph, to "factor_part" float32[n_rows]: from "factor_row"
+    has_groups: whether a feature has a vector of n_factors for each group of fields. The entries of a row then come to
+    `pairs` group by group (see `Scratch`). n_factors, init_stdev: defaults of the family's own, None for everybody's.
+
+    onnx(values, fields, n_factors): its part of an exported graph, to "factor_part" float32[n_rows]: from "factor_row"
     int32[n_rows, n_entries], rows of factors or the one beyond the last, "scaled" float32[n_rows, n_entries,
     n_factors], their vectors times x, and "merged", their vectors times all x of that feature in the row, which is more
-    where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors.
+    where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors, or
+    their groups where the family has groups; then n_factors, of one vector.
 
     summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
-    how many there may be. has_texts: whether text formats that know a bias, weights and factors say all of it. cuda:
-    its text for GPUs (see backend.cu), None where they have no code for it.
+    how many there may be. texts: the text formats that can say all of it. cuda: its text for GPUs (see backend.cu),
+    None where they have no code for it.
     """
 
     name: str
@@ -52,12 +57,15 @@ class Family:
     blocks: Callable[[int], tuple[Block, ...]]
     pairs: Callable[[Any], Any]
     gradient: Callable[[Any, Any], Any]
-    room: Callable[[int, int], int]
-    onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16]], OnnxPart]
+    sums: Callable[[int, Any], NDArray[np.float32]]
+    onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], int], OnnxPart]
     own_step: Callable[[Any, Any], Any] | None = None
     knows_fields: bool = False
+    has_groups: bool = False
+    n_factors: int | None = None
+    init_stdev: float | None = None
     most_fields: int = 1 << 16
-    has_texts: bool = False
+    texts: tuple[str, ...] = ()
     is_default: bool = False
     cuda: str | None = None
 

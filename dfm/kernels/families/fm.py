@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfm.kernels.cpu.shape import Shape
+    from dfm.kernels.tables import Layout
 
 
 def blocks(n_factors: int) -> tuple[Block, ...]:
@@ -76,7 +77,7 @@ def _pairs(shape: Shape) -> Any:
 
 
 def _gradient(shape: Shape, penalty_slope: Any) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): of one vector of V_j.
+    """of_group and gradient, see `Family`, of one vector of V_j; the owners of a row share Σ.
 
     It is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ. x_j is spread over a vector
     first, so that explicit values take no scalar arithmetic.
@@ -85,13 +86,13 @@ def _gradient(shape: Shape, penalty_slope: Any) -> Any:
     from dfm.kernels.simd import fma, load, read, splat
 
     implicit, vector = shape.implicit, shape.vector
+    of_group = inlined(lambda _rates, scratch, _group, _row_step, column: load(scratch.sums, column, vector))
     if penalty_slope is not None:
-        return _penalised_gradient(shape, penalty_slope)
+        return of_group, _penalised_gradient(shape, penalty_slope)
 
     @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
+    def gradient(rates, scratch, owner, row_step, factors, _column, sums):  # type: ignore[no-untyped-def]
         _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
         penalty = sample_weight * rates.l2_factors
         if implicit:
             return fma(factors, penalty - slope, sums * slope)
@@ -99,20 +100,19 @@ def _gradient(shape: Shape, penalty_slope: Any) -> Any:
         slope_x = values * slope
         return fma(factors, fma(-slope_x, values, penalty), sums * slope_x)
 
-    return gradient
+    return of_group, gradient
 
 
 def _penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
     """The gradient with a user's penalty in place of l2 V_j; padding stays without."""
     from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import fma, load, read, splat
+    from dfm.kernels.simd import fma, read, splat
 
     implicit, vector, n_factors = shape.implicit, shape.vector, shape.n_factors
 
     @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
+    def gradient(rates, scratch, owner, row_step, factors, column, sums):  # type: ignore[no-untyped-def]
         _start, _n_entries, sample_weight, slope = row_step
-        sums = load(scratch.sums, column, vector)
         penalty = penalty_slope(factors, n_factors - column)
         if implicit:
             of_loss = fma(factors, -slope, sums * slope)
@@ -125,12 +125,14 @@ def _penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
     return gradient
 
 
-def _room(_capacity: int, lanes: int) -> int:
+def sums(_capacity: int, layout: Layout) -> NDArray[np.float32]:
     """Σ_j V_j x_j."""
-    return lanes
+    from dfm.kernels.tables import aligned_zeros
+
+    return aligned_zeros((layout.lanes,))
 
 
-def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16]) -> OnnxPart:
+def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], _n_factors: int) -> OnnxPart:
     """½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²)."""
     import numpy as np
 
@@ -185,9 +187,9 @@ FAMILY = Family(
     blocks=blocks,
     pairs=_pairs,
     gradient=_gradient,
-    room=_room,
+    sums=sums,
     onnx=_onnx,
-    has_texts=True,
+    texts=("xlearn", "libfm"),
     is_default=True,
     cuda=_CUDA,
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfm.kernels.cpu.shape import Shape
+    from dfm.kernels.tables import Layout
 
 _ACCUMULATOR = 0.1
 """Share of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly
@@ -89,7 +90,7 @@ def _pairs(shape: Shape) -> Any:
 
 
 def _gradient(shape: Shape, penalty_slope: Any) -> Any:
-    """gradient(rates, scratch, owner, row_step, factors, column): slope x_j g_j + l2 V_j, of one vector of V_j."""
+    """of_group, nothing, and gradient, see `Family`: slope x_j g_j + l2 V_j, of one vector of V_j."""
     import numpy as np
 
     from dfm.kernels.cpu.step_passes import inlined
@@ -100,13 +101,13 @@ def _gradient(shape: Shape, penalty_slope: Any) -> Any:
     slope_of = inlined(lambda weights, _count: weights) if is_l2 else penalty_slope
 
     @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column):  # type: ignore[no-untyped-def]
+    def gradient(rates, scratch, owner, row_step, factors, column, _shared):  # type: ignore[no-untyped-def]
         _start, _n_entries, sample_weight, slope = row_step
         value = np.float32(1) if implicit else read(scratch.owner_values, owner)
         of_loss = load(scratch.sums, owner * lanes + column, vector) * (slope * value)
         return fma(slope_of(factors, n_factors - column), sample_weight * rates.l2_factors, of_loss)
 
-    return gradient
+    return inlined(lambda _rates, _scratch, _group, _row_step, _column: None), gradient
 
 
 def _own_step(shape: Shape, step_number: Any) -> Any:
@@ -155,12 +156,14 @@ def _own_step(shape: Shape, step_number: Any) -> Any:
     return own_step
 
 
-def _room(capacity: int, lanes: int) -> int:
+def _sums(capacity: int, layout: Layout) -> NDArray[np.float32]:
     """g of every owner."""
-    return capacity * lanes
+    from dfm.kernels.tables import aligned_zeros
+
+    return aligned_zeros((capacity * layout.lanes,))
 
 
-def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16]) -> OnnxPart:
+def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16], _n_factors: int) -> OnnxPart:
     """½ (Σ_ij r_ij <s_i, s_j> − Σ_i r_ii <s_i, m_i>) of scaled vectors s and merged ones m."""
     import numpy as np
 
@@ -204,7 +207,7 @@ FAMILY = Family(
     pairs=_pairs,
     gradient=_gradient,
     own_step=_own_step,
-    room=_room,
+    sums=_sums,
     onnx=_onnx,
     knows_fields=True,
     most_fields=1024,

@@ -129,30 +129,35 @@ def _make_step_factors(shape: Shape, regularizer: CustomRegularizer | None) -> A
     """step_factors(table, rates, scratch, n_owners, row_step): updates V of the row's entries, in place."""
     import numpy as np
 
-    from dfm.kernels.cpu.step_passes import inlined, make_gradient
+    from dfm.kernels.cpu.step_passes import inlined, make_gradient, make_owners_of
     from dfm.kernels.simd import load, read, store
 
-    vector, lanes = shape.vector, shape.lanes
-    gradient_of = make_gradient(shape, regularizer)
+    vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
+    (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
     advance, _fill, moved = _formulas()
+
+    @inlined
+    def step_owner(table, rates, scratch, owner, row_step, group):  # type: ignore[no-untyped-def]
+        feature = read(scratch.owners, owner)
+        record = feature * table.linear_width
+        filled = read(table.linear, record + 3), read(table.linear, record + 4)  # of step_linear, just before
+        for column in range(0, lanes, vector):
+            at = feature * table.factor_width + column
+            factors, shared = load(table.factors, at, vector), of_group(rates, scratch, group, row_step, column)
+            gradient = gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+            state = load(table.factors, at + lanes, vector), load(table.factors, at + 2 * lanes, vector)
+            moments = advance(state, gradient, rates)
+            factors = moved(factors, moments, filled, rates.factor_learning_rate, rates.own[2])
+            store(table.factors, at, factors)
+            store(table.factors, at + lanes, moments[0])
+            store(table.factors, at + 2 * lanes, moments[1])
 
     @inlined
     def step_factors(table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
         if row_step[2] > np.float32(0):
-            for owner in range(n_owners):
-                feature = read(scratch.owners, owner)
-                record = feature * table.linear_width
-                filled = read(table.linear, record + 3), read(table.linear, record + 4)  # of step_linear, just before
-                for column in range(0, lanes, vector):
-                    at = feature * table.factor_width + column
-                    factors = load(table.factors, at, vector)
-                    gradient = gradient_of(rates, scratch, owner, row_step, factors, column)
-                    state = load(table.factors, at + lanes, vector), load(table.factors, at + 2 * lanes, vector)
-                    moments = advance(state, gradient, rates)
-                    factors = moved(factors, moments, filled, rates.factor_learning_rate, rates.own[2])
-                    store(table.factors, at, factors)
-                    store(table.factors, at + lanes, moments[0])
-                    store(table.factors, at + 2 * lanes, moments[1])
+            for group in range(n_groups):
+                for owner in owners_of(scratch, group, n_owners):
+                    step_owner(table, rates, scratch, owner, row_step, group)
 
     return step_factors
 
