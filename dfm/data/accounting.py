@@ -170,8 +170,8 @@ class RowAccount:
     def from_dict(cls, values: Mapping[str, Any]) -> RowAccount:
         """The account that `to_dict` wrote."""
         rejections = tuple(Rejection(**item) for item in values["rejections"])
-        labels = LabelMoments(**values["labels"])
-        return cls(values["read"], values["accepted"], rejections, values["label_sum"], labels, values["squares"])
+        labels, entries = LabelMoments(**values["labels"]), EntrySums(**values["entries"])
+        return cls(values["read"], values["accepted"], rejections, values["label_sum"], labels, entries)
 
 
 def bad_row_message(rejection: Rejection) -> str:
