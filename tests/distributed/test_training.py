@@ -251,7 +251,7 @@ def train_sequentially(job: Job) -> ParameterTable:
     kernels = compile_kernels(KernelSpec("logistic", layout.optimizer, layout.n_factors))
     # A row of the log has an entry of value 1 in each of 39 fields.
     rate = scaled_rate(1.6 / 39, job.training.rate_scaling, n_replicas)
-    step = Step(rate, rate * 0.4, job.training.l2_linear, 0.01)
+    step = Step(rate, rate * 0.4, 0.005, 0.01)
     rule = merge_rule(job.training)
     log_odds = math.log(rate_of_clicks / (1.0 - rate_of_clicks))
     initial = InitialValues(seed, 0.02 / 39**0.5, job.training.initial_accumulator, log_odds)
