@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from dfm.errors import DataError, ModelError
-from dfm.model.fm_model import FMModel
+from dfm.model.fm_model import FORMAT, FMModel
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 from tests import reference
@@ -286,8 +286,8 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(format=7))
-    with pytest.raises(ModelError, match="has format 7; this dfm reads up to 6: install a newer dfm"):
+    edit_manifest(folder, lambda manifest: manifest.update(format=FORMAT + 1))
+    with pytest.raises(ModelError, match="has format \d+; this dfm reads up to \d+: install a newer dfm"):
         FMModel.load(str(folder))
 
 
