@@ -135,7 +135,9 @@ def test_settings_that_somebody_else_searches_are_tried_on_the_same_rows(
     (record,) = [record for record in found.trials if record["rung"] == 3]
     tables = {**tables_of(log, tmp_path, training=FEW), "search": TRIALS}
     with dfm.trials(tables, client) as trials:
-        assert trials.loss(**record["settings"]) == record["loss"]
+        assert trials.loss(**record["settings"]) == pytest.approx(
+            record["loss"], rel=1e-4
+        )  # its numbers have four digits
         default = trials.loss()
         assert default in found.losses["default"]
         assert trials.loss(seed=1) in found.losses["default"]

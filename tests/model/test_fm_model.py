@@ -287,7 +287,7 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 def test_a_newer_format_asks_for_a_newer_dfm(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: manifest.update(format=FORMAT + 1))
-    with pytest.raises(ModelError, match="has format \d+; this dfm reads up to \d+: install a newer dfm"):
+    with pytest.raises(ModelError, match=r"has format \d+; this dfm reads up to \d+: install a newer dfm"):
         FMModel.load(str(folder))
 
 
