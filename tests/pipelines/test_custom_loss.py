@@ -40,7 +40,7 @@ def test_the_changed_loss_finds_more_clicks_at_a_smaller_cost(tmp_path, monkeypa
     with in_process_client(1) as client:
         monkeypatch.setattr(run, "answers", functools.partial(run.answers, client=client))
         done = CliRunner().invoke(run.main, arguments, catch_exceptions=False)
-    rows = {line[:29].strip(): [float(cell) for cell in line[29:].split()] for line in done.output.splitlines()[2:5]}
+    rows = {line[:29].strip(): [float(cell) for cell in line[29:].split()] for line in done.stdout.splitlines()[2:5]}
     recall, _, cost, mean = rows["log loss"][:4]
     own_recall, _, own_cost, own_mean = rows["missed clicks cost more"][:4]
     assert own_recall > recall + 0.2
