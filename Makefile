@@ -35,7 +35,7 @@ demo: $(STAMP) tmpdir ## Make a click log, train on it, evaluate, save, load and
 	$(BIN)/dfm demo --output demo-output --rows $(DEMO_ROWS)
 
 test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patience
-	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'not slow and not patient and not gpu and not airflow'
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'not slow and not patient and not gpu and not airflow'
 
 test-patient: $(STAMP) tmpdir ## Run the tests that wait for real clusters, whose processes they kill
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'patient and not slow'

@@ -25,7 +25,7 @@ from dfm.distributed.search import SearchResult
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
-from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
 from dfm.runs.display import watched
@@ -68,8 +68,7 @@ def train(
     a function loss(score, y) of numbers, whose slope dfm derives. regularizer: a function of one weight, in place of
     w² / 2; training.l2_linear and l2_factors scale it.
     """
-    _check(client)
-    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
+    resolved, own_loss, own_regularizer = _resolved(job, client, overrides, loss, regularizer)
     resolved.require_training()
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
     order = None if run_id else admit(resolved, own_loss, own_regularizer)
@@ -86,6 +85,18 @@ def train(
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
+
+
+def _resolved(
+    job: JobLike,
+    client: Any,
+    overrides: Sequence[str],
+    loss: str | Callable[..., Any] | CustomLoss | None,
+    regularizer: Callable[..., Any] | None,
+) -> tuple[Job, CustomLoss | None, CustomRegularizer | None]:
+    """A job with its overrides and its user's functions. SettingsError or ClusterError as `_check` says."""
+    _check(client)
+    return with_functions(load_job(job, overrides), loss, regularizer)
 
 
 def _check(client: Any) -> None:
@@ -109,10 +120,9 @@ def search(
     Arguments as in `train`. Rows are hashed once; what was tried stands in output.directory/search.jsonl, from where
     the same call goes on after it was interrupted.
     """
-    _check(client)
-    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
+    order = admit(*_resolved(job, client, overrides, loss, regularizer))
     with watched(on_event, progress) as told:
-        return searching.search(admit(resolved, own_loss, own_regularizer), client, told)
+        return searching.search(order, client, told)
 
 
 @contextlib.contextmanager
@@ -134,12 +144,8 @@ def trials(
         with dfm.trials("job.toml") as trials:
             study.optimize(lambda trial: trials.loss(learning_rate=trial.suggest_float("rate", 0.3, 4, log=True)))
     """
-    _check(client)
-    resolved, own_loss, own_regularizer = with_functions(load_job(job, overrides), loss, regularizer)
-    with (
-        watched(on_event, progress) as told,
-        open_trials(Order.of(resolved, own_loss, own_regularizer), client, told) as found,
-    ):
+    order = Order.of(*_resolved(job, client, overrides, loss, regularizer))
+    with watched(on_event, progress) as told, open_trials(order, client, told) as found:
         yield found
 
 

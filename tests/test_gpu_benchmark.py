@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dfm.training.backends import BACKENDS
 from tests.support.host_gpu import as_gpu_of_process
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_gpu.py"
@@ -18,6 +19,7 @@ def test_the_benchmark_prints_speeds_rounds_losses_and_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_gpu_of_process(monkeypatch)
+    backends = dict(BACKENDS)
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds folders
     spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
     assert spec is not None
@@ -27,6 +29,7 @@ def test_the_benchmark_prints_speeds_rounds_losses_and_bars(
     spec.loader.exec_module(script)
     sizes = script.Sizes(1200, 600, 1, (2,), (10,), ("adagrad-row",), 1, 2, 1 << 20)
     script.run(sizes, "a stand-in", 1e9)
+    assert all(BACKENDS[name] is backend for name, backend in backends.items()), "as they were, for whoever comes next"
     printed = capsys.readouterr().out
     assert re.search(r"^\| GPU \| GPU \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ M \|$", printed, re.M)
     assert re.search(r"^\| one core \| one core \| [\d.]+ ", printed, re.M)

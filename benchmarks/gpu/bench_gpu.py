@@ -305,8 +305,10 @@ def print_rounds(sizes: Sizes) -> None:
     print(f"\na round: {sizes.n_replicas} replicas, {sizes.rows} rows, {n_features} features, k = {k}; medians\n")
     table_row("rows walked by", "averages made by", "round, s", "walks, s", "the rest, s", "rows/s of the round")
     table_row(*["---"] * 6)
+    as_it_is = BACKENDS["cupy"]
     for backend, averaging in (("cupy", gpu_averaging.of_process), ("cupy", OnProcessors), ("numba", OnProcessors)):
-        BACKENDS[backend] = replace(BACKENDS[backend], averaging=averaging)
+        if backend == "cupy":
+            BACKENDS[backend] = replace(as_it_is, averaging=averaging)
         work = rounds.Work(spec, MergeRule("weighted"), STEP, sizes.n_replicas, backend)
         block = rounds.Block(0, new_table(spec, n_features))
         times = []
@@ -319,7 +321,7 @@ def print_rounds(sizes: Sizes) -> None:
         whole, walks = (statistics.median(each) for each in zip(*times[2:], strict=True))
         names = "one core" if backend == "numba" else "GPU", "GPU" if averaging is not OnProcessors else "one core"
         table_row(*names, *(f"{each:.4f}" for each in (whole, walks, whole - walks)), millions(sizes.rows / whole))
-    BACKENDS["cupy"] = replace(BACKENDS["cupy"], averaging=gpu_averaging.of_process)
+    BACKENDS["cupy"] = as_it_is
 
 
 def print_bars(found: dict[str, float]) -> None:

@@ -59,7 +59,7 @@ def choose(
     SettingsError or ClusterError where GPUs are wanted that cannot do it, or are not there.
     """
     first, *others = candidates(wanted)
-    if first.name == NUMBA.name:
+    if first is NUMBA:
         return _on_processors()
     try:
         first.check(spec)

@@ -42,7 +42,8 @@ def best_of_both(
     """The model to publish: the one that was trained or, where the job asks for the best and that validates
     better, the linear one; with the rows as that model sees them.
 
-    started_loop: makes a training loop at its start. An interrupted run has no rival.
+    started_loop: makes a training loop at its start. An interrupted run has no rival; Ctrl-C ends the rival and not the
+    model, which is published.
     """
     if run.job.model.choose != _BEST or trained.interrupted:
         return prepared, trained
@@ -54,6 +55,8 @@ def best_of_both(
     except DivergenceError as error:
         logger.warning("the model without factors diverged, the other one is kept: %s", error)
         return prepared, trained
+    except KeyboardInterrupt:
+        return prepared, dataclasses.replace(trained, interrupted=True)
     assert loop.best is not None
     losses = {"factors": float(trained.best.metrics[primary]), "linear": float(loop.best.metrics[primary])}
     chosen = "linear" if losses["linear"] < losses["factors"] else "factors"

@@ -58,7 +58,7 @@ class Diagnosis:
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         model = self.job.model
         counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
-        linear = self._linear_metrics(blocks) if model.n_factors and metrics and self._has_pairs else {}
+        linear = self._linear_metrics(blocks) if metrics and self._has_pairs else {}
         return [
             *column_findings(self.prepared.reading.schema, counts, model.min_count, self.collided_share),
             *table_finding(self.collided_share, model.hash_bits),
@@ -67,7 +67,9 @@ class Diagnosis:
 
     @property
     def _has_pairs(self) -> bool:
-        """Whether a row can have two features."""
+        """Whether a row can have two features, and any of them owns factors."""
+        if not (self.job.model.n_factors and self.prepared.summary.n_factored):
+            return False
         fields = self.prepared.reading.schema.fields
         return len(fields) > 1 or any(entry.kind == "list" for entry in fields)
 

@@ -28,7 +28,7 @@ def kept(loop: TrainingLoop, checkpointer: Checkpointer, publishing: bool = Fals
     """Save what was trained when the block fails, then raise its error with what to do now.
 
     publishing: an error of the block means that there is no model, and is raised as one of dfm. Errors that training
-    itself explains (it diverged, it was cancelled) pass.
+    itself explains pass: it diverged, or it was cancelled, after which it has saved its own state.
     """
     try:
         yield

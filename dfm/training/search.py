@@ -20,6 +20,8 @@ from dfm.training.plan import RoundPlan
 
 _LOGARITHMIC = "learning_rate", "factor_rate_scale", "l2_factors", "l2_linear"
 _CHOICES = "min_count_factors", "n_factors", "init_scale"
+_AUTOMATIC = {"learning_rate": 1.6, "l2_linear": L2_LINEAR}
+"""Automatic numbers in the units of the bounds of a space; a trial has multiples of them."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,8 @@ def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[
         words = [getattr(space, key) for key in _CHOICES]
         numbers = [low * (high / low) ** u for (low, high), u in zip(bounds, point, strict=False)]
         chosen = [many[int(u * len(many))] for many, u in zip(words, point[len(_LOGARITHMIC) :], strict=True)]
-        numbers[0] /= 1.6  # bounds are in units of 1 / h, of which the automatic rate is 1.6
-        numbers[3] /= L2_LINEAR
-        trials.append(Trial(number, *numbers, *chosen))
+        units = [_AUTOMATIC.get(key, 1.0) for key in _LOGARITHMIC]
+        trials.append(Trial(number, *[n / unit for n, unit in zip(numbers, units, strict=True)], *chosen))
     return trials
 
 

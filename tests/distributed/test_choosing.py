@@ -59,6 +59,7 @@ def test_where_factors_learn_noise_the_linear_model_is_published(chosen: tuple[A
     model = result.model
     assert model.vocabulary.n_factored == 0
     assert model.metadata["choice"] == {"losses": choice["losses"], "chosen": "linear"}
+    assert "factors-add-nothing" not in [finding["kind"] for finding in model.metadata["diagnosis"]]
     assert len(model.metadata["history"]) == len(result.history)
     assert [fault for event in told for fault in faults_of(event)] == []
 
@@ -92,6 +93,19 @@ def test_stopped_while_the_rival_trains_it_goes_on_to_the_same_choice(
     assert result.parameters_sha256 == chosen[0].parameters_sha256
     assert [event for event in told if event["event"] == "resumed"]
     assert not [event for event in told if event["event"] == "epoch"]
+
+
+def test_ctrl_c_in_the_rival_publishes_the_model_that_is_there(
+    linear_log: Path, client: Client, tmp_path: Path
+) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event.get("stage") == "linear":
+            raise KeyboardInterrupt
+
+    result = trained(linear_log, tmp_path, client, interrupt)
+    assert result.interrupted
+    assert result.model.vocabulary.n_factored > 0
+    assert "choice" not in result.model.metadata
 
 
 def test_a_choice_that_nothing_can_make_is_refused(linear_log: Path, client: Client, tmp_path: Path) -> None:
