@@ -409,7 +409,7 @@ def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     console.print(
         f"\nTry next:\n"
         f"  {dfm} inspect {result.run.model_url}\n"
-        f"  {dfm} train {output}/job.toml --set model.n_factors=16 --set output.directory={output}/k16\n"
+        f"  {dfm} train {output}/job.toml --set model.family=ffm --set output.directory={output}/ffm\n"
         f"  {dfm} evaluate {result.run.model_url} {output}/clicks/day={result.truth.day}\n"
         f"  {dfm} predict {result.run.model_url} {output}/clicks/day={result.truth.day} --output {output}/predictions",
         highlight=False, markup=False,
