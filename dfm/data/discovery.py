@@ -27,7 +27,8 @@ from dfm.storage.ownership import Ledger
 from dfm.storage.retry import retrying
 
 logger = logging.getLogger(__name__)
-_SUFFIXES = (".parquet", ".parq", ".pq")
+SUFFIXES = (".parquet", ".parq", ".pq")
+"""Of Parquet files, in small letters."""
 _MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
 _GLOB = re.compile(r"[*?\[]")
@@ -168,8 +169,8 @@ class _Search:
         self._refuse_tables(_logs_among(there, folder), beyond=False)
         visible = [name for name in there if not is_hidden(name.removeprefix(folder))]
         own = self._written_by_dfm(there, folder)
-        named = [name for name in visible if name.lower().endswith(_SUFFIXES) and name not in own]
-        others = [name for name in visible if not name.lower().endswith(_SUFFIXES)]
+        named = [name for name in visible if name.lower().endswith(SUFFIXES) and name not in own]
+        others = [name for name in visible if not name.lower().endswith(SUFFIXES)]
         bare = self._begin_as_parquet(others)
         self.passed |= dict.fromkeys((name for name in visible if name in own), "written by dfm")
         self.passed |= {name: "of another suffix" if name in bare else "no Parquet" for name in others}

@@ -47,6 +47,7 @@ from dfm.model.manifest import (
     layout_of,
     parse_manifest,
 )
+from dfm.model.misnamed import remedy
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
@@ -359,9 +360,7 @@ def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
         manifest = parse_manifest(files.read_bytes(files.join(url, MANIFEST), options))
         known = int(manifest["format"])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(
-            f"no model at {url}: there is no {MANIFEST}; name the folder that `dfm train` published"
-        ) from error
+        raise ModelError(f"no model at {url}: {remedy(url, MANIFEST, options)}") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
             f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"

@@ -201,7 +201,7 @@ def test_the_steps_are_functions_for_taskflow(cluster: DaskCluster, log: Path):
 def test_killing_a_task_asks_its_run_to_stop(tmp_path: Path):
     from dfm.airflow import DfmTrainOperator
 
-    operator = DfmTrainOperator(task_id="train", job={}, models=str(tmp_path))
+    operator = DfmTrainOperator(task_id="train", job={}, models=str(tmp_path), dask_conn_id=None)
     operator.on_kill()  # before there is a run
     runs.write_run(str(tmp_path), runs.RunRecord("the-run", "running"))
     operator._running = str(tmp_path), {}

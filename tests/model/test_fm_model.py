@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -276,6 +277,25 @@ def test_a_folder_without_a_model_is_told_apart(tmp_path: Path) -> None:
         FMModel.load(str(tmp_path))
     with pytest.raises(ModelError, match="no model at"):
         FMModel.load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "told"),
+    [
+        ("results/model/model.json", "results", "that is the output of a run; its model is {0}/results/model"),
+        ("champion/v000009.json champion/v000010.json", "champion", "v000010.json in it names the model"),
+        ("clicks/day=1/part-0", "clicks", "that is data; `dfm train JOB.toml --dry-run` shows its rows"),
+        ("clicks/a.PARQUET", "clicks", "that is data"),
+        ("clicks/a.parquet", "clicks/a.parquet", "that is data"),
+        ("model/notes.txt", "model/notes.txt", "name the folder that `dfm train` published"),
+    ],
+)
+def test_a_place_of_something_else_is_told_by_its_name(tmp_path: Path, there: str, asked: str, told: str) -> None:
+    for name in there.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=re.escape(told.format(tmp_path))):
+        FMModel.load(str(tmp_path / asked))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "new"}'])
