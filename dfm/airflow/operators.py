@@ -60,9 +60,10 @@ class _DfmOperator(BaseOperator):
         if self.dask_conn_id:
             self.dashboard_url = runtime.hook_of(self.dask_conn_id).dashboard()
 
-    def _show_report(self, url: str) -> None:
+    def _show_report(self, url: str, context: Any) -> None:
+        """Link to a report: to its own address, or to the page of Airflow's server that shows it."""
         self.log.info("report: %s", url)
-        self.report_url = runtime.link_to(url, self.storage_options)
+        self.report_url = runtime.address_of_report(url, self.storage_options, context)
 
 
 class DfmTrainOperator(_DfmOperator):
@@ -141,7 +142,7 @@ class DfmTrainOperator(_DfmOperator):
             self.defer(
                 trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout
             )
-        return self._result(job.output.directory, dict(job.data.storage_options), told.epochs)
+        return self._result(context, job.output.directory, dict(job.data.storage_options), told.epochs)
 
     def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
         """The trigger that waits for the run, whose driver is started where none is at work."""
@@ -165,12 +166,12 @@ class DfmTrainOperator(_DfmOperator):
         if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
             raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
-            return self._result(event["directory"], self.storage_options)
+            return self._result(context, event["directory"], self.storage_options)
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
     def _result(
-        self, directory: str, options: dict[str, Any], epochs_told: Collection[int] = frozenset()
+        self, context: Any, directory: str, options: dict[str, Any], epochs_told: Collection[int] = frozenset()
     ) -> dict[str, Any]:
         from dfm.workflow import html_report, steps
 
@@ -178,7 +179,7 @@ class DfmTrainOperator(_DfmOperator):
         events = [e for e in runs.read_events(directory, options) if e.get("epoch") not in epochs_told]
         for line in runtime.lines_of_run(record, events, directory):
             self.log.info("%s", line)
-        self._show_report(html_report.report_training(directory, record.run_id, options))
+        self._show_report(html_report.report_training(directory, record.run_id, options), context)
         return steps.outcome(record)
 
     def on_kill(self) -> None:
@@ -350,5 +351,5 @@ class DfmReportOperator(_DfmOperator):
     def work(self, context: Any) -> dict[str, Any]:
         """Write the page."""
         found = tasks.report(self.url, self.title, self.sections, self.storage_options)
-        self._show_report(self.url)
+        self._show_report(self.url, context)
         return found

@@ -12,7 +12,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
@@ -230,9 +230,26 @@ def _is_kept_name(url: str, options: files.Options) -> bool:
     return _KEPT_NAME.fullmatch(files.read_head(url, 256, options)) is not None
 
 
+REPORT = "dfm_report"
+"""The XCom in which a task says where its report is: "url", "storage_options", and "lies_at" for people."""
+
+
+def address_of_report(url: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    """The address at which a browser finds a report: http(s) as it is, else the page of `dfm.airflow.pages`, for which
+    the task leaves word. It is relative to Airflow's own address, which a worker need not know.
+    """
+    if url.startswith(("http://", "https://")):
+        return url
+    instance = context["ti"]
+    place = {"url": files.absolute(url), "storage_options": dict(options), "lies_at": link_to(url, options)}
+    instance.xcom_push(key=REPORT, value=place)
+    known = {name: getattr(instance, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+    return f"dfm/report?{urlencode(known)}"
+
+
 def link_to(url: str, options: files.Options = None) -> str:
-    """The address at which a browser finds a file, where there is one: http(s) as it is, for S3 and Google Cloud
-    Storage their own pages. Of a local path, file:// says on which machine it lies.
+    """The place of a file, for people: in S3 and Google Cloud Storage the address of their own pages, of a local path
+    also the machine.
     """
     protocol, _, path = url.partition("://")
     if not path or protocol == "file":
@@ -339,7 +356,7 @@ def reason_of(context: Mapping[str, Any]) -> str:
     return str(context.get("exception") or context.get(REFUSAL) or "no reason was given")
 
 
-_NO_METRICS = re.compile(r".*seconds|bytes_per_round|rows_per_second|epoch|event_version")
+_NO_METRICS = re.compile(r".*seconds|bytes_per_round|rows_per_second|epoch|event_version|weight")
 """Numbers of an epoch that say nothing of the model."""
 
 
@@ -352,7 +369,7 @@ def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directo
     accounts = {"train on": rows, "validate on": done.get("validation_rows", {})}
     return [
         *epochs,
-        f"validation: {_metrics(record.validation) or 'none'}",
+        f"validation: {metrics_text(record.validation) or 'none'}",
         f"rows: {counts}",
         *(rejected_text(account, purpose) for purpose, account in accounts.items() if account.get("reasons")),
         f"model: {record.model}",
@@ -363,12 +380,22 @@ def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directo
 def line_of_event(event: Mapping[str, Any]) -> str:
     """An event for a task's log: "epoch 3: log_loss 0.41940, auc 0.82620"; of others all numbers and texts."""
     if event["event"] == "epoch":
-        return f"epoch {event['epoch']}: {_metrics(event)}"
+        return f"epoch {event['epoch']}: {metrics_text(event)}"
     told = {name: value for name, value in event.items() if isinstance(value, int | float | str) and name != "event"}
     values = [f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
     return f"{event['event']}: {', '.join(values)}" if values else str(event["event"])
 
 
-def _metrics(values: Mapping[str, Any]) -> str:
+def lines_of_publication(candidate: str, result: Mapping[str, Any]) -> list[str]:
+    """The comparison of the gate and its outcome, for a task's log; a refusal is told by its reason instead."""
+    rows = result["candidate_metrics"].get("rows", 0)
+    judged = {f"candidate, on {rows:,} rows": result["candidate_metrics"], "champion": result["champion_metrics"]}
+    compared = [f"{who}: {metrics_text(metrics)}" for who, metrics in judged.items() if metrics]
+    now = f"version {result['version']} of {result['alias']} is {candidate}"
+    return [*compared, now] if result["promoted"] else compared
+
+
+def metrics_text(values: Mapping[str, Any]) -> str:
+    """Metrics for a task's log: "log_loss 0.41940, auc 0.82620"."""
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
     return ", ".join(f"{name} {value:.5f}" for name, value in numbers.items() if not _NO_METRICS.fullmatch(name))

@@ -109,6 +109,7 @@ def evaluate(
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
+    logger.info("%s: %s", url, runtime.metrics_text(metrics))
     return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
 
 
@@ -132,7 +133,10 @@ def publish(
     order = order or runtime.order_of(get_current_context())
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         chosen = Gate.from_dict(gate or {})
-        return steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
+        result = steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
+    for line in runtime.lines_of_publication(candidate, result):
+        logger.info("%s", line)
+    return result
 
 
 def predict(
@@ -152,9 +156,12 @@ def predict(
     from dfm.workflow import steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
-        return steps.predict_once(
+        scored = steps.predict_once(
             model, _listed(data), output, where, keep=list(keep), on_bad_rows=on_bad_rows, beside=beside
         )
+    counts = f"{scored['predicted']:,} of {scored['rows']:,} rows scored, {scored['rejected']:,} rejected"
+    logger.info("%s; by %s, in %s", counts, scored["model"], output)
+    return scored
 
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import folds_table, metrics_table, show_plan, table_of, trials_table, wide_console
+from dfm.cli.console import folds_table, metrics_table, show_plan, summary_table, table_of, trials_table, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError, SettingsError
 from dfm.events import line_of
@@ -186,7 +186,7 @@ def _tried(job: str, overrides: tuple[str, ...], plot: str | None, reporter: Rep
     result = jobs.search(job, overrides=overrides, on_event=reporter)
     if plot:
         plot_trials(result.trials, plot)
-    return trials_table(result.trials), f"next: dfm train {result.best}"
+    return trials_table(result.trials, wide_console().width), f"next: dfm train {result.best}"
 
 
 def _folded(job: str, overrides: tuple[str, ...], folds: int, by: str, reporter: Reporter) -> tuple[Any, str]:
@@ -294,17 +294,14 @@ def inspect(
         click.echo(line_of({"event": "model", "model": model, **described}))
         return
     console = wide_console()
-    summary = Table("model", escape(model), title="summary")
-    for name, value in described["summary"].items():
-        summary.add_row(name.replace("_", " "), escape(f"{value:.5f}" if isinstance(value, float) else f"{value}"))
-    console.print(summary)
+    console.print(summary_table(described["summary"], model))
     for name, title in {
         "tokens": "tokens",
         "top": f"values by field, up to {top} of the greatest weights each",
         "fields": "fields, by the spread of what they add to a score",
     }.items():
         if described.get(name):
-            console.print(table_of(described[name], title))
+            console.print(table_of(described[name], title, console.width))
 
 
 def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[str, Any]) -> Iterator[Any]:

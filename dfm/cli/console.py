@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -18,6 +19,12 @@ from dfm.settings.toml import to_toml
 Event = dict[str, Any]
 _UNBOUNDED = 10_000
 """Columns of a console that is none."""
+_UNITS = "learning rate, l2 linear and init scale: times what dfm finds by itself"
+"""The units of a search's settings."""
+_MOST_LINES = 3
+"""Lines of a cell into which a list may be folded."""
+_FRAME = 3
+"""Columns that a cell takes beside its text: a line and two blanks."""
 
 
 def metrics_table(metrics: Event, title: str = "") -> Table:
@@ -25,10 +32,17 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     table = Table("metric", "value", title=title or None)
     for name, value in metrics.items():
         if name not in ("calibration_bins", "account"):
-            table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
+            table.add_row(name, metric_text(value, is_count=name in ("rows", "weight")))
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
     return table
+
+
+def metric_text(value: object, is_count: bool) -> str:
+    """A metric for people: a sum of weights that are 1 is a count like that of the rows."""
+    if is_count and isinstance(value, int | float) and float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.5f}" if isinstance(value, float) else f"{value}"
 
 
 def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:
@@ -39,22 +53,22 @@ def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> 
     return table
 
 
-def trials_table(records: Sequence[Event]) -> Table:
-    """The trials of a search, each where it came furthest, the best first."""
+def trials_table(records: Sequence[Event], width: int = _UNBOUNDED) -> Table:
+    """The trials of a search, each where it came furthest, the best first. width: columns of the terminal."""
     furthest: dict[int, Event] = {}
     for record in records:
         if record["rung"]:
             furthest[record["trial"]] = record
-    table = Table("trial", "rung", "epochs", "loss", title="what was tried")
-    names = list(next(iter(furthest.values()))["settings"]) if furthest else []
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for record in sorted(furthest.values(), key=lambda each: (-each["rung"], each["loss"] or math.inf)):
-        values = [f"{record['settings'][name]:.3g}" for name in names]
-        table.add_row(
-            f"{record['trial']}", f"{record['rung']}", f"{record['epochs']}", number_text(record["loss"]), *values
-        )
-    return table
+    ordered = sorted(furthest.values(), key=lambda each: (-each["rung"], each["loss"] or math.inf))
+    rows = [
+        {
+            **{name: record[name] for name in ("trial", "rung", "epochs")},
+            "loss": number_text(record["loss"]),
+            **{name: f"{value:.3g}" for name, value in record["settings"].items()},
+        }
+        for record in ordered
+    ]
+    return table_of(rows, "what was tried", width, _UNITS)
 
 
 def wide_console() -> Console:
@@ -63,18 +77,75 @@ def wide_console() -> Console:
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_UNBOUNDED)
 
 
-def table_of(rows: list[Event], title: str) -> Table:
-    """Records of the same keys as a table; a list of numbers is a row of them."""
-    table = Table(*[Column(name.replace("_", " "), overflow="fold") for name in rows[0]], title=title)
-    for row in rows:
-        table.add_row(*[escape(_cell(value)) for value in row.values()])
+def table_of(rows: Sequence[Event], title: str, width: int = _UNBOUNDED, caption: str = "") -> Table:
+    """Records of the same keys as a table; a list of numbers is a row of them.
+
+    width: columns of the terminal. Where they do not suffice, lists are left out (a caption says where they are), then
+    lines between columns.
+    """
+    texts = [{name: _cell(name, value) for name, value in row.items()} for row in rows]
+    left_out = _lists_left_out(rows, texts, width)
+    if left_out:
+        caption = f"{', '.join(left_out)}: with --json, in a pipe or in a wider terminal"
+    shown = [{name: text for name, text in row.items() if name not in left_out} for row in texts]
+    lines: dict[str, Any] = {"title": title, "caption": caption or None}
+    frame, widths = _FRAME, _widths(shown, width)
+    if _total(widths) > width:
+        frame, widths = 1, _widths(shown, width, 1)
+        lines |= {"box": None, "padding": (0, 1, 0, 0)}
+    fits = _total(widths) <= width + 1
+    columns = [
+        Column(name.replace("_", " "), overflow="fold", width=own - frame if fits else None)
+        for name, own in widths.items()
+    ]
+    table = Table(*columns, **lines)
+    for row in shown:
+        table.add_row(*[escape(text) for text in row.values()])
     return table
 
 
-def _cell(value: object) -> str:
+def _lists_left_out(rows: Sequence[Event], texts: Sequence[dict[str, str]], width: int) -> list[str]:
+    """Columns of lists for which a table of this width has no room."""
+    lists = [name for row in rows[:1] for name, value in row.items() if isinstance(value, list | tuple)]
+    widths, natural = _widths(texts, width), _widths(texts, _UNBOUNDED)
+    return [name for name in lists if _total(widths) > width or _MOST_LINES * widths[name] < natural[name]]
+
+
+def summary_table(summary: Event, model: str) -> Table:
+    """The summary of a model, as a table of name and value."""
+    table = Table("model", Column(escape(model), overflow="fold"), title="summary")
+    for name, value in summary.items():
+        is_count = name.startswith(("rows_", "features")) or name in ("validation_rows", "validation_weight")
+        table.add_row(name.replace("_", " "), escape(metric_text(value, is_count)))
+    return table
+
+
+def _widths(texts: Sequence[dict[str, str]], width: int, frame: int = _FRAME) -> dict[str, int]:
+    """The width of each column with its frame: as its cells are, less where words can go to the next line instead."""
+    widest: dict[str, int] = {}
+    least: dict[str, int] = {}
+    for name in texts[0] if texts else ():
+        cells = [name.replace("_", " "), *(row[name] for row in texts)]
+        widest[name] = max(map(cell_len, cells)) + frame
+        least[name] = max(cell_len(word) for cell in cells for word in cell.split(" ")) + frame
+    while widest and _total(widest) > width:
+        name = max(widest, key=lambda each: widest[each] - least[each])
+        if widest[name] == least[name]:
+            break
+        widest[name] -= 1
+    return widest
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + 1  # a line more than columns
+
+
+def _cell(name: str, value: object) -> str:
     if isinstance(value, list | tuple):
-        return " ".join(_cell(each) for each in value)
-    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
+        return " ".join(_cell(name, each) for each in value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) and name != "index" else f"{value}"
 
 
 def show_plan(planned: Event) -> None:

@@ -53,7 +53,9 @@ def publish(
     if not result["promoted"]:
         raise GateError(result["refusals"][0])
     if not as_json:
-        console.print(f"{alias} is version {result['version']} now", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"version {result['version']} of {alias} is {model}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _threshold(text: str) -> tuple[str, float]:

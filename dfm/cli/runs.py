@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli import standing
-from dfm.cli.console import show_plan, wide_console
+from dfm.cli.console import metric_text, show_plan, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.events import line_of
 from dfm.runs.display import Reporter
@@ -378,7 +378,7 @@ def _print_status(described: dict[str, Any]) -> None:
     metrics: dict[str, Any] = described.get("validation") or progress.get("metrics") or {}
     for key, value in metrics.items():
         if isinstance(value, float):
-            table.add_row(key, f"{value:,.5f}")
+            table.add_row(key, metric_text(value, is_count=key == "weight"))
     wide_console().print(table)
 
 

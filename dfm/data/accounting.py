@@ -17,7 +17,9 @@ from dfm.data.parquet import Batch
 from dfm.data.partition import EntrySums
 from dfm.errors import DataError
 
-_LEAVE_OUT = 'Repair the row, or set data.on_bad_rows = "skip" to leave such rows out'
+_LEAVE_OUT = (
+    'Repair the row, or set data.on_bad_rows = "skip" (evaluate, predict: --on-bad-rows skip) to leave such rows out'
+)
 NO_ROW_GROUP = -1
 """The row group of rows that lie in no file."""
 

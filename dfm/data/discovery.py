@@ -28,7 +28,7 @@ from dfm.storage.retry import retrying
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".parq", ".pq")
-"""Of Parquet files, in small letters."""
+"""Ends of the names of Parquet files, in small letters."""
 _MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
 _GLOB = re.compile(r"[*?\[]")

@@ -1,4 +1,4 @@
-"""What lies at a place where somebody looked for a model: the folder above it, an alias, data."""
+"""Advice for a place without a model, by what lies there instead: the folder above it, an alias, data."""
 
 from __future__ import annotations
 

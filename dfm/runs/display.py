@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfm.events import is_passing, line_of
 
@@ -137,9 +137,10 @@ class Reporter:
         """The bar of that name, made where there is none; one that `vanishes` leaves no line."""
         if self._progress is None:
             kind = _NotebookProgress if self._console.is_jupyter else Progress
+            counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
             self._progress = kind(
-                TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-                TimeElapsedColumn(), console=self._console, transient=vanishes,
+                TextColumn("{task.description:24}"), BarColumn(), counted, TextColumn(unit), TimeElapsedColumn(),
+                console=self._console, transient=vanishes,
             )  # fmt: skip
             self._progress.start()
         if name not in self._tasks:
@@ -164,7 +165,7 @@ class Reporter:
         held_out = event.get("held_out", "")
         purpose = "to train and to validate on" if held_out else f"to train on, {_validation_text(event)}"
         most = ("up to " if held_out else "") + _count(event["rows_per_replica"], "row")
-        self._console.print(
+        self._line(
             f"{_count(event['rows'], 'row')} in {_count(event['shards'], 'shard')} "
             f"({_count(event['fields'], 'field')}) {purpose}; {_count(event['replicas'], 'replica')} of {most}, "
             f"{_count(event['rounds_per_epoch'], 'average')} {later}"
@@ -234,7 +235,7 @@ class Reporter:
         )
 
     def _show_vocabulary(self, event: Event) -> None:
-        self._console.print(
+        self._line(
             f"{event['distinct_features']:,} distinct features fill {event['table_load']:.1%} of the hash table "
             f"(about {event['collided_share']:.1%} share an index); {event['features']:,} are kept, "
             f"{event['features_with_factors']:,} with factors: {bytes_text(event['parameter_bytes'])} of parameters"
@@ -247,7 +248,7 @@ class Reporter:
                 self._line(f"[yellow]{escape(rejected_text(account, purpose))}[/]")
 
     def _show_prepared(self, event: Event) -> None:
-        self._console.print(
+        self._line(
             f"prepared in {event['seconds']:.1f} s (kernels compiled meanwhile, {event['compile_seconds']:.1f} s)"
         )
         self._line(str(event["backend_text"]))
@@ -272,7 +273,12 @@ class Reporter:
         )
 
     def _line(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+        """Print a line: wrapped between words in a terminal and a notebook; whole in a pipe, and with a word (a path)
+        that is longer than a line.
+        """
+        has_width = self._console.is_terminal or self._console.is_jupyter
+        wraps = has_width and all(len(word) < self._console.width for word in text.split())
+        self._console.print(text, style=style, highlight=False, soft_wrap=not wraps)
 
     def _show_average(self, event: Event) -> None:
         name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
@@ -286,9 +292,7 @@ class Reporter:
         )
 
     def _show_stopped(self, event: Event) -> None:
-        self._console.print(
-            f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
-        )
+        self._line(f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept")
 
     def _show_retrying(self, event: Event) -> None:
         self._stop_progress()

@@ -10,12 +10,15 @@ from dfm.model.fm_model import read_manifest
 from dfm.storage import files, ownership
 
 REPORT = "report.html"
-_HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
+HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
+"""The beginning of every page, by which dfm knows its own."""
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
-    "border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}h2{margin:1.5rem 0 0;font-size:1.1rem}"
+    "vertical-align:top;border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}"
+    "h1,td{overflow-wrap:anywhere}h2{margin:1.5rem 0 0;font-size:1.1rem}"
 )
+_VIEWPORT = "<meta name=viewport content='width=device-width'>"
 _EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
 _LONG = ("calibration_bins", "history", "columns")
 """Metrics that a table of single numbers leaves out."""
@@ -28,12 +31,20 @@ def write_report(url: str, title: str, sections: Mapping[str, Any], options: fil
     """
     parts = [f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content]
     page = (
-        f"{_HEAD}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"{HEAD}{_VIEWPORT}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
     )
-    ownership.check_replaceable(url, ownership.begins_with(_HEAD.encode()), options)
+    ownership.check_replaceable(url, ownership.begins_with(HEAD.encode()), options)
     files.write_bytes(url, page.encode(), options)
     return url
+
+
+def read_report(url: str, options: files.Options = None) -> bytes:
+    """A page that dfm wrote. FileNotFoundError where there is none, ValueError where it is somebody else's file."""
+    files.size_of(url, options)
+    if not ownership.begins_with(HEAD.encode())(url, options):
+        raise ValueError("it is no report of dfm")
+    return files.read_bytes(url, options)
 
 
 def report_training(directory: str, title: str, options: files.Options = None) -> str:
@@ -57,12 +68,16 @@ def report_training(directory: str, title: str, options: files.Options = None) -
 
 def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, Mapping):
-        rows = [(str(key), value) for key, value in content.items() if key not in _LONG]
+        rows = [(str(key), value) for key, value in content.items() if key not in _LONG and not _is_empty(value)]
         return "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{_cell(v)}" for k, v in rows) + "</table>"
     names = list(dict.fromkeys(name for row in content for name in row))
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}" for name in names)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}" for name in names) for row in content)
     return f"<table><tr>{head}{body}</table>"
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str | Mapping | list | tuple) and not value
 
 
 def _cell(value: Any) -> str:
@@ -73,7 +88,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.5f}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items())
+        return ", ".join(
+            f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items() if not _is_empty(inner)
+        )
     if isinstance(value, list | tuple):
         return "<br>".join(_cell(item) for item in value)
     return html.escape(str(value))

@@ -74,13 +74,16 @@ def test_xcom_holds_names_and_numbers_only(two_nights):
         links = database.execute(
             "select value from xcom where dag_id = 'ctr_daily' and key = '_link_ReportLink'"
         ).fetchall()
+        reports = database.execute(
+            "select value from xcom where dag_id = 'ctr_daily' and key = 'dfm_report'"
+        ).fetchall()
         dashboards = database.execute(
             "select value from xcom where dag_id = 'ctr_daily' and key = '_link_DaskDashboardLink'"
         ).fetchall()
     assert sizes
     assert max(size for _, _, size in sizes) < 4000, sizes
-    assert any("report.html" in value for (value,) in links)
-    assert any("reports/2026-11-16.html" in value for (value,) in links)
+    assert {f"task_id={task}" in value for task in ("train", "report") for (value,) in links} == {True, False}
+    assert any("reports/2026-11-16.html" in value for (value,) in reports)
     assert not any(":8787/" in value for (value,) in dashboards)  # the scheduler has another port
     assert any(value.strip('"').startswith("http://127.0.0.1:") for (value,) in dashboards), dashboards
 

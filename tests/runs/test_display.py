@@ -202,3 +202,26 @@ def test_cells_of_a_report_have_no_seventeen_digits() -> None:
     bins = [{"predicted": 1 / 3, "observed": 0.25}, {"predicted": 2 / 3, "observed": None}]
     assert _cell({"a<b": 1 / 3, "rows": 12345}) == "a&lt;b 0.33333, rows 12,345"
     assert _cell(bins) == "predicted 0.33333, observed 0.25000<br>predicted 0.66667, observed "
+
+
+def test_a_line_is_wrapped_between_words_in_a_terminal_and_whole_in_a_pipe_and_where_a_path_is_long() -> None:
+    done = {"event": "done", "interrupted": False, "best_epoch": 2, "model": "s3://models/" + 60 * "x"}
+    resumed = {"event": "resumed", "epoch": 2, "round": 1, "rounds": 12}
+
+    def lines(event: dict[str, Any], terminal: bool) -> list[str]:
+        console = Console(file=io.StringIO(), width=50, force_terminal=terminal, color_system=None)
+        Reporter(console)(event)
+        return console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is the StringIO
+
+    assert len(lines(resumed, False)) == 1
+    wrapped = lines(resumed, True)
+    assert len(wrapped) == 2
+    assert " ".join(line.strip() for line in wrapped) == lines(resumed, False)[0]
+    assert lines(done, True) == lines(done, False) == [f"the model is in {done['model']} (epoch 2)"]
+
+
+def test_bars_count_in_thousands() -> None:
+    console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
+    with Reporter(console) as reporter:
+        reporter({"event": "progress", "stage": "hash", "done": 25147, "total": 28000})
+    assert "25,147/28,000 rows" in console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO

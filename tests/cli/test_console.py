@@ -1,0 +1,71 @@
+"""Tables fit the terminal: no number and no word is cut, whatever gives way."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from dfm.cli.console import metrics_table, summary_table, table_of, trials_table
+
+TOKEN = {"token": "hotel=東京", "index": 240861, "seen": 4500, "w": -0.0115, "factors": [0.0904 + k for k in range(16)]}
+FIELD = {
+    "field": "impression_id", "kind": "numeric, auto", "features": 1037, "with_factors": 151, "spread_of_w": 0.0941,
+    "mean_norm_of_V": 0.1562,
+}  # fmt: skip
+TRIAL = {
+    "trial": 21, "rung": 3, "epochs": 13, "loss": 0.53068123,
+    "settings": {
+        "learning_rate": 0.696, "factor_rate_scale": 1.36, "l2_factors": 0.00677, "l2_linear": 0.874,
+        "min_count_factors": 100, "n_factors": 16, "init_scale": 0.333,
+    },
+}  # fmt: skip
+
+
+def shown(table: object, width: int) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    return text
+
+
+def has(text: str, *parts: str) -> bool:
+    """Whether all of these are there, beyond the ends of lines."""
+    flat = " ".join(text.split())
+    return all(part in flat for part in parts)
+
+
+def test_factors_are_left_out_where_they_would_be_a_column_of_single_numbers() -> None:
+    narrow = shown(table_of([TOKEN], "tokens", 80), 80)
+    assert has(narrow, "240861", "4,500", "factors: with --json, in a pipe or in a wider terminal")
+    assert "0.0904" not in narrow
+    wide = shown(table_of([TOKEN], "tokens", 200), 200)
+    assert has(wide, "0.0904", "15.0904")
+    assert "--json" not in wide
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_words_go_to_the_next_line_whole(width: int) -> None:
+    text = shown(table_of([FIELD], "fields", width), width)
+    assert has(text, "impression_id", "numeric,", "factors")
+
+
+def test_the_loss_of_a_trial_is_whole_at_80_columns_and_its_units_are_told() -> None:
+    for width in (80, 160):
+        text = shown(trials_table([TRIAL], width), width)
+        assert has(
+            text, "0.53068", "0.00677", "learning rate, l2 linear and init scale: times what dfm finds by itself"
+        )
+
+
+def test_counts_look_like_counts() -> None:
+    metrics = shown(metrics_table({"auc": 1.0, "weight": 2793.0, "rows": 2793, "pr_auc": None}), 80)
+    assert has(metrics, "1.00000", "None")
+    assert metrics.count("2,793 ") == 2
+    assert "2,793.50000" in shown(metrics_table({"weight": 2793.5}), 80)
+    digest = "e1f0dc298ef0573b6f231dfc44f41a167d3c71dbc6c865b85dfd32f3e99b60e0"
+    text = shown(summary_table({"features": 3706, "bias": 1.0, "parameters_sha256": digest}, "results/model"), 50)
+    assert "3,706" in text
+    assert digest in "".join(line.split("│")[2].strip() for line in text.splitlines() if line.count("│") == 3)
