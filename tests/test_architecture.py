@@ -65,6 +65,7 @@ OPTIONAL = {
     "IPython",
     "airflow",
     "cupy",
+    "fastapi",
     "kubernetes",
     "matplotlib",
     "onnx",

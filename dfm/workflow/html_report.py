@@ -14,9 +14,10 @@ HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator co
 """The beginning of every page, by which dfm knows its own."""
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
+    "table{display:block;overflow-x:auto;border-collapse:collapse;margin:.5rem 0 1.5rem}"
+    "td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
     "vertical-align:top;border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}"
-    "h1,td{overflow-wrap:anywhere}h2{margin:1.5rem 0 0;font-size:1.1rem}"
+    "h1,td{overflow-wrap:anywhere}td.n{white-space:nowrap}h2{margin:1.5rem 0 0;font-size:1.1rem}"
 )
 _VIEWPORT = "<meta name=viewport content='width=device-width'>"
 _EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
@@ -69,11 +70,16 @@ def report_training(directory: str, title: str, options: files.Options = None) -
 def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, Mapping):
         rows = [(str(key), value) for key, value in content.items() if key not in _LONG and not _is_empty(value)]
-        return "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{_cell(v)}" for k, v in rows) + "</table>"
+        return "<table>" + "".join(f"<tr><th>{html.escape(k)}{_td(v)}" for k, v in rows) + "</table>"
     names = list(dict.fromkeys(name for row in content for name in row))
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}" for name in names) for row in content)
+    body = "".join("<tr>" + "".join(_td(row.get(name)) for name in names) for row in content)
     return f"<table><tr>{head}{body}</table>"
+
+
+def _td(value: Any) -> str:
+    """A cell; text is broken where a narrow page must, numbers are not."""
+    return f"<td class=n>{_cell(value)}" if isinstance(value, int | float) else f"<td>{_cell(value)}"
 
 
 def _is_empty(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dfm.airflow import DfmPublishOperator, reason_of, tasks
+from dfm.airflow import DfmPublishOperator, reason_of, runtime, tasks
 
 pytestmark = pytest.mark.airflow
 ANSWER = {"promoted": False, "older": False, "refusals": ["it is worse"], "alias": "a", "version": 3}
@@ -72,3 +72,16 @@ def test_who_is_alerted_of_a_refusal_learns_why(
     assert context["ti"].values["return_value"] == ANSWER
     assert reason_of({"exception": ValueError("odd data")}) == "odd data"
     assert reason_of({"exception": None}) == "no reason was given"
+
+
+def test_the_log_of_the_gate_holds_what_was_compared_and_what_came_of_it() -> None:
+    metrics = {"log_loss": 0.41, "auc": 0.8, "weight": 10000.0, "rows": 10000, "calibration_bins": []}
+    answer = {"promoted": True, "alias": "a", "version": 3, "candidate_metrics": metrics, "champion_metrics": {}}
+    first = "candidate, on 10,000 rows: log_loss 0.41000, auc 0.80000"
+    promoted = "version 3 of a is m"
+    assert runtime.lines_of_publication("m", answer) == [first, promoted]
+    answer |= {"champion_metrics": {"log_loss": 0.42}}
+    assert runtime.lines_of_publication("m", answer) == [first, "champion: log_loss 0.42000", promoted]
+    assert runtime.lines_of_publication("m", {**answer, "promoted": False})[-1] == "champion: log_loss 0.42000"
+    older = {**answer, "promoted": False, "candidate_metrics": {}, "champion_metrics": {}}
+    assert runtime.lines_of_publication("m", older) == []

@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from dfm import jobs
 from dfm.distributed import train
 from dfm.runs.display import Reporter, rejected_text, watched
-from dfm.workflow.html_report import _cell
+from dfm.workflow.html_report import _cell, read_report, write_report
 
 PLAN = {
     "event": "plan",
@@ -202,6 +203,19 @@ def test_cells_of_a_report_have_no_seventeen_digits() -> None:
     bins = [{"predicted": 1 / 3, "observed": 0.25}, {"predicted": 2 / 3, "observed": None}]
     assert _cell({"a<b": 1 / 3, "rows": 12345}) == "a&lt;b 0.33333, rows 12,345"
     assert _cell(bins) == "predicted 0.33333, observed 0.25000<br>predicted 0.66667, observed "
+
+
+def test_a_report_leaves_out_what_is_empty_and_breaks_no_number(tmp_path: Path) -> None:
+    sections = {"rows": {"read": 25200, "reasons": {}, "weight": "", "rate": 0.25, "before": []}, "gate": None}
+    url = write_report(str(tmp_path / "report.html"), "the night", sections)
+    page = read_report(url).decode()
+    assert page.split("</h1>")[1] == (
+        "<h2>rows</h2><table><tr><th>read<td class=n>25,200<tr><th>rate<td class=n>0.25000</table></html>"
+    )
+    assert "td.n{white-space:nowrap}" in page
+    (tmp_path / "report.html").write_text("<html>somebody else's")
+    with pytest.raises(ValueError, match="no report of dfm"):
+        read_report(url)
 
 
 def test_a_line_is_wrapped_between_words_in_a_terminal_and_whole_in_a_pipe_and_where_a_path_is_long() -> None:
