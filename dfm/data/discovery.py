@@ -29,6 +29,14 @@ from dfm.storage.retry import retrying
 logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".parq", ".pq")
 """Ends of the names of Parquet files, in small letters."""
+_READERS = {
+    "csv": "csv.read_csv",
+    "tsv": "csv.read_csv",
+    "json": "json.read_json",
+    "jsonl": "json.read_json",
+    "ndjson": "json.read_json",
+}
+"""Functions of pyarrow that read what is no Parquet, by the ends of names (`a.csv`, `a.csv.gz`)."""
 _MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
 _GLOB = re.compile(r"[*?\[]")
@@ -231,7 +239,8 @@ class _Search:
         but, remedy = "", "folders and globs like 'day=*/*.parquet' work"
         if others:
             but = f", but {_counted(others, 'other file')}, {self.passed[others[0]]}"
-            remedy = f"a glob takes files of any name ({self._path.rstrip('/')}/*)"
+            by_name = f"a glob takes files of any name ({self._path.rstrip('/')}/*)"
+            remedy = conversion(others[0]) or by_name
         is_relative = files.is_local(self._path) and not os.path.isabs(files.local_path(self._path))
         where = f" from {os.getcwd()}" if is_relative else ""
         error = NothingFound(f"no Parquet file at {self._path!r}{where}{but}: check the path; {remedy}")
@@ -244,6 +253,14 @@ class _Search:
             left_out = sorted(name for name, reason in self.passed.items() if reason == why)
             level = logging.INFO if why == "no Parquet" else logging.WARNING
             logger.log(level, "%s: %s left out, %s", self._path, _counted(left_out, "file"), why)
+
+
+def conversion(name: str) -> str:
+    """The way from a file of text to Parquet; empty where the name tells of none."""
+    last = posixpath.basename(name)
+    reader = next((_READERS[part] for part in last.lower().split(".")[1:] if part in _READERS), "")
+    written = f"pyarrow.parquet.write_table(pyarrow.{reader}({last!r}), {last.split('.')[0] + '.parquet'!r})"
+    return f"dfm reads Parquet, which {written} makes of it" if reader else ""
 
 
 def _counted(names: Sequence[str], what: str) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
-from dfm.data.discovery import FoundFile, find_files, partition_columns
+from dfm.data.discovery import FoundFile, conversion, find_files, partition_columns
 from dfm.errors import DataError
 from dfm.storage import files
 from dfm.storage.retry import retrying
@@ -163,9 +163,8 @@ def reading(url: str, place: str = "") -> Iterator[None]:
         if isinstance(error, PermissionError):
             raise DataError(f"{url} may not be read: permission denied; check its access rights") from error
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{url}{place} cannot be read as Parquet ({first_line}); replace the file or leave it out"
-        ) from error
+        remedy = conversion(url) or "replace the file or leave it out"
+        raise DataError(f"{url}{place} cannot be read as Parquet ({first_line}); {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -112,8 +112,8 @@ def test_what_may_be_rows_and_is_left_out_is_named(folder: str, caplog: pytest.L
 
 
 def test_a_folder_of_other_files_says_how_many_and_what_would_take_them(folder: str) -> None:
-    put(folder, "a.csv", "b.csv", data=b"1,2")
-    with pytest.raises(DataError, match=r"but 2 other files \(a\.csv, …\), no Parquet: .*a glob takes"):
+    put(folder, "a.bak", "b.bak", data=b"1,2")
+    with pytest.raises(DataError, match=r"but 2 other files \(a\.bak, …\), no Parquet: .*a glob takes"):
         names(folder)
 
 

@@ -171,6 +171,22 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
         found(tmp_path, ".")
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("a.csv", "pyarrow.parquet.write_table(pyarrow.csv.read_csv('a.csv'), 'a.parquet')"),
+        ("a.CSV.gz", "pyarrow.csv.read_csv('a.CSV.gz'), 'a.parquet'"),
+        ("b.jsonl", "pyarrow.json.read_json('b.jsonl'), 'b.parquet'"),
+    ],
+)
+def test_who_has_text_learns_how_it_becomes_parquet(tmp_path, name, remedy):
+    (tmp_path / name).write_bytes(b"label,C1\n1,a\n" * 20)
+    with pytest.raises(DataError, match=re.escape(remedy)):
+        found(tmp_path, name)
+    with pytest.raises(DataError, match=re.escape(remedy)):
+        found(tmp_path, ".")
+
+
 def test_a_truncated_file_is_named(tmp_path):
     path = Path(number_shard(tmp_path / "cut.parquet", 1000).url)
     path.write_bytes(path.read_bytes()[:-20])
