@@ -83,7 +83,8 @@ def history_frame(history: Iterable[Mapping[str, Any]]) -> Any:
         for record in history
     ]
     frame = pd.DataFrame(rows).drop(columns=["event", VERSION, "time", "run_id"], errors="ignore")
-    return frame.set_index("epoch") if "epoch" in frame.columns else frame
+    index = [name for name in ("seed", "epoch") if name in frame.columns]
+    return frame.set_index(index) if "epoch" in index else frame
 
 
 def json_ready(value: Any) -> Any:
@@ -463,6 +464,15 @@ RECORDS: tuple[EventRecord, ...] = (
         (_EPOCH, Field("best_epoch", "integer", "the epoch that is kept")),
     ),
     EventRecord(
+        "mean",
+        _TRAINING,
+        "all models of the job are trained, and their mean is judged (`model.n_models`)",
+        (
+            Field("models", "list", "of each model: seed, best_epoch, and its metrics as validation"),
+            Field("validation", "record", "metrics of the mean; empty without validation rows"),
+        ),
+    ),
+    EventRecord(
         "diagnosis",
         _TRAINING,
         "training is over; what it could not learn",
@@ -655,6 +665,7 @@ STAMPS = (
     Field("time", "text", "in `events.jsonl`: the moment of it", "ISO 8601"),
     Field("run_id", "text", "in `events.jsonl`: the run's name"),
     Field("job", "text", "on the Dask topic, and of metrics: the run's id; of a search, the job's fingerprint"),
+    Field("seed", "integer", "where a job trains several models: of the model that it is about"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
 """Fields that an event gets on its way out, whatever it is."""

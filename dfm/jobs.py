@@ -208,7 +208,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model, layout),
     }
 
 

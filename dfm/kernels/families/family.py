@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfm.errors import SettingsError
-from dfm.kernels.blocks import Block
+from dfm.kernels.blocks import MAX_FACTORS, Block
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,4 +80,19 @@ class Family:
             raise SettingsError(
                 f'family = "{self.name}" takes up to {self.most_fields} fields, since it has parameters for each pair '
                 f"of them, and there are {n_fields}; leave columns out, or choose another family"
+            )
+
+    def check_models(self, n_factors: int, n_models: int) -> None:
+        """SettingsError where no model of the family is the mean of so many, each with vectors of n_factors numbers."""
+        own = [block.name for block in self.blocks(n_factors) if block.is_shared and not block.is_linear]
+        if n_models > 1 and own:
+            raise SettingsError(
+                f'model.n_models = {n_models} does not go with model.family = "{self.name}": each model learns '
+                f"{own[0]} of its own, and there is room for one set of them. Leave n_models out, or choose another "
+                "family."
+            )
+        if n_models > 1 and n_models * n_factors > MAX_FACTORS:
+            raise SettingsError(
+                f"model.n_models = {n_models} of model.n_factors = {n_factors} make vectors of {n_models * n_factors} "
+                f"numbers, and {MAX_FACTORS} is the most. Lower one of them."
             )
