@@ -89,7 +89,7 @@ _NOT_WANTED = 'nothing was kept, as output.checkpoint_every = "never" asks'
 _NOTHING_KEPT = "nothing could be kept: see that output.directory can be written, and run the same command again"
 _PART, _WHOLE = f"{_KEPT} goes on from there", f"{_KEPT} publishes the model without training again"
 _BY_GRAVITY = _NOT_WANTED, _NOTHING_KEPT, _PART, _WHOLE
-"""What there is to tell of a state; of several, the first of these."""
+"""All that there may be to tell of a state; of several, the first of these."""
 
 
 @contextlib.contextmanager

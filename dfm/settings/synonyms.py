@@ -18,7 +18,7 @@ _NAMES = {
     "model.loss": "objective loss_function criterion",
     "model.min_count": "min_freq min_frequency min_df threshold min_occurrences",
     "model.n_factors": "k rank dim d factors n_components num_factors latent_dim embedding_dim embedding_size",
-    "model.n_models": "n_seeds n_estimators ensemble ensemble_size bagging",
+    "model.n_models": "n_estimators ensemble ensemble_size bagging",
     "model.seed": "random_state random_seed",
     "model.task": "mode problem_type",
     "training.averages_per_epoch": "syncs_per_epoch sync_every",

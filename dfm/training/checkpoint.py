@@ -129,7 +129,7 @@ class Checkpoint:
 
 
 def prefix_of(number: int, n_models: int) -> str:
-    """What names of the checkpoints of a job's model, counted from 0, begin with."""
+    """The beginning of the names of all checkpoints of one of a job's models, counted from 0."""
     return f"model-{number}-" if n_models > 1 else ""
 
 
@@ -233,7 +233,7 @@ class CheckpointFolder:
     writer: str
     options: files.Options = field(default=None, repr=False)
     prefix: str = ""
-    """Of the names of its files; those of other models beside them are left alone."""
+    """The beginning of the names of its files; those of other models beside them are left alone."""
     _files: dict[str, set[str]] = field(default_factory=dict)
     """Block files by manifest, of all manifests that this run wrote or found."""
 
