@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Floats = NDArray[np.float64]
+
 OnnxStep = tuple[str, list[str], str]
 """Operator, inputs, output."""
 OnnxPart = tuple[dict[str, Any], list[OnnxStep]]
@@ -47,6 +49,10 @@ class Family:
     where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors, or
     their groups where the family has groups; then n_factors, of one vector.
 
+    sides(vectors, places, n_places, own): two arrays float64[n, d] of n features, f and s, so that <f_i, s_j> is what
+    the vectors of features i and j make where both x are 1. vectors float64[n, numbers of V]; places int64[n]: the
+    field of each feature, or its group where the family has groups, of n_places; own: numbers of own blocks by name.
+
     summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
     how many there may be. texts: the text formats that can say all of it. cuda: its text for GPUs (see backend.cu),
     None where they have no code for it.
@@ -59,6 +65,7 @@ class Family:
     gradient: Callable[[Any, Any], Any]
     sums: Callable[[int, Any], NDArray[np.float32]]
     onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], int], OnnxPart]
+    sides: Callable[[Floats, NDArray[np.int64], int, dict[str, Floats]], tuple[Floats, Floats]]
     own_step: Callable[[Any, Any], Any] | None = None
     knows_fields: bool = False
     has_groups: bool = False
