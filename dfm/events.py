@@ -588,7 +588,15 @@ RECORDS: tuple[EventRecord, ...] = (
         "evaluated",
         "`dfm evaluate`",
         "labelled rows are scored",
-        (_MODEL, Field("account", "record", "rows read, evaluated, rejected"), *METRICS),
+        (
+            _MODEL,
+            Field("account", "record", "rows read, evaluated, rejected"),
+            _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
+            _absent(_number("group_auc", "mean AUC within a group, weighed by its rows (`--group`)")),
+            _absent(Field("groups", "integer", "groups with both classes")),
+            _absent(Field("groups_of_one_class", "integer", "groups that have no AUC")),
+            *METRICS,
+        ),
     ),
     EventRecord(
         "predicted",

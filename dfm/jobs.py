@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +21,16 @@ from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.folds import Folds
-from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
+from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, order_in_slices, predict_shards
 from dfm.distributed.search import SearchResult
+from dfm.distributed.slicing import check_slicing, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import with_functions
+from dfm.model.slices import Slicing
 from dfm.runs.display import watched
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
@@ -228,6 +231,10 @@ def evaluate(
     *,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
+    by: Sequence[str | Sequence[str]] = (),
+    group: str = "",
+    top: int = 50,
+    min_rows: int = 1000,
     on_bad_rows: str = "error",
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
@@ -239,24 +246,38 @@ def evaluate(
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
     rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
+
+    by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
+    worst of those with `min_rows` rows, by normalized entropy (regression: rmse). group: a column (a user, a query)
+    whose groups are ranked each by itself: group_auc, groups, groups_of_one_class.
     """
     _check(client)
     loaded, place = _model(model, storage_options)
+    slicing = Slicing.of(by, group)
+    check_slicing(loaded, slicing)
     paths, is_weighted = _paths_of(data), True
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
         is_weighted = _has_weights(loaded.schema, shards, storage_options)
         chosen = settings or ClusterSettings()
-        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
+        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted, slicing=slicing)
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
-            tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told))
+            watch, report = Watch(own, chosen.worker_timeout), _progress(told)
+            found = evaluate_shards(watch, scoring, shards, report)
+            again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
+            sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     elif frames.is_collection(data):
-        tally, account = frames.evaluate_collection(loaded, data, on_bad_rows, client)
+        found = frames.evaluate_collection(loaded, data, on_bad_rows, client, slicing)
+        again = functools.partial(frames.tally_collection, loaded, data, client, slicing)
+        sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
-        tally, account = frames.evaluate_rows(loaded, data, on_bad_rows)
+        found = frames.evaluate_rows(loaded, data, on_bad_rows, slicing=slicing)
+        again = functools.partial(frames.tally_rows, loaded, data, slicing)
+        sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
+    account = found.account
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
-    return {**tally.metrics(), "account": rows}
+    return {**found.tally.metrics(), **sliced, "account": rows}
 
 
 def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:

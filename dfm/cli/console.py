@@ -24,11 +24,35 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     """Metrics of one evaluation, as a table of name and value; calibration bins follow."""
     table = Table("metric", "value", title=title or None)
     for name, value in metrics.items():
-        if name not in ("calibration_bins", "account"):
+        if name not in ("calibration_bins", "account", "slices"):
             table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
     return table
+
+
+def slices_table(name: str, records: Sequence[Event]) -> Table:
+    """The slices of one kind, a line each."""
+    if not records:
+        return Table(f"no slice of {escape(name)} has enough rows (--min-rows)")
+    metrics = [key for key in records[0] if key not in ("slice", "calibration_low", "calibration_high", "auc_error")]
+    table = Table(*map(escape, records[0]["slice"]), title=f"by {escape(name)}, the worst first")
+    for metric in metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+    for record in records:
+        table.add_row(*map(escape, record["slice"].values()), *(_metric_cell(record, metric) for metric in metrics))
+    return table
+
+
+def _metric_cell(record: Event, metric: str) -> str:
+    value = record[metric]
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = "-" if value is None else f"{value:.4f}"
+    if metric != "calibration" or value is None:
+        return text
+    low, high = record["calibration_low"], record["calibration_high"]
+    return f"{value:.3f} ({low:.3f} to {'…' if high is None else f'{high:.3f}'})"
 
 
 def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:

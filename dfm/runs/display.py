@@ -29,6 +29,8 @@ STAGES = {
     "pilot": "trying settings",
     "linear": "without factors",
     "evaluate": "evaluating",
+    "slices": "worst slices",
+    "importance": "columns in turn",
     "predict": "predicting",
     "compile": "compiling kernels",
 }
