@@ -599,6 +599,17 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
+        "importance",
+        "`dfm importance`",
+        "the loss is measured without each column",
+        (
+            _MODEL,
+            Field("rows", "integer", "labelled rows", "rows"),
+            Field("loss", "number", "their mean log loss or, of a regression, squared error"),
+            Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
+        ),
+    ),
+    EventRecord(
         "predicted",
         "`dfm predict`",
         "rows are scored and written",

@@ -21,6 +21,7 @@ from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.folds import Folds
+from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, order_in_slices, predict_shards
 from dfm.distributed.search import SearchResult
 from dfm.distributed.slicing import check_slicing, sliced_metrics
@@ -29,6 +30,7 @@ from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
+from dfm.model.importance import MOST_ROWS
 from dfm.model.objective import with_functions
 from dfm.model.slices import Slicing
 from dfm.runs.display import watched
@@ -248,8 +250,8 @@ def evaluate(
     rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
-    worst of those with `min_rows` rows, by normalized entropy (regression: rmse). group: a column (a user, a query)
-    whose groups are ranked each by itself: group_auc, groups, groups_of_one_class.
+    worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
+    a column (a user, a query) within whose values rows are ranked: group_auc, groups, groups_of_one_class.
     """
     _check(client)
     loaded, place = _model(model, storage_options)
@@ -278,6 +280,50 @@ def evaluate(
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     return {**found.tally.metrics(), **sliced, "account": rows}
+
+
+def importance(
+    model: ModelLike,
+    data: Any,
+    *,
+    repeats: int = 3,
+    rows: int = MOST_ROWS,
+    settings: ClusterSettings | None = None,
+    client: Client | None = None,
+    on_bad_rows: str = "error",
+    storage_options: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """How much worse a model's loss gets (log loss; of regressions the squared error) without each of its columns.
+
+    Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
+    among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where
+    it has no value; then "rows" and "loss". Nothing is trained.
+
+    model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
+    rows: of so many, spread over the data, it is measured. The same on any cluster.
+    """
+    _check(client)
+    if repeats < 1 or rows < 1:
+        raise SettingsError(f"repeats = {repeats}, rows = {rows}; both are at least 1")
+    loaded, place = _model(model, storage_options)
+    check_importance(loaded)
+    paths = _paths_of(data)
+    if paths is None:
+        name = f"the {type(data).__name__} given"
+        total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
+        how = rows / max(total, 1), repeats
+        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, how)
+        return described(damage, loaded.schema.columns)
+    shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+    is_weighted = _has_weights(loaded.schema, shards, storage_options)
+    chosen = settings or ClusterSettings()
+    scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
+    how = rows / max(sum(shard.n_rows for shard in shards), 1), repeats
+    with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
+        damage = damage_in_shards(Watch(own, chosen.worker_timeout), scoring, shards, how, _progress(told))
+    return described(damage, loaded.schema.columns)
 
 
 def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:

@@ -13,7 +13,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import folds_table, metrics_table, show_plan, slices_table, table_of, trials_table, wide_console
+from dfm.cli.console import (
+    folds_table,
+    importance_table,
+    metrics_table,
+    show_plan,
+    slices_table,
+    table_of,
+    trials_table,
+    wide_console,
+)
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError, SettingsError
 from dfm.events import line_of
@@ -235,6 +244,31 @@ def evaluate(
         console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
         for name, records in metrics.get("slices", {}).items():
             console.print(slices_table(name, records))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Times to permute each column.")
+@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="Rows to measure on.")
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
+def importance(
+    model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
+    tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
+    """How much MODEL needs each of its columns, by labelled Parquet DATA: the rise of the loss without it."""
+    from dfm import jobs
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+        found = jobs.importance(
+            model, data, repeats=repeats, rows=rows, settings=_settings(scheduler, workers, tls),
+            on_bad_rows=on_bad_rows, storage_options=options, on_event=reporter,
+        )  # fmt: skip
+        if as_json:
+            reporter({"event": "importance", "model": model, **found})
+    if not as_json:
+        console.print(importance_table(found))
 
 
 @cli.command()

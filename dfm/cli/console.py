@@ -31,6 +31,25 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     return table
 
 
+_BAR = 24
+"""Characters of the longest bar."""
+
+
+def importance_table(found: Event) -> Table:
+    """The columns of a model, the most important first, each with a bar of what it is worth."""
+    table = Table(
+        "column", Column("rise of the loss", justify="right"), Column("missing", justify="right"), "",
+        title=f"without a column the loss rises from {found['loss']:.5f} ({found['rows']:,} rows)",
+    )  # fmt: skip
+    most = max((record["permuted"] for record in found["columns"]), default=0.0)
+    for record in found["columns"]:
+        error = record["permuted_error"]
+        rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
+        bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
+        table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+    return table
+
+
 def slices_table(name: str, records: Sequence[Event]) -> Table:
     """The slices of one kind, a line each."""
     if not records:

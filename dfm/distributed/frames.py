@@ -23,7 +23,7 @@ def evaluate_rows(
     model: FMModel, data: Any, on_bad_rows: str, name: str = "", slicing: Slicing | None = None
 ) -> Evaluation:
     """Metrics of labelled rows in any form that a model scores, and their account. name: of the rows, for messages."""
-    batches = _batches(model, data, name or f"the {type(data).__name__} given", slicing)
+    batches = row_batches(model, data, name or f"the {type(data).__name__} given", slicing)
     return evaluate_batches(model, batches, on_bad_rows, slicing=slicing)
 
 
@@ -31,10 +31,11 @@ def tally_rows(
     model: FMModel, data: Any, slicing: Slicing, chosen: Sequence[Chosen]
 ) -> list[list[ClassificationTally]]:
     """Tallies of chosen slices of such rows."""
-    return tally_batches(model, _batches(model, data, "", slicing), True, chosen)
+    return tally_batches(model, row_batches(model, data, "", slicing), True, chosen)
 
 
-def _batches(model: FMModel, data: Any, name: str, slicing: Slicing | None) -> Iterator[Batch]:
+def row_batches(model: FMModel, data: Any, name: str, slicing: Slicing | None = None) -> Iterator[Batch]:
+    """Labelled rows in any form that a model scores, in batches."""
     wanted, first = labelled_columns(model, slicing=slicing), 0
     for batch in batches_of(in_columns(data, model.schema, wanted), wanted):
         yield Batch(batch, Shard(name, 0, "", (batch.num_rows,), ()), NO_ROW_GROUP, first)

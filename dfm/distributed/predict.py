@@ -88,7 +88,7 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _placed(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
+def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
     """The model's URL where workers can read it; else the model itself, sent once, and in no task."""
     model = scoring.model
     if isinstance(model, str) and (not files.is_local(model) or shares_disk(watch.client)):
@@ -97,7 +97,7 @@ def _placed(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
     return replace(scoring, model=""), watch.keep(loaded)
 
 
-def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
+def loaded_model(scoring: Scoring, placed: str | FMModel) -> FMModel:
     """The model; a URL is loaded once per process and manifest."""
     if isinstance(placed, FMModel):
         return placed
@@ -109,7 +109,7 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
 def evaluate_shards(watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress) -> Evaluation:
     """Metrics of the model on labelled rows, the account of the rows, and sums by slice where they are wanted."""
     tasks = plan_reading(shards)
-    scoring, placed = _placed(watch, scoring)
+    scoring, placed = placed_model(watch, scoring)
     futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
     if not scoring.slicing.group:
@@ -148,7 +148,7 @@ def without_groups(evaluation: Evaluation) -> Evaluation:
 
 def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> Evaluation:
     """Metrics of some labelled rows."""
-    model = _model_of(scoring, placed)
+    model = loaded_model(scoring, placed)
     return evaluate_batches(
         model, _labelled(scoring, model, units), scoring.on_bad_rows, scoring.is_weighted, scoring.slicing
     )
@@ -194,7 +194,7 @@ def scored_batches(
     for batch in batches:
         with naming_shard(batch):
             encoded = model.encode(batch.data, objective.label_kind)
-        account = _account(on_bad_rows, batch, encoded)
+        account = account_of(on_bad_rows, batch, encoded)
         scores, rows = model.score(encoded), encoded.rows
         weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
         good = batch.data if encoded.good.all() else batch.data.filter(pa.array(encoded.good))
@@ -207,7 +207,7 @@ def order_in_slices(
 ) -> list[list[ClassificationTally]]:
     """Tallies of the rows of chosen slices, of each kind in the order of its keys."""
     tasks = plan_reading(shards)
-    scoring, placed = _placed(watch, scoring)
+    scoring, placed = placed_model(watch, scoring)
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, [list(chosen)] * len(tasks)
     futures = watch.client.map(tally_slices, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "slices", progress)
@@ -218,7 +218,7 @@ def tally_slices(
     scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], chosen: Sequence[Chosen]
 ) -> list[list[ClassificationTally]]:
     """Tallies of chosen slices in some rows."""
-    model = _model_of(scoring, placed)
+    model = loaded_model(scoring, placed)
     return tally_batches(model, _labelled(scoring, model, units), scoring.is_weighted, chosen)
 
 
@@ -239,7 +239,8 @@ def added(
     return [[a + b for a, b in zip(mine, others, strict=True)] for mine, others in zip(ours, theirs, strict=True)]
 
 
-def _account(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
+def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
+    """The account of a batch. DataError with the first bad row where none may be."""
     rejections = rejections_of(batch, encoded.problems)
     if rejections and on_bad_rows == "error":
         raise DataError(bad_row_message(rejections[0]))
@@ -269,7 +270,7 @@ def predict_shards(
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
     names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    scoring, placed = _placed(watch, scoring)
+    scoring, placed = placed_model(watch, scoring)
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
     futures = watch.client.map(predict_shard, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
@@ -374,7 +375,7 @@ def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard
 
 def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> RowAccount:
     """Write the predictions of some rows as the file `name`, batch by batch."""
-    model, account = _model_of(scoring, placed), RowAccount()
+    model, account = loaded_model(scoring, placed), RowAccount()
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
     with (
@@ -395,7 +396,7 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
 def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
     with naming_shard(batch):
         encoded = model.encode(batch.data)
-    account = _account(scoring.on_bad_rows, batch, encoded)
+    account = account_of(scoring.on_bad_rows, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
     values[encoded.good] = model.objective.predict(scores)

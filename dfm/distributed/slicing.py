@@ -42,8 +42,15 @@ def sliced_metrics(
     return {**({"slices": slices} if slicing.by else {}), **_groups(slicing, found)}
 
 
+_MOST_ORDERED = 200
+"""Slices of a kind, the worst first, whose rows are brought in the order of their scores."""
+
+
 def _add_order(slicing: Slicing, worst: Sequence[list[dict[str, Any]]], again: Again) -> None:
-    """Add the AUC to each record, in place."""
+    """Add the AUC to the first records of each kind, in place; it is null in the others."""
+    for record in (record for records in worst for record in records):
+        record |= {"auc": None, "auc_error": None}
+    worst = [records[:_MOST_ORDERED] for records in worst]
     kinds = zip(slicing.by, worst, strict=True)
     chosen = [Chosen(names, tuple(tuple(each["slice"].values()) for each in records)) for names, records in kinds]
     for records, tallies in zip(worst, again(chosen), strict=True):

@@ -114,7 +114,7 @@ def texts_of(array: pa.Array, column: str) -> pa.Array:
 
 def summed(rows: ScoredRows, slicing: Slicing, is_regression: bool) -> SliceSums:
     """The sums of some rows."""
-    loss = (rows.predictions - rows.labels) ** 2 if is_regression else _log_losses(rows)
+    loss = losses_of(rows.scores, rows.predictions, rows.labels, is_regression)
     variance = np.zeros(len(loss)) if is_regression else rows.predictions * (1 - rows.predictions)
     amounts = [np.ones(len(loss)), *(rows.weights * x for x in (1.0, rows.labels, rows.predictions, loss))]
     sums = dict(zip(_SUMS, [*amounts, rows.weights**2 * variance], strict=True))
@@ -125,8 +125,11 @@ def summed(rows: ScoredRows, slicing: Slicing, is_regression: bool) -> SliceSums
     return SliceSums(kept, lacking, _grouped(rows, slicing.group) if slicing.group else ())
 
 
-def _log_losses(rows: ScoredRows) -> Floats:
-    losses: Floats = np.maximum(rows.scores, 0) + np.log1p(np.exp(-np.abs(rows.scores))) - rows.labels * rows.scores
+def losses_of(scores: Floats, predictions: Floats, labels: Floats, is_regression: bool) -> Floats:
+    """Loss of each row: squared error, or log loss of a logit in nats. All float64[n_rows]."""
+    if is_regression:
+        return (predictions - labels) ** 2
+    losses: Floats = np.maximum(scores, 0) + np.log1p(np.exp(-np.abs(scores))) - labels * scores
     return losses
 
 
