@@ -295,7 +295,7 @@ def importance(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """How much worse a model's loss gets (log loss; of regressions the squared error) without each of its columns.
+    """The rise of a model's loss (log loss; of regressions the squared error) without each of its columns.
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
     among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where

@@ -256,7 +256,7 @@ def importance(
     model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
     tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
-    """How much MODEL needs each of its columns, by labelled Parquet DATA: the rise of the loss without it."""
+    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them."""
     from dfm import jobs
 
     console = Console()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -54,24 +55,41 @@ def slices_table(name: str, records: Sequence[Event]) -> Table:
     """The slices of one kind, a line each."""
     if not records:
         return Table(f"no slice of {escape(name)} has enough rows (--min-rows)")
-    metrics = [key for key in records[0] if key not in ("slice", "calibration_low", "calibration_high", "auc_error")]
-    table = Table(*map(escape, records[0]["slice"]), title=f"by {escape(name)}, the worst first")
-    for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
+    metrics = [(key, title) for key, title in _SLICE_METRICS.items() if key in records[0]]
+    table = Table(title=f"by {escape(name)}, the worst first", box=SIMPLE, padding=(0, 0, 0, 1))
+    for column in records[0]["slice"]:
+        table.add_column(escape(column), overflow="fold", min_width=4)
+    for _, title in metrics:
+        table.add_column(title, justify="right", no_wrap=True)
     for record in records:
-        table.add_row(*map(escape, record["slice"].values()), *(_metric_cell(record, metric) for metric in metrics))
+        table.add_row(*map(escape, record["slice"].values()), *(_metric_cell(record, key) for key, _ in metrics))
     return table
+
+
+_SLICE_METRICS = {
+    "rows": "rows",
+    "mean_label": "label",
+    "mean_prediction": "pred.",
+    "log_loss": "loss",
+    "normalized_entropy": "entropy",
+    "rmse": "rmse",
+    "mean_error": "error",
+    "calibration": "calibr.",
+    "calibration_low": "95 %",
+    "auc": "AUC",
+}
+"""Metrics of a slice and their titles, short enough for 80 columns."""
 
 
 def _metric_cell(record: Event, metric: str) -> str:
     value = record[metric]
+    if metric == "calibration_low":
+        high = record["calibration_high"]
+        return f"{value:.2f} … {'' if high is None else f'{high:.2f}'}" if value is not None else "-"
     if isinstance(value, int):
         return f"{value:,}"
-    text = "-" if value is None else f"{value:.4f}"
-    if metric != "calibration" or value is None:
-        return text
-    low, high = record["calibration_low"], record["calibration_high"]
-    return f"{value:.3f} ({low:.3f} to {'…' if high is None else f'{high:.3f}'})"
+    digits = 4 if metric in ("log_loss", "rmse", "auc") else 3
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:

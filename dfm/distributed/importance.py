@@ -34,7 +34,7 @@ def check_importance(model: FMModel) -> None:
 def damage_in_shards(
     watch: Watch, scoring: Scoring, shards: Sequence[Shard], how: tuple[float, int], progress: Progress
 ) -> Damage:
-    """What the loss of columns costs on shards. how: share of the rows to look at, and repeats."""
+    """The cost of losing columns, on shards. how: share of the rows to look at, and repeats."""
     tasks = plan_reading(shards)
     scoring, placed = placed_model(watch, scoring)
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, [how] * len(tasks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,49 @@ from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.partition import HashedRows
 from dfm.data.row_encoder import NotPlain, RowEncoder
 from dfm.data.schema import Field, ResolvedSchema
-from dfm.data.vocabulary import ABSENT
+from dfm.data.transforms import NumberStatistics
+from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError
 from dfm.kernels.families.registry import family_of
+from dfm.kernels.tables import ParameterTable
+from dfm.model.objective import Objective
 from dfm.model.rows import batches_of, in_columns
-
-if TYPE_CHECKING:
-    from dfm.model.fm_model import FMModel
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _ROWS_AT_ONCE = 1024
 """Rows whose sides are in memory at a time."""
+
+
+class Scorer(Protocol):
+    """The part of a model that its scores are made of: an `FMModel`."""
+
+    @property
+    def schema(self) -> ResolvedSchema:
+        """The columns, and how they become features."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The features, by row of the table."""
+
+    @property
+    def table(self) -> ParameterTable:
+        """The parameters."""
+
+    @property
+    def statistics(self) -> Mapping[str, NumberStatistics]:
+        """Statistics of numeric columns."""
+
+    @property
+    def objective(self) -> Objective:
+        """The way from scores to predictions."""
+
+    @property
+    def lookup(self) -> RowLookup:
+        """The way from hashed indices to rows of the table."""
+
+    def decision_function(self, data: Any) -> NDArray[np.float32]:
+        """Scores of rows, float32[n_rows]."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +95,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Sums:
-    """What rows add up to by themselves.
+    """The amounts that rows add up to by themselves.
 
     alone float64[n_rows]: linear part and the pairs within the row, without the bias. first, second float64[n_rows, d]:
     sums of the sides. Rows a and b of disjoint fields make, together, alone_a + alone_b + <first_a, second_b>.
@@ -102,20 +133,20 @@ def narrowed(schema: ResolvedSchema, fields: Sequence[Field]) -> ResolvedSchema:
     return dataclasses.replace(schema, fields=own, weight="", time="")
 
 
-def batches_with(model: FMModel, data: Any, fields: Sequence[Field]) -> list[pa.RecordBatch]:
+def batches_with(model: Scorer, data: Any, fields: Sequence[Field]) -> list[pa.RecordBatch]:
     """The columns that some fields are made of, of rows in any form that a model scores."""
     schema = narrowed(model.schema, fields)
     return list(batches_of(in_columns(data, schema), schema.columns))
 
 
-def entries_of(model: FMModel, batch: pa.RecordBatch, fields: Sequence[Field]) -> Entries:
+def entries_of(model: Scorer, batch: pa.RecordBatch, fields: Sequence[Field]) -> Entries:
     """The entries of some fields. DataError where a row is bad."""
     encoded = encode_batch(batch, narrowed(model.schema, fields), model.vocabulary.hash_bits, model.statistics, None)
     check_good(encoded)
     return _entries(model, encoded.rows, fields)
 
 
-def entries_of_row(model: FMModel, row: Any, encoder: RowEncoder, fields: Sequence[Field]) -> Entries | None:
+def entries_of_row(model: Scorer, row: Any, encoder: RowEncoder, fields: Sequence[Field]) -> Entries | None:
     """The entries of one row as a service sends it, a dict of plain values; None where the general way has to be
     taken. encoder: of those fields alone.
     """
@@ -128,7 +159,7 @@ def entries_of_row(model: FMModel, row: Any, encoder: RowEncoder, fields: Sequen
         return None
 
 
-def _entries(model: FMModel, rows: HashedRows, fields: Sequence[Field]) -> Entries:
+def _entries(model: Scorer, rows: HashedRows, fields: Sequence[Field]) -> Entries:
     n_fields = len(fields)
     of_rows = np.repeat(np.arange(rows.n_rows, dtype=np.int64), np.diff(rows.indptr))
     places = rows.fields if rows.fields.size else np.tile(np.arange(n_fields, dtype=np.uint16), rows.n_rows)
@@ -157,19 +188,19 @@ def check_good(encoded: Encoded) -> None:
 
 
 def _numbered(rows: Integers, places: NDArray[np.uint16]) -> Integers:
-    """Of entries that stand row by row and field by field, which of its row and field each is, from 0."""
+    """The place of each entry among those of its row and field, from 0; they stand row by row and field by field."""
     is_first = np.ones(len(rows), np.bool_)
     is_first[1:] = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1])
     starts = np.flatnonzero(is_first)
     return np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
 
 
-def linear_terms(model: FMModel, entries: Entries) -> Floats:
+def linear_terms(model: Scorer, entries: Entries) -> Floats:
     """w x of each entry."""
     return model.table.linear_weights[entries.features].astype(np.float64) * entries.values
 
 
-def sides(model: FMModel, features: Integers) -> tuple[Floats, Floats]:
+def sides(model: Scorer, features: Integers) -> tuple[Floats, Floats]:
     """Both sides of some features, float64[n, d] each; zeros where a feature has no factors."""
     table = model.table
     vectors = np.zeros((len(features), table.layout.row_factors))
@@ -181,7 +212,7 @@ def sides(model: FMModel, features: Integers) -> tuple[Floats, Floats]:
     return family_of(table.layout.family).sides(vectors, places, n_places, own)
 
 
-def pair_terms(model: FMModel, entries: Entries) -> Floats:
+def pair_terms(model: Scorer, entries: Entries) -> Floats:
     """x_i x_j <f_i, s_j> of entries of one row, float64[n, n]; 0 where both are of one feature."""
     first, second = sides(model, entries.features)
     terms: Floats = (first * entries.values[:, None]) @ (second * entries.values[:, None]).T
@@ -189,8 +220,8 @@ def pair_terms(model: FMModel, entries: Entries) -> Floats:
     return terms
 
 
-def sums_of(model: FMModel, entries: Entries) -> Sums:
-    """What each row adds up to."""
+def sums_of(model: Scorer, entries: Entries) -> Sums:
+    """The amounts that each row adds up to."""
     merged = entries.merged()
     width = sides(model, merged.features[:0])[0].shape[1]
     first, second = np.zeros((entries.n_rows, width)), np.zeros((entries.n_rows, width))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,7 @@ from dfm.data.lists import lists_of
 from dfm.data.matrices import is_vector
 from dfm.data.schema import CROSS_SIGN, Field
 from dfm.errors import DataError
-from dfm.model.entries import Entries, batches_with, entries_of, linear_terms, pair_terms
-
-if TYPE_CHECKING:
-    from dfm.model.fm_model import FMModel
+from dfm.model.entries import Entries, Scorer, batches_with, entries_of, linear_terms, pair_terms
 
 _SHOWN = 12
 """Terms that a printed explanation shows."""
@@ -71,7 +68,7 @@ class Explanation:
         return "\n".join([*lines, *([f"{rest:+9.5f}  {len(terms) - _SHOWN} more terms"] if terms[_SHOWN:] else [])])
 
 
-def explain(model: FMModel, row: Any) -> Explanation:
+def explain(model: Scorer, row: Any) -> Explanation:
     """The terms of one row's score. DataError where there are more rows, or the row is bad."""
     fields = model.schema.fields
     batches = batches_with(model, row, fields)
@@ -88,7 +85,7 @@ def explain(model: FMModel, row: Any) -> Explanation:
     return Explanation(score, prediction, bias, linear, pairs)
 
 
-def _pairs(model: FMModel, entries: Entries, names: Sequence[str]) -> tuple[Term, ...]:
+def _pairs(model: Scorer, entries: Entries, names: Sequence[str]) -> tuple[Term, ...]:
     amounts = pair_terms(model, entries)
     has_factors = entries.features < model.table.n_factored
     of_two = has_factors[:, None] & has_factors & (entries.features[:, None] != entries.features)
@@ -98,7 +95,7 @@ def _pairs(model: FMModel, entries: Entries, names: Sequence[str]) -> tuple[Term
     return tuple(sorted(found, key=lambda term: (-abs(term.amount), term.names)))
 
 
-def _name(model: FMModel, batch: pa.RecordBatch, entries: Entries, at: int) -> str:
+def _name(model: Scorer, batch: pa.RecordBatch, entries: Entries, at: int) -> str:
     """An entry by column and raw value."""
     entry, number = model.schema.fields[entries.fields[at]], int(entries.elements[at])
     if is_vector(model.schema):
@@ -117,7 +114,7 @@ def _shown(batch: pa.RecordBatch, column: str) -> str:
     return "(missing)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _element(model: FMModel, batch: pa.RecordBatch, entry: Field, number: int) -> str:
+def _element(model: Scorer, batch: pa.RecordBatch, entry: Field, number: int) -> str:
     """An element of a list; an empty list has the missing one."""
     (source,) = model.schema.sources(entry.columns)
     found = lists_of(batch.column(source), entry.name, model.schema.list_separator)

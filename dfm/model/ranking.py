@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from dfm.data.schema import Field
 from dfm.errors import DataError, SettingsError
 from dfm.model.entries import (
     Entries,
+    Scorer,
     Sums,
     batches_with,
     entries_of,
@@ -31,9 +32,6 @@ from dfm.model.entries import (
     sides,
     sums_of,
 )
-
-if TYPE_CHECKING:
-    from dfm.model.fm_model import FMModel
 
 
 class Ranking(NamedTuple):
@@ -65,10 +63,10 @@ class Candidates:
     data: pa.Table
     """Their columns, for models whose crosses have columns of contexts and items."""
     _contexts: dict[tuple[str, ...], _Context] = field(default_factory=dict, repr=False, compare=False)
-    """What contexts of some columns are made of, by their names."""
+    """The makings of contexts of some columns, by their names."""
 
     @classmethod
-    def of(cls, model: FMModel, items: Any) -> Candidates:
+    def of(cls, model: Scorer, items: Any) -> Candidates:
         """DataError where no field of the model can be made of the items' columns."""
         fields = fields_of(model.schema, names_of(items))
         if not fields:
@@ -83,7 +81,7 @@ class Candidates:
         """Number of candidates."""
         return len(self.alone)
 
-    def rank(self, model: FMModel, context: Any, top: int = 10) -> Ranking:
+    def rank(self, model: Scorer, context: Any, top: int = 10) -> Ranking:
         """See `FMModel.rank`."""
         if top < 1:
             raise DataError(f"top = {top}; expected at least 1")
@@ -91,7 +89,7 @@ class Candidates:
         best = np.argsort(-scores, kind="stable")[:top]
         return Ranking(best, scores[best], model.objective.predict(scores[best]))
 
-    def scores(self, model: FMModel, context: Any) -> NDArray[np.float32]:
+    def scores(self, model: Scorer, context: Any) -> NDArray[np.float32]:
         """Score of every candidate in a context, float32[n_items]."""
         mine = self._context(model, tuple(names_of(context)))
         if mine.is_mixed:
@@ -108,7 +106,7 @@ class Candidates:
         self._without_shared(model, entries, scores)
         return scores
 
-    def _context(self, model: FMModel, names: tuple[str, ...]) -> _Context:
+    def _context(self, model: Scorer, names: tuple[str, ...]) -> _Context:
         if names not in self._contexts:
             fields, mixed = context_fields(model, names, self.fields)
             encoder = RowEncoder(narrowed(model.schema, fields), model.vocabulary.hash_bits, model.statistics)
@@ -119,7 +117,7 @@ class Candidates:
         """Without what is made again where they arrive."""
         return {**self.__dict__, "_contexts": {}}
 
-    def _without_shared(self, model: FMModel, context: Entries, scores: NDArray[np.float32]) -> None:
+    def _without_shared(self, model: Scorer, context: Entries, scores: NDArray[np.float32]) -> None:
         """Take the pairs of a feature with itself out of scores, in place: it has none."""
         features, items, values = self.entries
         starts, stops = (np.searchsorted(features, context.features, side) for side in ("left", "right"))
@@ -129,7 +127,7 @@ class Candidates:
             amounts = float(first[0] @ second[0]) * context.values[at] * values[found]
             scores[items[found]] -= amounts.astype(np.float32)
 
-    def _one_by_one(self, model: FMModel, context: Any, mine: Sequence[Field]) -> NDArray[np.float32]:
+    def _one_by_one(self, model: Scorer, context: Any, mine: Sequence[Field]) -> NDArray[np.float32]:
         """Whole rows, where some of their features are of both sides."""
         (batch,) = batches_with(model, context, mine)
         if batch.num_rows != 1:
@@ -141,7 +139,7 @@ class Candidates:
 
 
 def context_fields(
-    model: FMModel, names: Sequence[str], items: Sequence[Field]
+    model: Scorer, names: Sequence[str], items: Sequence[Field]
 ) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """The fields that contexts have by themselves, and crosses of columns of both sides.
 
@@ -162,7 +160,7 @@ def context_fields(
     return of_contexts, tuple(rest)
 
 
-def _summed(model: FMModel, data: Any, fields: Sequence[Field]) -> tuple[pa.Table, Entries, Sums]:
+def _summed(model: Scorer, data: Any, fields: Sequence[Field]) -> tuple[pa.Table, Entries, Sums]:
     """The columns of some fields, their merged entries and their sums."""
     if not fields:
         nothing = np.zeros(0, np.int64)
@@ -174,7 +172,7 @@ def _summed(model: FMModel, data: Any, fields: Sequence[Field]) -> tuple[pa.Tabl
     return table, entries.merged(), sums_of(model, entries)
 
 
-def vectors(model: FMModel, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def vectors(model: Scorer, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """See `FMModel.vectors`."""
     of_items = fields_of(model.schema, names_of(items))
     of_contexts, mixed = context_fields(model, names_of(contexts), of_items)
