@@ -126,6 +126,13 @@ class DataSettings(Table):
         Number(0, 1),
         'with on_bad_rows = "skip": stop when a larger part of the rows is bad',
     )
+    negative_rate: float = knob(
+        1.0,
+        Number(0, 1, open_low=True),
+        "share of the negative rows that was kept when the log was made, of training and validation rows alike: the "
+        "model is published for the full stream, its logits lower by -ln(negative_rate)",
+        is_late=True,
+    )
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*SCALARS, TableOf(AnyOf(SCALARS))))),

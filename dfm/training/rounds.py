@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.data.preparation import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step
@@ -31,7 +32,7 @@ from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
 from dfm.training.backends import BACKENDS, NUMBA, Backend
-from dfm.training.label_units import in_own_unit
+from dfm.training.label_units import in_own_unit, of_full_stream
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
@@ -138,16 +139,24 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
 
 
 def warm_block(
-    block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit, part: tuple[int, int] = (0, 1)
+    block: Block,
+    vocabulary: Vocabulary,
+    model: FMModel,
+    decay: float,
+    reading: Reading,
+    part: tuple[int, int] = (0, 1),
 ) -> Block:
-    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training.
+    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training and to
+    the log that it is trained on.
 
     part: which of how many models, where the earlier one is their mean.
     """
     if part[1] > 1:
         model = dataclasses.replace(model, table=part_of_mean(model.table, *part))
-    if unit != LabelUnit():
-        model = dataclasses.replace(model, table=in_own_unit(model.table, unit.inverse))
+    table = of_full_stream(model.table, 1 / reading.negative_rate)
+    if reading.units.label != LabelUnit():
+        table = in_own_unit(table, reading.units.label.inverse)
+    model = dataclasses.replace(model, table=table)
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
