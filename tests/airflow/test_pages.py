@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +14,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from dfm.airflow import runtime
+from dfm.storage import files
 from dfm.workflow.html_report import write_report
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
+
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 class Instance(SimpleNamespace):
@@ -47,8 +54,9 @@ def asked(value: object) -> Any:
     return report("ctr", "run", "train", Session(value))
 
 
-def test_the_link_of_a_report_on_a_disk_leads_to_the_page_that_shows_it(instance: Instance, tmp_path: Path) -> None:
-    url = write_report(str(tmp_path / "report.html"), "the night", {"rows": {"read": 9000}})
+@pytest.mark.parametrize("place", ["", "memory:/"])
+def test_the_link_of_a_report_leads_to_the_page_that_shows_it(instance: Instance, place: str, tmp_path: Path) -> None:
+    url = write_report(f"{place}{tmp_path}/report.html", "the night", {"rows": {"read": 9000}})
     link = runtime.address_of_report(url, {}, {"ti": instance})
     assert not link.startswith(("/", "http"))  # Airflow may be served below a path
     assert urlsplit(link).path == "dfm/report"
@@ -57,7 +65,7 @@ def test_the_link_of_a_report_on_a_disk_leads_to_the_page_that_shows_it(instance
     }  # fmt: skip
     answer = asked(instance.pushed[runtime.REPORT])
     assert answer.status_code == 200
-    assert answer.body == Path(url).read_bytes()
+    assert answer.body == files.read_bytes(url)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert runtime.address_of_report("https://results/report.html", {}, {}) == "https://results/report.html"
 
@@ -79,6 +87,16 @@ def test_a_task_without_a_report_is_told(value: object) -> None:
     answer = asked(value)
     assert answer.status_code == 404
     assert "has left no report" in answer.body.decode()
+
+
+def test_airflow_finds_the_plugin_and_loads_its_pages_no_sooner_than_they_are_asked_for() -> None:
+    [(name, place)] = tomllib.loads(PROJECT.read_text())["project"]["entry-points"]["airflow.plugins"].items()
+    module, plugin = place.split(":")
+    code = (
+        f"import sys; from {module} import {plugin} as plugin; from airflow.plugins_manager import is_valid_plugin; "
+        f"assert is_valid_plugin(plugin) and plugin.name == {name!r}; assert 'dfm.airflow.pages' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_who_is_not_logged_in_sees_nothing() -> None:
