@@ -213,10 +213,9 @@ def sides(model: Scorer, features: Integers) -> tuple[Floats, Floats]:
 
 
 def pair_terms(model: Scorer, entries: Entries) -> Floats:
-    """x_i x_j <f_i, s_j> of entries of one row, float64[n, n]; 0 where both are of one feature."""
+    """x_i x_j <f_i, s_j> of entries of one row, float64[n, n]; where both are of one feature it is no pair."""
     first, second = sides(model, entries.features)
     terms: Floats = (first * entries.values[:, None]) @ (second * entries.values[:, None]).T
-    terms[entries.features[:, None] == entries.features] = 0.0
     return terms
 
 

@@ -157,6 +157,9 @@ def test_the_next_night_each_goes_on_from_its_own_part(
     fresh = [event["log_loss"] for event in mean[1] if event["event"] == "epoch" and event["epoch"] == 1]
     assert max(first) < min(fresh)
     assert len(result.model.metadata["models"]) == 3
+    still = {**warm, "learning_rate": 1e-7}
+    standing = trained(log, tmp_path / "still", client, training=still).model.table
+    np.testing.assert_allclose(standing.factor_weights, mean[0].model.table.factor_weights, atol=1e-4)
     with pytest.raises(SettingsError, match=r"model\.n_models = 2, but the model of .* has 3"):
         trained(log, tmp_path / "other", client, training=warm, model={"n_models": 2})
 
