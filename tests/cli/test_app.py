@@ -216,7 +216,8 @@ ARGUMENTS = {
 
 def test_every_command_that_reads_urls_takes_storage_options() -> None:
     reading = {
-        "evaluate", "predict", "inspect", "importance", "export", "publish", "rollback", "status", "logs", "cancel", "list",
+        "evaluate", "predict", "inspect", "importance", "export", "publish", "rollback", "status", "logs", "cancel",
+        "list",
     }  # fmt: skip
     assert {*WITH_STORAGE} == reading
 
