@@ -5,7 +5,8 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-PYTEST_PROCESSES ?= 2
+# Tests wait for clusters as often as they compute, so that three at a time keep two cores busy.
+PYTEST_PROCESSES ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +39,7 @@ test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patie
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'not slow and not patient and not gpu and not airflow'
 
 test-patient: $(STAMP) tmpdir ## Run the tests that wait for real clusters, whose processes they kill
-	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'patient and not slow'
+	$(BIN)/pytest -n 2 --dist worksteal -m 'patient and not slow'
 
 test-slow: $(STAMP) tmpdir ## Run the slow tests
 	$(BIN)/pytest -n $(PYTEST_PROCESSES) -m 'slow and not gpu and not airflow'

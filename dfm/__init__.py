@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
-    from dfm.jobs import cross_validate, evaluate, predict, search, train, trials
+    from dfm.jobs import cross_validate, evaluate, importance, predict, search, train, trials
     from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
@@ -146,6 +146,7 @@ __all__ = [
     "cross_validate",
     "evaluate",
     "export",
+    "importance",
     "load_job",
     "matrix_factorization",
     "predict",
@@ -163,6 +164,7 @@ _HOMES = {
     "TrainResult": "dfm.distributed.train",
     "cross_validate": "dfm.jobs",
     "evaluate": "dfm.jobs",
+    "importance": "dfm.jobs",
     "load_job": "dfm.settings",
     "matrix_factorization": "dfm.factorization",
     "predict": "dfm.jobs",

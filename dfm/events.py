@@ -83,7 +83,8 @@ def history_frame(history: Iterable[Mapping[str, Any]]) -> Any:
         for record in history
     ]
     frame = pd.DataFrame(rows).drop(columns=["event", VERSION, "time", "run_id"], errors="ignore")
-    return frame.set_index("epoch") if "epoch" in frame.columns else frame
+    index = [name for name in ("seed", "epoch") if name in frame.columns]
+    return frame.set_index(index) if "epoch" in index else frame
 
 
 def json_ready(value: Any) -> Any:
@@ -463,6 +464,15 @@ RECORDS: tuple[EventRecord, ...] = (
         (_EPOCH, Field("best_epoch", "integer", "the epoch that is kept")),
     ),
     EventRecord(
+        "mean",
+        _TRAINING,
+        "all models of the job are trained, and their mean is judged (`model.n_models`)",
+        (
+            Field("models", "list", "of each model: seed, best_epoch, and its metrics as validation"),
+            Field("validation", "record", "metrics of the mean; empty without validation rows"),
+        ),
+    ),
+    EventRecord(
         "diagnosis",
         _TRAINING,
         "training is over; what it could not learn",
@@ -578,7 +588,26 @@ RECORDS: tuple[EventRecord, ...] = (
         "evaluated",
         "`dfm evaluate`",
         "labelled rows are scored",
-        (_MODEL, Field("account", "record", "rows read, evaluated, rejected"), *METRICS),
+        (
+            _MODEL,
+            Field("account", "record", "rows read, evaluated, rejected"),
+            _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
+            _absent(_number("group_auc", "mean AUC within a group, weighed by its rows (`--group`)")),
+            _absent(Field("groups", "integer", "groups with both classes")),
+            _absent(Field("groups_of_one_class", "integer", "groups that have no AUC")),
+            *METRICS,
+        ),
+    ),
+    EventRecord(
+        "importance",
+        "`dfm importance`",
+        "the loss is measured without each column",
+        (
+            _MODEL,
+            Field("rows", "integer", "labelled rows", "rows"),
+            Field("loss", "number", "their mean log loss or, of a regression, squared error"),
+            Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
+        ),
     ),
     EventRecord(
         "predicted",
@@ -655,6 +684,7 @@ STAMPS = (
     Field("time", "text", "in `events.jsonl`: the moment of it", "ISO 8601"),
     Field("run_id", "text", "in `events.jsonl`: the run's name"),
     Field("job", "text", "on the Dask topic, and of metrics: the run's id; of a search, the job's fingerprint"),
+    Field("seed", "integer", "where a job trains several models: of the model that it is about"),
     Field("rounds_done", "integer", "on the Dask topic, of an epoch: averages of the run so far"),
 )
 """Fields that an event gets on its way out, whatever it is."""

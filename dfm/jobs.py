@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +21,18 @@ from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.folds import Folds
-from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, predict_shards
+from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
+from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, order_in_slices, predict_shards
 from dfm.distributed.search import SearchResult
+from dfm.distributed.slicing import check_slicing, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
+from dfm.model.importance import MOST_ROWS
 from dfm.model.objective import with_functions
+from dfm.model.slices import Slicing
 from dfm.runs.display import watched
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
@@ -208,7 +213,7 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model.hash_bits, layout),
+        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model, layout),
     }
 
 
@@ -228,6 +233,10 @@ def evaluate(
     *,
     settings: ClusterSettings | None = None,
     client: Client | None = None,
+    by: Sequence[str | Sequence[str]] = (),
+    group: str = "",
+    top: int = 50,
+    min_rows: int = 1000,
     on_bad_rows: str = "error",
     storage_options: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
@@ -239,24 +248,82 @@ def evaluate(
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
     rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
+
+    by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
+    worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
+    a column (a user, a query) within whose values rows are ranked: group_auc, groups, groups_of_one_class.
     """
     _check(client)
     loaded, place = _model(model, storage_options)
+    slicing = Slicing.of(by, group)
+    check_slicing(loaded, slicing)
     paths, is_weighted = _paths_of(data), True
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
         is_weighted = _has_weights(loaded.schema, shards, storage_options)
         chosen = settings or ClusterSettings()
-        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
+        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted, slicing=slicing)
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
-            tally, account = evaluate_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told))
+            watch, report = Watch(own, chosen.worker_timeout), _progress(told)
+            found = evaluate_shards(watch, scoring, shards, report)
+            again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
+            sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     elif frames.is_collection(data):
-        tally, account = frames.evaluate_collection(loaded, data, on_bad_rows, client)
+        found = frames.evaluate_collection(loaded, data, on_bad_rows, client, slicing)
+        again = functools.partial(frames.tally_collection, loaded, data, client, slicing)
+        sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
-        tally, account = frames.evaluate_rows(loaded, data, on_bad_rows)
+        found = frames.evaluate_rows(loaded, data, on_bad_rows, slicing=slicing)
+        again = functools.partial(frames.tally_rows, loaded, data, slicing)
+        sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
+    account = found.account
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
-    return {**tally.metrics(), "account": rows}
+    return {**found.tally.metrics(), **sliced, "account": rows}
+
+
+def importance(
+    model: ModelLike,
+    data: Any,
+    *,
+    repeats: int = 3,
+    rows: int = MOST_ROWS,
+    settings: ClusterSettings | None = None,
+    client: Client | None = None,
+    on_bad_rows: str = "error",
+    storage_options: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """The rise of a model's loss (log loss; of regressions the squared error) without each of its columns.
+
+    Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
+    among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where
+    it has no value; then "rows" and "loss". Nothing is trained.
+
+    model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
+    rows: of so many, spread over the data, it is measured. The same on any cluster.
+    """
+    _check(client)
+    if repeats < 1 or rows < 1:
+        raise SettingsError(f"repeats = {repeats}, rows = {rows}; both are at least 1")
+    loaded, place = _model(model, storage_options)
+    check_importance(loaded)
+    paths = _paths_of(data)
+    if paths is None:
+        name = f"the {type(data).__name__} given"
+        total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
+        how = rows / max(total, 1), repeats
+        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, how)
+        return described(damage, loaded.schema.columns)
+    shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+    is_weighted = _has_weights(loaded.schema, shards, storage_options)
+    chosen = settings or ClusterSettings()
+    scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
+    how = rows / max(sum(shard.n_rows for shard in shards), 1), repeats
+    with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
+        damage = damage_in_shards(Watch(own, chosen.worker_timeout), scoring, shards, how, _progress(told))
+    return described(damage, loaded.schema.columns)
 
 
 def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:

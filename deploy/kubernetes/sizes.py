@@ -37,7 +37,7 @@ def plan_of(n_rows: int, hash_bits: int, n_replicas: int) -> dict[str, Any]:
         "job": job.to_dict(), "rows": n_rows, "replicas": n_replicas, "rows_per_replica": rows_of_one,
         "rounds_per_epoch": first, "later_rounds_per_epoch": later, "columns": dict.fromkeys(range(N_COLUMNS)),
         "epochs": Course.of(job.training, validates=True).n_epochs,
-        **bounds(n_rows, N_COLUMNS, longest, hash_bits, Layout(job.training.optimizer, job.model.n_factors)),
+        **bounds(n_rows, N_COLUMNS, longest, job.model, Layout(job.training.optimizer, job.model.n_factors)),
     }  # fmt: skip
 
 

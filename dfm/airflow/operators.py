@@ -234,7 +234,8 @@ class DfmPublishOperator(_DfmOperator):
     :param alias: folder or URL that names the champion
     :param data: the validation window: shards that the candidate was not trained on
     :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
-        normalized_entropy, min_rows
+        normalized_entropy, min_rows; slices (columns such as ["site"], in none of whose values the candidate may be
+        worse by more than slice_loss_ratio), slice_min_rows
     :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
         without one the moment when it was due
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False). A model

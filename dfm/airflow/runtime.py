@@ -363,7 +363,8 @@ def lines_of_run(record: RunRecord, events: Sequence[Mapping[str, Any]], directo
 def line_of_event(event: Mapping[str, Any]) -> str:
     """An event for a task's log: "epoch 3: log_loss 0.41940, auc 0.82620"; of others all numbers and texts."""
     if event["event"] == "epoch":
-        return f"epoch {event['epoch']}: {_metrics(event)}"
+        seed = f", seed {event['seed']}" if "seed" in event else ""
+        return f"epoch {event['epoch']}{seed}: {_metrics(event)}"
     told = {name: value for name, value in event.items() if isinstance(value, int | float | str) and name != "event"}
     values = [f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
     return f"{event['event']}: {', '.join(values)}" if values else str(event["event"])

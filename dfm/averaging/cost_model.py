@@ -139,7 +139,7 @@ class JobTimes:
 def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     """Times of a planned job (`jobs.plan`) on workers of so many cores, each with a network of 10 Gbit/s.
 
-    Time per row grows with the columns, and beyond 16 factors with them.
+    Each of several models takes the time of one. Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
     has_groups = family_of(model["family"]).has_groups
@@ -152,7 +152,11 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     cluster = Cluster(min(n_workers, plan["replicas"]), _BANDWIDTH, per_worker)
 
     def epoch(rounds: int) -> float:
-        return rounds * round_cost(plan["rows_per_replica"] / rounds, layout, growth, cluster, speed).seconds
+        return (
+            model["n_models"]
+            * rounds
+            * round_cost(plan["rows_per_replica"] / rounds, layout, growth, cluster, speed).seconds
+        )
 
     return JobTimes(
         plan["rows"] * fields / _FIELDS / (n_workers * cpus * _PREPARED),

@@ -13,7 +13,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
-from dfm.cli.console import folds_table, metrics_table, show_plan, table_of, trials_table, wide_console
+from dfm.cli.console import (
+    folds_table,
+    importance_table,
+    metrics_table,
+    show_plan,
+    slices_table,
+    table_of,
+    trials_table,
+    wide_console,
+)
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.errors import DfmError, SettingsError
 from dfm.events import line_of
@@ -207,10 +216,16 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
+@click.option("--by", metavar="COLUMNS", multiple=True, help="Also by slice: --by site --by device,hour.")
+@click.option("--top", type=click.IntRange(1), default=50, show_default=True, help="Slices to show, the worst first.")
+@click.option(
+    "--min-rows", type=click.IntRange(1), default=1000, show_default=True, help="Rows that a slice has at least."
+)
+@click.option("--group", metavar="COLUMN", default="", help="AUC within the rows of each user, query, …")
 @_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
-    options: dict[str, Any], as_json: bool,
+    model: str, data: tuple[str, ...], by: tuple[str, ...], top: int, min_rows: int, group: str, on_bad_rows: str,
+    workers: int, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
     from dfm import jobs
@@ -219,7 +234,7 @@ def evaluate(
     with Reporter(console, as_json) as reporter:
         metrics = jobs.evaluate(
             model, data, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows, storage_options=options,
-            on_event=reporter,
+            on_event=reporter, by=by, group=group, top=top, min_rows=min_rows,
         )  # fmt: skip
         if as_json:
             reporter({"event": "evaluated", "model": model, **metrics})
@@ -227,6 +242,33 @@ def evaluate(
         account = metrics["account"]
         left_out = f" ({account['rejected']:,} more left out as bad)" if account["rejected"] else ""
         console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
+        for name, records in metrics.get("slices", {}).items():
+            console.print(slices_table(name, records))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Times to permute each column.")
+@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="Rows to measure on.")
+@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
+def importance(
+    model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
+    tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
+    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them."""
+    from dfm import jobs
+
+    console = Console()
+    with Reporter(console, as_json) as reporter:
+        found = jobs.importance(
+            model, data, repeats=repeats, rows=rows, settings=_settings(scheduler, workers, tls),
+            on_bad_rows=on_bad_rows, storage_options=options, on_event=reporter,
+        )  # fmt: skip
+        if as_json:
+            reporter({"event": "importance", "model": model, **found})
+    if not as_json:
+        console.print(importance_table(found))
 
 
 @cli.command()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -24,11 +25,71 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     """Metrics of one evaluation, as a table of name and value; calibration bins follow."""
     table = Table("metric", "value", title=title or None)
     for name, value in metrics.items():
-        if name not in ("calibration_bins", "account"):
+        if name not in ("calibration_bins", "account", "slices"):
             table.add_row(name, f"{value:,.5f}" if isinstance(value, float) else f"{value}")
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
     return table
+
+
+_BAR = 24
+"""Characters of the longest bar."""
+
+
+def importance_table(found: Event) -> Table:
+    """The columns of a model, the most important first, each with a bar of what it is worth."""
+    table = Table(
+        "column", Column("rise of the loss", justify="right"), Column("missing", justify="right"), "",
+        title=f"without a column the loss rises from {found['loss']:.5f} ({found['rows']:,} rows)",
+    )  # fmt: skip
+    most = max((record["permuted"] for record in found["columns"]), default=0.0)
+    for record in found["columns"]:
+        error = record["permuted_error"]
+        rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
+        bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
+        table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+    return table
+
+
+def slices_table(name: str, records: Sequence[Event]) -> Table:
+    """The slices of one kind, a line each."""
+    if not records:
+        return Table(f"no slice of {escape(name)} has enough rows (--min-rows)")
+    metrics = [(key, title) for key, title in _SLICE_METRICS.items() if key in records[0]]
+    table = Table(title=f"by {escape(name)}, the worst first", box=SIMPLE, padding=(0, 0, 0, 1))
+    for column in records[0]["slice"]:
+        table.add_column(escape(column), overflow="fold", min_width=4)
+    for _, title in metrics:
+        table.add_column(title, justify="right", no_wrap=True)
+    for record in records:
+        table.add_row(*map(escape, record["slice"].values()), *(_metric_cell(record, key) for key, _ in metrics))
+    return table
+
+
+_SLICE_METRICS = {
+    "rows": "rows",
+    "mean_label": "label",
+    "mean_prediction": "pred.",
+    "log_loss": "loss",
+    "normalized_entropy": "entropy",
+    "rmse": "rmse",
+    "mean_error": "error",
+    "calibration": "calibr.",
+    "calibration_low": "95 %",
+    "auc": "AUC",
+}
+"""Metrics of a slice and their titles, short enough for 80 columns."""
+
+
+def _metric_cell(record: Event, metric: str) -> str:
+    value = record[metric]
+    if metric == "calibration_low":
+        high = record["calibration_high"]
+        return f"{value:.2f} … {'' if high is None else f'{high:.2f}'}" if value is not None else "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    digits = 4 if metric in ("log_loss", "rmse", "auc") else 3
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:

@@ -23,6 +23,9 @@ from dfm.workflow.gate import Gate
 @click.argument("data", nargs=-1, required=True)
 @click.option("--alias", required=True, metavar="URL", help="Folder or URL that names the champion.")
 @click.option("--gate", "thresholds", metavar="NAME=NUMBER", multiple=True, help="A threshold of the gate.")
+@click.option(
+    "--gate-by", "slices", metavar="COLUMNS", multiple=True, help="Refuse where one slice got worse: --gate-by site."
+)
 @click.option("--order", default="", help="When the model's data ended; an earlier one never replaces a later one.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
@@ -30,17 +33,18 @@ from dfm.workflow.gate import Gate
 @storage_option
 @json_option
 def publish(
-    model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], order: str, workers: int,
-    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+    model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], slices: tuple[str, ...], order: str,
+    workers: int, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
-    Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows. Refused: exit code 9.
+    Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows and, of slices,
+    slice_loss_ratio, slice_min_rows. Refused: exit code 9.
     """
     from dfm.settings.tables import ClusterSettings
     from dfm.workflow import steps
 
-    gate = Gate.from_dict(dict(_threshold(text) for text in thresholds))
+    gate = Gate.from_dict({**dict(_threshold(text) for text in thresholds), **({"slices": slices} if slices else {})})
     console = Console()
     with Reporter(console, as_json) as reporter:
         settings = ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)

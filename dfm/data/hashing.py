@@ -234,11 +234,11 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
     if pa.types.is_decimal(kind):
         return hash_category(canonical.decimal_texts(array, form), column, hash_bits)
     if arrow_types.is_moment(kind):
-        return hash_texts(_time_texts(array, form), seed, mask, missing)
+        return hash_texts(time_texts(array, form), seed, mask, missing)
     raise arrow_types.refusal(kind, column, arrow_types.NO_CATEGORY)
 
 
-def _time_texts(array: pa.Array, form: str) -> pa.Array:
+def time_texts(array: pa.Array, form: str) -> pa.Array:
     """Dates, moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
 
     In the shortest form a moment at midnight is its day, for pandas keeps days as such moments.

@@ -72,6 +72,8 @@ class Reading:
     groups: tuple[int, ...] = ()
     """The group of each field, by which the entries of partitions are put in order; none: they are not."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    negative_rate: float = 1.0
+    """The share of negative rows that the data still have; hashed rows and partitions know nothing of it."""
 
     @property
     def columns(self) -> list[str]:

@@ -25,6 +25,7 @@ from dfm.training.checkpoint import (
     Conflict,
     Identity,
     SavedBlock,
+    block_name,
     read_block,
     write_block,
 )
@@ -41,15 +42,13 @@ _FIRST = 100
 """Priority of the tasks that save: a block must not wait behind the training tasks of rounds to come."""
 
 
-def save_block(
-    url: str, rounds_done: int, number: int, block: Block, options: files.Options
-) -> tuple[BlockFile, float]:
+def save_block(url: str, name: str, block: Block, options: files.Options) -> tuple[BlockFile, float]:
     """Write one block from a worker, beside its training thread; the file and the seconds that it took."""
     if _on_a_worker():
         secede()  # the thread no longer counts: the next training task starts at once
     started = time.perf_counter()
     saved = SavedBlock(block.start, block.table, block.momentum)
-    return write_block(url, rounds_done, number, saved, options), time.perf_counter() - started
+    return write_block(url, name, saved, options), time.perf_counter() - started
 
 
 def load_block(url: str, file: BlockFile, layout: Layout, options: files.Options) -> Block:
@@ -188,15 +187,14 @@ class Checkpointer:
         if rounds_done in self._files:
             return self._files[rounds_done], 0.0
         url, options = self._folder.url, self._folder.options
+        names = [block_name(self._folder.prefix, rounds_done, number) for number in range(len(blocks))]
         if self._by_workers:
             self._saving = [
-                self._watch.submit(save_block, url, rounds_done, number, block, options, priority=_FIRST)
-                for number, block in enumerate(blocks)
+                self._watch.submit(save_block, url, name, block, options, priority=_FIRST)
+                for name, block in zip(names, blocks, strict=True)
             ]
             saved = self._watch.client.gather(self._saving)
             self._saving = []
         else:
-            saved = [
-                save_block(url, rounds_done, number, block.result(), options) for number, block in enumerate(blocks)
-            ]
+            saved = [save_block(url, name, block.result(), options) for name, block in zip(names, blocks, strict=True)]
         return tuple(file for file, _ in saved), max(seconds for _, seconds in saved)

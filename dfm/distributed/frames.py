@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dask
@@ -11,19 +12,31 @@ from distributed import Client
 
 from dfm.data.accounting import NO_ROW_GROUP, RowAccount
 from dfm.data.parquet import Batch, Shard
-from dfm.distributed.predict import evaluate_batches, labelled_columns
+from dfm.distributed.predict import Evaluation, added, evaluate_batches, labelled_columns, tally_batches, together
 from dfm.model.fm_model import FMModel
-from dfm.model.metrics import Tally
+from dfm.model.metrics import ClassificationTally
 from dfm.model.rows import batches_of, in_columns
+from dfm.model.slices import Chosen, Slicing
 
 
-def evaluate_rows(model: FMModel, data: Any, on_bad_rows: str, name: str = "") -> tuple[Tally, RowAccount]:
+def evaluate_rows(
+    model: FMModel, data: Any, on_bad_rows: str, name: str = "", slicing: Slicing | None = None
+) -> Evaluation:
     """Metrics of labelled rows in any form that a model scores, and their account. name: of the rows, for messages."""
-    return evaluate_batches(model, _batches(model, data, name or f"the {type(data).__name__} given"), on_bad_rows)
+    batches = row_batches(model, data, name or f"the {type(data).__name__} given", slicing)
+    return evaluate_batches(model, batches, on_bad_rows, slicing=slicing)
 
 
-def _batches(model: FMModel, data: Any, name: str) -> Iterator[Batch]:
-    wanted, first = labelled_columns(model), 0
+def tally_rows(
+    model: FMModel, data: Any, slicing: Slicing, chosen: Sequence[Chosen]
+) -> list[list[ClassificationTally]]:
+    """Tallies of chosen slices of such rows."""
+    return tally_batches(model, row_batches(model, data, "", slicing), True, chosen)
+
+
+def row_batches(model: FMModel, data: Any, name: str, slicing: Slicing | None = None) -> Iterator[Batch]:
+    """Labelled rows in any form that a model scores, in batches."""
+    wanted, first = labelled_columns(model, slicing=slicing), 0
     for batch in batches_of(in_columns(data, model.schema, wanted), wanted):
         yield Batch(batch, Shard(name, 0, "", (batch.num_rows,), ()), NO_ROW_GROUP, first)
         first += batch.num_rows
@@ -35,20 +48,31 @@ def is_collection(data: Any) -> bool:
 
 
 def evaluate_collection(
-    model: FMModel, frame: Any, on_bad_rows: str, client: Client | None = None
-) -> tuple[Tally, RowAccount]:
+    model: FMModel, frame: Any, on_bad_rows: str, client: Client | None = None, slicing: Slicing | None = None
+) -> Evaluation:
     """The same of a frame of Dask, by partitions: on the client's cluster, the current one, or threads here."""
+    names = [f"partition {number} of the frame" for number in range(frame.npartitions)]
+    parts = _by_partition(model, frame, client, evaluate_rows, [(on_bad_rows, name, slicing) for name in names])
+    return together([Evaluation(model.objective.empty(), RowAccount()), *parts])
+
+
+def tally_collection(
+    model: FMModel, frame: Any, client: Client | None, slicing: Slicing, chosen: Sequence[Chosen]
+) -> list[list[ClassificationTally]]:
+    """Tallies of chosen slices of such a frame."""
+    arguments = [(slicing, chosen)] * frame.npartitions
+    return functools.reduce(added, _by_partition(model, frame, client, tally_rows, arguments))
+
+
+def _by_partition(
+    model: FMModel, frame: Any, client: Client | None, function: Callable[..., Any], more: Sequence[tuple[Any, ...]]
+) -> list[Any]:
+    """Results of function(model, partition, *more) of each partition."""
     client = client or _current_client()
-    partitions = frame.to_delayed()
     whole = client.scatter(model, broadcast=True, hash=False) if client else model
-    names = [f"partition {number} of the frame" for number in range(len(partitions))]
-    evaluate = dask.delayed(evaluate_rows, pure=False)
-    tasks = [evaluate(whole, part, on_bad_rows, name) for part, name in zip(partitions, names, strict=True)]
-    results = client.gather(client.compute(tasks)) if client else dask.compute(*tasks)
-    tally, account = model.objective.empty(), RowAccount()
-    for other_tally, other_account in results:
-        tally, account = tally + other_tally, account + other_account
-    return tally, account
+    task = dask.delayed(function, pure=False)
+    tasks = [task(whole, part, *own) for part, own in zip(frame.to_delayed(), more, strict=True)]
+    return list(client.gather(client.compute(tasks)) if client else dask.compute(*tasks))
 
 
 def _current_client() -> Client | None:

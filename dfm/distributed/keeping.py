@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
@@ -19,12 +20,22 @@ PATIENCE_OF_A_USER = 15.0
 """Seconds that a run which was told to stop, or whose cluster is in trouble, may spend on its last checkpoint."""
 _PATIENCE = 300.0
 """The same where everything is up: a table of gigabytes takes its time, and training it took longer."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training loop, and who saves its state."""
+
+    loop: TrainingLoop
+    checkpointer: Checkpointer
+
+
 OF_THE_CLUSTER = (ClusterError, KilledWorker, NoValidWorkerError, CommClosedError, CancelledError)
 """Signs that workers, or the scheduler, are in trouble; `cluster.client_of` puts it into words."""
 
 
 @contextlib.contextmanager
-def kept(loop: TrainingLoop, checkpointer: Checkpointer, publishing: bool = False) -> Iterator[None]:
+def kept(trainings: Sequence[Training], publishing: bool = False) -> Iterator[None]:
     """Save what was trained when the block fails, then raise its error with what to do now.
 
     publishing: an error of the block means that there is no model, and is raised as one of dfm. Errors that training
@@ -36,11 +47,11 @@ def kept(loop: TrainingLoop, checkpointer: Checkpointer, publishing: bool = Fals
         raise
     except RunCancelled:
         if publishing:  # training has saved its own state; what came of it is worth the same
-            _save(loop, checkpointer, PATIENCE_OF_A_USER)
+            _save(trainings, PATIENCE_OF_A_USER)
         raise
     except Exception as error:
         of_the_cluster = isinstance(error, OF_THE_CLUSTER)
-        advice = _save(loop, checkpointer, PATIENCE_OF_A_USER if of_the_cluster else _PATIENCE)
+        advice = _save(trainings, PATIENCE_OF_A_USER if of_the_cluster else _PATIENCE)
         if isinstance(error, DfmError):  # one line at the command line, so that the advice has to be part of it
             raise type(error)(f"{error}; {advice}") from error
         if publishing and not of_the_cluster:
@@ -48,14 +59,20 @@ def kept(loop: TrainingLoop, checkpointer: Checkpointer, publishing: bool = Fals
         error.add_note(advice)
         raise
     except KeyboardInterrupt as error:
-        error.add_note(_save(loop, checkpointer, PATIENCE_OF_A_USER))
+        error.add_note(_save(trainings, PATIENCE_OF_A_USER))
         raise
 
 
-def _save(loop: TrainingLoop, checkpointer: Checkpointer, patience: float) -> str:
-    """Save the state; what there is to tell of it. Where saving fails too, the first error is the one to raise."""
+def _save(trainings: Sequence[Training], patience: float) -> str:
+    """Save the states; what there is to tell of that. Where saving fails too, the first error is the one to raise."""
+    told = [_saved(training, patience) for training in trainings]
+    return next((text for text in _BY_GRAVITY if text in told), told[0])
+
+
+def _saved(training: Training, patience: float) -> str:
+    loop, checkpointer = training.loop, training.checkpointer
     if loop.checkpointer is None and not loop.is_trained:
-        return 'nothing was kept, as output.checkpoint_every = "never" asks'
+        return _NOT_WANTED
     try:
         loop.keep_result(checkpointer)
         checkpointer.flush(patience)
@@ -63,10 +80,16 @@ def _save(loop: TrainingLoop, checkpointer: Checkpointer, patience: float) -> st
         logger.warning("the state of training could not be saved: %s: %s", type(trouble).__name__, trouble)
     committed = checkpointer.committed
     if committed is None:
-        return "nothing could be kept: see that output.directory can be written, and run the same command again"
-    whole = loop.is_trained and committed.rounds_done >= loop.at.rounds_done
-    what = "publishes the model without training again" if whole else "goes on from there"
-    return f"what was trained is kept as a checkpoint: remove the cause, and the same command {what}"
+        return _NOTHING_KEPT
+    return _WHOLE if loop.is_trained and committed.rounds_done >= loop.at.rounds_done else _PART
+
+
+_KEPT = "what was trained is kept as a checkpoint: remove the cause, and the same command"
+_NOT_WANTED = 'nothing was kept, as output.checkpoint_every = "never" asks'
+_NOTHING_KEPT = "nothing could be kept: see that output.directory can be written, and run the same command again"
+_PART, _WHOLE = f"{_KEPT} goes on from there", f"{_KEPT} publishes the model without training again"
+_BY_GRAVITY = _NOT_WANTED, _NOTHING_KEPT, _PART, _WHOLE
+"""All that there may be to tell of a state; of several, the first of these."""
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,7 +26,18 @@ from dfm.distributed.prepare import Progress, follow
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.model.fm_model import FMModel
-from dfm.model.metrics import Tally
+from dfm.model.metrics import ClassificationTally, Tally
+from dfm.model.slices import (
+    BUCKETS,
+    Chosen,
+    GroupSums,
+    ScoredRows,
+    SliceSums,
+    Slicing,
+    group_sums,
+    summed,
+    tallied,
+)
 from dfm.storage import files, ownership
 from dfm.training.plan import plan_reading
 
@@ -52,6 +64,23 @@ class Scoring:
     """Whether rows to evaluate on have the weights that the model was trained with."""
     kept: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The input columns that every part holds, decided once for all shards."""
+    slicing: Slicing = field(default_factory=Slicing)
+    """The slices and groups to evaluate by themselves."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled rows that were scored: their metrics, their account, and sums by slice where any are wanted."""
+
+    tally: Tally
+    account: RowAccount
+    slices: SliceSums | None = None
+    groups: tuple[GroupSums, ...] = ()
+    """Sums over groups, by bucket."""
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        slices = self.slices + other.slices if self.slices is not None and other.slices is not None else None
+        return Evaluation(self.tally + other.tally, self.account + other.account, slices or self.slices or other.slices)
 
 
 @functools.lru_cache(maxsize=2)
@@ -59,7 +88,7 @@ def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
     return FMModel.load(url, json.loads(options), check_golden=False)
 
 
-def _placed(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
+def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
     """The model's URL where workers can read it; else the model itself, sent once, and in no task."""
     model = scoring.model
     if isinstance(model, str) and (not files.is_local(model) or shares_disk(watch.client)):
@@ -68,7 +97,7 @@ def _placed(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
     return replace(scoring, model=""), watch.keep(loaded)
 
 
-def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
+def loaded_model(scoring: Scoring, placed: str | FMModel) -> FMModel:
     """The model; a URL is loaded once per process and manifest."""
     if isinstance(placed, FMModel):
         return placed
@@ -77,54 +106,141 @@ def _model_of(scoring: Scoring, placed: str | FMModel) -> FMModel:
     return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
 
 
-def evaluate_shards(
-    watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress
-) -> tuple[Tally, RowAccount]:
-    """Metrics of the model on labelled rows, and the account of the rows."""
+def evaluate_shards(watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress) -> Evaluation:
+    """Metrics of the model on labelled rows, the account of the rows, and sums by slice where they are wanted."""
     tasks = plan_reading(shards)
-    scoring, placed = _placed(watch, scoring)
+    scoring, placed = placed_model(watch, scoring)
     futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
-    results: list[tuple[Tally, RowAccount]] = watch.client.gather(futures)
-    tally, account = results[0]
-    for other_tally, other_account in results[1:]:
-        tally, account = tally + other_tally, account + other_account
-    return tally, account
+    if not scoring.slicing.group:
+        return together(watch.client.gather(futures))
+    # Rows of a group come from many tasks: each bucket of groups is brought together on a worker, and leaves sums.
+    buckets = [
+        watch.submit(group_auc_of, [watch.submit(bucket_of, each, bucket) for each in futures])
+        for bucket in range(BUCKETS)
+    ]
+    found = together(watch.client.gather([watch.submit(without_groups, each) for each in futures]))
+    return replace(found, groups=tuple(watch.client.gather(buckets)))
 
 
-def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> tuple[Tally, RowAccount]:
+def together(parts: Sequence[Evaluation]) -> Evaluation:
+    """The sum of some evaluations, in their order."""
+    return functools.reduce(operator.add, parts)
+
+
+def bucket_of(evaluation: Evaluation, bucket: int) -> pa.Table | None:
+    """The rows of some groups."""
+    slices = evaluation.slices
+    return slices.groups[bucket] if slices is not None else None
+
+
+def group_auc_of(tables: Sequence[pa.Table | None]) -> GroupSums:
+    """Sums over some groups, of all their rows."""
+    there = [table for table in tables if table is not None]
+    return group_sums(pa.concat_tables(there)) if there else GroupSums()
+
+
+def without_groups(evaluation: Evaluation) -> Evaluation:
+    """The evaluation without the rows of its groups, which stay where they are."""
+    slices = evaluation.slices
+    return evaluation if slices is None else replace(evaluation, slices=replace(slices, groups=()))
+
+
+def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> Evaluation:
     """Metrics of some labelled rows."""
-    model = _model_of(scoring, placed)
-    columns = labelled_columns(model, scoring.is_weighted)
-    batches = (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
-    return evaluate_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted)
+    model = loaded_model(scoring, placed)
+    return evaluate_batches(
+        model, _labelled(scoring, model, units), scoring.on_bad_rows, scoring.is_weighted, scoring.slicing
+    )
 
 
-def labelled_columns(model: FMModel, is_weighted: bool = True) -> tuple[str, ...]:
-    """The columns that evaluating reads: label, weight (unless rows are to count alike), features."""
+def _labelled(scoring: Scoring, model: FMModel, units: Sequence[Unit]) -> Iterator[Batch]:
+    columns = labelled_columns(model, scoring.is_weighted, scoring.slicing)
+    return (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
+
+
+def labelled_columns(model: FMModel, is_weighted: bool = True, slicing: Slicing | None = None) -> tuple[str, ...]:
+    """The columns that evaluating reads: label, weight (unless rows are to count alike), features, those of slices."""
     schema = model.schema
     special = schema.label, schema.weight if is_weighted else ""
-    return tuple(dict.fromkeys([name for name in special if name] + list(schema.columns)))
+    of_slices = slicing.columns if slicing else ()
+    return tuple(dict.fromkeys([name for name in special if name] + [*schema.columns, *of_slices]))
 
 
 def evaluate_batches(
-    model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool = True
-) -> tuple[Tally, RowAccount]:
-    """Metrics of labelled rows, batch by batch, and their account."""
+    model: FMModel,
+    batches: Iterable[Batch],
+    on_bad_rows: str,
+    is_weighted: bool = True,
+    slicing: Slicing | None = None,
+) -> Evaluation:
+    """Metrics of labelled rows, batch by batch, their account, and sums by slice where any are wanted."""
+    objective, slicing = model.objective, slicing or Slicing()
+    found = Evaluation(objective.empty(), RowAccount())
+    for account, rows in scored_batches(model, batches, on_bad_rows, is_weighted):
+        slices = summed(rows, slicing, model.task == "regression") if slicing.columns else None
+        tally = objective.tally(rows.scores, rows.labels, rows.weights)
+        found += Evaluation(tally, account, slices)
+    return found
+
+
+def scored_batches(
+    model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool
+) -> Iterator[tuple[RowAccount, ScoredRows]]:
+    """Accounts of batches of labelled rows, and their good rows scored."""
     if not is_weighted:
         model = replace(model, schema=replace(model.schema, weight=""))
     objective = model.objective
-    tally, account = objective.empty(), RowAccount()
     for batch in batches:
         with naming_shard(batch):
             encoded = model.encode(batch.data, objective.label_kind)
-        account += _account(on_bad_rows, batch, encoded)
-        weights = encoded.rows.weights if encoded.rows.weights.size else None
-        tally += objective.tally(model.score(encoded), encoded.rows.labels, weights)
-    return tally, account
+        account = account_of(on_bad_rows, batch, encoded)
+        scores, rows = model.score(encoded), encoded.rows
+        weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
+        good = batch.data if encoded.good.all() else batch.data.filter(pa.array(encoded.good))
+        numbers = (each.astype(np.float64) for each in (scores, objective.predict(scores), rows.labels, weights))
+        yield account, ScoredRows(good, *numbers)
 
 
-def _account(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
+def order_in_slices(
+    watch: Watch, scoring: Scoring, shards: Sequence[Shard], chosen: Sequence[Chosen], progress: Progress
+) -> list[list[ClassificationTally]]:
+    """Tallies of the rows of chosen slices, of each kind in the order of its keys."""
+    tasks = plan_reading(shards)
+    scoring, placed = placed_model(watch, scoring)
+    arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, [list(chosen)] * len(tasks)
+    futures = watch.client.map(tally_slices, *arguments, pure=False)
+    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "slices", progress)
+    return functools.reduce(added, watch.client.gather(futures))
+
+
+def tally_slices(
+    scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], chosen: Sequence[Chosen]
+) -> list[list[ClassificationTally]]:
+    """Tallies of chosen slices in some rows."""
+    model = loaded_model(scoring, placed)
+    return tally_batches(model, _labelled(scoring, model, units), scoring.is_weighted, chosen)
+
+
+def tally_batches(
+    model: FMModel, batches: Iterable[Batch], is_weighted: bool, chosen: Sequence[Chosen]
+) -> list[list[ClassificationTally]]:
+    """The same of batches; bad rows, which were told before, are passed over."""
+    totals = [[ClassificationTally.empty() for _ in each.keys] for each in chosen]
+    for _, rows in scored_batches(model, batches, "skip", is_weighted):
+        totals = added(totals, [tallied(rows, each) for each in chosen])
+    return totals
+
+
+def added(
+    ours: list[list[ClassificationTally]], theirs: list[list[ClassificationTally]]
+) -> list[list[ClassificationTally]]:
+    """Sums of tallies, place by place."""
+    return [[a + b for a, b in zip(mine, others, strict=True)] for mine, others in zip(ours, theirs, strict=True)]
+
+
+def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
+    """The account of a batch. DataError with the first bad row where none may be."""
     rejections = rejections_of(batch, encoded.problems)
     if rejections and on_bad_rows == "error":
         raise DataError(bad_row_message(rejections[0]))
@@ -154,7 +270,7 @@ def predict_shards(
     ledger = ledger_of(scoring.output, options)
     tasks = plan_reading(shards)
     names, earlier = _claimed_parts(ledger, len(tasks), overwrite)
-    scoring, placed = _placed(watch, scoring)
+    scoring, placed = placed_model(watch, scoring)
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
     futures = watch.client.map(predict_shard, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
@@ -259,7 +375,7 @@ def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard
 
 def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> RowAccount:
     """Write the predictions of some rows as the file `name`, batch by batch."""
-    model, account = _model_of(scoring, placed), RowAccount()
+    model, account = loaded_model(scoring, placed), RowAccount()
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
     with (
@@ -280,7 +396,7 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
 def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
     with naming_shard(batch):
         encoded = model.encode(batch.data)
-    account = _account(scoring.on_bad_rows, batch, encoded)
+    account = account_of(scoring.on_bad_rows, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
     values[encoded.good] = model.objective.predict(scores)

@@ -205,6 +205,7 @@ def plain_reading(run: Run) -> Reading:
         cache=cache_directory(job.cluster, run.client),
         groups=run.work.spec.groups,
         storage_options=job.data.storage_options,
+        negative_rate=job.data.negative_rate,
     )
 
 

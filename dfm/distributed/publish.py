@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +37,16 @@ class Trained:
     """Losses of its candidates, and which was chosen."""
     choice: Mapping[str, Any] = field(default_factory=dict)
     """Validation losses with factors and without, and which model was chosen; empty without a rival."""
+    models: Sequence[Mapping[str, Any]] = ()
+    """Seed, best epoch and validation metrics of each model whose mean this is; none where it is a single one."""
 
 
 def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
     """With what the best parameters could not learn; of a run that was interrupted there is nothing to say."""
     if trained.interrupted:
         return trained
+    if trained.models:
+        work = work.of_mean(len(trained.models))
     share = collided_share(prepared.summary, run.job.model.hash_bits)
     diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
     findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
@@ -93,6 +97,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "warm_start": run.warm.describe() if run.warm else {},
         "automatic": numbers_found(run, prepared, trained.pilot),
         **({"choice": dict(trained.choice)} if trained.choice else {}),
+        **({"models": [dict(each) for each in trained.models]} if trained.models else {}),
     }
 
 

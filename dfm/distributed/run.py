@@ -34,6 +34,8 @@ class Run:
     shares_disk: bool
     choice: Choice
     tell: OnEvent
+    number: int = 0
+    """Which of the job's models is trained."""
 
     @property
     def job(self) -> Job:

@@ -71,5 +71,6 @@ def _warmed(run: Run, prepared: Prepared, blocks: Sequence[Future], warm: Start)
     """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
     here = files.is_local(warm.url) and not run.shares_disk
     model = run.watch.keep(warm.load()) if here else run.watch.submit(warm.load)
-    more = prepared.vocabulary, model, warm.decay, prepared.reading.units.label
+    part = (run.number, warm.n_models) if warm.n_models > 1 else (0, 1)
+    more = prepared.vocabulary, model, warm.decay, prepared.reading, part
     return [run.watch.submit(rounds.warm_block, each, *more) for each in blocks]

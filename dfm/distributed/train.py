@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,13 @@ from dfm.distributed.choosing import best_of_both, check_choice
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.executor import DaskExecutor
-from dfm.distributed.keeping import PATIENCE_OF_A_USER, kept, tolerated
+from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
 from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
+from dfm.distributed.several import InStep, mean_of, member_runs, train_several
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.events import history_frame
@@ -39,7 +40,7 @@ from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.training import rounds
-from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity
+from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order
@@ -68,7 +69,7 @@ class TrainResult:
         told = {name: value for name, value in self.validation.items() if name in BRIEF and value is not None}
         metrics = "".join(f", {name}={told[name]:.5f}" for name in BRIEF if name in told)
         state = ", interrupted" if self.interrupted else ""
-        epochs = f"best_epoch={self.best_epoch} of {len(self.history)}"
+        epochs = f"best_epoch={self.best_epoch} of {self.history[-1]['epoch'] if self.history else 0}"
         return f"TrainResult({self.model_url!r}{metrics}, {epochs}, rows={self.rows.accepted:,}{state})"
 
     def history_frame(self) -> Any:
@@ -95,11 +96,11 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     check_choice(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
-    checkpoints, found = _find_checkpoints(job, inputs)
+    checkpoints = _find_checkpoints(job, inputs)
     result = None
     try:
         with connect.client_of(job.cluster, client) as own:
-            result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints, found)
+            result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints)
     except Exception as error:
         if result is None:
             raise
@@ -124,18 +125,29 @@ def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell
     )
 
 
-def _find_checkpoints(job: Job, inputs: Inputs) -> tuple[CheckpointFolder, list[Checkpoint]]:
-    """The folder of checkpoints, and those to go on from. SettingsError where they are another job's."""
-    url = job.output.checkpoints
+@dataclass(frozen=True)
+class _Saved:
+    """The checkpoints of a model: their folder, and those to go on from."""
+
+    folder: CheckpointFolder
+    found: list[Checkpoint]
+
+
+def _find_checkpoints(job: Job, inputs: Inputs) -> list[_Saved]:
+    """The checkpoints of each model of the job. SettingsError where some there are another job's."""
+    url, options = job.output.checkpoints, job.data.storage_options
     url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
-    folder = CheckpointFolder(url, writer, job.data.storage_options)
+    own = [prefix_of(number, job.model.n_models) for number in range(job.model.n_models)]
+    folders = {prefix: CheckpointFolder(url, writer, options, prefix) for prefix in (*own, *prefixes_in(url, options))}
     if not job.output.resume:
-        folder.clear()
-    found = folder.found()
-    if found:
-        identity_of(job, inputs).check(found[0].identity, url)
-    return folder, found
+        for folder in folders.values():
+            folder.clear()
+    saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
+    for each in saved.values():
+        if each.found:
+            identity_of(job, inputs).check(each.found[0].identity, url)
+    return [saved[prefix] for prefix in own]
 
 
 def identity_of(job: Job, inputs: Inputs) -> Identity:
@@ -143,29 +155,51 @@ def identity_of(job: Job, inputs: Inputs) -> Identity:
     return Identity(job.determining_tables(), inputs.identities)
 
 
-def _stages(run: Run, checkpoints: CheckpointFolder, found: Sequence[Checkpoint]) -> TrainResult:
-    """Prepare, train from the newest sound checkpoint that was found, publish."""
+def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
+    """Prepare, train from the newest sound checkpoints that were found, publish."""
     started = time.time()
     prepared = prepare_rows(run, started)
     try:
-        with contextlib.closing(_checkpointer(run, checkpoints)) as checkpointer:
-            loop = _loop_of(run, prepared, checkpointer, found)
-            with kept(loop, checkpointer):
-                trained = _train_rounds(loop)
-            with kept(loop, checkpointer, publishing=True):
+        with contextlib.ExitStack() as stack:
+            savers = [stack.enter_context(contextlib.closing(_checkpointer(run, each.folder))) for each in checkpoints]
+            trainings, train_all = _trainings(run, prepared, savers, checkpoints)
+            with kept(trainings):
+                trained = train_all()
+            with kept(trainings, publishing=True):
                 prepared, trained = best_of_both(run, prepared, trained, started_loop)
-                trained = diagnosed(run, prepared, loop.work, trained)
+                trained = diagnosed(run, prepared, trainings[0].loop.work, trained)
                 result = _publish(run, prepared, trained)
     except DivergenceError:
-        checkpoints.clear()  # they lead to the same end, and another learning rate is another job
+        _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
         raise
     if not trained.interrupted:
         with tolerated("its checkpoints could not be deleted"):
-            checkpoints.clear()
+            _clear(checkpoints)
     with tolerated("old partitions could not be deleted"):
         _prune(run, started)
     run.tell(done_event(run, prepared, trained, result.parameters_sha256))
     return result
+
+
+def _clear(checkpoints: Sequence[_Saved]) -> None:
+    for each in checkpoints:
+        each.folder.clear()
+
+
+def _trainings(
+    run: Run, prepared: Prepared, savers: Sequence[Checkpointer], checkpoints: Sequence[_Saved]
+) -> tuple[list[Training], Callable[[], Trained]]:
+    """The training of each model of the job, at its start or its newest checkpoint; and what trains them all."""
+    run.tell(settings_event(run, prepared))
+    if run.job.model.n_models == 1:
+        training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
+        return [training], lambda: _train_rounds(training.loop)
+    in_step = InStep(run.tell, [run.job.model.seed + number for number in range(run.job.model.n_models)])
+    trainings = [
+        Training(_loop_of(each, prepared, saver, saved.found), saver)
+        for each, saver, saved in zip(member_runs(run, in_step), savers, checkpoints, strict=True)
+    ]
+    return trainings, lambda: mean_of(run, prepared, trainings, train_several(trainings, in_step))
 
 
 # ---------------------------------------------------------------------------------------------- prepare ----
@@ -223,7 +257,8 @@ def warm_up(run: Run) -> list[Future]:
     for address in run.watch.addresses():
         after = futures[0] if futures and run.shares_disk else None
         longest = run.inputs.plan.longest_round
-        futures.append(run.watch.submit(rounds.warm_up, run.work, longest, after, near=address))
+        n_models = run.job.model.n_models
+        futures.append(run.watch.submit(rounds.warm_up, run.work, longest, n_models, after, near=address))
     return futures
 
 
@@ -238,7 +273,6 @@ def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
 def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
     """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
     loop = new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
-    run.tell(settings_event(run, prepared))
     return loop if _resume(run, loop, checkpointer, found) else _at_start(run, prepared, loop)
 
 

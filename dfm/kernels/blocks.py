@@ -15,6 +15,8 @@ from dfm.errors import SettingsError
 
 ROWS = ("model", "field", "field pair", "feature", "frequent feature")
 """The things that a block can have a row of."""
+MAX_FACTORS = 256
+"""Numbers of a vector, of each group."""
 RANDOM = "random"
 LABELS = "labels"
 

@@ -38,6 +38,8 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import ParameterTable, allocate
+from dfm.model.entries import check_good
+from dfm.model.explain import Explanation, explain
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
@@ -48,6 +50,7 @@ from dfm.model.manifest import (
     parse_manifest,
 )
 from dfm.model.objective import LossInfo, Objective
+from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
 from dfm.model.tokens import Tokens
@@ -89,7 +92,8 @@ class FMModel:
     """The range that predictions stay in; None: any."""
 
     @functools.cached_property
-    def _lookup(self) -> RowLookup:
+    def lookup(self) -> RowLookup:
+        """From hashed indices to rows of the table."""
         return RowLookup(self.vocabulary)
 
     @functools.cached_property
@@ -173,7 +177,7 @@ class FMModel:
             rows = self._row_encoder.encode(data, n_rows)
         except (KeyError, TypeError, row_encoder.NotPlain):
             return None
-        return self._score_rows(scoring_partition(rows, self._lookup), self.table)
+        return self._score_rows(scoring_partition(rows, self.lookup), self.table)
 
     @functools.cached_property
     def _scaling(self) -> Scaling | None:
@@ -186,7 +190,7 @@ class FMModel:
             raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
-        return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self._lookup), self.table)
+        return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self.lookup), self.table)
 
     def weights(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
         """The weight w of each value of a field, float32[n_values]: logits that it adds to a score.
@@ -213,7 +217,7 @@ class FMModel:
         """Row of `table` of each value of a field, int64[n_values]; -1 where it has no parameters."""
         ids = self.tokens.ids(column, values)
         fields = np.full(len(ids), self.tokens.field(column).index, np.uint16)
-        rows = self._lookup.rows(ids, fields)
+        rows = self.lookup.rows(ids, fields)
         return np.where(rows == ABSENT, -1, rows.astype(np.int64))
 
     def encode(self, batch: pa.RecordBatch, task: str | None = None) -> Encoded:
@@ -222,17 +226,46 @@ class FMModel:
 
     def score(self, encoded: Encoded) -> NDArray[np.float32]:
         """Raw scores of encoded rows, float32[n_rows]."""
-        return self._score_rows(scoring_partition(encoded.rows, self._lookup), self.table)
+        return self._score_rows(scoring_partition(encoded.rows, self.lookup), self.table)
 
     def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
         encoded = self.encode(batch)
-        if encoded.problems:
-            problem = encoded.problems[0]
-            raise DataError(
-                f"row {problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
-                "pass a finite number, or None where it is missing"
-            )
+        check_good(encoded)
         return self.score(encoded)
+
+    # ------------------------------------------------------------------------------------- term by term ----
+
+    def explain(self, row: Any) -> Explanation:
+        """The score of one row term by term: of each value, and of each pair of them, by column and value.
+
+        row: a dict of column to value, a Series, or a table of one row.
+        """
+        return explain(self, row)
+
+    def candidates(self, items: Any) -> Candidates:
+        """Rows to be ranked, with their share of the sums made once: see `rank`.
+
+        items: rows in any form that `predict` takes, with the columns that belong to a candidate.
+        """
+        return Candidates.of(self, items)
+
+    def rank(self, context: Any, candidates: Any, top: int = 10) -> Ranking:
+        """The best candidates for a request, best first, by the score that `predict` gives context and candidate.
+
+        context: one row, a dict of column to value, with the model's other columns. candidates: of `candidates`, which
+        pays where they serve several requests, or rows. DataError where a column is in neither, or in both.
+        """
+        known = candidates if isinstance(candidates, Candidates) else self.candidates(candidates)
+        return known.rank(self, context, top)
+
+    def vectors(self, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Vectors of contexts float32[n_contexts, d] and items float32[n_items, d], for an index of nearest neighbours.
+
+        Their inner products are the scores, but for a number that is the same for all items of a context. Values of
+        contexts and items that share an index of the hash table are the exception. SettingsError where a cross has
+        columns of both.
+        """
+        return vectors(self, contexts, items)
 
     # ------------------------------------------------------------------------------------------ on disk ----
 

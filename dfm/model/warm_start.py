@@ -46,6 +46,8 @@ class Start:
     candidate: str = ""
     """Which settings its pilot had chosen; it is taken over."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    n_models: int = 1
+    """The models whose mean it is."""
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -87,7 +89,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
         for name, known in manifest["statistics"].items()
     }
     chosen = str(manifest["metadata"].get("automatic", {}).get("chosen", ""))
-    return Start(where, _parameters_sha256(manifest), job.training.warm_start_decay, statistics, chosen, options)
+    decay, n_models = job.training.warm_start_decay, _n_models(manifest)
+    return Start(where, _parameters_sha256(manifest), decay, statistics, chosen, options, n_models)
 
 
 def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
@@ -121,7 +124,8 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
         "model.task": (job.model.task, manifest["task"]),
         "model.family": (job.model.family, manifest.get("family", DEFAULT)),
         "model.groups": (_groups(job, schema), manifest.get("groups", [])),
-        "model.n_factors": (job.model.n_factors, manifest["n_factors"]),
+        "model.n_models": (1 if _is_lone_linear(manifest) else job.model.n_models, _n_models(manifest)),
+        "model.n_factors": (job.model.n_factors, manifest["n_factors"] // _n_models(manifest)),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),
     }
     for name, (ours, theirs) in pairs.items():
@@ -136,6 +140,16 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
             f'the schema differs from that of training.warm_start = "{url}": {difference}. Use its [schema], or leave '
             "warm_start out and train from the beginning."
         )
+
+
+def _n_models(manifest: Mapping[str, Any]) -> int:
+    """The models whose mean a model is."""
+    return max(1, len(manifest["metadata"].get("models", ())))
+
+
+def _is_lone_linear(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is a single model without factors, which any number of models can go on from."""
+    return _n_models(manifest) == 1 and not manifest["n_factored"]
 
 
 def _groups(job: Job, schema: ResolvedSchema) -> list[int]:

@@ -29,6 +29,8 @@ STAGES = {
     "pilot": "trying settings",
     "linear": "without factors",
     "evaluate": "evaluating",
+    "slices": "worst slices",
+    "importance": "columns in turn",
     "predict": "predicting",
     "compile": "compiling kernels",
 }
@@ -192,7 +194,7 @@ class Reporter:
     def _show_pilot(self, event: Event) -> None:
         losses = ", ".join(f"{name} {number_text(loss)}" for name, loss in event["losses"].items())
         self._line(
-            f"pilot, {event['compared']}: {losses}; goes on with {event['chosen']} (learning rate "
+            f"{_of_model(event)}pilot, {event['compared']}: {losses}; goes on with {event['chosen']} (learning rate "
             f"{event['learning_rate']:.3g}; another than the default must be {event['margin']:.0%} better)"
         )
 
@@ -229,8 +231,8 @@ class Reporter:
 
     def _show_plateau(self, event: Event) -> None:
         self._line(
-            f"on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate (at most "
-            f"{event['epochs']} more)"
+            f"{_of_model(event)}on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate "
+            f"(at most {event['epochs']} more)"
         )
 
     def _show_vocabulary(self, event: Event) -> None:
@@ -254,8 +256,8 @@ class Reporter:
 
     def _show_resumed(self, event: Event) -> None:
         self._line(
-            f"going on from the checkpoint in epoch {event['epoch']}, average {event['round']} of {event['rounds']} "
-            "(--no-resume starts afresh)"
+            f"{_of_model(event)}going on from the checkpoint in epoch {event['epoch']}, average {event['round']} of "
+            f"{event['rounds']} (--no-resume starts afresh)"
         )
 
     def _show_epoch(self, event: Event) -> None:
@@ -263,11 +265,14 @@ class Reporter:
         names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())
-            self._line(f"epoch{titles}      rows/s  seconds  averaging", style="bold")
+            self._line(
+                f"{'seed ' if 'seed' in event else ''}epoch{titles}      rows/s  seconds  averaging", style="bold"
+            )
             self._header_shown = True
         values = "".join(f"{number_text(event.get(name)):>12}" for name in names)
+        seed = f"{event['seed']:4d} " if "seed" in event else ""
         self._line(
-            f"{event['epoch']:5d}{values}{event['rows_per_second']:12,.0f}{event['seconds']:9.2f}"
+            f"{seed}{event['epoch']:5d}{values}{event['rows_per_second']:12,.0f}{event['seconds']:9.2f}"
             f"{event['averaging_seconds']:11.2f}"
         )
 
@@ -276,18 +281,19 @@ class Reporter:
 
     def _show_average(self, event: Event) -> None:
         name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
-        average = f"average {event['average']} of epoch {event['epoch']}"
+        average = f"{_of_model(event)}average {event['average']} of epoch {event['epoch']}"
         self._line(f"      {average}: {name.replace('_', ' ')} {number_text(event[name])}")
 
     def _show_rolled_back(self, event: Event) -> None:
         self._line(
-            f"validation got worse: back to the parameters of epoch {event['to_epoch']}, "
+            f"{_of_model(event)}validation got worse: back to the parameters of epoch {event['to_epoch']}, "
             f"step size times {event['rate_factor']:g} from here"
         )
 
     def _show_stopped(self, event: Event) -> None:
         self._console.print(
-            f"validation got worse: stopped after epoch {event['epoch']}, epoch {event['best_epoch']} is kept"
+            f"{_of_model(event)}validation got worse: stopped after epoch {event['epoch']}, epoch "
+            f"{event['best_epoch']} is kept"
         )
 
     def _show_retrying(self, event: Event) -> None:
@@ -297,6 +303,15 @@ class Reporter:
     def _show_waiting(self, event: Event) -> None:
         self._line(escape(f"waiting: {event['reason']}"))
 
+    def _show_mean(self, event: Event) -> None:
+        self._stop_progress()
+        name = next((name for name in ("loss", "log_loss", "rmse") if name in event["validation"]), None)
+        if name is None:
+            return
+        singles = ", ".join(number_text(model["validation"][name]) for model in event["models"])
+        mean = number_text(event["validation"][name])
+        self._line(f"mean of {len(event['models'])} models: {name.replace('_', ' ')} {mean} (alone {singles})")
+
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:
             self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")
@@ -304,6 +319,11 @@ class Reporter:
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+
+
+def _of_model(event: Event) -> str:
+    """Which model an event is about, where a job trains several."""
+    return f"seed {event['seed']}: " if "seed" in event else ""
 
 
 def rejected_text(account: Mapping[str, Any], purpose: str = "train on") -> str:

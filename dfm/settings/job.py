@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dfm.errors import SettingsError
+from dfm.kernels.losses import LOSSES
 from dfm.settings.constraints import Constraint, Illegal, TableOf, did_you_mean, show
 from dfm.settings.tables import (
     TABLES,
@@ -56,11 +57,27 @@ class Job:
                 "schema.time: rows are split by that column. "
                 "Name it in schema.time, or give data.validation its own files."
             )
+        self._check_negative_rate()
         if self.schema.label_positive and self.model.task != "classification":
             raise SettingsError(
                 f"schema.label_positive = {show(self.schema.label_positive)} needs "
                 f'model.task = "classification": labels of "{self.model.task}" are numbers. '
                 "Leave label_positive out."
+            )
+
+    def _check_negative_rate(self) -> None:
+        rate, loss = self.data.negative_rate, LOSSES.get(self.model.loss)
+        if rate == 1.0:
+            return
+        if self.model.task != "classification" or (self.model.loss != "auto" and (not loss or loss.link != "sigmoid")):
+            raise SettingsError(
+                f"data.negative_rate = {rate:g} needs a model of probabilities, whose logits it lowers: task "
+                f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+            )
+        if self.schema.weight:
+            raise SettingsError(
+                f"data.negative_rate = {rate:g} says what a negative row stands for, and schema.weight = "
+                f"{show(self.schema.weight)} may do so already. Leave one of them out."
             )
 
     @classmethod

@@ -126,6 +126,13 @@ class DataSettings(Table):
         Number(0, 1),
         'with on_bad_rows = "skip": stop when a larger part of the rows is bad',
     )
+    negative_rate: float = knob(
+        1.0,
+        Number(0, 1, open_low=True),
+        "share of the negative rows that was kept when the log was made, of training and validation rows alike: the "
+        "model is published for the full stream, its logits lower by -ln(negative_rate)",
+        is_late=True,
+    )
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*SCALARS, TableOf(AnyOf(SCALARS))))),
@@ -280,6 +287,12 @@ class ModelSettings(Table):
         + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev),
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
+    n_models: int = knob(
+        1,
+        Number(1, 64, integer=True),
+        "models that are trained on the same rows, from seed, seed + 1, …; the one that is published scores their mean",
+        is_late=True,
+    )
     choose: str = knob(
         CHOICES[0],
         Options(CHOICES),
@@ -294,6 +307,7 @@ class ModelSettings(Table):
         family, n_factors = family_of(self.family), vars(self)["n_factors"]
         if n_factors == "auto":
             object.__setattr__(self, "n_factors", family.n_factors or FACTORS)
+        family.check_models(self.n_factors, self.n_models)
         if self.choose == "best" and not self.n_factors:
             raise SettingsError(
                 'model.choose = "best" compares a model with a linear one, and with model.n_factors = 0 it is one. '

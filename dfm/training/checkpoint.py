@@ -1,6 +1,7 @@
 """Checkpoints: the whole state of a training after an average, in any filesystem, resumable by the same job.
 
-A checkpoint is a manifest `round-00000012.json` beside the files of its parameter blocks. Files are written first,
+A checkpoint is a manifest `round-00000012.json` beside the files of its parameter blocks; where a job trains several
+models, each has its own, `model-1-round-00000012.json`. Files are written first,
 under names that hold the digest of their bytes; the manifest last, and only where none of that name exists (a link on
 local disks, a conditional put on S3), so of two drivers at one folder one loses and notices. A manifest that was cut
 short, or names a file whose bytes are no longer what they were, is skipped for the one before it.
@@ -13,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,9 +31,11 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 KEPT = 2
 """Checkpoints that stay: the newest, and one to fall back to."""
-_MANIFEST = re.compile(r"round-(\d{8})\.json")
-_BLOCK = re.compile(r"round-\d{8}-block-\d+-[0-9a-f]{16}\.safetensors")
+_OF_MODEL = r"((?:model-\d+-)?)"
+_MANIFEST = re.compile(rf"{_OF_MODEL}round-\d{{8}}\.json")
+_BLOCK = re.compile(rf"{_OF_MODEL}round-\d{{8}}-block-\d+-[0-9a-f]{{16}}\.safetensors")
 _TEMPORARY = re.compile(rf"\.(?:{_MANIFEST.pattern}|{_BLOCK.pattern})\.[0-9a-f]{{32}}\.part")
+_BEGINNING = re.compile(rf"\.?{_OF_MODEL}round-")
 _MANIFEST_HEAD = b'{"sha256": "'
 _MOMENTUM = "momentum_"
 
@@ -116,13 +119,25 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name of its manifest."""
+        """The name of its manifest, after the folder's prefix."""
         return f"round-{self.rounds_done:08d}.json"
 
     @property
     def files(self) -> set[str]:
         """Names of the block files that it needs."""
         return {block.name for block in (*self.blocks, *self.best)}
+
+
+def prefix_of(number: int, n_models: int) -> str:
+    """The beginning of the names of all checkpoints of one of a job's models, counted from 0."""
+    return f"model-{number}-" if n_models > 1 else ""
+
+
+def prefixes_in(url: str, options: files.Options) -> list[str]:
+    """The prefixes of all that checkpoints have left below a URL, whosever they are."""
+    found = [(name, _BEGINNING.match(name)) for name in files.names_in(url, options)]
+    kinds = _MANIFEST, _BLOCK, _TEMPORARY
+    return sorted({match.group(1) for name, match in found if match and any(kind.fullmatch(name) for kind in kinds)})
 
 
 def encode_block(saved: SavedBlock) -> bytes:
@@ -161,15 +176,21 @@ def _table(arrays: Mapping[str, NDArray[Any]], prefix: str, layout: Layout) -> P
     return table.copy()  # aligned and writable, as blocks are
 
 
-def write_block(url: str, rounds_done: int, number: int, saved: SavedBlock, options: files.Options) -> BlockFile:
-    """Write one block below the folder `url`; the same block always gets the same name and bytes."""
+def write_block(url: str, name: str, saved: SavedBlock, options: files.Options) -> BlockFile:
+    """Write one block below the folder `url`; the same block always gets the same name and bytes.
+
+    name: what its file's begins with, see `block_name`.
+    """
     data = encode_block(saved)
     digest = hashlib.sha256(data).hexdigest()
-    file = BlockFile(
-        f"round-{rounds_done:08d}-block-{number}-{digest[:16]}.safetensors", digest, len(data), saved.start
-    )
+    file = BlockFile(f"{name}-{digest[:16]}.safetensors", digest, len(data), saved.start)
     files.write_bytes(files.join(url, file.name), data, options)
     return file
+
+
+def block_name(prefix: str, rounds_done: int, number: int) -> str:
+    """The beginning of the name of a block's file."""
+    return f"{prefix}round-{rounds_done:08d}-block-{number}"
 
 
 def read_block(url: str, file: BlockFile, layout: Layout, options: files.Options) -> SavedBlock:
@@ -211,13 +232,15 @@ class CheckpointFolder:
     url: str
     writer: str
     options: files.Options = field(default=None, repr=False)
+    prefix: str = ""
+    """The beginning of the names of its files; those of other models beside them are left alone."""
     _files: dict[str, set[str]] = field(default_factory=dict)
     """Block files by manifest, of all manifests that this run wrote or found."""
 
     def found(self) -> list[Checkpoint]:
         """The checkpoints with a sound manifest, newest first; others are told in a warning and deleted."""
         checkpoints = []
-        for name in sorted(filter(_MANIFEST.fullmatch, files.names_in(self.url, self.options)), reverse=True):
+        for name in sorted(self._own(_MANIFEST, files.names_in(self.url, self.options)), reverse=True):
             try:
                 checkpoint = decode_manifest(files.read_bytes(files.join(self.url, name), self.options))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FileNotFoundError) as error:
@@ -229,8 +252,8 @@ class CheckpointFolder:
 
     def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
         """Delete a checkpoint that turned out to be damaged: its name is needed again."""
-        self._files.pop(checkpoint.name, None)
-        self._discard(checkpoint.name, reason)
+        self._files.pop(self.prefix + checkpoint.name, None)
+        self._discard(self.prefix + checkpoint.name, reason)
 
     def _discard(self, name: str, reason: Exception) -> None:
         url = files.join(self.url, name)
@@ -244,15 +267,15 @@ class CheckpointFolder:
         Conflict where another run published to the folder in the meantime.
         """
         names = files.names_in(self.url, self.options)
-        strange = set(filter(_MANIFEST.fullmatch, names)) - set(self._files)
+        strange = set(self._own(_MANIFEST, names)) - set(self._files)
         if strange:
             raise Conflict(self._conflict(max(strange)))
-        checkpoint = replace(checkpoint, writer=self.writer)
+        checkpoint, name = replace(checkpoint, writer=self.writer), self.prefix + checkpoint.name
         try:
-            files.create_bytes(files.join(self.url, checkpoint.name), encode_manifest(checkpoint), self.options)
+            files.create_bytes(files.join(self.url, name), encode_manifest(checkpoint), self.options)
         except FileExistsError as error:
-            raise Conflict(self._conflict(checkpoint.name)) from error
-        self._files[checkpoint.name] = checkpoint.files
+            raise Conflict(self._conflict(name)) from error
+        self._files[name] = checkpoint.files
         self._prune(names)
 
     def _conflict(self, name: str) -> str:
@@ -272,9 +295,14 @@ class CheckpointFolder:
         for name in manifests[:-KEPT]:
             self._remove(name)
             del self._files[name]
-        for name in names:
-            if _TEMPORARY.fullmatch(name) or (_BLOCK.fullmatch(name) and name not in needed):
+        for name in (*self._own(_TEMPORARY, names), *self._own(_BLOCK, names)):
+            if name not in needed:
                 self._remove(name)
+
+    def _own(self, kind: re.Pattern[str], names: Iterable[str]) -> list[str]:
+        """Names of a kind that belong to this model's checkpoints."""
+        beginning = f"{self.prefix}round-"
+        return [name for name in names if kind.fullmatch(name) and name.removeprefix(".").startswith(beginning)]
 
     def _remove(self, name: str) -> None:
         """Delete a file of a checkpoint; one that dfm did not make stays, whatever its name."""
@@ -284,7 +312,7 @@ class CheckpointFolder:
         """Delete all checkpoints: the manifests first, so that none is left without its blocks."""
         names = files.names_in(self.url, self.options)
         for kind in (_MANIFEST, _BLOCK, _TEMPORARY):
-            for name in filter(kind.fullmatch, names):
+            for name in self._own(kind, names):
                 self._remove(name)
         self._files.clear()
         if files.is_local(self.url):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dfm.data.units import LabelUnit
@@ -24,3 +26,16 @@ def in_own_unit(trained: ParameterTable, unit: LabelUnit) -> ParameterTable:
         else:
             values *= np.float32(factor)
     return table
+
+
+def of_full_stream(table: ParameterTable, negative_rate: float) -> ParameterTable:
+    """The table of a log that kept this share of its negative rows, for the stream that it was taken from.
+
+    Fewer negative rows multiply the odds of all others by 1 / negative_rate, whatever their features: the bias alone
+    changes, by ln(negative_rate). Of 1 / negative_rate: back again.
+    """
+    if negative_rate == 1.0:
+        return table
+    moved = table.copy()
+    moved.values(moved.layout.block("bias"))[...] += np.float32(math.log(negative_rate))
+    return moved

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfm.kernels.tables import Layout
+from dfm.settings.tables import ModelSettings
 
 MIB, GIB = 1 << 20, 1 << 30
 _PROCESS = 512 * MIB
@@ -16,15 +17,18 @@ _DECODED_CELL = 32
 """Bytes of a cell while its shard is read: Arrow values, hashes, indices and their dealt copies."""
 
 
-def bounds(n_rows: int, n_fields: int, rows_per_round: int, hash_bits: int, layout: Layout) -> dict[str, int]:
-    """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits."""
+def bounds(n_rows: int, n_fields: int, rows_per_round: int, model: ModelSettings, layout: Layout) -> dict[str, int]:
+    """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits.
+
+    Parameters are those of all models that are trained beside each other.
+    """
     shared = 4 * layout.n_numbers(0, 0, n_fields)
     per_feature = 4 * layout.n_numbers(1, 1, n_fields) - shared
-    most_features = min(2**hash_bits, n_rows * n_fields)
+    most_features = min(2**model.hash_bits, n_rows * n_fields)
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "partition_cache_bytes": n_rows * (4 * n_fields + 12 + (2 * layout.n_groups if layout.groups else 0)),
-        "parameter_bytes_at_most": most_features * per_feature + shared,
+        "parameter_bytes_at_most": model.n_models * (most_features * per_feature + shared),
         "round_bytes_per_replica_at_most": 2 * (most_touched * (per_feature + 4) + shared),
     }
 

@@ -20,7 +20,7 @@ from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
 from dfm.storage import files, ownership
 from dfm.training import rounds
-from dfm.training.label_units import in_own_unit
+from dfm.training.label_units import in_own_unit, of_full_stream
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def publish_model(
     table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
+    table = of_full_stream(table, reading.negative_rate)
     model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss, reading.clip)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(

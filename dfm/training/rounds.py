@@ -10,25 +10,29 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.partition import SparsePartition
+from dfm.data.preparation import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
-from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Step
+from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step
+from dfm.kernels.cpu import backend as numba_cpu
+from dfm.kernels.mean import mean_table, part_of_mean
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
-from dfm.training.backends import BACKENDS, Backend
-from dfm.training.label_units import in_own_unit
+from dfm.training.backends import BACKENDS, NUMBA, Backend
+from dfm.training.label_units import in_own_unit, of_full_stream
 
 _SEED_STRIDE = 1 << 45
 """Between the seeds of a round's slices; those of rounds and replicas lie closer together."""
@@ -51,6 +55,8 @@ class Work:
     """The unit of the partitions' labels; metrics are in that of the data."""
     clip: tuple[float, float] | None = None
     """The range that predictions stay in when they are judged."""
+    only_judges: bool = False
+    """Whether nothing is trained with it: parameters are those of a finished model."""
 
     def on(self, backend: Backend) -> Work:
         """The work with the backend that was chosen."""
@@ -65,6 +71,16 @@ class Work:
     def kernels(self) -> Kernels:
         """The compiled kernels of this process."""
         return self.chosen.compiled(self.spec)
+
+    @property
+    def scores(self) -> Callable[[RowsLike, ParameterTable], NDArray[np.float32]]:
+        """The scores of rows by a table."""
+        return numba_cpu.compile_scores(self.layout.stateless) if self.only_judges else self.kernels.scores
+
+    def of_mean(self, n_models: int) -> Work:
+        """The work of judging the mean of so many models, on processors."""
+        spec = dataclasses.replace(self.spec, n_factors=n_models * self.spec.n_factors)
+        return dataclasses.replace(self, spec=spec, backend=NUMBA.name, only_judges=True)
 
     @property
     def averaging(self) -> Averaging:
@@ -122,10 +138,25 @@ def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int
     return Block(start, initialise(layout, vocabulary.ids[start:stop], n_factored, initial, vocabulary.n_fields))
 
 
-def warm_block(block: Block, vocabulary: Vocabulary, model: FMModel, decay: float, unit: LabelUnit) -> Block:
-    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training."""
-    if unit != LabelUnit():
-        model = dataclasses.replace(model, table=in_own_unit(model.table, unit.inverse))
+def warm_block(
+    block: Block,
+    vocabulary: Vocabulary,
+    model: FMModel,
+    decay: float,
+    reading: Reading,
+    part: tuple[int, int] = (0, 1),
+) -> Block:
+    """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training and to
+    the log that it is trained on.
+
+    part: which of how many models, where the earlier one is their mean.
+    """
+    if part[1] > 1:
+        model = dataclasses.replace(model, table=part_of_mean(model.table, *part))
+    table = of_full_stream(model.table, 1 / reading.negative_rate)
+    if reading.units.label != LabelUnit():
+        table = in_own_unit(table, reading.units.label.inverse)
+    model = dataclasses.replace(model, table=table)
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
     return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
 
@@ -215,12 +246,12 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 
 def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
     """Metrics of the parameters on some rows, in the labels' own unit."""
-    tables, averaging, kernels = [block.table for block in blocks], work.averaging, work.kernels
+    tables, averaging, scores_of = [block.table for block in blocks], work.averaging, work.scores
     objective = work.objective
     total = objective.empty()
     for partition in partitions:
         table = averaging.pull(tables, partition.features, partition.n_factored)
-        scores, labels = work.unit.undone(kernels.scores(partition, table)), work.unit.undone(partition.labels)
+        scores, labels = work.unit.undone(scores_of(partition, table)), work.unit.undone(partition.labels)
         weights = partition.weights if partition.weights.size else None
         total = total + objective.tally(scores, labels, weights)
     return total
@@ -234,15 +265,20 @@ def merge_tallies(tallies: Sequence[Tally]) -> Tally:
     return total
 
 
+def mean_block(models: Sequence[Sequence[Block]]) -> Block:
+    """The mean of some models, each of neighbouring blocks that begin and end at the same rows; without state."""
+    return Block(models[0][0].start, mean_table([whole_table(blocks) for blocks in models]))
+
+
 def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     """The table that the blocks make up, without optimizer state."""
     return join([block.table for block in blocks])
 
 
-def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
+def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, _after: object = None) -> float:
     """Compile in this process what a round needs; returns the seconds that it took.
 
-    n_slices: as many as a round walks.
+    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end.
     _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
     """
     started = time.perf_counter()
@@ -263,4 +299,6 @@ def warm_up(work: Work, n_slices: int = 1, _after: object = None) -> float:
     push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
     merge_block(work, Block(0, table), [push])
     evaluate_partitions(work, [Block(0, table)], [partition])
+    if n_models > 1:
+        evaluate_partitions(work.of_mean(n_models), [mean_block([[Block(0, table)]] * n_models)], [partition])
     return time.perf_counter() - started

@@ -35,9 +35,17 @@ class Gate:
     """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does)."""
     min_rows: int = 1000
     """Rows of the window; fewer decide nothing."""
+    slices: tuple[str, ...] = ()
+    """Columns ("site", "device,hour") in no slice of which the candidate may be worse than the champion by more than"""
+    slice_loss_ratio: float = 1.05
+    """Its loss there over the champion's."""
+    slice_min_rows: int = 1000
+    """Rows of a slice; fewer decide nothing."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
+            if name == "slices":
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise SettingsError(f"gate {name} = {value!r} is not legal: expected a number, 0 or more")
         if self.calibration_low > self.calibration_high:
@@ -51,7 +59,8 @@ class Gate:
         known = [entry.name for entry in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise SettingsError(f"the gate has no threshold {unknown[0]!r}; it has {', '.join(known)}")
-        return cls(**values)
+        slices = values.get("slices", ())
+        return cls(**{**values, "slices": (slices,) if isinstance(slices, str) else tuple(slices)})
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,27 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
             f"it predicts {ratio if ratio is None else f'{ratio:.3f}'} clicks for each one that came; the gate allows "
             f"{gate.calibration_low:g} to {gate.calibration_high:g}"
         )
+    return found + _worse_slices(name, candidate, champion or {}, gate)
+
+
+def _worse_slices(name: str, candidate: Metrics, champion: Metrics, gate: Gate) -> list[str]:
+    """For each kind of slice, the one in which the candidate lost most against the champion, where that is too much."""
+    found = []
+    for kind in gate.slices:
+        rivals = {tuple(each["slice"].values()): each for each in champion.get("slices", {}).get(kind, [])}
+        ratios = []
+        for record in candidate.get("slices", {}).get(kind, []):
+            ours, theirs = (_defined(each, name) for each in (record, rivals.get(tuple(record["slice"].values()), {})))
+            if ours is not None and theirs and ours > gate.slice_loss_ratio * theirs:
+                ratios.append((ours / theirs, record))
+        if ratios:
+            ratio, worst = max(ratios, key=lambda pair: pair[0])
+            where = ", ".join(f"{column} = {value}" for column, value in worst["slice"].items())
+            more = f", and {len(ratios) - 1} more slices are as much worse" if ratios[1:] else ""
+            found.append(
+                f"where {where} its {name} is {ratio:.3f} times the champion's on {worst['rows']:,} rows{more}; the "
+                f"gate allows {gate.slice_loss_ratio:g}"
+            )
     return found
 
 

@@ -22,7 +22,7 @@ _STYLE = (
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
     "border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}h2{margin:1.5rem 0 0;font-size:1.1rem}"
 )
-_EPOCH = ("epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
+_EPOCH = ("seed", "epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
 _LONG = ("calibration_bins", "history", "columns")
 """Metrics that a table of single numbers leaves out."""
 
@@ -57,6 +57,7 @@ def report_training(directory: str, title: str, options: files.Options = None) -
     epochs = [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in metadata["history"]]
     sections: dict[str, Any] = {
         "epochs": epochs,
+        "models": _models(metadata),
         "validation": metadata["validation"],
         "diagnosis": [
             {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
@@ -69,6 +70,17 @@ def report_training(directory: str, title: str, options: files.Options = None) -
         },
     }
     return write_report(files.join(directory, REPORT), title, sections, options)
+
+
+def _models(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The single models beside their mean; none where there is but one."""
+    models = metadata.get("models", [])
+    rows = [{"model": f"seed {m['seed']}", "best epoch": m["best_epoch"], **_short(m["validation"])} for m in models]
+    return [*rows, {"model": "their mean", **_short(metadata["validation"])}] if rows else []
+
+
+def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name not in _LONG}
 
 
 def _strengths(directory: str, options: files.Options) -> HeatMap | None:

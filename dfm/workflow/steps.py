@@ -39,6 +39,8 @@ START = "start.json"
 """The model that a run goes on from, beside its results."""
 SCORED = ".scored.json"
 """The record of what predictions were made of; hidden from readers of the folder."""
+MOST_SLICES = 10_000
+"""Slices of a kind that a gate looks at, the worst first."""
 _ATTEMPTS = 3
 """Publications that may overtake one of ours before it gives up."""
 
@@ -163,23 +165,25 @@ def wait_for(job: Job, poll: float) -> RunRecord | None:
 
 
 def evaluate_once(
-    model: str, data: Sequence[str], where: Where, *, on_bad_rows: str = "error", unseen: bool = False
-) -> dict[str, Any]:
+    model: str, data: Sequence[str], where: Where, *, on_bad_rows: str = "error", unseen: bool = False,
+    by: Sequence[str] = (), min_rows: int = 1000,
+) -> dict[str, Any]:  # fmt: skip
     """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
 
-    unseen: refuse (DataError) shards that the model was trained on.
+    unseen: refuse (DataError) shards that the model was trained on. by, min_rows: slices, see `jobs.evaluate`.
     """
     options = where.storage_options
     shards = find_shards(list(data), options)
     if unseen:
         _check_unseen(model, shards, options)
-    key = fingerprint(registry.parameters_of(model, options), _identities(shards), on_bad_rows)
+    sliced = [[list(by), min_rows]] if by else []
+    key = fingerprint(registry.parameters_of(model, options), _identities(shards), on_bad_rows, *sliced)
     kept = f"{model.rstrip('/')}-evaluations/{key[:32]}.json"
     if files.exists(kept, options):
         return dict(json.loads(files.read_bytes(kept, options)))
     metrics = jobs.evaluate(
         model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
-        storage_options=options, on_event=where.on_event,
+        storage_options=options, on_event=where.on_event, by=by, min_rows=min_rows, top=MOST_SLICES,
     )  # fmt: skip
     files.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
@@ -218,10 +222,11 @@ def publish(
         present = registry.champion(alias, options)
         older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
         return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
-    metrics = evaluate_once(candidate, data, where, unseen=True)
+    sliced: dict[str, Any] = {"by": gate.slices, "min_rows": gate.slice_min_rows}
+    metrics = evaluate_once(candidate, data, where, unseen=True, **sliced)
     for attempt in range(1, _ATTEMPTS + 1):
         present = registry.champion(alias, options)
-        rival = evaluate_once(present.model, data, where) if present else None
+        rival = evaluate_once(present.model, data, where, **sliced) if present else None
         verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0

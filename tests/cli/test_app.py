@@ -630,6 +630,7 @@ def training(job: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.patient
 def test_ctrl_c_keeps_the_best_model_and_leaves_no_worker(training: subprocess.Popen[str], job: Path) -> None:
     wait_for(training, "epoch")
     os.killpg(training.pid, signal.SIGINT)
@@ -643,6 +644,7 @@ def test_ctrl_c_keeps_the_best_model_and_leaves_no_worker(training: subprocess.P
     assert processes_end(training.pid, 15)
 
 
+@pytest.mark.patient
 def test_ctrl_c_before_the_first_epoch_publishes_nothing(training: subprocess.Popen[str], job: Path) -> None:
     wait_for(training, "plan")
     os.killpg(training.pid, signal.SIGINT)

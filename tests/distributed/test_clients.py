@@ -113,6 +113,7 @@ def test_fits_and_jobs_of_many_threads_on_one_client_give_what_they_give_alone(
     assert together == alone
 
 
+@pytest.mark.patient
 def test_jobs_of_two_threads_with_workers_of_their_own_leave_dask_and_its_logs_as_they_were(
     log: Path, tmp_path: Path
 ) -> None:

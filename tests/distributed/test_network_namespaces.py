@@ -24,6 +24,8 @@ from dfm.settings.tables import ClusterSettings
 from tests.support.real_cluster import RealCluster, make_certificates, wait_until
 from tests.support.small_jobs import job_tables
 
+pytestmark = pytest.mark.patient
+
 
 def ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=True)

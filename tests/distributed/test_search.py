@@ -82,12 +82,14 @@ def test_a_trial_is_a_job_with_its_settings(found: Any, log: Path, client: Clien
     assert result.validation["log_loss"] == pytest.approx(record["loss"], rel=1e-6)
 
 
+@pytest.mark.patient
 @pytest.mark.parametrize("n_workers", [2, 5])
 def test_any_cluster_finds_the_same(found: Any, log: Path, n_workers: int, tmp_path: Path) -> None:
     with in_process_client(n_workers) as others:
         assert losses(searched(log, tmp_path, others)) == losses(found)
 
 
+@pytest.mark.patient
 def test_a_search_whose_process_was_killed_goes_on_where_it_stood(
     found: Any, log: Path, client: Client, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.settings.tables import ClusterSettings
 from tests.support.small_jobs import job_tables
 
+pytestmark = pytest.mark.patient
 FOUR_EPOCHS = {"n_epochs": 4, "averages_per_epoch": 2}
 
 

@@ -68,9 +68,16 @@ def test_a_feature_takes_the_room_of_as_many_factors_in_a_factorization_machine(
 
 
 def plan_with(n_groups: int) -> dict[str, Any]:
-    model = {"n_factors": 16, "family": "ffm", "groups": n_groups, "hash_bits": 18}
+    model = {"n_factors": 16, "family": "ffm", "groups": n_groups, "hash_bits": 18, "n_models": 1}
     return {
         "job": {"model": model, "training": {"optimizer": "adagrad"}},
         **{"columns": dict.fromkeys(FIELDS, ""), "rows": 10**6, "replicas": 4, "rows_per_replica": 250_000},
         **{"rounds_per_epoch": 8, "later_rounds_per_epoch": 2, "epochs": 5},
     }
+
+
+def test_several_models_take_the_time_of_as_many() -> None:
+    one, four = plan_with(4), plan_with(4)
+    four["job"]["model"]["n_models"] = 4
+    assert job_times(four, 2, 1).later_epoch == pytest.approx(4 * job_times(one, 2, 1).later_epoch)
+    assert job_times(four, 2, 1).preparation == job_times(one, 2, 1).preparation

@@ -22,6 +22,7 @@ from dfm.training.checkpoint import (
     Conflict,
     Identity,
     SavedBlock,
+    block_name,
     decode_block,
     decode_manifest,
     encode_block,
@@ -46,7 +47,7 @@ def block(start: int = 7, momentum: bool = False, layout: Layout = LAYOUT) -> Sa
 
 def saved(folder: Path, rounds_done: int, **changes: Any) -> Checkpoint:
     """A checkpoint whose files are written, not yet committed."""
-    file = write_block(str(folder), rounds_done, 0, block(rounds_done), None)
+    file = write_block(str(folder), block_name("", rounds_done, 0), block(rounds_done), None)
     checkpoint = Checkpoint(IDENTITY, {"progress": {"epoch": 1}, "best": None}, rounds_done, (file,), ())
     return dataclasses.replace(checkpoint, **changes)
 
@@ -64,7 +65,7 @@ def names(folder: Path) -> list[str]:
 def test_a_block_comes_back_with_its_state(tmp_path: Path, optimizer: str, momentum: bool) -> None:
     layout = Layout(optimizer, 3)
     before = block(momentum=momentum, layout=layout)
-    file = write_block(str(tmp_path), 12, 1, before, None)
+    file = write_block(str(tmp_path), block_name("", 12, 1), before, None)
     after = read_block(str(tmp_path), file, layout, None)
     assert after.start == file.start == 7
     for part in ("bias", "linear", "factors"):
@@ -92,7 +93,7 @@ def test_every_changed_byte_of_a_block_is_noticed() -> None:
 
 
 def test_a_block_of_another_layout_is_refused(tmp_path: Path) -> None:
-    file = write_block(str(tmp_path), 1, 0, block(), None)
+    file = write_block(str(tmp_path), block_name("", 1, 0), block(), None)
     with pytest.raises(DataError, match="do not fit"):
         read_block(str(tmp_path), file, Layout("adagrad", 16), None)
 
@@ -157,7 +158,7 @@ def test_of_two_runs_at_one_folder_the_second_to_commit_stops(tmp_path: Path) ->
 
 def test_only_the_last_two_checkpoints_and_their_files_stay(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
-    best = (write_block(str(tmp_path), 2, 0, block(2), None),)
+    best = (write_block(str(tmp_path), block_name("", 2, 0), block(2), None),)
     (tmp_path / f".round-00000001.json.{'0' * 32}.part").write_bytes(encode_manifest(saved(tmp_path, 1))[:100])
     (tmp_path / "notes.txt").write_text("somebody's")
     for rounds_done in range(3, 9):

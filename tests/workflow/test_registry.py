@@ -208,3 +208,18 @@ def test_a_damaged_version_is_named(tmp_path: Path, models: list[str]):
     files.write_bytes(f"{alias}/v000002.json", b"{}")
     with pytest.raises(ModelError, match=r"v000002.json is no version of an alias"):
         champion(alias)
+
+
+def test_a_slice_that_got_worse_is_refused_by_name() -> None:
+    def with_slices(**losses: float) -> dict[str, Any]:
+        records = [{"slice": {"site": name}, "rows": 2000, "log_loss": loss} for name, loss in losses.items()]
+        return changed(slices={"site": records})
+
+    gate = Gate.from_dict({"slices": ["site"], "slice_loss_ratio": 1.02})
+    champion = with_slices(a=0.4, b=0.3, gone=0.2)
+    assert judge(with_slices(a=0.405, b=0.306, new=0.9), champion, gate).passed
+    verdict = judge(with_slices(a=0.41, b=0.36), champion, gate)
+    (refusal,) = verdict.refusals
+    assert refusal.startswith("where site = b its log_loss is 1.200 times the champion's on 2,000 rows, and 1 more")
+    assert refusal.endswith("the gate allows 1.02")
+    assert judge(with_slices(a=0.41, b=0.36), champion, Gate()).passed

@@ -104,6 +104,7 @@ def test_a_run_that_failed_hands_its_error_on(tmp_path: Path):
         steps.raise_unless_finished(None, "here")
 
 
+@pytest.mark.patient
 def test_a_detached_driver_trains_and_leaves_no_order_behind(log: Path, tmp_path: Path, candidate):
     job = job_on(log, tmp_path, DAYS)
     process.start(job, "night-2")

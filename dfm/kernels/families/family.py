@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfm.errors import SettingsError
-from dfm.kernels.blocks import Block
+from dfm.kernels.blocks import MAX_FACTORS, Block
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 OnnxStep = tuple[str, list[str], str]
 """Operator, inputs, output."""
@@ -51,6 +53,10 @@ class Family:
     where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors, or
     their groups where the family has groups; then n_factors, of one vector.
 
+    sides(vectors, places, n_places, own): two arrays float64[n, d] of n features, f and s, so that <f_i, s_j> is what
+    the vectors of features i and j make where both x are 1. vectors float64[n, numbers of V]; places int64[n]: the
+    field of each feature, or its group where the family has groups, of n_places; own: numbers of own blocks by name.
+
     summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
     how many there may be. texts: the text formats that can say all of it. cuda: its text for GPUs (see backend.cu),
     None where they have no code for it.
@@ -63,6 +69,7 @@ class Family:
     gradient: Callable[[Any, Any], Any]
     sums: Callable[[int, Any], NDArray[np.float32]]
     onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], int], OnnxPart]
+    sides: Callable[[Floats, NDArray[np.int64], int, dict[str, Floats]], tuple[Floats, Floats]]
     unfold: Callable[[Any], NDArray[np.float32]] | None = None
     fold: Callable[[NDArray[np.float32], Any], None] | None = None
     room: Callable[[int, Any, int, int | None], tuple[NDArray[Any], ...]] | None = None
@@ -88,4 +95,19 @@ class Family:
             raise SettingsError(
                 f'family = "{self.name}" takes up to {self.most_fields} fields, since it has parameters for each pair '
                 f"of them, and there are {n_fields}; leave columns out, or choose another family"
+            )
+
+    def check_models(self, n_factors: int, n_models: int) -> None:
+        """SettingsError where no model of the family is the mean of so many, each with vectors of n_factors numbers."""
+        own = [block.name for block in self.blocks(n_factors) if block.is_shared and not block.is_linear]
+        if n_models > 1 and own:
+            raise SettingsError(
+                f'model.n_models = {n_models} does not go with model.family = "{self.name}": each model learns '
+                f"{own[0]} of its own, and there is room for one set of them. Leave n_models out, or choose another "
+                "family."
+            )
+        if n_models > 1 and n_models * n_factors > MAX_FACTORS:
+            raise SettingsError(
+                f"model.n_models = {n_models} of model.n_factors = {n_factors} make vectors of {n_models * n_factors} "
+                f"numbers, and {MAX_FACTORS} is the most. Lower one of them."
             )

@@ -214,6 +214,21 @@ def _onnx(_values: dict[str, NDArray[np.float32]], groups: NDArray[np.uint16], n
     ]
 
 
+def _sides(
+    vectors: NDArray[np.float64], places: NDArray[np.int64], n_places: int, _own: dict[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """V_{i,b} at (b, own group) and V_{j,a} at (own group, a), which meet in <V_{i,g(j)}, V_{j,g(i)}>."""
+    import numpy as np
+
+    n, k = len(vectors), vectors.shape[1] // n_places
+    by_group, rows = vectors.reshape(n, n_places, k), np.arange(n)
+    first, second = np.zeros((n, n_places, n_places, k)), np.zeros((n, n_places, n_places, k))
+    first[rows, :, places] = by_group
+    second[rows, places] = by_group
+    width = n_places * n_places * k
+    return first.reshape(n, width), second.reshape(n, width)
+
+
 FAMILY = Family(
     name="ffm",
     summary="one with a vector for each group of fields (groups), field-aware",
@@ -222,6 +237,7 @@ FAMILY = Family(
     gradient=_gradient,
     sums=_sums,
     onnx=_onnx,
+    sides=_sides,
     knows_fields=True,
     has_groups=True,
     texts=("xlearn",),

@@ -148,6 +148,13 @@ def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], 
     ]
 
 
+def _sides(
+    vectors: NDArray[np.float64], _places: NDArray[np.int64], _n_places: int, _own: dict[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """V and V."""
+    return vectors, vectors
+
+
 _CUDA = """
 struct FactorSums {
     float4 columns[STEPS > 0 ? STEPS : 1];  // Σ_j V_j x_j
@@ -189,6 +196,7 @@ FAMILY = Family(
     gradient=_gradient,
     sums=sums,
     onnx=_onnx,
+    sides=_sides,
     texts=("xlearn", "libfm"),
     is_default=True,
     cuda=_CUDA,

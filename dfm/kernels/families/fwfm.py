@@ -172,6 +172,21 @@ def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16], _n
     ]
 
 
+def _sides(
+    vectors: NDArray[np.float64], places: NDArray[np.int64], n_places: int, own: dict[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """r_{F(i) f} V_i at every field f and V_j at its own, which meet in r_{F(i)F(j)} <V_i, V_j>."""
+    import numpy as np
+
+    low, high = np.sort(np.indices((n_places, n_places)), axis=0)
+    strengths = own["strengths"][high * (high + 1) // 2 + low]
+    first = strengths[places][:, :, None] * vectors[:, None, :]
+    second = np.zeros((len(vectors), n_places, vectors.shape[1]))
+    second[np.arange(len(vectors)), places] = vectors
+    shape = len(vectors), n_places * vectors.shape[1]
+    return first.reshape(shape), second.reshape(shape)
+
+
 FAMILY = Family(
     name="fwfm",
     summary="one with a learnt strength for each pair of fields",
@@ -185,6 +200,7 @@ FAMILY = Family(
     rows_between=_rows_between,
     sums=_sums,
     onnx=_onnx,
+    sides=_sides,
     knows_fields=True,
     most_fields=1024,
 )

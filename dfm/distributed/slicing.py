@@ -1,0 +1,66 @@
+"""Slices of an evaluation: which are shown, and what a second walk over their rows adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dfm.distributed.predict import Evaluation
+from dfm.errors import SettingsError
+from dfm.model.fm_model import FMModel
+from dfm.model.metrics import ClassificationTally
+from dfm.model.slices import Chosen, GroupSums, Slicing, group_sums, worst_first
+
+Again = Callable[[Sequence[Chosen]], list[list[ClassificationTally]]]
+"""Walks the rows once more, for tallies of chosen slices."""
+
+
+def check_slicing(model: FMModel, slicing: Slicing) -> None:
+    """SettingsError where a model's scores have no such metrics."""
+    if slicing.columns and model.task != "regression" and model.objective.info.link != "sigmoid":
+        raise SettingsError(
+            f"slices and groups need a model of probabilities or numbers; the loss {model.objective.info.name} gives "
+            "margins. Leave them out."
+        )
+    if slicing.group and model.task == "regression":
+        raise SettingsError(f"group = {slicing.group!r} orders clicked rows before others; a regression has none")
+
+
+def sliced_metrics(
+    model: FMModel, slicing: Slicing, found: Evaluation, again: Again, top: int, min_rows: int
+) -> dict[str, Any]:
+    """Records of the worst slices under "slices", by their columns, and metrics of groups; nothing where none are
+    wanted.
+    """
+    if not slicing.columns or found.slices is None:
+        return {}
+    is_regression = model.task == "regression"
+    worst = [worst_first(found.slices, number, min_rows, top, is_regression) for number in range(len(slicing.by))]
+    if not is_regression and any(worst):
+        _add_order(slicing, worst, again)
+    slices = {",".join(names): records for names, records in zip(slicing.by, worst, strict=True)}
+    return {**({"slices": slices} if slicing.by else {}), **_groups(slicing, found)}
+
+
+_MOST_ORDERED = 200
+"""Slices of a kind, the worst first, whose rows are brought in the order of their scores."""
+
+
+def _add_order(slicing: Slicing, worst: Sequence[list[dict[str, Any]]], again: Again) -> None:
+    """Add the AUC to the first records of each kind, in place; it is null in the others."""
+    for record in (record for records in worst for record in records):
+        record |= {"auc": None, "auc_error": None}
+    worst = [records[:_MOST_ORDERED] for records in worst]
+    kinds = zip(slicing.by, worst, strict=True)
+    chosen = [Chosen(names, tuple(tuple(each["slice"].values()) for each in records)) for names, records in kinds]
+    for records, tallies in zip(worst, again(chosen), strict=True):
+        for record, tally in zip(records, tallies, strict=True):
+            metrics = tally.metrics()
+            record |= {"auc": metrics["auc"], "auc_error": metrics["auc_error"]}
+
+
+def _groups(slicing: Slicing, found: Evaluation) -> dict[str, Any]:
+    if not slicing.group:
+        return {}
+    here = [group_sums(table) for table in found.slices.groups] if found.slices else []
+    return sum([*found.groups, *here], GroupSums()).metrics()

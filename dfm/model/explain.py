@@ -1,0 +1,121 @@
+"""The score of a row, term by term: the bias, a term of each value and one of each pair of values add up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dfm.data.lists import lists_of
+from dfm.data.matrices import is_vector
+from dfm.data.schema import CROSS_SIGN, Field
+from dfm.errors import DataError
+from dfm.model.entries import Entries, Scorer, batches_with, entries_of, linear_terms, pair_terms
+
+_SHOWN = 12
+"""Terms that a printed explanation shows."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a score: of one value ("site=a.example"), or of two, which `names` then holds both."""
+
+    names: tuple[str, ...]
+    amount: float
+
+    @property
+    def name(self) -> str:
+        """The value, or the two with a cross between them."""
+        return " x ".join(self.names)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A score taken apart: bias + the sum of all amounts = score, in logits where the model predicts clicks.
+
+    linear: of each value that has a weight, in the order of the fields. pairs: of each two that have factors, greatest
+    amount first, either sign.
+    """
+
+    score: float
+    prediction: float
+    bias: float
+    linear: tuple[Term, ...]
+    pairs: tuple[Term, ...]
+
+    def terms(self) -> list[Term]:
+        """All terms but the bias, greatest amount first, either sign."""
+        return sorted((*self.linear, *self.pairs), key=lambda term: -abs(term.amount))
+
+    def frame(self) -> Any:
+        """A DataFrame of pandas: first, second ("" of a single value), amount."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("a frame of an explanation needs pandas: pip install pandas") from error
+        rows = [("bias", "", self.bias), *((*(*term.names, "")[:2], term.amount) for term in self.terms())]
+        return pd.DataFrame(rows, columns=["first", "second", "amount"])
+
+    def __repr__(self) -> str:
+        """The greatest terms, a line each."""
+        terms = self.terms()
+        rest = sum(term.amount for term in terms[_SHOWN:])
+        lines = [f"score {self.score:.5f}, prediction {self.prediction:.5f}", f"{self.bias:+9.5f}  bias"]
+        lines += [f"{term.amount:+9.5f}  {term.name}" for term in terms[:_SHOWN]]
+        return "\n".join([*lines, *([f"{rest:+9.5f}  {len(terms) - _SHOWN} more terms"] if terms[_SHOWN:] else [])])
+
+
+def explain(model: Scorer, row: Any) -> Explanation:
+    """The terms of one row's score. DataError where there are more rows, or the row is bad."""
+    fields = model.schema.fields
+    batches = batches_with(model, row, fields)
+    if sum(batch.num_rows for batch in batches) != 1:
+        raise DataError(f"{sum(batch.num_rows for batch in batches)} rows where one is expected; explain one at a time")
+    (batch,) = (batch for batch in batches if batch.num_rows)
+    entries = entries_of(model, batch, fields)
+    names = [_name(model, batch, entries, at) for at in range(len(entries.rows))]
+    linear = tuple(Term((name,), float(term)) for name, term in zip(names, linear_terms(model, entries), strict=True))
+    pairs = _pairs(model, entries, names)
+    bias = float(model.table.bias_value)
+    score = bias + sum(term.amount for term in (*linear, *pairs))
+    prediction = float(model.objective.predict(np.array([score], np.float32))[0])
+    return Explanation(score, prediction, bias, linear, pairs)
+
+
+def _pairs(model: Scorer, entries: Entries, names: Sequence[str]) -> tuple[Term, ...]:
+    amounts = pair_terms(model, entries)
+    has_factors = entries.features < model.table.n_factored
+    of_two = has_factors[:, None] & has_factors & (entries.features[:, None] != entries.features)
+    found = [
+        Term((names[i], names[j]), float(amounts[i, j])) for i, j in zip(*np.nonzero(np.triu(of_two, 1)), strict=True)
+    ]
+    return tuple(sorted(found, key=lambda term: (-abs(term.amount), term.names)))
+
+
+def _name(model: Scorer, batch: pa.RecordBatch, entries: Entries, at: int) -> str:
+    """An entry by column and raw value."""
+    entry, number = model.schema.fields[entries.fields[at]], int(entries.elements[at])
+    if is_vector(model.schema):
+        column = model.schema.columns[int(model.vocabulary.ids[entries.features[at]])]
+        return f"{column}={_shown(batch, column)}"
+    values = [
+        _element(model, batch, entry, number) if entry.kind == "list" else _shown(batch, source)
+        for column in entry.columns
+        for source in model.schema.sources([column])
+    ]
+    return f"{entry.name}={CROSS_SIGN.join(values)}"
+
+
+def _shown(batch: pa.RecordBatch, column: str) -> str:
+    value = batch.column(column)[0].as_py()
+    return "(missing)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _element(model: Scorer, batch: pa.RecordBatch, entry: Field, number: int) -> str:
+    """An element of a list; an empty list has the missing one."""
+    (source,) = model.schema.sources(entry.columns)
+    found = lists_of(batch.column(source), entry.name, model.schema.list_separator)
+    return str(found.elements[number].as_py()) if len(found.elements) else "(missing)"

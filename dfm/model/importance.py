@@ -1,0 +1,105 @@
+"""Importance of columns: how much worse a model gets when it is told nothing, or something else, of one of them.
+
+Nothing is trained again. A column's values change places among the rows of a batch, by a seed made of the rows' place,
+so that the same rows are changed alike wherever and however often they are scored (Breiman 2001; Fisher et al. 2019).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.errors import DataError
+
+MOST_ROWS = 200_000
+"""Rows that importance is measured on, spread over the data, where there are more."""
+
+
+def _student(degrees: int) -> float:
+    """Half the width of an interval of 95 %, in deviations of the mean of few numbers."""
+    from scipy.stats import t  # takes half a second, and only importance needs it
+
+    return float(t.ppf(0.975, degrees))
+
+
+@dataclass(frozen=True, eq=False)
+class Damage:
+    """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column; permuted [n_repeats,
+    n_columns]: with the values of another row in it.
+    """
+
+    rows: int
+    weight: float
+    plain: float
+    missing: NDArray[np.float64]
+    permuted: NDArray[np.float64]
+
+    def __add__(self, other: Damage) -> Damage:
+        return Damage(
+            self.rows + other.rows,
+            self.weight + other.weight,
+            self.plain + other.plain,
+            self.missing + other.missing,
+            self.permuted + other.permuted,
+        )
+
+    @classmethod
+    def none(cls, n_columns: int, n_repeats: int) -> Damage:
+        """The damage of no rows."""
+        return cls(0, 0.0, 0.0, np.zeros(n_columns), np.zeros((n_repeats, n_columns)))
+
+    def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """A record a column, the most important first: by how much the mean loss rises, permuted (its mean over the
+        repeats, and the half width of its interval of 95 %) and missing. DataError where there is no row.
+        """
+        if not self.weight:
+            raise DataError("no row is left to measure importance on; pass labelled rows")
+        plain, rises = self.plain / self.weight, self.permuted / self.weight - self.plain / self.weight
+        n_repeats = len(rises)
+        spread = rises.std(axis=0, ddof=1) / math.sqrt(n_repeats) if n_repeats > 1 else np.full(len(columns), math.nan)
+        width = _student(n_repeats - 1) if n_repeats > 1 else math.nan
+        found: list[dict[str, Any]] = [
+            {
+                "column": name,
+                "permuted": float(rises[:, at].mean()),
+                "permuted_error": float(width * spread[at]) if n_repeats > 1 else None,
+                "missing": float(self.missing[at] / self.weight - plain),
+            }
+            for at, name in enumerate(columns)
+        ]
+        return sorted(found, key=lambda record: (-record["permuted"], record["column"]))
+
+
+def permuted(data: pa.RecordBatch, column: str, place: str, repeat: int) -> pa.RecordBatch:
+    """The rows with the values of one column in another order. place: of the rows in the data."""
+    seed = hashlib.sha256(f"{place}\0{column}\0{repeat}".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(data.num_rows)
+    return replaced(data, column, data.column(column).take(pa.array(order)))
+
+
+def without(data: pa.RecordBatch, column: str) -> pa.RecordBatch:
+    """The rows without a value in one column."""
+    return replaced(data, column, pa.nulls(data.num_rows, data.schema.field(column).type))
+
+
+def replaced(data: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:
+    """The rows with other values in one column."""
+    arrays = [values if name == column else data.column(name) for name in data.schema.names]
+    return pa.RecordBatch.from_arrays(arrays, names=data.schema.names)
+
+
+def sampled(data: pa.RecordBatch, share: float, place: str) -> pa.RecordBatch:
+    """About so large a share of the rows, drawn by their place; at least one."""
+    if share >= 1.0 or not data.num_rows:
+        return data
+    seed = hashlib.sha256(f"{place}\0rows".encode()).digest()
+    kept = max(1, round(share * data.num_rows))
+    order = np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(data.num_rows)
+    return data.take(pa.array(np.sort(order[:kept])))

@@ -1,0 +1,186 @@
+"""Ranking: the best of many candidates for one request, whose own part of the sums is made once.
+
+A score of context c and item i is bias + alone_c + alone_i + <first_c, second_i> (see `Sums`): candidates are summed
+when they are made known, a request when it comes, and what is left is one product of a matrix and a vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.data.arrow_types import root_of
+from dfm.data.row_encoder import RowEncoder
+from dfm.data.schema import Field
+from dfm.errors import DataError, SettingsError
+from dfm.model.entries import (
+    Entries,
+    Scorer,
+    Sums,
+    batches_with,
+    entries_of,
+    entries_of_row,
+    fields_of,
+    names_of,
+    narrowed,
+    sides,
+    sums_of,
+)
+
+
+class Ranking(NamedTuple):
+    """The best candidates, best first. positions int64[n]: which rows they are; scores, predictions float32[n]."""
+
+    positions: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    predictions: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The fields of contexts, and whether there are crosses of columns of both sides beside them."""
+
+    fields: tuple[Field, ...]
+    is_mixed: bool
+    encoder: RowEncoder
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items of a model, summed. alone float32[n_items], sides float32[n_items, d]."""
+
+    fields: tuple[Field, ...]
+    alone: NDArray[np.float32]
+    sides: NDArray[np.float32]
+    entries: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+    """Features, ascending, the items that have them and their x: where a context has one too, that is no pair."""
+    data: pa.Table
+    """Their columns, for models whose crosses have columns of contexts and items."""
+    _contexts: dict[tuple[str, ...], _Context] = field(default_factory=dict, repr=False, compare=False)
+    """The makings of contexts of some columns, by their names."""
+
+    @classmethod
+    def of(cls, model: Scorer, items: Any) -> Candidates:
+        """DataError where no field of the model can be made of the items' columns."""
+        fields = fields_of(model.schema, names_of(items))
+        if not fields:
+            raise DataError(f"the candidates have no column of the model, which has {', '.join(model.schema.columns)}")
+        data, entries, sums = _summed(model, items, fields)
+        order = np.argsort(entries.features, kind="stable")
+        by_feature = entries.features[order], entries.rows[order], entries.values[order]
+        alone, second = sums.alone.astype(np.float32), np.ascontiguousarray(sums.second, np.float32)
+        return cls(fields, alone, second, by_feature, data)
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.alone)
+
+    def rank(self, model: Scorer, context: Any, top: int = 10) -> Ranking:
+        """See `FMModel.rank`."""
+        if top < 1:
+            raise DataError(f"top = {top}; expected at least 1")
+        scores = self.scores(model, context)
+        best = np.argsort(-scores, kind="stable")[:top]
+        return Ranking(best, scores[best], model.objective.predict(scores[best]))
+
+    def scores(self, model: Scorer, context: Any) -> NDArray[np.float32]:
+        """Score of every candidate in a context, float32[n_items]."""
+        mine = self._context(model, tuple(names_of(context)))
+        if mine.is_mixed:
+            return self._one_by_one(model, context, mine.fields)
+        entries = entries_of_row(model, context, mine.encoder, mine.fields)
+        if entries is None:
+            entries = _summed(model, context, mine.fields)[1]
+        entries = entries.merged()
+        sums = sums_of(model, entries)
+        if entries.n_rows != 1:
+            raise DataError(f"{entries.n_rows} rows of context where one is expected")
+        scores = self.sides @ sums.first[0].astype(np.float32)
+        scores += self.alone + np.float32(float(model.table.bias_value) + sums.alone[0])
+        self._without_shared(model, entries, scores)
+        return scores
+
+    def _context(self, model: Scorer, names: tuple[str, ...]) -> _Context:
+        if names not in self._contexts:
+            fields, mixed = context_fields(model, names, self.fields)
+            encoder = RowEncoder(narrowed(model.schema, fields), model.vocabulary.hash_bits, model.statistics)
+            self._contexts[names] = _Context(fields, bool(mixed), encoder)
+        return self._contexts[names]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made again where they arrive."""
+        return {**self.__dict__, "_contexts": {}}
+
+    def _without_shared(self, model: Scorer, context: Entries, scores: NDArray[np.float32]) -> None:
+        """Take the pairs of a feature with itself out of scores, in place: it has none."""
+        features, items, values = self.entries
+        starts, stops = (np.searchsorted(features, context.features, side) for side in ("left", "right"))
+        for at in np.flatnonzero(starts < stops):
+            first, second = sides(model, context.features[at : at + 1])
+            found = slice(starts[at], stops[at])
+            amounts = float(first[0] @ second[0]) * context.values[at] * values[found]
+            scores[items[found]] -= amounts.astype(np.float32)
+
+    def _one_by_one(self, model: Scorer, context: Any, mine: Sequence[Field]) -> NDArray[np.float32]:
+        """Whole rows, where some of their features are of both sides."""
+        (batch,) = batches_with(model, context, mine)
+        if batch.num_rows != 1:
+            raise DataError(f"{batch.num_rows} rows of context where one is expected")
+        columns = {name: self.data.column(name) for name in self.data.column_names}
+        alike = pa.array(np.zeros(len(self), np.int64))
+        columns |= {name: batch.column(name).take(alike) for name in batch.schema.names if name not in columns}
+        return model.decision_function(pa.table(columns))
+
+
+def context_fields(
+    model: Scorer, names: Sequence[str], items: Sequence[Field]
+) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
+    """The fields that contexts have by themselves, and crosses of columns of both sides.
+
+    DataError where a column of the model is on neither side, or on both.
+    """
+    schema, taken = model.schema, {entry.name for entry in items}
+    of_items = set(itertools.chain(*(schema.sources(entry.columns) for entry in items)))
+    of_contexts = fields_of(schema, names)
+    both = sorted(of_items & set(itertools.chain(*(schema.sources(entry.columns) for entry in of_contexts))))
+    if both:
+        raise DataError(f"column {both[0]!r} is in the context and in the candidates; pass it in one of them")
+    known = taken | {entry.name for entry in of_contexts}
+    there = [*names, *of_items]
+    rest = [entry for entry in schema.fields if entry.name not in known]
+    missing = [column for entry in rest for column in schema.sources(entry.columns) if not root_of(column, there)]
+    if missing:
+        raise DataError(f"column {missing[0]!r} is neither in the context nor in the candidates; the model needs it")
+    return of_contexts, tuple(rest)
+
+
+def _summed(model: Scorer, data: Any, fields: Sequence[Field]) -> tuple[pa.Table, Entries, Sums]:
+    """The columns of some fields, their merged entries and their sums."""
+    if not fields:
+        nothing = np.zeros(0, np.int64)
+        empty = Entries(1, nothing, nothing, nothing, np.zeros(0), nothing)
+        return pa.table({"": pa.nulls(1)}), empty, sums_of(model, empty)
+    table = pa.Table.from_batches(batches_with(model, data, fields)).combine_chunks()
+    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
+    entries = entries_of(model, batches[0], fields)
+    return table, entries.merged(), sums_of(model, entries)
+
+
+def vectors(model: Scorer, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """See `FMModel.vectors`."""
+    of_items = fields_of(model.schema, names_of(items))
+    of_contexts, mixed = context_fields(model, names_of(contexts), of_items)
+    if mixed:
+        raise SettingsError(
+            f"the cross {mixed[0].name!r} has columns of contexts and of items, so that no vector of an item says all; "
+            "train without it, or use `rank`, which then scores whole rows"
+        )
+    ours, theirs = _summed(model, contexts, of_contexts)[2], _summed(model, items, of_items)[2]
+    queries = np.column_stack([ours.first, np.ones(len(ours.alone))]).astype(np.float32)
+    return queries, np.column_stack([theirs.second, theirs.alone]).astype(np.float32)

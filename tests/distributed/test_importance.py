@@ -1,0 +1,123 @@
+"""Importance: the decisive column first and the useless one last, on any cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from distributed import Client
+
+import dfm
+from dfm import jobs
+from dfm.cli.app import cli
+from dfm.errors import DataError, SettingsError
+from dfm.events import faults_of
+from dfm.model.importance import sampled
+from dfm.training import plan
+from tests.distributed.test_held_out import tables_of
+from tests.support.small_jobs import in_process_client
+
+N_ROWS = 6_000
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clicks that "strong" decides, "weak" helps with and "noise" knows nothing of."""
+    rng, folder = np.random.default_rng(3), tmp_path_factory.mktemp("planted") / "log"
+    folder.mkdir()
+    strong, weak, noise = (rng.integers(0, 10, N_ROWS) for _ in range(3))
+    odds = rng.normal(size=10)[strong] * 2.0 + rng.normal(size=10)[weak] * 0.4
+    label = (rng.random(N_ROWS) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+    columns = {"noise": noise, "weak": weak, "strong": strong, "label": label}
+    for number, rows in enumerate(np.array_split(np.arange(N_ROWS), 3)):
+        pq.write_table(pa.table(columns).take(rows), folder / f"{number}.parquet", row_group_size=700)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(planted: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    schema = {"categorical": ["noise", "weak", "strong"]}
+    return jobs.train(tables_of(planted, tmp_path_factory.mktemp("model"), schema=schema), client).model_url
+
+
+@pytest.fixture(scope="module")
+def found(planted: Path, model: str, client: Client) -> dict[str, Any]:
+    return dfm.importance(model, str(planted), client=client)
+
+
+def test_the_decisive_column_comes_first_and_the_useless_one_last(found: dict[str, Any]) -> None:
+    assert [record["column"] for record in found["columns"]] == ["strong", "weak", "noise"]
+    strong, weak, noise = found["columns"]
+    assert strong["permuted"] > 0.2 > 10 * weak["permuted"] > 0
+    assert strong["missing"] > 0.05
+    assert abs(noise["permuted"]) < 0.003
+    assert strong["permuted"] > 5 * strong["permuted_error"] > 0
+    assert found["rows"] == N_ROWS
+
+
+def test_the_rise_is_that_of_rows_whose_values_changed_places(planted: Path, model: str, found: dict[str, Any]) -> None:
+    frame = pq.read_table(planted).to_pandas()
+    assert found["loss"] == pytest.approx(jobs.evaluate(model, frame)["log_loss"], abs=1e-9)
+    rng = np.random.default_rng(0)
+    losses = [
+        jobs.evaluate(model, frame.assign(strong=rng.permutation(frame.strong.to_numpy())))["log_loss"]
+        for _ in range(5)
+    ]
+    assert found["columns"][0]["permuted"] == pytest.approx(np.mean(losses) - found["loss"], rel=0.1)
+    empty = jobs.evaluate(model, frame.assign(strong=pa.nulls(N_ROWS).to_pandas()))["log_loss"]
+    assert found["columns"][0]["missing"] == pytest.approx(empty - found["loss"], abs=1e-9)
+
+
+def test_any_cluster_finds_the_same(
+    found: dict[str, Any], planted: Path, model: str, two_workers: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dfm.importance(model, str(planted), client=two_workers) == found
+    monkeypatch.setattr(plan, "TASK_ROWS", 900)
+    with in_process_client(5) as five:
+        other = dfm.importance(model, str(planted), client=five)
+    assert [each["column"] for each in other["columns"]] == [each["column"] for each in found["columns"]]
+    for ours, theirs in zip(found["columns"], other["columns"], strict=True):
+        assert theirs["permuted"] == pytest.approx(ours["permuted"], abs=1e-9)
+
+
+def test_a_part_of_the_rows_is_spread_over_the_data(planted: Path, model: str, client: Client) -> None:
+    some = dfm.importance(model, str(planted), rows=900, repeats=1, client=client)
+    assert 850 <= some["rows"] <= 950
+    assert some["columns"][0]["column"] == "strong"
+    assert some["columns"][0]["permuted_error"] is None
+    batch = pa.record_batch({"a": list(range(100))})
+    drawn = sampled(batch, 0.1, "there").column("a").to_pylist()
+    assert len(drawn) == 10 == len({*drawn})
+    assert sampled(batch, 0.1, "there").column("a").to_pylist() == drawn == sorted(drawn)
+    assert sampled(batch, 0.1, "elsewhere").column("a").to_pylist() != drawn
+
+
+def test_rows_in_memory_are_measured_too(planted: Path, model: str) -> None:
+    found = dfm.importance(model, pq.read_table(planted).to_pandas(), repeats=1)
+    assert [record["column"] for record in found["columns"]] == ["strong", "weak", "noise"]
+
+
+def test_bad_rows_and_bad_wishes_are_told(model: str) -> None:
+    rows = {"noise": [1], "weak": [1], "strong": [2], "label": [7]}
+    with pytest.raises(DataError, match="label"):
+        dfm.importance(model, rows)
+    with pytest.raises(DataError, match="no row is left"):
+        dfm.importance(model, rows, on_bad_rows="skip")
+    with pytest.raises(SettingsError, match="both are at least 1"):
+        dfm.importance(model, rows, repeats=0)
+
+
+def test_the_command_line_draws_bars(planted: Path, model: str, client: Client) -> None:
+    arguments = ["importance", model, str(planted), "--repeats", "1", "--scheduler", client.scheduler.address]
+    shown = CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False).output
+    lines = [line for line in shown.splitlines() if "█" in line]
+    assert "strong" in lines[0]
+    told = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False, catch_exceptions=False).output
+    (line,) = [json.loads(line) for line in told.splitlines() if '"importance"' in line and "progress" not in line]
+    assert faults_of(line) == []
