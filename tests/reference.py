@@ -130,6 +130,10 @@ class Rule:
     rmsprop_decay: float = 0.99
     initial_accumulator: float = 1.0
     loss_parameter: float = 0.0
+    strength_rate: float = 0.1
+    """Step size of strengths under AdaGrad."""
+    strength_pull: float = 1e-4
+    """L2 on what a strength is away from 1."""
     penalty_slope: Callable[[float], float] = float
     """Derivative of the penalty of one weight: w, of w² / 2."""
 
@@ -173,18 +177,26 @@ def slope_of(rule: Rule, score: float, label: float) -> float:
     return 1.0 / (1.0 + math.exp(-score)) - label
 
 
-def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule) -> float:
-    """Learns from the rows in that order, in place; sum of the weighted losses before each update."""
+def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule, seed: int = 0) -> float:
+    """Learns from the rows in that order, in place; sum of the weighted losses before each update.
+
+    Strengths of n fields learn from one row in n, or in n + 1 where n is even; which one comes first says the seed.
+    """
     total = 0.0
-    for row in order:
+    between = max((pair[1] + 1 for pair in machine.strengths), default=1) | 1
+    for position, row in enumerate(order):
         entries, weight, label = rows.entries(row), rows.weight(row), float(rows.labels[row])
         score = machine.score(entries)
         total += weight * loss_of(rule, score, label)
-        _step(machine, entries, weight, slope_of(rule, score, label), rule)
+        between_steps = between if (position - seed) % between == 0 else 0
+        _step(machine, entries, weight, slope_of(rule, score, label), rule, between_steps)
     return total
 
 
-def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule) -> None:
+def _step(
+    machine: Machine, entries: list[tuple[int, float]], weight: float, slope: float, rule: Rule, between: int
+) -> None:
+    """between: rows from one step of strengths to the next; 0: they are not stepped in this row."""
     if weight == 0.0:
         return
     before = machine.factors.copy()
@@ -192,8 +204,8 @@ def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slo
     machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
     for j, x in entries:
         machine.linear[j] = _linear_step(machine, j, machine.linear[j], weight * slope * x, weight, rule)
-    if machine.fields is not None:
-        _strength_steps(machine, entries, weight * slope, rule)
+    if machine.fields is not None and between:
+        _strength_steps(machine, entries, (weight, slope), rule, between)
     for j, x in entries:
         if j >= len(before):
             continue
@@ -208,22 +220,29 @@ def _step(machine: Machine, entries: list[tuple[int, float]], weight: float, slo
         machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
 
 
-def _strength_steps(machine: Machine, entries: list[tuple[int, float]], slope: float, rule: Rule) -> None:
+def _strength_steps(
+    machine: Machine, entries: list[tuple[int, float]], weight_and_slope: tuple[float, float], rule: Rule, between: int
+) -> None:
     """Every pair of fields in the row makes one step, by the sum over its pairs of entries.
 
-    AdaGrad begins with a tenth of its usual accumulator; it also steps what FTRL and AdaGrad by rows do not.
+    AdaGrad begins with a tenth of its usual accumulator and has a rate of its own; it also steps what FTRL and AdaGrad
+    by rows do not. Steps are as much longer as makes up for the rows between them.
     """
+    weight, slope = weight_and_slope
     gradients: dict[tuple[int, int], float] = {}
     for (i, x_i), (j, x_j) in machine.pairs(entries):
         pair = machine.pair(i, j)
         product = float(machine.factors[i] @ machine.factors[j]) * x_i * x_j
-        gradients[pair] = gradients.get(pair, 0.0) + slope * product
+        gradients[pair] = gradients.get(pair, 0.0) + weight * slope * product
+    by_root = rule.optimizer in ("adagrad", "ftrl", "adagrad-row")
     lone = dataclasses.replace(
         rule,
-        optimizer="adagrad" if rule.optimizer in ("ftrl", "adagrad-row") else rule.optimizer,
+        optimizer="adagrad" if by_root else rule.optimizer,
+        learning_rate=rule.strength_rate * between**0.5 if by_root else rule.learning_rate * between,
         initial_accumulator=0.1 * rule.initial_accumulator,
     )
     for pair, gradient in gradients.items():
+        gradient += weight * rule.strength_pull * (machine.strengths[pair] - 1.0)
         machine.strengths[pair] = _linear_step(machine, ("r", pair), machine.strengths[pair], gradient, 0.0, lone)
 
 

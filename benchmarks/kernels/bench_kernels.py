@@ -2,7 +2,7 @@
 
     python benchmarks/kernels/bench_kernels.py            # some minutes
     python benchmarks/kernels/bench_kernels.py --smoke    # does it still work?
-    python benchmarks/kernels/bench_kernels.py --families # families with groups beside a machine of as many floats
+    python benchmarks/kernels/bench_kernels.py --families # the other families beside a factorization machine
 
 Best of several interleaved repetitions, since other work on the machine only ever adds time. Compile time is apart.
 """
@@ -244,8 +244,40 @@ def by_groups(indices: NDArray[np.uint32], labels: NDArray[np.float32], groups: 
     return by_group(SparsePartition(*arrays, features, n_features, len(labels), fields), groups)
 
 
+def by_turns(cases: list[tuple[Kernels, SparsePartition, ParameterTable]], repetitions: int) -> list[float]:
+    """Rows per second of CPU time of each case, medians of runs by turns."""
+    seconds: list[list[float]] = [[] for _ in cases]
+    for _ in range(repetitions):
+        for number, (kernels, rows, table) in enumerate(cases):
+            begin = time.thread_time()
+            kernels.run_round(rows, table, Step(0.05, 0.05, 1e-5, 1e-5))
+            seconds[number].append(time.thread_time() - begin)
+    return [rows.n_rows / float(np.median(each)) for (_, rows, _), each in zip(cases, seconds, strict=True)]
+
+
+OWNING = 0.85
+"""Share of entries whose features own factors, as on the Criteo log."""
+
+
+def compare_strengths(n_rows: int, repetitions: int) -> None:
+    """Prints the speed of a field-weighted machine beside that of a factorization machine of the same length."""
+    indices, n_features = click_data.compact(click_data.hashed_fields(n_rows), 26)
+    shares = np.cumsum(np.bincount(indices.ravel(), minlength=n_features)) / indices.size
+    n_factored, rows = int(np.searchsorted(shares, OWNING)) + 1, by_groups(indices, click_data.labels_for(n_rows), ())
+    print_row(["k", "fm, rows/s", "fwfm, rows/s", "ratio"])
+    for k in (8, 16):
+        cases = []
+        for family in ("fm", "fwfm"):
+            kernels = compile_kernels(KernelSpec("logistic", "adagrad", k, family=family))
+            ids, initial = np.arange(n_features, dtype=np.uint32), InitialValues(1)
+            table = initialise(kernels.spec.layout, ids, n_factored, initial, click_data.N_FIELDS)
+            cases.append((kernels, rows, table))
+        first, second = by_turns(cases, repetitions)
+        print_row([str(k), millions(first), millions(second), f"{second / first:.2f}"])
+
+
 def compare_families(n_rows: int, repetitions: int) -> None:
-    """Prints rows per second of CPU time of each pair, medians of runs by turns."""
+    """Prints the speed of each pair."""
     print(machine_line())
     indices, n_features = click_data.compact(click_data.hashed_fields(n_rows), 20)
     labels = click_data.labels_for(n_rows)
@@ -257,13 +289,7 @@ def compare_families(n_rows: int, repetitions: int) -> None:
             groups = groups_of(n_groups, [str(field) for field in range(click_data.N_FIELDS)]) if n_groups > 1 else ()
             kernels = compile_kernels(KernelSpec("logistic", "adagrad", k, family=family, groups=groups))
             cases.append((kernels, by_groups(indices, labels, groups), new_table(kernels.spec, n_features)))
-        seconds: list[list[float]] = [[], []]
-        for _ in range(repetitions):
-            for number, (kernels, rows, table) in enumerate(cases):
-                begin = time.thread_time()
-                kernels.run_round(rows, table, Step(0.05, 0.05, 1e-5, 1e-5))
-                seconds[number].append(time.thread_time() - begin)
-        first, second = (n_rows / float(np.median(each)) for each in seconds)
+        first, second = by_turns(cases, repetitions)
         (_, plain), (n_groups, k) = pair
         cells = f"k = {plain}", f"{n_groups} x {k}", millions(first), millions(second), f"{second / first:.2f}"
         print_row([*cells])
@@ -276,10 +302,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--hash-bits", type=int, nargs="+", default=[18, 20, 22, 24])
-    parser.add_argument("--families", action="store_true", help="families with groups alone")
+    parser.add_argument("--families", action="store_true", help="the other families beside a factorization machine")
     arguments = parser.parse_args()
     if arguments.families:
-        compare_families(2_000 if arguments.smoke else arguments.rows, 2 if arguments.smoke else 11)
+        compared = (2_000, 2) if arguments.smoke else (arguments.rows, 11)
+        compare_families(*compared)
+        compare_strengths(*compared)
     elif arguments.smoke:
         run(2_000, [4], [18], 2, 1 << 20)
     else:

@@ -342,6 +342,7 @@ def inspect(
         "tokens": "tokens",
         "top": f"values by field, up to {top} of the greatest weights each",
         "fields": "fields, by the spread of what they add to a score",
+        "pairs": "pairs of fields, by how strong the model found them: the first and the last",
     }.items():
         if described.get(name):
             console.print(table_of(described[name], title, console.width))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from dfm.data.encoding import take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition, concatenate_rows
+from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
 from dfm.data.preparation import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
@@ -350,7 +351,7 @@ def place_chunks(
         span, near = (first - int(starts[used[0]]), last - first), home_of(replica, n_replicas, addresses)
         both = watch.submit(
             *(replica_partitions, vocabulary, [rows[i] for i in used], span),
-            *(dealing.n_rounds, (dealing.seed, replica), share),
+            *((dealing, replica), share),
             near=near,
         )
         replicas.append(watch.submit(_first_of, both, near=near))
@@ -371,34 +372,32 @@ def replica_partitions(
     vocabulary: Vocabulary,
     chunks: Sequence[HashedRows],
     span: tuple[int, int],
-    n_rounds: int,
-    seed: tuple[int, int],
+    place: tuple[Deal, int],
     validation_fraction: float,
 ) -> tuple[list[SparsePartition], list[SparsePartition]]:
-    """Partitions of one replica, one per round, and of the rows that it holds out.
+    """Partitions of the replica of that number, one per round, and of the rows that it holds out.
 
     span: first row within the chunks laid end to end, and how many.
     """
     first, n_rows = span
     rows = concatenate_rows(list(chunks)).slice(first, first + n_rows)
-    return partitions_of(rows, vocabulary, RowLookup(vocabulary), n_rounds, seed, validation_fraction)
+    return partitions_of(rows, vocabulary, place, validation_fraction)
 
 
 def partitions_of(
     rows: HashedRows,
     vocabulary: Vocabulary,
-    lookup: RowLookup,
-    n_rounds: int,
-    seed: tuple[int, int],
+    place: tuple[Deal, int],
     validation_fraction: float,
 ) -> tuple[list[SparsePartition], list[SparsePartition]]:
     """Partitions of a replica's rows, shuffled, one per round, and of a share of them that is held out."""
-    order = np.random.default_rng(seed).permutation(rows.n_rows)
-    n_held_out = int(rows.n_rows * validation_fraction)
+    (dealing, replica), lookup = place, RowLookup(vocabulary)
+    order = np.random.default_rng((dealing.seed, replica)).permutation(rows.n_rows)
+    n_held_out, n_rounds = int(rows.n_rows * validation_fraction), dealing.n_rounds
     bounds = [n_held_out + (rows.n_rows - n_held_out) * part // n_rounds for part in range(n_rounds + 1)]
     parts = [
-        build_partition(take_rows(rows, order[bounds[part] : bounds[part + 1]]), vocabulary, lookup)
-        for part in range(n_rounds)
+        by_group(build_partition(take_rows(rows, order[start:stop]), vocabulary, lookup), dealing.groups)
+        for start, stop in itertools.pairwise(bounds)
     ]
     held_out = [build_partition(take_rows(rows, order[:n_held_out]), vocabulary, lookup)] if n_held_out else []
     return parts, held_out

@@ -38,6 +38,8 @@ class Block:
     RANDOM (uniform around 0, by init_stdev), or LABELS (the score of a model that knows the labels alone). accumulator:
     what AdaGrad's sums begin with, as a multiple of initial_accumulator. column: its name in exported tables.
     unit_power: to which power of the labels' unit its numbers are in proportion, where the loss is in that unit.
+    own_rate: the step size of its numbers under AdaGrad, where that is not `rate`; replicas and the schedule scale it
+    too. pull: L2 on what a number is away from `start`, of those that are stepped.
     is_linear: whether it holds linear weights, for which an optimizer may have a rule of their own.
     """
 
@@ -50,6 +52,8 @@ class Block:
     start: float | str = 0.0
     accumulator: float = 1.0
     unit_power: float = 1.0
+    own_rate: float = 0.0
+    pull: float = 0.0
     is_linear: bool = False
 
     def __post_init__(self) -> None:

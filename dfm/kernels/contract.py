@@ -87,6 +87,7 @@ class Rates(NamedTuple):
 class Step:
     """Numbers of one round; penalties count per touch (see formulas). `seed` decides the order of row blocks.
 
+    rate_factor: what the replicas and the schedule multiply step sizes with; that of blocks with a rate of their own.
     Behind l2_factors stand the parameters of all optimizers, as their records have them; each reads its own.
 
     With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
@@ -98,6 +99,7 @@ class Step:
     factor_learning_rate: float
     l2_linear: float = 0.0
     l2_factors: float = 0.0
+    rate_factor: float = 1.0
     seed: int = 0
     n_threads: int = 1
     deterministic: bool = False

@@ -55,4 +55,5 @@ def rate_factor(schedule: str, round_number: float, n_rounds: int) -> float:
 def scheduled(step: Step, optimizer: str, factor: float) -> Step:
     """The step with its rates multiplied, as far as the optimizer lets a schedule change them."""
     rate = step.learning_rate * factor if resolve_optimizer(optimizer).scales_linear_rate else step.learning_rate
-    return replace(step, learning_rate=rate, factor_learning_rate=step.factor_learning_rate * factor)
+    factors = step.factor_learning_rate * factor
+    return replace(step, learning_rate=rate, factor_learning_rate=factors, rate_factor=step.rate_factor * factor)

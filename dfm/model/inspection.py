@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dfm.data.schema import CROSS_SIGN
 from dfm.errors import SettingsError
@@ -35,7 +36,42 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         **{f"validation_{k}": v for k, v in metadata.get("validation", {}).items() if k != "calibration_bins"},
         **{f"rows_{key}": value for key, value in metadata.get("rows", {}).items() if key != "reasons"},
     }
-    return {"summary": summary, "fields": _fields(model), "settings": metadata.get("settings", {})}
+    found = {"summary": summary, "fields": _fields(model), "settings": metadata.get("settings", {})}
+    pairs = _strongest_and_weakest(model)
+    return {**found, "pairs": pairs} if pairs else found
+
+
+_SHOWN = 10
+"""Pairs of fields that are shown of either end."""
+
+
+def strengths_of(model: FMModel) -> tuple[list[str], NDArray[np.float64]] | None:
+    """Names of the fields, and the number of every pair of them, float64[n_fields, n_fields]; None where a family has
+    none.
+    """
+    blocks = [block for block in model.table.layout.own if block.rows == "field pair"]
+    if not blocks:
+        return None
+    names = [entry.name for entry in model.schema.fields]
+    matrix = np.zeros((len(names), len(names)))
+    matrix[np.tril_indices(len(names))] = model.table.values(blocks[0])
+    return names, matrix + np.tril(matrix, -1).T
+
+
+def _strongest_and_weakest(model: FMModel) -> list[dict[str, Any]]:
+    """The pairs of two fields with the strengths farthest from 0, and those nearest to it, in that order."""
+    found = strengths_of(model)
+    if found is None:
+        return []
+    names, matrix = found
+    first, second = np.tril_indices(len(names), -1)
+    order = np.argsort(-np.abs(matrix[first, second]), kind="stable")
+    shown = order if len(order) <= 2 * _SHOWN else np.concatenate([order[:_SHOWN], order[-_SHOWN:]])
+    return [
+        {"rank": int(place) + 1, "fields": f"{names[second[at]]} x {names[first[at]]}",
+         "strength": float(matrix[first[at], second[at]])}
+        for place, at in zip(np.argsort(order)[shown], shown, strict=True)
+    ]  # fmt: skip
 
 
 def _groups(model: FMModel) -> dict[str, str]:

@@ -694,8 +694,10 @@ class SearchSettings(Table):
     min_count_factors: tuple[int, ...] = knob(
         (3, 10, 30, 100), ListOf(Number(1, integer=True), at_least=1), "values of model.min_count_factors"
     )
-    n_factors: tuple[int, ...] = knob(
-        (8, 16, 32), ListOf(Number(1, 256, integer=True), at_least=1), "values of model.n_factors"
+    n_factors: tuple[int, ...] | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), ListOf(Number(1, 256, integer=True), at_least=1))),
+        "values of model.n_factors; auto: half of what the family has by default, that, and twice that",
     )
     init_scale: tuple[float, ...] = knob(
         (1 / 3, 1.0, 3.0), ListOf(Number(0, open_low=True), at_least=1), "multiples of the automatic model.init_stdev"

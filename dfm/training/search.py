@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dfm.data.preparation import fingerprint
+from dfm.kernels.families.registry import family_of
 from dfm.settings.job import Job
-from dfm.settings.tables import SearchSettings
+from dfm.settings.tables import FACTORS, SearchSettings
 from dfm.training.automatic import CANDIDATES, L2_LINEAR, RowScale, automatic_l2_linear, initial_stdev
 from dfm.training.plan import RoundPlan
 
@@ -93,7 +94,16 @@ def trials_of(job: Job) -> list[Trial]:
         for number, candidate in enumerate(CANDIDATES.values())
     ]
     n_drawn = max(space.n_trials - len(known), 0)
-    return [*known, *_drawn(space, n_drawn, job.model.seed, len(known))][: space.n_trials]
+    drawn = _drawn(replace(space, n_factors=lengths_of(job)), n_drawn, job.model.seed, len(known))
+    return [*known, *drawn][: space.n_trials]
+
+
+def lengths_of(job: Job) -> tuple[int, ...]:
+    """The values of model.n_factors that are tried: of a family with a vector for each group, the length of one."""
+    if not isinstance(job.search.n_factors, str):
+        return job.search.n_factors
+    usual = family_of(job.model.family).n_factors or FACTORS
+    return max(usual // 2, 1), usual, 2 * usual
 
 
 def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[Trial]:

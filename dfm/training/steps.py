@@ -30,6 +30,7 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
     return Step(
         learning_rate=rate,
         factor_learning_rate=rate * float(training.factor_rate_scale),
+        rate_factor=scaled_rate(1.0, training.rate_scaling, training.n_replicas),
         n_threads=training.threads_per_replica,
         device_bytes=0 if gpu_memory == "auto" else parse_bytes(gpu_memory),
         **shared,

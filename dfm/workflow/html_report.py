@@ -1,12 +1,18 @@
-"""One page of HTML about a run or a night: tables of numbers, readable in any browser, no script, no picture."""
+"""One page of HTML about a run or a night: tables of numbers, readable in any browser, no script, no picture file."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from dfm.model.fm_model import read_manifest
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.kernels.families.registry import DEFAULT
+from dfm.model.fm_model import FMModel, read_manifest
+from dfm.model.inspection import strengths_of
 from dfm.storage import files, ownership
 
 REPORT = "report.html"
@@ -25,10 +31,19 @@ _LONG = ("calibration_bins", "history", "columns")
 """Metrics that a table of single numbers leaves out."""
 
 
+@dataclass(frozen=True)
+class HeatMap:
+    """A number for every pair of names, float64[n, n], as a table of coloured cells."""
+
+    names: Sequence[str]
+    values: NDArray[np.float64]
+
+
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
     """Write a page, in place of an earlier one, and return its URL.
 
-    A section is a mapping (one row each) or a list of them (one table). SettingsError where another's file is there.
+    A section is a mapping (one row each), a list of them (one table), or a HeatMap. SettingsError where another's file
+    is there.
     """
     parts = [f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content]
     page = (
@@ -52,7 +67,7 @@ def report_training(directory: str, title: str, options: files.Options = None) -
     """The page about the model in an output location: epochs, validation, rows, settings."""
     metadata = read_manifest(files.join(directory, "model"), options)["metadata"]
     epochs = [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in metadata["history"]]
-    sections = {
+    sections: dict[str, Any] = {
         "epochs": epochs,
         "models": _models(metadata),
         "validation": metadata["validation"],
@@ -60,6 +75,7 @@ def report_training(directory: str, title: str, options: files.Options = None) -
             {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
         ],
         "rows": metadata["rows"],
+        "strengths of pairs of fields": _strengths(directory, options),
         "warm start": metadata.get("warm_start"),
         "settings": {
             f"{table}.{key}": value for table, knobs in metadata["settings"].items() for key, value in knobs.items()
@@ -79,7 +95,39 @@ def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name not in _LONG}
 
 
-def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+def _strengths(directory: str, options: files.Options) -> HeatMap | None:
+    """Those of the model in an output location, where its family has any; most models need not be read for that."""
+    url = files.join(directory, "model")
+    if read_manifest(url, options).get("family", DEFAULT) == DEFAULT:
+        return None
+    found = strengths_of(FMModel.load(url, options, check_golden=False))
+    return HeatMap(*found) if found else None
+
+
+_BLUE, _RED = (33, 102, 172), (178, 24, 43)
+
+
+def _heat_map(content: HeatMap) -> str:
+    """Rows and columns by name; blue is above 0, red below, and the strongest cell has the full colour."""
+    most = max(float(np.abs(content.values).max(initial=0.0)), 1e-9)
+    head = "".join(f"<th style=writing-mode:vertical-rl>{html.escape(name)}" for name in content.names)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}" + "".join(_shade(value, most) for value in row.tolist())
+        for name, row in zip(content.names, content.values, strict=True)
+    )
+    return f"<table><tr><th>{head}{body}</table>"
+
+
+def _shade(value: float, most: float) -> str:
+    share = abs(value) / most
+    red, green, blue = (round(255 + (part - 255) * share) for part in (_BLUE if value > 0 else _RED))
+    ink = "#fff" if share > 0.6 else "#000"
+    return f'<td style="background:rgb({red},{green},{blue});color:{ink};font-size:.7rem;padding:.1rem">{value:.2f}'
+
+
+def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap) -> str:
+    if isinstance(content, HeatMap):
+        return _heat_map(content)
     if isinstance(content, Mapping):
         rows = [(str(key), value) for key, value in content.items() if key not in _LONG and not _is_empty(value)]
         return "<table>" + "".join(f"<tr><th>{html.escape(k)}{_td(v)}" for k, v in rows) + "</table>"

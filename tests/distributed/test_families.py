@@ -11,11 +11,13 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.distributed import checkpointing
+from dfm.distributed.backends import choose
 from dfm.errors import RunCancelled, SettingsError
-from dfm.kernels.families.registry import DEFAULT, FAMILIES
+from dfm.kernels.contract import KernelSpec
+from dfm.kernels.families.registry import DEFAULT, FAMILIES, family_of
 from dfm.model.fm_model import FMModel
 from dfm.settings.job import load_job
-from tests.support.small_jobs import job_tables, read_log
+from tests.support.small_jobs import in_process_client, job_tables, read_log
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
 
@@ -50,7 +52,21 @@ def test_the_bytes_are_the_same_on_any_workers_and_through_a_stop(
     resumed = jobs.train(tables, two_workers, on_event=told.append)
     assert any(event["event"] == "resumed" for event in told)
     assert resumed.parameters_sha256 == expected.parameters_sha256
+    with in_process_client(5) as five_workers:
+        assert jobs.train(tables_of(family, log, tmp_path / "five"), five_workers).parameters_sha256 == (
+            expected.parameters_sha256
+        )
     assert model.predict(read_log(log).slice(0, 50)).shape == (50,)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family_of(family).cuda is None])
+def test_a_family_without_code_for_gpus_trains_on_processors_and_says_why(family: str, client: Client) -> None:
+    spec, workers = KernelSpec("logistic", "adagrad", 4, family=family), list(client.scheduler_info()["workers"])
+    choice = choose(client, "auto", spec, workers)
+    assert choice.backend.name == "numba"
+    assert choice.text.startswith(f'training on processors: the GPU has no code for family = "{family}"')
+    with pytest.raises(SettingsError, match=f'no code for family = "{family}".*backend = "numba"'):
+        choose(client, "cupy", spec, workers)
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -227,3 +227,12 @@ def test_half_of_the_trials_go_on_and_a_quarter_of_these() -> None:
 def test_bounds_that_are_no_interval_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"search.l2_linear = .* is not legal: expected two numbers"):
         Job.from_dict({"search": {"l2_linear": [0.2, 0.1]}})
+
+
+def test_lengths_that_are_tried_are_multiples_of_the_family_s_own() -> None:
+    """A field-aware machine has its vector once for each group: 16 of them would be four times 64 numbers."""
+    for family, expected in (("fm", (8, 16, 32)), ("ffm", (2, 4, 8)), ("fwfm", (8, 16, 32))):
+        trials = trials_of(Job.from_dict({"model": {"family": family}, "search": {"n_trials": 40}}))
+        assert {trial.n_factors for trial in trials[3:]} == {*expected}
+    given = Job.from_dict({"model": {"family": "ffm"}, "search": {"n_trials": 20, "n_factors": [3]}})
+    assert {trial.n_factors for trial in trials_of(given)[3:]} == {3}

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from distributed import Client
 
+from dfm.data.partition import SparsePartition, by_group
 from dfm.errors import SettingsError
-from dfm.estimators import FMClassifier, FMRegressor
+from dfm.estimators import FMClassifier, FMRegressor, chunks
 from dfm.kernels.families.registry import DEFAULT, FAMILIES
 from tests.support.small_jobs import in_process_client
 
@@ -33,6 +34,29 @@ def test_it_fits_here_and_on_a_cluster_with_the_same_bytes(family: str) -> None:
         there = FMClassifier(**settings).fit(data, labels, client=client)
     for block in here._tables[0].layout.blocks:
         assert there._tables[0][block.name].tobytes() == here._tables[0][block.name].tobytes(), block.name
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_collection_gives_the_model_of_the_same_rows_here(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of one replica, shuffled as chunks are, and group by group where the family has groups."""
+    dd = pytest.importorskip("dask.dataframe")
+    data, labels = rows()
+    settings = {"family": family, "n_factors": 4, "n_replicas": 1, "n_epochs": 2, "init_stdev": 0.3, "random_state": 5}
+    seen: list[SparsePartition] = []
+
+    def noted(partition: SparsePartition, groups: tuple[int, ...]) -> SparsePartition:
+        seen.append(by_group(partition, groups))
+        return seen[-1]
+
+    monkeypatch.setattr(chunks, "by_group", noted)
+    frame, y = dd.from_pandas(data, npartitions=3), dd.from_pandas(pd.Series(labels), npartitions=3)
+    with in_process_client(2) as client:
+        there = FMClassifier(**settings).fit(frame, y, client=client)
+    n_groups = there._tables[0].layout.n_groups
+    assert seen
+    assert all(part.ends.size == (part.n_rows * n_groups if n_groups > 1 else 0) for part in seen)
+    here = FMClassifier(**settings).fit(data, labels)
+    np.testing.assert_allclose(there.predict_proba(data), here.predict_proba(data), atol=0.05)
 
 
 @pytest.mark.parametrize("family", OTHERS)

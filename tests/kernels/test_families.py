@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from dfm.data.partition import SparsePartition, by_group
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.custom.functions import CustomLoss
+from dfm.kernels.row_order import row_blocks
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from tests import reference
 from tests.support.kernel_cases import FIELDS, GROUPS, N_FIELDS, PAIRS, make_rows, make_table, strengths_of
@@ -43,6 +46,67 @@ def test_strengths_are_learnt_where_pairs_of_fields_matter_differently() -> None
     strengths = dict(zip(PAIRS[:6], strengths_of(table), strict=True))
     assert strengths[0, 1] > 1.1 > max(abs(strengths[0, 2]), abs(strengths[1, 2]))
     assert {strengths[field, field] for field in range(3)} == {1.0}, "no row has two of a field"
+
+
+def rows_of_many_fields(n_fields: int, n_rows: int = 90) -> reference.Rows:
+    """Rows that lack some of the fields and have several features of others; a third of them in any order."""
+    rng, features, lengths = np.random.default_rng(8), [], []
+    for row in range(n_rows):
+        there = [field for field in range(n_fields) if rng.random() < 0.7]
+        drawn = [4 * field + rng.permutation(4)[: rng.choice([1, 1, 1, 3])] for field in there]
+        own = np.concatenate([np.zeros(0, np.int64), *drawn])
+        features.append(rng.permutation(own) if row % 3 == 0 else own)
+        lengths.append(len(own))
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n_values = int(indptr[-1] - indptr[n_rows // 2])
+    return reference.Rows(
+        indptr, np.concatenate(features).astype(np.uint32), rng.normal(size=n_values).astype(np.float32),
+        (rng.random(n_rows) < 0.4).astype(np.float32), np.zeros(0, np.float32), n_rows // 2,
+        np.repeat(np.arange(n_fields), 4).astype(np.uint16),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n_fields", [2, 7, 21])
+def test_strengths_of_many_fields_with_lists_and_gaps_agree_with_the_definition(n_fields: int) -> None:
+    rows, spec = rows_of_many_fields(n_fields), KernelSpec("logistic", "adagrad", 8, family="fwfm")
+    n_features, pairs = 4 * n_fields, list(itertools.combinations_with_replacement(range(n_fields), 2))
+    ids, n_factored = np.arange(n_features, dtype=np.uint32), n_features - 3
+    table = initialise(spec.layout, ids, n_factored, InitialValues(7, 0.3), n_fields)
+    rng = np.random.default_rng(2)
+    table.values(spec.layout.block("strengths"))[...] = rng.normal(1.0, 0.5, len(pairs))
+    in_order = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+    weights = table.linear_weights.astype(float), table.factor_weights.astype(float)
+    machine = reference.Machine(float(table.bias_value), *weights, fields=rows.fields)
+    machine.strengths = dict(zip(in_order, strengths_of(table), strict=True))
+    kernels = compile_kernels(spec)
+    expected = [machine.score(rows.entries(row)) for row in range(len(rows.labels))]
+    np.testing.assert_allclose(kernels.scores(rows, table), expected, rtol=1e-4, atol=1e-5)
+    for seed in range(3):
+        order = [
+            row for first, last in row_blocks(len(rows.labels), rows.n_implicit, seed) for row in range(first, last)
+        ]
+        kernels.run_round(rows, table, Step(0.05, 0.02, seed=seed))
+        reference.train(machine, rows, order, reference.Rule(learning_rate=0.05, factor_learning_rate=0.02), seed)
+    np.testing.assert_allclose(
+        strengths_of(table), [machine.strengths[pair] for pair in in_order], rtol=2e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(table.factor_weights, machine.factors, rtol=2e-4, atol=1e-5)
+
+
+def logistic_loss(score: float, y: float) -> float:
+    """The logarithmic loss, as a user would write it."""
+    return math.log1p(math.exp(-score)) if y > 0.5 else math.log1p(math.exp(score))
+
+
+@pytest.mark.parametrize("family", ["fwfm", "ffm"])
+def test_a_loss_of_one_s_own_trains_as_the_built_in_one(family: str) -> None:
+    rows, tables = make_rows(60), {}
+    for name, loss in {"own": CustomLoss.of(logistic_loss), "built-in": "logistic"}.items():
+        kernels = compile_kernels(KernelSpec(loss, "adagrad", 4, family=family, groups=GROUPS.get(family, ())))
+        tables[name] = make_table(n_factors=4, family=family)
+        kernels.run_round(rows, tables[name], Step(0.02, 0.02, 0.01, 0.01))
+    for block in tables["own"].layout.blocks:
+        np.testing.assert_allclose(tables["own"][block.name], tables["built-in"][block.name], rtol=1e-4, atol=1e-6)
 
 
 def test_one_group_is_a_factorization_machine() -> None:

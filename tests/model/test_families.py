@@ -20,8 +20,9 @@ from dfm.kernels.gpu.backend import source_of
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
-from dfm.model.inspection import describe_model
+from dfm.model.inspection import describe_model, strengths_of
 from dfm.settings.groups import groups_of
+from dfm.workflow import html_report
 from tests.support.small_models import make_model, random_table
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
@@ -157,6 +158,38 @@ def test_inspection_tells_the_fields_of_each_group() -> None:
     named = {"settings": {"model": {"groups": {"a": [], "b": [], "c": []}}}}
     assert describe_model(dataclasses.replace(model, metadata=named))["summary"]["groups"].startswith("a: ")
     assert "groups" not in describe_model(make_model())["summary"]
+
+
+def test_inspection_names_the_pairs_of_fields_by_their_strength() -> None:
+    model = moved(of_family(make_model(), "fwfm"))
+    names, strengths = strengths_of(model) or ([], np.zeros((0, 0)))
+    assert (strengths == strengths.T).all()
+    rows = model.table.layout.block("strengths").row_names(names)
+    by_name = dict(zip(rows, model.table.values(model.table.layout.block("strengths")), strict=True))
+    told = describe_model(model)["pairs"]
+    assert [pair["strength"] for pair in told] == [by_name[pair["fields"]] for pair in told]
+    sizes = [abs(pair["strength"]) for pair in told]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (told[0]["rank"], told[-1]["rank"]) == (1, len(names) * (len(names) - 1) // 2)
+    assert "pairs" not in describe_model(make_model())
+    assert strengths_of(make_model()) is None
+
+
+def test_the_report_of_a_field_weighted_model_has_a_map_of_its_strengths(tmp_path: Path) -> None:
+    model = moved(of_family(make_model(), "fwfm"))
+    metadata = {"history": [], "validation": {}, "rows": {}, "settings": {}}
+    dataclasses.replace(model, metadata=metadata).save(str(tmp_path / "model"))
+    page = Path(html_report.report_training(str(tmp_path), "night")).read_text()
+    names, strengths = strengths_of(model) or ([], np.zeros((0, 0)))
+    assert page.count('<td style="background:rgb(') == len(names) ** 2
+    assert f">{strengths[0, 1]:.2f}" in page
+    cells = html_report.HeatMap(["<a>", "b"], np.array([[0.0, -2.0], [-2.0, 1.0]]))
+    text = Path(html_report.write_report(str(tmp_path / "r.html"), "t", {"map": cells})).read_text()
+    assert "&lt;a&gt;" in text
+    assert "<a>" not in text
+    assert "background:rgb(178,24,43);color:#fff" in text
+    dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "plain" / "model"))
+    assert "rgb(" not in Path(html_report.report_training(str(tmp_path / "plain"), "night")).read_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

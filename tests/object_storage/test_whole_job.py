@@ -22,6 +22,7 @@ from dfm.cli import app
 from dfm.data.parquet import Unit, find_shards, read_unit
 from dfm.distributed import checkpointing
 from dfm.errors import DataError, RunCancelled
+from dfm.kernels.families.registry import DEFAULT, FAMILIES
 from dfm.runs.record import read_run
 from dfm.storage import files
 from tests.support.flaky_proxy import ACCESS_KEY, KINDS, SECRET_KEY, Faults
@@ -222,3 +223,28 @@ def write_toml(tables: dict[str, dict[str, Any]], path: Path) -> Path:
                 lines += [f"[{name}.{key}]", *(f"{inner} = {json.dumps(v)}" for inner, v in value.items())]
     path.write_text("\n".join(lines))
     return path
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != DEFAULT])
+def test_every_family_goes_on_from_a_checkpoint_in_the_store(
+    family: str, local_log: Path, log: str, bucket: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    model = {"family": family, "n_factors": 4, "hash_bits": 16}
+    on_disk = jobs.train(job_tables(local_log, tmp_path / "disk", model=model), client)
+    tables, rounds = s3_job(log, bucket, tmp_path / "store", model=model), []
+
+    def stop(event: dict[str, Any]) -> None:
+        rounds.append(event["event"] == "round")
+        if sum(rounds) == 3:
+            raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop)
+    told: list[dict[str, Any]] = []
+    resumed = jobs.train(tables, client, on_event=told.append)
+    assert any(event["event"] == "resumed" for event in told)
+    assert resumed.parameters_sha256 == on_disk.parameters_sha256
+    loaded = dfm.FMModel.load(resumed.model_url)
+    assert loaded.parameters_sha256() == on_disk.parameters_sha256
+    assert loaded.table.layout.family == family

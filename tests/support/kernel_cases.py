@@ -134,7 +134,7 @@ def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> N
         order = [row for first, last in row_blocks(n_rows, rows.n_implicit, seed) for row in range(first, last)]
         assert sorted(order) == list(range(n_rows))
         tally = kernels.run_round(rows, table, Step(*rates, **penalties, seed=seed, deterministic=True))
-        loss_sum = reference.train(machine, rows, order, rule)
+        loss_sum = reference.train(machine, rows, order, rule, seed)
         assert (tally.rows, tally.is_finite) == (n_rows, True)
         assert tally.weight == sum(rows.weight(row) for row in range(n_rows))
         np.testing.assert_allclose(tally.loss, loss_sum, rtol=2e-6)

@@ -43,6 +43,7 @@ from dfm.storage.arrays import read_only
 
 _WIDEST = 1 + max(optimizer.linear_state for optimizer in OPTIMIZERS.values())
 """float32 columns of the longest linear record."""
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 def rows_record(rows: RowsLike) -> Rows:
@@ -61,24 +62,22 @@ def rows_record(rows: RowsLike) -> Rows:
 
 def table_record(table: ParameterTable) -> Table:
     """The arrays of a table, as kernels take them."""
-    own = tuple(table[block.name] for block in table.layout.own)
-    return Table(table.bias, table.linear, table.factors, own)
+    unfold = family_of(table.layout.family).unfold
+    return Table(table.bias, table.linear, table.factors, _NOTHING if unfold is None else unfold(table))
 
 
-def new_scratch(longest_row: int, table: ParameterTable) -> Scratch:
-    """Working memory for rows of up to that many entries."""
+def new_scratch(longest_row: int, table: ParameterTable, seed: int | None = None) -> Scratch:
+    """Working memory for rows of up to that many entries, of a walk with that seed, or of scoring."""
     capacity = (longest_row + WIDTH - 1) // WIDTH * WIDTH + WIDTH
     layout = table.layout
-    n_own = max((len(table[block.name]) for block in layout.own), default=0)
-    grouped = capacity if layout.n_groups > 1 else 0
+    family, grouped = family_of(layout.family), capacity if layout.n_groups > 1 else 0
     return Scratch(
         aligned_zeros((_WIDEST * capacity,)),
         aligned_zeros((capacity,)),
         np.zeros(capacity, np.int64),
         aligned_zeros((capacity,)),
-        family_of(layout.family).sums(capacity, layout),
-        aligned_zeros((n_own,)),
-        np.zeros(2 * n_own, np.int64),
+        family.sums(capacity, layout),
+        family.room(capacity, layout, table.n_fields, seed) if family.room is not None and layout.lanes else (),
         aligned_zeros((BLOCK_ROWS,)),
         np.zeros(layout.n_groups + 1, np.int64),
         np.array(layout.groups, np.uint16),
@@ -111,10 +110,11 @@ def _train(
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
-    records = rows_record(rows), table_record(table), all_rates(step, spec.layout)
+    worked_on, fold = table_record(table), family_of(spec.family).fold
+    records = rows_record(rows), worked_on, all_rates(step, spec.layout, table.n_fields)
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
-        return walk(*records, new_scratch(longest, table), np.ascontiguousarray(share))
+        return walk(*records, new_scratch(longest, table, step.seed), np.ascontiguousarray(share))
 
     if step.n_threads == 1:
         parts = [walk_share(blocks)]
@@ -122,6 +122,8 @@ def _train(
         shares = [blocks[thread :: step.n_threads] for thread in range(step.n_threads)]
         with ThreadPoolExecutor(step.n_threads) as pool:
             parts = list(pool.map(walk_share, shares))
+    if fold is not None:
+        fold(worked_on.own, table)
     n_rows, weight, loss = (sum(numbers) for numbers in zip(*parts, strict=True))
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 
@@ -134,8 +136,7 @@ def _score(score_all: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTab
 
 
 def _read_only(table: Table) -> Table:
-    own = tuple(read_only(array) for array in table.own)
-    return Table(read_only(table.bias), read_only(table.linear), read_only(table.factors), own)
+    return Table(*(read_only(array) for array in table))
 
 
 Scores = Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
@@ -184,17 +185,21 @@ def _with_any_fields(spec: KernelSpec) -> KernelSpec:
 @functools.cache
 def _walk_of(spec: KernelSpec) -> Any:
     layout = spec.layout
-    walk = make_walk(_shape(layout), layout, spec)
+    walk = make_walk(_shape(layout), layout, spec, _n_arrays(layout))
     if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))
     return walk
 
 
+def _n_arrays(layout: Layout) -> int:
+    return len(new_scratch(0, allocate(layout, 0, 0)).room)
+
+
 def _shape(layout: Layout) -> Shape:
-    own_widths = tuple(layout.width(block) for block in layout.own)
+    own_width = max((layout.width(block) for block in layout.own), default=0)
     sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
-    return Shape(*sizes, implicit=True, family=layout.family, own_widths=own_widths, n_groups=layout.n_groups)
+    return Shape(*sizes, implicit=True, family=layout.family, own_width=own_width, n_groups=layout.n_groups)
 
 
 @functools.cache
@@ -208,7 +213,7 @@ def compile_scores(layout: Layout) -> Scores:
 
 @functools.cache
 def _score_all_of(layout: Layout) -> Any:
-    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1))
+    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1), _n_arrays(layout))
     if not numba.config.DISABLE_JIT:
         keep_on_disk(score_all, f"{sources()} {layout}")
     _compile(score_all, example_arguments(layout, for_training=False))
@@ -224,7 +229,7 @@ def example_arguments(layout: Layout, for_training: bool) -> tuple[Any, ...]:
     rows, example = Rows(offsets, indices, floats, floats, floats, fields, fields, 0), allocate(layout, 0, 0)
     table, scratch = table_record(example), new_scratch(0, example)
     if for_training:
-        return rows, table, all_rates(Step(1.0, 1.0), layout), scratch, np.zeros((0, 2), np.int64)
+        return rows, table, all_rates(Step(1.0, 1.0), layout, 0), scratch, np.zeros((0, 2), np.int64)
     return rows, _read_only(table), scratch, np.zeros(0, np.float32)
 
 

@@ -8,6 +8,7 @@ the family alone has. No pass allocates, branches on settings, counts references
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu.shape import Shape
-from dfm.kernels.cpu.step_passes import WIDTH, inlined
+from dfm.kernels.cpu.step_passes import OWN_LANES, WIDTH, inlined
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
@@ -26,6 +27,8 @@ from dfm.kernels.tables import CACHE_LINE, Layout
 
 PREFETCH_ENTRIES = 128
 """Distance at which table rows are asked for ahead: see the decision record on prefetching."""
+PREFETCH_FEWER = 48
+"""The same where a family has numbers of its own, which want the nearest cache too, and rows take twice as long."""
 
 
 class Rows(NamedTuple):
@@ -42,12 +45,12 @@ class Rows(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The arrays of a parameter table; own: those of a family's own blocks."""
+    """The arrays of a parameter table; own float32[n, m]: a family's own blocks as `Family.unfold` gives them."""
 
     bias: NDArray[np.float32]
     linear: NDArray[np.float32]
     factors: NDArray[np.float32]
-    own: tuple[NDArray[np.float32], ...]
+    own: NDArray[np.float32]
 
 
 class RowsView(NamedTuple):
@@ -67,13 +70,14 @@ class RowsView(NamedTuple):
 
 
 class TableView(NamedTuple):
-    """Addresses of `Table`, and the widths of its records."""
+    """Addresses of `Table`, and the widths of its records. own_last: where the last row of `own` begins."""
 
     bias: Any
     linear: Any
     factors: Any
     own: Any
-    own_widths: Any
+    own_width: int
+    own_last: int
     linear_width: int
     factor_width: int
     n_factored: int
@@ -84,8 +88,8 @@ class Scratch(NamedTuple):
 
     linear float32[widest record * capacity]: gathered linear records; values float32[capacity]; owners int64[capacity]
     and owner_values float32[capacity]: feature and x of the entries that own factors; sums: what a family's score
-    leaves for its gradients; own float32[n] and notes int64[2 n], zeros between two rows: for steps of a family's own
-    blocks, whose longest has n rows; logits float32[BLOCK_ROWS]: of the rows of a block.
+    leaves for its gradients; room: more that it wants, see `Family.room`; logits float32[BLOCK_ROWS]: of the rows of a
+    block.
 
     With groups the owners stand group by group, those of group g at [first_owners[g], first_owners[g + 1]), in the
     order of the row within. first_owners int64[n_groups + 1]; groups uint16[n_fields]: of each field; spare
@@ -97,8 +101,7 @@ class Scratch(NamedTuple):
     owners: NDArray[np.int64]
     owner_values: NDArray[np.float32]
     sums: NDArray[np.float32]
-    own: NDArray[np.float32]
-    notes: NDArray[np.int64]
+    room: tuple[NDArray[Any], ...]
     logits: NDArray[np.float32]
     first_owners: NDArray[np.int64]
     groups: NDArray[np.uint16]
@@ -110,25 +113,24 @@ def _make_each(n: int, of_one: Any) -> Any:
     """each(arrays): what `of_one` makes of each of the first n of a tuple of arrays, as a tuple."""
     if n == 0:
         return inlined(lambda _arrays: ())
-    before = _make_each(n - 1, of_one)
+    before, last = _make_each(n - 1, of_one), n - 1
 
     @inlined
     def each(arrays):  # type: ignore[no-untyped-def]
-        return before(arrays) + (of_one(arrays[n - 1]),)  # noqa: RUF005  Numba unpacks no tuples here
+        return before(arrays) + (of_one(arrays[last]),)  # noqa: RUF005  Numba unpacks no tuples here
 
     return each
 
 
-def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> Any:
+def _make_views(n_arrays: int, widths: tuple[int, int] | None) -> Any:
     """views(rows, table, scratch): addresses of their arrays.
 
-    widths: of a linear and a factor record, where those are known, so that offsets are shifts, not products; then
-    own_widths are those of a family's own blocks, else just as many numbers.
+    n_arrays: of the family's room. widths: of a linear and a factor record, where those are known, so that offsets are
+    shifts, not products.
     """
     linear_width, factor_width = widths or (0, 0)
     known = widths is not None
-    addresses = _make_each(len(own_widths), inlined(lambda array: address(array)))
-    found_widths = _make_each(len(own_widths), inlined(lambda array: array.shape[1]))
+    addresses = _make_each(n_arrays, inlined(lambda array: address(array)))
 
     @inlined
     def views(rows, table, scratch):  # type: ignore[no-untyped-def]
@@ -150,8 +152,9 @@ def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> 
                 address(table.bias),
                 address(table.linear),
                 address(table.factors),
-                addresses(table.own),
-                own_widths if known else found_widths(table.own),
+                address(table.own),
+                table.own.shape[1],
+                (table.own.shape[0] - 1) * table.own.shape[1],
                 linear_width if known else table.linear.shape[1],
                 factor_width if known else table.factors.shape[1],
                 table.factors.shape[0],
@@ -162,8 +165,7 @@ def _make_views(own_widths: tuple[int, ...], widths: tuple[int, int] | None) -> 
                 address(scratch.owners),
                 address(scratch.owner_values),
                 address(scratch.sums),
-                address(scratch.own),
-                address(scratch.notes),
+                addresses(scratch.room),
                 address(scratch.logits),
                 address(scratch.first_owners),
                 address(scratch.groups),
@@ -313,10 +315,11 @@ def _make_place(shape: Shape) -> Any:
 def _make_prefetch(shape: Shape) -> Any:
     """prefetch_rows(rows, table, start, stop): asks for the table rows of entries that come later."""
     lines = (shape.touched * 4 + CACHE_LINE - 1) // CACHE_LINE
+    distance = PREFETCH_FEWER if shape.own_width else PREFETCH_ENTRIES
 
     @inlined
     def prefetch_rows(rows, table, start, stop):  # type: ignore[no-untyped-def]
-        shift = min(PREFETCH_ENTRIES, rows.n_entries - stop)
+        shift = min(distance, rows.n_entries - stop)
         for entry in range(start + shift, stop + shift):
             feature = np.intp(read(rows.indices, entry))
             prefetch(table.linear, feature * table.linear_width)
@@ -385,9 +388,20 @@ def _make_own_step(shape: Shape, spec: KernelSpec) -> Any:
     make = family_of(shape.family).own_step
     if make is None or not shape.lanes:
         return inlined(lambda _rows, _table, _rates, _scratch, _n_owners, _row_step: None)
-    optimizer = resolve_optimizer(spec.optimizer)
-    stepped_by = optimizer.alone or optimizer
-    return make(shape, stepped_by.steps(replace(shape, gathered=1 + stepped_by.linear_state), None)[0])
+    return make(shape, _own_steps(spec.optimizer))
+
+
+@functools.cache
+def _own_steps(name: str) -> tuple[Any, Any]:
+    """`step_number` of an optimizer for numbers of a family's own blocks: of one, and of OWN_LANES at a time.
+
+    The latter is None for means, which move where a gradient is 0 too, so that each number has to be asked for.
+    """
+    optimizer = resolve_optimizer(name)
+    rule = optimizer.alone or optimizer
+    shapes = (Shape(0, 0, 0, 1 + rule.linear_state, True, abreast=n, apart=OWN_LANES) for n in (1, OWN_LANES))
+    one, many = (rule.steps(shape, None)[0] for shape in shapes)
+    return one, None if rule.state == "means" else many
 
 
 def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
@@ -441,13 +455,13 @@ def _make_tally(spec: KernelSpec) -> Any:
     return tally
 
 
-def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
+def make_walk(shape: Shape, layout: Layout, spec: KernelSpec, n_arrays: int) -> Any:
     """walk(rows, table, all_rates, scratch, blocks): trains on row blocks int64[n, 2], in order and in place.
 
-    Returns (rows walked, sum of weights, sum of losses). It stops after a block whose losses are not all finite: one
-    comparison in hundreds of rows is the whole price of the divergence guard.
+    n_arrays: of the family's room. Returns (rows walked, sum of weights, sum of losses). It stops after a block whose
+    losses are not all finite: one comparison in hundreds of rows is the whole price of the divergence guard.
     """
-    make_views = _make_views(shape.own_widths, (layout.linear_width, layout.factor_width))
+    make_views = _make_views(n_arrays, (layout.linear_width, layout.factor_width))
     train_implicit = _make_train_rows(_with_values(shape, False), spec)
     train_explicit = _make_train_rows(_with_values(shape, True), spec)
     tally = _make_tally(spec)
@@ -473,9 +487,9 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec) -> Any:
     return walk
 
 
-def make_score_all(shape: Shape) -> Any:
-    """score_all(rows, table, scratch, scores): writes the logit of every row."""
-    make_views = _make_views(shape.own_widths, None)
+def make_score_all(shape: Shape, n_arrays: int) -> Any:
+    """score_all(rows, table, scratch, scores): writes the logit of every row. n_arrays: of the family's room."""
+    make_views = _make_views(n_arrays, None)
     score_implicit = _make_logit(_with_values(shape, False))
     score_explicit = _make_logit(_with_values(shape, True))
 

@@ -20,6 +20,8 @@ from dfm.kernels.simd import every, fma, interleave, load, map_lanes, read, redu
 
 WIDTH = 16
 """Linear weights that are updated at a time."""
+OWN_LANES = 8
+"""Numbers of a family's own block that are updated at a time: more would stand beyond the diagonal of its pairs."""
 
 
 # Passes become part of the walk that calls them; wrappers for other callers would take a quarter of the compile time.
@@ -94,22 +96,31 @@ def make_step_linear(shape: Shape, update: Any) -> Any:
     return step_linear
 
 
-def make_step_number(width: int, update: Any) -> Any:
+def make_access(shape: Shape) -> tuple[Any, Any]:
+    """get(records, at) and put(records, at, numbers), of as many numbers as `step_number` takes at a time."""
+    abreast = shape.abreast
+    if abreast == 1:
+        return read, write
+    return inlined(lambda records, at: load(records, at, abreast)), store
+
+
+def make_step_number(shape: Shape, update: Any) -> Any:
     """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
 
-    In place. It belongs to no feature: `rates` are without penalties. width: of its record.
+    In place. It belongs to no feature: `rates` are without penalties. Of several, all are vectors.
     """
-    last = width - 1
-    first_column, second_column = min(1, last), min(2, last)
+    last = shape.gathered - 1
+    first_column, second_column = min(1, last) * shape.apart, min(2, last) * shape.apart
+    get, put = make_access(shape)
 
     @inlined
     def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
-        first, second = read(records, at + first_column), read(records, at + second_column)
-        number, first, second = update(read(records, at), first, second, gradient, sample_weight, rates)
+        first, second = get(records, at + first_column), get(records, at + second_column)
+        number, first, second = update(get(records, at), first, second, gradient, sample_weight, rates)
         # Backwards: a rule with less state than two gave back what it was given for the rest.
-        write(records, at + second_column, second)
-        write(records, at + first_column, first)
-        write(records, at, number)
+        put(records, at + second_column, second)
+        put(records, at + first_column, first)
+        put(records, at, number)
 
     return step_number
 
@@ -123,7 +134,7 @@ def make_steps(
     linear record; `gradient` is without penalties.
     """
     return (
-        make_step_number(shape.gathered, linear),
+        make_step_number(shape, linear),
         make_step_linear(shape, with_penalty(linear, regularizer)),
         step_factors,
     )

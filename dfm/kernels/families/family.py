@@ -35,10 +35,14 @@ class Family:
     pairs(shape) makes pairs(rows, table, scratch, n_owners), its part of the score, which leaves in scratch.sums what
     gradients need. gradient(shape, penalty_slope) makes of_group(rates, scratch, group, row_step, column), what the
     owners of a group share, and gradient(rates, scratch, owner, row_step, factors, column, shared), of one vector of
-    V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. own_step(shape, step_number) makes
-    own_step(rows, table, rates, scratch, n_owners, row_step), which steps the family's own blocks by
-    step_number(records, at, rates of the block, sample_weight, gradient); None where there are none. sums(capacity,
-    layout): what scratch.sums begins with, for rows of so many entries.
+    V_j; penalty_slope as of `make_penalty_slope`, None for that of w² / 2. sums(capacity, layout): what scratch.sums
+    begins with, for rows of so many entries.
+
+    A family with blocks of its own has more. unfold(table): its own blocks as kernels work on them, float32[n, m];
+    fold(unfolded, table) puts them back, in place. room(capacity, layout, n_fields, seed): arrays that scratch.room
+    begins a walk with, or scoring, where seed is None. own_step(shape, steps) makes own_step(rows, table, rates,
+    scratch, n_owners, row_step), which steps table.own in one of rows_between(n_fields) rows; steps: `step_number` of
+    one number and of OWN_LANES of them, the latter None where a gradient of 0 is a step too; rates: of each own block.
 
     has_groups: whether a feature has a vector of n_factors for each group of fields. The entries of a row then come to
     `pairs` group by group (see `Scratch`). n_factors, init_stdev: defaults of the family's own, None for everybody's.
@@ -66,7 +70,11 @@ class Family:
     sums: Callable[[int, Any], NDArray[np.float32]]
     onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], int], OnnxPart]
     sides: Callable[[Floats, NDArray[np.int64], int, dict[str, Floats]], tuple[Floats, Floats]]
+    unfold: Callable[[Any], NDArray[np.float32]] | None = None
+    fold: Callable[[NDArray[np.float32], Any], None] | None = None
+    room: Callable[[int, Any, int, int | None], tuple[NDArray[Any], ...]] | None = None
     own_step: Callable[[Any, Any], Any] | None = None
+    rows_between: Callable[[int], int] = lambda _n_fields: 1
     knows_fields: bool = False
     has_groups: bool = False
     n_factors: int | None = None

@@ -19,34 +19,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfm.kernels.cpu.shape import Shape
-    from dfm.kernels.tables import Layout
+    from dfm.kernels.tables import Layout, ParameterTable
 
 _ACCUMULATOR = 0.1
 """Share of AdaGrad's usual start. Slopes of strengths are products of two small vectors: from 1 on they would hardly
 move; 0.1 was the best of those tried on planted strengths."""
+_RATE = 0.1
+"""Step size of strengths under AdaGrad, as if every row made one. Half and twice of it found planted strengths as well;
+the rate of the weights, which goes by the entries of a row, is too slow where these are many."""
+_PULL = 1e-4
+"""L2 on r - 1: pairs of fields of which the rows say nothing go back to those of a factorization machine. With 1e-3
+planted strengths were found less well, with 1e-2 not at all."""
 
 
 def _blocks(n_factors: int) -> tuple[Block, ...]:
     """Those of the factorization machine, and the strengths."""
-    strengths = Block("strengths", "field pair", column="r", start=1.0, accumulator=_ACCUMULATOR, unit_power=0.0)
+    strengths = Block(
+        "strengths",
+        "field pair",
+        column="r",
+        start=1.0,
+        accumulator=_ACCUMULATOR,
+        unit_power=0.0,
+        own_rate=_RATE,
+        pull=_PULL,
+    )
     return (*fm.blocks(n_factors), strengths)
-
-
-def _make_pair_of() -> Any:
-    """pair_of(rows, scratch, i, j): the row of the strength of two owners' fields."""
-    import numpy as np
-
-    from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import read
-
-    @inlined
-    def pair_of(rows, scratch, i, j):  # type: ignore[no-untyped-def]
-        first = np.intp(read(rows.fields, read(scratch.owners, i)))
-        second = np.intp(read(rows.fields, read(scratch.owners, j)))
-        low, high = min(first, second), max(first, second)
-        return high * (high + 1) // 2 + low
-
-    return pair_of
 
 
 def _pairs(shape: Shape) -> Any:
@@ -54,37 +52,18 @@ def _pairs(shape: Shape) -> Any:
 
     Leaves g_i of every owner in scratch.sums.
     """
-    import numpy as np
-
+    from dfm.kernels.cpu.field_pairs import make_met, make_slots, make_spread
     from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import fma, load, read, reduce_add, splat, store
 
-    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
-    pair_of = _make_pair_of()
-
-    @inlined
-    def factors_of(table, scratch, owner, column):  # type: ignore[no-untyped-def]
-        return load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+    slots, met, spread = make_slots(shape), make_met(shape.lanes), make_spread(shape)
 
     @inlined
     def pairs(rows, table, scratch, n_owners):  # type: ignore[no-untyped-def]
-        strengths, width, total = table.own[0], table.own_widths[0], np.float32(0)
-        for column in range(0, lanes, vector):
-            products = splat(np.float32(0), vector)
-            for i in range(n_owners):
-                others = splat(np.float32(0), vector)
-                for j in range(n_owners):
-                    strength = read(strengths, pair_of(rows, scratch, i, j) * width) if j != i else np.float32(0)
-                    if not implicit:
-                        strength *= read(scratch.owner_values, j)
-                    others = fma(factors_of(table, scratch, j, column), splat(strength, vector), others)
-                store(scratch.sums, i * lanes + column, others)
-                mine = factors_of(table, scratch, i, column)
-                if not implicit:
-                    mine = mine * read(scratch.owner_values, i)
-                products = fma(mine, others, products)
-            total += reduce_add(products)
-        return np.float32(0.5) * total
+        n_slots = slots(rows, table, scratch, n_owners)
+        total = met(table.own, scratch.room[:3], scratch.sums, n_slots)
+        if n_slots < n_owners:
+            total += spread(table, scratch, n_slots)
+        return total
 
     return pairs
 
@@ -110,50 +89,43 @@ def _gradient(shape: Shape, penalty_slope: Any) -> Any:
     return inlined(lambda _rates, _scratch, _group, _row_step, _column: None), gradient
 
 
-def _own_step(shape: Shape, step_number: Any) -> Any:
+def _own_step(shape: Shape, steps: tuple[Any, Any]) -> Any:
     """own_step(rows, table, rates, scratch, n_owners, row_step): steps the strengths that the row touches, in place.
 
-    One step for each pair of fields, by the sum of slope <V_i, V_j> x_i x_j over its pairs of entries. scratch.own
-    holds the sums, scratch.notes which pairs have one (at 2 p) and their list (at 2 i + 1).
+    One step for each pair of fields, by the sum of slope <V_i, V_j> x_i x_j over its pairs of entries, and by the pull
+    back to 1.
     """
-    import numpy as np
+    from dfm.kernels.cpu.field_pairs import make_strength_step
 
-    from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import fma, load, read, reduce_add, splat, write
+    return make_strength_step(shape, steps)
 
-    implicit, vector, lanes = shape.implicit, shape.vector, shape.lanes
-    pair_of = _make_pair_of()
 
-    @inlined
-    def product(table, scratch, i, j):  # type: ignore[no-untyped-def]
-        total = splat(np.float32(0), vector)
-        first, second = read(scratch.owners, i), read(scratch.owners, j)
-        for column in range(0, lanes, vector):
-            mine = load(table.factors, first * table.factor_width + column, vector)
-            total = fma(mine, load(table.factors, second * table.factor_width + column, vector), total)
-        result = reduce_add(total)
-        return result if implicit else result * read(scratch.owner_values, i) * read(scratch.owner_values, j)
+def _unfold(table: ParameterTable) -> NDArray[np.float32]:
+    from dfm.kernels.cpu.field_pairs import unfold
 
-    @inlined
-    def own_step(rows, table, rates, scratch, n_owners, row_step):  # type: ignore[no-untyped-def]
-        _start, _n_entries, sample_weight, slope = row_step
-        n_pairs = 0
-        for i in range(n_owners):
-            for j in range(i):
-                pair = pair_of(rows, scratch, i, j)
-                if read(scratch.notes, 2 * pair) == 0:
-                    write(scratch.notes, 2 * pair, np.int64(1))
-                    write(scratch.notes, 2 * n_pairs + 1, np.int64(pair))
-                    write(scratch.own, pair, np.float32(0))
-                    n_pairs += 1
-                write(scratch.own, pair, read(scratch.own, pair) + product(table, scratch, i, j))
-        for position in range(n_pairs):
-            pair = read(scratch.notes, 2 * position + 1)
-            write(scratch.notes, 2 * pair, np.int64(0))
-            at = pair * table.own_widths[0]
-            step_number(table.own[0], at, rates[0], sample_weight, slope * read(scratch.own, pair))
+    return unfold(table, "strengths")
 
-    return own_step
+
+def _fold(unfolded: NDArray[np.float32], table: ParameterTable) -> None:
+    from dfm.kernels.cpu.field_pairs import fold
+
+    fold(unfolded, table, "strengths")
+
+
+def _room(capacity: int, layout: Layout, n_fields: int, seed: int | None) -> tuple[NDArray[Any], ...]:
+    from dfm.kernels.cpu.field_pairs import room
+
+    between = _rows_between(n_fields)
+    return tuple(room(capacity, layout, n_fields, 1 if seed is None else seed % between, between))
+
+
+def _rows_between(n_fields: int) -> int:
+    """Rows from one step of strengths to the next: a step goes with the square of the fields, and costs as much as a
+    row does without. Strengths are few, and all rows speak of them.
+
+    Odd, so that it is other rows in another epoch: blocks of rows have a power of two.
+    """
+    return n_fields | 1
 
 
 def _sums(capacity: int, layout: Layout) -> NDArray[np.float32]:
@@ -221,7 +193,11 @@ FAMILY = Family(
     blocks=_blocks,
     pairs=_pairs,
     gradient=_gradient,
+    unfold=_unfold,
+    fold=_fold,
+    room=_room,
     own_step=_own_step,
+    rows_between=_rows_between,
     sums=_sums,
     onnx=_onnx,
     sides=_sides,

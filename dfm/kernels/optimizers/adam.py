@@ -58,7 +58,7 @@ def _formulas() -> tuple[Any, Any, Any]:
     return advance, fill, moved
 
 
-def _make_step_number() -> Any:
+def _make_step_number(shape: Shape) -> Any:
     """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
 
     In place. A row of weight 0 does not.
@@ -69,17 +69,18 @@ def _make_step_number() -> Any:
     from dfm.kernels.simd import read, write
 
     advance, fill, moved = _formulas()
+    apart = shape.apart
 
     @inlined
     def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
         if sample_weight > np.float32(0):
-            moments = advance((read(records, at + 1), read(records, at + 2)), gradient, rates)
-            filled = fill((read(records, at + 3), read(records, at + 4)), np.float32(1), rates)
+            moments = advance((read(records, at + apart), read(records, at + 2 * apart)), gradient, rates)
+            filled = fill((read(records, at + 3 * apart), read(records, at + 4 * apart)), np.float32(1), rates)
             write(records, at, moved(read(records, at), moments, filled, rates.learning_rate, rates.own[2]))
-            write(records, at + 1, moments[0])
-            write(records, at + 2, moments[1])
-            write(records, at + 3, filled[0])
-            write(records, at + 4, filled[1])
+            write(records, at + apart, moments[0])
+            write(records, at + 2 * apart, moments[1])
+            write(records, at + 3 * apart, filled[0])
+            write(records, at + 4 * apart, filled[1])
 
     return step_number
 
@@ -166,7 +167,7 @@ def _steps(shape: Shape, regularizer: CustomRegularizer | None) -> Steps:
     from dfm.kernels.cpu.step_passes import no_step
 
     step_factors = _make_step_factors(shape, regularizer) if shape.lanes else no_step
-    return _make_step_number(), _make_step_linear(shape, regularizer), step_factors
+    return _make_step_number(shape), _make_step_linear(shape, regularizer), step_factors
 
 
 ADAM = Optimizer(
