@@ -86,8 +86,8 @@ def test_schedules_start_at_one_and_never_rise() -> None:
 
 def test_a_schedule_scales_both_rates_but_not_the_one_that_defines_ftrls_z() -> None:
     step = Step(0.4, 0.2, l2_linear=0.3)
-    assert scheduled(step, "adagrad", 0.5) == Step(0.2, 0.1, l2_linear=0.3)
-    assert scheduled(step, "ftrl", 0.5) == Step(0.4, 0.1, l2_linear=0.3)
+    assert scheduled(step, "adagrad", 0.5) == Step(0.2, 0.1, l2_linear=0.3, rate_factor=0.5)
+    assert scheduled(step, "ftrl", 0.5) == Step(0.4, 0.1, l2_linear=0.3, rate_factor=0.5)
 
 
 def refresh_weights(table: ParameterTable, step: Step) -> None:
