@@ -178,8 +178,8 @@ def test_blocks_of_trainings_that_are_cut_at_different_rows_come_together(
 def test_the_report_shows_the_single_models_beside_their_mean(mean: tuple[Any, Events]) -> None:
     directory = str(Path(mean[0].model_url).parent)
     page = Path(report_training(directory, "several")).read_text()
-    assert "<td>seed 0<td>" in page
-    assert "<td>their mean<td><td>" in page
+    assert "<td>seed 0<td class=n>" in page
+    assert "<td>their mean<td><td class=n>" in page
     manifest = json.loads((Path(mean[0].model_url) / "model.json").read_text())
     assert f"{manifest['metadata']['models'][2]['validation']['log_loss']:.5f}" in page
     assert FMModel.load(mean[0].model_url).metadata["models"] == manifest["metadata"]["models"]

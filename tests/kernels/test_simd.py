@@ -110,7 +110,7 @@ def adagrad_walk() -> str:
     """LLVM code of the AdaGrad walk, compiled anew: machine code that was kept on disk comes without it."""
     spec, layout = KernelSpec("logistic", "adagrad", 16), Layout("adagrad", 16)
     shape = Shape(16, layout.lanes, layout.factor_width, layout.linear_width, implicit=True)
-    walk = make_walk(shape, layout, spec)
+    walk = make_walk(shape, layout, spec, n_arrays=0)
     walk.compile(tuple(typeof(argument) for argument in example_arguments(layout, for_training=True)))
     return str(next(iter(walk.inspect_llvm().values())))
 
