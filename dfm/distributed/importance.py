@@ -5,16 +5,23 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dfm.data.encoding import Encoded
-from dfm.data.parquet import Batch, Shard, Unit, naming_shard, read_unit
+from dfm.data.parquet import Batch, Shard, Unit, naming_shard
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.predict import Scoring, account_of, labelled_columns, loaded_model, placed_model
+from dfm.distributed.predict import (
+    Scoring,
+    account_of,
+    good_rows,
+    labelled_batches,
+    loaded_model,
+    placed_model,
+    scored_rows,
+    weighing,
+)
 from dfm.distributed.prepare import Progress, follow
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
@@ -46,8 +53,7 @@ def damage_in_shards(
 def damage_in_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], how: tuple[float, int]) -> Damage:
     """The same of some units of rows."""
     model = loaded_model(scoring, placed)
-    columns = labelled_columns(model, scoring.is_weighted)
-    batches = (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
+    batches = labelled_batches(scoring, model, units)
     return damage_in_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted, how)
 
 
@@ -55,9 +61,7 @@ def damage_in_batches(
     model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool, how: tuple[float, int]
 ) -> Damage:
     """The same of batches."""
-    if not is_weighted:
-        model = replace(model, schema=replace(model.schema, weight=""))
-    share, n_repeats = how
+    model, (share, n_repeats) = weighing(model, is_weighted), how
     found = Damage.none(len(model.schema.columns), n_repeats)
     for batch in batches:
         place = f"{batch.shard.url} {batch.row_group} {batch.first_row}"
@@ -72,7 +76,7 @@ def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> pa.RecordBatch:
     with naming_shard(batch):
         encoded = model.encode(batch.data, model.objective.label_kind)
     account_of(on_bad_rows, batch, encoded)
-    return batch.data if encoded.good.all() else batch.data.filter(pa.array(encoded.good))
+    return good_rows(batch.data, encoded)
 
 
 def _damage(model: FMModel, data: pa.RecordBatch, place: str, n_repeats: int) -> Damage:
@@ -87,13 +91,9 @@ def _damage(model: FMModel, data: pa.RecordBatch, place: str, n_repeats: int) ->
 
 def _loss(model: FMModel, data: pa.RecordBatch) -> tuple[float, float]:
     """Weighted sums of losses and of weights."""
-    encoded: Encoded = model.encode(data, model.objective.label_kind)
-    scores = model.score(encoded)
-    labels = encoded.rows.labels.astype(np.float64)
-    weights = encoded.rows.weights.astype(np.float64) if encoded.rows.weights.size else np.ones(len(labels))
-    predictions = model.objective.predict(scores).astype(np.float64)
-    losses = losses_of(scores.astype(np.float64), predictions, labels, model.task == "regression")
-    return float((weights * losses).sum()), float(weights.sum())
+    rows = scored_rows(model, data, model.encode(data, model.objective.label_kind))
+    losses = losses_of(rows.scores, rows.predictions, rows.labels, model.task == "regression")
+    return float((rows.weights * losses).sum()), float(rows.weights.sum())
 
 
 def described(damage: Damage, columns: Sequence[str]) -> dict[str, Any]:

@@ -150,11 +150,12 @@ def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit
     """Metrics of some labelled rows."""
     model = loaded_model(scoring, placed)
     return evaluate_batches(
-        model, _labelled(scoring, model, units), scoring.on_bad_rows, scoring.is_weighted, scoring.slicing
+        model, labelled_batches(scoring, model, units), scoring.on_bad_rows, scoring.is_weighted, scoring.slicing
     )
 
 
-def _labelled(scoring: Scoring, model: FMModel, units: Sequence[Unit]) -> Iterator[Batch]:
+def labelled_batches(scoring: Scoring, model: FMModel, units: Sequence[Unit]) -> Iterator[Batch]:
+    """Batches of some units, with all that evaluating reads."""
     columns = labelled_columns(model, scoring.is_weighted, scoring.slicing)
     return (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
 
@@ -188,18 +189,30 @@ def scored_batches(
     model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool
 ) -> Iterator[tuple[RowAccount, ScoredRows]]:
     """Accounts of batches of labelled rows, and their good rows scored."""
-    if not is_weighted:
-        model = replace(model, schema=replace(model.schema, weight=""))
-    objective = model.objective
+    model = weighing(model, is_weighted)
     for batch in batches:
         with naming_shard(batch):
-            encoded = model.encode(batch.data, objective.label_kind)
+            encoded = model.encode(batch.data, model.objective.label_kind)
         account = account_of(on_bad_rows, batch, encoded)
-        scores, rows = model.score(encoded), encoded.rows
-        weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
-        good = batch.data if encoded.good.all() else batch.data.filter(pa.array(encoded.good))
-        numbers = (each.astype(np.float64) for each in (scores, objective.predict(scores), rows.labels, weights))
-        yield account, ScoredRows(good, *numbers)
+        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded)
+
+
+def weighing(model: FMModel, is_weighted: bool) -> FMModel:
+    """The model, for which rows count alike unless they have the weights that it was trained with."""
+    return model if is_weighted else replace(model, schema=replace(model.schema, weight=""))
+
+
+def good_rows(data: pa.RecordBatch, encoded: Encoded) -> pa.RecordBatch:
+    """The rows that were encoded."""
+    return data if encoded.good.all() else data.filter(pa.array(encoded.good))
+
+
+def scored_rows(model: FMModel, data: pa.RecordBatch, encoded: Encoded) -> ScoredRows:
+    """Good rows with their scores."""
+    scores, rows = model.score(encoded), encoded.rows
+    weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
+    numbers = (each.astype(np.float64) for each in (scores, model.objective.predict(scores), rows.labels, weights))
+    return ScoredRows(data, *numbers)
 
 
 def order_in_slices(
@@ -219,7 +232,7 @@ def tally_slices(
 ) -> list[list[ClassificationTally]]:
     """Tallies of chosen slices in some rows."""
     model = loaded_model(scoring, placed)
-    return tally_batches(model, _labelled(scoring, model, units), scoring.is_weighted, chosen)
+    return tally_batches(model, labelled_batches(scoring, model, units), scoring.is_weighted, chosen)
 
 
 def tally_batches(
