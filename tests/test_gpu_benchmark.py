@@ -33,7 +33,7 @@ def test_the_benchmark_prints_speeds_rounds_losses_and_bars(
     printed = capsys.readouterr().out
     assert re.search(r"^\| GPU \| GPU \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ M \|$", printed, re.M)
     assert re.search(r"^\| one core \| one core \| [\d.]+ ", printed, re.M)
-    assert re.search(r"^\| 2 \| 10 \| adagrad-row \| [\d.]+ M ", printed, re.M)
+    assert re.search(r"^\| 2 \| 10 \| [\d,]+ \| adagrad-row \| [\d.]+ M ", printed, re.M)
     losses = re.search(r"^\| adagrad-row \| 1 \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|", printed, re.M)
     assert losses
     assert losses[1] == losses[2], "a deterministic walk learns what the CPU learns"

@@ -1,7 +1,8 @@
 """Rows per second on a GPU beside the CPU's kernel, PyTorch on the same GPU and the copy bandwidth; log loss, logits.
 
     python benchmarks/gpu/bench_gpu.py --output results.md   # about ten minutes on a machine with an NVIDIA GPU
-    python benchmarks/gpu/bench_gpu.py --only rounds          # one part of it: learning, rounds or speeds
+    python benchmarks/gpu/bench_gpu.py --only rounds          # one part of it: torch, learning, rounds or speeds
+    python benchmarks/gpu/bench_gpu.py --only speeds --factors 16 --hash-bits 22 --optimizers adagrad-row
     python benchmarks/gpu/bench_gpu.py --smoke                # does it still work?
 
 Without a GPU it says so and ends. A "walk" is what more rows cost, (t(2n) − t(n)) / n: the first, careful launches fall
@@ -20,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    4_000_000, 2_000_000, 3, (8, 16, 32, 64), (20, 22, 24, 26), ("adagrad-row", "adagrad", "ftrl"), 5, 8, 4 << 30
+    4_000_000, 2_000_000, 3, (16, 8, 32, 64), (22, 20, 24, 26), ("adagrad-row", "adagrad", "ftrl"), 5, 8, 4 << 30
 )
 SMOKE = Sizes(20_000, 4_000, 1, (8,), (16,), ("adagrad-row",), 1, 2, 1 << 20)
 
@@ -158,30 +159,54 @@ def copy_bandwidth(n_bytes: int) -> float:
     return best
 
 
-def torch_rows_per_second(rows: ImplicitRows, n_features: int, k: int, n_steps: int) -> float | None:
-    """A factorization machine of sparse embeddings with Adagrad in batches of 8192, on the GPU; or None."""
-    if importlib.util.find_spec("torch") is None:
-        return None
+TORCH_WAYS = ("Embedding", "EmbeddingBag")
+TORCH_BATCHES = (8192, 65536)
+
+
+def torch_logits(way: str, n_features: int, k: int) -> tuple[Any, list[Any]]:
+    """A factorization machine of PyTorch's sparse layers on the GPU: its function of ids int64[rows, fields], and its
+    parameters.
+
+    "Embedding" looks w and V up in one table; "EmbeddingBag" sums w and V in bags, and looks V up once more for Σ V².
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    device, batch = "cuda", 8192
-    linear: Any = torch.nn.EmbeddingBag(n_features, 1, mode="sum", sparse=True, device=device)
-    factors: Any = torch.nn.Embedding(n_features, k, sparse=True, device=device)
-    torch.nn.init.normal_(factors.weight, std=0.01)
-    bias = torch.zeros(1, requires_grad=True, device=device)
-    optimizer = torch.optim.Adagrad([*linear.parameters(), *factors.parameters(), bias], lr=0.05)
-    indices = torch.from_numpy(rows.indices.reshape(-1, click_data.N_FIELDS).astype(np.int64)).to(device)
-    labels = torch.from_numpy(rows.labels).to(device)
+    bias = torch.zeros(1, requires_grad=True, device="cuda")
+    if way == "Embedding":
+        both: Any = torch.nn.Embedding(n_features, k + 1, sparse=True, device="cuda")
+        torch.nn.init.normal_(both.weight, std=0.01)
+
+        def logits(ids: Any) -> Any:
+            rows = both(ids)
+            factors = rows[..., 1:]
+            return bias + rows[..., 0].sum(1) + 0.5 * (factors.sum(1) ** 2 - (factors**2).sum(1)).sum(1)
+
+        return logits, [bias, *both.parameters()]
+    linear: Any = torch.nn.EmbeddingBag(n_features, 1, mode="sum", sparse=True, device="cuda")
+    bag: Any = torch.nn.EmbeddingBag(n_features, k, mode="sum", sparse=True, device="cuda")
+    torch.nn.init.normal_(bag.weight, std=0.01)
+
+    def bagged(ids: Any) -> Any:
+        squares = torch.nn.functional.embedding(ids, bag.weight, sparse=True).square().sum((1, 2))
+        return bias + linear(ids)[:, 0] + 0.5 * (bag(ids).square().sum(1) - squares)
+
+    return bagged, [bias, *linear.parameters(), *bag.parameters()]
+
+
+def torch_rows_per_second(rows: ImplicitRows, n_features: int, k: int, way: str, batch: int, n_steps: int) -> float:
+    """Rows that PyTorch's Adagrad trains on per second, in batches that wait on the GPU."""
+    import torch
+
+    logits, parameters = torch_logits(way, n_features, k)
+    optimizer = torch.optim.Adagrad(parameters, lr=0.05)
+    ids = torch.from_numpy(rows.indices.reshape(-1, click_data.N_FIELDS).astype(np.int64)).cuda()
+    labels = torch.from_numpy(rows.labels).cuda()
+    batch = min(batch, len(labels))
 
     def step(number: int) -> None:
-        start = number * batch % max(len(labels) - batch, 1)
-        chosen = indices[start : start + batch]
-        vectors = factors(chosen)
-        pairs = 0.5 * (vectors.sum(1) ** 2 - (vectors**2).sum(1)).sum(1)
-        logits = bias + linear(chosen)[:, 0] + pairs
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[start : start + batch])
+        start = number * batch % (len(labels) - batch + 1)
+        chosen = slice(start, start + batch)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(ids[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -193,7 +218,39 @@ def torch_rows_per_second(rows: ImplicitRows, n_features: int, k: int, n_steps: 
     for number in range(n_steps):
         step(number)
     torch.cuda.synchronize()
-    return n_steps * min(batch, len(labels)) / (time.perf_counter() - begin)
+    return n_steps * batch / (time.perf_counter() - begin)
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is there and finds the GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def print_torch(sizes: Sizes) -> dict[str, float]:
+    """PyTorch's ways on the first of the k and hash_bits; the fastest."""
+    k, bits = sizes.factors[0], sizes.hash_bits[0]
+    print(f"\nPyTorch on the same GPU, Adagrad, k = {k}, hash_bits = {bits}; rows per second\n")
+    if not has_torch():
+        print("PyTorch is not installed, or finds no GPU")
+        return {}
+    import torch
+
+    hashes = click_data.hashed_fields(sizes.rows)
+    indices, n_features = click_data.compact(hashes, bits)
+    rows = click_data.as_rows(indices, click_data.labels_for(sizes.rows))
+    table_row(f"torch {torch.__version__}", *(f"batches of {batch}" for batch in TORCH_BATCHES))
+    table_row(*["---"] * (1 + len(TORCH_BATCHES)))
+    best = 0.0
+    for way in TORCH_WAYS:
+        speeds = [torch_rows_per_second(rows, n_features, k, way, batch, 20) for batch in TORCH_BATCHES]
+        table_row(f"nn.{way}", *map(millions, speeds))
+        best = max(best, *speeds)
+        torch.cuda.empty_cache()
+    return {"PyTorch": best} if (k, bits) == (16, 22) else {}
 
 
 def table_row(*cells: str) -> None:
@@ -211,31 +268,29 @@ def print_speeds(sizes: Sizes, bandwidth: float) -> dict[str, float]:
     hashes, labels = click_data.hashed_fields(sizes.rows), click_data.labels_for(sizes.rows)
     found: dict[str, float] = {}
     print(f"\n{sizes.rows} rows of {click_data.N_FIELDS} entries; millions of rows per second\n")
-    head = ("k", "hash_bits", "optimizer", "all rows", "walk", "share of copy bandwidth", "CPU, all cores")
-    table_row(*head, "PyTorch", "walk / PyTorch", "deterministic")
+    head = ("k", "hash_bits", "features", "optimizer", "all rows", "walk", "share of copy bandwidth")
+    table_row(*head, "CPU, all cores", "walk / CPU", "deterministic")
     table_row(*["---"] * 10)
     for k in sizes.factors:
         for bits in sizes.hash_bits:
             indices, n_features = click_data.compact(hashes, bits)
             rows = click_data.as_rows(indices, labels)
             few = some(rows, min(sizes.rows, 200_000))
-            torch_speed = torch_rows_per_second(rows, n_features, k, 50)
             for optimizer in sizes.optimizers[:2]:
                 spec = KernelSpec("logistic", optimizer, k)
                 speed = speed_of(cupy_gpu.compile_kernels(spec), rows, n_features, STEP, sizes.repeats)
                 cores = replace(STEP, n_threads=os.cpu_count() or 1)
                 cpu = len(few.labels) / seconds_of(numba_cpu.compile_kernels(spec), few, n_features, cores, 1)
                 careful = replace(STEP, deterministic=True)
-                alone = some(rows, min(sizes.rows, 50_000))
+                alone = some(rows, min(sizes.rows, 20_000))
                 slow = len(alone.labels) / seconds_of(cupy_gpu.compile_kernels(spec), alone, n_features, careful, 1)
-                times = speed.walk / torch_speed if torch_speed else float("nan")
                 table_row(
-                    *(str(k), str(bits), optimizer, millions(speed.whole), millions(speed.walk)),
-                    *(f"{speed.walk * bytes_per_row(spec) / bandwidth:.0%}", millions(cpu), millions(torch_speed)),
-                    *(f"{times:.0f}x", millions(slow)),
+                    *(str(k), str(bits), f"{n_features:,}", optimizer, millions(speed.whole), millions(speed.walk)),
+                    *(f"{speed.walk * bytes_per_row(spec) / bandwidth:.0%}", millions(cpu)),
+                    *(f"{speed.walk / cpu:.0f}x", millions(slow)),
                 )
                 if (k, bits, optimizer) == (16, 22, "adagrad-row"):
-                    found |= {"rows/s": speed.walk, "times PyTorch": times}
+                    found["rows/s"] = speed.walk
     return found
 
 
@@ -332,7 +387,7 @@ def print_bars(found: dict[str, float]) -> None:
         ("log loss", f"within {BAR_LOSS} of the CPU", lambda x: x <= BAR_LOSS),
         ("logits", f"equal to {BAR_LOGIT}", lambda x: x <= BAR_LOGIT),
     ]
-    print("\nbars (rows/s and PyTorch: k = 16, hash_bits = 22, row-wise AdaGrad)\n")
+    print("\nbars (rows/s beside PyTorch: k = 16, hash_bits = 22, row-wise AdaGrad)\n")
     table_row("bar", "wanted", "found", "met")
     table_row(*["---"] * 4)
     for name, wanted, is_met in bars:
@@ -362,7 +417,7 @@ def also_written_to(path: str) -> Iterator[None]:
             yield
 
 
-PARTS = ("learning", "rounds", "speeds")
+PARTS = ("torch", "speeds", "rounds", "learning")
 
 
 def run(sizes: Sizes, device: str, bandwidth: float, parts: Sequence[str] = PARTS) -> None:
@@ -370,12 +425,16 @@ def run(sizes: Sizes, device: str, bandwidth: float, parts: Sequence[str] = PART
     print(machine_line())
     print(f"{device}; {datetime.date.today()}; copies within its memory: {bandwidth / 1e9:.0f} GB/s read and written")
     found: dict[str, float] = {}
-    if "learning" in parts:
-        found |= print_learning(sizes)
-    if "rounds" in parts:
-        print_rounds(sizes)
+    if "torch" in parts:
+        found |= print_torch(sizes)
     if "speeds" in parts:
         found |= print_speeds(sizes, bandwidth)
+    if "rounds" in parts:
+        print_rounds(sizes)
+    if "learning" in parts:
+        found |= print_learning(sizes)
+    if "PyTorch" in found and "rows/s" in found:
+        found["times PyTorch"] = found["rows/s"] / found["PyTorch"]
     print_bars(found)
 
 
@@ -392,13 +451,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given again")
+    for name in ("factors", "hash-bits"):
+        parser.add_argument(f"--{name}", type=int, nargs="+", help="only these")
+    parser.add_argument("--optimizers", nargs="+", help="only these")
+    for name in ("rows", "learning-rows", "epochs", "repeats"):
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--output", default="", help="write what is printed to this file too")
     arguments = parser.parse_args()
     name, reason = cupy_device.availability()
     if not name:
         print(f"no GPU, nothing measured: {reason}")
         return
-    sizes = SMOKE if arguments.smoke else FULL
+    chosen = {each.name: getattr(arguments, each.name, None) for each in fields(Sizes)}
+    sizes = replace(
+        SMOKE if arguments.smoke else FULL,
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items() if value},
+    )
     with also_written_to(arguments.output):
         run(sizes, device_line(), copy_bandwidth(sizes.copied), arguments.only or PARTS)
 

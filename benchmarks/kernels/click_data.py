@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,13 +31,17 @@ def hashed_fields(n_rows: int, seed: int = 1) -> NDArray[np.uint32]:
     rng = np.random.default_rng(seed)
     cardinalities = np.round(np.geomspace(3, 1.5e6, N_FIELDS)).astype(np.int64)
     exponents = rng.permutation(np.linspace(0.9, 1.35, N_FIELDS))
-    hashes = np.empty((n_rows, N_FIELDS), np.uint32)
-    for number, (cardinality, exponent) in enumerate(zip(cardinalities, exponents, strict=True)):
-        cumulative = np.cumsum(np.arange(1, cardinality + 1, dtype=np.float64) ** -exponent)
-        category = np.searchsorted(cumulative, rng.random(n_rows) * cumulative[-1])
+    hashes, drawn = np.empty((n_rows, N_FIELDS), np.uint32), [rng.random(n_rows) for _ in range(N_FIELDS)]
+
+    def fill(number: int) -> None:
+        cumulative = np.cumsum(np.arange(1, cardinalities[number] + 1, dtype=np.float64) ** -exponents[number])
+        category = np.searchsorted(cumulative, drawn[number] * cumulative[-1])
         token = np.full(n_rows, number, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + category.astype(np.uint64)
         token = (token ^ (token >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         hashes[:, number] = (token ^ (token >> np.uint64(29))).astype(np.uint32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(fill, range(N_FIELDS)))
     return hashes
 
 

@@ -89,7 +89,7 @@ def test_many_warps_move_the_table_as_one_does_to_first_order(
             state[...] = 1e4
         with monkeypatch.context() as patch:
             force_grid(patch, *shape)
-            step = Step(1e-4, 1e-4, ftrl_beta=10.0)
+            step = Step(1e-5, 1e-5, ftrl_beta=10.0)
             tally = backend(spec).run_round(rows, table, step)
         assert tally.rows == len(rows.labels)
         tables.append(table)

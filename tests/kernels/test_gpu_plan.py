@@ -88,11 +88,12 @@ def test_more_rows_are_calm_with_smaller_rates_larger_accumulators_and_fewer_sha
 
 
 def test_rows_seen_follow_from_the_growth_of_the_bias_accumulator() -> None:
-    assert gpu_plan.rows_seen(ROWWISE, 1000, [0, 901, 1], [0, 1001, 1]) == pytest.approx(10_010)
-    assert gpu_plan.rows_seen(ROWWISE, 0, [0, 1, 1], [0, 1, 1]) == 0
-    assert gpu_plan.rows_seen(ROWWISE, 1000, [0, 5, 1], [0, 5, 1]) == float("inf")
-    assert gpu_plan.rows_seen(KernelSpec("logistic", "sgd", 4), 1000, [0], [0]) == 1000
-    assert gpu_plan.rows_seen(KernelSpec("logistic", "ftrl", 4), 1000, [0, 3, 0], [0, 4, 100]) == 1000
+    assert gpu_plan.rows_seen(ROWWISE, 1000, [0, 901, 1], [0, 1001, 1], 0.0) == pytest.approx(10_010)
+    assert gpu_plan.rows_seen(ROWWISE, 0, [0, 1, 1], [0, 1, 1], 0.0) == 0
+    assert gpu_plan.rows_seen(ROWWISE, 0, [0, 50, 1], [0, 50, 1], 0.1) == 500, "known from an earlier walk"
+    assert gpu_plan.rows_seen(ROWWISE, 1000, [0, 5, 1], [0, 5, 1], 0.1) == float("inf")
+    assert gpu_plan.rows_seen(KernelSpec("logistic", "sgd", 4), 1000, [0], [0], 0.0) == 1000
+    assert gpu_plan.rows_seen(KernelSpec("logistic", "ftrl", 4), 1000, [0, 3, 0], [0, 4, 100], 0.0) == 1000
 
 
 def test_facts_count_how_rows_share_features() -> None:

@@ -30,6 +30,8 @@ PAIRS = [(low, high) for high in range(N_FIELDS) for low in range(high + 1)]
 PENALTIES = {"l2_linear": 0.02, "l2_factors": 0.05}
 PARAMETERS = {"quantile": 0.8, "huber": 0.7}
 """Of losses that have one and are tested with another than its default."""
+STEEP = ("poisson", "squared-hinge")
+"""Losses whose gradients carry SGD away from scores of 10."""
 BACKENDS = ["numba", "host", "cupy"]
 MARKS = {"cupy": [pytest.mark.gpu]}
 
@@ -127,6 +129,8 @@ def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> N
     rates, penalties = numbers_of(case)
     rule = reference.Rule(loss, optimizer, *rates, **penalties, loss_parameter=PARAMETERS.get(loss, 0.0))
     table = make_table(optimizer, n_factors, family=family)
+    if optimizer == "sgd" and loss in STEEP:
+        table.linear[...], table.factors[...] = table.linear / 2, table.factors / 2
     machine = as_machine(table)
     expected = [machine.score(rows.entries(row)) for row in range(n_rows)]
     np.testing.assert_allclose(kernels.scores(rows, table), expected, rtol=1e-5, atol=1e-5)

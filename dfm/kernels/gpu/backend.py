@@ -215,6 +215,8 @@ class _Round:
     walked: int = 0
     """Row blocks."""
     first_bias: list[float] = field(default_factory=list)
+    known_growth: float = 0.0
+    """Of the bias' accumulator per row, in an earlier walk of these rows."""
 
     def grid(self, n_blocks: int) -> Grid:
         """For the next launch, of at most n_blocks row blocks."""
@@ -228,12 +230,22 @@ class _Round:
         return gpu_plan.side_by_side(self.layout, self.facts, n_blocks, most, calm)
 
     def _calm_rows(self) -> float:
+        bias = self._bias_now()
+        self.first_bias = self.first_bias or bias
+        seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias, self.known_growth)
+        return gpu_plan.calm_rows(self.spec, self.step, self.facts, bias, seen)
+
+    def _bias_now(self) -> list[float]:
         room = np.empty(self.layout.linear_width, np.float32)
         self.walk.gpu.device.fetch(self.bias, room)
-        bias: list[float] = room.tolist()
-        self.first_bias = self.first_bias or bias
-        seen = gpu_plan.rows_seen(self.spec, self.walked * BLOCK_ROWS, self.first_bias, bias)
-        return gpu_plan.calm_rows(self.spec, self.step, self.facts, bias, seen)
+        numbers: list[float] = room.tolist()
+        return numbers
+
+    def growth(self, n_rows: int) -> float:
+        """Of the bias' accumulator by each of the n_rows walked; 0.0 where nobody asked for the bias before them."""
+        if not self.first_bias:
+            return 0.0
+        return gpu_plan.growth_per_row(self.spec, n_rows, self.first_bias, self._bias_now())
 
     def train(self, piece: Piece, blocks: int, tallies: int) -> None:
         """Walk a piece, whose blocks and tallies begin at these addresses."""
@@ -281,7 +293,8 @@ def _train(
         every_factor = gpu_plan.flat(table.n_factored * table.layout.lanes // gpu_plan.WARP, 128)
         if with_halves:
             walk.launch("narrow_factors", every_factor)
-        this_round = _Round(walk, spec, step, facts, buffers["bias"], table.layout)
+        known = gpu.residents.growth(rows, spec)
+        this_round = _Round(walk, spec, step, facts, buffers["bias"], table.layout, known_growth=known)
         starts = [0, *itertools.accumulate(len(piece.blocks) for piece in pieces)]
         for number, piece in walk.each(pieces):
             start = starts[number]
@@ -293,6 +306,8 @@ def _train(
         if following:
             _copy_ahead(gpu, following)
         device.fetch(results, tallies)
+        if growth := this_round.growth(int(tallies[:, 0].sum())):
+            gpu.residents.grew(rows, spec, growth)
         ours.arrays.changed()
         if ours is not table:
             for block in table.layout.blocks:

@@ -112,6 +112,7 @@ class Residents:
         self._arrays: OrderedDict[Owner, Resident] = OrderedDict()
         self._clock = itertools.count(1)
         self._facts: dict[Owner, Facts] = {}
+        self._growths: dict[tuple[Owner, object], float] = {}
         self._watched: set[Owner] = set()
         self._gone: deque[Owner] = deque()
 
@@ -123,6 +124,14 @@ class Residents:
             self._facts[owner] = facts_of(rows, check_rows(rows))
             self._watch(owner, *(getattr(rows, name) for name in _ARRAYS))
         return self._facts[owner]
+
+    def growth(self, rows: RowsLike, key: object) -> float:
+        """What `grew` was told last of these rows and this key; 0.0 where it was not."""
+        return self._growths.get((self._owner(rows), key), 0.0)
+
+    def grew(self, rows: RowsLike, key: object, growth: float) -> None:
+        """Remember what a row of a known partition adds to the bias' accumulator, for the next walk."""
+        self._growths[self._owner(rows), key] = growth
 
     def _watch(self, owner: Owner, *arrays: NDArray[Any]) -> None:
         """Notice when one of the owner's arrays is gone: its identity may then be given to another."""
@@ -201,6 +210,8 @@ class Residents:
         while self._gone:
             owner = self._gone.popleft()
             self._facts.pop(owner, None)
+            for known in [known for known in self._growths if known[0] == owner]:
+                del self._growths[known]
             self._watched.discard(owner)
             if owner in self._arrays:
                 self._drop(owner)

@@ -146,16 +146,28 @@ def _record_of(spec: KernelSpec) -> Loss:
     return LOSSES[spec.loss]
 
 
-def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
-    """Number of rows that a table has been trained on, from the growth of the bias' accumulator over `walked` of them.
+def growth_per_row(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
+    """What one of `walked` rows added to the bias' accumulator; 0.0 where that is not known.
 
-    before, now: the bias' record. Without an accumulator only the walked rows are known.
+    before, now: the bias' record.
     """
     column = resolve_optimizer(spec.optimizer).accumulator
-    if column is None or not walked:
+    return max(now[column] - before[column], 0.0) / walked if column is not None and walked else 0.0
+
+
+def rows_seen(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float], known: float) -> float:
+    """Number of rows that a table has been trained on, told from the size of the bias' accumulator and its growth.
+
+    before, now: the bias' record, `walked` rows apart. known: the growth per row in an earlier walk of these rows, or
+    0.0; it serves until some rows have been walked. Without an accumulator only the walked rows are known.
+    """
+    column = resolve_optimizer(spec.optimizer).accumulator
+    if column is None:
         return float(walked)
-    growth = now[column] - before[column]
-    return max(float(walked), walked * now[column] / growth) if growth > 0 else float("inf")
+    growth = growth_per_row(spec, walked, before, now) if walked else known
+    if growth > 0:
+        return max(float(walked), now[column] / growth)
+    return float("inf") if walked else 0.0
 
 
 def one_by_one(layout: Layout) -> Grid:
