@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import dask
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 
 from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError
@@ -64,3 +66,21 @@ def test_a_cluster_that_never_starts_is_told_in_a_sentence(monkeypatch: pytest.M
         pass
     assert told.value.exit_code == 4
     assert len(starts) == 3
+
+
+@pytest.mark.parametrize("dashboard", [False, True])
+@pytest.mark.parametrize("safely", [False, True])
+def test_workers_profile_for_a_dashboard_where_python_survives_it(
+    monkeypatch: pytest.MonkeyPatch, dashboard: bool, safely: bool
+) -> None:
+    monkeypatch.setattr(connect, "_PROFILES_SAFELY", safely)
+    monkeypatch.setattr(connect, "LocalCluster", lambda **_: dask.config.get("distributed.worker.profile.enabled"))
+    assert connect._local_cluster(ClusterSettings(dashboard=dashboard), "") is (dashboard and safely)
+
+
+def test_clusters_in_the_process_of_the_tests_do_not_profile(client: Client, two_workers: Client) -> None:
+    for each in (client, two_workers):
+        assert isinstance(each.cluster, LocalCluster)
+        assert not [
+            name for worker in each.cluster.workers.values() for name in worker.periodic_callbacks if "profile" in name
+        ]

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,10 @@ _CONFIG = {
     # So long a worker that was killed may take to come back before another is started in its place.
     "distributed.deploy.lost-worker-timeout": "20s",
 }
+_PROFILES_SAFELY = sys.version_info[:2] != (3, 11)
+"""Dask profiles by walking the frames of threads that run. In Python 3.11 a garbage collection may begin in the middle
+of it, whose finalizers and callbacks let those threads go on: what is then written goes to frames that are gone, and
+the process crashes. Dask itself has given up that of event loops there, not that of tasks."""
 _starting = threading.Lock()
 """Held while a cluster starts under settings of its own, which are those of the whole process meanwhile."""
 
@@ -91,7 +96,7 @@ def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalClus
         # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
         "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
         # A profile is looked at on the dashboard only.
-        "distributed.worker.profile.enabled": settings.dashboard,
+        "distributed.worker.profile.enabled": settings.dashboard and _PROFILES_SAFELY,
     }
     with _starting, dask.config.set(own):
         return LocalCluster(
