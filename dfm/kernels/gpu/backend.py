@@ -216,7 +216,7 @@ class _Round:
     """Row blocks."""
     first_bias: list[float] = field(default_factory=list)
     known_growth: float = 0.0
-    """Of the bias' accumulator per row, in an earlier walk of these rows."""
+    """Growth of the bias' accumulator per row, in an earlier walk of these rows."""
 
     def grid(self, n_blocks: int) -> Grid:
         """For the next launch, of at most n_blocks row blocks."""
@@ -242,7 +242,7 @@ class _Round:
         return numbers
 
     def growth(self, n_rows: int) -> float:
-        """Of the bias' accumulator by each of the n_rows walked; 0.0 where nobody asked for the bias before them."""
+        """Growth of the bias' accumulator by each of the n_rows walked; 0.0 where nobody read the bias before them."""
         if not self.first_bias:
             return 0.0
         return gpu_plan.growth_per_row(self.spec, n_rows, self.first_bias, self._bias_now())

@@ -126,11 +126,11 @@ class Residents:
         return self._facts[owner]
 
     def growth(self, rows: RowsLike, key: object) -> float:
-        """What `grew` was told last of these rows and this key; 0.0 where it was not."""
+        """The growth that `grew` was given last for these rows and this key; 0.0 where it was not."""
         return self._growths.get((self._owner(rows), key), 0.0)
 
     def grew(self, rows: RowsLike, key: object, growth: float) -> None:
-        """Remember what a row of a known partition adds to the bias' accumulator, for the next walk."""
+        """Remember the growth of the bias' accumulator per row of a known partition, for the next walk."""
         self._growths[self._owner(rows), key] = growth
 
     def _watch(self, owner: Owner, *arrays: NDArray[Any]) -> None:

@@ -147,7 +147,7 @@ def _record_of(spec: KernelSpec) -> Loss:
 
 
 def growth_per_row(spec: KernelSpec, walked: int, before: Sequence[float], now: Sequence[float]) -> float:
-    """What one of `walked` rows added to the bias' accumulator; 0.0 where that is not known.
+    """Growth of the bias' accumulator by each of `walked` rows; 0.0 where that is not known.
 
     before, now: the bias' record.
     """
@@ -178,10 +178,11 @@ def one_by_one(layout: Layout) -> Grid:
 def side_by_side(layout: Layout, facts: Facts, n_blocks: int, most_blocks: int, calm: float) -> Grid:
     """A grid for n_blocks row blocks of which at most `calm` rows are in flight, on a device that runs most_blocks.
 
-    Few rows in flight are better spent on more warps than on rows that wait to be flushed.
+    Few rows in flight are better spent on more warps than on rows that wait to be flushed, and do not meet so often
+    that sums of hot features would be worth their flushes.
     """
-    n_hot = min(facts.n_hot, most_hot(layout))
     calm = min(calm, 1e12)
+    n_hot = min(facts.n_hot, most_hot(layout)) if calm >= most_blocks * WARPS_PER_BLOCK / 2 else 0
     turns = ROWS_PER_FLUSH if calm >= most_blocks * WARPS_PER_BLOCK * ROWS_PER_FLUSH else 1
     warps = int(min(max(calm, 1), WARPS_PER_BLOCK))
     blocks = int(min(max(calm // (warps * turns), 1), most_blocks, max(n_blocks, 1)))
