@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib.util
 import os
 import statistics
 import sys
@@ -29,7 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+sys.path.insert(0, str(Path(__file__).parent))
 import click_data
+import torch_machine
 from click_data import ImplicitRows
 from machine import machine_line
 
@@ -159,82 +160,11 @@ def copy_bandwidth(n_bytes: int) -> float:
     return best
 
 
-TORCH_WAYS = ("Embedding", "EmbeddingBag")
-TORCH_BATCHES = (8192, 65536)
-
-
-def torch_logits(way: str, n_features: int, k: int) -> tuple[Any, list[Any]]:
-    """A factorization machine of PyTorch's sparse layers on the GPU: its function of ids int64[rows, fields], and its
-    parameters.
-
-    "Embedding" looks w and V up in one table; "EmbeddingBag" sums w and V in bags, and looks V up once more for Σ V².
-    """
-    import torch
-
-    bias = torch.zeros(1, requires_grad=True, device="cuda")
-    if way == "Embedding":
-        both: Any = torch.nn.Embedding(n_features, k + 1, sparse=True, device="cuda")
-        torch.nn.init.normal_(both.weight, std=0.01)
-
-        def logits(ids: Any) -> Any:
-            rows = both(ids)
-            factors = rows[..., 1:]
-            return bias + rows[..., 0].sum(1) + 0.5 * (factors.sum(1) ** 2 - (factors**2).sum(1)).sum(1)
-
-        return logits, [bias, *both.parameters()]
-    linear: Any = torch.nn.EmbeddingBag(n_features, 1, mode="sum", sparse=True, device="cuda")
-    bag: Any = torch.nn.EmbeddingBag(n_features, k, mode="sum", sparse=True, device="cuda")
-    torch.nn.init.normal_(bag.weight, std=0.01)
-
-    def bagged(ids: Any) -> Any:
-        squares = torch.nn.functional.embedding(ids, bag.weight, sparse=True).square().sum((1, 2))
-        return bias + linear(ids)[:, 0] + 0.5 * (bag(ids).square().sum(1) - squares)
-
-    return bagged, [bias, *linear.parameters(), *bag.parameters()]
-
-
-def torch_rows_per_second(rows: ImplicitRows, n_features: int, k: int, way: str, batch: int, n_steps: int) -> float:
-    """Rows that PyTorch's Adagrad trains on per second, in batches that wait on the GPU."""
-    import torch
-
-    logits, parameters = torch_logits(way, n_features, k)
-    optimizer = torch.optim.Adagrad(parameters, lr=0.05)
-    ids = torch.from_numpy(rows.indices.reshape(-1, click_data.N_FIELDS).astype(np.int64)).cuda()
-    labels = torch.from_numpy(rows.labels).cuda()
-    batch = min(batch, len(labels))
-
-    def step(number: int) -> None:
-        start = number * batch % (len(labels) - batch + 1)
-        chosen = slice(start, start + batch)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(ids[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    for number in range(3):
-        step(number)
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for number in range(n_steps):
-        step(number)
-    torch.cuda.synchronize()
-    return n_steps * batch / (time.perf_counter() - begin)
-
-
-def has_torch() -> bool:
-    """Whether PyTorch is there and finds the GPU."""
-    if importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
 def print_torch(sizes: Sizes) -> dict[str, float]:
     """PyTorch's ways on the first of the k and hash_bits; the fastest."""
     k, bits = sizes.factors[0], sizes.hash_bits[0]
     print(f"\nPyTorch on the same GPU, Adagrad, k = {k}, hash_bits = {bits}; rows per second\n")
-    if not has_torch():
+    if not torch_machine.is_usable():
         print("PyTorch is not installed, or finds no GPU")
         return {}
     import torch
@@ -242,11 +172,11 @@ def print_torch(sizes: Sizes) -> dict[str, float]:
     hashes = click_data.hashed_fields(sizes.rows)
     indices, n_features = click_data.compact(hashes, bits)
     rows = click_data.as_rows(indices, click_data.labels_for(sizes.rows))
-    table_row(f"torch {torch.__version__}", *(f"batches of {batch}" for batch in TORCH_BATCHES))
-    table_row(*["---"] * (1 + len(TORCH_BATCHES)))
+    table_row(f"torch {torch.__version__}", *(f"batches of {batch}" for batch in torch_machine.BATCHES))
+    table_row(*["---"] * (1 + len(torch_machine.BATCHES)))
     best = 0.0
-    for way in TORCH_WAYS:
-        speeds = [torch_rows_per_second(rows, n_features, k, way, batch, 20) for batch in TORCH_BATCHES]
+    for way in torch_machine.WAYS:
+        speeds = [torch_machine.rows_per_second(rows, n_features, k, way, batch, 20) for batch in torch_machine.BATCHES]
         table_row(f"nn.{way}", *map(millions, speeds))
         best = max(best, *speeds)
         torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,25 @@ def test_small_steps_are_not_lost_to_16_bits(backend: Backend) -> None:
         moves.append(float((table.factors[:2] - 0.5).mean()))
     assert moves[0] != 0
     assert moves[1] == pytest.approx(moves[0], rel=0.3)
+
+
+def test_a_walk_begins_as_wide_as_the_last_walk_of_the_same_rows_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def noted(*arguments: Any) -> float:
+        seen.append(rows_seen(*arguments))
+        return seen[-1]
+
+    rows_seen = gpu_plan.rows_seen
+    monkeypatch.setattr(gpu_plan, "rows_seen", noted)
+    rows, others, table = make_rows(4 * BLOCK_ROWS, 6), make_rows(2 * BLOCK_ROWS, 6), make_table("adagrad-row", 4)
+    kernels, first_of_each = kernels_on(HostDevice(), "adagrad-row"), []
+    for walked in (rows, rows, others):
+        seen.clear()
+        kernels.run_round(walked, table, Step(0.05, 0.03))
+        first_of_each.append(seen[0])
+    assert first_of_each[0] == first_of_each[2] == 0, "nothing is known of rows that are new"
+    assert first_of_each[1] == pytest.approx(4 * BLOCK_ROWS, rel=0.05)
 
 
 # --- what stays on the device, and what does not fit -------------------------------------------------------

@@ -67,6 +67,14 @@ def test_a_full_device_takes_more_rows_per_flush() -> None:
     assert grid.rows_in_flight == 264 * gpu_plan.WARPS_PER_BLOCK * gpu_plan.ROWS_PER_FLUSH
 
 
+def test_hot_features_are_summed_from_half_of_the_device_on() -> None:
+    def hot(calm: float) -> int:
+        return gpu_plan.side_by_side(Layout("adagrad-row", 16), Facts(100, 2, 3.0), 10**6, 264, calm).n_hot
+
+    half = 264 * gpu_plan.WARPS_PER_BLOCK / 2
+    assert (hot(1), hot(half - 1), hot(half), hot(float("inf"))) == (0, 0, 2, 2)
+
+
 def test_more_rows_are_calm_with_smaller_rates_larger_accumulators_and_fewer_shared_features() -> None:
     def calm(rate: float = 0.05, crowding: float = 5.0, total: float = 1e4, seen: float = 1e9) -> float:
         return gpu_plan.calm_rows(ROWWISE, Step(rate, rate), Facts(9, 0, crowding), [0.0, total, 0.0], seen)

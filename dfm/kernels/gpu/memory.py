@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from dfm.kernels.contract import RowsLike, check_rows
+from dfm.kernels.contract import KernelSpec, RowsLike, check_rows
 from dfm.kernels.gpu.plan import Facts, Piece, facts_of, piece_bytes
 
 ALIGNMENT = 256
@@ -112,7 +112,7 @@ class Residents:
         self._arrays: OrderedDict[Owner, Resident] = OrderedDict()
         self._clock = itertools.count(1)
         self._facts: dict[Owner, Facts] = {}
-        self._growths: dict[tuple[Owner, object], float] = {}
+        self._growths: dict[tuple[Owner, KernelSpec], float] = {}
         self._watched: set[Owner] = set()
         self._gone: deque[Owner] = deque()
 
@@ -125,13 +125,13 @@ class Residents:
             self._watch(owner, *(getattr(rows, name) for name in _ARRAYS))
         return self._facts[owner]
 
-    def growth(self, rows: RowsLike, key: object) -> float:
-        """The growth that `grew` was given last for these rows and this key; 0.0 where it was not."""
-        return self._growths.get((self._owner(rows), key), 0.0)
+    def growth(self, rows: RowsLike, spec: KernelSpec) -> float:
+        """Growth of the bias' accumulator per row in the last walk of these rows; 0.0 where that is not known."""
+        return self._growths.get((self._owner(rows), spec), 0.0)
 
-    def grew(self, rows: RowsLike, key: object, growth: float) -> None:
-        """Remember the growth of the bias' accumulator per row of a known partition, for the next walk."""
-        self._growths[self._owner(rows), key] = growth
+    def grew(self, rows: RowsLike, spec: KernelSpec, growth: float) -> None:
+        """Remember that growth for the next walk of a known partition."""
+        self._growths[self._owner(rows), spec] = growth
 
     def _watch(self, owner: Owner, *arrays: NDArray[Any]) -> None:
         """Notice when one of the owner's arrays is gone: its identity may then be given to another."""
