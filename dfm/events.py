@@ -473,6 +473,22 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
+        "calibrated",
+        _TRAINING,
+        "a calibration is fitted, and kept or refused (`model.calibration`)",
+        (
+            Field("kind", "text", "platt or isotonic"),
+            Field("kept", "flag", "whether predictions are calibrated by it"),
+            Field("rows", "integer", "validation rows that it is fitted on", "rows"),
+            Field("judged_rows", "integer", "the other ones", "rows"),
+            _number("log_loss_before", "of the other ones", "nats"),
+            _number("log_loss_after", "the same of what is published", "nats"),
+            Field("gain", "number", "by how much it would fall", "nats"),
+            Field("gain_error", "number", "standard error of that", "nats"),
+            _REASON,
+        ),
+    ),
+    EventRecord(
         "diagnosis",
         _TRAINING,
         "training is over; what it could not learn",

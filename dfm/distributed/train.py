@@ -19,6 +19,7 @@ from distributed import Client, Future
 from dfm.data.accounting import RowAccount
 from dfm.data.preparation import prune_cache
 from dfm.distributed import backends, monitoring, start
+from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.choosing import best_of_both, check_choice
 from dfm.distributed.cluster import connect
@@ -94,6 +95,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     check_shards(job, [*inputs.train, *inputs.validation])
     order = order.of_fields(inputs.schema)
     check_choice(job, inputs)
+    check_calibration(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints = _find_checkpoints(job, inputs)
@@ -167,7 +169,8 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
                 trained = train_all()
             with kept(trainings, publishing=True):
                 prepared, trained = best_of_both(run, prepared, trained, started_loop)
-                trained = diagnosed(run, prepared, trainings[0].loop.work, trained)
+                work = trainings[0].loop.work
+                trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
                 result = _publish(run, prepared, trained)
     except DivergenceError:
         _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
@@ -294,7 +297,9 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     found = tuned(run, prepared)
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, step=found.step),
+        work=dataclasses.replace(
+            run.work, unit=unit, clip=prepared.reading.clip, step=found.step, apart=share_apart(run.job)
+        ),
         objective=objective,
         plan=run.inputs.plan,
         schedule=StepSchedule(run.inputs.course.schedule, run.job.model.seed),

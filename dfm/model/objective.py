@@ -32,6 +32,7 @@ from dfm.kernels.losses import (
     resolve_loss,
 )
 from dfm.kernels.tables import MAX_ROW_FACTORS
+from dfm.model.calibration import Calibration
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
 from dfm.settings.constraints import OWN, show
 from dfm.settings.groups import Grouping, groups_of
@@ -98,6 +99,8 @@ class Objective:
     loss: CompiledLoss | CustomLoss | None = None
     clip: tuple[float, float] | None = None
     """The range that predictions stay in; None: any."""
+    calibration: Calibration | None = None
+    """The function of logits that predictions are made of; None: the logits themselves."""
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -130,11 +133,15 @@ class Objective:
         return cls(task, info, None if info.sha256 else resolve_loss(info.name, info.parameter))
 
     def predict(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Predictions of raw scores, float32[n_rows], within `clip`."""
-        predicted = self.link.predict(scores)
+        """Predictions of raw scores, float32[n_rows], calibrated and within `clip`."""
+        predicted = self.link.predict(self.calibrated(scores))
         if self.clip is None:
             return predicted
         return np.clip(predicted, np.float32(self.clip[0]), np.float32(self.clip[1]))
+
+    def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores that predictions are made of, float32[n_rows]: raw ones, or calibrated logits."""
+        return scores if self.calibration is None else self.calibration(scores).astype(np.float32)
 
     @property
     def link(self) -> Link:
@@ -187,7 +194,7 @@ class Objective:
         if self.task == "regression":
             return RegressionTally.from_scores(self.predict(scores), labels, weights)
         kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
-        return kind.from_scores(scores, labels, weights)
+        return kind.from_scores(self.calibrated(scores), labels, weights)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -318,6 +318,15 @@ class Reporter:
         mean = number_text(event["validation"][name])
         self._line(f"mean of {len(event['models'])} models: {name.replace('_', ' ')} {mean} (alone {singles})")
 
+    def _show_calibrated(self, event: Event) -> None:
+        self._stop_progress()
+        if event["kept"]:
+            before, after = (number_text(event[f"log_loss_{when}"]) for when in ("before", "after"))
+            told = f"kept: log loss {before} without, {after} with it, on {_count(event['judged_rows'], 'row')} that it"
+            self._line(f"calibration ({event['kind']}) {told} has not seen")
+        else:
+            self._line(f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]; none is kept")
+
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:
             self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")

@@ -58,6 +58,11 @@ class Job:
                 "Name it in schema.time, or give data.validation its own files."
             )
         self._check_negative_rate()
+        if self.model.calibration != "none" and not self._predicts_probabilities:
+            raise SettingsError(
+                f"model.calibration = {show(self.model.calibration)} needs a model of probabilities: task "
+                f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+            )
         if self.schema.label_positive and self.model.task != "classification":
             raise SettingsError(
                 f"schema.label_positive = {show(self.schema.label_positive)} needs "
@@ -65,11 +70,18 @@ class Job:
                 "Leave label_positive out."
             )
 
+    @property
+    def _predicts_probabilities(self) -> bool:
+        """Whether predictions are probabilities for sure; of a user's function nothing is known."""
+        loss = LOSSES.get(self.model.loss)
+        is_sigmoid = self.model.loss == "auto" or (loss is not None and loss.link == "sigmoid")
+        return self.model.task == "classification" and is_sigmoid
+
     def _check_negative_rate(self) -> None:
-        rate, loss = self.data.negative_rate, LOSSES.get(self.model.loss)
+        rate = self.data.negative_rate
         if rate == 1.0:
             return
-        if self.model.task != "classification" or (self.model.loss != "auto" and (not loss or loss.link != "sigmoid")):
+        if not self._predicts_probabilities:
             raise SettingsError(
                 f"data.negative_rate = {rate:g} needs a model of probabilities, whose logits it lowers: task "
                 f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."

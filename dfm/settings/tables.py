@@ -45,6 +45,7 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
 CHOICES = ("given", "best")
+CALIBRATIONS = ("none", "platt", "isotonic")
 FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
@@ -297,6 +298,14 @@ class ModelSettings(Table):
         CHOICES[0],
         Options(CHOICES),
         "best: also trained without factors, and what validates better is published; given: these settings only",
+        is_late=True,
+    )
+    calibration: str = knob(
+        CALIBRATIONS[0],
+        Options(CALIBRATIONS),
+        "what becomes of logits before they are published: none; platt: a line; isotonic: a rising function; fitted on "
+        "a third of the rows to validate on, which then judge no epoch, and kept where it lowers the log loss of the "
+        "others",
         is_late=True,
     )
     clip: bool = knob(
