@@ -13,8 +13,8 @@ from dfm.distributed.publish import Trained
 from dfm.distributed.run import Run
 from dfm.errors import SettingsError
 from dfm.model.calibration import Calibration, Gain, fitted, gain_of
-from dfm.model.metrics import ClassificationTally, Tally
-from dfm.model.objective import LossTally
+from dfm.model.metrics import Tally
+from dfm.model.objective import classified
 from dfm.settings.job import Job
 from dfm.training import rounds
 from dfm.training.inputs import Inputs
@@ -87,11 +87,11 @@ def calibrated(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tr
 
 
 def _outcome(run: Run, prepared: Prepared, work: Work, trained: Trained, kind: str) -> _Outcome:
-    apart = _of_task(_tally(run, prepared, trained, work, rounds.evaluate_apart))
+    apart = classified(_tally(run, prepared, trained, work, rounds.evaluate_apart))
     found = fitted(kind, apart)
     if isinstance(found, str):
         return _Outcome(None, apart.rows, found)
-    judges = _of_task(_tally(run, prepared, trained, work, rounds.evaluate_partitions))
+    judges = classified(_tally(run, prepared, trained, work, rounds.evaluate_partitions))
     if not judges.weight:
         return _Outcome(None, apart.rows, "no row is left to judge it by")
     gain = gain_of(found, judges)
@@ -106,10 +106,3 @@ def _tally(run: Run, prepared: Prepared, trained: Trained, work: Work, evaluate:
     tallies = [run.watch.submit(evaluate, work, blocks, partitions) for partitions in prepared.validation]
     tally: Tally = run.watch.result(run.watch.submit(rounds.merge_tallies, tallies))
     return tally
-
-
-def _of_task(tally: Tally) -> ClassificationTally:
-    """The tally of logits and labels, where the loss has one of its own as well."""
-    found = tally.of_task if isinstance(tally, LossTally) else tally
-    assert isinstance(found, ClassificationTally)
-    return found

@@ -38,6 +38,8 @@ from dfm.settings.constraints import OWN, show
 from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
+MORE_IS_BETTER = ("auc",)
+"""Metrics that may choose, of which the greatest is the best."""
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
@@ -101,6 +103,8 @@ class Objective:
     """The range that predictions stay in; None: any."""
     calibration: Calibration | None = None
     """The function of logits that predictions are made of; None: the logits themselves."""
+    stop_on: str = ""
+    """The metric by which parameters are chosen; empty: the loss."""
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -160,8 +164,18 @@ class Objective:
 
     @property
     def primary(self) -> str:
-        """The metric that early stopping compares; less is better."""
+        """The metric of the loss; less is better."""
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
+
+    def cost(self, metrics: Mapping[str, Any]) -> float | None:
+        """The number by which parameters are compared, less is better: the metric to stop on or, of one that is better
+        where it is greater, 1 less it. None where the rows do not define it.
+        """
+        name = self.stop_on or self.primary
+        value = metrics.get(name)
+        if value is None:
+            return None
+        return 1.0 - float(value) if name in MORE_IS_BETTER else float(value)
 
     def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
         """The metric that tells the mean loss of training rows, in the unit of the labels, which were trained in
@@ -214,6 +228,13 @@ class LossTally:
         """JSON-ready: `loss`, the mean by weight, then the metrics of the task."""
         mean = self.loss / self.weight if self.weight else float("nan")
         return {"loss": mean if np.isfinite(mean) else None, **self.of_task.metrics()}
+
+
+def classified(tally: Tally) -> ClassificationTally:
+    """The tally of logits and labels, where the loss has one of its own as well."""
+    found = tally.of_task if isinstance(tally, LossTally) else tally
+    assert isinstance(found, ClassificationTally)
+    return found
 
 
 @functools.cache

@@ -58,6 +58,7 @@ class Job:
                 "Name it in schema.time, or give data.validation its own files."
             )
         self._check_negative_rate()
+        self._check_stop_on()
         if self.model.calibration != "none" and not self._predicts_probabilities:
             raise SettingsError(
                 f"model.calibration = {show(self.model.calibration)} needs a model of probabilities: task "
@@ -68,6 +69,16 @@ class Job:
                 f"schema.label_positive = {show(self.schema.label_positive)} needs "
                 f'model.task = "classification": labels of "{self.model.task}" are numbers. '
                 "Leave label_positive out."
+            )
+
+    def _check_stop_on(self) -> None:
+        metric = self.training.stop_on
+        if metric == "auto" or (metric == "auc" and self.model.task == "classification"):
+            return
+        if not self._predicts_probabilities:
+            raise SettingsError(
+                f"training.stop_on = {show(metric)} is no metric of task {show(self.model.task)} with loss "
+                f'{show(self.model.loss)}. Leave it out, which compares by the loss, or use "auc" of a classification.'
             )
 
     @property

@@ -45,6 +45,7 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
 CHOICES = ("given", "best")
+STOP_METRICS = ("auto", "log_loss", "auc", "normalized_entropy")
 CALIBRATIONS = ("none", "platt", "isotonic")
 FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
@@ -445,6 +446,12 @@ class TrainingSettings(Table):
     outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
     early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
+    stop_on: str = knob(
+        STOP_METRICS[0],
+        Options(STOP_METRICS),
+        "the validation metric that epochs, and whatever else is tried, are compared by; auto: the loss",
+        is_late=True,
+    )
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")
     rollbacks: int = knob(
         0,
