@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 import platform
 import time
@@ -298,7 +299,12 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
     found = tuned(run, prepared)
     return TrainingLoop(
         work=dataclasses.replace(
-            run.work, unit=unit, clip=prepared.reading.clip, step=found.step, apart=share_apart(run.job)
+            run.work,
+            unit=unit,
+            clip=prepared.reading.clip,
+            step=found.step,
+            shift=math.log(run.job.data.sample_negatives),
+            apart=share_apart(run.job),
         ),
         objective=objective,
         plan=run.inputs.plan,

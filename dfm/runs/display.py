@@ -245,6 +245,8 @@ class Reporter:
         rows, held_out = event["rows"], event.get("validation_rows") or {"read": 0, "rejected": 0}
         if held_out["read"]:
             self._line(f"{_count(rows['trained'], 'row')} train, {_count(held_out['trained'], 'row')} validate")
+        if rows.get("sampled_out"):
+            self._line(f"{_count(rows['sampled_out'], 'negative row')} left out by lot (data.sample_negatives)")
         for account, purpose in ((rows, "train on"), (held_out, "validate on")):
             if account["rejected"]:
                 self._line(f"[yellow]{escape(rejected_text(account, purpose))}[/]")

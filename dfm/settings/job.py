@@ -89,18 +89,24 @@ class Job:
         return self.model.task == "classification" and is_sigmoid
 
     def _check_negative_rate(self) -> None:
-        rate = self.data.negative_rate
-        if rate == 1.0:
-            return
-        if not self._predicts_probabilities:
+        rates = {key: getattr(self.data, key) for key in ("negative_rate", "sample_negatives")}
+        given = [key for key, rate in rates.items() if rate != 1.0]
+        for key in given:
+            if not self._predicts_probabilities:
+                raise SettingsError(
+                    f"data.{key} = {rates[key]:g} needs a model of probabilities, whose logits it lowers: task "
+                    f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+                )
+            if self.schema.weight:
+                raise SettingsError(
+                    f"data.{key} = {rates[key]:g} says what a negative row stands for, and schema.weight = "
+                    f"{show(self.schema.weight)} may do so already. Leave one of them out."
+                )
+        if len(given) > 1:
             raise SettingsError(
-                f"data.negative_rate = {rate:g} needs a model of probabilities, whose logits it lowers: task "
-                f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
-            )
-        if self.schema.weight:
-            raise SettingsError(
-                f"data.negative_rate = {rate:g} says what a negative row stands for, and schema.weight = "
-                f"{show(self.schema.weight)} may do so already. Leave one of them out."
+                f"data.negative_rate = {rates['negative_rate']:g} says that negative rows were left out, and "
+                f"data.sample_negatives = {rates['sample_negatives']:g} leaves out more, of which rows to validate on "
+                "would know nothing. Leave one of them out."
             )
 
     @classmethod

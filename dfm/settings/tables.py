@@ -135,6 +135,13 @@ class DataSettings(Table):
         "model is published for the full stream, its logits lower by -ln(negative_rate)",
         is_late=True,
     )
+    sample_negatives: float = knob(
+        1.0,
+        Number(0, 1, open_low=True),
+        "share of the negative rows to train on that are kept, by lot of model.seed, file name and row number; those "
+        "to validate on all stay; the model is published for all rows, its logits lower by -ln(sample_negatives)",
+        is_late=True,
+    )
     storage_options: Mapping[str, Any] = knob(
         {},
         TableOf(AnyOf((*SCALARS, TableOf(AnyOf(SCALARS))))),

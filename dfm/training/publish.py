@@ -80,7 +80,7 @@ def publish_model(
     table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
-    table = of_full_stream(table, reading.negative_rate)
+    table = of_full_stream(table, reading.share_of_negatives)
     if calibration is not None:
         calibration = calibration.moved(math.log(reading.negative_rate))
     parts = reading.schema, reading.task, vocabulary, table, reading.statistics, metadata

@@ -57,6 +57,8 @@ class Work:
     """The unit of the partitions' labels; metrics are in that of the data."""
     clip: tuple[float, float] | None = None
     """The range that predictions stay in when they are judged."""
+    shift: float = 0.0
+    """By which scores of rows to validate on are higher, where they are not of the stream that is trained on."""
     apart: float = 0.0
     """Share of the rows to validate on that judge no epoch: a calibration is fitted on them."""
     calibration: Calibration | None = None
@@ -160,7 +162,7 @@ def warm_block(
     """
     if part[1] > 1:
         model = dataclasses.replace(model, table=part_of_mean(model.table, *part))
-    table = of_full_stream(model.table, 1 / reading.negative_rate)
+    table = of_full_stream(model.table, 1 / reading.share_of_negatives)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label.inverse)
     model = dataclasses.replace(model, table=table)
@@ -268,6 +270,8 @@ def _evaluated(work: Work, blocks: Sequence[Block], partitions: Sequence[SparseP
     for partition in partitions:
         table = averaging.pull(tables, partition.features, partition.n_factored)
         scores, labels = work.unit.undone(scores_of(partition, table)), work.unit.undone(partition.labels)
+        if work.shift:
+            scores = scores.astype(np.float64) + work.shift
         weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)
         if work.apart:
             kept = (lots("calibration", 0, partition.n_rows) < work.apart) == apart
