@@ -277,7 +277,11 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "latest, statistics, hash, build, compile, pilot, linear, evaluate, predict, synth"),
+            Field(
+                "stage",
+                "text",
+                "latest, statistics, hash, build, compile, pilot, linear, report, evaluate, predict, synth",
+            ),
             Field("done", "integer", "rows that are done; of compile, workers", "rows"),
             Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
         ),
@@ -507,6 +511,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("validation_rows", "record", "the same of the validation rows"),
             Field("interrupted", "flag", "whether Ctrl-C ended training early"),
             _SHA256,
+            _absent(Field("report", "text", "the page about it; empty where there is none")),
         ),
     ),
     EventRecord(
@@ -630,6 +635,12 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("loss", "number", "their mean log loss or, of a regression, squared error"),
             Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
         ),
+    ),
+    EventRecord(
+        "reported",
+        "`dfm report`",
+        "the page about a model is written again",
+        (_MODEL, Field("page", "text", "file or URL of it")),
     ),
     EventRecord(
         "predicted",

@@ -32,7 +32,9 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import MOST_ROWS
 from dfm.model.objective import classified, with_functions
+from dfm.model.report import report_model
 from dfm.model.slices import Slicing
+from dfm.pages.page import REPORT
 from dfm.runs.display import watched
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
@@ -428,6 +430,19 @@ def predict(
         "predicted": account.accepted,
         "rejected": account.rejected,
     }
+
+
+def report(model: str | os.PathLike[str], output: str = "", *, storage_options: Mapping[str, Any] | None = None) -> str:
+    """Write the page about a published model (path or URL of its folder) again, and return its path or URL.
+
+    output: the page; without one report.html beside the model's folder, where training has written it. No data are
+    read: what it tells of rows was found when the model was published. ModelError where there is no model;
+    SettingsError where a file that dfm did not make is in the place.
+    """
+    place = os.fspath(model).rstrip("/")
+    page = output or files.join(place.rpartition("/")[0] or ".", REPORT)
+    _checked(storage_options, model=[place], output=[page])
+    return report_model(place, page, f"model in {place}", storage_options)
 
 
 def _progress(on_event: OnEvent | None) -> Any:

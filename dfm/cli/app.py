@@ -313,6 +313,18 @@ def predict(
 
 @cli.command()
 @click.argument("model")
+@click.option("--output", metavar="FILE", default="", help="The page; default: report.html beside MODEL.")
+@_with(storage_option, json_option)
+def report(model: str, output: str, options: dict[str, Any], as_json: bool) -> None:
+    """Write the page about MODEL again: curves, slices, importance, rows, time, its job. No data are read."""
+    from dfm import jobs
+
+    page = jobs.report(model, output, storage_options=options)
+    click.echo(line_of({"event": "reported", "model": model, "page": page}) if as_json else f"report: {page}")
+
+
+@cli.command()
+@click.argument("model")
 @click.option(
     "--token",
     "tokens",

@@ -162,7 +162,7 @@ def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence
 
 
 def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
-    return _batches(reading, unit, reading.schema.sources(columns))
+    return kept_batches(reading, unit, reading.schema.sources(columns))
 
 
 def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
@@ -242,7 +242,7 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 # ------------------------------------------------------------------------------------------------- hashing ----
 
 
-def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
+def kept_batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
     """Batches of the unit, without the rows that others train or validate on."""
     if reading.draw is not None:
         for batch in read_unit(unit, columns, reading.storage_options):
@@ -294,7 +294,7 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
         return cached
     parts, account = [], RowAccount()
     for unit in units:
-        for batch in _batches(reading, unit, reading.columns):
+        for batch in kept_batches(reading, unit, reading.columns):
             n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
             with naming_shard(batch):
                 batch = _sampled(batch, reading, kind)
@@ -343,7 +343,7 @@ def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
     """Up to five distinct labels, from the beginning of the first units."""
     seen: dict[str, None] = {}
     for unit in units[:5]:
-        for batch in itertools.islice(_batches(reading, unit, [reading.schema.label]), 1):
+        for batch in itertools.islice(kept_batches(reading, unit, [reading.schema.label]), 1):
             seen |= dict.fromkeys(repr(label) for label in batch.data.column(reading.schema.label).unique().to_pylist())
     return list(seen)[:5]
 

@@ -71,6 +71,8 @@ class Prepared:
     validation: list[Future]
     account: RowAccount
     validation_account: RowAccount
+    held_out: Reading
+    """The reading of the rows that validate."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ def prepare(run: Run) -> Prepared:
         validation=scored,
         account=account,
         validation_account=validation_account,
+        held_out=validation,
     )
     _check_rows(run, prepared)
     return prepared

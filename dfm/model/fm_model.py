@@ -41,6 +41,7 @@ from dfm.kernels.tables import ParameterTable, allocate
 from dfm.model.calibration import Calibration
 from dfm.model.entries import check_good
 from dfm.model.explain import Explanation, explain
+from dfm.model.figures import notebook_html
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
@@ -130,6 +131,10 @@ class FMModel:
             f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {groups}{layout.n_factors} "
             f"factors{metrics})"
         )
+
+    def _repr_html_(self) -> str:
+        """The view in a notebook: the line, learning and calibration curves, metrics of the rows that validated."""
+        return notebook_html(repr(self), self.metadata)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""

@@ -28,6 +28,7 @@ STAGES = {
     "latest": "looking for the latest rows",
     "pilot": "trying settings",
     "linear": "without factors",
+    "report": "looking at the model",
     "evaluate": "evaluating",
     "slices": "worst slices",
     "importance": "columns in turn",
@@ -336,6 +337,8 @@ class Reporter:
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+        if event.get("report"):
+            self._line(escape(f"report: {event['report']}"))
 
 
 def _of_model(event: Event) -> str:

@@ -619,6 +619,7 @@ class OutputSettings(Table):
 
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
+    report: bool = knob(True, Flag(), "write a page about the model beside it, directory/report.html")
     checkpoint_every: str = knob(
         "average",
         Options(CHECKPOINT_POINTS),
