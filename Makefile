@@ -5,8 +5,8 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-# Tests wait for clusters as often as they compute, so that three at a time keep two cores busy.
-PYTEST_PROCESSES ?= 3
+# Each grows to 2 GiB of compiled kernels, and starts clusters beside it. Three keep two cores busier, where memory allows.
+PYTEST_PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
