@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
     from dfm.factorization import matrix_factorization
-    from dfm.jobs import cross_validate, evaluate, importance, predict, search, train, trials
+    from dfm.jobs import cross_validate, evaluate, importance, predict, report, search, train, trials
     from dfm.kernels.custom.functions import CustomLoss
     from dfm.model.fm_model import FMModel
     from dfm.settings.job import Job, load_job
@@ -150,6 +150,7 @@ __all__ = [
     "load_job",
     "matrix_factorization",
     "predict",
+    "report",
     "search",
     "train",
     "trials",
@@ -168,6 +169,7 @@ _HOMES = {
     "load_job": "dfm.settings",
     "matrix_factorization": "dfm.factorization",
     "predict": "dfm.jobs",
+    "report": "dfm.jobs",
     "search": "dfm.jobs",
     "train": "dfm.jobs",
     "trials": "dfm.jobs",

@@ -189,6 +189,7 @@ METRICS = tuple(
         _number("rmse", "root of the mean squared error", "label"),
         _number("mae", "mean absolute error", "label"),
         _number("mean_error", "mean of prediction less label", "label"),
+        _number("mape", "mean absolute error in parts of the label, of rows whose label is not 0"),
         _number("r2", "share of the labels' variance that is explained"),
         _number("weight", "sum of the rows' weights"),
         Field("rows", "integer", "labelled rows", "rows"),
@@ -216,7 +217,7 @@ _PLAN = (
     Field("epochs", "integer", "walks over the rows, at most"),
     Field("schedule", "text", "how the step size changes"),
 )
-_ROWS = "rows read, trained, rejected, and the rejected ones by reason"
+_ROWS = "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were"
 _EPOCH = Field("epoch", "integer", "which epoch, from 1")
 _ROUND = Field("round", "integer", "averages of this epoch that are done")
 _ROUNDS = Field("rounds", "integer", "averages that this epoch has")
@@ -276,7 +277,11 @@ RECORDS: tuple[EventRecord, ...] = (
         "training, `dfm evaluate`, `predict`, `synth`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
-            Field("stage", "text", "latest, statistics, hash, build, compile, pilot, linear, evaluate, predict, synth"),
+            Field(
+                "stage",
+                "text",
+                "latest, statistics, hash, build, compile, pilot, linear, report, evaluate, predict, synth",
+            ),
             Field("done", "integer", "rows that are done; of compile, workers", "rows"),
             Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
         ),
@@ -473,6 +478,22 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
+        "calibrated",
+        _TRAINING,
+        "a calibration is fitted, and kept or refused (`model.calibration`)",
+        (
+            Field("kind", "text", "platt or isotonic"),
+            Field("kept", "flag", "whether predictions are calibrated by it"),
+            Field("rows", "integer", "validation rows that it is fitted on", "rows"),
+            Field("judged_rows", "integer", "the other ones", "rows"),
+            _number("log_loss_before", "of the other ones", "nats"),
+            _number("log_loss_after", "the same of what is published", "nats"),
+            Field("gain", "number", "by how much it would fall", "nats"),
+            Field("gain_error", "number", "standard error of that", "nats"),
+            _REASON,
+        ),
+    ),
+    EventRecord(
         "diagnosis",
         _TRAINING,
         "training is over; what it could not learn",
@@ -490,6 +511,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("validation_rows", "record", "the same of the validation rows"),
             Field("interrupted", "flag", "whether Ctrl-C ended training early"),
             _SHA256,
+            _absent(Field("report", "text", "the page about it; empty where there is none")),
         ),
     ),
     EventRecord(
@@ -592,6 +614,11 @@ RECORDS: tuple[EventRecord, ...] = (
             _MODEL,
             Field("account", "record", "rows read, evaluated, rejected"),
             _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
+            _absent(_number("threshold", "probability from which on a row counts as positive (`--threshold`)")),
+            _absent(_number("accuracy", "share of rows on the right side of it")),
+            _absent(_number("precision", "share of positives among the rows from it on")),
+            _absent(_number("recall", "share of the positives that lie there")),
+            _absent(_number("f1", "harmonic mean of precision and recall")),
             _absent(_number("group_auc", "mean AUC within a group, weighed by its rows (`--group`)")),
             _absent(Field("groups", "integer", "groups with both classes")),
             _absent(Field("groups_of_one_class", "integer", "groups that have no AUC")),
@@ -608,6 +635,12 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("loss", "number", "their mean log loss or, of a regression, squared error"),
             Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
         ),
+    ),
+    EventRecord(
+        "reported",
+        "`dfm report`",
+        "the page about a model is written again",
+        (_MODEL, Field("page", "text", "file or URL of it")),
     ),
     EventRecord(
         "predicted",

@@ -24,15 +24,17 @@ from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, order_in_slices, predict_shards
 from dfm.distributed.search import SearchResult
-from dfm.distributed.slicing import check_slicing, sliced_metrics
+from dfm.distributed.slicing import check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import MOST_ROWS
-from dfm.model.objective import with_functions
+from dfm.model.objective import classified, with_functions
+from dfm.model.report import report_model
 from dfm.model.slices import Slicing
+from dfm.pages.page import REPORT
 from dfm.runs.display import watched
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job, load_job
@@ -235,6 +237,7 @@ def evaluate(
     client: Client | None = None,
     by: Sequence[str | Sequence[str]] = (),
     group: str = "",
+    threshold: float | None = None,
     top: int = 50,
     min_rows: int = 1000,
     on_bad_rows: str = "error",
@@ -251,10 +254,12 @@ def evaluate(
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
     worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
-    a column (a user, a query) within whose values rows are ranked: group_auc, groups, groups_of_one_class.
+    a column (a user, a query) within whose values rows are ranked: group_auc, groups, groups_of_one_class. threshold:
+    a probability, with accuracy, precision, recall and f1 where rows from it on count as positive.
     """
     _check(client)
     loaded, place = _model(model, storage_options)
+    check_threshold(loaded, threshold)
     slicing = Slicing.of(by, group)
     check_slicing(loaded, slicing)
     paths, is_weighted = _paths_of(data), True
@@ -279,7 +284,8 @@ def evaluate(
     account = found.account
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
-    return {**found.tally.metrics(), **sliced, "account": rows}
+    decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
+    return {**found.tally.metrics(), **decided, **sliced, "account": rows}
 
 
 def importance(
@@ -424,6 +430,19 @@ def predict(
         "predicted": account.accepted,
         "rejected": account.rejected,
     }
+
+
+def report(model: str | os.PathLike[str], output: str = "", *, storage_options: Mapping[str, Any] | None = None) -> str:
+    """Write the page about a published model (path or URL of its folder) again, and return its path or URL.
+
+    output: the page; without one report.html beside the model's folder, where training has written it. No data are
+    read: what it tells of rows was found when the model was published. ModelError where there is no model;
+    SettingsError where a file that dfm did not make is in the place.
+    """
+    place = os.fspath(model).rstrip("/")
+    page = output or files.join(place.rpartition("/")[0] or ".", REPORT)
+    _checked(storage_options, model=[place], output=[page])
+    return report_model(place, page, f"model in {place}", storage_options)
 
 
 def _progress(on_event: OnEvent | None) -> Any:

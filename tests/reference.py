@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.optimize
 from numpy.typing import NDArray
 
 
@@ -310,3 +311,28 @@ def _factor_step(machine: Machine, j: int, gradient: NDArray[np.float64], rule: 
         machine.state["V", j, f] = total
         step[f] = rate * float(slope) / math.sqrt(total)
     return step
+
+
+def platt(scores: Sequence[float], labels: Sequence[int]) -> tuple[float, float]:
+    """Slope and intercept of the line through scores with the least log loss of Platt's smoothed labels (1999)."""
+    z, y = np.asarray(scores, float), np.asarray(labels)
+    n_up, n_down = int(y.sum()), int((1 - y).sum())
+    targets = np.where(y == 1, (n_up + 1) / (n_up + 2), 1 / (n_down + 2))
+
+    def loss(line: np.ndarray) -> float:
+        logits = line[0] * z + line[1]
+        return float((np.logaddexp(0, logits) - targets * logits).sum())
+
+    found = scipy.optimize.minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-12})
+    return float(found.x[0]), float(found.x[1])
+
+
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The rising least-squares fit by its min-max formula (Robertson, Wright and Dykstra 1988)."""
+    y, w = np.asarray(values, float), np.asarray(weights, float)
+
+    def mean(start: int, stop: int) -> float:
+        return float((y[start : stop + 1] * w[start : stop + 1]).sum() / w[start : stop + 1].sum())
+
+    n = len(y)
+    return [max(min(mean(start, stop) for stop in range(i, n)) for start in range(i + 1)) for i in range(n)]

@@ -22,6 +22,7 @@ PACKAGE = Path(dfm.__file__).parent
 FLOORS = [
     {"errors", "version", "events", "compilation"},
     {"storage"},
+    {"pages"},
     {"settings"},
     {"data"},
     {"kernels"},

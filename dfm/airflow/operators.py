@@ -173,13 +173,14 @@ class DfmTrainOperator(_DfmOperator):
     def _result(
         self, context: Any, directory: str, options: dict[str, Any], epochs_told: Collection[int] = frozenset()
     ) -> dict[str, Any]:
-        from dfm.workflow import html_report, steps
+        from dfm.model.report import report_training
+        from dfm.workflow import steps
 
         record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
         events = [e for e in runs.read_events(directory, options) if e.get("epoch") not in epochs_told]
         for line in runtime.lines_of_run(record, events, directory):
             self.log.info("%s", line)
-        self._show_report(html_report.report_training(directory, record.run_id, options), context)
+        self._show_report(report_training(directory, record.run_id, options), context)
         return steps.outcome(record)
 
     def on_kill(self) -> None:

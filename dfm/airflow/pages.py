@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 
 from dfm.airflow import runtime
-from dfm.workflow.html_report import HEAD, read_report
+from dfm.pages.page import HEAD, read_report
 
 _NO_SCRIPTS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"}
 

@@ -212,7 +212,7 @@ def report(
     url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write a page about the night; a section is what a task returned, or None where it did not run."""
-    from dfm.workflow.html_report import write_report
+    from dfm.pages.page import write_report
 
     present = {name: content for name, content in sections.items() if content}
     write_report(url, title, present, runtime.options_of(storage_options))

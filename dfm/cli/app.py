@@ -223,10 +223,12 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
     "--min-rows", type=click.IntRange(1), default=1000, show_default=True, help="Rows that a slice has at least."
 )
 @click.option("--group", metavar="COLUMN", default="", help="AUC within the rows of each user, query, …")
+@click.option("--threshold", type=float, help="Accuracy, precision, recall, F1 from this probability on.")
 @_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
-    model: str, data: tuple[str, ...], by: tuple[str, ...], top: int, min_rows: int, group: str, on_bad_rows: str,
-    workers: int, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+    model: str, data: tuple[str, ...], by: tuple[str, ...], top: int, min_rows: int, group: str,
+    threshold: float | None, on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
+    options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
     from dfm import jobs
@@ -235,7 +237,7 @@ def evaluate(
     with Reporter(console, as_json) as reporter:
         metrics = jobs.evaluate(
             model, data, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows, storage_options=options,
-            on_event=reporter, by=by, group=group, top=top, min_rows=min_rows,
+            on_event=reporter, by=by, group=group, threshold=threshold, top=top, min_rows=min_rows,
         )  # fmt: skip
         if as_json:
             reporter({"event": "evaluated", "model": model, **metrics})
@@ -307,6 +309,18 @@ def predict(
             markup=False,
             soft_wrap=True,
         )
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--output", metavar="FILE", default="", help="The page; default: report.html beside MODEL.")
+@_with(storage_option, json_option)
+def report(model: str, output: str, options: dict[str, Any], as_json: bool) -> None:
+    """Write the page about MODEL again: curves, slices, importance, rows, time, its job. No data are read."""
+    from dfm import jobs
+
+    page = jobs.report(model, output, storage_options=options)
+    click.echo(line_of({"event": "reported", "model": model, "page": page}) if as_json else f"report: {page}")
 
 
 @cli.command()

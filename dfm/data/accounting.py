@@ -106,6 +106,8 @@ class RowAccount:
     labels: LabelMoments = LabelMoments()
     entries: EntrySums = field(default_factory=EntrySums)
     """Sums over the entries of the accepted rows."""
+    sampled_out: int = 0
+    """Negative rows that were left out by lot."""
 
     @property
     def rejected(self) -> int:
@@ -120,14 +122,15 @@ class RowAccount:
             self.label_sum + other.label_sum,
             self.labels + other.labels,
             self.entries + other.entries,
+            self.sampled_out + other.sampled_out,
         )
 
     def check(self, on_bad_rows: str, max_bad_fraction: float) -> None:
         """DataError where the account does not add up, or more rows are bad than the job allows."""
-        if self.read != self.accepted + self.rejected:
+        if self.read != self.accepted + self.rejected + self.sampled_out:
             raise DataError(
-                f"{self.read} rows were read, but {self.accepted} accepted and {self.rejected} rejected: "
-                "rows were lost; please report this with the job file"
+                f"{self.read} rows were read, but {self.accepted} accepted, {self.rejected} rejected and "
+                f"{self.sampled_out} left out by lot: rows were lost; please report this with the job file"
             )
         if not self.rejections:
             return
@@ -173,7 +176,8 @@ class RowAccount:
         """The account that `to_dict` wrote."""
         rejections = tuple(Rejection(**item) for item in values["rejections"])
         labels, entries = LabelMoments(**values["labels"]), EntrySums(**values["entries"])
-        return cls(values["read"], values["accepted"], rejections, values["label_sum"], labels, entries)
+        known = values["read"], values["accepted"], rejections, values["label_sum"], labels, entries
+        return cls(*known, values.get("sampled_out", 0))
 
 
 def bad_row_message(rejection: Rejection) -> str:

@@ -29,6 +29,22 @@ class Draw:
         return drawn if self.keeps_drawn else ~drawn
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """The share of the negative rows that is kept, by lot."""
+
+    share: float
+    seed: int
+
+    def keeps(self, batch: Batch, negative: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows of a batch stay, bool[n_rows]; `negative` bool[n_rows] says which may have to go."""
+        first = sum(batch.shard.row_groups[: batch.row_group]) + batch.first_row
+        places = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
+        name = f"{batch.shard.url.rsplit('/', 1)[-1]} negatives {self.seed}"
+        found = lots(name, first, int(places.max(initial=-1)) + 1)[places]
+        return ~negative | (found < self.share)
+
+
 def lots(url: str, first: int, n_rows: int) -> NDArray[np.float64]:
     """A lot in [0, 1) for each of so many rows of a shard from row `first` on, float64[n_rows].
 

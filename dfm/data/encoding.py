@@ -121,6 +121,13 @@ def encode_batch(
     return Encoded(take_rows(rows, np.flatnonzero(good)) if check.bad.any() else rows, check.problems, good)
 
 
+def negative_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
+    """Rows whose label is sound and 0, bool[n_rows]; of the columns the label's alone is looked at."""
+    check = _Check(data.num_rows)
+    found = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
+    return (found == 0) & ~check.bad
+
+
 @dataclass(slots=True)
 class _BatchColumns:
     data: pa.RecordBatch

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.draw import Draw
-from dfm.data.encoding import encode_batch, number_column, take_rows
+from dfm.data.draw import Draw, Sampling
+from dfm.data.encoding import encode_batch, negative_rows, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
 from dfm.data.schema import ResolvedSchema
@@ -74,6 +74,13 @@ class Reading:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     negative_rate: float = 1.0
     """The share of negative rows that the data still have; hashed rows and partitions know nothing of it."""
+    sampling: Sampling | None = None
+    """The negative rows that stay when rows are hashed; None: all."""
+
+    @property
+    def share_of_negatives(self) -> float:
+        """The share of the full stream's negative rows that is trained on."""
+        return self.negative_rate * (self.sampling.share if self.sampling else 1.0)
 
     @property
     def columns(self) -> list[str]:
@@ -97,6 +104,7 @@ class Reading:
             self.time_from,
             self.time_until,
             dataclasses.astuple(self.draw) if self.draw else (),
+            *((dataclasses.astuple(self.sampling),) if self.sampling else ()),
         )
 
 
@@ -154,7 +162,7 @@ def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence
 
 
 def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
-    return _batches(reading, unit, reading.schema.sources(columns))
+    return kept_batches(reading, unit, reading.schema.sources(columns))
 
 
 def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
@@ -234,7 +242,7 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 # ------------------------------------------------------------------------------------------------- hashing ----
 
 
-def _batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
+def kept_batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
     """Batches of the unit, without the rows that others train or validate on."""
     if reading.draw is not None:
         for batch in read_unit(unit, columns, reading.storage_options):
@@ -254,6 +262,15 @@ def _kept(batch: Batch, keep: pa.Array) -> Batch:
     """The rows of a batch for which `keep` (bool[n_rows]) holds."""
     kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
     return dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
+
+
+def _sampled(batch: Batch, reading: Reading, kind: str) -> Batch:
+    """The batch without the negative rows that are left out."""
+    if reading.sampling is None:
+        return batch
+    stays = reading.sampling.keeps(batch, negative_rows(batch.data, reading.schema, kind))
+    before = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
+    return dataclasses.replace(batch, data=batch.data.filter(pa.array(stays)), kept=before[stays])
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
@@ -277,9 +294,10 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
         return cached
     parts, account = [], RowAccount()
     for unit in units:
-        for batch in _batches(reading, unit, reading.columns):
+        for batch in kept_batches(reading, unit, reading.columns):
+            n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
             with naming_shard(batch):
-                kind = reading.label_kind or reading.task
+                batch = _sampled(batch, reading, kind)
                 encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
@@ -287,7 +305,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
             labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
             entries = encoded.rows.entries
-            account += RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, label_sum, labels, entries)
+            counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, entries
+            account += RowAccount(*counted, n_read - batch.data.num_rows)
             parts.append(encoded.rows)
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
@@ -324,7 +343,7 @@ def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
     """Up to five distinct labels, from the beginning of the first units."""
     seen: dict[str, None] = {}
     for unit in units[:5]:
-        for batch in itertools.islice(_batches(reading, unit, [reading.schema.label]), 1):
+        for batch in itertools.islice(kept_batches(reading, unit, [reading.schema.label]), 1):
             seen |= dict.fromkeys(repr(label) for label in batch.data.column(reading.schema.label).unique().to_pylist())
     return list(seen)[:5]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,12 @@ _BEST = CHOICES[1]
 
 
 def check_choice(job: Job, inputs: Inputs) -> None:
-    """SettingsError where the job wants the best of two models and nothing could tell which that is."""
+    """SettingsError where the job wants the best of two models, or of epochs, and nothing could tell which that is."""
+    if job.training.stop_on != "auto" and not inputs.validation_tasks:
+        raise SettingsError(
+            f'training.stop_on = "{job.training.stop_on}" needs rows to validate on, and there are none. Name them in '
+            "data.validation, or let data.validation_fraction hold some out."
+        )
     if job.model.choose == _BEST and not inputs.validation_tasks:
         raise SettingsError(
             f'model.choose = "{_BEST}" needs rows to validate on, and there are none. Name them in data.validation, or '
@@ -47,7 +53,7 @@ def best_of_both(
     """
     if run.job.model.choose != _BEST or trained.interrupted:
         return prepared, trained
-    started, primary = time.perf_counter(), run.order.objective.primary
+    started, cost = time.perf_counter(), run.order.objective.cost
     linear = with_least(run.watch, prepared, None)
     loop = started_loop(dataclasses.replace(run, tell=functools.partial(_told_as_rival, run)), linear)
     try:
@@ -58,8 +64,9 @@ def best_of_both(
     except KeyboardInterrupt:
         return prepared, dataclasses.replace(trained, interrupted=True)
     assert loop.best is not None
-    losses = {"factors": float(trained.best.metrics[primary]), "linear": float(loop.best.metrics[primary])}
-    chosen = "linear" if losses["linear"] < losses["factors"] else "factors"
+    losses = {"factors": cost(trained.best.metrics), "linear": cost(loop.best.metrics)}
+    factors, linear_one = (math.inf if loss is None else loss for loss in losses.values())
+    chosen = "linear" if linear_one < factors else "factors"
     choice: dict[str, Any] = {"losses": losses, "chosen": chosen}
     run.tell({"event": "chosen", **choice, "seconds": time.perf_counter() - started})
     if chosen == "factors":

@@ -53,10 +53,13 @@ def cross_validate(
     """Train the job once for each of n_folds parts of its rows, and publish nothing.
 
     by: "lot": every part validates once, and all others train. "time": of n_folds + 1 parts in order of schema.time
-    each but the first validates, and those before it train. SettingsError where the job names validation rows itself.
+    each but the first validates, and those before it train. All of its rows judge: nothing is calibrated.
+    SettingsError where the job names validation rows itself.
     """
     _check(order.job, n_folds, by)
     tell = on_event or (lambda event: None)
+    plain = dataclasses.replace(order.job.model, calibration="none")
+    order = dataclasses.replace(order, job=dataclasses.replace(order.job, model=plain))
     inputs = _all_rows(order)
     order = order.of_fields(inputs.schema)
     with connect.client_of(order.job.cluster, client) as own:

@@ -180,7 +180,7 @@ def evaluate_batches(
     found = Evaluation(objective.empty(), RowAccount())
     for account, rows in scored_batches(model, batches, on_bad_rows, is_weighted):
         slices = summed(rows, slicing, model.task == "regression") if slicing.columns else None
-        tally = objective.tally(rows.scores, rows.labels, rows.weights)
+        tally = objective.tally(rows.raw, rows.labels, rows.weights)
         found += Evaluation(tally, account, slices)
     return found
 
@@ -209,10 +209,10 @@ def good_rows(data: pa.RecordBatch, encoded: Encoded) -> pa.RecordBatch:
 
 def scored_rows(model: FMModel, data: pa.RecordBatch, encoded: Encoded) -> ScoredRows:
     """Good rows with their scores."""
-    scores, rows = model.score(encoded), encoded.rows
+    raw, rows = model.score(encoded), encoded.rows
     weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
-    numbers = (each.astype(np.float64) for each in (scores, model.objective.predict(scores), rows.labels, weights))
-    return ScoredRows(data, *numbers)
+    arrays = model.objective.calibrated(raw), model.objective.predict(raw), rows.labels, weights, raw
+    return ScoredRows(data, *(each.astype(np.float64) for each in arrays))
 
 
 def order_in_slices(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.draw import Draw
+from dfm.data.draw import Draw, Sampling
 from dfm.data.hashing import expected_collisions
 from dfm.data.latest import latest_moments, latest_or_why
 from dfm.data.parquet import Unit
@@ -71,6 +71,8 @@ class Prepared:
     validation: list[Future]
     account: RowAccount
     validation_account: RowAccount
+    held_out: Reading
+    """The reading of the rows that validate."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]
 def prepare(run: Run) -> Prepared:
     """Hash training and validation rows, agree on the vocabulary, build all partitions."""
     training, validation = _readings(run)
+    share = run.job.data.sample_negatives
+    training = replace(training, sampling=Sampling(share, run.job.model.seed) if share < 1 else None)
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
     validation = replace(validation, statistics=training.statistics)
     hashed, held_out = _hash_rows(run, training, validation)
@@ -188,6 +192,7 @@ def prepare(run: Run) -> Prepared:
         validation=scored,
         account=account,
         validation_account=validation_account,
+        held_out=validation,
     )
     _check_rows(run, prepared)
     return prepared
@@ -422,6 +427,7 @@ def rows_event(account: RowAccount) -> Event:
         "trained": account.accepted,
         "rejected": account.rejected,
         "reasons": account.by_reason(),
+        **({"sampled_out": account.sampled_out} if account.sampled_out else {}),
     }
 
 

@@ -14,6 +14,7 @@ from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.prepare import Prepared, collided_share, rows_event
 from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found
+from dfm.model.calibration import Calibration
 from dfm.storage import files
 from dfm.training.diagnosis import Finding
 from dfm.training.loop import Best
@@ -37,6 +38,10 @@ class Trained:
     """Losses of its candidates, and which was chosen."""
     choice: Mapping[str, Any] = field(default_factory=dict)
     """Validation losses with factors and without, and which model was chosen; empty without a rival."""
+    calibration: Calibration | None = None
+    """The function of logits that predictions are made of."""
+    calibrating: Mapping[str, Any] = field(default_factory=dict)
+    """The outcome of the calibration that the job asks for; empty where it asks for none."""
     models: Sequence[Mapping[str, Any]] = ()
     """Seed, best epoch and validation metrics of each model whose mean this is; none where it is a single one."""
 
@@ -67,7 +72,8 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     url, inputs, best = model_url(run), run.inputs, trained.best.blocks
     units = inputs.validation_tasks[0] if inputs.validation_tasks else inputs.plan.replicas[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
-    arguments = prepared.reading, _metadata(run, prepared, trained), units[0], where, run.order.objective.info
+    known = _metadata(run, prepared, trained)
+    arguments = prepared.reading, known, units[0], where, (run.order.objective.info, trained.calibration)
     if files.is_local(url) and not run.shares_disk:
         blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
         published = publish_model(blocks, vocabulary, *arguments)
@@ -97,6 +103,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "warm_start": run.warm.describe() if run.warm else {},
         "automatic": numbers_found(run, prepared, trained.pilot),
         **({"choice": dict(trained.choice)} if trained.choice else {}),
+        **({"calibration": dict(trained.calibrating)} if trained.calibrating else {}),
         **({"models": [dict(each) for each in trained.models]} if trained.models else {}),
     }
 

@@ -26,6 +26,19 @@ def check_slicing(model: FMModel, slicing: Slicing) -> None:
         raise SettingsError(f"group = {slicing.group!r} orders clicked rows before others; a regression has none")
 
 
+def check_threshold(model: FMModel, threshold: float | None) -> None:
+    """SettingsError where there is no such probability, or the model has none."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise SettingsError(f"threshold = {threshold} is not legal: expected a probability between 0 and 1")
+    if model.objective.info.link != "sigmoid":
+        raise SettingsError(
+            f"threshold = {threshold} is a probability, and the model's loss {model.objective.info.name} gives none; "
+            "leave it out"
+        )
+
+
 def sliced_metrics(
     model: FMModel, slicing: Slicing, found: Evaluation, again: Again, top: int, min_rows: int
 ) -> dict[str, Any]:

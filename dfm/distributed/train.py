@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 import platform
 import time
@@ -19,6 +20,7 @@ from distributed import Client, Future
 from dfm.data.accounting import RowAccount
 from dfm.data.preparation import prune_cache
 from dfm.distributed import backends, monitoring, start
+from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.choosing import best_of_both, check_choice
 from dfm.distributed.cluster import connect
@@ -27,6 +29,7 @@ from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
 from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
+from dfm.distributed.reporting import write_page
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
@@ -34,6 +37,7 @@ from dfm.distributed.several import InStep, mean_of, member_runs, train_several
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.events import history_frame
+from dfm.model.figures import notebook_html
 from dfm.model.fm_model import BRIEF, FMModel
 from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
@@ -63,6 +67,8 @@ class TrainResult:
     best_epoch: int
     interrupted: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    report_url: str = ""
+    """The page about the model; empty where there is none."""
 
     def __repr__(self) -> str:
         """One line: where the model is, what it is worth."""
@@ -71,6 +77,10 @@ class TrainResult:
         state = ", interrupted" if self.interrupted else ""
         epochs = f"best_epoch={self.best_epoch} of {self.history[-1]['epoch'] if self.history else 0}"
         return f"TrainResult({self.model_url!r}{metrics}, {epochs}, rows={self.rows.accepted:,}{state})"
+
+    def _repr_html_(self) -> str:
+        """The view in a notebook: the line, learning and calibration curves, metrics of the rows that validated."""
+        return notebook_html(repr(self), {"history": self.history, "validation": self.validation})
 
     def history_frame(self) -> Any:
         """The history as a flat DataFrame of pandas, an epoch a row."""
@@ -94,6 +104,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     check_shards(job, [*inputs.train, *inputs.validation])
     order = order.of_fields(inputs.schema)
     check_choice(job, inputs)
+    check_calibration(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
     checkpoints = _find_checkpoints(job, inputs)
@@ -159,6 +170,7 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
     """Prepare, train from the newest sound checkpoints that were found, publish."""
     started = time.time()
     prepared = prepare_rows(run, started)
+    seconds = {"prepare": time.time() - started}
     try:
         with contextlib.ExitStack() as stack:
             savers = [stack.enter_context(contextlib.closing(_checkpointer(run, each.folder))) for each in checkpoints]
@@ -167,8 +179,11 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
                 trained = train_all()
             with kept(trainings, publishing=True):
                 prepared, trained = best_of_both(run, prepared, trained, started_loop)
-                trained = diagnosed(run, prepared, trainings[0].loop.work, trained)
+                work = trainings[0].loop.work
+                trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
+                ended = time.time()
                 result = _publish(run, prepared, trained)
+                seconds["publish"] = time.time() - ended
     except DivergenceError:
         _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
         raise
@@ -177,7 +192,11 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
             _clear(checkpoints)
     with tolerated("old partitions could not be deleted"):
         _prune(run, started)
-    run.tell(done_event(run, prepared, trained, result.parameters_sha256))
+    if run.job.output.report:
+        with tolerated("its report could not be written"):
+            page = write_page(run, prepared, seconds, looks_at_rows=not trained.interrupted)
+            result = dataclasses.replace(result, report_url=page)
+    run.tell({**done_event(run, prepared, trained, result.parameters_sha256), "report": result.report_url})
     return result
 
 
@@ -294,7 +313,14 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     found = tuned(run, prepared)
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, step=found.step),
+        work=dataclasses.replace(
+            run.work,
+            unit=unit,
+            clip=prepared.reading.clip,
+            step=found.step,
+            shift=math.log(run.job.data.sample_negatives),
+            apart=share_apart(run.job),
+        ),
         objective=objective,
         plan=run.inputs.plan,
         schedule=StepSchedule(run.inputs.course.schedule, run.job.model.seed),

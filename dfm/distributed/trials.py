@@ -135,7 +135,7 @@ def loss_of(loop: TrainingLoop, until: int | None) -> float:
     except DivergenceError as error:
         logger.info("a trial diverged: %s", error)
         return math.inf
-    found: Any = loop.best.metrics.get(loop.objective.primary) if loop.best else None
+    found = loop.objective.cost(loop.best.metrics) if loop.best else None
     if found is None:
         raise DfmError("a trial has no validation loss; please report this")
-    return float(found)
+    return found

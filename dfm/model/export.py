@@ -181,6 +181,11 @@ def export(
             f'the text of {kind} knows a bias, weights and factors, and a model of family "{family}" has more; export '
             "to onnx, or to parquet for a reader that knows it"
         )
+    if kind in _TEXTS and model.calibration is not None:
+        raise SettingsError(
+            f"the text of {kind} cannot say that logits are calibrated, as those of this model are; export to onnx, or "
+            'train with model.calibration = "none"'
+        )
     if kind in _TEXTS and info.link not in _TEXT_LINKS:
         raise SettingsError(
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '

@@ -38,8 +38,10 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import ParameterTable, allocate
+from dfm.model.calibration import Calibration
 from dfm.model.entries import check_good
 from dfm.model.explain import Explanation, explain
+from dfm.model.figures import notebook_html
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
     MOST_GOLDEN_ROWS,
@@ -65,10 +67,10 @@ _OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)
 MANIFEST = "model.json"
 BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
-FORMAT = 7
+FORMAT = 8
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
 names another family than the default, 5 says how values are read, or the range that predictions stay in, 6 which
-columns are integers whatever their zeros, and 7 which group each field is in."""
+columns are integers whatever their zeros, 7 which group each field is in, and 8 how its logits are calibrated."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -91,6 +93,8 @@ class FMModel:
     loss: LossInfo | None = None
     clip: tuple[float, float] | None = None
     """The range that predictions stay in; None: any."""
+    calibration: Calibration | None = None
+    """The function of logits that predictions are made of; None: the logits themselves."""
 
     @functools.cached_property
     def lookup(self) -> RowLookup:
@@ -113,7 +117,8 @@ class FMModel:
     @functools.cached_property
     def objective(self) -> Objective:
         """The objective that the model was trained for, which makes predictions of scores."""
-        return dataclasses.replace(Objective.of_info(self.task, self.loss), clip=self.clip)
+        found = Objective.of_info(self.task, self.loss)
+        return dataclasses.replace(found, clip=self.clip, calibration=self.calibration)
 
     def __repr__(self) -> str:
         """One line: kind, sizes, and what it was worth when it was trained."""
@@ -126,6 +131,10 @@ class FMModel:
             f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {groups}{layout.n_factors} "
             f"factors{metrics})"
         )
+
+    def _repr_html_(self) -> str:
+        """The view in a notebook: the line, learning and calibration curves, metrics of the rows that validated."""
+        return notebook_html(repr(self), self.metadata)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: look-up and kernels are made again where the model arrives."""
@@ -151,7 +160,7 @@ class FMModel:
         return float(found[0])
 
     def decision_function(self, data: Any) -> NDArray[np.float32]:
-        """Raw scores: logits for classification, float32[n_rows]."""
+        """Raw scores: logits for classification, before a calibration; float32[n_rows]."""
         if isinstance(data, np.ndarray) or is_sparse(data):
             return self._score_matrix(data)
         few = self._few_rows(data)
@@ -323,17 +332,16 @@ class FMModel:
     @property
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
-        if self.table.layout.groups:
-            return 7
-        if self.schema.integers:
-            return 6
-        if self.schema.reads_values_specially or self.clip is not None:
-            return 5
-        if not self._is_of_old:
-            return 4
-        if self.schema.numbers == SHORTEST:
-            return 3
-        return 1 if self.objective.is_plain else 2
+        needs = {
+            8: self.calibration is not None,
+            7: bool(self.table.layout.groups),
+            6: bool(self.schema.integers),
+            5: self.schema.reads_values_specially or self.clip is not None,
+            4: not self._is_of_old,
+            3: self.schema.numbers == SHORTEST,
+            2: not self.objective.is_plain,
+        }
+        return next((version for version, is_needed in needs.items() if is_needed), 1)
 
     def _manifest(self, files: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -342,6 +350,7 @@ class FMModel:
             **({} if self._is_of_old else {"family": self.table.layout.family}),
             **({"groups": list(self.table.layout.groups)} if self.table.layout.groups else {}),
             **({} if self.clip is None else {"clip": list(self.clip)}),
+            **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -469,7 +478,9 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     loss = LossInfo.from_dict(manifest["loss"], str(manifest["task"])) if "loss" in manifest else None
     low, high = manifest.get("clip", (None, None))
     clip = None if low is None else (float(low), float(high))
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, manifest["metadata"], loss, clip)
+    calibration = Calibration.from_dict(manifest["calibration"]) if "calibration" in manifest else None
+    known = manifest["metadata"]
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, known, loss, clip, calibration)
 
 
 def _golden_name(columns: list[str]) -> str:

@@ -26,6 +26,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "family": model.table.layout.family,
         "n_factors": model.table.layout.n_factors,
         **_groups(model),
+        **({} if model.calibration is None else {"calibration": model.calibration.kind}),
         "hash_bits": vocabulary.hash_bits,
         "features": vocabulary.n_features,
         "features_with_factors": vocabulary.n_factored,

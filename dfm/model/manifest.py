@@ -21,6 +21,7 @@ from dfm.data.transforms import TRANSFORMS
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout
+from dfm.model.calibration import KINDS, MOST_KNOTS
 from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
@@ -51,6 +52,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
     _check_clip(manifest)
+    _check_calibration(manifest)
     _check_schema(manifest["schema"])
     _check_groups(manifest)
     _check_statistics(manifest["statistics"])
@@ -91,6 +93,23 @@ def _check_clip(manifest: Mapping[str, Any]) -> None:
     sound = isinstance(clip, list) and len(clip) == 2 and all(_is_finite(bound) for bound in clip)
     if not sound or clip[0] > clip[1]:
         raise ValueError(f"the range of its predictions is {_short(clip)}")
+
+
+def _check_calibration(manifest: Mapping[str, Any]) -> None:
+    """A rising function through finite knots, of a model that has logits."""
+    if "calibration" not in manifest:
+        return
+    known = manifest["calibration"]
+    link = manifest.get("loss", {"link": "sigmoid"})["link"]
+    scores, logits, slope = known["scores"], known["logits"], known["slope"]
+    if known["kind"] not in KINDS or manifest["task"] != "classification" or link != "sigmoid":
+        raise ValueError(f"its calibration is {_short(known['kind'])} of a model of {_short(link)}")
+    if not isinstance(scores, list) or not isinstance(logits, list) or not 0 < len(scores) <= MOST_KNOTS:
+        raise ValueError(f"its calibration has no knots, or more than {MOST_KNOTS}")
+    if len(scores) != len(logits) or not all(_is_finite(number) for number in (*scores, *logits, slope)) or slope <= 0:
+        raise ValueError("the knots of its calibration are no pairs of finite numbers")
+    if any(right <= left for each in (scores, logits) for left, right in itertools.pairwise(each)):
+        raise ValueError("its calibration does not rise")
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:

@@ -123,6 +123,22 @@ class LogitHistogram:
         found = np.cumsum(positives)
         return float(np.sum(positives * found / (found + np.cumsum(negatives))) / found[-1])
 
+    def at_threshold(self, probability: float) -> dict[str, float]:
+        """Accuracy, precision, recall and F1 where rows from this probability on count as positive; NaN where a class
+        of rows is empty. Where the threshold's logit is no multiple of 1/2048, rows of its bin count as below it.
+        """
+        logit = math.log(probability) - math.log1p(-probability)
+        above = self.lowest >= logit
+        found, false = (float(each[above].sum()) for each in (self.positives, self.negatives))
+        missed, right = (float(each[~above].sum()) for each in (self.positives, self.negatives))
+        return {
+            "threshold": probability,
+            "accuracy": _ratio(found + right, found + false + missed + right),
+            "precision": _ratio(found, found + false),
+            "recall": _ratio(found, found + missed),
+            "f1": _ratio(2 * found, 2 * found + false + missed),
+        }
+
     def calibration_bins(self) -> list[dict[str, float]]:
         """Ten groups of equal weight by rising logit: mean predicted probability, observed rate, weight.
 
@@ -216,6 +232,10 @@ class ClassificationTally:
             "calibration_bins": self.histogram.calibration_bins(),
         }
 
+    def at_threshold(self, probability: float) -> dict[str, float | None]:
+        """As `LogitHistogram.at_threshold`, JSON-ready."""
+        return _finite_or_none(self.histogram.at_threshold(probability))
+
 
 class MarginTally(ClassificationTally):
     """The same of scores that stand for no probability: a row is predicted to be of class 1 where its score is not
@@ -236,7 +256,8 @@ class MarginTally(ClassificationTally):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RegressionTally:
-    """Rows, their weight, and weighted sums of errors (prediction − label): plain, absolute, squared.
+    """Rows, their weight, and weighted sums of errors (prediction − label): plain, absolute, squared; relative: of
+    absolute errors in parts of the label, over rows whose label is not 0, with their weight.
 
     label_mean and label_spread (weighted sum of squared distances from that mean) are merged by Chan et al.
     (1979): the difference of two large sums of squares would lose the digits that r2 needs.
@@ -251,6 +272,8 @@ class RegressionTally:
     squared_error: float
     label_mean: float
     label_spread: float
+    relative_error: float
+    relative_weight: float
 
     @classmethod
     def empty(cls) -> RegressionTally:
@@ -264,6 +287,7 @@ class RegressionTally:
         errors = predictions - targets
         weight = _total(masses)
         mean = _total(masses * targets) / weight if weight else 0.0
+        known = targets != 0
         return cls(
             len(errors),
             weight,
@@ -272,6 +296,8 @@ class RegressionTally:
             _total(masses * errors**2),
             mean,
             _total(masses * (targets - mean) ** 2),
+            _total(masses[known] * np.abs(errors[known] / targets[known])),
+            _total(masses[known]),
         )
 
     def __add__(self, other: RegressionTally) -> RegressionTally:
@@ -286,6 +312,8 @@ class RegressionTally:
             self.squared_error + other.squared_error,
             self.label_mean + distance * share,
             self.label_spread + other.label_spread + distance**2 * self.weight * share,
+            self.relative_error + other.relative_error,
+            self.relative_weight + other.relative_weight,
         )
 
     def metrics(self) -> dict[str, Any]:
@@ -296,6 +324,7 @@ class RegressionTally:
             "rmse": math.sqrt(_ratio(self.squared_error, self.weight)),
             "mae": _ratio(self.absolute_error, self.weight),
             "mean_error": _ratio(self.error, self.weight),
+            "mape": _ratio(self.relative_error, self.relative_weight),
             "r2": 1 - _ratio(self.squared_error, spread),
             "weight": self.weight,
         }

@@ -32,11 +32,14 @@ from dfm.kernels.losses import (
     resolve_loss,
 )
 from dfm.kernels.tables import MAX_ROW_FACTORS
+from dfm.model.calibration import Calibration
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
 from dfm.settings.constraints import OWN, show
 from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
+MORE_IS_BETTER = ("auc",)
+"""Metrics that may choose, of which the greatest is the best."""
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
@@ -98,6 +101,10 @@ class Objective:
     loss: CompiledLoss | CustomLoss | None = None
     clip: tuple[float, float] | None = None
     """The range that predictions stay in; None: any."""
+    calibration: Calibration | None = None
+    """The function of logits that predictions are made of; None: the logits themselves."""
+    stop_on: str = ""
+    """The metric by which parameters are chosen; empty: the loss."""
 
     @classmethod
     def of(cls, task: str, loss: str | CustomLoss = "", parameter: float | None = None) -> Objective:
@@ -130,11 +137,15 @@ class Objective:
         return cls(task, info, None if info.sha256 else resolve_loss(info.name, info.parameter))
 
     def predict(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Predictions of raw scores, float32[n_rows], within `clip`."""
-        predicted = self.link.predict(scores)
+        """Predictions of raw scores, float32[n_rows], calibrated and within `clip`."""
+        predicted = self.link.predict(self.calibrated(scores))
         if self.clip is None:
             return predicted
         return np.clip(predicted, np.float32(self.clip[0]), np.float32(self.clip[1]))
+
+    def calibrated(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores that predictions are made of, float32[n_rows]: raw ones, or calibrated logits."""
+        return scores if self.calibration is None else self.calibration(scores).astype(np.float32)
 
     @property
     def link(self) -> Link:
@@ -153,8 +164,18 @@ class Objective:
 
     @property
     def primary(self) -> str:
-        """The metric that early stopping compares; less is better."""
+        """The metric of the loss; less is better."""
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
+
+    def cost(self, metrics: Mapping[str, Any]) -> float | None:
+        """The number by which parameters are compared, less is better: the metric to stop on or, of one that is better
+        where it is greater, 1 less it. None where the rows do not define it.
+        """
+        name = self.stop_on or self.primary
+        value = metrics.get(name)
+        if value is None:
+            return None
+        return 1.0 - float(value) if name in MORE_IS_BETTER else float(value)
 
     def train_metric(self, mean_loss: float, scale: float = 1.0) -> dict[str, float]:
         """The metric that tells the mean loss of training rows, in the unit of the labels, which were trained in
@@ -187,7 +208,7 @@ class Objective:
         if self.task == "regression":
             return RegressionTally.from_scores(self.predict(scores), labels, weights)
         kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
-        return kind.from_scores(scores, labels, weights)
+        return kind.from_scores(self.calibrated(scores), labels, weights)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -207,6 +228,13 @@ class LossTally:
         """JSON-ready: `loss`, the mean by weight, then the metrics of the task."""
         mean = self.loss / self.weight if self.weight else float("nan")
         return {"loss": mean if np.isfinite(mean) else None, **self.of_task.metrics()}
+
+
+def classified(tally: Tally) -> ClassificationTally:
+    """The tally of logits and labels, where the loss has one of its own as well."""
+    found = tally.of_task if isinstance(tally, LossTally) else tally
+    assert isinstance(found, ClassificationTally)
+    return found
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.families.family import OnnxPart, OnnxStep
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
+from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
 from dfm.model.hashing_explained import ids_explained
 from dfm.version import pip_install
@@ -88,6 +89,8 @@ def _made(steps: list[OnnxStep], tensors: list[Any], constants: Mapping[str, NDA
         "Transpose": {"perm": [0, 2, 1]},
         "index": {"to": TensorProto.INT32},
         "same": {"to": TensorProto.FLOAT},
+        "wide_score": {"to": TensorProto.DOUBLE},
+        "calibrated": {"to": TensorProto.FLOAT},
     }
     nodes = [
         helper.make_node(kind, inputs, [out], **attributes.get(kind, attributes.get(out, {})))
@@ -243,8 +246,29 @@ def _prediction(model: FMModel) -> OnnxPart:
     if model.table.layout.n_factors:
         steps.append(("Add", ["linear_score", "factor_part"], "score"))
         score = "score"
+    if model.calibration is not None:
+        known, following = _calibrated(model.calibration, score)
+        constants |= known
+        steps += following
+        score = "calibrated"
     steps.append((link, [score], "prediction" if clip is None else "unclipped"))
     if clip is not None:
         constants |= {name: np.array(bound, _FLOAT) for name, bound in zip(("low", "high"), clip, strict=True)}
         steps.append(("Clip", ["unclipped", "low", "high"], "prediction"))
     return constants, steps
+
+
+def _calibrated(calibration: Calibration, score: str) -> OnnxPart:
+    """From the score to "calibrated", piece by piece; in float64, as `predict` does it."""
+    names = "piece_low", "piece_high", "piece_from", "piece_slope"
+    constants = dict(zip(names, calibration.pieces, strict=True))
+    return {**constants, "calibrated_from": np.array(calibration.logits[0])}, [
+        ("Cast", [score], "wide_score"),
+        ("Unsqueeze", ["wide_score", "last"], "score_column"),
+        ("Max", ["score_column", "piece_low"], "above_low"),
+        ("Min", ["above_low", "piece_high"], "within"),
+        ("Sub", ["within", "piece_from"], "run"),
+        ("MatMul", ["run", "piece_slope"], "risen"),
+        ("Add", ["risen", "calibrated_from"], "wide_calibrated"),
+        ("Cast", ["wide_calibrated"], "calibrated"),
+    ]

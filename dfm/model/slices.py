@@ -76,13 +76,16 @@ class SliceSums:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Good rows of a batch: their columns, scores, predictions, labels and weights, float64[n_rows] each."""
+    """Good rows of a batch: their columns, and float64[n_rows] each of the scores that predictions are made of, these,
+    labels, weights, and the scores before a calibration.
+    """
 
     data: pa.RecordBatch
     scores: Floats
     predictions: Floats
     labels: Floats
     weights: Floats
+    raw: Floats
 
     def keys(self, columns: Sequence[str]) -> list[pa.Array]:
         """Columns as text. DataError where one is of lists."""

@@ -28,6 +28,7 @@ STAGES = {
     "latest": "looking for the latest rows",
     "pilot": "trying settings",
     "linear": "without factors",
+    "report": "looking at the model",
     "evaluate": "evaluating",
     "slices": "worst slices",
     "importance": "columns in turn",
@@ -245,6 +246,8 @@ class Reporter:
         rows, held_out = event["rows"], event.get("validation_rows") or {"read": 0, "rejected": 0}
         if held_out["read"]:
             self._line(f"{_count(rows['trained'], 'row')} train, {_count(held_out['trained'], 'row')} validate")
+        if rows.get("sampled_out"):
+            self._line(f"{_count(rows['sampled_out'], 'negative row')} left out by lot (data.sample_negatives)")
         for account, purpose in ((rows, "train on"), (held_out, "validate on")):
             if account["rejected"]:
                 self._line(f"[yellow]{escape(rejected_text(account, purpose))}[/]")
@@ -318,6 +321,15 @@ class Reporter:
         mean = number_text(event["validation"][name])
         self._line(f"mean of {len(event['models'])} models: {name.replace('_', ' ')} {mean} (alone {singles})")
 
+    def _show_calibrated(self, event: Event) -> None:
+        self._stop_progress()
+        if event["kept"]:
+            before, after = (number_text(event[f"log_loss_{when}"]) for when in ("before", "after"))
+            told = f"kept: log loss {before} without, {after} with it, on {_count(event['judged_rows'], 'row')} that it"
+            self._line(f"calibration ({event['kind']}) {told} has not seen")
+        else:
+            self._line(f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]; none is kept")
+
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:
             self._line(f"[yellow]note:[/] {escape(finding['message'])} ({escape(', '.join(finding['knobs']))})")
@@ -325,6 +337,8 @@ class Reporter:
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
         self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+        if event.get("report"):
+            self._line(escape(f"report: {event['report']}"))
 
 
 def _of_model(event: Event) -> str:

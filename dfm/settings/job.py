@@ -58,6 +58,12 @@ class Job:
                 "Name it in schema.time, or give data.validation its own files."
             )
         self._check_negative_rate()
+        self._check_stop_on()
+        if self.model.calibration != "none" and not self._predicts_probabilities:
+            raise SettingsError(
+                f"model.calibration = {show(self.model.calibration)} needs a model of probabilities: task "
+                f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+            )
         if self.schema.label_positive and self.model.task != "classification":
             raise SettingsError(
                 f"schema.label_positive = {show(self.schema.label_positive)} needs "
@@ -65,19 +71,42 @@ class Job:
                 "Leave label_positive out."
             )
 
-    def _check_negative_rate(self) -> None:
-        rate, loss = self.data.negative_rate, LOSSES.get(self.model.loss)
-        if rate == 1.0:
+    def _check_stop_on(self) -> None:
+        metric = self.training.stop_on
+        if metric == "auto" or (metric == "auc" and self.model.task == "classification"):
             return
-        if self.model.task != "classification" or (self.model.loss != "auto" and (not loss or loss.link != "sigmoid")):
+        if not self._predicts_probabilities:
             raise SettingsError(
-                f"data.negative_rate = {rate:g} needs a model of probabilities, whose logits it lowers: task "
-                f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+                f"training.stop_on = {show(metric)} is no metric of task {show(self.model.task)} with loss "
+                f'{show(self.model.loss)}. Leave it out, which compares by the loss, or use "auc" of a classification.'
             )
-        if self.schema.weight:
+
+    @property
+    def _predicts_probabilities(self) -> bool:
+        """Whether predictions are probabilities for sure; of a user's function nothing is known."""
+        loss = LOSSES.get(self.model.loss)
+        is_sigmoid = self.model.loss == "auto" or (loss is not None and loss.link == "sigmoid")
+        return self.model.task == "classification" and is_sigmoid
+
+    def _check_negative_rate(self) -> None:
+        rates = {key: getattr(self.data, key) for key in ("negative_rate", "sample_negatives")}
+        given = [key for key, rate in rates.items() if rate != 1.0]
+        for key in given:
+            if not self._predicts_probabilities:
+                raise SettingsError(
+                    f"data.{key} = {rates[key]:g} needs a model of probabilities, whose logits it lowers: task "
+                    f"{show(self.model.task)} with loss {show(self.model.loss)} has none. Leave it out."
+                )
+            if self.schema.weight:
+                raise SettingsError(
+                    f"data.{key} = {rates[key]:g} says what a negative row stands for, and schema.weight = "
+                    f"{show(self.schema.weight)} may do so already. Leave one of them out."
+                )
+        if len(given) > 1:
             raise SettingsError(
-                f"data.negative_rate = {rate:g} says what a negative row stands for, and schema.weight = "
-                f"{show(self.schema.weight)} may do so already. Leave one of them out."
+                f"data.negative_rate = {rates['negative_rate']:g} says that negative rows were left out, and "
+                f"data.sample_negatives = {rates['sample_negatives']:g} leaves out more, of which rows to validate on "
+                "would know nothing. Leave one of them out."
             )
 
     @classmethod

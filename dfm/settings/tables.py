@@ -45,6 +45,8 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
 CHOICES = ("given", "best")
+STOP_METRICS = ("auto", "log_loss", "auc", "normalized_entropy")
+CALIBRATIONS = ("none", "platt", "isotonic")
 FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
@@ -131,6 +133,13 @@ class DataSettings(Table):
         Number(0, 1, open_low=True),
         "share of the negative rows that was kept when the log was made, of training and validation rows alike: the "
         "model is published for the full stream, its logits lower by -ln(negative_rate)",
+        is_late=True,
+    )
+    sample_negatives: float = knob(
+        1.0,
+        Number(0, 1, open_low=True),
+        "share of the negative rows to train on that are kept, by lot of model.seed, file name and row number; those "
+        "to validate on all stay; the model is published for all rows, its logits lower by -ln(sample_negatives)",
         is_late=True,
     )
     storage_options: Mapping[str, Any] = knob(
@@ -299,6 +308,14 @@ class ModelSettings(Table):
         "best: also trained without factors, and what validates better is published; given: these settings only",
         is_late=True,
     )
+    calibration: str = knob(
+        CALIBRATIONS[0],
+        Options(CALIBRATIONS),
+        "what becomes of logits before they are published: none; platt: a line; isotonic: a rising function; fitted on "
+        "a third of the rows to validate on, which then judge no epoch, and kept where it lowers the log loss of the "
+        "others",
+        is_late=True,
+    )
     clip: bool = knob(
         False, Flag(), "regression: predictions stay within the range of the training labels", is_late=True
     )
@@ -436,6 +453,12 @@ class TrainingSettings(Table):
     outer_rate: float = knob(1.0, Number(0, open_low=True), "step along the averaged change; 1 takes all of it")
     outer_momentum: float = knob(0.0, Number(0, 1, open_high=True), "Nesterov momentum over the averages; 0: off")
     early_stopping: bool = knob(True, Flag(), "stop when validation worsens and keep the best parameters")
+    stop_on: str = knob(
+        STOP_METRICS[0],
+        Options(STOP_METRICS),
+        "the validation metric that epochs, and whatever else is tried, are compared by; auto: the loss",
+        is_late=True,
+    )
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")
     rollbacks: int = knob(
         0,
@@ -596,6 +619,7 @@ class OutputSettings(Table):
 
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
+    report: bool = knob(True, Flag(), "write a page about the model beside it, directory/report.html")
     checkpoint_every: str = knob(
         "average",
         Options(CHECKPOINT_POINTS),

@@ -295,7 +295,7 @@ class TrainingLoop:
 
     def _judge(self, metrics: Metrics) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
-        watched = metrics.get(self.objective.primary)
+        watched = self.objective.cost(metrics)
         if watched is None and not metrics and self.goal.watches_training:
             watched = self.at.totals.mean_loss
         is_best = watched is None or watched < self._least or self._least == float("inf")
@@ -417,7 +417,7 @@ class TrainingLoop:
         self.executor.restore(blocks, checkpoint.state["bounds"])
         saved = checkpoint.state["best"]
         self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"]) if saved else None
-        least = saved["metrics"].get(self.objective.primary) if saved else None
+        least = self.objective.cost(saved["metrics"]) if saved else None
         self._least = float("inf") if least is None else least
 
     def _cut_lineage(self) -> None:

@@ -31,6 +31,8 @@ class Order:
         job.require_training()
         objective, spec = kernel_spec(job, loss, regularizer)
         numbers = settled(job.training, RowScale(steepness=steepness_of(objective)))  # until the rows are known
+        if job.training.stop_on != "auto":
+            objective = replace(objective, stop_on=job.training.stop_on)
         return cls(job, objective, work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
 
     def of_fields(self, schema: ResolvedSchema) -> Order:

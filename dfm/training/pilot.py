@@ -130,8 +130,8 @@ class PilotRun:
     def _validated(self, trial: Trial) -> float:
         assert trial.executor is not None
         work = self.work_of_round(0, range(1), trial.step)
-        watched = trial.executor.evaluate(work).get(self.objective.primary)
-        return trial.loss if watched is None or trial.loss == math.inf else float(watched)
+        watched = self.objective.cost(trial.executor.evaluate(work))
+        return trial.loss if watched is None or trial.loss == math.inf else watched
 
     def _walk(self, trials: Sequence[Trial], n_rounds: int) -> None:
         """Train until every trial has walked so many rounds; their rounds alternate, so that idle workers find some."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from dfm.data.preparation import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, SettingsError
+from dfm.model.calibration import Calibration
 from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
@@ -69,14 +71,20 @@ def publish_model(
     metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
-    loss: LossInfo | None = None,
+    meaning: tuple[LossInfo | None, Calibration | None] = (None, None),
 ) -> Published:
-    """Put the model together and save it with some golden rows."""
+    """Put the model together and save it with some golden rows. meaning: loss and calibration make predictions of its
+    scores.
+    """
+    loss, calibration = meaning
     table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
-    table = of_full_stream(table, reading.negative_rate)
-    model = FMModel(reading.schema, reading.task, vocabulary, table, reading.statistics, metadata, loss, reading.clip)
+    table = of_full_stream(table, reading.share_of_negatives)
+    if calibration is not None:
+        calibration = calibration.moved(math.log(reading.negative_rate))
+    parts = reading.schema, reading.task, vocabulary, table, reading.statistics, metadata
+    model = FMModel(*parts, loss, reading.clip, calibration)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(
             "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"

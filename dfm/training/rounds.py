@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
+from dfm.data.draw import lots
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import Reading
 from dfm.data.units import LabelUnit
@@ -27,6 +28,7 @@ from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Row
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.mean import mean_table, part_of_mean
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
+from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
@@ -55,6 +57,12 @@ class Work:
     """The unit of the partitions' labels; metrics are in that of the data."""
     clip: tuple[float, float] | None = None
     """The range that predictions stay in when they are judged."""
+    shift: float = 0.0
+    """By which scores of rows to validate on are higher, where they are not of the stream that is trained on."""
+    apart: float = 0.0
+    """Share of the rows to validate on that judge no epoch: a calibration is fitted on them."""
+    calibration: Calibration | None = None
+    """The function of logits that predictions are made of when they are judged."""
     only_judges: bool = False
     """Whether nothing is trained with it: parameters are those of a finished model."""
 
@@ -95,7 +103,8 @@ class Work:
     @property
     def objective(self) -> Objective:
         """The objective that is minimised. It compiles a user's function once more: ask only where it is needed."""
-        return dataclasses.replace(Objective.of_spec(self.task, self.spec), clip=self.clip)
+        found = Objective.of_spec(self.task, self.spec)
+        return dataclasses.replace(found, clip=self.clip, calibration=self.calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +162,7 @@ def warm_block(
     """
     if part[1] > 1:
         model = dataclasses.replace(model, table=part_of_mean(model.table, *part))
-    table = of_full_stream(model.table, 1 / reading.negative_rate)
+    table = of_full_stream(model.table, 1 / reading.share_of_negatives)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label.inverse)
     model = dataclasses.replace(model, table=table)
@@ -245,14 +254,28 @@ def reports_of(block: Block) -> tuple[ReplicaReport, ...]:
 
 
 def evaluate_partitions(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
-    """Metrics of the parameters on some rows, in the labels' own unit."""
+    """Metrics of the parameters on some rows, but those that are kept apart, in the labels' own unit."""
+    return _evaluated(work, blocks, partitions, apart=False)
+
+
+def evaluate_apart(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition]) -> Tally:
+    """The same on the rows that are kept apart."""
+    return _evaluated(work, blocks, partitions, apart=True)
+
+
+def _evaluated(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition], apart: bool) -> Tally:
     tables, averaging, scores_of = [block.table for block in blocks], work.averaging, work.scores
     objective = work.objective
     total = objective.empty()
     for partition in partitions:
         table = averaging.pull(tables, partition.features, partition.n_factored)
         scores, labels = work.unit.undone(scores_of(partition, table)), work.unit.undone(partition.labels)
-        weights = partition.weights if partition.weights.size else None
+        if work.shift:
+            scores = scores.astype(np.float64) + work.shift
+        weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)
+        if work.apart:
+            kept = (lots("calibration", 0, partition.n_rows) < work.apart) == apart
+            scores, labels, weights = scores[kept], labels[kept], weights[kept]
         total = total + objective.tally(scores, labels, weights)
     return total
 

@@ -24,6 +24,7 @@ from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError,
 from dfm.events import to_json
 from dfm.launch.process import is_lost
 from dfm.model.fm_model import MANIFEST, read_manifest
+from dfm.pages.page import REPORT
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
@@ -110,6 +111,7 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     return {
         "run_id": record.run_id,
         "model": record.model,
+        "report": files.join(record.model.rstrip("/").rpartition("/")[0] or ".", REPORT),
         "parameters_sha256": record.parameters_sha256,
         "validation": keep,
         "rows": record.rows,

@@ -65,7 +65,7 @@ def test_the_story_of_a_run(directory: str) -> None:
 def test_a_task_tells_it_also_when_the_run_was_elsewhere(
     directory: str, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "https://report")
+    monkeypatch.setattr("dfm.model.report.report_training", lambda *_: "https://report")
     job = {"data": {"train": "x"}, "output": {"directory": directory}}
     operator = DfmTrainOperator(task_id="train", job=job, deferrable=deferrable, dask_conn_id=None)
     log = Kept()
@@ -77,7 +77,7 @@ def test_a_task_tells_it_also_when_the_run_was_elsewhere(
 def test_epochs_that_were_told_as_they_passed_are_not_told_again(
     directory: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "https://report")
+    monkeypatch.setattr("dfm.model.report.report_training", lambda *_: "https://report")
     operator = DfmTrainOperator(task_id="train", job={"data": {"train": "x"}, "output": {"directory": directory}})
     log, live = Kept(), tasks.EventLog()
     monkeypatch.setattr(DfmTrainOperator, "log", log)
@@ -120,7 +120,7 @@ def test_a_task_that_was_deferred_shows_the_dashboard_that_the_scheduler_tells(
         return "http://h:41234/status"
 
     monkeypatch.setattr("dfm.distributed.cluster.remote.dashboard_of", dashboard_of)
-    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "https://report")
+    monkeypatch.setattr("dfm.model.report.report_training", lambda *_: "https://report")
     monkeypatch.setenv("AIRFLOW_CONN_DASK_HERE", "dask://h:8786")
     monkeypatch.setenv("AIRFLOW_CONN_DASK_AWAY", "dask://h:1")
     monkeypatch.setenv(

@@ -104,7 +104,7 @@ def operator(job: Job, **changes: Any) -> Any:
 def test_a_deferred_task_waits_for_its_dask_job_and_is_not_misled_by_an_attempt_that_failed(
     server: ApiServer, job: Job, drive: Callable[[Job], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfm.workflow.html_report.report_training", lambda *_: "https://report")
+    monkeypatch.setattr("dfm.model.report.report_training", lambda *_: "https://report")
     task = operator(job, deferrable=True)
     trigger = task._trigger(job, RUN_ID)
     put_driver(server, "Running")

@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from dfm.airflow import runtime
+from dfm.pages.page import write_report
 from dfm.storage import files
-from dfm.workflow.html_report import write_report
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 

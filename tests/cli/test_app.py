@@ -217,7 +217,7 @@ ARGUMENTS = {
 def test_every_command_that_reads_urls_takes_storage_options() -> None:
     reading = {
         "evaluate", "predict", "inspect", "importance", "export", "publish", "rollback", "status", "logs", "cancel",
-        "list",
+        "list", "report",
     }  # fmt: skip
     assert {*WITH_STORAGE} == reading
 

@@ -76,7 +76,7 @@ def test_a_shard_and_single_rows_were_scored_by_the_loaded_model(demo: DemoResul
 
 def test_every_stage_and_epoch_is_told(demo: DemoResult, events: list[dict[str, Any]]) -> None:
     stages = {event["stage"] for event in events if event["event"] == "progress"}
-    assert stages == {"synth", "compile", "hash", "build", "pilot"}
+    assert stages == {"synth", "compile", "hash", "build", "pilot", "report"}
     epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
     assert epochs == list(range(1, len(demo.run.history) + 1))
     assert events[-1]["event"] == "done"

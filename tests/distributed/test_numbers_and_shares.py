@@ -16,8 +16,8 @@ from rich.console import Console
 from dfm import jobs
 from dfm.data.transforms import AUTO
 from dfm.distributed import diagnose
+from dfm.model.report import report_training
 from dfm.runs.display import Reporter
-from dfm.workflow import html_report
 from tests.support.small_jobs import job_tables
 
 N_ROWS = 4_000
@@ -90,7 +90,7 @@ def test_what_could_not_be_learnt_is_told(
     assert told[-1]["event"] == "done"
     manifest = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     assert manifest["metadata"]["diagnosis"] == found
-    assert "leave it out" in Path(html_report.report_training(str(tmp_path / "out"), "night")).read_text()
+    assert "leave it out" in Path(report_training(str(tmp_path / "out"), "night")).read_text()
     with Reporter(Console()) as reporter:
         reporter({"event": "diagnosis", "findings": found})
     assert "note: column 'one' has one value in all rows" in " ".join(capsys.readouterr().out.split())

@@ -16,8 +16,8 @@ from dfm.errors import RunCancelled, SettingsError
 from dfm.events import faults_of
 from dfm.kernels.mean import part_of_mean
 from dfm.model.fm_model import FMModel
+from dfm.model.report import report_training
 from dfm.training.checkpoint import prefixes_in
-from dfm.workflow.html_report import report_training
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
 

@@ -84,7 +84,7 @@ def test_calibrated_predictions_lie_in_the_interval_nineteen_times_in_twenty() -
         truth = rng.uniform(0.05, 0.6, 300)
         scores = np.log(truth / (1 - truth))
         labels = (rng.random(300) < truth).astype(float)
-        rows = slices.ScoredRows(pa.record_batch({"a": ["x"] * 300}), scores, truth, labels, np.ones(300))
+        rows = slices.ScoredRows(pa.record_batch({"a": ["x"] * 300}), scores, truth, labels, np.ones(300), scores)
         sums = slices.summed(rows, slices.Slicing.of(["a"]), False)
         (record,) = slices.worst_first(sums, 0, 1, 1, False)
         inside += record["calibration_low"] <= 1.0 <= record["calibration_high"]
@@ -139,7 +139,9 @@ def test_slices_of_a_regression_are_ordered_by_error() -> None:
     keys = rng.choice(["a", "b", "c"], 500)
     labels = rng.normal(size=500)
     predictions = labels + rng.normal(size=500) * np.where(keys == "b", 3.0, 0.5)
-    rows = slices.ScoredRows(pa.record_batch({"k": keys}), predictions, predictions, labels, rng.random(500))
+    rows = slices.ScoredRows(
+        pa.record_batch({"k": keys}), predictions, predictions, labels, rng.random(500), predictions
+    )
     records = slices.worst_first(slices.summed(rows, slices.Slicing.of(["k"]), True), 0, 1, 9, True)
     assert records[0]["slice"] == {"k": "b"}
     for record in records:

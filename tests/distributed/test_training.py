@@ -106,7 +106,7 @@ def test_progress_of_every_stage_ends_at_all_rows(trained: TrainResult, events: 
     last = {event["stage"]: (event["done"], event["total"]) for event in events if event["event"] == "progress"}
     compiling, n_workers = last.pop("compile", (1, 1))
     assert compiling == n_workers
-    assert last == {"hash": (ROWS, ROWS), "build": (ROWS, ROWS)}
+    assert last == {"hash": (ROWS, ROWS), "build": (ROWS, ROWS), "report": (DAY_ROWS, DAY_ROWS)}
 
 
 def test_every_row_is_accounted_for(trained: TrainResult, events: list[dict[str, Any]]) -> None:

@@ -21,8 +21,9 @@ from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model.export import export, hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.model.inspection import describe_model, strengths_of
+from dfm.model.report import report_training
+from dfm.pages import page as pages
 from dfm.settings.groups import groups_of
-from dfm.workflow import html_report
 from tests.support.small_models import make_model, random_table
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
@@ -179,17 +180,17 @@ def test_the_report_of_a_field_weighted_model_has_a_map_of_its_strengths(tmp_pat
     model = moved(of_family(make_model(), "fwfm"))
     metadata = {"history": [], "validation": {}, "rows": {}, "settings": {}}
     dataclasses.replace(model, metadata=metadata).save(str(tmp_path / "model"))
-    page = Path(html_report.report_training(str(tmp_path), "night")).read_text()
+    page = Path(report_training(str(tmp_path), "night")).read_text()
     names, strengths = strengths_of(model) or ([], np.zeros((0, 0)))
     assert page.count('<td style="background:rgb(') == len(names) ** 2
     assert f">{strengths[0, 1]:.2f}" in page
-    cells = html_report.HeatMap(["<a>", "b"], np.array([[0.0, -2.0], [-2.0, 1.0]]))
-    text = Path(html_report.write_report(str(tmp_path / "r.html"), "t", {"map": cells})).read_text()
+    cells = pages.HeatMap(["<a>", "b"], np.array([[0.0, -2.0], [-2.0, 1.0]]))
+    text = Path(pages.write_report(str(tmp_path / "r.html"), "t", {"map": cells})).read_text()
     assert "&lt;a&gt;" in text
     assert "<a>" not in text
     assert "background:rgb(178,24,43);color:#fff" in text
     dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "plain" / "model"))
-    assert "rgb(" not in Path(html_report.report_training(str(tmp_path / "plain"), "night")).read_text()
+    assert "rgb(" not in Path(report_training(str(tmp_path / "plain"), "night")).read_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -365,8 +365,26 @@ def test_arrays_that_do_not_fit_are_refused(folder: Path, edit: str) -> None:
         FMModel.load(str(folder))
 
 
+SQUARED = {"name": "squared", "link": "identity", "parameter": None, "sha256": ""}
+
+
+def calibration(scores: list[float], logits: list[float], slope: float = 1.0) -> dict[str, Any]:
+    return {"kind": "platt", "scores": scores, "logits": logits, "slope": slope}
+
+
 MANIFEST_EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a range of predictions that is none": lambda manifest: manifest.update(clip=[2.0, 1.0]),
+    "a calibration that falls": lambda manifest: manifest.update(calibration=calibration([0.0, 1.0], [1.0, 0.0])),
+    "a calibration without knots": lambda manifest: manifest.update(calibration=calibration([], [])),
+    "a calibration whose knots are no pairs": lambda manifest: manifest.update(
+        calibration=calibration([0.0], [0.0, 1.0])
+    ),
+    "a calibration of a slope that is none": lambda manifest: manifest.update(
+        calibration=calibration([0.0], [0.0], -1)
+    ),
+    "a calibration of numbers": lambda manifest: manifest.update(
+        calibration=calibration([0.0], [0.0]), task="regression", loss=SQUARED
+    ),
     "no files": lambda manifest: manifest.pop("files"),
     "no schema": lambda manifest: manifest.pop("schema"),
     "no statistics": lambda manifest: manifest.pop("statistics"),

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    precision_recall_fscore_support,
+    r2_score,
+    roc_auc_score,
+)
 
 from dfm.errors import DataError, DivergenceError
 from dfm.model.metrics import TALLIES, ClassificationTally, RegressionTally
@@ -214,6 +220,31 @@ def test_regression_metrics_equal_their_definitions_far_from_zero_too(data, offs
     assert values["mean_error"] == pytest.approx(np.average(errors, weights=weights), rel=1e-9, abs=1e-9)
     expected = r2_score(labels + offset, predictions + offset, sample_weight=weights)
     assert values["r2"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_errors_in_parts_of_the_label_leave_out_labels_of_0():
+    parts = [RegressionTally.from_scores([2.0, 5.0], [1.0, 0.0], [1, 9]), RegressionTally.from_scores([3.0], [-4.0])]
+    assert (parts[0] + parts[1]).metrics()["mape"] == pytest.approx((1.0 + 7 / 4) / 2)
+    assert RegressionTally.from_scores([1.0], [0.0]).metrics()["mape"] is None
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_decisions_at_a_threshold_are_those_of_scikit_learn(threshold):
+    rng = np.random.default_rng(4)
+    logits, weights = np.round(rng.normal(-1, 1.5, 400), 2), rng.integers(0, 4, 400)
+    labels = (rng.random(400) < 1 / (1 + np.exp(-logits))).astype(int)
+    tally = ClassificationTally.from_scores(logits[:99], labels[:99], weights[:99])
+    found = (tally + ClassificationTally.from_scores(logits[99:], labels[99:], weights[99:])).at_threshold(threshold)
+    decided = logits >= np.log(threshold / (1 - threshold))
+    assert found["threshold"] == threshold
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, decided, sample_weight=weights))
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, decided, sample_weight=weights, average="binary")
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx((precision, recall, f1))
+
+
+def test_nobody_beyond_the_threshold_has_no_precision():
+    found = ClassificationTally.from_scores([-3.0, -2.0], [0, 1]).at_threshold(0.9)
+    assert (found["precision"], found["recall"], found["accuracy"]) == (None, 0.0, 0.5)
 
 
 def test_labels_that_are_all_the_same_leave_r2_undefined():

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from dfm import jobs
 from dfm.distributed import train
+from dfm.pages.page import _cell, read_report, write_report
 from dfm.runs.display import Reporter, rejected_text, watched
-from dfm.workflow.html_report import _cell, read_report, write_report
 
 PLAN = {
     "event": "plan",

@@ -206,6 +206,11 @@ def test_a_mistake_is_answered_with_the_nearest_legal_thing(tables, overrides, s
         ),
         ({"data": {"validation_from": "3"}}, "needs schema.time"),
         ({"schema": {"label_positive": "yes"}, "model": {"task": "regression"}}, "needs model.task"),
+        ({"training": {"stop_on": "log_loss"}, "model": {"task": "regression"}}, "is no metric of task .regression."),
+        (
+            {"training": {"stop_on": "log_loss"}, "model": {"loss": "hinge"}},
+            "is no metric of task .* with loss .hinge.",
+        ),
         ({"schema": {"label": "a", "weight": "a"}}, "schema.label names that column too"),
         ({"schema": {"weight": "a", "time": "a"}}, "schema.weight names that column too"),
     ],

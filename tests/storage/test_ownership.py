@@ -22,11 +22,12 @@ from dfm.data import synthetic
 from dfm.errors import DataError, SettingsError
 from dfm.launch import process
 from dfm.model.export import FORMATS, export
+from dfm.pages.page import write_report
 from dfm.runs import record as runs
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes
 from dfm.storage.ownership import Ledger, check_apart, is_array_file, is_record, place_of
-from dfm.workflow import html_report, steps
+from dfm.workflow import steps
 from tests.support.small_jobs import LAST_DAY, in_process_client, job_tables
 from tests.support.small_models import make_model
 
@@ -366,11 +367,11 @@ def test_the_demo_replaces_nothing_of_others(tmp_path: Path, name: str) -> None:
 def test_a_report_replaces_an_earlier_one_and_nothing_of_others(folder: str) -> None:
     url = files.join(folder, "report.html")
     for title in ("one", "two"):
-        html_report.write_report(url, title, {"numbers": {"a": 1}})
+        write_report(url, title, {"numbers": {"a": 1}})
     assert b"<h1>two</h1>" in files.read_bytes(url)
     files.write_bytes(url, b"<!doctype html><html lang=en><meta charset=utf-8>mine")
     with pytest.raises(SettingsError, match="was not made by dfm"):
-        html_report.write_report(url, "three", {})
+        write_report(url, "three", {})
 
 
 def test_a_driver_deletes_its_order_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

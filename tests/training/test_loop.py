@@ -24,6 +24,7 @@ from dfm.training.steps import StepSchedule, work_of
 SETTINGS = settled(TrainingSettings(n_replicas=1), RowScale())
 WORK = work_of(SETTINGS, "classification", KernelSpec("logistic", "adagrad", 2))
 N_ROWS = 10
+OBJECTIVE = Objective.of("classification")
 
 
 class MadeUp:
@@ -76,7 +77,7 @@ def trained(
 ) -> TrainingLoop:
     loop = TrainingLoop(
         work=WORK,
-        objective=Objective.of("classification"),
+        objective=more.pop("objective", OBJECTIVE),
         plan=RoundPlan(n_rounds, n_rounds),
         schedule=more.pop("schedule", StepSchedule("constant", seed=3)),
         goal=goal,
@@ -97,6 +98,22 @@ def test_the_best_parameters_are_kept_and_patience_ends_training() -> None:
     assert (loop.result, loop.best.epoch, loop.best.metrics) == ([2], 2, {"log_loss": 0.4})
     assert [event["epoch"] for event in loop.at.history] == [1, 2, 3, 4]
     assert told[-1] == {"event": "stopped", "epoch": 4, "best_epoch": 2}
+
+
+def test_another_metric_chooses_the_best_epoch() -> None:
+    class OfTwoMinds(MadeUp):
+        def evaluate(self, work: Work) -> Metrics:
+            loss = self.losses.pop(0)
+            return {"log_loss": loss, "auc": 0.5 + loss / 2}  # the worse the loss, the better the order
+
+    losses = [0.3, 0.4, 0.5, 0.2, 0.1]
+    by_auc = dataclasses.replace(OBJECTIVE, stop_on="auc")
+    loop = trained(OfTwoMinds(losses), Goal(9, patience=2), objective=by_auc)
+    assert loop.best is not None
+    assert (loop.best.epoch, loop.best.metrics["auc"], len(loop.at.history)) == (3, 0.75, 5)
+    assert by_auc.cost({"auc": 0.75}) == 0.25
+    assert by_auc.cost({"auc": None}) is None
+    assert OBJECTIVE.cost({"log_loss": 0.3, "auc": 0.75}) == 0.3
 
 
 def test_without_patience_all_epochs_are_trained() -> None:

@@ -1,8 +1,9 @@
-"""One page of HTML about a run or a night: tables of numbers, readable in any browser, no script, no picture file."""
+"""One page of HTML about a run or a night: readable in any browser, light or dark, no script, no picture file."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,25 +11,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.kernels.families.registry import DEFAULT
-from dfm.model.fm_model import FMModel, read_manifest
-from dfm.model.inspection import strengths_of
 from dfm.storage import files, ownership
 
 REPORT = "report.html"
 HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
 """The beginning of every page, by which dfm knows its own."""
+_LIGHT = "--ink:#1b1f24;--paper:#fff;--faint:#667085;--line:#d8dde3;--one:#1f6fb2;--two:#c4571b;--soft:#1f6fb233"
+_DARK = "--ink:#e4e7eb;--paper:#14171b;--faint:#98a2b3;--line:#343a43;--one:#6cb6ff;--two:#f0955b;--soft:#6cb6ff40"
+_CHARTS = {
+    ".charts": "display:flex;flex-wrap:wrap;gap:1rem 2rem;margin:.5rem 0 1.5rem",
+    "figure": "margin:0;flex:1 1 20rem;max-width:28rem;min-width:0",
+    "figcaption": "color:var(--faint);font-size:.85rem",
+    "svg": "display:block;width:100%;height:auto;font:11px system-ui,sans-serif",
+    "svg text": "fill:var(--faint)",
+    "path": "fill:none;stroke-width:2",
+    ".axis": "stroke:var(--line)",
+    ".one": "stroke:var(--one)",
+    ".two": "stroke:var(--two)",
+    ".even": "stroke:var(--faint);stroke-dasharray:4 4",
+    ".area": "fill:var(--soft)",
+    ".dot": "fill:var(--two)",
+    ".bar": "background:var(--one);height:.8em;border-radius:2px;min-width:1px",
+    "td.b": "width:12rem;min-width:6rem",
+}
+"""Rules by selector. Colours are variables, so that charts follow the browser's light or dark."""
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    f":root{{color-scheme:light dark;{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:var(--ink);"
+    "background:var(--paper)}"
     "table{display:block;overflow-x:auto;border-collapse:collapse;margin:.5rem 0 1.5rem}"
     "td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
-    "vertical-align:top;border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}"
-    "h1,td{overflow-wrap:anywhere}td.n{white-space:nowrap}h2{margin:1.5rem 0 0;font-size:1.1rem}"
+    "vertical-align:top;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}"
+    "h1,td{overflow-wrap:anywhere}td.n{white-space:nowrap}h2{margin:1.5rem 0 0;font-size:1.1rem}a{color:var(--one)}"
+    "pre{overflow-x:auto;background:var(--soft);padding:.8rem;border-radius:4px;font-size:.85rem}"
+    + "".join(f"{selector}{{{rules}}}" for selector, rules in _CHARTS.items())
+    + "@media(max-width:30rem){td.b{width:5rem;min-width:4rem}}"
 )
+_PAGE = re.compile(r"(https?://|file:///|/)[^\s]*\.html")
 _VIEWPORT = "<meta name=viewport content='width=device-width'>"
-_EPOCH = ("seed", "epoch", "train_log_loss", "train_rmse", "log_loss", "rmse", "auc", "rows_per_second", "seconds")
+_POLICY = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\">"
+"""Nothing may be fetched, whatever a text of the data says."""
 _LONG = ("calibration_bins", "history", "columns")
 """Metrics that a table of single numbers leaves out."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Text that is HTML already, made of `dfm.pages.charts` or `preformatted`."""
+
+    html: str
 
 
 @dataclass(frozen=True)
@@ -42,17 +73,33 @@ class HeatMap:
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
     """Write a page, in place of an earlier one, and return its URL.
 
-    A section is a mapping (one row each), a list of them (one table), or a HeatMap. SettingsError where another's file
-    is there.
+    A section is a mapping (one row each), a list of them (one table), a HeatMap or a Drawing. SettingsError where
+    another's file is there.
     """
-    parts = [f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content]
     page = (
-        f"{HEAD}{_VIEWPORT}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
+        f"{HEAD}{_VIEWPORT}{_POLICY}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1>{sections_html(sections)}</html>"
     )
     ownership.check_replaceable(url, ownership.begins_with(HEAD.encode()), options)
     files.write_bytes(url, page.encode(), options)
     return url
+
+
+def sections_html(sections: Mapping[str, Any]) -> str:
+    """Sections that have a content, each with its heading."""
+    return "".join(f"<h2>{html.escape(name)}</h2>{_table(content)}" for name, content in sections.items() if content)
+
+
+def fragment(title: str, sections: Mapping[str, Any]) -> str:
+    """A part of somebody else's page, a notebook's: its rules are for what it holds alone."""
+    rules = "".join(f".dfm {selector}{{{each}}}" for selector, each in _CHARTS.items())
+    own = f"<style>.dfm{{{_LIGHT};--faint:#7b8698}}{rules}</style>"
+    return f"{own}<div class=dfm><b>{html.escape(title)}</b>{sections_html(sections)}</div>"
+
+
+def preformatted(text: str) -> Drawing:
+    """Text as it stands."""
+    return Drawing(f"<pre>{html.escape(text)}</pre>")
 
 
 def read_report(url: str, options: files.Options = None) -> bytes:
@@ -61,47 +108,6 @@ def read_report(url: str, options: files.Options = None) -> bytes:
     if not ownership.begins_with(HEAD.encode())(url, options):
         raise ValueError("it is no report of dfm")
     return files.read_bytes(url, options)
-
-
-def report_training(directory: str, title: str, options: files.Options = None) -> str:
-    """The page about the model in an output location: epochs, validation, rows, settings."""
-    metadata = read_manifest(files.join(directory, "model"), options)["metadata"]
-    epochs = [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in metadata["history"]]
-    sections: dict[str, Any] = {
-        "epochs": epochs,
-        "models": _models(metadata),
-        "validation": metadata["validation"],
-        "diagnosis": [
-            {"what": finding["message"], "knobs": finding["knobs"]} for finding in metadata.get("diagnosis", ())
-        ],
-        "rows": metadata["rows"],
-        "strengths of pairs of fields": _strengths(directory, options),
-        "warm start": metadata.get("warm_start"),
-        "settings": {
-            f"{table}.{key}": value for table, knobs in metadata["settings"].items() for key, value in knobs.items()
-        },
-    }
-    return write_report(files.join(directory, REPORT), title, sections, options)
-
-
-def _models(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The single models beside their mean; none where there is but one."""
-    models = metadata.get("models", [])
-    rows = [{"model": f"seed {m['seed']}", "best epoch": m["best_epoch"], **_short(m["validation"])} for m in models]
-    return [*rows, {"model": "their mean", **_short(metadata["validation"])}] if rows else []
-
-
-def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in _LONG}
-
-
-def _strengths(directory: str, options: files.Options) -> HeatMap | None:
-    """Those of the model in an output location, where its family has any; most models need not be read for that."""
-    url = files.join(directory, "model")
-    if read_manifest(url, options).get("family", DEFAULT) == DEFAULT:
-        return None
-    found = strengths_of(FMModel.load(url, options, check_golden=False))
-    return HeatMap(*found) if found else None
 
 
 _BLUE, _RED = (33, 102, 172), (178, 24, 43)
@@ -125,7 +131,9 @@ def _shade(value: float, most: float) -> str:
     return f'<td style="background:rgb({red},{green},{blue});color:{ink};font-size:.7rem;padding:.1rem">{value:.2f}'
 
 
-def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap) -> str:
+def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | Drawing) -> str:
+    if isinstance(content, Drawing):
+        return content.html
     if isinstance(content, HeatMap):
         return _heat_map(content)
     if isinstance(content, Mapping):
@@ -159,4 +167,10 @@ def _cell(value: Any) -> str:
         )
     if isinstance(value, list | tuple):
         return "<br>".join(_cell(item) for item in value)
-    return html.escape(str(value))
+    return _linked(str(value))
+
+
+def _linked(text: str) -> str:
+    """A text; the place of another page, where a browser can go there, is a link."""
+    shown = html.escape(text)
+    return f'<a href="{shown}">{shown}</a>' if _PAGE.fullmatch(text) else shown

@@ -1,0 +1,144 @@
+"""The report of a training: what the published model does on the rows that validate, and the page that shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import operator
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Future
+
+from dfm.data.parquet import Batch, Unit
+from dfm.data.preparation import Reading, kept_batches
+from dfm.distributed.importance import damage_in_batches, described
+from dfm.distributed.predict import (
+    Evaluation,
+    Scoring,
+    evaluate_batches,
+    labelled_columns,
+    loaded_model,
+    placed_model,
+)
+from dfm.distributed.prepare import Prepared, collided_share, follow, progress_of
+from dfm.distributed.publish import model_url
+from dfm.distributed.run import Run
+from dfm.model.curves import curves_of
+from dfm.model.fm_model import FMModel
+from dfm.model.importance import Damage, sampled
+from dfm.model.metrics import ClassificationTally
+from dfm.model.objective import LossTally
+from dfm.model.report import report_training, write_findings
+from dfm.model.slices import Slicing, worst_first
+from dfm.training.diagnosis import count_fields
+
+MOST_ROWS, MOST_ROWS_IN_TURN = 200_000, 5_000
+"""Rows that curves and slices are made of, and that each column is permuted in, where more validate."""
+_TOP, _PARTS = 20, 200
+"""Slices that are shown, and the part of the rows that one of them has at least."""
+_PACKAGES = ("numpy", "numba", "pyarrow", "dask", "distributed")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The metrics of rows by the published model, and what it costs to lose a column; None where no loss says so."""
+
+    evaluation: Evaluation
+    damage: Damage | None
+
+    def __add__(self, other: Seen) -> Seen:
+        both = self.damage + other.damage if self.damage is not None and other.damage is not None else None
+        return Seen(self.evaluation + other.evaluation, both)
+
+
+def write_page(run: Run, prepared: Prepared, seconds: Mapping[str, float], looks_at_rows: bool) -> str:
+    """Write what there is to tell of a published model beside it, and return the URL of the page."""
+    options, directory = run.job.data.storage_options, run.job.output.directory
+    findings = {
+        "seconds": dict(seconds),
+        "collisions": _collisions(run, prepared),
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
+        **(_findings(run, prepared) if looks_at_rows and prepared.validation_account.accepted else {}),
+    }
+    write_findings(model_url(run), findings, options)
+    return report_training(directory, f"model in {directory}", options)
+
+
+def _collisions(run: Run, prepared: Prepared) -> dict[str, Any]:
+    bits = run.job.model.hash_bits
+    return {
+        "distinct features": prepared.summary.n_distinct,
+        "indices of the hash table": 2**bits,
+        "share of the table that is filled": prepared.summary.n_distinct / 2**bits,
+        "expected share of values that share an index": collided_share(prepared.summary, bits),
+    }
+
+
+def _findings(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """Curves, slices and importance, as far as the loss has them."""
+    column = _widest_column(run, prepared) if _has_losses(run) else ""
+    seen = _look(run, prepared, Slicing.of([[column]] if column else []))
+    tally, told = seen.evaluation.tally, {}
+    if run.job.model.task == "classification":
+        of_task = tally.of_task if isinstance(tally, LossTally) else tally
+        told["curves"] = curves_of(of_task) if isinstance(of_task, ClassificationTally) else {}
+    if seen.damage is not None and seen.damage.weight:
+        told["importance"] = described(seen.damage, run.inputs.schema.columns)
+    slices = seen.evaluation.slices
+    if column and slices is not None:
+        least = max(seen.evaluation.account.accepted // _PARTS, 1)
+        records = worst_first(slices, 0, least, _TOP, run.job.model.task == "regression")
+        named = [{"value": record["slice"][column], **record} for record in records]
+        told["slices"] = {"column": column, "records": named}
+    return told
+
+
+def _has_losses(run: Run) -> bool:
+    """Whether single rows have a loss that slices and columns could be compared by."""
+    return run.job.model.task == "regression" or run.order.objective.info.link == "sigmoid"
+
+
+def _widest_column(run: Run, prepared: Prepared) -> str:
+    """The column of categories with most features; "" without any."""
+    schema = run.inputs.schema
+    counts = run.watch.result(run.watch.submit(count_fields, prepared.vocabulary))
+    made = {entry.name for entry in schema.derived}
+    sizes = {
+        entry.name: count.features
+        for entry, count in zip(schema.fields, counts, strict=True)
+        if entry.kind == "categorical" and entry.name not in made
+    }
+    return max(sizes, key=lambda name: (sizes[name], name), default="")
+
+
+def _look(run: Run, prepared: Prepared, slicing: Slicing) -> Seen:
+    """Score the rows that validate with the model that was published."""
+    scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
+    scoring, placed = placed_model(run.watch, scoring)
+    tasks, total = run.inputs.validation_tasks, prepared.validation_account.accepted
+    shares = MOST_ROWS / total, MOST_ROWS_IN_TURN / min(total, MOST_ROWS) if _has_losses(run) else 0.0
+    submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
+    futures: list[Future] = [submit(units, shares) for units in tasks]
+    follow(run.watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "report", progress_of(run))
+    return functools.reduce(operator.add, run.watch.client.gather(futures))
+
+
+def look_at_rows(
+    scoring: Scoring, placed: str | FMModel, reading: Reading, units: Sequence[Unit], shares: tuple[float, float]
+) -> Seen:
+    """Metrics of a share of some rows, and of a share of these without each column."""
+    model = loaded_model(scoring, placed)
+    columns = list(labelled_columns(model, True, scoring.slicing))
+    batches = [_thinned(batch, shares[0]) for unit in units for batch in kept_batches(reading, unit, columns)]
+    evaluation = evaluate_batches(model, batches, "skip", True, scoring.slicing)
+    damage = damage_in_batches(model, batches, "skip", True, (shares[1], 1)) if shares[1] else None
+    return Seen(evaluation, damage)
+
+
+def _thinned(batch: Batch, share: float) -> Batch:
+    place = f"{batch.shard.url} {batch.row_group} {batch.first_row}"
+    return dataclasses.replace(batch, data=sampled(batch.data, share, place), kept=None)

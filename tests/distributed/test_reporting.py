@@ -1,0 +1,137 @@
+"""report.html: written by every training beside its model, made again without the data, and harmless."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+
+import dfm
+from dfm import jobs
+from dfm.errors import ModelError
+from dfm.model.report import FINDINGS, report_model
+from tests.distributed.test_held_out import tables_of
+
+EVIL, N_ROWS = "<script>alert(1)</script>", 6_000
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clicks by a column and values that are markup, another column, and one that means nothing."""
+    folder, rng = tmp_path_factory.mktemp("log"), np.random.default_rng(5)
+    a, b = rng.integers(0, 9, N_ROWS), rng.integers(0, 4, N_ROWS)
+    label = (rng.random(N_ROWS) < np.where((a + b) % 2, 0.7, 0.2)).astype(np.int64)
+    columns = {EVIL: [f"<img src=x onerror=f({n})>" for n in a], "b": [f"b{n}" for n in b]}
+    noise = [f"n{n}" for n in rng.integers(0, 5, N_ROWS)]
+    pq.write_table(pa.table({**columns, "noise": noise, "label": label}), folder / "0.parquet")
+    return folder
+
+
+def tables(log: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    return tables_of(log, folder, schema={"categorical": [EVIL, "b", "noise"]}, **more)
+
+
+@pytest.fixture(scope="module")
+def result(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    told: list[dict[str, Any]] = []
+    found = jobs.train(tables(log, tmp_path_factory.mktemp("out")), client, on_event=told.append)
+    assert told[-1]["report"] == found.report_url
+    return found
+
+
+def test_the_page_tells_of_the_model_and_no_text_of_the_data_is_markup(result: Any) -> None:
+    page = Path(result.report_url).read_text()
+    assert Path(result.report_url) == Path(result.model_url).parent / "report.html"
+    for heading in (
+        *("validation", "curves", "epochs", "importance of columns", "collisions", "rows to train on", "job"),
+        *("rows to validate on", "where time went", "versions and hashes"),
+    ):
+        assert f"<h2>{heading}</h2>" in page
+    assert "<h2>slices of &lt;script&gt;alert(1)&lt;/script&gt;, the worst first</h2>" in page
+    assert page.count("<svg") == 4
+    assert f"{result.validation['log_loss']:.5f}" in page
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=f(3)&gt;" in page
+
+
+def test_findings_are_of_the_rows_that_validated(result: Any, log: Path) -> None:
+    found = json.loads((Path(result.model_url) / FINDINGS).read_text())
+    records = {each["value"]: each for each in found["slices"]["records"]}
+    assert sum(each["rows"] for each in records.values()) == result.validation["rows"]
+    losses = sum(each["rows"] * each["log_loss"] for each in records.values())
+    assert losses / result.validation["rows"] == pytest.approx(result.validation["log_loss"], abs=1e-5)
+    columns = [each["column"] for each in found["importance"]["columns"]]
+    assert {*columns[:2]} == {EVIL, "b"}
+    assert columns[2] == "noise"
+    assert found["importance"]["rows"] == result.validation["rows"]
+    assert found["curves"]["roc"][-1] == [1.0, 1.0]
+    assert found["seconds"].keys() == {"prepare", "publish"}
+
+
+def test_the_same_findings_on_two_workers(result: Any, log: Path, two_workers: Client, tmp_path: Path) -> None:
+    again = jobs.train(tables(log, tmp_path), two_workers)
+    one, two = (json.loads((Path(each.model_url) / FINDINGS).read_text()) for each in (result, again))
+    for name in ("curves", "slices", "importance", "collisions"):
+        assert one[name] == two[name]
+
+
+def test_the_page_is_made_again_without_the_data(result: Any, tmp_path: Path) -> None:
+    url = dfm.report(result.model_url, str(tmp_path / "again.html"))
+    first = Path(result.report_url).read_text()
+    again = Path(url).read_text()
+    assert again.split("</h1>")[1] == first.split("</h1>")[1]
+    with pytest.raises(ModelError, match="no model at"):
+        dfm.report(str(tmp_path / "nowhere"))
+    assert jobs.report(result.model_url) == result.report_url
+
+
+def test_findings_of_another_model_are_not_taken_for_ones_own(result: Any, tmp_path: Path) -> None:
+    model = result.model
+    model.save(str(tmp_path / "model"))
+    findings = json.loads((Path(result.model_url) / FINDINGS).read_text())
+    (tmp_path / "model" / FINDINGS).write_text(json.dumps({**findings, "parameters_file": "0" * 64}))
+    page = Path(report_model(str(tmp_path / "model"), str(tmp_path / "r.html"), "t")).read_text()
+    assert "slices of" not in page
+    assert "<h2>epochs</h2>" in page
+
+
+def test_a_job_may_want_no_page(log: Path, client: Client, tmp_path: Path) -> None:
+    found = tables(log, tmp_path)
+    found["output"]["report"] = False
+    result = jobs.train(found, client)
+    assert result.report_url == ""
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_regression_has_a_page_of_its_own(log: Path, client: Client, tmp_path: Path) -> None:
+    found = tables(log, tmp_path)
+    page = Path(jobs.train({**found, "model": {"task": "regression", "hash_bits": 12}}, client).report_url).read_text()
+    assert page.count("<svg") == 1, "learning curves"
+    assert "<h2>importance of columns</h2>" in page
+    assert "<th>rmse" in page
+
+
+def test_somebody_elses_page_stays_and_the_model_is_published(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("mine")
+    result = jobs.train(tables(log, tmp_path), client)
+    assert result.report_url == ""
+    assert result.model.task == "classification"
+    assert (tmp_path / "out" / "report.html").read_text() == "mine"
+    assert "its report could not be written" in caplog.text
+
+
+def test_notebooks_show_curves(result: Any) -> None:
+    for shown in (result._repr_html_(), result.model._repr_html_()):
+        assert shown.count("<svg") == 2
+        assert "log_loss" in shown
+        assert "<script" not in shown
