@@ -226,6 +226,7 @@ _DIRECTORY = Field("directory", "text", "output directory or URL of the run")
 _REASON = Field("reason", "text", "why it stands so; empty where all is well")
 _NAME = Field("name", "text", "the DaskJob")
 _MODEL = Field("model", "text", "folder or URL of the model")
+_DRIFT = Field("drift", "list", "of each column: shares of missing, rare, unseen values, and psi against training")
 _ALIAS = Field("alias", "text", "folder or URL that names the champion")
 _SHA256 = Field("parameters_sha256", "text", "digest of the parameters; empty where there are none yet")
 _DASK_JOB = (
@@ -613,6 +614,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             _MODEL,
             Field("account", "record", "rows read, evaluated, rejected"),
+            _DRIFT,
             _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
             _absent(_number("threshold", "probability from which on a row counts as positive (`--threshold`)")),
             _absent(_number("accuracy", "share of rows on the right side of it")),
@@ -652,6 +654,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rows", "integer", "rows read", "rows"),
             Field("predicted", "integer", "rows scored", "rows"),
             Field("rejected", "integer", "rows that broke the schema", "rows"),
+            _DRIFT,
         ),
     ),
     EventRecord(

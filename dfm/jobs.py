@@ -29,6 +29,7 @@ from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import MOST_ROWS
 from dfm.model.objective import classified, with_functions
@@ -245,7 +246,8 @@ def evaluate(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a model on labelled rows, with the row account under "account".
+    """Metrics of a model on labelled rows, with the row account under "account", and under "drift" a record of each
+    column: shares of missing, rare and never seen values, and the population stability index (`psi`) against training.
 
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
@@ -285,7 +287,13 @@ def evaluate(
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
-    return {**found.tally.metrics(), **decided, **sliced, "account": rows}
+    drift = drift_of(loaded, found.sights)
+    return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
+
+
+def drift_of(model: FMModel, sights: Sights | None) -> list[dict[str, Any]]:
+    """A record of each column, the one that drifted most first."""
+    return [] if sights is None else model.watcher.records(sights, model.schema)
 
 
 def importance(
@@ -409,7 +417,7 @@ def predict(
     _check(client)
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
-    place = _model(model, storage_options)[1]
+    loaded, place = _model(model, storage_options)
     paths = _paths_of(data)
     if paths is None:
         raise SettingsError(
@@ -423,12 +431,14 @@ def predict(
     inputs = [*paths, *([place] if isinstance(place, str) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
-        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)
+        found = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)
+    account = found.account
     return {
         "output": where,
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.rejected,
+        "drift": drift_of(loaded, found.sights),
     }
 
 

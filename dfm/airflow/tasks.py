@@ -190,8 +190,10 @@ def check_day(
     keep: str = "",
     storage_options: Mapping[str, Any] | None = None,
     at_least: int = 1,
+    model: str = "",
 ) -> dict[str, Any]:
-    """Compare a partition with those before it (oldest first): columns, rows, click rate. DataError where it is odd.
+    """Compare a partition with those before it (oldest first): columns, rows, click rate; and its values with those
+    that a model (a folder, or an alias, which may have no champion yet) was trained on. DataError where it is odd.
 
     Returns rows, click rate, and under "before" the earlier partitions that are there. The task is skipped, and with it
     what needs it, where there are fewer than `at_least`. keep: a folder for the profiles.
@@ -202,7 +204,7 @@ def check_day(
     tables = runtime.numbers_again(runtime.tables_of(job, ()))
     if storage_options:
         tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
-    found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep)
+    found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep, model)
     if len(found["before"]) < at_least:
         raise AirflowSkipException(f"{len(found['before'])} partitions before {day} are there; {at_least} needed")
     return found

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
 from dfm.cli.console import (
+    drift_table,
     folds_table,
     importance_table,
     metrics_table,
@@ -247,6 +248,8 @@ def evaluate(
         console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
         for name, records in metrics.get("slices", {}).items():
             console.print(slices_table(name, records))
+        if drifted := drift_table(metrics["drift"]):
+            console.print(drifted)
 
 
 @cli.command()
@@ -309,6 +312,8 @@ def predict(
             markup=False,
             soft_wrap=True,
         )
+        if drifted := drift_table(summary["drift"]):
+            console.print(drifted)
 
 
 @cli.command()

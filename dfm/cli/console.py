@@ -32,7 +32,7 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     """Metrics of one evaluation, as a table of name and value; calibration bins follow."""
     table = Table("metric", "value", title=title or None)
     for name, value in metrics.items():
-        if name not in ("calibration_bins", "account", "slices"):
+        if name not in ("calibration_bins", "account", "slices", "drift"):
             table.add_row(name, metric_text(value, is_count=name in ("rows", "weight")))
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
@@ -46,6 +46,24 @@ def metric_text(value: object, is_count: bool) -> str:
     return f"{value:,.5f}" if isinstance(value, float) else f"{value}"
 
 
+def drift_table(records: Sequence[Event]) -> Table | None:
+    """The columns that differ most from training, with the shares of values by what the model knows of them; None
+    without any.
+    """
+    shown = [record for record in records if record["psi"] is not None][:_MOST_DRIFTED]
+    if not shown:
+        return None
+    names = ("psi", "missing", "rare", "unseen", "training_missing", "training_rare")
+    titles = {"psi": "PSI", "training_missing": "(training) missing", "training_rare": "rare"}
+    table = Table("column", *(Column(titles.get(name, name), justify="right") for name in names), title="drift")
+    for record in shown:
+        cells = ["-" if record[name] is None else f"{record[name]:.4f}" for name in names]
+        table.add_row(escape(record["column"]), *cells)
+    return table
+
+
+_MOST_DRIFTED = 10
+"""Columns that are shown of those that drifted."""
 _BAR = 24
 """Characters of the longest bar."""
 

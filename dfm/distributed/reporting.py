@@ -28,6 +28,7 @@ from dfm.distributed.prepare import Prepared, collided_share, follow, progress_o
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
 from dfm.model.curves import curves_of
+from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import Damage, sampled
 from dfm.model.metrics import ClassificationTally
@@ -81,8 +82,9 @@ def _collisions(run: Run, prepared: Prepared) -> dict[str, Any]:
 def _findings(run: Run, prepared: Prepared) -> dict[str, Any]:
     """Curves, slices and importance, as far as the loss has them."""
     column = _widest_column(run, prepared) if _has_losses(run) else ""
-    seen = _look(run, prepared, Slicing.of([[column]] if column else []))
+    seen, drift = _look(run, prepared, Slicing.of([[column]] if column else []))
     tally, told = seen.evaluation.tally, {}
+    told["drift"] = drift
     if run.job.model.task == "classification":
         of_task = tally.of_task if isinstance(tally, LossTally) else tally
         told["curves"] = curves_of(of_task) if isinstance(of_task, ClassificationTally) else {}
@@ -115,8 +117,8 @@ def _widest_column(run: Run, prepared: Prepared) -> str:
     return max(sizes, key=lambda name: (sizes[name], name), default="")
 
 
-def _look(run: Run, prepared: Prepared, slicing: Slicing) -> Seen:
-    """Score the rows that validate with the model that was published."""
+def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[dict[str, Any]]]:
+    """Score the rows that validate with the model that was published; and a record of each of their columns."""
     scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
     tasks, total = run.inputs.validation_tasks, prepared.validation_account.accepted
@@ -124,7 +126,17 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> Seen:
     submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
     futures: list[Future] = [submit(units, shares) for units in tasks]
     follow(run.watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "report", progress_of(run))
-    return functools.reduce(operator.add, run.watch.client.gather(futures))
+    seen: Seen = functools.reduce(operator.add, run.watch.client.gather(futures))
+    drift: list[dict[str, Any]] = run.watch.result(
+        run.watch.submit(drift_of_rows, scoring, placed, seen.evaluation.sights)
+    )
+    return seen, drift
+
+
+def drift_of_rows(scoring: Scoring, placed: str | FMModel, sights: Sights | None) -> list[dict[str, Any]]:
+    """A record of each column, the one that drifted most first."""
+    model = loaded_model(scoring, placed)
+    return [] if sights is None else model.watcher.records(sights, model.schema)
 
 
 def look_at_rows(

@@ -66,6 +66,7 @@ def report_model(model: str, page: str, title: str, options: files.Options = Non
         "diagnosis": [{"what": each["message"], "knobs": each["knobs"]} for each in known.get("diagnosis", ())],
         **_slices(found.get("slices", {})),
         "importance of columns": _importance(found.get("importance", {})),
+        "values of the rows that validate": [_drifted(each) for each in found.get("drift", ())[:_MOST_COLUMNS]],
         "strengths of pairs of fields": _strengths(model, manifest, options),
         "collisions": found.get("collisions"),
         "rows to train on": known["rows"],
@@ -104,6 +105,12 @@ def _slices(found: Mapping[str, Any]) -> dict[str, Any]:
     records = found.get("records", [])
     rows = [{found["column"]: each["value"], **{key: each[key] for key in _SLICE if key in each}} for each in records]
     return {f"slices of {found['column']}, the worst first": rows} if rows else {}
+
+
+def _drifted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a column beside those of training."""
+    names = ("column", "psi", "missing", "training_missing", "rare", "training_rare", "unseen")
+    return {name: record[name] for name in names}
 
 
 def _importance(found: Mapping[str, Any]) -> Drawing | None:
