@@ -83,8 +83,7 @@ def _findings(run: Run, prepared: Prepared) -> dict[str, Any]:
     """Curves, slices and importance, as far as the loss has them."""
     column = _widest_column(run, prepared) if _has_losses(run) else ""
     seen, drift = _look(run, prepared, Slicing.of([[column]] if column else []))
-    tally, told = seen.evaluation.tally, {}
-    told["drift"] = drift
+    tally, told = seen.evaluation.tally, dict[str, Any](drift=drift)
     if run.job.model.task == "classification":
         of_task = tally.of_task if isinstance(tally, LossTally) else tally
         told["curves"] = curves_of(of_task) if isinstance(of_task, ClassificationTally) else {}

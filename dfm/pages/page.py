@@ -166,7 +166,8 @@ def _cell(value: Any) -> str:
             f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items() if not _is_empty(inner)
         )
     if isinstance(value, list | tuple):
-        return "<br>".join(_cell(item) for item in value)
+        are_records = bool(value) and all(isinstance(item, Mapping) for item in value)
+        return _table(value) if are_records else "<br>".join(_cell(item) for item in value)
     return _linked(str(value))
 
 
