@@ -21,6 +21,8 @@ from dfm.settings.job import Job, load_job
 from dfm.workflow.gate import Gate
 
 logger = logging.getLogger(__name__)
+_MOST_DRIFTED = 5
+"""Columns whose drift a task hands on."""
 
 
 def job_of(
@@ -110,7 +112,7 @@ def evaluate(
         url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     logger.info("%s: %s", url, runtime.metrics_text(metrics))
-    return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
+    return {"model": url, **_shortened({name: value for name, value in metrics.items() if name != "calibration_bins"})}
 
 
 def publish(
@@ -161,7 +163,12 @@ def predict(
         )
     counts = f"{scored['predicted']:,} of {scored['rows']:,} rows scored, {scored['rejected']:,} rejected"
     logger.info("%s; by %s, in %s", counts, scored["model"], output)
-    return scored
+    return _shortened(scored)
+
+
+def _shortened(found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, with the columns alone that drifted most: XComs are small."""
+    return {**found, "drift": found["drift"][:_MOST_DRIFTED]} if "drift" in found else found
 
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
