@@ -194,6 +194,9 @@ METRICS = tuple(
         _number("weight", "sum of the rows' weights"),
         Field("rows", "integer", "labelled rows", "rows"),
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
+        _number("group_auc", "mean AUC within a group, weighed by its rows (`schema.group`, `--group`)"),
+        Field("groups", "integer", "groups with both classes"),
+        Field("groups_of_one_class", "integer", "groups that have no AUC"),
     )
 )
 """Metrics of the tallies of dfm.model.metrics; task and loss decide which of them there are."""
@@ -621,9 +624,6 @@ RECORDS: tuple[EventRecord, ...] = (
             _absent(_number("precision", "share of positives among the rows from it on")),
             _absent(_number("recall", "share of the positives that lie there")),
             _absent(_number("f1", "harmonic mean of precision and recall")),
-            _absent(_number("group_auc", "mean AUC within a group, weighed by its rows (`--group`)")),
-            _absent(Field("groups", "integer", "groups with both classes")),
-            _absent(Field("groups_of_one_class", "integer", "groups that have no AUC")),
             *METRICS,
         ),
     ),

@@ -167,7 +167,7 @@ def predict(
 
 
 def _shortened(found: dict[str, Any]) -> dict[str, Any]:
-    """What was found, with the columns alone that drifted most: XComs are small."""
+    """The findings, of drift only the columns that drifted most: XComs are small."""
     return {**found, "drift": found["drift"][:_MOST_DRIFTED]} if "drift" in found else found
 
 

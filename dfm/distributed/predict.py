@@ -27,15 +27,14 @@ from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
+from dfm.model.group_auc import GroupSums, group_sums
 from dfm.model.metrics import ClassificationTally, Tally
 from dfm.model.slices import (
     BUCKETS,
     Chosen,
-    GroupSums,
     ScoredRows,
     SliceSums,
     Slicing,
-    group_sums,
     summed,
     tallied,
 )

@@ -192,7 +192,7 @@ def prepare(run: Run) -> Prepared:
     share = run.job.data.sample_negatives
     training = replace(training, sampling=Sampling(share, run.job.model.seed) if share < 1 else None)
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    validation = replace(validation, statistics=training.statistics)
+    validation = replace(validation, statistics=training.statistics, group_column=run.job.schema.group)
     hashed, held_out = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)

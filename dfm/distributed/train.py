@@ -320,6 +320,7 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             step=found.step,
             shift=math.log(run.job.data.sample_negatives),
             apart=share_apart(run.job),
+            by_group=bool(run.job.schema.group),
         ),
         objective=objective,
         plan=run.inputs.plan,
