@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.data.hashing import token_index
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.settings.job import Job
 from dfm.training.order import Order
 from tests.distributed.test_held_out import tables_of, write_log
+
+BITS = 10
 
 
 def test_the_epoch_of_the_best_order_is_kept(client: Client, tmp_path: Path) -> None:
@@ -40,7 +44,12 @@ def test_a_metric_needs_rows_to_validate_on(client: Client, tmp_path: Path) -> N
 
 
 def write_users(folder: Path, seed: int, n_shards: int) -> Path:
-    """Rows of forty users (a number, here and there missing), a few with an element twice, one with a bad label."""
+    """Rows of forty users (a number, here and there missing), one of them with a bad label. Rows
+    of site s0 have an index of the hash table twice, and come last in their partition.
+    """
+    clash = next(
+        n for n in itertools.count() if token_index("tag", b"t%d" % n, BITS) == token_index("site", b"s0", BITS)
+    )
     rng, n_rows = np.random.default_rng(seed), 3_000
     user, site = rng.integers(0, 40, n_rows), rng.integers(0, 12, n_rows)
     clicked = rng.random(n_rows) < 1 / (1 + np.exp(2 - site / 3 - user % 5))
@@ -48,7 +57,7 @@ def write_users(folder: Path, seed: int, n_shards: int) -> Path:
     columns = {
         "user": pa.array([None if n == 3 else int(n) for n in user], pa.int64()),
         "site": [f"s{n}" for n in site],
-        "tags": [["x", "x"] if n % 7 == 0 else [f"t{n % 5}"] for n in range(n_rows)],
+        "tag": [f"t{clash}" if n % 3 else "t" for n in range(n_rows)],
         "label": labels,
     }
     folder.mkdir(parents=True)
@@ -73,13 +82,8 @@ def test_the_epoch_of_the_best_order_within_groups_is_kept(client: Client, two_w
     log, later = write_users(tmp_path / "log", 1, 3), write_users(tmp_path / "later", 2, 2)
     tables: dict[str, Any] = tables_of(log, tmp_path / "one", training={"stop_on": "group_auc"})
     tables["data"] |= {"validation": str(later), "on_bad_rows": "skip"}
-    tables["schema"] = {
-        "label": "label",
-        "group": "user",
-        "categorical": ["site"],
-        "lists": ["tags"],
-        "list_weight": "one",
-    }
+    tables["schema"] = {"label": "label", "group": "user", "categorical": ["site", "tag"]}
+    tables["model"] = {"hash_bits": BITS}
     result = jobs.train(tables, client)
     aucs = [epoch["group_auc"] for epoch in result.history]
     assert result.validation["group_auc"] == max(aucs)
