@@ -18,6 +18,7 @@ from dfm.cli.console import (
     folds_table,
     importance_table,
     metrics_table,
+    pairs_table,
     show_plan,
     slices_table,
     summary_table,
@@ -262,7 +263,9 @@ def importance(
     model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
     tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
-    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them."""
+    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them. And
+    which pairs of fields make most of the score together.
+    """
     from dfm import jobs
 
     console = Console()
@@ -275,6 +278,8 @@ def importance(
             reporter({"event": "importance", "model": model, **found})
     if not as_json:
         console.print(importance_table(found))
+        if found["pairs"]:
+            console.print(pairs_table(found["pairs"]))
 
 
 @cli.command()

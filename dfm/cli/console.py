@@ -62,6 +62,8 @@ def drift_table(records: Sequence[Event]) -> Table | None:
     return table
 
 
+_MOST_PAIRS = 10
+"""Pairs of fields that are shown, the strongest."""
 _MOST_DRIFTED = 10
 """Columns that are shown of those that drifted."""
 _BAR = 24
@@ -80,6 +82,20 @@ def importance_table(found: Event) -> Table:
         rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
         bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
         table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+    return table
+
+
+def pairs_table(records: Sequence[Event]) -> Table:
+    """The strongest pairs of fields, each with a bar of the mean absolute term that they make together."""
+    has_r = "r" in records[0]
+    learnt = [Column("r", justify="right")] if has_r else []
+    title = "mean absolute part of the score that two fields make together"
+    table = Table("fields", Column("strength", justify="right"), *learnt, "", title=title)
+    for record in records[:_MOST_PAIRS]:
+        bar = "█" * round(_BAR * record["strength"] / records[0]["strength"])
+        cells = [f"{record['r']:.3f}"] if has_r else []
+        fields = f"{record['first']} x {record['second']}"
+        table.add_row(escape(fields), f"{record['strength']:.5f}", *cells, bar)
     return table
 
 

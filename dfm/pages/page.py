@@ -127,8 +127,10 @@ def _heat_map(content: HeatMap) -> str:
 def _shade(value: float, most: float) -> str:
     share = abs(value) / most
     red, green, blue = (round(255 + (part - 255) * share) for part in (_BLUE if value > 0 else _RED))
-    ink = "#fff" if share > 0.6 else "#000"
-    return f'<td style="background:rgb({red},{green},{blue});color:{ink};font-size:.7rem;padding:.1rem">{value:.2f}'
+    ink, digits = "#fff" if share > 0.6 else "#000", 2 if most >= 1 else 3
+    return (
+        f'<td style="background:rgb({red},{green},{blue});color:{ink};font-size:.7rem;padding:.1rem">{value:.{digits}f}'
+    )
 
 
 def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | Drawing) -> str:
