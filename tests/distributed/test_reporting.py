@@ -131,6 +131,7 @@ def test_somebody_elses_page_stays_and_the_model_is_published(
 
 
 def test_notebooks_show_curves(result: Any) -> None:
+    assert result.plot_history().get_ylabel() == "log loss"
     for shown in (result._repr_html_(), result.model._repr_html_()):
         assert shown.count("<svg") == 2
         assert "log_loss" in shown
