@@ -119,7 +119,7 @@ def _drifted(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _importance(found: Mapping[str, Any]) -> Drawing | None:
     """By how much the loss rises without a column, as bars."""
-    rows = [(each["column"], f"{each['permuted']:.5f}", each["permuted"]) for each in found.get("columns", ())]
+    rows = [(each["column"], f"{each['permuted']:z.5f}", each["permuted"]) for each in found.get("columns", ())]
     return charts.bars(("column permuted", "rise of the loss"), rows[:_MOST_COLUMNS])
 
 
