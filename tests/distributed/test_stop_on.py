@@ -15,10 +15,11 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.hashing import token_index
 from dfm.errors import SettingsError
-from dfm.model.fm_model import FMModel
+from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
 from dfm.training.order import Order
 from tests.distributed.test_held_out import tables_of, write_log
+from tests.support.small_jobs import in_process_client
 
 BITS = 10
 
@@ -78,7 +79,7 @@ def group_auc_by_pandas(model: FMModel, table: pa.Table) -> float:
     return total / weight
 
 
-def test_the_epoch_of_the_best_order_within_groups_is_kept(client: Client, two_workers: Client, tmp_path: Path) -> None:
+def test_the_epoch_of_the_best_order_within_groups_is_kept(client: Client, tmp_path: Path) -> None:
     log, later = write_users(tmp_path / "log", 1, 3), write_users(tmp_path / "later", 2, 2)
     tables: dict[str, Any] = tables_of(log, tmp_path / "one", training={"stop_on": "group_auc"})
     tables["data"] |= {"validation": str(later), "on_bad_rows": "skip"}
@@ -95,8 +96,11 @@ def test_the_epoch_of_the_best_order_within_groups_is_kept(client: Client, two_w
     found = jobs.evaluate(result.model_url, table, group="user")
     assert found["group_auc"] == pytest.approx(expected, rel=1e-12)
     tables |= {"cluster": {"cache": str(tmp_path / "other")}, "output": {"directory": str(tmp_path / "two")}}
-    again = jobs.train(tables, two_workers)
+    with in_process_client(5) as five:
+        again = jobs.train(tables, five)
     assert (again.parameters_sha256, again.validation) == (result.parameters_sha256, result.validation)
+    seen = [read_manifest(each.model_url)["files"]["seen"]["sha256"] for each in (result, again)]
+    assert seen[0] == seen[1], "what it remembers of training rows for drift"
     for change, told in (({"group": ""}, "needs schema.group"), ({"group": "nobody"}, 'names "nobody"')):
         with pytest.raises(SettingsError, match=told):
             jobs.train({**tables, "schema": {**tables["schema"], **change}}, client)
