@@ -148,6 +148,10 @@ def _row_bins(vocabulary: Vocabulary, missing: Counts) -> NDArray[np.uint8]:
 
 
 def stability_index(now: NDArray[np.float64], before: NDArray[np.float64]) -> float:
-    """Σ (a − b) ln(a / b) over bins of shares, each at least 0.0001; below 0.1 is taken for stable, above 0.25 not."""
+    """The population stability index, Σ (a − b) ln(a / b) over bins of shares, float64[n_bins] each, at least 0.0001.
+
+    In nats: the divergence of Jeffreys (1946), with the rule of thumb of credit scoring that below 0.1 rows are as
+    before, and above 0.25 they are not (Siddiqi 2006, Credit Risk Scorecards).
+    """
     a, b = np.maximum(now, _FLOOR), np.maximum(before, _FLOOR)
     return float(((a - b) * np.log(a / b)).sum())
