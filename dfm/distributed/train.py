@@ -275,14 +275,12 @@ class WarmUps:
 
 
 def warm_up(run: Run) -> list[Future]:
-    """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
-    futures: list[Future] = []
-    for address in run.watch.addresses():
-        after = futures[0] if futures and run.shares_disk else None
-        longest = run.inputs.plan.longest_round
-        n_models = run.job.model.n_models
-        futures.append(run.watch.submit(rounds.warm_up, run.work, longest, n_models, after, near=address))
-    return futures
+    """Compile while the shards are being read: local workers share the work, remote ones do it each for itself."""
+    longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
+    return [
+        run.watch.submit(rounds.warm_up, run.work, longest, n_models, number if run.shares_disk else 0, near=address)
+        for number, address in enumerate(run.watch.addresses())
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ train ----
