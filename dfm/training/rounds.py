@@ -132,12 +132,16 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round."""
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round.
+
+    noise: of a draw, the deviation of labels around its scores.
+    """
 
     start: int
     table: ParameterTable
     momentum: ParameterTable | None = None
     reports: tuple[ReplicaReport, ...] = ()
+    noise: float = 0.0
 
 
 def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
