@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.kernels.blocks import LABELS, MAX_FACTORS, RANDOM, Block
+from dfm.kernels.blocks import LABELS, MAX_FACTORS, MAX_ROW_FACTORS, RANDOM, Block
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
 from dfm.kernels.optimizers.record import Optimizer
@@ -26,8 +26,6 @@ from dfm.storage.arrays import read_only
 Floats = NDArray[np.float32]
 
 CACHE_LINE = 64
-MAX_ROW_FACTORS = 4096
-"""Factors of a feature with those of all groups."""
 
 
 @dataclass(frozen=True)

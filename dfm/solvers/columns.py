@@ -11,6 +11,7 @@ from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
 from dfm.solvers.visits import Visits
 from dfm.kernels.tables import ParameterTable
+from dfm.storage.arrays import read_only
 
 _NO_ROWS, _NO_VALUES = np.zeros(0, np.uint32), np.zeros(0, np.float32)
 
@@ -56,13 +57,14 @@ class Replica:
     number: int
     partition: SparsePartition
     columns: tuple[Column, ...]
+    n_factors: int
     state: State | None = field(default=None, compare=False)
 
-    def __getstate__(self) -> tuple[int, SparsePartition, tuple[Column, ...]]:
-        return self.number, self.partition, self.columns
+    def __getstate__(self) -> tuple[int, SparsePartition, tuple[Column, ...], int]:
+        return self.number, self.partition, self.columns, self.n_factors
 
-    def __setstate__(self, parts: tuple[int, SparsePartition, tuple[Column, ...]]) -> None:
-        self.number, self.partition, self.columns = parts
+    def __setstate__(self, parts: tuple[int, SparsePartition, tuple[Column, ...], int]) -> None:
+        self.number, self.partition, self.columns, self.n_factors = parts
         self.state = None
 
     def __sizeof__(self) -> int:
@@ -72,10 +74,11 @@ class Replica:
             for each in self.columns
             for array in (each.rows, each.slots, each.values, each.features, each.places)
         )
-        return columns + self.partition.__sizeof__()
+        of_state = 4 * (self.n_factors + 1) * (self.partition.n_rows + len(self.partition.features))
+        return columns + of_state + self.partition.__sizeof__()
 
 
-def replica_of(number: int, partition: SparsePartition, visits: Visits) -> Replica:
+def replica_of(number: int, partition: SparsePartition, visits: Visits, n_factors: int) -> Replica:
     """The rows of a partition, visit by visit."""
     visit = visits.number[partition.features]
     order = np.argsort(visit, kind="stable").astype(np.uint32)
@@ -86,8 +89,8 @@ def replica_of(number: int, partition: SparsePartition, visits: Visits) -> Repli
     starts = np.concatenate([[0], np.cumsum(counts)])
     n_entries = int(starts[-1])
     rows, slots, values = np.empty(n_entries, np.uint32), np.empty(n_entries, np.uint32), np.empty(n_entries, np.float32)
-    source = partition.indptr, partition.indices, partition.values, partition.n_implicit
-    _by_visit(source, visit, slot, starts[:-1].copy(), (rows, slots, values))
+    source = read_only(partition.indptr), read_only(partition.indices), read_only(partition.values)
+    _by_visit((*source, partition.n_implicit), visit, slot, starts[:-1].copy(), (rows, slots, values))
     columns = []
     for at in range(len(visits.visits)):
         here, features = slice(starts[at], starts[at + 1]), order[bounds[at] : bounds[at + 1]]
@@ -102,7 +105,7 @@ def replica_of(number: int, partition: SparsePartition, visits: Visits) -> Repli
                 int(np.searchsorted(features, partition.n_factored)),
             )
         )
-    return Replica(number, partition, tuple(columns))
+    return Replica(number, partition, tuple(columns), n_factors)
 
 
 @compiled

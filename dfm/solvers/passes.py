@@ -92,23 +92,21 @@ def collect(n_columns: int, with_linear: bool) -> Any:
             e, slot = weight * np.float64(rows[row, last]), np.intp(slots[i])
             if slot >= n_factored:
                 if with_linear:
-                    lone[slot - n_factored, 0] += weight
-                    lone[slot - n_factored, 1] += weight * x * x
-                    lone[slot - n_factored, 2] += x * e
+                    lone[slot - n_factored, 0] += weight * x * x
+                    lone[slot - n_factored, 1] += x * e
                 continue
             for f in range(n_columns):
                 h[f] = x * (np.float64(rows[row, first + f]) - x * np.float64(factors[slot, f]))
             if with_linear:
                 h[n_columns] = x
-            factored[slot, 0] += weight
-            at = 1
+            at = 0
             for a in range(width):
                 weighted = weight * h[a]
                 for b in range(a + 1):
                     factored[slot, at + b] += weighted * h[b]
                 at += a + 1
             for a in range(width):
-                factored[slot, 1 + n_products + a] += h[a] * e
+                factored[slot, n_products + a] += h[a] * e
 
     return add
 

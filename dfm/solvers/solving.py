@@ -37,34 +37,33 @@ def draw_prior(values, key):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def solve(sums, old, precision, prior, per_touch, draws, key, features, new):  # type: ignore[no-untyped-def]
+def solve(sums, old, precision, prior, draws, key, features, new):  # type: ignore[no-untyped-def]
     """Writes new values of features to `new` float32[n, width].
 
     sums float64[n, n_sums(width)] (see `Sums`), made with the values `old` float32[n, width]. Given these, θ has
-    precision P = precision G + λ and mean P⁻¹ (precision (G θ_old − Σ h e) + λ μ); prior float64[width, 2]: λ and μ,
-    times Σ ω of the feature where `per_touch`. draws: a draw by `key` and feature uint32[n], else the mean.
+    precision P = precision G + λ and mean P⁻¹ (precision (G θ_old − Σ h e) + λ μ); prior float64[width, 2]: λ and μ.
+    draws: a draw by `key` and feature uint32[n], else the mean.
     """
     n, width = new.shape
     lower, right = np.empty((width, width)), np.empty(width)
-    at_right = 1 + width * (width + 1) // 2
+    at_right = width * (width + 1) // 2
     for row in range(n):
-        scale = sums[row, 0] if per_touch else 1.0
-        at = 1
+        at, squares = 0, 0.0
         for a in range(width):
-            right[a] = prior[a, 0] * scale * prior[a, 1] - precision * sums[row, at_right + a]
+            right[a] = prior[a, 0] * prior[a, 1] - precision * sums[row, at_right + a]
             for b in range(a + 1):
                 lower[a, b] = precision * sums[row, at + b]
             at += a + 1
+            squares += sums[row, at - 1]
         for a in range(width):
             for b in range(a + 1):
                 right[a] += lower[a, b] * old[row, b]
                 if b < a:
                     right[b] += lower[a, b] * old[row, a]
-            lower[a, a] += prior[a, 0] * scale
-        is_known = _factorise(lower)
-        if not is_known:  # ALS, of a feature that is in no row, or that nothing holds
+            lower[a, a] += prior[a, 0]
+        if not _factorise(lower):  # least squares without a penalty, of a feature in no row, or in too few
             for a in range(width):
-                new[row, a] = old[row, a] if scale > 0 else 0.0
+                new[row, a] = old[row, a] if squares > 0.0 else 0.0
             continue
         own = key_of(key, features[row])
         for a in range(width):

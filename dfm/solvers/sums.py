@@ -1,6 +1,6 @@
 """Sufficient statistics of a visit: what solving a feature has to know of the rows, added along the fixed tree.
 
-Of a feature with D unknowns θ: [Σ ω, Σ ω h_a h_b (a ≥ b, row by row), Σ ω h_a e], e the score less its target.
+Of a feature with D unknowns θ: [Σ ω h_a h_b (a ≥ b, row by row), Σ ω h_a e], e the score less its target.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dfm.averaging.slices import unite
 from dfm.compilation import compiled
+from dfm.storage.arrays import read_only
 
 Doubles = NDArray[np.float64]
 MOST_COLUMNS = 16
-"""Factors that are solved together, with w: a feature then has 171 sums, and a Cholesky factor of 17 rows."""
+"""Factors that are solved together, with w: a feature then has 170 sums, and a Cholesky factor of 17 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,13 @@ def parts_of(n_factors: int) -> list[Part]:
 
 def n_sums(width: int) -> int:
     """Sums of a feature with so many unknowns."""
-    return 1 + width * (width + 1) // 2 + width
+    return width * (width + 1) // 2 + width
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Sums of some features of a visit. places uint32[m] ascending: where they stand in the visit; factored
-    float64[m_factored, n_sums(width)]; lone float64[m - m_factored, 3], of features without factors.
+    float64[m_factored, n_sums(width)]; lone float64[m - m_factored, 2], of features without factors.
     """
 
     places: NDArray[np.uint32]
@@ -63,16 +64,17 @@ class Sums:
         lone = np.zeros((len(places) - leading, self.lone.shape[1]))
         for part, at in ((self, mine), (other, others)):
             n_factored = len(part.factored)
-            _add_rows(part.factored, at[:n_factored], 0, factored)
-            _add_rows(part.lone, at[n_factored:], leading, lone)
+            _add_rows(read_only(part.factored), read_only(at[:n_factored]), 0, factored)
+            _add_rows(read_only(part.lone), read_only(at[n_factored:]), leading, lone)
         return Sums(places, factored, lone)
 
     def spread(self, n_features: int, n_factored: int) -> tuple[Doubles, Doubles]:
         """Sums of all features of the visit; zeros of those that are in no row."""
         factored = np.zeros((n_factored, self.factored.shape[1]))
         lone = np.zeros((n_features - n_factored, self.lone.shape[1]))
-        _add_rows(self.factored, self.places[: len(self.factored)], 0, factored)
-        _add_rows(self.lone, self.places[len(self.factored) :], n_factored, lone)
+        places = read_only(self.places)
+        _add_rows(read_only(self.factored), places[: len(self.factored)], 0, factored)
+        _add_rows(read_only(self.lone), places[len(self.factored) :], n_factored, lone)
         return factored, lone
 
 

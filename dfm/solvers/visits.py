@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
 from dfm.errors import DataError
+from dfm.storage.arrays import read_only
 
 MOST_MEETINGS = 1 << 24
 """Different pairs of features of one field that rows may hold: 128 MB of them."""
@@ -56,7 +57,8 @@ def meetings_of(partition: SparsePartition) -> NDArray[np.uint64]:
 
     DataError where there are too many of them.
     """
-    found = _meetings(partition.indptr, partition.indices, partition.fields, partition.features, MOST_MEETINGS)
+    rows = read_only(partition.indptr), read_only(partition.indices)
+    found = _meetings(*rows, read_only(partition.fields), read_only(partition.features), MOST_MEETINGS)
     check_meetings(found)
     return found
 

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from dfm.averaging.contributions import fold
 from dfm.data.partition import SparsePartition
+from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ClusterError
-from dfm.kernels.contract import RoundTally, Step
-from dfm.kernels.tables import ParameterTable, allocate, pull
+from dfm.kernels.contract import KernelSpec, RoundTally, Step
+from dfm.kernels.optimizers import STATELESS
+from dfm.kernels.tables import InitialValues, ParameterTable, allocate, pull
 from dfm.model.metrics import Tally
+from dfm.settings.tables import ALS, MCMC, ModelSettings, TrainingSettings
 from dfm.solvers.chance import key_of
 from dfm.solvers.columns import Column, Replica, State, replica_of
 from dfm.solvers.posterior import logits, probabilities
@@ -33,10 +36,14 @@ from dfm.solvers.solving import draw_bias, draw_precision, draw_prior, solve
 from dfm.solvers.sums import Part, Sums, n_sums, parts_of
 from dfm.solvers.visits import Visits, meetings_of, united_meetings, visits_of
 from dfm.storage.arrays import read_only
+from dfm.training.backends import NUMBA
 from dfm.training.executor import Metrics, Parameters
-from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
+from dfm.training.loop import Goal
+from dfm.training.rounds import Block, ReplicaReport, Work, initial_block, merge_tallies
+from dfm.training.steps import StepSchedule, merge_rule
 
-ALS, MCMC = "als", "mcmc"
+L2 = {"l2_linear": 5.0, "l2_factors": 10.0}
+"""Penalties of least squares beside the sum of squared errors of labels of deviation 1, where the job does not say."""
 INIT_STDEV = 0.1
 """Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
 there."""
@@ -99,12 +106,10 @@ class ExactWork(Work):
 
 
 @dataclass(frozen=True)
-class ExactSchedule:
+class ExactSchedule(StepSchedule):
     """Seed and number of each iteration. Iterations have no step size."""
 
-    seed: int
-
-    def work(self, work: Work, rounds_done: int, _standing: tuple[float, int], _rollbacks: int = 0) -> Work:
+    def work(self, work: Work, rounds_done: int, standing: tuple[float, int], rollbacks: int = 0) -> Work:
         """The work of the iteration that comes after so many others."""
         with np.errstate(over="ignore"):
             seed = int(key_of(np.uint64(self.seed), np.uint64(rounds_done))) >> 1
@@ -136,11 +141,24 @@ def lay_out(work: ExactWork, number: int, partitions: Sequence[SparsePartition],
     (partition,) = partitions
     if not work.layout.n_factors:
         partition = dataclasses.replace(partition, n_factored=0)
-    return replica_of(number, partition, visits)
+    return replica_of(number, partition, visits, work.layout.n_factors)
+
+
+def initial_stdev(model: ModelSettings) -> float:
+    """Standard deviation of the initial factors."""
+    return INIT_STDEV if model.init_stdev == "auto" else float(model.init_stdev)
+
+
+def first_block(work: ExactWork, vocabulary: Vocabulary, stdev: float, bias: float, seed: int) -> Block:
+    """The parameters before the first iteration: factors from N(0, stdev²), by seed and hashed feature."""
+    n_features = vocabulary.n_features
+    block = initial_block(vocabulary, work.layout, (0, n_features), InitialValues(seed, stdev, bias=bias))
+    work = dataclasses.replace(work, step=dataclasses.replace(work.step, seed=seed))
+    return dataclasses.replace(block, table=initial_values(work, vocabulary, block.table, stdev))
 
 
 def initial_values(work: ExactWork, vocabulary: Vocabulary, table: ParameterTable, stdev: float) -> ParameterTable:
-    """A table like this one with factors drawn from N(0, stdev²), by seed and hashed feature."""
+    """A table like this one with factors drawn from N(0, stdev²), by the work's seed and hashed feature."""
     ids = vocabulary.ids[: table.n_factored]
     new, width = table.copy(), table.layout.n_factors
     key = work.key(_VALUES)
@@ -148,7 +166,7 @@ def initial_values(work: ExactWork, vocabulary: Vocabulary, table: ParameterTabl
     prior[:, 0] = stdev**-2.0
     found = np.zeros((len(ids), width), np.float32)
     with np.errstate(over="ignore"):
-        solve(sums, found.copy(), 0.0, prior, False, True, key, read_only(ids), found)
+        solve(sums, found.copy(), 0.0, prior, True, key, read_only(ids), found)
     new.factor_weights[...] = found
     return new
 
@@ -175,7 +193,7 @@ class Update:
     linear: NDArray[np.float32]
 
 
-def begin(work: ExactWork, block: Block | None, replicas: Sequence[Replica]) -> Sum4 | None:
+def begin_rows(work: ExactWork, block: Block | None, replicas: Sequence[Replica]) -> Sum4 | None:
     """Make the states of the rows from the parameters; Σ ω, Σ ω e, Σ ω e² and Σ ω loss."""
     if block is None:
         return None
@@ -218,7 +236,7 @@ def draw_origin(work: ExactWork, block: Block | None, parts: Sequence[Sum4 | Non
     return Origin(float(bias), float(bias) - old, precision)
 
 
-def advance(
+def walk_visit(
     work: ExactWork, step: int, last: Origin | Update | None, following: tuple[int, Part], replicas: Sequence[Replica]
 ) -> Sums | None:
     """Take the values that the last visit brought, then add up what the following one has to know."""
@@ -274,7 +292,7 @@ def _entries(column: Column) -> tuple[NDArray[Any], ...]:
     return read_only(column.rows), read_only(column.slots), read_only(column.values)
 
 
-def renew(
+def solve_visit(
     work: ExactWork,
     visits: Visits,
     block: Block | None,
@@ -295,10 +313,10 @@ def renew(
     prior = _prior(work, visits, table, visit.field, part)
     numbers = work.solving.draws, work.key(_VALUES, number, part.first)
     with np.errstate(over="ignore"):
-        solve(factored, old, origin.precision, prior, not numbers[0], *numbers, owners, new)
+        solve(factored, old, origin.precision, prior, *numbers, read_only(owners), new)
         if part.with_linear:
             lonely = np.ascontiguousarray(table.linear[others, :1])
-            solve(lone, lonely, origin.precision, prior[-1:], not numbers[0], *numbers, others, alone)
+            solve(lone, lonely, origin.precision, prior[-1:], *numbers, read_only(others), alone)
     n_columns = part.last - part.first
     linear = np.concatenate([new[:, n_columns], alone[:, 0]]) if part.with_linear else np.zeros(0, np.float32)
     return Update(number, part, np.ascontiguousarray(new[:, :n_columns]), linear)
@@ -332,7 +350,7 @@ def _prior(work: ExactWork, visits: Visits, table: ParameterTable, group: int, p
     return np.concatenate([of_factors, of_linear])
 
 
-def gather(
+def join_values(
     work: ExactWork, visits: Visits, block: Block | None, origin: Origin | None, updates: Sequence[Update | None]
 ) -> Block | None:
     """The parameters after all visits."""
@@ -350,7 +368,7 @@ def gather(
     return Block(0, table, noise=noise)
 
 
-def finish(work: ExactWork, n_steps: int, block: Block | None, replicas: Sequence[Replica]) -> list[ReplicaReport] | None:
+def end_rows(work: ExactWork, n_steps: int, block: Block | None, replicas: Sequence[Replica]) -> list[ReplicaReport] | None:
     """What the replicas saw in the iteration that ends with these parameters; their states are given up."""
     if block is None or not all(_stands_at(replica, work, n_steps) for replica in replicas):
         return None
@@ -417,6 +435,10 @@ class Place(Protocol):
     def begin(self) -> None:
         """See who is there."""
 
+    @property
+    def who(self) -> Sequence[str]:
+        """Who was there."""
+
     def groups(self, n_replicas: int) -> list[range]:
         """Replicas that one task walks, each group a subtree of the tree of sums."""
 
@@ -438,6 +460,11 @@ class Here:
 
     def begin(self) -> None:
         """Nothing."""
+
+    @property
+    def who(self) -> Sequence[str]:
+        """Nobody else."""
+        return ()
 
     def groups(self, n_replicas: int) -> list[range]:
         """All at once."""
@@ -478,6 +505,8 @@ class ExactExecutor:
     _visits: Any = None
     _n_visits: int = 0
     _replicas: list[Any] = field(default_factory=list)
+    _laid_out_for: tuple[list[range], Sequence[str]] | None = None
+    """Groups and workers of whom each has its replicas."""
     _bounds: list[int] = field(default_factory=list)
     _under_way: _Iteration | None = None
     _predicted: list[Any] = field(default_factory=list)
@@ -500,27 +529,33 @@ class ExactExecutor:
         meetings = [submit(meet, rows, near=(number, total)) for number, rows in enumerate(self.rows)]
         self._visits = submit(find_visits, work, self.vocabulary, meetings)
         self._n_visits = self.place.result(submit(number_of_visits, self._visits))
-        self._replicas = [
-            submit(lay_out, work, number, rows, self._visits, near=(number, total))
-            for number, rows in enumerate(self.rows)
-        ]
+
+    def _walked(self, work: ExactWork) -> list[tuple[list[Any], tuple[int, int]]]:
+        """The replicas of each group, laid out where it walks them: there alone are their states."""
+        submit, total, groups = self.place.submit, len(self.rows), self.place.groups(len(self.rows))
+        if (groups, self.place.who) != self._laid_out_for:
+            self._laid_out_for = groups, self.place.who
+            self._replicas = [
+                submit(lay_out, work, number, self.rows[number], self._visits, near=(group.start, total))
+                for group in groups
+                for number in group
+            ]
+        return [(self._replicas[group.start : group.stop], (group.start, total)) for group in groups]
 
     def _iteration(self, work: ExactWork, block: Any) -> _Iteration:
-        submit, total = self.place.submit, len(self.rows)
-        groups = self.place.groups(total)
-        walked = [(self._replicas[group.start : group.stop], (group.start, total)) for group in groups]
-        begun = [submit(begin, work, block, group, near=home) for group, home in walked]
+        submit, total, walked = self.place.submit, len(self.rows), self._walked(work)
+        begun = [submit(begin_rows, work, block, group, near=home) for group, home in walked]
         origin = last = submit(draw_origin, work, block, begun)
         steps = [(visit, part) for visit in range(self._n_visits) for part in work.steps]
         updates = []
         for step, following in enumerate(steps):
-            sums = [submit(advance, work, step, last, following, group, near=home) for group, home in walked]
+            sums = [submit(walk_visit, work, step, last, following, group, near=home) for group, home in walked]
             home = (step % total, total)
-            last = submit(renew, work, self._visits, block, origin, following, sums, near=home)
+            last = submit(solve_visit, work, self._visits, block, origin, following, sums, near=home)
             updates.append(last)
         home = (work.iteration % total, total)
-        after = submit(gather, work, self._visits, block, origin, updates, near=home)
-        reports = [submit(finish, work, len(steps), after, group, near=home) for group, home in walked]
+        after = submit(join_values, work, self._visits, block, origin, updates, near=home)
+        reports = [submit(end_rows, work, len(steps), after, group, near=home) for group, home in walked]
         return _Iteration(work, after, reports)
 
     @property
@@ -540,7 +575,8 @@ class ExactExecutor:
         else:
             raise ClusterError(
                 f"iteration {iteration.work.iteration} was begun {_ATTEMPTS} times, and each time workers lost what they "
-                "had of it; see that they stay up, and run the same command again: it goes on from the last checkpoint"
+                "had of it: see that they stay up, and have memory for their rows, and run the same command again, which "
+                "goes on from the last checkpoint"
             )
         self._before = iteration.work, self._block
         self._block = self.place.settle(iteration.block)
@@ -610,6 +646,34 @@ class ExactExecutor:
 
 def _is_lost(block: Block | None) -> bool:
     return block is None
+
+
+def has_draws(work: Work) -> bool:
+    """Whether its model is made of draws: of several, or of one whose score is the logit of a probability."""
+    return isinstance(work, ExactWork) and (work.solving.draws or work.is_probit)
+
+
+def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: LabelUnit | None = None) -> ExactWork:
+    """The work of an exact solver, by the settings of a training whose solver is one."""
+    given = {"l2_linear": training.l2_linear, "l2_factors": training.l2_factors}
+    held = {key: L2[key] if value == "auto" else float(value) for key, value in given.items()}
+    return ExactWork(
+        spec=dataclasses.replace(spec, optimizer=STATELESS),
+        rule=merge_rule(training),
+        step=Step(1.0, 1.0, **held),
+        n_replicas=training.n_replicas,
+        backend=NUMBA.name,
+        task=task,
+        unit=unit or LabelUnit(),
+        solving=Solving(training.solver, training.n_iterations, training.n_burnt, training.draws),
+    )
+
+
+def goal_of(training: TrainingSettings) -> Goal:
+    """When an exact solver is done: least squares may stop early; of draws the mean over all is taken."""
+    stops = training.solver == ALS and training.early_stopping
+    patience = training.patience if stops else None
+    return Goal(n_epochs=training.n_iterations, patience=patience, takes_last=training.solver == MCMC)
 
 
 def draws_of(parameters: Parameters) -> Sequence[Any]:
