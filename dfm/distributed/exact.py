@@ -72,6 +72,10 @@ class Workers:
             return handle
         return self.watch.keep(self.watch.result(handle))
 
+    def keep(self, value: Any) -> Future:
+        """A future of a value of this process, which survives the loss of workers."""
+        return self.watch.keep(value)
+
 
 def _n_bytes(block: Block | None) -> int:
     return 0 if block is None else block.table.nbytes

@@ -30,7 +30,7 @@ from dfm.model.metrics import Tally
 from dfm.settings.tables import ALS, MCMC, ModelSettings, TrainingSettings
 from dfm.solvers.chance import key_of
 from dfm.solvers.columns import Column, Replica, State, replica_of
-from dfm.solvers.posterior import logits, probabilities
+from dfm.solvers.posterior import Draws, logits, probabilities, put_together
 from dfm.solvers.passes import collect, score_rows, take_targets, take_values
 from dfm.solvers.solving import draw_bias, draw_precision, draw_prior, solve
 from dfm.solvers.sums import Part, Sums, n_sums, parts_of
@@ -445,6 +445,9 @@ class Place(Protocol):
     def settle(self, handle: Any) -> Any:
         """The parameters of a handle, from now on without a history where that is cheap."""
 
+    def keep(self, value: Any) -> Any:
+        """A handle of a value of this process."""
+
 
 @dataclass
 class Here:
@@ -473,6 +476,10 @@ class Here:
     def settle(self, handle: Any) -> Any:
         """The parameters."""
         return handle
+
+    def keep(self, value: Any) -> Any:
+        """The value."""
+        return value
 
 
 @dataclass
@@ -557,6 +564,23 @@ class ExactExecutor:
         after = submit(join_values, work, self._visits, block, origin, updates, near=home)
         reports = [submit(end_rows, work, len(steps), after, group, near=home) for group, home in walked]
         return _Iteration(work, after, reports)
+
+    def start(self, work: Work, table: ParameterTable) -> Work:
+        """Begin with these parameters, of this process."""
+        self.restore([self.place.keep(Block(0, table))], [0, table.n_features])
+        return work
+
+    def fetch(self, parameters: Parameters) -> ParameterTable:
+        """The table of the block among these parameters, brought here."""
+        block: Block = self.place.result(parameters[0])
+        return block.table
+
+    def fetch_draws(self, work: Work, parameters: Parameters) -> tuple[ParameterTable, Draws | None]:
+        """The table of the model that these parameters make, and its draws, if it has any, brought here."""
+        if not has_draws(work):
+            return self.fetch(parameters), None
+        blocks: list[Block] = [self.place.result(each) for each in draws_of(parameters)]
+        return put_together([block.table for block in blocks], [block.noise for block in blocks])
 
     @property
     def under_way(self) -> int:
