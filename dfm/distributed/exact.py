@@ -16,14 +16,9 @@ from dfm.distributed.prepare import Prepared, home_of
 from dfm.distributed.run import Event, Run
 from dfm.settings.tables import MCMC
 from dfm.training.backends import NUMBA
-from dfm.training.exact import (
-    ExactExecutor,
-    ExactSchedule,
-    ExactWork,
-    first_block,
-    goal_of,
-    initial_stdev,
-)
+from dfm.training.exact import ExactExecutor
+from dfm.training.exact_rounds import first_block
+from dfm.training.exact_work import ExactSchedule, ExactWork, goal_of, initial_stdev
 from dfm.training.loop import Manner, TrainingLoop
 from dfm.training.progress import check_finite, epoch_event
 from dfm.training.rounds import Block
@@ -108,7 +103,7 @@ def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> Training
     """The loop with the parameters before its first iteration."""
     assert isinstance(loop.work, ExactWork)
     model, bounds = run.job.model, loop.executor.bounds
-    block = run.watch.submit(first_block, loop.work, prepared.vocabulary, initial_stdev(model), 0.0, model.seed)
+    block = run.watch.submit(first_block, loop.work, prepared.vocabulary, initial_stdev(model), model.seed)
     loop.executor.restore([block], bounds)
     return loop
 

@@ -18,9 +18,10 @@ from dfm.distributed.tuning import numbers_found
 from dfm.model.calibration import Calibration
 from dfm.storage import files
 from dfm.training.diagnosis import Finding
-from dfm.training.exact import draws_of, has_draws
+from dfm.training.exact import draws_of
+from dfm.training.exact_work import has_draws
 from dfm.training.loop import Best
-from dfm.training.publish import publish_model
+from dfm.training.publish import Meaning, publish_model
 from dfm.training.rounds import Work
 from dfm.version import __version__
 
@@ -77,7 +78,8 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     known = _metadata(run, prepared, trained)
     are_draws = has_draws(run.work)
     best = draws_of(best) if are_draws else best
-    arguments = prepared.reading, known, units[0], where, (run.order.objective.info, trained.calibration), are_draws
+    meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
+    arguments = prepared.reading, known, units[0], where, meaning
     if files.is_local(url) and not run.shares_disk:
         blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
         published = publish_model(blocks, vocabulary, *arguments)

@@ -46,7 +46,7 @@ from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.training import exact, rounds
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
-from dfm.training.exact import ExactWork
+from dfm.training.exact_work import ExactWork
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order

@@ -391,7 +391,9 @@ class BaseFactorizationMachine(Parametrised):
         tables = self._fitted_tables()
         partition = self._features.scoring(self._known_data(X))
         if (draws := self._draws)[0] is not None:
-            each = [mean_scores(partition, table, own, self._task) for table, own in zip(tables, draws, strict=True) if own]
+            each = [
+                mean_scores(partition, table, own, self._task) for table, own in zip(tables, draws, strict=True) if own
+            ]
             return np.stack(each).astype(np.float64)
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
         spec = self._spec(self._objective(), tables[0].layout.n_factors, self.optimizer)

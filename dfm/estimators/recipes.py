@@ -41,8 +41,8 @@ from dfm.training.automatic import (
     told,
     wants_pilot,
 )
-from dfm.training.exact import ExactWork, exact_work
-from dfm.training.exact import initial_stdev as initial_exactly
+from dfm.training.exact_work import ExactWork, exact_work
+from dfm.training.exact_work import initial_stdev as initial_exactly
 from dfm.training.fitting import Recipe
 from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of, work_of
@@ -56,7 +56,18 @@ _EPOCHS_UNTIL_TOLERANCE = 100
 _MODEL_KNOBS = ("family", "groups", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
-    *("solver", "burn_in", "draws", "initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "tune", "backend"),
+    *(
+        "solver",
+        "burn_in",
+        "draws",
+        "initial_accumulator",
+        "l2_linear",
+        "l2_factors",
+        "schedule",
+        "merge",
+        "tune",
+        "backend",
+    ),
     *owners(),
 )
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
@@ -167,8 +178,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         for key, legal in (("family", DEFAULT_FAMILY), ("loss", DEFAULT_LOSSES[self._task]), ("regularizer", None)):
             if key in given and given[key] != legal:
                 raise SettingsError(
-                    f"{key} = {given[key]!r} does not go with solver = {self.solver!r}, which takes {legal!r}; leave it "
-                    f"out, or choose solver = {SGD!r}"
+                    f"{key} = {given[key]!r} does not go with solver = {self.solver!r}, which takes {legal!r}; leave "
+                    f"it out, or choose solver = {SGD!r}"
                 )
         if self.warm_start:
             raise SettingsError(
@@ -302,7 +313,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return max(n_rounds, SLICES) if n_pilot_slices(SLICES, rows.n_rows // training.n_replicas) else n_rounds
 
     def _may_pilot(self, training: TrainingSettings, rows: RowsToFit) -> bool:
-        return wants_pilot(training) and not training.is_exact and rows.validates and not rows.is_part and not rows.goes_on
+        return (
+            wants_pilot(training) and not training.is_exact and rows.validates and not rows.is_part and not rows.goes_on
+        )
 
     def _pilot(self, numbers: Mapping[str, TrainingSettings], rows: RowsToFit, n_slices: int) -> Pilot | None:
         """The candidates that a fit begins with; None where there is nothing to choose, or too few rows."""

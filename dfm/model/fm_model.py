@@ -224,7 +224,7 @@ class FMModel:
         """
         if self.draws is None or self.task != "regression":
             raise SettingsError(
-                "predict_interval needs draws of numbers: train with model.task = \"regression\" and training.solver = "
+                'predict_interval needs draws of numbers: train with model.task = "regression" and training.solver = '
                 f'"mcmc" (this is a {self.task}' + (" without draws)" if self.draws is None else ")")
             )
         if not 0 < coverage < 1:

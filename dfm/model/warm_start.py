@@ -79,8 +79,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     manifest = read_manifest(where, options)
     if "draws" in manifest:
         raise SettingsError(
-            f'training.warm_start = "{url}" is a model of draws (training.solver = "mcmc" or "als"), from which nothing '
-            "can go on; leave warm_start out and train from the beginning."
+            f'training.warm_start = "{url}" is a model of draws (training.solver = "mcmc" or "als"), from which '
+            "nothing can go on; leave warm_start out and train from the beginning."
         )
     _check_fit(job, schema, manifest, url)
     if (dict(loss) if loss else None) != manifest.get("loss"):

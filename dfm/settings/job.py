@@ -95,8 +95,8 @@ class Job:
         if self.training.solver == MCMC and self.training.draws * model.n_factors > MAX_ROW_FACTORS:
             raise SettingsError(
                 f"training.draws = {self.training.draws} of model.n_factors = {model.n_factors} make "
-                f"{self.training.draws * model.n_factors} numbers of a feature, and {MAX_ROW_FACTORS} is the most. Lower "
-                "one of them."
+                f"{self.training.draws * model.n_factors} numbers of a feature, and {MAX_ROW_FACTORS} is the most. "
+                "Lower one of them."
             )
 
     def _check_stop_on(self) -> None:

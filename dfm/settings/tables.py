@@ -452,8 +452,8 @@ class TrainingSettings(Table):
     l2_linear: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories; of als "
-        "beside the sum of squared errors of all rows (numbers at deviation 1), auto: 5",
+        "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories; of "
+        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: 5",
     )
     l2_factors: float | str = knob(
         "auto",
@@ -569,11 +569,15 @@ class TrainingSettings(Table):
         read = READ_BY_EXACT.get(self.solver, self.knobs().keys() - own)
         for key, known in self.knobs().items():
             value = getattr(self, key)
-            if key in (*read, "solver", "deterministic") or value == known.default or (key, value) == ("backend", "numba"):
+            if (
+                key in (*read, "solver", "deterministic")
+                or value == known.default
+                or (key, value) == ("backend", "numba")
+            ):
                 continue
             readers = [name for name in SOLVERS if key in READ_BY_EXACT.get(name, self.knobs().keys() - own)]
             raise SettingsError(
-                f'training.{key} = {show(value)} needs training.solver = {" or ".join(map(show, readers))}; only that '
+                f"training.{key} = {show(value)} needs training.solver = {' or '.join(map(show, readers))}; only that "
                 f"reads it, and the solver is {show(self.solver)}. Leave {key} out, or choose another solver."
             )
         if self.solver == MCMC and self.n_burnt >= self.n_iterations:

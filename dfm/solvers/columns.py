@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
-from dfm.solvers.visits import Visits
 from dfm.kernels.tables import ParameterTable
+from dfm.solvers.visits import Visits
 from dfm.storage.arrays import read_only
 
 _NO_ROWS, _NO_VALUES = np.zeros(0, np.uint32), np.zeros(0, np.float32)
@@ -88,7 +88,11 @@ def replica_of(number: int, partition: SparsePartition, visits: Visits, n_factor
     counts = np.bincount(visit, partition.occurrences(), len(visits.visits)).astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     n_entries = int(starts[-1])
-    rows, slots, values = np.empty(n_entries, np.uint32), np.empty(n_entries, np.uint32), np.empty(n_entries, np.float32)
+    rows, slots, values = (
+        np.empty(n_entries, np.uint32),
+        np.empty(n_entries, np.uint32),
+        np.empty(n_entries, np.float32),
+    )
     source = read_only(partition.indptr), read_only(partition.indices), read_only(partition.values)
     _by_visit((*source, partition.n_implicit), visit, slot, starts[:-1].copy(), (rows, slots, values))
     columns = []

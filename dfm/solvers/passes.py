@@ -59,14 +59,14 @@ def take_targets(rows, labels, weights, is_probit, draws, key):  # type: ignore[
             if draws and weight > 0.0:
                 drawn = normal_above(key_of(key, row), bound)
                 latent = drawn if weight == 1.0 else latent + (drawn - latent) / math.sqrt(weight)
-            residual = np.float32(-sign * latent)
+            residual = -sign * latent
         else:
-            residual = np.float32(score - np.float64(labels[row]))
-            loss += 0.5 * weight * np.float64(residual) ** 2
+            residual = score - np.float64(labels[row])
+            loss += 0.5 * weight * residual * residual
         rows[row, last] = residual
         mass += weight
         first += weight * residual
-        second += weight * np.float64(residual) ** 2
+        second += weight * residual * residual
     return mass, first, second, loss
 
 

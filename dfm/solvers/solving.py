@@ -37,39 +37,23 @@ def draw_prior(values, key):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def solve(sums, old, precision, prior, draws, key, features, new):  # type: ignore[no-untyped-def]
+def solve(sums, old, precision, prior, chance, features, new):  # type: ignore[no-untyped-def]
     """Writes new values of features to `new` float32[n, width].
 
     sums float64[n, n_sums(width)] (see `Sums`), made with the values `old` float32[n, width]. Given these, θ has
     precision P = precision G + λ and mean P⁻¹ (precision (G θ_old − Σ h e) + λ μ); prior float64[width, 2]: λ and μ.
-    draws: a draw by `key` and feature uint32[n], else the mean.
+    chance: whether to draw, and the key by which, with features uint32[n]; else it is the mean.
     """
+    draws, key = chance
     n, width = new.shape
     lower, right = np.empty((width, width)), np.empty(width)
-    at_right = width * (width + 1) // 2
     for row in range(n):
-        at, squares = 0, 0.0
-        for a in range(width):
-            right[a] = prior[a, 0] * prior[a, 1] - precision * sums[row, at_right + a]
-            for b in range(a + 1):
-                lower[a, b] = precision * sums[row, at + b]
-            at += a + 1
-            squares += sums[row, at - 1]
-        for a in range(width):
-            for b in range(a + 1):
-                right[a] += lower[a, b] * old[row, b]
-                if b < a:
-                    right[b] += lower[a, b] * old[row, a]
-            lower[a, a] += prior[a, 0]
-        if not _factorise(lower):  # least squares without a penalty, of a feature in no row, or in too few
+        if not _equations(sums[row], old[row], precision, prior, lower, right):
+            # Least squares without a penalty, of a feature in no row, or in too few to tell.
             for a in range(width):
-                new[row, a] = old[row, a] if squares > 0.0 else 0.0
+                new[row, a] = old[row, a] if np.any(sums[row] != 0.0) else 0.0
             continue
         own = key_of(key, features[row])
-        for a in range(width):
-            for b in range(a):
-                right[a] -= lower[a, b] * right[b]
-            right[a] /= lower[a, a]
         for a in range(width - 1, -1, -1):
             if draws:
                 right[a] += normal(own, a)
@@ -77,6 +61,31 @@ def solve(sums, old, precision, prior, draws, key, features, new):  # type: igno
                 right[a] -= lower[b, a] * right[b]
             right[a] /= lower[a, a]
             new[row, a] = right[a]
+
+
+@compiled
+def _equations(sums, old, precision, prior, lower, right):  # type: ignore[no-untyped-def]
+    """Writes L and L⁻¹ b of P = L Lᵀ and P θ = b, of one feature; False where P is not definite."""
+    width = right.size
+    at, at_right = 0, width * (width + 1) // 2
+    for a in range(width):
+        right[a] = prior[a, 0] * prior[a, 1] - precision * sums[at_right + a]
+        for b in range(a + 1):
+            lower[a, b] = precision * sums[at + b]
+        at += a + 1
+    for a in range(width):
+        for b in range(a + 1):
+            right[a] += lower[a, b] * old[b]
+            if b < a:
+                right[b] += lower[a, b] * old[a]
+        lower[a, a] += prior[a, 0]
+    if not _factorise(lower):
+        return False
+    for a in range(width):
+        for b in range(a):
+            right[a] -= lower[a, b] * right[b]
+        right[a] /= lower[a, a]
+    return True
 
 
 @compiled

@@ -6,6 +6,7 @@ fields that share a hash index) they are coloured, so that no two of a colour me
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,9 +68,9 @@ def check_meetings(found: NDArray[np.uint64]) -> None:
     """DataError where rows hold too many different pairs."""
     if len(found) > MOST_MEETINGS:
         raise DataError(
-            f"rows hold more than {MOST_MEETINGS:,} different pairs of features of one field (long lists, or wide sparse "
-            'rows), and an exact solver has to keep them apart: use solver = "sgd", leave the list out, or raise '
-            "model.min_count"
+            f"rows hold more than {MOST_MEETINGS:,} different pairs of features of one field (long lists, or wide "
+            'sparse rows), and an exact solver has to keep them apart: use solver = "sgd", leave the list out, or '
+            "raise model.min_count"
         )
 
 
@@ -91,7 +92,7 @@ def visits_of(fields: NDArray[np.uint16], n_factored: int, meetings: NDArray[np.
     order = np.argsort(number, kind="stable").astype(np.uint32)
     bounds = np.searchsorted(number[order], np.arange(len(known) + 1))
     visits, place = [], np.empty(len(fields), np.uint32)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         features = order[start:stop]
         place[features] = np.arange(len(features), dtype=np.uint32)
         visits.append(Visit(int(fields[features[0]]), features, int(np.searchsorted(features, n_factored))))

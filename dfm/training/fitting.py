@@ -18,7 +18,9 @@ from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise, put
 from dfm.model.objective import Objective
 from dfm.solvers.posterior import Draws
-from dfm.training.exact import ExactExecutor, ExactSchedule, ExactWork, first_block
+from dfm.training.exact import ExactExecutor
+from dfm.training.exact_rounds import first_block
+from dfm.training.exact_work import ExactSchedule, ExactWork
 from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
 from dfm.training.pilot import Pilot
@@ -180,7 +182,7 @@ def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     n_fields = vocabulary.n_fields
     family_of(recipe.work.spec.family).check_fields(n_fields)
     if isinstance(recipe.work, ExactWork):
-        return first_block(recipe.work, vocabulary, recipe.initial.init_stdev, recipe.initial.bias, recipe.seed).table
+        return first_block(recipe.work, vocabulary, recipe.initial.init_stdev, recipe.seed).table
     return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 

@@ -9,7 +9,7 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.objective import Objective, kernel_spec, with_fields
 from dfm.settings.job import Job
 from dfm.training.automatic import RowScale, settled, steepness_of
-from dfm.training.exact import exact_work
+from dfm.training.exact_work import exact_work
 from dfm.training.publish import check_output
 from dfm.training.rounds import Work
 from dfm.training.steps import work_of

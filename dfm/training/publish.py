@@ -34,6 +34,17 @@ class Published:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """The meaning of parameters: loss and calibration make predictions of their scores. are_draws: whether each block
+    is a whole table, a draw from the posterior.
+    """
+
+    loss: LossInfo | None = None
+    calibration: Calibration | None = None
+    are_draws: bool = False
+
+
 def check_output(job: Job) -> None:
     """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
     url, options = files.join(job.output.directory, "model"), job.data.storage_options
@@ -72,15 +83,12 @@ def publish_model(
     metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
-    meaning: tuple[LossInfo | None, Calibration | None] = (None, None),
-    are_draws: bool = False,
+    meaning: Meaning,
 ) -> Published:
-    """Put the model together and save it with some golden rows. meaning: loss and calibration make predictions of its
-    scores. are_draws: whether each block is a whole table, a draw from the posterior.
-    """
-    loss, calibration = meaning
+    """Put the model together and save it with some golden rows."""
+    calibration = meaning.calibration
     draws: Draws | None = None
-    if are_draws:
+    if meaning.are_draws:
         table, draws = put_together([block.table for block in blocks], [block.noise for block in blocks])
         draws = draws.in_own_unit(reading.units.label)
     else:
@@ -91,7 +99,7 @@ def publish_model(
     if calibration is not None:
         calibration = calibration.moved(math.log(reading.negative_rate))
     parts = reading.schema, reading.task, vocabulary, table, reading.statistics, metadata
-    model = FMModel(*parts, loss, reading.clip, calibration, draws)
+    model = FMModel(*parts, meaning.loss, reading.clip, calibration, draws)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(
             "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"
