@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.tables import ParameterTable
 from dfm.solvers.visits import Visits
 from dfm.storage.arrays import read_only
@@ -37,9 +38,9 @@ class Column:
 class State:
     """What a worker knows of a replica's rows between two visits; it can be made again from the parameters.
 
-    seed: of the iteration; step: visits that it has walked. rows float32[n_rows, n_factors + 1]: Σ_j V_j x_j, then the
-    score less its target. table: the partition's parameters as they are now. loss: Σ ω loss at the beginning; seconds:
-    in kernels.
+    seed: of the iteration; step: visits that it has walked. rows float32[n_rows, lanes + 1]: Σ_j V_j x_j and its
+    padding, then the score less its target. table: the partition's parameters as they are now. loss: Σ ω loss at the
+    beginning; seconds: in kernels.
     """
 
     seed: int
@@ -74,7 +75,8 @@ class Replica:
             for each in self.columns
             for array in (each.rows, each.slots, each.values, each.features, each.places)
         )
-        of_state = 4 * (self.n_factors + 1) * (self.partition.n_rows + len(self.partition.features))
+        width = 1 + padded_lanes(self.n_factors)
+        of_state = 4 * width * (self.partition.n_rows + len(self.partition.features))
         return columns + of_state + self.partition.__sizeof__()
 
 

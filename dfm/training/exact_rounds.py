@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from dfm.averaging.contributions import fold
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import RoundTally
-from dfm.kernels.tables import InitialValues, ParameterTable, pull
+from dfm.kernels.tables import InitialValues, ParameterTable, aligned_room, aligned_zeros, pull
 from dfm.model.metrics import Tally
 from dfm.solvers.columns import Column, Replica, State, replica_of
 from dfm.solvers.passes import collect, score_rows, take_targets, take_values
@@ -130,12 +131,12 @@ def _begin(work: ExactWork, table: ParameterTable, replica: Replica) -> Sum4:
 
 
 def scored(partition: SparsePartition, table: ParameterTable) -> NDArray[np.float32]:
-    """Σ_j V_j x_j and the score of every row, float32[n_rows, n_factors + 1]; table: of the partition's features."""
-    n_factors = table.layout.n_factors
-    rows = np.empty((partition.n_rows, n_factors + 1), np.float32)
+    """Σ_j V_j x_j and the score of every row, float32[n_rows, lanes + 1]; table: of the partition's features."""
+    lanes = table.layout.lanes
+    rows = aligned_room((partition.n_rows, lanes + 1))
     source = read_only(partition.indptr), read_only(partition.indices), read_only(partition.values)
     parameters = read_only(table.linear), read_only(table.factors)
-    score_rows((*source, partition.n_implicit), float(table.bias_value), *parameters, n_factors, rows)
+    score_rows(lanes)((*source, partition.n_implicit), float(table.bias_value), *parameters, rows)
     return rows
 
 
@@ -183,23 +184,29 @@ def _advance(last: Origin | Update, following: tuple[int, Part], replica: Replic
 
 def _take(update: Update, column: Column, state: State) -> None:
     part, table, owners = update.part, state.table, column.features[: column.n_factored]
-    here = slice(part.first, part.last)
-    old = np.ascontiguousarray(table.factors[owners, here])
-    new, moves = update.factors[column.places[: column.n_factored]], np.zeros(0, np.float32)
+    old, moves = _columns(table, owners, part), np.zeros(0, np.float32)
     if part.with_linear:
         linear = update.linear[column.places]
         moves = linear - table.linear[column.features, 0]
         table.linear[column.features, 0] = linear
-    table.factors[owners, here] = new
-    take_values(_entries(column), part.first, new - old, moves, old, state.rows)
+    table.factors[owners, part.first : part.last] = update.factors[column.places[: column.n_factored]]
+    steps = _columns(table, owners, part) - old
+    take = take_values(part.last - part.first, state.rows.shape[1])
+    take(_entries(column), part.first, read_only(steps), moves, read_only(old), state.rows)
+
+
+def _columns(table: ParameterTable, owners: NDArray[np.uint32], part: Part) -> NDArray[np.float32]:
+    """The part's factors of some features, float32[n, lanes]."""
+    found = aligned_zeros((len(owners), padded_lanes(part.last - part.first)))
+    found[:, : part.last - part.first] = table.factors[owners, part.first : part.last]
+    return found
 
 
 def _sums_of(part: Part, column: Column, partition: SparsePartition, state: State) -> Sums:
-    owners = column.features[: column.n_factored]
-    factors = np.ascontiguousarray(state.table.factors[owners, part.first : part.last])
+    factors = _columns(state.table, column.features[: column.n_factored], part)
     factored = np.zeros((column.n_factored, n_sums(part.width)))
     lone = np.zeros((len(column.features) - column.n_factored, n_sums(1)))
-    add = collect(part.last - part.first, part.with_linear)
+    add = collect(part.last - part.first, part.with_linear, state.rows.shape[1])
     weights = read_only(partition.weights)
     add(_entries(column), weights, part.first, read_only(factors), read_only(state.rows), factored, lone)
     return Sums(column.places, factored, lone)
