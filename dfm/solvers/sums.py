@@ -68,6 +68,14 @@ class Sums:
             _add_rows(read_only(part.lone), read_only(at[n_factored:]), leading, lone)
         return Sums(places, factored, lone)
 
+    def select(self, start: int, stop: int) -> Sums:
+        """The sums of features at places [start, stop), which are counted from there."""
+        first, last = np.searchsorted(self.places, [start, stop])
+        n_factored = len(self.factored)
+        lone = slice(max(first - n_factored, 0), max(last - n_factored, 0))
+        places = (self.places[first:last] - start).astype(np.uint32)
+        return Sums(places, self.factored[min(first, n_factored) : min(last, n_factored)], self.lone[lone])
+
     def spread(self, n_features: int, n_factored: int) -> tuple[Doubles, Doubles]:
         """Sums of all features of the visit; zeros of those that are in no row."""
         factored = np.zeros((n_factored, self.factored.shape[1]))

@@ -31,6 +31,11 @@ class Visit:
     features: NDArray[np.uint32]
     n_factored: int
 
+    def share(self, number: int, total: int) -> tuple[Visit, int]:
+        """This of so many shares of the features, and the place of its first."""
+        start, stop = (len(self.features) * at // total for at in (number, number + 1))
+        return Visit(self.field, self.features[start:stop], max(min(self.n_factored, stop) - start, 0)), start
+
 
 @dataclass(frozen=True)
 class Visits:

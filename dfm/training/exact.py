@@ -26,7 +26,7 @@ from dfm.training.exact_rounds import (
     judge,
     lay_out,
     meet,
-    number_of_visits,
+    sizes_of_visits,
     solve_visit,
     walk_visit,
 )
@@ -34,6 +34,8 @@ from dfm.training.exact_work import ExactWork, has_draws
 from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
 
+_LEAST_OWNED = 4096
+"""Features of a visit, 6 ms of drawing at k = 8, that are worth a task."""
 _ATTEMPTS = 10
 """Beginnings of one iteration before the cluster counts as lost."""
 
@@ -125,7 +127,7 @@ class ExactExecutor:
     _before: tuple[ExactWork, Any] | None = None
     """The last iteration, and the parameters that it began with: should its result be lost, it is made again."""
     _visits: Any = None
-    _n_visits: int = 0
+    _sizes: Sequence[int] = ()
     _replicas: list[Any] = field(default_factory=list)
     _laid_out_for: tuple[list[range], Sequence[str]] | None = None
     """Groups and workers of whom each has its replicas."""
@@ -150,7 +152,7 @@ class ExactExecutor:
         submit, total = self.place.submit, len(self.rows)
         meetings = [submit(meet, rows, near=(number, total)) for number, rows in enumerate(self.rows)]
         self._visits = submit(find_visits, work, self.vocabulary, meetings)
-        self._n_visits = self.place.result(submit(number_of_visits, self._visits))
+        self._sizes = self.place.result(submit(sizes_of_visits, self._visits))
 
     def _walked(self, work: ExactWork) -> list[tuple[list[Any], tuple[int, int]]]:
         """The replicas of each group, laid out where it walks them: there alone are their states."""
@@ -167,13 +169,16 @@ class ExactExecutor:
     def _iteration(self, work: ExactWork, block: Any) -> _Iteration:
         submit, total, walked = self.place.submit, len(self.rows), self._walked(work)
         begun = [submit(begin_rows, work, block, group, near=home) for group, home in walked]
-        origin = last = submit(draw_origin, work, block, begun)
-        steps = [(visit, part) for visit in range(self._n_visits) for part in work.steps]
-        updates = []
+        origin = submit(draw_origin, work, block, begun)
+        steps = [(visit, part) for visit in range(len(self._sizes)) for part in work.steps]
+        updates, last = [], [origin]
         for step, following in enumerate(steps):
             sums = [submit(walk_visit, work, step, last, following, group, near=home) for group, home in walked]
-            home = (step % total, total)
-            last = submit(solve_visit, work, self._visits, block, origin, following, sums, near=home)
+            n_owners = min(len(walked), max(1, self._sizes[following[0]] // _LEAST_OWNED))
+            last = [
+                submit(solve_visit, work, self._visits, block, origin, following, (owner, n_owners), sums, near=home)
+                for owner, (_, home) in enumerate(walked[:n_owners])
+            ]
             updates.append(last)
         home = (work.iteration % total, total)
         after = submit(join_values, work, self._visits, block, origin, updates, near=home)

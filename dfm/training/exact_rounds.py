@@ -54,9 +54,9 @@ def find_visits(work: ExactWork, vocabulary: Vocabulary, meetings: Sequence[NDAr
     return visits_of(vocabulary.fields, n_factored, united_meetings(meetings))
 
 
-def number_of_visits(visits: Visits) -> int:
-    """How many visits an iteration makes."""
-    return len(visits.visits)
+def sizes_of_visits(visits: Visits) -> list[int]:
+    """How many features each visit has."""
+    return [len(visit.features) for visit in visits.visits]
 
 
 def lay_out(work: ExactWork, number: int, partitions: Sequence[SparsePartition], visits: Visits) -> Replica:
@@ -111,6 +111,10 @@ class Update:
     linear: NDArray[np.float32]
 
 
+Last = Origin | Update | None
+"""What rows take before they are walked; None where it was lost."""
+
+
 def begin_rows(work: ExactWork, block: Block | None, replicas: Sequence[Replica]) -> Sum4 | None:
     """Make the states of the rows from the parameters; Σ ω, Σ ω e, Σ ω e² and Σ ω loss."""
     if block is None:
@@ -155,12 +159,22 @@ def draw_origin(work: ExactWork, block: Block | None, parts: Sequence[Sum4 | Non
 
 
 def walk_visit(
-    work: ExactWork, step: int, last: Origin | Update | None, following: tuple[int, Part], replicas: Sequence[Replica]
+    work: ExactWork, step: int, last: Sequence[Last], following: tuple[int, Part], replicas: Sequence[Replica]
 ) -> Sums | None:
-    """Take the values that the last visit brought, then add up what the following one has to know."""
-    if last is None or not all(_stands_at(replica, work, step) for replica in replicas):
+    """Take the values that the last visit brought, each owner's, then add up what the following one has to know."""
+    taken = _whole(last)
+    if taken is None or not all(_stands_at(replica, work, step) for replica in replicas):
         return None
-    return fold([_advance(last, following, replica) for replica in replicas], lambda a, b: a + b)
+    return fold([_advance(taken, following, replica) for replica in replicas], lambda a, b: a + b)
+
+
+def _whole(parts: Sequence[Last]) -> Last:
+    """What several owners brought, as one; None where one brought nothing."""
+    updates = [part for part in parts if isinstance(part, Update)]
+    if len(updates) < len(parts) or len(parts) == 1:
+        return parts[0] if len(parts) == 1 else None
+    arrays = (np.concatenate([getattr(part, name) for part in updates]) for name in ("factors", "linear"))
+    return Update(updates[0].visit, updates[0].part, *arrays)
 
 
 def _stands_at(replica: Replica, work: ExactWork, step: int) -> bool:
@@ -222,15 +236,16 @@ def solve_visit(
     block: Block | None,
     origin: Origin | None,
     following: tuple[int, Part],
+    share: tuple[int, int],
     parts: Sequence[Sums | None],
 ) -> Update | None:
-    """Solve for the features of a visit, or draw them."""
+    """Solve for the features of a visit, or draw them: this of so many shares of them."""
     if block is None or origin is None or any(sums is None for sums in parts):
         return None
     number, part = following
-    visit, table = visits.visits[number], block.table
-    total = fold([sums for sums in parts if sums is not None], lambda a, b: a + b)
-    factored, lone = total.spread(len(visit.features), visit.n_factored)
+    visit, start, table = *visits.visits[number].share(*share), block.table
+    whole = [sums.select(start, start + len(visit.features)) for sums in parts if sums is not None]
+    factored, lone = fold(whole, lambda a, b: a + b).spread(len(visit.features), visit.n_factored)
     owners, others = visit.features[: visit.n_factored], visit.features[visit.n_factored :]
     old = _values(table, owners, part)
     new, alone = np.empty_like(old), np.empty((len(others), 1), np.float32)
@@ -275,15 +290,16 @@ def _prior(work: ExactWork, visits: Visits, table: ParameterTable, group: int, p
 
 
 def join_values(
-    work: ExactWork, visits: Visits, block: Block | None, origin: Origin | None, updates: Sequence[Update | None]
+    work: ExactWork, visits: Visits, block: Block | None, origin: Origin | None, updates: Sequence[Sequence[Last]]
 ) -> Block | None:
     """The parameters after all visits."""
-    if block is None or origin is None or any(update is None for update in updates):
+    taken = [_whole(update) for update in updates]
+    if block is None or origin is None or any(update is None for update in taken):
         return None
     table = block.table.copy()
     table.bias[0] = origin.bias
-    for update in updates:
-        assert update is not None
+    for update in taken:
+        assert isinstance(update, Update)
         visit = visits.visits[update.visit]
         table.factors[visit.features[: visit.n_factored], update.part.first : update.part.last] = update.factors
         if update.part.with_linear:

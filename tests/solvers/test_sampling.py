@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dfm.training import exact_rounds
+from dfm.training import exact, exact_rounds
 from dfm.training.exact import ExactExecutor, Here
 from tests.reference import Machine, Rows, Sampler, least_squares
 from tests.support.exact_cases import (
@@ -226,3 +226,14 @@ def test_kept_draws_are_spread_over_what_follows_the_burn_in():
         work = work_of("regression", 2, solver="mcmc", n_epochs=6, burn_in=1, draws=n_draws)
         assert [iteration for iteration in range(1, 7) if work.solving.keeps(iteration)] == expected
     assert not work_of("regression", 2, solver="als").solving.keeps(3)
+
+
+def test_owners_that_share_a_visit_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    work, parts, vocabulary = split()
+    expected, other = executor_of(work, parts, vocabulary), executor_of(work, parts, vocabulary)
+    other.place = Forgetful(-1)
+    monkeypatch.setattr(exact, "_LEAST_OWNED", 1)
+    for number in range(3):
+        iterate(expected, work, number)
+        iterate(other, work, number)
+    assert bytes_of(expected) == bytes_of(other)
