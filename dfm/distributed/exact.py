@@ -109,7 +109,7 @@ def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> Training
 
 
 def solving_numbers(run: Run) -> dict[str, Any]:
-    """What an exact solver was told, for the manifest. JSON-ready."""
+    """The numbers that an exact solver was given, for the manifest. JSON-ready."""
     training, work = run.job.training, run.order.work
     found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": initial_stdev(run.job.model)}
     if training.solver == MCMC:

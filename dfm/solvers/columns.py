@@ -36,7 +36,7 @@ class Column:
 
 @dataclass
 class State:
-    """What a worker knows of a replica's rows between two visits; it can be made again from the parameters.
+    """The state of a replica's rows between two visits; it can be made again from the parameters.
 
     seed: of the iteration; step: visits that it has walked. rows float32[n_rows, lanes + 1]: Σ_j V_j x_j and its
     padding, then the score less its target. table: the partition's parameters as they are now. loss: Σ ω loss at the

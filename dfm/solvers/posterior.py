@@ -39,7 +39,7 @@ class Draws:
 
     @property
     def number(self) -> int:
-        """How many."""
+        """Number of draws."""
         return len(self.bias)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -125,7 +125,7 @@ def logits(found: Doubles) -> NDArray[np.float32]:
 
 
 def mean_scores(rows: SparsePartition, table: ParameterTable, draws: Draws, task: str) -> NDArray[np.float32]:
-    """What a model of draws scores, float32[n_rows]: the mean score or, of classification, the logit of the mean
+    """Scores of a model of draws, float32[n_rows]: the mean score or, of classification, the logit of the mean
     probability.
     """
     result = np.empty(rows.n_rows, np.float32)

@@ -130,7 +130,7 @@ def _colours(n_features, starts, neighbours):  # type: ignore[no-untyped-def]
 
 @compiled
 def _place_of(table, key):  # type: ignore[no-untyped-def]
-    """Where a key stands in an open table, or where it may be put."""
+    """The place at which a key stands in an open table, or may be put."""
     mask = np.uint64(table.size - 1)
     at = ((key ^ (key >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(20)) & mask
     while table[at] != _NONE and table[at] != key:

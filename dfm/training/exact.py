@@ -41,7 +41,7 @@ _ATTEMPTS = 10
 
 
 class Place(Protocol):
-    """Where tasks run: this process, or the workers of a cluster."""
+    """The place where tasks run: this process, or the workers of a cluster."""
 
     def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
         """A handle of the result; arguments may be handles, or lists of them. near: this item of so many."""

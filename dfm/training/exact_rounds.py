@@ -55,7 +55,7 @@ def find_visits(work: ExactWork, vocabulary: Vocabulary, meetings: Sequence[NDAr
 
 
 def sizes_of_visits(visits: Visits) -> list[int]:
-    """How many features each visit has."""
+    """Numbers of features, of each visit."""
     return [len(visit.features) for visit in visits.visits]
 
 
@@ -94,7 +94,7 @@ def initial_values(work: ExactWork, vocabulary: Vocabulary, table: ParameterTabl
 
 @dataclass(frozen=True)
 class Origin:
-    """What is drawn before all visits: w0, and how far it moved; α."""
+    """The values that are drawn before all visits: w0, and how far it moved; α."""
 
     bias: float
     move: float
@@ -112,7 +112,7 @@ class Update:
 
 
 Last = Origin | Update | None
-"""What rows take before they are walked; None where it was lost."""
+"""News that rows take before they are walked; None where they were lost."""
 
 
 def begin_rows(work: ExactWork, block: Block | None, replicas: Sequence[Replica]) -> Sum4 | None:
@@ -169,7 +169,7 @@ def walk_visit(
 
 
 def _whole(parts: Sequence[Last]) -> Last:
-    """What several owners brought, as one; None where one brought nothing."""
+    """News of several owners as one; None where one of them brought nothing."""
     updates = [part for part in parts if isinstance(part, Update)]
     if len(updates) < len(parts) or len(parts) == 1:
         return parts[0] if len(parts) == 1 else None
@@ -311,7 +311,7 @@ def join_values(
 def end_rows(
     work: ExactWork, n_steps: int, block: Block | None, replicas: Sequence[Replica]
 ) -> list[ReplicaReport] | None:
-    """What the replicas saw in the iteration that ends with these parameters; their states are given up."""
+    """Reports of the iteration that ends with these parameters; the replicas' states are given up."""
     if block is None or not all(_stands_at(replica, work, n_steps) for replica in replicas):
         return None
     place, reports = f"{platform.node()}/{os.getpid()}", []

@@ -24,12 +24,12 @@ INIT_STDEV = 0.1
 """Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
 there."""
 PRECISION, BIAS, LINEAR_PRIOR, FACTOR_PRIOR, LATENT, VALUES = range(6)
-"""What is drawn in an iteration; numbers below its key."""
+"""Kinds of draws in an iteration; numbers below its key."""
 
 
 @dataclass(frozen=True)
 class Solving:
-    """How to solve. burn_in: iterations whose draws are not kept; n_draws: kept of those that follow, evenly spread."""
+    """The manner of solving. burn_in: iterations whose draws are not kept; n_draws: kept of those that follow, evenly spread."""
 
     solver: str
     n_iterations: int
