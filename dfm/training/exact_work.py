@@ -16,10 +16,8 @@ from dfm.solvers.sums import Part, parts_of
 from dfm.training.backends import NUMBA
 from dfm.training.loop import Goal
 from dfm.training.rounds import Work
-from dfm.training.steps import StepSchedule, merge_rule
+from dfm.training.steps import StepSchedule, exact_step, merge_rule
 
-L2 = {"l2_linear": 5.0, "l2_factors": 10.0}
-"""Penalties of least squares beside the sum of squared errors of labels of deviation 1, where the job does not say."""
 INIT_STDEV = 0.1
 """Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
 there."""
@@ -29,7 +27,7 @@ PRECISION, BIAS, LINEAR_PRIOR, FACTOR_PRIOR, LATENT, VALUES = range(6)
 
 @dataclass(frozen=True)
 class Solving:
-    """The manner of solving. burn_in: iterations whose draws are not kept; n_draws: kept of those that follow, evenly spread."""
+    """The manner of solving. burn_in: iterations whose draws are not kept; n_draws: kept of the others, evenly."""
 
     solver: str
     n_iterations: int
@@ -100,12 +98,10 @@ def has_draws(work: Work) -> bool:
 
 def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: LabelUnit | None = None) -> ExactWork:
     """The work of an exact solver, by the settings of a training whose solver is one."""
-    given = {"l2_linear": training.l2_linear, "l2_factors": training.l2_factors}
-    held = {key: L2[key] if value == "auto" else float(value) for key, value in given.items()}
     return ExactWork(
         spec=dataclasses.replace(spec, optimizer=STATELESS),
         rule=merge_rule(training),
-        step=Step(1.0, 1.0, **held),
+        step=exact_step(training),
         n_replicas=training.n_replicas,
         backend=NUMBA.name,
         task=task,
