@@ -194,6 +194,9 @@ METRICS = tuple(
         _number("weight", "sum of the rows' weights"),
         Field("rows", "integer", "labelled rows", "rows"),
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
+        _number("group_auc", "mean AUC within a group, weighed by its rows (`schema.group`, `--group`)"),
+        Field("groups", "integer", "groups with both classes"),
+        Field("groups_of_one_class", "integer", "groups that have no AUC"),
     )
 )
 """Metrics of the tallies of dfm.model.metrics; task and loss decide which of them there are."""
@@ -226,6 +229,7 @@ _DIRECTORY = Field("directory", "text", "output directory or URL of the run")
 _REASON = Field("reason", "text", "why it stands so; empty where all is well")
 _NAME = Field("name", "text", "the DaskJob")
 _MODEL = Field("model", "text", "folder or URL of the model")
+_DRIFT = Field("drift", "list", "of each column: shares of missing, rare, unseen values, and psi against training")
 _ALIAS = Field("alias", "text", "folder or URL that names the champion")
 _SHA256 = Field("parameters_sha256", "text", "digest of the parameters; empty where there are none yet")
 _DASK_JOB = (
@@ -628,15 +632,13 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             _MODEL,
             Field("account", "record", "rows read, evaluated, rejected"),
+            _DRIFT,
             _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
             _absent(_number("threshold", "probability from which on a row counts as positive (`--threshold`)")),
             _absent(_number("accuracy", "share of rows on the right side of it")),
             _absent(_number("precision", "share of positives among the rows from it on")),
             _absent(_number("recall", "share of the positives that lie there")),
             _absent(_number("f1", "harmonic mean of precision and recall")),
-            _absent(_number("group_auc", "mean AUC within a group, weighed by its rows (`--group`)")),
-            _absent(Field("groups", "integer", "groups with both classes")),
-            _absent(Field("groups_of_one_class", "integer", "groups that have no AUC")),
             *METRICS,
         ),
     ),
@@ -649,6 +651,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rows", "integer", "labelled rows", "rows"),
             Field("loss", "number", "their mean log loss or, of a regression, squared error"),
             Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
+            Field("pairs", "list", "of each pair of fields, the strongest first: first, second, strength, r of fwfm"),
         ),
     ),
     EventRecord(
@@ -667,6 +670,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rows", "integer", "rows read", "rows"),
             Field("predicted", "integer", "rows scored", "rows"),
             Field("rejected", "integer", "rows that broke the schema", "rows"),
+            _DRIFT,
         ),
     ),
     EventRecord(

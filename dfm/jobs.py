@@ -29,8 +29,10 @@ from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
+from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import MOST_ROWS
+from dfm.model.importance import MOST_ROWS, Effort
+from dfm.model.inspection import strengths_of
 from dfm.model.objective import classified, with_functions
 from dfm.model.report import report_model
 from dfm.model.slices import Slicing
@@ -245,7 +247,8 @@ def evaluate(
     on_event: OnEvent | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a model on labelled rows, with the row account under "account".
+    """Metrics of a model on labelled rows, with the row account under "account", and under "drift" a record of each
+    column: shares of missing, rare and never seen values, and the population stability index (`psi`) against training.
 
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
@@ -285,7 +288,13 @@ def evaluate(
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
     rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
-    return {**found.tally.metrics(), **decided, **sliced, "account": rows}
+    drift = drift_of(loaded, found.sights)
+    return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
+
+
+def drift_of(model: FMModel, sights: Sights | None) -> list[dict[str, Any]]:
+    """A record of each column, the one that drifted most first."""
+    return [] if sights is None else model.watcher.records(sights, model.schema)
 
 
 def importance(
@@ -305,7 +314,9 @@ def importance(
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
     among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where
-    it has no value; then "rows" and "loss". Nothing is trained.
+    it has no value; then "rows" and "loss". Under "pairs" a record of each pair of fields, the strongest first:
+    `first`, `second`, `strength`, the mean absolute term that both make together, in the unit of scores, over up to a
+    thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -319,17 +330,26 @@ def importance(
     if paths is None:
         name = f"the {type(data).__name__} given"
         total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
-        how = rows / max(total, 1), repeats
-        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, how)
-        return described(damage, loaded.schema.columns)
+        effort = Effort.of(total, rows, repeats)
+        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, effort)
+        return _with_learnt(described(damage, loaded.schema), loaded)
     shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
     is_weighted = _has_weights(loaded.schema, shards, storage_options)
     chosen = settings or ClusterSettings()
     scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
-    how = rows / max(sum(shard.n_rows for shard in shards), 1), repeats
+    effort = Effort.of(sum(shard.n_rows for shard in shards), rows, repeats)
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
-        damage = damage_in_shards(Watch(own, chosen.worker_timeout), scoring, shards, how, _progress(told))
-    return described(damage, loaded.schema.columns)
+        damage = damage_in_shards(Watch(own, chosen.worker_timeout), scoring, shards, effort, _progress(told))
+    return _with_learnt(described(damage, loaded.schema), loaded)
+
+
+def _with_learnt(found: dict[str, Any], model: FMModel) -> dict[str, Any]:
+    """The findings, with the strength r that a model of family "fwfm" learnt for each pair of fields."""
+    if (learnt := strengths_of(model)) is None:
+        return found
+    places = {name: at for at, name in enumerate(learnt[0])}
+    pairs = [{**each, "r": float(learnt[1][places[each["first"]], places[each["second"]]])} for each in found["pairs"]]
+    return {**found, "pairs": pairs}
 
 
 def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel, str | FMModel]:
@@ -409,7 +429,7 @@ def predict(
     _check(client)
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
-    place = _model(model, storage_options)[1]
+    loaded, place = _model(model, storage_options)
     paths = _paths_of(data)
     if paths is None:
         raise SettingsError(
@@ -423,12 +443,14 @@ def predict(
     inputs = [*paths, *([place] if isinstance(place, str) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
-        account = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)
+        found = predict_shards(Watch(own, chosen.worker_timeout), scoring, shards, _progress(told), replaced)
+    account = found.account
     return {
         "output": where,
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.rejected,
+        "drift": drift_of(loaded, found.sights),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -430,3 +431,30 @@ def least_squares(machine: Machine, rows: Rows, order: Iterable[int], l2_linear:
             slopes.append(rest - errors())
         H = np.array(slopes)
         put(np.linalg.solve(H * weights @ H.T + np.diag(penalties), H * weights @ rest))
+
+
+def drift(now: Sequence[object], then: Sequence[object], min_count: int) -> dict[str, float]:
+    """Shares of missing, rare and never seen values among `now`, of missing and rare ones in training (`then`), and the
+    population stability index over missing, pooled, each of the 20 most frequent training values, and all others.
+    """
+    seen = Counter(value for value in then if value is not None)
+    kept = [value for value, n in seen.most_common() if n >= min_count]
+
+    def kind(value: object) -> object:
+        if value is None:
+            return "missing"
+        if value not in seen:
+            return "unseen"
+        return ("top", value) if value in kept[:20] else "other" if value in kept else "rare"
+
+    shares = [{k: n / len(values) for k, n in Counter(map(kind, values)).items()} for values in (now, then)]
+    pooled = [{("rare" if k == "unseen" else k): 0.0 for k in each} for each in shares]
+    for each, into in zip(shares, pooled, strict=True):
+        for k, share in each.items():
+            into["rare" if k == "unseen" else k] += share
+    psi = 0.0
+    for k in pooled[0].keys() | pooled[1].keys():
+        a, b = (max(each.get(k, 0.0), 1e-4) for each in pooled)
+        psi += (a - b) * math.log(a / b)
+    told = {k: shares[0].get(k, 0.0) for k in ("missing", "rare", "unseen")}
+    return {**told, **{f"training_{k}": shares[1].get(k, 0.0) for k in ("missing", "rare")}, "psi": psi}

@@ -15,6 +15,7 @@ from dfm import events, jobs
 from dfm.data import synthetic
 from dfm.distributed import monitoring
 from dfm.events import METRICS, RECORDS, STAMPS, faults_of, line_of, markdown_table, sent
+from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import ClassificationTally, MarginTally, RegressionTally
 from dfm.model.objective import LossTally
 from dfm.runs.record import read_events
@@ -81,6 +82,7 @@ def test_records_are_complete_and_say_one_thing_once() -> None:
 def test_metrics_are_those_of_the_tallies() -> None:
     tallies = [kind.from_scores([0.5, -1.0], [1, 0]) for kind in (ClassificationTally, MarginTally, RegressionTally)]
     told = {**LossTally(1.0, 1.0, tallies[0]).metrics(), **tallies[1].metrics(), **tallies[2].metrics()}
+    told |= GroupedTally(tallies[0], rows_by_group(["a", "a"], [0.5, -1.0], [1, 0], [1, 1])).metrics()
     assert told.keys() == {field.name for field in METRICS}
     assert not faults_of({"event": "average", "epoch": 1, "average": 1, **told})
 

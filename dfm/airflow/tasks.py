@@ -21,6 +21,8 @@ from dfm.settings.job import Job, load_job
 from dfm.workflow.gate import Gate
 
 logger = logging.getLogger(__name__)
+_MOST_DRIFTED = 5
+"""Columns whose drift a task hands on."""
 
 
 def job_of(
@@ -110,7 +112,7 @@ def evaluate(
         url = registry.model_of(model, where.storage_options)
         metrics = steps.evaluate_once(url, _listed(data), where, on_bad_rows=on_bad_rows, unseen=unseen)
     logger.info("%s: %s", url, runtime.metrics_text(metrics))
-    return {"model": url, **{name: value for name, value in metrics.items() if name != "calibration_bins"}}
+    return {"model": url, **_shortened({name: value for name, value in metrics.items() if name != "calibration_bins"})}
 
 
 def publish(
@@ -161,7 +163,12 @@ def predict(
         )
     counts = f"{scored['predicted']:,} of {scored['rows']:,} rows scored, {scored['rejected']:,} rejected"
     logger.info("%s; by %s, in %s", counts, scored["model"], output)
-    return scored
+    return _shortened(scored)
+
+
+def _shortened(found: dict[str, Any]) -> dict[str, Any]:
+    """The findings, of drift only the columns that drifted most: XComs are small."""
+    return {**found, "drift": found["drift"][:_MOST_DRIFTED]} if "drift" in found else found
 
 
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
@@ -190,8 +197,10 @@ def check_day(
     keep: str = "",
     storage_options: Mapping[str, Any] | None = None,
     at_least: int = 1,
+    model: str = "",
 ) -> dict[str, Any]:
-    """Compare a partition with those before it (oldest first): columns, rows, click rate. DataError where it is odd.
+    """Compare a partition with those before it (oldest first): columns, rows, click rate; and its values with those
+    that a model (a folder, or an alias, which may have no champion yet) was trained on. DataError where it is odd.
 
     Returns rows, click rate, and under "before" the earlier partitions that are there. The task is skipped, and with it
     what needs it, where there are fewer than `at_least`. keep: a folder for the profiles.
@@ -202,7 +211,7 @@ def check_day(
     tables = runtime.numbers_again(runtime.tables_of(job, ()))
     if storage_options:
         tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
-    found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep)
+    found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep, model)
     if len(found["before"]) < at_least:
         raise AirflowSkipException(f"{len(found['before'])} partitions before {day} are there; {at_least} needed")
     return found

@@ -14,9 +14,11 @@ from rich.table import Column, Table
 
 from dfm.cli import knobs, publish, runs
 from dfm.cli.console import (
+    drift_table,
     folds_table,
     importance_table,
     metrics_table,
+    pairs_table,
     show_plan,
     slices_table,
     summary_table,
@@ -247,6 +249,8 @@ def evaluate(
         console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
         for name, records in metrics.get("slices", {}).items():
             console.print(slices_table(name, records))
+        if drifted := drift_table(metrics["drift"]):
+            console.print(drifted)
 
 
 @cli.command()
@@ -259,7 +263,9 @@ def importance(
     model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
     tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
-    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them."""
+    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them. And
+    which pairs of fields make most of the score together.
+    """
     from dfm import jobs
 
     console = Console()
@@ -272,6 +278,8 @@ def importance(
             reporter({"event": "importance", "model": model, **found})
     if not as_json:
         console.print(importance_table(found))
+        if found["pairs"]:
+            console.print(pairs_table(found["pairs"]))
 
 
 @cli.command()
@@ -309,6 +317,8 @@ def predict(
             markup=False,
             soft_wrap=True,
         )
+        if drifted := drift_table(summary["drift"]):
+            console.print(drifted)
 
 
 @cli.command()

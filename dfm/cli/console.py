@@ -32,7 +32,7 @@ def metrics_table(metrics: Event, title: str = "") -> Table:
     """Metrics of one evaluation, as a table of name and value; calibration bins follow."""
     table = Table("metric", "value", title=title or None)
     for name, value in metrics.items():
-        if name not in ("calibration_bins", "account", "slices"):
+        if name not in ("calibration_bins", "account", "slices", "drift"):
             table.add_row(name, metric_text(value, is_count=name in ("rows", "weight")))
     for number, one in enumerate(metrics.get("calibration_bins") or [], start=1):
         table.add_row(f"calibration bin {number}", f"predicted {one['predicted']:.4f}, observed {one['observed']:.4f}")
@@ -46,6 +46,26 @@ def metric_text(value: object, is_count: bool) -> str:
     return f"{value:,.5f}" if isinstance(value, float) else f"{value}"
 
 
+def drift_table(records: Sequence[Event]) -> Table | None:
+    """The columns that differ most from training, with the shares of values by what the model knows of them; None
+    without any.
+    """
+    shown = [record for record in records if record["psi"] is not None][:_MOST_DRIFTED]
+    if not shown:
+        return None
+    names = ("psi", "missing", "rare", "unseen", "training_missing", "training_rare")
+    titles = {"psi": "PSI", "training_missing": "(training) missing", "training_rare": "rare"}
+    table = Table("column", *(Column(titles.get(name, name), justify="right") for name in names), title="drift")
+    for record in shown:
+        cells = ["-" if record[name] is None else f"{record[name]:.4f}" for name in names]
+        table.add_row(escape(record["column"]), *cells)
+    return table
+
+
+_MOST_PAIRS = 10
+"""Pairs of fields that are shown, the strongest."""
+_MOST_DRIFTED = 10
+"""Columns that are shown of those that drifted."""
 _BAR = 24
 """Characters of the longest bar."""
 
@@ -62,6 +82,20 @@ def importance_table(found: Event) -> Table:
         rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
         bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
         table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+    return table
+
+
+def pairs_table(records: Sequence[Event]) -> Table:
+    """The strongest pairs of fields, each with a bar of the mean absolute term that they make together."""
+    has_r = "r" in records[0]
+    learnt = [Column("r", justify="right")] if has_r else []
+    title = "mean absolute part of the score that two fields make together"
+    table = Table("fields", Column("strength", justify="right"), *learnt, "", title=title)
+    for record in records[:_MOST_PAIRS]:
+        bar = "█" * round(_BAR * record["strength"] / records[0]["strength"])
+        cells = [f"{record['r']:.3f}"] if has_r else []
+        fields = f"{record['first']} x {record['second']}"
+        table.add_row(escape(fields), f"{record['strength']:.5f}", *cells, bar)
     return table
 
 

@@ -506,4 +506,5 @@ def take_rows(rows: HashedRows, order: NDArray[np.int64]) -> HashedRows:
     weights = rows.weights[order] if rows.weights.size else rows.weights
     if not rows.indices.size:
         indptr[1:] = np.cumsum(lengths)
-    return HashedRows(indptr, indices, entry_fields, values, rows.labels[order], weights)
+    group_ids = rows.group_ids[order] if rows.group_ids.size else rows.group_ids
+    return HashedRows(indptr, indices, entry_fields, values, rows.labels[order], weights, group_ids)

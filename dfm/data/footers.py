@@ -91,7 +91,7 @@ def resolve_told(
     inferred = infer(schema, kinds)
     resolved = resolve(inferred, [name for name in known.names if name not in aside])
     if inferred is not schema:
-        used = {*resolved.columns, schema.label, schema.weight, schema.time}
+        used = {*resolved.columns, schema.label, schema.weight, schema.time, schema.group}
         unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
         tell({**aside, **unfit})
     else:
@@ -117,7 +117,7 @@ def _named(schema: Schema) -> list[str]:
         *crossed,
         *sources,
         *schema.transforms,
-        *(n for n in (schema.label, schema.weight, schema.time) if n),
+        *(n for n in (schema.label, schema.weight, schema.time, schema.group) if n),
     ]
 
 

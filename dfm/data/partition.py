@@ -17,6 +17,10 @@ from dfm.storage.arrays import read_arrays, write_arrays
 _EMPTY_FLOATS = np.zeros(0, np.float32)
 
 
+def _no_ids() -> NDArray[np.uint64]:
+    return np.zeros(0, np.uint64)
+
+
 @dataclass(frozen=True, slots=True)
 class EntrySums:
     """Entries of some rows: how many, and Σ x² over them, which is what the rows' own steps move their scores by."""
@@ -35,7 +39,8 @@ class HashedRows:
 
     indptr int64[n_rows + 1]; indices uint32[n_entries] in [0, 2**hash_bits); fields uint16[n_entries], or empty where
     every row has one entry per field, in field order; values float32[n_entries], or empty where all are 1;
-    labels float32[n_rows]; weights float32[n_rows], or empty where all are 1.
+    labels float32[n_rows]; weights float32[n_rows], or empty where all are 1; group_ids uint64[n_rows], hashes of
+    the rows' groups (schema.group), or empty where nobody asks for them.
     """
 
     indptr: NDArray[np.int64]
@@ -44,6 +49,7 @@ class HashedRows:
     values: NDArray[np.float32]
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
+    group_ids: NDArray[np.uint64] = field(default_factory=_no_ids)
 
     @property
     def n_rows(self) -> int:
@@ -67,6 +73,7 @@ class HashedRows:
             self.values[first:last],
             self.labels[start:stop],
             self.weights[start:stop],
+            self.group_ids[start:stop],
         )
 
 
@@ -86,6 +93,7 @@ def concatenate_rows(parts: Sequence[HashedRows]) -> HashedRows:
         np.concatenate([_or_ones(part.values, len(part.indices), has_values) for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate([_or_ones(part.weights, part.n_rows, has_weights) for part in parts]),
+        np.concatenate([part.group_ids for part in parts]),
     )
 
 
@@ -102,7 +110,7 @@ class SparsePartition:
     float32[n_rows]; weights float32[n_rows], or empty where all are 1; features uint32[n_features], rows of the
     parameter table, ascending; the first `n_factored` of them own factors; fields uint16[n_features], the field of each
     feature, or empty where nobody asks for it; ends uint16[n_rows * n_groups], where in a row the entries of each group
-    of fields end, or empty where they do not stand group by group.
+    of fields end, or empty where they do not stand group by group; group_ids uint64[n_rows], as in the hashed rows.
 
     No index stands twice in a row: values of colliding entries were summed, since a feature has no pair with itself.
     """
@@ -117,6 +125,7 @@ class SparsePartition:
     n_implicit: int
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    group_ids: NDArray[np.uint64] = field(default_factory=_no_ids)
 
     @property
     def n_rows(self) -> int:
@@ -170,6 +179,7 @@ class SparsePartition:
             and len(self.values) == n_entries - self.indptr[self.n_implicit]
             and (n_entries == 0 or int(self.indices.max()) < len(self.features))
             and len(self.weights) in (0, n_rows)
+            and len(self.group_ids) in (0, n_rows)
             and 0 <= self.n_factored <= len(self.features)
             and len(self.fields) in (0, len(self.features))
         )
@@ -447,4 +457,5 @@ def _compact(
         features,
         int(np.searchsorted(features, n_factored)),
         n_implicit,
+        group_ids=rows.group_ids[order] if rows.group_ids.size else rows.group_ids,
     )

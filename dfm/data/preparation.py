@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
 from dfm.data.draw import Draw, Sampling
-from dfm.data.encoding import encode_batch, negative_rows, number_column, take_rows
+from dfm.data.encoding import Encoded, encode_batch, negative_rows, number_column, take_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
 from dfm.data.schema import ResolvedSchema
+from dfm.data.texts import text_hashes
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
@@ -76,6 +77,8 @@ class Reading:
     """The share of negative rows that the data still have; hashed rows and partitions know nothing of it."""
     sampling: Sampling | None = None
     """The negative rows that stay when rows are hashed; None: all."""
+    group_column: str = ""
+    """The column by whose values rows are told apart into groups; empty: nobody asks for it."""
 
     @property
     def share_of_negatives(self) -> float:
@@ -89,6 +92,7 @@ class Reading:
             self.schema.label,
             self.schema.weight,
             self.schema.time if self.time_from or self.time_until else "",
+            self.group_column,
         )
         return list(dict.fromkeys([column for column in special if column] + list(self.schema.columns)))
 
@@ -105,6 +109,7 @@ class Reading:
             self.time_until,
             dataclasses.astuple(self.draw) if self.draw else (),
             *((dataclasses.astuple(self.sampling),) if self.sampling else ()),
+            *(("group", self.group_column) if self.group_column else ()),
         )
 
 
@@ -307,7 +312,7 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             entries = encoded.rows.entries
             counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, entries
             account += RowAccount(*counted, n_read - batch.data.num_rows)
-            parts.append(encoded.rows)
+            parts.append(_in_groups(batch, encoded, reading.group_column))
     rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
     offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
     if seed is not None:
@@ -315,6 +320,15 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
     return _open_chunk(path) or Chunk(rows, offsets, counts, account)
+
+
+def _in_groups(batch: Batch, encoded: Encoded, column: str) -> HashedRows:
+    """The good rows of a batch, with the group of each where that is asked for."""
+    if not column:
+        return encoded.rows
+    with naming_shard(batch):
+        hashes = text_hashes(batch.data.column(column), column)
+    return dataclasses.replace(encoded.rows, group_ids=hashes[encoded.good])
 
 
 def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -> None:

@@ -150,7 +150,7 @@ def infer(schema: Schema, kinds: Mapping[str, str]) -> Schema:
 
     kinds: column to "int", "float", "string", "dictionary", "bool", "null" or "list". Floats become numeric,
     and so does what schema.transforms names; lists become lists; the other five kinds categorical. Columns of
-    any further kind, and label, weight and time, become no feature.
+    any further kind, and label, weight, time and group, become no feature.
     """
     if schema.categorical or schema.numeric:
         return schema
@@ -171,7 +171,7 @@ def resolve(schema: Schema, columns: Sequence[str]) -> ResolvedSchema:
     """The fields of data with these columns. SettingsError where schema and columns do not fit each other.
 
     A column named in full keeps that role although patterns of other roles match it too, and patterns pass
-    over label, weight and time; so `categorical = ["*"]`, `numeric = ["price"]` means what it says.
+    over label, weight, time and group; so `categorical = ["*"]`, `numeric = ["price"]` means what it says.
     """
     _check_special_columns(schema, columns)
     derived = derived_columns(schema.derive)
@@ -223,7 +223,7 @@ def _check_derived(derived: Sequence[Derived], columns: Sequence[str]) -> None:
 
 def _reserved(schema: Schema) -> dict[str, str]:
     """Column to role of the columns that are no features."""
-    roles = {schema.label: "label", schema.weight: "weight", schema.time: "time"}
+    roles = {schema.label: "label", schema.weight: "weight", schema.time: "time", schema.group: "group"}
     return {column: role for column, role in roles.items() if column}
 
 
@@ -252,8 +252,8 @@ def _named_in_full(schema: Schema, columns: Sequence[str]) -> dict[str, str]:
     owners = _reserved(schema)
     for role in FEATURE_ROLES:
         for name in getattr(schema, role):
-            if owners.get(name) == "time" and role != "lists":
-                owners[name] = role  # it orders the rows, and may be a feature as well
+            if owners.get(name) in ("time", "group") and role != "lists":
+                owners[name] = role  # it orders or groups the rows, and may be a feature as well
             if name in columns and owners.setdefault(name, role) != role:
                 raise SettingsError(_two_roles(name, owners[name], role))
     return owners

@@ -39,7 +39,9 @@ class Vocabulary:
     """ids uint32[n], counts int64[n], fields uint16[n], by descending count (ties: ascending id) of when they came in.
 
     The first `n_factored` own factors. `rare` int64[n_fields] is the row of each field's bucket for rare and unseen
-    categories, -1 where the field has none.
+    categories, -1 where the field has none. `seen` uint8[2^hash_bits / 8]: a bit for each index that training rows had,
+    kept or not; sights int64[n_fields, n_bins]: entries of training rows by field and bin, as `dfm.model.drift` sorts
+    them. None where nobody remembers.
     """
 
     ids: NDArray[np.uint32]
@@ -48,6 +50,8 @@ class Vocabulary:
     rare: NDArray[np.int64]
     n_factored: int
     hash_bits: int
+    seen: NDArray[np.uint8] | None = None
+    sights: NDArray[np.int64] | None = None
 
     @property
     def n_features(self) -> int:

@@ -84,7 +84,7 @@ def exact_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) 
     )
     executor.restore([None], [0, prepared.summary.n_features])
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip),
+        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, by_group=bool(run.job.schema.group)),
         objective=objective,
         plan=run.inputs.plan,
         schedule=ExactSchedule("constant", run.job.model.seed),

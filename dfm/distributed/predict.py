@@ -25,16 +25,16 @@ from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
+from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
+from dfm.model.group_auc import GroupSums, group_sums
 from dfm.model.metrics import ClassificationTally, Tally
 from dfm.model.slices import (
     BUCKETS,
     Chosen,
-    GroupSums,
     ScoredRows,
     SliceSums,
     Slicing,
-    group_sums,
     summed,
     tallied,
 )
@@ -77,10 +77,33 @@ class Evaluation:
     slices: SliceSums | None = None
     groups: tuple[GroupSums, ...] = ()
     """Sums over groups, by bucket."""
+    sights: Sights | None = None
+    """Values by column, as the model knows them."""
 
     def __add__(self, other: Evaluation) -> Evaluation:
         slices = self.slices + other.slices if self.slices is not None and other.slices is not None else None
-        return Evaluation(self.tally + other.tally, self.account + other.account, slices or self.slices or other.slices)
+        return Evaluation(
+            self.tally + other.tally,
+            self.account + other.account,
+            slices or self.slices or other.slices,
+            sights=both_sights(self.sights, other.sights),
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Rows that were predicted: their account, and their values by column."""
+
+    account: RowAccount
+    sights: Sights | None = None
+
+    def __add__(self, other: Predicted) -> Predicted:
+        return Predicted(self.account + other.account, both_sights(self.sights, other.sights))
+
+
+def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
+    """The values of both, either of which may be of no rows."""
+    return ours + theirs if ours is not None and theirs is not None else ours or theirs
 
 
 @functools.lru_cache(maxsize=2)
@@ -178,23 +201,23 @@ def evaluate_batches(
     """Metrics of labelled rows, batch by batch, their account, and sums by slice where any are wanted."""
     objective, slicing = model.objective, slicing or Slicing()
     found = Evaluation(objective.empty(), RowAccount())
-    for account, rows in scored_batches(model, batches, on_bad_rows, is_weighted):
+    for account, rows, encoded in scored_batches(model, batches, on_bad_rows, is_weighted):
         slices = summed(rows, slicing, model.task == "regression") if slicing.columns else None
         tally = objective.tally(rows.raw, rows.labels, rows.weights)
-        found += Evaluation(tally, account, slices)
+        found += Evaluation(tally, account, slices, sights=model.watcher.sights(encoded.rows))
     return found
 
 
 def scored_batches(
     model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool
-) -> Iterator[tuple[RowAccount, ScoredRows]]:
-    """Accounts of batches of labelled rows, and their good rows scored."""
+) -> Iterator[tuple[RowAccount, ScoredRows, Encoded]]:
+    """Accounts of batches of labelled rows, and their good rows, scored and encoded."""
     model = weighing(model, is_weighted)
     for batch in batches:
         with naming_shard(batch):
             encoded = model.encode(batch.data, model.objective.label_kind)
         account = account_of(on_bad_rows, batch, encoded)
-        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded)
+        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded), encoded
 
 
 def weighing(model: FMModel, is_weighted: bool) -> FMModel:
@@ -240,7 +263,7 @@ def tally_batches(
 ) -> list[list[ClassificationTally]]:
     """The same of batches; bad rows, which were told before, are passed over."""
     totals = [[ClassificationTally.empty() for _ in each.keys] for each in chosen]
-    for _, rows in scored_batches(model, batches, "skip", is_weighted):
+    for _, rows, _ in scored_batches(model, batches, "skip", is_weighted):
         totals = added(totals, [tallied(rows, each) for each in chosen])
     return totals
 
@@ -268,7 +291,7 @@ def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledge
 
 def predict_shards(
     watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress, overwrite: Overwrite = "nothing"
-) -> RowAccount:
+) -> Predicted:
     """Write one Parquet file per reading task below `scoring.output`, and a `_SUCCESS` file last.
 
     All files have one schema: the kept columns as `kept_columns` finds them, then the prediction. Rows keep their order
@@ -287,7 +310,8 @@ def predict_shards(
     arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, names
     futures = watch.client.map(predict_shard, *arguments, pure=False)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "predict", progress)
-    account = sum(watch.client.gather(futures), RowAccount())
+    predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
+    account = predicted.account
     _check_predicted(ledger, account, names)
     ledger.remove(earlier)
     summary = {
@@ -298,7 +322,7 @@ def predict_shards(
     }
     files.write_bytes(files.join(scoring.output, DONE), to_json(summary).encode(), options)
     ledger.settle()
-    return account
+    return predicted
 
 
 def _check_predicted(ledger: ownership.Ledger, account: RowAccount, parts: Sequence[str]) -> None:
@@ -386,9 +410,9 @@ def _agreed(known: tuple[pa.Field, Shard] | None, column: pa.Field, shard: Shard
     return known if merged.type == before.type else (merged, shard)
 
 
-def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> RowAccount:
+def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], name: str) -> Predicted:
     """Write the predictions of some rows as the file `name`, batch by batch."""
-    model, account = loaded_model(scoring, placed), RowAccount()
+    model, found = loaded_model(scoring, placed), Predicted(RowAccount())
     options = scoring.storage_options
     written = scoring.kept.append(pa.field(PREDICTION, pa.float32()))
     with (
@@ -400,20 +424,20 @@ def predict_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]
             kept = [column for column in scoring.kept.names if column in there]
             for batch in read_unit(unit, list(dict.fromkeys([*kept, *model.schema.columns])), options):
                 predictions, counted = _predictions(model, scoring, batch)
-                account += counted
+                found += counted
                 columns = [_column(batch, column) for column in scoring.kept]
                 writer.write_batch(pa.RecordBatch.from_arrays([*columns, predictions], schema=written))
-    return account
+    return found
 
 
-def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, RowAccount]:
+def _predictions(model: FMModel, scoring: Scoring, batch: Batch) -> tuple[pa.Array, Predicted]:
     with naming_shard(batch):
         encoded = model.encode(batch.data)
     account = account_of(scoring.on_bad_rows, batch, encoded)
     scores = model.score(encoded)
     values = np.full(batch.data.num_rows, np.nan, np.float32)
     values[encoded.good] = model.objective.predict(scores)
-    return pa.array(values, pa.float32(), mask=~encoded.good), account
+    return pa.array(values, pa.float32(), mask=~encoded.good), Predicted(account, model.watcher.sights(encoded.rows))
 
 
 def _column(batch: Batch, column: pa.Field) -> pa.Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,12 +40,15 @@ from dfm.distributed.cluster.connect import cache_directory
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.run import Event, Run
 from dfm.errors import DataError
+from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
 _FAN_IN = 16
+_REMEMBERED_ROWS = 1_000_000
+"""Training rows that are enough to know how frequent values are."""
 _NEVER = 2**62
 """More occurrences than any feature has: a linear model gives factors to none."""
 
@@ -114,8 +119,9 @@ def merge_feature_counts(hashed: Sequence[Hashed], hash_bits: int) -> Hashed:
 def order_vocabulary(
     hashed: Hashed, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
 ) -> Vocabulary:
-    """The vocabulary of all training rows."""
-    return build_vocabulary(hashed.counts, columns, hash_bits, min_count, min_count_factors)
+    """The vocabulary of all training rows, and which indices they had at all."""
+    found = build_vocabulary(hashed.counts, columns, hash_bits, min_count, min_count_factors)
+    return replace(found, seen=seen_bits(hashed.counts, hash_bits))
 
 
 def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount]:
@@ -137,6 +143,19 @@ def build_partition(
     """The partitions of one replica (or of some validation rows)."""
     lookup = row_lookup(vocabulary, vocabulary_key)
     return load_slices(_local(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
+
+
+def sights_of_shard(
+    reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
+) -> Sights:
+    """The values of the rows of a hashing task, as the model knows them."""
+    chunk = hash_units(_local(reading), units, n_slices, seed)
+    return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
+
+
+def remember(vocabulary: Vocabulary, sights: Sequence[Sights]) -> Vocabulary:
+    """The vocabulary, which knows how often values of training rows were missing, rare or frequent."""
+    return replace(vocabulary, sights=functools.reduce(operator.add, sights).counts)
 
 
 def account_of(hashed: Sequence[Hashed]) -> RowAccount:
@@ -173,7 +192,7 @@ def prepare(run: Run) -> Prepared:
     share = run.job.data.sample_negatives
     training = replace(training, sampling=Sampling(share, run.job.model.seed) if share < 1 else None)
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    validation = replace(validation, statistics=training.statistics)
+    validation = replace(validation, statistics=training.statistics, group_column=run.job.schema.group)
     hashed, held_out = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
@@ -185,7 +204,7 @@ def prepare(run: Run) -> Prepared:
     replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
     prepared = Prepared(
         reading=training,
-        vocabulary=vocabulary,
+        vocabulary=_remembered(run, training, vocabulary, key),
         vocabulary_key=key,
         summary=summary,
         replicas=replicas,
@@ -304,6 +323,23 @@ def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str
     units = [unit for tasks in run.inputs.plan.replicas for task in tasks for unit in task]
     future = run.watch.submit(order_vocabulary, merged, columns, *knobs)
     return future, fingerprint(reading.key(), knobs, sorted(units_key(units), key=str))
+
+
+def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Future:
+    """The vocabulary with what it is to remember of training rows: of all, or of evenly spaced hashing tasks with about
+    a million, which their workers have at hand.
+    """
+    plan, addresses = run.inputs.plan, run.watch.addresses()
+    tasks = [(r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)]
+    n_chosen = max(1, math.ceil(len(tasks) * min(1.0, _REMEMBERED_ROWS / max(run.inputs.n_rows, 1))))
+    sights = [
+        run.watch.submit(
+            *(sights_of_shard, reading, units, plan.n_slices, (plan.seed, r, number), vocabulary, key),
+            near=home_of(r, plan.n_replicas, addresses),
+        )
+        for r, units, number in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
+    ]
+    return run.watch.submit(remember, vocabulary, sights)
 
 
 def _checked_accounts(run: Run, reading: Reading, account: RowAccount, held_out: Sequence[Future]) -> RowAccount:

@@ -28,8 +28,9 @@ from dfm.distributed.prepare import Prepared, collided_share, follow, progress_o
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
 from dfm.model.curves import curves_of
+from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import Damage, sampled
+from dfm.model.importance import Damage, Effort, sampled
 from dfm.model.metrics import ClassificationTally
 from dfm.model.objective import LossTally
 from dfm.model.report import report_training, write_findings
@@ -81,13 +82,13 @@ def _collisions(run: Run, prepared: Prepared) -> dict[str, Any]:
 def _findings(run: Run, prepared: Prepared) -> dict[str, Any]:
     """Curves, slices and importance, as far as the loss has them."""
     column = _widest_column(run, prepared) if _has_losses(run) else ""
-    seen = _look(run, prepared, Slicing.of([[column]] if column else []))
-    tally, told = seen.evaluation.tally, {}
+    seen, drift = _look(run, prepared, Slicing.of([[column]] if column else []))
+    tally, told = seen.evaluation.tally, dict[str, Any](drift=drift)
     if run.job.model.task == "classification":
         of_task = tally.of_task if isinstance(tally, LossTally) else tally
         told["curves"] = curves_of(of_task) if isinstance(of_task, ClassificationTally) else {}
     if seen.damage is not None and seen.damage.weight:
-        told["importance"] = described(seen.damage, run.inputs.schema.columns)
+        told["importance"] = described(seen.damage, run.inputs.schema)
     slices = seen.evaluation.slices
     if column and slices is not None:
         least = max(seen.evaluation.account.accepted // _PARTS, 1)
@@ -115,27 +116,42 @@ def _widest_column(run: Run, prepared: Prepared) -> str:
     return max(sizes, key=lambda name: (sizes[name], name), default="")
 
 
-def _look(run: Run, prepared: Prepared, slicing: Slicing) -> Seen:
-    """Score the rows that validate with the model that was published."""
+def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[dict[str, Any]]]:
+    """Score the rows that validate with the model that was published; and a record of each of their columns."""
     scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
     tasks, total = run.inputs.validation_tasks, prepared.validation_account.accepted
-    shares = MOST_ROWS / total, MOST_ROWS_IN_TURN / min(total, MOST_ROWS) if _has_losses(run) else 0.0
+    effort = Effort.of(min(total, MOST_ROWS), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None
     submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
-    futures: list[Future] = [submit(units, shares) for units in tasks]
+    futures: list[Future] = [submit(units, MOST_ROWS / total, effort) for units in tasks]
     follow(run.watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "report", progress_of(run))
-    return functools.reduce(operator.add, run.watch.client.gather(futures))
+    seen: Seen = functools.reduce(operator.add, run.watch.client.gather(futures))
+    drift: list[dict[str, Any]] = run.watch.result(
+        run.watch.submit(drift_of_rows, scoring, placed, seen.evaluation.sights)
+    )
+    return seen, drift
+
+
+def drift_of_rows(scoring: Scoring, placed: str | FMModel, sights: Sights | None) -> list[dict[str, Any]]:
+    """A record of each column, the one that drifted most first."""
+    model = loaded_model(scoring, placed)
+    return [] if sights is None else model.watcher.records(sights, model.schema)
 
 
 def look_at_rows(
-    scoring: Scoring, placed: str | FMModel, reading: Reading, units: Sequence[Unit], shares: tuple[float, float]
+    scoring: Scoring,
+    placed: str | FMModel,
+    reading: Reading,
+    units: Sequence[Unit],
+    share: float,
+    effort: Effort | None,
 ) -> Seen:
-    """Metrics of a share of some rows, and of a share of these without each column."""
+    """Metrics of a share of some rows; and, by the effort for these, without each column."""
     model = loaded_model(scoring, placed)
     columns = list(labelled_columns(model, True, scoring.slicing))
-    batches = [_thinned(batch, shares[0]) for unit in units for batch in kept_batches(reading, unit, columns)]
+    batches = [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
     evaluation = evaluate_batches(model, batches, "skip", True, scoring.slicing)
-    damage = damage_in_batches(model, batches, "skip", True, (shares[1], 1)) if shares[1] else None
+    damage = damage_in_batches(model, batches, "skip", True, effort) if effort else None
     return Seen(evaluation, damage)
 
 

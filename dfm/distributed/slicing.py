@@ -8,8 +8,9 @@ from typing import Any
 from dfm.distributed.predict import Evaluation
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
+from dfm.model.group_auc import GroupSums, group_sums
 from dfm.model.metrics import ClassificationTally
-from dfm.model.slices import Chosen, GroupSums, Slicing, group_sums, worst_first
+from dfm.model.slices import Chosen, Slicing, worst_first
 
 Again = Callable[[Sequence[Chosen]], list[list[ClassificationTally]]]
 """Walks the rows once more, for tallies of chosen slices."""

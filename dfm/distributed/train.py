@@ -38,7 +38,7 @@ from dfm.distributed.several import InStep, mean_of, member_runs, train_several
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.events import history_frame
-from dfm.model.figures import notebook_html
+from dfm.model.figures import notebook_html, plot_history
 from dfm.model.fm_model import BRIEF, FMModel
 from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
@@ -87,6 +87,10 @@ class TrainResult:
     def history_frame(self) -> Any:
         """The history as a flat DataFrame of pandas, an epoch a row."""
         return history_frame(self.history)
+
+    def plot_history(self, axes: Any = None) -> Any:
+        """The losses by epoch as a plot of matplotlib (extra `plots`), on these axes or on new ones; returns them."""
+        return plot_history(self.history, axes)
 
     @property
     def model(self) -> FMModel:
@@ -329,6 +333,7 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             step=found.step,
             shift=math.log(run.job.data.sample_negatives),
             apart=share_apart(run.job),
+            by_group=bool(run.job.schema.group),
         ),
         objective=objective,
         plan=run.inputs.plan,

@@ -45,6 +45,7 @@ from dfm.estimators.sources import ArrayRows, Relabel, RowSource
 from dfm.events import history_frame
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
+from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
 from dfm.solvers.posterior import Draws, mean_scores
@@ -379,6 +380,13 @@ class BaseFactorizationMachine(Parametrised):
         """`history_` as a flat DataFrame of pandas: an epoch a row (of several classes, a row for each)."""
         check_is_fitted(self)
         return history_frame(self.history_)
+
+    def plot_history(self, axes: Any = None) -> Any:
+        """`history_` as a plot of matplotlib (extra `plots`): losses by epoch, on these axes or on new ones, which are
+        returned.
+        """
+        check_is_fitted(self)
+        return plot_history(self.history_, axes)
 
     def _history(self) -> list[Event]:
         return [dict(event) for event in self._outputs[0].fit.history]

@@ -8,9 +8,16 @@ from typing import Any
 from dfm.pages import charts
 from dfm.pages.charts import Frame
 from dfm.pages.page import fragment
+from dfm.version import pip_install
 
 _LONG = ("calibration_bins", "history", "columns")
-_LOSSES = (("train_log_loss", "log_loss"), ("train_rmse", "rmse"), ("train_loss", "loss"))
+_LOSSES = (
+    ("train_log_loss", "log_loss"),
+    ("train_rmse", "rmse"),
+    ("train_loss", "loss"),
+    ("train_loss", "log_loss"),
+)
+"""Names of losses, of training and of validation, in the records of jobs and of fits."""
 _UNIT = (0.0, 1.0)
 
 
@@ -46,22 +53,69 @@ def figures_of(
     return [figure for figure in found if figure]
 
 
-def _learning(history: Sequence[Mapping[str, Any]]) -> str:
-    """Losses by epoch, of the first model where there are several; "" without any."""
-    first = [epoch for epoch in history if epoch.get("seed") == (history[0].get("seed") if history else None)]
-    names = max(_LOSSES, key=lambda pair: sum(epoch.get(name) is not None for name in pair for epoch in first))
+def plot_history(history: Sequence[Mapping[str, Any]], axes: Any = None) -> Any:
+    """Losses by epoch, drawn by matplotlib (extra `plots`) on these axes, or on new ones; the axes are returned.
+
+    Where there are several models (of seeds, or of classes) each has its lines. A dot is at the least validation loss.
+    """
+    if axes is None:
+        axes = _pyplot().subplots(layout="constrained")[1]
+    courses = _courses(history)
+    for number, (of, epochs) in enumerate(courses.items()):
+        name, series = _losses(epochs)
+        axes.set(xlabel="epoch", ylabel=name.replace("_", " "))
+        for title, points in series.items():
+            is_training, colour = title == "training", f"C{number}" if len(courses) > 1 else ""
+            style = {"color": colour or ("C0" if is_training else "C1"), "linestyle": "--" if is_training else "-"}
+            axes.plot(*zip(*points, strict=True), label=f"{title} {of}".strip(), **style)
+        if "validation" in series:
+            axes.plot(*min(series["validation"], key=lambda point: point[1]), "o", color=colour or "C1")
+    if courses:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+    return axes
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f"a plot of the history needs matplotlib: {pip_install('plots')}") from error
+    return pyplot
+
+
+def _courses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The epochs of each model, by its name among several; "" of the only one."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for epoch in history:
+        of = next((f"({key} {epoch[key]})" for key in ("seed", "class") if key in epoch), "")
+        found.setdefault(of, []).append(epoch)
+    return found
+
+
+def _losses(epochs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[tuple[float, float]]]]:
+    """The name of the loss that most is known of, and its points by epoch, of training and validation as far as there
+    are any.
+    """
+    names = max(_LOSSES, key=lambda pair: sum(epoch.get(name) is not None for name in pair for epoch in epochs))
     series = {
-        title: [(float(epoch["epoch"]), float(epoch[name])) for epoch in first if epoch.get(name) is not None]
+        title: [(float(epoch["epoch"]), float(epoch[name])) for epoch in epochs if epoch.get(name) is not None]
         for title, name in zip(("training", "validation"), names, strict=True)
     }
+    return names[1], {title: points for title, points in series.items() if points}
+
+
+def _learning(history: Sequence[Mapping[str, Any]]) -> str:
+    """Losses by epoch, of the first model where there are several; "" without any."""
+    first = next(iter(_courses(history).values()), [])
+    name, series = _losses(first)
     values = [y for points in series.values() for _, y in points]
     if not values:
         return ""
     last = max(float(epoch["epoch"]) for epoch in first)
-    frame = Frame("epoch", names[1].replace("_", " "), (1.0, max(last, 2.0)), charts.spanned(values))
-    best = min(series["validation"], key=lambda point: point[1], default=None)
-    dots = [best] if best else []
-    return charts.lines("learning curves", frame, {n: p for n, p in series.items() if p}, dots=dots)
+    frame = Frame("epoch", name.replace("_", " "), (1.0, max(last, 2.0)), charts.spanned(values))
+    dots = [min(series["validation"], key=lambda point: point[1])] if "validation" in series else []
+    return charts.lines("learning curves", frame, series, dots=dots)
 
 
 def _calibration(bins: Sequence[Mapping[str, float]], predictions: Sequence[Mapping[str, float]]) -> str:

@@ -39,6 +39,7 @@ from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import ParameterTable, allocate
 from dfm.model.calibration import Calibration
+from dfm.model.drift import N_BINS, Watcher
 from dfm.model.entries import check_good
 from dfm.model.explain import Explanation, explain
 from dfm.model.figures import notebook_html
@@ -64,7 +65,7 @@ from dfm.storage.arrays import array_bytes, parse_arrays
 logger = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
-_OWN_FILE = re.compile(r"(parameters|golden)-[0-9a-f]{16}\.(safetensors|parquet)")
+_OWN_FILE = re.compile(r"(parameters|golden|seen)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
 BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
@@ -109,6 +110,11 @@ class FMModel:
     @functools.cached_property
     def _row_encoder(self) -> row_encoder.RowEncoder:
         return row_encoder.RowEncoder(self.schema, self.vocabulary.hash_bits, self.statistics)
+
+    @functools.cached_property
+    def watcher(self) -> Watcher:
+        """The sorting of values into known, rare, missing and never seen ones."""
+        return Watcher.of(self.vocabulary, self.schema, self.lookup)
 
     @functools.cached_property
     def tokens(self) -> Tokens:
@@ -336,6 +342,8 @@ class FMModel:
         """
         check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
+        if memory := self._memory():
+            contents["seen"] = ("safetensors", array_bytes(memory))
         if golden is not None and golden.num_rows:
             data = _golden_bytes(self, golden)
             if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
@@ -379,6 +387,11 @@ class FMModel:
             **{block.name: np.ascontiguousarray(self.table.values(block)) for block in self.table.layout.blocks},
             **({} if self.draws is None else self.draws.arrays()),
         }
+
+    def _memory(self) -> dict[str, NDArray[Any]]:
+        """The arrays that tell of training rows, as far as there are any."""
+        known = {"seen": self.vocabulary.seen, "sights": self.vocabulary.sights}
+        return {name: array for name, array in known.items() if array is not None}
 
     @property
     def _format(self) -> int:
@@ -431,7 +444,7 @@ class FMModel:
         try:
             check_manifest(manifest)
             arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
-            model = _from_arrays(manifest, arrays)
+            model = _from_arrays(manifest, arrays, _memory_of(url, manifest, options))
             check_arrays(manifest, arrays)
             has_golden = check_golden and "golden" in manifest["files"]
             golden = _checked_bytes(url, manifest, "golden", options) if has_golden else b""
@@ -502,7 +515,22 @@ def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: fi
     return data
 
 
-def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FMModel:
+def _memory_of(url: str, manifest: Mapping[str, Any], options: files.Options) -> dict[str, NDArray[Any]]:
+    """The arrays that tell of training rows; none where the model does not say."""
+    if "seen" not in manifest["files"]:
+        return {}
+    arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "seen", options), np.uint8))
+    n_bits, n_fields = int(manifest["hashing"]["hash_bits"]), len(manifest["schema"]["fields"])
+    shapes = {"seen": ("uint8", (1 << n_bits >> 3,)), "sights": ("int64", (n_fields, N_BINS))}
+    found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    if any(shapes.get(name) != each for name, each in found.items()):
+        raise ValueError("what it tells of training rows does not fit it")
+    return dict(arrays)
+
+
+def _from_arrays(
+    manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], memory: Mapping[str, NDArray[Any]]
+) -> FMModel:
     schema = ResolvedSchema.from_dict(manifest["schema"])
     hash_bits, layout = int(manifest["hashing"]["hash_bits"]), layout_of(manifest)
     if manifest["hashing"]["hash"] != HASH_NAME:
@@ -525,7 +553,7 @@ def _from_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         raise ValueError("a feature is out of range")
     for block in layout.blocks:
         table.values(block)[...] = arrays[block.name]
-    vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits)
+    vocabulary = Vocabulary(ids, arrays["counts"], arrays["fields"], rare, n_factored, hash_bits, **memory)
     statistics = {
         name: NumberStatistics(tuple(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.errors import DataError
+from dfm.model.pair_strength import PAIR_ROWS, pair_records
 
 MOST_ROWS = 200_000
 """Rows that importance is measured on, spread over the data, where there are more."""
@@ -29,10 +30,25 @@ def _student(degrees: int) -> float:
     return float(t.ppf(0.975, degrees))
 
 
+@dataclass(frozen=True)
+class Effort:
+    """Shares of the rows in which columns, and pairs of fields, are measured; and how often columns are permuted."""
+
+    share: float
+    pair_share: float
+    n_repeats: int
+
+    @classmethod
+    def of(cls, n_rows: int, most_rows: int, n_repeats: int) -> Effort:
+        """The effort where there are so many rows, and columns are measured in so many of them at most."""
+        return cls(most_rows / max(n_rows, 1), PAIR_ROWS / max(n_rows, 1), n_repeats)
+
+
 @dataclass(frozen=True, eq=False)
 class Damage:
     """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column; permuted [n_repeats,
-    n_columns]: with the values of another row in it.
+    n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute terms of pairs of
+    fields, of rows that weigh `pair_weight`.
     """
 
     rows: int
@@ -40,6 +56,8 @@ class Damage:
     plain: float
     missing: NDArray[np.float64]
     permuted: NDArray[np.float64]
+    pairs: NDArray[np.float64]
+    pair_weight: float = 0.0
 
     def __add__(self, other: Damage) -> Damage:
         return Damage(
@@ -48,12 +66,15 @@ class Damage:
             self.plain + other.plain,
             self.missing + other.missing,
             self.permuted + other.permuted,
+            self.pairs + other.pairs,
+            self.pair_weight + other.pair_weight,
         )
 
     @classmethod
-    def none(cls, n_columns: int, n_repeats: int) -> Damage:
+    def none(cls, n_columns: int, n_repeats: int, n_fields: int) -> Damage:
         """The damage of no rows."""
-        return cls(0, 0.0, 0.0, np.zeros(n_columns), np.zeros((n_repeats, n_columns)))
+        losses = np.zeros(n_columns), np.zeros((n_repeats, n_columns))
+        return cls(0, 0.0, 0.0, *losses, np.zeros((n_fields, n_fields)))
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """A record a column, the most important first: by how much the mean loss rises, permuted (its mean over the
@@ -75,6 +96,10 @@ class Damage:
             for at, name in enumerate(columns)
         ]
         return sorted(found, key=lambda record: (-record["permuted"], record["column"]))
+
+    def strengths(self, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """A record of each pair of fields, the strongest first; none of a model without factors."""
+        return pair_records(self.pairs, self.pair_weight, fields) if self.pair_weight else []
 
 
 def permuted(data: pa.RecordBatch, column: str, place: str, repeat: int) -> pa.RecordBatch:

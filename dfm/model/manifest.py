@@ -23,6 +23,7 @@ from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout
 from dfm.model.calibration import KINDS, MOST_KNOTS
+from dfm.model.drift import N_BINS
 from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 
 MOST_MANIFEST_BYTES = 1 << 26
@@ -65,7 +66,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     sizes = n_features, n_factored, n_fields
     n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks) + n_draws * (n_features + 2)
     most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
-    for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES}.items():
+    bits = (1 << manifest["hashing"]["hash_bits"] >> 3) + 8 * N_BINS * n_fields + _HEADER_BYTES
+    for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES, "seen": bits}.items():
         if kind in manifest["files"]:
             _check_file(manifest["files"][kind], kind, limit)
 

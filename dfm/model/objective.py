@@ -33,12 +33,13 @@ from dfm.kernels.losses import (
     resolve_loss,
 )
 from dfm.model.calibration import Calibration
+from dfm.model.group_auc import GroupedTally
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
 from dfm.settings.constraints import OWN, show
 from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
-MORE_IS_BETTER = ("auc",)
+MORE_IS_BETTER = ("auc", "group_auc")
 """Metrics that may choose, of which the greatest is the best."""
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
@@ -231,8 +232,10 @@ class LossTally:
 
 
 def classified(tally: Tally) -> ClassificationTally:
-    """The tally of logits and labels, where the loss has one of its own as well."""
-    found = tally.of_task if isinstance(tally, LossTally) else tally
+    """The tally of logits and labels, where the loss, or groups, have one of their own as well."""
+    found = tally
+    while isinstance(found, LossTally | GroupedTally):
+        found = found.of_task
     assert isinstance(found, ClassificationTally)
     return found
 

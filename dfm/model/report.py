@@ -15,6 +15,7 @@ from dfm.kernels.families.registry import DEFAULT
 from dfm.model.figures import figures_of, single_numbers
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.model.inspection import strengths_of
+from dfm.model.pair_strength import strength_matrix
 from dfm.pages import charts
 from dfm.pages.page import REPORT, Drawing, HeatMap, preformatted, write_report
 from dfm.settings.job import differing
@@ -24,9 +25,11 @@ from dfm.storage import files, ownership
 FINDINGS = "report.json"
 _OF = "parameters_file"
 """The key of the digest of the file that the findings belong to."""
-_EPOCH = ("seed", "epoch", "train_log_loss", "train_rmse", "train_loss", "log_loss", "rmse", "loss", "auc")
+_EPOCH = ("seed", "epoch", "train_log_loss", "train_rmse", "train_loss", "log_loss", "rmse", "loss", "auc", "group_auc")
 _SLICE = ("rows", "mean_label", "mean_prediction", "log_loss", "normalized_entropy", "rmse", "calibration", "auc")
 _MOST_COLUMNS = 40
+_MOST_PAIRS = 20
+"""Pairs of fields that have a bar."""
 
 
 def write_findings(url: str, findings: Mapping[str, Any], options: files.Options = None) -> None:
@@ -66,7 +69,9 @@ def report_model(model: str, page: str, title: str, options: files.Options = Non
         "diagnosis": [{"what": each["message"], "knobs": each["knobs"]} for each in known.get("diagnosis", ())],
         **_slices(found.get("slices", {})),
         "importance of columns": _importance(found.get("importance", {})),
-        "strengths of pairs of fields": _strengths(model, manifest, options),
+        **_pairs(found.get("importance", {}), manifest),
+        "values of the rows that validate": [_drifted(each) for each in found.get("drift", ())[:_MOST_COLUMNS]],
+        "learnt strengths r of pairs of fields": _strengths(model, manifest, options),
         "collisions": found.get("collisions"),
         "rows to train on": known["rows"],
         "rows to validate on": known.get("validation_rows"),
@@ -106,10 +111,27 @@ def _slices(found: Mapping[str, Any]) -> dict[str, Any]:
     return {f"slices of {found['column']}, the worst first": rows} if rows else {}
 
 
+def _drifted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a column beside those of training."""
+    names = ("column", "psi", "missing", "training_missing", "rare", "training_rare", "unseen")
+    return {name: record[name] for name in names}
+
+
 def _importance(found: Mapping[str, Any]) -> Drawing | None:
     """By how much the loss rises without a column, as bars."""
-    rows = [(each["column"], f"{each['permuted']:.5f}", each["permuted"]) for each in found.get("columns", ())]
+    rows = [(each["column"], f"{each['permuted']:z.5f}", each["permuted"]) for each in found.get("columns", ())]
     return charts.bars(("column permuted", "rise of the loss"), rows[:_MOST_COLUMNS])
+
+
+def _pairs(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean absolute terms that two fields make together: the strongest as bars, and all of not too many fields."""
+    records, names = found.get("pairs", ()), [entry["name"] for entry in manifest["schema"]["fields"]]
+    rows = [(f"{e['first']} x {e['second']}", f"{e['strength']:.5f}", e["strength"]) for e in records[:_MOST_PAIRS]]
+    is_wide = len(names) > _MOST_COLUMNS or not rows
+    return {
+        "pairs of fields, by their mean absolute part of the score": charts.bars(("fields", "strength"), rows),
+        "all pairs of fields": None if is_wide else HeatMap(names, strength_matrix(records, names)),
+    }
 
 
 def _time(history: Sequence[Mapping[str, Any]], stages: Mapping[str, float]) -> Drawing | None:

@@ -17,17 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dfm.data import arrow_types, canonical
-from dfm.data.hashing import time_texts
-from dfm.data.schema import SHORTEST
-from dfm.errors import DataError, SettingsError
+from dfm.data.texts import texts_of
+from dfm.errors import SettingsError
+from dfm.model.group_auc import rows_by_group
 from dfm.model.metrics import ClassificationTally
 
 MOST_SLICES = 1 << 20
 """Slices of one kind that are kept at a time."""
 BUCKETS = 16
 """Parts that the groups of `--group` are dealt into."""
-MISSING = "(missing)"
 _SUMS = ("Σ rows", "Σ weight", "Σ labels", "Σ predictions", "Σ loss", "Σ variance")
 """Columns of sums; no column of the data is likely to be called so, and one that is is refused."""
 Floats = NDArray[np.float64]
@@ -92,29 +90,6 @@ class ScoredRows:
         return [texts_of(self.data.column(name), name) for name in columns]
 
 
-def texts_of(array: pa.Array, column: str) -> pa.Array:
-    """Values as the text that categories are compared by; a missing one is MISSING."""
-    array = arrow_types.plain(array)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    kind = array.type
-    if arrow_types.is_list(kind) or pa.types.is_struct(kind):
-        raise DataError(
-            f"column {column!r} holds {kind}: slices and groups need one value a row; choose another column"
-        )
-    if pa.types.is_floating(kind):
-        texts = pa.array(
-            [None if x is None or x != x else canonical.float_text(x) for x in array.to_pylist()], pa.string()
-        )
-    elif pa.types.is_decimal(kind):
-        texts = canonical.decimal_texts(array, SHORTEST).dictionary_decode()
-    elif arrow_types.is_moment(kind):
-        texts = time_texts(array, SHORTEST)
-    else:
-        texts = array.cast(pa.string())
-    return pc.fill_null(texts.cast(pa.string()), MISSING)
-
-
 def summed(rows: ScoredRows, slicing: Slicing, is_regression: bool) -> SliceSums:
     """The sums of some rows."""
     loss = losses_of(rows.scores, rows.predictions, rows.labels, is_regression)
@@ -153,8 +128,7 @@ def _merged(table: pa.Table) -> tuple[pa.Table, int]:
 
 def _grouped(rows: ScoredRows, column: str) -> tuple[pa.Table, ...]:
     (keys,) = rows.keys([column])
-    arrays = [keys, *(pa.array(each) for each in (rows.scores, rows.labels, rows.weights))]
-    table = pa.table(arrays, ["group", "score", "label", "weight"])
+    table = rows_by_group(keys, rows.scores, rows.labels, rows.weights)
     distinct = keys.dictionary_encode()
     of_key = np.array([sum(text.encode()) % BUCKETS for text in distinct.dictionary.to_pylist()], np.int64)
     buckets = of_key[distinct.indices.to_numpy()] if len(keys) else np.zeros(0, np.int64)
@@ -209,51 +183,6 @@ def _entropy(rate: float) -> float:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
-
-
-@dataclass(frozen=True)
-class GroupSums:
-    """Over groups with both classes Σ weight x AUC and Σ weight, how many those are, and how many others there are."""
-
-    auc: float = 0.0
-    weight: float = 0.0
-    counted: int = 0
-    others: int = 0
-
-    def __add__(self, other: GroupSums) -> GroupSums:
-        return GroupSums(
-            self.auc + other.auc, self.weight + other.weight, self.counted + other.counted, self.others + other.others
-        )
-
-    def metrics(self) -> dict[str, Any]:
-        """JSON-ready. group_auc: the mean AUC of a group, weighed by its rows (Zhu et al. 2017); None without any."""
-        auc = self.auc / self.weight if self.weight else None
-        return {"group_auc": auc, "groups": self.counted, "groups_of_one_class": self.others}
-
-
-def group_sums(table: pa.Table) -> GroupSums:
-    """Sums over groups whose rows are all there: group, score, label, weight.
-
-    A group's AUC is exact: its pairs of a positive and a negative in the right order, half of those with equal scores.
-    """
-    if not table.num_rows:
-        return GroupSums()
-    ids = pc.rank(table.column("group"), tiebreaker="dense").to_numpy().astype(np.int64) - 1
-    scores, labels, weights = (table.column(name).to_numpy() for name in ("score", "label", "weight"))
-    order = np.lexsort((scores, ids))
-    ids, scores, up = ids[order], scores[order], (weights * labels)[order]
-    down = (weights * (1 - labels))[order]
-    starts = np.flatnonzero(np.append(True, (ids[1:] != ids[:-1]) | (scores[1:] != scores[:-1])))
-    ups, downs, of = np.add.reduceat(up, starts), np.add.reduceat(down, starts), ids[starts]
-    n_groups = int(ids[-1]) + 1
-    all_up, all_down = (np.bincount(of, each, n_groups) for each in (ups, downs))
-    before = np.cumsum(downs) - downs
-    below = before - before[np.searchsorted(of, np.arange(n_groups))][of]
-    ordered = np.bincount(of, ups * (below + downs / 2), n_groups)
-    both = (all_up > 0) & (all_down > 0)
-    shares = (all_up + all_down)[both]
-    aucs = ordered[both] / (all_up * all_down)[both]
-    return GroupSums(float((shares * aucs).sum()), float(shares.sum()), int(both.sum()), int((~both).sum()))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _CHARTS = {
     ".dot": "fill:var(--two)",
     ".bar": "background:var(--one);height:.8em;border-radius:2px;min-width:1px",
     "td.b": "width:12rem;min-width:6rem",
+    "td.h": "font-size:.7rem;padding:.1rem;min-width:0",
 }
 """Rules by selector. Colours are variables, so that charts follow the browser's light or dark."""
 _STYLE = (
@@ -42,7 +43,8 @@ _STYLE = (
     "table{display:block;overflow-x:auto;border-collapse:collapse;margin:.5rem 0 1.5rem}"
     "td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
     "vertical-align:top;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}"
-    "h1,td{overflow-wrap:anywhere}td.n{white-space:nowrap}h2{margin:1.5rem 0 0;font-size:1.1rem}a{color:var(--one)}"
+    "h1,td{overflow-wrap:anywhere}td{min-width:5rem}td.n{white-space:nowrap;min-width:0}"
+    "h2{margin:1.5rem 0 0;font-size:1.1rem}a{color:var(--one)}"
     "pre{overflow-x:auto;background:var(--soft);padding:.8rem;border-radius:4px;font-size:.85rem}"
     + "".join(f"{selector}{{{rules}}}" for selector, rules in _CHARTS.items())
     + "@media(max-width:30rem){td.b{width:5rem;min-width:4rem}}"
@@ -127,8 +129,8 @@ def _heat_map(content: HeatMap) -> str:
 def _shade(value: float, most: float) -> str:
     share = abs(value) / most
     red, green, blue = (round(255 + (part - 255) * share) for part in (_BLUE if value > 0 else _RED))
-    ink = "#fff" if share > 0.6 else "#000"
-    return f'<td style="background:rgb({red},{green},{blue});color:{ink};font-size:.7rem;padding:.1rem">{value:.2f}'
+    ink, digits = "#fff" if share > 0.6 else "#000", 2 if most >= 1 else 3
+    return f"<td class=h style=background:rgb({red},{green},{blue});color:{ink}>{value:.{digits}f}"
 
 
 def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | Drawing) -> str:
@@ -166,7 +168,8 @@ def _cell(value: Any) -> str:
             f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items() if not _is_empty(inner)
         )
     if isinstance(value, list | tuple):
-        return "<br>".join(_cell(item) for item in value)
+        are_records = bool(value) and all(isinstance(item, Mapping) for item in value)
+        return _table(value) if are_records else "<br>".join(_cell(item) for item in value)
     return _linked(str(value))
 
 

@@ -275,6 +275,7 @@ class Reporter:
     def _show_epoch(self, event: Event) -> None:
         self._stop_progress()
         names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
+        names = {**names, "group_auc": "group auc"} if "group_auc" in event else names
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())
             self._line(

@@ -62,6 +62,7 @@ class Job:
                 "Name it in schema.time, or give data.validation its own files."
             )
         self._check_negative_rate()
+        self._check_group()
         self._check_stop_on()
         if self.training.is_exact:
             self._check_exact()
@@ -99,14 +100,27 @@ class Job:
                 "Lower one of them."
             )
 
+    def _check_group(self) -> None:
+        if self.schema.group and self.model.task != "classification":
+            raise SettingsError(
+                f"schema.group = {show(self.schema.group)} is for the order of clicked rows before others within a "
+                f"group; model.task = {show(self.model.task)} has none. Leave it out."
+            )
+        if self.training.stop_on == "group_auc" and not self.schema.group:
+            raise SettingsError(
+                'training.stop_on = "group_auc" needs schema.group: the column of a user, query or session within '
+                "whose rows the order counts. Name it."
+            )
+
     def _check_stop_on(self) -> None:
         metric = self.training.stop_on
-        if metric == "auto" or (metric == "auc" and self.model.task == "classification"):
+        if metric == "auto" or (metric in ("auc", "group_auc") and self.model.task == "classification"):
             return
         if not self._predicts_probabilities:
             raise SettingsError(
                 f"training.stop_on = {show(metric)} is no metric of task {show(self.model.task)} with loss "
-                f'{show(self.model.loss)}. Leave it out, which compares by the loss, or use "auc" of a classification.'
+                f'{show(self.model.loss)}. Leave it out, which compares by the loss, or use "auc" or "group_auc" of a '
+                "classification."
             )
 
     @property

@@ -8,6 +8,7 @@ _NAMES = {
     "data.validation": "valid val valid_data val_data validation_data eval_data eval_set test test_data",
     "schema.categorical": "cat_features categorical_feature categorical_features categorical_columns cat_cols sparse",
     "schema.crosses": "interactions interaction crossed_columns feature_crosses quadratic",
+    "schema.group": "qid query query_id group_id group_column user_column session",
     "schema.label": "target y label_column label_col response label_name",
     "schema.lists": "multi_hot multivalued sequence_features",
     "schema.numeric": "numerical numeric_features numerical_features numeric_columns num_cols continuous dense",

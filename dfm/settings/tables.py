@@ -45,7 +45,7 @@ VALIDATION_POINTS = ("epoch", "average")
 CHECKPOINT_POINTS = ("average", "epoch", "never")
 TUNINGS = ("pilot", "none")
 CHOICES = ("given", "best")
-STOP_METRICS = ("auto", "log_loss", "auc", "normalized_entropy")
+STOP_METRICS = ("auto", "log_loss", "auc", "normalized_entropy", "group_auc")
 CALIBRATIONS = ("none", "platt", "isotonic")
 FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
@@ -199,6 +199,12 @@ class Schema(Table):
     )
     weight: str = knob("", Text(), "column of sample weights; empty: every row weighs 1")
     time: str = knob("", Text(), "column that orders rows in time; needed by data.validation_from")
+    group: str = knob(
+        "",
+        Text(),
+        "column of a user, query or session, within whose rows validation judges the order, too (group_auc)",
+        is_late=True,
+    )
     categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
     numeric: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) of numbers, see numeric_transform")
     numeric_transform: str = knob(
@@ -240,7 +246,7 @@ class Schema(Table):
     )
 
     def _check(self) -> None:
-        roles = {"label": self.label, "weight": self.weight, "time": self.time}
+        roles = {"label": self.label, "weight": self.weight, "time": self.time, "group": self.group}
         taken: dict[str, str] = {}
         for role, column in roles.items():
             if column and column in taken:
@@ -487,7 +493,8 @@ class TrainingSettings(Table):
     stop_on: str = knob(
         STOP_METRICS[0],
         Options(STOP_METRICS),
-        "the validation metric that epochs, and whatever else is tried, are compared by; auto: the loss",
+        "the validation metric that epochs, and whatever is tried, are compared by; auto: the loss; group_auc "
+        "needs schema.group",
         is_late=True,
     )
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")

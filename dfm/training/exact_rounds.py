@@ -33,7 +33,7 @@ from dfm.solvers.sums import Part, Sums, n_sums
 from dfm.solvers.visits import Visits, meetings_of, united_meetings, visits_of
 from dfm.storage.arrays import read_only
 from dfm.training.exact_work import BIAS, FACTOR_PRIOR, LATENT, LINEAR_PRIOR, PRECISION, VALUES, ExactWork
-from dfm.training.rounds import Block, ReplicaReport, initial_block
+from dfm.training.rounds import Block, ReplicaReport, initial_block, judged
 
 HELD_BIAS = 1.0
 """Precision of w0 before any row is seen, in the unit of the training."""
@@ -353,10 +353,5 @@ def judge(
     work: ExactWork, n_draws: int, partitions: Sequence[SparsePartition], sums: Sequence[NDArray[np.float64]]
 ) -> Tally:
     """Metrics of the mean prediction of so many draws, in the labels' own unit."""
-    objective = work.objective
-    total = objective.empty()
-    for partition, known in zip(partitions, sums, strict=True):
-        scores = logits(known) if work.is_probit else (known[0] / n_draws).astype(np.float32)
-        weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)
-        total = total + objective.tally(work.unit.undone(scores), work.unit.undone(partition.labels), weights)
-    return total
+    means = (logits(known) if work.is_probit else (known[0] / n_draws).astype(np.float32) for known in sums)
+    return judged(work, zip(partitions, means, strict=True))

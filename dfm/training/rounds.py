@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from dfm.kernels.mean import mean_table, part_of_mean
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
+from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import Tally
 from dfm.model.objective import Objective
 from dfm.model.warm_start import warm_table
@@ -63,6 +64,8 @@ class Work:
     """Share of the rows to validate on that judge no epoch: a calibration is fitted on them."""
     calibration: Calibration | None = None
     """The function of logits that predictions are made of when they are judged."""
+    by_group: bool = False
+    """Whether rows to validate on are judged within their groups, too."""
     only_judges: bool = False
     """Whether nothing is trained with it: parameters are those of a finished model."""
 
@@ -269,27 +272,46 @@ def evaluate_apart(work: Work, blocks: Sequence[Block], partitions: Sequence[Spa
 
 def _evaluated(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition], apart: bool) -> Tally:
     tables, averaging, scores_of = [block.table for block in blocks], work.averaging, work.scores
+    scored = (
+        (partition, scores_of(partition, averaging.pull(tables, partition.features, partition.n_factored)))
+        for partition in partitions
+    )
+    return judged(work, scored, apart)
+
+
+def judged(work: Work, scored: Iterable[tuple[SparsePartition, NDArray[np.float32]]], apart: bool = False) -> Tally:
+    """Metrics of rows and their scores, in the unit of the training. apart: of those that judge no epoch, or others."""
     objective = work.objective
-    total = objective.empty()
-    for partition in partitions:
-        table = averaging.pull(tables, partition.features, partition.n_factored)
-        scores, labels = work.unit.undone(scores_of(partition, table)), work.unit.undone(partition.labels)
+    total = _by_group(objective.empty(), work, _NO_ROWS)
+    for partition, found in scored:
+        scores, labels = work.unit.undone(found), work.unit.undone(partition.labels)
         if work.shift:
             scores = scores.astype(np.float64) + work.shift
         weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)
+        groups = partition.group_ids
         if work.apart:
             kept = (lots("calibration", 0, partition.n_rows) < work.apart) == apart
             scores, labels, weights = scores[kept], labels[kept], weights[kept]
-        total = total + objective.tally(scores, labels, weights)
+            groups = groups[kept] if groups.size else groups
+        rows = groups, objective.calibrated(scores), labels, weights
+        total = total + _by_group(objective.tally(scores, labels, weights), work, rows)
     return total
+
+
+_NO_ROWS = np.zeros(0, np.uint64), np.zeros(0), np.zeros(0), np.zeros(0)
+
+
+def _by_group(tally: Tally, work: Work, rows: tuple[NDArray[Any], ...]) -> Tally:
+    """The tally of some rows (groups, scores, labels, weights), which knows of their groups where that is wanted."""
+    return GroupedTally(tally, rows_by_group(*rows)) if work.by_group else tally
 
 
 def merge_tallies(tallies: Sequence[Tally]) -> Tally:
-    """Sum of tallies, in their order."""
+    """Sum of tallies, in their order: of all rows that validate."""
     total = tallies[0]
     for tally in tallies[1:]:
         total = total + tally
-    return total
+    return total.settled() if isinstance(total, GroupedTally) else total
 
 
 def mean_block(models: Sequence[Sequence[Block]]) -> Block:

@@ -7,11 +7,14 @@ name that follows from the shards as they are, so a check reads each day once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
@@ -19,11 +22,14 @@ from dfm.data.preparation import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
+from dfm.model.drift import Sights
+from dfm.model.fm_model import FMModel
 from dfm.model.objective import label_kind_of
 from dfm.settings.job import Job
 from dfm.storage import files
 
 _THREADS = 4
+_MOST_SHARDS, _ROWS_OF_A_SHARD = 20, 2_500
 _HASH_BITS = 10
 """Labels are read the way of training, through the encoder; without fields there is nothing to hash."""
 
@@ -53,6 +59,8 @@ class Limits:
     max_bad_fraction: float = 0.01
     """Rows whose label is missing or illegal."""
     min_rows: int = 1
+    max_psi: float = 0.25
+    """Population stability index of a column against the training of a model, where one is given."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -142,7 +150,43 @@ def _changed_columns(today: Profile, yesterday: Profile) -> list[str]:
     ]
 
 
-def check(today: Profile, before: Sequence[Profile], limits: Limits) -> None:
-    """DataError where a partition is not what those before it let expect."""
-    if problems := compare(today, before, limits):
+def drifted(url: str, model: FMModel, limits: Limits, options: files.Options = None) -> list[str]:
+    """The columns of a partition that are unlike those which a model was trained on, in words; empty where none is.
+
+    Looked at are up to 2,500 rows from the middle of up to 20 shards. Bad rows are passed over.
+    """
+    full = [shard for shard in find_shards([url], options) if shard.n_rows]
+    chosen = full[:: -(-len(full) // _MOST_SHARDS)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda shard: _sights(shard, model, options), chosen))
+    records = model.watcher.records(functools.reduce(operator.add, found), model.schema)
+    return [_described(record, limits) for record in records if (record["psi"] or 0.0) > limits.max_psi]
+
+
+def _sights(shard: Shard, model: FMModel, options: files.Options) -> Sights:
+    start = max((shard.n_rows - _ROWS_OF_A_SHARD) // 2, 0)
+    unit = Unit(shard, start, min(start + _ROWS_OF_A_SHARD, shard.n_rows))
+    parts = []
+    for batch in read_unit(unit, list(model.schema.columns), options):
+        with naming_shard(batch):
+            parts.append(model.watcher.sights(model.encode(batch.data).rows))
+    return functools.reduce(operator.add, parts)
+
+
+def _described(record: Mapping[str, Any], limits: Limits) -> str:
+    unseen = "" if record["unseen"] is None else f"; {record['unseen']:.1%} never seen"
+    shares = (
+        f"{record[name]:.1%} {name} (in training {record['training_' + name]:.1%})" for name in ("missing", "rare")
+    )
+    return (
+        f"column {record['column']!r} has drifted from what the model was trained on: stability index "
+        f"{record['psi']:.3f}, more than max_psi = {limits.max_psi:g}; {'; '.join(shares)}{unseen}"
+    )
+
+
+def check(today: Profile, before: Sequence[Profile], limits: Limits, drift: Sequence[str] = ()) -> None:
+    """DataError where a partition is not what those before it, or the training of a model, let expect. drift: in what
+    it differs from that.
+    """
+    if problems := [*compare(today, before, limits), *drift]:
         raise DataError(f"{today.url} is not as expected: {'; '.join(problems)}")

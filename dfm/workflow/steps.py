@@ -23,7 +23,7 @@ from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.events import to_json
 from dfm.launch.process import is_lost
-from dfm.model.fm_model import MANIFEST, read_manifest
+from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
 from dfm.pages.page import REPORT
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
@@ -298,10 +298,14 @@ def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
 # --- data ------------------------------------------------------------------------------------------------
 
 
-def check_day(job: Job, day: str, before: Sequence[str], limits: data_check.Limits, keep: str = "") -> dict[str, Any]:
+def check_day(
+    job: Job, day: str, before: Sequence[str], limits: data_check.Limits, keep: str = "", model: str = ""
+) -> dict[str, Any]:
     """Compare a partition with those before it (oldest first; missing ones are passed over). DataError where it is odd.
 
-    keep: a folder for the profiles. Returns rows and click rate, and which of the earlier partitions are there.
+    keep: a folder for the profiles. model: one, or an alias with its champion, whose training the values of each column
+    are compared with; passed over where there is none yet. Returns rows and click rate, and which of the earlier
+    partitions are there.
     """
     options = job.data.storage_options
     if keep:
@@ -311,5 +315,9 @@ def check_day(job: Job, day: str, before: Sequence[str], limits: data_check.Limi
     schema = resolve_schema(job, *shards)
     earlier = [data_check.profile(url, job, schema, keep) for url in there]
     today = data_check.profile(day, job, schema, keep)
-    data_check.check(today, earlier, limits)
+    url = registry.model_of(model, options) if model else ""
+    drift: list[str] = []
+    if url and files.exists(files.join(url, MANIFEST), options):
+        drift = data_check.drifted(day, FMModel.load(url, options), limits, options)
+    data_check.check(today, earlier, limits, drift)
     return {**{key: value for key, value in dataclasses.asdict(today).items() if key != "columns"}, "before": there}

@@ -47,6 +47,7 @@ def test_nights_in_a_row_check_train_judge_publish_score_and_report(two_nights: 
     page = (OUTPUT / "reports" / "2026-11-16.html").read_text()
     for heading in ("data", "training", "next day", "gate", "scores"):
         assert f"<h2>{heading}</h2>" in page
+    assert page.count("<th>drift<td><table><tr><th>column") == 2, "of the next day, and of the scored rows"
 
 
 def test_a_night_trains_on_the_days_before_it_and_goes_on_from_the_model_of_yesterday(two_nights):

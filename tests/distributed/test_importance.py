@@ -20,7 +20,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
 from dfm.model.importance import sampled
 from dfm.training import plan
-from tests.distributed.test_held_out import tables_of
+from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
 
 N_ROWS = 6_000
@@ -86,6 +86,16 @@ def test_any_cluster_finds_the_same(
         assert theirs["permuted"] == pytest.approx(ours["permuted"], abs=1e-9)
 
 
+def test_fields_that_act_together_are_the_strongest_pair(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", c=[f"c{n % 5}" for n in range(N_ROWS)])
+    tables = tables_of(log, tmp_path, schema={"categorical": ["a", "b", "c"]}, training={"n_epochs": 6})
+    tables["model"] = {"hash_bits": 12, "family": "fwfm"}
+    first, *others = dfm.importance(jobs.train(tables, client).model_url, str(log), rows=500, client=client)["pairs"]
+    assert {first["first"], first["second"]} == {"a", "b"}
+    assert first["strength"] > 5 * max(each["strength"] for each in others)
+    assert abs(first["r"]) > max(abs(each["r"]) for each in others)
+
+
 def test_a_part_of_the_rows_is_spread_over_the_data(planted: Path, model: str, client: Client) -> None:
     some = dfm.importance(model, str(planted), rows=900, repeats=1, client=client)
     assert 850 <= some["rows"] <= 950
@@ -118,6 +128,7 @@ def test_the_command_line_draws_bars(planted: Path, model: str, client: Client) 
     shown = CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False).output
     lines = [line for line in shown.splitlines() if "█" in line]
     assert "strong" in lines[0]
+    assert any(" x " in line for line in lines), "the strongest pairs have bars, too"
     told = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False, catch_exceptions=False).output
     (line,) = [json.loads(line) for line in told.splitlines() if '"importance"' in line and "progress" not in line]
     assert faults_of(line) == []

@@ -43,6 +43,7 @@ def test_predictions_stand_beside_all_input_columns_in_order(
     assert written.column_names == [*expected.column_names, "prediction"]
     assert written.drop_columns("prediction").to_pylist() == expected.to_pylist()
     np.testing.assert_array_equal(written["prediction"].to_numpy(), FMModel.load(model).predict(expected))
+    assert {record["column"] for record in summary.pop("drift")} == set(FMModel.load(model).schema.columns)
     assert summary == {"output": str(tmp_path / "scored"), "rows": 8000, "predicted": 8000, "rejected": 0}
     assert told[-1] == {"event": "progress", "stage": "predict", "done": 8000, "total": 8000}
 
@@ -285,6 +286,7 @@ def test_evaluation_agrees_with_the_training_that_held_the_day_out(
     monkeypatch.setattr(plan, "TASK_ROWS", 900)
     found = jobs.evaluate(model, [str(log / f"day={LAST_DAY}")], client=client)
     assert found.pop("account") == {"read": 2000, "evaluated": 2000, "rejected": 0}
+    assert all(record["psi"] is not None for record in found.pop("drift"))
     expected = FMModel.load(model).metadata["validation"]
     assert found.keys() == expected.keys()
     for name in ("log_loss", "auc", "pr_auc", "calibration", "base_rate", "rows"):

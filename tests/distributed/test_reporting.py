@@ -50,7 +50,8 @@ def test_the_page_tells_of_the_model_and_no_text_of_the_data_is_markup(result: A
     assert Path(result.report_url) == Path(result.model_url).parent / "report.html"
     for heading in (
         *("validation", "curves", "epochs", "importance of columns", "collisions", "rows to train on", "job"),
-        *("rows to validate on", "where time went", "versions and hashes"),
+        *("rows to validate on", "where time went", "versions and hashes", "values of the rows that validate"),
+        *("pairs of fields, by their mean absolute part of the score", "all pairs of fields"),
     ):
         assert f"<h2>{heading}</h2>" in page
     assert "<h2>slices of &lt;script&gt;alert(1)&lt;/script&gt;, the worst first</h2>" in page
@@ -131,6 +132,7 @@ def test_somebody_elses_page_stays_and_the_model_is_published(
 
 
 def test_notebooks_show_curves(result: Any) -> None:
+    assert result.plot_history().get_ylabel() == "log loss"
     for shown in (result._repr_html_(), result.model._repr_html_()):
         assert shown.count("<svg") == 2
         assert "log_loss" in shown

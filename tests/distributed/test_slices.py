@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 
 from dfm import jobs
 from dfm.cli.app import cli
+from dfm.data.texts import MISSING
 from dfm.distributed import slicing
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
@@ -53,7 +54,7 @@ def test_slices_are_those_of_a_groupby(found: dict[str, Any], scored: pd.DataFra
     for name in BY:
         columns = name.split(",")
         records = {tuple(each["slice"].values()): each for each in found["slices"][name]}
-        frame = scored.fillna({column: slices.MISSING for column in columns})
+        frame = scored.fillna({column: MISSING for column in columns})
         groups = {key: rows for key, rows in frame.groupby(columns) if len(rows) >= 50}
         assert {*records} == {*groups} or len(records) == 50 < len(groups)
         for key, record in records.items():
@@ -92,7 +93,7 @@ def test_calibrated_predictions_lie_in_the_interval_nineteen_times_in_twenty() -
 
 
 def test_the_auc_within_groups_is_exact(found: dict[str, Any], scored: pd.DataFrame) -> None:
-    groups = [rows for _, rows in scored.fillna({"C2": slices.MISSING}).groupby("C2")]
+    groups = [rows for _, rows in scored.fillna({"C2": MISSING}).groupby("C2")]
     both = [rows for rows in groups if rows.label.nunique() == 2]
     aucs = [roc_auc_score(rows.label, rows.score) for rows in both]
     sizes = [len(rows) for rows in both]
@@ -158,8 +159,8 @@ def test_values_are_named_as_categories_are() -> None:
         "1": pa.array([1], pa.uint64()),
         "y": pa.array(["y"]).dictionary_encode(),
     }
-    assert slices.texts_of(arrays["6"], "c").to_pylist() == ["6", "6.5", slices.MISSING, slices.MISSING]
-    assert slices.texts_of(arrays["x"], "c").to_pylist() == ["x", slices.MISSING]
+    assert slices.texts_of(arrays["6"], "c").to_pylist() == ["6", "6.5", MISSING, MISSING]
+    assert slices.texts_of(arrays["x"], "c").to_pylist() == ["x", MISSING]
     for text in ("true", "1", "y"):
         assert slices.texts_of(arrays[text], "c").to_pylist() == [text]
     with pytest.raises(DataError, match="column 'c' holds list<item: int64>: slices and groups need one value a row"):

@@ -40,6 +40,23 @@ def test_history_is_a_flat_frame_on_request_and_reprs_are_short() -> None:
     assert text.startswith("FMModel(fm, logistic, 1 field, 3 features, 3 with 2 factors")
 
 
+def test_the_history_is_drawn_with_a_dot_at_the_best_epoch() -> None:
+    from matplotlib import pyplot
+
+    X, y = np.random.default_rng(0).normal(size=(300, 3)), np.arange(300) % 3
+    two = FMClassifier(n_factors=2, n_epochs=3).fit(X[:200], y[:200] > 0, eval_set=(X[200:], y[200:] > 0))
+    axes = two.plot_history()
+    training, validation, best = axes.get_lines()
+    assert training.get_ydata().tolist() == [event["train_loss"] for event in two.history_]
+    assert validation.get_ydata().tolist() == [event["log_loss"] for event in two.history_]
+    assert best.get_ydata()[0] == min(event["log_loss"] for event in two.history_)
+    assert axes.get_ylabel() == "log loss"
+    own = pyplot.figure().subplots()
+    assert FMClassifier(n_factors=2, n_epochs=2).fit(X, y).plot_history(own) is own
+    assert [line.get_label() for line in own.get_lines()] == [f"training (class {n})" for n in range(3)]
+    pyplot.close("all")
+
+
 def by_definition(table: Any, rows: np.ndarray) -> np.ndarray:
     """w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j, in float64."""
     w0, w, V = (np.asarray(part, np.float64) for part in table)

@@ -62,6 +62,14 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     assert charts.side_by_side([]) is None
 
 
+def test_records_among_the_results_of_a_task_are_a_table() -> None:
+    records = [{"column": EVIL, "psi": 0.5}, {"column": "b", "psi": None}]
+    page = sections_html({"next day": {"auc": 0.7, "drift": records, "empty": []}})
+    assert "<th>drift<td><table><tr><th>column<th>psi<tr><td>&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "empty" not in page
+
+
 def test_the_place_of_another_page_is_a_link_and_nothing_else_is() -> None:
     page = sections_html(
         {"trained": {"report": '/a/"b"/report.html', "model": "/a/model", "evil": "javascript:x.html"}}

@@ -219,6 +219,15 @@ def test_a_day_is_compared_with_those_before_it_that_are_there(log: Path, tmp_pa
         steps.check_day(job, day(log, LAST_DAY), before, data_check.Limits(min_rows=3000))
 
 
+def test_a_day_is_compared_with_what_a_model_was_trained_on(candidate, log: Path, work: Path, tmp_path: Path):
+    job, today, model = job_on(log, tmp_path, DAYS), day(log, LAST_DAY), str(work / "out" / "model")
+    assert steps.check_day(job, today, [], data_check.Limits(max_psi=10), model=model)["rows"] == 2000
+    with pytest.raises(DataError, match=r"column '\w+' has drifted .* more than max_psi = 1e-06; .* never seen"):
+        steps.check_day(job, today, [], data_check.Limits(max_psi=1e-6), model=model)
+    nowhere = str(tmp_path / "alias")
+    assert steps.check_day(job, today, [], data_check.Limits(max_psi=1e-6), model=nowhere)["rows"] == 2000
+
+
 def test_the_report_shows_the_run_and_escapes_what_it_is_given(candidate, work: Path, tmp_path: Path):
     page = Path(report_training(str(work / "out"), "night <1>")).read_text()
     assert "<title>night &lt;1&gt;</title>" in page

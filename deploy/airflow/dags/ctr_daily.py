@@ -33,7 +33,7 @@ JOB = {
     "training": {"n_replicas": 4, "n_epochs": 2, "early_stopping": False, "warm_start_decay": 0.2},
 }
 GATE = {"log_loss_ratio": 1.005, "calibration_low": 0.9, "calibration_high": 1.1, "min_rows": 1000}
-LIMITS = {"rows_low": 0.5, "rows_high": 2.0, "label_mean_low": 0.8, "label_mean_high": 1.25}
+LIMITS = {"rows_low": 0.5, "rows_high": 2.0, "label_mean_low": 0.8, "label_mean_high": 1.25, "max_psi": 0.25}
 
 LOG = "{{ var.value.ctr_log }}/day="
 OUTPUT = "{{ var.value.ctr_output }}"
@@ -70,7 +70,7 @@ with DAG(
         task_id="wait_for_day", partition=DAY, deferrable=True, poke_interval=60, timeout=timedelta(hours=12)
     )
     check = task(task_id="check_day")(tasks.check_day)(
-        job=JOB, day=DAY, before=BEFORE, limits=LIMITS, keep=OUTPUT + "/profiles"
+        job=JOB, day=DAY, before=BEFORE, limits=LIMITS, keep=OUTPUT + "/profiles", model=ALIAS
     )
     train = DfmTrainOperator(
         task_id="train",

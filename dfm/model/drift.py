@@ -1,0 +1,157 @@
+"""Drift: by column, how values of rows differ from those that a model was trained on.
+
+A value is missing, rare (too rare in training to have parameters of its own), never seen, one of the most frequent
+values of its column, or another known one. Entries are counted, of training rows and of those that are scored, in the
+same way: counts add up over partitions, and what shares an index of the hash table shares it on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfm.compilation import compiled
+from dfm.data import hashing
+from dfm.data.partition import HashedRows
+from dfm.data.schema import Field, ResolvedSchema
+from dfm.data.vocabulary import ABSENT, FeatureCounts, RowLookup, Vocabulary
+
+TOP = 20
+"""Most frequent values of a column that the stability index tells apart."""
+MISSING_BIN, RARE_BIN, UNSEEN_BIN, OTHER_BIN, FIRST_TOP = 0, 1, 2, 3, 4
+N_BINS = FIRST_TOP + TOP
+MOST_SEEN_BITS = 24
+"""Hash bits up to which a model remembers every index that was ever seen: 2 MiB of bits."""
+_FLOOR = 1e-4
+"""The least share of a bin in the stability index, which would else be infinite for one that is empty on one side."""
+Counts = NDArray[np.int64]
+
+
+def seen_bits(counts: FeatureCounts, hash_bits: int) -> NDArray[np.uint8] | None:
+    """Which indices occur at all, a bit each, uint8[2^hash_bits / 8]; None of a hash table that is too large."""
+    if hash_bits > MOST_SEEN_BITS:
+        return None
+    seen = np.zeros(1 << hash_bits, np.bool_)
+    seen[counts.ids] = True
+    return np.packbits(seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Sights:
+    """Entries by field and bin, int64[n_fields, N_BINS]."""
+
+    counts: Counts
+
+    def __add__(self, other: Sights) -> Sights:
+        return Sights(self.counts + other.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Watcher:
+    """Sorts the entries of rows into bins. row_bins: uint8[n_features] by row of the table; missing: int64[n_fields],
+    the index of a missing value, -1 where a field has none.
+    """
+
+    row_bins: NDArray[np.uint8]
+    missing: Counts
+    training: Counts | None
+    lookup: RowLookup
+    seen: NDArray[np.uint8] | None
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, schema: ResolvedSchema, lookup: RowLookup) -> Watcher:
+        """The watcher of a model."""
+        bits = vocabulary.hash_bits
+        missing = np.array(
+            [
+                -1 if entry.kind in ("cross", "vector") else hashing.token_index(entry.name, hashing.MISSING, bits)
+                for entry in schema.fields
+            ],
+            np.int64,
+        )
+        return cls(_row_bins(vocabulary, missing), missing, vocabulary.sights, lookup, vocabulary.seen)
+
+    def sights(self, rows: HashedRows) -> Sights:
+        """The entries of some rows."""
+        table_rows = self.lookup.rows(rows.indices, rows.fields)
+        counts = np.zeros((len(self.missing), N_BINS), np.int64)
+        seen = np.zeros(0, np.uint8) if self.seen is None else self.seen
+        _count(rows.indices, rows.fields, table_rows, self.row_bins, self.missing, seen, counts)
+        return Sights(counts)
+
+    def records(self, sights: Sights, schema: ResolvedSchema) -> list[dict[str, Any]]:
+        """A record of each column, the one that drifted most first. JSON-ready.
+
+        values: entries; missing, rare, unseen: shares of them (unseen is null, and rare has both, of a hash table too
+        large to remember); training_missing, training_rare: the same in training; psi: the population stability index
+        over missing, rare or unseen, the most frequent values and all others. Null is what nobody knows: of a column
+        without entries, or of a model that was not trained as a job.
+        """
+        found = [self._record(entry, sights.counts[entry.index]) for entry in schema.fields]
+        return sorted(found, key=lambda record: (-(record["psi"] or 0.0), record["column"]))
+
+    def _record(self, entry: Field, now: Counts) -> dict[str, Any]:
+        shares, total = now / max(int(now.sum()), 1), int(now.sum())
+        then = np.zeros(N_BINS, np.int64) if self.training is None else self.training[entry.index]
+        trained, is_known = then / max(int(then.sum()), 1), bool(then.any())
+        return {
+            "column": entry.name,
+            "values": total,
+            "missing": float(shares[MISSING_BIN]),
+            "rare": float(shares[RARE_BIN]),
+            "unseen": None if self.seen is None else float(shares[UNSEEN_BIN]),
+            "training_missing": float(trained[MISSING_BIN]) if is_known else None,
+            "training_rare": float(trained[RARE_BIN]) if is_known else None,
+            "psi": stability_index(_known(shares), _known(trained)) if total and is_known else None,
+        }
+
+
+def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares without a bin for values never seen, of which training cannot have any: they are rare ones."""
+    found = np.delete(shares, UNSEEN_BIN)
+    found[RARE_BIN] += shares[UNSEEN_BIN]
+    return found
+
+
+@compiled
+def _count(indices, fields, rows, row_bins, missing, seen, counts):  # type: ignore[no-untyped-def]
+    """Adds every entry to `counts` int64[n_fields, N_BINS], in place. fields: empty where they come in order; rows: of
+    the table; seen: bits by index, empty where nobody remembers.
+    """
+    n_fields = missing.size
+    for i in range(indices.size):
+        field = fields[i] if fields.size else i % n_fields
+        index = indices[i]
+        if index == missing[field]:
+            counts[field, MISSING_BIN] += 1
+            continue
+        bin_number = row_bins[rows[i]] if rows[i] != ABSENT else RARE_BIN
+        if bin_number == RARE_BIN and seen.size and not (seen[index >> 3] >> (7 - (index & 7))) & 1:
+            bin_number = UNSEEN_BIN
+        counts[field, bin_number] += 1
+
+
+def _row_bins(vocabulary: Vocabulary, missing: Counts) -> NDArray[np.uint8]:
+    """The bin of each row of the table; rows come by falling frequency, so the first of a field are its top values."""
+    bins = np.full(vocabulary.n_features, OTHER_BIN, np.uint8)
+    special = np.zeros(vocabulary.n_features, np.bool_)
+    for bin_number, ids in ((RARE_BIN, None), (MISSING_BIN, missing[missing >= 0])):
+        rows = vocabulary.rare[vocabulary.rare >= 0] if ids is None else np.flatnonzero(np.isin(vocabulary.ids, ids))
+        bins[rows], special[rows] = bin_number, True
+    for number in range(vocabulary.n_fields):
+        rows = np.flatnonzero((vocabulary.fields == number) & ~special)[:TOP]
+        bins[rows] = FIRST_TOP + np.arange(len(rows))
+    return bins
+
+
+def stability_index(now: NDArray[np.float64], before: NDArray[np.float64]) -> float:
+    """The population stability index, Σ (a − b) ln(a / b) over bins of shares, float64[n_bins] each, at least 0.0001.
+
+    In nats: the divergence of Jeffreys (1946), with the rule of thumb of credit scoring that below 0.1 rows are as
+    before, and above 0.25 they are not (Siddiqi 2006, Credit Risk Scorecards).
+    """
+    a, b = np.maximum(now, _FLOOR), np.maximum(before, _FLOOR)
+    return float(((a - b) * np.log(a / b)).sum())

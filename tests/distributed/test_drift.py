@@ -1,0 +1,129 @@
+"""Drift: values that are missing, rare or never seen, and the stability index against training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.data.vocabulary import FeatureCounts
+from dfm.errors import ModelError
+from dfm.model.drift import MOST_SEEN_BITS, seen_bits, stability_index
+from dfm.model.fm_model import FMModel
+from tests import reference
+from tests.distributed.test_held_out import tables_of
+from tests.support.small_jobs import in_process_client
+
+N_ROWS, MIN_COUNT = 6_000, 4
+
+
+def rows(seed: int, site: str = "s", missing: float = 0.1, n_rows: int = N_ROWS) -> pa.Table:
+    """A column of few values and missing ones, one with as many rare values as rows have a tenth, one with forty that
+    differ in frequency, a number.
+    """
+    rng = np.random.default_rng(seed)
+    a = [None if rng.random() < missing else f"{site}{n}" for n in rng.integers(0, 8, n_rows)]
+    rare = [f"once{seed}-{n}" if n % 10 == 0 else f"often{n % 3}" for n in range(n_rows)]
+    price = np.where(rng.random(n_rows) < 0.2, np.nan, rng.lognormal(2, 1, n_rows))
+    wide = [f"w{n}" for n in rng.permutation(np.repeat(np.arange(40), 2 * np.arange(40) + 1))]
+    wide = [*wide[:n_rows], *["most"] * (n_rows - len(wide))]
+    columns = {"a": a, "rare": rare, "wide": wide, "price": pa.array(price, from_pandas=True)}
+    return pa.table({**columns, "label": rng.integers(0, 2, n_rows)})
+
+
+@pytest.fixture(scope="module")
+def model(client: Client, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("drift")
+    (folder / "log").mkdir()
+    pq.write_table(rows(1), folder / "log" / "0.parquet")
+    schema = {"categorical": ["a", "rare", "wide"], "numeric": ["price"]}
+    tables = tables_of(folder / "log", folder, schema=schema, data={"validation_fraction": 0})
+    return jobs.train({**tables, "model": {"hash_bits": 22, "min_count": MIN_COUNT}}, client).model_url, folder
+
+
+def found(url: str, data: Any, client: Client) -> dict[str, dict[str, Any]]:
+    return {record["column"]: record for record in jobs.evaluate(url, data, client=client)["drift"]}
+
+
+def check_columns(records: dict[str, dict[str, Any]], now: pa.Table, then: pa.Table) -> None:
+    """Every share, and the index, is what counting values says."""
+    for column in ("a", "rare", "wide"):
+        expected = reference.drift(now[column].to_pylist(), then[column].to_pylist(), MIN_COUNT)
+        assert {name: records[column][name] for name in expected} == pytest.approx(expected, rel=1e-12, abs=1e-15)
+        assert records[column]["values"] == now.num_rows
+
+
+def test_the_rows_of_training_have_not_drifted(model: tuple[str, Path], client: Client) -> None:
+    url, folder = model
+    records, log = found(url, str(folder / "log"), client), pq.read_table(folder / "log")
+    check_columns(records, log, log)
+    assert records["price"]["missing"] == records["price"]["training_missing"] == log["price"].null_count / N_ROWS
+    for record in records.values():
+        assert record["unseen"] == 0
+        assert record["psi"] == 0
+
+
+def test_rare_values_are_told_from_those_never_seen(model: tuple[str, Path], client: Client, tmp_path: Path) -> None:
+    pq.write_table(rows(2), tmp_path / "0.parquet")
+    records = found(model[0], str(tmp_path), client)
+    assert records["rare"]["unseen"] == 0.1
+    assert records["a"]["psi"] < 0.02
+    check_columns(records, rows(2), rows(1))
+
+
+def test_a_column_that_was_shifted_is_named_first(model: tuple[str, Path], client: Client, tmp_path: Path) -> None:
+    now = rows(3, missing=0.5)
+    pq.write_table(now, tmp_path / "0.parquet")
+    records = found(model[0], str(tmp_path), client)
+    assert next(iter(records)) == "a"
+    assert records["a"]["psi"] > 0.5 > 0.1 > max(each["psi"] for name, each in records.items() if name != "a")
+    check_columns(records, now, rows(1))
+    pq.write_table(rows(3, site="new"), tmp_path / "0.parquet")
+    check_columns(found(model[0], str(tmp_path), client), rows(3, site="new"), rows(1))
+    dearer = rows(3).set_column(3, "price", pc.multiply(rows(3)["price"], 4.0))
+    pq.write_table(dearer, tmp_path / "0.parquet")
+    assert next(iter(found(model[0], str(tmp_path), client))) == "price"
+
+
+def test_predicting_and_five_workers_tell_the_same(model: tuple[str, Path], client: Client, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        pq.write_table(rows(4 + number, n_rows=700), tmp_path / "in" / f"{number}.parquet")
+    one = jobs.evaluate(model[0], str(tmp_path / "in"), client=client)["drift"]
+    with in_process_client(5) as five:
+        many = jobs.evaluate(model[0], str(tmp_path / "in"), client=five)["drift"]
+        scored = jobs.predict(model[0], str(tmp_path / "in"), str(tmp_path / "out"), client=five)["drift"]
+    here = jobs.evaluate(model[0], pq.read_table(tmp_path / "in"))["drift"]
+    assert one == many == scored == here
+
+
+def test_a_model_remembers_what_it_has_seen_as_far_as_that_is_small(model: tuple[str, Path], tmp_path: Path) -> None:
+    loaded = FMModel.load(model[0])
+    assert loaded.vocabulary.seen is not None
+    assert loaded.vocabulary.seen.nbytes == 2**19
+    loaded.save(str(tmp_path / "model"))
+    again = FMModel.load(str(tmp_path / "model"))
+    np.testing.assert_array_equal(again.vocabulary.seen, loaded.vocabulary.seen)
+    assert again.parameters_sha256() == loaded.parameters_sha256()
+    counts = FeatureCounts(np.array([0, 9], np.uint32), np.ones(2, np.int64), np.zeros(2, np.uint16))
+    assert seen_bits(counts, 4) is not None
+    assert np.flatnonzero(np.unpackbits(seen_bits(counts, 4))).tolist() == [0, 9]
+    assert seen_bits(counts, MOST_SEEN_BITS + 1) is None
+    (path,) = (tmp_path / "model").glob("seen-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ModelError, match="checksum differs"):
+        FMModel.load(str(tmp_path / "model"))
+
+
+def test_the_stability_index_is_its_definition() -> None:
+    now, before = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    assert stability_index(now, before) == pytest.approx(2 * 0.3 * np.log(2.5))
+    assert stability_index(now, now) == 0
+    assert np.isfinite(stability_index(np.array([1.0, 0.0]), np.array([0.0, 1.0])))

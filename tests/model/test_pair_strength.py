@@ -1,0 +1,55 @@
+"""Strength of pairs of fields: the mean absolute sum of the terms that explaining a row names."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfm.kernels.families.registry import FAMILIES
+from dfm.model.fm_model import FMModel
+from dfm.model.pair_strength import has_pairs, pair_records, pair_sums, strength_matrix
+from tests.model.test_families import moved, of_family
+from tests.support.small_models import EVERY_KIND, make_model, random_table
+
+N_ROWS = 30
+
+
+def expected_strengths(model: FMModel, rows: list[dict[str, Any]], weights: list[float]) -> dict[frozenset[str], float]:
+    """By names of fields, from the terms of each row."""
+    total: dict[frozenset[str], float] = defaultdict(float)
+    for row, weight in zip(rows, weights, strict=True):
+        terms: dict[frozenset[str], float] = defaultdict(float)
+        for term in model.explain(row).pairs:
+            terms[frozenset(name.partition("=")[0] for name in term.names)] += term.amount
+        for fields, amount in terms.items():
+            total[fields] += weight * abs(amount)
+    return {fields: amount / sum(weights) for fields, amount in total.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_strengths_are_mean_absolute_terms(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfm.model.pair_strength._NUMBERS_AT_ONCE", 5_000)  # rows of several parts
+    model = moved(of_family(make_model(EVERY_KIND), family))
+    table = random_table(N_ROWS, 3).drop_columns(["label"])
+    weights = np.random.default_rng(1).random(N_ROWS)
+    names = [entry.name for entry in model.schema.fields]
+    (batch,) = table.combine_chunks().to_batches()
+    records = pair_records(pair_sums(model, batch, weights), float(weights.sum()), names)
+    found = {frozenset((each["first"], each["second"])): each["strength"] for each in records}
+    expected = {k: v for k, v in expected_strengths(model, table.to_pylist(), weights.tolist()).items() if v}
+    assert frozenset(("tags",)) in expected, "elements of a list meet each other"
+    assert found == {fields: pytest.approx(amount, rel=1e-9) for fields, amount in expected.items()}
+    strengths = [each["strength"] for each in records]
+    assert strengths == sorted(strengths, reverse=True)
+    matrix = strength_matrix(records, names)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert math.isclose(np.triu(matrix).sum(), sum(strengths))
+
+
+def test_a_linear_model_has_no_pairs() -> None:
+    assert has_pairs(make_model())
+    assert not has_pairs(make_model(n_factors=0))
