@@ -356,6 +356,21 @@ RECORDS: tuple[EventRecord, ...] = (
         ),
     ),
     EventRecord(
+        "solving",
+        _TRAINING,
+        "an exact solver begins, in place of `settings` (`training.solver`)",
+        (
+            Field("solver", "text", "als or mcmc"),
+            Field("iterations", "integer", "that it makes, at most"),
+            Field("init_stdev", "number", "standard deviation of the factors at the start"),
+            Field("burn_in", "integer", "first iterations whose draws are not kept, of mcmc", may_be_absent=True),
+            Field("draws", "integer", "that the model keeps, of mcmc", may_be_absent=True),
+            Field("l2_linear", "number", "L2 on linear weights, of als", may_be_absent=True),
+            Field("l2_factors", "number", "L2 on factors, of als", may_be_absent=True),
+            Field("epochs", "integer", "the iterations, which are walks over the rows"),
+        ),
+    ),
+    EventRecord(
         "chosen",
         _TRAINING,
         "a model without factors was trained as well, and the better of the two goes on (`model.choose`)",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.optimize
+import scipy.stats
 from numpy.typing import NDArray
 
 
@@ -337,6 +338,99 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
 
     n = len(y)
     return [max(min(mean(start, stop) for stop in range(i, n)) for start in range(i + 1)) for i in range(n)]
+
+
+@dataclass
+class Sampler:
+    """A factorization machine of dense rows X [n_rows, n_features] as libFM solves it, one number after the other
+    (Rendle 2012): w0 ~ N(0, 1); w and each factor of a group ~ N(μ, 1 / λ), μ ~ N(0, 1 / λ), λ ~ Gamma(½, ½);
+    y ~ N(score, 1 / α), α ~ Gamma(½, ½), or y = 1 where a latent number ~ N(score, 1) is above 0.
+    """
+
+    X: NDArray[np.float64]
+    y: NDArray[np.float64]
+    groups: Sequence[int]
+    n_factors: int
+    is_probit: bool
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        n_features = self.X.shape[1]
+        self.bias, self.alpha = 0.0, 1.0
+        self.values = self.rng.normal(scale=0.1, size=(n_features, self.n_factors + 1))  # V, then w
+        self.means = np.zeros((1 + max(self.groups), self.n_factors + 1))
+        self.precisions = np.ones_like(self.means)
+
+    def scores(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of dense rows."""
+        V = self.values[:, :-1]
+        pairs = ((X @ V) ** 2 - X**2 @ V**2).sum(axis=1)
+        return self.bias + X @ self.values[:, -1] + 0.5 * pairs
+
+    def derivative(self, j: int, f: int) -> NDArray[np.float64]:
+        """By how much scores change with one number, in which they are linear."""
+        x = self.X[:, j]
+        return x if f == self.n_factors else x * (self.X @ self.values[:, f] - x * self.values[j, f])
+
+    def iterate(self) -> None:
+        """Draw everything once."""
+        targets = self._latent() if self.is_probit else self.y
+        residuals = targets - self.scores(self.X)
+        if not self.is_probit:
+            self.alpha = self.rng.gamma(0.5 * (1 + len(self.y))) / (0.5 * (1 + residuals @ residuals))
+        self._draw_hyperparameters()
+        precision = self.alpha * len(self.y) + 1.0
+        mean = self.alpha * (residuals.sum() + len(self.y) * self.bias) / precision
+        self.bias = float(self.rng.normal(mean, precision**-0.5))
+        for j, f in itertools.product(range(self.X.shape[1]), range(self.n_factors + 1)):
+            h, group = self.derivative(j, f), self.groups[j]
+            rest = targets - self.scores(self.X) + h * self.values[j, f]
+            precision = self.precisions[group, f] + self.alpha * h @ h
+            mean = (self.precisions[group, f] * self.means[group, f] + self.alpha * h @ rest) / precision
+            self.values[j, f] = self.rng.normal(mean, precision**-0.5)
+
+    def _latent(self) -> NDArray[np.float64]:
+        scores, signs = self.scores(self.X), np.where(self.y > 0.5, 1.0, -1.0)
+        below = scipy.stats.norm.cdf(-signs * scores)
+        uniform = below + (1 - below) * self.rng.random(len(scores))
+        return scores + signs * scipy.stats.norm.ppf(np.clip(uniform, 1e-300, 1 - 1e-16))
+
+    def _draw_hyperparameters(self) -> None:
+        for group, f in itertools.product(range(len(self.means)), range(self.n_factors + 1)):
+            own = self.values[np.array(self.groups) == group, f]
+            mu, n = self.means[group, f], len(own)
+            rate = 0.5 * (1 + ((own - mu) ** 2).sum() + mu**2)
+            self.precisions[group, f] = self.rng.gamma(0.5 * (2 + n)) / rate
+            deviation = ((n + 1) * self.precisions[group, f]) ** -0.5
+            self.means[group, f] = self.rng.normal(own.sum() / (n + 1), deviation)
+
+
+def least_squares(machine: Machine, rows: Rows, order: Iterable[int], l2_linear: float, l2_factors: float) -> None:
+    """One iteration of alternating least squares in place: w0, then w and V of each feature in the order given, each
+    the exact minimum of Σ weight error² + l2 (its squares) given all others.
+    """
+    entries = [rows.entries(row) for row in range(len(rows.labels))]
+    weights = np.array([rows.weight(row) for row in range(len(rows.labels))])
+
+    def errors() -> NDArray[np.float64]:
+        return rows.labels.astype(float) - np.array([machine.score(each) for each in entries])
+
+    machine.bias += float(weights @ errors() / weights.sum())
+    for j in order:
+        owned = machine.factors[j] if j < len(machine.factors) else np.zeros(0)
+        penalties = np.array([l2_linear, *[l2_factors] * len(owned)])
+
+        def put(values: NDArray[np.float64], j: int = j, owned: NDArray[np.float64] = owned) -> None:
+            machine.linear[j], owned[:] = values[0], values[1:]
+
+        put(np.zeros(len(penalties)))
+        rest = errors()
+        slopes = []
+        for unit in np.eye(len(penalties)):
+            put(unit)
+            slopes.append(rest - errors())
+        H = np.array(slopes)
+        put(np.linalg.solve(H * weights @ H.T + np.diag(penalties), H * weights @ rest))
 
 
 def drift(now: Sequence[object], then: Sequence[object], min_count: int) -> dict[str, float]:

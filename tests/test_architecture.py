@@ -27,6 +27,7 @@ FLOORS = [
     {"data"},
     {"kernels"},
     {"averaging"},
+    {"solvers"},
     {"model"},
     {"training"},
     {"distributed"},

@@ -47,14 +47,14 @@ def save_block(url: str, name: str, block: Block, options: files.Options) -> tup
     if _on_a_worker():
         secede()  # the thread no longer counts: the next training task starts at once
     started = time.perf_counter()
-    saved = SavedBlock(block.start, block.table, block.momentum)
+    saved = SavedBlock(block.start, block.table, block.momentum, block.noise)
     return write_block(url, name, saved, options), time.perf_counter() - started
 
 
 def load_block(url: str, file: BlockFile, layout: Layout, options: files.Options) -> Block:
     """One block of a checkpoint, checked."""
     saved = read_block(url, file, layout, options)
-    return Block(saved.start, saved.table, saved.momentum)
+    return Block(saved.start, saved.table, saved.momentum, noise=saved.noise)
 
 
 def _on_a_worker() -> bool:

@@ -37,13 +37,17 @@ def _without_vectors(table: ParameterTable) -> ParameterTable:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Finds out what a run could not learn; `collided_share` as its vocabulary event tells."""
+    """Finds out what a run could not learn; `collided_share` as its vocabulary event tells.
+
+    has_parts: whether `work` scores a model without its factors: of a mean over draws it does not.
+    """
 
     job: Job
     watch: Watch
     work: rounds.Work
     prepared: Prepared
     collided_share: float
+    has_parts: bool = True
 
     def findings(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         """Findings on the best parameters. Where they cannot be found out, that is a warning: the model is
@@ -67,8 +71,8 @@ class Diagnosis:
 
     @property
     def _has_pairs(self) -> bool:
-        """Whether a row can have two features, and any of them owns factors."""
-        if not (self.job.model.n_factors and self.prepared.summary.n_factored):
+        """Whether a row can have two features, and any of them owns factors that can be left out."""
+        if not (self.has_parts and self.job.model.n_factors and self.prepared.summary.n_factored):
             return False
         fields = self.prepared.reading.schema.fields
         return len(fields) > 1 or any(entry.kind == "list" for entry in fields)

@@ -14,13 +14,16 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.data.partition import SparsePartition
+from dfm.data.vocabulary import Vocabulary
 from dfm.distributed import backends
 from dfm.distributed.cluster.watch import MOST_REMEMBERED, Watch
+from dfm.distributed.exact import Workers
 from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.training import rounds
+from dfm.training.exact import ExactExecutor
 from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, ReplicaReport, Work
 
@@ -201,6 +204,11 @@ class FitExecutor(DaskExecutor):
         self.resources = choice.resources
         self.restore([self.watch.keep(Block(0, table))], [0, table.n_features])
         return work.on(choice.backend)
+
+    def exact(self, vocabulary: Vocabulary) -> ExactExecutor:
+        """The executor of an exact solver on the same rows."""
+        place = Workers(self.watch)
+        return ExactExecutor(place, self.replicas, self.held_out, place.keep(vocabulary), self.n_rows)
 
     def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters]:
         """The parameters, brought here and sent to all workers again."""

@@ -91,7 +91,9 @@ def _all_rows(order: Order) -> Inputs:
     """The input of the job without rows held out; all reading tasks may have rows that validate."""
     job = order.job
     whole = dataclasses.replace(job, data=dataclasses.replace(job.data, validation_fraction=0))
-    training = dataclasses.replace(whole.training, schedule="final-decay")  # whatever schedule, there are such rows
+    training = whole.training
+    if not training.is_exact:
+        training = dataclasses.replace(training, schedule="final-decay")  # whatever schedule, there are such rows
     inputs = find_inputs(dataclasses.replace(whole, training=training))
     course = Course.of(job.training, validates=True)
     return dataclasses.replace(inputs, validation_tasks=plan_reading(inputs.train), course=course)

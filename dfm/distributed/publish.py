@@ -11,14 +11,17 @@ from typing import Any
 
 from dfm.data.preparation import fingerprint
 from dfm.distributed.diagnose import Diagnosis
+from dfm.distributed.exact import solving_numbers
 from dfm.distributed.prepare import Prepared, collided_share, rows_event
 from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found
 from dfm.model.calibration import Calibration
 from dfm.storage import files
 from dfm.training.diagnosis import Finding
+from dfm.training.exact import draws_of
+from dfm.training.exact_work import has_draws
 from dfm.training.loop import Best
-from dfm.training.publish import publish_model
+from dfm.training.publish import Meaning, publish_model
 from dfm.training.rounds import Work
 from dfm.version import __version__
 
@@ -53,7 +56,7 @@ def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tra
     if trained.models:
         work = work.of_mean(len(trained.models))
     share = collided_share(prepared.summary, run.job.model.hash_bits)
-    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
+    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share, has_parts=not run.job.training.is_exact)
     findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
     run.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
     return dataclasses.replace(trained, findings=tuple(findings))
@@ -73,7 +76,10 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     units = inputs.validation_tasks[0] if inputs.validation_tasks else inputs.plan.replicas[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     known = _metadata(run, prepared, trained)
-    arguments = prepared.reading, known, units[0], where, (run.order.objective.info, trained.calibration)
+    are_draws = has_draws(run.work)
+    best = draws_of(best) if are_draws else best
+    meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
+    arguments = prepared.reading, known, units[0], where, meaning
     if files.is_local(url) and not run.shares_disk:
         blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
         published = publish_model(blocks, vocabulary, *arguments)
@@ -101,7 +107,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": run.warm.describe() if run.warm else {},
-        "automatic": numbers_found(run, prepared, trained.pilot),
+        "automatic": solving_numbers(run) if run.job.training.is_exact else numbers_found(run, prepared, trained.pilot),
         **({"choice": dict(trained.choice)} if trained.choice else {}),
         **({"calibration": dict(trained.calibrating)} if trained.calibrating else {}),
         **({"models": [dict(each) for each in trained.models]} if trained.models else {}),

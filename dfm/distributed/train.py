@@ -25,6 +25,7 @@ from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.choosing import best_of_both, check_choice
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.exact import at_first_block, exact_loop, solving_event
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
 from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
@@ -43,8 +44,9 @@ from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
-from dfm.training import rounds
+from dfm.training import exact, rounds
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
+from dfm.training.exact_work import ExactWork
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order
@@ -128,7 +130,7 @@ def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell
     job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
     tell = monitoring.observed(client, tell, run_id or job.fingerprint()[:12], inputs.plan.rounds_until)
     tell(monitoring.placement_event(inputs.plan, watch.addresses()))
-    knobs = job.training.backend, order.work.spec, watch.addresses(), job.training.deterministic
+    knobs = order.work.backend, order.work.spec, watch.addresses(), job.training.deterministic
     return Run(
         order=order,
         inputs=inputs,
@@ -213,7 +215,7 @@ def _trainings(
     run: Run, prepared: Prepared, savers: Sequence[Checkpointer], checkpoints: Sequence[_Saved]
 ) -> tuple[list[Training], Callable[[], Trained]]:
     """The training of each model of the job, at its start or its newest checkpoint; and what trains them all."""
-    run.tell(settings_event(run, prepared))
+    run.tell(solving_event(run) if run.job.training.is_exact else settings_event(run, prepared))
     if run.job.model.n_models == 1:
         training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
         return [training], lambda: _train_rounds(training.loop)
@@ -276,10 +278,13 @@ class WarmUps:
 
 def warm_up(run: Run) -> list[Future]:
     """Compile while the shards are being read: local workers share the work, remote ones do it each for itself."""
+    addresses, work = run.watch.addresses(), run.work
+    if isinstance(work, ExactWork):
+        return [run.watch.submit(exact.warm_up, work, near=address) for address in addresses]
     longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
     return [
-        run.watch.submit(rounds.warm_up, run.work, longest, n_models, number if run.shares_disk else 0, near=address)
-        for number, address in enumerate(run.watch.addresses())
+        run.watch.submit(rounds.warm_up, work, longest, n_models, number if run.shares_disk else 0, near=address)
+        for number, address in enumerate(addresses)
     ]
 
 
@@ -304,6 +309,8 @@ def started_loop(run: Run, prepared: Prepared) -> TrainingLoop:
 
 def _at_start(run: Run, prepared: Prepared, loop: TrainingLoop) -> TrainingLoop:
     """The loop with untrained, or warm, parameters."""
+    if run.job.training.is_exact:
+        return at_first_block(run, prepared, loop)
     bounds = loop.executor.bounds
     loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
     return loop
@@ -311,6 +318,8 @@ def _at_start(run: Run, prepared: Prepared, loop: TrainingLoop) -> TrainingLoop:
 
 def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
     """The loop, whose executor has no parameters yet."""
+    if run.job.training.is_exact:
+        return exact_loop(run, prepared, checkpointer)
     training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
     bounds, cuts_pushes = start.cut_table(run, prepared.summary)
     found = tuned(run, prepared)

@@ -21,7 +21,9 @@ from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
 from dfm.distributed.tuning import row_scale
 from dfm.distributed.variants import with_least
 from dfm.errors import DfmError, DivergenceError, SettingsError
+from dfm.settings.constraints import show
 from dfm.settings.job import Job
+from dfm.settings.tables import SGD
 from dfm.training.automatic import RowScale, settled
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import TrainingLoop
@@ -50,6 +52,11 @@ def open_trials(order: Order, client: Client | None = None, on_event: OnEvent | 
 
 def check_trials(inputs: Inputs, order: Order) -> None:
     """SettingsError where trials of a job could not be compared."""
+    if order.job.training.is_exact:
+        raise SettingsError(
+            f"training.solver = {show(order.job.training.solver)} has no learning rate that a search could try. Choose "
+            f"solver = {show(SGD)}, or train with several values of training.l2_factors or model.n_factors by hand."
+        )
     if not inputs.validation_tasks:
         raise SettingsError(
             "a search needs rows to validate on, and there are none. Name them in data.validation, or let "

@@ -48,8 +48,9 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
 from dfm.model.token_names import TokenNames
+from dfm.solvers.posterior import Draws, mean_scores
 from dfm.training.executor import Event
-from dfm.training.fitting import Fit, Recipe, fit, grown_fit, initial_table
+from dfm.training.fitting import Fit, Recipe, fit, grown_fit, initial_table, solve
 from dfm.version import __version__
 
 _PLAIN = bool | int | float | str | None
@@ -62,6 +63,7 @@ class BaseFactorizationMachine(Parametrised):
     _encoding: LabelEncoding
     _outputs: list[Output]
     _tables: list[ParameterTable]
+    _draws: list[Draws | None]
 
     # ------------------------------------------------------------------------------ what subclasses say ----
 
@@ -170,6 +172,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _fit_rows(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         self._on_cluster = is_dask(X) or (is_path(X) and client is not None)
+        self._check_exact()
         self._draw_seed()
         if is_path(X):
             if not isinstance(y, str) or not isinstance(sample_weight, str | None):
@@ -302,6 +305,9 @@ class BaseFactorizationMachine(Parametrised):
             recipe, start = recipes[number], starts[number]
             start = start or Fit(initial_table(recipe, self._features.vocabulary))
             executor = placed.executor(self._relabel(number))
+            if self._is_exact:
+                exact, table = executor.exact(self._features.vocabulary), start.table
+                return Output(solve(recipe, exact, table, teller(number, len(recipes))), recipe.work.unit)
             return Output(fit(recipe, executor, start, teller(number, len(recipes))), recipe.work.unit)
 
         n_threads = effective_n_jobs(self.n_jobs)
@@ -330,11 +336,12 @@ class BaseFactorizationMachine(Parametrised):
         if self._task == "classification":
             self.classes_ = np.array([0, 1])
         self._encoding = LabelEncoding(getattr(self, "classes_", None))
-        return self._keep([Output(Fit(model.table, result.history), LabelUnit())])
+        return self._keep([Output(Fit(model.table, result.history, draws=model.draws), LabelUnit())])
 
     def _keep(self, outputs: list[Output]) -> Self:
         self._outputs = outputs
         self._tables = [output.table() for output in outputs]
+        self._draws = [output.draws() for output in outputs]
         self.n_iter_ = max(len(output.fit.history) for output in outputs)
         self.history_ = self._history()
         return self
@@ -391,6 +398,11 @@ class BaseFactorizationMachine(Parametrised):
         check_is_fitted(self)
         tables = self._fitted_tables()
         partition = self._features.scoring(self._known_data(X))
+        if (draws := self._draws)[0] is not None:
+            each = [
+                mean_scores(partition, table, own, self._task) for table, own in zip(tables, draws, strict=True) if own
+            ]
+            return np.stack(each).astype(np.float64)
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
         spec = self._spec(self._objective(), tables[0].layout.n_factors, self.optimizer)
         kernels = numba_cpu.compile_kernels(spec)
@@ -430,7 +442,8 @@ class BaseFactorizationMachine(Parametrised):
             "settings": {"estimator": given},
             "history": self.history_,
         }
-        return self._features.model(self._tables[number], self._objective(), metadata)
+        model = self._features.model(self._tables[number], self._objective(), metadata)
+        return dataclasses.replace(model, draws=self._draws[number])
 
     def to_local(self) -> Self:
         """This estimator as a plain one: the fit brought its parameters here, and no cluster is needed."""

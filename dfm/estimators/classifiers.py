@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from dfm.data.partition import SparsePartition
 from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.recipes import FactorParameters
+from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
@@ -54,6 +54,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
+    @available_if(takes_rows_apart)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call. The first one names all classes, or shows them in y.
 

@@ -12,6 +12,7 @@ from typing import Any
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
 from dfm.kernels.tables import ParameterTable
+from dfm.solvers.posterior import Draws
 from dfm.training.executor import Event
 from dfm.training.fitting import Fit
 from dfm.training.label_units import in_own_unit
@@ -31,6 +32,10 @@ class Output:
     def table(self) -> ParameterTable:
         """Its parameters without optimizer state, in the labels' own unit."""
         return in_own_unit(self.fit.table, self.unit)
+
+    def draws(self) -> Draws | None:
+        """Its draws in that unit; None where it has none."""
+        return None if self.fit.draws is None else self.fit.draws.in_own_unit(self.unit)
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

@@ -27,7 +27,7 @@ from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective, with_fields
 from dfm.settings.job import Job, differing
-from dfm.settings.tables import EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
+from dfm.settings.tables import EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, TrainingSettings
 from dfm.training.automatic import (
     CANDIDATES,
     DEFAULT,
@@ -41,6 +41,8 @@ from dfm.training.automatic import (
     told,
     wants_pilot,
 )
+from dfm.training.exact_work import ExactWork, exact_work
+from dfm.training.exact_work import initial_stdev as initial_exactly
 from dfm.training.fitting import Recipe
 from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of, work_of
@@ -54,7 +56,18 @@ _EPOCHS_UNTIL_TOLERANCE = 100
 _MODEL_KNOBS = ("family", "groups", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
-    *("initial_accumulator", "l2_linear", "l2_factors", "schedule", "merge", "tune", "backend"),
+    *(
+        "solver",
+        "burn_in",
+        "draws",
+        "initial_accumulator",
+        "l2_linear",
+        "l2_factors",
+        "schedule",
+        "merge",
+        "tune",
+        "backend",
+    ),
     *owners(),
 )
 """Parameters that mean what the knob of that name means in a job file; averages_per_epoch is of every epoch."""
@@ -74,6 +87,11 @@ class RowsToFit:
     chosen: str = ""
 
 
+def takes_rows_apart(estimator: Any) -> bool:
+    """Whether it can learn from some rows at a time."""
+    return not estimator._is_exact
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class Parametrised(BaseEstimator):  # type: ignore[misc]
     """Parameters that all estimators have, and how they are read. The __init__ of every estimator is made of them."""
@@ -85,6 +103,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     learning_rate: float | str | None = "auto"
     tune: str = "pilot"
     n_epochs: int | str = "auto"
+    solver: str = SGD
+    burn_in: int | str = "auto"
+    draws: int = 32
     schedule: str = "auto"
     l2_linear: float | str = "auto"
     l1_linear: float = 0.0
@@ -144,6 +165,27 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                 )
         return {key: value for key, value in given.items() if key not in foreign}
 
+    @property
+    def _is_exact(self) -> bool:
+        """Whether parameters are solved for, or drawn."""
+        return self.solver != SGD
+
+    def _check_exact(self) -> None:
+        """SettingsError where a parameter does not go with an exact solver."""
+        if not self._is_exact:
+            return
+        given = self.get_params(deep=False)
+        for key, legal in (("family", DEFAULT_FAMILY), ("loss", DEFAULT_LOSSES[self._task]), ("regularizer", None)):
+            if key in given and given[key] != legal:
+                raise SettingsError(
+                    f"{key} = {given[key]!r} does not go with solver = {self.solver!r}, which takes {legal!r}; leave "
+                    f"it out, or choose solver = {SGD!r}"
+                )
+        if self.warm_start:
+            raise SettingsError(
+                f"warm_start = True goes on from an earlier fit, and solver = {self.solver!r} begins anew; leave it out"
+            )
+
     def _n_replicas(self) -> int:
         """Local models; None is one here, and as many as a job has where the rows lie on a cluster."""
         if self.n_replicas is None:
@@ -201,6 +243,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         model, training = self._settings()
         objective = self._objective()
         spec = self._spec(objective, model.n_factors, training.optimizer)
+        if training.is_exact:
+            return self._exact_recipe(exact_work(training, self._task, spec, unit), model, training)
         scale = RowScale.of(rows.entries, objective)
         numbers = {name: settled(training, scale, candidate) for name, candidate in CANDIDATES.items()}
         work = work_of(numbers[rows.chosen or DEFAULT.name], self._task, spec, unit)
@@ -219,6 +263,18 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             patience=self._patience(),
             seed=model.seed,
             pilot=self._pilot(numbers, rows, n_slices),
+        )
+
+    def _exact_recipe(self, work: ExactWork, model: ModelSettings, training: TrainingSettings) -> Recipe:
+        """The numbers of a fit by an exact solver."""
+        return Recipe(
+            work=work,
+            initial=InitialValues(model.seed, initial_exactly(model)),
+            objective=self._objective(),
+            n_epochs=training.n_iterations,
+            tolerance=float(self.tol),
+            patience=self._patience(),
+            seed=model.seed,
         )
 
     def _patience(self) -> int:
@@ -243,7 +299,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
 
     def _n_rounds(self, training: TrainingSettings, n_rows: int) -> int:
         """Rounds of an epoch after the first."""
-        if training.n_replicas == 1:
+        if training.n_replicas == 1 or training.is_exact:
             return 1
         if training.averages_per_epoch == "auto":
             return automatic_averages(n_rows, training.n_replicas)
@@ -257,7 +313,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return max(n_rounds, SLICES) if n_pilot_slices(SLICES, rows.n_rows // training.n_replicas) else n_rounds
 
     def _may_pilot(self, training: TrainingSettings, rows: RowsToFit) -> bool:
-        return wants_pilot(training) and rows.validates and not rows.is_part and not rows.goes_on
+        return (
+            wants_pilot(training) and not training.is_exact and rows.validates and not rows.is_part and not rows.goes_on
+        )
 
     def _pilot(self, numbers: Mapping[str, TrainingSettings], rows: RowsToFit, n_slices: int) -> Pilot | None:
         """The candidates that a fit begins with; None where there is nothing to choose, or too few rows."""
@@ -282,6 +340,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             raise SettingsError(f'early_stopping = {stopping!r} is not legal: expected True, False or "auto"')
         if not 0 < share < 1:
             raise SettingsError(f"validation_fraction = {share} is not legal: expected a number between 0 and 1")
+        if stopping == "auto" and self.solver == MCMC:  # which does not stop early
+            return 0.0
         if has_eval_set or not stopping or (stopping == "auto" and n_rows < MANY_ROWS):
             return 0.0
         return float(share)

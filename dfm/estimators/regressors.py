@@ -8,14 +8,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
+from sklearn.utils.metaestimators import available_if
 
+from dfm.errors import SettingsError
 from dfm.estimators.base import BaseFactorizationMachine
+from dfm.estimators.features import is_dask, is_path
 from dfm.estimators.labels import LabelEncoding, LabelSummary
-from dfm.estimators.recipes import FactorParameters
+from dfm.estimators.recipes import FactorParameters, takes_rows_apart
+from dfm.estimators.shards import read_shards
 from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
 from dfm.model.objective import takes_any_unit
+from dfm.settings.tables import MCMC
+from dfm.solvers.posterior import intervals
+
+
+def _has_draws(estimator: Any) -> bool:
+    """Whether its fit keeps draws, whose spread is known."""
+    return bool(estimator.solver == MCMC)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -34,6 +45,7 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
+    @available_if(takes_rows_apart)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over some rows, going on from the last call.
 
@@ -50,6 +62,24 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         scores = self._scores(X)[0]
         link = self._objective().link
         return scores if link.name == "identity" else link.predict(scores.astype(np.float32)).astype(np.float64)
+
+    @available_if(_has_draws)
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> NDArray[np.float64]:
+        """Bounds that hold the number of a row with this probability, float64[n_rows, 2], of solver mcmc.
+
+        X: rows of this process, or the path of shards. SettingsError for a Dask collection, and where coverage is not
+        between 0 and 1.
+        """
+        self._fitted_tables()
+        if is_dask(X):
+            raise SettingsError("predict_interval takes rows of this process: map it over the blocks of a collection")
+        if is_path(X):
+            X = read_shards(X, getattr(self, "feature_names_in_", None))
+        if not 0 < coverage < 1:
+            raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
+        draws, partition = self._draws[0], self._features.scoring(self._known_data(X))
+        assert draws is not None
+        return intervals(partition, self._tables[0], draws, coverage).astype(np.float64)
 
     @property
     def coef_(self) -> NDArray[np.float32]:

@@ -17,6 +17,8 @@ ROWS = ("model", "field", "field pair", "feature", "frequent feature")
 """The things that a block can have a row of."""
 MAX_FACTORS = 256
 """Numbers of a vector, of each group."""
+MAX_ROW_FACTORS = 4096
+"""Factors of a feature with those of all groups, or of all models whose mean it is of."""
 RANDOM = "random"
 LABELS = "labels"
 

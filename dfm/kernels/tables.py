@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.kernels.blocks import LABELS, MAX_FACTORS, RANDOM, Block
+from dfm.kernels.blocks import LABELS, MAX_FACTORS, MAX_ROW_FACTORS, RANDOM, Block
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
 from dfm.kernels.optimizers.record import Optimizer
@@ -26,8 +26,6 @@ from dfm.storage.arrays import read_only
 Floats = NDArray[np.float32]
 
 CACHE_LINE = 64
-MAX_ROW_FACTORS = 4096
-"""Factors of a feature with those of all groups."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,19 @@ class Layout:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-        if not 0 <= self.n_factors <= MAX_FACTORS:
-            raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {MAX_FACTORS}")
+        if not 0 <= self.n_factors <= self.most_factors:
+            raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {self.most_factors}")
         if self.groups and not family_of(self.family).has_groups:
             raise ValueError(f'groups = {self.groups}; family = "{self.family}" has none')
         if {*self.groups} != {*range(self.n_groups)} and self.groups:
             raise ValueError(f"groups = {self.groups}; they must be numbered from 0 without gaps")
         if self.row_factors > MAX_ROW_FACTORS:
             raise ValueError(f"{self.n_groups} groups of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS}")
+
+    @property
+    def most_factors(self) -> int:
+        """Numbers that a vector may have: more where nothing is trained, for a finished model may be a mean of many."""
+        return MAX_ROW_FACTORS if self.optimizer == STATELESS else MAX_FACTORS
 
     @property
     def n_groups(self) -> int:

@@ -175,6 +175,7 @@ def export(
     names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where a file of such a name
     is there that dfm did not make.
     """
+    model.check_is_machine("export")
     info, family = model.objective.info, model.table.layout.family
     if kind in _TEXTS and kind not in family_of(family).texts:
         raise SettingsError(

@@ -28,11 +28,11 @@ from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
-from dfm.data.partition import scoring_partition
+from dfm.data.partition import SparsePartition, scoring_partition
 from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
-from dfm.errors import DataError, ModelError
+from dfm.errors import DataError, ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
@@ -58,6 +58,7 @@ from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
 from dfm.model.tokens import Tokens
+from dfm.solvers.posterior import Draws, intervals, mean_scores
 from dfm.storage import files, ownership
 from dfm.storage.arrays import array_bytes, parse_arrays
 
@@ -68,10 +69,11 @@ _OWN_FILE = re.compile(r"(parameters|golden|seen)-[0-9a-f]{16}\.(safetensors|par
 MANIFEST = "model.json"
 BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
-FORMAT = 8
+FORMAT = 9
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
 names another family than the default, 5 says how values are read, or the range that predictions stay in, 6 which
-columns are integers whatever their zeros, 7 which group each field is in, and 8 how its logits are calibrated."""
+columns are integers whatever their zeros, 7 which group each field is in, 8 how its logits are calibrated, and 9 has
+draws."""
 GOLDEN_ROWS = 64
 GOLDEN_COLUMN = "dfm_prediction"
 _GOLDEN_TOLERANCE = 1e-5
@@ -96,6 +98,9 @@ class FMModel:
     """The range that predictions stay in; None: any."""
     calibration: Calibration | None = None
     """The function of logits that predictions are made of; None: the logits themselves."""
+    draws: Draws | None = None
+    """Draws from the posterior, whose V `table` has side by side (`dfm.solvers.posterior`); predictions are the mean of
+    theirs. None: `table` is the model."""
 
     @functools.cached_property
     def lookup(self) -> RowLookup:
@@ -117,8 +122,14 @@ class FMModel:
         return Tokens(self.schema, self.vocabulary.hash_bits, self.statistics)
 
     @functools.cached_property
-    def _score_rows(self) -> numba_cpu.Scores:
+    def _kernel(self) -> numba_cpu.Scores:
         return numba_cpu.compile_scores(self.table.layout)
+
+    def _score_rows(self, rows: SparsePartition) -> NDArray[np.float32]:
+        """Raw scores of rows whose indices are rows of the table, float32[n_rows]."""
+        if self.draws is None:
+            return self._kernel(rows, self.table)
+        return mean_scores(rows, self.table, self.draws, self.task)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -132,10 +143,11 @@ class FMModel:
         metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
         n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
         groups = f"{layout.n_groups} x " if layout.n_groups > 1 else ""
+        draws = f" of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
         return (
             f"FMModel({layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
             f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {groups}{layout.n_factors} "
-            f"factors{metrics})"
+            f"factors{draws}{metrics})"
         )
 
     def _repr_html_(self) -> str:
@@ -193,7 +205,7 @@ class FMModel:
             rows = self._row_encoder.encode(data, n_rows)
         except (KeyError, TypeError, row_encoder.NotPlain):
             return None
-        return self._score_rows(scoring_partition(rows, self.lookup), self.table)
+        return self._score_rows(scoring_partition(rows, self.lookup))
 
     @functools.cached_property
     def _scaling(self) -> Scaling | None:
@@ -201,12 +213,44 @@ class FMModel:
 
     def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
         """Scores of a matrix whose columns are the model's, in order."""
+        return self._score_rows(self._rows_of_matrix(matrix))
+
+    def _rows_of_matrix(self, matrix: Any) -> SparsePartition:
         columns = self.schema.columns
         if not is_vector(self.schema):
             raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
-        return self._score_rows(scoring_partition(matrix_rows(matrix, self._scaling), self.lookup), self.table)
+        return scoring_partition(matrix_rows(matrix, self._scaling), self.lookup)
+
+    def predict_interval(self, data: Any, coverage: float = 0.9) -> NDArray[np.float32]:
+        """Bounds that hold the number of a row with this probability, float32[n_rows, 2]: the spread of the draws, and
+        that of the numbers around their scores. data: as `predict` takes it. Models of numbers, of solver mcmc, have
+        it; SettingsError of others.
+        """
+        if self.draws is None or self.task != "regression":
+            raise SettingsError(
+                'predict_interval needs draws of numbers: train with model.task = "regression" and training.solver = '
+                f'"mcmc" (this is a {self.task}' + (" without draws)" if self.draws is None else ")")
+            )
+        if not 0 < coverage < 1:
+            raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
+        if isinstance(data, np.ndarray) or is_sparse(data):
+            parts = [self._rows_of_matrix(data)]
+        else:
+            batches = batches_of(in_columns(data, self.schema), self.schema.columns)
+            parts = [scoring_partition(self._good(batch).rows, self.lookup) for batch in batches]
+        found = [np.zeros((0, 2), np.float32), *(intervals(rows, self.table, self.draws, coverage) for rows in parts)]
+        bounds = np.concatenate(found)
+        return bounds if self.clip is None else np.clip(bounds, np.float32(self.clip[0]), np.float32(self.clip[1]))
+
+    def check_is_machine(self, what: str) -> None:
+        """SettingsError where no single machine has the model's scores: where they are of mean probabilities."""
+        if self.draws is not None and self.task == "classification":
+            raise SettingsError(
+                f"{what} needs the score of one machine, and this model gives the mean probability of "
+                f'{self.draws.number} (training.solver = "mcmc" or "als"): use a model of solver = "sgd"'
+            )
 
     def weights(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
         """The weight w of each value of a field, float32[n_values]: logits that it adds to a score.
@@ -242,12 +286,15 @@ class FMModel:
 
     def score(self, encoded: Encoded) -> NDArray[np.float32]:
         """Raw scores of encoded rows, float32[n_rows]."""
-        return self._score_rows(scoring_partition(encoded.rows, self.lookup), self.table)
+        return self._score_rows(scoring_partition(encoded.rows, self.lookup))
 
     def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        return self.score(self._good(batch))
+
+    def _good(self, batch: pa.RecordBatch) -> Encoded:
         encoded = self.encode(batch)
         check_good(encoded)
-        return self.score(encoded)
+        return encoded
 
     # ------------------------------------------------------------------------------------- term by term ----
 
@@ -256,6 +303,7 @@ class FMModel:
 
         row: a dict of column to value, a Series, or a table of one row.
         """
+        self.check_is_machine("explain")
         return explain(self, row)
 
     def candidates(self, items: Any) -> Candidates:
@@ -263,6 +311,7 @@ class FMModel:
 
         items: rows in any form that `predict` takes, with the columns that belong to a candidate.
         """
+        self.check_is_machine("rank")
         return Candidates.of(self, items)
 
     def rank(self, context: Any, candidates: Any, top: int = 10) -> Ranking:
@@ -281,6 +330,7 @@ class FMModel:
         contexts and items that share an index of the hash table are the exception. SettingsError where a cross has
         columns of both.
         """
+        self.check_is_machine("vectors")
         return vectors(self, contexts, items)
 
     # ------------------------------------------------------------------------------------------ on disk ----
@@ -335,6 +385,7 @@ class FMModel:
             "fields": self.vocabulary.fields,
             "rare": self.vocabulary.rare,
             **{block.name: np.ascontiguousarray(self.table.values(block)) for block in self.table.layout.blocks},
+            **({} if self.draws is None else self.draws.arrays()),
         }
 
     def _memory(self) -> dict[str, NDArray[Any]]:
@@ -346,6 +397,7 @@ class FMModel:
     def _format(self) -> int:
         """The oldest format that can say what the model is."""
         needs = {
+            9: self.draws is not None,
             8: self.calibration is not None,
             7: bool(self.table.layout.groups),
             6: bool(self.schema.integers),
@@ -364,6 +416,7 @@ class FMModel:
             **({"groups": list(self.table.layout.groups)} if self.table.layout.groups else {}),
             **({} if self.clip is None else {"clip": list(self.clip)}),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            **({} if self.draws is None else {"draws": self.draws.number}),
             "task": self.task,
             "hashing": {
                 "hash": HASH_NAME,
@@ -485,12 +538,14 @@ def _from_arrays(
     ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     n_features, n_fields = len(ids), len(schema.fields)
+    of_draws = Draws.shapes(int(manifest["draws"]), n_features) if "draws" in manifest else {}
     if n_factored > n_features or shapes != {
         "ids": ("uint32", (n_features,)),
         "counts": ("int64", (n_features,)),
         "fields": ("uint16", (n_features,)),
         "rare": ("int64", (n_fields,)),
         **{block.name: ("float32", block.value_shape(n_features, n_factored, n_fields)) for block in layout.blocks},
+        **{name: ("float32", shape) for name, shape in of_draws.items()},
     }:
         raise ValueError("its arrays do not fit each other")
     table = allocate(layout, n_features, n_factored, n_fields)
@@ -508,7 +563,8 @@ def _from_arrays(
     clip = None if low is None else (float(low), float(high))
     calibration = Calibration.from_dict(manifest["calibration"]) if "calibration" in manifest else None
     known = manifest["metadata"]
-    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, known, loss, clip, calibration)
+    draws = Draws(*(arrays[name] for name in of_draws)) if of_draws else None
+    return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, known, loss, clip, calibration, draws)
 
 
 def _golden_name(columns: list[str]) -> str:

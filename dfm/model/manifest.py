@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfm.data.derive import FUNCTIONS
 from dfm.data.schema import NUMBER_FORMS, WIDENED
 from dfm.data.transforms import TRANSFORMS
+from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import STATELESS
 from dfm.kernels.tables import Layout
@@ -28,7 +29,7 @@ from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
 MOST_GOLDEN_ROWS = 1 << 12
-MOST_HASH_BITS, MOST_FACTORS, MOST_FIELDS = 30, 256, 1 << 16
+MOST_HASH_BITS, MOST_FACTORS, MOST_FIELDS, MOST_DRAWS = 30, 256, 1 << 16, 1000
 _HEADER_BYTES = (1 << 20) + 8
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -49,7 +50,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     if manifest["task"] not in TASKS:
         raise ValueError(f"its task is {_short(manifest['task'])}")
     _integer(manifest["hashing"]["hash_bits"], "hash_bits", 1, MOST_HASH_BITS)
-    _integer(manifest["n_factors"], "n_factors", 0, MOST_FACTORS)
+    n_draws = _check_draws(manifest)
+    _integer(manifest["n_factors"], "n_factors", 0, MAX_ROW_FACTORS if n_draws else MOST_FACTORS)
     n_features = _integer(manifest["n_features"], "n_features", 0, 1 << MOST_HASH_BITS)
     n_factored = _integer(manifest["n_factored"], "n_factored", 0, n_features)
     _check_clip(manifest)
@@ -62,7 +64,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     n_fields = len(manifest["schema"]["fields"])
     layout = layout_of(manifest)
     sizes = n_features, n_factored, n_fields
-    n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks)
+    n_numbers = sum(math.prod(block.value_shape(*sizes)) for block in layout.blocks) + n_draws * (n_features + 2)
     most = 14 * n_features + 8 * n_fields + 4 * n_numbers + _HEADER_BYTES
     bits = (1 << manifest["hashing"]["hash_bits"] >> 3) + 8 * N_BINS * n_fields + _HEADER_BYTES
     for kind, limit in {"parameters": most, "golden": MOST_GOLDEN_BYTES, "seen": bits}.items():
@@ -88,6 +90,16 @@ def _check_file(entry: Mapping[str, Any], kind: str, limit: int) -> None:
     _integer(entry["bytes"], f"size of its {kind} in bytes", 0, limit)
     if not isinstance(entry["name"], str) or not _DIGEST.fullmatch(entry["sha256"]):
         raise ValueError(f"the entry of its {kind} is none")
+
+
+def _check_draws(manifest: Mapping[str, Any]) -> int:
+    """The number of draws, 0 where the model has none."""
+    if "draws" not in manifest:
+        return 0
+    number = _integer(manifest["draws"], "draws", 1, MOST_DRAWS)
+    if int(manifest["n_factors"]) % number or manifest.get("family", DEFAULT) != DEFAULT:
+        raise ValueError(f"its {number} draws do not share {_short(manifest['n_factors'])} factors")
+    return number
 
 
 def _check_clip(manifest: Mapping[str, Any]) -> None:

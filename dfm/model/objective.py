@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dfm.compilation import keep_on_disk
 from dfm.errors import ModelError, SettingsError
+from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
@@ -31,7 +32,6 @@ from dfm.kernels.losses import (
     link_of,
     resolve_loss,
 )
-from dfm.kernels.tables import MAX_ROW_FACTORS
 from dfm.model.calibration import Calibration
 from dfm.model.group_auc import GroupedTally
 from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows

@@ -77,6 +77,11 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     options = job.data.storage_options
     manifest = read_manifest(where, options)
+    if "draws" in manifest:
+        raise SettingsError(
+            f'training.warm_start = "{url}" is a model of draws (training.solver = "mcmc" or "als"), from which '
+            "nothing can go on; leave warm_start out and train from the beginning."
+        )
     _check_fit(job, schema, manifest, url)
     if (dict(loss) if loss else None) != manifest.get("loss"):
         raise SettingsError(

@@ -193,6 +193,14 @@ class Reporter:
             f"schedule {event['schedule']}, {_count(event['epochs'], 'epoch')} at most"
         )
 
+    def _show_solving(self, event: Event) -> None:
+        if "draws" in event:
+            how = f"the first {event['burn_in']} not kept, {_count(event['draws'], 'draw')} of the others"
+        else:
+            how = f"L2 {event['l2_linear']:.3g} on weights and {event['l2_factors']:.3g} on factors"
+        iterations = _count(event["iterations"], "iteration")
+        self._line(f"solver {event['solver']}: {iterations}, {how}; factors from {event['init_stdev']:.2g}")
+
     def _show_pilot(self, event: Event) -> None:
         losses = ", ".join(f"{name} {number_text(loss)}" for name, loss in event["losses"].items())
         self._line(

@@ -44,7 +44,7 @@ _GRACE = 1.0
 _LONGEST_MESSAGE = 4_000
 _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
-_KNOW_THE_END = ("plan", "settings")
+_KNOW_THE_END = ("plan", "settings", "solving")
 """Events that may say how many epochs there are at most."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 

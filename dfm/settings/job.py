@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from dfm.errors import SettingsError
-from dfm.kernels.losses import LOSSES
+from dfm.kernels.blocks import MAX_ROW_FACTORS
+from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES
 from dfm.settings.constraints import Constraint, Illegal, TableOf, did_you_mean, show
 from dfm.settings.tables import (
+    MCMC,
+    SGD,
     TABLES,
     ClusterSettings,
     DataSettings,
@@ -60,6 +64,8 @@ class Job:
         self._check_negative_rate()
         self._check_group()
         self._check_stop_on()
+        if self.training.is_exact:
+            self._check_exact()
         if self.model.calibration != "none" and not self._predicts_probabilities:
             raise SettingsError(
                 f"model.calibration = {show(self.model.calibration)} needs a model of probabilities: task "
@@ -70,6 +76,28 @@ class Job:
                 f"schema.label_positive = {show(self.schema.label_positive)} needs "
                 f'model.task = "classification": labels of "{self.model.task}" are numbers. '
                 "Leave label_positive out."
+            )
+
+    def _check_exact(self) -> None:
+        """SettingsError where the model, or its rows, are not for an exact solver."""
+        model, own = self.model, self.model.knobs()
+        for table, key, legal in (
+            ("model", "family", (DEFAULT_FAMILY,)),
+            ("model", "loss", ("auto", DEFAULT_LOSSES[model.task])),
+            *(("model", key, (own[key].default,)) for key in ("n_models", "choose", "calibration")),
+            *(("data", key, (1.0,)) for key in ("negative_rate", "sample_negatives")),
+        ):
+            value = getattr(getattr(self, table), key)
+            if value not in legal:
+                raise SettingsError(
+                    f"{table}.{key} = {show(value)} does not go with training.solver = {show(self.training.solver)}, "
+                    f"which takes {' or '.join(map(show, legal))}. Leave it out, or choose solver = {show(SGD)}."
+                )
+        if self.training.solver == MCMC and self.training.draws * model.n_factors > MAX_ROW_FACTORS:
+            raise SettingsError(
+                f"training.draws = {self.training.draws} of model.n_factors = {model.n_factors} make "
+                f"{self.training.draws * model.n_factors} numbers of a feature, and {MAX_ROW_FACTORS} is the most. "
+                "Lower one of them."
             )
 
     def _check_group(self) -> None:

@@ -31,7 +31,7 @@ _NAMES = {
     "training.learning_rate": "lr eta eta0 step_size learn_rate alpha",
     "training.n_epochs": "epochs epoch num_epochs n_iter iterations iter max_iter num_iter passes",
     "training.n_replicas": "replicas",
-    "training.optimizer": "optim opt solver algorithm",
+    "training.optimizer": "optim opt algorithm",
     "training.outer_momentum": "momentum",
     "training.patience": "early_stopping_rounds n_iter_no_change",
     "training.rows_per_round": "batch_size batch minibatch minibatch_size mini_batch_size batchsize",

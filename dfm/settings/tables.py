@@ -12,7 +12,7 @@ from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, describ
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, parameters
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
 from dfm.settings import pods
@@ -51,6 +51,19 @@ FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
 """Most epochs where the job does not say: a plateau is left as soon as it is reached."""
+SGD = STATELESS
+"""The solver that steps down gradients, by whichever optimizer; it is called as the plainest of them."""
+ALS, MCMC = "als", "mcmc"
+SOLVERS = (SGD, ALS, MCMC)
+ITERATIONS = {ALS: 50, MCMC: 100}
+"""Most iterations of an exact solver where the job does not say."""
+BURN_IN_SHARE = 0.2
+"""Share of the iterations whose draws are not kept, where the job does not say."""
+READ_BY_EXACT = {
+    ALS: ("n_replicas", "n_epochs", "l2_linear", "l2_factors", "early_stopping", "stop_on", "patience"),
+    MCMC: ("n_replicas", "n_epochs", "burn_in", "draws", "early_stopping"),
+}
+"""The knobs of training that an exact solver reads, beside the solver itself."""
 BACKENDS = ("auto", "numba", "cupy")
 FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
@@ -389,7 +402,24 @@ class TrainingSettings(Table):
     n_epochs: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, 1000, integer=True))),
-        f"most walks over the training rows; auto: {EPOCHS_TO_PLATEAU} with schedule plateau, else {EPOCHS_ELSE}",
+        f"most walks over the training rows; auto: {EPOCHS_TO_PLATEAU} with schedule plateau, else {EPOCHS_ELSE}"
+        + "".join(f", {number} of {name}" for name, number in ITERATIONS.items()),
+    )
+    solver: str = knob(
+        SGD,
+        Options(SOLVERS),
+        "sgd: steps down gradients; als: least squares, feature by feature; mcmc: Gibbs sampling, whose model predicts "
+        "the mean over draws and needs no rates and no penalties; als and mcmc are of family fm, by processors",
+        is_late=True,
+    )
+    burn_in: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(0, integer=True))),
+        f"of mcmc: first iterations whose draws are not kept; auto: {BURN_IN_SHARE:g} of n_epochs",
+        is_late=True,
+    )
+    draws: int = knob(
+        32, Number(1, 1000, integer=True), "of mcmc: draws that the model keeps, evenly spread", is_late=True
     )
     averages_per_epoch: int | str = knob(
         "auto",
@@ -428,12 +458,13 @@ class TrainingSettings(Table):
     l2_linear: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories",
+        "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories; of "
+        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: 5",
     )
     l2_factors: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better",
+        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: 10",
     )
     regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
     schedule: str = knob(
@@ -523,6 +554,44 @@ class TrainingSettings(Table):
             )
         self._check_schedule()
         self._check_optimizer()
+        self._check_solver()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether parameters are solved for, or drawn."""
+        return self.solver != SGD
+
+    @property
+    def n_iterations(self) -> int:
+        """Iterations of an exact solver."""
+        return ITERATIONS[self.solver] if self.n_epochs == "auto" else int(self.n_epochs)
+
+    @property
+    def n_burnt(self) -> int:
+        """Iterations whose draws are not kept."""
+        return int(BURN_IN_SHARE * self.n_iterations) if self.burn_in == "auto" else int(self.burn_in)
+
+    def _check_solver(self) -> None:
+        own = {key for keys in READ_BY_EXACT.values() for key in keys if key in ("burn_in", "draws")}
+        read = READ_BY_EXACT.get(self.solver, self.knobs().keys() - own)
+        for key, known in self.knobs().items():
+            value = getattr(self, key)
+            if (
+                key in (*read, "solver", "deterministic")
+                or value == known.default
+                or (key, value) == ("backend", "numba")
+            ):
+                continue
+            readers = [name for name in SOLVERS if key in READ_BY_EXACT.get(name, self.knobs().keys() - own)]
+            raise SettingsError(
+                f"training.{key} = {show(value)} needs training.solver = {' or '.join(map(show, readers))}; only that "
+                f"reads it, and the solver is {show(self.solver)}. Leave {key} out, or choose another solver."
+            )
+        if self.solver == MCMC and self.n_burnt >= self.n_iterations:
+            raise SettingsError(
+                f"training.burn_in = {self.burn_in} leaves no draw of {self.n_iterations} iterations "
+                "(training.n_epochs). Make burn_in smaller, or n_epochs larger."
+            )
 
     @property
     def may_plateau(self) -> bool:

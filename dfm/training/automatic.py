@@ -114,6 +114,8 @@ class Course:
     @classmethod
     def of(cls, training: TrainingSettings, validates: bool) -> Course:
         """validates: whether there are rows to validate on."""
+        if training.is_exact:
+            return cls("constant", training.n_iterations)
         schedule = training.schedule
         if schedule == "auto":
             schedule = "plateau" if validates and training.may_plateau else "final-decay"

@@ -37,7 +37,7 @@ _BLOCK = re.compile(rf"{_OF_MODEL}round-\d{{8}}-block-\d+-[0-9a-f]{{16}}\.safete
 _TEMPORARY = re.compile(rf"\.(?:{_MANIFEST.pattern}|{_BLOCK.pattern})\.[0-9a-f]{{32}}\.part")
 _BEGINNING = re.compile(rf"\.?{_OF_MODEL}round-")
 _MANIFEST_HEAD = b'{"sha256": "'
-_MOMENTUM = "momentum_"
+_MOMENTUM, _NOISE = "momentum_", "noise"
 
 
 class Conflict(Exception):
@@ -103,6 +103,7 @@ class SavedBlock:
     start: int
     table: ParameterTable
     momentum: ParameterTable | None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def encode_block(saved: SavedBlock) -> bytes:
     if saved.momentum is not None:
         arrays |= _arrays(_MOMENTUM, saved.momentum)
     arrays["start"] = np.array([saved.start], np.int64)
+    if saved.noise:
+        arrays[_NOISE] = np.array([saved.noise], np.float64)
     return array_bytes(arrays)
 
 
@@ -162,7 +165,8 @@ def decode_block(data: bytes, file: BlockFile, layout: Layout) -> SavedBlock:
         table = _table(arrays, "", layout)
         has_momentum = any(name.startswith(_MOMENTUM) for name in arrays)
         momentum = _table(arrays, _MOMENTUM, layout.stateless) if has_momentum else None
-        return SavedBlock(int(arrays["start"][0]), table, momentum)
+        noise = float(arrays[_NOISE][0]) if _NOISE in arrays else 0.0
+        return SavedBlock(int(arrays["start"][0]), table, momentum, noise)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"the checkpoint file {file.name} is damaged: {error}") from error
 

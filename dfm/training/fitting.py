@@ -17,6 +17,10 @@ from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer
 from dfm.kernels.tables import InitialValues, ParameterTable, initialise, put
 from dfm.model.objective import Objective
+from dfm.solvers.posterior import Draws
+from dfm.training.exact import ExactExecutor
+from dfm.training.exact_rounds import first_block
+from dfm.training.exact_work import ExactSchedule, ExactWork
 from dfm.training.executor import Event, Executor, Metrics, Parameters
 from dfm.training.loop import Goal, Manner, Renewer, TrainingLoop
 from dfm.training.pilot import Pilot
@@ -54,13 +58,14 @@ class Recipe:
 @dataclass(frozen=True, eq=False)
 class Fit:
     """The end of a fit, where the next one may go on: table with optimizer state, records of epochs, rounds done, and
-    what its pilot chose, "" where it had none.
+    what its pilot chose, "" where it had none; of an exact solver the draws, if it made any.
     """
 
     table: ParameterTable
     history: Sequence[Event] = field(default_factory=list)
     rounds_done: int = 0
     chosen: str = ""
+    draws: Draws | None = None
 
 
 class FitExecutor(Executor, Protocol):
@@ -82,6 +87,41 @@ class FitExecutor(Executor, Protocol):
     def fetch(self, parameters: Parameters) -> ParameterTable:
         """The table of some parameters, with optimizer state; the caller may keep it."""
 
+    def exact(self, vocabulary: Vocabulary) -> ExactExecutor:
+        """The executor of an exact solver on the same rows."""
+
+
+def solve(recipe: Recipe, executor: ExactExecutor, table: ParameterTable, tell: Tell) -> Fit:
+    """Fit by an exact solver, from these parameters on. DivergenceError as of `fit`."""
+    work = executor.start(recipe.work, table)
+    assert isinstance(work, ExactWork)
+    loop = TrainingLoop(
+        work=work,
+        objective=recipe.objective,
+        plan=RoundPlan(1, 1),
+        schedule=ExactSchedule("constant", recipe.seed),
+        goal=Goal(
+            n_epochs=recipe.n_epochs,
+            patience=None if work.solving.draws else recipe.patience,
+            tolerance=recipe.tolerance,
+            watches_training=True,
+            keeps_epochs=False,
+            takes_last=work.solving.draws,
+        ),
+        executor=executor,
+        manner=_manner(recipe),
+        n_rows=executor.n_rows,
+        tell=_of_epochs(tell),
+    )
+    loop.run()
+    found, draws = executor.fetch_draws(work, loop.result)
+    return Fit(found, loop.at.history, loop.at.rounds_done, draws=draws)
+
+
+def _of_epochs(tell: Tell) -> Tell:
+    """Who is told of this module's records alone."""
+    return lambda event: None if "event" in event else tell(event)
+
 
 def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     """Train up to recipe.n_epochs epochs more; the result holds the best parameters, or the last without held-out rows.
@@ -90,10 +130,6 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
     """
     before, work = len(start.history), executor.start(recipe.work, start.table)
     n_slices = recipe.n_slices or recipe.n_rounds
-
-    def tell_epochs(event: Event) -> None:
-        if "event" not in event:  # a record of this module's
-            tell(event)
 
     loop = TrainingLoop(
         work=work,
@@ -111,7 +147,7 @@ def fit(recipe: Recipe, executor: FitExecutor, start: Fit, tell: Tell) -> Fit:
         executor=executor,
         manner=_manner(recipe),
         n_rows=executor.n_rows,
-        tell=tell_epochs,
+        tell=_of_epochs(tell),
         renewer=executor.renewer,
         pilot=recipe.pilot,
         at=Progress(epoch=before + 1, rounds_done=start.rounds_done, history=list(start.history)),
@@ -145,6 +181,8 @@ def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     """Untrained parameters of the vocabulary's features."""
     n_fields = vocabulary.n_fields
     family_of(recipe.work.spec.family).check_fields(n_fields)
+    if isinstance(recipe.work, ExactWork):
+        return first_block(recipe.work, vocabulary, recipe.initial.init_stdev, recipe.seed).table
     return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 

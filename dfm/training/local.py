@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dfm.data.partition import SparsePartition
+from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.tables import ParameterTable
 from dfm.training import rounds
 from dfm.training.backends import backend_here
+from dfm.training.exact import ExactExecutor, Here
 from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, Push, ReplicaReport, Work
 
@@ -114,6 +116,11 @@ class LocalExecutor:
         other = LocalExecutor(self.replicas, self.held_out, self.n_threads)
         other.restore(parameters, self.bounds)
         return other
+
+    def exact(self, vocabulary: Vocabulary) -> ExactExecutor:
+        """The executor of an exact solver on the same rows."""
+        held_out = [self.held_out] if self.held_out else []
+        return ExactExecutor(Here(), self.replicas, held_out, vocabulary, self.n_rows)
 
     def fetch(self, parameters: Parameters) -> ParameterTable:
         """The table of these parameters."""

@@ -72,7 +72,8 @@ class Goal:
     `_leave_plateau`. rollbacks: how often to go back to the best parameters,
     with half the rates, instead. validates_averages: after each, not after each epoch. Without held-out rows
     watches_training takes the loss of the training rows for stopping. keeps_epochs: without held-out rows, keep the
-    parameters of each epoch as the best; otherwise they are the last when training ends.
+    parameters of each epoch as the best; otherwise they are the last when training ends. takes_last: the last ones are
+    the best, whatever validation says: they hold all that came before.
     """
 
     n_epochs: int
@@ -83,6 +84,7 @@ class Goal:
     validates_averages: bool = False
     watches_training: bool = False
     keeps_epochs: bool = True
+    takes_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ class TrainingLoop:
         watched = self.objective.cost(metrics)
         if watched is None and not metrics and self.goal.watches_training:
             watched = self.at.totals.mean_loss
-        is_best = watched is None or watched < self._least or self._least == float("inf")
+        is_best = self.goal.takes_last or watched is None or watched < self._least or self._least == float("inf")
         if is_best and (metrics or self.goal.keeps_epochs):
             self.best = Best(self.executor.parameters, self.at.blocks_at, self.at.epoch, metrics)
         has_improved = is_best and (watched is None or not watched >= self._least - self._tolerance)

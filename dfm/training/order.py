@@ -9,6 +9,7 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.objective import Objective, kernel_spec, with_fields
 from dfm.settings.job import Job
 from dfm.training.automatic import RowScale, settled, steepness_of
+from dfm.training.exact_work import exact_work
 from dfm.training.publish import check_output
 from dfm.training.rounds import Work
 from dfm.training.steps import work_of
@@ -30,9 +31,11 @@ class Order:
         """
         job.require_training()
         objective, spec = kernel_spec(job, loss, regularizer)
-        numbers = settled(job.training, RowScale(steepness=steepness_of(objective)))  # until the rows are known
         if job.training.stop_on != "auto":
             objective = replace(objective, stop_on=job.training.stop_on)
+        if job.training.is_exact:
+            return cls(job, objective, exact_work(job.training, job.model.task, spec))
+        numbers = settled(job.training, RowScale(steepness=steepness_of(objective)))  # until the rows are known
         return cls(job, objective, work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory))
 
     def of_fields(self, schema: ResolvedSchema) -> Order:

@@ -108,6 +108,8 @@ def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
 
     Left to dfm, a later epoch has one for every two replicas: what only one of them has seen, the first epoch spreads.
     """
+    if training.is_exact:
+        return 1, 1
     n_replicas = training.n_replicas
     rows_each = n_rows // n_replicas
     is_automatic = training.averages_per_epoch == "auto" and not training.rows_per_round

@@ -20,6 +20,7 @@ from dfm.model.calibration import Calibration
 from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
+from dfm.solvers.posterior import Draws, put_together
 from dfm.storage import files, ownership
 from dfm.training import rounds
 from dfm.training.label_units import in_own_unit, of_full_stream
@@ -31,6 +32,17 @@ class Published:
 
     parameters_sha256: str
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The meaning of parameters: loss and calibration make predictions of their scores. are_draws: whether each block
+    is a whole table, a draw from the posterior.
+    """
+
+    loss: LossInfo | None = None
+    calibration: Calibration | None = None
+    are_draws: bool = False
 
 
 def check_output(job: Job) -> None:
@@ -71,20 +83,23 @@ def publish_model(
     metadata: dict[str, Any],
     golden_unit: Unit,
     url: str,
-    meaning: tuple[LossInfo | None, Calibration | None] = (None, None),
+    meaning: Meaning,
 ) -> Published:
-    """Put the model together and save it with some golden rows. meaning: loss and calibration make predictions of its
-    scores.
-    """
-    loss, calibration = meaning
-    table = rounds.whole_table(blocks)
+    """Put the model together and save it with some golden rows."""
+    calibration = meaning.calibration
+    draws: Draws | None = None
+    if meaning.are_draws:
+        table, draws = put_together([block.table for block in blocks], [block.noise for block in blocks])
+        draws = draws.in_own_unit(reading.units.label)
+    else:
+        table = rounds.whole_table(blocks)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
     table = of_full_stream(table, reading.share_of_negatives)
     if calibration is not None:
         calibration = calibration.moved(math.log(reading.negative_rate))
     parts = reading.schema, reading.task, vocabulary, table, reading.statistics, metadata
-    model = FMModel(*parts, loss, reading.clip, calibration)
+    model = FMModel(*parts, meaning.loss, reading.clip, calibration, draws)
     if not all(np.isfinite(part).all() for part in (table.bias, table.linear, table.factors)):
         raise DivergenceError(
             "training diverged: some parameters are no longer finite; try a smaller training.learning_rate, or more L2"

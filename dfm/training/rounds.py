@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,12 +135,16 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round."""
+    """Rows [start, start + n) of the parameter table. Block 0 also carries the bias and the reports of its round.
+
+    noise: of a draw, the deviation of labels around its scores.
+    """
 
     start: int
     table: ParameterTable
     momentum: ParameterTable | None = None
     reports: tuple[ReplicaReport, ...] = ()
+    noise: float = 0.0
 
 
 def initial_block(vocabulary: Vocabulary, layout: Layout, bounds: tuple[int, int], initial: InitialValues) -> Block:
@@ -268,11 +272,19 @@ def evaluate_apart(work: Work, blocks: Sequence[Block], partitions: Sequence[Spa
 
 def _evaluated(work: Work, blocks: Sequence[Block], partitions: Sequence[SparsePartition], apart: bool) -> Tally:
     tables, averaging, scores_of = [block.table for block in blocks], work.averaging, work.scores
+    scored = (
+        (partition, scores_of(partition, averaging.pull(tables, partition.features, partition.n_factored)))
+        for partition in partitions
+    )
+    return judged(work, scored, apart)
+
+
+def judged(work: Work, scored: Iterable[tuple[SparsePartition, NDArray[np.float32]]], apart: bool = False) -> Tally:
+    """Metrics of rows and their scores, in the unit of the training. apart: of those that judge no epoch, or others."""
     objective = work.objective
     total = _by_group(objective.empty(), work, _NO_ROWS)
-    for partition in partitions:
-        table = averaging.pull(tables, partition.features, partition.n_factored)
-        scores, labels = work.unit.undone(scores_of(partition, table)), work.unit.undone(partition.labels)
+    for partition, found in scored:
+        scores, labels = work.unit.undone(found), work.unit.undone(partition.labels)
         if work.shift:
             scores = scores.astype(np.float64) + work.shift
         weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)

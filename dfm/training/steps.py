@@ -14,6 +14,8 @@ from dfm.settings.tables import TrainingSettings
 from dfm.training.rounds import Work
 
 _SEED_OF_A_RUN = 1_000_003
+_L2 = {"l2_linear": 5.0, "l2_factors": 10.0}
+"""Penalties of least squares beside the sum of squared errors of labels of deviation 1, where the job does not say."""
 _SEEDS = 1 << 62
 """Bound of the seeds of rounds: those of replicas and slices, which lie above, stay within 63 bits."""
 
@@ -35,6 +37,12 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
         device_bytes=0 if gpu_memory == "auto" else parse_bytes(gpu_memory),
         **shared,
     )
+
+
+def exact_step(training: TrainingSettings) -> Step:
+    """The numbers of an iteration of an exact solver: penalties of least squares."""
+    given = {"l2_linear": training.l2_linear, "l2_factors": training.l2_factors}
+    return Step(1.0, 1.0, **{key: _L2[key] if value == "auto" else float(value) for key, value in given.items()})
 
 
 def merge_rule(training: TrainingSettings) -> MergeRule:

@@ -96,26 +96,30 @@ def users_and_movies(train: Ratings, rows: Ratings, catalogue: Catalogue, power:
 
 def known_of_both(train: Ratings, rows: Ratings, catalogue: Catalogue) -> sp.csr_matrix:
     """Genres, year and age of the movie, how often it is rated; age, gender and occupation of the user; his time."""
-    movies, users = rows.movies, rows.users
     genres = catalogue.genres / np.sqrt(np.maximum(catalogue.genres.sum(axis=1, keepdims=True), 1.0))
+    half = 0.5  # a value of 1/2 in place of 1 is four times the penalty and a quarter of the step
+    kinds = _kinds_of_both(train, rows, catalogue).values()
+    return sp.hstack(
+        [sp.csr_matrix(genres[rows.movies]), *(one_hot(codes, size, half) for codes, size in kinds)]
+    ).tocsr()
+
+
+def _kinds_of_both(train: Ratings, rows: Ratings, catalogue: Catalogue) -> dict[str, tuple[NDArray[np.int64], int]]:
+    """Codes int64[n_rows] by name, and how many there are."""
+    movies, users = rows.movies, rows.users
     years = catalogue.years[movies]
     age = 1970 + rows.seconds / (365.25 * DAY) - years
     counts = np.bincount(train.movies, minlength=len(catalogue.titles)) + 1.0
-    mean_time = _means(train.seconds, train.users, len(catalogue.ages))
-    since = (rows.seconds - mean_time[users]) / DAY
-    half = 0.5  # a value of 1/2 in place of 1 is four times the penalty and a quarter of the step
-    return sp.hstack(
-        [
-            sp.csr_matrix(genres[movies]),
-            one_hot(np.clip((years - 1915) // 5, 0, 17), 18, half),
-            one_hot(np.digitize(age, [0.5, 1, 1.5, 2, 3, 5, 10, 20, 40]), 10, half),
-            one_hot(np.log2(counts[movies]).astype(int), 11, half),
-            one_hot(np.minimum(catalogue.ages[users] // 5, 13), 14, half),
-            one_hot(catalogue.genders[users], 2, half),
-            one_hot(catalogue.occupations[users], int(catalogue.occupations.max()) + 1, half),
-            one_hot(np.digitize(since, [-60, -20, -5, -1, 1, 5, 20, 60]), 9, half),
-        ]
-    ).tocsr()
+    since = (rows.seconds - _means(train.seconds, train.users, len(catalogue.ages))[users]) / DAY
+    return {
+        "year": (np.clip((years - 1915) // 5, 0, 17), 18),
+        "age of movie": (np.digitize(age, [0.5, 1, 1.5, 2, 3, 5, 10, 20, 40]), 10),
+        "how often": (np.log2(counts[movies]).astype(int), 11),
+        "age": (np.minimum(catalogue.ages[users] // 5, 13), 14),
+        "gender": (catalogue.genders[users], 2),
+        "occupation": (catalogue.occupations[users], int(catalogue.occupations.max()) + 1),
+        "since": (np.digitize(since, [-60, -20, -5, -1, 1, 5, 20, 60]), 9),
+    }
 
 
 def _means(
@@ -167,6 +171,28 @@ def design(name: str, train: Ratings, rows: Ratings, catalogue: Catalogue) -> sp
         parts.append(known_of_both(train, rows, catalogue))
         parts.append(sp.csr_matrix(MOOD_VALUE * moods(train, rows, catalogue, same_page=name == DESIGNS[2])))
     return sp.hstack(parts).tocsr()
+
+
+def table(train: Ratings, rows: Ratings, catalogue: Catalogue, side: bool) -> dict[str, list]:
+    """The same as columns of a table, each a field with a prior of its own: user and movie, and with `side` what is
+    known of both, but nothing of the same page.
+    """
+    movies, users = rows.movies, rows.users
+    columns: dict[str, list] = {"user": _text(users), "movie": _text(movies)}
+    if not side:
+        return columns
+    kinds = _kinds_of_both(train, rows, catalogue)
+    above = moods(train, rows, catalogue, same_page=False)
+    return {
+        **columns,
+        "genres": [_text(np.flatnonzero(catalogue.genres[movie])) for movie in movies],
+        **{name: _text(codes) for name, (codes, _) in kinds.items()},
+        **{f"mood {seconds:g}": above[:, i].tolist() for i, seconds in enumerate(MOOD_SECONDS)},
+    }
+
+
+def _text(codes: NDArray[np.int64]) -> list[str]:
+    return [str(code) for code in codes]
 
 
 def hold_out(ratings: Ratings, per_user: int, seed: int) -> tuple[Ratings, Ratings]:

@@ -35,7 +35,10 @@ EXPECTED_FAILURES = {
 
 
 @parametrize_with_checks(
-    [FMClassifier(), FMRegressor(), LinearClassifier(), LinearRegressor()],
+    [
+        *(FMClassifier(), FMRegressor(), LinearClassifier(), LinearRegressor()),
+        *(FMClassifier(solver="mcmc", n_factors=2, n_epochs=8), FMRegressor(solver="als", n_factors=2, n_epochs=8)),
+    ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
 )
 def test_scikit_learn_finds_nothing_else_to_complain_of(estimator: Any, check: Any):

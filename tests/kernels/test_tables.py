@@ -45,7 +45,10 @@ def test_layouts_say_how_wide_records_are() -> None:
     with pytest.raises(ValueError, match="lion"):
         Layout("lion", 4)
     with pytest.raises(ValueError, match=r"257.*0 … 256"):
-        Layout("sgd", 257)
+        Layout("adagrad", 257)
+    assert Layout("sgd", 257).n_factors == 257, "a finished model may be the mean of many"
+    with pytest.raises(ValueError, match=r"4097.*0 … 4096"):
+        Layout("sgd", 4097)
 
 
 def test_tables_start_on_a_cache_line_whatever_their_size() -> None:

@@ -1,0 +1,122 @@
+"""Exact solvers on a cluster: visits are tasks of Dask, and what rows keep between them stays on their workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Future
+
+from dfm.distributed.checkpointing import Checkpointer
+from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.prepare import Prepared, home_of
+from dfm.distributed.run import Event, Run
+from dfm.settings.tables import MCMC
+from dfm.training.backends import NUMBA
+from dfm.training.exact import ExactExecutor
+from dfm.training.exact_rounds import first_block
+from dfm.training.exact_work import ExactSchedule, ExactWork, goal_of, initial_stdev
+from dfm.training.loop import Manner, TrainingLoop
+from dfm.training.progress import check_finite, epoch_event
+from dfm.training.rounds import Block
+
+_MOST_KEPT = 16 << 20
+"""Bytes of parameters that this process hands on to the next iteration itself: nothing then depends on the last one."""
+
+
+@dataclass
+class Workers:
+    """The workers of a cluster, as a place for an exact solver's tasks."""
+
+    watch: Watch
+    _addresses: list[str] = field(default_factory=list)
+    _groups: dict[int, list[range]] = field(default_factory=dict)
+
+    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Future:
+        """A future of the result."""
+        if not self._addresses:
+            self.begin()
+        return self.watch.submit(function, *args, near=home_of(*near, self._addresses))
+
+    def result(self, handle: Future) -> Any:
+        """The result of a task, a small one."""
+        return self.watch.result(handle)
+
+    def begin(self) -> None:
+        """See which workers there are."""
+        self._addresses = self.watch.addresses()
+        self._groups.clear()
+
+    @property
+    def who(self) -> Sequence[str]:
+        """Their addresses."""
+        return list(self._addresses)
+
+    def groups(self, n_replicas: int) -> list[range]:
+        """As many groups as tasks run at a time, or a few more."""
+        if n_replicas not in self._groups:
+            self._groups[n_replicas] = NUMBA.groups(n_replicas, self.watch.workplaces())
+        return self._groups[n_replicas]
+
+    def settle(self, handle: Future) -> Future:
+        """A future of the same block that depends on no task before it, unless it is large."""
+        if self.watch.result(self.watch.submit(_n_bytes, handle)) > _MOST_KEPT:
+            return handle
+        return self.watch.keep(self.watch.result(handle))
+
+    def keep(self, value: Any) -> Future:
+        """A future of a value of this process, which survives the loss of workers."""
+        return self.watch.keep(value)
+
+
+def _n_bytes(block: Block | None) -> int:
+    return 0 if block is None else block.table.nbytes
+
+
+def exact_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
+    """The loop of an exact solver, whose executor has no parameters yet."""
+    objective, unit = run.order.objective, prepared.reading.units.label
+    executor = ExactExecutor(
+        Workers(run.watch), prepared.replicas, prepared.validation, prepared.vocabulary, prepared.account.accepted
+    )
+    executor.restore([None], [0, prepared.summary.n_features])
+    return TrainingLoop(
+        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, by_group=bool(run.job.schema.group)),
+        objective=objective,
+        plan=run.inputs.plan,
+        schedule=ExactSchedule("constant", run.job.model.seed),
+        goal=goal_of(run.job.training),
+        executor=executor,
+        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
+        n_rows=prepared.account.accepted,
+        tell=run.tell,
+        checkpointer=checkpointer,
+        renewer=checkpointer,
+        checkpoint_every=run.job.output.checkpoint_every,
+    )
+
+
+def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> TrainingLoop:
+    """The loop with the parameters before its first iteration."""
+    assert isinstance(loop.work, ExactWork)
+    model, bounds = run.job.model, loop.executor.bounds
+    block = run.watch.submit(first_block, loop.work, prepared.vocabulary, initial_stdev(model), model.seed)
+    loop.executor.restore([block], bounds)
+    return loop
+
+
+def solving_numbers(run: Run) -> dict[str, Any]:
+    """The numbers that an exact solver was given, for the manifest. JSON-ready."""
+    training, work = run.job.training, run.order.work
+    found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": initial_stdev(run.job.model)}
+    if training.solver == MCMC:
+        return {**found, "burn_in": training.n_burnt, "draws": training.draws}
+    return {**found, "l2_linear": work.step.l2_linear, "l2_factors": work.step.l2_factors}
+
+
+def solving_event(run: Run) -> Event:
+    """The event of what an exact solver begins with."""
+    return {"event": "solving", **solving_numbers(run), "epochs": run.job.training.n_iterations}

@@ -1,0 +1,313 @@
+"""Exact solvers as an executor of the training loop: an iteration is an epoch of one round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from dfm.data.partition import SparsePartition
+from dfm.data.vocabulary import Vocabulary
+from dfm.errors import ClusterError
+from dfm.kernels.tables import ParameterTable
+from dfm.model.metrics import Tally
+from dfm.solvers.posterior import Draws, put_together
+from dfm.training.exact_rounds import (
+    add_predictions,
+    begin_rows,
+    draw_origin,
+    end_rows,
+    find_visits,
+    first_block,
+    join_values,
+    judge,
+    lay_out,
+    meet,
+    sizes_of_visits,
+    solve_visit,
+    walk_visit,
+)
+from dfm.training.exact_work import ExactWork, has_draws
+from dfm.training.executor import Metrics, Parameters
+from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
+
+_LEAST_OWNED = 4096
+"""Features of a visit, 6 ms of drawing at k = 8, that are worth a task."""
+_ATTEMPTS = 10
+"""Beginnings of one iteration before the cluster counts as lost."""
+
+
+class Place(Protocol):
+    """The place where tasks run: this process, or the workers of a cluster."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
+        """A handle of the result; arguments may be handles, or lists of them. near: this item of so many."""
+
+    def result(self, handle: Any) -> Any:
+        """The result of a task, a small one."""
+
+    def begin(self) -> None:
+        """See who is there."""
+
+    @property
+    def who(self) -> Sequence[str]:
+        """Who was there."""
+
+    def groups(self, n_replicas: int) -> list[range]:
+        """Replicas that one task walks, each group a subtree of the tree of sums."""
+
+    def settle(self, handle: Any) -> Any:
+        """The parameters of a handle, from now on without a history where that is cheap."""
+
+    def keep(self, value: Any) -> Any:
+        """A handle of a value of this process."""
+
+
+@dataclass
+class Here:
+    """This process."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
+        """The result."""
+        return function(*args)
+
+    def result(self, handle: Any) -> Any:
+        """The result."""
+        return handle
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    @property
+    def who(self) -> Sequence[str]:
+        """Nobody else."""
+        return ()
+
+    def groups(self, n_replicas: int) -> list[range]:
+        """All at once."""
+        return [range(n_replicas)]
+
+    def settle(self, handle: Any) -> Any:
+        """The parameters."""
+        return handle
+
+    def keep(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+
+@dataclass
+class _Iteration:
+    """An iteration under way: its work, and handles of its parameters and of the replicas' reports."""
+
+    work: ExactWork
+    block: Any
+    reports: list[Any]
+
+
+@dataclass
+class ExactExecutor:
+    """Solves in the place that holds the rows.
+
+    rows: handles of the partitions of each replica, one a replica; held_out: of lists of partitions; vocabulary: a
+    handle. Its parameters are the block after the last iteration, then the draws that were kept.
+    """
+
+    place: Place
+    rows: Sequence[Any]
+    held_out: Sequence[Any]
+    vocabulary: Any
+    n_rows: int = 0
+    renewer: None = None
+    _block: Any = None
+    _draws: list[Any] = field(default_factory=list)
+    _before: tuple[ExactWork, Any] | None = None
+    """The last iteration, and the parameters that it began with: should its result be lost, it is made again."""
+    _visits: Any = None
+    _sizes: Sequence[int] = ()
+    _replicas: list[Any] = field(default_factory=list)
+    _laid_out_for: tuple[list[range], Sequence[str]] | None = None
+    """Groups and workers of whom each has its replicas."""
+    _bounds: list[int] = field(default_factory=list)
+    _under_way: _Iteration | None = None
+    _predicted: list[Any] = field(default_factory=list)
+    _n_predicted: int = 0
+
+    def begin_epoch(self, work: Work) -> int:
+        """See who is there; groups of replicas that one of them walks at a time."""
+        self.place.begin()
+        return 1
+
+    def submit(self, work: Work, slices: range) -> None:
+        """Begin an iteration."""
+        assert isinstance(work, ExactWork)
+        if self._visits is None:
+            self._prepare(work)
+        self._under_way = self._iteration(work, self._block)
+
+    def _prepare(self, work: ExactWork) -> None:
+        submit, total = self.place.submit, len(self.rows)
+        meetings = [submit(meet, rows, near=(number, total)) for number, rows in enumerate(self.rows)]
+        self._visits = submit(find_visits, work, self.vocabulary, meetings)
+        self._sizes = self.place.result(submit(sizes_of_visits, self._visits))
+
+    def _walked(self, work: ExactWork) -> list[tuple[list[Any], tuple[int, int]]]:
+        """The replicas of each group, laid out where it walks them: there alone are their states."""
+        submit, total, groups = self.place.submit, len(self.rows), self.place.groups(len(self.rows))
+        if (groups, self.place.who) != self._laid_out_for:
+            self._laid_out_for = groups, self.place.who
+            self._replicas = [
+                submit(lay_out, work, number, self.rows[number], self._visits, near=(group.start, total))
+                for group in groups
+                for number in group
+            ]
+        return [(self._replicas[group.start : group.stop], (group.start, total)) for group in groups]
+
+    def _iteration(self, work: ExactWork, block: Any) -> _Iteration:
+        submit, total, walked = self.place.submit, len(self.rows), self._walked(work)
+        begun = [submit(begin_rows, work, block, group, near=home) for group, home in walked]
+        origin = submit(draw_origin, work, block, begun)
+        steps = [(visit, part) for visit in range(len(self._sizes)) for part in work.steps]
+        updates, last = [], [origin]
+        for step, following in enumerate(steps):
+            sums = [submit(walk_visit, work, step, last, following, group, near=home) for group, home in walked]
+            n_owners = min(len(walked), max(1, self._sizes[following[0]] // _LEAST_OWNED))
+            last = [
+                submit(solve_visit, work, self._visits, block, origin, following, (owner, n_owners), sums, near=home)
+                for owner, (_, home) in enumerate(walked[:n_owners])
+            ]
+            updates.append(last)
+        home = (work.iteration % total, total)
+        after = submit(join_values, work, self._visits, block, origin, updates, near=home)
+        reports = [submit(end_rows, work, len(steps), after, group, near=home) for group, home in walked]
+        return _Iteration(work, after, reports)
+
+    def start(self, work: Work, table: ParameterTable) -> Work:
+        """Begin with these parameters, of this process."""
+        self.restore([self.place.keep(Block(0, table))], [0, table.n_features])
+        return work
+
+    def fetch(self, parameters: Parameters) -> ParameterTable:
+        """The table of the block among these parameters, brought here."""
+        block: Block = self.place.result(parameters[0])
+        return block.table
+
+    def fetch_draws(self, work: Work, parameters: Parameters) -> tuple[ParameterTable, Draws | None]:
+        """The table of the model that these parameters make, and its draws, if it has any, brought here."""
+        if not has_draws(work):
+            return self.fetch(parameters), None
+        blocks: list[Block] = [self.place.result(each) for each in draws_of(parameters)]
+        return put_together([block.table for block in blocks], [block.noise for block in blocks])
+
+    @property
+    def under_way(self) -> int:
+        """Iterations that were begun and not waited for."""
+        return int(self._under_way is not None)
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        """Wait for the iteration under way; what its replicas saw."""
+        assert self._under_way is not None
+        iteration, self._under_way = self._under_way, None
+        for _ in range(_ATTEMPTS):
+            reports = [self.place.result(each) for each in iteration.reports]
+            if all(each is not None for each in reports):
+                break
+            iteration = self._again(iteration.work)
+        else:
+            raise ClusterError(
+                f"iteration {iteration.work.iteration} was begun {_ATTEMPTS} times, and each time workers lost what "
+                "they had of it: see that they stay up, and have memory for their rows, and run the same command "
+                "again, which goes on from the last checkpoint"
+            )
+        self._before = iteration.work, self._block
+        self._block = self.place.settle(iteration.block)
+        if iteration.work.solving.keeps(iteration.work.iteration):
+            self._draws.append(self._block)
+        return [report for each in reports for report in each]
+
+    def _again(self, work: ExactWork) -> _Iteration:
+        """The iteration from its beginning; the one before it, too, where its parameters were lost."""
+        self.place.begin()
+        if self.place.result(self.place.submit(_is_lost, self._block)) and self._before is not None:
+            before, block = self._before
+            again = self._iteration(before, block)
+            if self._draws and self._draws[-1] is self._block:
+                self._draws[-1] = again.block
+            self._block = again.block
+        return self._iteration(work, self._block)
+
+    def evaluate(self, work: Work) -> Metrics:
+        """Metrics on the held-out rows, of the mean over the draws that were kept; before there are any, of the last
+        parameters. Empty where there are no such rows.
+        """
+        assert isinstance(work, ExactWork)
+        if not self.held_out:
+            return {}
+        submit, total = self.place.submit, len(self.held_out)
+        for draw in self._draws[self._n_predicted :]:
+            before = self._predicted or [None] * total
+            self._predicted = [
+                submit(add_predictions, work, draw, rows, known, near=(number, total))
+                for number, (rows, known) in enumerate(zip(self.held_out, before, strict=True))
+            ]
+            self._n_predicted += 1
+        known = self._predicted or [
+            submit(add_predictions, work, self._block, rows, None, near=(number, total))
+            for number, rows in enumerate(self.held_out)
+        ]
+        tallies = [
+            submit(judge, work, max(self._n_predicted, 1), rows, sums, near=(number, total))
+            for number, (rows, sums) in enumerate(zip(self.held_out, known, strict=True))
+        ]
+        tally: Tally = self.place.result(submit(merge_tallies, tallies))
+        return tally.metrics()
+
+    @property
+    def parameters(self) -> Parameters:
+        """The block after the last finished iteration, then the draws that were kept."""
+        return [self._block, *self._draws]
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """Bounds of the only block."""
+        return self._bounds
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        """Go on from this block, with the draws that follow it."""
+        self._block, *self._draws = parameters
+        self._bounds, self._before = list(bounds), None
+        self._predicted, self._n_predicted = [], 0
+
+    def fork(self, parameters: Parameters) -> ExactExecutor:
+        """Another executor on the same rows, which begins with these parameters."""
+        other = ExactExecutor(self.place, self.rows, self.held_out, self.vocabulary, self.n_rows)
+        other.restore(parameters, self.bounds)
+        return other
+
+
+def _is_lost(block: Block | None) -> bool:
+    return block is None
+
+
+def draws_of(parameters: Parameters) -> Sequence[Any]:
+    """The draws that a model is made of: those that were kept or, of a run that ended before any was, the last."""
+    return parameters[1:] or parameters[:1]
+
+
+def warm_up(work: ExactWork) -> float:
+    """Compile in this process what an iteration needs; returns the seconds that it took."""
+    started = time.perf_counter()
+    ids, ones, nothing = np.arange(2, dtype=np.uint32), np.ones(1, np.float32), np.zeros(0, np.float32)
+    fields = np.arange(2, dtype=np.uint16)
+    n_factored = 1 if work.layout.n_factors else 0
+    partition = SparsePartition(np.array([0, 2]), ids, nothing, ones, nothing, ids, n_factored, 1, fields)
+    vocabulary = Vocabulary(ids, np.ones(2, np.int64), fields, np.full(2, -1, np.int64), n_factored, 10)
+    executor = ExactExecutor(Here(), [[partition]], [[partition]], vocabulary)
+    executor.restore([first_block(work, vocabulary, 1.0, 0)], [0, 2])
+    executor.submit(work, range(1))
+    executor.finish()
+    executor.evaluate(work)
+    return time.perf_counter() - started

@@ -1,0 +1,117 @@
+"""The work of exact solvers: what their tasks must know, and when they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dfm.data.units import LabelUnit
+from dfm.kernels.contract import KernelSpec, Step
+from dfm.kernels.optimizers import STATELESS
+from dfm.settings.tables import ALS, MCMC, ModelSettings, TrainingSettings
+from dfm.solvers.chance import key_of
+from dfm.solvers.sums import Part, parts_of
+from dfm.training.backends import NUMBA
+from dfm.training.loop import Goal
+from dfm.training.rounds import Work
+from dfm.training.steps import StepSchedule, exact_step, merge_rule
+
+INIT_STDEV = 0.1
+"""Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
+there."""
+PRECISION, BIAS, LINEAR_PRIOR, FACTOR_PRIOR, LATENT, VALUES = range(6)
+"""Kinds of draws in an iteration; numbers below its key."""
+
+
+@dataclass(frozen=True)
+class Solving:
+    """The manner of solving. burn_in: iterations whose draws are not kept; n_draws: kept of the others, evenly."""
+
+    solver: str
+    n_iterations: int
+    burn_in: int = 0
+    n_draws: int = 1
+
+    @property
+    def draws(self) -> bool:
+        """Whether values are drawn, and not solved for."""
+        return self.solver == MCMC
+
+    def keeps(self, iteration: int) -> bool:
+        """Whether the draw of an iteration (from 1) is kept."""
+        at, last = iteration - self.burn_in, self.n_iterations - self.burn_in
+        if not self.draws or at < 1:
+            return False
+        kept = min(self.n_draws, last)
+        return at * kept // last > (at - 1) * kept // last
+
+
+@dataclass(frozen=True)
+class ExactWork(Work):
+    """The work of an exact solver's tasks. Of `step`, the seed of the iteration and the penalties are read."""
+
+    solving: Solving = field(default_factory=lambda: Solving(ALS, 1))
+    iteration: int = 0
+
+    @property
+    def is_probit(self) -> bool:
+        """Whether labels are the signs of latent numbers."""
+        return self.task == "classification"
+
+    def key(self, *path: int) -> np.uint64:
+        """The key of something that is drawn in this iteration."""
+        key = np.uint64(self.step.seed)
+        with np.errstate(over="ignore"):
+            for number in path:
+                key = np.uint64(key_of(key, np.uint64(number)))
+        return key
+
+    @property
+    def steps(self) -> list[Part]:
+        """Parts of the unknowns of each visit."""
+        return parts_of(self.layout.n_factors)
+
+
+@dataclass(frozen=True)
+class ExactSchedule(StepSchedule):
+    """Seed and number of each iteration. Iterations have no step size."""
+
+    def work(self, work: Work, rounds_done: int, standing: tuple[float, int], rollbacks: int = 0) -> Work:
+        """The work of the iteration that comes after so many others."""
+        with np.errstate(over="ignore"):
+            seed = int(key_of(np.uint64(self.seed), np.uint64(rounds_done))) >> 1
+        step: Step = dataclasses.replace(work.step, seed=seed)
+        return dataclasses.replace(work, step=step, iteration=rounds_done + 1)  # type: ignore[call-arg] # an ExactWork
+
+
+def initial_stdev(model: ModelSettings) -> float:
+    """Standard deviation of the initial factors."""
+    return INIT_STDEV if model.init_stdev == "auto" else float(model.init_stdev)
+
+
+def has_draws(work: Work) -> bool:
+    """Whether its model is made of draws: of several, or of one whose score is the logit of a probability."""
+    return isinstance(work, ExactWork) and (work.solving.draws or work.is_probit)
+
+
+def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: LabelUnit | None = None) -> ExactWork:
+    """The work of an exact solver, by the settings of a training whose solver is one."""
+    return ExactWork(
+        spec=dataclasses.replace(spec, optimizer=STATELESS),
+        rule=merge_rule(training),
+        step=exact_step(training),
+        n_replicas=training.n_replicas,
+        backend=NUMBA.name,
+        task=task,
+        unit=unit or LabelUnit(),
+        solving=Solving(training.solver, training.n_iterations, training.n_burnt, training.draws),
+    )
+
+
+def goal_of(training: TrainingSettings) -> Goal:
+    """When an exact solver is done: least squares may stop early; of draws the mean over all is taken."""
+    stops = training.solver == ALS and training.early_stopping
+    patience = training.patience if stops else None
+    return Goal(n_epochs=training.n_iterations, patience=patience, takes_last=training.solver == MCMC)

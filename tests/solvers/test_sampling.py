@@ -1,0 +1,239 @@
+"""The sampler as a whole: it agrees with Gibbs sampling number by number, and with itself (Geweke 2004)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from dfm.training import exact, exact_rounds
+from dfm.training.exact import ExactExecutor, Here
+from tests.reference import Machine, Rows, Sampler, least_squares
+from tests.support.exact_cases import (
+    SCHEDULE,
+    dense_of,
+    executor_of,
+    iterate,
+    partition_of,
+    rows_between,
+    vocabulary_of,
+    work_of,
+)
+
+SIZES, FIELDS = (3, 3), [0, 0, 0, 1, 1, 1]
+PAIRS = np.concatenate([np.repeat(np.eye(3), 3, axis=0), np.tile(np.eye(3), (3, 1))], axis=1)
+"""All pairs of values of the two fields."""
+
+
+def planted(task: str, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Dense rows, and labels of a planted machine."""
+    rng, X = np.random.default_rng(0), dense_of(SIZES, n_rows, seed=1)
+    w, V = rng.normal(size=6), rng.normal(size=(6, 2))
+    scores = 0.3 + X @ w + 0.5 * ((X @ V) ** 2 - X**2 @ V**2).sum(axis=1)
+    noisy = scores + (3.0 if task == "classification" else 0.5) * rng.normal(size=n_rows)
+    return X, (noisy > 0).astype(float) if task == "classification" else noisy
+
+
+def scores_of(block: Any, X: np.ndarray) -> np.ndarray:
+    """Scores of dense rows."""
+    table = block.table
+    w, V = table.linear_weights.astype(float), table.factor_weights.astype(float)
+    return float(table.bias_value) + X @ w + 0.5 * ((X @ V) ** 2 - X**2 @ V**2).sum(axis=1)
+
+
+LENGTHS = [1000, pytest.param(10_000, marks=pytest.mark.slow)]
+"""Iterations: enough to see a wrong formula, and enough to see a slight one."""
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_draws_agree_with_gibbs_sampling_number_by_number(task: str, length: int):
+    """In mean and deviation of w0 + w + <V, V> of every pair of values, which are what the rows can tell."""
+    X, y = planted(task, 60 if task == "regression" else 150)  # of few, some pairs have one label, and scores no bound
+    work = work_of(task, 2, solver="mcmc", n_replicas=1, n_epochs=1000)
+    executor = executor_of(work, [partition_of(X, y, FIELDS)], vocabulary_of(FIELDS))
+    ours = np.array([scores_of(iterate(executor, work, number), PAIRS) for number in range(length)])[200:]
+    sampler = Sampler(X, y, FIELDS, 2, task == "classification", np.random.default_rng(2))
+    theirs = []
+    for _ in range(length):
+        sampler.iterate()
+        theirs.append(sampler.scores(PAIRS))
+    naive = np.array(theirs)[200:]
+    spread = naive.std(axis=0)
+    error = (1000 / length) ** 0.5
+    assert np.abs(ours.mean(axis=0) - naive.mean(axis=0)).max() < 0.3 * error * spread.max()
+    np.testing.assert_allclose(ours.std(axis=0), spread, rtol=0.3 * error)
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_sampler_passes_the_joint_distribution_test_of_geweke(
+    task: str, length: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Parameters that are drawn in turn with labels are distributed as they are before any row is seen: N(0, 1)."""
+    fixed = lambda values, _key: np.stack([np.ones(values.shape[1]), np.zeros(values.shape[1])], axis=1)  # noqa: E731
+    monkeypatch.setattr(exact_rounds, "draw_prior", fixed)
+    monkeypatch.setattr(exact_rounds, "draw_precision", lambda *_: 1.0)
+    rng, X = np.random.default_rng(3), dense_of(SIZES, 8, seed=4)
+    work = work_of(task, 1, solver="mcmc", n_replicas=1, n_epochs=1000)
+    partition = partition_of(X, np.zeros(8), FIELDS)
+    executor = executor_of(work, [partition], vocabulary_of(FIELDS))
+    kept = []
+    for number in range(2 * length):
+        block = executor.parameters[0]
+        noisy = scores_of(block, X) + rng.normal(size=8)
+        partition.labels[:] = noisy if task == "regression" else noisy > 0
+        table = iterate(executor, work, number).table
+        kept.append([float(table.bias_value), *table.linear_weights, *table.factor_weights[:, 0]])
+    values = np.array(kept)[100:]
+    for moments, expected in ((values, 0.0), (values**2, 1.0), (np.abs(values), (2 / np.pi) ** 0.5)):
+        batches = np.stack([batch.mean(axis=0) for batch in np.array_split(moments, 20)])
+        errors = batches.std(axis=0, ddof=1) / 20**0.5
+        assert np.abs((moments.mean(axis=0) - expected) / errors).max() < 4.5
+
+
+def test_probabilities_of_the_probit_are_calibrated():
+    X, y = planted("classification", 1500)
+    work = work_of("classification", 2, solver="mcmc", n_replicas=1, n_epochs=120, burn_in=40, draws=80)
+    executor = executor_of(work, [partition_of(X, y, FIELDS)], vocabulary_of(FIELDS), [partition_of(X, y, FIELDS)])
+    for number in range(120):
+        iterate(executor, work, number)
+    metrics = executor.evaluate(SCHEDULE.work(work, 119, (0.0, 0)))
+    assert metrics["calibration"] == pytest.approx(1.0, abs=0.02)
+    found = np.mean([scipy.stats.norm.cdf(scores_of(draw, PAIRS)) for draw in executor.parameters[1:]], axis=0)
+    rates = np.array([y[(X @ pair == 2)].mean() for pair in PAIRS])
+    counts = np.array([np.count_nonzero(X @ pair == 2) for pair in PAIRS])
+    assert np.abs(found - rates).max() < 4 * (0.25 / counts.min()) ** 0.5
+    assert len(executor.parameters) == 81
+
+
+# --------------------------------------------------------------------------------------- least squares ----
+
+
+def reference_rows(partition: Any) -> Rows:
+    return Rows(
+        partition.indptr, partition.indices, partition.values, partition.labels, partition.weights, partition.n_implicit
+    )
+
+
+@pytest.mark.parametrize("kind", ["fields", "weighted lists", "more factors than are solved at a time"])
+def test_least_squares_are_those_of_the_definition(kind: str):
+    rng, n_rows = np.random.default_rng(5), 50
+    dense, fields, n_factors, weights = dense_of([4, 3], n_rows, seed=6), [0] * 4 + [1] * 3, 2, None
+    if kind == "weighted lists":
+        lists = (rng.random((n_rows, 4)) < 0.4) * rng.choice([1.0, 0.5], (n_rows, 1))
+        dense, fields = np.concatenate([dense, lists], axis=1), [*fields, 2, 2, 2, 2]
+        weights = rng.integers(0, 3, n_rows)
+    partition = partition_of(dense, rng.normal(size=n_rows), fields, len(fields) - 1, weights)
+    vocabulary = vocabulary_of(fields, len(fields) - 1)
+    if kind.startswith("more"):
+        n_factors = 18
+    work = work_of("regression", n_factors, solver="als", n_replicas=1, l2_linear=0.5, l2_factors=2.0)
+    executor = executor_of(work, [partition], vocabulary)
+    start = executor.parameters[0].table
+    machine = Machine(0.0, start.linear_weights.astype(float), start.factor_weights.astype(float))
+    before = np.square(errors_of(machine, partition)).sum()
+    for number in range(2):
+        iterate(executor, work, number)
+    order = [int(j) for visit in executor._visits.visits for j in visit.features]
+    if kind.startswith("more"):  # parts of a vector are solved after each other, so that only the sum falls for sure
+        table = executor.parameters[0].table
+        machine = Machine(
+            float(table.bias_value), table.linear_weights.astype(float), table.factor_weights.astype(float)
+        )
+        assert np.square(errors_of(machine, partition)).sum() < 0.7 * before
+        return
+    for _ in range(2):
+        least_squares(machine, reference_rows(partition), order, 0.5, 2.0)
+    found = executor.parameters[0].table
+    np.testing.assert_allclose(found.bias_value, machine.bias, atol=2e-4)
+    np.testing.assert_allclose(found.linear_weights, machine.linear, atol=2e-4)
+    np.testing.assert_allclose(found.factor_weights, machine.factors, atol=2e-4)
+
+
+def errors_of(machine: Machine, partition: Any) -> np.ndarray:
+    rows = reference_rows(partition)
+    return np.array([machine.score(rows.entries(row)) - rows.labels[row] for row in range(partition.n_rows)])
+
+
+# ------------------------------------------------------------------------------------------ same bytes ----
+
+
+def split(task: str = "regression") -> tuple[Any, list[Any], Any]:
+    X, y = planted(task, 90)
+    whole = partition_of(X, y, FIELDS)
+    parts = [rows_between(whole, start, start + 30) for start in (0, 30, 60)]
+    return work_of(task, 2, solver="mcmc", n_replicas=3, n_epochs=6, burn_in=1, draws=4), parts, vocabulary_of(FIELDS)
+
+
+def bytes_of(executor: ExactExecutor) -> list[bytes]:
+    return [block.table[name].tobytes() for block in executor.parameters for name in ("bias", "linear", "factors")]
+
+
+class Forgetful(Here):
+    """A place where the states of rows are lost before the task of that number, once."""
+
+    def __init__(self, lost_at: int) -> None:
+        self.left = lost_at
+
+    def submit(self, function: Any, *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
+        """The result, without what was lost."""
+        if function is exact_rounds.walk_visit:
+            self.left -= 1
+            if self.left == 0:
+                for replica in args[-1]:
+                    replica.state = None
+        return super().submit(function, *args, near=near)
+
+    def groups(self, n_replicas: int) -> list[range]:
+        """A group for each replica."""
+        return [range(n, n + 1) for n in range(n_replicas)]
+
+
+@pytest.mark.parametrize("lost_at", [1, 5, 6, 13])
+def test_rows_whose_state_is_lost_anywhere_change_nothing(lost_at: int):
+    work, parts, vocabulary = split()
+    expected, other = executor_of(work, parts, vocabulary), executor_of(work, parts, vocabulary)
+    other.place = Forgetful(lost_at)
+    for number in range(4):
+        iterate(expected, work, number)
+        iterate(other, work, number)
+    assert other.place.left < 0, "tasks were made again"
+    assert bytes_of(expected) == bytes_of(other)
+
+
+def test_parameters_go_on_from_where_they_were_saved():
+    work, parts, vocabulary = split("classification")
+    expected = executor_of(work, parts, vocabulary, parts)
+    for number in range(6):
+        iterate(expected, work, number)
+    first = executor_of(work, parts, vocabulary, parts)
+    for number in range(3):
+        iterate(first, work, number)
+    second = executor_of(work, parts, vocabulary, parts)
+    second.restore(list(first.parameters), [0, 6])
+    for number in range(3, 6):
+        iterate(second, work, number)
+    assert bytes_of(expected) == bytes_of(second)
+    last = SCHEDULE.work(work, 5, (0.0, 0))
+    assert expected.evaluate(last) == second.evaluate(last)
+
+
+def test_kept_draws_are_spread_over_what_follows_the_burn_in():
+    for n_draws, expected in ((1, [6]), (2, [4, 6]), (5, [2, 3, 4, 5, 6]), (9, [2, 3, 4, 5, 6])):
+        work = work_of("regression", 2, solver="mcmc", n_epochs=6, burn_in=1, draws=n_draws)
+        assert [iteration for iteration in range(1, 7) if work.solving.keeps(iteration)] == expected
+    assert not work_of("regression", 2, solver="als").solving.keeps(3)
+
+
+def test_owners_that_share_a_visit_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    work, parts, vocabulary = split()
+    expected, other = executor_of(work, parts, vocabulary), executor_of(work, parts, vocabulary)
+    other.place = Forgetful(-1)
+    monkeypatch.setattr(exact, "_LEAST_OWNED", 1)
+    for number in range(3):
+        iterate(expected, work, number)
+        iterate(other, work, number)
+    assert bytes_of(expected) == bytes_of(other)
