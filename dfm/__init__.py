@@ -28,6 +28,8 @@ contribution
     What a replica's round adds to an average: per touched feature the summands of the merge.
 cross
     A field made of several columns: each combination of their values is a category.
+draw
+    Parameters as an iteration of Gibbs sampling left them; a model of several predicts the mean of theirs.
 driver
     The process that schedules a training: it holds futures and decides, and never sees parameters.
 entry
@@ -51,6 +53,8 @@ golden rows
     Raw rows with the predictions that a model must give, inside its folder; loading it scores them again.
 group
     Fields that share a vector of factors in each feature that meets them (`ffm`).
+iteration
+    A solver's walk over all features (`als`, `mcmc`): each is solved or drawn once; it counts as an epoch.
 job
     The tables of a TOML file, resolved and checked: all that decides a training; its fingerprint names them.
 kernel
@@ -99,6 +103,8 @@ shard
     One Parquet file of the log; a unit is a run of its row groups that one task reads.
 slice
     The part of a replica's rows that one round of the first epoch walks.
+solver
+    The way to parameters: steps down gradients (`sgd`), least squares (`als`), draws (`mcmc`).
 step
     One update of the parameters that a row touches, and the rates and penalties that it obeys.
 table
@@ -111,6 +117,8 @@ transform
     How a number column becomes a category or a value.
 trial
     Settings that a search tries on the partitions that all trials share.
+visit
+    Features of a field of which no row has two; an exact solver solves them together.
 vocabulary
     The features that training saw often enough to keep, by falling frequency; rarer ones share one per field.
 worker

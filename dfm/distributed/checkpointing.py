@@ -74,6 +74,8 @@ class Checkpointer:
         self._watch, self._folder, self._identity, self._layout = watch, folder, identity, layout
         self._by_workers = by_workers
         self._files: dict[int, tuple[BlockFile, ...]] = {}
+        self._written: dict[str, BlockFile] = {}
+        """Files of the blocks of the newest checkpoint, by key of their futures: draws stay, and are written once."""
         self._pending: Snapshot | None = None
         self._saving: list[Future] = []
         self._busy = self._closing = self._hurried = False
@@ -116,6 +118,7 @@ class Checkpointer:
         if checkpoint.state["best"] is not None:
             self._files[checkpoint.state["best"]["at"]] = checkpoint.best
         loaded = {file: self._load(file) for file in dict.fromkeys((*checkpoint.blocks, *checkpoint.best))}
+        self._written = {future.key: file for file, future in loaded.items()}
         return [loaded[file] for file in checkpoint.blocks], [loaded[file] for file in checkpoint.best]
 
     def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
@@ -180,6 +183,8 @@ class Checkpointer:
         checkpoint = Checkpoint(self._identity, snapshot.state, snapshot.rounds_done, blocks, best)
         self._folder.commit(checkpoint)
         self._files = {snapshot.blocks_at: blocks} | ({snapshot.best_at: best} if best else {})
+        futures = (*snapshot.blocks, *snapshot.best_blocks)
+        self._written = {future.key: file for future, file in zip(futures, (*blocks, *best), strict=True)}
         self.committed = checkpoint
         return cost + cost_of_best + time.perf_counter() - started
 
@@ -188,13 +193,17 @@ class Checkpointer:
             return self._files[rounds_done], 0.0
         url, options = self._folder.url, self._folder.options
         names = [block_name(self._folder.prefix, rounds_done, number) for number in range(len(blocks))]
+        new = {block.key: (name, block) for name, block in zip(names, blocks, strict=True)}
+        new = {key: each for key, each in new.items() if key not in self._written}
         if self._by_workers:
             self._saving = [
                 self._watch.submit(save_block, url, name, block, options, priority=_FIRST)
-                for name, block in zip(names, blocks, strict=True)
+                for name, block in new.values()
             ]
             saved = self._watch.client.gather(self._saving)
             self._saving = []
         else:
-            saved = [save_block(url, name, block.result(), options) for name, block in zip(names, blocks, strict=True)]
-        return tuple(file for file, _ in saved), max(seconds for _, seconds in saved)
+            saved = [save_block(url, name, block.result(), options) for name, block in new.values()]
+        self._written |= {key: file for key, (file, _) in zip(new, saved, strict=True)}
+        files_of = tuple(self._written[block.key] for block in blocks)
+        return files_of, max((seconds for _, seconds in saved), default=0.0)

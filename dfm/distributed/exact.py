@@ -23,6 +23,8 @@ from dfm.training.loop import Manner, TrainingLoop
 from dfm.training.progress import check_finite, epoch_event
 from dfm.training.rounds import Block
 
+_LEAST_OWNED = 4096
+"""Features of a visit, 6 ms of drawing at k = 8, that are worth a task of their own."""
 _MOST_KEPT = 16 << 20
 """Bytes of parameters that this process hands on to the next iteration itself: nothing then depends on the last one."""
 
@@ -34,12 +36,16 @@ class Workers:
     watch: Watch
     _addresses: list[str] = field(default_factory=list)
     _groups: dict[int, list[range]] = field(default_factory=dict)
+    _is_small: bool | None = None
+    """Whether the parameters are so few that this process may hand them on; None before it has seen some."""
 
-    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Future:
+    def submit(
+        self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1), late: bool = False
+    ) -> Future:
         """A future of the result."""
         if not self._addresses:
             self.begin()
-        return self.watch.submit(function, *args, near=home_of(*near, self._addresses))
+        return self.watch.submit(function, *args, near=home_of(*near, self._addresses), priority=-int(late))
 
     def result(self, handle: Future) -> Any:
         """The result of a task, a small one."""
@@ -55,6 +61,11 @@ class Workers:
         """Their addresses."""
         return list(self._addresses)
 
+    @property
+    def least_owned(self) -> int:
+        """As many as are drawn while a task comes and goes."""
+        return _LEAST_OWNED
+
     def groups(self, n_replicas: int) -> list[range]:
         """As many groups as tasks run at a time, or a few more."""
         if n_replicas not in self._groups:
@@ -63,9 +74,9 @@ class Workers:
 
     def settle(self, handle: Future) -> Future:
         """A future of the same block that depends on no task before it, unless it is large."""
-        if self.watch.result(self.watch.submit(_n_bytes, handle)) > _MOST_KEPT:
-            return handle
-        return self.watch.keep(self.watch.result(handle))
+        if self._is_small is None:
+            self._is_small = self.watch.result(self.watch.submit(_n_bytes, handle)) <= _MOST_KEPT
+        return self.watch.keep(self.watch.result(handle)) if self._is_small else handle
 
     def keep(self, value: Any) -> Future:
         """A future of a value of this process, which survives the loss of workers."""

@@ -211,6 +211,10 @@ class FMClassifier(_Classifier, FactorParameters):
     evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit:
     what was learnt stays, categories that are new come in, and numbers are scaled as they were.
 
+    Solvers. solver: "sgd", or "als" and "mcmc", which solve for parameters, or draw them, in n_epochs iterations, as in
+    a job file: of family "fm", without rates, warm_start and partial_fit. draws: of mcmc, how many are kept after
+    burn_in iterations; coef_ and intercept_ then are means, factors_ has the vectors of all draws side by side.
+
     Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
     "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
     crosses name columns by role (by type where none is named), and missing, nan, list_separator, derive,

@@ -42,7 +42,7 @@ def size(settings: KubernetesSettings, plan: Mapping[str, Any] | None) -> Sizing
     return Sizing(
         workers,
         settings.worker_cpus,
-        worker_memory(plan or {}, settings.worker_cpus) if memory == "auto" else parse_bytes(memory),
+        worker_memory(plan or {}, settings.worker_cpus, workers) if memory == "auto" else parse_bytes(memory),
         driver_memory(plan or {}) if settings.driver_memory == "auto" else parse_bytes(settings.driver_memory),
         parse_bytes(settings.scheduler_memory),
         scratch(plan or {}, workers) if settings.scratch == "auto" else parse_bytes(settings.scratch),

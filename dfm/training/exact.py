@@ -34,8 +34,6 @@ from dfm.training.exact_work import ExactWork, has_draws
 from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
 
-_LEAST_OWNED = 4096
-"""Features of a visit, 6 ms of drawing at k = 8, that are worth a task."""
 _ATTEMPTS = 10
 """Beginnings of one iteration before the cluster counts as lost."""
 
@@ -43,8 +41,12 @@ _ATTEMPTS = 10
 class Place(Protocol):
     """The place where tasks run: this process, or the workers of a cluster."""
 
-    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
-        """A handle of the result; arguments may be handles, or lists of them. near: this item of so many."""
+    def submit(
+        self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1), late: bool = False
+    ) -> Any:
+        """A handle of the result; arguments may be handles, or lists and tuples of them. near: this item of so many;
+        late: whether others go first.
+        """
 
     def result(self, handle: Any) -> Any:
         """The result of a task, a small one."""
@@ -55,6 +57,12 @@ class Place(Protocol):
     @property
     def who(self) -> Sequence[str]:
         """Who was there."""
+
+    @property
+    def least_owned(self) -> int:
+        """Features of a visit that are worth waiting for an owner. Of fewer, whoever walks rows solves for all himself,
+        and the tasks of owners, whose values the next iteration begins with, may come late.
+        """
 
     def groups(self, n_replicas: int) -> list[range]:
         """Replicas that one task walks, each group a subtree of the tree of sums."""
@@ -70,7 +78,9 @@ class Place(Protocol):
 class Here:
     """This process."""
 
-    def submit(self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
+    def submit(
+        self, function: Callable[..., Any], *args: Any, near: tuple[int, int] = (0, 1), late: bool = False
+    ) -> Any:
         """The result."""
         return function(*args)
 
@@ -85,6 +95,11 @@ class Here:
     def who(self) -> Sequence[str]:
         """Nobody else."""
         return ()
+
+    @property
+    def least_owned(self) -> int:
+        """Nobody waits here."""
+        return 0
 
     def groups(self, n_replicas: int) -> list[range]:
         """All at once."""
@@ -171,15 +186,20 @@ class ExactExecutor:
         begun = [submit(begin_rows, work, block, group, near=home) for group, home in walked]
         origin = submit(draw_origin, work, block, begun)
         steps = [(visit, part) for visit in range(len(self._sizes)) for part in work.steps]
-        updates, last = [], [origin]
+        known = self._visits, block, origin
+        updates: list[list[Any]] = []
+        last: tuple[Any, list[Any]] = None, [origin]
         for step, following in enumerate(steps):
-            sums = [submit(walk_visit, work, step, last, following, group, near=home) for group, home in walked]
-            n_owners = min(len(walked), max(1, self._sizes[following[0]] // _LEAST_OWNED))
-            last = [
-                submit(solve_visit, work, self._visits, block, origin, following, (owner, n_owners), sums, near=home)
+            sums = [submit(walk_visit, work, step, known, last, following, group, near=home) for group, home in walked]
+            size, least = self._sizes[following[0]], self.place.least_owned
+            n_owners = min(len(walked), max(1, size // max(least, 1)))
+            is_small = size < least
+            owned = [
+                submit(solve_visit, work, *known, following, (owner, n_owners), sums, near=home, late=is_small)
                 for owner, (_, home) in enumerate(walked[:n_owners])
             ]
-            updates.append(last)
+            updates.append(owned)
+            last = (following, sums) if is_small else (None, owned)
         home = (work.iteration % total, total)
         after = submit(join_values, work, self._visits, block, origin, updates, near=home)
         reports = [submit(end_rows, work, len(steps), after, group, near=home) for group, home in walked]

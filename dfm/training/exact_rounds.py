@@ -111,6 +111,8 @@ class Update:
     linear: NDArray[np.float32]
 
 
+Following = tuple[int, Part]
+"""A visit by number, and the part of its unknowns that is solved."""
 Last = Origin | Update | None
 """News that rows take before they are walked; None where they were lost."""
 
@@ -159,16 +161,26 @@ def draw_origin(work: ExactWork, block: Block | None, parts: Sequence[Sum4 | Non
 
 
 def walk_visit(
-    work: ExactWork, step: int, last: Sequence[Last], following: tuple[int, Part], replicas: Sequence[Replica]
+    work: ExactWork,
+    step: int,
+    known: tuple[Visits, Block | None, Origin | None],
+    last: tuple[Following | None, Sequence[Last | Sums]],
+    following: Following,
+    replicas: Sequence[Replica],
 ) -> Sums | None:
-    """Take the values that the last visit brought, each owner's, then add up what the following one has to know."""
-    taken = _whole(last)
+    """Take the values of the last visit, then add up what the following one has to know.
+
+    last: each owner's values; or, of a visit so small that to solve it here is faster than to wait for its owner, which
+    visit it was and its sums. known: visits, the parameters before all, and w0.
+    """
+    unsolved, parts = last
+    taken = _whole(parts) if unsolved is None else solve_visit(work, *known, unsolved, (0, 1), parts)
     if taken is None or not all(_stands_at(replica, work, step) for replica in replicas):
         return None
     return fold([_advance(taken, following, replica) for replica in replicas], lambda a, b: a + b)
 
 
-def _whole(parts: Sequence[Last]) -> Last:
+def _whole(parts: Sequence[Any]) -> Last:
     """News of several owners as one; None where one of them brought nothing."""
     updates = [part for part in parts if isinstance(part, Update)]
     if len(updates) < len(parts) or len(parts) == 1:
@@ -235,9 +247,9 @@ def solve_visit(
     visits: Visits,
     block: Block | None,
     origin: Origin | None,
-    following: tuple[int, Part],
+    following: Following,
     share: tuple[int, int],
-    parts: Sequence[Sums | None],
+    parts: Sequence[Any],
 ) -> Update | None:
     """Solve for the features of a visit, or draw them: this of so many shares of them."""
     if block is None or origin is None or any(sums is None for sums in parts):

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.tables import Layout
-from dfm.settings.tables import ModelSettings
+from dfm.settings.tables import MCMC, SGD, ModelSettings
 
 MIB, GIB = 1 << 20, 1 << 30
 _PROCESS = 512 * MIB
@@ -33,19 +34,33 @@ def bounds(n_rows: int, n_fields: int, rows_per_round: int, model: ModelSettings
     }
 
 
-def worker_memory(plan: Mapping[str, Any], threads: int) -> int:
+def worker_memory(plan: Mapping[str, Any], threads: int, workers: int = 1) -> int:
     """Bytes of a worker process: an upper bound, for the plan's counts of features are.
 
     Per task that runs at a time: a shard being read, a replica's partitions being built, or three copies of what a
     round touches (before, after, difference). Beside them two copies of the table. Mapped partitions are page cache,
-    which the system takes back.
+    which the system takes back. An exact solver keeps more: its rows by visit, the workers' share of them, and draws.
     """
     fields = len(plan["columns"])
     reading = _TASK_ROWS * fields * _DECODED_CELL
     building = 2 * plan["rows_per_replica"] * (4 * fields + 12)
     training = 3 * plan["round_bytes_per_replica_at_most"] // 2
     tables = 2 * plan["parameter_bytes_at_most"]
-    return rounded(1.25 * (_PROCESS + threads * max(reading, building, training) + tables), 256 * MIB)
+    kept = tables + _kept_by_exact(plan, workers)
+    return rounded(1.25 * (_PROCESS + threads * max(reading, building, training) + kept), 256 * MIB)
+
+
+def _kept_by_exact(plan: Mapping[str, Any], workers: int) -> float:
+    """Bytes that an exact solver keeps on a worker between its tasks; 0 for steps down gradients.
+
+    One worker puts all draws together. Of the rows it has its share, and that of a neighbour that was lost.
+    """
+    training = plan.get("job", {}).get("training", {})
+    if training.get("solver", SGD) == SGD:
+        return 0.0
+    draws = training["draws"] + 1 if training["solver"] == MCMC else 1
+    width = 4 * len(plan["columns"]) + 4 * (1 + padded_lanes(plan["job"]["model"]["n_factors"]))
+    return 2 * plan["rows"] / max(workers, 2) * width + draws * float(plan["parameter_bytes_at_most"])
 
 
 def rounded(value: float, step: int) -> int:

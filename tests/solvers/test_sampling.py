@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dfm.training import exact, exact_rounds
+from dfm.training import exact_rounds
 from dfm.training.exact import ExactExecutor, Here
 from tests.reference import Machine, Rows, Sampler, least_squares
 from tests.support.exact_cases import (
@@ -178,14 +178,14 @@ class Forgetful(Here):
     def __init__(self, lost_at: int) -> None:
         self.left = lost_at
 
-    def submit(self, function: Any, *args: Any, near: tuple[int, int] = (0, 1)) -> Any:
+    def submit(self, function: Any, *args: Any, near: tuple[int, int] = (0, 1), late: bool = False) -> Any:
         """The result, without what was lost."""
         if function is exact_rounds.walk_visit:
             self.left -= 1
             if self.left == 0:
                 for replica in args[-1]:
                     replica.state = None
-        return super().submit(function, *args, near=near)
+        return super().submit(function, *args, near=near, late=late)
 
     def groups(self, n_replicas: int) -> list[range]:
         """A group for each replica."""
@@ -228,11 +228,12 @@ def test_kept_draws_are_spread_over_what_follows_the_burn_in():
     assert not work_of("regression", 2, solver="als").solving.keeps(3)
 
 
-def test_owners_that_share_a_visit_change_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("least", [1, 4])
+def test_owners_that_share_a_visit_or_leave_it_to_others_change_nothing(least: int, monkeypatch: pytest.MonkeyPatch):
     work, parts, vocabulary = split()
     expected, other = executor_of(work, parts, vocabulary), executor_of(work, parts, vocabulary)
     other.place = Forgetful(-1)
-    monkeypatch.setattr(exact, "_LEAST_OWNED", 1)
+    monkeypatch.setattr(Forgetful, "least_owned", least)
     for number in range(3):
         iterate(expected, work, number)
         iterate(other, work, number)
