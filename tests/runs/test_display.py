@@ -202,7 +202,8 @@ def test_every_call_that_tells_of_events_takes_progress() -> None:
 def test_cells_of_a_report_have_no_seventeen_digits() -> None:
     bins = [{"predicted": 1 / 3, "observed": 0.25}, {"predicted": 2 / 3, "observed": None}]
     assert _cell({"a<b": 1 / 3, "rows": 12345}) == "a&lt;b 0.33333, rows 12,345"
-    assert _cell(bins) == "predicted 0.33333, observed 0.25000<br>predicted 0.66667, observed "
+    rows = "<tr><td class=n>0.33333<td class=n>0.25000<tr><td class=n>0.66667<td>"
+    assert _cell(bins) == f"<table><tr><th>predicted<th>observed{rows}</table>"
 
 
 def test_a_report_leaves_out_what_is_empty_and_breaks_no_number(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_report_leaves_out_what_is_empty_and_breaks_no_number(tmp_path: Path) 
     assert page.split("</h1>")[1] == (
         "<h2>rows</h2><table><tr><th>read<td class=n>25,200<tr><th>rate<td class=n>0.25000</table></html>"
     )
-    assert "td.n{white-space:nowrap}" in page
+    assert "td.n{white-space:nowrap;" in page
     (tmp_path / "report.html").write_text("<html>somebody else's")
     with pytest.raises(ValueError, match="no report of dfm"):
         read_report(url)
