@@ -141,7 +141,7 @@ class _DiskCache(FunctionCache):
         return found
 
     def let_go(self) -> None:
-        """What was not found has been compiled and kept, or cannot be."""
+        """The end of a turn: what was not found has been compiled and kept, or cannot be."""
         self._locks.close()
 
     def _load_overload(self, signature: Any, target: Any) -> Any:
