@@ -111,7 +111,7 @@ class Watcher:
 
 def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares without a bin for values never seen, of which training cannot have any: they are rare ones."""
-    found = np.delete(shares, UNSEEN_BIN)
+    found = shares[np.arange(N_BINS) != UNSEEN_BIN]
     found[RARE_BIN] += shares[UNSEEN_BIN]
     return found
 
