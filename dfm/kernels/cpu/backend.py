@@ -33,7 +33,7 @@ from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, mak
 from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.cpu.step_passes import WIDTH
 from dfm.kernels.families.registry import family_of
-from dfm.kernels.losses import DEFAULT_LOSSES
+from dfm.kernels.losses import DEFAULT_LOSSES, resolve_loss
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, resolve_optimizer
 from dfm.kernels.rates import all_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
@@ -165,6 +165,7 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
     SettingsError where there are none.
     """
     optimizer = resolve_optimizer(spec.optimizer)
+    resolve_loss(spec.loss, spec.loss_parameter)
     if spec.factor_dtype != "float32":
         raise SettingsError(
             f'factor_dtype = "{spec.factor_dtype}" is for GPUs; use "float32", or training.backend = "cupy"'
