@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 
-from dfm.compilation import _Files
+import numba
+import pytest
+
+from dfm import compilation
+from dfm.compilation import _Files, compiled
 
 SCRIPT = """
 from dfm.data.hashing import xxh64
@@ -27,20 +31,61 @@ def test_the_second_process_does_not_compile(tmp_path) -> None:
     assert hits_and_misses(tmp_path) == [1, 0]
 
 
-def test_two_writers_that_know_nothing_of_each_other_never_mix_their_data(tmp_path) -> None:
-    """Both read the empty index before either wrote: Numba's numbering would give both file 1."""
+def test_two_writers_that_know_nothing_of_each_other_lose_and_mix_no_data(tmp_path) -> None:
+    """Numba numbers the files and keeps an index: both would write file 1, and the last index would win."""
     first, second = (_Files(str(tmp_path), "kernel", ("stamp", 1)) for _ in range(2))
-    first.save("signature A", "code A")
-    (tmp_path / "kernel.nbi").unlink()
-    second.save("signature B", "code B")
-    assert len(list(tmp_path.glob("*.nbc"))) == 2
-    assert second.load("signature B") == "code B"
     assert second.load("signature A") is None
     first.save("signature A", "code A")
-    assert {key: first.load(key) for key in ("signature A", "signature B")} == {
-        "signature A": "code A",
-        "signature B": "code B",
-    }
+    second.save("signature B", "code B")
+    for files in (first, second):
+        assert {key: files.load(key) for key in ("signature A", "signature B", "signature C")} == {
+            "signature A": "code A",
+            "signature B": "code B",
+            "signature C": None,
+        }
+
+
+COMPILING = """
+import time
+from dfm.compilation import keep_on_disk
+import numba
+
+@numba.njit
+def slow(x):
+    return x + 1
+
+keep_on_disk(slow)
+kept = slow._cache.save_overload
+def keeps(signature, data):
+    time.sleep(1.0)  # long enough for the other to ask
+    kept(signature, data)
+slow._cache.save_overload = keeps
+slow(1)
+print(sum(slow._cache_misses.values()))
+"""
+
+
+def test_what_one_process_compiles_the_others_wait_for(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(COMPILING)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    start = [sys.executable, str(script)]
+    both = [subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate()[0].strip() for process in both) == ["0", "1"]
+    assert list((tmp_path / "kept").rglob("*.lock")) == []
+
+
+def test_who_compiles_in_vain_keeps_nobody_waiting(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compilation, "_PATIENCE", 3600.0)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first, second = (compiled(text_and_number) for _ in range(2))
+    for function in (first, second):
+        with pytest.raises(numba.TypingError):
+            function("text", 1)
+
+
+def text_and_number(text, number):  # type: ignore[no-untyped-def]
+    return text + number
 
 
 def test_changed_source_text_finds_no_old_code(tmp_path) -> None:

@@ -108,14 +108,15 @@ def run(n_rows: int, sizes: list[int], repetitions: int) -> None:
     for k in sizes:
         racing = contestants(k)
         kernels = [compile_kernels(one.spec) for one in racing]
+        compile_seconds = [click_data.seconds_to_compile(one) for one in kernels]
         best = {one.name: float("inf") for one in racing}
         for _ in range(repetitions):
             for one, own in zip(racing, kernels, strict=True):
                 best[one.name] = min(best[one.name], seconds_of_a_round(own, rows, n_features))
-        for one, own in zip(racing, kernels, strict=True):
+        for one, compiling in zip(racing, compile_seconds, strict=True):
             print(
                 f"| {k} | {one.name} | {n_rows / best[one.name]:,.0f} | {best[one.name] / best[one.beside]:.2f} "
-                f"| {own.compile_seconds:.1f} s | {one.check_seconds:.1f} s |",
+                f"| {compiling:.1f} s | {one.check_seconds:.1f} s |",
                 flush=True,
             )
 

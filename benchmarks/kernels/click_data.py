@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dfm.kernels.contract import Kernels, Step
+from dfm.kernels.tables import InitialValues, initialise
 
 N_FIELDS = 39
 
@@ -69,6 +73,16 @@ def compact(hashes: NDArray[np.uint32], hash_bits: int) -> tuple[NDArray[np.uint
     rank = np.zeros(1 << hash_bits, np.uint32)
     rank[used[np.argsort(-counts[used], kind="stable")]] = np.arange(len(used), dtype=np.uint32)
     return rank[indices], len(used)
+
+
+def seconds_to_compile(kernels: Kernels) -> float:
+    """Wall time of the first walk and the first scores of one row, in a process that has compiled nothing yet."""
+    indices, spec = np.arange(2, dtype=np.uint32), kernels.spec
+    rows, table = as_rows(indices[None], np.ones(1, np.float32)), initialise(spec.layout, indices, 2, InitialValues(1))
+    begin = time.perf_counter()
+    kernels.run_round(rows, table, Step(1e-3, 1e-3))
+    kernels.scores(rows, table)
+    return time.perf_counter() - begin
 
 
 def as_rows(indices: NDArray[np.uint32], labels: NDArray[np.float32]) -> ImplicitRows:

@@ -18,7 +18,7 @@ from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
 from dfm.data.derive import derive, without_missing
 from dfm.data.lists import Lists, lists_of
-from dfm.data.partition import HashedRows
+from dfm.data.partition import HashedRows, concatenate_rows, or_ones
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
 from dfm.errors import DataError
@@ -177,8 +177,11 @@ class _BatchColumns:
                 present = present & ~np.isnan(values)
                 values = np.where(present, values, 0.0)
             self.check.reject(unparsed, column, "not a number", array)
-            self.check.reject(~np.isfinite(values), column, "not finite", array)
-            self.numbers[column] = np.where(np.isfinite(values), values, 0.0), present
+            finite = np.isfinite(values)
+            if not finite.all():
+                self.check.reject(~finite, column, "not finite", array)
+                values = np.where(finite, values, 0.0)
+            self.numbers[column] = values, present
         return self.numbers[column]
 
     def _codes(self, entry: Field) -> tuple[NDArray[np.int32], int]:
@@ -487,6 +490,47 @@ def _copy_rows(order, indptr, source, out_indptr, out):  # type: ignore[no-untyp
             out[at] = source[i]
             at += 1
         out_indptr[position + 1] = at
+
+
+@compiled
+def _scatter_rows(source, positions, target):  # type: ignore[no-untyped-def]
+    """target[positions[i]] = source[i], of matrices."""
+    for row in range(source.shape[0]):
+        position = positions[row]
+        for column in range(source.shape[1]):
+            target[position, column] = source[row, column]
+
+
+def arranged(parts: Sequence[HashedRows], order: NDArray[np.int64]) -> HashedRows:
+    """All rows of some parts, in the order of a permutation int64[n_rows] of them.
+
+    Rows of one entry a field are read once, one after the other: in the order of a deal into slices they then go to as
+    many places at a time as there are slices.
+    """
+    n_fields = {len(part.indices) // part.n_rows for part in parts if part.n_rows}
+    if len(n_fields) != 1 or any(part.fields.size for part in parts):
+        return take_rows(concatenate_rows(parts), order)
+    positions = np.empty(len(order), np.int64)
+    positions[order] = np.arange(len(order))
+    rows = concatenate_rows(parts, apart=("indptr", "indices", "values"))
+    has_values = any(part.values.size for part in parts)
+    n_columns, starts = n_fields.pop(), np.cumsum([0] + [part.n_rows for part in parts])
+
+    def scattered(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        out = np.empty((len(order), n_columns), dtype)
+        for array, start, stop in zip(arrays, starts, starts[1:], strict=False):
+            _scatter_rows(array.reshape(-1, n_columns), positions[start:stop], out)
+        return out.reshape(-1)
+
+    return HashedRows(
+        np.arange(len(order) + 1, dtype=np.int64) * n_columns,
+        scattered([part.indices for part in parts], np.uint32),
+        rows.fields,
+        scattered([or_ones(p.values, len(p.indices), True) for p in parts], np.float32) if has_values else _NO_FLOATS,
+        rows.labels[order],
+        rows.weights[order] if rows.weights.size else rows.weights,
+        rows.group_ids[order] if rows.group_ids.size else rows.group_ids,
+    )
 
 
 def take_rows(rows: HashedRows, order: NDArray[np.int64]) -> HashedRows:

@@ -27,6 +27,7 @@ from dfm.compilation import compiled
 from dfm.data import arrow_types, canonical
 from dfm.data.schema import SHORTEST, WIDENED
 from dfm.errors import DataError
+from dfm.storage.arrays import read_only
 
 HASH_NAME = "xxh64"
 MISSING = b"\x00missing"
@@ -169,6 +170,24 @@ def gather(table, codes, out):  # type: ignore[no-untyped-def]
         out[i] = table[codes[i]]
 
 
+@compiled
+def _gather_codes(table, codes, validity, offset, null_code, out):  # type: ignore[no-untyped-def]
+    """The same, `table[null_code]` where bit `offset` + i of `validity` (empty: all are valid) is 0.
+
+    Returns how many codes are outside of the table; for these it reads nothing.
+    """
+    n_outside = 0
+    for i in range(out.size):
+        bit = offset + i
+        if validity.size and not validity[bit >> 3] >> (bit & 7) & 1:
+            out[i] = table[null_code]
+        elif codes[i] >= 0 and codes[i] < table.size:
+            out[i] = table[codes[i]]
+        else:
+            n_outside += 1
+    return n_outside
+
+
 def bucket_token(code: int) -> bytes:
     """The token of a numeric bucket: code 0 is a missing number."""
     return MISSING if code == 0 else b"\x00bucket %d" % code
@@ -195,7 +214,7 @@ def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDA
     return out
 
 
-_NOTHING = np.zeros(1, np.uint8)
+_NOTHING, _ALL_VALID = np.zeros(1, np.uint8), np.zeros(0, np.uint8)
 
 
 def _null_mask(array: pa.Array) -> NDArray[np.bool_]:
@@ -254,15 +273,17 @@ def time_texts(array: pa.Array, form: str) -> pa.Array:
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
-    """table[codes], `table[null_code]` where a code is null."""
-    if codes.null_count:
-        if pa.types.is_integer(codes.type) and codes.type.bit_width < 32:
-            codes = codes.cast(pa.int32())
-        codes = codes.fill_null(null_code)
+    """table[codes], `table[null_code]` where a code is null. DataError where a code is outside of the table."""
+    if codes.type.bit_width < 32:
+        codes = codes.cast(pa.int32())
     out = np.empty(len(codes), table.dtype)
-    numbers = codes.to_numpy(zero_copy_only=False)
-    check_codes(numbers, len(table))
-    gather(table, numbers, out)
+    if not len(codes):
+        return out
+    validity, data = codes.buffers()
+    numbers = np.frombuffer(data, codes.type.to_pandas_dtype())[codes.offset : codes.offset + len(codes)]
+    bits = np.frombuffer(validity, np.uint8) if codes.null_count else _ALL_VALID
+    if _gather_codes(table, read_only(numbers), read_only(bits), codes.offset, null_code, out):
+        check_codes(codes.drop_null().to_numpy(zero_copy_only=False), len(table))
     return out
 
 

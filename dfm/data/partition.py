@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError
-from dfm.storage.arrays import read_arrays, write_arrays
+from dfm.storage.arrays import read_arrays, read_only, write_arrays
 
 _EMPTY_FLOATS = np.zeros(0, np.float32)
 
@@ -63,6 +64,11 @@ class HashedRows:
         squares = float(np.square(self.values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
         return EntrySums(self.n_rows, n_entries, squares)
 
+    @property
+    def uniform(self) -> HashedRows:
+        """The rows as read-only arrays, so that compiled functions see one set of types."""
+        return HashedRows(*(read_only(getattr(self, entry.name)) for entry in fields(self)))
+
     def slice(self, start: int, stop: int) -> HashedRows:
         """Views of rows [start, stop)."""
         first, last = int(self.indptr[start]), int(self.indptr[stop])
@@ -77,27 +83,32 @@ class HashedRows:
         )
 
 
-def concatenate_rows(parts: Sequence[HashedRows]) -> HashedRows:
-    """All rows of the parts, in order."""
+def concatenate_rows(parts: Sequence[HashedRows], apart: Collection[str] = ()) -> HashedRows:
+    """All rows of the parts, in order. apart: names of arrays that others join; those of the first part stay."""
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0] + [int(part.indptr[-1]) for part in parts])
     has_values = any(part.values.size for part in parts)
     has_weights = any(part.weights.size for part in parts)
-    return HashedRows(
-        np.concatenate(
-            [np.zeros(1, np.int64)] + [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-        ),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.fields for part in parts]),
-        np.concatenate([_or_ones(part.values, len(part.indices), has_values) for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([_or_ones(part.weights, part.n_rows, has_weights) for part in parts]),
-        np.concatenate([part.group_ids for part in parts]),
-    )
+    of_each: dict[str, Callable[[HashedRows], NDArray[Any]]] = {
+        "indices": lambda part: part.indices,
+        "fields": lambda part: part.fields,
+        "values": lambda part: or_ones(part.values, len(part.indices), has_values),
+        "labels": lambda part: part.labels,
+        "weights": lambda part: or_ones(part.weights, part.n_rows, has_weights),
+        "group_ids": lambda part: part.group_ids,
+    }
+    joined = {
+        name: np.concatenate([array(part) for part in parts]) for name, array in of_each.items() if name not in apart
+    }
+    if "indptr" not in apart:
+        offsets = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+        joined["indptr"] = np.concatenate([np.zeros(1, np.int64), *offsets])
+    return replace(parts[0], **joined)
 
 
-def _or_ones(array: NDArray[np.float32], length: int, wanted: bool) -> NDArray[np.float32]:
+def or_ones(array: NDArray[np.float32], length: int, wanted: bool) -> NDArray[np.float32]:
+    """The array; float32[length] of ones where it is empty and wanted."""
     return np.ones(length, np.float32) if wanted and not array.size else array
 
 
@@ -269,14 +280,22 @@ def _write_rows(order, n_implicit, source, target, stamp):  # type: ignore[no-un
 
 
 def build_partition(
-    rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup, order: NDArray[np.int64] | None = None
+    rows: HashedRows | Sequence[HashedRows],
+    vocabulary: Vocabulary,
+    lookup: RowLookup,
+    order: NDArray[np.int64] | None = None,
 ) -> SparsePartition:
     """Look rows up in the vocabulary, keep the features that they touch, shuffle them into `order` (int64[n_rows]).
 
-    Rows that need stored values come after those that do not. Entries of features that the vocabulary lacks are
-    left out.
+    rows: whole or in parts. Rows that need stored values come after those that do not. Entries of features that the
+    vocabulary lacks are left out.
     """
-    table_rows = lookup.rows(rows.indices, rows.fields)
+    parts = [part.uniform for part in ([rows] if isinstance(rows, HashedRows) else rows)]
+    table_rows = np.empty(sum(len(part.indices) for part in parts), np.uint32)
+    starts = np.cumsum([0] + [len(part.indices) for part in parts])
+    for part, start, stop in zip(parts, starts, starts[1:], strict=False):
+        lookup.rows(part.indices, part.fields, table_rows[start:stop])
+    rows = concatenate_rows(parts, apart=("indices",)).uniform
     touched = np.zeros(vocabulary.n_features, np.bool_)
     _mark(table_rows, touched)
     features = np.flatnonzero(touched).astype(np.uint32)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
 from dfm.data.draw import Draw, Sampling
-from dfm.data.encoding import Encoded, encode_batch, negative_rows, number_column, take_rows
+from dfm.data.encoding import Encoded, arranged, encode_batch, negative_rows, number_column
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
 from dfm.data.schema import ResolvedSchema
@@ -37,7 +37,7 @@ from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage import ownership
-from dfm.storage.arrays import read_arrays, read_only, write_arrays
+from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 CACHE_FORMAT = 6
@@ -313,10 +313,11 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, entries
             account += RowAccount(*counted, n_read - batch.data.num_rows)
             parts.append(_in_groups(batch, encoded, reading.group_column))
-    rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
-    offsets = np.array([rows.n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
-    if seed is not None:
-        rows = take_rows(rows, _deal(rows.n_rows, n_slices, seed))
+    parts = parts or [_no_rows(reading.schema)]
+    n_rows = sum(part.n_rows for part in parts)
+    offsets = np.array([n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
+    rows = concatenate_rows(parts) if seed is None else arranged(parts, _deal(n_rows, n_slices, seed))
+    del parts
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
     return _open_chunk(path) or Chunk(rows, offsets, counts, account)
@@ -447,11 +448,11 @@ def load_slices(
     built = []
     for s, path in enumerate(paths):
         parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
-        rows = concatenate_rows(parts) if parts else _no_rows(reading.schema)
+        rows = [reading.units.applied(part) for part in parts or [_no_rows(reading.schema)]]
         order = None
         if seed is not None:
-            order = np.random.default_rng((*seed, len(tasks), s)).permutation(rows.n_rows)
-        rows = _uniform(reading.units.applied(rows))
+            n_rows = sum(part.n_rows for part in rows)
+            order = np.random.default_rng((*seed, len(tasks), s)).permutation(n_rows)
         by_group(build_partition(rows, vocabulary, lookup, order), reading.groups).save(path)
         built.append(SparsePartition.open(path))
     return built
@@ -461,11 +462,6 @@ def _check_indices(chunk: Chunk, reading: Reading) -> None:
     """DataError where a cached index is out of range: look-ups read memory by it without looking."""
     if chunk.rows.indices.size and int(chunk.rows.indices.max()) >> reading.hash_bits:
         raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again")
-
-
-def _uniform(rows: HashedRows) -> HashedRows:
-    """Read-only views of the arrays, so that the compiled builders see one set of types."""
-    return HashedRows(*(read_only(getattr(rows, f.name)) for f in dataclasses.fields(rows)))
 
 
 def _open_partition(path: Path) -> SparsePartition | None:

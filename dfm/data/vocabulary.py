@@ -64,18 +64,32 @@ class Vocabulary:
         return len(self.rare)
 
 
-@compiled
-def _tally(indices, fields, n_fields, counts, lowest):  # type: ignore[no-untyped-def]
-    """Adds occurrences to `counts` int64[2**bits] and lowers `lowest` uint16[2**bits], in place.
+_TILE = 2048
+"""Rows that are counted field by field: a field's frequent values stay in the nearest cache, and the rows in the next.
+"""
 
-    Without `fields`, entry i belongs to field i % n_fields.
-    """
+
+@compiled
+def _tally(indices, fields, counts, lowest):  # type: ignore[no-untyped-def]
+    """Adds occurrences to `counts` uint32[2**bits] and lowers `lowest` uint16[2**bits], in place."""
     for i in range(indices.size):
-        index = indices[i]
-        field = fields[i] if fields.size else np.uint16(i % n_fields)
+        index, field = indices[i], fields[i]
         if counts[index] == 0 or field < lowest[index]:
             lowest[index] = field
         counts[index] += 1
+
+
+@compiled
+def _tally_table(table, counts, lowest):  # type: ignore[no-untyped-def]
+    """The same of uint32[n_rows, n_fields], an entry of each field a row."""
+    n_rows, n_fields = table.shape
+    for start in range(0, n_rows, _TILE):
+        for field in range(n_fields):
+            for row in range(start, min(start + _TILE, n_rows)):
+                index = table[row, field]
+                if counts[index] == 0 or field < lowest[index]:
+                    lowest[index] = field
+                counts[index] += 1
 
 
 def count_features(
@@ -85,7 +99,10 @@ def count_features(
     if hash_bits <= _DENSE_BITS:
         counts = np.zeros(1 << hash_bits, np.uint32)
         lowest = np.zeros(1 << hash_bits, np.uint16)
-        _tally(indices, fields, n_fields, counts, lowest)
+        if fields.size:
+            _tally(indices, fields, counts, lowest)
+        elif indices.size:
+            _tally_table(indices.reshape(-1, n_fields), counts, lowest)
         ids = np.flatnonzero(counts).astype(np.uint32)
         return FeatureCounts(ids, counts[ids].astype(np.int64), lowest[ids])
     if not fields.size:
@@ -256,9 +273,14 @@ class RowLookup:
             self._sorted_rows = np.argsort(vocabulary.ids).astype(np.uint32)
             self._sorted_ids = vocabulary.ids[self._sorted_rows]
 
-    def rows(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16]) -> NDArray[np.uint32]:
-        """Row of every entry; unseen ones get their field's rare bucket, or ABSENT without one (uint32[n_entries])."""
-        out = np.empty(len(indices), np.uint32)
+    def rows(
+        self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], out: NDArray[np.uint32] | None = None
+    ) -> NDArray[np.uint32]:
+        """Row of every entry; unseen ones get their field's rare bucket, or ABSENT without one (uint32[n_entries]).
+
+        out: where they are written.
+        """
+        out = np.empty(len(indices), np.uint32) if out is None else out
         if self._dense.size:
             _look_up(self._dense, indices, fields, self._rare, out)
         else:

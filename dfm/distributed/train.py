@@ -277,17 +277,15 @@ class WarmUps:
 
 
 def warm_up(run: Run) -> list[Future]:
-    """Compile while the shards are being read: one local worker for all, remote ones each for itself."""
-    futures: list[Future] = []
-    for address in run.watch.addresses():
-        after = futures[0] if futures and run.shares_disk else None
-        if isinstance(run.work, ExactWork):
-            futures.append(run.watch.submit(exact.warm_up, run.work, after, near=address))
-            continue
-        longest = run.inputs.plan.longest_round
-        n_models = run.job.model.n_models
-        futures.append(run.watch.submit(rounds.warm_up, run.work, longest, n_models, after, near=address))
-    return futures
+    """Compile while the shards are being read: local workers share the work, remote ones do it each for itself."""
+    addresses, work = run.watch.addresses(), run.work
+    if isinstance(work, ExactWork):
+        return [run.watch.submit(exact.warm_up, work, near=address) for address in addresses]
+    longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
+    return [
+        run.watch.submit(rounds.warm_up, work, longest, n_models, number if run.shares_disk else 0, near=address)
+        for number, address in enumerate(addresses)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ train ----

@@ -179,7 +179,6 @@ class Kernels:
     spec: KernelSpec
     run_round: RunRound
     scores: Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
-    compile_seconds: float
 
 
 _DTYPES = {

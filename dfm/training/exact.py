@@ -317,11 +317,8 @@ def draws_of(parameters: Parameters) -> Sequence[Any]:
     return parameters[1:] or parameters[:1]
 
 
-def warm_up(work: ExactWork, _after: object = None) -> float:
-    """Compile in this process what an iteration needs; returns the seconds that it took.
-
-    _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
-    """
+def warm_up(work: ExactWork) -> float:
+    """Compile in this process what an iteration needs; returns the seconds that it took."""
     started = time.perf_counter()
     ids, ones, nothing = np.arange(2, dtype=np.uint32), np.ones(1, np.float32), np.zeros(0, np.float32)
     fields = np.arange(2, dtype=np.uint16)

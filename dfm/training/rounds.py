@@ -324,11 +324,12 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     return join([block.table for block in blocks])
 
 
-def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, _after: object = None) -> float:
+def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, place: int = 0) -> float:
     """Compile in this process what a round needs; returns the seconds that it took.
 
-    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end.
-    _after: the result of another worker's warm-up, whose machine code this one finds on their common disk.
+    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end. place: among workers with
+    a common disk, where each finds what others have compiled: every other one begins at the end, so that two share the
+    work.
     """
     started = time.perf_counter()
     ids = np.arange(2, dtype=np.uint32)
@@ -345,9 +346,23 @@ def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, _after: object = N
         1,
         np.zeros(2, np.uint16),
     )
-    push = train_replicas(work, 0, range(n_slices), [Block(0, table)], [[partition] * n_slices] * 2)
-    merge_block(work, Block(0, table), [push])
-    evaluate_partitions(work, [Block(0, table)], [partition])
+    block = Block(0, table)
+    steps: list[Callable[[], object]] = [
+        lambda: train_replicas(work, 0, range(n_slices), [block], [[partition] * n_slices] * 2),
+        lambda: evaluate_partitions(work, [block], [partition]),
+        lambda: _average_nothing(work, block, partition),
+    ]
+    for step in reversed(steps) if place % 2 else steps:
+        step()
     if n_models > 1:
-        evaluate_partitions(work.of_mean(n_models), [mean_block([[Block(0, table)]] * n_models)], [partition])
+        evaluate_partitions(work.of_mean(n_models), [mean_block([[block]] * n_models)], [partition])
     return time.perf_counter() - started
+
+
+def _average_nothing(work: Work, block: Block, partition: SparsePartition) -> Block:
+    """The block after an average of two replicas that changed nothing."""
+    averaging = work.averaging
+    before = averaging.pull([block.table], partition.features, partition.n_factored)
+    after = averaging.copy(before)
+    changes = (averaging.contribute(work.rule, partition, before, after, work.wire_dtype == "bfloat16") for _ in "ab")
+    return merge_block(work, block, [Push(averaging.combine_all(changes), ())])

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data.encoding import Encoded, encode_batch, take_rows
-from dfm.data.partition import HashedRows
+from dfm.data.encoding import Encoded, arranged, encode_batch, take_rows
+from dfm.data.partition import HashedRows, concatenate_rows
 from dfm.data.schema import Schema, resolve
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import DataError
@@ -501,3 +501,16 @@ def test_taken_rows_are_the_rows_asked_for(order, uniform):
     assert entries(taken, n_fields) == [entries(encoded, n_fields)[i] for i in order]
     assert taken.labels.tolist() == [i % 2 for i in order]
     assert taken.weights.tolist() == ([] if uniform else order)
+
+
+@given(st.lists(st.integers(0, 10), max_size=4), st.booleans(), st.randoms(use_true_random=False))
+def test_parts_in_a_new_order_are_as_if_joined_and_taken(sizes, uniform, random):
+    plain = {"label": 1, "A": "a", "I": "1", "age": 1.0, "price": 1.0}
+    rows = [{**plain, "label": i % 2, "w": str(i), "B": i, "L": ["p", "q"][: i % 3]} for i in range(10)]
+    schema = resolve(UNIFORM if uniform else EVERYTHING, list(TYPES))
+    parts = [
+        encode_batch(table_of(rows[:n], False), schema, BITS, STATISTICS, "classification").rows for n in [3, *sizes]
+    ]
+    parts = [dataclasses.replace(part, group_ids=np.arange(part.n_rows, dtype=np.uint64)) for part in parts]
+    order = np.array(random.sample(range(3 + sum(sizes)), 3 + sum(sizes)), np.int64)
+    assert_same_rows(arranged(parts, order), take_rows(concatenate_rows(parts), order))

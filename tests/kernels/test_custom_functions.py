@@ -229,9 +229,8 @@ def test_users_kernels_come_from_disk_in_the_next_process(tmp_path):
         "from tests.support import user_functions\n"
         "from dfm.kernels.contract import KernelSpec\n"
         "from dfm.kernels.custom.functions import CustomLoss\n"
-        "from dfm.kernels.cpu.backend import compile_kernels\n"
-        "kernels = compile_kernels(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0))\n"
-        "walk = kernels.run_round.args[0]\n"
+        "from dfm.kernels.cpu.backend import _walk_of\n"
+        "walk = _walk_of(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0))\n"
         "print(sum(walk.stats.cache_hits.values()), sum(walk.stats.cache_misses.values()))\n"
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -97,7 +96,6 @@ def _check_door(rows: RowsLike, table: ParameterTable, spec: KernelSpec, with_st
 
 
 def _train(
-    walk: Any,
     spec: KernelSpec,
     rows: RowsLike,
     table: ParameterTable,
@@ -111,6 +109,7 @@ def _train(
     longest = _check_door(rows, table, spec, with_state=True)
     blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
     worked_on, fold = table_record(table), family_of(spec.family).fold
+    walk = _kept(_walk_of, _with_any_fields(spec))
     records = rows_record(rows), worked_on, all_rates(step, spec.layout, table.n_fields)
 
     def walk_share(share: NDArray[np.int64]) -> tuple[int, float, float]:
@@ -128,9 +127,10 @@ def _train(
     return RoundTally(int(n_rows), float(weight), float(loss), bool(np.isfinite(loss)))
 
 
-def _score(score_all: Any, spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
+def _score(spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
     longest = _check_door(rows, table, spec, with_state=False)
     scores = np.empty(len(rows.labels), np.float32)
+    score_all = _kept(_score_all_of, _with_any_fields(spec).layout)
     score_all(rows_record(rows), _read_only(table_record(table)), new_scratch(longest, table), scores)
     return scores
 
@@ -140,16 +140,13 @@ def _read_only(table: Table) -> Table:
 
 
 Scores = Callable[[RowsLike, ParameterTable], NDArray[np.float32]]
-_cache: dict[KernelSpec, Kernels] = {}
 _lock = threading.Lock()
 
 
-def compile_kernels(spec: KernelSpec) -> Kernels:
-    """Kernels of a spec, compiled at the first call in this process (some seconds)."""
+def _kept(make: Callable[[Any], Any], key: Any) -> Any:
+    """A kernel of this process; one thread makes it while others wait."""
     with _lock:
-        if spec not in _cache:
-            _cache[spec] = _build(spec)
-        return _cache[spec]
+        return make(key)
 
 
 @functools.cache
@@ -161,8 +158,12 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def _build(spec: KernelSpec) -> Kernels:
-    begin = time.perf_counter()
+@functools.cache
+def compile_kernels(spec: KernelSpec) -> Kernels:
+    """Kernels of a spec, each compiled at its first call in this process (some seconds).
+
+    SettingsError where there are none.
+    """
     optimizer = resolve_optimizer(spec.optimizer)
     if spec.factor_dtype != "float32":
         raise SettingsError(
@@ -173,8 +174,7 @@ def _build(spec: KernelSpec) -> Kernels:
             f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
             f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
-    walk, score_all = _walk_of(_with_any_fields(spec)), _score_all_of(_with_any_fields(spec).layout)
-    return Kernels(spec, partial(_train, walk, spec), partial(_score, score_all, spec), time.perf_counter() - begin)
+    return Kernels(spec, partial(_train, spec), partial(_score, spec))
 
 
 def _with_any_fields(spec: KernelSpec) -> KernelSpec:
@@ -208,7 +208,7 @@ def compile_scores(layout: Layout) -> Scores:
     spec = KernelSpec(
         DEFAULT_LOSSES["regression"], layout.optimizer, layout.n_factors, family=layout.family, groups=layout.groups
     )
-    return partial(_score, _score_all_of(_with_any_fields(spec).layout), spec)
+    return partial(_score, spec)
 
 
 @functools.cache

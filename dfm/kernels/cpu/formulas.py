@@ -8,8 +8,8 @@ features would have to know the gap since the last touch, and with accumulators 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from dfm.compilation import part
 from dfm.kernels.simd import fma, maximum, minimum, rsqrt_guess, sqrt
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "sqrt",
 ]
 
-formula = njit(nogil=True, forceinline=True)
+formula = part()
 
 _ONE = np.float32(1)
 _SERIES = tuple(np.float32(c) for c in (0.49999833, 0.37500026, 0.31393564, 0.27410909))

@@ -184,7 +184,7 @@ def _make_gather(shape: Shape) -> Any:
 
     @inlined
     def gather(rows, table, scratch, row, start, stop):  # type: ignore[no-untyped-def]
-        n_owners = 0
+        n_owners = np.intp(0)  # a plain 0 would be a type of its own, for which `take` is compiled once more
         if has_groups and rows.has_ends:
             position = 0
             for group in range(n_groups):
@@ -312,10 +312,10 @@ def _make_place(shape: Shape) -> Any:
     return place
 
 
-def _make_prefetch(shape: Shape) -> Any:
+@functools.cache
+def _make_prefetch(touched: int, distance: int) -> Any:
     """prefetch_rows(rows, table, start, stop): asks for the table rows of entries that come later."""
-    lines = (shape.touched * 4 + CACHE_LINE - 1) // CACHE_LINE
-    distance = PREFETCH_FEWER if shape.own_width else PREFETCH_ENTRIES
+    lines = (touched * 4 + CACHE_LINE - 1) // CACHE_LINE
 
     @inlined
     def prefetch_rows(rows, table, start, stop):  # type: ignore[no-untyped-def]
@@ -355,7 +355,7 @@ def _make_pairs(shape: Shape) -> Any:
 def _make_score(shape: Shape) -> Any:
     """score(views, row, start, stop): (logit of one row, number of entries that own factors)."""
     gather, linear_part, pairs_of = _make_gather(shape), _make_linear_part(shape), _make_pairs(shape)
-    prefetch_rows = _make_prefetch(shape)
+    prefetch_rows = _make_prefetch(shape.touched, PREFETCH_FEWER if shape.own_width else PREFETCH_ENTRIES)
 
     @inlined
     def score(views, row, start, stop):  # type: ignore[no-untyped-def]

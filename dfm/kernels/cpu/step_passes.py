@@ -6,11 +6,12 @@ this is safe); `step_factors` updates each factor record in place.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from dfm.compilation import part
 from dfm.kernels.contract import Rates
 from dfm.kernels.cpu.formulas import descend, descend_by_root, formula, reciprocal_root
 from dfm.kernels.cpu.shape import Shape
@@ -24,8 +25,7 @@ OWN_LANES = 8
 """Numbers of a family's own block that are updated at a time: more would stand beyond the diagonal of its pairs."""
 
 
-# Passes become part of the walk that calls them; wrappers for other callers would take a quarter of the compile time.
-inlined = njit(nogil=True, forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inlined = part(error_model="numpy")
 
 
 def make_penalty_slope(regularizer: CustomRegularizer | None) -> Any:
@@ -96,22 +96,21 @@ def make_step_linear(shape: Shape, update: Any) -> Any:
     return step_linear
 
 
-def make_access(shape: Shape) -> tuple[Any, Any]:
+def _make_access(abreast: int) -> tuple[Any, Any]:
     """get(records, at) and put(records, at, numbers), of as many numbers as `step_number` takes at a time."""
-    abreast = shape.abreast
     if abreast == 1:
         return read, write
     return inlined(lambda records, at: load(records, at, abreast)), store
 
 
-def make_step_number(shape: Shape, update: Any) -> Any:
+@functools.cache
+def _make_step_number(update: Any, gathered: int, abreast: int, apart: int) -> Any:
     """step_number(records, at, rates, sample_weight, gradient): updates the number at a flat offset and its state.
 
     In place. It belongs to no feature: `rates` are without penalties. Of several, all are vectors.
     """
-    last = shape.gathered - 1
-    first_column, second_column = min(1, last) * shape.apart, min(2, last) * shape.apart
-    get, put = make_access(shape)
+    first_column, second_column = min(1, gathered - 1) * apart, min(2, gathered - 1) * apart
+    get, put = _make_access(abreast)
 
     @inlined
     def step_number(records, at, rates, sample_weight, gradient):  # type: ignore[no-untyped-def]
@@ -134,7 +133,7 @@ def make_steps(
     linear record; `gradient` is without penalties.
     """
     return (
-        make_step_number(shape, linear),
+        _make_step_number(linear, shape.gathered, shape.abreast, shape.apart),
         make_step_linear(shape, with_penalty(linear, regularizer)),
         step_factors,
     )

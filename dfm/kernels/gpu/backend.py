@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -349,12 +348,10 @@ def _score(program: Program, gpu: Gpu, spec: KernelSpec, rows: RowsLike, table: 
 
 def build(spec: KernelSpec, gpu: Gpu) -> Kernels:
     """Kernels of a spec on a device."""
-    begin = time.perf_counter()
     source = source_of(spec)
     with gpu.taken():
         program = gpu.device.compile(source)
-    seconds = time.perf_counter() - begin
-    return Kernels(spec, partial(_train, program, gpu, spec), partial(_score, program, gpu, spec), seconds)
+    return Kernels(spec, partial(_train, program, gpu, spec), partial(_score, program, gpu, spec))
 
 
 _cache: dict[tuple[KernelSpec, int], Kernels] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from dfm.kernels.optimizers.record import Optimizer, Steps
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomRegularizer
 
 
+@functools.cache
 def _linear() -> Any:
     from dfm.kernels.cpu.formulas import descend_by_root, fma, formula
 
