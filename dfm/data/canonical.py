@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.arrow_types import is_text
 from dfm.data.schema import SHORTEST, WIDENED
+from dfm.storage.arrays import read_only
 
 _EXACT_WHOLE = float(1 << 24)
 """Up to here a float32 holds every whole number, which then is its own shortest text."""
@@ -76,7 +77,7 @@ def shortest(values: NDArray[np.float64], whole_too: bool = True) -> NDArray[np.
     whole_too: large whole numbers as well, as comparing wants them (1e11 is no float32); hashing takes their digits.
     """
     out = np.empty(len(values))
-    if _snap(values, _POWERS, whole_too, out):
+    if _snap(read_only(values), _POWERS, whole_too, out):
         extreme = np.isnan(out) & ~np.isnan(values)
         texts = pa.array(values[extreme].astype(np.float32)).cast(pa.string())
         out[extreme] = texts.cast(pa.float64()).to_numpy()

@@ -41,6 +41,9 @@ _P1, _P2, _P3 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np
 _P4, _P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 
 
+_NOTHING, _ALL_VALID = read_only(np.zeros(1, np.uint8)), read_only(np.zeros(0, np.uint8))
+
+
 # ------------------------------------------------------------------------------------------------ XXH64 ----
 
 
@@ -115,7 +118,7 @@ def xxh64(data, start, stop, seed):  # type: ignore[no-untyped-def]
 
 def hash_bytes(value: bytes, seed: int = 0) -> int:
     """XXH64 of `value`, as an unsigned 64-bit integer."""
-    data = np.frombuffer(value, np.uint8) if value else np.zeros(1, np.uint8)
+    data = np.frombuffer(value, np.uint8) if value else _NOTHING
     return int(xxh64(data, 0, len(value), np.uint64(seed)))
 
 
@@ -138,7 +141,7 @@ def token_index(column: str, value: bytes, hash_bits: int) -> int:
 def _hash_texts(data, offsets, seed, mask, missing, out):  # type: ignore[no-untyped-def]
     """out[i] = index of data[offsets[i]:offsets[i + 1]], `missing` where it is empty; writes `out`, uint32."""
     for i in range(out.size):
-        start, stop = offsets[i], offsets[i + 1]
+        start, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
         out[i] = xxh64(data, start, stop, seed) & mask if stop > start else missing
 
 
@@ -208,13 +211,10 @@ def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDA
         offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)
         offsets = offsets[array.offset : array.offset + len(array) + 1]
         data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else _NOTHING
-        _hash_texts(data, offsets, seed, np.uint64(mask), np.uint64(missing), out)
+        _hash_texts(read_only(data), read_only(offsets), seed, np.uint64(mask), np.uint64(missing), out)
     if array.null_count:
         out[_null_mask(array)] = missing
     return out
-
-
-_NOTHING, _ALL_VALID = np.zeros(1, np.uint8), np.zeros(0, np.uint8)
 
 
 def _null_mask(array: pa.Array) -> NDArray[np.bool_]:

@@ -381,14 +381,31 @@ _LONG_ROW = 256
 """Entries from which sorting a row finds its duplicates faster than comparing all pairs."""
 
 
+def _long_rows(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.flatnonzero(np.diff(indptr) > _LONG_ROW)
+
+
+def _has_duplicates(indptr: NDArray[np.int64], indices: NDArray[np.uint32]) -> bool:
+    """Whether an index stands twice in any row. Sorting is NumPy's: it takes Numba seconds to compile its own."""
+    return bool(_short_row_has_duplicates(read_only(indptr), read_only(indices))) or any(
+        len(np.unique(row)) < len(row) for row in (indices[indptr[i] : indptr[i + 1]] for i in _long_rows(indptr))
+    )
+
+
+def _visiting_order(indptr: NDArray[np.int64], indices: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The order int64[n_entries] in which entries are united: those of long rows by index; empty without such rows."""
+    long_rows = _long_rows(indptr)
+    order = np.arange(len(indices) if len(long_rows) else 0)
+    for row in long_rows:
+        start, stop = indptr[row], indptr[row + 1]
+        order[start:stop] = start + np.argsort(indices[start:stop], kind="stable")
+    return order
+
+
 @compiled
-def _has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
-    """Whether an index stands twice in any row."""
+def _short_row_has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
     for row in range(indptr.size - 1):
         if indptr[row + 1] - indptr[row] > _LONG_ROW:
-            ordered = np.sort(indices[indptr[row] : indptr[row + 1]])
-            if np.any(ordered[1:] == ordered[:-1]):
-                return True
             continue
         for i in range(indptr[row], indptr[row + 1]):
             for j in range(indptr[row], i):
@@ -398,16 +415,20 @@ def _has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sum_duplicates(indptr, indices, values, out_indptr, out_indices, out_values):  # type: ignore[no-untyped-def]
-    """Copies rows in order, summing the values of entries that share an index; writes the `out_` arrays."""
+def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
+    """Copies rows in order, summing the values of entries that share an index; writes the arrays of `out`.
+
+    order: of `_visiting_order`; rows, out: indptr, indices, values.
+    """
+    indptr, indices, values = rows
+    out_indptr, out_indices, out_values = out
     at = 0
     out_indptr[0] = 0
     for row in range(indptr.size - 1):
         first, start, stop = at, indptr[row], indptr[row + 1]
         is_long = stop - start > _LONG_ROW
-        ordered = np.argsort(indices[start:stop]) if is_long else np.empty(0, np.int64)
-        for position in range(stop - start):
-            i = start + (ordered[position] if is_long else position)
+        for position in range(start, stop):
+            i = order[position] if order.size else position
             if indices[i] == ABSENT:
                 continue
             value = values[i] if values.size else np.float32(1.0)
@@ -426,7 +447,8 @@ def _sum_duplicates(indptr, indices, values, out_indptr, out_indices, out_values
 def _with_values(rows: HashedRows, table_rows: NDArray[np.uint32]) -> SparsePartition:
     indptr = np.empty_like(rows.indptr)
     indices, values = np.empty_like(table_rows), np.empty(len(table_rows), np.float32)
-    _sum_duplicates(rows.indptr, table_rows, rows.values, indptr, indices, values)
+    joined = read_only(rows.indptr), read_only(table_rows), read_only(rows.values)
+    _sum_duplicates(_visiting_order(rows.indptr, table_rows), joined, (indptr, indices, values))
     n_entries = int(indptr[-1])
     return SparsePartition(
         indptr, indices[:n_entries], values[:n_entries], rows.labels, rows.weights, indices[:0], 0, 0

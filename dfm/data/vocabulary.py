@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data.hashing import RARE, token_index
+from dfm.storage.arrays import read_only
 
 ABSENT = np.uint32(0xFFFFFFFF)
 """The row of a feature that the vocabulary does not hold."""
@@ -281,6 +282,7 @@ class RowLookup:
         out: where they are written.
         """
         out = np.empty(len(indices), np.uint32) if out is None else out
+        indices, fields = read_only(indices), read_only(fields)
         if self._dense.size:
             _look_up(self._dense, indices, fields, self._rare, out)
         else:

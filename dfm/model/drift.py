@@ -18,6 +18,7 @@ from dfm.data import hashing
 from dfm.data.partition import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.vocabulary import ABSENT, FeatureCounts, RowLookup, Vocabulary
+from dfm.storage.arrays import read_only
 
 TOP = 20
 """Most frequent values of a column that the stability index tells apart."""
@@ -78,8 +79,9 @@ class Watcher:
         """The entries of some rows."""
         table_rows = self.lookup.rows(rows.indices, rows.fields)
         counts = np.zeros((len(self.missing), N_BINS), np.int64)
-        seen = np.zeros(0, np.uint8) if self.seen is None else self.seen
-        _count(rows.indices, rows.fields, table_rows, self.row_bins, self.missing, seen, counts)
+        seen = read_only(np.zeros(0, np.uint8) if self.seen is None else self.seen)
+        indices, fields = read_only(rows.indices), read_only(rows.fields)
+        _count(indices, fields, table_rows, self.row_bins, self.missing, seen, counts)
         return Sights(counts)
 
     def records(self, sights: Sights, schema: ResolvedSchema) -> list[dict[str, Any]]:
