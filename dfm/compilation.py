@@ -200,9 +200,8 @@ class _PartCodegen:
 
 
 class _PartLibrary(JITCodeLibrary):
-    """LLVM code that waits for the kernel that it becomes part of: no machine code, and only a first optimisation.
-
-    Without that one scoring was a fifth slower, whatever the kernel's own did.
+    """LLVM code that waits for the kernel that it becomes part of: no machine code, and only a first optimisation,
+    without which scoring was slower, whatever the kernel's own did: see the decision record on parts of kernels.
     """
 
     @property

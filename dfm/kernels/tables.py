@@ -308,7 +308,7 @@ def _fill(array: Floats, block: Block, owners: NDArray[np.uint32], initial: Init
 
 
 @compiled
-def _mix(state):  # type: ignore[no-untyped-def]
+def mixed(state):  # type: ignore[no-untyped-def]
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): uint64 to well-mixed uint64."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -322,9 +322,9 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no-untyped-def]
     """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times `half_width`."""
     for row in range(factors.shape[0]):
-        stream = _mix(_mix(seed + _STEP) + np.uint64(ids[row]) * _STEP)
+        stream = mixed(mixed(seed + _STEP) + np.uint64(ids[row]) * _STEP)
         for factor in range(n_factors):
-            draw = np.int64(_mix(stream + np.uint64(factor + 1) * _STEP) >> np.uint64(41))
+            draw = np.int64(mixed(stream + np.uint64(factor + 1) * _STEP) >> np.uint64(41))
             factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_width
 
 

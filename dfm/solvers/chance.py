@@ -11,19 +11,12 @@ import math
 import numpy as np
 
 from dfm.compilation import compiled
+from dfm.kernels.tables import mixed
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _SQRT_HALF, _LOG_SQRT_2PI = math.sqrt(0.5), 0.5 * math.log(2 * math.pi)
 _FAR = -25.0
 """Below this the normal distribution is told by the first terms of its asymptotic series, to 1e-8."""
-
-
-@compiled
-def mixed(state):  # type: ignore[no-untyped-def]
-    """splitmix64's finaliser: uint64 to well-mixed uint64."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 @compiled
