@@ -177,14 +177,14 @@ def gather(table, codes, out):  # type: ignore[no-untyped-def]
 def _gather_codes(table, codes, validity, offset, null_code, out):  # type: ignore[no-untyped-def]
     """The same, `table[null_code]` where bit `offset` + i of `validity` (empty: all are valid) is 0.
 
-    Returns how many codes are outside of the table; for these it reads nothing.
+    Returns how many codes are not below `null_code`; for these it reads nothing.
     """
     n_outside = 0
     for i in range(out.size):
         bit = offset + i
         if validity.size and not validity[bit >> 3] >> (bit & 7) & 1:
             out[i] = table[null_code]
-        elif codes[i] >= 0 and codes[i] < table.size:
+        elif codes[i] >= 0 and codes[i] < null_code:
             out[i] = table[codes[i]]
         else:
             n_outside += 1
@@ -273,7 +273,7 @@ def time_texts(array: pa.Array, form: str) -> pa.Array:
 
 
 def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
-    """table[codes], `table[null_code]` where a code is null. DataError where a code is outside of the table."""
+    """table[codes]; its last, `table[null_code]`, where a code is null. DataError of a code that is not below it."""
     if codes.type.bit_width < 32:
         codes = codes.cast(pa.int32())
     out = np.empty(len(codes), table.dtype)
@@ -283,7 +283,7 @@ def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArra
     numbers = np.frombuffer(data, codes.type.to_pandas_dtype())[codes.offset : codes.offset + len(codes)]
     bits = np.frombuffer(validity, np.uint8) if codes.null_count else _ALL_VALID
     if _gather_codes(table, read_only(numbers), read_only(bits), codes.offset, null_code, out):
-        check_codes(codes.drop_null().to_numpy(zero_copy_only=False), len(table))
+        check_codes(codes.drop_null().to_numpy(zero_copy_only=False), null_code)
     return out
 
 

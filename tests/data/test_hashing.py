@@ -358,3 +358,20 @@ def test_expected_collisions_match_a_draw():
     _, counts = np.unique(drawn, return_counts=True)
     shared = counts[counts > 1].sum() / len(drawn)
     assert hashing.expected_collisions(50_000, 16) == pytest.approx(shared, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16(), pa.int32(), pa.int64()])
+@pytest.mark.parametrize("code", [3, 4, 100, -1])
+def test_a_code_outside_of_its_dictionary_is_damage(kind, code):
+    if code < 0 and pa.types.is_unsigned_integer(kind):
+        code = 1000
+    codes = pa.array([0, None, code], kind)
+    damaged = pa.DictionaryArray.from_arrays(codes, pa.array(["a", "b", "c"]), safe=False)
+    with pytest.raises(DataError, match=rf"out of range \({min(code, 0)} to {max(code, 0)}, of 3 values\)"):
+        hashed(damaged)
+
+
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=40), st.integers(0, 20))
+def test_a_part_of_a_dictionary_array_hashes_as_its_texts(texts, start):
+    encoded = pa.array(texts, pa.string()).dictionary_encode().slice(start)
+    assert hashed(encoded) == hashed(pa.array(texts[start:], pa.string()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from dfm.model.export import export
 from dfm.model.fm_model import FMModel
 from tests.distributed.test_held_out import tables_of
 from tests.model.test_export import run_onnx
+from tests.support.extras import needs_onnx
 
-needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 N_ROWS = 24_000
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from dfm.model.fm_model import FMModel
 from dfm.model.hashing_explained import ids_explained
 from dfm.model.objective import Objective
 from dfm.settings.tables import Schema
+from tests.support.extras import needs_onnx
 from tests.support.small_models import EVERY_KIND, HASH_BITS, make_model, random_table
 
-needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="the extra `onnx` is not installed")
 ROWS = {
     "site": ["a", "b", None, "never seen", "a"],
     "visits": [1, 7, None, 300, 2],
