@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import pickle
@@ -27,6 +28,8 @@ _PIECE = 4 << 20
 """Bytes of a message to the scheduler; Dask warns of more than 10 MiB."""
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
+_PATIENCE = (1.0, 2.0, 4.0, 8.0, 30.0)
+"""Seconds until a result is fetched anew: Dask tries for 30 s to reach a worker that is gone."""
 
 
 class Watch:
@@ -92,11 +95,12 @@ class Watch:
         """The result of a task, a small one; its error is raised.
 
         A fetch that takes long is begun anew: the worker that had the result may be dead, and another compute it again.
+        The slow one is left to itself, which ends when Dask gives that worker up.
         """
-        for timeout in itertools.chain([1.0, 2.0, 4.0, 8.0], itertools.repeat(30.0)):
+        for seconds in itertools.chain(_PATIENCE, itertools.repeat(_PATIENCE[-1])):
             self.wait(future)
             with contextlib.suppress(TimeoutError):
-                return future.result(timeout=timeout)
+                return self.client.sync(_fetched, self.client, future, seconds)
             self._look_around()
         raise AssertionError("not reached")
 
@@ -160,6 +164,20 @@ def _piece(data: bytes) -> bytes:
 
 def _joined(pieces: Sequence[bytes]) -> Any:
     return pickle.loads(b"".join(pieces))
+
+
+async def _fetched(client: Client, future: Future, seconds: float) -> Any:
+    """The result of a task, or TimeoutError; the fetch is left alone then.
+
+    `future.result(timeout)` cancels it. A client whose fetch was cancelled before it began, by a timeout or by Ctrl-C,
+    attaches each later one to it, and all of them fail (https://github.com/dask/distributed/issues/8514).
+    """
+    fetch = asyncio.ensure_future(client.gather(future, asynchronous=True))
+    done, _ = await asyncio.wait({fetch}, timeout=seconds)
+    if not done:
+        fetch.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        raise TimeoutError
+    return fetch.result()
 
 
 def _raise_if_failed(future: Future) -> None:

@@ -1,0 +1,34 @@
+"""Results of tasks are fetched, whatever the driver does beside."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+from distributed import Client
+
+from dfm.distributed.cluster import watch
+from dfm.distributed.cluster.watch import Watch
+
+
+def _turns_later(loop: asyncio.AbstractEventLoop, turns: int, act: Callable[[], object]) -> None:
+    """Call `act` when the event loop has gone round `turns` times more."""
+    if turns:
+        loop.call_soon(_turns_later, loop, turns - 1, act)
+    else:
+        act()
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_fetch_that_times_out_at_any_moment_costs_no_later_one(
+    client: Client, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE", (0.15, 5.0))
+    future = client.submit(int, "7", pure=False)
+    watched = Watch(client, 60.0)
+    watched.wait(future)
+    monkeypatch.setattr(watched, "wait", lambda future: None)  # so that the fetch begins at a known turn
+    loop = client.loop.asyncio_loop  # type: ignore[attr-defined]
+    client.loop.add_callback(time.sleep, 0.1)  # what is called meanwhile begins in one turn of the loop
+    client.loop.add_callback(_turns_later, loop, turns, lambda: time.sleep(0.2))  # as a compiler that holds the GIL
+    assert [watched.result(future), watched.result(future)] == [7, 7]
