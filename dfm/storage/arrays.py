@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save, save_file
 
 from dfm.errors import DataError
-from dfm.storage.files import telling_of_full_disks
+from dfm.storage.files import telling_of_disks, temporary_of
 from dfm.storage.ownership import MADE_BY, MAKER
 
 Array = NDArray[Any]
@@ -45,11 +44,11 @@ def array_bytes(arrays: Mapping[str, Array]) -> bytes:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file under a temporary name, then rename it: readers see all or none. StorageError on a full disk."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    """Write a file under a temporary name, then rename it: readers see all or none. StorageError on a bad disk."""
+    temporary = temporary_of(path)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
-        with telling_of_full_disks(path, *_UNUSABLE):
+        with telling_of_disks(path, *_UNUSABLE):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(contiguous, temporary, metadata={MADE_BY: MAKER, **(metadata or {})})
             os.replace(temporary, path)
