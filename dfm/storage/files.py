@@ -101,7 +101,7 @@ def _remedy(path: Path, number: int) -> str:
 
 
 def _here(url: str, act: Callable[[Path], Answer], what: str = "read") -> Answer:
-    """What `act` makes of the path of a local URL. StorageError where the disk fails."""
+    """The result of `act` on the path of a local URL. StorageError where the disk fails."""
     path = local_path(url)
     with telling_of_disks(path, what=what):
         return act(path)
