@@ -403,10 +403,16 @@ def _open_chunk(path: Path) -> Chunk | None:
         rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
         counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
         account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
-    except (DataError, KeyError, ValueError):
+    except (DataError, KeyError, ValueError) as error:
+        _tell_of_damage(path, error)
         return None
     _mark_used(path)
     return Chunk(rows, arrays["offsets"], counts, account)
+
+
+def _tell_of_damage(path: Path, error: Exception) -> None:
+    if path.exists():
+        logger.warning("%s is damaged and made again (%s)", path, error.__cause__ or error)
 
 
 def _mark_used(path: Path) -> None:
@@ -468,7 +474,8 @@ def _open_partition(path: Path) -> SparsePartition | None:
     try:
         partition = SparsePartition.open(path)
         partition.check()
-    except (DataError, KeyError, TypeError, ValueError):
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        _tell_of_damage(path, error)
         return None
     _mark_used(path)
     return partition
