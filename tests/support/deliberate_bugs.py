@@ -97,11 +97,11 @@ def _take_the_last_for_the_best(loop: TrainingLoop, blocks: Any) -> None:
 
 
 def _seeds_of_a_life() -> Patch:
-    work_of, first = StepSchedule.work, {}
+    work_of = StepSchedule.work
 
     def work(self: Any, work: Any, rounds_done: int, *rest: Any) -> Any:
-        begun = first.setdefault(id(self), rounds_done)
-        return work_of(self, work, rounds_done - begun, *rest)
+        vars(self).setdefault("first", rounds_done)
+        return work_of(self, work, rounds_done - vars(self)["first"], *rest)
 
     return mock.patch.object(StepSchedule, "work", work)
 

@@ -159,7 +159,7 @@ PLAYS: dict[str, dict[str, Any]] = {
     "mcmc": {"solver": "mcmc", "n_epochs": 4, "draws": 2, "burn_in": 1},
 }
 """Settings of training, by the name of the play."""
-_SGD = {"n_replicas": 3, "n_epochs": 3, "averages_per_epoch": 2, "early_stopping": False, "backend": "numba"}
+_SGD = {"n_replicas": 2, "n_epochs": 5, "averages_per_epoch": 2, "early_stopping": False, "backend": "numba"}
 
 
 class Theatre:
@@ -250,7 +250,7 @@ def _chances(draw: random.Random, is_last: bool) -> Chances:
         return Chances(forgets=forgets)
     return Chances(
         lost=draw.choice([0.0, 0.003, 0.01, 0.03]),
-        driver=draw.choice([0.0, 0.002, 0.006]),
+        driver=draw.choice([0.0, 0.004, 0.008]),
         scheduler=draw.choice([0.0, 0.0, 0.001]),
         forgets=forgets,
         rival=draw.choice([0.0, 0.0, 0.0, 0.003]),
@@ -284,6 +284,7 @@ def main() -> None:
             history = theatre.play(seed)
             bad += bool(history.problems)
             ends.update(life.end for life in history.lives)
+            ends["went on"] += any("load_block" in line for life in history.lives for line in life.trace)
             ends["workers lost"] += sum(" is lost" in line for life in history.lives for line in life.trace)
             if history.problems or arguments.trace:
                 print(seed, history.play, [life.end for life in history.lives], history.problems, flush=True)

@@ -169,7 +169,7 @@ class SimulatedCluster:
         self._steps += 1
         assert self._steps < _MOST_STEPS, f"hung: {self.trace[-20:]}"
         self._fate()
-        if self.between and not self._in_between and self.random.random() < 0.2:
+        if self.between and not self._in_between and self.random.random() < 0.3:
             self._in_between = True
             try:
                 self.random.choice(self.between)()
