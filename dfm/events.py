@@ -195,6 +195,9 @@ METRICS = tuple(
         Field("rows", "integer", "labelled rows", "rows"),
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
         _number("group_auc", "mean AUC within a group, weighed by its rows (`schema.group`, `--group`)"),
+        _number("ndcg_5", "mean over groups of the normalized discounted gain of the first 5 rows (with `group_auc`)"),
+        _number("ndcg_10", "the same of the first 10 rows"),
+        _number("mrr", "mean over groups of 1 over the place of the first clicked row"),
         Field("groups", "integer", "groups with both classes"),
         Field("groups_of_one_class", "integer", "groups that have no AUC"),
     )

@@ -458,3 +458,21 @@ def drift(now: Sequence[object], then: Sequence[object], min_count: int) -> dict
         psi += (a - b) * math.log(a / b)
     told = {k: shares[0].get(k, 0.0) for k in ("missing", "rare", "unseen")}
     return {**told, **{f"training_{k}": shares[1].get(k, 0.0) for k in ("missing", "rare")}, "psi": psi}
+
+
+def from_the_top(scores: Sequence[float], labels: Sequence[float], k: int) -> tuple[float, float]:
+    """NDCG of the first k rows of a group, and 1 / place of its first clicked row: means over all orders of its rows in
+    which no score stands behind a lower one.
+    """
+    orders = [
+        order
+        for order in itertools.permutations(range(len(scores)))
+        if all(scores[i] >= scores[j] for i, j in itertools.pairwise(order))
+    ]
+
+    def gain(gains: Iterable[float]) -> float:
+        return sum(each / math.log2(2 + place) for place, each in enumerate(gains) if place < k)
+
+    found = [gain(labels[i] for i in order) for order in orders]
+    ranks = [1 / (1 + next(place for place, i in enumerate(order) if labels[i] >= 0.5)) for order in orders]
+    return float(np.mean(found)) / gain(sorted(labels, reverse=True)), float(np.mean(ranks))
