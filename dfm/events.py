@@ -223,7 +223,10 @@ _PLAN = (
     Field("epochs", "integer", "walks over the rows, at most"),
     Field("schedule", "text", "how the step size changes"),
 )
-_ROWS = "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were"
+_ROWS = (
+    "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were; where the loss is of "
+    "pairs, pairs of an epoch and rows in_pairs"
+)
 _EPOCH = Field("epoch", "integer", "which epoch, from 1")
 _ROUND = Field("round", "integer", "averages of this epoch that are done")
 _ROUNDS = Field("rounds", "integer", "averages that this epoch has")

@@ -51,9 +51,14 @@ def lots(url: str, first: int, n_rows: int) -> NDArray[np.float64]:
     By splitmix64 (Steele, Lea and Flood 2014) of the row's number and the file's name: not of its folders, so that a
     copy of the data elsewhere gives the same rows.
     """
-    start = np.uint64(zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32)
+    start = zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32
+    return lots_of(np.arange(first, first + n_rows, dtype=np.uint64), start)
+
+
+def lots_of(numbers: NDArray[np.uint64], start: int) -> NDArray[np.float64]:
+    """A lot in [0, 1) for each number, float64[n], by splitmix64; another one with another start in [0, 2**64)."""
     with np.errstate(over="ignore"):
-        state = (np.arange(first, first + n_rows, dtype=np.uint64) ^ start) * _GOLDEN + _GOLDEN
+        state = (numbers ^ np.uint64(start)) * _GOLDEN + _GOLDEN
         state = (state ^ (state >> np.uint64(30))) * _FIRST
         state = (state ^ (state >> np.uint64(27))) * _SECOND
         state ^= state >> np.uint64(31)

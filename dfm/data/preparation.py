@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.draw import Draw, Sampling
+from dfm.data.draw import Draw, Sampling, lots_of
 from dfm.data.encoding import Encoded, arranged, encode_batch, negative_rows, number_column
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
@@ -78,7 +78,8 @@ class Reading:
     sampling: Sampling | None = None
     """The negative rows that stay when rows are hashed; None: all."""
     group_column: str = ""
-    """The column by whose values rows are told apart into groups; empty: nobody asks for it."""
+    """The column by whose values rows are told apart into groups; empty: nobody asks for it. Rows that are dealt into
+    slices then stay together by group."""
 
     @property
     def share_of_negatives(self) -> float:
@@ -314,9 +315,9 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             account += RowAccount(*counted, n_read - batch.data.num_rows)
             parts.append(_in_groups(batch, encoded, reading.group_column))
     parts = parts or [_no_rows(reading.schema)]
-    n_rows = sum(part.n_rows for part in parts)
-    offsets = np.array([n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
-    rows = concatenate_rows(parts) if seed is None else arranged(parts, _deal(n_rows, n_slices, seed))
+    slices = _slices(parts, n_slices, seed, bool(reading.group_column))
+    offsets = np.searchsorted(np.sort(slices), np.arange(n_slices + 1)).astype(np.int64)
+    rows = concatenate_rows(parts) if seed is None else arranged(parts, np.argsort(slices, kind="stable"))
     del parts
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
@@ -363,14 +364,21 @@ def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
     return list(seen)[:5]
 
 
-def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Row numbers slice by slice, int64[n_rows]: membership is random, the order within a slice is that of the file.
+def _slices(parts: Sequence[HashedRows], n_slices: int, seed: Seed, by_group: bool) -> NDArray[np.uint16]:
+    """The slice of each row, uint16[n_rows], the order within a slice is that of the file: partitions are shuffled when
+    they are built; until then rows are copied in the order in which they lie.
 
-    Partitions are shuffled when they are built; until then rows are copied in the order in which they lie.
+    It is drawn row by row, into slices of equal size (to one row), or by group, where all tasks of a replica, which is
+    what a seed names but for its last number, give a group the same one. Without a seed rows keep their order.
     """
-    drawn = np.random.default_rng(seed).permutation(n_rows)
+    if by_group and seed is not None:
+        start = int(np.random.default_rng(seed[:-1]).integers(2**64, dtype=np.uint64))
+        groups = np.concatenate([part.group_ids for part in parts])
+        return (lots_of(groups, start) * n_slices).astype(np.uint16)
+    n_rows = sum(part.n_rows for part in parts)
+    drawn = np.arange(n_rows) if seed is None else np.random.default_rng(seed).permutation(n_rows)
     bounds = [n_rows * s // n_slices for s in range(1, n_slices)]
-    return np.argsort(np.searchsorted(bounds, drawn, side="right").astype(np.uint16), kind="stable")
+    return np.searchsorted(bounds, drawn, side="right").astype(np.uint16)
 
 
 def _no_rows(schema: ResolvedSchema) -> HashedRows:

@@ -40,6 +40,7 @@ from dfm.distributed.cluster.connect import cache_directory
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.run import Event, Run
 from dfm.errors import DataError
+from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
@@ -78,6 +79,8 @@ class Prepared:
     validation_account: RowAccount
     held_out: Reading
     """The reading of the rows that validate."""
+    pairs: PairCount | None = None
+    """Of a loss of pairs: how many there are, and of how many rows."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,11 @@ def build_partition(
     return load_slices(_local(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
 
 
+def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
+    """Pairs of a clicked and an unclicked row of one group in a replica's slices."""
+    return sum((PairCount.of(partition) for partition in slices), PairCount())
+
+
 def sights_of_shard(
     reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
 ) -> Sights:
@@ -191,8 +199,10 @@ def prepare(run: Run) -> Prepared:
     training, validation = _readings(run)
     share = run.job.data.sample_negatives
     training = replace(training, sampling=Sampling(share, run.job.model.seed) if share < 1 else None)
+    group = run.job.schema.group
+    training = replace(training, group_column=group if run.work.spec.is_paired else "")
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    validation = replace(validation, statistics=training.statistics, group_column=run.job.schema.group)
+    validation = replace(validation, statistics=training.statistics, group_column=group)
     hashed, held_out = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
@@ -212,6 +222,7 @@ def prepare(run: Run) -> Prepared:
         account=account,
         validation_account=validation_account,
         held_out=validation,
+        pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
     )
     _check_rows(run, prepared)
     return prepared
@@ -379,6 +390,21 @@ def _build_partitions(
     return replicas, scored
 
 
+def _pairs(run: Run, replicas: Sequence[Future]) -> PairCount:
+    """Pairs of all replicas. DataError where there is none."""
+    counts: list[PairCount] = run.watch.results([run.watch.submit(count_pairs, slices) for slices in replicas])
+    total = sum(counts, PairCount())
+    if not total.pairs:
+        column, n_replicas = run.job.schema.group, len(replicas)
+        raise DataError(
+            f"no clicked row has an unclicked one of its group beside it, so that there is no pair to learn from: "
+            f"schema.group = {column!r} may tell single rows apart, or rows of a group lie far from each other in the "
+            f"shards, whose parts are dealt out to training.n_replicas = {n_replicas}. Name another column, write the "
+            "rows of a group together, or train one replica"
+        )
+    return total
+
+
 def _check_rows(run: Run, prepared: Prepared) -> None:
     """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
     bound, splits, account = run.job.data.validation_from, run.inputs.split.is_needed, prepared.account
@@ -446,7 +472,7 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
         "table_load": summary.n_distinct / 2**bits,
         "collided_share": collided_share(summary, bits),
         "parameter_bytes": parameter_bytes,
-        "rows": rows_event(prepared.account),
+        "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
     }
 
@@ -454,6 +480,14 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
 def collided_share(summary: VocabularySummary, hash_bits: int) -> float:
     """The share of distinct values that have to share a feature with another one."""
     return expected_collisions(_distinct_tokens(summary.n_distinct, hash_bits), hash_bits)
+
+
+def trained_rows(prepared: Prepared) -> Event:
+    """The account of the rows to train on in figures; with a loss of pairs, how many make pairs, and how many pairs an
+    epoch has.
+    """
+    found, pairs = rows_event(prepared.account), prepared.pairs
+    return found if pairs is None else {**found, "pairs": pairs.pairs, "in_pairs": pairs.rows}
 
 
 def rows_event(account: RowAccount) -> Event:

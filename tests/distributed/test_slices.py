@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from distributed import Client
-from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import log_loss, mean_squared_error, ndcg_score, roc_auc_score
 
 from dfm import jobs
 from dfm.cli.app import cli

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfm.model.group_auc import NDCG_AT, GroupSums, GroupedTally, group_sums, rows_by_group
+from dfm.model.group_auc import NDCG_AT, GroupedTally, GroupSums, group_sums, rows_by_group
 from dfm.model.metrics import ClassificationTally
 from tests import reference
 
