@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,43 +15,18 @@ from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRanker
 from dfm.estimators.rankers import cut_by_group
 from dfm.model.group_auc import group_sums, rows_by_group
-
-
-@dataclasses.dataclass
-class Log:
-    """Rows of users who click much or little, whatever they see, and are shown the worse items the more they click. The
-    columns say of a user the city alone, which tells a part of that.
-    """
-
-    columns: dict[str, list[str]]
-    labels: np.ndarray
-    groups: np.ndarray
-
-    @classmethod
-    def draw(cls, seed: int, first_user: int, n_users: int = 300, shown: int = 12) -> Log:
-        quality = np.random.default_rng(0).normal(0, 1, 40)
-        rng = np.random.default_rng(seed)
-        effects = rng.normal(0, 2.5, n_users)
-        chances = np.exp(-0.8 * effects[:, None] * quality)
-        chances /= chances.sum(axis=1, keepdims=True)
-        items = np.concatenate([rng.choice(40, shown, p=each) for each in chances])
-        users = np.repeat(np.arange(n_users), shown)
-        labels = (rng.random(len(users)) < 1 / (1 + np.exp(-effects[users] - quality[items]))).astype(int)
-        cities = (effects + rng.normal(0, 2, n_users)).round().astype(int)
-        names = {"city": [f"c{city}" for city in cities[users]], "item": [f"i{item}" for item in items]}
-        return cls(names, labels, users + first_user)
-
+from tests.support.ranking_log import RankingLog
 
 SETTINGS: dict[str, Any] = {"n_factors": 2, "n_epochs": 10, "early_stopping": False}
 
 
-def group_auc(scores: np.ndarray, log: Log) -> float:
+def group_auc(scores: np.ndarray, log: RankingLog) -> float:
     table = rows_by_group(log.groups.astype(np.uint64), scores, log.labels, np.ones(len(scores)))
     return float(group_sums(table).metrics()["group_auc"])
 
 
 def test_pairs_find_the_order_that_effects_of_whole_groups_hide_from_log_loss() -> None:
-    log, later = Log.draw(1, 0), Log.draw(2, 1_000)
+    log, later = RankingLog.draw(1, 0), RankingLog.draw(2, 1_000)
     ranker = FMRanker(**SETTINGS).fit(log.columns, log.labels, log.groups)
     classifier = FMClassifier(**SETTINGS).fit(log.columns, log.labels)
     ours, theirs = ranker.predict(later.columns), classifier.decision_function(later.columns)
@@ -67,7 +41,7 @@ def test_pairs_find_the_order_that_effects_of_whole_groups_hide_from_log_loss() 
 
 
 def test_whole_groups_are_held_out_and_the_epoch_of_the_best_order_is_kept() -> None:
-    log, later = Log.draw(1, 0, n_users=200), Log.draw(2, 1_000, n_users=50)
+    log, later = RankingLog.draw(1, 0, n_users=200), RankingLog.draw(2, 1_000, n_users=50)
     fits = [FMRanker(n_factors=2, n_epochs=4, n_replicas=n).fit(log.columns, log.labels, log.groups) for n in (1, 1, 2)]
     assert fits[0].coef_.tobytes() == fits[1].coef_.tobytes() != fits[2].coef_.tobytes()
     for fitted in fits:

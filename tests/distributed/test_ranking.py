@@ -1,0 +1,116 @@
+"""Jobs that learn from pairs of rows of one group (model.loss = "bpr")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+
+from dfm import jobs
+from dfm.data.partition import SparsePartition
+from dfm.errors import DataError, RunCancelled, SettingsError
+from dfm.events import faults_of
+from dfm.model.fm_model import FMModel, read_manifest
+from dfm.settings.job import Job
+from tests.support.ranking_log import RankingLog
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("rankings")
+    train = RankingLog.draw(1, 0).write(folder / "train", 4)
+    return train, RankingLog.draw(2, 1_000, n_users=100).write(folder / "later", 1)
+
+
+def tables_of(logs: tuple[Path, Path], folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"train": str(logs[0]), "validation": str(logs[1])},
+        "schema": {"label": "label", "group": "user", "categorical": ["city", "item"]},
+        "model": {"hash_bits": 10, "loss": "bpr", "n_factors": 4},
+        "training": {"n_replicas": 2, "n_epochs": 3, "averages_per_epoch": 2},
+        "cluster": {"cache": str(folder / "cache")},
+        "output": {"directory": str(folder / "out")},
+    }
+    return {name: {**table, **changes.get(name, {})} for name, table in tables.items()}
+
+
+def test_a_job_of_pairs_learns_the_order_on_any_cluster_and_goes_on_where_it_was_stopped(
+    logs: tuple[Path, Path], client: Client, two_workers: Client, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    result = jobs.train(tables_of(logs, tmp_path / "one"), client, on_event=told.append)
+    assert [fault for event in told for fault in faults_of(event)] == []
+    aucs = [epoch["group_auc"] for epoch in result.history]
+    assert result.validation["group_auc"] == max(aucs) > 0.62
+    assert not {"log_loss", "calibration", "loss", "error_rate"} & result.validation.keys()
+    rows = read_manifest(result.model_url)["metadata"]["rows"]
+    frame = pq.read_table(logs[0]).to_pandas()
+    spread = frame.groupby("user").label.agg(["nunique", "size", "sum"]).query("nunique == 2")
+    assert rows["in_pairs"] == pytest.approx(spread["size"].sum(), abs=24), (
+        "replicas may part one group at their border"
+    )
+    assert rows["pairs"] == pytest.approx(spread["sum"].sum(), abs=24)
+
+    logistic = jobs.train(tables_of(logs, tmp_path / "log loss", model={"loss": "auto"}), client)
+    assert result.validation["group_auc"] > logistic.validation["group_auc"] + 0.05
+
+    stopped = tables_of(logs, tmp_path / "two")
+    rounds = iter(range(100))
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "round" and next(rounds) == 2:
+            raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        jobs.train(stopped, two_workers, on_event=stop)
+    again = jobs.train(stopped, two_workers)
+    assert (again.parameters_sha256, again.validation) == (result.parameters_sha256, result.validation)
+
+    page = Path(result.report_url).read_text()
+    assert all(name in page for name in ("group_auc", "ndcg_10", "mrr", "in_pairs"))
+    later = pq.read_table(logs[1])
+    model = FMModel.load(result.model_url)
+    assert model.table.bias_value == 0
+    found = jobs.evaluate(result.model_url, later, group="user")
+    for name in ("group_auc", "ndcg_5", "mrr", "auc"):
+        assert found[name] == pytest.approx(result.validation[name], rel=1e-9)
+    assert np.ptp(model.predict(later)) > 0.5, "scores, and no probabilities"
+    with pytest.raises(SettingsError, match="slices need a model of probabilities or numbers; the loss bpr"):
+        jobs.evaluate(result.model_url, later, by=["city"])
+
+
+def test_rows_of_a_group_lie_in_one_slice_of_a_replica(logs: tuple[Path, Path], client: Client, tmp_path: Path) -> None:
+    tables = tables_of(logs, tmp_path, training={"n_epochs": 1, "averages_per_epoch": 5})
+    jobs.train(tables, client)
+    found = [SparsePartition.open(path) for path in (tmp_path / "cache").rglob("partition-*")]
+    slices = [partition for partition in found if partition.n_rows < 1_000]
+    assert len(slices) == 10
+    assert sum(partition.n_rows for partition in slices) == 3_600
+    homes = [set(partition.group_ids.tolist()) for partition in slices]
+    assert sum(map(len, homes)) <= 300 + 3, "a group is in two slices only where shards or replicas part it"
+
+
+def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
+    logs: tuple[Path, Path], client: Client, tmp_path: Path
+) -> None:
+    for changes, told in (
+        ({"schema": {"group": ""}}, r"is of pairs of rows and needs schema\.group"),
+        ({"model": {"family": "ffm"}}, r"'bpr' is of pairs of rows, which family = 'ffm' does not know"),
+        ({"training": {"backend": "cupy"}}, "GPUs have no code for pairs of rows"),
+        ({"model": {"calibration": "platt"}}, "needs a model of probabilities"),
+        ({"training": {"stop_on": "log_loss"}}, r"stop_on = .log_loss. is no metric"),
+        (
+            {"training": {"solver": "als", "averages_per_epoch": "auto"}},
+            r"model\.loss = .bpr. does not go with training\.solver",
+        ),
+        ({"data": {"sample_negatives": 0.5}}, "needs a model of probabilities"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            Job.from_dict(tables_of(logs, tmp_path, **changes))
+    alone = RankingLog.draw(3, 0, n_users=40, shown=1).write(tmp_path / "alone", 1)
+    with pytest.raises(DataError, match="no clicked row has an unclicked one of its group beside it"):
+        jobs.train(tables_of((alone, logs[1]), tmp_path), client)
