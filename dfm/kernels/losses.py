@@ -377,6 +377,7 @@ BPR = Loss(
     link="rank",
     functions=_logistic,
     curvature=lambda _largest_label: 0.25,
+    steepness=2.0,  # a pair has the entries of two rows, and its step moves both scores
     is_paired=True,
 )
 
