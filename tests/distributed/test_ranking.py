@@ -16,6 +16,7 @@ from dfm.errors import DataError, RunCancelled, SettingsError
 from dfm.events import faults_of
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
+from dfm.workflow import steps
 from tests.support.ranking_log import RankingLog
 
 
@@ -72,6 +73,10 @@ def test_a_job_of_pairs_learns_the_order_on_any_cluster_and_goes_on_where_it_was
 
     page = Path(result.report_url).read_text()
     assert all(name in page for name in ("group_auc", "ndcg_10", "mrr", "in_pairs"))
+    assert steps.group_of(result.model_url) == "user"
+    assert steps.group_of(logistic.model_url) == ""
+    judged = steps.evaluate_once(result.model_url, [str(logs[1])], steps.Where(client=client))
+    assert judged["group_auc"] == pytest.approx(result.validation["group_auc"], rel=1e-9)
     later = pq.read_table(logs[1])
     model = FMModel.load(result.model_url)
     assert model.table.bias_value == 0
