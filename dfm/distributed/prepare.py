@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 from distributed import Future, get_worker
@@ -17,7 +18,7 @@ from dfm.data.draw import Draw, Sampling
 from dfm.data.hashing import expected_collisions
 from dfm.data.latest import latest_moments, latest_or_why
 from dfm.data.parquet import Unit
-from dfm.data.partition import SparsePartition
+from dfm.data.partition import HashedRows, SparsePartition
 from dfm.data.preparation import (
     NumberSketch,
     Reading,
@@ -28,7 +29,9 @@ from dfm.data.preparation import (
     fingerprint,
     glance_at_numbers,
     hash_units,
+    load_parts,
     load_slices,
+    part_of_units,
     sketch_numbers,
     statistics_of,
     units_key,
@@ -44,6 +47,7 @@ from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
+from dfm.training.plan import group_units
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
@@ -151,6 +155,24 @@ def build_partition(
 def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
     """Pairs of a clicked and an unclicked row of one group in a replica's slices."""
     return sum((PairCount.of(partition) for partition in slices), PairCount())
+
+
+def part_of_shard(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range) -> list[HashedRows]:
+    """The rows of some slices of one task, on their way to the replica whose slices they are."""
+    return part_of_units(_local(reading), units, deal, wanted)
+
+
+def unite_parts(
+    reading: Reading,
+    parts: Sequence[Sequence[HashedRows]],
+    keys: tuple[Any, ...],
+    order: tuple[int, ...],
+    vocabulary: Vocabulary,
+    vocabulary_key: str,
+) -> list[SparsePartition]:
+    """The partitions of one replica, of the parts of all tasks."""
+    named = (*keys, order, vocabulary_key)
+    return load_parts(_local(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
 
 
 def sights_of_shard(
@@ -301,15 +323,39 @@ def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberS
     return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A hashing task: its place among how many, its rows, and into how many slices they are dealt, by which seed."""
+
+    place: tuple[int, int]
+    units: Sequence[Unit]
+    deal: tuple[int, Seed]
+
+
+def _tasks(run: Run) -> list[_Task]:
+    """The tasks that hash training rows. Each deals the rows of a replica into its slices; where groups stay together,
+    into those of all replicas, each task by the same lots: then they are few, since all replicas ask each of them.
+    """
+    plan = run.inputs.plan
+    if not run.work.spec.is_paired:
+        return [
+            _Task((r, plan.n_replicas), units, (plan.n_slices, (plan.seed, r, number)))
+            for r, tasks in enumerate(plan.replicas)
+            for number, units in enumerate(tasks)
+        ]
+    every = group_units([unit for tasks in plan.replicas for units in tasks for unit in units])
+    n_slices = plan.n_slices * plan.n_replicas
+    return [_Task((i, len(every)), units, (n_slices, (plan.seed, i))) for i, units in enumerate(every)]
+
+
 def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[Future], list[Future]]:
     """Futures of what hashing told, task by task, once all of them are done."""
-    plan, tasks, addresses = run.inputs.plan, run.inputs.validation_tasks, run.watch.addresses()
+    tasks, addresses = run.inputs.validation_tasks, run.watch.addresses()
     hashed, sizes = [], []
-    for r, units, number in ((r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)):
-        near = home_of(r, plan.n_replicas, addresses)
-        seed = (plan.seed, r, number)
-        hashed.append(run.watch.submit(hash_shard, training, units, plan.n_slices, seed, near=near))
-        sizes.append(_n_rows(units))
+    for task in _tasks(run):
+        near = home_of(*task.place, addresses)
+        hashed.append(run.watch.submit(hash_shard, training, task.units, *task.deal, near=near))
+        sizes.append(_n_rows(task.units))
     held_out = [
         run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
         for i, units in enumerate(tasks)
@@ -340,15 +386,14 @@ def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Fut
     """The vocabulary with what it is to remember of training rows: of all, or of evenly spaced hashing tasks with about
     a million, which their workers have at hand.
     """
-    plan, addresses = run.inputs.plan, run.watch.addresses()
-    tasks = [(r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)]
+    tasks, addresses = _tasks(run), run.watch.addresses()
     n_chosen = max(1, math.ceil(len(tasks) * min(1.0, _REMEMBERED_ROWS / max(run.inputs.n_rows, 1))))
     sights = [
         run.watch.submit(
-            *(sights_of_shard, reading, units, plan.n_slices, (plan.seed, r, number), vocabulary, key),
-            near=home_of(r, plan.n_replicas, addresses),
+            *(sights_of_shard, reading, task.units, *task.deal, vocabulary, key),
+            near=home_of(*task.place, addresses),
         )
-        for r, units, number in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
+        for task in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
     ]
     return run.watch.submit(remember, vocabulary, sights)
 
@@ -371,13 +416,8 @@ def _build_partitions(
     """Futures of the partitions of every replica, and of the validation rows, once all of them are done."""
     (training, validation), plan, tasks = readings, run.inputs.plan, run.inputs.validation_tasks
     watch, addresses = run.watch, run.watch.addresses()
-    replicas = [
-        watch.submit(
-            *(build_partition, training, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
-            near=home_of(r, plan.n_replicas, addresses),
-        )
-        for r in range(plan.n_replicas)
-    ]
+    build = _united if run.work.spec.is_paired else _of_own_rows
+    replicas = build(run, training, vocabulary, key)
     scored = [
         watch.submit(
             *(build_partition, validation, [units], 1, None, vocabulary, key),
@@ -390,17 +430,51 @@ def _build_partitions(
     return replicas, scored
 
 
+def _of_own_rows(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
+    """Partitions of every replica, of the rows that the plan gives it."""
+    plan, addresses = run.inputs.plan, run.watch.addresses()
+    return [
+        run.watch.submit(
+            *(build_partition, reading, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
+            near=home_of(r, plan.n_replicas, addresses),
+        )
+        for r in range(plan.n_replicas)
+    ]
+
+
+def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
+    """Partitions of every replica, of whole groups, whose rows come from all tasks."""
+    plan, addresses, tasks = run.inputs.plan, run.watch.addresses(), _tasks(run)
+    wanted = [range(r * plan.n_slices, (r + 1) * plan.n_slices) for r in range(plan.n_replicas)]
+    names = [units_key(task.units) for task in tasks], plan.n_replicas, plan.n_slices
+    found = []
+    for r, slices in enumerate(wanted):
+        parts = [
+            run.watch.submit(
+                *(part_of_shard, reading, task.units, task.deal, slices),
+                near=home_of(*task.place, addresses),
+            )
+            for task in tasks
+        ]
+        near = home_of(r, plan.n_replicas, addresses)
+        found.append(run.watch.submit(unite_parts, reading, parts, names, (plan.seed, r), vocabulary, key, near=near))
+    return found
+
+
 def _pairs(run: Run, replicas: Sequence[Future]) -> PairCount:
-    """Pairs of all replicas. DataError where there is none."""
+    """Pairs of all replicas. DataError where one has none."""
     counts: list[PairCount] = run.watch.results([run.watch.submit(count_pairs, slices) for slices in replicas])
     total = sum(counts, PairCount())
+    column = run.job.schema.group
     if not total.pairs:
-        column, n_replicas = run.job.schema.group, len(replicas)
         raise DataError(
             f"no clicked row has an unclicked one of its group beside it, so that there is no pair to learn from: "
-            f"schema.group = {column!r} may tell single rows apart, or rows of a group lie far from each other in the "
-            f"shards, whose parts are dealt out to training.n_replicas = {n_replicas}. Name another column, write the "
-            "rows of a group together, or train one replica"
+            f"schema.group = {column!r} tells single rows apart. Name the column of a user, query or session"
+        )
+    if idle := sum(not count.pairs for count in counts):
+        raise DataError(
+            f"{idle} of training.n_replicas = {len(counts)} replicas have no pair to learn from: schema.group = "
+            f"{column!r} has too few groups for so many, and a group is in one of them. Take fewer replicas"
         )
     return total
 

@@ -16,6 +16,7 @@ from dfm.errors import DataError, RunCancelled, SettingsError
 from dfm.events import faults_of
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.job import Job
+from dfm.training import plan
 from dfm.workflow import steps
 from tests.support.ranking_log import RankingLog
 
@@ -23,7 +24,7 @@ from tests.support.ranking_log import RankingLog
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("rankings")
-    train = RankingLog.draw(1, 0).write(folder / "train", 4)
+    train = RankingLog.draw(1, 0).shuffled().write(folder / "train", 4)
     return train, RankingLog.draw(2, 1_000, n_users=100).write(folder / "later", 1)
 
 
@@ -49,12 +50,9 @@ def test_a_job_of_pairs_learns_the_order_on_any_cluster_and_goes_on_where_it_was
     assert result.validation["group_auc"] == max(aucs) > 0.62
     assert not {"log_loss", "calibration", "loss", "error_rate"} & result.validation.keys()
     rows = read_manifest(result.model_url)["metadata"]["rows"]
-    frame = pq.read_table(logs[0]).to_pandas()
-    spread = frame.groupby("user").label.agg(["nunique", "size", "sum"]).query("nunique == 2")
-    assert rows["in_pairs"] == pytest.approx(spread["size"].sum(), abs=24), (
-        "replicas may part one group at their border"
-    )
-    assert rows["pairs"] == pytest.approx(spread["sum"].sum(), abs=24)
+    spread = pq.read_table(logs[0]).to_pandas().groupby("user").label.agg(["nunique", "size", "sum"])
+    both = spread.query("nunique == 2")
+    assert (rows["in_pairs"], rows["pairs"]) == (both["size"].sum(), both["sum"].sum())
 
     logistic = jobs.train(tables_of(logs, tmp_path / "log loss", model={"loss": "auto"}), client)
     assert result.validation["group_auc"] > logistic.validation["group_auc"] + 0.05
@@ -88,15 +86,19 @@ def test_a_job_of_pairs_learns_the_order_on_any_cluster_and_goes_on_where_it_was
         jobs.evaluate(result.model_url, later, by=["city"])
 
 
-def test_rows_of_a_group_lie_in_one_slice_of_a_replica(logs: tuple[Path, Path], client: Client, tmp_path: Path) -> None:
-    tables = tables_of(logs, tmp_path, training={"n_epochs": 1, "averages_per_epoch": 5})
-    jobs.train(tables, client)
+def test_a_group_lies_in_one_slice_of_one_replica_wherever_its_rows_are(
+    logs: tuple[Path, Path], two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users are spread over four shards, which are read by several tasks."""
+    monkeypatch.setattr(plan, "PIECE_ROWS", 300)
+    monkeypatch.setattr(plan, "TASK_ROWS", 500)
+    training = {"n_epochs": 1, "averages_per_epoch": 5}
+    jobs.train(tables_of(logs, tmp_path, training=training), two_workers)
     found = [SparsePartition.open(path) for path in (tmp_path / "cache").rglob("partition-*")]
     slices = [partition for partition in found if partition.n_rows < 1_000]
-    assert len(slices) == 10
-    assert sum(partition.n_rows for partition in slices) == 3_600
+    assert (len(slices), sum(partition.n_rows for partition in slices)) == (10, 3_600)
     homes = [set(partition.group_ids.tolist()) for partition in slices]
-    assert sum(map(len, homes)) <= 300 + 3, "a group is in two slices only where shards or replicas part it"
+    assert sum(map(len, homes)) == len(set().union(*homes)) == 300
 
 
 def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
@@ -119,3 +121,6 @@ def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
     alone = RankingLog.draw(3, 0, n_users=40, shown=1).write(tmp_path / "alone", 1)
     with pytest.raises(DataError, match="no clicked row has an unclicked one of its group beside it"):
         jobs.train(tables_of((alone, logs[1]), tmp_path), client)
+    few = RankingLog.draw(3, 0, n_users=6).write(tmp_path / "few", 1)
+    with pytest.raises(DataError, match=r"of training\.n_replicas = 8 replicas have no pair to learn from"):
+        jobs.train(tables_of((few, logs[1]), tmp_path, training={"n_replicas": 8}), client)

@@ -37,8 +37,14 @@ class RankingLog:
         names = {"city": [f"c{city}" for city in cities[users]], "item": [f"i{item}" for item in items]}
         return cls(names, labels, users + first_user)
 
+    def shuffled(self) -> RankingLog:
+        """The rows in no order."""
+        order = np.random.default_rng(5).permutation(len(self.labels))
+        columns = {name: [values[row] for row in order] for name, values in self.columns.items()}
+        return RankingLog(columns, self.labels[order], self.groups[order])
+
     def write(self, folder: Path, n_shards: int) -> Path:
-        """Shards with the columns user, city, item and label, user by user."""
+        """Shards with the columns user, city, item and label, in this order of rows."""
         folder.mkdir(parents=True)
         table = pa.table({"user": self.groups, **self.columns, "label": self.labels})
         for number, rows in enumerate(np.array_split(np.arange(len(self.labels)), n_shards)):
