@@ -84,7 +84,7 @@ class Prepared:
     held_out: Reading
     """The reading of the rows that validate."""
     pairs: PairCount | None = None
-    """Of a loss of pairs: how many there are, and of how many rows."""
+    """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
 
 
 @dataclass(frozen=True)

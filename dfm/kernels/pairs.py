@@ -68,7 +68,7 @@ class PairCount:
 
     @classmethod
     def of(cls, rows: RowsLike) -> PairCount:
-        """Of a partition."""
+        """The count of a partition."""
         clicked, unclicked, _, _ = partners(rows.group_ids, rows.labels, rows.weights)
         met = np.isin(rows.group_ids[unclicked], rows.group_ids[clicked])
         return cls(len(clicked), len(clicked) + int(met.sum()))

@@ -93,7 +93,7 @@ def _ordered(ids: NDArray[np.int64], scores: Floats, up: Floats, down: Floats) -
 
 
 def _tied(ids: NDArray[np.int64], scores: Floats) -> NDArray[np.intp]:
-    """Where rows begin that are of one group and have one score; both arrays are in that order."""
+    """The first of the rows of one group that have one score, each time; both arrays are in that order."""
     return np.flatnonzero(np.append(True, (ids[1:] != ids[:-1]) | (scores[1:] != scores[:-1])))
 
 

@@ -22,7 +22,7 @@ _DISORDER = "1 - group_auc"
 _LOSSES = ("log_loss", "rmse", "loss", _DISORDER)
 """The metrics that models are compared by: the first of these that an evaluation has."""
 _CONSTANTS = {"log_loss": "always answering the click rate", _DISORDER: "any order"}
-"""What a model has to be better than; a regression than always answering the mean."""
+"""The answer that a model has to be better than; a regression than always the mean."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def wait_for(job: Job, poll: float) -> RunRecord | None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation tells beside the metrics of all rows: slices, order within groups (see `jobs.evaluate`)."""
+    """More than the metrics of all rows: slices, and the order within groups (see `jobs.evaluate`)."""
 
     by: Sequence[str] = ()
     min_rows: int = 1000
