@@ -252,8 +252,11 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 def kept_batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
     """Batches of the unit, without the rows that others train or validate on."""
     if reading.draw is not None:
-        for batch in read_unit(unit, columns, reading.storage_options):
-            yield _kept(batch, pa.array(reading.draw.keeps(batch)))
+        wanted = [*columns, reading.draw.group] if reading.draw.group else columns
+        for batch in read_unit(unit, list(dict.fromkeys(wanted)), reading.storage_options):
+            with naming_shard(batch):
+                keep = pa.array(reading.draw.keeps(batch))
+            yield _kept(batch, keep)
         return
     if not (reading.time_from or reading.time_until):
         yield from read_unit(unit, columns, reading.storage_options)

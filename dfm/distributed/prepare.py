@@ -275,7 +275,8 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
         if bound or not split.n_rows:
             return replace(reading, time_until=bound), replace(reading, time_from=bound, time_until=split.until)
         lots = 0.0, split.n_rows / run.inputs.n_rows
-    return replace(reading, draw=Draw(*lots, False)), replace(reading, draw=Draw(*lots, True))
+    group = run.job.schema.group if run.work.spec.is_paired else ""
+    return replace(reading, draw=Draw(*lots, False, group)), replace(reading, draw=Draw(*lots, True, group))
 
 
 def _latest_bound(run: Run, reading: Reading) -> str:

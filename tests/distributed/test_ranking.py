@@ -101,6 +101,17 @@ def test_a_group_lies_in_one_slice_of_one_replica_wherever_its_rows_are(
     assert sum(map(len, homes)) == len(set().union(*homes)) == 300
 
 
+def test_whole_groups_are_held_out_by_lot(logs: tuple[Path, Path], client: Client, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    tables = tables_of(logs, tmp_path, data={"validation": []}, training={"n_epochs": 1})
+    result = jobs.train(tables, client, on_event=told.append)
+    held_out = next(event["held_out"] for event in told if event["event"] == "plan")
+    assert "chosen by user, all of one together" in held_out
+    groups = result.validation["groups"] + result.validation["groups_of_one_class"]
+    assert result.validation["rows"] == 12 * groups == 3_600 - result.rows.accepted
+    assert 600 < result.validation["rows"] < 1_300
+
+
 def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
     logs: tuple[Path, Path], client: Client, tmp_path: Path
 ) -> None:
