@@ -120,7 +120,8 @@ class FMRanker(BaseFactorizationMachine, FactorParameters):
     loss: of pairs of rows. family: "fm". Where rows are held out, whole groups are, and the epoch with the best mean
     AUC within groups is kept. All other parameters, and what is fitted, as in `FMClassifier`; there is no intercept_.
 
-    Fitted besides: pairs_ (pairs an epoch makes) and rows_in_pairs_ (rows of groups that have both classes).
+    Fitted besides, of rows of this process: pairs_ (pairs an epoch makes) and rows_in_pairs_ (rows of groups that have
+    both classes).
     """
 
     loss: Any = BPR.name
@@ -142,7 +143,7 @@ class FMRanker(BaseFactorizationMachine, FactorParameters):
         path of Parquet shards, whose columns y, group and sample_weight then name, with the client of a Dask cluster.
         group: the group of each row (a user, a query), of numbers or text; None: all rows are one. sample_weight: a
         pair weighs what its clicked row does; rows of weight 0 are in none. eval_set: (X, y, group) or (X, y, group,
-        sample_weight) to validate on after each epoch; the best epoch is kept.
+        sample_weight), of shards (path, y), to validate on after each epoch; the best epoch is kept.
         """
         self._check_loss()
         if is_path(X):

@@ -112,6 +112,20 @@ def test_whole_groups_are_held_out_by_lot(logs: tuple[Path, Path], client: Clien
     assert 600 < result.validation["rows"] < 1_300
 
 
+def test_the_estimator_trains_shards_on_a_cluster(logs: tuple[Path, Path], client: Client) -> None:
+    FMRanker = pytest.importorskip("dfm.estimators").FMRanker
+    ranker = FMRanker(n_factors=4, n_epochs=2, n_replicas=2, categorical=["city", "item"], hash_bits=10)
+    ranker.fit(str(logs[0]), "label", "user", client=client, eval_set=(str(logs[1]), "label"))
+    later = pq.read_table(logs[1])
+    found = ranker.score(later.select(["city", "item"]), later.column("label").to_numpy(), later.column("user"))
+    assert found == pytest.approx(max(epoch["group_auc"] for epoch in ranker.history_), rel=1e-9)
+    for given in ({"client": None}, {"group": later.column("user"), "client": client}):
+        with pytest.raises(SettingsError, match="must be names of columns in them, and client"):
+            ranker.fit(**{"X": str(logs[0]), "y": "label", "group": "user", **given})
+    with pytest.raises(SettingsError, match="a ranker takes rows of this process, or shards"):
+        ranker.fit(later, later.column("label"), later.column("user"), client=client)
+
+
 def test_a_job_without_pairs_or_of_what_knows_none_is_refused(
     logs: tuple[Path, Path], client: Client, tmp_path: Path
 ) -> None:
