@@ -52,7 +52,8 @@ fold
 golden rows
     Raw rows with the predictions that a model must give, inside its folder; loading it scores them again.
 group
-    Fields that share a vector of factors in each feature that meets them (`ffm`).
+    Fields that share a vector of factors in each feature that meets them (`ffm`). Of rows: those of a user, query or
+    session (`schema.group`), among which the order counts.
 iteration
     A solver's walk over all features (`als`, `mcmc`): each is solved or drawn once; it counts as an epoch.
 job
@@ -75,6 +76,8 @@ merge rule
     How an average weighs what replicas changed.
 optimizer
     How a gradient becomes a step, and the state that it keeps for that.
+pair
+    A clicked and an unclicked row of one group, between which a loss of pairs decides (`bpr`); elsewhere two features.
 partition
     Rows of one replica's slice as arrays, with the features that they touch (`SparsePartition`).
 pilot

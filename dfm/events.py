@@ -195,6 +195,9 @@ METRICS = tuple(
         Field("rows", "integer", "labelled rows", "rows"),
         Field("calibration_bins", "list", "ten records by rising prediction: predicted, observed, weight"),
         _number("group_auc", "mean AUC within a group, weighed by its rows (`schema.group`, `--group`)"),
+        _number("ndcg_5", "mean over groups of the normalized discounted gain of the first 5 rows (with `group_auc`)"),
+        _number("ndcg_10", "the same of the first 10 rows"),
+        _number("mrr", "mean over groups of 1 over the place of the first clicked row"),
         Field("groups", "integer", "groups with both classes"),
         Field("groups_of_one_class", "integer", "groups that have no AUC"),
     )
@@ -220,7 +223,10 @@ _PLAN = (
     Field("epochs", "integer", "walks over the rows, at most"),
     Field("schedule", "text", "how the step size changes"),
 )
-_ROWS = "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were"
+_ROWS = (
+    "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were; where the loss is of "
+    "pairs, pairs of an epoch and rows in_pairs"
+)
 _EPOCH = Field("epoch", "integer", "which epoch, from 1")
 _ROUND = Field("round", "integer", "averages of this epoch that are done")
 _ROUNDS = Field("rounds", "integer", "averages that this epoch has")

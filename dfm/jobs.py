@@ -257,8 +257,9 @@ def evaluate(
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
     worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
-    a column (a user, a query) within whose values rows are ranked: group_auc, groups, groups_of_one_class. threshold:
-    a probability, with accuracy, precision, recall and f1 where rows from it on count as positive.
+    a column (a user, a query) within whose values rows are ranked: group_auc, ndcg_5, ndcg_10, mrr, groups and
+    groups_of_one_class, where rows with one score count as in the mean over their orders. threshold: a probability,
+    with accuracy, precision, recall and f1 where rows from it on count as positive.
     """
     _check(client)
     loaded, place = _model(model, storage_options)

@@ -31,6 +31,8 @@ class Rows:
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     """The field of each feature, or empty."""
     ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    group_ids: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """The group of each row, or empty."""
 
     def entries(self, row: int) -> list[tuple[int, float]]:
         """(feature, value) pairs of a row."""
@@ -194,6 +196,40 @@ def train(machine: Machine, rows: Rows, order: Iterable[int], rule: Rule, seed: 
         between_steps = between if (position - seed) % between == 0 else 0
         _step(machine, entries, weight, slope_of(rule, score, label), rule, between_steps)
     return total
+
+
+def train_pairs(machine: Machine, rows: Rows, pairs: Iterable[tuple[int, int]], rule: Rule) -> float:
+    """Learns from pairs of a clicked and an unclicked row, in place; sum of the weighted losses before each update.
+
+    The loss of a pair is that of the difference of both scores and a label of 1, its weight that of the clicked row.
+    Each feature of either row makes one step, down the gradient of that loss and one penalty.
+    """
+    total = 0.0
+    for clicked, unclicked in pairs:
+        both, weight = (dict(rows.entries(clicked)), dict(rows.entries(unclicked))), rows.weight(clicked)
+        difference = pair_difference(machine, rows, clicked, unclicked)
+        total += weight * loss_of(rule, difference, 1.0)
+        slope, before = slope_of(rule, difference, 1.0), machine.factors.copy()
+
+        def by_factors(entries: dict[int, float], j: int, before: NDArray[np.float64] = before) -> NDArray[np.float64]:
+            others = (before[i] * x for i, x in entries.items() if i != j and i < len(before))
+            return entries.get(j, 0.0) * sum(others, 0.0 * before[j])
+
+        for j in both[0] | both[1]:
+            by_linear = both[0].get(j, 0.0) - both[1].get(j, 0.0)
+            gradient = weight * slope * by_linear
+            machine.linear[j] = _linear_step(machine, j, machine.linear[j], gradient, weight, rule)
+            if j < len(before):
+                by_pair = by_factors(both[0], j) - by_factors(both[1], j)
+                machine.factors[j] -= _factor_step(
+                    machine, j, weight * (slope * by_pair + rule.l2_factors * before[j]), rule
+                )
+    return total
+
+
+def pair_difference(machine: Machine, rows: Rows, clicked: int, unclicked: int) -> float:
+    """By how much the first row scores higher than the second."""
+    return machine.score(rows.entries(clicked)) - machine.score(rows.entries(unclicked))
 
 
 def _step(
@@ -458,3 +494,21 @@ def drift(now: Sequence[object], then: Sequence[object], min_count: int) -> dict
         psi += (a - b) * math.log(a / b)
     told = {k: shares[0].get(k, 0.0) for k in ("missing", "rare", "unseen")}
     return {**told, **{f"training_{k}": shares[1].get(k, 0.0) for k in ("missing", "rare")}, "psi": psi}
+
+
+def from_the_top(scores: Sequence[float], labels: Sequence[float], k: int) -> tuple[float, float]:
+    """NDCG of the first k rows of a group, and 1 / place of its first clicked row: means over all orders of its rows in
+    which no score stands behind a lower one.
+    """
+    orders = [
+        order
+        for order in itertools.permutations(range(len(scores)))
+        if all(scores[i] >= scores[j] for i, j in itertools.pairwise(order))
+    ]
+
+    def gain(gains: Iterable[float]) -> float:
+        return sum(each / math.log2(2 + place) for place, each in enumerate(gains) if place < k)
+
+    found = [gain(labels[i] for i in order) for order in orders]
+    ranks = [1 / (1 + next(place for place, i in enumerate(order) if labels[i] >= 0.5)) for order in orders]
+    return float(np.mean(found)) / gain(sorted(labels, reverse=True)), float(np.mean(ranks))

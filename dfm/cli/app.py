@@ -224,7 +224,7 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @click.option(
     "--min-rows", type=click.IntRange(1), default=1000, show_default=True, help="Rows that a slice has at least."
 )
-@click.option("--group", metavar="COLUMN", default="", help="AUC within the rows of each user, query, …")
+@click.option("--group", metavar="COLUMN", default="", help="AUC, NDCG, MRR within the rows of each user, query, …")
 @click.option("--threshold", type=float, help="Accuracy, precision, recall, F1 from this probability on.")
 @_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
 def evaluate(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Progress = Mapping[str, Any]
-_METRICS = ("log_loss", "loss", "rmse", "auc")
+_METRICS = ("log_loss", "loss", "rmse", "group_auc", "auc")
 """Metrics of an epoch, of which the first that is there says how far training has come."""
 
 

@@ -1,4 +1,6 @@
-"""Rows that are held out by lot: by shard and row number, so that the same rows are held out wherever they are read."""
+"""Rows that are held out by lot: by shard and row number, or by group, so that the same rows are held out wherever they
+are read.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.parquet import Batch
+from dfm.data.texts import text_hashes
 
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+_OF_GROUPS = zlib.crc32(b"groups") << 32
+"""The start of the lots of groups."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows whose lot lies in [low, high) are drawn. keeps_drawn: whether those are read, or all the others."""
+    """Rows whose lot lies in [low, high) are drawn. keeps_drawn: whether those are read, or all the others. group: the
+    column whose values draw lots, for all of their rows; empty: each row draws its own.
+    """
 
     low: float
     high: float
     keeps_drawn: bool
+    group: str = ""
 
     def keeps(self, batch: Batch) -> NDArray[np.bool_]:
         """Which rows of a batch are read, bool[n_rows]; the batch has all rows of the file from its first one on."""
         first = sum(batch.shard.row_groups[: batch.row_group]) + batch.first_row
-        found = lots(batch.shard.url, first, batch.data.num_rows)
+        if self.group:
+            found = lots_of(text_hashes(batch.data.column(self.group), self.group), _OF_GROUPS)
+        else:
+            found = lots(batch.shard.url, first, batch.data.num_rows)
         drawn = (found >= self.low) & (found < self.high)
         return drawn if self.keeps_drawn else ~drawn
 
@@ -51,9 +63,14 @@ def lots(url: str, first: int, n_rows: int) -> NDArray[np.float64]:
     By splitmix64 (Steele, Lea and Flood 2014) of the row's number and the file's name: not of its folders, so that a
     copy of the data elsewhere gives the same rows.
     """
-    start = np.uint64(zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32)
+    start = zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32
+    return lots_of(np.arange(first, first + n_rows, dtype=np.uint64), start)
+
+
+def lots_of(numbers: NDArray[np.uint64], start: int) -> NDArray[np.float64]:
+    """A lot in [0, 1) for each number, float64[n], by splitmix64; another one with another start in [0, 2**64)."""
     with np.errstate(over="ignore"):
-        state = (np.arange(first, first + n_rows, dtype=np.uint64) ^ start) * _GOLDEN + _GOLDEN
+        state = (numbers ^ np.uint64(start)) * _GOLDEN + _GOLDEN
         state = (state ^ (state >> np.uint64(30))) * _FIRST
         state = (state ^ (state >> np.uint64(27))) * _SECOND
         state ^= state >> np.uint64(31)

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.draw import Draw, Sampling
+from dfm.data.draw import Draw, Sampling, lots_of
 from dfm.data.encoding import Encoded, arranged, encode_batch, negative_rows, number_column
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
@@ -78,7 +78,9 @@ class Reading:
     sampling: Sampling | None = None
     """The negative rows that stay when rows are hashed; None: all."""
     group_column: str = ""
-    """The column by whose values rows are told apart into groups; empty: nobody asks for it."""
+    """The column by whose values rows are told apart into groups; empty: nobody asks for it. Rows that are dealt into
+    slices then stay together by group.
+    """
 
     @property
     def share_of_negatives(self) -> float:
@@ -250,8 +252,11 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 def kept_batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
     """Batches of the unit, without the rows that others train or validate on."""
     if reading.draw is not None:
-        for batch in read_unit(unit, columns, reading.storage_options):
-            yield _kept(batch, pa.array(reading.draw.keeps(batch)))
+        wanted = [*columns, reading.draw.group] if reading.draw.group else columns
+        for batch in read_unit(unit, list(dict.fromkeys(wanted)), reading.storage_options):
+            with naming_shard(batch):
+                keep = pa.array(reading.draw.keeps(batch))
+            yield _kept(batch, keep)
         return
     if not (reading.time_from or reading.time_until):
         yield from read_unit(unit, columns, reading.storage_options)
@@ -314,9 +319,9 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             account += RowAccount(*counted, n_read - batch.data.num_rows)
             parts.append(_in_groups(batch, encoded, reading.group_column))
     parts = parts or [_no_rows(reading.schema)]
-    n_rows = sum(part.n_rows for part in parts)
-    offsets = np.array([n_rows * s // n_slices for s in range(n_slices + 1)], np.int64)
-    rows = concatenate_rows(parts) if seed is None else arranged(parts, _deal(n_rows, n_slices, seed))
+    slices = _slices(parts, n_slices, seed, bool(reading.group_column))
+    offsets = np.searchsorted(np.sort(slices), np.arange(n_slices + 1)).astype(np.int64)
+    rows = concatenate_rows(parts) if seed is None else arranged(parts, np.argsort(slices, kind="stable"))
     del parts
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
@@ -363,14 +368,21 @@ def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
     return list(seen)[:5]
 
 
-def _deal(n_rows: int, n_slices: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
-    """Row numbers slice by slice, int64[n_rows]: membership is random, the order within a slice is that of the file.
+def _slices(parts: Sequence[HashedRows], n_slices: int, seed: Seed, by_group: bool) -> NDArray[np.unsignedinteger]:
+    """The slice of each row; the order within a slice is that of the file: partitions are shuffled when they are built,
+    and until then rows are copied in the order in which they lie.
 
-    Partitions are shuffled when they are built; until then rows are copied in the order in which they lie.
+    It is drawn row by row, into slices of equal size (to one row), or by group: tasks whose seeds differ in the last
+    number alone give a group the same slice. Without a seed rows keep their order.
     """
-    drawn = np.random.default_rng(seed).permutation(n_rows)
+    if by_group and seed is not None:
+        start = int(np.random.default_rng(seed[:-1]).integers(2**64, dtype=np.uint64))
+        groups = np.concatenate([part.group_ids for part in parts])
+        return (lots_of(groups, start) * n_slices).astype(np.uint32)
+    n_rows = sum(part.n_rows for part in parts)
+    drawn = np.arange(n_rows) if seed is None else np.random.default_rng(seed).permutation(n_rows)
     bounds = [n_rows * s // n_slices for s in range(1, n_slices)]
-    return np.argsort(np.searchsorted(bounds, drawn, side="right").astype(np.uint16), kind="stable")
+    return np.searchsorted(bounds, drawn, side="right").astype(np.uint16)
 
 
 def _no_rows(schema: ResolvedSchema) -> HashedRows:
@@ -436,7 +448,53 @@ def load_slices(
     lookup: RowLookup,
 ) -> list[SparsePartition]:
     """The partitions of one replica, one per slice: from the cache, else from the chunks, else from the shards."""
-    keys: tuple[Any, ...] = (reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key)
+
+    def dealt() -> list[list[HashedRows]]:
+        found = [
+            part_of_units(reading, units, (n_slices, None if seed is None else (*seed, number)), range(n_slices))
+            for number, units in enumerate(tasks)
+        ]
+        return [list(parts) for parts in zip(*found, strict=True)] if found else [[] for _ in range(n_slices)]
+
+    keys = reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key
+    order = None if seed is None else (*seed, len(tasks))
+    return _partitions(reading, (keys, n_slices, order), dealt, vocabulary, lookup)
+
+
+def part_of_units(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range) -> list[HashedRows]:
+    """The rows of some slices of a reading task. deal: into how many it is dealt, and the seed of that."""
+    chunk = hash_units(reading, units, *deal)
+    _check_indices(chunk, reading)
+    return [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for s in wanted]
+
+
+def load_parts(
+    reading: Reading,
+    parts: Sequence[Sequence[HashedRows]],
+    keys: tuple[Any, ...],
+    order: tuple[int, ...],
+    vocabulary: Vocabulary,
+    lookup: RowLookup,
+) -> list[SparsePartition]:
+    """The partitions of one replica, whose rows come from the reading tasks of all: parts[task][slice]. keys: all that
+    makes them what they are; order: the seed of the order of rows.
+    """
+    n_slices = len(parts[0])
+    by_slice = [[of_task[s] for of_task in parts] for s in range(n_slices)]
+    return _partitions(reading, ((reading.key(), *keys), n_slices, order), lambda: by_slice, vocabulary, lookup)
+
+
+def _partitions(
+    reading: Reading,
+    named: tuple[tuple[Any, ...], int, Seed],
+    dealt: Callable[[], Sequence[Sequence[HashedRows]]],
+    vocabulary: Vocabulary,
+    lookup: RowLookup,
+) -> list[SparsePartition]:
+    """Partitions from the cache, or of the rows that are dealt to each. named: what their files are named by, how many
+    there are, and the seed of the order of rows, None for theirs.
+    """
+    keys, n_slices, seed = named
     if reading.units != RowUnits():
         keys = (*keys, dataclasses.asdict(reading.units))
     if reading.groups:
@@ -445,20 +503,12 @@ def load_slices(
     partitions = [_open_partition(path) for path in paths]
     if None not in partitions:
         return [partition for partition in partitions if partition is not None]
-    chunks = [
-        hash_units(reading, units, n_slices, None if seed is None else (*seed, number))
-        for number, units in enumerate(tasks)
-    ]
-    for chunk in chunks:
-        _check_indices(chunk, reading)
     built = []
-    for s, path in enumerate(paths):
-        parts = [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for chunk in chunks]
+    for s, (path, parts) in enumerate(zip(paths, dealt(), strict=True)):
         rows = [reading.units.applied(part) for part in parts or [_no_rows(reading.schema)]]
         order = None
         if seed is not None:
-            n_rows = sum(part.n_rows for part in rows)
-            order = np.random.default_rng((*seed, len(tasks), s)).permutation(n_rows)
+            order = np.random.default_rng((*seed, s)).permutation(sum(part.n_rows for part in rows))
         by_group(build_partition(rows, vocabulary, lookup, order), reading.groups).save(path)
         built.append(SparsePartition.open(path))
     return built

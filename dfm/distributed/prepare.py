@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 from distributed import Future, get_worker
@@ -17,7 +18,7 @@ from dfm.data.draw import Draw, Sampling
 from dfm.data.hashing import expected_collisions
 from dfm.data.latest import latest_moments, latest_or_why
 from dfm.data.parquet import Unit
-from dfm.data.partition import SparsePartition
+from dfm.data.partition import HashedRows, SparsePartition
 from dfm.data.preparation import (
     NumberSketch,
     Reading,
@@ -28,7 +29,9 @@ from dfm.data.preparation import (
     fingerprint,
     glance_at_numbers,
     hash_units,
+    load_parts,
     load_slices,
+    part_of_units,
     sketch_numbers,
     statistics_of,
     units_key,
@@ -40,9 +43,11 @@ from dfm.distributed.cluster.connect import cache_directory
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.run import Event, Run
 from dfm.errors import DataError
+from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
+from dfm.training.plan import group_units
 
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
@@ -78,6 +83,8 @@ class Prepared:
     validation_account: RowAccount
     held_out: Reading
     """The reading of the rows that validate."""
+    pairs: PairCount | None = None
+    """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,29 @@ def build_partition(
     return load_slices(_local(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
 
 
+def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
+    """Pairs of a clicked and an unclicked row of one group in a replica's slices."""
+    return sum((PairCount.of(partition) for partition in slices), PairCount())
+
+
+def part_of_shard(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range) -> list[HashedRows]:
+    """The rows of some slices of one task, on their way to the replica whose slices they are."""
+    return part_of_units(_local(reading), units, deal, wanted)
+
+
+def unite_parts(
+    reading: Reading,
+    parts: Sequence[Sequence[HashedRows]],
+    keys: tuple[Any, ...],
+    order: tuple[int, ...],
+    vocabulary: Vocabulary,
+    vocabulary_key: str,
+) -> list[SparsePartition]:
+    """The partitions of one replica, of the parts of all tasks."""
+    named = (*keys, order, vocabulary_key)
+    return load_parts(_local(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
+
+
 def sights_of_shard(
     reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
 ) -> Sights:
@@ -191,8 +221,10 @@ def prepare(run: Run) -> Prepared:
     training, validation = _readings(run)
     share = run.job.data.sample_negatives
     training = replace(training, sampling=Sampling(share, run.job.model.seed) if share < 1 else None)
+    group = run.job.schema.group
+    training = replace(training, group_column=group if run.work.spec.is_paired else "")
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    validation = replace(validation, statistics=training.statistics, group_column=run.job.schema.group)
+    validation = replace(validation, statistics=training.statistics, group_column=group)
     hashed, held_out = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
@@ -212,6 +244,7 @@ def prepare(run: Run) -> Prepared:
         account=account,
         validation_account=validation_account,
         held_out=validation,
+        pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
     )
     _check_rows(run, prepared)
     return prepared
@@ -242,7 +275,8 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
         if bound or not split.n_rows:
             return replace(reading, time_until=bound), replace(reading, time_from=bound, time_until=split.until)
         lots = 0.0, split.n_rows / run.inputs.n_rows
-    return replace(reading, draw=Draw(*lots, False)), replace(reading, draw=Draw(*lots, True))
+    group = run.job.schema.group if run.work.spec.is_paired else ""
+    return replace(reading, draw=Draw(*lots, False, group)), replace(reading, draw=Draw(*lots, True, group))
 
 
 def _latest_bound(run: Run, reading: Reading) -> str:
@@ -290,15 +324,39 @@ def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberS
     return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A hashing task: its place among how many, its rows, and into how many slices they are dealt, by which seed."""
+
+    place: tuple[int, int]
+    units: Sequence[Unit]
+    deal: tuple[int, Seed]
+
+
+def _tasks(run: Run) -> list[_Task]:
+    """The tasks that hash training rows. Each deals the rows of a replica into its slices; where groups stay together,
+    into those of all replicas, each task by the same lots: then they are few, since all replicas ask each of them.
+    """
+    plan = run.inputs.plan
+    if not run.work.spec.is_paired:
+        return [
+            _Task((r, plan.n_replicas), units, (plan.n_slices, (plan.seed, r, number)))
+            for r, tasks in enumerate(plan.replicas)
+            for number, units in enumerate(tasks)
+        ]
+    every = group_units([unit for tasks in plan.replicas for units in tasks for unit in units])
+    n_slices = plan.n_slices * plan.n_replicas
+    return [_Task((i, len(every)), units, (n_slices, (plan.seed, i))) for i, units in enumerate(every)]
+
+
 def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[Future], list[Future]]:
     """Futures of what hashing told, task by task, once all of them are done."""
-    plan, tasks, addresses = run.inputs.plan, run.inputs.validation_tasks, run.watch.addresses()
+    tasks, addresses = run.inputs.validation_tasks, run.watch.addresses()
     hashed, sizes = [], []
-    for r, units, number in ((r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)):
-        near = home_of(r, plan.n_replicas, addresses)
-        seed = (plan.seed, r, number)
-        hashed.append(run.watch.submit(hash_shard, training, units, plan.n_slices, seed, near=near))
-        sizes.append(_n_rows(units))
+    for task in _tasks(run):
+        near = home_of(*task.place, addresses)
+        hashed.append(run.watch.submit(hash_shard, training, task.units, *task.deal, near=near))
+        sizes.append(_n_rows(task.units))
     held_out = [
         run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
         for i, units in enumerate(tasks)
@@ -329,15 +387,14 @@ def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Fut
     """The vocabulary with what it is to remember of training rows: of all, or of evenly spaced hashing tasks with about
     a million, which their workers have at hand.
     """
-    plan, addresses = run.inputs.plan, run.watch.addresses()
-    tasks = [(r, units, i) for r, all_of in enumerate(plan.replicas) for i, units in enumerate(all_of)]
+    tasks, addresses = _tasks(run), run.watch.addresses()
     n_chosen = max(1, math.ceil(len(tasks) * min(1.0, _REMEMBERED_ROWS / max(run.inputs.n_rows, 1))))
     sights = [
         run.watch.submit(
-            *(sights_of_shard, reading, units, plan.n_slices, (plan.seed, r, number), vocabulary, key),
-            near=home_of(r, plan.n_replicas, addresses),
+            *(sights_of_shard, reading, task.units, *task.deal, vocabulary, key),
+            near=home_of(*task.place, addresses),
         )
-        for r, units, number in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
+        for task in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
     ]
     return run.watch.submit(remember, vocabulary, sights)
 
@@ -360,13 +417,8 @@ def _build_partitions(
     """Futures of the partitions of every replica, and of the validation rows, once all of them are done."""
     (training, validation), plan, tasks = readings, run.inputs.plan, run.inputs.validation_tasks
     watch, addresses = run.watch, run.watch.addresses()
-    replicas = [
-        watch.submit(
-            *(build_partition, training, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
-            near=home_of(r, plan.n_replicas, addresses),
-        )
-        for r in range(plan.n_replicas)
-    ]
+    build = _united if run.work.spec.is_paired else _of_own_rows
+    replicas = build(run, training, vocabulary, key)
     scored = [
         watch.submit(
             *(build_partition, validation, [units], 1, None, vocabulary, key),
@@ -377,6 +429,55 @@ def _build_partitions(
     sizes = _rows_of_both(run, [plan.rows_of(r) for r in range(plan.n_replicas)])
     follow(watch, replicas + scored, sizes, "build", progress_of(run))
     return replicas, scored
+
+
+def _of_own_rows(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
+    """Partitions of every replica, of the rows that the plan gives it."""
+    plan, addresses = run.inputs.plan, run.watch.addresses()
+    return [
+        run.watch.submit(
+            *(build_partition, reading, plan.replicas[r], plan.n_slices, (plan.seed, r), vocabulary, key),
+            near=home_of(r, plan.n_replicas, addresses),
+        )
+        for r in range(plan.n_replicas)
+    ]
+
+
+def _united(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
+    """Partitions of every replica, of whole groups, whose rows come from all tasks."""
+    plan, addresses, tasks = run.inputs.plan, run.watch.addresses(), _tasks(run)
+    wanted = [range(r * plan.n_slices, (r + 1) * plan.n_slices) for r in range(plan.n_replicas)]
+    names = [units_key(task.units) for task in tasks], plan.n_replicas, plan.n_slices
+    found = []
+    for r, slices in enumerate(wanted):
+        parts = [
+            run.watch.submit(
+                *(part_of_shard, reading, task.units, task.deal, slices),
+                near=home_of(*task.place, addresses),
+            )
+            for task in tasks
+        ]
+        near = home_of(r, plan.n_replicas, addresses)
+        found.append(run.watch.submit(unite_parts, reading, parts, names, (plan.seed, r), vocabulary, key, near=near))
+    return found
+
+
+def _pairs(run: Run, replicas: Sequence[Future]) -> PairCount:
+    """Pairs of all replicas. DataError where one has none."""
+    counts: list[PairCount] = run.watch.results([run.watch.submit(count_pairs, slices) for slices in replicas])
+    total = sum(counts, PairCount())
+    column = run.job.schema.group
+    if not total.pairs:
+        raise DataError(
+            f"no clicked row has an unclicked one of its group beside it, so that there is no pair to learn from: "
+            f"schema.group = {column!r} tells single rows apart. Name the column of a user, query or session"
+        )
+    if idle := sum(not count.pairs for count in counts):
+        raise DataError(
+            f"{idle} of training.n_replicas = {len(counts)} replicas have no pair to learn from: schema.group = "
+            f"{column!r} has too few groups for so many, and a group is in one of them. Take fewer replicas"
+        )
+    return total
 
 
 def _check_rows(run: Run, prepared: Prepared) -> None:
@@ -446,7 +547,7 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
         "table_load": summary.n_distinct / 2**bits,
         "collided_share": collided_share(summary, bits),
         "parameter_bytes": parameter_bytes,
-        "rows": rows_event(prepared.account),
+        "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
     }
 
@@ -454,6 +555,14 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
 def collided_share(summary: VocabularySummary, hash_bits: int) -> float:
     """The share of distinct values that have to share a feature with another one."""
     return expected_collisions(_distinct_tokens(summary.n_distinct, hash_bits), hash_bits)
+
+
+def trained_rows(prepared: Prepared) -> Event:
+    """The account of the rows to train on in figures; with a loss of pairs, how many make pairs, and how many pairs an
+    epoch has.
+    """
+    found, pairs = rows_event(prepared.account), prepared.pairs
+    return found if pairs is None else {**found, "pairs": pairs.pairs, "in_pairs": pairs.rows}
 
 
 def rows_event(account: RowAccount) -> Event:

@@ -12,7 +12,7 @@ from typing import Any
 from dfm.data.preparation import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.exact import solving_numbers
-from dfm.distributed.prepare import Prepared, collided_share, rows_event
+from dfm.distributed.prepare import Prepared, collided_share, rows_event, trained_rows
 from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found
 from dfm.model.calibration import Calibration
@@ -100,7 +100,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "validation": trained.best.metrics,
         "best_epoch": trained.best.epoch,
         "history": trained.history,
-        "rows": rows_event(prepared.account),
+        "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
         "data_fingerprint": fingerprint(shards),
         "distinct_features": prepared.summary.n_distinct,
@@ -121,7 +121,7 @@ def done_event(run: Run, prepared: Prepared, trained: Trained, digest: str) -> E
         "model": model_url(run),
         "validation": trained.best.metrics,
         "best_epoch": trained.best.epoch,
-        "rows": rows_event(prepared.account),
+        "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
         "interrupted": trained.interrupted,
         "parameters_sha256": digest,

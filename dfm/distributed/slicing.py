@@ -18,10 +18,10 @@ Again = Callable[[Sequence[Chosen]], list[list[ClassificationTally]]]
 
 def check_slicing(model: FMModel, slicing: Slicing) -> None:
     """SettingsError where a model's scores have no such metrics."""
-    if slicing.columns and model.task != "regression" and model.objective.info.link != "sigmoid":
+    if slicing.by and model.task != "regression" and model.objective.info.link != "sigmoid":
         raise SettingsError(
-            f"slices and groups need a model of probabilities or numbers; the loss {model.objective.info.name} gives "
-            "margins. Leave them out."
+            f"slices need a model of probabilities or numbers; the loss {model.objective.info.name} gives scores that "
+            "are neither. Leave them out."
         )
     if slicing.group and model.task == "regression":
         raise SettingsError(f"group = {slicing.group!r} orders clicked rows before others; a regression has none")

@@ -10,6 +10,7 @@ except ImportError as error:
     raise ImportError(f"dfm.estimators needs scikit-learn: {pip_install('sklearn')}") from error
 
 from dfm.estimators.classifiers import FMClassifier, LinearClassifier
+from dfm.estimators.rankers import FMRanker
 from dfm.estimators.regressors import FMRegressor, LinearRegressor
 
-__all__ = ["FMClassifier", "FMRegressor", "LinearClassifier", "LinearRegressor"]
+__all__ = ["FMClassifier", "FMRanker", "FMRegressor", "LinearClassifier", "LinearRegressor"]

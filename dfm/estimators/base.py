@@ -57,7 +57,7 @@ _PLAIN = bool | int | float | str | None
 
 
 class BaseFactorizationMachine(Parametrised):
-    """Common parts of the four estimators; not for use by itself."""
+    """Common parts of all estimators; not for use by itself."""
 
     _features: Features
     _encoding: LabelEncoding
@@ -182,7 +182,10 @@ class BaseFactorizationMachine(Parametrised):
             X, y, sample_weight = read_labelled(X, y, sample_weight)
             eval_set = read_evaluation(eval_set)
         goes_on = self.warm_start and hasattr(self, "_outputs")
-        source = self._source(X, y, sample_weight, client, goes_on)
+        return self._fit_source(self._source(X, y, sample_weight, client, goes_on), eval_set, goes_on)
+
+    def _fit_source(self, source: RowSource, eval_set: Any, goes_on: bool) -> Self:
+        """Fit to the rows of a source."""
         summary = self._learn(source, goes_on)
         held_out = self._held_out(source, eval_set)
         share = self._holds_out(source.n_rows, held_out is not None)

@@ -18,7 +18,7 @@ from dfm.training.fitting import Fit
 from dfm.training.label_units import in_own_unit
 
 logger = logging.getLogger("dfm.estimators")
-_SHOWN = ("train_loss", "train_rmse", "log_loss", "auc", "rmse", "mae")
+_SHOWN = ("train_loss", "train_rmse", "log_loss", "group_auc", "auc", "rmse", "mae")
 """Keys of an epoch's record that `verbose` shows."""
 
 

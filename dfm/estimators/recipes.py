@@ -139,6 +139,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     _task = ""
     """The kind of estimator, as model.task names it."""
     _seed = 0
+    _group_column = ""
+    """The column of shards by whose values their rows are told apart into groups; empty: nobody asks for it."""
     _on_cluster = False
     """Whether the fit under way, or the last one, was of rows that lie on a cluster or in shards."""
 
@@ -380,7 +382,12 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         return Job.from_dict(
             {
                 "data": {"train": shards, "validation": validation},
-                "schema": {"label": columns[0], "weight": columns[1] or "", **options.of_schema()},
+                "schema": {
+                    "label": columns[0],
+                    "weight": columns[1] or "",
+                    "group": self._group_column,
+                    **options.of_schema(),
+                },
                 "model": {
                     **model.to_dict(),
                     "loss": "auto" if callable(self.loss) else self.loss,  # a user's function is passed beside the job

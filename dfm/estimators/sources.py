@@ -178,7 +178,13 @@ class ArrayRows:
 def partitions_of(rows: HashedRows, features: Features, dealing: Deal) -> list[list[SparsePartition]]:
     """The rows of each replica and round, shuffled; of a lone replica on the whole table."""
     dealing.check(rows.n_rows)
-    parts = deal(rows.n_rows, dealing.n_replicas, dealing.n_rounds, dealing.seed)
+    return built(rows, features, dealing, deal(rows.n_rows, dealing.n_replicas, dealing.n_rounds, dealing.seed))
+
+
+def built(
+    rows: HashedRows, features: Features, dealing: Deal, parts: Sequence[Sequence[NDArray[np.int64]]]
+) -> list[list[SparsePartition]]:
+    """The partitions of rows by replica and round, given the numbers of each; of a lone replica on the whole table."""
     if dealing.n_replicas == 1:
         whole = [whole_partition(take_rows(rows, part), features.vocabulary, features.lookup) for part in parts[0]]
         return [[by_group(part, dealing.groups) for part in whole]]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import DEFAULT, family_of
+from dfm.kernels.losses import is_paired
 from dfm.kernels.optimizers import parameters
 from dfm.kernels.records import with_fields_of
 from dfm.kernels.tables import Layout, ParameterTable
@@ -45,6 +46,10 @@ class RowsLike(Protocol):
     def ends(self) -> NDArray[np.uint16]:
         """Ends of the entries of each group in each row; empty where they do not stand group by group."""
 
+    @property
+    def group_ids(self) -> NDArray[np.uint64]:
+        """The group of each row, within which pairs are made; empty where nobody asks for it."""
+
 
 @dataclass(frozen=True)
 class KernelSpec:
@@ -65,6 +70,11 @@ class KernelSpec:
     factor_dtype: str = "float32"
     family: str = DEFAULT
     groups: tuple[int, ...] = ()
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a step is that of a clicked and an unclicked row of one group."""
+        return is_paired(self.loss)
 
     @property
     def layout(self) -> Layout:
@@ -144,7 +154,8 @@ class RunRound(Protocol):
 
 @dataclass(frozen=True)
 class RoundTally:
-    """The rows that a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss).
+    """The rows that a round saw. `loss` is the weighted sum over rows, each before its own update (nats, for log loss);
+    of a loss of pairs, `weight` and `loss` are those of the pairs.
 
     Not `is_finite`: a loss was infinite or not a number; the walk stopped there and the table is of no more use.
     """
@@ -172,7 +183,8 @@ class RoundTally:
 class Kernels:
     """Compiled functions of one spec.
 
-    `run_round(rows, table, step, following)` walks all rows once, in seeded block order, and changes `table` in place.
+    `run_round(rows, table, step, following)` walks all rows once, in seeded block order, and changes `table` in place;
+    with a loss of pairs each clicked row beside an unclicked one of its group (see `dfm.kernels.pairs`).
     `scores(rows, table)` gives float32[n_rows] logits; tables without optimizer state are legal there.
     """
 

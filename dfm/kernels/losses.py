@@ -69,6 +69,8 @@ LINKS = {
         Link("exp", exponentials, lambda mean_label: math.log(max(mean_label, 1e-6))),
         # A margin is no probability: above 0 the row is predicted to be of class 1, and that is all it says.
         Link("margin", identity, lambda _mean_label: 0.0),
+        # Scores of one group of rows may be compared with each other, and with nothing else.
+        Link("rank", identity, lambda _mean_label: 0.0),
     )
 }
 
@@ -95,8 +97,9 @@ class Loss:
     none). curvature: bound of the second derivative by the score, given the largest label of the rows; where the slope
     jumps, of that jump. steepness: by what an automatic learning rate is divided. unit_free: the best model scales with
     the labels, so that these may be brought to deviation 1.
-    is_default: the loss of its task where none is named. cuda: `loss_value` and `loss_slope` of double, with
-    LOSS_PARAMETER; None where the GPU has none.
+    is_default: the loss of its task where none is named. is_paired: it is of how much higher a clicked row scores
+    than an unclicked one of its group, and its functions are of that difference and a label of 1. cuda: `loss_value`
+    and `loss_slope` of double, with LOSS_PARAMETER; None where the GPU has none.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Loss:
     steepness: float = 1.0
     unit_free: bool = False
     is_default: bool = False
+    is_paired: bool = False
     cuda: str | None = None
 
 
@@ -364,10 +368,29 @@ __device__ inline double loss_slope(double score, double label) {
 """,
 )
 
+BPR = Loss(
+    # −log probability that a clicked row comes before an unclicked one of its group (Rendle et al. 2009), in nats: the
+    # logistic loss of the difference of their scores.
+    name="bpr",
+    task="classification",
+    labels="classification",
+    link="rank",
+    functions=_logistic,
+    curvature=lambda _largest_label: 0.25,
+    steepness=2.0,  # a pair has the entries of two rows, and its step moves both scores
+    is_paired=True,
+)
+
 LOSSES = {value.name: value for value in list(globals().values()) if isinstance(value, Loss)}
 """The built-in losses by name, in the order of this file."""
 DEFAULT_LOSSES = {loss.task: loss.name for loss in LOSSES.values() if loss.is_default}
 """The loss of each task, where none is named."""
+
+
+def is_paired(loss: str | CompiledLoss | CustomLoss) -> bool:
+    """Whether a loss, by name or compiled, is of pairs of rows; a user's is of single ones."""
+    record = loss.record if isinstance(loss, CompiledLoss) else LOSSES.get(loss) if isinstance(loss, str) else None
+    return record is not None and record.is_paired
 
 
 # --- by name -----------------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ def row_blocks(n_rows: int, n_implicit: int, seed: int) -> NDArray[np.int64]:
     starts = np.concatenate([np.arange(0, n_implicit, BLOCK_ROWS), np.arange(n_implicit, n_rows, BLOCK_ROWS)])
     stops = np.append(starts, n_rows)[1:]
     numbers = np.arange(1, len(starts) + 1, dtype=np.uint64)
-    order = np.argsort(_mixed(_mixed(np.full(1, seed % 2**64, np.uint64)) + numbers), kind="stable")
+    order = np.argsort(split_mix(split_mix(np.full(1, seed % 2**64, np.uint64)) + numbers), kind="stable")
     return np.stack([starts, stops], axis=1).astype(np.int64)[order]
 
 
-def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64: our own, since NumPy does not promise that its generators stay the same."""
+def split_mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64 of uint64[n]: our own, since NumPy does not promise that its generators stay the same."""
     state = state * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -24,7 +24,7 @@ from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
 
 _TEXTS = ("xlearn", "libfm")
-_TEXT_LINKS = ("sigmoid", "identity", "margin")
+_TEXT_LINKS = ("sigmoid", "identity", "margin", "rank")
 """Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
 
 

@@ -67,7 +67,7 @@ _LONGEST_REASON = 500
 """Characters of another error, or of a manifest, that a message quotes."""
 _OWN_FILE = re.compile(r"(parameters|golden|seen)-[0-9a-f]{16}\.(safetensors|parquet)")
 MANIFEST = "model.json"
-BRIEF = ("log_loss", "loss", "rmse", "auc", "r2")
+BRIEF = ("log_loss", "loss", "rmse", "group_auc", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
 FORMAT = 9
 """The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4

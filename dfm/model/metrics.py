@@ -22,6 +22,8 @@ N_BINS = 1 << 16
 MAX_LOGIT = 16.0
 """The histogram covers logits in [-16, 16), bins are 1/2048 wide; the outermost hold what lies outside."""
 N_CALIBRATION_BINS = 10
+GROUP_AUC = "group_auc"
+"""The metric of the order within groups, which needs all rows of a group at once (see `dfm.model.group_auc`)."""
 
 Floats = NDArray[np.float64]
 
@@ -252,6 +254,18 @@ class MarginTally(ClassificationTally):
         wrong = self.histogram.negatives[above].sum() + self.histogram.positives[~above].sum()
         kept = {name: known[name] for name in ("auc", "auc_error", "pr_auc", "base_rate", "weight", "rows")}
         return {**_finite_or_none({"error_rate": _ratio(float(wrong), self.weight)}), **kept}
+
+
+class RankTally(MarginTally):
+    """The same of scores that may be compared within a group of rows alone, so that they have no sides."""
+
+    __slots__ = ()
+    loss_name: ClassVar[str] = GROUP_AUC
+
+    def metrics(self) -> dict[str, Any]:
+        """JSON-ready: what follows from the order of the scores of all rows."""
+        known = super().metrics()
+        return {name: value for name, value in known.items() if name != MarginTally.loss_name}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

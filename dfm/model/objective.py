@@ -29,18 +29,30 @@ from dfm.kernels.losses import (
     CompiledLoss,
     Link,
     check_task,
+    is_paired,
     link_of,
     resolve_loss,
 )
 from dfm.model.calibration import Calibration
 from dfm.model.group_auc import GroupedTally
-from dfm.model.metrics import TALLIES, ClassificationTally, MarginTally, RegressionTally, Tally, checked_rows
+from dfm.model.metrics import (
+    GROUP_AUC,
+    TALLIES,
+    ClassificationTally,
+    MarginTally,
+    RankTally,
+    RegressionTally,
+    Tally,
+    checked_rows,
+)
 from dfm.settings.constraints import OWN, show
 from dfm.settings.groups import Grouping, groups_of
 from dfm.settings.job import Job
 
-MORE_IS_BETTER = ("auc", "group_auc")
+MORE_IS_BETTER = ("auc", GROUP_AUC)
 """Metrics that may choose, of which the greatest is the best."""
+_TALLIES: dict[str, type[ClassificationTally]] = {"sigmoid": ClassificationTally, "rank": RankTally}
+"""The tally of classifications with a link; with any other, scores are margins."""
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
@@ -159,13 +171,20 @@ class Objective:
         return not self.info.sha256 and self.info.name == DEFAULT_LOSSES[self.task]
 
     @property
+    def is_paired(self) -> bool:
+        """Whether the loss is of pairs of rows, and says nothing of single ones."""
+        return not self.info.sha256 and is_paired(self.info.name)
+
+    @property
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
         return self.task if self.info.sha256 else LOSSES[self.info.name].labels
 
     @property
     def primary(self) -> str:
-        """The metric of the loss; less is better."""
+        """The metric of the loss, less is better; of pairs of rows the AUC within groups."""
+        if self.is_paired:
+            return RankTally.loss_name
         return TALLIES[self.task].loss_name if self.is_plain else LossTally.loss_name
 
     def cost(self, metrics: Mapping[str, Any]) -> float | None:
@@ -199,7 +218,7 @@ class Objective:
     def tally(self, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Tally:
         """Metrics of raw scores, labels, and weights or None, each float[n_rows]; refused as `metrics` says."""
         of_task = self._of_task(np.asarray(scores, np.float32), labels, weights)
-        if self.is_plain or self.loss is None:
+        if self.is_plain or self.is_paired or self.loss is None:
             return of_task
         values, targets, masses = checked_rows(scores, labels, weights)
         total = total_loss(self.loss)(values, targets, masses)
@@ -208,7 +227,7 @@ class Objective:
     def _of_task(self, scores: NDArray[np.float32], labels: ArrayLike, weights: ArrayLike | None) -> Tally:
         if self.task == "regression":
             return RegressionTally.from_scores(self.predict(scores), labels, weights)
-        kind = ClassificationTally if self.info.link == "sigmoid" else MarginTally
+        kind = _TALLIES.get(self.info.link, MarginTally)
         return kind.from_scores(self.calibrated(scores), labels, weights)
 
 

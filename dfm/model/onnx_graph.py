@@ -31,7 +31,7 @@ _SMALL = 1024
 """Bytes up to which a constant stays in the graph: runtimes look into axes before they read a data file."""
 _ALIGNMENT = 1 << 16
 """Bytes that the places of arrays in a data file are multiples of, so that runtimes can map them."""
-_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "exp": "Exp"}
+_LINKS = {"sigmoid": "Sigmoid", "identity": "Identity", "margin": "Identity", "rank": "Identity", "exp": "Exp"}
 _INT, _INT32, _FLOAT = np.int64, np.int32, np.float32
 Constants = dict[str, NDArray[Any]]
 

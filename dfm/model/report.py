@@ -25,7 +25,10 @@ from dfm.storage import files, ownership
 FINDINGS = "report.json"
 _OF = "parameters_file"
 """The key of the digest of the file that the findings belong to."""
-_EPOCH = ("seed", "epoch", "train_log_loss", "train_rmse", "train_loss", "log_loss", "rmse", "loss", "auc", "group_auc")
+_EPOCH = (
+    *("seed", "epoch", "train_log_loss", "train_rmse", "train_loss", "log_loss", "rmse", "loss"),
+    *("auc", "group_auc", "ndcg_10", "mrr"),
+)
 _SLICE = ("rows", "mean_label", "mean_prediction", "log_loss", "normalized_entropy", "rmse", "calibration", "auc")
 _MOST_COLUMNS = 40
 _MOST_PAIRS = 20

@@ -48,6 +48,8 @@ _EPOCH_COLUMNS = (
     {"train_loss": "train loss", "loss": "loss", "rmse": "rmse"},
 )
 """By what an epoch tells: the first of these of which most is there."""
+_JUDGED_BY = ("loss", "log_loss", "rmse", "group_auc")
+"""Metrics that say in one number how good parameters are, the first that there is; pairs of rows have no loss there."""
 
 
 class _NotebookProgress(Progress):
@@ -225,7 +227,7 @@ class Reporter:
 
     def _show_fold(self, event: Event) -> None:
         self._stop_progress()
-        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
+        name = next(name for name in _JUDGED_BY if name in event)
         rows = f"{_count(event['rows'], 'row')}, {_count(event['epochs'], 'epoch')}"
         self._line(f"fold {event['fold']}: {name.replace('_', ' ')} {number_text(event[name])} ({rows})")
 
@@ -256,6 +258,10 @@ class Reporter:
             self._line(f"{_count(rows['trained'], 'row')} train, {_count(held_out['trained'], 'row')} validate")
         if rows.get("sampled_out"):
             self._line(f"{_count(rows['sampled_out'], 'negative row')} left out by lot (data.sample_negatives)")
+        if "pairs" in rows:
+            self._line(
+                f"{_count(rows['in_pairs'], 'row')} in groups with both classes: {rows['pairs']:,} pairs an epoch"
+            )
         for account, purpose in ((rows, "train on"), (held_out, "validate on")):
             if account["rejected"]:
                 self._line(f"[yellow]{escape(rejected_text(account, purpose))}[/]")
@@ -275,7 +281,8 @@ class Reporter:
     def _show_epoch(self, event: Event) -> None:
         self._stop_progress()
         names = max(_EPOCH_COLUMNS, key=lambda columns: len(columns.keys() & event.keys()))
-        names = {**names, "group_auc": "group auc"} if "group_auc" in event else names
+        if "group_auc" in event:
+            names = {**{name: title for name, title in names.items() if name in event}, "group_auc": "group auc"}
         if not self._header_shown:
             titles = "".join(f"{title:>12}" for title in names.values())
             self._line(
@@ -298,7 +305,7 @@ class Reporter:
         self._console.print(text, style=style, highlight=False, soft_wrap=not wraps)
 
     def _show_average(self, event: Event) -> None:
-        name = next(name for name in ("loss", "log_loss", "rmse") if name in event)
+        name = next(name for name in _JUDGED_BY if name in event)
         average = f"{_of_model(event)}average {event['average']} of epoch {event['epoch']}"
         self._line(f"      {average}: {name.replace('_', ' ')} {number_text(event[name])}")
 
@@ -323,7 +330,7 @@ class Reporter:
 
     def _show_mean(self, event: Event) -> None:
         self._stop_progress()
-        name = next((name for name in ("loss", "log_loss", "rmse") if name in event["validation"]), None)
+        name = next((name for name in _JUDGED_BY if name in event["validation"]), None)
         if name is None:
             return
         singles = ", ".join(number_text(model["validation"][name]) for model in event["models"])

@@ -21,7 +21,7 @@ from typing import Any
 from dfm.errors import SettingsError
 from dfm.kernels.blocks import MAX_ROW_FACTORS
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
-from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES
+from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, is_paired
 from dfm.settings.constraints import Constraint, Illegal, TableOf, did_you_mean, show
 from dfm.settings.tables import (
     MCMC,
@@ -105,6 +105,16 @@ class Job:
             raise SettingsError(
                 f"schema.group = {show(self.schema.group)} is for the order of clicked rows before others within a "
                 f"group; model.task = {show(self.model.task)} has none. Leave it out."
+            )
+        if is_paired(self.model.loss) and not self.schema.group:
+            raise SettingsError(
+                f"model.loss = {show(self.model.loss)} is of pairs of rows and needs schema.group: the column of a "
+                "user, query or session within whose rows a clicked one is to come before the others. Name it."
+            )
+        if is_paired(self.model.loss) and self.training.backend not in ("auto", "numba"):
+            raise SettingsError(
+                f"model.loss = {show(self.model.loss)} does not go with training.backend = "
+                f"{show(self.training.backend)}: GPUs have no code for pairs of rows. Leave backend out."
             )
         if self.training.stop_on == "group_auc" and not self.schema.group:
             raise SettingsError(

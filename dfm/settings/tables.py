@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 from dfm.averaging.rules import ACCUMULATOR_RULES, RATE_SCALINGS, WEIGHT_RULES
 from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, described_transforms
 from dfm.errors import SettingsError
-from dfm.kernels.families.registry import FAMILIES, family_of
-from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, names_for
+from dfm.kernels.families.registry import FAMILIES, check_pairs, family_of
+from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, is_paired, names_for
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, owners, parameters
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
@@ -202,7 +202,8 @@ class Schema(Table):
     group: str = knob(
         "",
         Text(),
-        "column of a user, query or session, within whose rows validation judges the order, too (group_auc)",
+        "column of a user, query or session, within whose rows validation judges the order, too (group_auc, ndcg_10, "
+        "mrr), and a loss of pairs makes them",
         is_late=True,
     )
     categorical: tuple[str, ...] = knob((), COLUMNS, "columns (names or globs) whose distinct values are categories")
@@ -267,7 +268,10 @@ class ModelSettings(Table):
     loss: str = knob(
         "auto",
         OptionsOrOwn(("auto", *LOSSES)),
-        "what training minimises; auto: " + ", ".join(f"{name} for {task}" for task, name in DEFAULT_LOSSES.items()),
+        "what training minimises; auto: "
+        + ", ".join(f"{name} for {task}" for task, name in DEFAULT_LOSSES.items())
+        + "; of pairs of a clicked and an unclicked row of a group: "
+        + ", ".join(name for name in LOSSES if is_paired(name)),
     )
     loss_parameter: float | str = knob(
         "auto",
@@ -344,6 +348,7 @@ class ModelSettings(Table):
         if n_factors == "auto":
             object.__setattr__(self, "n_factors", family.n_factors or FACTORS)
         family.check_models(self.n_factors, self.n_models)
+        check_pairs(self.loss, self.family)
         if self.choose == "best" and not self.n_factors:
             raise SettingsError(
                 'model.choose = "best" compares a model with a linear one, and with model.n_factors = 0 it is one. '
@@ -493,8 +498,8 @@ class TrainingSettings(Table):
     stop_on: str = knob(
         STOP_METRICS[0],
         Options(STOP_METRICS),
-        "the validation metric that epochs, and whatever is tried, are compared by; auto: the loss; group_auc "
-        "needs schema.group",
+        "the validation metric that epochs, and whatever is tried, are compared by; auto: the loss, of pairs of rows "
+        "group_auc, which needs schema.group",
         is_late=True,
     )
     patience: int = knob(1, Number(1, integer=True), "worse validations in a row that stop training")

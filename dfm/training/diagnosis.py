@@ -7,7 +7,7 @@ measured, in words, with the settings that change it; none of them stops a job.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -129,12 +129,13 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
     if worse := _worse_than_constant(metrics):
         knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
         return [Finding("no-better-than-a-constant", worse, knobs)]
-    ours, theirs = metrics.get(objective.primary), linear.get(objective.primary)
+    primary, cost = objective.primary, replace(objective, stop_on="").cost
+    ours, theirs = cost(metrics), cost(linear)
     if ours is None or theirs is None or ours < theirs - _NOTHING * abs(theirs):
         return []
     message = (
-        f"without its factors the model is as good on the validation rows ({objective.primary} {theirs:.5f}, with them "
-        f"{ours:.5f}): the pairs of columns add nothing"
+        f"without its factors the model is as good on the validation rows ({primary} {linear[primary]:.5f}, with them "
+        f"{metrics[primary]:.5f}): the pairs of columns add nothing"
     )
     return [
         Finding("factors-add-nothing", message, ("model.n_factors = 0", "training.l2_factors", "training.n_epochs"))

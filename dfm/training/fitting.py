@@ -221,6 +221,7 @@ def whole_partition(rows: HashedRows, vocabulary: Vocabulary, lookup: RowLookup 
         vocabulary.n_factored,
         n_implicit,
         vocabulary.fields,
+        group_ids=rows.group_ids,
     )
 
 

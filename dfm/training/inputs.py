@@ -16,6 +16,7 @@ from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after, first_and_last
 from dfm.errors import DataError, SettingsError
+from dfm.kernels.losses import is_paired
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
 from dfm.training.plan import Plan, plan_reading, plan_training
@@ -34,6 +35,7 @@ class RowSplit:
     """Rows of the training shards that validate. bound: those whose schema.time is this or later; until: and before
     this, while those from then on count for nothing. n_rows: about so many are to be held out by themselves: the latest
     where there is a `time`, which is yet to be looked for, else by lot. lots: those whose lot is in this interval.
+    group: the column whose values draw lots, each for all of its rows; empty: every row draws its own.
     """
 
     bound: str = ""
@@ -41,6 +43,7 @@ class RowSplit:
     time: str = ""
     until: str = ""
     lots: tuple[float, float] | None = None
+    group: str = ""
 
     @property
     def is_needed(self) -> bool:
@@ -108,7 +111,8 @@ def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
         n_rows = round(float(data.validation_fraction) * total)
     else:
         n_rows = automatic_held_out(total) if job.training.early_stopping else 0
-    return RowSplit(n_rows=n_rows, time=job.schema.time) if n_rows else RowSplit()
+    group = job.schema.group if is_paired(job.model.loss) else ""
+    return RowSplit(n_rows=n_rows, time=job.schema.time, group=group) if n_rows else RowSplit()
 
 
 def automatic_held_out(n_rows: int) -> int:
@@ -203,7 +207,8 @@ def _held_out_text(inputs: Inputs) -> str:
     """Which rows of the training shards validate; "" where none do. How many is known once all are read."""
     split = inputs.split
     if split.n_rows:
-        which = f"the latest by {split.time}" if split.time else "chosen by shard and row number"
+        by_lot = f"chosen by {split.group}, all of one together" if split.group else "chosen by shard and row number"
+        which = f"the latest by {split.time}" if split.time else by_lot
         return f"about {split.n_rows:,} of these rows, {which} (data.validation_fraction)"
     if split.bound:
         return f"the rows from {split.bound} on by {inputs.schema.time} (data.validation_from)"

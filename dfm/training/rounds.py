@@ -334,17 +334,17 @@ def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, place: int = 0) ->
     started = time.perf_counter()
     ids = np.arange(2, dtype=np.uint32)
     table = initialise(work.layout, ids, 2, InitialValues(0), 1)
-    ones = np.ones(1, np.float32)
     partition = SparsePartition(
-        np.array([0, 2]),
+        np.array([0, 2, 2]),
         ids,
         np.zeros(0, np.float32),
-        ones,
+        np.array([1, 0], np.float32),
         np.zeros(0, np.float32),
         ids,
         table.n_factored,
-        1,
+        2,
         np.zeros(2, np.uint16),
+        group_ids=np.zeros(2, np.uint64),
     )
     block = Block(0, table)
     steps: list[Callable[[], object]] = [

@@ -13,13 +13,16 @@ from dfm.errors import SettingsError
 Metrics = Mapping[str, Any]
 _TOLD = (
     *("log_loss", "rmse", "loss", "error_rate", "auc", "normalized_entropy", "calibration", "base_rate", "r2"),
-    *("rows", "weight"),
+    *("group_auc", "ndcg_5", "ndcg_10", "mrr", "rows", "weight"),
 )
 """Metrics that a verdict shows."""
 _SAME = 1e-9
 """Relative difference of weights and click rates below which two evaluations saw the same rows."""
-_LOSSES = ("log_loss", "rmse", "loss")
+_DISORDER = "1 - group_auc"
+_LOSSES = ("log_loss", "rmse", "loss", _DISORDER)
 """The metrics that models are compared by: the first of these that an evaluation has."""
+_CONSTANTS = {"log_loss": "always answering the click rate", _DISORDER: "any order"}
+"""The answer that a model has to be better than; a regression than always the mean."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,13 @@ class Gate:
     """The thresholds that a candidate must reach on the validation window to become the champion."""
 
     log_loss_ratio: float = 1.0
-    """Its log loss (regression: rmse) over the champion's, at most."""
+    """Its log loss (regression: rmse; of a model of pairs: 1 - group_auc) over the champion's, at most."""
     calibration_low: float = 0.9
     """Sum of predicted probabilities over clicks, at least."""
     calibration_high: float = 1.1
     normalized_entropy: float = 1.0
-    """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does)."""
+    """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does; of a model
+    of pairs: 1 - group_auc over the half that any order has)."""
     min_rows: int = 1000
     """Rows of the window; fewer decide nothing."""
     slices: tuple[str, ...] = ()
@@ -84,7 +88,14 @@ def judge(candidate: Metrics, champion: Metrics | None, gate: Gate) -> Verdict:
     known = {name: champion[name] for name in _TOLD if name in champion} if champion else {}
     if champion:
         _check_same_rows(candidate, champion)
+    candidate, champion = _with_disorder(candidate), champion and _with_disorder(champion)
     return Verdict(tuple(_refusals(candidate, champion, gate)), told, known)
+
+
+def _with_disorder(metrics: Metrics) -> Metrics:
+    """The metrics with what is less where the order within groups is better, where they tell of that."""
+    order = _defined(metrics, "group_auc")
+    return {**metrics, _DISORDER: None if order is None else 1.0 - order} if "group_auc" in metrics else metrics
 
 
 def _defined(metrics: Metrics, name: str) -> float | None:
@@ -116,7 +127,7 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
     if loss is None or (entropy is None and name != "loss"):
         return [*found, f"the window does not define {name}: it has no rows, or labels that are all the same"]
     if entropy is not None and entropy >= gate.normalized_entropy:
-        other = "always answering the click rate" if name == "log_loss" else "always answering the mean"
+        other = _CONSTANTS.get(name, "always answering the mean")
         found.append(
             f"it is {entropy:.4f} times as bad as {other}; the gate asks for less than {gate.normalized_entropy:g}"
         )
@@ -155,6 +166,9 @@ def _entropy(metrics: Metrics, name: str) -> float | None:
     """The model's loss over that of a constant; None where the rows, or its loss, do not tell."""
     if name == "log_loss":
         return _defined(metrics, "normalized_entropy")
+    if name == _DISORDER:
+        disorder = _defined(metrics, name)
+        return None if disorder is None else 2.0 * disorder
     explained = _defined(metrics, "r2")
     return None if explained is None else 1.0 - explained
 

@@ -22,6 +22,7 @@ from dfm.data.preparation import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.events import to_json
+from dfm.kernels.losses import is_paired
 from dfm.launch.process import is_lost
 from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
 from dfm.pages.page import REPORT
@@ -166,29 +167,48 @@ def wait_for(job: Job, poll: float) -> RunRecord | None:
 # --- evaluation, publication, scoring --------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Asked:
+    """More than the metrics of all rows: slices, and the order within groups (see `jobs.evaluate`)."""
+
+    by: Sequence[str] = ()
+    min_rows: int = 1000
+    group: str = ""
+
+
 def evaluate_once(
     model: str, data: Sequence[str], where: Where, *, on_bad_rows: str = "error", unseen: bool = False,
-    by: Sequence[str] = (), min_rows: int = 1000,
+    asked: Asked = Asked(),
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
 
-    unseen: refuse (DataError) shards that the model was trained on. by, min_rows: slices, see `jobs.evaluate`.
+    unseen: refuse (DataError) shards that the model was trained on. asked: more than the metrics of all rows; a model
+    of pairs tells of the groups of its job where none are named.
     """
     options = where.storage_options
     shards = find_shards(list(data), options)
     if unseen:
         _check_unseen(model, shards, options)
-    sliced = [[list(by), min_rows]] if by else []
+    group = asked.group or group_of(model, options)
+    sliced = [*([[list(asked.by), asked.min_rows]] if asked.by else []), *([group] if group else [])]
     key = fingerprint(registry.parameters_of(model, options), _identities(shards), on_bad_rows, *sliced)
     kept = f"{model.rstrip('/')}-evaluations/{key[:32]}.json"
     if files.exists(kept, options):
         return dict(json.loads(files.read_bytes(kept, options)))
     metrics = jobs.evaluate(
         model, data, settings=where.settings, client=where.client, on_bad_rows=on_bad_rows,
-        storage_options=options, on_event=where.on_event, by=by, min_rows=min_rows, top=MOST_SLICES,
+        storage_options=options, on_event=where.on_event, by=asked.by, min_rows=asked.min_rows, top=MOST_SLICES,
+        group=group,
     )  # fmt: skip
     files.write_bytes(kept, to_json(metrics, indent=1).encode(), options)
     return metrics
+
+
+def group_of(model: str, options: files.Options = None) -> str:
+    """The column of groups within which a model of pairs is judged; "" of any other."""
+    manifest = read_manifest(model, options)
+    tables = manifest["metadata"].get("settings") or {}
+    return str(tables.get("schema", {}).get("group", "")) if is_paired(manifest.get("loss", {}).get("name", "")) else ""
 
 
 def _check_unseen(model: str, shards: Sequence[Shard], options: files.Options) -> None:
@@ -224,11 +244,11 @@ def publish(
         present = registry.champion(alias, options)
         older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
         return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
-    sliced: dict[str, Any] = {"by": gate.slices, "min_rows": gate.slice_min_rows}
-    metrics = evaluate_once(candidate, data, where, unseen=True, **sliced)
+    asked = Asked(gate.slices, gate.slice_min_rows, group_of(candidate, options))
+    metrics = evaluate_once(candidate, data, where, unseen=True, asked=asked)
     for attempt in range(1, _ATTEMPTS + 1):
         present = registry.champion(alias, options)
-        rival = evaluate_once(present.model, data, where, **sliced) if present else None
+        rival = evaluate_once(present.model, data, where, asked=asked) if present else None
         verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0

@@ -17,6 +17,7 @@ import numpy as np
 from features import DESIGNS, Catalogue, Ratings, design, read_catalogue, read_ratings, table, users_and_movies
 from numpy.typing import NDArray
 from plots import plot_errors, plot_movies
+from ranking import compare
 from scipy import sparse
 
 from dfm.estimators import FMRegressor, LinearRegressor
@@ -130,11 +131,15 @@ def show_neighbours(machines: list[FMRegressor], train: Ratings, catalogue: Cata
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--members", "n_members", default=10, help="Machines whose predictions are averaged.")
 @click.option("--epochs", default=None, type=int, help="Fewer epochs, for a quick look.")
+@click.option("--ranking", is_flag=True, help="The order of each user's movies instead: pairs beside the log loss.")
 @click.option("--output", default=HERE / "output", type=click.Path(path_type=Path), help="Folder of the plots.")
-def main(folder: Path, n_members: int, epochs: int | None, output: Path) -> None:
+def main(folder: Path, n_members: int, epochs: int | None, ranking: bool, output: Path) -> None:
     """Train on FOLDER/ua.base, predict FOLDER/ua.test."""
     train, test, catalogue = read_ratings(folder / "ua.base"), read_ratings(folder / "ua.test"), read_catalogue(folder)
     print(f"{len(train):,} ratings to train on, {len(test):,} to predict")
+    if ranking:
+        compare(train, test, catalogue, n_members, epochs)
+        return
     print(f"{'mean squared error on ua.test':42}{'one':>8}{f'mean of {n_members}':>12}{'seconds':>9}")
     rows = [(name, value) for name, value in PUBLISHED]
     for name, value in PUBLISHED:

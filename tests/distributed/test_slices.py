@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from distributed import Client
-from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import log_loss, mean_squared_error, ndcg_score, roc_auc_score
 
 from dfm import jobs
 from dfm.cli.app import cli
@@ -98,6 +98,8 @@ def test_the_auc_within_groups_is_exact(found: dict[str, Any], scored: pd.DataFr
     aucs = [roc_auc_score(rows.label, rows.score) for rows in both]
     sizes = [len(rows) for rows in both]
     assert found["group_auc"] == pytest.approx(np.average(aucs, weights=sizes), abs=1e-9)
+    gains = [ndcg_score([rows.label], [rows.score], k=10) for rows in both]
+    assert found["ndcg_10"] == pytest.approx(np.mean(gains), abs=1e-9)
     assert (found["groups"], found["groups_of_one_class"]) == (len(both), len(groups) - len(both))
 
 
@@ -115,7 +117,8 @@ def test_any_cluster_and_any_form_of_rows_gives_the_same(
     others = {"rows": jobs.evaluate(model, frame, **wanted)}
     others["dask"] = jobs.evaluate(model, dd.from_pandas(frame, npartitions=3), client=two_workers, **wanted)
     for other in others.values():
-        assert other["group_auc"] == pytest.approx(found["group_auc"], abs=1e-12)
+        for metric in ("group_auc", "ndcg_5", "mrr"):
+            assert other[metric] == pytest.approx(found[metric], abs=1e-12)
         for name in BY:
             ours, theirs = found["slices"][name], other["slices"][name]
             assert [each["slice"] for each in theirs] == [each["slice"] for each in ours]

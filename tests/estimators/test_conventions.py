@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor
+from dfm.estimators import FMClassifier, FMRanker, FMRegressor, LinearClassifier, LinearRegressor
 
 WEIGHTS = (
     "rows are learnt from one after the other: a row of weight 2 is one step of twice the size, the same row twice is "
@@ -36,7 +36,7 @@ EXPECTED_FAILURES = {
 
 @parametrize_with_checks(
     [
-        *(FMClassifier(), FMRegressor(), LinearClassifier(), LinearRegressor()),
+        *(FMClassifier(), FMRegressor(), LinearClassifier(), LinearRegressor(), FMRanker(n_epochs=20)),
         *(FMClassifier(solver="mcmc", n_factors=2, n_epochs=8), FMRegressor(solver="als", n_factors=2, n_epochs=8)),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,

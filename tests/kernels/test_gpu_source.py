@@ -122,6 +122,8 @@ def test_both_backends_know_the_same_optimizers_by_the_same_state() -> None:
 
 def test_the_program_of_a_loss_holds_its_text() -> None:
     for loss in LOSSES.values():
+        if loss.is_paired:
+            continue
         assert loss.cuda is not None
         assert loss.cuda in cupy_gpu.source_of(KernelSpec(loss.name, "sgd", 4))
 

@@ -33,7 +33,7 @@ def movielens():
     finally:
         sys.path.remove(str(FOLDER))
     yield type("Modules", (), modules)
-    for name in ("features", "plots"):
+    for name in ("features", "plots", "ranking"):
         sys.modules.pop(name, None)
 
 
@@ -134,3 +134,15 @@ def test_settings_are_chosen_without_the_test_file(movielens, folder, tmp_path, 
     done = CliRunner().invoke(movielens.tune.main, arguments, catch_exceptions=False)
     assert len(done.output.splitlines()) == 2
     assert all(0 < float(line.split()[0]) < 5 for line in done.output.splitlines())
+
+
+def test_the_order_of_movies_is_learnt_from_pairs_as_from_rows(movielens, folder, monkeypatch):
+    known = sys.modules["ranking"].MACHINES
+    few_rows = {"n_factors": 2, "learning_rate": 0.5, "l2_factors": 0.001, "init_stdev": 0.1}
+    machines = {name: (known[name][0], {**known[name][1], **few_rows}) for name in ("FM, log loss", "FM, pairs")}
+    monkeypatch.setattr(sys.modules["ranking"], "MACHINES", machines)
+    arguments = [str(folder), "--members", "1", "--epochs", "60", "--ranking"]
+    done = CliRunner().invoke(movielens.run.main, arguments, catch_exceptions=False)
+    figures = {line[:28].strip(): [float(cell) for cell in line[28:].split()] for line in done.output.splitlines()[2:]}
+    assert figures.keys() == {"FM, log loss", "FM, pairs"}
+    assert all(group_auc > 0.7 for group_auc, *_ in figures.values()), figures

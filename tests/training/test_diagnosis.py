@@ -77,6 +77,8 @@ def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:
         (NUMBERS, {"rmse": 2.0, "r2": -0.1}, {"rmse": 2.0}, ["no-better-than-a-constant"]),
         (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 1.9}, ["factors-add-nothing"]),
         (NUMBERS, {"rmse": 2.0, "r2": 0.5}, {"rmse": 2.2}, []),
+        (Objective.of("classification", "bpr"), {"group_auc": 0.7, "auc": 0.5}, {"group_auc": 0.6, "auc": 0.6}, []),
+        (Objective.of("classification", "bpr"), {"group_auc": 0.6}, {"group_auc": 0.7}, ["factors-add-nothing"]),
         (Objective.of("classification", "hinge"), {"loss": 0.3, "error_rate": 0.1}, {"loss": 0.6}, []),
     ],
 )

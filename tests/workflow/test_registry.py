@@ -105,6 +105,18 @@ def test_evaluations_of_different_rows_are_not_compared():
         judge(GOOD, changed(base_rate=0.26), Gate())
 
 
+def test_models_of_pairs_are_compared_by_the_order_within_groups():
+    def ordered(group_auc: float | None, **more: float) -> dict[str, Any]:
+        return {"auc": 0.6, "group_auc": group_auc, "base_rate": 0.25, "rows": 5000, "weight": 5000.0, **more}
+
+    assert judge(ordered(0.7), ordered(0.7), Gate()).passed
+    assert judge(ordered(0.7), {**GOOD, "group_auc": 0.69}, Gate()).passed, "a champion of single rows"
+    refusal = judge(ordered(0.7), ordered(0.75), Gate()).refusals[0]
+    assert refusal.startswith("its 1 - group_auc 0.30000 is 1.2000 times the champion's 0.25000")
+    assert "times as bad as any order" in judge(ordered(0.4), None, Gate()).refusals[0]
+    assert judge(ordered(None), None, Gate()).refusals[0].startswith("the window does not define 1 - group_auc")
+
+
 def test_regression_is_compared_by_rmse():
     champion_metrics = {"rmse": 2.0, "r2": 0.5, "rows": 5000, "weight": 5000.0}
     assert judge({**champion_metrics, "rmse": 1.9}, champion_metrics, Gate()).passed

@@ -32,9 +32,10 @@ from dfm.kernels.contract import (
 from dfm.kernels.cpu.row_passes import Rows, Scratch, Table, make_score_all, make_walk
 from dfm.kernels.cpu.shape import Shape
 from dfm.kernels.cpu.step_passes import WIDTH
-from dfm.kernels.families.registry import family_of
+from dfm.kernels.families.registry import check_pairs, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, resolve_loss
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, resolve_optimizer
+from dfm.kernels.pairs import pair_rows, sampled_pairs
 from dfm.kernels.rates import all_rates, check_penalties
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import Layout, ParameterTable, aligned_zeros, allocate
@@ -81,7 +82,7 @@ def new_scratch(longest_row: int, table: ParameterTable, seed: int | None = None
         np.zeros(layout.n_groups + 1, np.int64),
         np.array(layout.groups, np.uint16),
         np.zeros(grouped, np.int64),
-        aligned_zeros((grouped,)),
+        aligned_zeros((capacity,)),
     )
 
 
@@ -107,7 +108,33 @@ def _train(
     if step.deterministic and step.n_threads > 1:
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
-    blocks = row_blocks(len(rows.labels), rows.n_implicit, step.seed)
+    if spec.is_paired:
+        return _train_pairs(spec, rows, table, step, 2 * longest)
+    return _walk(spec, rows, table, step, longest, row_blocks(len(rows.labels), rows.n_implicit, step.seed))
+
+
+def _train_pairs(spec: KernelSpec, rows: RowsLike, table: ParameterTable, step: Step, longest: int) -> RoundTally:
+    """The same over all pairs. longest: entries of a pair, at most."""
+    pairs = sampled_pairs(rows.group_ids, rows.labels, rows.weights, step.seed)
+    total = RoundTally(0, 0.0, 0.0, True)
+    for part in pair_rows(rows, pairs, table.n_features, step.seed):
+        starts = np.arange(0, len(part.labels), BLOCK_ROWS)
+        blocks = np.stack([starts, np.minimum(starts + BLOCK_ROWS, len(part.labels))], axis=1)
+        total += _walk(spec, part, table, step, longest, blocks)
+        if not total.is_finite:
+            break
+    return replace(total, rows=len(rows.labels))
+
+
+def _walk(
+    spec: KernelSpec,
+    rows: RowsLike,
+    table: ParameterTable,
+    step: Step,
+    longest: int,
+    blocks: NDArray[np.int64],
+) -> RoundTally:
+    """One walk over row blocks int64[n, 2], in this order."""
     worked_on, fold = table_record(table), family_of(spec.family).fold
     walk = _kept(_walk_of, _with_any_fields(spec))
     records = rows_record(rows), worked_on, all_rates(step, spec.layout, table.n_fields)
@@ -175,6 +202,7 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
             f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
             f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
+    check_pairs(spec.loss, spec.family)
     return Kernels(spec, partial(_train, spec), partial(_score, spec))
 
 
@@ -186,7 +214,7 @@ def _with_any_fields(spec: KernelSpec) -> KernelSpec:
 @functools.cache
 def _walk_of(spec: KernelSpec) -> Any:
     layout = spec.layout
-    walk = make_walk(_shape(layout), layout, spec, _n_arrays(layout))
+    walk = make_walk(replace(_shape(layout), paired=spec.is_paired), layout, spec, _n_arrays(layout))
     if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))

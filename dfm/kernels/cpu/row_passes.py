@@ -93,7 +93,8 @@ class Scratch(NamedTuple):
 
     With groups the owners stand group by group, those of group g at [first_owners[g], first_owners[g + 1]), in the
     order of the row within. first_owners int64[n_groups + 1]; groups uint16[n_fields]: of each field; spare
-    int64[capacity] and spare_values float32[capacity]: for rows that come in another order.
+    int64[capacity] and spare_values float32[capacity]: for rows that come in another order. Of a pair of rows
+    spare_values are z of the owners, of the second row, and values the differences.
     """
 
     linear: NDArray[np.float32]
@@ -209,6 +210,8 @@ def _make_gather(shape: Shape) -> Any:
 def _make_take(shape: Shape) -> Any:
     """take(rows, table, scratch, start, position, n_owners): copies one entry; 1 if it owns factors, else 0."""
     implicit, gathered = shape.implicit, shape.gathered
+    if shape.paired:
+        return _make_take_both(shape)
 
     @inlined
     def take(rows, table, scratch, start, position, n_owners):  # type: ignore[no-untyped-def]
@@ -219,6 +222,24 @@ def _make_take(shape: Shape) -> Any:
             value = read(rows.values, start - rows.first_value + position)
             write(scratch.values, position, value)
             write(scratch.owner_values, n_owners, value)
+        return 1 if feature < table.n_factored else 0
+
+    return take
+
+
+def _make_take_both(shape: Shape) -> Any:
+    """The same of an entry of a pair: its linear part has the difference of both values, factors have each of them."""
+    gathered = shape.gathered
+
+    @inlined
+    def take(rows, table, scratch, start, position, n_owners):  # type: ignore[no-untyped-def]
+        feature = np.intp(read(rows.indices, start + position))
+        store(scratch.linear, position * gathered, load(table.linear, feature * table.linear_width, gathered))
+        write(scratch.owners, n_owners, feature)
+        value, other = read(rows.values, 2 * (start + position)), read(rows.values, 2 * (start + position) + 1)
+        write(scratch.values, position, value - other)
+        write(scratch.owner_values, n_owners, value)
+        write(scratch.spare_values, n_owners, other)
         return 1 if feature < table.n_factored else 0
 
     return take
@@ -356,6 +377,7 @@ def _make_score(shape: Shape) -> Any:
     """score(views, row, start, stop): (logit of one row, number of entries that own factors)."""
     gather, linear_part, pairs_of = _make_gather(shape), _make_linear_part(shape), _make_pairs(shape)
     prefetch_rows = _make_prefetch(shape.touched, PREFETCH_FEWER if shape.own_width else PREFETCH_ENTRIES)
+    has_bias = not shape.paired
 
     @inlined
     def score(views, row, start, stop):  # type: ignore[no-untyped-def]
@@ -363,7 +385,10 @@ def _make_score(shape: Shape) -> Any:
         n_owners = gather(rows, table, scratch, row, start, stop)
         # The linear part comes second: its wide loads would wait for the narrow stores of `gather`.
         pairs = pairs_of(rows, table, scratch, n_owners)
-        total = read(table.bias, 0) + linear_part(scratch, stop - start) + pairs
+        total = linear_part(scratch, stop - start)
+        if has_bias:
+            total = read(table.bias, 0) + total
+        total += pairs
         # Work that does not depend on the score, to do while the slope is computed.
         prefetch_rows(rows, table, start, stop)
         return total, n_owners
@@ -412,7 +437,7 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
     slope_of = resolve_loss(spec.loss, spec.loss_parameter).slope
     score = _make_score(shape)
     step_number, step_linear, step_factors = resolve_optimizer(spec.optimizer).steps(shape, spec.regularizer)
-    own_step = _make_own_step(shape, spec)
+    own_step, has_bias = _make_own_step(shape, spec), not shape.paired
 
     @inlined
     def train_rows(views, all_rates, first, last):  # type: ignore[no-untyped-def]
@@ -426,7 +451,8 @@ def _make_train_rows(shape: Shape, spec: KernelSpec) -> Any:
             slope = np.float32(slope_of(np.float64(logit), label)) * sample_weight
             row_step = (start, stop - start, sample_weight, slope)
             write(scratch.logits, row - first, logit)
-            step_number(table.bias, 0, bias_rates, sample_weight, slope)
+            if has_bias:
+                step_number(table.bias, 0, bias_rates, sample_weight, slope)
             step_linear(rows, table, rates, scratch, row_step)
             own_step(rows, table, own_rates, scratch, n_owners, row_step)
             step_factors(table, rates, scratch, n_owners, row_step)
@@ -462,8 +488,8 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec, n_arrays: int) -> 
     losses are not all finite: one comparison in hundreds of rows is the whole price of the divergence guard.
     """
     make_views = _make_views(n_arrays, (layout.linear_width, layout.factor_width))
-    train_implicit = _make_train_rows(_with_values(shape, False), spec)
     train_explicit = _make_train_rows(_with_values(shape, True), spec)
+    train_implicit = train_explicit if shape.paired else _make_train_rows(_with_values(shape, False), spec)
     tally = _make_tally(spec)
 
     @njit(nogil=True, error_model="numpy")

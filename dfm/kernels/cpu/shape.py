@@ -15,6 +15,7 @@ class Shape:
     of a factor record that a walk reads. gathered: floats of a linear record that a walk reads and writes. implicit:
     all values are 1, none is stored. family: a name in FAMILIES; own_width: floats of a record of its own
     block, 0 without one. abreast: numbers that `step_number` takes at a time, whose state stands `apart` behind them.
+    paired: each entry has two values, of the rows of a pair (see `dfm.kernels.pairs`).
     """
 
     n_factors: int
@@ -27,6 +28,7 @@ class Shape:
     n_groups: int = 1
     abreast: int = 1
     apart: int = 1
+    paired: bool = False
 
     @property
     def vector(self) -> int:

@@ -57,9 +57,10 @@ class Family:
     the vectors of features i and j make where both x are 1. vectors float64[n, numbers of V]; places int64[n]: the
     field of each feature, or its group where the family has groups, of n_places; own: numbers of own blocks by name.
 
-    summary: what it is, for those who choose. knows_fields: whether it reads the field of each feature; most_fields:
-    how many there may be. texts: the text formats that can say all of it. cuda: its text for GPUs (see backend.cu),
-    None where they have no code for it.
+    summary: what it is, for those who choose. knows_pairs: whether `pairs` and `gradient` are also those of a pair of
+    rows, where the shape is paired: the difference of two scores. knows_fields: whether it reads the field of each
+    feature; most_fields: how many there may be. texts: the text formats that can say all of it. cuda: its text for
+    GPUs (see backend.cu), None where they have no code for it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Family:
     own_step: Callable[[Any, Any], Any] | None = None
     rows_between: Callable[[int], int] = lambda _n_fields: 1
     knows_fields: bool = False
+    knows_pairs: bool = False
     has_groups: bool = False
     n_factors: int | None = None
     init_stdev: float | None = None

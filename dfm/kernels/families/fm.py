@@ -41,6 +41,8 @@ def _pairs(shape: Shape) -> Any:
 
     Leaves Σ_j V_j x_j in scratch.sums.
     """
+    if shape.paired:
+        return _difference(shape)
     import numpy as np
 
     from dfm.kernels.cpu.step_passes import inlined
@@ -76,12 +78,44 @@ def _pairs(shape: Shape) -> Any:
     return pairs
 
 
+def _difference(shape: Shape) -> Any:
+    """The same of the first row of a pair less that of the second: ½ Σ_f ((S − T)(S + T) − Σ_j v_jf² (x_j − z_j)(x_j +
+    z_j)) with S = Σ_j V_j x_j and T = Σ_j V_j z_j, which it leaves in scratch.sums, S first.
+    """
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read, reduce_add, splat, store
+
+    vector, lanes = shape.vector, shape.lanes
+
+    @inlined
+    def difference(_rows, table, scratch, n_owners):  # type: ignore[no-untyped-def]
+        total = np.float32(0)
+        for column in range(0, lanes, vector):
+            sums = splat(np.float32(0), vector)
+            others, squares = sums, sums
+            for owner in range(n_owners):
+                factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+                value, other = read(scratch.owner_values, owner), read(scratch.spare_values, owner)
+                sums, others = fma(factors, splat(value, vector), sums), fma(factors, splat(other, vector), others)
+                squares = fma(factors * factors, splat((value - other) * (value + other), vector), squares)
+            store(scratch.sums, column, sums)
+            store(scratch.sums, lanes + column, others)
+            total += reduce_add(fma(sums - others, sums + others, -squares))
+        return np.float32(0.5) * total
+
+    return difference
+
+
 def _gradient(shape: Shape, penalty_slope: Any) -> Any:
     """of_group and gradient, see `Family`, of one vector of V_j; the owners of a row share Σ.
 
     It is slope x_j (Σ − V_j x_j) + l2 V_j, taken as V_j (l2 − slope x_j²) + slope x_j Σ. x_j is spread over a vector
     first, so that explicit values take no scalar arithmetic.
     """
+    if shape.paired:
+        return _gradient_of_difference(shape, penalty_slope)
     from dfm.kernels.cpu.step_passes import inlined
     from dfm.kernels.simd import fma, load, read, splat
 
@@ -125,11 +159,34 @@ def _penalised_gradient(shape: Shape, penalty_slope: Any) -> Any:
     return gradient
 
 
+def _gradient_of_difference(shape: Shape, penalty_slope: Any) -> Any:
+    """of_group and gradient, see `Family`, of a pair: slope (x_j S − z_j T − V_j (x_j − z_j)(x_j + z_j)) + l2 V_j."""
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read, splat
+
+    vector, lanes, n_factors = shape.vector, shape.lanes, shape.n_factors
+    of_penalty = penalty_slope or inlined(lambda factors, _count: factors)
+
+    @inlined
+    def of_group(_rates, scratch, _group, _row_step, column):  # type: ignore[no-untyped-def]
+        return load(scratch.sums, column, vector), load(scratch.sums, lanes + column, vector)
+
+    @inlined
+    def gradient(rates, scratch, owner, row_step, factors, column, both):  # type: ignore[no-untyped-def]
+        _start, _n_entries, sample_weight, slope = row_step
+        value, other = read(scratch.owner_values, owner), read(scratch.spare_values, owner)
+        own = splat(-slope * (value - other) * (value + other), vector)
+        of_loss = fma(factors, own, both[0] * (slope * value) - both[1] * (slope * other))
+        return fma(of_penalty(factors, n_factors - column), splat(sample_weight * rates.l2_factors, vector), of_loss)
+
+    return of_group, gradient
+
+
 def sums(_capacity: int, layout: Layout) -> NDArray[np.float32]:
-    """Σ_j V_j x_j."""
+    """Σ_j V_j x_j, and room for that of the second row of a pair."""
     from dfm.kernels.tables import aligned_zeros
 
-    return aligned_zeros((layout.lanes,))
+    return aligned_zeros((2 * layout.lanes,))
 
 
 def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], _n_factors: int) -> OnnxPart:
@@ -198,6 +255,7 @@ FAMILY = Family(
     onnx=_onnx,
     sides=_sides,
     texts=("xlearn", "libfm"),
+    knows_pairs=True,
     is_default=True,
     cuda=_CUDA,
 )
