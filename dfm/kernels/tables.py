@@ -38,24 +38,34 @@ class Layout:
 
     groups: the group of each field, where the family has a vector of n_factors for each group; they lie in V one after
     the other. Empty: one group.
+
+    order: how many features meet, where the family has orders, which may have several vectors of n_factors for it; 0
+    stands for the family's default, and is the order of families that have none.
     """
 
     optimizer: str
     n_factors: int
     family: str = DEFAULT
     groups: tuple[int, ...] = ()
+    order: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= self.most_factors:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {self.most_factors}")
-        if self.groups and not family_of(self.family).has_groups:
+        family = family_of(self.family)
+        object.__setattr__(self, "order", self.order or family.order_of("auto"))
+        if self.order not in (family.orders or (0,)):
+            raise ValueError(f'order = {self.order}; family = "{self.family}" has {family.orders or "none"}')
+        if self.groups and not family.has_groups:
             raise ValueError(f'groups = {self.groups}; family = "{self.family}" has none')
         if {*self.groups} != {*range(self.n_groups)} and self.groups:
             raise ValueError(f"groups = {self.groups}; they must be numbered from 0 without gaps")
         if self.row_factors > MAX_ROW_FACTORS:
-            raise ValueError(f"{self.n_groups} groups of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS}")
+            raise ValueError(
+                f"{len(self.degrees)} vectors of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS} numbers"
+            )
 
     @property
     def most_factors(self) -> int:
@@ -70,7 +80,12 @@ class Layout:
     @property
     def row_factors(self) -> int:
         """Numbers of V of a feature."""
-        return self.n_factors * self.n_groups
+        return self.n_factors * len(self.degrees)
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Of each vector of a feature, in their order in V: see `Family`."""
+        return family_of(self.family).degrees(self.order) * self.n_groups
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -150,7 +165,7 @@ class Layout:
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout(STATELESS, self.n_factors, self.family, self.groups)
+        return Layout(STATELESS, self.n_factors, self.family, self.groups, self.order)
 
 
 @functools.cache

@@ -200,14 +200,20 @@ def _n_arrays(layout: Layout) -> int:
 def _shape(layout: Layout) -> Shape:
     own_width = max((layout.width(block) for block in layout.own), default=0)
     sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
-    return Shape(*sizes, implicit=True, family=layout.family, own_width=own_width, n_groups=layout.n_groups)
+    kind = {"family": layout.family, "n_groups": layout.n_groups, "order": layout.order}
+    return Shape(*sizes, implicit=True, own_width=own_width, **kind)
 
 
 @functools.cache
 def compile_scores(layout: Layout) -> Scores:
     """`Kernels.scores` of finished models of a layout without optimizer state: nothing is compiled for training."""
     spec = KernelSpec(
-        DEFAULT_LOSSES["regression"], layout.optimizer, layout.n_factors, family=layout.family, groups=layout.groups
+        DEFAULT_LOSSES["regression"],
+        layout.optimizer,
+        layout.n_factors,
+        family=layout.family,
+        groups=layout.groups,
+        order=layout.order,
     )
     return partial(_score, spec)
 
