@@ -206,8 +206,8 @@ def is_pairwise(model: Scorer) -> bool:
 
 
 def sides(model: Scorer, features: Integers) -> tuple[Floats, Floats]:
-    """Both sides of some features, float64[n, d] each; zeros where a feature has no factors; d is 0 where no two features
-    make a term by themselves.
+    """Both sides of some features, float64[n, d] each; zeros where a feature has no factors. d is 0 where no two make a
+    term by themselves.
     """
     table, layout = model.table, model.table.layout
     family, of_pairs = family_of(layout.family), layout.n_factors * layout.n_groups

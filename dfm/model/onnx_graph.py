@@ -89,8 +89,8 @@ def _made(steps: list[OnnxStep], tensors: list[Any], constants: Mapping[str, NDA
         "Transpose": {"perm": [0, 2, 1]},
         "index": {"to": TensorProto.INT32},
         "same": {"to": TensorProto.FLOAT},
-        **dict.fromkeys(("wide_score", "wide_scaled", "wide_merged"), {"to": TensorProto.DOUBLE}),
-        **dict.fromkeys(("calibrated", "factor_part"), {"to": TensorProto.FLOAT}),
+        **{out: {"to": TensorProto.DOUBLE} for out in ("wide_score", "wide_scaled", "wide_merged")},
+        **{out: {"to": TensorProto.FLOAT} for out in ("calibrated", "factor_part")},
     }
     nodes = [
         helper.make_node(kind, inputs, [out], **attributes.get(out if kind == "Cast" else kind, {}))

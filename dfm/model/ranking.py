@@ -1,8 +1,8 @@
 """Ranking: the best of many candidates for one request, whose own part of the sums is made once.
 
 A score of context c and item i is bias + alone_c + alone_i + <first_c, second_i> (see `Sums`): candidates are summed
-when they are made known, a request when it comes, and what is left is one product of a matrix and a vector. A model with
-terms of more features than two has no such sums: its candidates are scored as whole rows.
+when they are made known, a request when it comes, and what is left is one product of a matrix and a vector. A model
+with terms of more than two features has no such sums: its candidates are scored as whole rows.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def vectors(model: Scorer, contexts: Any, items: Any) -> tuple[NDArray[np.float3
     """See `FMModel.vectors`."""
     if not is_pairwise(model):
         raise SettingsError(
-            f'a model of family "{model.table.layout.family}" has terms of more features than two, so that no vector of '
-            "an item says all; use `rank`, which then scores whole rows"
+            f'a model of family "{model.table.layout.family}" has terms of more than two features, so that no '
+            "vector of an item says all; use `rank`, which then scores whole rows"
         )
     of_items = fields_of(model.schema, names_of(items))
     of_contexts, mixed = context_fields(model, names_of(contexts), of_items)

@@ -220,7 +220,9 @@ def compile_scores(layout: Layout) -> Scores:
 
 @functools.cache
 def _score_all_of(layout: Layout) -> Any:
-    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1), _n_arrays(layout))
+    score_all = make_score_all(
+        replace(_shape(layout), touched=layout.lanes, gathered=1, only_scores=True), _n_arrays(layout)
+    )
     if not numba.config.DISABLE_JIT:
         keep_on_disk(score_all, f"{sources()} {layout}")
     _compile(score_all, example_arguments(layout, for_training=False))

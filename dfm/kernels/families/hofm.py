@@ -1,13 +1,15 @@
 """The higher-order factorization machine (Blondel et al. 2016): vectors of their own for pairs, triples, … of features.
 
-    score = w0 + Σ_j w_j x_j + Σ_{t=2…order} Σ_f A^t(p^t_f, x)        A^t(p, x) = Σ_{i<j<…} p_i x_i p_j x_j … (t of them)
+    score = w0 + Σ_j w_j x_j + Σ_{t=2…order} Σ_f A^t(p^t_f, x)        A^t(p, x) = Σ_{i<j<…} p_i x_i p_j x_j … (t of it)
 
 The ANOVA kernel A^t is made entry by entry (their equation 8), in O(n t): a_s ← a_s + p_j x_j a_{s-1} with a_0 = 1, so
 that a_t becomes A^t. Vectors of all orders are walked together: those of order t begin `order - t` steps further on,
 with a_{order-t} = 1 and 0 below, and are at A^t in a_order as well. Their part of the score is then the sum of a_order.
 
-What entry j meets is the kernel of order t - 1 without it, A^{t-1}_{¬j} = Σ_m (−p_j x_j)^m A^{t-1-m}: a polynomial in
-its own number, whose coefficients are a_0 … a_{order-1}, shared by the row. No division, and nothing is kept by entry.
+What entry j meets is the kernel of order t - 1 without it, A^{t-1}_{¬j}. Where all x are 1 that is taken as
+Σ_m (−p_j)^m A^{t-1-m}, a polynomial in its own number, whose coefficients are a_0 … a_{order-1}, shared by the row. It
+subtracts, and an entry that is q times the others together has an error of q^{t-1} roundings: with x of any size, what
+comes before an entry and what comes behind it are multiplied instead, which only adds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _WIDEST = 16
 
 
 def _degrees(order: int) -> tuple[int, ...]:
-    """Vectors for pairs, triples, …"""
+    """Vectors for pairs, triples and so on."""
     return tuple(range(2, order + 1))
 
 
@@ -112,28 +114,95 @@ def _make_signed(n: int, order: int) -> Any:
     return signed
 
 
-def _pairs(shape: Shape) -> Any:
-    """pairs(rows, table, scratch, n_owners): Σ_t Σ_f A^t. Leaves a_0 … a_{order-1} in scratch.sums."""
+def _make_unit(n: int, lanes: int) -> Any:
+    """unit(): a_0 … a_{n-1} of no entry, 1 and zeros."""
     import numpy as np
 
     from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import load, read, reduce_add, splat
+    from dfm.kernels.simd import splat
 
-    implicit, lanes, order = shape.implicit, shape.lanes, shape.order
-    width = min(lanes, _WIDEST)
+    if n == 0:
+        return inlined(lambda: ())
+    before, last = _make_unit(n - 1, lanes), np.float32(n == 1)
+    return inlined(lambda: before() + (splat(last, lanes),))  # noqa: RUF005  Numba unpacks no tuples here
+
+
+def _make_meeting(n: int, order: int) -> Any:
+    """meeting(before, behind): Σ_s before_s behind_{order-1-s} over the first n."""
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma
+
+    last = n - 1
+    if n == 1:
+        return inlined(lambda before, behind: before[0] * behind[order - 1])
+    rest = _make_meeting(n - 1, order)
+    return inlined(lambda before, behind: fma(before[last], behind[order - 1 - last], rest(before, behind)))
+
+
+def _make_entry(shape: Shape, width: int) -> Any:
+    """entry(table, scratch, owner, column): p_j x_j of some lanes."""
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import load, read
+
+    implicit = shape.implicit
+
+    @inlined
+    def entry(table, scratch, owner, column):  # type: ignore[no-untyped-def]
+        factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, width)
+        return factors if implicit else factors * read(scratch.owner_values, owner)
+
+    return entry
+
+
+def _make_met(shape: Shape, width: int) -> Any:
+    """met(table, scratch, n_owners, column): leaves A^{t-1}_{¬j} of every owner in scratch.sums, where the a before it
+    are; from the last to the first, with the a of those behind.
+    """
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import store
+
+    lanes, order = shape.lanes, shape.order
+    before, meeting = _make_read(order, width, width), _make_meeting(order, order)
+    unit, take, entry = _make_unit(order, width), _make_take(order - 1), _make_entry(shape, width)
+    first = 2 * order * lanes
+
+    @inlined
+    def met(table, scratch, n_owners, column):  # type: ignore[no-untyped-def]
+        behind, kept = unit(), first + n_owners * lanes
+        for back in range(n_owners):
+            owner = n_owners - 1 - back
+            others = meeting(before(scratch.sums, kept + owner * (order * width)), behind)
+            store(scratch.sums, first + owner * lanes + column, others)
+            behind = take(behind, entry(table, scratch, owner, column))
+
+    return met
+
+
+def _pairs(shape: Shape) -> Any:
+    """pairs(rows, table, scratch, n_owners): Σ_t Σ_f A^t. Leaves in scratch.sums what gradients are made of."""
+    import numpy as np
+
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import reduce_add, splat
+
+    lanes, order, width = shape.lanes, shape.order, min(shape.lanes, _WIDEST)
     begin, keep, take = _make_read(order, lanes, width), _make_write(order, lanes), _make_take(order)
+    entry, met, keep_before = _make_entry(shape, width), _make_met(shape, width), _make_write(order, width)
+    wants_each, first = not (shape.implicit or shape.only_scores), 2 * order * lanes
 
     @inlined
     def pairs(_rows, table, scratch, n_owners):  # type: ignore[no-untyped-def]
         total = splat(np.float32(0), width)
         for column in range(0, lanes, width):
-            a = begin(scratch.sums, column) + (splat(np.float32(0), width),)  # noqa: RUF005
+            a = begin(scratch.sums, column) + (splat(np.float32(0), width),)  # noqa: RUF005  as above
             for owner in range(n_owners):
-                p = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, width)
-                if not implicit:
-                    p = p * read(scratch.owner_values, owner)
-                a = take(a, p)
-            keep(scratch.sums, order * lanes + column, a)
+                if wants_each:
+                    keep_before(scratch.sums, first + n_owners * lanes + owner * (order * width), a)
+                a = take(a, entry(table, scratch, owner, column))
+            if wants_each:
+                met(table, scratch, n_owners, column)
+            else:
+                keep(scratch.sums, order * lanes + column, a)
             total = total + a[order]
         return reduce_add(total)
 
@@ -141,49 +210,65 @@ def _pairs(shape: Shape) -> Any:
 
 
 def _gradient(shape: Shape, penalty_slope: Any) -> Any:
-    """of_group and gradient, see `Family`: slope x_j A^{t-1}_{¬j} + l2 p_j; the owners of a row share coefficients."""
+    """of_group and gradient, see `Family`: slope x_j A^{t-1}_{¬j} + l2 p_j."""
+    from dfm.kernels.cpu.step_passes import inlined
+    from dfm.kernels.simd import fma, load, read
+
+    if shape.implicit:
+        return _gradient_of_ones(shape, penalty_slope)
+    vector, n_factors, order, lanes = shape.vector, shape.n_factors, shape.order, shape.lanes
+    slope_of = penalty_slope or inlined(lambda factors, _count: factors)
+
+    @inlined
+    def gradient(rates, scratch, owner, row_step, factors, column, _shared):  # type: ignore[no-untyped-def]
+        _start, _n_entries, sample_weight, slope = row_step
+        others = load(scratch.sums, (2 * order + owner) * lanes + column, vector)
+        of_loss = others * (slope * read(scratch.owner_values, owner))
+        return fma(slope_of(factors, n_factors - column), sample_weight * rates.l2_factors, of_loss)
+
+    return inlined(lambda _rates, _scratch, _group, _row_step, _column: None), gradient
+
+
+def _gradient_of_ones(shape: Shape, penalty_slope: Any) -> Any:
+    """`_gradient` of rows whose x are 1: the owners of a row share the coefficients of a polynomial in p_j, among which
+    that of p_j itself has l2.
+    """
     import numpy as np
 
     from dfm.kernels.cpu.step_passes import inlined
-    from dfm.kernels.simd import fma, read, splat
+    from dfm.kernels.simd import fma
 
-    implicit, vector, n_factors, order, lanes = (
-        shape.implicit, shape.vector, shape.n_factors, shape.order, shape.lanes
-    )  # fmt: skip
-    is_whole = implicit and penalty_slope is None
-    slope_of = penalty_slope or inlined(lambda factors, _count: factors)
-    kept, signed, polynomial = (
-        _make_read(order, lanes, vector), _make_signed(order, order), _make_polynomial(order - 1)
-    )  # fmt: skip
+    vector, n_factors, order, lanes = shape.vector, shape.n_factors, shape.order, shape.lanes
+    is_plain = penalty_slope is None
+    kept, signed = _make_read(order, lanes, vector), _make_signed(order, order)
+    polynomial = _make_polynomial(order - 1)
 
     @inlined
     def of_group(rates, scratch, _group, row_step, column):  # type: ignore[no-untyped-def]
         _start, _n_entries, sample_weight, slope = row_step
-        penalty = sample_weight * rates.l2_factors if is_whole else np.float32(0)
+        penalty = sample_weight * rates.l2_factors if is_plain else np.float32(0)
         return signed(kept(scratch.sums, order * lanes + column), slope, penalty)
 
     @inlined
-    def gradient(rates, scratch, owner, row_step, factors, column, coefficients):  # type: ignore[no-untyped-def]
-        if is_whole:
-            return polynomial(coefficients, factors)
-        penalty = slope_of(factors, n_factors - column) * (row_step[2] * rates.l2_factors)
-        if implicit:
-            return polynomial(coefficients, factors) + penalty
-        values = splat(read(scratch.owner_values, owner), vector)
-        return fma(polynomial(coefficients, factors * values), values, penalty)
+    def gradient(rates, _scratch, _owner, row_step, factors, column, coefficients):  # type: ignore[no-untyped-def]
+        of_loss = polynomial(coefficients, factors)
+        if is_plain:
+            return of_loss
+        return fma(penalty_slope(factors, n_factors - column), row_step[2] * rates.l2_factors, of_loss)
 
     return of_group, gradient
 
 
-def _sums(_capacity: int, layout: Layout) -> NDArray[np.float32]:
-    """a_0 … a_{order-1} before the first entry, then those of a row."""
+def _sums(capacity: int, layout: Layout) -> NDArray[np.float32]:
+    """a_0 … a_{order-1} before the first entry and after the last; A^{t-1}_{¬j} of each owner, and a before it."""
     from dfm.kernels.tables import aligned_zeros
 
-    k, order = layout.n_factors, layout.order
-    sums = aligned_zeros((2 * order, layout.lanes))
+    k, order, lanes = layout.n_factors, layout.order, layout.lanes
+    sums = aligned_zeros((2 * order * lanes + capacity * (lanes + order * min(lanes, _WIDEST)),))
     for number, degree in enumerate(layout.degrees):
-        sums[order - degree, number * k : (number + 1) * k] = 1.0
-    return sums.reshape(-1)
+        start = (order - degree) * lanes + number * k
+        sums[start : start + k] = 1.0
+    return sums
 
 
 def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], layout: Layout) -> OnnxPart:
