@@ -36,6 +36,7 @@ from dfm.training.automatic import (
     SLICES,
     Course,
     RowScale,
+    higher_stdev,
     initial_stdev,
     n_pilot_slices,
     settled,
@@ -255,7 +256,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         n_slices = self._n_slices(training, rows)
         return Recipe(
             work=work,
-            initial=InitialValues(model.seed, initial_stdev(model, scale), training.initial_accumulator, start),
+            initial=InitialValues(
+                model.seed, initial_stdev(model, scale), training.initial_accumulator, start, higher_stdev(scale)
+            ),
             objective=objective,
             n_epochs=course.n_epochs,
             n_slices=n_slices,

@@ -177,6 +177,9 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 class InitialValues:
     """Numbers that a table holds before training: bias, accumulators, factors uniform with mean 0 and this deviation.
 
+    higher_stdev: the least of vectors whose terms have more features than two (see `Family.degrees`), which near 0 are
+    on a saddle.
+
     An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
     that is made of state.
     """
@@ -185,6 +188,7 @@ class InitialValues:
     init_stdev: float = 0.01
     initial_accumulator: float = 1.0
     bias: float = 0.0
+    higher_stdev: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -309,17 +313,20 @@ def initialise(
         if rule.factors_start if block.is_vector else rule.linear_starts:
             array[..., block.lanes :] = initial.initial_accumulator * block.accumulator
         if block.start == RANDOM:
-            _fill(array, block, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
+            _fill(array, layout, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
         elif not (block.is_linear and rule.derives_weights):
             array[..., 0] = initial.bias if block.start == LABELS else block.start
     return table
 
 
-def _fill(array: Floats, block: Block, owners: NDArray[np.uint32], initial: InitialValues) -> None:
+def _fill(array: Floats, layout: Layout, owners: NDArray[np.uint32], initial: InitialValues) -> None:
     """Random numbers of features, in place."""
-    half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
+    of_pairs, of_more = initial.init_stdev, max(initial.init_stdev, initial.higher_stdev)
+    deviations = [of_pairs if degree == 2 else of_more for degree in layout.degrees]
+    # A uniform variable on [-a, a] has deviation a / sqrt(3).
+    half_widths = np.repeat([np.float32(each * 3.0**0.5) for each in deviations], layout.n_factors)
     with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy
-        _fill_factors(array, owners, block.width, np.uint64(initial.seed), half_width)
+        _fill_factors(array, owners, np.uint64(initial.seed), half_widths)
 
 
 @compiled
@@ -334,13 +341,13 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled
-def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no-untyped-def]
-    """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times `half_width`."""
+def _fill_factors(factors, ids, seed, half_widths):  # type: ignore[no-untyped-def]
+    """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times the half width of each."""
     for row in range(factors.shape[0]):
         stream = mixed(mixed(seed + _STEP) + np.uint64(ids[row]) * _STEP)
-        for factor in range(n_factors):
+        for factor in range(half_widths.size):
             draw = np.int64(mixed(stream + np.uint64(factor + 1) * _STEP) >> np.uint64(41))
-            factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_width
+            factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_widths[factor]
 
 
 def of_width(make: Callable[[int], Any]) -> Callable[[int], Any]:
