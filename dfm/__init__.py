@@ -42,7 +42,7 @@ executor
     What rounds run on: this process, or the workers of a Dask cluster.
 family
     A kind of model: its blocks, score and gradient (`fm`, of which a linear model is one without factors; `ffm`;
-    `fwfm`).
+    `fwfm`; `hofm`; `polynomial`).
 feature
     A field's category, hashed to an index below 2^`hash_bits`, or a number column; a row of the parameter table.
 field
@@ -75,6 +75,8 @@ merge rule
     How an average weighs what replicas changed.
 optimizer
     How a gradient becomes a step, and the state that it keeps for that.
+order
+    How many features meet in a term, at most (`hofm`), or in each product (`polynomial`).
 partition
     Rows of one replica's slice as arrays, with the features that they touch (`SparsePartition`).
 pilot

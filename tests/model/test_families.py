@@ -158,6 +158,8 @@ def test_a_manifest_whose_order_is_none_is_damaged(family: str, tmp_path: Path) 
     of_family(make_model(), family).save(str(tmp_path))
     manifest = json.loads((tmp_path / "model.json").read_text())
     assert manifest["order"] == family_of(family).orders[0]
+    assert describe_model(of_family(make_model(), family))["summary"]["order"] == manifest["order"]
+    assert "order" not in describe_model(make_model())["summary"]
     for order in (9, -1, "many"):
         (tmp_path / "model.json").write_text(json.dumps({**manifest, "order": order}))
         with pytest.raises(ModelError, match="damaged"):
