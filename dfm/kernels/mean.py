@@ -53,7 +53,7 @@ def part_of_mean(table: ParameterTable, number: int, n_models: int) -> Parameter
 
 
 def _scales(layout: Layout, of_score: float) -> NDArray[np.float32]:
-    """By what each vector of a feature is multiplied so that its part of the score becomes `of_score` times as much."""
+    """Factors for each vector of a feature, with which its part of the score becomes `of_score` times as much."""
     return np.array([of_score ** (1 / degree) for degree in layout.degrees], np.float32)
 
 

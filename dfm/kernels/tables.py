@@ -84,7 +84,7 @@ class Layout:
 
     @property
     def degrees(self) -> tuple[int, ...]:
-        """Of each vector of a feature, in their order in V: see `Family`."""
+        """Degrees of each vector of a feature, in their order in V: see `Family`."""
         return family_of(self.family).degrees(self.order) * self.n_groups
 
     @property

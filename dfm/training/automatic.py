@@ -106,8 +106,8 @@ def initial_stdev(model: ModelSettings, scale: RowScale) -> float:
 
 
 def higher_stdev(scale: RowScale) -> float:
-    """The least deviation of vectors whose terms have more features than two: what such a vector learns from goes with
-    products of sums of the others, and with smaller ones it does not leave 0 (see the decision record on higher orders).
+    """The least deviation of vectors whose terms have more features than two: their slopes are products of the others'
+    numbers, and from smaller ones they do not leave 0 (see the decision record on higher orders).
     """
     return HIGHER_STDEV / scale.squares**0.5
 

@@ -128,7 +128,7 @@ def test_another_order_is_refused(model: FMModel, tmp_path: Path):
     table = initialise(layout, model.vocabulary.ids, model.vocabulary.n_factored, INITIAL)
     dataclasses.replace(model, table=table).save(str(tmp_path / "third"))
     assert find_start(load_job(tables(str(tmp_path / "third"), model={"family": "hofm"})), model.schema) is not None
-    with pytest.raises(SettingsError, match="model.order = 4, but .* has 3; use 3"):
+    with pytest.raises(SettingsError, match=r"model.order = 4, but .* has 3; use 3"):
         find_start(load_job(tables(str(tmp_path / "third"), model={"family": "hofm", "order": 4})), model.schema)
 
 
