@@ -200,8 +200,14 @@ def _n_arrays(layout: Layout) -> int:
 def _shape(layout: Layout) -> Shape:
     own_width = max((layout.width(block) for block in layout.own), default=0)
     sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
-    kind = {"family": layout.family, "n_groups": layout.n_groups, "order": layout.order}
-    return Shape(*sizes, implicit=True, own_width=own_width, **kind)
+    return Shape(
+        *sizes,
+        implicit=True,
+        family=layout.family,
+        own_width=own_width,
+        n_groups=layout.n_groups,
+        order=layout.order,
+    )
 
 
 @functools.cache

@@ -110,7 +110,7 @@ def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], 
     """Σ_f Π_t of the sums of scaled vectors."""
     import numpy as np
 
-    k, constants = layout.n_factors, {"last_axis": np.array([1], np.int64)}
+    k, constants = layout.n_factors, dict[str, Any](last_axis=np.array([1], np.int64))
     steps: list[OnnxStep] = [("ReduceSum", ["scaled", "entries"], "all_sums")]
     for t in range(layout.order):
         constants[f"of_vector_{t}"] = np.eye(layout.row_factors, dtype=np.float32)[:, t * k : (t + 1) * k]
