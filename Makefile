@@ -25,7 +25,7 @@ export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-patient test-slow test-airflow soak lint format bench bench-smoke lock clean tmpdir
+.PHONY: help setup demo test test-patient test-slow test-airflow simulate soak lint format bench bench-smoke lock clean tmpdir
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,14 @@ test-slow: $(STAMP) tmpdir ## Run the slow tests
 
 test-airflow: $(AIRFLOW_STAMP) tmpdir ## Run the tests in a real Airflow, which gets an environment of its own
 	$(AIRFLOW)/bin/python -m pytest -m airflow tests/airflow
+
+# SEEDS and FIRST choose the histories; every operation on a file fails in each way, one after the other.
+SEEDS ?= 10000
+FIRST ?= 0
+
+simulate: $(STAMP) tmpdir ## Play histories of faults (SEEDS=10000), then let every operation on a file fail
+	$(BIN)/python -m tests.support.histories --seeds $(SEEDS) --first $(FIRST)
+	$(BIN)/python -m tests.support.failing_operations
 
 soak: $(STAMP) tmpdir ## Kill workers and drivers at random for some minutes; watch memory over 300 rounds
 	$(BIN)/pytest -s -m slow tests/resilience

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from dfm.errors import DfmError
+from dfm.errors import DfmError, StorageError
 from dfm.launch.process import is_lost
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
@@ -52,7 +52,7 @@ class DfmRunTrigger(BaseTrigger):
         while True:
             try:
                 record = await asyncio.to_thread(runs.read_run, self.directory, self.storage_options)
-            except OSError as error:  # a store that is away for a moment ends no wait of hours
+            except (OSError, StorageError) as error:  # a store that is away for a moment ends no wait of hours
                 self.log.warning("the record in %s cannot be read: %s", self.directory, error)
             else:
                 state = _state_of(record, self.by_process)

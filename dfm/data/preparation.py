@@ -36,7 +36,7 @@ from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
-from dfm.storage import ownership
+from dfm.storage import files, ownership
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
@@ -403,10 +403,16 @@ def _open_chunk(path: Path) -> Chunk | None:
         rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
         counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
         account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
-    except (DataError, KeyError, ValueError):
+    except (DataError, KeyError, ValueError) as error:
+        _tell_of_damage(path, error)
         return None
     _mark_used(path)
     return Chunk(rows, arrays["offsets"], counts, account)
+
+
+def _tell_of_damage(path: Path, error: Exception) -> None:
+    if path.exists():
+        logger.warning("%s is damaged and made again (%s)", path, error.__cause__ or error)
 
 
 def _mark_used(path: Path) -> None:
@@ -468,7 +474,8 @@ def _open_partition(path: Path) -> SparsePartition | None:
     try:
         partition = SparsePartition.open(path)
         partition.check()
-    except (DataError, KeyError, TypeError, ValueError):
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        _tell_of_damage(path, error)
         return None
     _mark_used(path)
     return partition
@@ -477,17 +484,19 @@ def _open_partition(path: Path) -> SparsePartition | None:
 def prune_cache(directory: str, limit: int, older_than: float) -> int:
     """Delete chunks and partitions used least recently until `limit` bytes of them are left; others' files stay.
 
-    older_than: seconds since the epoch; what was used since then stays too. Returns the bytes deleted.
+    older_than: seconds since the epoch; what was used since then stays too. What killed workers left half written goes
+    in any case. Returns the bytes deleted.
     """
     try:
         found = [entry for entry in os.scandir(directory) if _is_cached(entry)]
-        files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
+        cached = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found]
     except OSError:
         return 0
-    total, freed = sum(size for _, size, _ in files), 0
-    for used, size, path in sorted(files):
-        if total - freed <= limit or used >= older_than:
-            break
+    total, freed = sum(size for _, size, _ in cached), 0
+    for used, size, path in sorted(cached):
+        is_needed = total - freed <= limit or used >= older_than
+        if is_needed and not files.is_abandoned(Path(path)):
+            continue
         Path(path).unlink(missing_ok=True)
         freed += size
     return freed

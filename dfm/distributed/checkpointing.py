@@ -42,6 +42,10 @@ _FIRST = 100
 """Priority of the tasks that save: a block must not wait behind the training tasks of rounds to come."""
 
 
+class BlockGone(ClusterError, FileNotFoundError):
+    """A file of a checkpoint is missing: found when a run begins, the checkpoint is given up; later the run ends."""
+
+
 def save_block(url: str, name: str, block: Block, options: files.Options) -> tuple[BlockFile, float]:
     """Write one block from a worker, beside its training thread; the file and the seconds that it took."""
     if _on_a_worker():
@@ -52,8 +56,15 @@ def save_block(url: str, name: str, block: Block, options: files.Options) -> tup
 
 
 def load_block(url: str, file: BlockFile, layout: Layout, options: files.Options) -> Block:
-    """One block of a checkpoint, checked."""
-    saved = read_block(url, file, layout, options)
+    """One block of a checkpoint, checked. DataError where it is damaged, BlockGone where it is not there."""
+    try:
+        saved = read_block(url, file, layout, options)
+    except FileNotFoundError as error:
+        raise BlockGone(
+            f"{files.join(url, file.name)} is gone, which the parameters of this run come from: another run that "
+            "shares its output.directory may have deleted it. Let that one finish, or run the same command again, "
+            "which goes on from the newest checkpoint"
+        ) from error
     return Block(saved.start, saved.table, saved.momentum, noise=saved.noise)
 
 
@@ -114,6 +125,7 @@ class Checkpointer:
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
         """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
         self.committed = checkpoint
+        self._folder.origin = frozenset(checkpoint.files)
         self._files[checkpoint.state["progress"]["blocks_at"]] = checkpoint.blocks
         if checkpoint.state["best"] is not None:
             self._files[checkpoint.state["best"]["at"]] = checkpoint.best

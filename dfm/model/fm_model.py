@@ -356,6 +356,7 @@ class FMModel:
             listed[kind] = {"name": name, "bytes": len(data), "sha256": digest}
         previous = _manifest_in_place(url, options)
         current = {str(entry["name"]) for entry in listed.values()}
+        files.remove_abandoned(url, {MANIFEST, *current, *_names(previous)})
         superseded = _names(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
         files.write_bytes(files.join(url, MANIFEST), to_json(manifest, indent=1).encode(), options)

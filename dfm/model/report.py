@@ -37,6 +37,7 @@ def write_findings(url: str, findings: Mapping[str, Any], options: files.Options
     own = read_manifest(url, options)["files"]["parameters"]["sha256"]
     place = files.join(url, FINDINGS)
     ownership.check_replaceable(place, ownership.begins_with(f'{{\n "{_OF}"'.encode()), options)
+    files.remove_abandoned_of(place)
     files.write_bytes(place, to_json({_OF: own, **findings}, indent=1).encode(), options)
 
 

@@ -83,6 +83,7 @@ def write_report(url: str, title: str, sections: Mapping[str, Any], options: fil
         f"<h1>{html.escape(title)}</h1>{sections_html(sections)}</html>"
     )
     ownership.check_replaceable(url, ownership.begins_with(HEAD.encode()), options)
+    files.remove_abandoned_of(url)
     files.write_bytes(url, page.encode(), options)
     return url
 

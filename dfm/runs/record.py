@@ -37,6 +37,8 @@ _PROOFS = {
 }
 """The keys by which each of these files is known to be dfm's."""
 HEARTBEAT_SECONDS = 3.0
+_LAST_PAUSES = (0.0, 0.2, 1.0, 3.0)
+"""Seconds before each attempt to write how a run ended."""
 _READS, _BETWEEN_READS = 4, 0.1
 _LOOK = 0.5
 _GRACE = 1.0
@@ -287,6 +289,7 @@ class RunLog:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
         self._unwritten = self._cancelled = self._complained = False
+        self._superseded_by = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
         self._handler = _LogLines(self._note)
@@ -309,7 +312,7 @@ class RunLog:
             self._thread.start()
         except KeyboardInterrupt as error:  # before the block, whose end would say so
             self._end(error)
-            self._write()
+            write_run(self._directory, self._record, self._options)
             raise
         except (OSError, ImportError, ValueError) as error:
             raise SettingsError(
@@ -325,7 +328,10 @@ class RunLog:
         self._thread.join()
         logging.getLogger("dfm").removeHandler(self._handler)
         self._end(error)
-        self._write()
+        for pause in _LAST_PAUSES:  # nobody writes after this, and a record that says less counts as lost
+            time.sleep(pause)
+            if self._write():
+                break
         self._clear_request()
         if self._record.state == "cancelled" and isinstance(error, KeyboardInterrupt):
             raise RunCancelled(self._cancellation()) from error
@@ -356,6 +362,7 @@ class RunLog:
         the events of one whose checkpoint this goes on from: the log of the training begins at its first epoch.
         """
         check_record(self._directory, self._options)
+        files.remove_abandoned(self._directory, _PROOFS)
         before = read_run(self._directory, self._options)
         if before is not None and before.run_id == self._record.run_id:
             self._record = dataclasses.replace(
@@ -411,20 +418,49 @@ class RunLog:
             if (termination.seconds_since() or 0.0) >= _GRACE and not self._record.is_over:
                 return
 
-    def _write(self) -> None:
-        """Bring record and events up to date; a store that is away for a moment does not end a run of hours."""
+    def _write(self) -> bool:
+        """Bring record and events up to date; a store that is away for a moment does not end a run of hours.
+
+        Whether that went well.
+        """
+        if self._is_superseded():
+            return True
         with self._lock:
             self._record = dataclasses.replace(self._record, updated=now())
             record, events = self._record, b"".join(self._events) if self._unwritten else b""
             self._unwritten = False
+        troubles: list[Exception] = []
         try:
             if events:
                 files.write_bytes(files.join(self._directory, EVENTS), events, self._options)
-            write_run(self._directory, record, self._options)
-            self._complained = False
-        except Exception as error:
+        except Exception as error:  # the state of the run is known all the same
             self._unwritten = True
-            self._complain(error)
+            troubles.append(error)
+        try:
+            write_run(self._directory, record, self._options)
+        except Exception as error:
+            troubles.append(error)
+        self._complained = bool(troubles) and self._complained
+        for trouble in troubles:
+            self._complain(trouble)
+        return not troubles
+
+    def _is_superseded(self) -> bool:
+        """Whether another run has taken the place of this one: its record and its events are not to be replaced."""
+        if not self._superseded_by:
+            try:
+                found = read_run(self._directory, self._options)
+            except Exception as error:  # what cannot be read now may well be written
+                self._complain(error)
+                return False
+            if found is None or found.run_id == self._record.run_id:
+                return False
+            self._superseded_by = found.run_id
+            logger.warning(
+                "run %s has taken the place of run %s in %s, whose record ends here",
+                *(self._superseded_by, self._record.run_id, self._directory),
+            )
+        return True
 
     def _complain(self, error: BaseException) -> None:
         """Once for every time that the store goes away."""

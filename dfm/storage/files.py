@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -26,10 +27,15 @@ from dfm.storage.retry import first_line, retrying
 from dfm.version import pip_install
 
 Options = Mapping[str, Any] | None
+Answer = TypeVar("Answer")
 _WRITER = "dfm-writer"
 """Metadata of an object that `create_bytes` put: who put it, so that a repeated request knows its own work."""
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BROKEN = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV, getattr(errno, "EUCLEAN", errno.EIO)}
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+ABANDONED_AFTER = 3600.0
+"""Seconds after which nobody writes a temporary file any more that was not written to."""
 
 
 def is_local(url: str) -> bool:
@@ -70,27 +76,41 @@ def open_store(url: str, options: Options = None) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def telling_of_full_disks(path: Path, *also: int) -> Iterator[None]:
-    """Turn what writing to a full disk (or errors of the numbers `also`) raises into a StorageError with a remedy."""
+def telling_of_disks(path: Path, *also: int, what: str = "written") -> Iterator[None]:
+    """Turn what a full or failing disk raises (and errors of the numbers `also`) into a StorageError with a remedy."""
     try:
         yield
     except Exception as error:
         # safetensors writes in Rust and raises its own class, with the system's words.
         number = error.errno if isinstance(error, OSError) else None
         found = re.search(r"\b(?:code:|os error) (\d+)", str(error))
-        if (number if number is not None else int(found[1]) if found else 0) not in {*_FULL, *also}:
+        number = number if number is not None else int(found[1]) if found else 0
+        if number not in {*_FULL, *_BROKEN, *also}:
             raise
-        free = f", {shutil.disk_usage(path.parent).free:,} bytes free" if path.parent.is_dir() else ""
-        raise StorageError(
-            f"{path} cannot be written: {first_line(error)}{free}; make room there, or name a folder on another disk "
-            "(cluster.cache for partitions, output.directory for results)"
-        ) from error
+        raise StorageError(f"{path} cannot be {what}: {first_line(error)}{_remedy(path, number)}") from error
+
+
+def _remedy(path: Path, number: int) -> str:
+    if number in _BROKEN:
+        return "; check the disk or the share, then run the same command again"
+    free = f", {shutil.disk_usage(path.parent).free:,} bytes free" if path.parent.is_dir() else ""
+    return (
+        f"{free}; make room there, or name a folder on another disk (cluster.cache for partitions, output.directory "
+        "for results)"
+    )
+
+
+def _here(url: str, act: Callable[[Path], Answer], what: str = "read") -> Answer:
+    """The result of `act` on the path of a local URL. StorageError where the disk fails."""
+    path = local_path(url)
+    with telling_of_disks(path, what=what):
+        return act(path)
 
 
 def read_bytes(url: str, options: Options = None) -> bytes:
     """The whole file. FileNotFoundError where there is none."""
     if is_local(url):
-        return local_path(url).read_bytes()
+        return _here(url, Path.read_bytes)
     filesystem, path = open_store(url, options)
     return bytes(retrying(url, lambda: filesystem.cat_file(path)))
 
@@ -99,8 +119,7 @@ def read_head(url: str, n_bytes: int, options: Options = None) -> bytes:
     """The first bytes of a file, all where it has fewer; none where there is no such file."""
     try:
         if is_local(url):
-            with local_path(url).open("rb") as stream:
-                return stream.read(n_bytes)
+            return _here(url, lambda path: _head(path, n_bytes))
         if not size_of(url, options):  # stores refuse to read a range of nothing
             return b""
         filesystem, path = open_store(url, options)
@@ -109,10 +128,15 @@ def read_head(url: str, n_bytes: int, options: Options = None) -> bytes:
         return b""
 
 
+def _head(path: Path, n_bytes: int) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(n_bytes)
+
+
 def size_of(url: str, options: Options = None) -> int:
     """Bytes of a file. FileNotFoundError where there is none."""
     if is_local(url):
-        return local_path(url).stat().st_size
+        return _here(url, Path.stat).st_size
     filesystem, path = open_store(url, options)
     return int(retrying(url, lambda: filesystem.info(path))["size"])
 
@@ -167,7 +191,9 @@ class PatientStream(io.RawIOBase):
 
 def open_stream(url: str, options: Options = None) -> BinaryIO:
     """A file to read from, wherever it is."""
-    return local_path(url).open("rb") if is_local(url) else PatientStream(url, options)  # type: ignore[return-value]
+    if is_local(url):
+        return _here(url, lambda path: path.open("rb"))
+    return PatientStream(url, options)  # type: ignore[return-value]
 
 
 def write_bytes(url: str, data: bytes, options: Options = None) -> None:
@@ -192,7 +218,7 @@ def create_bytes(url: str, data: bytes, options: Options = None) -> None:
     write, which two writers at the same instant can both pass.
     """
     if is_local(url):
-        _create_locally(local_path(url), data)
+        _here(url, lambda path: _create_locally(path, data), "written")
         return
     filesystem, path = open_store(url, options)
     on_s3 = url.startswith(("s3://", "s3a://"))
@@ -219,7 +245,7 @@ def _is_refusal(error: OSError) -> bool:
 
 def _create_locally(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -247,9 +273,9 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
             retrying(url, lambda: filesystem.put_file(collected.name, path_in_store))
         return
     path = local_path(url)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = temporary_of(path)
     try:
-        with telling_of_full_disks(path):
+        with telling_of_disks(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 yield stream
@@ -257,6 +283,36 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a file is a temporary one that its writer, who was killed, will not put in place any more."""
+    try:
+        return bool(_TEMPORARY.fullmatch(path.name)) and time.time() - path.stat().st_mtime > ABANDONED_AFTER
+    except OSError:
+        return False
+
+
+def remove_abandoned(url: str, names: Collection[str]) -> None:
+    """Delete what killed processes left of files of these names in a local folder; stores have no temporary files."""
+    if not is_local(url):
+        return
+    for path in (local_path(url) / name for name in names_in(url)):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found[1] in names and is_abandoned(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def remove_abandoned_of(url: str) -> None:
+    """The same for one file."""
+    folder, _, name = url.rpartition("/")
+    remove_abandoned(folder, [name])
+
+
+def temporary_of(path: Path) -> Path:
+    """A path beside another, at which a file is written before it takes that place."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
 
 
 def check_writable(url: str, options: Options = None) -> None:
@@ -276,7 +332,7 @@ def check_writable(url: str, options: Options = None) -> None:
 def exists(url: str, options: Options = None) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):
-        return local_path(url).exists()
+        return _here(url, Path.exists)
     filesystem, path = open_store(url, options)
     return bool(retrying(url, lambda: filesystem.exists(path)))
 
@@ -294,9 +350,7 @@ def folders_in(url: str, options: Options = None) -> list[str]:
 def _entries(url: str, kind: str, options: Options) -> list[str]:
     """Names of the files ("file") or folders ("directory") directly in a folder."""
     if is_local(url):
-        path = local_path(url)
-        entries = list(path.iterdir()) if path.is_dir() else []
-        return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
+        return _here(url, lambda path: _local_entries(path, kind))
     filesystem, path_in_store = open_store(url, options)
     try:
         found = retrying(url, lambda: filesystem.ls(path_in_store, detail=True))
@@ -308,11 +362,16 @@ def _entries(url: str, kind: str, options: Options) -> list[str]:
     return sorted(name.rsplit("/", 1)[-1] for name in full if name != itself)
 
 
+def _local_entries(path: Path, kind: str) -> list[str]:
+    entries = list(path.iterdir()) if path.is_dir() else []
+    return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
+
+
 def remove(url: str, options: Options = None) -> None:
     """Delete a file; a missing one is no error."""
     with contextlib.suppress(FileNotFoundError):
         if is_local(url):
-            local_path(url).unlink()
+            _here(url, Path.unlink, "deleted")
         else:
             filesystem, path = open_store(url, options)
             retrying(url, lambda: filesystem.rm_file(path))

@@ -240,6 +240,9 @@ class CheckpointFolder:
     """The beginning of the names of its files; those of other models beside them are left alone."""
     _files: dict[str, set[str]] = field(default_factory=dict)
     """Block files by manifest, of all manifests that this run wrote or found."""
+    origin: frozenset[str] = frozenset()
+    """Block files that the present parameters come from: they are read again where the workers that had them are lost,
+    however many checkpoints were written since."""
 
     def found(self) -> list[Checkpoint]:
         """The checkpoints with a sound manifest, newest first; others are told in a warning and deleted."""
@@ -295,7 +298,7 @@ class CheckpointFolder:
     def _prune(self, names: Sequence[str]) -> None:
         """Delete what the last checkpoints do not need, and what a killed run left half written."""
         manifests = sorted(self._files)
-        needed = set[str]().union(*(self._files[name] for name in manifests[-KEPT:]))
+        needed = set(self.origin).union(*(self._files[name] for name in manifests[-KEPT:]))
         for name in manifests[:-KEPT]:
             self._remove(name)
             del self._files[name]

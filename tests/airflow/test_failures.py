@@ -9,12 +9,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import dfm
-from dfm.errors import RunCancelled
+from dfm.errors import RunCancelled, StorageError
 from dfm.launch import process
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
@@ -161,6 +162,26 @@ def test_the_trigger_tells_how_the_run_ended_and_a_kill_by_the_user_stops_the_ru
     assert has_checkpoint(folder)
     with pytest.raises(RunCancelled):
         steps.raise_unless_finished(record_of(folder), str(folder))
+
+
+def test_a_trigger_waits_on_while_the_store_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from dfm.airflow import DfmRunTrigger, triggers
+
+    answers: list[Any] = [OSError("no route"), StorageError("the store does not answer"), "cancelled"]
+
+    def read_run(*_place: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(state=answer, run_id="the-run", is_over=True)
+
+    monkeypatch.setattr(triggers.runs, "read_run", read_run)
+
+    async def told() -> dict[str, Any]:
+        return (await asyncio.wait_for(anext(DfmRunTrigger(str(tmp_path), None, 0.01).run()), 20)).payload
+
+    assert asyncio.run(told())["state"] == "cancelled"
+    assert not answers
 
 
 def test_a_trigger_that_is_made_again_elsewhere_goes_on_where_the_first_one_stopped(log: Path, tmp_path: Path):

@@ -334,7 +334,14 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, garble_header, empty, Path.unlink])
+def flip_a_bit(path: Path) -> None:
+    """One bit of the arrays; every offset and every index stays in range."""
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, garble_header, empty, flip_a_bit, Path.unlink])
 def test_a_damaged_or_lost_chunk_is_made_again(reading, shards, damage):
     fresh = hash_units(reading, whole(shards), 4, (1, 2))
     (path,) = cache_files(reading, "chunk")
@@ -416,8 +423,8 @@ def letter_for_digit(path: Path) -> None:
     path.write_bytes(data[:at] + b"x" + data[at + 1 :])
 
 
-@pytest.mark.parametrize("damage", [cut, garble_header, empty, out_of_range, letter_for_digit, Path.unlink])
-def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(reading, shards, damage):
+@pytest.mark.parametrize("damage", [cut, garble_header, empty, flip_a_bit, out_of_range, letter_for_digit, Path.unlink])
+def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(reading, shards, damage, caplog):
     vocabulary, lookup = vocabulary_of(reading, shards)
     load_slices(reading, tasks_of(shards), 3, (3, 0), vocabulary, "key", lookup)
     intact = {path: path.read_bytes() for path in cache_files(reading, "partition")}
@@ -429,6 +436,7 @@ def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(readin
         original.write_bytes(intact[path])
         assert_same_arrays(SparsePartition.open(path), SparsePartition.open(original))
     assert sum(partition.n_rows for partition in slices) == 101
+    assert ("is damaged and made again" in caplog.text) == (damage is not Path.unlink)
 
 
 def test_a_lost_cache_changes_nothing(reading, shards, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import logging
 import os
@@ -83,6 +84,52 @@ def test_a_finished_run_tells_what_it_made(job: Job) -> None:
     events = read_events(job.output.directory)
     assert [event["event"] for event in events] == ["plan", "epoch", "done", "ended"]
     assert {event["run_id"] for event in events} == {record.run_id}
+
+
+def test_a_run_whose_place_another_took_leaves_its_record_alone(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    with RunLog(job) as first:
+        with RunLog(job) as second:
+            second.on_event(DONE)
+        first.on_event({**DONE, "model": "out/other"})
+    record = run_of(job)
+    assert (record.run_id, record.state, record.model) == (second.record.run_id, "finished", "out/model")
+    assert {event["run_id"] for event in read_events(job.output.directory)} == {second.record.run_id}
+    assert f"run {second.record.run_id} has taken the place of run {first.record.run_id}" in caplog.text
+
+
+def test_the_end_of_a_run_is_written_though_the_disk_is_full_for_a_moment(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_LAST_PAUSES", (0.0, 0.0, 0.0))
+    write, refusals = files.write_bytes, [2]
+
+    def full(url: str, *rest: Any) -> None:
+        if refusals[0] and url.endswith("run.json"):
+            refusals[0] -= 1
+            raise OSError(errno.ENOSPC, "no room")
+        write(url, *rest)
+
+    with RunLog(job) as log:
+        log.on_event(DONE)
+        monkeypatch.setattr(files, "write_bytes", full)
+    assert (refusals, run_of(job).state) == ([0], "finished")
+
+
+def test_events_that_cannot_be_written_do_not_keep_the_state_of_a_run_from_its_record(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_LAST_PAUSES", (0.0,))
+    write = files.write_bytes
+
+    def full(url: str, *rest: Any) -> None:
+        if url.endswith("events.jsonl"):
+            raise OSError(errno.ENOSPC, "no room")
+        write(url, *rest)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    with RunLog(job) as log:
+        log.on_event(DONE)
+    assert run_of(job).state == "finished"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,18 @@ def test_a_missing_or_truncated_file_is_damaged(written):
         read_arrays(written)
 
 
+@given(st.integers(0, 1 << 20), st.integers(0, 7))
+def test_a_flipped_bit_of_an_array_is_found(tmp_path_factory, position, bit):
+    path = tmp_path_factory.mktemp("flipped") / "a.safetensors"
+    write_arrays(path, EVERY_TYPE)
+    data = bytearray(path.read_bytes())
+    body = 8 + struct.unpack("<Q", data[:8])[0]
+    data[body + position % (len(data) - body)] ^= 1 << bit
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"is damaged \(its checksums differ\)"):
+        read_arrays(path)
+
+
 def entry(**changes: object) -> dict[str, object]:
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
 

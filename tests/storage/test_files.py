@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from dfm.errors import StorageError
 from dfm.storage import files
 
 
@@ -129,3 +132,29 @@ def test_a_local_store_of_another_name_replaces_files_in_one_step(tmp_path: Path
     files.write_bytes(url, b"2" * 100)
     assert (tmp_path / "new" / "record.json").stat().st_ino != before
     assert files.read_bytes(url) == b"2" * 100
+
+
+def test_what_a_killed_process_left_half_written_goes_after_an_hour_and_nothing_else(tmp_path):
+    old = time.time() - 2 * files.ABANDONED_AFTER
+    left, others = f".run.json.{'0f' * 16}.part", (f".notes.txt.{'0f' * 16}.part", ".run.json.part", "run.json")
+    for name in (left, *others):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (old, old))
+    at_work = tmp_path / f".run.json.{'1e' * 16}.part"
+    at_work.write_bytes(b"x")
+    files.remove_abandoned(str(tmp_path), ["run.json"])
+    assert {path.name for path in tmp_path.iterdir()} == {at_work.name, *others}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EROFS])
+def test_a_disk_that_fails_is_told_with_its_path_and_what_to_do(tmp_path, monkeypatch, number):
+    def fail(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    for broken, act in (("read_bytes", files.read_bytes), ("exists", files.exists), ("stat", files.size_of)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, broken, fail)
+            with pytest.raises(StorageError, match=f"{path} cannot be read: .*; check the disk or the share"):
+                act(str(path))
