@@ -9,10 +9,12 @@ import pytest
 
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.kernels.row_order import row_blocks
 from dfm.kernels.tables import Layout, ParameterTable
 from tests import reference
+from tests.kernels.test_families import logistic_loss
 from tests.support.kernel_cases import N_FEATURES, as_machine, assert_equal_parameters, make_rows, make_table
 
 ORDERED = [name for name in FAMILIES if family_of(name).orders]
@@ -80,6 +82,23 @@ def test_a_gradient_keeps_its_digits_beside_a_much_larger_entry() -> None:
     kernels.run_round(rows, table, Step(rate, rate))
     found = (before[:12] - table.factor_weights[:12]) / (rate * score)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def half_square(weight: float) -> float:
+    """The penalty that everybody has, as a user would write it."""
+    return weight * weight / 2
+
+
+@pytest.mark.parametrize(("family", "n_factors"), [("hofm", 16), ("polynomial", 8)])
+def test_a_loss_and_a_penalty_of_one_s_own_train_as_those_that_are_built_in(family: str, n_factors: int) -> None:
+    rows, tables = make_rows(60, 12), []
+    own = {"loss": CustomLoss.of(logistic_loss), "regularizer": CustomRegularizer.of(half_square)}
+    for how in ({"loss": "logistic"}, own):
+        kernels = compile_kernels(KernelSpec(**how, optimizer="adagrad", n_factors=n_factors, family=family))
+        tables.append(make_table(n_factors=n_factors, family=family))
+        kernels.run_round(rows, tables[-1], Step(0.02, 0.02, 0.01, 0.01))
+    for block in tables[0].layout.blocks:
+        np.testing.assert_allclose(tables[1][block.name], tables[0][block.name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_layout_refuses_an_order_that_the_family_has_not() -> None:
