@@ -42,7 +42,7 @@ executor
     What rounds run on: this process, or the workers of a Dask cluster.
 family
     A kind of model: its blocks, score and gradient (`fm`, of which a linear model is one without factors; `ffm`;
-    `fwfm`).
+    `fwfm`; `hofm`; `polynomial`).
 feature
     A field's category, hashed to an index below 2^`hash_bits`, or a number column; a row of the parameter table.
 field
@@ -76,6 +76,8 @@ merge rule
     How an average weighs what replicas changed.
 optimizer
     How a gradient becomes a step, and the state that it keeps for that.
+order
+    How many features meet in a term, at most (`hofm`), or in each product (`polynomial`).
 pair
     A clicked and an unclicked row of one group, between which a loss of pairs decides (`bpr`); elsewhere two features.
 partition

@@ -74,6 +74,8 @@ class Machine:
 
     A field-weighted machine also has the `fields` of its features and a strength for each pair of them, (low, high).
     A field-aware one has the group of each feature, `groups`, and in V a vector of each for any group, one by one.
+    A higher-order one has in V a vector for each of `degrees`, numbers of features that meet; so has a polynomial
+    network (is_network), whose vectors are the sides of products in which features meet themselves, too.
     """
 
     bias: float
@@ -83,17 +85,59 @@ class Machine:
     fields: NDArray[np.uint16] | None = None
     strengths: dict[tuple[int, int], float] = field(default_factory=dict)
     groups: list[int] | None = None
+    degrees: tuple[int, ...] = ()
+    is_network: bool = False
 
     def score(self, entries: list[tuple[int, float]]) -> float:
         """w0 + Σ w_j x_j + Σ_{i<j} r_{F(i)F(j)} <V_i, V_j> x_i x_j, the last over features that own factors.
 
         A factorization machine has r = 1. A field-aware one has V_{i,g(j)} in place of V_i, and V_{j,g(i)} of V_j.
+        With degrees, the last term is the sum of products over all sets of so many features, or all tuples.
         """
         total = self.bias + sum(self.linear[j] * x for j, x in entries)
+        if self.degrees:
+            return float(total + self.products(entries))
         for (i, x_i), (j, x_j) in self.pairs(entries):
             product = float(self.factors[i][self.meeting(j)] @ self.factors[j][self.meeting(i)])
             total += self.strength(i, j) * product * x_i * x_j
         return float(total)
+
+    def products(self, entries: list[tuple[int, float]]) -> float:
+        """Σ over every choice of features that own factors of the product of their numbers and values."""
+        sides = self.sides(entries)
+        if self.is_network:
+            every = itertools.product(range(len(sides)), repeat=len(self.degrees))
+            return float(sum_of_products(list(sides.transpose(1, 0, 2)), every).sum())
+        return sum(
+            float(sum_of_products([sides[:, at]] * degree, itertools.combinations(range(len(sides)), degree)).sum())
+            for at, degree in enumerate(self.degrees)
+        )
+
+    def sides(self, entries: list[tuple[int, float]]) -> NDArray[np.float64]:
+        """V_j x_j of the entries that own factors, [n, vectors of a feature, k]."""
+        owners = [self.factors[j] * x for j, x in entries if j < len(self.factors)]
+        return np.array(owners).reshape(len(owners), len(self.degrees), self.factors.shape[1] // len(self.degrees))
+
+    def others(self, j: int, entries: list[tuple[int, float]]) -> NDArray[np.float64]:
+        """What V_j x_j is multiplied with in `products`, number by number: every choice of others beside it."""
+        sides = self.sides(entries)
+        if self.is_network:
+            found = [
+                sum_of_products(
+                    [sides[:, s] for s in range(len(self.degrees)) if s != t],
+                    itertools.product(range(len(sides)), repeat=len(self.degrees) - 1),
+                )
+                for t in range(len(self.degrees))
+            ]
+            return np.concatenate(found)
+        owners = [i for i, _ in entries if i < len(self.factors)]
+        rest = [at for at, i in enumerate(owners) if i != j]
+        return np.concatenate(
+            [
+                sum_of_products([sides[:, at]] * (degree - 1), itertools.combinations(rest, degree - 1))
+                for at, degree in enumerate(self.degrees)
+            ]
+        )
 
     def meeting(self, j: int) -> slice:
         """Which numbers of its V another feature uses beside feature j."""
@@ -115,6 +159,12 @@ class Machine:
     def strength(self, i: int, j: int) -> float:
         """r of two features."""
         return 1.0 if self.fields is None else self.strengths[self.pair(i, j)]
+
+
+def sum_of_products(sides: list[NDArray[np.float64]], places: Iterable[tuple[int, ...]]) -> NDArray[np.float64]:
+    """Σ over tuples of places of Π_t sides[t][place t], float64[k]."""
+    chosen = np.array(list(places), np.int64).reshape(-1, len(sides))
+    return np.prod([side[chosen[:, t]] for t, side in enumerate(sides)], axis=0).sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -240,6 +290,7 @@ def _step(
         return
     before = machine.factors.copy()
     strengths = dict(machine.strengths)
+    of_all = {j: machine.others(j, entries) for j, _ in entries if machine.degrees and j < len(before)}
     machine.bias = _linear_step(machine, "bias", machine.bias, weight * slope, 0.0, rule)
     for j, x in entries:
         machine.linear[j] = _linear_step(machine, j, machine.linear[j], weight * slope * x, weight, rule)
@@ -248,9 +299,9 @@ def _step(
     for j, x in entries:
         if j >= len(before):
             continue
-        others = 0.0 * before[j]
+        others = of_all[j] if machine.degrees else 0.0 * before[j]
         for i, x_i in entries:
-            if i != j and i < len(before):
+            if i != j and i < len(before) and not machine.degrees:
                 strength = strengths[machine.pair(i, j)] if strengths else 1.0
                 others[machine.meeting(i)] += strength * before[i][machine.meeting(j)] * x_i
         gradient = weight * (

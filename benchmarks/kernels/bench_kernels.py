@@ -277,6 +277,23 @@ def compare_strengths(n_rows: int, repetitions: int) -> None:
         print_row([str(k), millions(first), millions(second), f"{second / first:.2f}"])
 
 
+def compare_orders(n_rows: int, repetitions: int) -> None:
+    """Prints the speed of families with orders beside that of factorization machines of the same k and of 2 k, which
+    have as many floats.
+    """
+    indices, n_features = click_data.compact(click_data.hashed_fields(n_rows), 20)
+    rows, cases = by_groups(indices, click_data.labels_for(n_rows), ()), []
+    for family, k, order in (("fm", 16, 0), ("fm", 32, 0), ("hofm", 16, 3), ("polynomial", 16, 2)):
+        kernels = compile_kernels(KernelSpec("logistic", "adagrad", k, family=family, order=order))
+        cases.append((kernels, rows, new_table(kernels.spec, n_features)))
+    speeds = by_turns(cases, repetitions)
+    print_row(["family", "order", "k", "floats", "rows/s", "of fm of the same k", "of fm of as many floats"])
+    for (kernels, _, table), speed in zip(cases, speeds, strict=True):
+        spec, layout = kernels.spec, table.layout
+        cells = f"{spec.order or 2}", f"{spec.n_factors}", f"{layout.row_factors}", millions(speed)
+        print_row([spec.family, *cells, f"{speed / speeds[0]:.2f}", f"{speed / speeds[layout.row_factors > 16]:.2f}"])
+
+
 def compare_families(n_rows: int, repetitions: int) -> None:
     """Prints the speed of each pair."""
     print(machine_line())
@@ -309,6 +326,7 @@ def main() -> None:
         compared = (2_000, 2) if arguments.smoke else (arguments.rows, 11)
         compare_families(*compared)
         compare_strengths(*compared)
+        compare_orders(*compared)
     elif arguments.smoke:
         run(2_000, [4], [18], 2, 1 << 20)
     else:

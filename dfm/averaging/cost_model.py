@@ -142,9 +142,9 @@ def job_times(plan: Mapping[str, Any], n_workers: int, cpus: int) -> JobTimes:
     Each of several models takes the time of one. Time per row grows with the columns, and beyond 16 factors with them.
     """
     model, fields = plan["job"]["model"], len(plan["columns"])
-    has_groups = family_of(model["family"]).has_groups
-    groups = groups_of(model["groups"], list(plan["columns"])) if has_groups else ()
-    layout = Layout(plan["job"]["training"]["optimizer"], model["n_factors"], model["family"], groups)
+    family, optimizer = family_of(model["family"]), plan["job"]["training"]["optimizer"]
+    groups = groups_of(model["groups"], list(plan["columns"])) if family.has_groups else ()
+    layout = Layout(optimizer, model["n_factors"], family.name, groups, family.order_of(model["order"]))
     slower = fields / _FIELDS * max(1.0, layout.lanes / _LANES)
     growth = Growth(_GROWTH.first * fields / _FIELDS, _GROWTH.power, 2.0 ** model["hash_bits"], _GROWTH.factored)
     speed = Speed(cpus * _TRAINED / slower, _FEATURE_SECONDS * max(1.0, layout.lanes / _LANES) / cpus)

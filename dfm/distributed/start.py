@@ -14,7 +14,7 @@ from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.warm_start import Start
 from dfm.storage import files
 from dfm.training import rounds
-from dfm.training.automatic import initial_stdev
+from dfm.training.automatic import higher_stdev, initial_stdev
 
 _BLOCK_BYTES = 1 << 23
 """From this size on a block is worth its tasks: two workers then merge and send half of the table each."""
@@ -57,6 +57,7 @@ def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[
     initial = InitialValues(
         seed=run.job.model.seed,
         init_stdev=initial_stdev(run.job.model, row_scale(run, prepared)),
+        higher_stdev=higher_stdev(row_scale(run, prepared)),
         initial_accumulator=run.job.training.initial_accumulator,
         bias=run.order.objective.link.start((mean - unit.mean) / unit.scale),
     )

@@ -196,9 +196,9 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 class FMClassifier(_Classifier, FactorParameters):
     """Factorization machine for classes: score = w0 + Σ w_j x_j + Σ_{i<j} <V_i, V_j> x_i x_j (Rendle 2010).
 
-    The model. n_factors: length of a factor vector, "auto": of the family's own. family, groups: kind of model, as in a
-    job file; those that know fields take tables, whose columns are the fields. loss: a name of those for classes
-    (scores of those with link margin are no probabilities), or any function loss(score, y) of labels 0 and 1.
+    The model. n_factors: length of a factor vector, "auto": of the family's own. family, groups, order: kind of model,
+    as in a job file; those that know fields take tables, whose columns are the fields. loss: a name of those for
+    classes (scores of those with link margin are no probabilities), or any function loss(score, y) of labels 0 and 1.
     regularizer: a function of one weight in place of w² / 2; l2_linear and l2_factors are the strengths of either, per
     row that touches a weight.
 

@@ -22,6 +22,7 @@ from dfm.estimators.sources import Deal
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
+from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
 from dfm.kernels.tables import InitialValues
@@ -35,6 +36,7 @@ from dfm.training.automatic import (
     SLICES,
     Course,
     RowScale,
+    higher_stdev,
     initial_stdev,
     n_pilot_slices,
     settled,
@@ -53,7 +55,7 @@ MANY_ROWS = 1_000
 """From so many rows on, early_stopping = "auto" holds some of them out."""
 _EPOCHS_UNTIL_TOLERANCE = 100
 """Most epochs where nothing validates: training ends when the loss of the training rows falls no more."""
-_MODEL_KNOBS = ("family", "groups", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
+_MODEL_KNOBS = ("family", "groups", "order", "n_factors", "hash_bits", "min_count", "min_count_factors", "init_stdev")
 _TRAINING_KNOBS = (
     *("n_replicas", "n_epochs", "averages_per_epoch", "optimizer", "learning_rate", "factor_rate_scale"),
     *(
@@ -236,7 +238,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         name = objective.loss if isinstance(objective.loss, CustomLoss) else objective.info.name
         given = self.get_params(deep=False)
         family = given.get("family", DEFAULT_FAMILY)
-        spec = KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family)
+        order = family_of(family).order_of(given.get("order", "auto"))
+        spec = KernelSpec(name, optimizer, n_factors, self.loss_parameter, regularizer, family=family, order=order)
         features: Features = vars(self)["_features"]  # learnt before
         return with_fields(spec, given.get("groups", "auto"), features.field_names)
 
@@ -255,7 +258,9 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         n_slices = self._n_slices(training, rows)
         return Recipe(
             work=work,
-            initial=InitialValues(model.seed, initial_stdev(model, scale), training.initial_accumulator, start),
+            initial=InitialValues(
+                model.seed, initial_stdev(model, scale), training.initial_accumulator, start, higher_stdev(scale)
+            ),
             objective=objective,
             n_epochs=course.n_epochs,
             n_slices=n_slices,
@@ -413,6 +418,7 @@ class FactorParameters(Parametrised):
     n_factors: int | str = field(default="auto", kw_only=False)
     family: str = field(default=DEFAULT_FAMILY, kw_only=False)
     groups: Any = "auto"
+    order: int | str = "auto"
     factor_rate_scale: float | str = "auto"
     l2_factors: float | str = "auto"
     init_stdev: float | str = "auto"

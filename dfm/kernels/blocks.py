@@ -39,7 +39,8 @@ class Block:
     rate, penalty: the knobs of a step that its numbers obey; no penalty: "". start: what every number begins with, or
     RANDOM (uniform around 0, by init_stdev), or LABELS (the score of a model that knows the labels alone). accumulator:
     what AdaGrad's sums begin with, as a multiple of initial_accumulator. column: its name in exported tables.
-    unit_power: to which power of the labels' unit its numbers are in proportion, where the loss is in that unit.
+    unit_power: to which power of the labels' unit its numbers are in proportion, where the loss is in that unit; of
+    vectors that follows from their degrees (see `Family`).
     own_rate: the step size of its numbers under AdaGrad, where that is not `rate`; replicas and the schedule scale it
     too. pull: L2 on what a number is away from `start`, of those that are stepped.
     is_linear: whether it holds linear weights, for which an optimizer may have a rule of their own.

@@ -59,7 +59,7 @@ class KernelSpec:
     name in `optimizers.OPTIMIZERS`. loss_parameter: of a loss that has one; None for its default. regularizer: None for
     L2, w² / 2 of each weight, or what `CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes
     the place of w² / 2; a step's l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits
-    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind. groups: as in `Layout`.
+    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind. groups, order: as in `Layout`.
     """
 
     loss: str | CustomLoss
@@ -70,6 +70,10 @@ class KernelSpec:
     factor_dtype: str = "float32"
     family: str = DEFAULT
     groups: tuple[int, ...] = ()
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", self.order or family_of(self.family).order_of("auto"))
 
     @property
     def is_paired(self) -> bool:
@@ -79,7 +83,7 @@ class KernelSpec:
     @property
     def layout(self) -> Layout:
         """Layout of the tables that the kernels train."""
-        return Layout(self.optimizer, self.n_factors, self.family, self.groups)
+        return Layout(self.optimizer, self.n_factors, self.family, self.groups, self.order)
 
 
 class Rates(NamedTuple):

@@ -2,8 +2,8 @@
 
     w = mean_s w_s        V = [V_1 … V_S] / sqrt S
 
-for an inner product of such vectors is the mean of the single ones. That is exact for families whose vectors meet in
-plain inner products, group by group where they have groups.
+for an inner product of such vectors is the mean of the single ones; where d numbers meet in a product, the root is the
+d-th. That is exact for families whose vectors meet number by number, and vector by vector where a feature has several.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def mean_table(tables: Sequence[ParameterTable]) -> ParameterTable:
         single = first.layout.block(block.name)
         numbers = [table.values(single) for table in tables]
         if block.is_vector:
-            parts = np.stack([_by_group(each, layout.n_groups) for each in numbers], axis=2)
-            result.values(block)[...] = (parts * np.float32(n_models**-0.5)).reshape(-1, block.width)
+            parts = np.stack([_by_vector(each, layout) for each in numbers], axis=2)
+            scales = _scales(layout, 1 / n_models).reshape(-1, 1, 1)
+            result.values(block)[...] = (parts * scales).reshape(-1, block.width)
         else:
             result.values(block)[...] = np.mean(numbers, axis=0, dtype=np.float64)
     return result
@@ -45,12 +46,18 @@ def part_of_mean(table: ParameterTable, number: int, n_models: int) -> Parameter
     for block in layout.blocks:
         numbers = table.values(table.layout.block(block.name))
         if block.is_vector:
-            parts = _by_group(numbers, layout.n_groups).reshape(-1, layout.n_groups, n_models, layout.n_factors)
-            numbers = (parts[:, :, number] * np.float32(n_models**0.5)).reshape(-1, block.width)
+            parts = _by_vector(numbers, layout).reshape(-1, len(layout.degrees), n_models, layout.n_factors)
+            numbers = (parts[:, :, number] * _scales(layout, n_models).reshape(-1, 1)).reshape(-1, block.width)
         result.values(block)[...] = numbers
     return result
 
 
-def _by_group(vectors: NDArray[np.float32], n_groups: int) -> NDArray[np.float32]:
-    """float32[n_rows, n_groups, numbers of a group]."""
-    return vectors.reshape(len(vectors), n_groups, vectors.shape[1] // n_groups if vectors.size else 0)
+def _scales(layout: Layout, of_score: float) -> NDArray[np.float32]:
+    """Factors for each vector of a feature, with which its part of the score becomes `of_score` times as much."""
+    return np.array([of_score ** (1 / degree) for degree in layout.degrees], np.float32)
+
+
+def _by_vector(numbers: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
+    """float32[n_rows, vectors of a feature, numbers of one]."""
+    n_vectors = len(layout.degrees)
+    return numbers.reshape(len(numbers), n_vectors, numbers.shape[1] // n_vectors if numbers.size else 0)

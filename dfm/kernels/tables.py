@@ -38,24 +38,34 @@ class Layout:
 
     groups: the group of each field, where the family has a vector of n_factors for each group; they lie in V one after
     the other. Empty: one group.
+
+    order: how many features meet, where the family has orders, which may have several vectors of n_factors for it; 0
+    stands for the family's default, and is the order of families that have none.
     """
 
     optimizer: str
     n_factors: int
     family: str = DEFAULT
     groups: tuple[int, ...] = ()
+    order: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.n_factors <= self.most_factors:
             raise ValueError(f"n_factors = {self.n_factors}; it must lie in 0 … {self.most_factors}")
-        if self.groups and not family_of(self.family).has_groups:
+        family = family_of(self.family)
+        object.__setattr__(self, "order", self.order or family.order_of("auto"))
+        if self.order not in (family.orders or (0,)):
+            raise ValueError(f'order = {self.order}; family = "{self.family}" has {family.orders or "none"}')
+        if self.groups and not family.has_groups:
             raise ValueError(f'groups = {self.groups}; family = "{self.family}" has none')
         if {*self.groups} != {*range(self.n_groups)} and self.groups:
             raise ValueError(f"groups = {self.groups}; they must be numbered from 0 without gaps")
         if self.row_factors > MAX_ROW_FACTORS:
-            raise ValueError(f"{self.n_groups} groups of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS}")
+            raise ValueError(
+                f"{len(self.degrees)} vectors of {self.n_factors} factors; a feature has {MAX_ROW_FACTORS} numbers"
+            )
 
     @property
     def most_factors(self) -> int:
@@ -70,7 +80,12 @@ class Layout:
     @property
     def row_factors(self) -> int:
         """Numbers of V of a feature."""
-        return self.n_factors * self.n_groups
+        return self.n_factors * len(self.degrees)
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Degrees of each vector of a feature, in their order in V: see `Family`."""
+        return family_of(self.family).degrees(self.order) * self.n_groups
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -150,7 +165,7 @@ class Layout:
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout(STATELESS, self.n_factors, self.family, self.groups)
+        return Layout(STATELESS, self.n_factors, self.family, self.groups, self.order)
 
 
 @functools.cache
@@ -162,6 +177,9 @@ def _blocks_of(family: str, n_factors: int) -> tuple[Block, ...]:
 class InitialValues:
     """Numbers that a table holds before training: bias, accumulators, factors uniform with mean 0 and this deviation.
 
+    higher_stdev: the least of vectors whose terms have more features than two (see `Family.degrees`), which near 0 are
+    on a saddle.
+
     An optimizer's record says which of its state starts at `initial_accumulator`; the rest starts at 0. So does a bias
     that is made of state.
     """
@@ -170,6 +188,7 @@ class InitialValues:
     init_stdev: float = 0.01
     initial_accumulator: float = 1.0
     bias: float = 0.0
+    higher_stdev: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -294,17 +313,20 @@ def initialise(
         if rule.factors_start if block.is_vector else rule.linear_starts:
             array[..., block.lanes :] = initial.initial_accumulator * block.accumulator
         if block.start == RANDOM:
-            _fill(array, block, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
+            _fill(array, layout, np.ascontiguousarray(ids[: len(array)], np.uint32), initial)
         elif not (block.is_linear and rule.derives_weights):
             array[..., 0] = initial.bias if block.start == LABELS else block.start
     return table
 
 
-def _fill(array: Floats, block: Block, owners: NDArray[np.uint32], initial: InitialValues) -> None:
+def _fill(array: Floats, layout: Layout, owners: NDArray[np.uint32], initial: InitialValues) -> None:
     """Random numbers of features, in place."""
-    half_width = np.float32(initial.init_stdev * 3.0**0.5)  # a uniform variable on [-a, a] has deviation a / sqrt(3)
+    of_pairs, of_more = initial.init_stdev, max(initial.init_stdev, initial.higher_stdev)
+    deviations = [of_pairs if degree == 2 else of_more for degree in layout.degrees]
+    # A uniform variable on [-a, a] has deviation a / sqrt(3).
+    half_widths = np.repeat([np.float32(each * 3.0**0.5) for each in deviations], layout.n_factors)
     with np.errstate(over="ignore"):  # matters where NUMBA_DISABLE_JIT leaves the wrapping products to NumPy
-        _fill_factors(array, owners, block.width, np.uint64(initial.seed), half_width)
+        _fill_factors(array, owners, np.uint64(initial.seed), half_widths)
 
 
 @compiled
@@ -319,13 +341,13 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled
-def _fill_factors(factors, ids, n_factors, seed, half_width):  # type: ignore[no-untyped-def]
-    """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times `half_width`."""
+def _fill_factors(factors, ids, seed, half_widths):  # type: ignore[no-untyped-def]
+    """Writes V of every row: odd multiples of 2^-23 in (-1, 1), exact in float32, times the half width of each."""
     for row in range(factors.shape[0]):
         stream = mixed(mixed(seed + _STEP) + np.uint64(ids[row]) * _STEP)
-        for factor in range(n_factors):
+        for factor in range(half_widths.size):
             draw = np.int64(mixed(stream + np.uint64(factor + 1) * _STEP) >> np.uint64(41))
-            factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_width
+            factors[row, factor] = np.float32(2 * draw + 1 - (1 << 23)) * np.float32(2.0**-23) * half_widths[factor]
 
 
 def of_width(make: Callable[[int], Any]) -> Callable[[int], Any]:

@@ -200,16 +200,26 @@ def linear_terms(model: Scorer, entries: Entries) -> Floats:
     return model.table.linear_weights[entries.features].astype(np.float64) * entries.values
 
 
+def is_pairwise(model: Scorer) -> bool:
+    """Whether scores are sums over features and pairs of features."""
+    return family_of(model.table.layout.family).is_pairwise
+
+
 def sides(model: Scorer, features: Integers) -> tuple[Floats, Floats]:
-    """Both sides of some features, float64[n, d] each; zeros where a feature has no factors."""
-    table = model.table
-    vectors = np.zeros((len(features), table.layout.row_factors))
+    """Both sides of some features, float64[n, d] each; zeros where a feature has no factors. d is 0 where no two make a
+    term by themselves.
+    """
+    table, layout = model.table, model.table.layout
+    family, of_pairs = family_of(layout.family), layout.n_factors * layout.n_groups
+    if family.sides is None:
+        return np.zeros((len(features), 0)), np.zeros((len(features), 0))
+    vectors = np.zeros((len(features), of_pairs))
     has_factors = features < table.n_factored
-    vectors[has_factors] = table.factor_weights[features[has_factors]]
-    fields, groups = model.vocabulary.fields[features].astype(np.int64), np.array(table.layout.groups, np.int64)
-    places, n_places = (groups[fields], table.layout.n_groups) if len(groups) else (fields, len(model.schema.fields))
-    own = {block.name: table.values(block).astype(np.float64) for block in table.layout.own}
-    return family_of(table.layout.family).sides(vectors, places, n_places, own)
+    vectors[has_factors] = table.factor_weights[features[has_factors], :of_pairs]  # those of more features come behind
+    fields, groups = model.vocabulary.fields[features].astype(np.int64), np.array(layout.groups, np.int64)
+    places, n_places = (groups[fields], layout.n_groups) if len(groups) else (fields, len(model.schema.fields))
+    own = {block.name: table.values(block).astype(np.float64) for block in layout.own}
+    return family.sides(vectors, places, n_places, own)
 
 
 def pair_terms(model: Scorer, entries: Entries) -> Floats:

@@ -13,7 +13,7 @@ from dfm.data.lists import lists_of
 from dfm.data.matrices import is_vector
 from dfm.data.schema import CROSS_SIGN, Field
 from dfm.errors import DataError
-from dfm.model.entries import Entries, Scorer, batches_with, entries_of, linear_terms, pair_terms
+from dfm.model.entries import Entries, Scorer, batches_with, entries_of, is_pairwise, linear_terms, pair_terms
 
 _SHOWN = 12
 """Terms that a printed explanation shows."""
@@ -34,10 +34,11 @@ class Term:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score taken apart: bias + the sum of all amounts = score, in logits where the model predicts clicks.
+    """A score taken apart: bias + the sum of all amounts + higher = score, in logits where the model predicts clicks.
 
     linear: of each value that has a weight, in the order of the fields. pairs: of each two that have factors, greatest
-    amount first, either sign.
+    amount first, either sign. higher: what more values make together, of families that have such terms (all that
+    vectors make, of one whose products are of sums).
     """
 
     score: float
@@ -45,6 +46,7 @@ class Explanation:
     bias: float
     linear: tuple[Term, ...]
     pairs: tuple[Term, ...]
+    higher: float = 0.0
 
     def terms(self) -> list[Term]:
         """All terms but the bias, greatest amount first, either sign."""
@@ -56,7 +58,8 @@ class Explanation:
             import pandas as pd
         except ImportError as error:
             raise ImportError("a frame of an explanation needs pandas: pip install pandas") from error
-        rows = [("bias", "", self.bias), *((*(*term.names, "")[:2], term.amount) for term in self.terms())]
+        higher = [("higher", "", self.higher)] if self.higher else []
+        rows = [("bias", "", self.bias), *higher, *((*(*term.names, "")[:2], term.amount) for term in self.terms())]
         return pd.DataFrame(rows, columns=["first", "second", "amount"])
 
     def __repr__(self) -> str:
@@ -64,6 +67,7 @@ class Explanation:
         terms = self.terms()
         rest = sum(term.amount for term in terms[_SHOWN:])
         lines = [f"score {self.score:.5f}, prediction {self.prediction:.5f}", f"{self.bias:+9.5f}  bias"]
+        lines += [f"{self.higher:+9.5f}  several values together"] if self.higher else []
         lines += [f"{term.amount:+9.5f}  {term.name}" for term in terms[:_SHOWN]]
         return "\n".join([*lines, *([f"{rest:+9.5f}  {len(terms) - _SHOWN} more terms"] if terms[_SHOWN:] else [])])
 
@@ -80,9 +84,11 @@ def explain(model: Scorer, row: Any) -> Explanation:
     linear = tuple(Term((name,), float(term)) for name, term in zip(names, linear_terms(model, entries), strict=True))
     pairs = _pairs(model, entries, names)
     bias = float(model.table.bias_value)
-    score = bias + sum(term.amount for term in (*linear, *pairs))
+    score = of_pairs = bias + sum(term.amount for term in (*linear, *pairs))
+    if not is_pairwise(model):
+        score = float(model.decision_function(batch)[0])
     prediction = float(model.objective.predict(np.array([score], np.float32))[0])
-    return Explanation(score, prediction, bias, linear, pairs)
+    return Explanation(score, prediction, bias, linear, pairs, score - of_pairs)
 
 
 def _pairs(model: Scorer, entries: Entries, names: Sequence[str]) -> tuple[Term, ...]:

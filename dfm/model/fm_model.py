@@ -142,11 +142,11 @@ class FMModel:
         worth: Mapping[str, Any] = self.metadata.get("validation", {})
         metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
         n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
-        groups = f"{layout.n_groups} x " if layout.n_groups > 1 else ""
+        vectors = f"{len(layout.degrees)} x " if len(layout.degrees) > 1 else ""
         draws = f" of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""
         return (
             f"FMModel({layout.family}, {name}, {n_fields} field{'s' if n_fields > 1 else ''}, "
-            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {groups}{layout.n_factors} "
+            f"{self.vocabulary.n_features:,} features, {self.table.n_factored:,} with {vectors}{layout.n_factors} "
             f"factors{draws}{metrics})"
         )
 
@@ -265,7 +265,7 @@ class FMModel:
     def factors(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:
         """The factors V of each value of a field, float32[n_values, n_factors]; zeros where it has none.
 
-        Of a family with groups float32[n_values, n_groups * n_factors], group by group.
+        Of a family with several vectors float32[n_values, n_vectors * n_factors]: group by group, or order by order.
         """
         rows = self.parameter_rows(column, values)
         found = np.zeros((len(rows), self.table.layout.row_factors), np.float32)
@@ -415,6 +415,7 @@ class FMModel:
             **({} if self.objective.is_plain else {"loss": self.objective.info.to_dict()}),
             **({} if self._is_of_old else {"family": self.table.layout.family}),
             **({"groups": list(self.table.layout.groups)} if self.table.layout.groups else {}),
+            **({"order": self.table.layout.order} if self.table.layout.order else {}),
             **({} if self.clip is None else {"clip": list(self.clip)}),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
             **({} if self.draws is None else {"draws": self.draws.number}),

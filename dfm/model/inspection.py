@@ -24,6 +24,7 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         "loss": loss.name if loss.parameter is None else f"{loss.name}({loss.parameter:g})",
         "link": loss.link,
         "family": model.table.layout.family,
+        **({"order": model.table.layout.order} if model.table.layout.order else {}),
         "n_factors": model.table.layout.n_factors,
         **_groups(model),
         **({} if model.calibration is None else {"calibration": model.calibration.kind}),

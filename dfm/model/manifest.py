@@ -75,7 +75,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 def layout_of(manifest: Mapping[str, Any]) -> Layout:
     """The layout of a model's table."""
     groups = tuple(int(group) for group in manifest.get("groups", ()))
-    return Layout(STATELESS, int(manifest["n_factors"]), str(manifest.get("family", DEFAULT)), groups)
+    family, order = str(manifest.get("family", DEFAULT)), int(manifest.get("order", 0))
+    return Layout(STATELESS, int(manifest["n_factors"]), family, groups, order)
 
 
 def _check_groups(manifest: Mapping[str, Any]) -> None:

@@ -307,6 +307,7 @@ def kernel_spec(
         regularizer=regularizer,
         factor_dtype=training.factor_dtype,
         family=model.family,
+        order=family_of(model.family).order_of(model.order),
     )
 
 

@@ -89,11 +89,11 @@ def _made(steps: list[OnnxStep], tensors: list[Any], constants: Mapping[str, NDA
         "Transpose": {"perm": [0, 2, 1]},
         "index": {"to": TensorProto.INT32},
         "same": {"to": TensorProto.FLOAT},
-        "wide_score": {"to": TensorProto.DOUBLE},
-        "calibrated": {"to": TensorProto.FLOAT},
+        **{out: {"to": TensorProto.DOUBLE} for out in ("wide_score", "wide_scaled", "wide_merged")},
+        **{out: {"to": TensorProto.FLOAT} for out in ("calibrated", "factor_part")},
     }
     nodes = [
-        helper.make_node(kind, inputs, [out], **attributes.get(kind, attributes.get(out, {})))
+        helper.make_node(kind, inputs, [out], **attributes.get(out if kind == "Cast" else kind, {}))
         for kind, inputs, out in steps
     ]
     kinds = {"ids": TensorProto.INT64, "fields": TensorProto.INT64, "values": TensorProto.FLOAT}
@@ -234,7 +234,7 @@ def _family_part(model: FMModel) -> OnnxPart:
     if family.has_groups:
         groups = np.array(table.layout.groups, np.uint16)
         fields = groups[fields] if groups.size else np.zeros_like(fields)
-    return family.onnx(own, fields, table.layout.n_factors)
+    return family.onnx(own, fields, table.layout)
 
 
 def _prediction(model: FMModel) -> OnnxPart:

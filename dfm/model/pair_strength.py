@@ -1,7 +1,7 @@
 """Strength of pairs of fields: how much of the score, either sign, two fields make together in the mean of some rows.
 
 For a row, the term of fields a and b is Σ x_i x_j <f_i, s_j> over its features i of a and j of b (see `entries`): what
-a model says of the two that neither says alone. Of all families alike, and nothing is trained.
+a model says of the two that neither says alone, nor with a third. Of all families alike, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dfm.kernels.families.registry import family_of
 from dfm.model.entries import Entries, Floats, Scorer, entries_of, sides
 
 PAIR_ROWS = 1_000
@@ -24,8 +25,9 @@ _NUMBERS_AT_ONCE = 1 << 22
 
 
 def has_pairs(model: Scorer) -> bool:
-    """Whether any two features of the model make a term."""
-    return bool(model.table.n_factored and model.table.layout.n_factors)
+    """Whether any two features of the model make a term by themselves."""
+    has_sides = family_of(model.table.layout.family).sides is not None
+    return bool(has_sides and model.table.n_factored and model.table.layout.n_factors)
 
 
 def pair_sums(model: Scorer, data: pa.RecordBatch, weights: Floats) -> Floats:

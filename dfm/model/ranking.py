@@ -1,7 +1,8 @@
 """Ranking: the best of many candidates for one request, whose own part of the sums is made once.
 
 A score of context c and item i is bias + alone_c + alone_i + <first_c, second_i> (see `Sums`): candidates are summed
-when they are made known, a request when it comes, and what is left is one product of a matrix and a vector.
+when they are made known, a request when it comes, and what is left is one product of a matrix and a vector. A model
+with terms of more than two features has no such sums: its candidates are scored as whole rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dfm.model.entries import (
     entries_of,
     entries_of_row,
     fields_of,
+    is_pairwise,
     names_of,
     narrowed,
     sides,
@@ -44,10 +46,10 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True)
 class _Context:
-    """The fields of contexts, and whether there are crosses of columns of both sides beside them."""
+    """The fields of contexts. is_whole: scores are of whole rows, since terms have features of both sides."""
 
     fields: tuple[Field, ...]
-    is_mixed: bool
+    is_whole: bool
     encoder: RowEncoder
 
 
@@ -92,7 +94,7 @@ class Candidates:
     def scores(self, model: Scorer, context: Any) -> NDArray[np.float32]:
         """Score of every candidate in a context, float32[n_items]."""
         mine = self._context(model, tuple(names_of(context)))
-        if mine.is_mixed:
+        if mine.is_whole:
             return self._one_by_one(model, context, mine.fields)
         entries = entries_of_row(model, context, mine.encoder, mine.fields)
         if entries is None:
@@ -110,7 +112,7 @@ class Candidates:
         if names not in self._contexts:
             fields, mixed = context_fields(model, names, self.fields)
             encoder = RowEncoder(narrowed(model.schema, fields), model.vocabulary.hash_bits, model.statistics)
-            self._contexts[names] = _Context(fields, bool(mixed), encoder)
+            self._contexts[names] = _Context(fields, bool(mixed) or not is_pairwise(model), encoder)
         return self._contexts[names]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,6 +131,8 @@ class Candidates:
 
     def _one_by_one(self, model: Scorer, context: Any, mine: Sequence[Field]) -> NDArray[np.float32]:
         """Whole rows, where some of their features are of both sides."""
+        if not mine:
+            return model.decision_function(self.data)
         (batch,) = batches_with(model, context, mine)
         if batch.num_rows != 1:
             raise DataError(f"{batch.num_rows} rows of context where one is expected")
@@ -174,6 +178,11 @@ def _summed(model: Scorer, data: Any, fields: Sequence[Field]) -> tuple[pa.Table
 
 def vectors(model: Scorer, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """See `FMModel.vectors`."""
+    if not is_pairwise(model):
+        raise SettingsError(
+            f'a model of family "{model.table.layout.family}" has terms of more than two features, so that no '
+            "vector of an item says all; use `rank`, which then scores whole rows"
+        )
     of_items = fields_of(model.schema, names_of(items))
     of_contexts, mixed = context_fields(model, names_of(contexts), of_items)
     if mixed:

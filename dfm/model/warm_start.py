@@ -129,6 +129,7 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
         "model.task": (job.model.task, manifest["task"]),
         "model.family": (job.model.family, manifest.get("family", DEFAULT)),
         "model.groups": (_groups(job, schema), manifest.get("groups", [])),
+        "model.order": (family_of(job.model.family).order_of(job.model.order), manifest.get("order", 0)),
         "model.n_models": (1 if _is_lone_linear(manifest) else job.model.n_models, _n_models(manifest)),
         "model.n_factors": (job.model.n_factors, manifest["n_factors"] // _n_models(manifest)),
         "model.hash_bits": (job.model.hash_bits, manifest["hashing"]["hash_bits"]),

@@ -49,6 +49,7 @@ STOP_METRICS = ("auto", "log_loss", "auc", "normalized_entropy", "group_auc")
 CALIBRATIONS = ("none", "platt", "isotonic")
 FACTORS = 16
 """Length of a factor vector where the job does not say, of families that have no length of their own."""
+_ORDERED = tuple(each for each in map(family_of, FAMILIES) if each.orders)
 EPOCHS_TO_PLATEAU, EPOCHS_ELSE = 20, 10
 """Most epochs where the job does not say: a plateau is left as soon as it is reached."""
 SGD = STATELESS
@@ -295,6 +296,12 @@ class ModelSettings(Table):
         "equal size, in the order of the columns, or {name = [columns]} (names or globs); auto: 4",
         is_late=True,
     )
+    order: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(2, 5, integer=True))),
+        "features that meet in a term; auto: " + ", ".join(f"{each.orders[0]} of {each.name}" for each in _ORDERED),
+        is_late=True,
+    )
     n_factors: int = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0, 256, integer=True))),
@@ -316,7 +323,8 @@ class ModelSettings(Table):
         "auto",
         AnyOf((Options(("auto",)), Number(0, open_low=True))),
         "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²"
-        + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev),
+        + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev)
+        + "; of vectors whose terms have more than two features: .6 / sqrt(h) at least",
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
     n_models: int = knob(
@@ -359,6 +367,13 @@ class ModelSettings(Table):
             raise SettingsError(
                 f"model.groups = {show(self.groups)} needs model.family = {having}; only it has groups, and the family "
                 f'is "{self.family}". Leave it out, or choose that family.'
+            )
+        if self.order != "auto" and self.order not in family.orders:
+            legal = f"it takes {min(family.orders)} to {max(family.orders)}" if family.orders else "it has no order"
+            having = " or ".join(each.name for each in _ORDERED if self.order in each.orders)
+            raise SettingsError(
+                f'model.order = {self.order} does not go with model.family = "{self.family}": {legal}. Leave it out, '
+                f"or choose the family {having}."
             )
         if self.clip and self.task != "regression":
             raise SettingsError(

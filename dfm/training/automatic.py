@@ -20,6 +20,7 @@ from dfm.model.objective import Objective
 from dfm.settings.tables import EPOCHS_ELSE, EPOCHS_TO_PLATEAU, ModelSettings, TrainingSettings
 
 _STDEV = 0.02
+HIGHER_STDEV = 0.6
 L2_LINEAR = 0.005
 """L2 of linear weights whose x is 1."""
 _STEEPNESS_OF_OWN = {"regression": 4.0, "classification": 1.0}
@@ -102,6 +103,13 @@ def initial_stdev(model: ModelSettings, scale: RowScale) -> float:
     if model.init_stdev != "auto":
         return float(model.init_stdev)
     return family_of(model.family).init_stdev or _STDEV / scale.squares**0.5
+
+
+def higher_stdev(scale: RowScale) -> float:
+    """The least deviation of vectors whose terms have more features than two: their slopes are products of the others'
+    numbers, and from smaller ones they do not leave 0 (see the decision record on higher orders).
+    """
+    return HIGHER_STDEV / scale.squares**0.5
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ def in_own_unit(trained: ParameterTable, unit: LabelUnit) -> ParameterTable:
     """The parameters, without optimizer state, of a model that predicts in the labels' own unit.
 
     A score s of the training becomes s * scale + mean, which pairs of factors take as sqrt(scale) each: every block
-    says of itself how its numbers go with the unit.
+    says of itself how its numbers go with the unit, and of vectors their degrees do.
     """
     table = trained.without_state()
     for block in table.layout.blocks:
         values, factor = table.values(block), unit.scale**block.unit_power
-        if block.is_shared:  # few, and in float64, as what is added is
+        if block.is_vector:
+            factors = [np.float32(unit.scale ** (1 / degree)) for degree in table.layout.degrees]
+            values *= np.repeat(factors, table.layout.n_factors)
+        elif block.is_shared:  # few, and in float64, as what is added is
             moved = unit.mean if block.start == LABELS else 0.0
             values[...] = values.astype(np.float64) * factor + moved
         else:

@@ -1,4 +1,5 @@
-"""The families of models side by side: where field strengths are planted, where the truth is an FM, and on Criteo.
+"""The families of models side by side: where field strengths are planted, where the truth is an FM, where three columns
+decide together, and on Criteo.
 
     python pipelines/families/run.py
     python pipelines/families/run.py --criteo FOLDER    # with train/ and validation/ shards; or DFM_CRITEO=FOLDER
@@ -23,6 +24,8 @@ import dfm
 
 HERE = Path(__file__).parent
 N_FIELDS, N_TOKENS, RANK, N_SHARDS = 10, 100, 6, 8
+N_TOKENS_IN_TRIPLES = 10
+"""Where three columns decide: a row says less of each triple of values than of a pair."""
 N_STRONG = 20
 """Pairs of fields, of 45, that matter where strengths are planted."""
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -30,6 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "fm": {"n_factors": 8},
     "ffm, 4 groups": {"family": "ffm", "groups": 4, "n_factors": 4},
     "fwfm": {"family": "fwfm", "n_factors": 8},
+    "hofm": {"family": "hofm", "n_factors": 8},
 }
 
 
@@ -58,25 +62,39 @@ def equal_pairs(_rng: np.random.Generator) -> NDArray[np.float64]:
     return np.triu(np.ones((N_FIELDS, N_FIELDS)), 1)
 
 
-PLANTED: dict[str, Callable[[np.random.Generator], NDArray[np.float64]]] = {
-    "planted field strengths": strong_pairs,
-    "the truth is an FM": equal_pairs,
+def of_pairs(drawn: NDArray[np.float64], strengths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Σ_{f<g} r_fg <v_f, v_g> of each row. drawn: its vectors, float64[n_rows, N_FIELDS, RANK]."""
+    terms: NDArray[np.float64] = np.einsum("nfk,fg,ngk->n", drawn, strengths, drawn, optimize=True)
+    return terms
+
+
+def of_triples(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Σ_{f<g<h} Σ_k v_fk v_gk v_hk of each row."""
+    first, second, third = (np.sum(drawn**power, axis=1) for power in (1, 2, 3))
+    terms: NDArray[np.float64] = ((first**3 - 3 * first * second + 2 * third) / 6).sum(axis=1)
+    return terms
+
+
+PLANTED: dict[str, Callable[[np.random.Generator, NDArray[np.float64]], NDArray[np.float64]]] = {
+    "planted field strengths": lambda rng, drawn: of_pairs(drawn, strong_pairs(rng)),
+    "the truth is an FM": lambda rng, drawn: of_pairs(drawn, equal_pairs(rng)),
+    "planted triples": lambda _rng, drawn: of_triples(drawn),
 }
 
 
 def planted_log(name: str, folder: Path, rows: int, seed: int = 0) -> Log:
     """Write a log below `folder`: so many rows to train on and a quarter of them to validate on.
 
-    Log-odds: Σ w_t of a row's tokens and Σ_{f<g} r_fg <v_f, v_g> of their vectors, scaled to a deviation of 1.8.
+    Log-odds: Σ w_t of a row's tokens, and what is planted of their vectors, scaled to a deviation of 1.8.
     """
     rng = np.random.default_rng([seed, list(PLANTED).index(name)])
     n_all = rows + rows // 4
-    tokens = (N_TOKENS * rng.random((n_all, N_FIELDS)) ** 2).astype(np.int64)  # few are frequent
-    vectors, weights = rng.normal(size=(N_FIELDS, N_TOKENS, RANK)), 0.3 * rng.normal(size=(N_FIELDS, N_TOKENS))
-    strengths, fields = PLANTED[name](rng), np.arange(N_FIELDS)
-    drawn = vectors[fields, tokens]
-    pairs = np.einsum("nfk,fg,ngk->n", drawn, strengths, drawn, optimize=True)
-    odds = weights[fields, tokens].sum(axis=1) + 1.8 * pairs / pairs.std() - 0.5
+    n_tokens = N_TOKENS_IN_TRIPLES if name == "planted triples" else N_TOKENS
+    tokens = (n_tokens * rng.random((n_all, N_FIELDS)) ** 2).astype(np.int64)  # few are frequent
+    vectors, weights = rng.normal(size=(N_FIELDS, n_tokens, RANK)), 0.3 * rng.normal(size=(N_FIELDS, n_tokens))
+    fields = np.arange(N_FIELDS)
+    planted = PLANTED[name](rng, vectors[fields, tokens])
+    odds = weights[fields, tokens].sum(axis=1) + 1.8 * planted / planted.std() - 0.5
     labels = (rng.random(n_all) < 1 / (1 + np.exp(-odds))).astype(np.int64)
     where = folder / name.replace(" ", "-")
     for number, shard in enumerate(np.array_split(np.arange(rows), N_SHARDS)):

@@ -60,6 +60,12 @@ CHOSEN: list[Case] = [
     ("ffm", "logistic", "sgd", 66),
     ("ffm", "logistic", "adam", 3),
     ("ffm", "logistic", "adagrad", 0),
+    ("hofm", "logistic", "adagrad", 16),
+    ("hofm", "squared", "adagrad-row", 5),
+    ("hofm", "logistic", "ftrl", 4),
+    ("hofm", "logistic", "adam", 3),
+    ("polynomial", "logistic", "adagrad", 8),
+    ("polynomial", "logistic", "adam", 3),
 ]
 """Widths of one vector register, of several, with and without padding, and none."""
 OF_ROWS = [name for name, loss in LOSSES.items() if not loss.is_paired]

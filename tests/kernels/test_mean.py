@@ -45,7 +45,9 @@ def test_each_model_comes_out_of_it_again_but_for_the_linear_weights(family: str
     for number, table in enumerate(models):
         part = part_of_mean(mean, number, 3)
         np.testing.assert_allclose(part.factor_weights, table.factor_weights, rtol=1e-6)
-        np.testing.assert_allclose(part.linear_weights, np.mean([m.linear_weights for m in models], axis=0), rtol=1e-6)
+        np.testing.assert_allclose(
+            part.linear_weights, np.mean([m.linear_weights for m in models], axis=0, dtype=float), rtol=1e-6
+        )
 
 
 def test_what_no_model_can_hold_is_refused_at_the_door() -> None:

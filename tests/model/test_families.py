@@ -30,8 +30,8 @@ OTHERS = [family for family in FAMILIES if family != DEFAULT]
 
 
 def of_family(model: FMModel, family: str) -> FMModel:
-    """The model with the same bias, weights and factors, the latter for each group of fields that the family has, and
-    what it adds as it is before training.
+    """The model with the same bias, weights and factors, the latter for each group of fields that the family has, zeros
+    for terms of more features, and what it adds as it is before training.
     """
     vocabulary, old = model.vocabulary, model.table
     names = [entry.name for entry in model.schema.fields]
@@ -39,7 +39,8 @@ def of_family(model: FMModel, family: str) -> FMModel:
     layout = Layout("sgd", old.layout.n_factors, family, groups)
     ids, n_factored, n_fields = vocabulary.ids, vocabulary.n_factored, vocabulary.n_fields
     fresh = initialise(layout, ids, n_factored, InitialValues(0), n_fields)
-    fresh.factor_weights[...] = np.tile(old.factor_weights, layout.n_groups)
+    copies = np.tile(old.factor_weights, len(layout.degrees))
+    fresh.factor_weights[...] = np.where(np.repeat(np.array(layout.degrees) == 2, layout.n_factors), copies, 0.0)
     others = {name: array for name, array in old.arrays.items() if name != "factors"}
     return dataclasses.replace(model, table=ParameterTable(layout, {**fresh.arrays, **others}))
 
@@ -49,7 +50,7 @@ def moved(model: FMModel) -> FMModel:
     table, rng = model.table.copy(), np.random.default_rng(4)
     for block in table.layout.own:
         table.values(block)[...] = rng.normal(1.0, 0.5, len(table[block.name]))
-    if table.layout.groups:
+    if table.layout.groups or table.layout.order:
         table.factor_weights[...] += rng.normal(0.0, 0.5, table.factor_weights.shape)
     return dataclasses.replace(model, table=table)
 
@@ -60,10 +61,11 @@ def family(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.mark.parametrize("family", [name for name in OTHERS if family_of(name).sides])
 def test_untrained_it_scores_as_a_factorization_machine_does(family: str) -> None:
     model, rows = make_model(), random_table(200)
     np.testing.assert_allclose(
-        of_family(model, family).decision_function(rows), model.decision_function(rows), atol=1e-6
+        of_family(model, family).decision_function(rows), model.decision_function(rows), atol=2e-6
     )
 
 
@@ -151,6 +153,35 @@ def test_a_manifest_whose_groups_are_none_is_damaged(tmp_path: Path) -> None:
             FMModel.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("family", [name for name in OTHERS if family_of(name).orders])
+def test_a_manifest_whose_order_is_none_is_damaged(family: str, tmp_path: Path) -> None:
+    of_family(make_model(), family).save(str(tmp_path))
+    manifest = json.loads((tmp_path / "model.json").read_text())
+    assert manifest["order"] == family_of(family).orders[0]
+    assert describe_model(of_family(make_model(), family))["summary"]["order"] == manifest["order"]
+    assert "order" not in describe_model(make_model())["summary"]
+    for order in (9, -1, "many"):
+        (tmp_path / "model.json").write_text(json.dumps({**manifest, "order": order}))
+        with pytest.raises(ModelError, match="damaged"):
+            FMModel.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("order", [4, 5])
+def test_the_graph_of_any_order_predicts_what_the_model_does(order: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    plain, rows = make_model(), random_table(40)
+    layout = Layout("sgd", plain.table.layout.n_factors, "hofm", order=order)
+    ids, n_factored = plain.vocabulary.ids, plain.vocabulary.n_factored
+    model = dataclasses.replace(plain, table=initialise(layout, ids, n_factored, InitialValues(3, 0.3)))
+    (url,) = export(model, "onnx", str(tmp_path))
+    ids, fields, values = hashed_inputs(model, rows)
+    (prediction,) = ReferenceEvaluator(onnx.load(url)).run(None, {"ids": ids, "fields": fields, "values": values})
+    np.testing.assert_allclose(prediction, model.predict(rows), atol=1e-6)
+
+
 def test_inspection_tells_the_fields_of_each_group() -> None:
     model = of_family(make_model(), "ffm")
     names = [entry.name for entry in model.schema.fields]
@@ -203,6 +234,7 @@ def test_a_family_without_text_for_gpus_is_refused_there_with_the_reason(name: s
         source_of(spec)
 
 
+@pytest.mark.parametrize("family", [name for name in OTHERS if family_of(name).knows_fields])
 def test_fields_are_counted_at_the_door(family: str) -> None:
     record = family_of(family)
     record.check_fields(2)

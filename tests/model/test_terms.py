@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dfm.errors import DataError, SettingsError
-from dfm.kernels.families.registry import FAMILIES
+from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.model.fm_model import FMModel
 from tests.model.test_families import moved, of_family
 from tests.support import small_models
@@ -37,7 +37,8 @@ def test_terms_add_up_to_the_score(model: FMModel) -> None:
     for row in rows_of(40):
         explained = model.explain(row)
         score = float(model.decision_function([row])[0])
-        total = explained.bias + sum(term.amount for term in explained.terms())
+        total = explained.bias + sum(term.amount for term in explained.terms()) + explained.higher
+        assert bool(explained.higher) != family_of(model.table.layout.family).is_pairwise
         assert explained.score == pytest.approx(total, abs=1e-9)
         assert explained.score == pytest.approx(score, abs=1e-5)
         assert explained.prediction == pytest.approx(model.predict_one(row), abs=1e-6)
@@ -98,6 +99,8 @@ def test_a_cross_of_both_sides_is_scored_by_whole_rows() -> None:
 
 def test_products_of_vectors_are_scores_but_for_a_number_of_each_context() -> None:
     for family in FAMILIES:
+        if not family_of(family).is_pairwise:
+            continue
         model = moved(of_family(make_model(APART), family))
         contexts, items = rows_of(5, seed=8), [{name: row[name] for name in ITEM} for row in rows_of(30)]
         asked = [{name: value for name, value in row.items() if name not in ITEM} for row in contexts]
@@ -105,6 +108,18 @@ def test_products_of_vectors_are_scores_but_for_a_number_of_each_context() -> No
         for context, query in zip(contexts, queries, strict=True):
             differences = model.decision_function([{**context, **item} for item in items]) - vectors @ query
             assert np.ptp(differences) < 5e-6
+
+
+def test_terms_of_more_than_two_features_are_told_together_and_have_no_vectors() -> None:
+    model, (row,) = moved(of_family(make_model(APART), "hofm")), rows_of(1)
+    explained = model.explain(row)
+    assert f"{explained.higher:+9.5f}  several values together" in repr(explained)
+    assert explained.frame().amount.sum() == pytest.approx(explained.score)
+    item = {name: row[name] for name in ITEM}
+    with pytest.raises(SettingsError, match='of family "hofm" has terms of more than two features'):
+        model.vectors([{name: value for name, value in row.items() if name not in ITEM}], [item])
+    (alone,) = model.candidates([row]).scores(model, {})
+    assert alone == pytest.approx(model.decision_function([row])[0])
 
 
 def test_columns_are_on_one_side() -> None:

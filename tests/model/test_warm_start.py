@@ -123,6 +123,15 @@ def test_other_groups_of_fields_are_refused(model: FMModel, tmp_path: Path):
         find_start(load_job(tables(str(tmp_path / "aware"), model={**job, "groups": "auto"})), model.schema)
 
 
+def test_another_order_is_refused(model: FMModel, tmp_path: Path):
+    layout = Layout("sgd", 3, "hofm")
+    table = initialise(layout, model.vocabulary.ids, model.vocabulary.n_factored, INITIAL)
+    dataclasses.replace(model, table=table).save(str(tmp_path / "third"))
+    assert find_start(load_job(tables(str(tmp_path / "third"), model={"family": "hofm"})), model.schema) is not None
+    with pytest.raises(SettingsError, match=r"model.order = 4, but .* has 3; use 3"):
+        find_start(load_job(tables(str(tmp_path / "third"), model={"family": "hofm", "order": 4})), model.schema)
+
+
 def test_another_schema_is_refused_with_the_field_that_differs(model: FMModel, published: str):
     fields = list(model.schema.fields)
     changed = {

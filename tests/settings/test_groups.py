@@ -68,12 +68,20 @@ def test_a_feature_takes_the_room_of_as_many_factors_in_a_factorization_machine(
 
 
 def plan_with(n_groups: int) -> dict[str, Any]:
-    model = {"n_factors": 16, "family": "ffm", "groups": n_groups, "hash_bits": 18, "n_models": 1}
+    model = {"n_factors": 16, "family": "ffm", "groups": n_groups, "order": "auto", "hash_bits": 18, "n_models": 1}
     return {
         "job": {"model": model, "training": {"optimizer": "adagrad"}},
         **{"columns": dict.fromkeys(FIELDS, ""), "rows": 10**6, "replicas": 4, "rows_per_replica": 250_000},
         **{"rounds_per_epoch": 8, "later_rounds_per_epoch": 2, "epochs": 5},
     }
+
+
+def test_an_order_more_takes_the_room_and_time_of_a_vector_more() -> None:
+    assert Layout("adagrad", 16, "hofm").shapes(10, 5) == Layout("adagrad", 32).shapes(10, 5)
+    third, plain = plan_with(4), plan_with(4)
+    third["job"]["model"] |= {"family": "hofm", "order": 3}
+    plain["job"]["model"] |= {"family": "fm", "n_factors": 32}
+    assert job_times(third, 2, 1) == job_times(plain, 2, 1)
 
 
 def test_several_models_take_the_time_of_as_many() -> None:

@@ -21,8 +21,8 @@ from dfm.distributed import checkpointing, prepare, train
 from dfm.runs import record
 from dfm.training import rounds
 from dfm.training.checkpoint import CheckpointFolder
+from dfm.training.exact_work import ExactSchedule
 from dfm.training.loop import TrainingLoop
-from dfm.training.steps import StepSchedule
 from tests.support.histories import PLAYS, Theatre
 
 Patch = contextlib.AbstractContextManager[Any]
@@ -97,13 +97,13 @@ def _take_the_last_for_the_best(loop: TrainingLoop, blocks: Any) -> None:
 
 
 def _seeds_of_a_life() -> Patch:
-    work_of = StepSchedule.work
+    work_of = ExactSchedule.work
 
     def work(self: Any, work: Any, rounds_done: int, *rest: Any) -> Any:
         vars(self).setdefault("first", rounds_done)
         return work_of(self, work, rounds_done - vars(self)["first"], *rest)
 
-    return mock.patch.object(StepSchedule, "work", work)
+    return mock.patch.object(ExactSchedule, "work", work)
 
 
 def _without_momentum() -> Patch:
@@ -170,7 +170,7 @@ BUGS: dict[str, Callable[[], Patch]] = {
     "a training that goes on takes the last parameters for the best": lambda: _after_restoring(
         _take_the_last_for_the_best
     ),
-    "seeds count from the first round of a driver": _seeds_of_a_life,
+    "draws are keyed by the iterations of a driver, not of the training": _seeds_of_a_life,
     "checkpoints hold no momentum": _without_momentum,
     "rows that were hashed twice count twice": _rows_count_twice,
     "files that the parameters come from are deleted": _forgets_the_origin,

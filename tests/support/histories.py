@@ -159,7 +159,7 @@ PLAYS: dict[str, dict[str, Any]] = {
     "mcmc": {"solver": "mcmc", "n_epochs": 4, "draws": 2, "burn_in": 1},
 }
 """Settings of training, by the name of the play."""
-_SGD = {"n_replicas": 2, "n_epochs": 5, "averages_per_epoch": 2, "early_stopping": False, "backend": "numba"}
+_SGD = {"n_replicas": 3, "n_epochs": 5, "averages_per_epoch": 2, "early_stopping": False, "backend": "numba"}
 
 
 class Theatre:

@@ -79,11 +79,12 @@ def make_table(
     n_factored: int = N_FACTORED,
     family: str = "fm",
     groups: tuple[int, ...] | None = None,
+    order: int = 0,
 ) -> ParameterTable:
     ids = np.arange(N_FEATURES, dtype=np.uint32)
     stdev = 0.3 * min(1.0, (16 / max(n_factors, 1)) ** 0.5)  # scores of moderate size with any number of factors
     groups = GROUPS.get(family, ()) if groups is None else groups
-    layout, initial = Layout(optimizer, n_factors, family, groups), InitialValues(seed=7, init_stdev=stdev)
+    layout, initial = Layout(optimizer, n_factors, family, groups, order), InitialValues(seed=7, init_stdev=stdev)
     return initialise(layout, ids, n_factored, initial, N_FIELDS)
 
 
@@ -101,6 +102,8 @@ def as_machine(table: ParameterTable) -> reference.Machine:
         machine.fields, machine.strengths = FIELDS, dict(zip(PAIRS, strengths_of(table), strict=True))
     if table.layout.groups:
         machine.groups = [table.layout.groups[field] for field in FIELDS]
+    if table.layout.order:
+        machine.degrees, machine.is_network = table.layout.degrees, table.layout.family == "polynomial"
     return machine
 
 

@@ -228,21 +228,35 @@ def _n_arrays(layout: Layout) -> int:
 def _shape(layout: Layout) -> Shape:
     own_width = max((layout.width(block) for block in layout.own), default=0)
     sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
-    return Shape(*sizes, implicit=True, family=layout.family, own_width=own_width, n_groups=layout.n_groups)
+    return Shape(
+        *sizes,
+        implicit=True,
+        family=layout.family,
+        own_width=own_width,
+        n_groups=layout.n_groups,
+        order=layout.order,
+    )
 
 
 @functools.cache
 def compile_scores(layout: Layout) -> Scores:
     """`Kernels.scores` of finished models of a layout without optimizer state: nothing is compiled for training."""
     spec = KernelSpec(
-        DEFAULT_LOSSES["regression"], layout.optimizer, layout.n_factors, family=layout.family, groups=layout.groups
+        DEFAULT_LOSSES["regression"],
+        layout.optimizer,
+        layout.n_factors,
+        family=layout.family,
+        groups=layout.groups,
+        order=layout.order,
     )
     return partial(_score, spec)
 
 
 @functools.cache
 def _score_all_of(layout: Layout) -> Any:
-    score_all = make_score_all(replace(_shape(layout), touched=layout.lanes, gathered=1), _n_arrays(layout))
+    score_all = make_score_all(
+        replace(_shape(layout), touched=layout.lanes, gathered=1, only_scores=True), _n_arrays(layout)
+    )
     if not numba.config.DISABLE_JIT:
         keep_on_disk(score_all, f"{sources()} {layout}")
     _compile(score_all, example_arguments(layout, for_training=False))

@@ -14,8 +14,9 @@ class Shape:
     lanes: floats of V in a record; n_factors of them, the vectors of n_groups groups, are not padding. touched: floats
     of a factor record that a walk reads. gathered: floats of a linear record that a walk reads and writes. implicit:
     all values are 1, none is stored. family: a name in FAMILIES; own_width: floats of a record of its own
-    block, 0 without one. abreast: numbers that `step_number` takes at a time, whose state stands `apart` behind them.
-    paired: each entry has two values, of the rows of a pair (see `dfm.kernels.pairs`).
+    block, 0 without one. order: as in `Layout`. only_scores: nothing is trained. abreast: numbers that `step_number`
+    takes at a time, whose state stands `apart` behind them. paired: each entry has two values, of the rows of a pair
+    (see `dfm.kernels.pairs`).
     """
 
     n_factors: int
@@ -26,6 +27,8 @@ class Shape:
     family: str = DEFAULT
     own_width: int = 0
     n_groups: int = 1
+    order: int = 0
+    only_scores: bool = False
     abreast: int = 1
     apart: int = 1
     paired: bool = False

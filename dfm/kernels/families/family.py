@@ -47,15 +47,21 @@ class Family:
     has_groups: whether a feature has a vector of n_factors for each group of fields. The entries of a row then come to
     `pairs` group by group (see `Scratch`). n_factors, init_stdev: defaults of the family's own, None for everybody's.
 
-    onnx(values, fields, n_factors): its part of an exported graph, to "factor_part" float32[n_rows]: from "factor_row"
+    onnx(values, fields, layout): its part of an exported graph, to "factor_part" float32[n_rows]: from "factor_row"
     int32[n_rows, n_entries], rows of factors or the one beyond the last, "scaled" float32[n_rows, n_entries,
     n_factors], their vectors times x, and "merged", their vectors times all x of that feature in the row, which is more
     where it stands there twice. values: of its own blocks by name; fields: uint16[n_factored], of rows with factors, or
-    their groups where the family has groups; then n_factors, of one vector.
+    their groups where the family has groups; layout: of the table.
 
     sides(vectors, places, n_places, own): two arrays float64[n, d] of n features, f and s, so that <f_i, s_j> is what
     the vectors of features i and j make where both x are 1. vectors float64[n, numbers of V]; places int64[n]: the
     field of each feature, or its group where the family has groups, of n_places; own: numbers of own blocks by name.
+    None where no two features make a term by themselves. is_pairwise: whether all that vectors make is of two features;
+    where it is not, sides are of the numbers for two.
+
+    orders: how many features may meet, the family's default first; none: a layout has no order. degrees(order): of each
+    vector that a feature has for the order (for each of its groups: for any), the degree of the part of the score that
+    it makes, as a polynomial in the vectors of that kind.
 
     summary: what it is, for those who choose. knows_pairs: whether `pairs` and `gradient` are also those of a pair of
     rows, where the shape is paired: the difference of two scores. knows_fields: whether it reads the field of each
@@ -69,8 +75,8 @@ class Family:
     pairs: Callable[[Any], Any]
     gradient: Callable[[Any, Any], Any]
     sums: Callable[[int, Any], NDArray[np.float32]]
-    onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], int], OnnxPart]
-    sides: Callable[[Floats, NDArray[np.int64], int, dict[str, Floats]], tuple[Floats, Floats]]
+    onnx: Callable[[dict[str, NDArray[np.float32]], NDArray[np.uint16], Any], OnnxPart]
+    sides: Callable[[Floats, NDArray[np.int64], int, dict[str, Floats]], tuple[Floats, Floats]] | None = None
     unfold: Callable[[Any], NDArray[np.float32]] | None = None
     fold: Callable[[NDArray[np.float32], Any], None] | None = None
     room: Callable[[int, Any, int, int | None], tuple[NDArray[Any], ...]] | None = None
@@ -79,12 +85,21 @@ class Family:
     knows_fields: bool = False
     knows_pairs: bool = False
     has_groups: bool = False
+    is_pairwise: bool = True
+    orders: tuple[int, ...] = ()
+    degrees: Callable[[int], tuple[int, ...]] = lambda _order: (2,)
     n_factors: int | None = None
     init_stdev: float | None = None
     most_fields: int = 1 << 16
     texts: tuple[str, ...] = ()
     is_default: bool = False
     cuda: str | None = None
+
+    def order_of(self, wanted: int | str) -> int:
+        """The order of a model for which one is wanted: a number, or "auto"; 0 where the family has none."""
+        if wanted == "auto":
+            return self.orders[0] if self.orders else 0
+        return int(wanted)
 
     def check_fields(self, n_fields: int) -> None:
         """SettingsError where the family cannot make use of so many fields."""

@@ -180,11 +180,11 @@ def _sums(_capacity: int, layout: Layout) -> NDArray[np.float32]:
     return sums
 
 
-def _onnx(_values: dict[str, NDArray[np.float32]], groups: NDArray[np.uint16], n_factors: int) -> OnnxPart:
+def _onnx(_values: dict[str, NDArray[np.float32]], groups: NDArray[np.uint16], layout: Layout) -> OnnxPart:
     """½ (Σ_ab <S_ab, S_ba> − Σ_i <s_i, m_i> of own groups), of scaled vectors s and merged ones m."""
     import numpy as np
 
-    n_groups = int(groups.max(initial=0)) + 1
+    n_factors, n_groups = layout.n_factors, int(groups.max(initial=0)) + 1
     in_group = np.eye(n_groups, dtype=np.float32)[np.append(groups, np.uint16(0))]
     in_group[-1] = 0.0  # the last row has no factors
     constants = {

@@ -31,7 +31,6 @@ def blocks(n_factors: int) -> tuple[Block, ...]:
             rate="factor_learning_rate",
             penalty="l2_factors",
             start=RANDOM,
-            unit_power=0.5,
         ),
     )
 
@@ -189,7 +188,7 @@ def sums(_capacity: int, layout: Layout) -> NDArray[np.float32]:
     return aligned_zeros((2 * layout.lanes,))
 
 
-def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], _n_factors: int) -> OnnxPart:
+def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], _layout: Layout) -> OnnxPart:
     """½ Σ_f ((Σ_j v_jf x_j)² − Σ_j v_jf² x_j²)."""
     import numpy as np
 
@@ -205,7 +204,7 @@ def _onnx(_values: dict[str, NDArray[np.float32]], _fields: NDArray[np.uint16], 
     ]
 
 
-def _sides(
+def sides(
     vectors: NDArray[np.float64], _places: NDArray[np.int64], _n_places: int, _own: dict[str, NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """V and V."""
@@ -253,7 +252,7 @@ FAMILY = Family(
     gradient=_gradient,
     sums=sums,
     onnx=_onnx,
-    sides=_sides,
+    sides=sides,
     texts=("xlearn", "libfm"),
     knows_pairs=True,
     is_default=True,

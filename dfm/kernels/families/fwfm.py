@@ -135,7 +135,7 @@ def _sums(capacity: int, layout: Layout) -> NDArray[np.float32]:
     return aligned_zeros((capacity * layout.lanes,))
 
 
-def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16], _n_factors: int) -> OnnxPart:
+def _onnx(values: dict[str, NDArray[np.float32]], fields: NDArray[np.uint16], _layout: Layout) -> OnnxPart:
     """½ (Σ_ij r_ij <s_i, s_j> − Σ_i r_ii <s_i, m_i>) of scaled vectors s and merged ones m."""
     import numpy as np
 
