@@ -225,19 +225,25 @@ def test_a_regulariser_does_not_fit_ftrl():
 
 
 def test_users_kernels_come_from_disk_in_the_next_process(tmp_path):
+    """Also where that has compiled other functions before: Numba numbers functions by process."""
     script = (
+        "import sys, numba\n"
         "from tests.support import user_functions\n"
         "from dfm.kernels.contract import KernelSpec\n"
-        "from dfm.kernels.custom.functions import CustomLoss\n"
+        "from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer\n"
         "from dfm.kernels.cpu.backend import _walk_of\n"
-        "walk = _walk_of(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0))\n"
+        "for number in range(int(sys.argv[1])): numba.njit(lambda x: x + number)(1.0)\n"
+        "penalty = CustomRegularizer.of(user_functions.half_square)\n"
+        "walk = _walk_of(KernelSpec(CustomLoss.of(user_functions.squared), 'sgd', 0, regularizer=penalty))\n"
         "print(sum(walk.stats.cache_hits.values()), sum(walk.stats.cache_misses.values()))\n"
     )
 
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     folder = Path(__file__).parents[2]
     runs = [
-        subprocess.run([sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True)
-        for _ in range(2)
+        subprocess.run(
+            [sys.executable, "-c", script, str(before)], env=environment, cwd=folder, capture_output=True, text=True
+        )
+        for before in (0, 3)
     ]
-    assert [run.stdout.split() for run in runs] == [["0", "1"], ["1", "0"]], runs[0].stderr
+    assert [run.stdout.split() for run in runs] == [["0", "1"], ["1", "0"]], [run.stderr for run in runs]

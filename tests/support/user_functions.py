@@ -109,3 +109,7 @@ EVERY_CONSTRUCT = (
     choices,
     *(f for f, _ in BUILT_IN.values()),
 )
+
+
+def half_square(weight):
+    return weight * weight / 2

@@ -95,6 +95,7 @@ def linked(
     closure = tuple(CellType(ready(cell.cell_contents)) for cell in function.__closure__ or ())
     copy = FunctionType(function.__code__, known, function.__name__, function.__defaults__, closure or None)
     copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__module__ = __name__  # who loads kernels from disk imports the modules of what they call
     return compile(copy)
 
 
