@@ -423,7 +423,7 @@ def _open_chunk(path: Path) -> Chunk | None:
 
 
 def _tell_of_damage(path: Path, error: Exception) -> None:
-    if path.exists():
+    if not isinstance(error.__cause__, FileNotFoundError):
         logger.warning("%s is damaged and made again (%s)", path, error.__cause__ or error)
 
 

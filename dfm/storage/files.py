@@ -34,6 +34,7 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BROKEN = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV, getattr(errno, "EUCLEAN", errno.EIO)}
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+_PROBE = "writable"
 ABANDONED_AFTER = 3600.0
 """Seconds after which nobody writes a temporary file any more that was not written to."""
 
@@ -299,7 +300,7 @@ def remove_abandoned(url: str, names: Collection[str]) -> None:
         return
     for path in (local_path(url) / name for name in names_in(url)):
         found = _TEMPORARY.fullmatch(path.name)
-        if found and found[1] in names and is_abandoned(path):
+        if found and found[1] in {*names, _PROBE} and is_abandoned(path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -317,7 +318,7 @@ def temporary_of(path: Path) -> Path:
 
 def check_writable(url: str, options: Options = None) -> None:
     """OSError where no file can be written below a folder or URL; leaves nothing behind."""
-    probe = join(url, f".writable-{uuid.uuid4().hex}")
+    probe = join(url, f".{_PROBE}.{uuid.uuid4().hex}.part")
     folders = [local_path(url), *local_path(url).parents] if is_local(url) else []
     made = [folder for folder in folders if not folder.exists()]
     try:

@@ -1,6 +1,6 @@
 """A small training whose n-th operation on a file fails, or is its last.
 
-    python -m tests.support.failing_operations [--every 1] [--first 1] [--how once,for-ever,…]
+    python -m tests.support.failing_operations [--every 1] [--first 1] [--how once,for-ever,…] [--sample N]
 
 prints a table: the operation, what was seen, and whether the same command then gives the bytes of a training to which
 nothing happens. Everything (driver, scheduler, worker) runs in one process, a fork of this one, so that operations have
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,9 +226,19 @@ class Trials:
         self._folder, self._n = folder, 0
         self._log = folder / "log"
         synthetic.generate(self._log, rows=1_200, days=3, shards_per_day=1, seed=3)
+        self._load_kernels()
         self.undisturbed = train_in_fork(self._tables())
         assert self.undisturbed.kind == "same", self.undisturbed.text
         self._tree = _tree(*self._places())
+
+    def _load_kernels(self) -> None:
+        """Train once in this process, without a thread, so that forks of it find kernels in memory."""
+        from dfm import jobs
+        from tests.support.histories import on
+        from tests.support.simulated_cluster import Chances, SimulatedCluster
+
+        with on(SimulatedCluster(0, 1, Chances())):
+            jobs.train(self._tables(), progress=False)
 
     @property
     def n_operations(self) -> int:
@@ -271,23 +281,34 @@ class Trials:
         return fine and (trial.after.kind, trial.after.text) == ("same", self.undisturbed.text) and not trial.leftovers
 
 
+def _chosen(arguments: argparse.Namespace, n_operations: int) -> Iterator[tuple[int, str]]:
+    if arguments.sample:
+        step = n_operations // arguments.sample
+        for number in range(arguments.sample):
+            yield 1 + step // 2 + number * step, WAYS[number % len(WAYS)]
+        return
+    for at in range(arguments.first, n_operations + 1, arguments.every):
+        for way in arguments.how.split(","):
+            yield at, way
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--how", default=",".join(WAYS))
+    parser.add_argument("--sample", type=int, help="so many operations, each in the next of the ways")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(Path(folder))
         print(f"{trials.n_operations} operations; {trials.undisturbed.text[:16]}", flush=True)
         wrong = 0
-        for at in range(arguments.first, trials.n_operations + 1, arguments.every):
-            for way in arguments.how.split(","):
-                trial = trials.run(at, way)
-                is_right = trials.is_right(trial)
-                wrong += not is_right
-                print(f"| {at} | {trial.row()} | {'yes' if is_right else f'**no** {trial.leftovers}'} |", flush=True)
+        for at, way in _chosen(arguments, trials.n_operations):
+            trial = trials.run(at, way)
+            is_right = trials.is_right(trial)
+            wrong += not is_right
+            print(f"| {at} | {trial.row()} | {'yes' if is_right else f'**no** {trial.leftovers}'} |", flush=True)
         print(f"{wrong} wrong")
         sys.exit(bool(wrong))
 

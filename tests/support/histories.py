@@ -116,7 +116,7 @@ class _Checkpointer(checkpointing.Checkpointer):
 
 
 @contextlib.contextmanager
-def _on(cluster: SimulatedCluster) -> Iterator[None]:
+def on(cluster: SimulatedCluster) -> Iterator[None]:
     """Trainings of this block run on a simulated cluster."""
     watch = SimulatedWatch(cluster)
     own = type("Own", (_Checkpointer,), {"cluster": cluster})
@@ -216,7 +216,7 @@ class Theatre:
             rival = Life(2, dataclasses.replace(life.chances, rival=0.0))
             cluster.rival = lambda: self._live(history, here, rival, seed + 1)
         try:
-            with _on(cluster):
+            with on(cluster):
                 result = jobs.train(self._tables(history, here), progress=False)
             life.end, history.digest = "done", result.parameters_sha256
             history.rows = repr(dataclasses.asdict(result.rows))
