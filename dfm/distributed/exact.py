@@ -72,19 +72,27 @@ class Workers:
             self._groups[n_replicas] = NUMBA.groups(n_replicas, self.watch.workplaces())
         return self._groups[n_replicas]
 
-    def settle(self, handle: Future) -> Future:
-        """A future of the same block that depends on no task before it, unless it is large."""
+    def settle(self, handle: Future) -> Future | None:
+        """A future of the same block that depends on no task before it, unless it is large. None where it was lost
+        with its workers, and could not be made again from what others keep.
+        """
         if self._is_small is None:
-            self._is_small = self.watch.result(self.watch.submit(_n_bytes, handle)) <= _MOST_KEPT
-        return self.watch.keep(self.watch.result(handle)) if self._is_small else handle
+            n_bytes = self.watch.result(self.watch.submit(_n_bytes, handle))
+            if n_bytes is None:
+                return None
+            self._is_small = n_bytes <= _MOST_KEPT
+        if not self._is_small:
+            return handle
+        block = self.watch.result(handle)
+        return None if block is None else self.watch.keep(block)
 
     def keep(self, value: Any) -> Future:
         """A future of a value of this process, which survives the loss of workers."""
         return self.watch.keep(value)
 
 
-def _n_bytes(block: Block | None) -> int:
-    return 0 if block is None else block.table.nbytes
+def _n_bytes(block: Block | None) -> int | None:
+    return None if block is None else block.table.nbytes
 
 
 def exact_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:

@@ -68,7 +68,7 @@ class Place(Protocol):
         """Replicas that one task walks, each group a subtree of the tree of sums."""
 
     def settle(self, handle: Any) -> Any:
-        """The parameters of a handle, from now on without a history where that is cheap."""
+        """The parameters of a handle, from now on without a history where that is cheap; None where they were lost."""
 
     def keep(self, value: Any) -> Any:
         """A handle of a value of this process."""
@@ -233,7 +233,9 @@ class ExactExecutor:
         iteration, self._under_way = self._under_way, None
         for _ in range(_ATTEMPTS):
             reports = [self.place.result(each) for each in iteration.reports]
-            if all(each is not None for each in reports):
+            is_whole = all(each is not None for each in reports)
+            settled = self.place.settle(iteration.block) if is_whole else None
+            if settled is not None:
                 break
             iteration = self._again(iteration.work)
         else:
@@ -243,7 +245,7 @@ class ExactExecutor:
                 "again, which goes on from the last checkpoint"
             )
         self._before = iteration.work, self._block
-        self._block = self.place.settle(iteration.block)
+        self._block = settled
         if iteration.work.solving.keeps(iteration.work.iteration):
             self._draws.append(self._block)
         return [report for each in reports for report in each]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dfm.averaging.contributions import fold
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
+from dfm.errors import ClusterError
 from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import RoundTally
 from dfm.kernels.tables import InitialValues, ParameterTable, aligned_room, aligned_zeros, pull
@@ -341,11 +342,19 @@ def end_rows(
 
 
 def add_predictions(
-    work: ExactWork, block: Block, partitions: Sequence[SparsePartition], before: Sequence[NDArray[np.float64]] | None
+    work: ExactWork,
+    block: Block | None,
+    partitions: Sequence[SparsePartition],
+    before: Sequence[NDArray[np.float64]] | None,
 ) -> list[NDArray[np.float64]]:
     """Per partition the predictions by all draws so far, added up: of scores float64[1, n_rows] or, of a probit, of
     Φ(s) and Φ(−s), float64[2, n_rows]. before: those of earlier draws, or None.
     """
+    if block is None:
+        raise ClusterError(
+            f"the parameters of iteration {work.iteration} were lost with all workers that had them; run the same "
+            "command again, which goes on from the last checkpoint"
+        )
     found = []
     for number, partition in enumerate(partitions):
         table = pull([block.table], partition.features, partition.n_factored if block.table.n_factored else 0)
