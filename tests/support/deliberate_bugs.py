@@ -106,15 +106,6 @@ def _seeds_of_a_life() -> Patch:
     return mock.patch.object(ExactSchedule, "work", work)
 
 
-def _without_momentum() -> Patch:
-    write = checkpointing.write_block
-
-    def write_block(url: str, name: str, saved: Any, options: Any) -> Any:
-        return write(url, name, dataclasses.replace(saved, momentum=None), options)
-
-    return mock.patch.object(checkpointing, "write_block", write_block)
-
-
 def _rows_count_twice() -> Patch:
     seen: set[Any] = set()
     hash_shard = prepare.hash_shard
@@ -171,7 +162,6 @@ BUGS: dict[str, Callable[[], Patch]] = {
         _take_the_last_for_the_best
     ),
     "draws are keyed by the iterations of a driver, not of the training": _seeds_of_a_life,
-    "checkpoints hold no momentum": _without_momentum,
     "rows that were hashed twice count twice": _rows_count_twice,
     "files that the parameters come from are deleted": _forgets_the_origin,
     "checkpoints of another driver are deleted": _any_checkpoint_will_do,
