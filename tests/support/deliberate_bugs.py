@@ -18,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 from dfm.distributed import checkpointing, prepare, train
-from dfm.runs import record
 from dfm.training import rounds
 from dfm.training.checkpoint import CheckpointFolder
 from dfm.training.exact_work import ExactSchedule
@@ -165,7 +164,6 @@ BUGS: dict[str, Callable[[], Patch]] = {
     "rows that were hashed twice count twice": _rows_count_twice,
     "files that the parameters come from are deleted": _forgets_the_origin,
     "checkpoints of another driver are deleted": _any_checkpoint_will_do,
-    "how a run ended is written by one attempt": lambda: mock.patch.object(record, "_LAST_PAUSES", (0.0,)),
     "checkpoints stay when a training is over": lambda: mock.patch.object(train, "_clear"),
 }
 

@@ -189,7 +189,10 @@ class Theatre:
         for number in range(_LIVES):
             life = Life(draw.choice([1, 2, 3, 5]), _chances(draw, is_last=number == _LIVES - 1))
             self._live(history, here, life, draw.getrandbits(32))
-            if life.end == "!" or (life.end == "done" and _state(here) == "finished"):
+            is_told = _state(here) == "finished"
+            if life.end == "done" and not is_told and "a rival begins" not in life.trace:
+                history.problems.append(f"a driver came to its end, and the record says {_state(here)}")
+            if history.problems or (life.end == "done" and is_told):
                 break
         self._judge(history, here)
         shutil.rmtree(here, ignore_errors=True)
