@@ -424,7 +424,7 @@ def _open_chunk(path: Path) -> Chunk | None:
 
 def _tell_of_damage(path: Path, error: Exception) -> None:
     if not isinstance(error.__cause__, FileNotFoundError):
-        logger.warning("%s is damaged and made again (%s)", path, error.__cause__ or error)
+        logger.warning("%s is made again: %s", path, error.__cause__ or error)
 
 
 def _mark_used(path: Path) -> None:

@@ -457,3 +457,26 @@ class BaseFactorizationMachine(Parametrised):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+class LoneMachine(BaseFactorizationMachine):
+    """Common parts of estimators whose fit is one machine; not for use by itself."""
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """w, float32[n_features]."""
+        return self._fitted_tables()[0].linear_weights.copy()
+
+    @property
+    def factors_(self) -> NDArray[np.float32]:
+        """V, float32[n_features, n_factors]."""
+        return self._factors(self._fitted_tables()[0])
+
+    @property
+    def model_(self) -> FMModel:
+        """The model to serve."""
+        self._fitted_tables()
+        return self._model()
+
+    def _relabel(self, number: int) -> Relabel | None:
+        return None

@@ -19,14 +19,13 @@ from dfm.data.encoding import take_rows
 from dfm.data.partition import HashedRows, SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
-from dfm.estimators.base import BaseFactorizationMachine
+from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import FeatureOptions, Features, is_dask, is_path, names_of
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, RowsToFit
-from dfm.estimators.sources import ArrayRows, Deal, LocalRows, Relabel, built
+from dfm.estimators.sources import ArrayRows, Deal, LocalRows, built
 from dfm.kernels.losses import BPR, is_paired
 from dfm.kernels.pairs import PairCount
-from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import group_sums, rows_by_group
 from dfm.training.fitting import Recipe, whole_partition
 
@@ -110,7 +109,7 @@ class RankedRows(ArrayRows):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class FMRanker(BaseFactorizationMachine, FactorParameters):
+class FMRanker(LoneMachine, FactorParameters):
     """Factorization machine for the order of rows within groups, learnt from pairs (Rendle et al. 2009, BPR).
 
     In each epoch every clicked row (label 1, or the greater of two) meets an unclicked one of its group, drawn by seed,
@@ -212,22 +211,6 @@ class FMRanker(BaseFactorizationMachine, FactorParameters):
         own._group_column = group
         return super(FMRanker, own).job(train, label, directory, weight=weight, validation=validation)
 
-    @property
-    def coef_(self) -> NDArray[np.float32]:
-        """w, float32[n_features]."""
-        return self._fitted_tables()[0].linear_weights.copy()
-
-    @property
-    def factors_(self) -> NDArray[np.float32]:
-        """V, float32[n_features, n_factors]."""
-        return self._factors(self._fitted_tables()[0])
-
-    @property
-    def model_(self) -> FMModel:
-        """The model to serve: it predicts scores."""
-        self._fitted_tables()
-        return self._model()
-
     def _check_loss(self) -> None:
         if not (isinstance(self.loss, str) and is_paired(self.loss)):
             raise SettingsError(
@@ -259,9 +242,6 @@ class FMRanker(BaseFactorizationMachine, FactorParameters):
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [0.5]  # from which no bias begins
-
-    def _relabel(self, number: int) -> Relabel | None:
-        return None
 
     def _recipe(self, rows: RowsToFit, mean_label: float, unit: LabelUnit) -> Recipe:
         recipe = super()._recipe(rows, mean_label, unit)

@@ -11,14 +11,12 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
 from dfm.errors import SettingsError
-from dfm.estimators.base import BaseFactorizationMachine
+from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import is_dask, is_path
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.shards import read_shards
-from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.model.fm_model import FMModel
 from dfm.model.objective import takes_any_unit
 from dfm.settings.tables import MCMC
 from dfm.solvers.posterior import intervals
@@ -30,7 +28,7 @@ def _has_draws(estimator: Any) -> bool:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc]
+class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
     loss: Any = DEFAULT_LOSSES["regression"]
     _task = "regression"
 
@@ -82,25 +80,9 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
         return intervals(partition, self._tables[0], draws, coverage).astype(np.float64)
 
     @property
-    def coef_(self) -> NDArray[np.float32]:
-        """w, float32[n_features]."""
-        return self._fitted_tables()[0].linear_weights.copy()
-
-    @property
     def intercept_(self) -> float:
         """w0."""
         return float(self._fitted_tables()[0].bias_value)
-
-    @property
-    def factors_(self) -> NDArray[np.float32]:
-        """V, float32[n_features, n_factors]."""
-        return self._factors(self._fitted_tables()[0])
-
-    @property
-    def model_(self) -> FMModel:
-        """The model to serve."""
-        self._fitted_tables()
-        return self._model()
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         mean_weight = summary.weight / summary.n_rows or 1.0
@@ -112,9 +94,6 @@ class _Regressor(RegressorMixin, BaseFactorizationMachine):  # type: ignore[misc
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [(summary.mean - self._encoding.mean) / self._encoding.scale]
-
-    def _relabel(self, number: int) -> Relabel | None:
-        return None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

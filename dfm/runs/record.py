@@ -289,6 +289,7 @@ class RunLog:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._events: list[bytes] = []
         self._unwritten = self._cancelled = self._complained = False
+        self._is_there = False
         self._superseded_by = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
@@ -308,11 +309,12 @@ class RunLog:
         try:
             self._take_over()
             write_run(self._directory, self._record, self._options)
+            self._is_there = True
             logging.getLogger("dfm").addHandler(self._handler)
             self._thread.start()
         except KeyboardInterrupt as error:  # before the block, whose end would say so
             self._end(error)
-            write_run(self._directory, self._record, self._options)
+            self._write()
             raise
         except (OSError, ImportError, ValueError) as error:
             raise SettingsError(
@@ -338,7 +340,7 @@ class RunLog:
 
     def _clear_request(self) -> None:
         """A request that was obeyed is not there for the next run; a driver that starts again has to find it."""
-        if lifecycle.of(self._record.state).is_final and self._record.state != "failed":
+        if lifecycle.of(self._record.state).is_final and self._record.state != "failed" and not self._superseded_by:
             try:
                 _forget(self._directory, self._options, [CANCEL])
             except Exception as trouble:  # nothing that would turn a finished run into a failed one
@@ -446,8 +448,10 @@ class RunLog:
         return not troubles
 
     def _is_superseded(self) -> bool:
-        """Whether another run has taken the place of this one: its record and its events are not to be replaced."""
-        if not self._superseded_by:
+        """Whether another run has taken the place of this one: its record and its events are not to be replaced, nor
+        is a request to cancel it to be taken away.
+        """
+        if self._is_there and not self._superseded_by:
             try:
                 found = read_run(self._directory, self._options)
             except Exception as error:  # what cannot be read now may well be written
@@ -460,7 +464,7 @@ class RunLog:
                 "run %s has taken the place of run %s in %s, whose record ends here",
                 *(self._superseded_by, self._record.run_id, self._directory),
             )
-        return True
+        return bool(self._superseded_by)
 
     def _complain(self, error: BaseException) -> None:
         """Once for every time that the store goes away."""

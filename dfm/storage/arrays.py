@@ -79,8 +79,9 @@ def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             raise ValueError(f"{size} bytes are too few for a header")
         raw = np.memmap(path, np.uint8, mode="r")
         arrays, metadata = parse_arrays(raw)
-        if metadata.pop(_SUMS, None) != _sums(arrays):
-            raise ValueError("its checksums differ")
+        known = metadata.pop(_SUMS, None)
+        if known != _sums(arrays):
+            raise ValueError("its checksums differ" if known else "it has no checksums, as those of earlier versions")
         return arrays, metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again") from error

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.parquet import Shard, Unit, describe_shard
@@ -35,7 +36,7 @@ from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.settings.job import Job
-from dfm.storage.arrays import write_arrays
+from dfm.storage.arrays import read_arrays, write_arrays
 from dfm.training.inputs import find_inputs
 from tests.support.shards import write_shard
 
@@ -436,7 +437,7 @@ def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(readin
         original.write_bytes(intact[path])
         assert_same_arrays(SparsePartition.open(path), SparsePartition.open(original))
     assert sum(partition.n_rows for partition in slices) == 101
-    assert ("is damaged and made again" in caplog.text) == (damage is not Path.unlink)
+    assert ("is made again: " in caplog.text) == (damage is not Path.unlink)
 
 
 def test_a_lost_cache_changes_nothing(reading, shards, tmp_path):
@@ -470,6 +471,27 @@ def test_the_cache_drops_what_was_used_least_recently(tmp_path):
     assert prune_cache(str(tmp_path), 0, 1000) == size
     assert list(tmp_path.iterdir()) == [new]
     assert prune_cache(str(tmp_path / "nowhere"), 0, 2000) == 0
+
+
+def test_what_killed_workers_left_half_written_goes_however_small_the_cache_is(tmp_path):
+    kept = tmp_path / f"chunk-{'a' * 32}.safetensors"
+    left, at_work = (tmp_path / f".chunk-{'b' * 32}.safetensors.{digit * 32}.part" for digit in "01")
+    for path in (kept, left, at_work):
+        write_arrays(path, {"rows": np.zeros(25, np.float32)})
+    os.utime(left, (1000, 1000))
+    os.utime(kept, (1000, 1000))
+    assert prune_cache(str(tmp_path), 1 << 30, 2000) > 0
+    assert sorted(tmp_path.iterdir()) == sorted([kept, at_work])
+
+
+def test_files_without_checksums_are_made_again_and_told_to_be_of_an_earlier_version(reading, shards, caplog):
+    hash_units(reading, whole(shards), 4, (1, 2))
+    (path,) = cache_files(reading, "chunk")
+    arrays, _ = read_arrays(path)
+    save_file({name: array.copy() for name, array in arrays.items()}, path, metadata={"made_by": "dfm"})
+    hash_units(reading, whole(shards), 4, (1, 2))
+    assert f"{path} is made again: it has no checksums, as those of earlier versions" in caplog.text
+    read_arrays(path)
 
 
 def test_reading_from_the_cache_marks_it_as_used(reading, shards):

@@ -97,6 +97,34 @@ def test_a_run_whose_place_another_took_leaves_its_record_alone(job: Job, caplog
     assert f"run {second.record.run_id} has taken the place of run {first.record.run_id}" in caplog.text
 
 
+def test_a_run_whose_place_another_took_leaves_the_request_to_cancel_that_one(job: Job) -> None:
+    with RunLog(job) as first:
+        with contextlib.suppress(ZeroDivisionError), RunLog(job):
+            request_cancel(job.output.directory)
+            raise ZeroDivisionError
+        first.on_event(DONE)
+    assert runs.CANCEL in files.names_in(job.output.directory)
+
+
+def test_ctrl_c_before_the_first_record_is_in_the_record(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(ZeroDivisionError), RunLog(job) as before:
+        raise ZeroDivisionError
+    write, calls = runs.write_run, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(runs, "write_run", interrupted)
+    with pytest.raises(KeyboardInterrupt), RunLog(job):
+        pytest.fail("the block begins")
+    record = run_of(job)
+    assert (record.state, record.run_id != before.record.run_id) == ("interrupted", True)
+    assert read_events(job.output.directory)[-1]["state"] == "interrupted"
+
+
 def test_the_end_of_a_run_is_written_though_the_disk_is_full_for_a_moment(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,28 @@ def test_rows_whose_state_is_lost_anywhere_change_nothing(lost_at: int):
     assert bytes_of(expected) == bytes_of(other)
 
 
+class Unsettled(Here):
+    """A place where the parameters are lost once between the last report and their way to the driver."""
+
+    lost = 0
+
+    def settle(self, handle: Any) -> Any:
+        """The parameters; nothing, of the third iteration at first."""
+        self.lost += 1
+        return None if self.lost == 3 else handle
+
+
+def test_parameters_that_are_lost_at_the_end_of_an_iteration_are_drawn_again():
+    work, parts, vocabulary = split()
+    expected, other = executor_of(work, parts, vocabulary), executor_of(work, parts, vocabulary)
+    other.place = Unsettled()
+    for number in range(4):
+        iterate(expected, work, number)
+        iterate(other, work, number)
+    assert other.place.lost == 5
+    assert bytes_of(expected) == bytes_of(other)
+
+
 def test_parameters_go_on_from_where_they_were_saved():
     work, parts, vocabulary = split("classification")
     expected = executor_of(work, parts, vocabulary, parts)

@@ -18,7 +18,8 @@ from typing import Any
 from unittest import mock
 
 from dfm.distributed import checkpointing, prepare, train
-from dfm.training import rounds
+from dfm.storage import files
+from dfm.training import checkpoint, rounds
 from dfm.training.checkpoint import CheckpointFolder
 from dfm.training.exact_work import ExactSchedule
 from dfm.training.loop import TrainingLoop
@@ -105,6 +106,15 @@ def _seeds_of_a_life() -> Patch:
     return mock.patch.object(ExactSchedule, "work", work)
 
 
+def _without_momentum() -> Patch:
+    write = checkpointing.write_block
+
+    def write_block(url: str, name: str, saved: Any, options: Any) -> Any:
+        return write(url, name, dataclasses.replace(saved, momentum=None), options)
+
+    return mock.patch.object(checkpointing, "write_block", write_block)
+
+
 def _rows_count_twice() -> Patch:
     seen: set[Any] = set()
     hash_shard = prepare.hash_shard
@@ -132,23 +142,12 @@ def _forgets_the_origin() -> Patch:
 def _any_checkpoint_will_do() -> Patch:
     commit = CheckpointFolder.commit
 
-    def careless(self: CheckpointFolder, checkpoint: Any) -> None:
-        self._files |= {name: set() for name in self._own(_manifests(), _names(self))}
-        commit(self, checkpoint)
+    def careless(self: CheckpointFolder, found: Any) -> None:
+        names = files.names_in(self.url, self.options)
+        self._files |= {name: set() for name in self._own(checkpoint._MANIFEST, names) if name not in self._files}
+        commit(self, found)
 
     return mock.patch.object(CheckpointFolder, "commit", careless)
-
-
-def _manifests() -> Any:
-    from dfm.training import checkpoint
-
-    return checkpoint._MANIFEST
-
-
-def _names(folder: CheckpointFolder) -> list[str]:
-    from dfm.storage import files
-
-    return files.names_in(folder.url, folder.options)
 
 
 BUGS: dict[str, Callable[[], Patch]] = {
@@ -161,6 +160,7 @@ BUGS: dict[str, Callable[[], Patch]] = {
         _take_the_last_for_the_best
     ),
     "draws are keyed by the iterations of a driver, not of the training": _seeds_of_a_life,
+    "checkpoints hold no momentum": _without_momentum,
     "rows that were hashed twice count twice": _rows_count_twice,
     "files that the parameters come from are deleted": _forgets_the_origin,
     "checkpoints of another driver are deleted": _any_checkpoint_will_do,

@@ -6,13 +6,16 @@ import dataclasses
 import hashlib
 import json
 import logging
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dfm.errors import DataError, SettingsError
+from dfm.distributed import checkpointing
+from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, initialise
 from dfm.training.checkpoint import (
@@ -170,6 +173,33 @@ def test_only_the_last_two_checkpoints_and_their_files_stay(tmp_path: Path) -> N
     assert len(kept) == 6
     folder.clear()
     assert names(tmp_path) == ["notes.txt"]
+
+
+def test_files_that_the_parameters_come_from_stay_however_old_they_are(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    origin = saved(tmp_path, 1)
+    saver = checkpointing.Checkpointer(SimpleNamespace(submit=lambda *_: SimpleNamespace(key="")), folder, IDENTITY,
+                                       LAYOUT, by_workers=True)  # fmt: skip
+    state = {"progress": {"blocks_at": 1}, "best": None}
+    saver.load(dataclasses.replace(origin, state=state))
+    for rounds_done in range(1, 6):
+        folder.commit(saved(tmp_path, rounds_done))
+    assert [name[:20] for name in names(tmp_path) if "block" in name] == [f"round-0000000{n}-block" for n in (1, 4, 5)]
+    saver.load(dataclasses.replace(saved(tmp_path, 5), state=state))  # as when the lineage of parameters is cut
+    folder.commit(saved(tmp_path, 6))
+    assert [name[:20] for name in names(tmp_path) if "block" in name] == [f"round-0000000{n}-block" for n in (5, 6)]
+    saver.close()
+
+
+def test_a_file_that_is_gone_is_trouble_of_the_cluster_and_a_missing_file(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, 1)
+    (tmp_path / checkpoint.blocks[0].name).unlink()
+    with pytest.raises(checkpointing.BlockGone, match="is gone, which the parameters of this run come from") as gone:
+        checkpointing.load_block(str(tmp_path), checkpoint.blocks[0], LAYOUT, None)
+    assert isinstance(gone.value, ClusterError)
+    assert isinstance(gone.value, FileNotFoundError)
+    again = pickle.loads(pickle.dumps(gone.value))
+    assert (type(again), str(again)) == (type(gone.value), str(gone.value))
 
 
 def test_a_cleared_folder_is_gone_and_can_be_used_again(tmp_path: Path) -> None:

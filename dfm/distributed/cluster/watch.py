@@ -173,9 +173,9 @@ async def _fetched(client: Client, future: Future, seconds: float) -> Any:
     attaches each later one to it, and all of them fail (https://github.com/dask/distributed/issues/8514).
     """
     fetch = asyncio.ensure_future(client.gather(future, asynchronous=True))
+    fetch.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be left to ask
     done, _ = await asyncio.wait({fetch}, timeout=seconds)
     if not done:
-        fetch.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise TimeoutError
     return fetch.result()
 
