@@ -57,6 +57,24 @@ def test_intervals_hold_as_many_new_labels_as_they_say(sampled: FMRegressor):
     assert not hasattr(FMRegressor(), "predict_interval")
 
 
+def test_least_squares_of_rows_that_stand_twice_is_that_of_weights_with_penalties_in_proportion():
+    rng = np.random.default_rng(0)
+    X, weights = rng.normal(size=(45, 5)), rng.integers(0, 5, 45)
+    y = X @ rng.normal(size=5) + X[:, 0] * X[:, 1] + rng.normal(size=45)
+
+    def predictions(rows: Any, labels: Any, share: float, sample_weight: Any = None) -> np.ndarray:
+        fit = FMRegressor(
+            n_factors=2, solver="als", n_epochs=8, standardize=False, l2_linear=5 * share, l2_factors=10 * share,
+            random_state=0,
+        )  # fmt: skip
+        return fit.fit(rows, labels, sample_weight=sample_weight).predict(X)
+
+    weighted = predictions(X, y, 1.0, weights)
+    repeated = np.repeat(X, weights, axis=0), np.repeat(y, weights)
+    np.testing.assert_allclose(predictions(*repeated, weights.sum() / len(y)), weighted, atol=1e-5)
+    assert np.abs(predictions(*repeated, 1.0) - weighted).max() > 0.1
+
+
 def test_a_fit_travels_and_gives_the_same_bytes_again(sampled: FMRegressor):
     rows, labels = ratings(3000)
     other = FMRegressor(solver="mcmc", n_factors=2, n_epochs=60, draws=24).fit(rows, labels)
