@@ -29,9 +29,8 @@ WEIGHTS = (
 )
 WEIGHTS_OF_EXACT = {
     "als": (
-        "weights count relative to their mean, and penalties beside the sum over rows: the same rows twice are more rows "
-        "against one penalty (with penalties in proportion both are the same fit, see tests/estimators/"
-        "test_exact_solvers.py)"
+        "weights count relative to their mean, and penalties beside the sum over rows: the same rows twice are more "
+        "rows against one penalty (in proportion they are the same fit: tests/estimators/test_exact_solvers.py)"
     ),
     "mcmc": "a fit is made of draws, and rows that stand twice are more rows, which draw more labels",
 }
