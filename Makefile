@@ -14,6 +14,10 @@ CACHE := $(CURDIR)/.cache
 STAMP := $(VENV)/.installed
 AIRFLOW := .venv-airflow
 AIRFLOW_STAMP := $(AIRFLOW)/.installed
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
+OLDEST := $(VENV)/oldest-dask
+OLDEST_STAMP := $(OLDEST)/.installed
 
 # Dask writes its default settings to DASK_CONFIG and, like pytest, scratch folders below TMPDIR.
 export DASK_CONFIG := $(CACHE)/dask
@@ -25,7 +29,8 @@ export PIP_CACHE_DIR := $(CURDIR)/$(VENV)/pip-cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-patient test-slow test-airflow simulate soak lint format bench bench-smoke lock clean tmpdir
+.PHONY: help setup demo test test-patient test-slow test-airflow test-mlflow test-oldest-dask docs simulate soak
+.PHONY: lint format bench bench-smoke lock clean tmpdir
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,8 +40,8 @@ setup: $(STAMP) ## Make the virtual environment and install dfm with what its te
 demo: $(STAMP) tmpdir ## Make a click log, train on it, evaluate, save, load and score (DEMO_ROWS=1000000)
 	$(BIN)/dfm demo --output demo-output --rows $(DEMO_ROWS)
 
-test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow and no patience
-	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'not slow and not patient and not gpu and not airflow'
+test: $(STAMP) tmpdir ## Run the tests that need no GPU, no Airflow, no MLflow and no patience
+	$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist worksteal -m 'not slow and not patient and not gpu and not airflow and not mlflow'
 
 test-patient: $(STAMP) tmpdir ## Run the tests that wait for real clusters, whose processes they kill
 	$(BIN)/pytest -n 2 --dist worksteal -m 'patient and not slow'
@@ -47,15 +52,34 @@ test-slow: $(STAMP) tmpdir ## Run the slow tests
 test-airflow: $(AIRFLOW_STAMP) tmpdir ## Run the tests in a real Airflow, which gets an environment of its own
 	$(AIRFLOW)/bin/python -m pytest -m airflow tests/airflow
 
+test-mlflow: $(DOCS_STAMP) tmpdir ## Run the tests with a real tracking server of MLflow
+	$(DOCS)/bin/python -m pytest -m mlflow tests/mlflow
+
+ON_CLUSTERS := tests/simulation/test_model_of_dask.py $(addprefix tests/distributed/test_,clients.py main_guard.py \
+	monitoring.py nothing_is_lost.py on_the_way.py remote_clusters.py watch.py worker_processes.py)
+test-oldest-dask: $(OLDEST_STAMP) tmpdir ## Run the tests of clusters with the oldest Dask that pyproject.toml allows
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not patient' $(ON_CLUSTERS)
+
+docs: $(DOCS_STAMP) tmpdir ## Build the site, deploy/docs/_build/html, from an environment of its own; its tutorials are run
+	$(DOCS)/bin/sphinx-build -W --keep-going -q -b html -d deploy/docs/_build/doctrees deploy/docs deploy/docs/_build/html
+	DFM_SITE=1 $(DOCS)/bin/python -m pytest -q tests/docs
+
 # SEEDS and FIRST choose the histories; every operation on a file fails in each way, one after the other.
 SEEDS ?= 10000
 FIRST ?= 0
 
-simulate: $(STAMP) tmpdir ## Play histories of faults (SEEDS=10000), then let every operation on a file fail
+simulate: $(STAMP) tmpdir ## Play histories of faults (SEEDS=10000); let every file operation, and every request, fail
 	$(BIN)/python -m tests.support.histories --seeds $(SEEDS) --first $(FIRST)
 	$(BIN)/python -m tests.support.failing_operations
+	$(BIN)/python -m tests.support.failing_requests
 
-soak: $(STAMP) tmpdir ## Kill workers and drivers at random for some minutes; watch memory over 300 rounds
+# A fault every EVERY seconds until MINUTES are over or there were FAULTS; then kills in a row, and memory over 300 rounds.
+MINUTES ?= 30
+EVERY ?= 15
+FAULTS ?= 120
+
+soak: $(STAMP) tmpdir ## Do every kind of harm to trainings on a real cluster (MINUTES=30); watch memory over 300 rounds
+	$(BIN)/python -m tests.support.soak --minutes $(MINUTES) --every $(EVERY) --faults $(FAULTS)
 	$(BIN)/pytest -s -m slow tests/resilience
 
 lint: $(STAMP) ## Check style, formatting and types
@@ -83,16 +107,19 @@ bench-smoke: $(STAMP) tmpdir ## Run the benchmarks on tiny inputs: do they still
 COMPILE := $(BIN)/uv pip compile pyproject.toml --upgrade --quiet --no-config --no-cache \
 	--universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
-lock: $(STAMP) tmpdir ## Choose new versions for all lock files: development, Airflow, the two images
+lock: $(STAMP) tmpdir ## Choose new versions for all lock files: development, oldest Dask, Airflow, the site, images
 	$(BIN)/python -m pip install --quiet uv
 	$(COMPILE) --extra dev --output-file requirements.lock
+	grep -oE '"(dask|distributed)>=[0-9.]+"' pyproject.toml | tr -d '"' | \
+		$(subst pyproject.toml --upgrade,- --resolution lowest-direct --no-deps,$(COMPILE)) --output-file requirements-oldest-dask.lock
 	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.lock
+	$(COMPILE) --extra docs --output-file requirements-docs.lock
 	$(COMPILE) --extra image --output-file deploy/image.lock
 	$(COMPILE) --extra image --extra cuda12 --output-file deploy/image-cuda12.lock
 
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) $(AIRFLOW) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
-	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(AIRFLOW) $(DOCS) $(CACHE) .dfm-cache demo-output benchmarks/output build dist
+	rm -rf deploy/docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 tmpdir:
@@ -115,4 +142,15 @@ $(AIRFLOW_STAMP): requirements-airflow.lock pyproject.toml $(STAMP)
 	test -x $(AIRFLOW)/bin/python || $(BIN)/python -m venv $(AIRFLOW)
 	$(AIRFLOW)/bin/python -m pip install --quiet --require-hashes --requirement requirements-airflow.lock
 	$(AIRFLOW)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(DOCS_STAMP): requirements-docs.lock pyproject.toml $(STAMP)
+	test -x $(DOCS)/bin/python || $(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --require-hashes --requirement requirements-docs.lock
+	$(DOCS)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# In front of the newest, in the same environment: they need the same packages.
+$(OLDEST_STAMP): requirements-oldest-dask.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target $(OLDEST) --requirement requirements-oldest-dask.lock
 	@touch $@
