@@ -1,7 +1,37 @@
-"""The command `dfm`."""
+"""The command `dfm`.
+
+Light, since whatever starts processes of its own imports this once more in each of them.
+"""
 
 from __future__ import annotations
 
-from dfm.cli.app import cli, main
+import os
+import sys
+from collections.abc import Sequence
 
-__all__ = ["cli", "main"]
+__all__ = ["main"]
+_WITH_WORKERS = ("train", "search", "evaluate", "predict", "importance", "report", "demo")
+"""Commands that work on a Dask cluster: one of their own unless they are told of another."""
+_ELSEWHERE = ("--scheduler", "--cluster-factory", "cluster.scheduler", "cluster.factory")
+_NOWHERE = ("--dry-run", "--help", "-h")
+
+
+def main() -> None:
+    """Run the command. What local workers need is imported meanwhile, by a process beside this one."""
+    from dfm.distributed.cluster import fork_server
+
+    try:
+        if _seems_to_start_workers(sys.argv[1:]):
+            fork_server.begin()
+        from dfm.cli.app import main as command
+
+        command()
+    finally:
+        fork_server.end()
+
+
+def _seems_to_start_workers(words: Sequence[str]) -> bool:
+    """Whether a command starts workers of its own, as far as its words tell; a job file may name a cluster."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    tells_otherwise = any(word.split("=")[0] in (*_ELSEWHERE, *_NOWHERE) for word in words)
+    return command in _WITH_WORKERS and not tells_otherwise and not os.environ.get("DASK_SCHEDULER_ADDRESS")

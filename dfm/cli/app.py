@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -12,22 +12,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.cli import knobs, publish, runs
+from dfm.cli import doors, knobs, models, publish, runs
 from dfm.cli.console import (
-    drift_table,
     folds_table,
-    importance_table,
     metrics_table,
-    pairs_table,
     show_plan,
-    slices_table,
-    summary_table,
     table_of,
     trials_table,
     wide_console,
 )
-from dfm.cli.options import json_option, storage_option, tls_options
-from dfm.errors import DfmError, SettingsError
+from dfm.cli.options import (
+    json_option,
+    scheduler_option,
+    tls_options,
+    with_options,
+)
+from dfm.distributed.cluster.endings import end_quickly
+from dfm.errors import ClusterError, DfmError, SettingsError, want_of_memory
 from dfm.events import line_of
 from dfm.runs.display import Reporter
 from dfm.version import __version__
@@ -39,6 +40,7 @@ Exit codes: 0 success; 1 unexpected error; 2 wrong settings or usage;
 9 refused by the gate;
 130 interrupted (the best model so far was published)."""
 INTERRUPTED = 130
+OUT_OF_MEMORY = "this process has no more memory; give it more, or less to do, and run the same command again"
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,12 +56,15 @@ def cli(verbose: bool) -> None:
 
 
 runs.register(cli.add_command)
+models.register(cli.add_command)
 publish.register(cli.add_command)
 knobs.register(cli.add_command)
+doors.register(cli.add_command)
 
 
 def main() -> None:
     """Run the command; a DfmError becomes one line and its exit code."""
+    end_quickly()
     try:
         result = cli.main(prog_name="dfm", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -71,37 +76,20 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         kept = "; ".join(getattr(error, "__notes__", ()))
         _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
+    except Exception as error:
+        told = want_of_memory(error)
+        if told is None:
+            raise
+        _fail(f"{OUT_OF_MEMORY} ({type(told).__name__}: {told})", ClusterError.exit_code)
 
 
 def _fail(message: str, code: int) -> None:
-    line = escape(" ".join(message.splitlines()))  # messages speak of [tables], which are no markup
-    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+    line = " ".join(message.splitlines())
+    try:  # messages speak of [tables], which are no markup
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True, emoji=False)
+    except Exception:  # colours need modules that are imported only now, for which there may be no memory
+        os.write(2, f"error: {line}\n".encode())
     sys.exit(code)
-
-
-def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_scheduler_option = click.option(
-    "--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…)."
-)
-_workers_option = click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
-_bad_rows_option = click.option(
-    "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
-    help="Stop at a row that breaks the schema, or count it and go on.",
-)  # fmt: skip
-
-
-def _settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> Any:
-    from dfm.settings.tables import ClusterSettings
-
-    return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
 
 
 @cli.command()
@@ -121,7 +109,7 @@ def _settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> Any:
 )
 @click.option("--cluster-factory", metavar="MODULE:FUNCTION", help="Run on the Dask cluster that this function gives.")
 @click.option("--heartbeat", default="", metavar="FILE", help="Touched every few seconds while this process lives.")
-@_with(_scheduler_option, tls_options, json_option)
+@with_options(scheduler_option, tls_options, json_option)
 def train(
     job: str, overrides: tuple[str, ...], dry_run: bool, run_id: str, attempts_left: int, resume: bool | None,
     cluster_factory: str | None, heartbeat: str, scheduler: str | None, tls: dict[str, Any], as_json: bool,
@@ -160,7 +148,7 @@ def train(
 @click.option("--folds", type=click.IntRange(2), help="Try nothing, but cross-validate the job in so many parts.")
 @click.option("--by", type=click.Choice(["lot", "time"]), default="lot", show_default=True, help="How folds are cut.")
 @click.option("--plot", metavar="FILE", help="Draw the trials: a .png, .svg or .pdf (needs the extra plots).")
-@_with(_scheduler_option, tls_options, json_option)
+@with_options(scheduler_option, tls_options, json_option)
 def search(
     job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None, by: str,
     plot: str | None, scheduler: str | None, tls: dict[str, Any], as_json: bool,
@@ -217,194 +205,6 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("data", nargs=-1, required=True)
-@click.option("--by", metavar="COLUMNS", multiple=True, help="Also by slice: --by site --by device,hour.")
-@click.option("--top", type=click.IntRange(1), default=50, show_default=True, help="Slices to show, the worst first.")
-@click.option(
-    "--min-rows", type=click.IntRange(1), default=1000, show_default=True, help="Rows that a slice has at least."
-)
-@click.option("--group", metavar="COLUMN", default="", help="AUC, NDCG, MRR within the rows of each user, query, …")
-@click.option("--threshold", type=float, help="Accuracy, precision, recall, F1 from this probability on.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
-def evaluate(
-    model: str, data: tuple[str, ...], by: tuple[str, ...], top: int, min_rows: int, group: str,
-    threshold: float | None, on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
-    options: dict[str, Any], as_json: bool,
-) -> None:  # fmt: skip
-    """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
-    from dfm import jobs
-
-    console = Console()
-    with Reporter(console, as_json) as reporter:
-        metrics = jobs.evaluate(
-            model, data, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows, storage_options=options,
-            on_event=reporter, by=by, group=group, threshold=threshold, top=top, min_rows=min_rows,
-        )  # fmt: skip
-        if as_json:
-            reporter({"event": "evaluated", "model": model, **metrics})
-    if not as_json:
-        account = metrics["account"]
-        left_out = f" ({account['rejected']:,} more left out as bad)" if account["rejected"] else ""
-        console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
-        for name, records in metrics.get("slices", {}).items():
-            console.print(slices_table(name, records))
-        if drifted := drift_table(metrics["drift"]):
-            console.print(drifted)
-
-
-@cli.command()
-@click.argument("model")
-@click.argument("data", nargs=-1, required=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Times to permute each column.")
-@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="Rows to measure on.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
-def importance(
-    model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
-    tls: dict[str, Any], options: dict[str, Any], as_json: bool,
-) -> None:  # fmt: skip
-    """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them. And
-    which pairs of fields make most of the score together.
-    """
-    from dfm import jobs
-
-    console = Console()
-    with Reporter(console, as_json) as reporter:
-        found = jobs.importance(
-            model, data, repeats=repeats, rows=rows, settings=_settings(scheduler, workers, tls),
-            on_bad_rows=on_bad_rows, storage_options=options, on_event=reporter,
-        )  # fmt: skip
-        if as_json:
-            reporter({"event": "importance", "model": model, **found})
-    if not as_json:
-        console.print(importance_table(found))
-        if found["pairs"]:
-            console.print(pairs_table(found["pairs"]))
-
-
-@cli.command()
-@click.argument("model")
-@click.argument("data", nargs=-1, required=True)
-@click.option(
-    "--output",
-    required=True,
-    metavar="DIR",
-    help="Folder or URL for the Parquet parts; file://… is a folder that workers on other machines share.",
-)
-@click.option("--keep", metavar="COLUMNS", default="", help="Input columns to keep, by commas; default: all.")
-@click.option("--overwrite", is_flag=True, help="Replace the parts of an earlier prediction.")
-@_with(_bad_rows_option, _workers_option, _scheduler_option, tls_options, storage_option, json_option)
-def predict(
-    model: str, data: tuple[str, ...], output: str, keep: str, overwrite: bool, on_bad_rows: str, workers: int,
-    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
-) -> None:  # fmt: skip
-    """Score Parquet DATA with MODEL into Parquet parts with a column "prediction"."""
-    from dfm import jobs
-
-    console = Console()
-    with Reporter(console, as_json) as reporter:
-        summary = jobs.predict(
-            model, data, output, keep=[name.strip() for name in keep.split(",") if name.strip()],
-            overwrite=overwrite, settings=_settings(scheduler, workers, tls), on_bad_rows=on_bad_rows,
-            storage_options=options, on_event=reporter,
-        )  # fmt: skip
-        if as_json:
-            reporter({"event": "predicted", "model": model, **summary})
-    if not as_json:
-        console.print(
-            f"{summary['predicted']:,} of {summary['rows']:,} rows scored into {summary['output']}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        if drifted := drift_table(summary["drift"]):
-            console.print(drifted)
-
-
-@cli.command()
-@click.argument("model")
-@click.option("--output", metavar="FILE", default="", help="The page; default: report.html beside MODEL.")
-@_with(storage_option, json_option)
-def report(model: str, output: str, options: dict[str, Any], as_json: bool) -> None:
-    """Write the page about MODEL again: curves, slices, importance, rows, time, its job. No data are read."""
-    from dfm import jobs
-
-    page = jobs.report(model, output, storage_options=options)
-    click.echo(line_of({"event": "reported", "model": model, "page": page}) if as_json else f"report: {page}")
-
-
-@cli.command()
-@click.argument("model")
-@click.option(
-    "--token",
-    "tokens",
-    metavar="COLUMN=VALUE",
-    multiple=True,
-    help="Show what the model learnt of a value; of a cross: 'site&ad=a.example&7'.",
-)
-@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="Name tokens by these shards; show the top.")
-@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="With --tokens-from: per field.")
-@_with(storage_option, json_option)
-def inspect(
-    model: str, tokens: tuple[str, ...], data: tuple[str, ...], top: int, options: dict[str, Any], as_json: bool
-) -> None:
-    """Describe a model: its settings, metrics, the weight of its fields, and of the values in DATA."""
-    from dfm.model.fm_model import FMModel
-    from dfm.model.inspection import describe_model, describe_token, top_tokens
-
-    loaded = FMModel.load(model, options)
-    described = describe_model(loaded)
-    described["tokens"] = [describe_token(loaded, token) for token in tokens]
-    if data:
-        described["top"] = top_tokens(loaded, _batches_of(data, loaded.schema.columns, options), top)
-    if as_json:
-        click.echo(line_of({"event": "model", "model": model, **described}))
-        return
-    console = wide_console()
-    console.print(summary_table(described["summary"], model))
-    for name, title in {
-        "tokens": "tokens",
-        "top": f"values by field, up to {top} of the greatest weights each",
-        "fields": "fields, by the spread of what they add to a score",
-        "pairs": "pairs of fields, by how strong the model found them: the first and the last",
-    }.items():
-        if described.get(name):
-            console.print(table_of(described[name], title, console.width))
-
-
-def _batches_of(data: tuple[str, ...], columns: tuple[str, ...], options: dict[str, Any]) -> Iterator[Any]:
-    """The rows of shards, batch by batch (pyarrow.RecordBatch)."""
-    from dfm.data.parquet import find_shards, read_unit
-    from dfm.training.plan import plan_reading
-
-    for units in plan_reading(find_shards(data, options)):
-        for unit in units:
-            yield from (batch.data for batch in read_unit(unit, columns, options))
-
-
-@cli.command()
-@click.argument("model")
-@click.option("--format", "kind", type=click.Choice(["parquet", "onnx", "xlearn", "libfm"]), required=True)
-@click.option("--output", required=True, metavar="DIR", help="Folder or URL for the exported file.")
-@click.option("--tokens-from", "data", metavar="DATA", multiple=True, help="With parquet: name tokens by these shards.")
-@_with(storage_option)
-def export(model: str, kind: str, output: str, data: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Write MODEL in a format that other systems read."""
-    from dfm.model.export import export as write
-    from dfm.model.fm_model import FMModel
-    from dfm.model.token_names import TokenNames
-
-    if data and kind != "parquet":
-        raise click.UsageError("--tokens-from needs --format parquet: no other format has a place for names")
-    loaded = FMModel.load(model, options)
-    names = TokenNames(loaded)
-    for batch in _batches_of(data, loaded.schema.columns, options) if data else ():
-        names.add(batch)
-    for url in write(loaded, kind, output, options, names):
-        click.echo(url)
-
-
-@cli.command()
 @click.argument("output", metavar="DIRECTORY")
 @click.option("--rows", type=click.IntRange(1), default=1_000_000, show_default=True)
 @click.option("--days", type=click.IntRange(1), default=8, show_default=True)
@@ -412,7 +212,7 @@ def export(model: str, kind: str, output: str, data: tuple[str, ...], options: d
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier log.")
-@_with(json_option)
+@with_options(json_option)
 def synth(
     output: str,
     rows: int,
@@ -451,7 +251,7 @@ def synth(
 @click.option("--output", default="demo-output", show_default=True, metavar="DIR", help="Everything is written here.")
 @click.option("--rows", type=click.IntRange(2000), default=1_000_000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@_with(json_option)
+@with_options(json_option)
 def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     """Make a click log, train on it, evaluate on its last day, save, load and score."""
     from dfm.cli.demo import comparison, own_command, run_demo

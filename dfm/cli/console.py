@@ -264,6 +264,8 @@ def _plan_table(planned: Event) -> Table:
 def _planned_text(name: str, value: Any) -> str:
     if value is None:
         return "counted while they are read"
+    if isinstance(value, list):
+        return "\n".join(f"{each['url']} ({each['timestamp'] or 'of an unknown time'})" for each in value) or "-"
     if isinstance(value, str):
         return value or "-"
     return bytes_text(value) if "bytes" in name else f"{value:,}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from dfm.settings.tables import ClusterSettings
 
 
 def _parsed(_context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -44,3 +47,29 @@ def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option = click.option(f"--{name.replace('_', '-')}", name, metavar="FILE", default="", help=meaning)
         with_tls = option(with_tls)
     return with_tls
+
+
+def with_options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that gives a command these options, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
+workers_option = click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
+bad_rows_option = click.option(
+    "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+    help="Stop at a row that breaks the schema, or count it and go on.",
+)  # fmt: skip
+
+
+def cluster_settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> ClusterSettings:
+    """The cluster of the command line."""
+    from dfm.settings.tables import ClusterSettings
+
+    return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.encoding import Problem
+from dfm.data.hashed_rows import EntrySums
 from dfm.data.labels import advice
 from dfm.data.parquet import Batch
-from dfm.data.partition import EntrySums
 from dfm.errors import DataError
 
 _LEAVE_OUT = (

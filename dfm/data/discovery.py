@@ -7,39 +7,33 @@ or "_" are hidden, as they are to Spark and Arrow; so is what dfm itself wrote b
 
 from __future__ import annotations
 
-import glob
 import itertools
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from fsspec.utils import glob_translate
-
-from dfm.errors import DataError
-from dfm.storage import files
-from dfm.storage.ownership import Ledger
+from dfm.data.table_columns import TableColumn
+from dfm.errors import DataError, SettingsError
+from dfm.storage import files, listing
+from dfm.storage.listing import GLOB, is_hidden
+from dfm.storage.ownership import CONVERSION, Ledger
 from dfm.storage.retry import retrying
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".parq", ".pq")
 """Ends of the names of Parquet files, in small letters."""
-_READERS = {
-    "csv": "csv.read_csv",
-    "tsv": "csv.read_csv",
-    "json": "json.read_json",
-    "jsonl": "json.read_json",
-    "ndjson": "json.read_json",
-}
-"""Functions of pyarrow that read what is no Parquet, by the ends of names (`a.csv`, `a.csv.gz`)."""
+_TEXTS = (".csv", ".tsv", ".svm", ".libsvm", ".svmlight", ".ffm", ".libffm", ".vw", ".txt")
+"""Ends of the names of files that `dfm convert` reads, maybe before another one (`a.csv`, `a.csv.gz`)."""
+_JSON = (".json", ".jsonl", ".ndjson")
+"""And of those that pyarrow reads."""
 _MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
-_GLOB = re.compile(r"[*?\[]")
 _PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
 _THREADS = 16
 _LEDGERS = {".dfm-predictions.json": "predictions", ".dfm-exports.json": "exports"}
@@ -53,18 +47,21 @@ _LOGS = {
 _TABLES = {
     "Delta Lake": (
         "_delta_log",
-        "deltalake.DeltaTable({folder!r}).file_uris()",
+        "Name it {delta}, with @v and the number of a version or without, for the newest: dfm then reads its log",
     ),
     "Apache Iceberg": (
         "metadata",
-        "[task.file.file_path for task in table.scan().plan_files()] of pyiceberg",
+        "Name it by its catalogue, iceberg://CATALOGUE/namespace.table: dfm then reads the list of its files",
     ),
     "Apache Hudi": (
         ".hoodie",
-        "the base files of the latest snapshot, as a snapshot query of Hudi lists them",
+        "Give data the list of its present files: the base files of the latest snapshot, as a snapshot query of Hudi "
+        "lists them",
     ),
 }
-"""By format: the folder that holds its log, and where the list of its present files comes from."""
+"""By format: the folder that holds its log, and the way to its present rows."""
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""The folder of a missing value, as Hive and Spark call it."""
 
 
 class NothingFound(DataError):
@@ -75,15 +72,17 @@ class NothingFound(DataError):
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file and the columns that its folders `name=value` give, as text.
+    """A file and the columns that its folders `name=value`, or the log of its table, give as text.
 
     given: those of them that stand at the end of the path that was asked for. They are there for who names them, but no
-    features by themselves: one who names one day's folder does not mean the day.
+    features by themselves: one who names one day's folder does not mean the day. columns: those that its table has and
+    files store; None of a file that belongs to none.
     """
 
     url: str
     partition: tuple[tuple[str, str], ...]
     given: tuple[str, ...]
+    columns: tuple[TableColumn, ...] | None = None
 
 
 def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
@@ -91,9 +90,9 @@ def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
     try:
         filesystem, root = files.open_store(path, options)
         search = _Search(filesystem, path, options)
-        found = retrying(path, lambda: search.files_once(root))
+        found = search.files_once(root) if search.is_local else retrying(path, lambda: search.files_once(root))
     except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"cannot list {path!r}: {error}") from error
+        raise listing.not_listed(path, error) from error
     if not found:
         raise search.nothing()
     search.tell()
@@ -124,24 +123,21 @@ class _Search:
 
     def __init__(self, filesystem: Any, path: str, options: Mapping[str, Any]) -> None:
         self._filesystem, self._path, self._options = filesystem, path, options
-        self._is_local = files.is_local(path) and _protocol(filesystem) in ("file", "local")
+        self.is_local = files.is_local(path) and _protocol(filesystem) in ("file", "local")
         self.passed: dict[str, str] = {}
 
     def files_once(self, root: str) -> list[tuple[str, str]]:
         """The same, without folders that are reached a second time through a link."""
         found = list(dict.fromkeys(self.files_of(root)))
-        if not self._is_local:
+        if not self.is_local:
             return found
-        parts = [(name, *os.path.split(name)) for name, _ in found]
-        places = {name: os.path.join(os.path.realpath(folder), last) for name, folder, last in parts}
-        straight = {place: name for name, place in reversed(places.items())}
-        straight |= {place: name for name, place in places.items() if name == place}
-        return [(name, base) for name, base in found if straight[places[name]] == name]
+        chosen = set(listing.reached_once(name for name, _ in found))
+        return [(name, base) for name, base in found if name in chosen]
 
     def files_of(self, root: str) -> Iterator[tuple[str, str]]:
         """Names of the files, each with its base."""
         self.passed.clear()
-        if _GLOB.search(root) and not self._filesystem.exists(root):
+        if GLOB.search(root) and not self._filesystem.exists(root):
             yield from self._matched(root)
         elif self._filesystem.isdir(root):
             self._refuse_tables([root], beyond=True)
@@ -152,28 +148,21 @@ class _Search:
     def _matched(self, pattern: str) -> Iterator[tuple[str, str]]:
         """Files that a glob names, and those in the folders that it names."""
         base = _without_glob(self._filesystem, pattern)
-        escaped = _escaped(base) + pattern[len(base) :]
-        hits = [hit.rstrip("/") for hit in self._glob(escaped, base) if not is_hidden(hit.removeprefix(base))]
-        folders = [hit for hit in hits if self._filesystem.isdir(hit)] if hits else []
+        found = listing.matching(self._filesystem, base, pattern[len(base) :], self.is_local)
+        hits = {hit.rstrip("/"): is_folder for hit, is_folder in found.items() if not is_hidden(hit.removeprefix(base))}
+        folders = [hit for hit, is_folder in hits.items() if is_folder]
         between = {base, *folders}
         for hit in hits:
-            between.update(_steps_between(base, hit))
+            between.update(listing.steps_between(base, hit))
         self._refuse_tables(sorted(between), beyond=bool(hits))
         chosen = set(hits) - set(folders)
         for folder in folders:
             yield from ((name, base) for name in self._below(folder))
         yield from ((name, base) for name in sorted(chosen))
 
-    def _glob(self, pattern: str, base: str) -> Iterable[str]:
-        if self._is_local:  # fsspec passes over folders that are links
-            if "**" in pattern:  # the library follows circular links as far as names may be long
-                return _matching(pattern, base)
-            return [hit for hit in glob.glob(pattern) if not _is_circular(hit, base)]
-        return list(self._filesystem.glob(pattern))
-
     def _below(self, folder: str) -> list[str]:
         """Names of the files below a folder that hold rows."""
-        there = _walk(folder) if self._is_local else self._filesystem.find(folder)
+        there = listing.files_below(self._filesystem, folder, self.is_local)
         self._refuse_tables(_logs_among(there, folder), beyond=False)
         visible = [name for name in there if not is_hidden(name.removeprefix(folder))]
         own = self._written_by_dfm(there, folder)
@@ -211,17 +200,36 @@ class _Search:
     # ------------------------------------------------------------------------------------------ tables ----
 
     def _refuse_tables(self, folders: Sequence[str], beyond: bool) -> None:
-        """DataError where a folder is a table of another system, or with `beyond` lies in one."""
+        """DataError where a folder is a table of another system or a half-written conversion, or with `beyond` lies in
+        one.
+        """
         parents = [parent for folder in folders[:1] if beyond for parent in _parents(folder)]
         for folder in dict.fromkeys((*folders, *parents)):
-            for kind, (log, listing) in _TABLES.items():
+            self._refuse_half_written(folder)
+            for kind, (log, remedy) in _TABLES.items():
                 if self._is_log(kind, posixpath.join(folder, log)):
                     raise DataError(
                         f"{self._path} belongs to a table of {kind} ({posixpath.join(folder, log)}): which of its "
                         "files are rows of today stands in its log alone, and reading them all would count deleted "
-                        f"rows and old versions. Give data the list of its present files: "
-                        f"{listing.format(folder=_unstrip(self._filesystem, folder))}"
+                        f"rows and old versions. {remedy.format(delta=self._as_delta(folder))}"
                     )
+
+    def _refuse_half_written(self, folder: str) -> None:
+        """DataError where `dfm convert` writes into a folder, or was killed while it did."""
+        try:
+            is_whole = Ledger(_unstrip(self._filesystem, folder), CONVERSION, self._options).is_settled()
+        except (PermissionError, SettingsError):  # a ledger of somebody else says nothing
+            return
+        if not is_whole:
+            raise DataError(
+                f"{self._path}: the conversion into {folder} did not come to its end, and rows of it are missing; "
+                "wait for it, or give the same dfm convert again"
+            )
+
+    def _as_delta(self, folder: str) -> str:
+        """The URL of a Delta table in a folder."""
+        place = _unstrip(self._filesystem, folder)
+        return f"delta+{place}" if "://" in place else f"delta://{place}"
 
     def _is_log(self, kind: str, log: str) -> bool:
         """Whether a folder is the log of a table, by the names in it."""
@@ -258,20 +266,16 @@ class _Search:
 def conversion(name: str) -> str:
     """The way from a file of text to Parquet; empty where the name tells of none."""
     last = posixpath.basename(name)
-    reader = next((_READERS[part] for part in last.lower().split(".")[1:] if part in _READERS), "")
-    written = f"pyarrow.parquet.write_table(pyarrow.{reader}({last!r}), {last.split('.')[0] + '.parquet'!r})"
-    return f"dfm reads Parquet, which {written} makes of it" if reader else ""
+    ends = {f".{part}" for part in last.lower().split(".")[1:]}
+    if not ends.isdisjoint(_TEXTS):
+        return f"dfm reads Parquet, which dfm convert {name} --to FOLDER makes of it"
+    written = f"pyarrow.parquet.write_table(pyarrow.json.read_json({last!r}), {last.split('.')[0] + '.parquet'!r})"
+    return f"dfm reads Parquet, which {written} makes of it" if not ends.isdisjoint(_JSON) else ""
 
 
 def _counted(names: Sequence[str], what: str) -> str:
     several = f"{len(names)} {what}s" if len(names) > 1 else f"1 {what}"
     return f"{several} ({posixpath.basename(names[0])}{', …' if len(names) > 1 else ''})"
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a file, or a folder that it lies in, begins with "." or "_" (`_temporary`, `_delta_log`; not `_x=1`)."""
-    steps = path.split("/")
-    return any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps)
 
 
 def _protocol(filesystem: Any) -> str:
@@ -287,50 +291,13 @@ def _unstrip(filesystem: Any, name: str) -> str:
     return straight if os.path.realpath(straight) == os.path.realpath(name) else name
 
 
-def _walk(folder: str) -> list[str]:
-    """Names of the files below a local folder, beyond symbolic links too; a link into a folder above it is passed."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_circular(os.path.join(parent, name), folder))
-        found += [os.path.join(parent, name) for name in sorted(names)]
-    return found
-
-
-def _matching(pattern: str, base: str) -> list[str]:
-    """Names of the files and folders below a local folder that match a pattern."""
-    below = _walk(base)
-    known = {*below, *(folder for name in below for folder in _steps_between(base, name))}
-    matches = re.compile(glob_translate(pattern.rstrip("/"))).match
-    return sorted(name for name in known if matches(name))
-
-
-def _is_circular(path: str, base: str) -> bool:
-    """Whether a path goes, below `base`, through a link to a folder that the link lies in."""
-    while len(path) > len(base.rstrip("/")):
-        parent = os.path.dirname(path)
-        if os.path.islink(path) and f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(path)}/"):
-            return True
-        path = parent
-    return False
-
-
 def _without_glob(filesystem: Any, pattern: str) -> str:
     """The longest beginning of a pattern that is none, or a folder whose name looks like one and is there."""
     steps = pattern.split("/")
-    fixed = next(number for number, step in enumerate(steps) if _GLOB.search(step))
-    while fixed < len(steps) - 1 and (not _GLOB.search(steps[fixed]) or filesystem.isdir("/".join(steps[: fixed + 1]))):
+    fixed = next(number for number, step in enumerate(steps) if GLOB.search(step))
+    while fixed < len(steps) - 1 and (not GLOB.search(steps[fixed]) or filesystem.isdir("/".join(steps[: fixed + 1]))):
         fixed += 1
     return "/".join(steps[:fixed]) or ("/" if pattern.startswith("/") else "")
-
-
-def _escaped(base: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", base)
-
-
-def _steps_between(base: str, name: str) -> Iterator[str]:
-    """The folders between a base and a file below it."""
-    while len(name := posixpath.dirname(name)) > len(base):
-        yield name
 
 
 def _parents(folder: str) -> Iterator[str]:

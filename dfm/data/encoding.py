@@ -17,10 +17,12 @@ from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
 from dfm.data.derive import derive, without_missing
+from dfm.data.hashed_rows import HashedRows, take_rows
 from dfm.data.lists import Lists, lists_of
-from dfm.data.partition import HashedRows, concatenate_rows, or_ones
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
+from dfm.data.small_numbers import are_looked_up, small_number_indices
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, standardized
+from dfm.data.vocabulary import FeatureTally
 from dfm.errors import DataError
 
 _CROSS_BITS = 30
@@ -55,11 +57,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Column:
-    """One encoded field: an index per row, or several where `offsets` int64[n_rows + 1] is given."""
+    """One encoded field: an index per row, or several where `offsets` int64[n_rows + 1] is given.
+
+    counted: indices uint32[n] and how many rows have each uint32[n], where that is known without looking at the rows.
+    """
 
     indices: NDArray[np.uint32]
     values: NDArray[np.float32] | None = None
     offsets: NDArray[np.int64] | None = None
+    counted: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None = None
 
 
 @dataclass(slots=True)
@@ -106,8 +112,12 @@ def encode_batch(
     hash_bits: int,
     statistics: Mapping[str, NumberStatistics],
     task: str | None,
+    tally: FeatureTally | None = None,
 ) -> Encoded:
-    """Hash every field of every row; task "classification" or "regression" reads the label too, None scores only."""
+    """Hash every field of every row; task "classification" or "regression" reads the label too, None scores only.
+
+    tally: is told the features of the good rows.
+    """
     check = _Check(data.num_rows)
     labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
     if task is not None:
@@ -118,7 +128,14 @@ def encode_batch(
     columns = [batch.encode(entry) for entry in schema.fields]
     rows = _assemble(columns, labels, weights, data.num_rows)
     good = ~check.bad
-    return Encoded(take_rows(rows, np.flatnonzero(good)) if check.bad.any() else rows, check.problems, good)
+    if check.bad.any():
+        rows = take_rows(rows, np.flatnonzero(good))
+        if tally is not None:
+            tally.add_rows(rows.indices, rows.fields, len(columns))
+    elif tally is not None:
+        for number, column in enumerate(columns):
+            tally.add_column(number, *(column.counted or (column.indices,)))
+    return Encoded(rows, check.problems, good)
 
 
 def negative_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
@@ -166,23 +183,41 @@ class _BatchColumns:
                 f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
                 f'name it in [schema] lists = ["{entry.name}"]'
             )
+        if pa.types.is_dictionary(array.type):
+            indices, distinct, amounts = hashing.hash_dictionary(array, entry.name, self.hash_bits, self.form)
+            return _Column(indices, counted=(distinct, amounts))
         return _Column(hashing.hash_category(array, entry.name, self.hash_bits, self.form))
 
-    def _numbers(self, column: str) -> tuple[Floats, Flags]:
-        """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column."""
+    def _numbers(self, column: str, array: pa.Array | None = None) -> tuple[Floats, Flags]:
+        """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column.
+
+        array: the column, where the caller has it.
+        """
         if column not in self.numbers:
-            array = self.column(column)
-            values, present, unparsed = parse_numbers(array, column, self.form)
-            if self.schema.nan == "missing":
-                present = present & ~np.isnan(values)
-                values = np.where(present, values, 0.0)
-            self.check.reject(unparsed, column, "not a number", array)
-            finite = np.isfinite(values)
-            if not finite.all():
-                self.check.reject(~finite, column, "not finite", array)
-                values = np.where(finite, values, 0.0)
-            self.numbers[column] = values, present
+            self.numbers[column] = self._checked(column, self.column(column) if array is None else array)
         return self.numbers[column]
+
+    def _checked(self, column: str, array: pa.Array, places: NDArray[np.int64] | None = None) -> tuple[Floats, Flags]:
+        """The same of the rows at some places of the column's array, in that order; None: of all."""
+
+        def reject(found: Flags, reason: str) -> None:
+            rows = found
+            if places is not None:
+                rows = np.zeros(len(array), np.bool_)
+                rows[places] = found
+            self.check.reject(rows, column, reason, array)
+
+        part = array if places is None else array.take(pa.array(places))
+        values, present, unparsed = parse_numbers(part, column, self.form)
+        if self.schema.nan == "missing":
+            present = present & ~np.isnan(values)
+            values = np.where(present, values, 0.0)
+        reject(unparsed, "not a number")
+        finite = np.isfinite(values)
+        if not finite.all():
+            reject(~finite, "not finite")
+            values = np.where(finite, values, 0.0)
+        return values, present
 
     def _codes(self, entry: Field) -> tuple[NDArray[np.int32], int]:
         """Bucket codes of a numeric field, and how many codes there are."""
@@ -195,10 +230,7 @@ class _BatchColumns:
 
     def _numeric(self, entry: Field) -> _Column:
         if entry.bucketed:
-            codes, n_codes = self._codes(entry)
-            out = np.empty(len(codes), np.uint32)
-            hashing.gather(hashing.bucket_table(entry.name, n_codes, self.hash_bits), codes, out)
-            return _Column(out)
+            return _Column(self._buckets(entry))
         values, present = self._numbers(entry.name)
         made = TRANSFORMS[entry.transform].values(values, self._statistics_of(entry.name))
         made = np.where(present, made, 1.0)
@@ -206,6 +238,18 @@ class _BatchColumns:
         token = hashing.token_index(entry.name, hashing.PRESENT, self.hash_bits)
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(np.where(present, token, missing).astype(np.uint32), narrow)
+
+    def _buckets(self, entry: Field) -> NDArray[np.uint32]:
+        array, transform, known = self.column(entry.name), TRANSFORMS[entry.transform], self._statistics_of(entry.name)
+        table = hashing.bucket_table(entry.name, transform.n_codes(known), self.hash_bits)
+        if are_looked_up(array, entry.transform, known):
+            out, others = small_number_indices(array, table, entry.transform, known)
+            if len(others):
+                out[others] = table[transform.codes(*self._checked(entry.name, array, others), known)]
+            return out
+        out = np.empty(len(array), np.uint32)
+        hashing.gather(table, transform.codes(*self._numbers(entry.name, array), known), out)
+        return out
 
     def _vector(self, entry: Field) -> _Column:
         """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""
@@ -352,9 +396,8 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
         array = array.dictionary_encode()
     if pa.types.is_dictionary(array.type):
         values, present, unparsed = _parse_distinct(array.dictionary, column, form)
-        n_distinct = len(values)
         table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
-        numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices, n_distinct) for part in table)
+        numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices) for part in table)
         return numbers, is_present, is_unparsed
     types = pa.types
     if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
@@ -445,9 +488,7 @@ def _interleave(columns: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     """columns[j][i] at position i * n_columns + j."""
     if not columns:
         return np.zeros(0, dtype)
-    stacked = np.empty((len(columns), len(columns[0])), dtype)
-    for j, column in enumerate(columns):
-        stacked[j] = column
+    stacked = np.stack(columns, dtype=dtype)
     out = np.empty((stacked.shape[1], stacked.shape[0]), dtype)
     _transpose(stacked, out)
     return out.reshape(-1)
@@ -477,78 +518,3 @@ def _append(indices, values, offsets, field_number, cursor, out):  # type: ignor
                 out_values[at] = values[i]
             at += 1
         cursor[row] = at
-
-
-@compiled
-def _copy_rows(order, indptr, source, out_indptr, out):  # type: ignore[no-untyped-def]
-    """out's rows = source's rows in `order`; writes `out_indptr` and `out`."""
-    at = 0
-    out_indptr[0] = 0
-    for position in range(order.size):
-        row = order[position]
-        for i in range(indptr[row], indptr[row + 1]):
-            out[at] = source[i]
-            at += 1
-        out_indptr[position + 1] = at
-
-
-@compiled
-def _scatter_rows(source, positions, target):  # type: ignore[no-untyped-def]
-    """target[positions[i]] = source[i], of matrices."""
-    for row in range(source.shape[0]):
-        position = positions[row]
-        for column in range(source.shape[1]):
-            target[position, column] = source[row, column]
-
-
-def arranged(parts: Sequence[HashedRows], order: NDArray[np.int64]) -> HashedRows:
-    """All rows of some parts, in the order of a permutation int64[n_rows] of them.
-
-    Rows of one entry a field are read once, one after the other: in the order of a deal into slices they then go to as
-    many places at a time as there are slices.
-    """
-    n_fields = {len(part.indices) // part.n_rows for part in parts if part.n_rows}
-    if len(n_fields) != 1 or any(part.fields.size for part in parts):
-        return take_rows(concatenate_rows(parts), order)
-    positions = np.empty(len(order), np.int64)
-    positions[order] = np.arange(len(order))
-    rows = concatenate_rows(parts, apart=("indptr", "indices", "values"))
-    has_values = any(part.values.size for part in parts)
-    n_columns, starts = n_fields.pop(), np.cumsum([0] + [part.n_rows for part in parts])
-
-    def scattered(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-        out = np.empty((len(order), n_columns), dtype)
-        for array, start, stop in zip(arrays, starts, starts[1:], strict=False):
-            _scatter_rows(array.reshape(-1, n_columns), positions[start:stop], out)
-        return out.reshape(-1)
-
-    return HashedRows(
-        np.arange(len(order) + 1, dtype=np.int64) * n_columns,
-        scattered([part.indices for part in parts], np.uint32),
-        rows.fields,
-        scattered([or_ones(p.values, len(p.indices), True) for p in parts], np.float32) if has_values else _NO_FLOATS,
-        rows.labels[order],
-        rows.weights[order] if rows.weights.size else rows.weights,
-        rows.group_ids[order] if rows.group_ids.size else rows.group_ids,
-    )
-
-
-def take_rows(rows: HashedRows, order: NDArray[np.int64]) -> HashedRows:
-    """The rows numbered by `order` int64[n], in that order."""
-    lengths = np.diff(rows.indptr)[order]
-    n_entries = int(lengths.sum())
-    indptr = np.zeros(len(order) + 1, np.int64)
-
-    def taken(source: NDArray[Any]) -> NDArray[Any]:
-        if not source.size:
-            return source
-        out = np.empty(n_entries, source.dtype)
-        _copy_rows(order, rows.indptr, source, indptr, out)
-        return out
-
-    indices, entry_fields, values = taken(rows.indices), taken(rows.fields), taken(rows.values)
-    weights = rows.weights[order] if rows.weights.size else rows.weights
-    if not rows.indices.size:
-        indptr[1:] = np.cumsum(lengths)
-    group_ids = rows.group_ids[order] if rows.group_ids.size else rows.group_ids
-    return HashedRows(indptr, indices, entry_fields, values, rows.labels[order], weights, group_ids)

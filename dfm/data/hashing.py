@@ -174,20 +174,20 @@ def gather(table, codes, out):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _gather_codes(table, codes, validity, offset, null_code, out):  # type: ignore[no-untyped-def]
-    """The same, `table[null_code]` where bit `offset` + i of `validity` (empty: all are valid) is 0.
+def _gather_codes(table, codes, validity, offset, out, amounts):  # type: ignore[no-untyped-def]
+    """The same, the table's last where bit `offset` + i of `validity` (empty: all are valid) is 0; adds to `amounts`
+    uint32[table's size] how often each entry was taken.
 
-    Returns how many codes are not below `null_code`; for these it reads nothing.
+    Returns how many codes are not below that of the last; these get what null gets. (A negative code is a large one.)
     """
-    n_outside = 0
+    n_outside, end = 0, np.uint64(table.size - 1)
     for i in range(out.size):
-        bit = offset + i
-        if validity.size and not validity[bit >> 3] >> (bit & 7) & 1:
-            out[i] = table[null_code]
-        elif codes[i] >= 0 and codes[i] < null_code:
-            out[i] = table[codes[i]]
-        else:
-            n_outside += 1
+        bit, code = offset + i, min(np.uint64(codes[i]), end)
+        is_there = not validity.size or validity[bit >> 3] >> (bit & 7) & 1
+        n_outside += is_there and code == end
+        code = code if is_there else end
+        out[i] = table[code]
+        amounts[code] += np.uint32(1)
     return n_outside
 
 
@@ -199,7 +199,8 @@ def bucket_token(code: int) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def bucket_table(column: str, n_buckets: int, hash_bits: int) -> NDArray[np.uint32]:
     """Feature index of every bucket code of a numeric column, uint32[n_buckets]."""
-    return np.array([token_index(column, bucket_token(code), hash_bits) for code in range(n_buckets)], np.uint32)
+    tokens = pa.array([bucket_token(code) for code in range(n_buckets)], pa.binary())
+    return hash_texts(tokens, column_seed(column), (1 << hash_bits) - 1, token_index(column, MISSING, hash_bits))
 
 
 def hash_texts(array: pa.Array, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
@@ -233,11 +234,7 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
     array = arrow_types.plain(array)
     kind = array.type
     if pa.types.is_dictionary(kind):
-        distinct = hash_category(array.dictionary, column, hash_bits, form)
-        if len(distinct) == 0:
-            check_codes(array.indices.drop_null().to_numpy(zero_copy_only=False), 0)
-            return np.full(len(array), missing, np.uint32)
-        return gather_codes(np.append(distinct, np.uint32(missing)), array.indices, len(distinct))
+        return hash_dictionary(array, column, hash_bits, form)[0]
     if pa.types.is_null(kind):
         return np.full(len(array), missing, np.uint32)
     if pa.types.is_boolean(kind):
@@ -257,6 +254,18 @@ def hash_category(array: pa.Array, column: str, hash_bits: int, form: str = SHOR
     raise arrow_types.refusal(kind, column, arrow_types.NO_CATEGORY)
 
 
+def hash_dictionary(
+    array: pa.DictionaryArray, column: str, hash_bits: int, form: str = SHORTEST
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """`hash_category` of a dictionary array; the index of each distinct value and of a missing one (uint32[n_distinct +
+    1]), and how many rows have each (uint32[n_distinct + 1]).
+    """
+    distinct = hash_category(array.dictionary, column, hash_bits, form)
+    table = np.append(distinct, np.uint32(token_index(column, MISSING, hash_bits)))
+    indices, amounts = _gathered(table, array.indices)
+    return indices, table, amounts
+
+
 def time_texts(array: pa.Array, form: str) -> pa.Array:
     """Dates, moments and times of day as text, without zeros at the end of a fraction; moments with a zone in UTC.
 
@@ -272,19 +281,28 @@ def time_texts(array: pa.Array, form: str) -> pa.Array:
     return texts if form == WIDENED else pc.replace_substring_regex(texts, " 00:00:00$", "")
 
 
-def gather_codes(table: NDArray[Any], codes: pa.Array, null_code: int) -> NDArray[Any]:
-    """table[codes]; its last, `table[null_code]`, where a code is null. DataError of a code that is not below it."""
+def gather_codes(table: NDArray[Any], codes: pa.Array) -> NDArray[Any]:
+    """table[codes]; the table's last where a code is null. DataError of a code that is not below that of the last."""
+    return _gathered(table, codes)[0]
+
+
+def _gathered(table: NDArray[Any], codes: pa.Array) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """The same, and how often each entry of the table was taken."""
     if codes.type.bit_width < 32:
         codes = codes.cast(pa.int32())
-    out = np.empty(len(codes), table.dtype)
+    out, amounts = np.empty(len(codes), table.dtype), np.zeros(len(table), np.uint32)
     if not len(codes):
-        return out
-    validity, data = codes.buffers()
-    numbers = np.frombuffer(data, codes.type.to_pandas_dtype())[codes.offset : codes.offset + len(codes)]
-    bits = np.frombuffer(validity, np.uint8) if codes.null_count else _ALL_VALID
-    if _gather_codes(table, read_only(numbers), read_only(bits), codes.offset, null_code, out):
-        check_codes(codes.drop_null().to_numpy(zero_copy_only=False), null_code)
-    return out
+        return out, amounts
+    numbers = np.frombuffer(codes.buffers()[1], codes.type.to_pandas_dtype())[codes.offset : codes.offset + len(codes)]
+    bits = validity_bits(codes)
+    if _gather_codes(table, read_only(numbers), bits, codes.offset, out, amounts):
+        check_codes(codes.drop_null().to_numpy(zero_copy_only=False), len(table) - 1)
+    return out, amounts
+
+
+def validity_bits(array: pa.Array) -> NDArray[np.uint8]:
+    """The bits of an array's validity, from its buffer's start on; empty where all values are there."""
+    return read_only(np.frombuffer(array.buffers()[0], np.uint8)) if array.null_count else _ALL_VALID
 
 
 def check_codes(codes: NDArray[Any], n_distinct: int) -> None:

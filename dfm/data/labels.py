@@ -66,6 +66,11 @@ def _forms(text: str, kind: pa.DataType) -> set[str | None]:
         return forms
 
 
+def positive_of(texts: Sequence[str]) -> str:
+    """The one of two labels that means 1, where they are opposites of a known habit ("no", "yes"); else empty."""
+    return next((text for text in texts for other in texts if _WORDS.get(other.lower()) == text.lower()), "")
+
+
 def advice(reason: str, value: str) -> str:
     """The remedy for a label, by the value that a message shows; empty where the row itself is at fault."""
     if reason not in (NO_NUMBER, NOT_BINARY):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.encoding import dense_entries
-from dfm.data.partition import HashedRows
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import Vocabulary

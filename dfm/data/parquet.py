@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
+from dfm.data.discovery import HIVE_NULL as HIVE_NULL
 from dfm.data.discovery import FoundFile, conversion, find_files, partition_columns
+from dfm.data.snapshots import Snapshot, resolve
+from dfm.data.table_columns import stored_names
 from dfm.errors import DataError
 from dfm.storage import files
 from dfm.storage.retry import retrying
@@ -24,8 +27,6 @@ from dfm.storage.retry import retrying
 BATCH_ROWS = 1 << 16
 """Rows that are decoded and hashed at a time: enough to amortise calls, small enough to stay near the cache."""
 _FOOTER_THREADS = 16
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-"""The folder of a missing value, as Hive and Spark call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,28 @@ class Shard:
     row_groups: tuple[int, ...]
     """Rows of each row group."""
     partition: tuple[tuple[str, str], ...]
-    """Columns that the path gives (`day=2026-11-20/`), as text."""
+    """Columns that the path gives (`day=2026-11-20/`), or the log of its table, as text."""
     given: tuple[str, ...] = ()
     """Those of them that become no feature unless they are named (`discovery.FoundFile`)."""
+    columns: tuple[tuple[str, str], ...] | None = None
+    """The columns of the table that the file belongs to, each with its name in the file, "" where the file has none and
+    all rows are without a value. None: the file's own columns.
+    """
 
     @property
     def n_rows(self) -> int:
         """Rows of the file."""
         return sum(self.row_groups)
+
+    @property
+    def identity(self) -> list[Any]:
+        """[url, bytes, modification time or etag], JSON-ready: other rows, another identity. Of a table's file also
+        what the table makes of it, its partition and its columns, as these change without the file.
+        """
+        told: list[Any] = [self.url, self.size, self.modified]
+        if self.columns is None:
+            return told
+        return [*told, [list(each) for each in self.partition], [list(each) for each in self.columns]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +95,21 @@ class Batch:
         return self.first_row + (row if self.kept is None else int(self.kept[row]))
 
 
-def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> list[Shard]:
+def find_shards(
+    paths: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+    snapshots: Mapping[str, Snapshot] | None = None,
+) -> list[Shard]:
     """All Parquet files that the paths name, sorted by URL, each once.
 
-    A path is a file, a folder (searched below; names that begin with "_" or "." are skipped) or a glob; local or a URL.
-    DataError where a path names nothing, or a file is no readable Parquet.
+    A path is a file, a folder (searched below; names that begin with "_" or "." are skipped) or a glob; local or a URL;
+    or it names a table (`dfm.storage.tables`). snapshots: the states of tables that are known, by path; others are
+    looked for. DataError where a path names nothing, or a file is no readable Parquet.
     """
     options = dict(storage_options or {})
     found: dict[str, FoundFile] = {}
     for path in paths:
-        for file in find_files(path, options):
+        for file in _files_of(path, options, snapshots or {}):
             known = found.setdefault(file.url, file)
             if len(file.given) < len(known.given):
                 found[file.url] = file
@@ -100,15 +120,21 @@ def find_shards(paths: Sequence[str], storage_options: Mapping[str, Any] | None 
     return shards
 
 
+def _files_of(path: str, options: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> Sequence[FoundFile]:
+    snapshot = snapshots.get(path) or resolve(path, options)
+    return find_files(path, options) if snapshot is None else snapshot.files
+
+
 def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None, found: FoundFile | None = None) -> Shard:
     """Read a shard's footer. DataError where it is no readable Parquet file.
 
     found: what the search says of the columns of its path; without it, all its folders `name=value` count.
     """
     found = found or FoundFile(url, partition_columns(url), ())
-    with reading(url):
+    with _reading_first(found):
         size, modified = _identity(url, storage_options)
         with open_parquet(url, storage_options) as file:
+            columns = None if found.columns is None else stored_names(found.columns, file.schema_arrow, url)
             metadata = file.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -116,7 +142,25 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None, f
                     f"{url} contradicts itself: its footer tells of {metadata.num_rows} rows, and of row groups with "
                     f"{', '.join(map(str, rows[:5]))}{' …' if len(rows) > 5 else ''}; write it again"
                 )
-        return Shard(url, size, modified, rows, found.partition, found.given)
+    if columns is not None:
+        in_log = {name for name, _ in found.partition}
+        columns = tuple((name, stored) for name, stored in columns if stored or name not in in_log)
+    return Shard(url, size, modified, rows, found.partition, found.given, columns)
+
+
+@contextlib.contextmanager
+def _reading_first(found: FoundFile) -> Iterator[None]:
+    """As `reading`; a file that its table lists and that is not there was deleted as one of an old version."""
+    try:
+        with reading(found.url):
+            yield
+    except DataError as error:
+        if found.columns is None or not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise DataError(
+            f"{found.url} is gone, which this version of its table still lists: it was deleted as a file of an old "
+            "version (VACUUM, expired snapshots) or moved away; name a newer version"
+        ) from error
 
 
 def _identity(url: str, storage_options: Mapping[str, Any] | None) -> tuple[int, str]:
@@ -198,9 +242,16 @@ def open_parquet(
 
 
 def stored_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
-    """The columns that the shard's file holds."""
+    """The columns that the shard's file holds, by the names that its table has for them where it belongs to one: those
+    that it lacks are null, those that its table does not have are not there.
+    """
     with reading(shard.url), open_parquet(shard.url, storage_options) as file:
-        return file.schema_arrow
+        schema = file.schema_arrow
+    if shard.columns is None:
+        return schema
+    fields = {field.name: field for field in schema}
+    own = [fields[stored].with_name(name) if stored else pa.field(name, pa.null()) for name, stored in shard.columns]
+    return pa.schema(own, metadata=schema.metadata)
 
 
 def arrow_schema(shard: Shard, storage_options: Mapping[str, Any] | None = None) -> pa.Schema:
@@ -234,7 +285,8 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
             "Name an existing column in [schema], or leave the shard out"
         )
     wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored))))
-    text = [name for name in wanted if _is_text(stored[name])]
+    stored_as = dict(shard.columns or ())
+    text = [stored_as.get(name, name) for name in wanted if _is_text(stored[name])]
     with open_parquet(shard.url, storage_options, text) as file:
         position = 0
         for row_group, n_rows in enumerate(shard.row_groups):
@@ -261,8 +313,10 @@ def _read_row_group(
     first, last = rows
     position = 0
     place = f", row group {row_group},"
+    stored_as = {name: dict(shard.columns or ()).get(name, name) for name in wanted}
     with reading(shard.url, place):
-        batches = file.iter_batches(BATCH_ROWS, [row_group], wanted, use_threads=False)
+        there = [stored for stored in stored_as.values() if stored]
+        batches = file.iter_batches(BATCH_ROWS, [row_group], there, use_threads=False)
     while True:
         with reading(shard.url, place):
             data = next(batches, None)
@@ -271,7 +325,8 @@ def _read_row_group(
             break
         begin, end = max(first - position, 0), min(last - position, data.num_rows)
         if begin < end:
-            part = without_views(with_fields(data.slice(begin, end - begin), columns))
+            own = _as_in_table(data.slice(begin, end - begin), stored_as)
+            part = without_views(with_fields(own, columns))
             yield Batch(_with_path_columns(part, from_path, columns), shard, row_group, position + begin)
         position += data.num_rows
         if position >= last:
@@ -283,13 +338,29 @@ def _read_row_group(
         )
 
 
+def _as_in_table(data: pa.RecordBatch, stored_as: Mapping[str, str]) -> pa.RecordBatch:
+    """The batch with the names that columns have in their table, and nulls for those that the file lacks."""
+    if all(name == stored for name, stored in stored_as.items()):
+        return data
+    arrays = [data.column(stored) if stored else pa.nulls(data.num_rows) for stored in stored_as.values()]
+    return pa.RecordBatch.from_arrays(arrays, names=list(stored_as))
+
+
 def _check_dictionaries(data: pa.RecordBatch | None) -> None:
     """ArrowInvalid where a code is outside its dictionary: Arrow hands such data on as they are in a damaged file."""
     for name, array in zip(data.schema.names, data.columns, strict=True) if data is not None else ():
-        if pa.types.is_dictionary(array.type) and len(array):
+        if pa.types.is_dictionary(array.type) and len(array) and not _are_below(array.indices, len(array.dictionary)):
             span = pc.min_max(array.indices).as_py()
             if span["max"] is not None and not 0 <= span["min"] <= span["max"] < len(array.dictionary):
                 raise pa.ArrowInvalid(f"column {name!r}: a code is outside its dictionary")
+
+
+def _are_below(codes: pa.Array, n_distinct: int) -> bool:
+    """Whether all codes are in a dictionary, below nulls too; False decides nothing, for there may be anything."""
+    if not pa.types.is_int32(codes.type):
+        return False
+    numbers = np.frombuffer(codes.buffers()[1], np.uint32)[codes.offset : codes.offset + len(codes)]
+    return int(numbers.max()) < n_distinct  # a negative one is large
 
 
 def _with_path_columns(data: pa.RecordBatch, from_path: dict[str, str], columns: Sequence[str]) -> pa.RecordBatch:

@@ -2,116 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data.hashed_rows import HashedRows, concatenate_rows, no_ids
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError
-from dfm.storage.arrays import read_arrays, read_only, write_arrays
-
-_EMPTY_FLOATS = np.zeros(0, np.float32)
-
-
-def _no_ids() -> NDArray[np.uint64]:
-    return np.zeros(0, np.uint64)
+from dfm.storage.arrays import read_arrays, write_arrays
+from dfm.storage.transfers import checked_on_its_way
 
 
-@dataclass(frozen=True, slots=True)
-class EntrySums:
-    """Entries of some rows: how many, and Σ x² over them, which is what the rows' own steps move their scores by."""
-
-    n_rows: int = 0
-    n_entries: int = 0
-    squares: float = 0.0
-
-    def __add__(self, other: EntrySums) -> EntrySums:
-        return EntrySums(self.n_rows + other.n_rows, self.n_entries + other.n_entries, self.squares + other.squares)
-
-
-@dataclass(frozen=True, slots=True)
-class HashedRows:
-    """Rows with hashed feature indices, before the vocabulary is known.
-
-    indptr int64[n_rows + 1]; indices uint32[n_entries] in [0, 2**hash_bits); fields uint16[n_entries], or empty where
-    every row has one entry per field, in field order; values float32[n_entries], or empty where all are 1;
-    labels float32[n_rows]; weights float32[n_rows], or empty where all are 1; group_ids uint64[n_rows], hashes of
-    the rows' groups (schema.group), or empty where nobody asks for them.
-    """
-
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.uint32]
-    fields: NDArray[np.uint16]
-    values: NDArray[np.float32]
-    labels: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    group_ids: NDArray[np.uint64] = field(default_factory=_no_ids)
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return len(self.labels)
-
-    @property
-    def entries(self) -> EntrySums:
-        """Sums over all entries."""
-        n_entries = len(self.indices)
-        squares = float(np.square(self.values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
-        return EntrySums(self.n_rows, n_entries, squares)
-
-    @property
-    def uniform(self) -> HashedRows:
-        """The rows as read-only arrays, so that compiled functions see one set of types."""
-        return HashedRows(*(read_only(getattr(self, entry.name)) for entry in fields(self)))
-
-    def slice(self, start: int, stop: int) -> HashedRows:
-        """Views of rows [start, stop)."""
-        first, last = int(self.indptr[start]), int(self.indptr[stop])
-        return HashedRows(
-            self.indptr[start : stop + 1] - first,
-            self.indices[first:last],
-            self.fields[first:last],
-            self.values[first:last],
-            self.labels[start:stop],
-            self.weights[start:stop],
-            self.group_ids[start:stop],
-        )
-
-
-def concatenate_rows(parts: Sequence[HashedRows], apart: Collection[str] = ()) -> HashedRows:
-    """All rows of the parts, in order. apart: names of arrays that others join; those of the first part stay."""
-    if len(parts) == 1:
-        return parts[0]
-    starts = np.cumsum([0] + [int(part.indptr[-1]) for part in parts])
-    has_values = any(part.values.size for part in parts)
-    has_weights = any(part.weights.size for part in parts)
-    of_each: dict[str, Callable[[HashedRows], NDArray[Any]]] = {
-        "indices": lambda part: part.indices,
-        "fields": lambda part: part.fields,
-        "values": lambda part: or_ones(part.values, len(part.indices), has_values),
-        "labels": lambda part: part.labels,
-        "weights": lambda part: or_ones(part.weights, part.n_rows, has_weights),
-        "group_ids": lambda part: part.group_ids,
-    }
-    joined = {
-        name: np.concatenate([array(part) for part in parts]) for name, array in of_each.items() if name not in apart
-    }
-    if "indptr" not in apart:
-        offsets = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-        joined["indptr"] = np.concatenate([np.zeros(1, np.int64), *offsets])
-    return replace(parts[0], **joined)
-
-
-def or_ones(array: NDArray[np.float32], length: int, wanted: bool) -> NDArray[np.float32]:
-    """The array; float32[length] of ones where it is empty and wanted."""
-    return np.ones(length, np.float32) if wanted and not array.size else array
-
-
+@checked_on_its_way("rows")
 @dataclass(frozen=True, slots=True)
 class SparsePartition:
     """Rows of one replica's slice (or of a validation shard), with the features that they touch.
@@ -136,7 +42,7 @@ class SparsePartition:
     n_implicit: int
     fields: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     ends: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
-    group_ids: NDArray[np.uint64] = field(default_factory=_no_ids)
+    group_ids: NDArray[np.uint64] = field(default_factory=no_ids)
 
     @property
     def n_rows(self) -> int:
@@ -173,9 +79,9 @@ class SparsePartition:
         write_arrays(path, self._arrays(), {"n_factored": str(self.n_factored), "n_implicit": str(self.n_implicit)})
 
     @classmethod
-    def open(cls, path: Path) -> SparsePartition:
-        """Map a saved partition; its arrays are read-only."""
-        arrays, metadata = read_arrays(path)
+    def open(cls, path: Path, just_saved: bool = False) -> SparsePartition:
+        """Map a saved partition; its arrays are read-only. just_saved: its checksums need not be compared."""
+        arrays, metadata = read_arrays(path, just_saved)
         return cls(**arrays, n_factored=int(metadata["n_factored"]), n_implicit=int(metadata["n_implicit"]))
 
     def check(self) -> None:
@@ -217,52 +123,71 @@ def _mark(rows, touched):  # type: ignore[no-untyped-def]
             touched[rows[i]] = True
 
 
-@compiled
-def _needs_values(indptr, local, has_values, stamp, explicit):  # type: ignore[no-untyped-def]
-    """explicit[row] = the row has stored values or an index twice; returns the number of entries that will be kept.
+_WHOLE, _WITH_GAPS, _EXPLICIT = 0, 1, 2
+"""Kinds of rows: all entries are kept and of value 1; some are left out; values are stored."""
 
-    local uint32[n_entries]: local ids, ABSENT where dropped. stamp int64[n_features] starts at -1, is written.
+
+@compiled
+def _localise(indptr, table_rows, has_values, local_ids, last, kinds):  # type: ignore[no-untyped-def]
+    """Turns rows of the parameter table into local ids, in place, and says of each row which kind it is.
+
+    table_rows uint32[n_entries], ABSENT where dropped; local_ids uint32[n_table_rows]; last uint32[n_features] of zeros
+    becomes 1 + the last row that has a feature; writes `kinds` uint8[n_rows]. Returns how many entries will be kept.
     """
     kept = 0
     for row in range(indptr.size - 1):
-        twice = False
+        twice, gaps, stamp = has_values, False, np.uint32(row + 1)
         for i in range(indptr[row], indptr[row + 1]):
-            feature = local[i]
-            if feature == ABSENT:
+            if table_rows[i] == ABSENT:
+                gaps = True
                 continue
-            if stamp[feature] == row:
+            feature = local_ids[table_rows[i]]
+            table_rows[i] = feature
+            if last[feature] == stamp:
                 twice = True
             else:
-                stamp[feature] = row
+                last[feature] = stamp
                 kept += 1
-        explicit[row] = twice or has_values
+        kinds[row] = _EXPLICIT if twice else _WITH_GAPS if gaps else _WHOLE
     return kept
 
 
 @compiled
-def _write_rows(order, n_implicit, source, target, stamp):  # type: ignore[no-untyped-def]
-    """Copies rows in `order` int64[n_rows]; entries that share an index are summed. Writes the arrays of `target`.
-
-    source: indptr, local, values, labels, weights; target: indptr, indices, values, labels, weights.
-    stamp int64[n_features]: where in the target an index stands; it is valid only beyond the row's first entry.
-    """
-    indptr, local, values, labels, weights = source
-    out_indptr, out_indices, out_values, out_labels, out_weights = target
-    at = 0
+def _write_implicit(order, kinds, indptr, local, out_indptr, out_indices):  # type: ignore[no-untyped-def]
+    """Copies rows in `order` int64[at most n_rows] without the entries that are dropped; writes both outputs."""
+    at = np.uint64(0)  # what is unsigned counts from no end, so that rows are copied in vectors
     out_indptr[0] = 0
-    implicit_entries = 0
     for position in range(order.size):
         row = order[position]
-        if position == n_implicit:
-            implicit_entries = at
-        first = at
+        start = np.uint64(indptr[row])
+        length = np.uint64(indptr[row + 1]) - start
+        if kinds[row] == _WHOLE:
+            for i in range(length):
+                out_indices[at + i] = local[start + i]
+            at += length
+        else:
+            for i in range(length):
+                if local[start + i] != ABSENT:
+                    out_indices[at] = local[start + i]
+                    at += np.uint64(1)
+        out_indptr[position + 1] = at
+
+
+@compiled
+def _write_explicit(order, n_implicit, source, target, stamp):  # type: ignore[no-untyped-def]
+    """The same of the rows from `n_implicit` on, with their values; entries that share an index are summed.
+
+    source: indptr, local, values; target: indptr, of which the first n_implicit + 1 are written, indices, values.
+    stamp int64[n_features] of -1: where in the target an index stands; it is valid only beyond the row's first entry.
+    """
+    indptr, local, values = source
+    out_indptr, out_indices, out_values = target
+    at = implicit_entries = out_indptr[n_implicit]
+    for position in range(n_implicit, order.size):
+        row, first = order[position], at
         for i in range(indptr[row], indptr[row + 1]):
             feature = local[i]
             if feature == ABSENT:
-                continue
-            if position < n_implicit:
-                out_indices[at] = feature
-                at += 1
                 continue
             value = values[i] if values.size else np.float32(1.0)
             before = stamp[feature]
@@ -274,9 +199,6 @@ def _write_rows(order, n_implicit, source, target, stamp):  # type: ignore[no-un
                 out_values[at - implicit_entries] = value
                 at += 1
         out_indptr[position + 1] = at
-        out_labels[position] = labels[row]
-        if weights.size:
-            out_weights[position] = weights[row]
 
 
 def build_partition(
@@ -299,32 +221,8 @@ def build_partition(
     touched = np.zeros(vocabulary.n_features, np.bool_)
     _mark(table_rows, touched)
     features = np.flatnonzero(touched).astype(np.uint32)
-    local_ids = np.zeros(vocabulary.n_features, np.uint32)
-    local_ids[features] = np.arange(len(features), dtype=np.uint32)
-    partition = _compact(rows, _localise(table_rows, local_ids), features, vocabulary.n_factored, order)
+    partition = _compact(rows, table_rows, features, vocabulary, order)
     return replace(partition, fields=vocabulary.fields[features])
-
-
-def scoring_partition(rows: HashedRows, lookup: RowLookup) -> SparsePartition:
-    """Rows whose indices are rows of the whole parameter table, in the order given.
-
-    `features` is left empty, `fields` are those of the vocabulary.
-    """
-    table_rows = lookup.rows(rows.indices, rows.fields)
-    keep = table_rows != ABSENT
-    if rows.values.size == 0 and bool(keep.all()) and not _has_duplicates(rows.indptr, table_rows):
-        return SparsePartition(
-            rows.indptr,
-            table_rows,
-            _EMPTY_FLOATS,
-            rows.labels,
-            rows.weights,
-            table_rows[:0],
-            0,
-            rows.n_rows,
-            lookup.fields,
-        )
-    return replace(_with_values(rows, table_rows), fields=lookup.fields)
 
 
 _LONGEST_BY_GROUP = np.iinfo(np.uint16).max
@@ -377,126 +275,40 @@ def _write_by_group(source, group_of, target):  # type: ignore[no-untyped-def]
                 out_values[at - skipped] = values[i - skipped]
 
 
-_LONG_ROW = 256
-"""Entries from which sorting a row finds its duplicates faster than comparing all pairs."""
-
-
-def _long_rows(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.flatnonzero(np.diff(indptr) > _LONG_ROW)
-
-
-def _has_duplicates(indptr: NDArray[np.int64], indices: NDArray[np.uint32]) -> bool:
-    """Whether an index stands twice in any row. Sorting is NumPy's: it takes Numba seconds to compile its own."""
-    return bool(_short_row_has_duplicates(read_only(indptr), read_only(indices))) or any(
-        len(np.unique(row)) < len(row) for row in (indices[indptr[i] : indptr[i + 1]] for i in _long_rows(indptr))
-    )
-
-
-def _visiting_order(indptr: NDArray[np.int64], indices: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """The order int64[n_entries] in which entries are united: those of long rows by index; empty without such rows."""
-    long_rows = _long_rows(indptr)
-    order = np.arange(len(indices) if len(long_rows) else 0)
-    for row in long_rows:
-        start, stop = indptr[row], indptr[row + 1]
-        order[start:stop] = start + np.argsort(indices[start:stop], kind="stable")
-    return order
-
-
-@compiled
-def _short_row_has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
-    for row in range(indptr.size - 1):
-        if indptr[row + 1] - indptr[row] > _LONG_ROW:
-            continue
-        for i in range(indptr[row], indptr[row + 1]):
-            for j in range(indptr[row], i):
-                if indices[i] == indices[j]:
-                    return True
-    return False
-
-
-@compiled
-def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
-    """Copies rows in order, summing the values of entries that share an index; writes the arrays of `out`.
-
-    order: of `_visiting_order`; rows, out: indptr, indices, values.
-    """
-    indptr, indices, values = rows
-    out_indptr, out_indices, out_values = out
-    at = 0
-    out_indptr[0] = 0
-    for row in range(indptr.size - 1):
-        first, start, stop = at, indptr[row], indptr[row + 1]
-        is_long = stop - start > _LONG_ROW
-        for position in range(start, stop):
-            i = order[position] if order.size else position
-            if indices[i] == ABSENT:
-                continue
-            value = values[i] if values.size else np.float32(1.0)
-            j = max(first, at - 1) if is_long else first
-            while j < at and out_indices[j] != indices[i]:
-                j += 1
-            if j < at:
-                out_values[j] += value
-            else:
-                out_indices[at] = indices[i]
-                out_values[at] = value
-                at += 1
-        out_indptr[row + 1] = at
-
-
-def _with_values(rows: HashedRows, table_rows: NDArray[np.uint32]) -> SparsePartition:
-    indptr = np.empty_like(rows.indptr)
-    indices, values = np.empty_like(table_rows), np.empty(len(table_rows), np.float32)
-    joined = read_only(rows.indptr), read_only(table_rows), read_only(rows.values)
-    _sum_duplicates(_visiting_order(rows.indptr, table_rows), joined, (indptr, indices, values))
-    n_entries = int(indptr[-1])
-    return SparsePartition(
-        indptr, indices[:n_entries], values[:n_entries], rows.labels, rows.weights, indices[:0], 0, 0
-    )
-
-
-@compiled
-def _localise(table_rows, local_ids):  # type: ignore[no-untyped-def]
-    """Local id of every entry, ABSENT where it has no row; overwrites and returns `table_rows` uint32[n_entries]."""
-    for i in range(table_rows.size):
-        if table_rows[i] != ABSENT:
-            table_rows[i] = local_ids[table_rows[i]]
-    return table_rows
-
-
 def _compact(
     rows: HashedRows,
-    local: NDArray[np.uint32],
+    table_rows: NDArray[np.uint32],
     features: NDArray[np.uint32],
-    n_factored: int,
+    vocabulary: Vocabulary,
     order: NDArray[np.int64] | None,
 ) -> SparsePartition:
+    """The rows as a partition; overwrites `table_rows` uint32[n_entries], the row of the table of every entry."""
     n_rows = rows.n_rows
-    stamp = np.full(len(features), -1, np.int64)
-    explicit = np.zeros(n_rows, np.bool_)
-    n_entries = _needs_values(rows.indptr, local, rows.values.size > 0, stamp, explicit)
+    local_ids = np.zeros(vocabulary.n_features, np.uint32)
+    local_ids[features] = np.arange(len(features), dtype=np.uint32)
+    kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
+    n_entries = _localise(rows.indptr, table_rows, rows.values.size > 0, local_ids, last, kinds)
+    del local_ids, last
+    explicit = kinds == _EXPLICIT
     if order is None:
         order = np.arange(n_rows, dtype=np.int64)
-    order = np.concatenate([order[~explicit[order]], order[explicit[order]]])
+    if explicit.any():
+        order = np.concatenate([order[~explicit[order]], order[explicit[order]]])
     n_implicit = n_rows - int(np.count_nonzero(explicit))
-    target = (
-        np.empty(n_rows + 1, np.int64),
-        np.empty(n_entries, np.uint32),
-        np.empty(n_entries if n_implicit < n_rows else 0, np.float32),
-        np.empty(n_rows, np.float32),
-        np.empty(len(rows.weights), np.float32),
-    )
-    stamp[:] = -1
-    _write_rows(order, n_implicit, (rows.indptr, local, rows.values, rows.labels, rows.weights), target, stamp)
-    indptr, indices, values, labels, weights = target
+    indptr, indices = np.empty(n_rows + 1, np.int64), np.empty(n_entries, np.uint32)
+    values = np.empty(n_entries if n_implicit < n_rows else 0, np.float32)
+    _write_implicit(order[:n_implicit], kinds, rows.indptr, table_rows, indptr, indices)
+    if n_implicit < n_rows:
+        source, target = (rows.indptr, table_rows, rows.values), (indptr, indices, values)
+        _write_explicit(order, n_implicit, source, target, np.full(len(features), -1, np.int64))
     return SparsePartition(
         indptr,
         indices,
         values[: n_entries - int(indptr[n_implicit])].copy(),
-        labels,
-        weights,
+        rows.labels[order],
+        rows.weights[order] if rows.weights.size else rows.weights,
         features,
-        int(np.searchsorted(features, n_factored)),
+        int(np.searchsorted(features, vocabulary.n_factored)),
         n_implicit,
         group_ids=rows.group_ids[order] if rows.group_ids.size else rows.group_ids,
     )

@@ -26,21 +26,22 @@ from numpy.typing import NDArray
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
 from dfm.data.draw import Draw, Sampling, lots_of
-from dfm.data.encoding import Encoded, arranged, encode_batch, negative_rows, number_column
+from dfm.data.encoding import Encoded, encode_batch, negative_rows, number_column
+from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
-from dfm.data.partition import HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
+from dfm.data.partition import SparsePartition, build_partition, by_group
 from dfm.data.schema import ResolvedSchema
 from dfm.data.texts import text_hashes
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
-from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
+from dfm.data.vocabulary import FeatureCounts, FeatureTally, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage import files, ownership
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 6
+CACHE_FORMAT = 7
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 _CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
@@ -132,7 +133,7 @@ def fingerprint(*parts: Any) -> str:
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
     """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
-    return [[u.shard.url, u.shard.size, u.shard.modified, u.start, u.stop] for u in units]
+    return [[*unit.shard.identity, unit.start, unit.stop] for unit in units]
 
 
 # ---------------------------------------------------------------------------------------------- statistics ----
@@ -303,12 +304,13 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     if cached is not None:
         return cached
     parts, account = [], RowAccount()
+    tally = FeatureTally(reading.hash_bits) if FeatureTally.fits(reading.hash_bits) else None
     for unit in units:
         for batch in kept_batches(reading, unit, reading.columns):
             n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
             with naming_shard(batch):
                 batch = _sampled(batch, reading, kind)
-                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
+                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind, tally)
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))
@@ -320,12 +322,13 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             parts.append(_in_groups(batch, encoded, reading.group_column))
     parts = parts or [_no_rows(reading.schema)]
     slices = _slices(parts, n_slices, seed, bool(reading.group_column))
-    offsets = np.searchsorted(np.sort(slices), np.arange(n_slices + 1)).astype(np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
     rows = concatenate_rows(parts) if seed is None else arranged(parts, np.argsort(slices, kind="stable"))
     del parts
-    counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), reading.hash_bits)
+    n_fields = len(reading.schema.fields)
+    counts = tally.counts() if tally else count_features(rows.indices, rows.fields, n_fields, reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
-    return _open_chunk(path) or Chunk(rows, offsets, counts, account)
+    return _open_chunk(path, just_saved=True) or Chunk(rows, offsets, counts, account)
 
 
 def _in_groups(batch: Batch, encoded: Encoded, column: str) -> HashedRows:
@@ -381,8 +384,8 @@ def _slices(parts: Sequence[HashedRows], n_slices: int, seed: Seed, by_group: bo
         return (lots_of(groups, start) * n_slices).astype(np.uint32)
     n_rows = sum(part.n_rows for part in parts)
     drawn = np.arange(n_rows) if seed is None else np.random.default_rng(seed).permutation(n_rows)
-    bounds = [n_rows * s // n_slices for s in range(1, n_slices)]
-    return np.searchsorted(bounds, drawn, side="right").astype(np.uint16)
+    bounds = [n_rows * s // n_slices for s in range(n_slices + 1)]
+    return np.repeat(np.arange(n_slices, dtype=np.uint16), np.diff(bounds))[drawn]
 
 
 def _no_rows(schema: ResolvedSchema) -> HashedRows:
@@ -408,10 +411,10 @@ def _save_chunk(path: Path, chunk: Chunk) -> None:
     write_arrays(path, {**arrays, "offsets": chunk.offsets, "account": account})
 
 
-def _open_chunk(path: Path) -> Chunk | None:
+def _open_chunk(path: Path, just_saved: bool = False) -> Chunk | None:
     """The cached chunk, or None; a damaged file counts as missing."""
     try:
-        arrays, _ = read_arrays(path)
+        arrays, _ = read_arrays(path, just_saved)
         rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
         counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
         account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
@@ -510,7 +513,7 @@ def _partitions(
         if seed is not None:
             order = np.random.default_rng((*seed, s)).permutation(sum(part.n_rows for part in rows))
         by_group(build_partition(rows, vocabulary, lookup, order), reading.groups).save(path)
-        built.append(SparsePartition.open(path))
+        built.append(SparsePartition.open(path, just_saved=True))
     return built
 
 

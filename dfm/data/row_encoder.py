@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing
-from dfm.data.partition import HashedRows
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import SHORTEST, Field, ResolvedSchema
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, Transform
 

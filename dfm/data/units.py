@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.accounting import RowAccount
-from dfm.data.partition import HashedRows
+from dfm.data.hashed_rows import HashedRows
 
 
 @dataclass(frozen=True)

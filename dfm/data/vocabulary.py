@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numba
 import numpy as np
@@ -93,22 +94,88 @@ def _tally_table(table, counts, lowest):  # type: ignore[no-untyped-def]
                 counts[index] += 1
 
 
+@compiled
+def _tally_column(indices, field, counts, lowest):  # type: ignore[no-untyped-def]
+    """The same of the entries of one field."""
+    for i in range(indices.size):
+        index = indices[i]
+        if counts[index] == 0 or field < lowest[index]:
+            lowest[index] = field
+        counts[index] += 1
+
+
+@compiled
+def _tally_counted(indices, amounts, field, counts, lowest):  # type: ignore[no-untyped-def]
+    """The same of entries that were counted: amounts uint32[n] of each index."""
+    for i in range(indices.size):
+        if amounts[i]:
+            index = indices[i]
+            if counts[index] == 0 or field < lowest[index]:
+                lowest[index] = field
+            counts[index] += amounts[i]
+
+
+class FeatureTally:
+    """Adds occurrences up in tables of all 2**hash_bits indices; `fits` says whether these are not too large."""
+
+    def __init__(self, hash_bits: int) -> None:
+        self._counts = np.zeros(1 << hash_bits, np.uint32)
+        self._lowest = np.zeros(1 << hash_bits, np.uint16)
+
+    @staticmethod
+    def fits(hash_bits: int) -> bool:
+        """Whether tables of all indices are used."""
+        return hash_bits <= _DENSE_BITS
+
+    def add_column(self, field: int, indices: NDArray[np.uint32], amounts: NDArray[np.uint32] | None = None) -> None:
+        """Count entries of a field, uint32[n]; `amounts` uint32[n] of them where they were counted before."""
+        number = np.uint16(field)
+        if amounts is None:
+            _tally_column(read_only(indices), number, self._counts, self._lowest)
+        else:
+            _tally_counted(read_only(indices), amounts, number, self._counts, self._lowest)
+
+    def add_rows(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], n_fields: int) -> None:
+        """Count the entries of rows, uint32[n_entries]; fields: as in `count_features`."""
+        if fields.size:
+            _tally(indices, fields, self._counts, self._lowest)
+        elif indices.size:
+            _tally_table(indices.reshape(-1, n_fields), self._counts, self._lowest)
+
+    def counts(self) -> FeatureCounts:
+        """All that was counted."""
+        return _counted(self._counts, self._lowest)
+
+
 def count_features(
     indices: NDArray[np.uint32], fields: NDArray[np.uint16], n_fields: int, hash_bits: int
 ) -> FeatureCounts:
     """Occurrences of each index (uint32[n_entries]; `fields` uint16[n_entries], or empty for one entry per field)."""
-    if hash_bits <= _DENSE_BITS:
-        counts = np.zeros(1 << hash_bits, np.uint32)
-        lowest = np.zeros(1 << hash_bits, np.uint16)
-        if fields.size:
-            _tally(indices, fields, counts, lowest)
-        elif indices.size:
-            _tally_table(indices.reshape(-1, n_fields), counts, lowest)
-        ids = np.flatnonzero(counts).astype(np.uint32)
-        return FeatureCounts(ids, counts[ids].astype(np.int64), lowest[ids])
+    if FeatureTally.fits(hash_bits):
+        tally = FeatureTally(hash_bits)
+        tally.add_rows(indices, fields, n_fields)
+        return tally.counts()
     if not fields.size:
         fields = (np.arange(len(indices)) % max(n_fields, 1)).astype(np.uint16)
     return merge_counts([FeatureCounts(indices, np.ones(len(indices), np.int64), fields)], hash_bits)
+
+
+def _counted(counts: NDArray[Any], fields: NDArray[np.uint16]) -> FeatureCounts:
+    """The features that dense counts are not 0 of."""
+    n = int(np.count_nonzero(counts))
+    found = FeatureCounts(np.empty(n, np.uint32), np.empty(n, np.int64), np.empty(n, np.uint16))
+    _collect(counts, fields, found.ids, found.counts, found.fields)
+    return found
+
+
+@compiled
+def _collect(counts, fields, out_ids, out_counts, out_fields):  # type: ignore[no-untyped-def]
+    """Writes what `_counted` returns: index, count and field where a count is not 0."""
+    n = 0
+    for index in range(counts.size):
+        if counts[index]:
+            out_ids[n], out_counts[n], out_fields[n] = index, counts[index], fields[index]
+            n += 1
 
 
 @compiled
@@ -128,8 +195,7 @@ def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCount
         fields = np.zeros(1 << hash_bits, np.uint16)
         for part in parts:
             _add_counts(part.ids, part.counts, part.fields, counts, fields)
-        ids = np.flatnonzero(counts).astype(np.uint32)
-        return FeatureCounts(ids, counts[ids], fields[ids])
+        return _counted(counts, fields)
     all_ids = np.concatenate([part.ids for part in parts])
     if not len(all_ids):
         return FeatureCounts(all_ids, np.zeros(0, np.int64), np.zeros(0, np.uint16))
@@ -162,13 +228,24 @@ def build_vocabulary(
         buckets = FeatureCounts(rare_ids, pooled, np.arange(len(columns), dtype=np.uint16))
         united = _united(FeatureCounts(ids, occurrences, fields), buckets)
         ids, occurrences, fields = united.ids, united.counts, united.fields
-    order = np.lexsort((ids, -occurrences))
+    order = _by_count(occurrences)
     ids, occurrences, fields = ids[order], occurrences[order], fields[order]
     if len(rare_ids):
         by_id = np.argsort(ids)
         rare_rows = by_id[np.searchsorted(ids[by_id], rare_ids)]
     n_factored = int(np.count_nonzero(occurrences >= min_count_factors))
     return Vocabulary(ids, occurrences, fields, rare_rows, n_factored, hash_bits)
+
+
+def _by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order that puts larger counts first and leaves equal ones as they stand: most counts are small, and small
+    numbers are sorted by their digits.
+    """
+    most = int(np.iinfo(np.uint16).max)
+    order = np.argsort(most - np.minimum(counts, most).astype(np.uint16), kind="stable")
+    large = order[: np.count_nonzero(counts >= most)]
+    large[:] = large[np.argsort(-counts[large], kind="stable")]
+    return order
 
 
 def _united(*parts: FeatureCounts) -> FeatureCounts:
@@ -265,6 +342,7 @@ class RowLookup:
         self.fields = vocabulary.fields
         self._rare = vocabulary.rare.astype(np.int64)
         self._n_fields = len(self._rare)
+        self._in_each_row = np.where(self._rare >= 0, self._rare, ABSENT).astype(np.uint32)
         if vocabulary.hash_bits <= _DENSE_BITS:
             self._dense = np.full(1 << vocabulary.hash_bits, ABSENT, np.uint32)
             self._dense[vocabulary.ids] = np.arange(vocabulary.n_features, dtype=np.uint32)
@@ -283,7 +361,10 @@ class RowLookup:
         """
         out = np.empty(len(indices), np.uint32) if out is None else out
         indices, fields = read_only(indices), read_only(fields)
-        if self._dense.size:
+        if self._dense.size and not fields.size and len(indices) and not len(indices) % self._n_fields:
+            shape = -1, self._n_fields
+            _look_up_table(self._dense, indices.reshape(shape), self._in_each_row, out.reshape(shape))
+        elif self._dense.size:
             _look_up(self._dense, indices, fields, self._rare, out)
         else:
             _bisect(self._sorted_ids, self._sorted_rows, indices, fields, self._rare, out)
@@ -301,6 +382,15 @@ def _look_up(dense, indices, fields, rare, out):  # type: ignore[no-untyped-def]
     for i in range(indices.size):
         row = dense[indices[i]]
         out[i] = row if row != ABSENT else _rare_row(fields, i, rare)
+
+
+@compiled
+def _look_up_table(dense, indices, rare, out):  # type: ignore[no-untyped-def]
+    """The same of uint32[n_rows, n_fields], an entry of each field a row; rare uint32[n_fields], ABSENT for none."""
+    for row in range(indices.shape[0]):
+        for field in range(indices.shape[1]):
+            found = dense[indices[row, field]]
+            out[row, field] = found if found != ABSENT else rare[field]
 
 
 @compiled

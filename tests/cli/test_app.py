@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from dfm.model.fm_model import FMModel
 from dfm.runs import outcome
 from dfm.runs.outcome import Outcome
 from dfm.settings import job as settings
+from tests.support.command_line import Run
 from tests.support.small_jobs import EPOCH_KEYS, LAST_DAY, in_process_client, read_log
 
 JOB = """
@@ -59,7 +60,6 @@ cache = "{folder}/cache"
 [output]
 directory = "{folder}/out"
 """
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +75,6 @@ def scheduler() -> Iterator[str]:
     """Address of a scheduler with one worker, both inside this process."""
     with in_process_client(1) as client:
         yield client.scheduler.address
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command with these arguments: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(logging.getLogger("dfm"), "handlers", [])
-
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dfm", *[str(argument) for argument in arguments]])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main()
-        answer = capsys.readouterr()
-        assert isinstance(exited.value.code, int)
-        for line in answer.out.splitlines():
-            if line.startswith('{"event"'):
-                assert not faults_of(json.loads(line)), line
-        return exited.value.code, answer.out, answer.err
-
-    return call
 
 
 def write_job(log: Path, folder: Path) -> Path:
@@ -217,7 +196,7 @@ ARGUMENTS = {
 def test_every_command_that_reads_urls_takes_storage_options() -> None:
     reading = {
         "evaluate", "predict", "inspect", "importance", "export", "publish", "rollback", "status", "logs", "cancel",
-        "list", "report",
+        "list", "report", "convert", "guess",
     }  # fmt: skip
     assert {*WITH_STORAGE} == reading
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from dfm.data.discovery import FoundFile, find_files, partition_columns
+from dfm.data.text.sources import find_sources
 from dfm.errors import DataError
-from dfm.storage import files
+from dfm.storage import files, listing
 from dfm.storage.ownership import Ledger
 
 
@@ -78,6 +85,80 @@ def test_a_link_that_leads_nowhere_is_no_silence(linked: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- names ----
+
+
+@pytest.fixture(params=[errno.EIO, errno.EACCES])
+def kept_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets the system list no folder whose path ends in some way; a test may be root, whom no permission stops."""
+
+    def keep_from(end: str) -> None:
+        def refusing(list_it: Callable[[str], Any], path: str = ".") -> Any:
+            if str(path).endswith(end):
+                raise OSError(request.param, os.strerror(request.param), str(path))
+            return list_it(path)
+
+        for name in ("scandir", "listdir"):
+            monkeypatch.setattr(os, name, functools.partial(refusing, getattr(os, name)))
+
+    return keep_from
+
+
+@pytest.mark.parametrize("path", ["", "day=*", "day=*/*.parquet", "**/*.parquet", "*/*"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    path: str, tmp_path: Path, kept_from: Callable[[str], None]
+) -> None:
+    put(str(tmp_path), "day=1/a.parquet", "day=2/a.parquet", "_temporary/0/a.parquet")
+    kept_from("/_temporary")
+    assert names(str(tmp_path), path) == ["day=1/a.parquet", "day=2/a.parquet"]
+    kept_from("/day=2")
+    with pytest.raises(DataError, match=r"cannot list '.*day=2'. Without a folder its rows would be missing"):
+        names(str(tmp_path), path)
+    if path != "day=*":  # a glob of texts names files
+        with pytest.raises(DataError, match=r"cannot list '.*day=2'. Without a folder its rows would be missing"):
+            find_sources([f"{tmp_path}/{path}".rstrip("/")])
+
+
+@pytest.mark.parametrize("path", ["data", "data/day=*/*.parquet", "data/**/*.parquet"])
+def test_texts_that_are_links_are_found(path: str, linked: Path) -> None:
+    for found in (linked.parent / "store").rglob("*.parquet"):
+        found.write_bytes(b"1 1:1\n")
+    (linked / "day=3").symlink_to(linked / "day=2")  # the same rows once more
+    (linked / "day=1" / "again").symlink_to(linked)
+    assert [source.partition for source in find_sources([f"{linked.parent}/{path}"])] == ["day=1/", "day=2/"]
+
+
+class Walked(MemoryFileSystem):
+    """A filesystem that has no search of its own, as HDFS; one of its folders cannot be listed."""
+
+    protocol = "walked"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    find, glob = AbstractFileSystem.find, AbstractFileSystem.glob
+    refused = ""
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
+        if self.refused and path.endswith(self.refused):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return super().ls(path, detail, **more)
+
+
+@pytest.mark.parametrize("rest", ["", "/day=*/*.parquet", "/**/*.parquet"])
+def test_a_folder_that_another_filesystem_cannot_list_is_an_error_too(rest: str) -> None:
+    filesystem, base = Walked(skip_instance_cache=True), f"/{uuid.uuid4().hex}"
+    for name in ("day=1/a.parquet", "day=2/a.parquet", "_temporary/a.parquet"):
+        filesystem.pipe_file(f"{base}/{name}", ROWS)
+
+    def found() -> list[str]:
+        names = (
+            listing.matching(filesystem, base, rest, False) if rest else listing.files_below(filesystem, base, False)
+        )
+        return sorted(name.removeprefix(f"{base}/") for name in names if "/day=" in name)
+
+    filesystem.refused = "_temporary"
+    assert found() == ["day=1/a.parquet", "day=2/a.parquet"]
+    filesystem.refused = "day=2"
+    with pytest.raises(OSError, match="day=2"):
+        found()
 
 
 @pytest.mark.parametrize(
@@ -151,12 +232,19 @@ def hudi(folder: str, table: str = "clicks") -> str:
     return "Apache Hudi"
 
 
+REMEDIES = {
+    "Delta Lake": "Name it delta://.*clicks, with @v|Name it delta.(memory|file|local)",
+    "Apache Iceberg": "Name it by its catalogue, iceberg://",
+    "Apache Hudi": "Give data the list of its present files",
+}
+
+
 @pytest.mark.parametrize("table", [delta, iceberg, hudi])
 def test_a_table_is_refused_however_its_heap_of_files_is_named(folder: str, table: object) -> None:
     kind = table(folder)  # type: ignore[operator]
     first = next(name for name in ("part-0.parquet", "data/part-1.parquet") if files.exists(f"{folder}/clicks/{name}"))
     for path in ("", "clicks", "cl*", "clicks/*", "clicks/**/*.parquet", os.path.dirname(f"clicks/{first}")):
-        with pytest.raises(DataError, match=f"belongs to a table of {kind}.*Give data the list of its present files"):
+        with pytest.raises(DataError, match=f"belongs to a table of {kind}.*{REMEDIES[kind]}"):
             names(folder, path)
     below = "clicks/data/day=" if kind == "Apache Iceberg" else "clicks/day="
     for path in (f"{below}1", f"{below}*", f"{below}*/*.parquet", f"{below}[1]/*"):

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data.encoding import Encoded, arranged, encode_batch, take_rows
-from dfm.data.partition import HashedRows, concatenate_rows
+from dfm.data.encoding import Encoded, encode_batch
+from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows, take_rows
 from dfm.data.schema import Schema, resolve
 from dfm.data.transforms import NumberStatistics
+from dfm.data.vocabulary import FeatureTally, count_features
 from dfm.errors import DataError
 from tests.support.tokens import MISSING, PRESENT, bucket, category, cross, token
 
@@ -448,6 +449,22 @@ def test_good_rows_are_the_definition_and_bad_ones_are_accounted_for(rows, dicti
     assert entries(encoded.rows, 8) == [slow_row(row) for row in good]
     assert encoded.rows.labels.tolist() == [row["label"] for row in good]
     assert encoded.rows.weights.tolist() == [float(row["w"]) for row in good]
+
+
+@pytest.mark.parametrize("only_good", [True, False], ids=["good rows", "bad ones too"])
+@given(st.lists(st.lists(ROW, max_size=12), max_size=3), st.booleans(), st.booleans())
+def test_features_are_tallied_batch_by_batch_as_they_stand_in_the_good_rows(only_good, batches, dictionaries, uniform):
+    batches = [[row for row in rows if is_good(row) or not only_good] for rows in batches]
+    schema = resolve(UNIFORM if uniform else EVERYTHING, list(TYPES))
+    tally = FeatureTally(BITS)
+    all_rows = [
+        encode_batch(table_of(rows, dictionaries), schema, BITS, STATISTICS, "classification", tally).rows
+        for rows in [*batches, []]
+    ]
+    rows = concatenate_rows(all_rows)
+    expected = count_features(rows.indices, rows.fields, len(schema.fields), BITS)
+    for name in ("ids", "counts", "fields"):
+        np.testing.assert_array_equal(getattr(tally.counts(), name), getattr(expected, name), err_msg=name)
 
 
 @given(st.lists(ROW, max_size=12), st.booleans(), st.integers(0, 12), st.integers(0, 12))

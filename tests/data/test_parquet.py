@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +21,16 @@ from hypothesis import strategies as st
 
 from dfm.data import parquet
 from dfm.data.duplicates import check_distinct
-from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, describe_shard, find_shards, read_unit
+from dfm.data.parquet import (
+    Batch,
+    Shard,
+    Unit,
+    _check_dictionaries,
+    arrow_schema,
+    describe_shard,
+    find_shards,
+    read_unit,
+)
 from dfm.errors import DataError, SettingsError
 from tests.support.shards import write_shard
 
@@ -174,8 +185,9 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("a.csv", "pyarrow.parquet.write_table(pyarrow.csv.read_csv('a.csv'), 'a.parquet')"),
-        ("a.CSV.gz", "pyarrow.csv.read_csv('a.CSV.gz'), 'a.parquet'"),
+        ("a.csv", "a.csv --to FOLDER makes of it"),
+        ("a.CSV.gz", "dfm reads Parquet, which dfm convert "),
+        ("b.svm", "b.svm --to FOLDER makes of it"),
         ("b.jsonl", "pyarrow.json.read_json('b.jsonl'), 'b.parquet'"),
     ],
 )
@@ -393,6 +405,19 @@ def test_text_arrives_as_dictionaries_so_that_distinct_values_are_hashed_once(tm
 
 
 # --------------------------------------------------------------------------------------- columns of the path ----
+
+
+@pytest.mark.parametrize(
+    ("code", "is_there", "damaged"), [(2, True, False), (3, True, True), (-1, True, True), (3, False, False)]
+)
+def test_a_code_outside_of_its_dictionary_is_damage_where_a_value_is_there(code, is_there, damaged):
+    codes = np.array([0, 1, code], np.int32)
+    bits = np.array([0b011 | is_there << 2], np.uint8)
+    indices = pa.Array.from_buffers(pa.int32(), 3, [pa.py_buffer(bits), pa.py_buffer(codes)])
+    array = pa.DictionaryArray.from_arrays(indices, pa.array(["a", "b", "c"]), safe=False)
+    batch = pa.RecordBatch.from_arrays([array], names=["C"])
+    with pytest.raises(pa.ArrowInvalid, match="outside its dictionary") if damaged else contextlib.nullcontext():
+        _check_dictionaries(batch)
 
 
 def test_hive_folders_are_columns_of_text(tmp_path):

@@ -15,14 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from dfm.data.partition import (
-    HashedRows,
-    SparsePartition,
-    build_partition,
-    by_group,
-    concatenate_rows,
-    scoring_partition,
-)
+from dfm.data import scoring_rows
+from dfm.data.hashed_rows import HashedRows, concatenate_rows
+from dfm.data.partition import SparsePartition, build_partition, by_group
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
@@ -321,3 +317,15 @@ def test_parts_with_and_without_values_or_weights_make_one_whole():
     assert whole.values.tolist() == [1.0, 1.0, 2.0, 0.5, 1.0, 1.0]
     assert whole.weights.tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert whole.indptr.tolist() == [0, 1, 2, 4, 5, 6]
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(0, 5).map(lambda n: n << 11) | st.integers(0, 2**32 - 2), max_size=12) | st.just([7] * 2),
+        max_size=6,
+    )
+)
+def test_an_index_twice_in_a_row_is_found_whatever_others_share_its_last_bits(rows: list[list[int]]) -> None:
+    indptr = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    indices = np.array([index for row in rows for index in row], np.uint32)
+    assert scoring_rows._has_duplicates(indptr, indices) == any(len({*row}) < len(row) for row in rows)

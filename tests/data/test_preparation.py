@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import os
 from collections import Counter
@@ -17,8 +18,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dfm.data.accounting import LabelMoments, RowAccount
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Shard, Unit, describe_shard
-from dfm.data.partition import HashedRows, SparsePartition
+from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
     Chunk,
     Reading,
@@ -33,7 +35,7 @@ from dfm.data.preparation import (
 from dfm.data.schema import Schema, resolve
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features
+from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features, merge_counts
 from dfm.errors import DataError
 from dfm.settings.job import Job
 from dfm.storage.arrays import read_arrays, write_arrays
@@ -438,6 +440,26 @@ def test_a_damaged_or_lost_partition_is_made_again_and_comes_out_the_same(readin
         assert_same_arrays(SparsePartition.open(path), SparsePartition.open(original))
     assert sum(partition.n_rows for partition in slices) == 101
     assert ("is made again: " in caplog.text) == (damage is not Path.unlink)
+
+
+BYTES = {
+    "uniform": "d657f182932cb7b4a2f6e46e5ab378ccd6230d90162cc5b8b059312f55db0654",
+    "ragged": "dcb0e83de642683d456ac9a274f9e72bc3282136cb2fc5eab1716842c438a1fa",
+}
+"""Of all arrays of the partitions below, as they have been since caches have had their format."""
+
+
+def test_partitions_are_the_bytes_that_they_have_been(reading, shards, request):
+    units = [[unit] for unit in whole(shards)]
+    counts = [hash_units(reading, of_task, 3, (1, 2, number)).counts for number, of_task in enumerate(units)]
+    vocabulary = build_vocabulary(
+        merge_counts(counts, HASH_BITS), [f.name for f in reading.schema.fields], HASH_BITS, 2, 3
+    )
+    digest = hashlib.sha256()
+    for partition in load_slices(reading, units, 3, (1, 2), vocabulary, "golden", RowLookup(vocabulary)):
+        for entry in dataclasses.fields(partition):
+            digest.update(np.asarray(getattr(partition, entry.name)).tobytes())
+    assert digest.hexdigest() == BYTES[request.node.callspec.params["reading"]]
 
 
 def test_a_lost_cache_changes_nothing(reading, shards, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dfm.data.vocabulary import (
     ABSENT,
     FeatureCounts,
+    FeatureTally,
     RowLookup,
     Vocabulary,
     build_vocabulary,
@@ -78,6 +79,13 @@ def test_merged_counts_are_the_counts_of_all_rows_in_any_order(hash_bits, parts)
     assert as_dict(merge_counts(halves, hash_bits)) == expected
 
 
+def test_what_no_row_has_is_not_tallied_and_claims_no_field():
+    tally = FeatureTally(4)
+    tally.add_column(2, np.array([5, 7, 5], np.uint32))
+    tally.add_column(1, np.array([5, 6, 7], np.uint32), np.array([0, 0, 3], np.uint32))
+    assert as_dict(tally.counts()) == {5: (2, 2), 7: (4, 1)}
+
+
 # ----------------------------------------------------------------------------------------------- vocabulary ----
 
 
@@ -110,6 +118,15 @@ def test_features_come_by_count_and_rare_ones_are_pooled_by_field(hash_bits, ent
         assert vocabulary.ids[vocabulary.rare].tolist() == [token(column, RARE, hash_bits) for column in COLUMNS]
     else:
         assert vocabulary.rare.tolist() == [-1] * N_FIELDS
+
+
+@given(st.lists(st.sampled_from([1, 2, 65_534, 65_535, 65_536, 65_537, 10**6, 2**33]), max_size=30))
+def test_features_come_by_count_however_large_the_counts_are(counts):
+    seen = FeatureCounts(
+        np.arange(len(counts), dtype=np.uint32), np.array(counts, np.int64), np.zeros(len(counts), np.uint16)
+    )
+    vocabulary = build_vocabulary(seen, COLUMNS, 20, 1, 1)
+    assert vocabulary.ids.tolist() == sorted(range(len(counts)), key=lambda index: (-counts[index], index))
 
 
 def test_no_occurrence_is_lost_to_the_rare_buckets():

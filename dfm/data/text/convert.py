@@ -1,0 +1,265 @@
+"""Text into shards: chunks of files, by several processes, to the same names and bytes whatever their number.
+
+Shards are written below a folder or URL beside a hidden ledger, which has no sizes before all of them are there; what a
+killed conversion leaves is refused when it is read (`dfm.data.discovery`) and replaced by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dfm.data.arrow_types import column_kind
+from dfm.data.text.account import LineAccount
+from dfm.data.text.formats import AUTO, Format, Wishes, format_of, lines_of
+from dfm.data.text.parsed import LABEL, Reader
+from dfm.data.text.sources import Chunk, Source, blocks, chunks_of, find_sources
+from dfm.data.text.tables import doubtful_header
+from dfm.errors import ClusterError, DataError, SettingsError
+from dfm.storage import files, ownership
+from dfm.storage.ownership import CONVERSION, Ledger
+
+logger = logging.getLogger(__name__)
+DONE = "_SUCCESS"
+"""The marker that all shards are there, as Spark leaves it."""
+SHARD_BYTES = 1 << 27
+"""Bytes of text that become one shard."""
+_PARQUET: dict[str, Any] = {"compression": "zstd", "write_batch_size": 1 << 20}
+"""Options of pyarrow's ParquetWriter. Entries of lists are written 1024 at a time by default, which takes longer."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion: folder or URL of the shards, format, reader with their columns, account of lines."""
+
+    directory: str
+    format: str
+    reader: Reader
+    account: LineAccount
+    n_shards: int
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The work of a process, but for the chunk: into which folder, by which reader, and whether a bad line ends it."""
+
+    directory: str
+    reader: Reader
+    stops: bool
+    options: Mapping[str, Any]
+
+
+def convert(
+    inputs: str | Iterable[str],
+    directory: str,
+    *,
+    format: str = AUTO,
+    delimiter: str = "",
+    header: bool = True,
+    types: Mapping[str, str] | None = None,
+    missing: Sequence[str] = (),
+    names: Sequence[str] = (),
+    on_bad_rows: str = "error",
+    max_bad_fraction: float = 0.01,
+    processes: int = 1,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Write the lines of text files as Parquet shards `directory`/part-FILE-CHUNK.parquet.
+
+    inputs: paths, folders, globs or URLs; folders `name=value` below them are kept. format: one of `formats.FORMATS`,
+    or "auto", which looks at the first lines. Of tables (csv, tsv) delimiter: another one; header: whether the first
+    line names the columns; types: "text", "number" or "integer" by column, of others as samples of the files have it;
+    missing: texts that mean a missing value, beside none at all; names: of the columns, where no line has them.
+
+    on_bad_rows: "error" stops at the first line that is no row, "skip" leaves out up to max_bad_fraction of them. More
+    `processes` write the same bytes; they are spawned, so a script that asks for more than one needs the `if __name__
+    == "__main__":` guard. overwrite: replace an earlier conversion. shard_bytes: of text, about.
+    progress(done_bytes, all_bytes) is called here after each chunk.
+
+    DataError names file and line of what is no row; SettingsError where `directory` holds anything that an earlier
+    conversion did not make, or is, contains or lies inside an input.
+    """
+    _check(on_bad_rows, processes, shard_bytes)
+    paths = [inputs] if isinstance(inputs, str) else list(inputs)
+    options = dict(storage_options or {})
+    found = find_sources(paths, options)
+    ownership.check_apart(directory, paths, "--to", options, shards=[source.url for source in found])
+    wishes = Wishes(delimiter, header and not names, dict(types or {}), tuple(missing), tuple(names))
+    chosen, reader, sources = _reader(found, format, wishes, options)
+    chunks = chunks_of(sources, shard_bytes)
+    ledger = _prepare(directory, overwrite, options)
+    try:
+        with _mapper(min(processes, len(chunks))) as map_chunks:
+            if reader.surveys:
+                survey = functools.partial(_survey, reader, options)
+                reader = reader.knowing(set().union(*map_chunks(survey, chunks)))
+            ledger.claim([*(chunk.name for chunk in chunks), DONE])
+            _forget_abandoned(directory, chunks)
+            order = _Order(directory, reader, on_bad_rows == "error", options)
+            account = _write_all(map_chunks, order, chunks, progress)
+        account.check(on_bad_rows, max_bad_fraction)
+    except DataError:
+        ledger.remove()
+        raise
+    files.write_bytes(files.join(directory, DONE), b"", options)
+    ledger.settle()
+    return Conversion(directory, chosen.name, reader, account, len(chunks))
+
+
+def _check(on_bad_rows: str, processes: int, shard_bytes: int) -> None:
+    if on_bad_rows not in ("error", "skip"):
+        raise SettingsError(f"on_bad_rows = {on_bad_rows!r}: must be error or skip")
+    for name, value in (("processes", processes), ("shard_bytes", shard_bytes)):
+        if value < 1:
+            raise SettingsError(f"{name} = {value}: must be at least 1")
+
+
+def _reader(
+    found: list[Source], name: str, wishes: Wishes, options: files.Options
+) -> tuple[Format, Reader, list[Source]]:
+    """The format, its reader as it begins, and the sources with their headers. DataError where headers differ."""
+    full = next((source for source in found if source.size), None)
+    if full is None:
+        raise DataError(
+            f"{found[0].url} is empty{', and so are all others' if len(found) > 1 else ''}: no row to convert"
+        )
+    lines = lines_of(full, options)
+    chosen = format_of("csv" if name == AUTO and wishes.delimiter else name, full, lines)
+    if not chosen.is_table and (wishes.types or wishes.missing or wishes.delimiter or not wishes.header):
+        raise SettingsError(
+            "--delimiter, --no-header, --names, --type and --missing are for csv and tsv, and the format is "
+            f"{chosen.name}"
+        )
+    first = next((line for line in lines if line.strip() and (chosen.is_table or not line.startswith("#"))), "")
+    sources = found
+    if chosen.is_table and wishes.header:
+        sources = [_with_header(source, first, options) for source in found if source.size]
+    reader = chosen.begin(sources, first, wishes, options)
+    if chosen.is_table and wishes.header and (name := doubtful_header(reader.schema.names)):
+        logger.warning(
+            "the first line of %s was taken for the names of columns, and %r looks like a value; if it is a row, say "
+            "--no-header, or --names A,B,…", full.url, name[:40],
+        )  # fmt: skip
+    return chosen, reader, sources
+
+
+def _with_header(source: Source, header: str, options: files.Options) -> Source:
+    """The source, whose rows begin behind the header. DataError where that is another one."""
+    block = next(blocks(Chunk(source, source.body, 0, ""), options, 1 << 16), None)
+    first = b"" if block is None else block.tobytes().partition(b"\n")[0] + b"\n"
+    own = first.decode(errors="replace").rstrip("\r\n")
+    if own != header:
+        raise DataError(
+            f"{source.url} begins with {own[:60]!r}, and not with the header of the first file, {header[:60]!r}; "
+            "convert files of other columns by themselves, or say --no-header where there is none"
+        )
+    return dataclasses.replace(source, header=len(first))
+
+
+def _prepare(directory: str, overwrite: bool, options: files.Options) -> Ledger:
+    """Make room for shards. SettingsError where others' files lie there, or a whole conversion that is to stay."""
+    ledger = Ledger(directory, CONVERSION, options)
+    foreign = ledger.foreign()
+    if foreign:
+        raise SettingsError(
+            f"{files.join(directory, foreign[0])} was not made by dfm convert; name an empty folder with --to"
+        )
+    if ledger.own() and ledger.is_settled() and not overwrite:
+        raise SettingsError(
+            f"{directory} holds an earlier conversion; name another folder with --to, or say --overwrite"
+        )
+    ledger.remove([DONE])  # first: what lies there is no longer whole
+    ledger.remove()
+    return ledger
+
+
+def _forget_abandoned(directory: str, chunks: Sequence[Chunk]) -> None:
+    """Delete what processes that were killed an hour ago or more left of these shards."""
+    names: dict[str, list[str]] = {}
+    for chunk in chunks:
+        folder, _, name = chunk.name.rpartition("/")
+        names.setdefault(folder, []).append(name)
+    for folder, own in names.items():
+        files.remove_abandoned(files.join(directory, folder).rstrip("/"), own)
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A lazy, ordered map: the builtin one, or that of a pool."""
+    if processes <= 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        yield pool.map
+    except BrokenProcessPool as error:
+        raise ClusterError(
+            "a process of the conversion was killed, maybe for its memory; give the same command again, with fewer "
+            "--workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _survey(reader: Reader, options: Mapping[str, Any], chunk: Chunk) -> set[Any]:
+    """All in a chunk that the columns depend on."""
+    seen: set[Any] = set()
+    for block in blocks(chunk, options):
+        seen |= reader.sights(block)
+    return seen
+
+
+def _write_all(
+    map_chunks: Callable[..., Iterator[Any]], order: _Order, chunks: list[Chunk],
+    progress: Callable[[int, int], None] | None,
+) -> LineAccount:  # fmt: skip
+    """The account of all chunks, each written; it ends with the first bad line where that ends the conversion."""
+    account = LineAccount()
+    of_file, url, done, total = 0, "", 0, sum(chunk.n_bytes for chunk in chunks)
+    for chunk, own in zip(chunks, map_chunks(functools.partial(_write_chunk, order), chunks), strict=True):
+        of_file = of_file if chunk.source.url == url else int(chunk.source.header > 0)
+        url = chunk.source.url
+        account.add(own, lines_before=of_file)
+        of_file += own.read
+        done += chunk.n_bytes
+        if progress is not None:
+            progress(done, total)
+        if order.stops and account.examples:
+            break
+    return account
+
+
+def _write_chunk(order: _Order, chunk: Chunk) -> LineAccount:
+    """Write the lines of a chunk as a shard, a row group for each block; their account, lines counted from the chunk's
+    first. The shard appears when it is whole.
+    """
+    account, url = LineAccount(), chunk.source.url
+    schema = order.reader.schema
+    has_numbers = LABEL in schema.names and column_kind(schema.field(LABEL).type) in ("int", "float")
+    with (
+        files.writing(files.join(order.directory, chunk.name), order.options) as stream,
+        pq.ParquetWriter(stream, schema, **_PARQUET, **order.reader.encodings) as writer,
+    ):
+        for block in blocks(chunk, order.options):
+            parsed = order.reader.parse(block)
+            account.add_block(url, parsed)
+            if order.stops and parsed.faults:
+                break
+            if parsed.batch.num_rows:
+                writer.write_batch(parsed.batch, row_group_size=parsed.batch.num_rows)
+            if has_numbers:
+                account.add_labels(parsed.batch.column(LABEL).drop_null().to_numpy(zero_copy_only=False))
+    return account

@@ -1,0 +1,211 @@
+"""Files of text, cut into chunks of whole lines, and read block by block: plain or compressed, here or at a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dfm.data.discovery import partition_columns
+from dfm.errors import DataError, StorageError
+from dfm.storage import files, listing
+from dfm.storage.listing import is_hidden
+from dfm.storage.retry import retrying
+
+BLOCK_BYTES = 1 << 23
+"""Bytes that are parsed at a time, and become a row group."""
+SAMPLE_BYTES = 1 << 20
+"""Bytes of a sample of a file."""
+LONGEST_LINE = 1 << 30
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+"""Compressions by the first bytes of a file."""
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of lines. codec: what it is compressed by, or ""; size: bytes of the file; partition: the folders
+    `name=value` that it lies in; mark: bytes of a mark of UTF-8 at its begin; header: bytes of a first line of names.
+    """
+
+    url: str
+    codec: str
+    size: int
+    partition: str
+    mark: int
+    header: int = 0
+
+    @property
+    def body(self) -> int:
+        """The byte, of what is not compressed, at which the first row begins."""
+        return self.mark + self.header
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The lines of a source that begin in bytes [start, stop), stop 0: all from start on; and the shard's name."""
+
+    source: Source
+    start: int
+    stop: int
+    name: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file, for progress."""
+        return (self.stop or self.source.size) - self.start if not self.source.codec else self.source.size
+
+
+def find_sources(inputs: Sequence[str], options: files.Options = None) -> list[Source]:
+    """The files that paths, folders, globs and URLs name, in that order, each once. DataError where one names none."""
+    names: dict[str, str] = {}
+    for url in inputs:
+        found = _named(url, options)
+        if not found:
+            raise DataError(f"no file at {url!r}: check the path; folders and globs like 'day=*/*.txt' work")
+        names |= dict(found)
+    return [_source(url, partition, options) for url, partition in names.items()]
+
+
+def _named(url: str, options: files.Options) -> list[tuple[str, str]]:
+    """Files that one path names, each with the folders `name=value` below that path."""
+    filesystem, root = files.open_store(url, options)
+    exists, is_local = retrying(url, lambda: filesystem.exists(root)), files.is_local(url)
+    if exists and not retrying(url, lambda: filesystem.isdir(root)):
+        return [(url, "")]
+    glob = None if exists else listing.GLOB.search(root)
+    if not exists and not glob:
+        return []
+    base = root[: glob.start()].rpartition("/")[0] if glob else root
+    try:
+        place = filesystem, base, root[len(base) :], is_local
+        names = _files_of(*place) if is_local else retrying(url, lambda: _files_of(*place))
+    except OSError as error:
+        raise listing.not_listed(url, error) from error
+    below = {name: name.removeprefix(base) for name in names}
+    return [
+        (name if files.is_local(url) else str(filesystem.unstrip_protocol(name)), _partition(path))
+        for name, path in below.items()
+        if not is_hidden(path)
+    ]
+
+
+def _files_of(filesystem: Any, base: str, rest: str, is_local: bool) -> list[str]:
+    """Names of the files below a folder, or of those that `base + rest` matches."""
+    if not rest:
+        names = listing.files_below(filesystem, base, is_local)
+    else:
+        found = listing.matching(filesystem, base, rest, is_local)
+        names = [name for name, is_folder in found.items() if not is_folder]
+    return sorted(listing.reached_once(names) if is_local else names)
+
+
+def _partition(path: str) -> str:
+    return "".join(f"{quote(name)}={quote(value)}/" for name, value in partition_columns(path))
+
+
+def _source(url: str, partition: str, options: files.Options) -> Source:
+    head = files.read_head(url, 4, options)
+    codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), "")
+    if head == b"PAR1":
+        raise DataError(f"{url} is Parquet already: name it as data.train in a job file (dfm guess {url} writes one)")
+    source = Source(url, codec, files.size_of(url, options), partition, 0)
+    begin = head_of(source, options, 4) if codec else head
+    return dataclasses.replace(source, mark=len(_BOM) if begin.startswith(_BOM) else 0)
+
+
+def head_of(source: Source, options: files.Options, n_bytes: int = SAMPLE_BYTES) -> bytes:
+    """The first bytes of a source's rows, all where it has fewer."""
+    with opened(source, options) as stream:
+        stream.read(source.body) if source.body else None
+        return _read(stream, n_bytes)
+
+
+def samples_of(source: Source, options: files.Options, n: int = 4) -> Iterator[bytes]:
+    """Whole lines from so many places of a source, of a compressed one from its begin."""
+    places = (
+        [source.body + (source.size - source.body) * i // n for i in range(n)] if not source.codec else [source.body]
+    )
+    for start in sorted(set(places)):
+        chunk = Chunk(source, start, 0 if source.codec else start + SAMPLE_BYTES, "")
+        block = next(blocks(chunk, options, SAMPLE_BYTES), None)
+        if block is not None:
+            yield block.tobytes()
+
+
+def chunks_of(sources: Sequence[Source], shard_bytes: int) -> list[Chunk]:
+    """The chunks of all sources, of about so many bytes each; of a compressed one a single chunk."""
+    found = []
+    for number, source in enumerate(sources):
+        n = 1 if source.codec else max(1, -(-(source.size - source.body) // shard_bytes))
+        edges = [source.body + (source.size - source.body) * i // n for i in range(n)]
+        for i, (start, stop) in enumerate(zip(edges, [*edges[1:], 0], strict=True)):
+            found.append(Chunk(source, start, stop, f"{source.partition}part-{number:05d}-{i:05d}.parquet"))
+    return found
+
+
+@contextlib.contextmanager
+def opened(source: Source, options: files.Options) -> Iterator[Any]:
+    """A stream of a source's bytes, not compressed. DataError where it is gone or damaged."""
+    try:
+        with files.open_stream(source.url, options) as stream:
+            yield pa.CompressedInputStream(pa.PythonFile(stream, "r"), source.codec) if source.codec else stream
+    except StorageError:
+        raise
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{source.url} cannot be read: {error}; replace the file or leave it out") from error
+
+
+def _read(stream: BinaryIO, n_bytes: int) -> bytes:
+    """So many bytes, fewer at the end alone."""
+    parts, missing = [], n_bytes
+    while missing and (part := stream.read(missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def blocks(chunk: Chunk, options: files.Options, block_bytes: int = BLOCK_BYTES) -> Iterator[NDArray[np.uint8]]:
+    """The chunk's lines in blocks of about so many bytes, uint8[n_bytes] each; every line has an end.
+
+    DataError where a line is longer than LONGEST_LINE.
+    """
+    with opened(chunk.source, options) as stream:
+        is_inside = chunk.start > chunk.source.body  # the line that begins before is the chunk's before
+        at = chunk.start - is_inside
+        _read(stream, at) if chunk.source.codec else stream.seek(at)
+        rest = b""
+        while data := _read(stream, block_bytes):
+            at += len(data)
+            rest += data
+            if is_inside:
+                rest = rest[rest.find(b"\n") + 1 :] if b"\n" in data else b""
+                is_inside = b"\n" not in data
+            begin = at - len(rest)
+            if chunk.stop and begin >= chunk.stop:
+                return
+            last = rest.find(b"\n", max(chunk.stop - 1 - begin, 0)) if chunk.stop and at >= chunk.stop else -1
+            end = (last if last >= 0 else rest.rfind(b"\n")) + 1
+            if end:
+                yield np.frombuffer(rest, np.uint8, end)
+            if last >= 0:
+                return
+            rest = rest[end:]
+            _check_length(rest, chunk)
+        if rest:
+            yield np.frombuffer(rest + b"\n", np.uint8)
+
+
+def _check_length(rest: bytes, chunk: Chunk) -> None:
+    if len(rest) > LONGEST_LINE:
+        raise DataError(
+            f"{chunk.source.url} has a line of more than {LONGEST_LINE >> 30} GiB ({rest[:40]!r}…): it is no text of "
+            "lines, or its ends of lines are lost; repair it"
+        )

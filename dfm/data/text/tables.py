@@ -1,0 +1,244 @@
+"""CSV and its kin by Arrow's reader: a type for each column, found in a sample, and each line judged by it.
+
+A block that Arrow refuses is halved until the lines are found that it refuses alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from dfm.data.text.parsed import LABEL, Fault, Parsed, shown
+from dfm.data.text.scanning import RETURN, line_starts
+from dfm.errors import DataError, SettingsError
+
+KINDS: dict[str, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "integer": pa.int64()}
+"""Types that a column may be said to have, by name."""
+CRITEO_NAMES = (LABEL, *(f"I{number}" for number in range(1, 14)), *(f"C{number}" for number in range(1, 27)))
+_CRITEO_TYPES = (pa.int8(), *[pa.int64()] * 13, *[pa.string()] * 26)
+_WIDTH = re.compile(r"Expected (\d+) columns, got (\d+)")
+_VALUE = re.compile(
+    r"In CSV column #(\d+): .*?(?:conversion error to [^:]+|invalid UTF8 data)(?:: invalid value '(.*)')?", re.DOTALL
+)
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_MOST_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """Lines of one value a column, with a delimiter. quote: what may stand around a value; "" for none. missing: texts
+    that are no value, beside none at all.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[pa.DataType, ...]
+    delimiter: str
+    quote: str = '"'
+    missing: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns and their types."""
+        return pa.schema(list(zip(self.names, self.types, strict=True)))
+
+    @property
+    def surveys(self) -> bool:
+        """The columns are known."""
+        return False
+
+    @property
+    def encodings(self) -> Mapping[str, Any]:
+        """Arrow's own: dictionaries of distinct values, as far as they go."""
+        return {}
+
+    def sights(self, block: NDArray[np.uint8]) -> set[Any]:
+        """Nothing."""
+        return set()
+
+    def knowing(self, sights: set[Any]) -> TableReader:
+        """Itself."""
+        return self
+
+    def parse(self, block: NDArray[np.uint8]) -> Parsed:
+        """The rows of a block."""
+        starts = line_starts(block)
+        lines = np.flatnonzero(~_are_blank(block, starts))
+        batches, faults = [], []
+        for part in self._judged(block, starts, lines):
+            faults.append(part) if isinstance(part, Fault) else batches.append(part)
+        batch = pa.Table.from_batches(batches, self.schema).combine_chunks().to_batches()
+        whole = batch[0] if batch else pa.RecordBatch.from_pylist([], schema=self.schema)
+        return Parsed(whole, len(starts) - 1, len(starts) - 1 - len(lines), faults)
+
+    def _judged(
+        self, block: NDArray[np.uint8], starts: NDArray[np.int64], lines: NDArray[np.int64]
+    ) -> Iterator[pa.RecordBatch | Fault]:
+        """The rows of some lines in order, with a fault in the place of each that is none."""
+        if not len(lines):
+            return
+        try:
+            found = self._read(block[starts[lines[0]] : starts[lines[-1] + 1]])
+            last = block[starts[lines[-1]] : starts[lines[-1] + 1]].tobytes()
+            if found.num_rows == len(lines) and not self._leaves_open(last):
+                yield found
+                return
+            reason, text = "a value in quotes does not end with its line", ""
+        except pa.ArrowInvalid as error:
+            reason, text = self._fault(str(error))
+        if len(lines) == 1:
+            line = int(lines[0])
+            yield Fault(line, reason, text or shown([block[starts[line] : starts[line + 1]].tobytes().strip()]))
+            return
+        middle = len(lines) // 2
+        yield from self._judged(block, starts, lines[:middle])
+        yield from self._judged(block, starts, lines[middle:])
+
+    def _read(self, block: NDArray[np.uint8]) -> pa.RecordBatch:
+        """Rows as Arrow reads them. pa.ArrowInvalid where it refuses a line."""
+        table = pyarrow.csv.read_csv(
+            pa.py_buffer(block),
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=self.names),
+            parse_options(self.delimiter, self.quote),
+            convert_options(self.missing, self.schema),
+        )
+        batches = table.combine_chunks().to_batches()
+        return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=self.schema)
+
+    def _leaves_open(self, line: bytes) -> bool:
+        """Whether a value in quotes goes on behind a line; Arrow lets the end of the block end it."""
+        if not self.quote or self.quote.encode() not in line:
+            return False
+        text = line.decode(errors="replace")
+        try:
+            list(csv.reader([text], delimiter=self.delimiter, quotechar=self.quote, strict=True))
+        except csv.Error as error:
+            return "end of data" in str(error)
+        return False
+
+    def _fault(self, message: str) -> tuple[str, str]:
+        """Why Arrow refused a line, and the value, in words of ours."""
+        if found := _WIDTH.search(message):
+            return f"{found[2]} columns instead of {found[1]}", ""
+        if found := _VALUE.search(message):
+            column = int(found[1])
+            kind = self.types[column]
+            fault = "is no UTF-8 text" if kind == pa.string() else f"is no {kind}"
+            return f"column {self.names[column]!r} {fault}", (found[2] or "")[:_MOST_SHOWN]
+        return message.splitlines()[0], ""
+
+
+def _are_blank(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines hold nothing, bool[n_lines]; Arrow passes them over."""
+    lengths = np.diff(starts)
+    return (lengths == 1) | ((lengths == 2) & (block[starts[:-1]] == RETURN))
+
+
+def parse_options(delimiter: str, quote: str) -> pyarrow.csv.ParseOptions:
+    """The way in which lines are cut."""
+    return pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=quote or False)
+
+
+def convert_options(missing: Sequence[str], schema: pa.Schema | None = None) -> pyarrow.csv.ConvertOptions:
+    """The way in which values are read: by these types, or by what they look like."""
+    return pyarrow.csv.ConvertOptions(
+        column_types=schema, null_values=["", *missing], strings_can_be_null=True, quoted_strings_can_be_null=True
+    )
+
+
+def criteo_reader() -> TableReader:
+    """The reader of the log of Criteo's display advertising challenge."""
+    return TableReader(CRITEO_NAMES, _CRITEO_TYPES, "\t", "")
+
+
+def header_names(line: str, delimiter: str, quote: str) -> tuple[str, ...]:
+    """The names in a header; a column without one is called by its number. DataError where two are the same."""
+    names = tuple(name or f"column_{number}" for number, name in enumerate(values_of(line, delimiter, quote)))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"the header names the column {twice!r} twice; rename one of them, or say --no-header (or --names A,B,…) "
+            "where the first line is a row"
+        )
+    return names
+
+
+def values_of(line: str, delimiter: str, quote: str) -> list[str]:
+    """The values of a line."""
+    quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+    return next(csv.reader([line], delimiter=delimiter, **quoting), [])
+
+
+def doubtful_header(names: Sequence[str]) -> str:
+    """The name in a header that looks like a value of a row, a number or a sentence; empty where none does."""
+    return next((name for name in names if _NUMBER.fullmatch(name) or len(name.split()) > 3), "")
+
+
+def table_reader(
+    names: tuple[str, ...],
+    samples: Iterable[bytes],
+    separators: tuple[str, str],
+    types: Mapping[str, str],
+    missing: tuple[str, ...],
+) -> TableReader:
+    """The reader whose types suit all samples (pieces of whole lines), or are those that were said (names of KINDS).
+
+    separators: delimiter and quote. SettingsError where a type is said of a column that is not there.
+    """
+    unknown = next((name for name in types if name not in names), None)
+    if unknown is not None:
+        raise SettingsError(f"--type {unknown}=…: there is no such column; there are {', '.join(names[:50])}")
+    found: list[pa.DataType] = [pa.null()] * len(names)
+    for sample in samples:
+        found = [
+            _both(one, other) for one, other in zip(found, _types(names, sample, separators, missing), strict=True)
+        ]
+    chosen = (KINDS[types[name]] if name in types else one for name, one in zip(names, found, strict=True))
+    return TableReader(
+        names, tuple(pa.string() if kind == pa.null() else kind for kind in chosen), *separators, missing
+    )
+
+
+def _types(
+    names: tuple[str, ...], sample: bytes, separators: tuple[str, str], missing: tuple[str, ...]
+) -> list[pa.DataType]:
+    """The types that Arrow finds in a sample, bad lines left out."""
+    options = parse_options(*separators)
+    options.invalid_row_handler = lambda _row: "skip"
+    try:
+        return list(
+            pyarrow.csv.read_csv(
+                pa.py_buffer(sample),
+                pyarrow.csv.ReadOptions(use_threads=False, block_size=len(sample) + 1, column_names=names),
+                options,
+                convert_options(missing),
+            ).schema.types
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"no columns can be made out ({str(error).splitlines()[0]}); say --format or --delimiter"
+        ) from error
+
+
+def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type of a column that is of one type here and of another there."""
+    if pa.null() in (one, other):
+        return other if one == pa.null() else one
+    if one == other:
+        return one
+    if {one, other} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    moments = (
+        pa.types.is_date(one) or pa.types.is_timestamp(one),
+        pa.types.is_date(other) or pa.types.is_timestamp(other),
+    )
+    if all(moments) and not (getattr(one, "tz", None) or getattr(other, "tz", None)):
+        return pa.timestamp("ns") if pa.timestamp("ns") in (one, other) else pa.timestamp("s")
+    return pa.string()

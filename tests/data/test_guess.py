@@ -1,0 +1,253 @@
+"""Guessed jobs: roles by types, names and values, and jobs that run as they stand."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import dfm
+from dfm import jobs
+from dfm.data import facts, synthetic
+from dfm.data.guess import guess, hash_bits
+from dfm.data.parquet import find_shards
+from dfm.data.time_split import at_or_after
+from dfm.errors import DataError
+
+N = 3000
+RNG = np.random.default_rng(0)
+CLICKS = RNG.integers(0, 2, N)
+
+
+def written(folder: Path, columns: Mapping[str, Any], name: str = "data.parquet") -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(columns)), folder / name)
+    return str(folder / name)
+
+
+def checked(path: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """The tables of the guessed job, its text, and the plan of it."""
+    text = guess(path)
+    tables = tomllib.loads(text)
+    return tables, text, jobs.plan(tables)
+
+
+def validated(path: str, tables: dict[str, Any]) -> float:
+    """The share of rows that the job validates on, by the column of time."""
+    moments = pq.read_table(path)[tables["schema"]["time"]].combine_chunks()
+    later = at_or_after(moments, tables["data"]["validation_from"], "time").to_numpy(zero_copy_only=False)
+    return float(later.mean())
+
+
+def test_a_synthetic_log_gets_the_job_that_people_write_for_it(tmp_path: Path) -> None:
+    synthetic.generate(tmp_path / "clicks", rows=20_000, days=4, shards_per_day=1)
+    tables, text, planned = checked(str(tmp_path / "clicks"))
+    schema = tables["schema"]
+    assert (schema["label"], schema["time"], tables["data"]["validation_from"]) == ("label", "day", "2026-11-17")
+    assert {f"C{i}" for i in range(1, 27)} <= {*schema["categorical"]}
+    assert {"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I13"} <= {*schema["numeric"]}
+    assert planned["validation_rows"] == 5000
+    assert "25 % are 1" in text
+    assert guess(str(tmp_path / "clicks")) == text
+
+
+def test_folders_of_dates_give_the_last_day_to_validation(tmp_path: Path) -> None:
+    for day in (18, 19, 20):
+        columns = {"clicked": CLICKS[:100].astype(bool), "site": ["a", "b"] * 50}
+        written(tmp_path, columns, f"log/dt=2026-11-{day}/hour=06/a.parquet")
+    tables, _, planned = checked(str(tmp_path / "log"))
+    assert tables["data"]["validation_from"] == "2026-11-20"
+    assert (tables["schema"]["label"], tables["schema"]["time"]) == ("clicked", "dt")
+    assert planned["validation_rows"] == 100
+
+
+def test_strings_alone_are_read_as_what_they_say(tmp_path: Path) -> None:
+    columns = {
+        "click": CLICKS.astype(str),
+        "price": [f"{x:.2f}" if x > 0.1 else "" for x in RNG.random(N)],
+        "site": [("a", "b", "", "NA")[i % 4] for i in range(N)],
+        "row": [f"r{i}" for i in range(N)],
+        "constant": ["x"] * N,
+        "empty": [""] * N,
+    }
+    tables, text, _ = checked(written(tmp_path, columns))
+    schema = tables["schema"]
+    assert (schema["label"], schema["categorical"], schema["numeric"]) == ("click", ["site"], ["price"])
+    assert schema["missing"] == ["NA"]
+    for reason in ("row: each row has a value of its own", "constant: it has one value, x", "empty: it has no value"):
+        assert f"# left out: {reason}" in text
+    assert '"site",  # 3 distinct, 25 % missing' in text
+
+
+def test_a_target_of_numbers_is_a_regression_and_nan_is_said(tmp_path: Path) -> None:
+    x = RNG.normal(size=N)
+    columns = {
+        "x": np.where(x > 2, np.nan, x),
+        "target": x * 2,
+        "sample_weight": RNG.random(N),
+        "kind": ["u", "v"] * (N // 2),
+    }
+    tables, _, _ = checked(written(tmp_path, columns))
+    assert tables["model"]["task"] == "regression"
+    assert tables["schema"] == {
+        "label": "target",
+        "weight": "sample_weight",
+        "categorical": ["kind"],
+        "numeric": ["x"],
+        "nan": "missing",
+    }
+
+
+def test_ratings_of_films_are_taken_by_time(tmp_path: Path) -> None:
+    columns = {
+        "user_id": RNG.integers(1, 300, N),
+        "movie_id": RNG.integers(1, 500, N),
+        "rating": RNG.integers(1, 6, N),
+        "timestamp": 881250949 + RNG.integers(0, 10**7, N),
+        "genres": ["Action|Crime", "Comedy", "Drama|War"] * (N // 3),
+    }
+    path = written(tmp_path, columns)
+    tables, text, _ = checked(path)
+    schema = tables["schema"]
+    assert schema["categorical"] == ["user_id", "movie_id"]
+    assert (schema["lists"], schema["list_separator"], schema["time"]) == (["genres"], "|", "timestamp")
+    assert 0.09 < validated(path, tables) < 0.11
+    assert '# group = "user_id"' in text
+
+
+def test_lists_maps_and_structs_have_the_roles_of_the_type_table(tmp_path: Path) -> None:
+    columns = {
+        "y": CLICKS,
+        "tags": pa.array([["a", "b"], [], ["c"]] * (N // 3)),
+        "weights": pa.array([[("k", 0.5)], [("l", 1.0)], []] * (N // 3), pa.map_(pa.string(), pa.float32())),
+        "user": pa.array([{"age": 30.5 + i % 7, "city": "x" if i % 2 else "y"} for i in range(N)]),
+    }
+    tables, _, _ = checked(written(tmp_path, columns))
+    schema = tables["schema"]
+    assert schema["lists"] == ["tags", "weights"]
+    assert (schema["categorical"], schema["numeric"]) == (["user.city"], ["user.age"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [(["no", "yes"], ["yes"]), ([-1, 1], ["1"]), ([1.0, 2.0], ["2"]), (["neg", "pos"], ["pos"]), ([0, 1], None)],
+)
+def test_two_labels_say_which_is_positive(tmp_path: Path, labels: list[Any], positive: list[str] | None) -> None:
+    columns = {"label": [labels[i] for i in CLICKS], "site": ["a", "b"] * (N // 2)}
+    path = written(tmp_path, columns)
+    tables, _, _ = checked(path)
+    assert tables["schema"].get("label_positive") == positive
+
+
+def test_integers_with_missing_values_that_a_frame_made_floats_of_stay_codes(tmp_path: Path) -> None:
+    codes = np.where(CLICKS == 1, RNG.integers(0, 50, N), np.nan)
+    columns = {"label": CLICKS, "user_id": codes, "visits": np.where(RNG.random(N) < 0.1, np.nan, 3.0)}
+    tables, text, _ = checked(written(tmp_path, columns))
+    assert (tables["schema"]["categorical"], tables["schema"]["numeric"]) == (["user_id"], ["visits"])
+    assert f"{100 * float(np.isnan(codes).mean()):.3g} % missing" in text
+    assert "3 to 3; whole numbers" in text
+
+
+def test_lists_alone_and_nothing_at_all_are_said(tmp_path: Path) -> None:
+    tags = pa.array([["a", "b"], ["c"]] * (N // 2))
+    tables, text, _ = checked(written(tmp_path, {"label": CLICKS, "tags": tags, "row": np.arange(N)}))
+    assert tables["schema"]["lists"] == ["tags"]
+    assert "[schema] names lists alone" in text
+    assert "No column is left as a feature" in guess(written(tmp_path, {"label": CLICKS, "row": np.arange(N)}))
+
+
+def test_moments_validate_by_their_last_tenth(tmp_path: Path) -> None:
+    begin = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+    moments = [begin + datetime.timedelta(minutes=17 * i) for i in range(N)]
+    columns = {"label": CLICKS, "seen": moments, "site": ["a", "b"] * (N // 2)}
+    path = written(tmp_path, columns)
+    tables, text, _ = checked(path)
+    assert tables["schema"]["time"] == "seen"
+    assert 0.09 < validated(path, tables) < 0.11
+    assert '# hour = "hour(seen)"' in text
+
+
+def test_without_a_label_the_reader_is_asked(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a": CLICKS, "b": CLICKS, "site": ["u", "v"] * (N // 2)})
+    text = guess(path)
+    assert "No column is called like a label, and 2 have two values: a, b" in text
+    assert "label" not in tomllib.loads(text)["schema"]
+    assert (
+        tomllib.loads(guess(written(tmp_path, {"a": CLICKS, "site": ["u", "v"] * (N // 2)})))["schema"]["label"] == "a"
+    )
+    named = guess(written(tmp_path, {"a": CLICKS, "clicked": CLICKS, "site": ["u", "v"] * (N // 2)}))
+    assert "Other columns could be the label: a" in named
+
+
+def test_text_is_told_how_it_becomes_parquet(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.svm.gz"):
+        (tmp_path / name).write_text("label,x\n1,2\n")
+        with pytest.raises(DataError, match=rf"dfm convert \S*{name} --to FOLDER"):
+            guess(str(tmp_path / name))
+
+
+def test_a_sample_estimates_what_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "SAMPLE_ROWS", 2000)
+    rng = np.random.default_rng(1)
+    columns = {"few": rng.integers(0, 50, 40_000), "many": rng.integers(0, 4000, 40_000), "all": np.arange(40_000)}
+    for part in range(4):
+        rows = slice(part * 10_000, (part + 1) * 10_000)
+        written(tmp_path, {name: values[rows] for name, values in columns.items()}, f"log/{part}.parquet")
+    found = facts.facts_of(find_shards([str(tmp_path / "log")])).columns
+    assert found["few"].n_rows == 2000
+    assert found["few"].n_values == 50
+    assert 3000 < found["many"].n_values < 5500
+    assert found["all"].n_values == 40_000
+    assert found["all"].numbers[-1] == 39_999  # the runs reach the last row
+
+
+def test_a_quarter_of_the_table_is_filled_at_most() -> None:
+    assert [hash_bits(n) for n in (1, 1 << 14, (1 << 14) + 1, 1 << 20, 1 << 30)] == [16, 16, 17, 22, 28]
+
+
+def test_the_page_about_guessing_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "deploy" / "docs" / "howto" / "guess.md").read_text(encoding="utf-8")
+    program, shown = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.DOTALL)[0] for kind in ("python", "toml"))
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    assert capsys.readouterr().out.strip() == shown.strip()
+
+
+def test_it_has_its_place_among_the_names_of_dfm() -> None:
+    assert dfm.guess is guess
+
+
+def test_numbers_with_placeholders_are_numbers_and_the_placeholders_are_missing(tmp_path: Path) -> None:
+    prices = ["NA" if i % 20 == 0 else f"{i % 300 / 7:.2f}" for i in range(3000)]
+    pq.write_table(pa.table({"clicked": [i % 2 for i in range(3000)], "price": prices}), tmp_path / "a.parquet")
+    schema = tomllib.loads(guess(tmp_path))["schema"]
+    assert (schema["numeric"], schema["missing"]) == (["price"], ["NA"])
+
+
+def test_text_that_is_no_category_is_left_out_with_what_would_help(tmp_path: Path) -> None:
+    columns = {
+        "clicked": [i % 2 for i in range(300)],
+        "site": ["abc"[i % 3] for i in range(300)],
+        "at": [f"11/{1 + i % 28}/2026 10:{i % 60:02}" for i in range(300)],
+        "text": [
+            f"a message of many words, number {i % 250}; it is longer than a category would be" for i in range(300)
+        ],
+        "other": [
+            f"another message of many words, number {i % 250}, which is longer than a category is" for i in range(300)
+        ],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    text = guess(tmp_path)
+    assert "# left out: at: it looks like moments in a form of its own" in text
+    assert "# left out: other: sentences, of" in text
+    assert 'lists = ["other"] with list_separator = " " makes a feature of each word' in text

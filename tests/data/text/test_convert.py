@@ -1,0 +1,258 @@
+"""Conversions: the same bytes by any number of processes, nothing lost, nothing half, and jobs that train."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dfm import jobs
+from dfm.data.parquet import find_shards
+from dfm.data.text import convert as converting
+from dfm.data.text.convert import convert
+from dfm.data.text.jobs import job_text
+from dfm.errors import DataError, SettingsError
+from dfm.model.export import hashed_inputs
+from tests.support.small_jobs import in_process_client
+from tests.support.small_models import make_model, random_table
+
+ROWS = 4000
+
+
+def click(at: int) -> int:
+    """A label that two of the features decide."""
+    return int((at % 7) * (at % 5) % 3 == 0)
+
+
+LINES = {
+    "libsvm": lambda i: f"{click(i)} {i % 7}:1 {10 + i % 5}:1 {20 + i % 3}:0.5",
+    "libffm": lambda i: f"{click(i)} 0:{i % 7}:1 1:{10 + i % 5}:1 3:{20 + i % 3}:0.5",
+    "vw": lambda i: f"{2 * click(i) - 1} {1 + i % 2} |a x{i % 7} |b y{i % 5} z:{i % 3 / 2}",
+    "criteo": lambda i: "\t".join([f"{click(i)}", *[f"{i % 7}"] * 13, *[f"{i % 5:08x}"] * 25, ""]),
+}
+
+
+def write(folder: Path, kind: str, rows: int = ROWS) -> Path:
+    path = folder / f"log.{kind}"
+    path.write_text("".join(LINES[kind](i) + "\n" for i in range(rows)))
+    return path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_converted_log_is_told_by_its_lines_and_its_job_trains(tmp_path: Path, kind: str) -> None:
+    found = convert(str(write(tmp_path, kind)), str(tmp_path / "shards"))
+    assert found.format == kind
+    assert (found.account.read, found.account.written, found.account.rejected) == (ROWS, ROWS, 0)
+    tables = tomllib.loads(job_text(found, str(tmp_path / "out")))
+    tables["cluster"] = {"cache": str(tmp_path / "cache")}
+    tables["training"] |= {"n_epochs": 3}
+    with in_process_client(1) as client:
+        result = jobs.train(tables, client)
+    assert result.validation["auc"] > 0.9
+
+
+def test_one_process_and_two_write_the_same_bytes_and_teach_the_same_model(tmp_path: Path) -> None:
+    (tmp_path / "text" / "day=1").mkdir(parents=True)
+    (tmp_path / "text" / "day=2").mkdir()
+    write(tmp_path / "text" / "day=1", "vw")
+    (tmp_path / "text" / "day=2" / "b.gz").write_bytes(gzip.compress(write(tmp_path, "vw", 500).read_bytes()))
+    parameters = []
+    for processes in (1, 2):
+        folder = tmp_path / f"by-{processes}" / "shards"
+        found = convert(str(tmp_path / "text"), str(folder), processes=processes, shard_bytes=20_000)
+        assert found.n_shards > 3
+        tables = tomllib.loads(job_text(found, str(folder.parent / "out")))
+        tables["cluster"] = {"cache": str(folder.parent / "cache")}
+        tables["training"] |= {"n_epochs": 1}
+        with in_process_client(1) as client:
+            parameters.append(jobs.train(tables, client).parameters_sha256)
+    one, two = (digests(tmp_path / f"by-{processes}" / "shards") for processes in (1, 2))
+    assert one == two
+    assert {name.split("/")[0] for name in one} == {"day=1", "day=2", "_SUCCESS"}
+    assert parameters[0] == parameters[1]
+
+
+def test_rows_that_a_model_exports_come_back_as_they_are(tmp_path: Path) -> None:
+    model, rows = make_model(), random_table(50)
+    ids, fields, values = hashed_inputs(model, rows)
+    lines = [
+        "1 " + " ".join(f"{field}:{index}:{value}" for field, index, value in zip(*entry, strict=True) if index >= 0)
+        for entry in zip(fields, ids, values, strict=True)
+    ]
+    (tmp_path / "rows.ffm").write_text("\n".join(lines))
+    convert(str(tmp_path / "rows.ffm"), str(tmp_path / "shards"), format="libffm")
+    table = pq.read_table(tmp_path / "shards")
+    for at, row in enumerate(table.drop(["label"]).to_pylist()):
+        back = {(int(name.removeprefix("field_")), *pair) for name, pairs in row.items() for pair in pairs}
+        assert back == {one for one in zip(fields[at], ids[at], values[at], strict=True) if one[1] >= 0}
+
+
+def with_bad_lines(folder: Path) -> Path:
+    path = write(folder, "libsvm")
+    lines = path.read_text().splitlines()
+    lines[1499], lines[3000] = "one 1:2", "1 1:nan"
+    path.write_text("\n".join(["# a comment", "", *lines]))
+    return path
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bad_line_stops_with_its_place_and_leaves_nothing(tmp_path: Path, processes: int) -> None:
+    path = with_bad_lines(tmp_path)
+    with pytest.raises(DataError, match=r"log\.libsvm, line 1502: the label is no number \('one'\)\. Repair"):
+        convert(str(path), str(tmp_path / "shards"), processes=processes, shard_bytes=10_000)
+    assert not list((tmp_path / "shards").glob("*.parquet"))
+
+
+def test_bad_lines_that_are_skipped_are_counted_with_their_places(tmp_path: Path) -> None:
+    path = with_bad_lines(tmp_path)
+    found = convert(str(path), str(tmp_path / "shards"), on_bad_rows="skip", shard_bytes=10_000)
+    assert found.account.to_dict() == {
+        "lines": ROWS + 2,
+        "rows": ROWS - 2,
+        "rejected": 2,
+        "blank": 2,
+        "reasons": {"the label is no number": 1, "the value is no finite number": 1},
+    }
+    assert [bad.line for bad in found.account.examples] == [1502, 3003]
+    assert pq.read_table(tmp_path / "shards").num_rows == ROWS - 2
+    with pytest.raises(DataError, match=r"2 of 4002 lines are bad, more than --max-bad-fraction 0\.0001 allows"):
+        convert(str(path), str(tmp_path / "shards"), on_bad_rows="skip", max_bad_fraction=0.0001, overwrite=True)
+    assert not list((tmp_path / "shards").glob("*.parquet"))
+
+
+def test_ends_of_lines_of_other_systems_change_no_row(tmp_path: Path) -> None:
+    for name, end in (("unix", "\n"), ("windows", "\r\n")):
+        (tmp_path / f"{name}.csv").write_bytes(f"label,s{end}1,a{end}0,b".encode())
+        (tmp_path / f"{name}.svm").write_bytes(f"1 1:2{end}0 3:4".encode())
+        for kind in ("csv", "svm"):
+            convert(str(tmp_path / f"{name}.{kind}"), str(tmp_path / kind / name))
+    for kind in ("csv", "svm"):
+        assert digests(tmp_path / kind / "unix") == digests(tmp_path / kind / "windows")
+
+
+def test_what_has_no_row_is_refused(tmp_path: Path) -> None:
+    for text, message in (
+        ("", "is empty"),
+        ("# nothing\n\n", "no row in its first lines"),
+        ("a,b\n", "no row in 0 lines"),
+    ):
+        (tmp_path / "log.txt").write_text(text)
+        with pytest.raises(DataError, match=message):
+            convert(str(tmp_path / "log.txt"), str(tmp_path / "shards"))
+        assert not list((tmp_path / "shards").glob("[!.]*"))
+
+
+def test_an_output_that_holds_other_things_or_an_input_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "libsvm", 100)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(SettingsError, match=r"notes\.txt was not made by dfm convert"):
+            convert(str(path), str(tmp_path / "mine"), overwrite=overwrite)
+        with pytest.raises(SettingsError, match=r"--to .* contains the input"):
+            convert(str(path), str(tmp_path), overwrite=overwrite)
+    convert(str(path), str(tmp_path / "shards"), shard_bytes=500)
+    n_before = len(list((tmp_path / "shards").glob("*.parquet")))
+    with pytest.raises(SettingsError, match="holds an earlier conversion"):
+        convert(str(path), str(tmp_path / "shards"))
+    convert(str(path), str(tmp_path / "shards"), overwrite=True)
+    assert n_before > len(list((tmp_path / "shards").glob("*.parquet"))) == 1
+
+
+def test_a_killed_conversion_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+    path, shards = write(tmp_path, "libsvm", 200_000), tmp_path / "shards"
+    program = (
+        "import sys; from dfm.data.text.convert import convert\n"
+        "if __name__ == '__main__': convert(sys.argv[1], sys.argv[2], processes=2, shard_bytes=20_000)"
+    )
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py"), str(path), str(shards)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(converting.__file__).parents[3])}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    while len(list(shards.glob("*.parquet"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (shards / "_SUCCESS").exists()
+    for name in (str(shards), f"{shards}/*.parquet"):
+        with pytest.raises(DataError, match=r"did not come to its end.*give the same dfm convert again"):
+            find_shards([name])
+    convert(str(path), str(shards), shard_bytes=20_000)
+    assert sum(shard.n_rows for shard in find_shards([str(shards)])) == 200_000
+    convert(str(path), str(tmp_path / "again"), shard_bytes=20_000)
+    assert digests(shards) == digests(tmp_path / "again")
+
+
+def test_stores_are_read_and_written_as_folders_are(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    path = write(tmp_path, "libffm", 300)
+    store.pipe_file("/text/log.ffm", path.read_bytes())
+    try:
+        convert("memory://text/*.ffm", "memory://shards", shard_bytes=2000)
+        convert(str(path), str(tmp_path / "shards"), shard_bytes=2000)
+        for name in digests(tmp_path / "shards"):
+            assert store.cat_file(f"/shards/{name}") == (tmp_path / "shards" / name).read_bytes()
+    finally:
+        store.rm("/text", recursive=True)
+        store.rm("/shards", recursive=True)
+
+
+def test_a_format_is_known_by_the_first_lines() -> None:
+    from dfm.data.text.formats import FORMATS, format_of
+
+    for kind, line in LINES.items():
+        assert format_of("auto", None, [line(i) for i in range(20)]).name == kind  # type: ignore[arg-type]
+    assert format_of("auto", None, ["a,b", "1,2"]).name == "csv"  # type: ignore[arg-type]
+    assert format_of("auto", None, ["a\tb", "1\t2"]).name == "tsv"  # type: ignore[arg-type]
+    assert format_of("auto", None, ["2 qid:1 1:0.5", "0 qid:1"]).name == "libsvm"  # type: ignore[arg-type]
+    assert {*FORMATS} == {*LINES, "csv", "tsv"}
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Blocks and shards are let go of: four times the lines take no more."""
+    program = "import sys, resource; from dfm.data.text.convert import convert; convert(sys.argv[1], sys.argv[2])\n"
+    program += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    sizes = []
+    for n in (400_000, 1_600_000):
+        text = "".join(LINES["libsvm"](i) + "\n" for i in range(1000)).encode()
+        (tmp_path / f"{n}.svm").write_bytes(text * (n // 1000))
+        command = [sys.executable, "-c", program, str(tmp_path / f"{n}.svm"), str(tmp_path / f"{n}")]
+        sizes.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert sizes[1] < sizes[0] + 40, sizes
+
+
+def test_labels_decide_the_task_that_a_job_has(tmp_path: Path) -> None:
+    for labels, expected in (("10", {}), ("21", {"label_positive": ["2"]}), ("135", {"task": "regression"})):
+        path = tmp_path / "log.svm"
+        path.write_text("".join(f"{labels[i % len(labels)]} 1:{i}\n" for i in range(9)))
+        job = tomllib.loads(job_text(convert(str(path), str(tmp_path / "shards"), overwrite=True), "out"))
+        told = {**job["schema"], **job.get("model", {})}
+        assert {key: told[key] for key in ("label_positive", "task") if key in told} == expected
+
+
+def test_numbers_of_a_labels_column_are_float64(tmp_path: Path) -> None:
+    (tmp_path / "log.svm").write_text("16777217 1:0.1\n0.1 1:16777217\n")
+    convert(str(tmp_path / "log.svm"), str(tmp_path / "shards"))
+    table = pq.read_table(tmp_path / "shards")
+    assert table["label"].to_pylist() == [16777217.0, 0.1]
+    assert [entry[0][1] for entry in table["features"].to_pylist()] == [float(np.float32(0.1)), 16777216.0]

@@ -1,0 +1,105 @@
+"""CSV and its kin: types by samples, and each line judged by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfm.data.synthetic import SCHEMA
+from dfm.data.text.convert import convert
+from dfm.data.text.tables import TableReader, criteo_reader
+from dfm.errors import DataError, SettingsError
+
+READER = TableReader(("i", "x", "s"), (pa.int64(), pa.float64(), pa.string()), ",")
+
+
+def block(text: str | bytes) -> np.ndarray:
+    return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["1", "", "x", "1.5"]), st.sampled_from(["2.5", "", "y"]),
+                          st.sampled_from(["a", "", '"q,u"', '"open', "a,b"])), min_size=1, max_size=12))  # fmt: skip
+def test_each_line_is_judged_as_if_it_stood_alone(rows: list[tuple[str, str, str]]) -> None:
+    def fits(row: tuple[str, str, str]) -> bool:
+        return row[0] in ("1", "") and row[1] in ("2.5", "") and row[2] not in ('"open', "a,b")
+
+    found = READER.parse(block("".join(",".join(row) + "\n" for row in rows)))
+    assert [fault.line for fault in found.faults] == [at for at, row in enumerate(rows) if not fits(row)]
+    values = {"1": 1, "2.5": 2.5, '"q,u"': "q,u", "": None, "a": "a"}
+    kept = [tuple(values[value] for value in row) for row in rows if fits(row)]
+    assert [tuple(row.values()) for row in found.batch.to_pylist()] == kept
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "text"),
+    [
+        ("x,1,a", "column 'i' is no int64", "x"),
+        ("1,y,a", "column 'x' is no double", "y"),
+        ("1,2", "2 columns instead of 3", "1,2"),
+        ('1,2,"a', "quotes", '1,2,"a'),
+        (b"1,2,\xff", "column 's' is no UTF-8 text", ""),
+    ],
+)
+def test_a_line_that_is_no_row_says_why(line: str | bytes, reason: str, text: str) -> None:
+    raw = line.encode() if isinstance(line, str) else line
+    found = READER.parse(block(b"1,2,a\n" + raw + b"\n\r\n3,4,b\r\n"))
+    assert [fault.line for fault in found.faults] == [1]
+    assert reason in found.faults[0].reason
+    assert text in found.faults[0].text
+    assert (found.n_lines, found.n_blank, found.batch["i"].to_pylist()) == (4, 1, [1, 3])
+
+
+def converted(tmp_path: Path, text: str, **options: object) -> pa.Table:
+    (tmp_path / "log.csv").write_text(text)
+    convert(str(tmp_path / "log.csv"), str(tmp_path / "shards"), overwrite=True, **options)  # type: ignore[arg-type]
+    return pq.read_table(tmp_path / "shards")
+
+
+def test_types_suit_all_samples_and_can_be_said(tmp_path: Path) -> None:
+    text = "i,x,day,zip,empty,\n1,1,2026-11-20,007,,0\n2,2.5,2026-11-21,008,,1\n,NA,,,,2\n"
+    table = converted(tmp_path, text, missing=["NA"], types={"zip": "text"})
+    assert table.column_names == ["i", "x", "day", "zip", "empty", "column_5"]
+    types = [pa.int64(), pa.float64(), pa.date32(), pa.string(), pa.string(), pa.int64()]
+    assert table.schema.types == types
+    assert table["zip"].to_pylist() == ["007", "008", None]
+    assert table["x"].to_pylist() == [1, 2.5, None]
+    with pytest.raises(SettingsError, match="no such column; there are i, x"):
+        converted(tmp_path, text, types={"y": "text"})
+    with pytest.raises(DataError, match="names the column 'a' twice"):
+        converted(tmp_path, "a,a\n1,2\n")
+
+
+def test_other_delimiters_and_files_without_header(tmp_path: Path) -> None:
+    assert converted(tmp_path, "a;b\n1;x\n", delimiter=";").to_pylist() == [{"a": 1, "b": "x"}]
+    found = converted(tmp_path, "1,x\n2,y\n", header=False)
+    assert found.to_pylist() == [{"column_0": 1, "column_1": "x"}, {"column_0": 2, "column_1": "y"}]
+    (tmp_path / "more.tsv").write_text('a\tb\n1\t5" screen\n')
+    convert(str(tmp_path / "more.tsv"), str(tmp_path / "shards"), overwrite=True)
+    assert pq.read_table(tmp_path / "shards").to_pylist() == [{"a": 1, "b": '5" screen'}]
+
+
+def test_files_of_one_header_are_one_table_and_of_another_are_refused(tmp_path: Path) -> None:
+    for name, text in (("a.csv", "a,b\n1,2\n"), ("b.csv", "a,b\r\n3,4.5"), ("c.csv", "")):
+        (tmp_path / name).write_text(text)
+    found = convert(f"{tmp_path}/*.csv", str(tmp_path / "shards"))
+    assert pq.read_table(tmp_path / "shards").to_pylist() == [{"a": 1, "b": 2.0}, {"a": 3, "b": 4.5}]
+    assert (found.account.read, found.account.written) == (2, 2)
+    (tmp_path / "d.csv").write_text("b,a\n1,2\n")
+    with pytest.raises(DataError, match=r"d\.csv begins with 'b,a', and not with the header"):
+        convert(f"{tmp_path}/*.csv", str(tmp_path / "shards"), overwrite=True)
+
+
+def test_the_log_of_criteo_has_the_columns_of_a_synthetic_one() -> None:
+    assert criteo_reader().schema.names == SCHEMA.names
+    line = "\t".join(["1", "5", "-1", *[""] * 11, "68fd1e64", *[""] * 25])
+    found = criteo_reader().parse(block(line + "\n" + line.replace("68fd", "\t68fd") + "\n"))
+    row = found.batch.to_pylist()[0]
+    assert (row["label"], row["I1"], row["I2"], row["I3"], row["C1"], row["C26"]) == (1, 5, -1, None, "68fd1e64", None)
+    assert [fault.reason for fault in found.faults] == ["41 columns instead of 40"]
