@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Future
 
+from dfm.averaging.contributions import groups_at_home
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.exchange import Door, WorkersMeeting, open_door
 from dfm.distributed.prepare import Prepared, home_of
 from dfm.distributed.run import Event, Run
 from dfm.settings.tables import MCMC
@@ -22,9 +25,14 @@ from dfm.training.exact_work import ExactSchedule, ExactWork, goal_of, initial_s
 from dfm.training.loop import Manner, TrainingLoop
 from dfm.training.progress import check_finite, epoch_event
 from dfm.training.rounds import Block
+from dfm.training.together import Meeting
 
 _LEAST_OWNED = 4096
 """Features of a visit, 6 ms of drawing at k = 8, that are worth a task of their own."""
+_MOST_MEMBERS = 32
+"""Members of a meeting: each sends to each."""
+_ASK_AGAIN = 8
+"""Iterations after which workers that could not meet are asked again."""
 _MOST_KEPT = 16 << 20
 """Bytes of parameters that this process hands on to the next iteration itself: nothing then depends on the last one."""
 
@@ -36,6 +44,11 @@ class Workers:
     watch: Watch
     _addresses: list[str] = field(default_factory=list)
     _groups: dict[int, list[range]] = field(default_factory=dict)
+    _n_threads: int = 0
+    """Tasks that each worker runs at a time."""
+    _doors: list[Door] = field(default_factory=list)
+    """Doors of all workers, where their tasks can meet."""
+    _begun: int = 0
     _is_small: bool | None = None
     """Whether the parameters are so few that this process may hand them on; None before it has seen some."""
 
@@ -51,9 +64,16 @@ class Workers:
         """The result of a task, a small one."""
         return self.watch.result(handle)
 
-    def begin(self) -> None:
-        """See which workers there are."""
-        self._addresses = self.watch.addresses()
+    def begin(self, after_loss: bool = False) -> None:
+        """See which workers there are, and whether their tasks can meet."""
+        threads = self.watch.threads()
+        is_time = not self._doors and self._begun % _ASK_AGAIN == 0
+        self._begun += 1
+        if list(threads) != self._addresses or after_loss or is_time:
+            self._addresses, self._n_threads = list(threads), min(threads.values())
+            doors = self.watch.results([self.watch.submit(open_door, near=address) for address in threads])
+            is_open = [door.address if door else "" for door in doors] == self._addresses
+            self._doors = doors if is_open else []  # a task of a busy worker may have gone to another
         self._groups.clear()
 
     @property
@@ -72,6 +92,14 @@ class Workers:
             self._groups[n_replicas] = NUMBA.groups(n_replicas, self.watch.workplaces())
         return self._groups[n_replicas]
 
+    def members(self, n_replicas: int) -> tuple[Meeting, list[list[range]]] | None:
+        """A member for each thread of each worker that has replicas."""
+        members = members_of(n_replicas, min(self._n_threads * len(self._addresses), n_replicas))
+        if not self._doors or len(members) > _MOST_MEMBERS:
+            return None
+        doors = [home_of(groups[0].start, n_replicas, self._doors) for groups in members]
+        return WorkersMeeting(tuple(doors)), members
+
     def settle(self, handle: Future) -> Future | None:
         """A future of the same block that depends on no task before it, unless it is large. None where it was lost
         with its workers, and could not be made again from what others keep.
@@ -89,6 +117,22 @@ class Workers:
     def keep(self, value: Any) -> Future:
         """A future of a value of this process, which survives the loss of workers."""
         return self.watch.keep(value)
+
+
+def members_of(n_replicas: int, n_members: int) -> list[list[range]]:
+    """The replicas of each member, in groups of one power of two each (the last may be smaller).
+
+    Member h of n has the replicas from ceil(h × n_replicas / n) on or, where groups would be small, from up to a
+    quarter of a member's share later on: the first is at home where the member is.
+    """
+    groups = groups_at_home(n_replicas, n_members)
+    size = max(len(groups[0]), 1 << max(n_replicas // (4 * n_members), 1).bit_length() - 1)
+    bounds = [-(-member * n_replicas // n_members) for member in range(n_members)] + [n_replicas]
+    bounds = [min(-(-bound // size) * size, n_replicas) for bound in bounds]
+    return [
+        [range(first, min(first + size, n_replicas)) for first in range(start, stop, size)]
+        for start, stop in itertools.pairwise(bounds)
+    ]
 
 
 def _n_bytes(block: Block | None) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from dfm.settings.job import Job
 from dfm.training.automatic import Course
 from dfm.training.inputs import Inputs, RowSplit, find_inputs, plan_event
 from dfm.training.order import Order
-from dfm.training.plan import plan_reading
+from dfm.training.plan import plan_validation
 
 BY = ("lot", "time")
 
@@ -96,7 +95,7 @@ def _all_rows(order: Order) -> Inputs:
         training = dataclasses.replace(training, schedule="final-decay")  # whatever schedule, there are such rows
     inputs = find_inputs(dataclasses.replace(whole, training=training))
     course = Course.of(job.training, validates=True)
-    return dataclasses.replace(inputs, validation_tasks=plan_reading(inputs.train), course=course)
+    return dataclasses.replace(inputs, validation_tasks=plan_validation(inputs.train), course=course)
 
 
 def _by_lot(n_folds: int) -> list[RowSplit]:
@@ -121,7 +120,7 @@ def _fold(run: Run, number: int, split: RowSplit) -> dict[str, Any]:
     """Metrics of a fold."""
     inputs = dataclasses.replace(run.inputs, split=split)
     own = dataclasses.replace(run, inputs=inputs, tell=lambda event: _passing(run, event))
-    prepared = prepare_rows(own, time.time())
+    prepared = prepare_rows(own)
     held_out = prepared.validation_account
     held_out.check_any(f"validate on in fold {number}", inputs.schema.weight)
     loop = started_loop(own, prepared)

@@ -12,7 +12,7 @@ from distributed import Client
 
 from dfm.data.accounting import NO_ROW_GROUP, RowAccount
 from dfm.data.parquet import Batch, Shard
-from dfm.distributed.predict import Evaluation, added, evaluate_batches, labelled_columns, tally_batches, together
+from dfm.distributed.evaluate import Evaluation, added, evaluate_batches, labelled_columns, tally_batches, together
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import ClassificationTally
 from dfm.model.rows import batches_of, in_columns

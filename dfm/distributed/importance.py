@@ -12,28 +12,23 @@ import numpy as np
 import pyarrow as pa
 
 from dfm.data.encoding import Encoded, encode_batch
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Batch, Shard, Unit, naming_shard
-from dfm.data.partition import HashedRows
 from dfm.data.schema import ResolvedSchema
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.predict import (
-    Scoring,
-    account_of,
-    good_rows,
-    labelled_batches,
-    loaded_model,
-    placed_model,
-    scored_rows,
-    weighing,
-)
+from dfm.distributed.evaluate import good_rows, labelled_batches, scored_rows, weighing
 from dfm.distributed.prepare import Progress, follow
+from dfm.distributed.scoring import Scoring, account_of, loaded_model, placed_model
 from dfm.errors import SettingsError
 from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import Damage, Effort, permuted, sampled, without
+from dfm.model.importance import Damage, Effort, Sample, sampled, without
 from dfm.model.pair_strength import has_pairs, pair_sums
 from dfm.model.slices import losses_of
 from dfm.training.plan import plan_reading
+
+_TOGETHER = 8_192
+"""Rows from which on a sample is scored."""
 
 
 def check_importance(model: FMModel) -> None:
@@ -68,15 +63,39 @@ def damage_in_batches(
 ) -> Damage:
     """The same of batches."""
     model = weighing(model, is_weighted)
+    return damage_of(model, ((place_of(batch), _good(model, batch, on_bad_rows)) for batch in batches), effort)
+
+
+def place_of(batch: Batch) -> str:
+    """The place of a batch in the data."""
+    return f"{batch.shard.url} {batch.row_group} {batch.first_row}"
+
+
+def damage_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch]], effort: Effort) -> Damage:
+    """The same of good rows, batch by batch, each with its place. Few of each are scored together: what one scoring
+    costs apart from its rows is then paid once.
+    """
     found = Damage.none(len(model.schema.columns), effort.n_repeats, len(model.schema.fields))
-    for batch in batches:
-        place, good = f"{batch.shard.url} {batch.row_group} {batch.first_row}", _good(model, batch, on_bad_rows)
+    waiting: list[tuple[str, pa.RecordBatch]] = []
+    for place, good in batches:
         rows = sampled(good, effort.share, place)
+        if waiting and (sum(each.num_rows for _, each in waiting) >= _TOGETHER or rows.schema != waiting[0][1].schema):
+            found += _damages(model, waiting, effort)
+            waiting = []
         if rows.num_rows:
-            found += _damage(model, rows, place, effort.n_repeats)
+            waiting.append((place, rows))
         if good.num_rows and has_pairs(model):
             found = _with_pairs(found, model, sampled(good, effort.pair_share, f"{place} pairs"))
-    return found
+    return found + _damages(model, waiting, effort) if waiting else found
+
+
+def _damages(model: FMModel, parts: Sequence[tuple[str, pa.RecordBatch]], effort: Effort) -> Damage:
+    """The damage of some batches, together where Arrow can join them."""
+    try:
+        samples = [Sample.joined(parts)]
+    except pa.ArrowException:
+        samples = [Sample.joined([part]) for part in parts]
+    return functools.reduce(operator.add, [_damage(model, sample, effort.n_repeats) for sample in samples])
 
 
 def _with_pairs(damage: Damage, model: FMModel, data: pa.RecordBatch) -> Damage:
@@ -95,14 +114,13 @@ def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> pa.RecordBatch:
     return good_rows(batch.data, encoded)
 
 
-def _damage(model: FMModel, data: pa.RecordBatch, place: str, n_repeats: int) -> Damage:
+def _damage(model: FMModel, sample: Sample, n_repeats: int) -> Damage:
+    data = sample.data
     columns, encoded = model.schema.columns, model.encode(data, model.objective.label_kind)
     plain, weight = _loss(model, data, encoded)
     changed = functools.partial(_loss_of_changed, model, encoded)
     missing = [changed(without(data, column), column) for column in columns]
-    others = [
-        [changed(permuted(data, column, place, repeat), column) for column in columns] for repeat in range(n_repeats)
-    ]
+    others = [[changed(sample.permuted(column, repeat), column) for column in columns] for repeat in range(n_repeats)]
     losses = np.array(missing), np.array(others).reshape(n_repeats, len(columns))
     n_fields = len(model.schema.fields)
     return Damage(data.num_rows, weight, plain, *losses, np.zeros((n_fields, n_fields)))

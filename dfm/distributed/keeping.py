@@ -12,7 +12,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.errors import ClusterError, DfmError, DivergenceError, ModelError, RunCancelled
+from dfm.errors import ClusterError, DfmError, DivergenceError, ModelError, RunCancelled, want_of_memory
 from dfm.training.loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def kept(trainings: Sequence[Training], publishing: bool = False) -> Iterator[No
             _save(trainings, PATIENCE_OF_A_USER)
         raise
     except Exception as error:
-        of_the_cluster = isinstance(error, OF_THE_CLUSTER)
+        of_the_cluster = isinstance(error, OF_THE_CLUSTER) or want_of_memory(error) is not None
         advice = _save(trainings, PATIENCE_OF_A_USER if of_the_cluster else _PATIENCE)
         if isinstance(error, DfmError):  # one line at the command line, so that the advice has to be part of it
             raise type(error)(f"{error}; {advice}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 
+from dfm.distributed.cluster.remote import install
 from dfm.distributed.prepare import home_of
 from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
@@ -47,8 +48,8 @@ def observed(client: Client, tell: OnEvent, job: str, rounds_until: Callable[[in
     job: what metrics call it. rounds_until: the averages of a job's first so many epochs.
     """
     try:
-        client.register_plugin(SchedulerMetrics())
-        client.register_plugin(WorkerMetrics())
+        install(client, SchedulerMetrics())
+        install(client, WorkerMetrics())
     except Exception as error:
         logger.info("the cluster shows no metrics of dfm: %s", error)
 

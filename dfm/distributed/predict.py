@@ -1,43 +1,29 @@
-"""Scoring shards with a published model: metrics of labelled rows, or predictions written as Parquet."""
+"""Predictions of a published model for shards, written as Parquet."""
 
 from __future__ import annotations
 
-import functools
-import json
-import operator
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import Client, Future
+from distributed import Client
 
-from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.encoding import Encoded
+from dfm.data.accounting import RowAccount
 from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, read_unit
 from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.prepare import Progress, follow
+from dfm.distributed.scoring import Scoring, account_of, both_sights, loaded_model, placed_model
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
-from dfm.model.group_auc import GroupSums, group_sums
-from dfm.model.metrics import ClassificationTally, Tally
-from dfm.model.slices import (
-    BUCKETS,
-    Chosen,
-    ScoredRows,
-    SliceSums,
-    Slicing,
-    summed,
-    tallied,
-)
 from dfm.storage import files, ownership
 from dfm.training.plan import plan_reading
 
@@ -49,48 +35,6 @@ Overwrite = Literal["nothing", "own", "beside"]
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """The facts that every scoring task must know."""
-
-    model: str | FMModel
-    """Absolute path or URL of the model; or the model, where it is in memory alone."""
-    on_bad_rows: str = "error"
-    keep: tuple[str, ...] = ()
-    """Input columns to write beside the prediction; empty: all."""
-    output: str = ""
-    """The place of predictions: absolute path or URL; `file://` says that all workers share the path."""
-    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
-    is_weighted: bool = True
-    """Whether rows to evaluate on have the weights that the model was trained with."""
-    kept: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """The input columns that every part holds, decided once for all shards."""
-    slicing: Slicing = field(default_factory=Slicing)
-    """The slices and groups to evaluate by themselves."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Labelled rows that were scored: their metrics, their account, and sums by slice where any are wanted."""
-
-    tally: Tally
-    account: RowAccount
-    slices: SliceSums | None = None
-    groups: tuple[GroupSums, ...] = ()
-    """Sums over groups, by bucket."""
-    sights: Sights | None = None
-    """Values by column, as the model knows them."""
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        slices = self.slices + other.slices if self.slices is not None and other.slices is not None else None
-        return Evaluation(
-            self.tally + other.tally,
-            self.account + other.account,
-            slices or self.slices or other.slices,
-            sights=both_sights(self.sights, other.sights),
-        )
-
-
-@dataclass(frozen=True)
 class Predicted:
     """Rows that were predicted: their account, and their values by column."""
 
@@ -99,189 +43,6 @@ class Predicted:
 
     def __add__(self, other: Predicted) -> Predicted:
         return Predicted(self.account + other.account, both_sights(self.sights, other.sights))
-
-
-def both_sights(ours: Sights | None, theirs: Sights | None) -> Sights | None:
-    """The values of both, either of which may be of no rows."""
-    return ours + theirs if ours is not None and theirs is not None else ours or theirs
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(url: str, manifest: bytes, options: str) -> FMModel:
-    return FMModel.load(url, json.loads(options), check_golden=False)
-
-
-def placed_model(watch: Watch, scoring: Scoring) -> tuple[Scoring, str | Future]:
-    """The model's URL where workers can read it; else the model itself, sent once, and in no task."""
-    model = scoring.model
-    if isinstance(model, str) and (not files.is_local(model) or shares_disk(watch.client)):
-        return scoring, model
-    loaded = FMModel.load(model, check_golden=False) if isinstance(model, str) else model
-    return replace(scoring, model=""), watch.keep(loaded)
-
-
-def loaded_model(scoring: Scoring, placed: str | FMModel) -> FMModel:
-    """The model; a URL is loaded once per process and manifest."""
-    if isinstance(placed, FMModel):
-        return placed
-    options = dict(scoring.storage_options or {})
-    manifest = files.read_bytes(files.join(placed, "model.json"), options)
-    return _loaded(placed, manifest, json.dumps(options, sort_keys=True))
-
-
-def evaluate_shards(watch: Watch, scoring: Scoring, shards: Sequence[Shard], progress: Progress) -> Evaluation:
-    """Metrics of the model on labelled rows, the account of the rows, and sums by slice where they are wanted."""
-    tasks = plan_reading(shards)
-    scoring, placed = placed_model(watch, scoring)
-    futures = watch.client.map(evaluate_shard, [scoring] * len(tasks), [placed] * len(tasks), tasks, pure=False)
-    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "evaluate", progress)
-    if not scoring.slicing.group:
-        return together(watch.client.gather(futures))
-    # Rows of a group come from many tasks: each bucket of groups is brought together on a worker, and leaves sums.
-    buckets = [
-        watch.submit(group_auc_of, [watch.submit(bucket_of, each, bucket) for each in futures])
-        for bucket in range(BUCKETS)
-    ]
-    found = together(watch.client.gather([watch.submit(without_groups, each) for each in futures]))
-    return replace(found, groups=tuple(watch.client.gather(buckets)))
-
-
-def together(parts: Sequence[Evaluation]) -> Evaluation:
-    """The sum of some evaluations, in their order."""
-    return functools.reduce(operator.add, parts)
-
-
-def bucket_of(evaluation: Evaluation, bucket: int) -> pa.Table | None:
-    """The rows of some groups."""
-    slices = evaluation.slices
-    return slices.groups[bucket] if slices is not None else None
-
-
-def group_auc_of(tables: Sequence[pa.Table | None]) -> GroupSums:
-    """Sums over some groups, of all their rows."""
-    there = [table for table in tables if table is not None]
-    return group_sums(pa.concat_tables(there)) if there else GroupSums()
-
-
-def without_groups(evaluation: Evaluation) -> Evaluation:
-    """The evaluation without the rows of its groups, which stay where they are."""
-    slices = evaluation.slices
-    return evaluation if slices is None else replace(evaluation, slices=replace(slices, groups=()))
-
-
-def evaluate_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit]) -> Evaluation:
-    """Metrics of some labelled rows."""
-    model = loaded_model(scoring, placed)
-    return evaluate_batches(
-        model, labelled_batches(scoring, model, units), scoring.on_bad_rows, scoring.is_weighted, scoring.slicing
-    )
-
-
-def labelled_batches(scoring: Scoring, model: FMModel, units: Sequence[Unit]) -> Iterator[Batch]:
-    """Batches of some units, with all that evaluating reads."""
-    columns = labelled_columns(model, scoring.is_weighted, scoring.slicing)
-    return (batch for unit in units for batch in read_unit(unit, columns, scoring.storage_options))
-
-
-def labelled_columns(model: FMModel, is_weighted: bool = True, slicing: Slicing | None = None) -> tuple[str, ...]:
-    """The columns that evaluating reads: label, weight (unless rows are to count alike), features, those of slices."""
-    schema = model.schema
-    special = schema.label, schema.weight if is_weighted else ""
-    of_slices = slicing.columns if slicing else ()
-    return tuple(dict.fromkeys([name for name in special if name] + [*schema.columns, *of_slices]))
-
-
-def evaluate_batches(
-    model: FMModel,
-    batches: Iterable[Batch],
-    on_bad_rows: str,
-    is_weighted: bool = True,
-    slicing: Slicing | None = None,
-) -> Evaluation:
-    """Metrics of labelled rows, batch by batch, their account, and sums by slice where any are wanted."""
-    objective, slicing = model.objective, slicing or Slicing()
-    found = Evaluation(objective.empty(), RowAccount())
-    for account, rows, encoded in scored_batches(model, batches, on_bad_rows, is_weighted):
-        slices = summed(rows, slicing, model.task == "regression") if slicing.columns else None
-        tally = objective.tally(rows.raw, rows.labels, rows.weights)
-        found += Evaluation(tally, account, slices, sights=model.watcher.sights(encoded.rows))
-    return found
-
-
-def scored_batches(
-    model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool
-) -> Iterator[tuple[RowAccount, ScoredRows, Encoded]]:
-    """Accounts of batches of labelled rows, and their good rows, scored and encoded."""
-    model = weighing(model, is_weighted)
-    for batch in batches:
-        with naming_shard(batch):
-            encoded = model.encode(batch.data, model.objective.label_kind)
-        account = account_of(on_bad_rows, batch, encoded)
-        yield account, scored_rows(model, good_rows(batch.data, encoded), encoded), encoded
-
-
-def weighing(model: FMModel, is_weighted: bool) -> FMModel:
-    """The model, for which rows count alike unless they have the weights that it was trained with."""
-    return model if is_weighted else replace(model, schema=replace(model.schema, weight=""))
-
-
-def good_rows(data: pa.RecordBatch, encoded: Encoded) -> pa.RecordBatch:
-    """The rows that were encoded."""
-    return data if encoded.good.all() else data.filter(pa.array(encoded.good))
-
-
-def scored_rows(model: FMModel, data: pa.RecordBatch, encoded: Encoded) -> ScoredRows:
-    """Good rows with their scores."""
-    raw, rows = model.score(encoded), encoded.rows
-    weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
-    arrays = model.objective.calibrated(raw), model.objective.predict(raw), rows.labels, weights, raw
-    return ScoredRows(data, *(each.astype(np.float64) for each in arrays))
-
-
-def order_in_slices(
-    watch: Watch, scoring: Scoring, shards: Sequence[Shard], chosen: Sequence[Chosen], progress: Progress
-) -> list[list[ClassificationTally]]:
-    """Tallies of the rows of chosen slices, of each kind in the order of its keys."""
-    tasks = plan_reading(shards)
-    scoring, placed = placed_model(watch, scoring)
-    arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, [list(chosen)] * len(tasks)
-    futures = watch.client.map(tally_slices, *arguments, pure=False)
-    follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "slices", progress)
-    return functools.reduce(added, watch.client.gather(futures))
-
-
-def tally_slices(
-    scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], chosen: Sequence[Chosen]
-) -> list[list[ClassificationTally]]:
-    """Tallies of chosen slices in some rows."""
-    model = loaded_model(scoring, placed)
-    return tally_batches(model, labelled_batches(scoring, model, units), scoring.is_weighted, chosen)
-
-
-def tally_batches(
-    model: FMModel, batches: Iterable[Batch], is_weighted: bool, chosen: Sequence[Chosen]
-) -> list[list[ClassificationTally]]:
-    """The same of batches; bad rows, which were told before, are passed over."""
-    totals = [[ClassificationTally.empty() for _ in each.keys] for each in chosen]
-    for _, rows, _ in scored_batches(model, batches, "skip", is_weighted):
-        totals = added(totals, [tallied(rows, each) for each in chosen])
-    return totals
-
-
-def added(
-    ours: list[list[ClassificationTally]], theirs: list[list[ClassificationTally]]
-) -> list[list[ClassificationTally]]:
-    """Sums of tallies, place by place."""
-    return [[a + b for a, b in zip(mine, others, strict=True)] for mine, others in zip(ours, theirs, strict=True)]
-
-
-def account_of(on_bad_rows: str, batch: Batch, encoded: Encoded) -> RowAccount:
-    """The account of a batch. DataError with the first bad row where none may be."""
-    rejections = rejections_of(batch, encoded.problems)
-    if rejections and on_bad_rows == "error":
-        raise DataError(bad_row_message(rejections[0]))
-    labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
-    return RowAccount(batch.data.num_rows, encoded.rows.n_rows, rejections, labels=labels)
 
 
 def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledger:

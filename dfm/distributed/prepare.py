@@ -8,17 +8,18 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
 from dfm.data.draw import Draw, Sampling
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import expected_collisions
 from dfm.data.latest import latest_moments, latest_or_why
 from dfm.data.parquet import Unit
-from dfm.data.partition import HashedRows, SparsePartition
+from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
     NumberSketch,
     Reading,
@@ -36,6 +37,7 @@ from dfm.data.preparation import (
     statistics_of,
     units_key,
 )
+from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import AUTO, NumberStatistics
 from dfm.data.units import RowUnits, units_of
 from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
@@ -49,6 +51,7 @@ from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
 from dfm.training.plan import group_units
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Called with stage, rows done, rows in all."""
 _FAN_IN = 16
@@ -96,9 +99,9 @@ class VocabularySummary:
     n_distinct: int
 
 
-def home_of(number: int, total: int, addresses: Sequence[str]) -> str:
+def home_of(number: int, total: int, workers: Sequence[T]) -> T:
     """The worker that item `number` of `total` prefers: neighbours go together, every worker gets its share."""
-    return addresses[number * len(addresses) // max(total, 1)]
+    return workers[number * len(workers) // max(total, 1)]
 
 
 def _local(reading: Reading) -> Reading:
@@ -196,6 +199,22 @@ def account_of(hashed: Sequence[Hashed]) -> RowAccount:
 def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
     """Statistics of numeric columns over the first of some rows."""
     return glance_at_numbers(reading, units, columns)
+
+
+def quantile_columns(sketches: Sequence[Mapping[str, NumberSketch]], n_buckets: int) -> list[str]:
+    """The columns of transform "auto" that get quantiles, by what all tasks saw of them."""
+    return columns_for_quantiles(_by_column(sketches), n_buckets)
+
+
+def merge_statistics(
+    sketches: Sequence[Mapping[str, NumberSketch]], schema: ResolvedSchema
+) -> dict[str, NumberStatistics]:
+    """The statistics of columns, by what all tasks saw of them."""
+    return statistics_of(_by_column(sketches), schema)
+
+
+def _by_column(sketches: Sequence[Mapping[str, NumberSketch]]) -> dict[str, list[NumberSketch]]:
+    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
 
 
 def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table | str:
@@ -306,22 +325,17 @@ def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatisti
     tasks = [units for replica in run.inputs.plan.replicas for units in replica]
     glance = [column for column, transform in wanted.items() if transform == AUTO]
     if glance:
-        seen = _gathered(run.watch, [run.watch.submit(glance_at_shard, reading, units, glance) for units in tasks])
-        chosen = columns_for_quantiles(seen, reading.schema.quantile_buckets)
+        seen = [run.watch.submit(glance_at_shard, reading, units, glance) for units in tasks]
+        chosen = run.watch.result(run.watch.submit(quantile_columns, seen, reading.schema.quantile_buckets))
         wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
     if not wanted:
         return reading.statistics
     futures = [run.watch.submit(sketch_shard, reading, units, list(wanted)) for units in tasks]
     follow(run.watch, futures, [_n_rows(units) for units in tasks], "statistics", progress_of(run))
-    return statistics_of(_gathered(run.watch, futures), reading.schema)
-
-
-def _gathered(watch: Watch, futures: Sequence[Future]) -> dict[str, list[NumberSketch]]:
-    """The sketches of all tasks, by column."""
-    for future in futures:
-        watch.wait(future)
-    sketches: list[dict[str, NumberSketch]] = watch.client.gather(list(futures))
-    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
+    found: Mapping[str, NumberStatistics] = run.watch.result(
+        run.watch.submit(merge_statistics, futures, reading.schema)
+    )
+    return found
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
 
 
 def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
-    shards = [[s.url, s.size, s.modified] for s in run.inputs.train]
+    shards = [shard.identity for shard in run.inputs.train]
     return {
         "dfm_version": __version__,
         "settings": run.job.to_dict(),
@@ -103,6 +103,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
         "data_fingerprint": fingerprint(shards),
+        **({"tables": [each.to_dict() for each in run.inputs.snapshots]} if run.inputs.snapshots else {}),
         "distinct_features": prepared.summary.n_distinct,
         "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),

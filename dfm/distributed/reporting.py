@@ -15,18 +15,12 @@ from distributed import Future
 
 from dfm.data.parquet import Batch, Unit
 from dfm.data.preparation import Reading, kept_batches
-from dfm.distributed.importance import damage_in_batches, described
-from dfm.distributed.predict import (
-    Evaluation,
-    Scoring,
-    evaluate_batches,
-    labelled_columns,
-    loaded_model,
-    placed_model,
-)
+from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
+from dfm.distributed.importance import damage_of, described, place_of
 from dfm.distributed.prepare import Prepared, collided_share, follow, progress_of
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
+from dfm.distributed.scoring import Scoring, loaded_model, placed_model
 from dfm.model.curves import curves_of
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
@@ -150,9 +144,12 @@ def look_at_rows(
     model = loaded_model(scoring, placed)
     columns = list(labelled_columns(model, True, scoring.slicing))
     batches = [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
-    evaluation = evaluate_batches(model, batches, "skip", True, scoring.slicing)
-    damage = damage_in_batches(model, batches, "skip", True, effort) if effort else None
-    return Seen(evaluation, damage)
+    scored = [*scored_batches(model, batches, "skip", True)]
+    evaluation = evaluated(model, scored, scoring.slicing)
+    if effort is None:
+        return Seen(evaluation, None)
+    good = [rows.data for _, rows, _ in scored]
+    return Seen(evaluation, damage_of(model, zip(map(place_of, batches), good, strict=True), effort))
 
 
 def _thinned(batch: Batch, share: float) -> Batch:

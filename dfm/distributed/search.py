@@ -18,6 +18,7 @@ from typing import Any
 
 from distributed import Client
 
+from dfm.data.snapshots import pins_of
 from dfm.distributed.run import Event, OnEvent
 from dfm.distributed.trials import Trials, loss_of, open_trials
 from dfm.errors import SettingsError
@@ -57,7 +58,8 @@ def search(order: Order, client: Client | None = None, on_event: OnEvent | None 
     SettingsError without rows to validate on, or where the directory holds the journal of another search.
     """
     journal = Journal.of(order.job)
-    with open_trials(order, client, on_event) as trials:
+    with open_trials(order, client, on_event, pins_of(journal.tables)) as trials:
+        journal.tables = [snapshot.to_dict() for snapshot in trials.run.inputs.snapshots]
         return Search(trials, journal).result()
 
 
@@ -69,6 +71,8 @@ class Journal:
     identity: str
     options: files.Options
     records: list[Event] = field(default_factory=list)
+    tables: list[dict[str, str]] = field(default_factory=list)
+    """The states of tables that are read (`dfm.data.snapshots.Snapshot`), from the first trial to the last."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -87,14 +91,15 @@ class Journal:
                 f"{url} holds another search: its data, schema, model or training differ. Choose another "
                 "output.directory, or begin anew with --no-resume."
             )
-        found.records = lines[1:]
+        found.records, found.tables = lines[1:], lines[0].get("tables", [])
         return found
 
     def add(self, record: Event) -> None:
         """Write one more record."""
         with self._lock:
             self.records.append(json_ready(record))
-            lines = [{"job": self.identity}, *self.records]
+            first = {"job": self.identity, **({"tables": self.tables} if self.tables else {})}
+            lines = [first, *self.records]
             text = "".join(to_json(line) + "\n" for line in lines)
             files.write_bytes(self.url, text.encode(), self.options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dfm.distributed.predict import Evaluation
+from dfm.distributed.evaluate import Evaluation
 from dfm.errors import SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import GroupSums, group_sums

@@ -19,6 +19,7 @@ from distributed import Client, Future
 
 from dfm.data.accounting import RowAccount
 from dfm.data.preparation import prune_cache
+from dfm.data.snapshots import pins_of
 from dfm.distributed import backends, monitoring, start
 from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
 from dfm.distributed.checkpointing import Checkpointer
@@ -44,6 +45,7 @@ from dfm.model.warm_start import Start, find_start
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
+from dfm.storage.tables import TableUrl
 from dfm.training import exact, rounds
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
 from dfm.training.exact_work import ExactWork
@@ -106,7 +108,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     after the best epoch so far is published.
     """
     job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
-    inputs = find_inputs(job)
+    inputs = _inputs(job)
     check_shards(job, [*inputs.train, *inputs.validation])
     order = order.of_fields(inputs.schema)
     check_choice(job, inputs)
@@ -150,33 +152,56 @@ class _Saved:
     found: list[Checkpoint]
 
 
-def _find_checkpoints(job: Job, inputs: Inputs) -> list[_Saved]:
-    """The checkpoints of each model of the job. SettingsError where some there are another job's."""
+def _inputs(job: Job) -> Inputs:
+    """The input of the job; of tables the states that its checkpoints were made of, where there are any."""
+    if not job.output.resume or not any(map(TableUrl.of, (*job.data.train, *job.data.validation))):
+        return find_inputs(job)
+    newest = [found[0] for folder in _folders(job).values() if (found := folder.found())]
+    pins = pins_of([record for checkpoint in newest for record in checkpoint.identity.tables_read])
+    try:
+        return find_inputs(job, pins)
+    except DataError as error:
+        if not pins:
+            raise
+        raise DataError(
+            f"{error}. The checkpoint at {job.output.checkpoints} began with {', '.join(sorted(set(pins.values())))}; "
+            "to start afresh, on the newest version, say --no-resume (output.resume = false), which deletes it"
+        ) from error
+
+
+def _folders(job: Job) -> dict[str, CheckpointFolder]:
+    """The folders of the job's checkpoints, by their prefix; and of whatever else lies there."""
     url, options = job.output.checkpoints, job.data.storage_options
     url = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     writer = f"{platform.node()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     own = [prefix_of(number, job.model.n_models) for number in range(job.model.n_models)]
-    folders = {prefix: CheckpointFolder(url, writer, options, prefix) for prefix in (*own, *prefixes_in(url, options))}
+    return {prefix: CheckpointFolder(url, writer, options, prefix) for prefix in (*own, *prefixes_in(url, options))}
+
+
+def _find_checkpoints(job: Job, inputs: Inputs) -> list[_Saved]:
+    """The checkpoints of each model of the job. SettingsError where some there are another job's."""
+    folders = _folders(job)
     if not job.output.resume:
         for folder in folders.values():
             folder.clear()
     saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
     for each in saved.values():
         if each.found:
-            identity_of(job, inputs).check(each.found[0].identity, url)
-    return [saved[prefix] for prefix in own]
+            identity_of(job, inputs).check(each.found[0].identity, each.folder.url)
+    return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 
 def identity_of(job: Job, inputs: Inputs) -> Identity:
     """The identity of the job's checkpoints: everything that determines the parameters."""
-    return Identity(job.determining_tables(), inputs.identities)
+    tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
+    return Identity(job.determining_tables(), inputs.identities, tables_read)
 
 
 def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
     """Prepare, train from the newest sound checkpoints that were found, publish."""
-    started = time.time()
-    prepared = prepare_rows(run, started)
-    seconds = {"prepare": time.time() - started}
+    moment, started = time.time(), time.monotonic()
+    prepared = prepare_rows(run)
+    seconds = {"prepare": time.monotonic() - started}
     try:
         with contextlib.ExitStack() as stack:
             savers = [stack.enter_context(contextlib.closing(_checkpointer(run, each.folder))) for each in checkpoints]
@@ -187,9 +212,9 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
                 prepared, trained = best_of_both(run, prepared, trained, started_loop)
                 work = trainings[0].loop.work
                 trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
-                ended = time.time()
+                ended = time.monotonic()
                 result = _publish(run, prepared, trained)
-                seconds["publish"] = time.time() - ended
+                seconds["publish"] = time.monotonic() - ended
     except DivergenceError:
         _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
         raise
@@ -197,7 +222,7 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
         with tolerated("its checkpoints could not be deleted"):
             _clear(checkpoints)
     with tolerated("old partitions could not be deleted"):
-        _prune(run, started)
+        _prune(run, moment)
     if run.job.output.report:
         with tolerated("its report could not be written"):
             page = write_page(run, prepared, seconds, looks_at_rows=not trained.interrupted)
@@ -230,8 +255,9 @@ def _trainings(
 # ---------------------------------------------------------------------------------------------- prepare ----
 
 
-def prepare_rows(run: Run, started: float) -> Prepared:
-    """Rows hashed and placed, while kernels are compiled. started: seconds of the clock."""
+def prepare_rows(run: Run) -> Prepared:
+    """Rows hashed and placed, while kernels are compiled."""
+    started = time.monotonic()
     warm_ups = WarmUps(run, warm_up(run))
     warm_ups.tell()
     prepared = prepare(dataclasses.replace(run, tell=warm_ups.pass_on))
@@ -240,7 +266,7 @@ def prepare_rows(run: Run, started: float) -> Prepared:
     run.tell(
         {
             "event": "prepared",
-            "seconds": time.time() - started,
+            "seconds": time.monotonic() - started,
             "compile_seconds": compile_seconds,
             "backend": run.choice.backend.name,
             "backend_text": run.choice.text,
@@ -411,7 +437,7 @@ def _publish(run: Run, prepared: Prepared, trained: Trained) -> TrainResult:
 
 
 def _prune(run: Run, started: float) -> None:
-    """Keep the cache of local workers below its limit; what this run used stays."""
+    """Keep the cache of local workers below its limit; what this run, which started at that time, used stays."""
     if run.shares_disk:
         directory = connect.cache_directory(run.job.cluster, run.client)
         freed = prune_cache(directory, parse_bytes(run.job.cluster.cache_limit), started)

@@ -7,8 +7,7 @@ import dataclasses
 import logging
 import math
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,19 +34,24 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def open_trials(order: Order, client: Client | None = None, on_event: OnEvent | None = None) -> Iterator[Trials]:
+def open_trials(
+    order: Order,
+    client: Client | None = None,
+    on_event: OnEvent | None = None,
+    pins: Mapping[str, str] | None = None,
+) -> Iterator[Trials]:
     """A block in which a job's rows lie hashed on the cluster, and its settings can be tried.
 
-    SettingsError without rows to validate on.
+    pins: the states of tables that it began with (`find_inputs`). SettingsError without rows to validate on.
     """
     tell = on_event or (lambda event: None)
-    inputs = find_inputs(order.job)
+    inputs = find_inputs(order.job, pins)
     check_trials(inputs, order)
     order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))
     with connect.client_of(order.job.cluster, client) as own:
         run = begin(order, inputs, None, own, tell)
-        yield Trials(run, prepare_rows(run, time.time()))
+        yield Trials(run, prepare_rows(run))
 
 
 def check_trials(inputs: Inputs, order: Order) -> None:
@@ -131,6 +135,7 @@ class Trials:
         spec = dataclasses.replace(order.work.spec, n_factors=job.model.n_factors)
         numbers = settled(job.training, self._scale)
         work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
+        work = dataclasses.replace(work, l2_scales=order.work.l2_scales)
         other = dataclasses.replace(order, job=job, work=work)
         return dataclasses.replace(self.run, order=other, tell=lambda event: None)
 

@@ -26,8 +26,8 @@ from dfm.training.automatic import (
 from dfm.training.pilot import Pilot
 from dfm.training.steps import step_of
 
-_TABLES_IN_MEMORY = 4
-"""Copies of a candidate's table that a worker holds at a time: before and after a round, pulled and pushed."""
+_TABLES_IN_MEMORY = 5
+"""Copies of a candidate's table that a worker holds at a time: before a round and after two, pulled and pushed."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ class FakeClient:
     def scheduler(self) -> FakeClient:
         return self
 
-    def sync(self, function: Callable[..., Any], **arguments: Any) -> Any:
-        return function(**arguments)
+    def sync(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
+        return asyncio.run(function())
 
-    def identity(self, n_workers: int) -> dict[str, Any]:
+    async def identity(self, n_workers: int) -> dict[str, Any]:
         counted = zip(self.gpus, self.resources, strict=True)
         return {"workers": {address: {"resources": {"GPU": number} if number else {}} for address, number in counted}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -22,10 +23,11 @@ from distributed import Client, LocalCluster
 
 from dfm import jobs
 from dfm.distributed import executor
-from dfm.distributed.cluster import lost_workers, remote, together, versions
-from dfm.errors import ClusterError, DfmError, SettingsError
+from dfm.distributed.cluster import connect, lost_workers, remote, together, versions
+from dfm.errors import ClusterError, DataError, DfmError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor
 from dfm.factorization import matrix_factorization
+from dfm.settings.tables import ClusterSettings
 from tests.support.small_jobs import job_tables
 
 RNG = np.random.default_rng(6)
@@ -232,5 +234,37 @@ def test_without_any_worker_in_time_the_wait_ends_with_a_sentence(
         with pytest.raises(ClusterError, match=r"had none of 1 worker within cluster\.worker_timeout = 0\.3 s; start"):
             jobs.train(job_tables(log, tmp_path, cluster={"worker_timeout": 0.3}), own)
         for use in ("fit of an array", "fit of a collection", "matrix_factorization"):
-            with pytest.raises(DfmError, match="had no worker for"):
+            with pytest.raises(DfmError, match="had no worker, or"):
                 uses_of(own, log, tmp_path)[use]()
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    """The error, as `raise error from cause` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("12 GiB"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, "no memory"),
+        raised_from(TypeError("Could not serialize a task"), raised_from(ValueError("a part"), MemoryError())),
+    ],
+)
+def test_a_job_without_memory_is_told_what_would_help(client: Client, error: Exception) -> None:
+    with (
+        pytest.raises(ClusterError, match=r"no more memory is to be had.*fewer cluster\.workers"),
+        connect.client_of(ClusterSettings(), client),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "broken"), RuntimeError("another"), raised_from(DataError("another line"), MemoryError())],
+)
+def test_other_trouble_of_the_system_is_none_of_memory(client: Client, error: Exception) -> None:
+    with pytest.raises(type(error), match=r"broken|another"), connect.client_of(ClusterSettings(), client):
+        raise error

@@ -16,9 +16,10 @@ from distributed import Client
 import dfm
 from dfm import jobs
 from dfm.cli.app import cli
+from dfm.distributed import importance
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
-from dfm.model.importance import sampled
+from dfm.model.importance import Sample, sampled
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
@@ -108,9 +109,74 @@ def test_a_part_of_the_rows_is_spread_over_the_data(planted: Path, model: str, c
     assert sampled(batch, 0.1, "elsewhere").column("a").to_pylist() != drawn
 
 
+def test_batches_that_are_scored_together_are_permuted_one_by_one() -> None:
+    texts = [pa.array(["a", "b", None]).dictionary_encode(), pa.array(["c", "a"]).dictionary_encode()]
+    parts = [
+        (place, pa.record_batch({"text": text, "number": list(range(len(text)))}))
+        for place, text in zip(("here", "there"), texts, strict=True)
+    ]
+    both = Sample.joined(parts)
+    assert both.data.to_pydict() == {"text": ["a", "b", None, "c", "a"], "number": [0, 1, 2, 0, 1]}
+    for column, repeat in (("text", 0), ("number", 1)):
+        alone = [Sample.joined([part]).permuted(column, repeat).to_pydict() for part in parts]
+        expected = {name: [*alone[0][name], *alone[1][name]] for name in ("text", "number")}
+        assert both.permuted(column, repeat).to_pydict() == expected
+
+
+def test_categories_of_one_byte_from_many_batches_are_joined() -> None:
+    """As pandas writes them: codes of one byte are too few for the values of two. A dictionary may hold a null."""
+    batches = [[f"{name}{n}" for n in range(100)] for name in "ab"]
+    narrow = [pa.array(texts).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string())) for texts in batches]
+    with_null = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), pa.array(["c", None]))
+    parts = [(f"{n}", pa.record_batch({"text": array})) for n, array in enumerate([*narrow, with_null])]
+    assert Sample.joined(parts).data.column("text").to_pylist() == [*batches[0], *batches[1], "c", None]
+
+
+def test_shards_of_other_types_and_lists_of_categories_are_measured_as_alone(
+    planted: Path, model: str, found: dict[str, Any], client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that cannot be joined are scored one by one: of other types, and where Arrow refuses."""
+    for number, shard in enumerate(sorted(planted.glob("*.parquet"))):
+        table = pq.read_table(shard)
+        texts = table.column("strong").cast(pa.string())
+        table = table.set_column(2, "strong", texts) if number == 1 else table
+        pq.write_table(table, tmp_path / shard.name, row_group_size=700)
+    refused: list[int] = []
+    joined = Sample.joined
+
+    def not_many(parts: Any) -> Sample:
+        if refuses and len(parts) > 1:
+            refused.append(len(parts))
+            raise pa.ArrowNotImplementedError("concatenation of such lists")
+        sizes.append(len(parts))
+        return joined(parts)
+
+    monkeypatch.setattr(Sample, "joined", not_many)
+    rise = {each["column"]: each["missing"] for each in found["columns"]}
+    sizes: list[int] = []
+    for refuses in (False, True):
+        sizes.clear()
+        with in_process_client(1) as own:
+            other = dfm.importance(model, str(tmp_path), client=own)
+        assert {each["column"]: each["missing"] for each in other["columns"]} == pytest.approx(rise, abs=1e-9)
+        assert sizes == ([1] * 9 if refuses else [3, 3, 3])
+    assert refused == [3, 3, 3]
+
+
+def test_how_many_are_scored_together_changes_nothing(
+    planted: Path, model: str, found: dict[str, Any], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "_TOGETHER", 1)
+    other = dfm.importance(model, str(planted), client=client)
+    for ours, theirs in zip(found["columns"], other["columns"], strict=True):
+        assert theirs == {name: pytest.approx(value, abs=1e-9) for name, value in ours.items()}
+
+
 def test_rows_in_memory_are_measured_too(planted: Path, model: str) -> None:
     found = dfm.importance(model, pq.read_table(planted).to_pandas(), repeats=1)
     assert [record["column"] for record in found["columns"]] == ["strong", "weak", "noise"]
+    table = pq.read_table(planted)
+    assert dfm.importance(model, table.to_reader(700), repeats=1) == dfm.importance(model, table, repeats=1)
 
 
 def test_bad_rows_and_bad_wishes_are_told(model: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -51,16 +52,25 @@ def test_a_worker_killed_while_the_cluster_starts_costs_a_second_start(caplog: p
     assert [text for text in caplog.messages if "they are started again" in text]
 
 
-def test_a_cluster_that_never_starts_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Nanny failed to start."), "Nanny failed to start."),
+        (AssertionError(), "an event loop took more than 10 s to begin"),
+    ],
+)
+def test_a_cluster_that_never_starts_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     starts: list[float] = []
 
     def fail(*_: object) -> None:
         starts.append(time.monotonic())
-        raise RuntimeError("Nanny failed to start.")
+        raise error
 
     monkeypatch.setattr(connect, "_local_cluster", fail)
     with (
-        pytest.raises(ClusterError, match=r"did not start, 3 times in a row \(Nanny failed to start\.\)") as told,
+        pytest.raises(ClusterError, match=rf"did not start, 3 times in a row \({re.escape(reason)}\)") as told,
         connect.connect(ClusterSettings()),
     ):
         pass

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import uuid
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +17,21 @@ from dfm.errors import SettingsError
 from dfm.launch.on_dask import submit
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
+from tests.support.network import Network, NotAllowed, network_of
 from tests.support.real_cluster import RealCluster, make_certificates, wait_until
 from tests.support.small_jobs import job_tables
 
 pytestmark = pytest.mark.patient
 
 
-def ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, capture_output=True)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A bridge with hosts behind it: `hosts[name]` is the address of namespace `prefix`-name."""
-
-    prefix: str
-    subnet: str
-    hosts: dict[str, str]
-
-    def inside(self, host: str) -> list[str]:
-        return ["ip", "netns", "exec", f"{self.prefix}-{host}"]
-
-    def cut(self, host: str) -> None:
-        ip("link", "set", f"{self.prefix}{host[0]}{host[-1]}", "down")
-
-
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    if os.getuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root and the command ip")
-    prefix, third = f"d{uuid.uuid4().hex[:5]}", 100 + os.getpid() % 100
-    hosts = {name: f"10.213.{third}.{number}" for number, name in enumerate(("scheduler", "worker-1", "worker-2"), 2)}
-    found = Network(prefix, f"10.213.{third}.1", hosts)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            ip("link", "add", f"{prefix}br", "type", "bridge")
-            ip("addr", "add", f"{found.subnet}/24", "dev", f"{prefix}br")
-            ip("link", "set", f"{prefix}br", "up")
-            for name, address in hosts.items():
-                outside, inside = f"{prefix}{name[0]}{name[-1]}", f"{prefix}i{name[0]}{name[-1]}"
-                ip("netns", "add", f"{prefix}-{name}")
-                ip("link", "add", outside, "type", "veth", "peer", "name", inside)
-                ip("link", "set", outside, "master", f"{prefix}br", "up")
-                ip("link", "set", inside, "netns", f"{prefix}-{name}")
-                subprocess.run([*found.inside(name), "ip", "addr", "add", f"{address}/24", "dev", inside], check=True)
-                subprocess.run([*found.inside(name), "ip", "link", "set", inside, "up"], check=True)
-                subprocess.run([*found.inside(name), "ip", "link", "set", "lo", "up"], check=True)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces are not allowed here: {error.stderr!r}")
+            found = stack.enter_context(network_of(("scheduler", "worker-1", "worker-2")))
+        except NotAllowed as reason:
+            pytest.skip(str(reason))
         yield found
-    finally:
-        for name in hosts:
-            ip("netns", "del", f"{prefix}-{name}", check=False)
-        ip("link", "del", f"{prefix}br", check=False)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.distributed import predict
+from dfm.distributed import predict, scoring
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.training import plan
@@ -151,8 +151,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(url: str, manifest: bytes, options: str) -> FMModel:
         raise ModelError(f"no model at {url}")
 
-    monkeypatch.setattr(predict, "shares_disk", lambda client: False)
-    monkeypatch.setattr(predict, "_loaded", load)
+    for each in (predict, scoring):
+        monkeypatch.setattr(each, "shares_disk", lambda client: False)
+    monkeypatch.setattr(scoring, "_loaded", load)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -177,7 +178,7 @@ def test_workers_elsewhere_get_the_model_sent_and_write_to_a_folder_that_is_said
 
 
 def test_secrets_of_the_storage_do_not_show() -> None:
-    assert "hunter2" not in repr(predict.Scoring("s3://bucket/model", storage_options={"secret": "hunter2"}))
+    assert "hunter2" not in repr(scoring.Scoring("s3://bucket/model", storage_options={"secret": "hunter2"}))
 
 
 def test_labels_are_not_needed_to_predict(log: Path, model: str, client: Client, tmp_path: Path) -> None:
@@ -194,6 +195,14 @@ def test_an_output_that_is_not_empty_is_refused(log: Path, model: str, client: C
     with pytest.raises(SettingsError, match=r"already holds notes\.txt; choose an empty folder, or add --overwrite"):
         jobs.predict(model, str(log), str(tmp_path), client=client)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_is_named_like_a_file_of_text_is_refused(model: str, log: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"Parquet parts in a folder; name a folder \('s3://scores/of\.today'\)"):
+        jobs.predict(model, str(log), "s3://scores/of.today.CSV")
+    with pytest.raises(SettingsError, match="named like a file of text"):
+        jobs.predict(model, str(log), str(tmp_path / "scores.jsonl"))
+    assert not any(tmp_path.iterdir())
 
 
 def visible(folder: Path) -> set[str]:

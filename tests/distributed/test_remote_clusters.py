@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from distributed import Client, LocalCluster
 
 import dfm
 from dfm import jobs
-from dfm.distributed.cluster import admission, connect, remote, upload, versions
+from dfm.distributed.cluster import admission, connect, lost_workers, remote, upload, versions
+from dfm.distributed.cluster.remote import install, workers_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings.tables import ClusterSettings
 from dfm.version import DISTRIBUTION
 from tests.support.real_cluster import DASK, real_cluster, wait_until
+from tests.support.real_processes import PATIENCE, Cluster
 from tests.support.small_jobs import in_process_client, job_tables
 
 SAME = {"python": "3.12", "dfm": "1", "dask": "2", "distributed": "2", "numba": "3", "numpy": "4", "pyarrow": "5"}
@@ -317,3 +321,24 @@ def test_two_clusters_and_half_a_certificate_are_refused() -> None:
         ClusterSettings(tls_ca="ca.pem")
     with pytest.raises(SettingsError, match="module:function"):
         ClusterSettings(factory="not a name")
+
+
+def test_a_scheduler_that_freezes_is_not_waited_for(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        with Client(cluster.address, set_as_default=False, timeout=PATIENCE) as client:
+            install(client, lost_workers.ReleaseFromLostWorkers())
+            assert workers_of(client) == {}
+            cluster.scheduler.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            told = "has not answered for 1 s; see whether its process is stopped"
+            with pytest.raises(ClusterError, match=told):
+                install(client, lost_workers.ReleaseFromLostWorkers(), 1.0)
+            with pytest.raises(ClusterError, match=told):
+                workers_of(client, 1.0)
+            assert time.monotonic() - stopped < 15
+            cluster.scheduler.send_signal(signal.SIGCONT)
+            assert workers_of(client) == {}
+    finally:
+        cluster.scheduler.send_signal(signal.SIGCONT)
+        cluster.close()

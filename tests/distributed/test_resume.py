@@ -232,7 +232,7 @@ def test_bad_data_found_late_leaves_what_was_trained(log: Path, client: Client, 
 
 def test_the_end_of_a_run_does_not_wait_for_workers_that_are_gone(tmp_path: Path) -> None:
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as nobody,
     ):
         folder = CheckpointFolder(str(tmp_path), "run")

@@ -115,6 +115,7 @@ def test_any_cluster_and_any_form_of_rows_gives_the_same(
         assert jobs.evaluate(model, str(log), client=five, **wanted) == found
     frame = read_log(log).to_pandas()
     others = {"rows": jobs.evaluate(model, frame, **wanted)}
+    others["a stream, which can be read once"] = jobs.evaluate(model, read_log(log).to_reader(700), **wanted)
     others["dask"] = jobs.evaluate(model, dd.from_pandas(frame, npartitions=3), client=two_workers, **wanted)
     for other in others.values():
         for metric in ("group_auc", "ndcg_5", "mrr"):

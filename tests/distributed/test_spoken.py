@@ -107,6 +107,72 @@ def test_a_scheduler_that_comes_later_is_waited_for(monkeypatch: pytest.MonkeyPa
     assert sum(tries) == 60
 
 
+def test_a_process_too_busy_to_start_an_event_loop_tries_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+    start = Client.start
+
+    def late_at_first(self: Client, **options: object) -> None:
+        tries.append(self)
+        assert len(tries) > 1
+        start(self, **options)
+
+    monkeypatch.setattr(Client, "start", late_at_first)
+    with remote.remote_client(ClusterSettings(scheduler=client.scheduler.address)) as own:
+        assert own.submit(int, 5).result() == 5
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("IOStream is not idle"),
+        AssertionError("a word that is none of a scheduler"),
+        OSError("refused"),
+        TypeError("no number of frames"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_client_that_could_not_be_made_leaves_nothing_to_a_garbage_collector(
+    client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It would close the client at any moment: also where its thread holds the lock that closing waits for."""
+    tried: list[Client] = []
+
+    async def in_vain(self: Client, timeout: object = None) -> None:
+        tried.append(self)
+        raise error
+
+    monkeypatch.setattr(Client, "_ensure_connected", in_vain)
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(ClusterError),
+        remote.remote_client(ClusterSettings(scheduler=client.scheduler.address, worker_timeout=5)),
+    ):
+        pass
+    assert [each.status for each in tried] == ["closed"] * len(tried)
+    assert {each.rpc.status.name for each in tried} == {"closed"}, "its connections too"
+    assert [thread.name for thread in set(threading.enumerate()) - before if thread.name == "IO loop"] == []
+
+
+def test_a_client_that_does_not_close_well_either_is_told_as_it_failed_and_left_alone(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Client] = []
+
+    async def in_vain(self: Client, timeout: object = None) -> None:
+        tried.append(self)
+        raise ValueError("IOStream is not idle")
+
+    def refuses(self: Client, timeout: object = None) -> None:
+        raise RuntimeError("closing in vain")
+
+    monkeypatch.setattr(Client, "_ensure_connected", in_vain)
+    monkeypatch.setattr(remote._ImpatientClient, "close", refuses)
+    with pytest.raises(ClusterError, match="IOStream is not idle"):
+        remote.remote_client(ClusterSettings(scheduler=client.scheduler.address, worker_timeout=5)).__enter__()
+    assert [each.status for each in tried] == ["closed"]
+
+
 def test_versions_are_compared_by_dfm_and_not_told_by_dask_as_well(
     client: Client, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:

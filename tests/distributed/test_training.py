@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from dfm.averaging.rules import scaled_rate
 from dfm.averaging.slices import Slices
 from dfm.data.preparation import Reading, hash_units, load_slices
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
-from dfm.distributed import start
+from dfm.distributed import start, train
 from dfm.distributed.train import TrainResult
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
@@ -510,6 +512,17 @@ def test_ctrl_c_before_any_epoch_publishes_nothing(log: Path, client: Client, tm
     with pytest.raises(KeyboardInterrupt):
         jobs.train(job_tables(log, tmp_path), client, on_event=interrupt)
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_seconds_of_stages_do_not_come_from_a_clock_that_is_set_meanwhile(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = itertools.count(step=-86_400)
+    clock = types.SimpleNamespace(time=lambda: time.time() + next(days), monotonic=time.monotonic)
+    monkeypatch.setattr(train, "time", clock)
+    told: list[dict[str, Any]] = []
+    jobs.train(job_tables(log, tmp_path, training={"n_epochs": 1}), client, on_event=told.append)
+    assert all(0 <= event["seconds"] < 3_600 for event in told if event["event"] in ("prepared", "epoch"))
 
 
 @pytest.mark.parametrize("validate", ["epoch", "average"])

@@ -100,6 +100,32 @@ def test_a_scheduler_killed_with_kill_9_ends_the_run_with_a_clear_error_and_is_r
         cluster.close()
 
 
+@pytest.mark.parametrize("moment", ["before", "training"])
+def test_a_scheduler_that_takes_connections_and_says_nothing_ends_the_run(
+    log: Path, tmp_path: Path, moment: str
+) -> None:
+    job = job_file(log, tmp_path, cluster={"worker_timeout": 5.0}, training={"n_epochs": 500})
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        cluster.add_worker()
+        if moment == "training":
+            training = start_training(job, "--scheduler", cluster.address)
+            wait_until(lambda: has_checkpoint(tmp_path))
+            cluster.scheduler.send_signal(signal.SIGSTOP)
+        else:
+            with cluster.client(1):
+                pass
+            cluster.scheduler.send_signal(signal.SIGSTOP)
+            training = start_training(job, "--scheduler", cluster.address)
+        _, err = training.communicate(timeout=PATIENCE)
+        assert training.returncode == 4, err
+        assert "does not answer" in err or "did not answer" in err
+        assert "Traceback" not in err, err
+    finally:
+        cluster.scheduler.send_signal(signal.SIGCONT)
+        cluster.close()
+
+
 def test_two_drivers_of_one_output_do_not_both_win(log: Path, undisturbed: jobs.TrainResult, tmp_path: Path) -> None:
     job = job_file(log, tmp_path)
     first = start_training(job)

@@ -15,7 +15,9 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.distributed.cluster import connect
+from dfm.distributed.exact import Workers
 from dfm.settings.tables import ClusterSettings
+from dfm.training import exact
 from tests.support.real_processes import pids_of_workers
 from tests.support.small_jobs import job_tables
 
@@ -45,8 +47,22 @@ def untouched(log: Path, two_processes: Client, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("n_killed", [1, 2])
 def test_workers_killed_in_the_middle_of_an_iteration_change_nothing(
-    log: Path, untouched: jobs.TrainResult, two_processes: Client, tmp_path: Path, n_killed: int
+    log: Path,
+    untouched: jobs.TrainResult,
+    two_processes: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_killed: int,
 ) -> None:
+    members_of, met = Workers.members, list[int]()
+
+    def members(self: Workers, n_replicas: int) -> Any:
+        found = members_of(self, n_replicas)
+        met.append(len(found[1]) if found else 0)
+        return found
+
+    monkeypatch.setattr(Workers, "members", members)
+    monkeypatch.setattr(exact, "_APART", 1)  # so that both losses are in meetings
     seconds = untouched.history[-1]["seconds"]
     killed: list[int] = []
 
@@ -61,5 +77,6 @@ def test_workers_killed_in_the_middle_of_an_iteration_change_nothing(
 
     result = drawn(log, tmp_path, two_processes, observe)
     assert len(killed) == 2 * n_killed
+    assert met.count(2) >= EPOCHS - 2
     assert result.parameters_sha256 == untouched.parameters_sha256
     assert result.validation == untouched.validation

@@ -1,7 +1,7 @@
-"""Everything that can be wrong with the rows of a job, as a table: how to make it, what dfm says, what the README says.
+"""Everything that can be wrong with the rows of a job, as a table: how to make it, what dfm says, what the site says.
 
-`tests/test_bad_input.py` runs each through the command line and the library; the section "When something is wrong" of
-the README is printed by `python tests/bad_inputs.py`. Imports nothing from dfm.
+`tests/test_bad_input.py` runs each through the command line and the library; the page "Bad input" of the site includes
+`markdown()`. Imports nothing from dfm.
 """
 
 from __future__ import annotations
@@ -265,14 +265,10 @@ ELSEWHERE = (
 
 
 def markdown() -> str:
-    """The table of the README."""
+    """The table of the site."""
     lines = ["| what is wrong | dfm names | exit code | skipping |", "|---|---|---|---|"]
     for case in TABLE.values():
         skipping = "leaves the row out" if case.skipped else ""
         lines.append(f"| {case.what} | {case.answer} | {case.code or '0, trains'} | {skipping} |")
     lines += [f"| {what} | {answer} | {code} | |" for what, answer, code in ELSEWHERE]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown())

@@ -1,6 +1,8 @@
-"""What a process of pytest-xdist left that crashed: how it ended, the stacks of its threads, its memory.
+"""What a process of pytest-xdist left that crashed or hung: how it ended, the stacks of its threads, its memory.
 
-xdist itself says no more than which test ran; the stacks go by on standard error in the middle of a long log.
+xdist itself says no more than which test ran; the stacks go by on standard error in the middle of a long log, and a
+test that waits for ever says nothing at all: its process is ended, and other tests go on in another. Failures are told
+at once, for who ends the run from outside never sees the end of it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from typing import Any
 import pytest
 
 _MOST_LINES = 150
+_LONGEST = 600.0
+"""Seconds that a test may take which is not marked slow: ten times the longest that compiles its kernels first."""
+_MOST_OF_FAILURE = 2000
+"""Characters of a failure that are told at once."""
 _KEY = "crash_folder"
 _ends: list[str] = []
 """Of the processes that crashed, in the controller: the last one is that whose test is reported next."""
@@ -26,7 +32,7 @@ _ends: list[str] = []
 def tell_of_crashes(config: pytest.Config) -> None:
     """Let a report of a crash say what is known of it, in the controller and in the processes of pytest-xdist."""
     folder = getattr(config, "workerinput", {}).get(_KEY)
-    config.pluginmanager.register(_Tested(Path(folder)) if folder else _Controller())
+    config.pluginmanager.register(_Tested(Path(folder)) if folder else _Controller(config))
 
 
 class _Tested:
@@ -43,9 +49,32 @@ class _Tested:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         self._memory.write_text(f"at most {most} MiB were resident before {nodeid}")
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._end_if_it_hangs(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        self._end_if_it_hangs(item)  # pytest itself has called it off where the test failed
+
+    def pytest_runtest_logfinish(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def _end_if_it_hangs(self, item: pytest.Item) -> None:
+        if item.get_closest_marker("slow") is None:
+            faulthandler.dump_traceback_later(_LONGEST, exit=True, file=self._stacks)
+
 
 class _Controller:
     """Hooks of the process that hands the tests out."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None and hasattr(report, "node"):
+            terminal.write_line(f"\n{report.nodeid} ({report.when}): {str(report.longreprtext)[-_MOST_OF_FAILURE:]}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -7,7 +7,7 @@ import http.client
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ACCESS_KEY, SECRET_KEY = "CANARYACCESSKEY", "canary-secret-of-the-store"
@@ -21,18 +21,34 @@ KINDS = ("slow down", "internal error", "cut", "done but failed")
 
 
 class Faults:
-    """How often, and which: `rate` of all requests fail, drawn by a seed; `counts` tells what was injected."""
+    """How often, and which: `rate` of all requests fail, drawn by a seed; `counts` tells what was injected.
+
+    Or the one with number `at` (from 1), or all from there on, in one way of `kinds`, or by `kill`, which is called
+    before it is done ("killed") or when it is done and not answered ("killed after").
+    """
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.kinds: tuple[str, ...] = KINDS
         self.counts: Counter[str] = Counter()
+        self.met: list[str] = []
+        self.at, self.way, self.for_ever = 0, "", False
+        self.kill: Callable[[], None] = lambda: None
         self._random = random.Random(7)
         self._lock = threading.Lock()
 
-    def draw(self) -> str:
+    def choose(self, at: int, way: str = "", for_ever: bool = False) -> None:
+        """Begin to count, and let that request fail; 0: none."""
+        with self._lock:
+            self.met, self.at, self.way, self.for_ever = [], at, way, for_ever
+
+    def draw(self, request: str) -> str:
         """The fault of the next request, or nothing."""
         with self._lock:
+            self.met.append(request)
+            if self.at and (len(self.met) == self.at or (self.for_ever and len(self.met) > self.at)):
+                self.counts[self.way] += 1
+                return self.way
             fault = self._random.choice(self.kinds) if self._random.random() < self.rate else ""
             self.counts[fault] += 1
             return fault
@@ -40,12 +56,15 @@ class Faults:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets, and the second one waited for 40 ms
     upstream: str
     faults: Faults
 
     def _serve(self) -> None:
         body = self._body()
-        fault = self.faults.draw()
+        fault = self.faults.draw(f"{self.command} {self.path}")
+        if fault == "killed":
+            self.faults.kill()
         if fault == "slow down":
             self._answer(SLOW_DOWN[0], {"Content-Type": "application/xml"}, SLOW_DOWN[1].encode())
         elif fault == "denied":
@@ -57,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         else:
             status, headers, data = self._forward(body)
+            if fault == "killed after":
+                self.faults.kill()
             if fault == "done but failed":
                 status, headers, data = (
                     INTERNAL_ERROR[0],

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from collections import Counter
@@ -60,6 +61,7 @@ class History:
     seed: int
     play: str
     lives: list[Life] = field(default_factory=list)
+    listings: dict[str, list[str]] = field(default_factory=dict)
     digest: str = ""
     digests: set[str] = field(default_factory=set)
     rows: str = ""
@@ -140,6 +142,9 @@ def on(cluster: SimulatedCluster) -> Iterator[None]:
             (checkpointing, "threading", _THREADING),
             (record, "threading", _THREADING),
             (record, "_LAST_PAUSES", (0.0,) * 9),
+            (files, "names_in", cluster.names_in),
+            (record, "_utc_now", cluster.now),
+            (train, "time", types.SimpleNamespace(time=lambda: cluster.now().timestamp(), monotonic=time.monotonic)),
             *(
                 (files, name, functools.partial(cluster.change, getattr(files, name), name != "remove"))
                 for name in ("write_bytes", "create_bytes", "remove")
@@ -218,7 +223,7 @@ class Theatre:
 
     def _live(self, history: History, here: Path, life: Life, seed: int) -> None:
         history.lives.append(life)
-        cluster = SimulatedCluster(seed, life.n_workers, life.chances)
+        cluster = SimulatedCluster(seed, life.n_workers, life.chances, history.listings)
         life.trace = cluster.trace
         if life.chances.rival:
             rival = Life(2, dataclasses.replace(life.chances, rival=0.0))
@@ -263,6 +268,8 @@ def _chances(draw: random.Random, is_last: bool) -> Chances:
         forgets=forgets,
         rival=draw.choice([0.0, 0.0, 0.0, 0.003]),
         full=draw.choice([0.0, 0.0, 0.05]),
+        stale=draw.choice([0.0, 0.0, 0.1, 0.5]),
+        jumps=draw.choice([0.0, 0.0, 0.01]),
     )
 
 
@@ -290,6 +297,8 @@ def main() -> None:
         theatre, bad, ends = Theatre(Path(folder)), 0, Counter[str]()
         for seed in [arguments.seed] if arguments.seed is not None else seeds:
             history = theatre.play(seed)
+            if (seed + 1) % 500 == 0:
+                print(f"{seed + 1 - seeds.start:,} of {len(seeds):,} histories", flush=True)
             bad += bool(history.problems)
             ends.update(life.end for life in history.lives)
             ends["went on"] += any("load_block" in line for life in history.lives for line in life.trace)

@@ -22,6 +22,7 @@ from tests.support.host_gpu import host_kernels
 
 Case = tuple[str, str, str, int]
 """Family, loss, optimizer, number of factors."""
+Scales = tuple[tuple[float, float], ...]
 N_FEATURES, N_FACTORED, N_FIELDS = 60, 45, 5
 FIELDS = np.random.default_rng(3).integers(0, N_FIELDS, N_FEATURES).astype(np.uint16)
 GROUPS = {"ffm": (0, 1, 2, 0, 1)}
@@ -126,11 +127,15 @@ def numbers_of(case: Case) -> tuple[tuple[float, float], dict[str, float]]:
     return rates, {**PENALTIES, "l1_linear": 0.3} if case[2] == "ftrl" else PENALTIES
 
 
-def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> None:
-    """Scores, then the losses and all parameters of two deterministic rounds, are those of the definition."""
+def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows, scales: Scales = ()) -> None:
+    """Scores, then the losses and all parameters of two deterministic rounds, are those of the definition.
+
+    scales: of the penalties of each field, where kernels read them.
+    """
     (family, loss, optimizer, n_factors), n_rows = case, len(rows.labels)
     rates, penalties = numbers_of(case)
-    rule = reference.Rule(loss, optimizer, *rates, **penalties, loss_parameter=PARAMETERS.get(loss, 0.0))
+    parameter, by_feature = PARAMETERS.get(loss, 0.0), np.array(scales)[FIELDS] if scales else None
+    rule = reference.Rule(loss, optimizer, *rates, **penalties, loss_parameter=parameter, l2_scales=by_feature)
     table = make_table(optimizer, n_factors, family=family)
     if optimizer == "sgd" and loss in STEEP:
         table.linear[...], table.factors[...] = table.linear / 2, table.factors / 2
@@ -140,7 +145,8 @@ def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows) -> N
     for seed in range(2):
         order = [row for first, last in row_blocks(n_rows, rows.n_implicit, seed) for row in range(first, last)]
         assert sorted(order) == list(range(n_rows))
-        tally = kernels.run_round(rows, table, Step(*rates, **penalties, seed=seed, deterministic=True))
+        step = Step(*rates, **penalties, seed=seed, deterministic=True, l2_scales=scales)
+        tally = kernels.run_round(rows, table, step)
         loss_sum = reference.train(machine, rows, order, rule, seed)
         assert (tally.rows, tally.is_finite) == (n_rows, True)
         assert tally.weight == sum(rows.weight(row) for row in range(n_rows))

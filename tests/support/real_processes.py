@@ -40,13 +40,17 @@ def write_job(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> Path:
     return path
 
 
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    """A command of this environment in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+def start(*command: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """A command of this environment in a process group of its own.
+
+    log: a file for all that it says. Without one somebody has to read its pipes, or it stops when they are full.
+    """
+    about: dict[str, Any] = {"text": True, "start_new_session": True, "env": {**os.environ, **environment}}
+    if log is None:
+        about |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-m", *command], **about)
+    with log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", *command], stdout=file, stderr=file, **about)
 
 
 def start_training(job: Path, *options: str) -> subprocess.Popen[str]:
@@ -91,7 +95,7 @@ class Cluster:
     def start_scheduler(self) -> None:
         self.scheduler = start(
             "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self._port), "--no-dashboard",
-            "--no-show",
+            "--no-show", log=self._folder / "scheduler.log",
         )  # fmt: skip
 
     def add_worker(self) -> subprocess.Popen[str]:
@@ -99,6 +103,7 @@ class Cluster:
         worker = start(
             "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
             "--local-directory", str(self._folder / f"worker-{number}"), "--death-timeout", "60",
+            log=self._folder / f"worker-{number}.log",
         )  # fmt: skip
         self.workers.append(worker)
         return worker

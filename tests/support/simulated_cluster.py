@@ -7,13 +7,15 @@ The tasks are real, and so is the driver; scheduler, workers and network are a m
 - a worker is lost with all that lies on it. What is still needed is computed again, from whatever it depends on; a task
   that was under way there is run again, `ALLOWED_FAILURES` times, then it is an error (KilledWorker);
 - a worker that is given up may live on: what it was at ends later, and its result is dropped;
-- results are told in any order; workers join, leave, stall; the scheduler may end.
+- results are told in any order; workers join, leave, stall; the scheduler may end;
+- the driver's disk may be full, a folder's listing that of before its last change, and the clock may jump.
 
 The driver's own waits are where the play goes on: nothing happens between two of them.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import pickle
 import random
@@ -28,11 +30,15 @@ from distributed.scheduler import KilledWorker
 
 from dfm.distributed.cluster.watch import Watch
 from dfm.errors import ClusterError, StorageError
+from dfm.storage import files
 
 ALLOWED_FAILURES = 4
 _MOST_STEPS = 200_000
 _STRAYS = 0.01
 """Tasks that run elsewhere than they were wished to, though their worker is there."""
+_JUMPS = 1.0, 60.0, 3_600.0, 86_400.0
+"""Seconds by which a clock jumps."""
+_NAMES_IN = files.names_in
 
 
 class DriverDied(BaseException):
@@ -55,6 +61,10 @@ class Chances:
     """Another driver of the same job begins, and comes to its end meanwhile."""
     full: float = 0.0
     """Per file that is written: the disk is full."""
+    stale: float = 0.0
+    """Per listing of a folder: it is that of before the folder's last change, once."""
+    jumps: float = 0.0
+    """The clock of the driver's machine jumps, by up to a day, ahead or back."""
 
 
 @dataclass
@@ -106,8 +116,14 @@ class SimulatedFuture:
 class SimulatedCluster:
     """Scheduler, workers and network."""
 
-    def __init__(self, seed: int, n_workers: int, chances: Chances) -> None:
+    def __init__(
+        self, seed: int, n_workers: int, chances: Chances, listings: dict[str, list[str]] | None = None
+    ) -> None:
         self.random, self.chances, self.n_workers = random.Random(seed), chances, n_workers
+        self.listings = {} if listings is None else listings
+        """Names in a folder before its last change, by URL: of all drivers of a history."""
+        self.clock = datetime.timedelta(0)
+        """What the clock of the driver's machine is ahead."""
         self.tasks: dict[str, Task] = {}
         self.workers: dict[str, dict[str, Any]] = {}
         self.held: Counter[str] = Counter()
@@ -122,7 +138,7 @@ class SimulatedCluster:
         self._in_between = self._is_over = False
         self.is_up = True
         for _ in range(n_workers):
-            self._join()
+            self.join()
 
     def change(self, act: Callable[..., None], needs_room: bool, *arguments: Any) -> None:
         """Write or delete a file. StorageError where the disk is full at that moment."""
@@ -131,7 +147,22 @@ class SimulatedCluster:
         if needs_room and self.random.random() < self.chances.full:
             self._say(f"no room for {arguments[0]}")
             raise StorageError(f"{arguments[0]} cannot be written: the disk is full")
+        folder = str(arguments[0]).rsplit("/", 1)[0]
+        if self.chances.stale:
+            self.listings[folder] = _NAMES_IN(folder)
         act(*arguments)
+
+    def names_in(self, url: str, options: files.Options = None) -> list[str]:
+        """Names in a folder, as they are or were."""
+        folder = url.rstrip("/")
+        if folder in self.listings and self.random.random() < self.chances.stale:
+            self._say(f"{folder.rsplit('/', 1)[-1]} is listed as it was")
+            return self.listings.pop(folder)
+        return _NAMES_IN(url, options)
+
+    def now(self) -> datetime.datetime:
+        """The moment, by the clock of the driver's machine."""
+        return datetime.datetime.now(datetime.UTC) + self.clock
 
     # ------------------------------------------------------------------------------- what a client does ----
 
@@ -196,25 +227,28 @@ class SimulatedCluster:
             self._say("the scheduler ends")
             self.is_up = False
             raise ClusterError("the scheduler is gone")
+        if self.chances.jumps and draw() < self.chances.jumps:
+            self.clock += self.random.choice([-1, 1]) * datetime.timedelta(seconds=self.random.choice(_JUMPS))
+            self._say(f"the clock jumps, to {self.clock} from the truth")
         if self.rival and draw() < self.chances.rival:
             rival, self.rival = self.rival, None
             self._say("a rival begins")
             rival()
         if self.workers and draw() < self.chances.lost:
-            self._lose(self.random.choice(sorted(self.workers)))
+            self.lose(self.random.choice(sorted(self.workers)))
         missing = len(self.workers) < self.n_workers
         if draw() < (self.chances.joins if missing else self.chances.joins * 0.01):
-            self._join()
+            self.join()
         if draw() < self.chances.forgets:
             self._forget_a_copy()
         self._release()
 
-    def _join(self) -> None:
+    def join(self) -> None:
         address = f"worker-{next(self._numbers)}"
         self.workers[address] = {}
         self._say(f"{address} joins")
 
-    def _lose(self, address: str) -> None:
+    def lose(self, address: str) -> None:
         self._say(f"{address} is lost")
         lives_on = self.random.random() < 0.5
         del self.workers[address]
@@ -288,7 +322,7 @@ class SimulatedCluster:
             return
         if self.random.random() < self.chances.lost * 2:  # done, and not told
             self._say(f"{task.key} is done on {address}, which is lost before it tells")
-            self._lose(address)
+            self.lose(address)
             return
         self.workers[address][task.key] = result
         task.holders.add(address)
@@ -364,11 +398,11 @@ class SimulatedWatch(Watch):
     def _workers(self) -> Any:
         return {address: {"nthreads": 1} for address in self._cluster.workers}
 
-    def addresses(self) -> list[str]:
-        """Addresses of the workers, once there is one."""
+    def threads(self) -> dict[str, int]:
+        """Addresses of the workers, once there is one; each runs one task at a time."""
         while not self._cluster.workers:
             self._cluster.step()
-        return sorted(self._cluster.workers)
+        return dict.fromkeys(sorted(self._cluster.workers), 1)
 
     def result(self, future: Any) -> Any:
         """A copy of a result."""

@@ -35,10 +35,15 @@ def job_tables(log: Path, folder: Path, **changes: Mapping[str, Any]) -> dict[st
 
 @contextlib.contextmanager
 def in_process_client(n_workers: int) -> Iterator[Client]:
-    """A client of workers that are threads of this process."""
+    """A client of workers that are threads of this process, and do not pause where other tests took its memory."""
     with (
         LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0"
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            dashboard_address=":0",
+            memory_limit=0,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

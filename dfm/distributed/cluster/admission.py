@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ _OF_PYTHON = 2
 _STATUS = "worker-status-change"
 _PATIENCE = 60.0
 """Seconds that a worker gets to answer, which it can do once it has started."""
+_UNTIL_FORGOTTEN = 1.0
 
 logger = logging.getLogger("distributed.scheduler.dfm")
 
@@ -105,6 +107,13 @@ def end(name: str, dask_scheduler: Any) -> None:
     plugin = dask_scheduler.plugins.pop(name, None)
     for worker in list(plugin.held_for_dfm) if plugin else ():
         plugin.release(dask_scheduler, worker)
+    # A scheduler remembers every topic that there ever was; the client's word that it listens no more is on its way.
+    dask_scheduler.loop.call_later(_UNTIL_FORGOTTEN, _forget, dask_scheduler, name)
+
+
+def _forget(scheduler: Any, topic: str) -> None:
+    with contextlib.suppress(AttributeError):  # of a Dask that keeps them elsewhere
+        scheduler._broker._topics.pop(topic, None)
 
 
 def _is_held(scheduler: Any, worker: str) -> bool:

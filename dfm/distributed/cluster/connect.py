@@ -19,11 +19,13 @@ from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
+from dfm.distributed.cluster import fork_server
+from dfm.distributed.cluster.endings import end_quickly
 from dfm.distributed.cluster.main_guard import check_main
-from dfm.distributed.cluster.remote import check_client, is_remote, remote_client, wait_for_workers, workers_of
+from dfm.distributed.cluster.remote import check_client, install, is_remote, remote_client, wait_for_workers, workers_of
 from dfm.distributed.cluster.together import together
 from dfm.distributed.cluster.versions import same_versions
-from dfm.errors import ClusterError, OutOfMemoryError
+from dfm.errors import ClusterError, DfmError, OutOfMemoryError, want_of_memory
 from dfm.settings.tables import ClusterSettings
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,7 @@ _CONFIG = {
     "distributed.comm.retry.count": 3,
     # Dask goes on trying to reach a dead worker for this long (30 s by default), also where the port refuses at once.
     "distributed.comm.timeouts.connect": "5s",
-    # A round allocates what the round before gave back. Dask's default returns it to the system each time, and faulting
-    # the pages in again cost more than merging did.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in fork_server.ENVIRONMENT.items()},
     "distributed.admin.tick.limit": "20s",
     # Looking at itself fifty times a second costs each process of Dask 4 % of a core, which local workers need.
     "distributed.admin.tick.interval": "500ms",
@@ -69,12 +67,14 @@ class _Quiet(WorkerPlugin):
         logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
         # Ctrl-C in a terminal reaches the workers too; they must outlive it, for they hold what is to be published.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_quickly()
 
 
 @contextlib.contextmanager
 def connect(settings: ClusterSettings) -> Iterator[Client]:
     """A client with at least one worker; a cluster started here ends with the block."""
     if is_remote(settings):
+        fork_server.end()
         with remote_client(settings) as client:
             yield client
         return
@@ -85,7 +85,7 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
         _started(settings, local_directory) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(_Quiet())
+        install(client, _Quiet())
         yield client
 
 
@@ -97,6 +97,7 @@ def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalClus
         "distributed.scheduler.worker-ttl": f"{settings.worker_timeout}s",
         # A profile is looked at on the dashboard only.
         "distributed.worker.profile.enabled": settings.dashboard and _PROFILES_SAFELY,
+        **fork_server.start_method(),
     }
     with _starting, dask.config.set(own):
         return LocalCluster(
@@ -117,8 +118,9 @@ def _started(settings: ClusterSettings, local_directory: str) -> LocalCluster:
     for attempt in range(1, _STARTS + 1):
         try:
             return _local_cluster(settings, local_directory)
-        except (RuntimeError, OSError) as error:
-            reason = f"{error.__cause__ or error}"
+        except (RuntimeError, OSError, AssertionError) as error:
+            reason = f"{error.__cause__ or error}" or "an event loop took more than 10 s to begin"  # Dask asserts that
+            fork_server.end()  # it may be the cause
             if attempt < _STARTS:
                 logger.warning("the local workers did not start (%s); they are started again", reason)
     raise ClusterError(
@@ -174,8 +176,25 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     except (NoValidWorkerError, CommClosedError, CancelledError) as error:
         raise ClusterError(
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
-            "are up, and run the same command again: what is finished is not repeated"
+            f"are up, with memory to spare, and run the same command again: {_kept_by(error)}"
         ) from error
+    except DfmError:
+        raise
+    except Exception as error:
+        told = want_of_memory(error)
+        if told is None:
+            raise
+        # No OutOfMemoryError, to whose message a plan of the job is added: this process may be the one without memory.
+        raise ClusterError(
+            f"no more memory is to be had, here or on a worker ({type(told).__name__}: {told}); give this process "
+            "and the workers more, or use fewer cluster.workers, smaller shards or more training.n_replicas, and run "
+            f"the same command again: {_kept_by(error)}"
+        ) from error
+
+
+def _kept_by(error: BaseException) -> str:
+    """That a second try is shorter, and the notes of an error, which tell of what is kept for it."""
+    return "; ".join(["what is finished is not repeated", *getattr(error, "__notes__", ())])
 
 
 def _alike(client: Client, settings: ClusterSettings) -> contextlib.AbstractContextManager[None]:

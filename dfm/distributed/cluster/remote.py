@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib
 import logging
 import socket
@@ -11,8 +13,8 @@ import ssl
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import dask
 from distributed import Client, Future
@@ -22,11 +24,19 @@ from distributed.versions import VersionMismatchWarning
 from dfm.errors import ClusterError, SettingsError
 from dfm.settings.tables import ClusterSettings
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _FIRST_TRY = 8.0
 """Seconds after which the port of a scheduler that does not answer is looked at: it may speak another protocol."""
 _LISTENING = 2.0
 _PATIENCE_FOR_A_LINK = 5.0
 """Seconds to wait for a scheduler that is asked for no more than its dashboard."""
+_CLOSING = 5.0
+"""Seconds for a client to close that could not be made."""
+_SLACK = 1.0
+"""Seconds by which Dask's own errors, which tell more, come first."""
+LONGEST_ANSWER = 30.0
+"""Seconds to wait for a scheduler to say who its workers are: it may be busy, or its host swap."""
 LOCAL = "local"
 """The scheduler of this name is none: local workers are started, whatever the environment says."""
 
@@ -52,13 +62,37 @@ def check_client(client: Any) -> None:
         raise ClusterError("client is closed; make a new dask.distributed.Client of the cluster and pass that")
 
 
-def workers_of(client: Client) -> dict[str, Any]:
-    """The workers alive, by address, as the scheduler describes them.
+def workers_of(client: Client, patience: float = LONGEST_ANSWER) -> dict[str, Any]:
+    """The workers alive, by address, as the scheduler describes them. ClusterError where it does not answer within
+    `patience` seconds: a frozen one takes questions and connections for ever.
 
     Asked of the scheduler itself: `client.scheduler_info()` may answer from what a periodic callback left, without any.
     """
-    workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    workers: dict[str, Any] = answered(client, lambda: client.scheduler.identity(n_workers=-1), patience)["workers"]
     return workers
+
+
+def install(client: Client, plugin: Any, patience: float = LONGEST_ANSWER) -> None:
+    """Register a plugin. ClusterError where the scheduler does not say in so many seconds that it has it."""
+    answered(client, lambda: client.register_plugin(plugin), patience)
+
+
+def answered(client: Client, ask: Callable[[], Awaitable[T]], patience: float = LONGEST_ANSWER) -> T:
+    """The answer of the scheduler to what is asked in the client's event loop; ClusterError where none comes in so many
+    seconds: a frozen one takes questions for ever.
+    """
+
+    async def waited() -> T:
+        return await asyncio.wait_for(ask(), patience)
+
+    try:
+        answer: T = client.sync(waited)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the scheduler at {client.scheduler.address} has not answered for {patience:g} s; see whether its process "
+            "is stopped or its host overloaded, and run the same command again"
+        ) from error
+    return answer
 
 
 def takes_work(worker: Mapping[str, Any]) -> bool:
@@ -128,7 +162,52 @@ def _connected(address: str, security: Security | None, timeout: float) -> Clien
     with warnings.catch_warnings():
         # What matters is compared before work begins; Dask names packages too that nobody here uses.
         warnings.simplefilter("ignore", VersionMismatchWarning)
-        return Client(address, set_as_default=False, timeout=timeout, security=security)
+        try:
+            return _ImpatientClient(address, set_as_default=False, timeout=timeout, security=security)
+        except _LateLoop:
+            return _ImpatientClient(address, set_as_default=False, timeout=timeout, security=security)
+
+
+class _LateLoop(OSError):
+    """An event loop that did not begin in time."""
+
+
+class _ImpatientClient(Client):
+    """A client that gives up where a scheduler takes its connection and says nothing, as a frozen one does, and that
+    leaves nothing where it could not be made.
+
+    Dask's own waits for ever for the first word (`distributed.comm.core.connect` bounds the connection alone). What it
+    could not make it leaves half open with the thread of an event loop, for a garbage collector to close at any later
+    moment: also while `distributed.utils.LoopRunner` holds its lock to begin another loop, which the closing then waits
+    for, in the same thread for ever.
+    """
+
+    def start(self, **options: Any) -> None:
+        try:
+            super().start(**options)
+        except BaseException as error:
+            loop = self._loop_runner
+            if isinstance(error, AssertionError) and not loop.is_started():
+                # It asserts that the thread of its event loop runs within ten seconds.
+                raise _LateLoop("this process was too busy to start an event loop within 10 s") from error
+            for end in (functools.partial(self.close, timeout=_CLOSING), loop.stop):
+                try:
+                    end()
+                except Exception as late:
+                    logger.info("a client that could not be made did not close well: %r", late)
+            self.status = "closed"
+            if isinstance(error, AssertionError):
+                raise OSError("it does not answer as a scheduler does") from error
+            raise
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if timeout is None:
+            await super()._ensure_connected()
+            return
+        try:
+            await asyncio.wait_for(super()._ensure_connected(timeout=timeout), timeout + _SLACK)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"it does not answer within {timeout:g} s") from error
 
 
 def _nobody_at(address: str, error: Exception) -> ClusterError:

@@ -19,13 +19,15 @@ from distributed.versions import get_versions
 
 from dfm.distributed.cluster import admission, upload
 from dfm.distributed.cluster.admission import ASKED_FOR, COMPARED, Versions, picked
-from dfm.distributed.cluster.remote import workers_of
+from dfm.distributed.cluster.remote import install, workers_of
 from dfm.distributed.cluster.together import together
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 from dfm.version import DISTRIBUTION, __version__, installed
 
 logger = logging.getLogger(__name__)
+_LAST_WORD = 5.0
+"""Seconds that a scheduler has to answer when a job is over, before it is left to notice by itself."""
 
 
 @contextlib.contextmanager
@@ -107,12 +109,13 @@ def _asking_newcomers(client: Client, settings: ClusterSettings) -> Iterator[Non
 
     client.subscribe_topic(topic, tell)
     with by_value(admission):
-        client.register_plugin(admission.AskNewcomers(topic, client.id, own, brought, refuses))
+        install(client, admission.AskNewcomers(topic, client.id, own, brought, refuses))
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, ClusterError):
             if client.status == "running":  # else the scheduler sees to it, if there still is one
+                workers_of(client, _LAST_WORD)  # a frozen one would be asked for ever
                 client.unsubscribe_topic(topic)
                 with by_value(admission):
                     client.run_on_scheduler(admission.end, topic)
@@ -131,8 +134,8 @@ def _carry(client: Client, found: dict[str, Versions]) -> dict[str, Versions]:
     arguments = wheel, hashlib.sha256(wheel).hexdigest(), __version__
     with by_value(upload):
         if found["scheduler"]["dfm"] is None:
-            client.register_plugin(upload.CarriedToScheduler(*arguments))
-        client.register_plugin(upload.CarriedToWorkers(*arguments))
+            install(client, upload.CarriedToScheduler(*arguments))
+        install(client, upload.CarriedToWorkers(*arguments))
     lacking = [place for place, versions in found.items() if versions["dfm"] is None]
     logger.warning("dfm %s was sent to %s, which had none", __version__, _named(lacking))
     return {place: {**versions, "dfm": versions["dfm"] or __version__} for place, versions in found.items()}

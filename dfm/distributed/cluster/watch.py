@@ -17,7 +17,14 @@ import distributed
 from distributed import Client, Future, LocalCluster
 
 from dfm.distributed.cluster import lost_workers
-from dfm.distributed.cluster.remote import check_client, takes_work, task_that_waits, workers_of
+from dfm.distributed.cluster.remote import (
+    LONGEST_ANSWER,
+    check_client,
+    install,
+    takes_work,
+    task_that_waits,
+    workers_of,
+)
 from dfm.distributed.cluster.versions import by_value
 from dfm.errors import ClusterError
 from dfm.training.backends import Workplaces
@@ -47,13 +54,17 @@ class Watch:
 
     def addresses(self) -> list[str]:
         """Addresses of the workers alive, in a fixed order. Waits for the first one; ClusterError where none comes."""
+        return list(self.threads())
+
+    def threads(self) -> dict[str, int]:
+        """The same, with the tasks that each runs at a time."""
         waits: Future | None = None
         while not (workers := self._workers()):
             self._check(workers)
             if waits is None and self.client.status == "running":
                 waits = task_that_waits(self.client)
             time.sleep(0.1)
-        return sorted(workers)
+        return {address: int(workers[address]["nthreads"]) for address in sorted(workers)}
 
     def n_threads(self) -> int:
         """Tasks that the cluster runs at a time."""
@@ -136,8 +147,8 @@ class Watch:
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
-            workers: Mapping[str, Any] = workers_of(self.client)
-        except (OSError, TimeoutError):
+            workers: Mapping[str, Any] = workers_of(self.client, min(LONGEST_ANSWER, self._timeout))
+        except (OSError, ClusterError):
             return {}
         local = self.client.cluster
         if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
@@ -153,8 +164,8 @@ class Watch:
             raise ClusterError("the scheduler is gone; start it and its workers, and run the same command again")
         elif now - self._seen > self._timeout:
             raise ClusterError(
-                f"the cluster had no worker for cluster.worker_timeout = {self._timeout:g} s; start workers and run "
-                "the same command again: what is finished is not repeated"
+                "the cluster had no worker, or its scheduler did not answer, for cluster.worker_timeout = "
+                f"{self._timeout:g} s; start workers and run the same command again: what is finished is not repeated"
             )
 
 
@@ -192,4 +203,4 @@ def _raise_if_failed(future: Future) -> None:
 def release_from_lost_workers(client: Client) -> None:
     """Let tasks that prefer a worker which no longer exists run on any; registering it twice does no harm."""
     with by_value(lost_workers):
-        client.register_plugin(lost_workers.ReleaseFromLostWorkers())
+        install(client, lost_workers.ReleaseFromLostWorkers())
