@@ -14,7 +14,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from big_log import prepare_log
 from machine import machine_line
@@ -47,9 +49,12 @@ def memory(process: int) -> dict[str, int]:
     return {name: int(kilobytes) * 1024 for name, kilobytes in found.items()}
 
 
-def train_and_watch(job: Path, poll_seconds: float) -> tuple[dict[int, dict[str, int]], list[dict[str, object]]]:
+def train_and_watch(
+    job: Path, poll_seconds: float, knobs: Sequence[str] = ("training.n_epochs=2",)
+) -> tuple[dict[int, dict[str, int]], list[dict[str, Any]]]:
     """Peaks by process, and the events of the run."""
-    command = [sys.executable, "-m", "dfm", "train", str(job), "--json", "--set", "training.n_epochs=2"]
+    command = [sys.executable, "-m", "dfm", "train", str(job), "--json"]
+    command += [word for knob in knobs for word in ("--set", knob)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peaks: dict[int, dict[str, int]] = {}
     while run.poll() is None:

@@ -139,6 +139,8 @@ from dfm.version import __version__
 
 if TYPE_CHECKING:
     from dfm import export
+    from dfm.data.guess import guess
+    from dfm.data.text.convert import convert
     from dfm.distributed.search import SearchResult
     from dfm.distributed.train import TrainResult
     from dfm.errors import DfmError
@@ -156,9 +158,11 @@ __all__ = [
     "SearchResult",
     "TrainResult",
     "__version__",
+    "convert",
     "cross_validate",
     "evaluate",
     "export",
+    "guess",
     "importance",
     "load_job",
     "matrix_factorization",
@@ -176,8 +180,10 @@ _HOMES = {
     "Job": "dfm.settings",
     "SearchResult": "dfm.distributed.search",
     "TrainResult": "dfm.distributed.train",
+    "convert": "dfm.data.text.convert",
     "cross_validate": "dfm.jobs",
     "evaluate": "dfm.jobs",
+    "guess": "dfm.data.guess",
     "importance": "dfm.jobs",
     "load_job": "dfm.settings",
     "matrix_factorization": "dfm.factorization",

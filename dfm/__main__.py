@@ -1,6 +1,6 @@
 """`python -m dfm` is the command `dfm`."""
 
-from dfm.cli.app import main
+from dfm.cli import main
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -35,6 +36,13 @@ class OutOfMemoryError(ClusterError):
     """Workers were ended because their memory ran out."""
 
 
+class DamagedTransferError(ClusterError, OSError):
+    """Arrays of another process that arrived with other bits.
+
+    A worker of Dask that meets an OSError while it receives takes the connection for broken, and fetches again.
+    """
+
+
 class DivergenceError(DfmError):
     """Training left the finite numbers, or the loss exploded."""
 
@@ -64,3 +72,20 @@ class GateError(DfmError):
     """A model may not become the champion, or an alias has none to go back to."""
 
     exit_code = 9
+
+
+def want_of_memory(error: BaseException) -> BaseException | None:
+    """The error itself, or the one among its causes, that tells of memory: an allocation, a thread's stack, a mapping.
+
+    Causes too, since the error may be of another kind: Dask says that it could not serialize a task. None: none does.
+    """
+    chain: BaseException | None = error
+    seen: set[int] = set()
+    while chain is not None and id(chain) not in seen:  # an error may be its own cause
+        seen.add(id(chain))
+        if isinstance(chain, MemoryError) or getattr(chain, "errno", None) == errno.ENOMEM:
+            return chain
+        if isinstance(chain, RuntimeError) and "can't start new thread" in str(chain):
+            return chain
+        chain = chain.__cause__
+    return None

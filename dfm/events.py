@@ -2,7 +2,7 @@
 
 An event is a dict with "event", its name, and the fields that its record in `RECORDS` lists. The same record describes
 a line of `--json`, a line of a run's `events.jsonl` and a message on the Dask topic `dfm`; `sent` is what such a line
-holds, `faults_of` what an event has in excess or lacks. Tests hold every emitter, and the table in the README, to it.
+holds, `faults_of` what an event has in excess or lacks. Tests hold every emitter, and the table of the site, to it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def described() -> list[tuple[str, str, str, str]]:
 
 
 def markdown_table() -> str:
-    """The table of the README: an event a line, `?` where a field may be absent."""
+    """The table of the site: an event a line, `?` where a field may be absent."""
     rows = ["| event | emitted by | when | fields |", "|---|---|---|---|"]
     for record in RECORDS:
         fields = ", ".join(f"`{field.name}`" + "?" * field.may_be_absent for field in _folded(record.fields))
@@ -222,6 +222,12 @@ _PLAN = (
     Field("held_out", "text", "which rows of the training shards validate; empty where none do"),
     Field("epochs", "integer", "walks over the rows, at most"),
     Field("schedule", "text", "how the step size changes"),
+    Field(
+        "tables",
+        "list",
+        "a record of each table of Delta Lake or Iceberg that is read: asked (as the job names it), url (for ever), "
+        "kind, table (where it is), version, timestamp",
+    ),
 )
 _ROWS = (
     "rows read, trained, rejected, the rejected ones by reason; sampled_out where negatives were; where the loss is of "
@@ -284,16 +290,16 @@ _PUBLICATION = (
 RECORDS: tuple[EventRecord, ...] = (
     EventRecord(
         "progress",
-        "training, `dfm evaluate`, `predict`, `synth`",
+        "training, `dfm evaluate`, `predict`, `synth`, `convert`",
         "rows of a stage are done; never printed by `--json`, nor kept",
         (
             Field(
                 "stage",
                 "text",
-                "latest, statistics, hash, build, compile, pilot, linear, report, evaluate, predict, synth",
+                "latest, statistics, hash, build, compile, pilot, linear, report, evaluate, predict, synth, convert",
             ),
-            Field("done", "integer", "rows that are done; of compile, workers", "rows"),
-            Field("total", "integer", "rows of the stage; of compile, workers", "rows"),
+            Field("done", "integer", "rows that are done; of compile, workers; of convert, bytes", "rows"),
+            Field("total", "integer", "rows of the stage; of compile, workers; of convert, bytes", "rows"),
         ),
         passing=True,
     ),
@@ -700,6 +706,23 @@ RECORDS: tuple[EventRecord, ...] = (
             _DIRECTORY,
             Field("rows", "integer", "rows written", "rows"),
             Field("days", "list", "per day: rows, clicks, log losses of the click rate and of the truth, its AUC"),
+        ),
+    ),
+    EventRecord(
+        "converted",
+        "`dfm convert`",
+        "text is written as shards",
+        (
+            Field("directory", "text", "folder or URL of the shards"),
+            Field("format", "text", "criteo, vw, libffm, libsvm, tsv or csv"),
+            Field("shards", "integer", "files written"),
+            Field("columns", "record", "names and types of the columns"),
+            Field("lines", "integer", "lines read, headers aside: rows, rejected and blank ones", "lines"),
+            Field("rows", "integer", "rows written", "rows"),
+            Field("rejected", "integer", "lines that gave no row", "lines"),
+            Field("blank", "integer", "lines without anything, or with a comment alone", "lines"),
+            Field("reasons", "record", "rejected lines by reason"),
+            Field("job", "text", "job file that was written; empty where it was printed"),
         ),
     ),
     EventRecord(

@@ -11,6 +11,7 @@ from typing import Any
 
 from distributed import Client
 
+from dfm import mlflow
 from dfm.data.discovery import NothingFound, find_files
 from dfm.data.parquet import Shard, feature_schema, find_shards
 from dfm.data.schema import ResolvedSchema
@@ -20,9 +21,11 @@ from dfm.distributed import search as searching
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.evaluate import evaluate_shards, order_in_slices
 from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
-from dfm.distributed.predict import Overwrite, Scoring, evaluate_shards, order_in_slices, predict_shards
+from dfm.distributed.predict import Overwrite, predict_shards
+from dfm.distributed.scoring import Scoring
 from dfm.distributed.search import SearchResult
 from dfm.distributed.slicing import check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
@@ -35,6 +38,7 @@ from dfm.model.importance import MOST_ROWS, Effort
 from dfm.model.inspection import strengths_of
 from dfm.model.objective import classified, with_functions
 from dfm.model.report import report_model
+from dfm.model.rows import arrived
 from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
@@ -49,6 +53,8 @@ from dfm.training.order import Order, admit
 
 ModelLike = str | os.PathLike[str] | FMModel
 logger = logging.getLogger(__name__)
+_OF_TEXT = ".csv", ".tsv", ".txt", ".json", ".jsonl"
+"""Endings of files that predictions are not."""
 JobLike = str | os.PathLike[str] | Mapping[str, Any] | Job
 
 
@@ -67,7 +73,7 @@ def train(
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
-    on_event: called in this thread, as stages and epochs pass, with a record: a dict that `dfm events` and the README
+    on_event: called in this thread, as stages and epochs pass, with a record: a dict that `dfm events` and the site
     describe ("plan", "progress", "epoch", "done", …); what it raises ends the training. progress: whether to print what
     the command line prints; None: in a terminal or a notebook, unless there is an on_event. Where nobody is told, the
     diagnosis of what could not be learnt is logged as warnings. DfmError where the job cannot go on.
@@ -79,6 +85,8 @@ def train(
     """
     resolved, own_loss, own_regularizer = _resolved(job, client, overrides, loss, regularizer)
     resolved.require_training()
+    if resolved.output.mlflow:
+        mlflow.check_installed()
     # What may not begin leaves the record of the run before it alone; a run that has one is refused there.
     order = None if run_id else admit(resolved, own_loss, own_regularizer)
     scheduler = client.scheduler.address if client is not None else ""
@@ -90,10 +98,13 @@ def train(
         try:
             order = order or admit(resolved, own_loss, own_regularizer)
             on_both = _both(log.on_event, told or _log_diagnosis)
-            return training.train(order, client, on_both, log.record.run_id)
+            result = training.train(order, client, on_both, log.record.run_id)
         except OutOfMemoryError as error:
             needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
+        if resolved.output.mlflow:
+            mlflow.log_after(result)
+    return result
 
 
 def _resolved(
@@ -266,7 +277,7 @@ def evaluate(
     check_threshold(loaded, threshold)
     slicing = Slicing.of(by, group)
     check_slicing(loaded, slicing)
-    paths, is_weighted = _paths_of(data), True
+    paths, is_weighted = _paths_of(data := arrived(data)), True
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
         is_weighted = _has_weights(loaded.schema, shards, storage_options)
@@ -327,6 +338,7 @@ def importance(
         raise SettingsError(f"repeats = {repeats}, rows = {rows}; both are at least 1")
     loaded, place = _model(model, storage_options)
     check_importance(loaded)
+    data = arrived(data)
     paths = _paths_of(data)
     if paths is None:
         name = f"the {type(data).__name__} given"
@@ -425,9 +437,15 @@ def predict(
 
     on_event, progress: as in `train`. overwrite: False: `output` must be empty; "own": an earlier prediction is
     replaced; True, or "beside": files that dfm did not make may lie there too, and stay. SettingsError where `output`
-    is, contains or lies inside the data or the model, whatever `overwrite` says.
+    is, contains or lies inside the data or the model, whatever `overwrite` says, or is named like a file of text.
     """
     _check(client)
+    name, ending = os.path.splitext(output)
+    if ending.lower() in _OF_TEXT:
+        raise SettingsError(
+            f"output = {output!r} is named like a file of text, and predictions are Parquet parts in a folder; name a "
+            f"folder ({name!r}). Rows in memory are scored by FMModel.predict"
+        )
     chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     loaded, place = _model(model, storage_options)

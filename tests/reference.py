@@ -191,6 +191,13 @@ class Rule:
     """L2 on what a strength is away from 1."""
     penalty_slope: Callable[[float], float] = float
     """Derivative of the penalty of one weight: w, of w² / 2."""
+    l2_scales: NDArray[np.float64] | None = None
+    """What l2_linear and l2_factors are multiplied with, float64[n_features, 2]."""
+
+    def l2(self, j: int) -> tuple[float, float]:
+        """l2_linear and l2_factors of a feature."""
+        of_linear, of_factors = (1.0, 1.0) if self.l2_scales is None else self.l2_scales[j]
+        return of_linear * self.l2_linear, of_factors * self.l2_factors
 
 
 def loss_of(rule: Rule, score: float, label: float) -> float:
@@ -272,7 +279,7 @@ def train_pairs(machine: Machine, rows: Rows, pairs: Iterable[tuple[int, int]], 
             if j < len(before):
                 by_pair = by_factors(both[0], j) - by_factors(both[1], j)
                 machine.factors[j] -= _factor_step(
-                    machine, j, weight * (slope * by_pair + rule.l2_factors * before[j]), rule
+                    machine, j, weight * (slope * by_pair + rule.l2(j)[1] * before[j]), rule
                 )
     return total
 
@@ -304,9 +311,7 @@ def _step(
             if i != j and i < len(before) and not machine.degrees:
                 strength = strengths[machine.pair(i, j)] if strengths else 1.0
                 others[machine.meeting(i)] += strength * before[i][machine.meeting(j)] * x_i
-        gradient = weight * (
-            slope * x * others + rule.l2_factors * np.array([rule.penalty_slope(v) for v in before[j]])
-        )
+        gradient = weight * (slope * x * others + rule.l2(j)[1] * np.array([rule.penalty_slope(v) for v in before[j]]))
         machine.factors[j] = before[j] - _factor_step(machine, j, gradient, rule)
 
 
@@ -339,7 +344,8 @@ def _strength_steps(
 def _linear_step(machine: Machine, key: object, value: float, gradient: float, penalised: float, rule: Rule) -> float:
     if rule.optimizer == "ftrl":
         return _ftrl_step(machine, key, value, gradient, rule)
-    gradient += penalised * rule.l2_linear * rule.penalty_slope(value)
+    if penalised and isinstance(key, (int, np.integer)):
+        gradient += penalised * rule.l2(int(key))[0] * rule.penalty_slope(value)
     if rule.optimizer == "sgd":
         return value - rule.learning_rate * gradient
     if rule.optimizer == "adam":

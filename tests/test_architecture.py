@@ -32,6 +32,7 @@ FLOORS = [
     {"training"},
     {"distributed"},
     {"runs"},
+    {"mlflow"},
     {"jobs"},
     {"launch"},
     {"workflow"},
@@ -69,9 +70,12 @@ OPTIONAL = {
     "cupy",
     "fastapi",
     "kubernetes",
+    "deltalake",
     "matplotlib",
+    "mlflow",
     "onnx",
     "pandas",
+    "pyiceberg",
     "s3fs",
     "scipy",
     "sklearn",
@@ -80,7 +84,7 @@ OPTIONAL = {
 
 WRITES_JSON = {
     *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),
-    *("distributed.predict", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest", "settings.toml"),
+    *("distributed.scoring", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest", "settings.toml"),
 }
 """Who calls json.dumps: to make fingerprints, messages and requests."""
 

@@ -24,6 +24,7 @@ from dfm.errors import DataError, DfmError, RunCancelled, SettingsError, Storage
 from dfm.runs.display import Reporter
 from dfm.settings.tables import ClusterSettings
 from tests.support.bad_inputs import ROWS, TABLE, BadInput, markdown, write_good
+from tests.support.site import made
 from tests.support.small_jobs import in_process_client
 
 CASES = [pytest.param(case, id=name) for name, case in TABLE.items()]
@@ -193,9 +194,9 @@ def test_a_lost_worker_does_not_make_its_partitions_again_from_a_shard_that_chan
     assert killed
 
 
-def test_the_readme_holds_the_table() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert markdown() in readme, "put the output of `python tests/bad_inputs.py` into the README"
+def test_the_site_holds_the_table() -> None:
+    assert made("bad_inputs") == markdown()
+    assert all(f"| {case.what} | {case.answer} | " in markdown() for case in TABLE.values())
 
 
 # --- files and disks ------------------------------------------------------------------------------------

@@ -39,6 +39,12 @@ def test_nobody_is_told_to_install_the_distribution_of_others() -> None:
         assert found == (["pip install dfm"] if path.name == "README.md" and path.parent == ROOT else []), path
 
 
+def test_the_oldest_dask_that_is_tested_is_the_oldest_that_is_allowed() -> None:
+    allowed = {name: floor for name, floor in (each.split(">=") for each in PROJECT["dependencies"])}
+    pinned = dict(re.findall(r"^([a-z]+)==(\S+)", (ROOT / "requirements-oldest-dask.lock").read_text(), re.M))
+    assert pinned == {name: f"{allowed[name]}.0" for name in ("dask", "distributed")}
+
+
 def test_every_extra_that_a_text_names_is_there() -> None:
     assert pip_install("sklearn", "plots") == 'pip install "dask-fm[sklearn,plots]"'
     extras = PROJECT["optional-dependencies"].keys()

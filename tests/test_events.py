@@ -1,4 +1,4 @@
-"""Events are what their records say: in the code that makes them, in a training, in the README."""
+"""Events are what their records say: in the code that makes them, in a training, in the site."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dfm.model.group_auc import GroupedTally, rows_by_group
 from dfm.model.metrics import ClassificationTally, MarginTally, RegressionTally
 from dfm.model.objective import LossTally
 from dfm.runs.record import read_events
+from tests.support.site import made
 from tests.support.small_jobs import in_process_client, job_tables
 
-README = Path(__file__).parents[1] / "README.md"
 SOURCES = sorted(Path(dfm.__file__).parent.rglob("*.py"))
 ROUND = {"event": "round", "epoch": 1, "round": 2, "rounds": 8, "rows_per_second": 1e6}
 
@@ -136,6 +136,8 @@ def test_a_training_that_worsens_tells_what_the_records_say(tmp_path: Path) -> N
     assert "epoch" in {message["event"] for message in on_topic}
 
 
-def test_the_table_of_the_readme_is_the_records() -> None:
-    """When it fails: python -c 'from dfm.events import markdown_table; print(markdown_table())', into the README."""
-    assert markdown_table() in README.read_text(encoding="utf-8")
+def test_the_page_of_the_site_is_the_records() -> None:
+    page = made("events")
+    assert markdown_table() in page
+    for record in RECORDS:
+        assert f"\n`{record.name}`, {record.emitter}: " in page

@@ -144,7 +144,7 @@ def test_every_entry_point_works_for_a_user_who_can_write_nothing_but_tmp(image:
     (writable / "out").mkdir()
     (writable / "out").chmod(0o777)
     version = start(image, writable, "dfm", "--version")
-    assert version.communicate(timeout=120)[0].strip().endswith("0.1.0")
+    assert version.communicate(timeout=120)[0].strip().endswith("0.2.0")
     file = writable / "scheduler.json"
     scheduler = start(
         image, writable, "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",

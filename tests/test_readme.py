@@ -1,30 +1,34 @@
-"""What the README shows of Python is what happens."""
+"""The README is short, and what it says is elsewhere is there."""
 
 from __future__ import annotations
 
-import doctest
 import re
-from pathlib import Path
 
-import pytest
+from tests.support.site import DOCS, README, blocks
 
-README = Path(__file__).parents[1] / "README.md"
-pytest.importorskip("sklearn", minversion="1.6")
-pytest.importorskip("pandas")
+TEXT = README.read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    """The text below a heading, up to the next one of the same level."""
-    return README.read_text(encoding="utf-8").split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+def test_the_readme_is_short() -> None:
+    assert len(TEXT.encode()) <= 12_000
 
 
-def test_the_python_section_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", section("From Python"), flags=re.DOTALL)
-    assert all(block.startswith(">>> ") for block in blocks)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "From Python", str(README), 0)
-    assert len(test.examples) > 20
-    monkeypatch.chdir(tmp_path)
-    runner = doctest.DocTestRunner(verbose=False)
-    runner.run(test, clear_globs=True)
-    report = capsys.readouterr().out
-    assert runner.summarize(verbose=False).failed == 0, report
+def test_it_has_one_job_file_which_is_that_of_the_site() -> None:
+    (job,) = [block.text for block in blocks(README) if block.kind == "toml"]
+    assert job in [block.text for block in blocks(DOCS / "howto" / "job-file.md")]
+
+
+def test_parts_of_the_site_that_it_names_are_there() -> None:
+    parts = re.findall(r"(?m)^\| `(\w+)/` \|", TEXT)
+    assert sorted(parts) == ["explanation", "howto", "reference", "tutorials"]
+    assert all((DOCS / part / "index.md").exists() for part in parts)
+
+
+def test_its_figures_are_those_of_the_site() -> None:
+    """A figure that is measured anew is changed in both places."""
+    measured = (DOCS / "explanation" / "measured.md").read_text(encoding="utf-8")
+    rows = [line for line in TEXT.split("\n") if line.startswith("| ") and "`benchmarks/" in line]
+    assert len(rows) >= 4
+    for row in rows:
+        figure = row.split(" | ")[1]
+        assert f"| {figure} |" in measured, figure

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data.encoding import encode_batch, take_rows
+from dfm.data.encoding import encode_batch
+from dfm.data.hashed_rows import HashedRows, concatenate_rows, take_rows
 from dfm.data.parquet import Unit, arrow_schema, find_shards, read_unit
-from dfm.data.partition import HashedRows, SparsePartition, build_partition, concatenate_rows, scoring_partition
+from dfm.data.partition import SparsePartition, build_partition
 from dfm.data.schema import Schema, resolve
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.synthetic import generate
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.storage.arrays import read_arrays, write_arrays

@@ -22,7 +22,7 @@ OVERLAYS: dict[str, list[str]] = {
     "small": ["workers=1", "worker_memory='2GiB'", "driver_memory='1GiB'", "scratch='5GiB'"],
     "production": [
         "workers=8", "worker_cpus=2", "worker_memory='12GiB'", "driver_memory='4GiB'", "scheduler_memory='2GiB'",
-        "scratch='100GiB'", "scratch_claim='local-nvme'", "deadline=43200", "image='registry.example.com/dfm:0.1.0'",
+        "scratch='100GiB'", "scratch_claim='local-nvme'", "deadline=43200", "image='registry.example.com/dfm:0.2.0'",
     ],
     "gpu": ["workers=2", "gpus=1", "worker_memory='16GiB'", "image='dfm:latest-cuda12'"],
     "spot": ["workers=8", "spot=true", "attempts=20"],

@@ -18,6 +18,7 @@ from dfm.averaging.slices import unite
 from dfm.compilation import compiled
 from dfm.kernels.tables import Floats, of_width
 from dfm.storage.arrays import read_only
+from dfm.storage.transfers import checked_on_its_way
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ Summands = NDArray[Any]
 """float32, or uint16 where halved."""
 
 
+@checked_on_its_way("changes of parameters")
 @dataclass(frozen=True, slots=True)
 class Contribution:
     """Summands of one or more replicas, for the features they touched. Arrays may be read-only.

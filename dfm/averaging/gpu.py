@@ -12,7 +12,7 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,8 @@ class GpuSummands:
         whole = Contribution(self.features[first:last], touched, self.shared, self.rows)
         return whole.halved() if self.is_halved else whole
 
-    def __reduce__(self) -> tuple[Callable[..., Contribution], tuple[Any, ...]]:
-        host = self.on_host()
-        return Contribution, (host.features, host.touched, host.shared, host.rows)
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return self.on_host().__reduce__()
 
 
 @dataclass

@@ -11,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.matrices import column_names, is_sparse
-from dfm.data.partition import HashedRows
 from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.features import (
@@ -27,6 +26,7 @@ from dfm.estimators.features import (
     MatrixFeatures,
     TableFeatures,
     as_arrow,
+    column_of,
     is_arrow,
     is_columns,
     is_dask,
@@ -47,6 +47,8 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
+from dfm.model.outputs import NUMPY, PREDICTION, check_output, handed_out
+from dfm.model.rows import arrived
 from dfm.model.token_names import TokenNames
 from dfm.solvers.posterior import Draws, mean_scores
 from dfm.training.executor import Event
@@ -95,7 +97,7 @@ class BaseFactorizationMachine(Parametrised):
     def _validated(self, X: Any, reset: bool) -> Any:
         """A checked array or sparse matrix of floats; names and number of columns are recorded or compared."""
         if is_arrow(X) or is_columns(X):
-            X = as_arrow(X).to_pandas()
+            X = as_arrow(X)  # scikit-learn knows its names without pandas
         kinds, accepted = [np.float64, np.float32], ("csr", "csc", "coo")
         return validate_data(self, X, accept_sparse=accepted, dtype=kinds, reset=reset, ensure_min_samples=int(reset))
 
@@ -136,8 +138,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
         """One finite label a row."""
-        y = self._required(y)
-        y = column_or_1d(y.to_numpy(zero_copy_only=False) if isinstance(y, pa.Array) else y, warn=True)
+        y = column_or_1d(column_of(self._required(y)), warn=True)
         assert_all_finite(y, input_name="y")
         if is_table(X, self._table_options()):
             if n_rows_of(X) != len(y):
@@ -152,7 +153,8 @@ class BaseFactorizationMachine(Parametrised):
         """One weight a row, 0 or more; None where all count the same."""
         if sample_weight is None:
             return None
-        checked: NDArray[np.float64] = _check_sample_weight(sample_weight, np.empty((n_rows, 1)), dtype=np.float64)
+        given = column_of(sample_weight)
+        checked: NDArray[np.float64] = _check_sample_weight(given, np.empty((n_rows, 1)), dtype=np.float64)
         if (checked < 0).any():
             raise ValueError("Negative values in data passed to sample_weight: expected 0 or more")
         if not checked.any():
@@ -163,6 +165,7 @@ class BaseFactorizationMachine(Parametrised):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, client: Any) -> Self:
         """Fit anew, or with warm_start from where the last fit ended: here, or on a cluster."""
+        X = arrived(X)
         if client is None and not is_dask(X):
             return self._fit_rows(X, y, sample_weight, eval_set, None)
         from dfm.estimators.on_dask import told_to_a_fit  # loads Dask, which a fit on an array does not need
@@ -202,7 +205,7 @@ class BaseFactorizationMachine(Parametrised):
                 "partial_fit takes rows of this process: fit a collection or shards as a whole, or several times with "
                 "warm_start = True"
             )
-        self._on_cluster = False
+        X, self._on_cluster = arrived(X), False
         self._draw_seed()
         goes_on = hasattr(self, "_outputs")
         source = self._source(X, y, sample_weight, None, goes_on)
@@ -272,6 +275,7 @@ class BaseFactorizationMachine(Parametrised):
         return source.evaluation(rows, self._features, self._encoding)
 
     def _evaluation_rows(self, X: Any, y: Any, sample_weight: Any) -> HashedRows:
+        X = arrived(X)
         y = self._checked_labels(X, y)
         labels = self._encoding.labels(y)
         given = self._checked_weights(sample_weight, len(y))
@@ -400,7 +404,7 @@ class BaseFactorizationMachine(Parametrised):
         """Raw scores of every machine, float64[n_machines, n_rows]."""
         check_is_fitted(self)
         tables = self._fitted_tables()
-        partition = self._features.scoring(self._known_data(X))
+        partition = self._features.scoring(self._known_data(arrived(X)))
         if (draws := self._draws)[0] is not None:
             each = [
                 mean_scores(partition, table, own, self._task) for table, own in zip(tables, draws, strict=True) if own
@@ -424,6 +428,15 @@ class BaseFactorizationMachine(Parametrised):
         for name in ("_outputs", "history_"):  # a scorer travels without what it does not need
             slim.__dict__.pop(name, None)
         return predict_lazily(X, slim, method, shape, dtype)
+
+    def _handed_out(self, found: Any, output: str, X: Any, names: Sequence[str] = (PREDICTION,)) -> Any:
+        """Predictions in the form that was asked for. SettingsError for a Dask collection, whose are still to come."""
+        check_output(output)
+        if output != NUMPY and is_dask(X):
+            raise SettingsError(
+                f'output = "{output}" is for rows of this process: map it over the partitions of a collection'
+            )
+        return handed_out(found, output, X, names)
 
     def _fitted_tables(self) -> list[ParameterTable]:
         if not hasattr(self, "_tables"):

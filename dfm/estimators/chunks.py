@@ -19,9 +19,9 @@ import pyarrow as pa
 from distributed import Client, Future
 from numpy.typing import NDArray
 
-from dfm.data.encoding import take_rows
+from dfm.data.hashed_rows import EntrySums, HashedRows, concatenate_rows, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
-from dfm.data.partition import EntrySums, HashedRows, SparsePartition, build_partition, by_group, concatenate_rows
+from dfm.data.partition import SparsePartition, build_partition, by_group
 from dfm.data.preparation import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics

@@ -19,6 +19,7 @@ from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.sources import Relabel
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
+from dfm.model.outputs import NUMPY
 from dfm.training.executor import Event
 
 
@@ -84,23 +85,28 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         scores = self._scores(X)
         return scores[0] if len(scores) == 1 else np.ascontiguousarray(scores.T)
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """The likeliest class of every row."""
+    def predict(self, X: Any, output: str = NUMPY) -> Any:
+        """The likeliest class of every row, [n_rows]. output: "numpy", or "arrow", "pandas", "polars" for a column."""
         self._fitted_tables()
-        lazy = self._elsewhere(X, "predict", (), self.classes_.dtype)
-        if lazy is not None:
-            return lazy
-        scores = self.decision_function(X)
-        chosen = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[chosen]
+        found = self._elsewhere(X, "predict", (), self.classes_.dtype)
+        if found is None:
+            scores = self.decision_function(X)
+            chosen = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+            found = self.classes_[chosen]
+        return self._handed_out(found, output, X)
 
     @available_if(_gives_probabilities)
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities float64[n_rows, n_classes], classes in the order of `classes_`."""
+    def predict_proba(self, X: Any, output: str = NUMPY) -> Any:
+        """Probabilities float64[n_rows, n_classes], classes in the order of `classes_`. output: "numpy", or "arrow",
+        "pandas", "polars" for a table of that library, its columns called as the classes are.
+        """
         self._fitted_tables()
         lazy = self._elsewhere(X, "predict_proba", (len(self.classes_),), np.float64)
-        if lazy is not None:
-            return lazy
+        found = self._probabilities(X) if lazy is None else lazy
+        return self._handed_out(found, output, X, [str(name) for name in self.classes_])
+
+    def _probabilities(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities of rows of this process."""
         scores = self._scores(X)
         u = np.exp(-np.abs(scores))
         likely = np.where(scores > 0, 1 / (1 + u), u / (1 + u))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dfm.data.arrow_types import column_kind, flat, without_views
 from dfm.data.encoding import Encoded, encode_batch, number_column
 from dfm.data.footers import Columns, resolve_told
+from dfm.data.hashed_rows import HashedRows, concatenate_rows
 from dfm.data.matrices import (
     ColumnMoments,
     Scaling,
@@ -29,9 +30,10 @@ from dfm.data.matrices import (
     vector_schema,
     vector_vocabulary,
 )
-from dfm.data.partition import HashedRows, SparsePartition, concatenate_rows, scoring_partition
+from dfm.data.partition import SparsePartition
 from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema, Schema, check_once
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import SCALED, NumberStatistics
 from dfm.data.vocabulary import (
     NO_COUNTS,
@@ -48,6 +50,7 @@ from dfm.estimators.notes import tell_left_out
 from dfm.kernels.tables import ParameterTable
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
+from dfm.model.rows import arrived, speaks_arrow
 
 FLOATS = ("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat")
 NEVER = 2**62
@@ -293,7 +296,23 @@ def is_frame(data: Any) -> bool:
 
 def is_arrow(data: Any) -> bool:
     """Whether it is a table of Arrow, or of a library that speaks its interface (polars, …)."""
-    return isinstance(data, pa.Table | pa.RecordBatch) or (hasattr(data, "__arrow_c_stream__") and not is_frame(data))
+    return isinstance(data, pa.Table | pa.RecordBatch) or (speaks_arrow(data) and not is_frame(data))
+
+
+def column_of(values: Any) -> Any:
+    """Labels, weights or groups of Arrow as an array; of a table without an array interface its only column. DataError
+    where it has several.
+    """
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    if not speaks_arrow(values) or hasattr(values, "__array__"):
+        return values
+    table = arrived(values)
+    if table.num_columns != 1:
+        raise DataError(
+            f"a {type(values).__name__} of {table.num_columns} columns is no column; select the one that is meant"
+        )
+    return table.column(0).to_numpy()
 
 
 def is_path(data: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from distributed import Future
 
-from dfm.data.partition import EntrySums, HashedRows
+from dfm.data.hashed_rows import EntrySums, HashedRows
 from dfm.data.vocabulary import FeatureCounts, Vocabulary
 from dfm.distributed.cluster.remote import check_client
 from dfm.distributed.cluster.watch import Watch

@@ -15,18 +15,20 @@ from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.utils import ClassifierTags
 
-from dfm.data.encoding import take_rows
-from dfm.data.partition import HashedRows, SparsePartition
+from dfm.data.hashed_rows import HashedRows, take_rows
+from dfm.data.partition import SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.base import LoneMachine
-from dfm.estimators.features import FeatureOptions, Features, is_dask, is_path, names_of
+from dfm.estimators.features import FeatureOptions, Features, column_of, is_dask, is_path, names_of
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, RowsToFit
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, built
 from dfm.kernels.losses import BPR, is_paired
 from dfm.kernels.pairs import PairCount
 from dfm.model.group_auc import group_sums, rows_by_group
+from dfm.model.outputs import NUMPY
+from dfm.model.rows import arrived
 from dfm.training.fitting import Recipe, whole_partition
 
 Ids = NDArray[np.uint64]
@@ -36,6 +38,7 @@ def group_ids(group: Any, n_rows: int) -> Ids:
     """A number for each distinct group, uint64[n_rows]; missing ones are one group, and None puts all rows in one."""
     if group is None:
         return np.zeros(n_rows, np.uint64)
+    group = group if isinstance(group, pa.Array | pa.ChunkedArray) else column_of(group)
     given = group if isinstance(group, pa.Array | pa.ChunkedArray) else pa.array(group, from_pandas=True)
     if len(given) != n_rows:
         raise ValueError(f"group has {len(given)} rows, X has {n_rows}: expected one group a row")
@@ -153,6 +156,7 @@ class FMRanker(LoneMachine, FactorParameters):
                 "with the client and the names of the columns y and group"
             )
         self._begin()
+        X = arrived(X)
         labels = self._checked_labels(X, y)
         weights = self._checked_weights(sample_weight, len(labels))
         goes_on = self.warm_start and hasattr(self, "_outputs")
@@ -170,7 +174,7 @@ class FMRanker(LoneMachine, FactorParameters):
         if is_path(X) or is_dask(X):
             raise SettingsError("fit_pairs takes rows of this process: pairs are numbers of rows, and shards have none")
         self._begin()
-        goes_on = self.warm_start and hasattr(self, "_outputs")
+        X, goes_on = arrived(X), self.warm_start and hasattr(self, "_outputs")
         data, n_threads = self._training_data(X, goes_on), effective_n_jobs(self.n_jobs)
         n_rows = len(data) if isinstance(data, pa.Table) else data.shape[0]
         chosen = _checked_pairs(pairs, n_rows)
@@ -180,14 +184,17 @@ class FMRanker(LoneMachine, FactorParameters):
         source = RankedRows(data, labels, weights, names_of(X), n_threads, pairs=chosen)
         return self._fit_source(source, eval_set, goes_on)
 
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Scores float64[n_rows], greater for what is to come first among rows of one group."""
+    def predict(self, X: Any, output: str = NUMPY) -> Any:
+        """Scores float64[n_rows], greater for what is to come first among rows of one group. output: "numpy", or
+        "arrow", "pandas", "polars" for a column.
+        """
         self._fitted_tables()
         lazy = self._elsewhere(X, "predict", (), np.float64)
-        return self._scores(X)[0] if lazy is None else lazy
+        return self._handed_out(self._scores(X)[0] if lazy is None else lazy, output, X)
 
     def score(self, X: Any, y: Any, group: Any = None, sample_weight: Any = None) -> float:
         """The mean AUC within groups, weighed by their rows; nan where no group has both classes."""
+        X = arrived(X)
         y = self._checked_labels(X, y)
         weights = self._checked_weights(sample_weight, len(y))
         labels = self._encoding.labels(y)

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from dfm.averaging.rules import automatic_averages
-from dfm.data.partition import EntrySums
+from dfm.data.hashed_rows import EntrySums
 from dfm.data.transforms import SCALED
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError

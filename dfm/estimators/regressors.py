@@ -18,6 +18,8 @@ from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.shards import read_shards
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.objective import takes_any_unit
+from dfm.model.outputs import NUMPY
+from dfm.model.rows import arrived
 from dfm.settings.tables import MCMC
 from dfm.solvers.posterior import intervals
 
@@ -52,14 +54,14 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predicted numbers, float64[n_rows]."""
-        lazy = self._elsewhere(X, "predict", (), np.float64)
-        if lazy is not None:
-            return lazy
-        scores = self._scores(X)[0]
-        link = self._objective().link
-        return scores if link.name == "identity" else link.predict(scores.astype(np.float32)).astype(np.float64)
+    def predict(self, X: Any, output: str = NUMPY) -> Any:
+        """Predicted numbers, float64[n_rows]. output: "numpy", or "arrow", "pandas", "polars" for a column."""
+        found = self._elsewhere(X, "predict", (), np.float64)
+        if found is None:
+            scores, link = self._scores(X)[0], self._objective().link
+            is_number = link.name == "identity"
+            found = scores if is_number else link.predict(scores.astype(np.float32)).astype(np.float64)
+        return self._handed_out(found, output, X)
 
     @available_if(_has_draws)
     def predict_interval(self, X: Any, coverage: float = 0.9) -> NDArray[np.float64]:
@@ -75,7 +77,7 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
             X = read_shards(X, getattr(self, "feature_names_in_", None))
         if not 0 < coverage < 1:
             raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
-        draws, partition = self._draws[0], self._features.scoring(self._known_data(X))
+        draws, partition = self._draws[0], self._features.scoring(self._known_data(arrived(X)))
         assert draws is not None
         return intervals(partition, self._tables[0], draws, coverage).astype(np.float64)
 

@@ -59,7 +59,8 @@ class KernelSpec:
     name in `optimizers.OPTIMIZERS`. loss_parameter: of a loss that has one; None for its default. regularizer: None for
     L2, w² / 2 of each weight, or what `CustomRegularizer.of(function)` makes of a user's regularizer(w), which takes
     the place of w² / 2; a step's l2_linear and l2_factors are the strengths of either. With a factor_dtype of 16 bits
-    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind. groups, order: as in `Layout`.
+    ("bfloat16", "float16"; GPUs only) V is trained in a copy of that kind. groups, order: as in `Layout`. l2_by_field:
+    whether a step's `l2_scales` are read.
     """
 
     loss: str | CustomLoss
@@ -71,6 +72,7 @@ class KernelSpec:
     family: str = DEFAULT
     groups: tuple[int, ...] = ()
     order: int = 0
+    l2_by_field: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", self.order or family_of(self.family).order_of("auto"))
@@ -106,7 +108,8 @@ class Step:
 
     With `n_threads` > 1 threads share the table without locks (Hogwild): faster, but not the same bytes each time. A
     GPU always does so, unless `deterministic`, which walks one row after the other. `device_bytes`: of a GPU's memory
-    that rows may take, 0: what there is.
+    that rows may take, 0: what there is. `l2_scales`: what l2_linear and l2_factors are multiplied with, of each field;
+    empty: nothing.
     """
 
     learning_rate: float
@@ -118,6 +121,7 @@ class Step:
     n_threads: int = 1
     deterministic: bool = False
     device_bytes: int = 0
+    l2_scales: tuple[tuple[float, float], ...] = ()
 
     if TYPE_CHECKING:
 
@@ -136,8 +140,10 @@ class Step:
                 raise SettingsError(f"{own.name} = {getattr(self, own.name)}; it must be {own.legal}")
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if field.name == "n_threads" else 0
-            if not least <= value < float("inf"):
+            if field.name != "l2_scales" and not least <= value < float("inf"):
                 raise SettingsError(f"{field.name} = {value}; it must be finite and at least {least}")
+        if not all(0 <= scale < float("inf") for pair in self.l2_scales for scale in pair):
+            raise SettingsError(f"l2_scales = {self.l2_scales}; all must be finite and at least 0")
 
 
 @dataclass(frozen=True)

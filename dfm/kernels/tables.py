@@ -22,6 +22,7 @@ from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import OPTIMIZERS, STATELESS
 from dfm.kernels.optimizers.record import Optimizer
 from dfm.storage.arrays import read_only
+from dfm.storage.transfers import checked_on_its_way
 
 Floats = NDArray[np.float32]
 
@@ -191,6 +192,7 @@ class InitialValues:
     higher_stdev: float = 0.0
 
 
+@checked_on_its_way("parameters")
 @dataclass(frozen=True)
 class ParameterTable:
     """arrays: of each block, float32[n_rows, width], or [width] where the model has one row; see `Layout`.

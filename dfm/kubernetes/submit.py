@@ -34,6 +34,7 @@ from dfm.runs.patience import Patient
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.storage import files
+from dfm.storage.tables import folder_of
 
 logger = logging.getLogger(__name__)
 _STOPPING = 60.0
@@ -63,7 +64,8 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
 
 
 def _plan(job: Job) -> dict[str, Any]:
-    away = [url for url in job.data.train if files.is_local(url) and not glob.glob(str(files.local_path(url)))]
+    folders = [(url, folder_of(url)) for url in job.data.train]
+    away = [url for url, folder in folders if files.is_local(folder) and not glob.glob(str(files.local_path(folder)))]
     if away:
         raise SettingsError(
             f"data.train = {away[0]!r} is not on this machine, so that no sizes can be derived from it; set "
@@ -77,13 +79,14 @@ def _check_urls(job: Job) -> None:
     named = {"output.directory": (job.output.directory,), "data.train": job.data.train}
     for knob, urls in {**named, "data.validation": job.data.validation}.items():
         for url in urls:
-            if "://" not in url:
+            folder = folder_of(url) or url
+            if "://" not in folder:
                 raise SettingsError(
                     f"{knob} = {url!r} is a path of this machine; in Kubernetes it must be a URL of an object store "
                     "(s3://…), or file://… of a volume that all pods mount (kubernetes.volumes)"
                 )
-            if files.is_local(url):
-                _check_volume(knob, url, job.kubernetes.volumes)
+            if files.is_local(folder):
+                _check_volume(knob, folder, job.kubernetes.volumes)
 
 
 def _check_volume(knob: str, url: str, volumes: Sequence[Mapping[str, Any]]) -> None:

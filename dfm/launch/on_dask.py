@@ -21,6 +21,7 @@ from dfm.runs import record as runs
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.storage import files
+from dfm.storage.tables import folder_of
 from dfm.training.publish import check_output
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _check_paths(job: Job, client: Client) -> None:
     paths["data.validation"] = job.data.validation
     for knob, urls in paths.items():
         for url in urls:
-            if "://" not in url:
+            if "://" not in (folder_of(url) or url):
                 raise SettingsError(
                     f"{knob} = {url!r} is a path of this machine, and the workers of {client.scheduler.address} are on "
                     "others; name an object store, or write file://… for a folder that all of them share"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import hashing
-from dfm.data.partition import HashedRows
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.vocabulary import ABSENT, FeatureCounts, RowLookup, Vocabulary
 from dfm.storage.arrays import read_only

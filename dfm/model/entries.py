@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import root_of
 from dfm.data.encoding import Encoded, encode_batch
-from dfm.data.partition import HashedRows
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.row_encoder import NotPlain, RowEncoder
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import NumberStatistics

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
+from dfm.model.entries import check_good
 from dfm.model.fm_model import FMModel
 from dfm.model.onnx_graph import DATA_NAME, onnx_files
 from dfm.model.rows import batches_of, in_columns
@@ -31,9 +32,13 @@ _TEXT_LINKS = ("sigmoid", "identity", "margin", "rank")
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Hashed indices, field numbers and values of raw rows: int64, int64, float32, each [n_rows, longest row].
 
-    Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes.
+    Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes; DataError as there.
     """
-    parts = [model.encode(batch).rows for batch in batches_of(in_columns(data, model.schema), model.schema.columns)]
+    parts = []
+    for batch in batches_of(in_columns(data, model.schema), model.schema.columns):
+        encoded = model.encode(batch)
+        check_good(encoded)
+        parts.append(encoded.rows)
     longest = max((int(np.diff(part.indptr).max(initial=0)) for part in parts), default=0)
     n_rows = sum(part.n_rows for part in parts)
     ids, fields = np.full((n_rows, longest), -1, np.int64), np.zeros((n_rows, longest), np.int64)

@@ -28,8 +28,9 @@ from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
-from dfm.data.partition import SparsePartition, scoring_partition
+from dfm.data.partition import SparsePartition
 from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError, ModelError, SettingsError
@@ -54,6 +55,7 @@ from dfm.model.manifest import (
 )
 from dfm.model.misnamed import remedy
 from dfm.model.objective import LossInfo, Objective
+from dfm.model.outputs import NUMPY, check_output, handed_out
 from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns
@@ -158,17 +160,19 @@ class FMModel:
         """The fields alone: look-up and kernels are made again where the model arrives."""
         return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
 
-    def predict(self, data: Any) -> NDArray[np.float32]:
+    def predict(self, data: Any, output: str = NUMPY) -> Any:
         """Probability of a click of every row (regression: the predicted number), float32[n_rows].
 
         A model of another loss predicts as its link says; a margin is no probability: above 0 means 1.
 
-        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a dict of column to list, a list of dicts,
-        or one row: a dict of column to value, a pandas Series. Columns that the model does not use are ignored; fields
-        of structs have dotted names. A model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse.
-        DataError where a column is missing or a number is not finite.
+        data: a pyarrow Table or RecordBatch, a pandas or polars DataFrame, a relation of DuckDB or whatever else has
+        the PyCapsule interface of Arrow, a dict of column to list, a list of dicts, or one row: a dict of column to
+        value, a pandas Series. Columns that the model does not use are ignored; fields of structs have dotted names. A
+        model of a numeric matrix takes such matrices too, from NumPy or scipy.sparse. output: "numpy", or "arrow",
+        "pandas", "polars" for a column of that library. DataError where a column is missing or a number is not finite.
         """
-        return self.objective.predict(self.decision_function(data))
+        check_output(output)
+        return handed_out(self.objective.predict(self.decision_function(data)), output, data)
 
     def predict_one(self, row: Any) -> float:
         """The prediction of one row, a dict of column to value or a pandas Series, as a number of Python."""

@@ -102,11 +102,39 @@ class Damage:
         return pair_records(self.pairs, self.pair_weight, fields) if self.pair_weight else []
 
 
-def permuted(data: pa.RecordBatch, column: str, place: str, repeat: int) -> pa.RecordBatch:
-    """The rows with the values of one column in another order. place: of the rows in the data."""
-    seed = hashlib.sha256(f"{place}\0{column}\0{repeat}".encode()).digest()
-    order = np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(data.num_rows)
-    return replaced(data, column, data.column(column).take(pa.array(order)))
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of some batches: the place of each batch, and its number of rows."""
+
+    data: pa.RecordBatch
+    places: Sequence[tuple[str, int]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[str, pa.RecordBatch]]) -> Sample:
+        """The rows of batches of one schema, one after the other; values of dictionaries as they are. parts: places and
+        batches.
+        """
+        if len(parts) == 1:
+            ((place, data),) = parts
+            return cls(data, [(place, data.num_rows)])
+        # Codes of one byte may be too few for the values of several batches, and a dictionary may hold a null.
+        decoded = [[_decoded(column) for column in data.columns] for _, data in parts]
+        arrays = [pa.concat_arrays(columns) for columns in zip(*decoded, strict=True)]
+        data = pa.RecordBatch.from_arrays(arrays, names=parts[0][1].schema.names)
+        return cls(data, [(place, data.num_rows) for place, data in parts])
+
+    def permuted(self, column: str, repeat: int) -> pa.RecordBatch:
+        """The rows with the values of one column in another order, within each batch."""
+        orders, start = [], 0
+        for place, n_rows in self.places:
+            seed = hashlib.sha256(f"{place}\0{column}\0{repeat}".encode()).digest()
+            orders.append(start + np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(n_rows))
+            start += n_rows
+        return replaced(self.data, column, self.data.column(column).take(pa.array(np.concatenate(orders))))
 
 
 def without(data: pa.RecordBatch, column: str) -> pa.RecordBatch:

@@ -77,6 +77,7 @@ def report_model(model: str, page: str, title: str, options: files.Options = Non
         "values of the rows that validate": [_drifted(each) for each in found.get("drift", ())[:_MOST_COLUMNS]],
         "learnt strengths r of pairs of fields": _strengths(model, manifest, options),
         "collisions": found.get("collisions"),
+        "tables that were read": known.get("tables"),
         "rows to train on": known["rows"],
         "rows to validate on": known.get("validation_rows"),
         "where time went": _time(known["history"], found.get("seconds", {})),

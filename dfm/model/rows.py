@@ -84,12 +84,13 @@ def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
         table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
-    elif hasattr(data, "__arrow_c_stream__"):
+    elif speaks_arrow(data):
         table = _exported(data)
     else:
         raise DataError(
             f"cannot score a {type(data).__name__}: pass a pyarrow Table or RecordBatch, a pandas DataFrame, one of "
-            "polars, a dict of column to list, a list of dicts, or one row as a dict of column to value"
+            "polars, a relation of DuckDB, a dict of column to list, a list of dicts, or one row as a dict of column "
+            "to value"
         )
     if not set(columns) <= set(table.column_names):
         table = flat(table)
@@ -100,6 +101,19 @@ def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
+
+
+def speaks_arrow(data: Any) -> bool:
+    """Whether it hands out its rows by the PyCapsule interface of Arrow: polars, DuckDB and others do."""
+    return hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+
+
+def arrived(data: Any) -> Any:
+    """The data, read once where another library of Arrow holds them: a stream is gone then, and a query would run anew
+    (and may order its rows otherwise) whenever it is asked. DataError where they are no table.
+    """
+    is_read = isinstance(data, pa.Table | pa.RecordBatch) or hasattr(data, "iloc")
+    return data if is_read or not speaks_arrow(data) else _exported(data)
 
 
 def _exported(data: Any) -> pa.Table:
@@ -118,7 +132,7 @@ def _refuse_lazy(data: Any) -> None:
             f"a {kind} of Dask has no rows yet: pass data.compute(), or score its partitions where they are: "
             "data.map_partitions(model.predict)"
         )
-    if hasattr(data, "collect") and not hasattr(data, "__arrow_c_stream__"):
+    if hasattr(data, "collect") and not speaks_arrow(data):
         raise DataError(f"a {kind} has no rows yet: pass data.collect()")
 
 

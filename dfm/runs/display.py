@@ -22,6 +22,7 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 STAGES = {
     "synth": "making the click log",
+    "convert": "converting",
     "statistics": "statistics of numbers",
     "hash": "hashing shards",
     "build": "building partitions",
@@ -35,7 +36,7 @@ STAGES = {
     "predict": "predicting",
     "compile": "compiling kernels",
 }
-_UNITS = {"compile": "workers"}
+_UNITS = {"compile": "workers", "convert": "bytes"}
 """The things that a stage counts, where they are not rows."""
 _BEGIN_WITH_KERNELS = ("hash", "evaluate", "predict")
 """Stages whose first rows wait until a worker has compiled the kernels for them, or found them on its disk."""
@@ -114,7 +115,8 @@ class Reporter:
             self._show(event)
         except (OSError, SystemExit) as error:  # rich ends the process where a pipe is gone
             self._muted = True
-            logger.warning("nothing more is shown: %s: %s", type(error).__name__, error)
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else "nobody reads the output"
+            logger.warning("nothing more is shown (%s); the work goes on", reason)
 
     def _show(self, event: Event) -> None:
         if self._as_json:

@@ -74,6 +74,8 @@ class RunRecord:
     parameters_sha256: str = ""
     validation: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    """The states of the tables of Delta Lake and Iceberg that are read, as the event "plan" tells them."""
 
     @property
     def is_over(self) -> bool:
@@ -535,6 +537,8 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
     progress["event"] = kind
     if kind == "epoch":
         progress["metrics"] = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "epoch"}
+    if kind == "plan":
+        return {"progress": json_ready(progress), "tables": json_ready(event.get("tables", []))}
     if kind != "done":
         return {"progress": json_ready(progress)}
     progress["interrupted"] = bool(event.get("interrupted"))

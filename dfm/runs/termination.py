@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,42 @@ from types import FrameType
 _asked: list[float] = []
 """When this process was told to stop, by time.monotonic(); at most one entry. Signals are the process's, so is this."""
 _stoppable = threading.Event()
+_turn = threading.Lock()
+"""Held while a thread looks whether a block can be interrupted and does it; never by what handles the signal."""
+_SOON = 0.05
+"""Seconds until an interruption that was lost is raised again: the finalizer is over by then, or it is lost again."""
+
+
+class _Block:
+    """Signals while a block runs; `over` is set when they interrupt nothing any more. hook: the one that was there."""
+
+    def __init__(self) -> None:
+        self.over = self._is_lost = False
+        self.hook = sys.unraisablehook
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle SIGTERM: the first one, and that by which a lost interruption is raised again."""
+        if self.over or (_asked and not self._is_lost):
+            return
+        if not _asked:
+            _asked.append(time.monotonic())
+        self._is_lost = False
+        raise KeyboardInterrupt
+
+    def on_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Be told of an exception that Python drops."""
+        if _asked and unraisable.exc_type is KeyboardInterrupt:
+            # Not threading.Thread, whose locks the interrupted code may hold.
+            _thread.start_new_thread(self._raise_again, ())
+        else:
+            self.hook(unraisable)
+
+    def _raise_again(self) -> None:
+        time.sleep(_SOON)
+        with _turn:
+            if not self.over:
+                self._is_lost = True
+                _signal()
 
 
 @contextlib.contextmanager
@@ -19,21 +57,21 @@ def stoppable() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt in the block, which the main thread has to run.
 
     Only the first one does: a supervisor and an init both pass it on, and the second must not interrupt what the first
-    began.
+    began. One that Python drops, because a finalizer or a callback of C ran at that moment, is raised again after it
+    (Ctrl-C is not: who pressed it sees that, and presses it again).
     """
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if not _asked:
-            _asked.append(time.monotonic())
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    block = _Block()
+    before = signal.signal(signal.SIGTERM, block.stop)
+    sys.unraisablehook = block.on_unraisable
     _stoppable.set()
     try:
         yield
     finally:
-        _stoppable.clear()
-        signal.signal(signal.SIGTERM, before)
+        block.over = True
+        with _turn:
+            _stoppable.clear()
+            signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = block.hook
         _asked.clear()
 
 
@@ -44,6 +82,11 @@ def seconds_since() -> float | None:
 
 def interrupt() -> None:
     """Tell this process to stop, from any of its threads; outside a stoppable block nothing happens."""
-    if _stoppable.is_set() and not _asked:
-        # A real signal: it ends a wait for a lock, which _thread.interrupt_main() would not.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    with _turn:
+        if _stoppable.is_set() and not _asked:
+            _signal()
+
+
+def _signal() -> None:
+    # A real signal: it ends a wait for a lock, which _thread.interrupt_main() would not.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

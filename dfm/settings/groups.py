@@ -47,6 +47,32 @@ def _named(grouping: Mapping[str, Sequence[str]], fields: Sequence[str]) -> tupl
     return tuple(found)
 
 
+def l2_scales_of(
+    given: Mapping[str, float | Sequence[float]], fields: Sequence[str]
+) -> tuple[tuple[float, float], ...]:
+    """Multipliers of l2_linear and of l2_factors, of each field, as training.l2_groups says; empty where it says
+    nothing.
+
+    A field has the numbers of the first name or glob that fits, else 1. SettingsError where one fits no field that none
+    before it does.
+    """
+    if not given:
+        return ()
+    found = [next((pattern for pattern in given if fnmatchcase(name, pattern)), "") for name in fields]
+    idle = next((pattern for pattern in given if pattern not in found), None)
+    if idle is not None:
+        raise SettingsError(
+            f"training.l2_groups.{show(idle)} = {show(given[idle])} fits no field that none before it fits; the fields "
+            f"are {', '.join(fields[:8])}{' …' if len(fields) > 8 else ''}: correct it, or leave it out"
+        )
+    return tuple(_both(given[pattern]) if pattern else (1.0, 1.0) for pattern in found)
+
+
+def _both(scale: float | Sequence[float]) -> tuple[float, float]:
+    of_linear, of_factors = scale if isinstance(scale, Sequence) else (scale, scale)
+    return float(of_linear), float(of_factors)
+
+
 def names_of(grouping: Grouping, groups: Sequence[int]) -> list[str]:
     """The name of each group: the user's, or its number."""
     named = list(grouping) if isinstance(grouping, Mapping) else []

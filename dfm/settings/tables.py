@@ -61,10 +61,12 @@ ITERATIONS = {ALS: 50, MCMC: 100}
 BURN_IN_SHARE = 0.2
 """Share of the iterations whose draws are not kept, where the job does not say."""
 READ_BY_EXACT = {
-    ALS: ("n_replicas", "n_epochs", "l2_linear", "l2_factors", "early_stopping", "stop_on", "patience"),
+    ALS: ("n_replicas", "n_epochs", "l2_linear", "l2_factors", "l2_groups", "early_stopping", "stop_on", "patience"),
     MCMC: ("n_replicas", "n_epochs", "burn_in", "draws", "early_stopping"),
 }
 """The knobs of training that an exact solver reads, beside the solver itself."""
+_PENALTIES = 2
+"""Penalties that a column may scale: of linear weights, and of factors."""
 BACKENDS = ("auto", "numba", "cupy")
 FACTOR_DTYPES = ("float32", "bfloat16", "float16")
 WIRE_DTYPES = ("float32", "bfloat16")
@@ -122,7 +124,12 @@ class DataSettings(Table):
 
     table = "data"
 
-    train: tuple[str, ...] = knob((), PATHS, "Parquet to train on: paths or URLs; globs and hive partitions allowed")
+    train: tuple[str, ...] = knob(
+        (),
+        PATHS,
+        "Parquet to train on: paths or URLs; globs and hive partitions allowed; or tables: delta://FOLDER@v12, "
+        "iceberg://CATALOGUE/namespace.table@SNAPSHOT",
+    )
     validation: tuple[str, ...] = knob((), PATHS, "Parquet to validate on; may be empty")
     validation_from: str = knob(
         "", Moment(), "rows of `train` whose schema.time is this or later validate instead; needs schema.time"
@@ -486,6 +493,13 @@ class TrainingSettings(Table):
         AnyOf((Options(("auto",)), Number(0))),
         "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: 10",
     )
+    l2_groups: Mapping[str, float | tuple[float, ...]] = knob(
+        {},
+        TableOf(AnyOf((Number(0), ListOf(Number(0))))),
+        "what l2_linear and l2_factors are multiplied with in some columns (names or globs; the first that fits): a "
+        "number, or [of l2_linear, of l2_factors]",
+        is_late=True,
+    )
     regularizer: str = knob("l2", OptionsOrOwn(("l2",)), "the penalty of a weight that l2_linear and l2_factors scale")
     schedule: str = knob(
         "auto",
@@ -641,6 +655,17 @@ class TrainingSettings(Table):
                 f'training.optimizer = "{self.optimizer}" makes its weights of L1 and L2 in closed form, and takes no '
                 f'other regularizer. Leave the regularizer out, or choose "{DEFAULT_OPTIMIZER}".'
             )
+        if OPTIMIZERS[self.optimizer].derives_weights and self.l2_groups:
+            raise SettingsError(
+                f'training.optimizer = "{self.optimizer}" makes its weights of one L2 in closed form, and takes no '
+                f'training.l2_groups = {show(self.l2_groups)}. Leave it out, or choose "{DEFAULT_OPTIMIZER}".'
+            )
+        for columns, scale in self.l2_groups.items():
+            if isinstance(scale, tuple) and len(scale) != _PENALTIES:
+                raise SettingsError(
+                    f"training.l2_groups.{show(columns)} = {show(list(scale))} has {len(scale)} numbers; write one, or "
+                    "two: of l2_linear and of l2_factors."
+                )
 
     @property
     def own_knobs(self) -> dict[str, Any]:
@@ -652,6 +677,10 @@ class TrainingSettings(Table):
             raise SettingsError(
                 f"training.deterministic = true and training.threads_per_replica = {self.threads_per_replica} "
                 "contradict each other: threads that share a table do not give the same bytes. Leave one of them out."
+            )
+        if self.l2_groups and self.backend == "cupy":
+            raise SettingsError(
+                f'training.l2_groups = {show(self.l2_groups)} needs processors: training.backend = "numba" or "auto".'
             )
         if self.factor_dtype != "float32" and self.backend == "numba":
             raise SettingsError(
@@ -716,6 +745,9 @@ class OutputSettings(Table):
     directory: str = knob("", Text(), "directory or URL; the model is published as directory/model")
     overwrite: bool = knob(True, Flag(), "replace a model that is already there")
     report: bool = knob(True, Flag(), "write a page about the model beside it, directory/report.html")
+    mlflow: bool = knob(
+        False, Flag(), "log the finished run to MLflow; MLFLOW_TRACKING_URI in the driver's environment says where"
+    )
     checkpoint_every: str = knob(
         "average",
         Options(CHECKPOINT_POINTS),

@@ -18,8 +18,8 @@ from dfm.kernels.simd import fma, load, read, reduce_add, splat, store
 from dfm.solvers.chance import key_of, log_phi, mean_above, normal_above
 
 _LEAST_TOGETHER, _MOST_TOGETHER = 4, 16
-_CHUNK = 1 << 14
-"""Entries whose products are added up in float32 before they go to float64, or 4 a feature where that is more."""
+_MOST_SINGLE = 1 << 14
+"""Entries of a feature whose products are added up in float32 before they go to float64."""
 
 
 @functools.cache
@@ -97,18 +97,19 @@ def collect(n_columns: int, with_linear: bool, row_width: int) -> Any:
     `first` is the first in `rows` float32[n_rows, row_width]; factored, lone: as in `Sums`, in place.
 
     Of a feature with h = [x (q − x V), x] the products ω h_a h go to float32 rows, a vector each, then ω x h and
-    ω e h; of x² and x e there is no vector. From time to time these are added to the sums, and begin at 0 again.
+    ω e h; of x² and x e there is no vector. After so many entries of the feature these are added to its sums, and begin
+    at 0 again.
     """
     multiply, flush = _multiplication(n_columns), _flushing(n_columns, with_linear)
     lanes = padded_lanes(n_columns)
+    stride = (n_columns + 2) * max(lanes, 1)
 
     @compiled
     def add(column, weights, first, factors, rows, factored, lone):  # type: ignore[no-untyped-def]
         which, slots, values = column
         n_factored = factored.shape[0]
-        room = np.zeros((n_factored, (n_columns + 2) * max(lanes, 1)), np.float32)
-        alone, h = np.zeros((n_factored, 2)), np.empty(max(lanes, 1), np.float32)
-        chunk = max(_CHUNK, 4 * n_factored)
+        room = np.zeros((n_factored, stride), np.float32)
+        alone, h = np.zeros((n_factored, 4)), np.empty(max(lanes, 1), np.float32)
         for i in range(slots.size):
             row, slot = np.intp(which[i]) if which.size else i, np.intp(slots[i])
             x = values[i] if values.size else np.float32(1)
@@ -117,13 +118,15 @@ def collect(n_columns: int, with_linear: bool, row_width: int) -> Any:
             if slot < n_factored:
                 alone[slot, 0] += np.float64(weight * x) * x
                 alone[slot, 1] += np.float64(weight * x) * e
+                alone[slot, 2] += 1.0
                 multiply((factors, rows, h, room), slot, row * row_width + first, (x, weight, e))
+                if alone[slot, 2] == _MOST_SINGLE:
+                    flush(room, alone, factored, slot)
             elif with_linear:
                 lone[slot - n_factored, 0] += np.float64(weight * x) * x
                 lone[slot - n_factored, 1] += np.float64(weight * x) * e
-            if (i + 1) % chunk == 0:
-                flush(room, alone, factored)
-        flush(room, alone, factored)
+        for each in range(n_factored):
+            flush(room, alone, factored, each)
 
     return add
 
@@ -153,28 +156,30 @@ def _multiplication(n_columns: int) -> Any:
 
 
 def _flushing(n_columns: int, with_linear: bool) -> Any:
-    """flush(room, alone, factored): adds what has come together to the sums of each feature, and makes it 0."""
+    """flush(room, alone, factored, slot): adds what has come together to the sums of a feature, and makes it 0.
+
+    alone: Σ ω x², Σ ω x e and the number of entries.
+    """
     lanes = padded_lanes(n_columns)
     n_products = n_columns * (n_columns + 1) // 2
 
     @inlined
-    def flush(room, alone, factored):  # type: ignore[no-untyped-def]
-        for slot in range(factored.shape[0]):
-            at, right = 0, n_products
-            for a in range(n_columns):
-                for b in range(a + 1):
-                    factored[slot, at + b] += room[slot, a * lanes + b]
-                at += a + 1
-            if with_linear:
-                for b in range(n_columns):
-                    factored[slot, at + b] += room[slot, n_columns * lanes + b]
-                factored[slot, at + n_columns] += alone[slot, 0]
-                right += n_columns + 1
-                factored[slot, right + n_columns] += alone[slot, 1]
+    def flush(room, alone, factored, slot):  # type: ignore[no-untyped-def]
+        at, right = 0, n_products
+        for a in range(n_columns):
+            for b in range(a + 1):
+                factored[slot, at + b] += room[slot, a * lanes + b]
+            at += a + 1
+        if with_linear:
             for b in range(n_columns):
-                factored[slot, right + b] += room[slot, (n_columns + 1) * lanes + b]
-            room[slot, :] = 0
-            alone[slot, :] = 0
+                factored[slot, at + b] += room[slot, n_columns * lanes + b]
+            factored[slot, at + n_columns] += alone[slot, 0]
+            right += n_columns + 1
+            factored[slot, right + n_columns] += alone[slot, 1]
+        for b in range(n_columns):
+            factored[slot, right + b] += room[slot, (n_columns + 1) * lanes + b]
+        room[slot, :] = 0
+        alone[slot, :] = 0
 
     return flush
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfm.averaging.slices import unite
 from dfm.compilation import compiled
 from dfm.storage.arrays import read_only
+from dfm.storage.transfers import checked_on_its_way
 
 Doubles = NDArray[np.float64]
 MOST_COLUMNS = 16
@@ -44,6 +45,7 @@ def n_sums(width: int) -> int:
     return width * (width + 1) // 2 + width
 
 
+@checked_on_its_way("sums of an exact solver")
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Sums of some features of a visit. places uint32[m] ascending: where they stand in the visit; factored
@@ -70,11 +72,16 @@ class Sums:
 
     def select(self, start: int, stop: int) -> Sums:
         """The sums of features at places [start, stop), which are counted from there."""
+        found = self.between(start, stop)
+        return Sums((found.places - start).astype(np.uint32), found.factored, found.lone)
+
+    def between(self, start: int, stop: int) -> Sums:
+        """The sums of features at places [start, stop), as views."""
         first, last = np.searchsorted(self.places, [start, stop])
         n_factored = len(self.factored)
         lone = slice(max(first - n_factored, 0), max(last - n_factored, 0))
-        places = (self.places[first:last] - start).astype(np.uint32)
-        return Sums(places, self.factored[min(first, n_factored) : min(last, n_factored)], self.lone[lone])
+        factored = self.factored[min(first, n_factored) : min(last, n_factored)]
+        return Sums(self.places[first:last], factored, self.lone[lone])
 
     def spread(self, n_features: int, n_factored: int) -> tuple[Doubles, Doubles]:
         """Sums of all features of the visit; zeros of those that are in no row."""

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from dfm.errors import SettingsError
+from dfm.storage.tables import folder_of
 
 _SECRET_OPTION = re.compile(
     r"(?i)(^key$|^auth$|^sas$|secret|passw|token|credential|private_?key|access_?key|account_?key|api_?key"
@@ -47,8 +48,9 @@ _ENVIRONMENT = (
 def check_url(url: str, name: str = "the URL") -> None:
     """SettingsError where a URL holds a secret, or names a filesystem that interprets what it reads.
 
-    name: what the message calls the URL; the secret itself is never shown.
+    name: what the message calls the URL; the secret itself is never shown. Of a table, the URL of its folder counts.
     """
+    url = folder_of(url)
     for link in url.split("::"):
         protocol = link.partition("://")[0].lower() if "://" in link or "::" in url else ""
         if protocol in _INTERPRETING:

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dfm.errors import SettingsError, StorageError
 from dfm.storage.credentials import check_url
 from dfm.storage.retry import first_line, retrying
+from dfm.storage.tables import TableUrl
 from dfm.version import pip_install
 
 Options = Mapping[str, Any] | None
@@ -50,7 +51,12 @@ def local_path(url: str) -> Path:
 
 
 def absolute(url: str) -> str:
-    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path."""
+    """A local path in full, as workers stand in folders of their own; `file://` stays, for what it says of the path.
+    Of a table in a folder, the same with its folder.
+    """
+    table = TableUrl.of(url)
+    if table is not None:
+        return table.moved(absolute(table.folder)).url if table.folder else url
     if not is_local(url):
         return url
     return ("file://" if url.startswith("file://") else "") + os.path.abspath(local_path(url))
@@ -317,17 +323,28 @@ def temporary_of(path: Path) -> Path:
 
 
 def check_writable(url: str, options: Options = None) -> None:
-    """OSError where no file can be written below a folder or URL; leaves nothing behind."""
-    probe = join(url, f".{_PROBE}.{uuid.uuid4().hex}.part")
+    """OSError where no file can be written below a folder or URL; leaves nothing behind.
+
+    In a store the probe has one name: what a killed process left of it goes with the next one.
+    """
+    probe = join(url, f".{_PROBE}.{uuid.uuid4().hex}.part" if is_local(url) else f".dfm-{_PROBE}")
     folders = [local_path(url), *local_path(url).parents] if is_local(url) else []
     made = [folder for folder in folders if not folder.exists()]
     try:
-        write_bytes(probe, b"", options)
+        if is_local(url):
+            _here(probe, _touch, "written")  # not renamed into place: its name is that of a temporary file
+        else:
+            write_bytes(probe, b"", options)
         remove(probe, options)
     finally:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def exists(url: str, options: Options = None) -> bool:

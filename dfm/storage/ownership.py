@@ -24,10 +24,13 @@ from dfm.errors import SettingsError
 from dfm.events import to_json
 from dfm.storage import files
 from dfm.storage.retry import retrying
+from dfm.storage.tables import folder_of
 
 MADE_BY = "made_by"
 MAKER = "dfm"
 """Key and value of dfm's mark in a header or a ledger."""
+CONVERSION = "conversion"
+"""The ledger of shards that were made of text; they are whole only when it is settled."""
 _HEAD = 1 << 12
 _ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)
 """A safetensors file begins with eight bytes of length, then JSON whose first entry is its metadata."""
@@ -121,6 +124,10 @@ class Ledger:
         # Whoever can write to the folder can write a ledger: it speaks of files below the folder only.
         return {name: size for name, size in found["files"].items() if _is_below(name)}
 
+    def is_settled(self) -> bool:
+        """Whether all that was claimed was written to its end; a ledger that is not there has nothing to settle."""
+        return None not in self.read().values()
+
     def own(self) -> list[str]:
         """Names of files that are there and are dfm's, sorted."""
         known = self.read()
@@ -213,7 +220,10 @@ def _overlap(what: str, output: str, relation: str, url: str) -> str:
 
 
 def _named(url: str, options: files.Options) -> Iterator[Place]:
-    """Places that a path names; all that a glob names."""
+    """Places that a path names; all that a glob names, none where only a catalogue knows."""
+    url = folder_of(url)
+    if not url:
+        return
     filesystem, path = files.open_store(url, options)
     is_glob = _MAGIC.search(path) and not retrying(url, lambda: filesystem.exists(path))
     for name in retrying(url, lambda: filesystem.glob(path)) if is_glob else [path]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dfm.data.partition import EntrySums
+from dfm.data.hashed_rows import EntrySums
 from dfm.kernels.custom.functions import CustomLoss
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import LOSSES

@@ -51,6 +51,8 @@ class Identity:
     tables: Mapping[str, Mapping[str, Any]]
     shards: Sequence[Sequence[Any]]
     """[url, bytes, modification time or etag] of every shard, training and validation."""
+    tables_read: Sequence[Mapping[str, str]] = field(default_factory=list)
+    """Records of the tables' states that the shards are of (`dfm.data.snapshots.Snapshot`)."""
 
     def check(self, found: Identity, where: str) -> None:
         """SettingsError naming every key that differs from the checkpoint's."""
@@ -316,11 +318,15 @@ class CheckpointFolder:
         ownership.remove_own(files.join(self.url, name), _is_own, self.options)
 
     def clear(self) -> None:
-        """Delete all checkpoints: the manifests first, so that none is left without its blocks."""
-        names = files.names_in(self.url, self.options)
-        for kind in (_MANIFEST, _BLOCK, _TEMPORARY):
-            for name in self._own(kind, names):
-                self._remove(name)
+        """Delete all checkpoints: the manifests first, so that none is left without its blocks.
+
+        What is there is asked twice: a network disk may list a folder as it was before its last change.
+        """
+        for _ in range(2):
+            names = files.names_in(self.url, self.options)
+            for kind in (_MANIFEST, _BLOCK, _TEMPORARY):
+                for name in self._own(kind, names):
+                    self._remove(name)
         self._files.clear()
         if files.is_local(self.url):
             with contextlib.suppress(OSError):

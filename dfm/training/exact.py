@@ -14,6 +14,7 @@ from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
+from dfm.solvers.columns import Replica
 from dfm.solvers.posterior import Draws, put_together
 from dfm.training.exact_rounds import (
     add_predictions,
@@ -30,12 +31,18 @@ from dfm.training.exact_rounds import (
     solve_visit,
     walk_visit,
 )
+from dfm.training.exact_together import block_of, reports_of, walk_together
 from dfm.training.exact_work import ExactWork, has_draws
 from dfm.training.executor import Metrics, Parameters
 from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
+from dfm.training.together import Meeting
 
 _ATTEMPTS = 10
 """Beginnings of one iteration before the cluster counts as lost."""
+_APART = 10
+"""Iterations that go by tasks one after the other, which wait for nobody, from one in which a member was lost; twice as
+many from the next one, until a meeting holds.
+"""
 
 
 class Place(Protocol):
@@ -51,8 +58,8 @@ class Place(Protocol):
     def result(self, handle: Any) -> Any:
         """The result of a task, a small one."""
 
-    def begin(self) -> None:
-        """See who is there."""
+    def begin(self, after_loss: bool = False) -> None:
+        """See who is there. after_loss: also whether those who were there still are who they were."""
 
     @property
     def who(self) -> Sequence[str]:
@@ -66,6 +73,11 @@ class Place(Protocol):
 
     def groups(self, n_replicas: int) -> list[range]:
         """Replicas that one task walks, each group a subtree of the tree of sums."""
+
+    def members(self, n_replicas: int) -> tuple[Meeting, list[list[range]]] | None:
+        """A meeting of tasks that run at the same time, and the groups of replicas of each, all of one size. None where
+        tasks cannot meet.
+        """
 
     def settle(self, handle: Any) -> Any:
         """The parameters of a handle, from now on without a history where that is cheap; None where they were lost."""
@@ -88,7 +100,7 @@ class Here:
         """The result."""
         return handle
 
-    def begin(self) -> None:
+    def begin(self, after_loss: bool = False) -> None:
         """Nothing."""
 
     @property
@@ -104,6 +116,10 @@ class Here:
     def groups(self, n_replicas: int) -> list[range]:
         """All at once."""
         return [range(n_replicas)]
+
+    def members(self, n_replicas: int) -> tuple[Meeting, list[list[range]]] | None:
+        """Nobody to meet."""
+        return None
 
     def settle(self, handle: Any) -> Any:
         """The parameters."""
@@ -121,6 +137,7 @@ class _Iteration:
     work: ExactWork
     block: Any
     reports: list[Any]
+    is_meeting: bool = False
 
 
 @dataclass
@@ -146,6 +163,11 @@ class ExactExecutor:
     _replicas: list[Any] = field(default_factory=list)
     _laid_out_for: tuple[list[range], Sequence[str]] | None = None
     """Groups and workers of whom each has its replicas."""
+    _ready: list[Any] = field(default_factory=list)
+    """Tasks that tell that replicas were laid out, until these are walked."""
+    _apart: int = _APART
+    _apart_until: int = 0
+    """The iteration before which tasks do not meet again, for a member was lost."""
     _bounds: list[int] = field(default_factory=list)
     _under_way: _Iteration | None = None
     _predicted: list[Any] = field(default_factory=list)
@@ -161,7 +183,8 @@ class ExactExecutor:
         assert isinstance(work, ExactWork)
         if self._visits is None:
             self._prepare(work)
-        self._under_way = self._iteration(work, self._block)
+        together = work.iteration >= self._apart_until
+        self._under_way = (self._meeting(work) if together else None) or self._iteration(work, self._block)
 
     def _prepare(self, work: ExactWork) -> None:
         submit, total = self.place.submit, len(self.rows)
@@ -171,15 +194,47 @@ class ExactExecutor:
 
     def _walked(self, work: ExactWork) -> list[tuple[list[Any], tuple[int, int]]]:
         """The replicas of each group, laid out where it walks them: there alone are their states."""
-        submit, total, groups = self.place.submit, len(self.rows), self.place.groups(len(self.rows))
+        groups, total = self.place.groups(len(self.rows)), len(self.rows)
+        self._lay_out(work, groups)
+        return [(self._replicas[group.start : group.stop], (group.start, total)) for group in groups]
+
+    def _lay_out(self, work: ExactWork, groups: list[range]) -> None:
         if (groups, self.place.who) != self._laid_out_for:
             self._laid_out_for = groups, self.place.who
             self._replicas = [
-                submit(lay_out, work, number, self.rows[number], self._visits, near=(group.start, total))
+                self.place.submit(
+                    lay_out, work, number, self.rows[number], self._visits, near=(group.start, len(self.rows))
+                )
                 for group in groups
                 for number in group
             ]
-        return [(self._replicas[group.start : group.stop], (group.start, total)) for group in groups]
+            self._ready = [self.place.submit(_is_there, each, near=home) for each, home in self._homes(groups)]
+
+    def _homes(self, groups: list[range]) -> list[tuple[Any, tuple[int, int]]]:
+        homes = [(group.start, len(self.rows)) for group in groups for _ in group]
+        return list(zip(self._replicas, homes, strict=True))
+
+    def _meeting(self, work: ExactWork) -> _Iteration | None:
+        """An iteration by tasks that meet, where they can."""
+        submit, total = self.place.submit, len(self.rows)
+        met = self.place.members(total)
+        if met is None:
+            return None
+        meeting, members = met
+        self._lay_out(work, [range(groups[0].start, groups[-1].stop) for groups in members])
+        walked = [
+            submit(
+                walk_together,
+                *(work, meeting, number, self._visits, self._block),
+                [self._replicas[group.start : group.stop] for group in groups],
+                self._ready,  # of all: nobody waits in a meeting for rows that are still being laid out
+                near=(groups[0].start, total),
+            )
+            for number, groups in enumerate(members)
+        ]
+        self._ready = []
+        reports = [submit(reports_of, each) for each in walked]
+        return _Iteration(work, submit(block_of, walked), reports, is_meeting=True)
 
     def _iteration(self, work: ExactWork, block: Any) -> _Iteration:
         submit, total, walked = self.place.submit, len(self.rows), self._walked(work)
@@ -237,6 +292,8 @@ class ExactExecutor:
             settled = self.place.settle(iteration.block) if is_whole else None
             if settled is not None:
                 break
+            if iteration.is_meeting:
+                self._apart_until, self._apart = iteration.work.iteration + self._apart, 2 * self._apart
             iteration = self._again(iteration.work)
         else:
             raise ClusterError(
@@ -244,6 +301,8 @@ class ExactExecutor:
                 "they had of it: see that they stay up, and have memory for their rows, and run the same command "
                 "again, which goes on from the last checkpoint"
             )
+        if iteration.is_meeting:
+            self._apart = _APART
         self._before = iteration.work, self._block
         self._block = settled
         if iteration.work.solving.keeps(iteration.work.iteration):
@@ -252,7 +311,7 @@ class ExactExecutor:
 
     def _again(self, work: ExactWork) -> _Iteration:
         """The iteration from its beginning; the one before it, too, where its parameters were lost."""
-        self.place.begin()
+        self.place.begin(after_loss=True)
         if self.place.result(self.place.submit(_is_lost, self._block)) and self._before is not None:
             before, block = self._before
             again = self._iteration(before, block)
@@ -308,6 +367,10 @@ class ExactExecutor:
         other = ExactExecutor(self.place, self.rows, self.held_out, self.vocabulary, self.n_rows)
         other.restore(parameters, self.bounds)
         return other
+
+
+def _is_there(replica: Replica) -> bool:
+    return bool(replica.columns)
 
 
 def _is_lost(block: Block | None) -> bool:

@@ -33,6 +33,7 @@ from dfm.solvers.solving import draw_bias, draw_precision, draw_prior, solve
 from dfm.solvers.sums import Part, Sums, n_sums
 from dfm.solvers.visits import Visits, meetings_of, united_meetings, visits_of
 from dfm.storage.arrays import read_only
+from dfm.storage.transfers import checked_on_its_way
 from dfm.training.exact_work import BIAS, FACTOR_PRIOR, LATENT, LINEAR_PRIOR, PRECISION, VALUES, ExactWork
 from dfm.training.rounds import Block, ReplicaReport, initial_block, judged
 
@@ -102,6 +103,7 @@ class Origin:
     precision: float
 
 
+@checked_on_its_way("values of an exact solver")
 @dataclass(frozen=True)
 class Update:
     """New values of a visit's features: float32[n_factored, n] of the part's columns, then w float32[n] or empty."""
@@ -175,13 +177,13 @@ def walk_visit(
     visit it was and its sums. known: visits, the parameters before all, and w0.
     """
     unsolved, parts = last
-    taken = _whole(parts) if unsolved is None else solve_visit(work, *known, unsolved, (0, 1), parts)
-    if taken is None or not all(_stands_at(replica, work, step) for replica in replicas):
+    taken = whole(parts) if unsolved is None else solve_visit(work, *known, unsolved, (0, 1), parts)
+    if taken is None or not all(stands_at(replica, work, step) for replica in replicas):
         return None
-    return fold([_advance(taken, following, replica) for replica in replicas], lambda a, b: a + b)
+    return fold([advance(taken, following, replica) for replica in replicas], lambda a, b: a + b)
 
 
-def _whole(parts: Sequence[Any]) -> Last:
+def whole(parts: Sequence[Any]) -> Last:
     """News of several owners as one; None where one of them brought nothing."""
     updates = [part for part in parts if isinstance(part, Update)]
     if len(updates) < len(parts) or len(parts) == 1:
@@ -190,12 +192,14 @@ def _whole(parts: Sequence[Any]) -> Last:
     return Update(updates[0].visit, updates[0].part, *arrays)
 
 
-def _stands_at(replica: Replica, work: ExactWork, step: int) -> bool:
+def stands_at(replica: Replica, work: ExactWork, step: int) -> bool:
+    """Whether the rows of a replica have walked so many visits of this iteration."""
     state = replica.state
     return state is not None and (state.seed, state.step) == (work.step.seed, step)
 
 
-def _advance(last: Origin | Update, following: tuple[int, Part], replica: Replica) -> Sums:
+def advance(last: Origin | Update, following: Following, replica: Replica) -> Sums:
+    """The sums of the following visit over the rows of a replica, which take the values of the last one before."""
     started, state = time.perf_counter(), replica.state
     assert state is not None
     state.step += 1
@@ -289,7 +293,8 @@ def _prior(work: ExactWork, visits: Visits, table: ParameterTable, group: int, p
     """
     n_columns = part.last - part.first
     if not work.solving.draws:
-        given = [work.step.l2_factors] * n_columns + [work.step.l2_linear] * part.with_linear
+        of_linear, of_factors = work.l2_scales[group] if work.l2_scales else (1.0, 1.0)
+        given = [of_factors * work.step.l2_factors] * n_columns + [of_linear * work.step.l2_linear] * part.with_linear
         return np.stack([np.array(given, np.float64), np.zeros(len(given))], axis=1)
     features = np.concatenate([visit.features for visit in visits.of_field(group)])
     owners = features[features < table.n_factored]
@@ -306,7 +311,7 @@ def join_values(
     work: ExactWork, visits: Visits, block: Block | None, origin: Origin | None, updates: Sequence[Sequence[Last]]
 ) -> Block | None:
     """The parameters after all visits."""
-    taken = [_whole(update) for update in updates]
+    taken = [whole(update) for update in updates]
     if block is None or origin is None or any(update is None for update in taken):
         return None
     table = block.table.copy()
@@ -325,7 +330,7 @@ def end_rows(
     work: ExactWork, n_steps: int, block: Block | None, replicas: Sequence[Replica]
 ) -> list[ReplicaReport] | None:
     """Reports of the iteration that ends with these parameters; the replicas' states are given up."""
-    if block is None or not all(_stands_at(replica, work, n_steps) for replica in replicas):
+    if block is None or not all(stands_at(replica, work, n_steps) for replica in replicas):
         return None
     place, reports = f"{platform.node()}/{os.getpid()}", []
     for replica in replicas:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from dfm.data.footers import resolve_shards
 from dfm.data.latest import bound_of, counted_moments, latest_or_why
 from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema
+from dfm.data.snapshots import Snapshot, resolve_all
 from dfm.data.time_split import at_or_after, first_and_last
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
-from dfm.training.plan import Plan, plan_reading, plan_training
+from dfm.training.plan import Plan, plan_training, plan_validation
 
 Event = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Inputs:
     course: Course
     split: RowSplit = RowSplit()
     """The way in which rows of the training shards are told from those that validate, where their paths do not tell."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """The states of the tables that the job names, each looked for once."""
 
     @property
     def n_rows(self) -> int:
@@ -72,14 +75,19 @@ class Inputs:
     @property
     def identities(self) -> list[list[Any]]:
         """[url, bytes, modification time or etag] of every shard: other data, another model."""
-        return [[shard.url, shard.size, shard.modified] for shard in (*self.train, *self.validation)]
+        return [shard.identity for shard in (*self.train, *self.validation)]
 
 
-def find_inputs(job: Job) -> Inputs:
-    """Find shards, match the schema with their columns, plan the replicas."""
+def find_inputs(job: Job, pins: Mapping[str, str] | None = None) -> Inputs:
+    """Find shards, match the schema with their columns, plan the replicas.
+
+    pins: the URLs for ever of tables, by the paths that name their newest state (`Snapshot`): a run that goes on reads
+    what it began with.
+    """
     options = job.data.storage_options
-    train = find_shards(job.data.train, options)
-    validation = find_shards(job.data.validation, options) if job.data.validation else []
+    snapshots = resolve_all([*job.data.train, *job.data.validation], options, pins)
+    train = find_shards(job.data.train, options, snapshots)
+    validation = find_shards(job.data.validation, options, snapshots) if job.data.validation else []
     check_distinct([*train, *validation], options)
     schema = resolve_schema(job, *train)
     split = _row_split(job, train)
@@ -92,14 +100,14 @@ def find_inputs(job: Job) -> Inputs:
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
     plan = plan_training(train, job.training, job.model.seed)
-    held_out = plan_reading(train if split.is_needed else validation)
+    held_out = plan_validation(train if split.is_needed else validation)
     course = Course.of(job.training, bool(held_out))
     if course.schedule == "plateau" and not held_out:
         raise SettingsError(
             'training.schedule = "plateau" needs rows to validate on, and there are none. Name them in '
             'data.validation, let data.validation_fraction hold some out, or choose schedule = "final-decay".'
         )
-    return Inputs(schema, train, validation, plan, held_out, course, split)
+    return Inputs(schema, train, validation, plan, held_out, course, split, tuple(snapshots.values()))
 
 
 def _row_split(job: Job, shards: Sequence[Shard]) -> RowSplit:
@@ -200,6 +208,7 @@ def plan_event(inputs: Inputs) -> Event:
         "rows_per_replica": inputs.plan.rows_of(0),
         "epochs": inputs.course.n_epochs,
         "schedule": inputs.course.schedule,
+        "tables": [snapshot.to_dict() for snapshot in inputs.snapshots],
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dfm.data.schema import ResolvedSchema
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.objective import Objective, kernel_spec, with_fields
+from dfm.settings.groups import l2_scales_of
 from dfm.settings.job import Job
 from dfm.training.automatic import RowScale, settled, steepness_of
 from dfm.training.exact_work import exact_work
@@ -40,8 +41,12 @@ class Order:
 
     def of_fields(self, schema: ResolvedSchema) -> Order:
         """The order of rows with these fields. SettingsError where the model's family cannot make use of them."""
-        spec = with_fields(self.work.spec, self.job.model.groups, [entry.name for entry in schema.fields])
-        return replace(self, work=replace(self.work, spec=spec))
+        names = [entry.name for entry in schema.fields]
+        spec = with_fields(self.work.spec, self.job.model.groups, names)
+        scales = l2_scales_of(self.job.training.l2_groups, names)
+        if scales and not self.job.training.is_exact:
+            spec = replace(spec, l2_by_field=True)
+        return replace(self, work=replace(self.work, spec=spec, l2_scales=scales))
 
 
 def admit(job: Job, loss: CustomLoss | None = None, regularizer: CustomRegularizer | None = None) -> Order:

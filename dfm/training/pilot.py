@@ -55,6 +55,11 @@ class Trial:
     reports: list[Sequence[ReplicaReport]] = field(default_factory=list)
 
     @property
+    def n_begun(self) -> int:
+        """Rounds that it has walked or walks."""
+        return len(self.reports) + (self.executor.under_way if self.executor else 0)
+
+    @property
     def loss(self) -> float:
         """Progressive loss of the last round, per unit of weight; inf where it left the finite numbers."""
         tallies = [report.tally for report in self.reports[-1]]
@@ -140,20 +145,23 @@ class PilotRun:
                 trial.executor, trial.reports = self.executor.fork(self._start), []
                 trial.executor.begin_epoch(self.work_of_round(0, range(1), trial.step))
         rounds = self.plan.rounds(1)
-        for number in range(min(len(trial.reports) for trial in trials), n_rounds):
-            walking = [trial for trial in trials if len(trial.reports) == number]
-            for trial in walking:
-                assert trial.executor is not None
-                trial.executor.submit(self.work_of_round(number, rounds[number], trial.step), rounds[number])
-            for trial in walking:
-                self._finish(trial)
+        for number in range(min(trial.n_begun for trial in trials), n_rounds):
+            for trial in trials:
+                if trial.n_begun == number:
+                    assert trial.executor is not None
+                    trial.executor.submit(self.work_of_round(number, rounds[number], trial.step), rounds[number])
+            self._finish(trials, under_way=1)
+        self._finish(trials)
 
-    def _finish(self, trial: Trial) -> None:
-        assert trial.executor is not None
-        reports = trial.executor.finish()
-        trial.reports.append(reports)
-        self._rows_done += sum(report.tally.rows for report in reports)
-        self._tell(max(self._rows_in_all, self._rows_done + 1))
+    def _finish(self, trials: Sequence[Trial], under_way: int = 0) -> None:
+        """Wait until each trial has at most so many rounds under way: workers have the next one meanwhile."""
+        for trial in trials:
+            assert trial.executor is not None
+            while trial.executor.under_way > under_way:
+                reports = trial.executor.finish()
+                trial.reports.append(reports)
+                self._rows_done += sum(report.tally.rows for report in reports)
+                self._tell(max(self._rows_in_all, self._rows_done + 1))
 
     @property
     def _rows_in_all(self) -> int:

@@ -20,6 +20,10 @@ PIECE_ROWS = 1 << 17
 """Rows that stay together when shards are dealt out: about one row group of a well-written file."""
 TASK_ROWS = 1 << 18
 """Rows that one hashing task puts together: 40 MB of indices at 39 fields."""
+_LEAST_VALIDATION_TASKS = 8
+"""Tasks that read and judge the rows to validate on, at least: each epoch waits for them."""
+_LEAST_VALIDATION_ROWS = 1 << 15
+"""Rows below which they are no more divided."""
 MOST_TASK_ROWS = 1 << 20
 """Only row groups beyond this are cut, because whoever reads the end of a row group decodes its beginning too."""
 _MANY_ROWS = 500_000
@@ -129,16 +133,23 @@ def averages(n_rows: int, training: TrainingSettings) -> tuple[int, int]:
 
 
 def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
-    """Tasks that read all rows of the shards in order (validation, scoring)."""
+    """Tasks that read all rows of the shards in order (scoring)."""
     return group_units([piece for shard in shards for piece in _pieces(shard)])
 
 
-def _pieces(shard: Shard) -> list[Unit]:
-    """The shard cut at row groups, into runs of at most PIECE_ROWS rows where row groups are that small."""
+def plan_validation(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
+    """Tasks that read all rows of the shards in order, smaller ones where there are few rows (validation)."""
+    most_rows = max(_LEAST_VALIDATION_ROWS, sum(shard.n_rows for shard in shards) // _LEAST_VALIDATION_TASKS)
+    return group_units([piece for shard in shards for piece in _pieces(shard, most_rows)], most_rows)
+
+
+def _pieces(shard: Shard, most_rows: int = PIECE_ROWS) -> list[Unit]:
+    """The shard cut at row groups, into runs of at most so many rows, and PIECE_ROWS, where they are that small."""
+    most_rows = min(most_rows, PIECE_ROWS)
     pieces: list[Unit] = []
     start = stop = 0
     for n_rows in shard.row_groups:
-        if stop > start and stop - start + n_rows > PIECE_ROWS:
+        if stop > start and stop - start + n_rows > most_rows:
             pieces.append(Unit(shard, start, stop))
             start = stop
         stop += n_rows
@@ -158,8 +169,11 @@ def _cut(pieces: Sequence[Unit], start: int, stop: int) -> list[Unit]:
     return cut
 
 
-def group_units(units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-    """Neighbouring units put together into tasks of about TASK_ROWS rows; units beyond MOST_TASK_ROWS are cut."""
+def group_units(units: Sequence[Unit], most_rows: int = TASK_ROWS) -> list[tuple[Unit, ...]]:
+    """Neighbouring units put together into tasks of so many rows, and no more than TASK_ROWS; units beyond
+    MOST_TASK_ROWS are cut.
+    """
+    most_rows = min(most_rows, TASK_ROWS)
     cut = [
         Unit(unit.shard, start, min(start + MOST_TASK_ROWS, unit.stop))
         for unit in units
@@ -168,7 +182,7 @@ def group_units(units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
     tasks: list[tuple[Unit, ...]] = []
     current: list[Unit] = []
     for unit in cut:
-        if current and sum(u.n_rows for u in current) + unit.n_rows > TASK_ROWS:
+        if current and sum(u.n_rows for u in current) + unit.n_rows > most_rows:
             tasks.append(tuple(current))
             current = []
         current.append(unit)

@@ -68,6 +68,8 @@ class Work:
     """Whether rows to validate on are judged within their groups, too."""
     only_judges: bool = False
     """Whether nothing is trained with it: parameters are those of a finished model."""
+    l2_scales: tuple[tuple[float, float], ...] = ()
+    """Multipliers of the penalties of w and of V, of each field; empty: 1."""
 
     def on(self, backend: Backend) -> Work:
         """The work with the backend that was chosen."""
@@ -225,7 +227,7 @@ def _train_replica(
     for number, partition in enumerate(slices):
         rows = several.positions[number] if several else touched.features
         local = averaging.pull([after], rows, partition.n_factored) if several else after
-        step = dataclasses.replace(work.step, seed=_seed(work, replica, number))
+        step = dataclasses.replace(work.step, seed=_seed(work, replica, number), l2_scales=work.l2_scales)
         rest = slices[number + 1 :]
         next_one = Following(rest[0], _seed(work, replica, number + 1)) if rest else following
         started = time.perf_counter()

@@ -75,7 +75,7 @@ def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profi
     """The profile of a partition; taken from the folder `keep` where it was made of these shards before."""
     options = job.data.storage_options
     shards = find_shards([url], options)
-    key = fingerprint([[s.url, s.size, s.modified] for s in shards], schema.to_dict(), job.model.task)
+    key = fingerprint([shard.identity for shard in shards], schema.to_dict(), job.model.task)
     kept = files.join(keep, f"profile-{key[:32]}.json") if keep else ""
     if kept and files.exists(kept, options):
         return Profile(**json.loads(files.read_bytes(kept, options)))

@@ -19,6 +19,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.preparation import fingerprint
+from dfm.data.snapshots import pins_of
 from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.events import to_json
@@ -212,12 +213,13 @@ def group_of(model: str, options: files.Options = None) -> str:
 
 
 def _check_unseen(model: str, shards: Sequence[Shard], options: files.Options) -> None:
-    settings = read_manifest(model, options)["metadata"].get("settings")
+    known = read_manifest(model, options)["metadata"]
+    settings = known.get("settings")
     if not settings:
         return
     tables = {**settings, "data": {**settings["data"], "storage_options": dict(options or {})}}
     try:
-        inputs = find_inputs(Job.from_dict(tables))
+        inputs = find_inputs(Job.from_dict(tables), pins_of(known.get("tables", ())))
     except DataError:  # the training log may be gone by now
         return
     seen = {shard.url for shard in inputs.train}
@@ -312,7 +314,7 @@ def _is_scored(url: str, options: files.Options) -> bool:
 
 
 def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
-    return [[shard.url, shard.size, shard.modified] for shard in shards]
+    return [shard.identity for shard in shards]
 
 
 # --- data ------------------------------------------------------------------------------------------------

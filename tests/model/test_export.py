@@ -14,7 +14,7 @@ import pytest
 import dfm.export
 from dfm.data.schema import resolve
 from dfm.data.vocabulary import FeatureCounts, RowLookup, build_vocabulary, count_features
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
 from dfm.model import onnx_graph
@@ -265,3 +265,11 @@ def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
                 export(other, kind, str(tmp_path))
         else:
             assert export(other, kind, str(tmp_path))
+
+
+def test_rows_that_the_model_refuses_are_not_hashed_for_an_export_either():
+    model = make_model(EVERY_KIND)
+    rows = random_table(3).to_pylist()
+    for bad in ({"price": "no number"}, {"age": float("inf")}):
+        with pytest.raises(DataError, match=r"row 1: column '(price|age)'"):
+            hashed_inputs(model, [rows[0], {**rows[1], **bad}, rows[2]])

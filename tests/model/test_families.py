@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.data.partition import scoring_partition
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.vocabulary import RowLookup
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec

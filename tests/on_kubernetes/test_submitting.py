@@ -208,6 +208,27 @@ def test_no_kubeconfig_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         Api()
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("delta://clicks@v3", "is a path of this machine"),
+        ("delta+file:///elsewhere/clicks", "lies below no volume"),
+        ("delta+file:///data/clicks", ""),
+        ("delta+s3://bucket/clicks@v3", ""),
+        ("iceberg://prod/ads.clicks", ""),
+    ],
+)
+def test_the_folder_of_a_table_has_to_be_where_pods_find_it(url: str, told: str) -> None:
+    sizes = {"workers": 1, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
+    kubernetes = {**sizes, "volumes": [{"mount": "/data", "claim": "logs"}]}
+    job = Job.from_dict({"data": {"train": url}, "output": {"directory": "s3://out"}, "kubernetes": kubernetes})
+    if not told:
+        assert submit.prepare(job).job.data.train == (url,)
+        return
+    with pytest.raises(SettingsError, match=told):
+        submit.prepare(job)
+
+
 def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
     job = Job.from_dict({"data": {"train": "/data/x"}, "output": {"directory": "s3://out"}})
     with pytest.raises(SettingsError, match=r"data\.train = '/data/x' is a path of this machine"):

@@ -120,6 +120,59 @@ def test_only_the_first_signal_interrupts_and_the_handler_goes_with_the_block(ho
     termination.interrupt()  # nothing to interrupt
 
 
+class Waits:
+    """Its finalizer takes a while, in which Python passes no exception on."""
+
+    def __init__(self, begun: threading.Event, seconds: float) -> None:
+        self._begun, self._seconds = begun, seconds
+
+    def __del__(self) -> None:
+        self._begun.set()
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 30.0], ids=["a short finalizer", "a long one"])
+def test_a_signal_that_comes_while_a_finalizer_runs_is_not_lost(seconds: float) -> None:
+    begun, hook = threading.Event(), sys.unraisablehook
+
+    def stop_it() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_it, daemon=True).start()
+    interrupted = 0
+    with termination.stoppable():
+        try:
+            waits = Waits(begun, seconds)
+            del waits
+            time.sleep(30)
+        except KeyboardInterrupt:
+            interrupted += 1
+        since = termination.seconds_since() or 60.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # not twice
+    assert (interrupted, since < 10) == (1, True)
+    assert sys.unraisablehook is hook
+
+
+def test_a_signal_that_was_lost_as_one_block_ended_does_not_interrupt_the_next() -> None:
+    begun = threading.Event()
+
+    def stop_it() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_it, daemon=True).start()
+    with termination.stoppable():
+        waits = Waits(begun, 30.0)
+        del waits
+    with termination.stoppable():
+        time.sleep(0.3)
+        assert termination.seconds_since() is None
+
+
 def test_outside_a_stoppable_block_a_request_waits_for_the_next_event(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,12 @@ from dfm.kernels.tables import Layout, allocate
 from dfm.solvers import visits as visiting
 from dfm.solvers.chance import gamma, key_of, log_phi, mean_above, normal, normal_above
 from dfm.solvers.columns import State, replica_of
+from dfm.solvers.passes import collect
 from dfm.solvers.posterior import Draws, intervals, mean_scores, put_together
 from dfm.solvers.solving import draw_prior, solve
 from dfm.solvers.sums import n_sums, parts_of
 from dfm.solvers.visits import meetings_of, visits_of
+from dfm.storage.arrays import read_only
 from dfm.training.exact_rounds import _sums_of, scored
 from tests.reference import Machine
 from tests.support.exact_cases import dense_of, partition_of, rows_between
@@ -163,6 +165,22 @@ def test_sums_of_a_visit_are_those_of_its_definition_and_add_up_over_replicas(n_
                 H = np.array([*h, x] if part.with_linear else h).reshape(-1, n_rows)
                 expected = [*(H * weights @ H.T)[np.tril_indices(len(H))], *(H * weights @ rows[:, -1])]
                 np.testing.assert_allclose(values[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_a_feature_in_many_rows_are_as_exact_as_those_of_one_in_few():
+    """Products are added up in float32 for a while; 200,000 of them in one float32 would be off by 1e-3 or more."""
+    n_rows, slots = 200_000, np.zeros(200_000, np.uint32)
+    slots[7::1000] = 1
+    rows = np.full((n_rows, 9), 0.3, np.float32)
+    factors, nothing = np.zeros((2, 8), np.float32), np.zeros(0, np.float32)
+    factored, lone = np.zeros((2, n_sums(9))), np.zeros((0, n_sums(1)))
+    add = collect(8, True, 9)
+    add((np.zeros(0, np.uint32), slots, nothing), nothing, 0, *map(read_only, (factors, rows)), factored, lone)
+    h = np.full(9, np.float64(np.float32(0.3)))
+    h[8] = 1.0
+    expected = np.array([*np.outer(h, h)[np.tril_indices(9)], *(h * h[0])])
+    np.testing.assert_allclose(factored[0], expected * (n_rows - 200), rtol=2e-4)
+    np.testing.assert_allclose(factored[1], expected * 200, rtol=1e-5)
 
 
 def test_factors_beyond_sixteen_are_solved_part_by_part():

@@ -146,6 +146,33 @@ def test_what_a_killed_process_left_half_written_goes_after_an_hour_and_nothing_
     assert {path.name for path in tmp_path.iterdir()} == {at_work.name, *others}
 
 
+def test_a_probe_has_the_name_of_a_temporary_file_at_once_so_that_a_later_run_finds_it(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise OSError("as where a process is killed: it puts nothing in place and tidies nothing up")
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(OSError, match="killed"):
+        files.check_writable(str(tmp_path))
+    monkeypatch.undo()
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert len(list(tmp_path.iterdir())) == 1
+    files.remove_abandoned(str(tmp_path), ["run.json"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_probe_of_a_store_is_taken_away_by_the_next_one(monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}"
+    monkeypatch.setattr(files, "remove", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        files.check_writable(url)
+    monkeypatch.undo()
+    assert len(files.names_in(url)) == 1
+    files.check_writable(url)
+    assert files.names_in(url) == []
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EROFS])
 def test_a_disk_that_fails_is_told_with_its_path_and_what_to_do(tmp_path, monkeypatch, number):
     def fail(*_arguments, **_options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfm.data.partition import EntrySums
+from dfm.data.hashed_rows import EntrySums
 from dfm.errors import SettingsError
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES
 from dfm.kernels.optimizers import OPTIMIZERS

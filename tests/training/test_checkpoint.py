@@ -18,6 +18,7 @@ from dfm.distributed import checkpointing
 from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import InitialValues, Layout, initialise
+from dfm.storage import files
 from dfm.training.checkpoint import (
     BlockFile,
     Checkpoint,
@@ -208,6 +209,18 @@ def test_a_cleared_folder_is_gone_and_can_be_used_again(tmp_path: Path) -> None:
     folder.clear()
     assert not (tmp_path / "checkpoint").exists()
     folder.commit(saved(tmp_path / "checkpoint", 1))
+
+
+def test_a_listing_of_before_the_last_change_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_at(tmp_path / "checkpoint")
+    folder.commit(saved(tmp_path / "checkpoint", 3))
+    before = [name for name in files.names_in(folder.url) if not name.endswith(".json")]
+    stale, names_in = [before], files.names_in
+    monkeypatch.setattr(files, "names_in", lambda *place: stale.pop() if stale else names_in(*place))
+    folder.clear()
+    assert not (tmp_path / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(

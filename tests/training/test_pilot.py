@@ -38,6 +38,7 @@ class Trials:
         self.walked: list[tuple[str, int]] = []
         self.waiting: list[tuple[Work, int]] = []
         self.forks: list[Trials] = []
+        self.most_under_way = 0
         self.bounds: Sequence[int] = (0, 7)
 
     def begin_epoch(self, work: Work) -> int:
@@ -51,6 +52,7 @@ class Trials:
 
     def submit(self, work: Work, slices: range) -> None:
         self.waiting.append((work, ROWS * len(slices)))
+        self.most_under_way = max(self.most_under_way, len(self.waiting))
 
     @property
     def under_way(self) -> int:
@@ -152,6 +154,12 @@ def test_candidates_are_walked_from_the_same_start_with_the_same_seeds_and_a_thi
     forks = loop.executor.forks  # type: ignore[attr-defined]
     assert [[name for name, _ in fork.walked] for fork in forks] == [[name] * 2 for name in STEPS]
     assert len({tuple(seed for _, seed in fork.walked) for fork in forks}) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_while_one_round_is_waited_for_workers_have_the_next(together: bool) -> None:
+    loop, _ = trained(dict.fromkeys(STEPS, 0.5), n_slices=9, together=together)
+    assert {fork.most_under_way for fork in loop.executor.forks} == {2}  # type: ignore[attr-defined]
 
 
 def test_what_does_not_fit_the_memory_side_by_side_is_walked_again() -> None:

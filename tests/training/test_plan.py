@@ -15,7 +15,7 @@ from dfm.data.parquet import Shard, Unit
 from dfm.errors import SettingsError
 from dfm.settings.tables import TrainingSettings
 from dfm.training import plan as plans
-from dfm.training.plan import Plan, averages, group_units, plan_reading, plan_training
+from dfm.training.plan import Plan, averages, group_units, plan_reading, plan_training, plan_validation
 
 
 def shard(number: int, *row_groups: int) -> Shard:
@@ -142,6 +142,24 @@ def test_small_units_are_read_together_and_huge_ones_apart():
     units = [Unit(shard(0, 100), 0, 100), *(Unit(shard(n, 6), 0, 6) for n in range(1, 6))]
     sizes = [[unit.n_rows for unit in task] for task in group_units(units)]
     assert sizes == [[40], [40], [20], [6, 6], [6, 6], [6]]
+
+
+@given(SHARDS)
+def test_few_rows_to_validate_on_are_read_in_more_tasks(shards):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "_LEAST_VALIDATION_ROWS", 4)
+        tasks = plan_validation(shards)
+    assert [row for units in tasks for row in rows_of(units)] == all_rows(shards)
+    share = max(4, len(all_rows(shards)) // plans._LEAST_VALIDATION_TASKS)
+    assert all(len(units) == 1 or sum(unit.n_rows for unit in units) <= share for units in tasks)
+
+
+def test_one_shard_of_small_row_groups_is_judged_in_several_tasks(monkeypatch):
+    monkeypatch.setattr(plans, "TASK_ROWS", 1 << 18)
+    monkeypatch.setattr(plans, "MOST_TASK_ROWS", 1 << 20)
+    monkeypatch.setattr(plans, "PIECE_ROWS", 1 << 17)
+    (only,) = [dataclasses.replace(shard(0, 10_000), row_groups=(10_000,) * 13)]
+    assert [sum(unit.n_rows for unit in units) for units in plan_validation([only])] == [30_000] * 4 + [10_000]
 
 
 # --------------------------------------------------------------------------------------------------- rounds ----

@@ -44,6 +44,7 @@ from dfm.storage.arrays import read_only
 _WIDEST = 1 + max(optimizer.linear_state for optimizer in OPTIMIZERS.values())
 """float32 columns of the longest linear record."""
 _NOTHING = np.zeros((0, 0), np.float32)
+_NO_SCALES = np.zeros((0, 2), np.float32)
 
 
 def rows_record(rows: RowsLike) -> Rows:
@@ -63,7 +64,8 @@ def rows_record(rows: RowsLike) -> Rows:
 def table_record(table: ParameterTable) -> Table:
     """The arrays of a table, as kernels take them."""
     unfold = family_of(table.layout.family).unfold
-    return Table(table.bias, table.linear, table.factors, _NOTHING if unfold is None else unfold(table))
+    own = _NOTHING if unfold is None else unfold(table)
+    return Table(table.bias, table.linear, table.factors, own, _NO_SCALES)
 
 
 def new_scratch(longest_row: int, table: ParameterTable, seed: int | None = None) -> Scratch:
@@ -82,6 +84,7 @@ def new_scratch(longest_row: int, table: ParameterTable, seed: int | None = None
         np.zeros(layout.n_groups + 1, np.int64),
         np.array(layout.groups, np.uint16),
         np.zeros(grouped, np.int64),
+        aligned_zeros((capacity,)),
         aligned_zeros((capacity,)),
     )
 
@@ -108,6 +111,8 @@ def _train(
     if step.deterministic and step.n_threads > 1:
         raise SettingsError(f"n_threads = {step.n_threads} threads that share a table are not deterministic; use 1")
     longest = _check_door(rows, table, spec, with_state=True)
+    if spec.l2_by_field and (len(rows.fields) != table.n_features or rows.fields.max(initial=0) >= len(step.l2_scales)):
+        raise ValueError(f"{len(step.l2_scales)} scales of penalties, and rows that do not say which is whose")
     if spec.is_paired:
         return _train_pairs(spec, rows, table, step, 2 * longest)
     return _walk(spec, rows, table, step, longest, row_blocks(len(rows.labels), rows.n_implicit, step.seed))
@@ -136,6 +141,8 @@ def _walk(
 ) -> RoundTally:
     """One walk over row blocks int64[n, 2], in this order."""
     worked_on, fold = table_record(table), family_of(spec.family).fold
+    if spec.l2_by_field:
+        worked_on = worked_on._replace(l2_scales=np.array(step.l2_scales, np.float32)[rows.fields])
     walk = _kept(_walk_of, _with_any_fields(spec))
     records = rows_record(rows), worked_on, all_rates(step, spec.layout, table.n_fields)
 
@@ -202,6 +209,11 @@ def compile_kernels(spec: KernelSpec) -> Kernels:
             f'the regularizer {spec.regularizer.name} does not fit optimizer "{optimizer.name}", whose weights are '
             f'made of L1 and L2 in closed form; choose "{DEFAULT_OPTIMIZER}", or leave the regularizer out'
         )
+    if spec.l2_by_field and optimizer.derives_weights:
+        raise SettingsError(
+            f'optimizer "{optimizer.name}" makes weights of one L2 in closed form, and takes no penalties by field; '
+            f'choose "{DEFAULT_OPTIMIZER}", or leave training.l2_groups out'
+        )
     check_pairs(spec.loss, spec.family)
     return Kernels(spec, partial(_train, spec), partial(_score, spec))
 
@@ -214,7 +226,8 @@ def _with_any_fields(spec: KernelSpec) -> KernelSpec:
 @functools.cache
 def _walk_of(spec: KernelSpec) -> Any:
     layout = spec.layout
-    walk = make_walk(replace(_shape(layout), paired=spec.is_paired), layout, spec, _n_arrays(layout))
+    shape = replace(_shape(layout), paired=spec.is_paired, scaled_l2=spec.l2_by_field)
+    walk = make_walk(shape, layout, spec, _n_arrays(layout))
     if not numba.config.DISABLE_JIT:
         keep_on_disk(walk, f"{sources()} {spec!r}")
     _compile(walk, example_arguments(layout, for_training=True))

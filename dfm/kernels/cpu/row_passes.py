@@ -45,12 +45,16 @@ class Rows(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The arrays of a parameter table; own float32[n, m]: a family's own blocks as `Family.unfold` gives them."""
+    """The arrays of a parameter table; own float32[n, m]: a family's own blocks as `Family.unfold` gives them.
+
+    l2_scales float32[n_features, 2]: what l2_linear and l2_factors are multiplied with; without rows where nobody asks.
+    """
 
     bias: NDArray[np.float32]
     linear: NDArray[np.float32]
     factors: NDArray[np.float32]
     own: NDArray[np.float32]
+    l2_scales: NDArray[np.float32]
 
 
 class RowsView(NamedTuple):
@@ -76,6 +80,7 @@ class TableView(NamedTuple):
     linear: Any
     factors: Any
     own: Any
+    l2_scales: Any
     own_width: int
     own_last: int
     linear_width: int
@@ -94,7 +99,8 @@ class Scratch(NamedTuple):
     With groups the owners stand group by group, those of group g at [first_owners[g], first_owners[g + 1]), in the
     order of the row within. first_owners int64[n_groups + 1]; groups uint16[n_fields]: of each field; spare
     int64[capacity] and spare_values float32[capacity]: for rows that come in another order. Of a pair of rows
-    spare_values are z of the owners, of the second row, and values the differences.
+    spare_values are z of the owners, of the second row, and values the differences. l2_scales float32[capacity]: of the
+    linear weights of entries, where each feature has its own.
     """
 
     linear: NDArray[np.float32]
@@ -108,6 +114,7 @@ class Scratch(NamedTuple):
     groups: NDArray[np.uint16]
     spare: NDArray[np.int64]
     spare_values: NDArray[np.float32]
+    l2_scales: NDArray[np.float32]
 
 
 def _make_each(n: int, of_one: Any) -> Any:
@@ -154,6 +161,7 @@ def _make_views(n_arrays: int, widths: tuple[int, int] | None) -> Any:
                 address(table.linear),
                 address(table.factors),
                 address(table.own),
+                address(table.l2_scales),
                 table.own.shape[1],
                 (table.own.shape[0] - 1) * table.own.shape[1],
                 linear_width if known else table.linear.shape[1],
@@ -172,6 +180,7 @@ def _make_views(n_arrays: int, widths: tuple[int, int] | None) -> Any:
                 address(scratch.groups),
                 address(scratch.spare),
                 address(scratch.spare_values),
+                address(scratch.l2_scales),
             ),
         )
 

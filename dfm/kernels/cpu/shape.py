@@ -16,7 +16,7 @@ class Shape:
     all values are 1, none is stored. family: a name in FAMILIES; own_width: floats of a record of its own
     block, 0 without one. order: as in `Layout`. only_scores: nothing is trained. abreast: numbers that `step_number`
     takes at a time, whose state stands `apart` behind them. paired: each entry has two values, of the rows of a pair
-    (see `dfm.kernels.pairs`).
+    (see `dfm.kernels.pairs`). scaled_l2: each feature has penalties of its own.
     """
 
     n_factors: int
@@ -32,6 +32,7 @@ class Shape:
     abreast: int = 1
     apart: int = 1
     paired: bool = False
+    scaled_l2: bool = False
 
     @property
     def vector(self) -> int:

@@ -65,15 +65,43 @@ def with_penalty(update: Any, regularizer: CustomRegularizer | None) -> Any:
     return penalised
 
 
+def make_penalties(shape: Shape) -> tuple[Any, Any, Any]:
+    """gather(rows, table, scratch, row_step), of_entries(rates, scratch, position) and of_owner(rates, table, feature):
+    the rates with the penalties of WIDTH entries, once they were gathered, and of the factors of a feature.
+    """
+    if not shape.scaled_l2:
+        return inlined(lambda _rows, _table, _scratch, _row_step: None), *[inlined(lambda rates, _1, _2: rates)] * 2
+
+    @inlined
+    def gather(rows, table, scratch, row_step):  # type: ignore[no-untyped-def]
+        for position in range(row_step[1]):
+            feature = np.intp(read(rows.indices, row_step[0] + position))
+            write(scratch.l2_scales, position, read(table.l2_scales, 2 * feature))
+
+    @inlined
+    def of_entries(rates, scratch, position):  # type: ignore[no-untyped-def]
+        penalties = load(scratch.l2_scales, position, WIDTH) * rates.l2_linear
+        return Rates(rates.learning_rate, rates.factor_learning_rate, penalties, rates.l2_factors, rates.own)
+
+    @inlined
+    def of_owner(rates, table, feature):  # type: ignore[no-untyped-def]
+        penalty = read(table.l2_scales, 2 * feature + 1) * rates.l2_factors
+        return Rates(rates.learning_rate, rates.factor_learning_rate, rates.l2_linear, penalty, rates.own)
+
+    return gather, of_entries, of_owner
+
+
 def make_step_linear(shape: Shape, update: Any) -> Any:
     """step_linear(rows, table, rates, scratch, row_step): updates w of every entry of the row, in place."""
     implicit, gathered, lanes = shape.implicit, shape.gathered, WIDTH * shape.gathered
+    gather_penalties, penalties_of, _ = make_penalties(shape)
     # A rule with less state than two gets w again for the rest, and what it gives back for it is dropped.
     first_column, second_column = min(1, gathered - 1), min(2, gathered - 1)
 
     @inlined
     def step_linear(rows, table, rates, scratch, row_step):  # type: ignore[no-untyped-def]
         start, n_entries, sample_weight, slope = row_step
+        gather_penalties(rows, table, scratch, row_step)
         for position in range(0, n_entries, WIDTH):
             gradient = splat(slope, WIDTH)
             if not implicit:
@@ -85,7 +113,7 @@ def make_step_linear(shape: Shape, update: Any) -> Any:
                 every(records, second_column, gathered),
                 gradient,
                 sample_weight,
-                rates,
+                penalties_of(rates, scratch, position),
             )
             store(scratch.linear, position * gathered, interleave(weights, first, second, gathered))
         for position in range(n_entries):
@@ -146,8 +174,9 @@ def no_step(_table, _rates, _scratch, _n_owners, _row_step):  # type: ignore[no-
 
 
 def make_gradient(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
-    """of_group and gradient of the family, see there."""
-    penalty_slope = None if regularizer is None else make_penalty_slope(regularizer)
+    """of_group and gradient of the family, see there. Owners share no penalty where each has its own."""
+    is_shared = regularizer is None and not shape.scaled_l2
+    penalty_slope = None if is_shared else make_penalty_slope(regularizer)
     return family_of(shape.family).gradient(shape, penalty_slope)
 
 
@@ -181,13 +210,15 @@ def make_step_coordinates(
         return no_step
     vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
     (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
+    penalties_of = make_penalties(shape)[2]
 
     @inlined
     def step_owner(table, rates, scratch, owner, row_step, place):  # type: ignore[no-untyped-def]
         column, shared = place
-        at = read(scratch.owners, owner) * table.factor_width + column
+        feature = read(scratch.owners, owner)
+        at = feature * table.factor_width + column
         factors = load(table.factors, at, vector)
-        gradient = gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+        gradient = gradient_of(penalties_of(rates, table, feature), scratch, owner, row_step, factors, column, shared)
         if has_state:
             state = load(table.factors, at + lanes, vector)
             factors, state = update(factors, state, gradient, row_step[2], rates)
@@ -213,14 +244,18 @@ def make_step_rows(shape: Shape, regularizer: CustomRegularizer | None) -> Any:
         return no_step
     vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
     (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
+    penalties_of = make_penalties(shape)[2]
     share = np.float32(1.0 / shape.n_factors)
 
     @inlined
     def gradient_at(table, rates, scratch, owner, row_step, place):  # type: ignore[no-untyped-def]
         group, column = place
-        factors = load(table.factors, read(scratch.owners, owner) * table.factor_width + column, vector)
+        feature = read(scratch.owners, owner)
+        factors = load(table.factors, feature * table.factor_width + column, vector)
         shared = of_group(rates, scratch, group, row_step, column)
-        return factors, gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+        return factors, gradient_of(
+            penalties_of(rates, table, feature), scratch, owner, row_step, factors, column, shared
+        )
 
     @inlined
     def step_owner(table, rates, scratch, owner, row_step, group):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -335,5 +335,5 @@ class GpuTable(ParameterTable):
         """Bytes of the host's memory."""
         return 1000 + self.arrays.host_bytes()
 
-    def __reduce__(self) -> tuple[Callable[..., ParameterTable], tuple[Any, ...]]:
-        return ParameterTable, (self.layout, dict(self.arrays))
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return ParameterTable(self.layout, dict(self.arrays)).__reduce__()

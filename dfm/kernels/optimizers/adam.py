@@ -89,27 +89,29 @@ def _make_step_linear(shape: Shape, regularizer: CustomRegularizer | None) -> An
     """step_linear(rows, table, rates, scratch, row_step): updates w of every entry of the row, in place."""
     import numpy as np
 
-    from dfm.kernels.cpu.step_passes import WIDTH, inlined, make_penalty_slope
+    from dfm.kernels.cpu.step_passes import WIDTH, inlined, make_penalties, make_penalty_slope
     from dfm.kernels.simd import every, fma, load, read, splat, store, write
 
     implicit, penalty_slope, lanes = shape.implicit, make_penalty_slope(regularizer), WIDTH * COLUMNS
     advance, fill, moved = _formulas()
+    gather_penalties, penalties_of, _ = make_penalties(shape)
 
     @inlined
     def step_linear(rows, table, rates, scratch, row_step):  # type: ignore[no-untyped-def]
         start, n_entries, sample_weight, slope = row_step
         if sample_weight > np.float32(0):
+            gather_penalties(rows, table, scratch, row_step)
             for position in range(0, n_entries, WIDTH):
                 at = position * COLUMNS
                 gradient = splat(slope, WIDTH)
                 if not implicit:
                     gradient = gradient * load(scratch.values, position, WIDTH)
                 records = load(scratch.linear, at, lanes)
-                weights = every(records, 0, COLUMNS)
-                gradient = fma(penalty_slope(weights, WIDTH), sample_weight * rates.l2_linear, gradient)
+                weights, own_rates = every(records, 0, COLUMNS), penalties_of(rates, scratch, position)
+                gradient = fma(penalty_slope(weights, WIDTH), sample_weight * own_rates.l2_linear, gradient)
                 moments = advance((every(records, 1, COLUMNS), every(records, 2, COLUMNS)), gradient, rates)
-                ones = splat(np.float32(1), WIDTH)
-                filled = fill((every(records, 3, COLUMNS), every(records, 4, COLUMNS)), ones, rates)
+                filling = every(records, 3, COLUMNS), every(records, 4, COLUMNS)
+                filled = fill(filling, splat(np.float32(1), WIDTH), rates)
                 weights = moved(weights, moments, filled, rates.learning_rate, rates.own[2])
                 # Column by column from here on: what is scattered next is one number of each.
                 store(scratch.linear, at, weights)
@@ -130,9 +132,10 @@ def _make_step_factors(shape: Shape, regularizer: CustomRegularizer | None) -> A
     """step_factors(table, rates, scratch, n_owners, row_step): updates V of the row's entries, in place."""
     import numpy as np
 
-    from dfm.kernels.cpu.step_passes import inlined, make_gradient, make_owners_of
+    from dfm.kernels.cpu.step_passes import inlined, make_gradient, make_owners_of, make_penalties
     from dfm.kernels.simd import load, read, store
 
+    penalties_of = make_penalties(shape)[2]
     vector, lanes, n_groups = shape.vector, shape.lanes, shape.n_groups
     (of_group, gradient_of), owners_of = make_gradient(shape, regularizer), make_owners_of(shape)
     advance, _fill, moved = _formulas()
@@ -142,10 +145,11 @@ def _make_step_factors(shape: Shape, regularizer: CustomRegularizer | None) -> A
         feature = read(scratch.owners, owner)
         record = feature * table.linear_width
         filled = read(table.linear, record + 3), read(table.linear, record + 4)  # of step_linear, just before
+        own_rates = penalties_of(rates, table, feature)
         for column in range(0, lanes, vector):
             at = feature * table.factor_width + column
             factors, shared = load(table.factors, at, vector), of_group(rates, scratch, group, row_step, column)
-            gradient = gradient_of(rates, scratch, owner, row_step, factors, column, shared)
+            gradient = gradient_of(own_rates, scratch, owner, row_step, factors, column, shared)
             state = load(table.factors, at + lanes, vector), load(table.factors, at + 2 * lanes, vector)
             moments = advance(state, gradient, rates)
             factors = moved(factors, moments, filled, rates.factor_learning_rate, rates.own[2])

@@ -1,0 +1,197 @@
+"""A model behind HTTP: predictions for rows of JSON, from a folder or from the champion of an alias.
+
+    python -m pipelines.serving.service results/model
+    python -m pipelines.serving.service s3://models/clicks/champion --engine onnx --port 8080
+
+The model is loaded in a thread, which looks again every few seconds: where another one has become the champion it takes
+the place of the old one between two requests. Until the first is there, /health and /predict say 503.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import click
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, Field
+
+from dfm.errors import DataError
+from dfm.workflow import registry
+from pipelines.serving.engines import ENGINES, Served, load
+from pipelines.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+MOST_ROWS = 10_000
+"""Rows of a request; more belong into `dfm predict`."""
+FEW_ROWS = 100
+"""Up to so many rows are scored by the loop itself: a thread would cost more than it saves."""
+MOST_FAULTS = 20
+_COLUMN = re.compile(r"column '([^']+)'")
+
+
+class RowsBody(BaseModel):
+    """A request for predictions: column to value, row by row."""
+
+    rows: list[dict[str, Any]] = Field(min_length=1)
+
+
+class InstancesBody(BaseModel):
+    """The same as the first protocol of KServe names it."""
+
+    instances: list[dict[str, Any]] = Field(min_length=1)
+
+
+class Keeper:
+    """The model that is served now, and the thread that looks for a better one every `every` seconds."""
+
+    def __init__(self, url: str, engine: str, every: float, metrics: Metrics) -> None:
+        self._url, self._engine, self._every, self._metrics = url, engine, every, metrics
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="model", daemon=True)
+        self.served: Served | None = None
+        self.error = ""
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(self._every)
+
+    def look(self) -> None:
+        """Load the model where it is another one than before; one that cannot be loaded leaves the old one in place."""
+        try:
+            if self._is_new():
+                self.served = load(self._url, self._engine)
+                logger.info("serving %s", self.served.to_dict())
+            self.error = ""
+        except Exception as error:  # whatever a store or a half-written model raises: the next look may do better
+            self.error = f"{type(error).__name__}: {error}"
+            self._metrics.reload_failed()
+            logger.warning("%s cannot be loaded: %s", self._url, self.error)
+
+    def _is_new(self) -> bool:
+        if self.served is None:
+            return True
+        champion = registry.champion(self._url)
+        return champion is not None and champion.number != self.served.version
+
+
+def create_app(url: str, engine: str = "dfm", every: float = 10.0) -> FastAPI:
+    """The service of one model. url: of its folder, or of an alias; every: seconds between two looks at the alias."""
+    metrics = Metrics()
+    keeper = Keeper(url, engine, every, metrics)
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        keeper.start()
+        yield
+        keeper.close()
+
+    app = FastAPI(title="dfm", lifespan=life)
+    app.state.keeper = keeper
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        served = keeper.served
+        known = {"ready": served is not None, "error": keeper.error, **(served.to_dict() if served else {})}
+        return JSONResponse(known, 200 if served else 503)
+
+    @app.get("/metrics")
+    def metrics_text() -> PlainTextResponse:
+        served = keeper.served
+        return PlainTextResponse(metrics.text(served.version if served else 0, served is not None))
+
+    @app.post("/predict")
+    async def predict(body: RowsBody) -> Response:
+        return await answered(keeper, metrics, body.rows, "rows")
+
+    @app.get("/v1/models/{name}")
+    def ready(name: str) -> JSONResponse:
+        return JSONResponse({"name": name, "ready": keeper.served is not None}, 200 if keeper.served else 503)
+
+    @app.post("/v1/models/{name}:predict")
+    async def predict_instances(name: str, body: InstancesBody) -> Response:
+        return await answered(keeper, metrics, body.instances, "instances")
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(request: Request, error: RequestValidationError) -> Response:
+        """Bodies that are refused before anybody reads their rows count too."""
+        metrics.answered(422, 0, 0.0)
+        return await request_validation_exception_handler(request, error)
+
+    return app
+
+
+async def answered(keeper: Keeper, metrics: Metrics, rows: Sequence[dict[str, Any]], key: str) -> Response:
+    """The predictions of some rows, or what speaks against them and where."""
+    started, served = time.perf_counter(), keeper.served
+    if served is None:
+        response = JSONResponse({"detail": keeper.error or "the model is being loaded"}, 503)
+    elif len(rows) > MOST_ROWS:
+        message = f"{len(rows)} rows; at most {MOST_ROWS} a request, more are the work of `dfm predict`"
+        response = JSONResponse({"detail": message}, 413)
+    else:
+        response = await _scored(served, rows, key)
+    metrics.answered(response.status_code, len(rows), time.perf_counter() - started)
+    return response
+
+
+async def _scored(served: Served, rows: Sequence[dict[str, Any]], key: str) -> JSONResponse:
+    try:
+        few = len(rows) <= FEW_ROWS
+        found = served.predict(rows) if few else await run_in_threadpool(served.predict, rows)
+    except (DataError, TypeError, ValueError, OverflowError) as error:
+        return JSONResponse({"detail": await run_in_threadpool(faults, served, rows, key, error)}, 422)
+    told = {"version": served.version, "parameters_sha256": served.parameters_sha256}
+    return JSONResponse({"predictions": found.tolist(), **told})
+
+
+def faults(served: Served, rows: Sequence[dict[str, Any]], key: str, error: Exception) -> list[dict[str, Any]]:
+    """The first rows that cannot be scored, each with its place, in the form in which FastAPI tells of faults."""
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            served.model.predict([row])
+        except (DataError, TypeError, ValueError, OverflowError) as fault:
+            column = _COLUMN.search(str(fault))
+            place = ["body", key, number, *([column[1]] if column else [])]
+            found.append({"loc": place, "msg": str(fault), "type": "bad_row"})
+        if len(found) == MOST_FAULTS:
+            break
+    return found or [{"loc": ["body", key], "msg": str(error), "type": "bad_rows"}]
+
+
+@click.command()
+@click.argument("url")
+@click.option("--engine", type=click.Choice([*ENGINES]), default="dfm", show_default=True, help="What scores rows.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--every", type=float, default=10.0, show_default=True, help="Seconds between two looks at an alias.")
+def main(url: str, engine: str, host: str, port: int, every: float) -> None:
+    """Serve the model at URL: its folder, or an alias whose champion is served."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    uvicorn.run(create_app(url, engine, every), host=host, port=port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
