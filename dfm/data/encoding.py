@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
+from dfm.data.coded_rows import MOST_CODES, CodedColumns, KnownTables, count_codes
 from dfm.data.derive import derive, without_missing
 from dfm.data.hashed_rows import HashedRows, take_rows
 from dfm.data.lists import Lists, lists_of
@@ -55,17 +56,28 @@ class Encoded:
     good: Flags
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """The same, column by column."""
+
+    rows: CodedColumns
+    problems: list[Problem]
+    good: Flags
+
+
 @dataclass(slots=True)
 class _Column:
     """One encoded field: an index per row, or several where `offsets` int64[n_rows + 1] is given.
 
     counted: indices uint32[n] and how many rows have each uint32[n], where that is known without looking at the rows.
+    table: where it is given, `indices` are codes uint16[n_rows] of these feature indices.
     """
 
-    indices: NDArray[np.uint32]
+    indices: NDArray[Any]
     values: NDArray[np.float32] | None = None
     offsets: NDArray[np.int64] | None = None
     counted: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None = None
+    table: NDArray[np.uint32] | None = None
 
 
 @dataclass(slots=True)
@@ -118,14 +130,8 @@ def encode_batch(
 
     tally: is told the features of the good rows.
     """
-    check = _Check(data.num_rows)
-    labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
-    if task is not None:
-        labels = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
-        if schema.weight:
-            weights = _weights(without_missing(data.column(schema.weight), schema.missing), schema, check)
-    batch = _BatchColumns(data, schema, hash_bits, statistics, check)
-    columns = [batch.encode(entry) for entry in schema.fields]
+    batch, labels, weights = _begun(data, schema, hash_bits, statistics, task)
+    check, columns = batch.check, [batch.encode(entry) for entry in schema.fields]
     rows = _assemble(columns, labels, weights, data.num_rows)
     good = ~check.bad
     if check.bad.any():
@@ -133,9 +139,69 @@ def encode_batch(
         if tally is not None:
             tally.add_rows(rows.indices, rows.fields, len(columns))
     elif tally is not None:
-        for number, column in enumerate(columns):
-            tally.add_column(number, *(column.counted or (column.indices,)))
+        _tell(tally, columns)
     return Encoded(rows, check.problems, good)
+
+
+def are_coded(schema: ResolvedSchema) -> bool:
+    """Whether each row has one entry of value 1 in each field."""
+    lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    return bool(schema.fields) and all(
+        entry.kind == "categorical"
+        or entry.bucketed
+        or (entry.kind == "cross" and not lists.intersection(entry.columns))
+        for entry in schema.fields
+    )
+
+
+def code_batch(
+    data: pa.RecordBatch,
+    schema: ResolvedSchema,
+    hash_bits: int,
+    statistics: Mapping[str, NumberStatistics],
+    task: str,
+    tally: FeatureTally,
+    known: KnownTables,
+) -> Coded:
+    """`encode_batch` of a schema that `are_coded` holds for, column by column.
+
+    known: the tables of the batches before.
+    """
+    batch, labels, weights = _begun(data, schema, hash_bits, statistics, task, known)
+    check, columns = batch.check, [batch.encode(entry) for entry in schema.fields]
+    rows = CodedColumns(
+        tuple(column.indices for column in columns), tuple(column.table for column in columns), labels, weights
+    )
+    good = ~check.bad
+    if check.bad.any():
+        rows = rows.take(np.flatnonzero(good))
+        columns = [_Column(rows.indices_of(number)) for number in range(len(columns))]
+    _tell(tally, columns)
+    return Coded(rows, check.problems, good)
+
+
+def _begun(
+    data: pa.RecordBatch,
+    schema: ResolvedSchema,
+    hash_bits: int,
+    statistics: Mapping[str, NumberStatistics],
+    task: str | None,
+    known: KnownTables | None = None,
+) -> tuple[_BatchColumns, NDArray[np.float32], NDArray[np.float32]]:
+    """A batch whose columns are to be encoded, its labels and its weights."""
+    check = _Check(data.num_rows)
+    labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
+    if task is not None:
+        labels = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
+        if schema.weight:
+            weights = _weights(without_missing(data.column(schema.weight), schema.missing), schema, check)
+    return _BatchColumns(data, schema, hash_bits, statistics, check, known), labels, weights
+
+
+def _tell(tally: FeatureTally, columns: Sequence[_Column]) -> None:
+    """Count the features of columns."""
+    for number, column in enumerate(columns):
+        tally.add_column(number, *(column.counted or (column.indices,)))
 
 
 def negative_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
@@ -152,6 +218,8 @@ class _BatchColumns:
     hash_bits: int
     statistics: Mapping[str, NumberStatistics]
     check: _Check
+    known: KnownTables | None = None
+    """Where it is given, columns are coded."""
     numbers: dict[str, tuple[Floats, Flags]] = field(default_factory=dict)
 
     @property
@@ -183,10 +251,26 @@ class _BatchColumns:
                 f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
                 f'name it in [schema] lists = ["{entry.name}"]'
             )
-        if pa.types.is_dictionary(array.type):
-            indices, distinct, amounts = hashing.hash_dictionary(array, entry.name, self.hash_bits, self.form)
-            return _Column(indices, counted=(distinct, amounts))
-        return _Column(hashing.hash_category(array, entry.name, self.hash_bits, self.form))
+        return self._category(entry.name, array)
+
+    def _category(self, column: str, array: pa.Array) -> _Column:
+        """Single categories; whoever asks for codes gets those of a dictionary that has few values."""
+        if not pa.types.is_dictionary(array.type):
+            return _Column(hashing.hash_category(array, column, self.hash_bits, self.form))
+        if self.known is not None and len(array.dictionary) < MOST_CODES:
+            return self._coded(column, array, self.known)
+        indices, distinct, amounts = hashing.hash_dictionary(array, column, self.hash_bits, self.form)
+        return _Column(indices, counted=(distinct, amounts))
+
+    def _coded(self, column: str, array: pa.DictionaryArray, known: KnownTables) -> _Column:
+        """The codes of a dictionary array."""
+
+        def made() -> NDArray[np.uint32]:
+            return hashing.dictionary_table(array.dictionary, column, self.hash_bits, self.form)
+
+        table = known.table(column, array.dictionary, made)
+        codes, amounts = hashing.dictionary_codes(array)
+        return _Column(codes, counted=(table, amounts), table=table)
 
     def _numbers(self, column: str, array: pa.Array | None = None) -> tuple[Floats, Flags]:
         """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column.
@@ -230,7 +314,7 @@ class _BatchColumns:
 
     def _numeric(self, entry: Field) -> _Column:
         if entry.bucketed:
-            return _Column(self._buckets(entry))
+            return self._buckets(entry)
         values, present = self._numbers(entry.name)
         made = TRANSFORMS[entry.transform].values(values, self._statistics_of(entry.name))
         made = np.where(present, made, 1.0)
@@ -239,17 +323,23 @@ class _BatchColumns:
         missing = hashing.token_index(entry.name, hashing.MISSING, self.hash_bits)
         return _Column(np.where(present, token, missing).astype(np.uint32), narrow)
 
-    def _buckets(self, entry: Field) -> NDArray[np.uint32]:
+    def _buckets(self, entry: Field) -> _Column:
         array, transform, known = self.column(entry.name), TRANSFORMS[entry.transform], self._statistics_of(entry.name)
         table = hashing.bucket_table(entry.name, transform.n_codes(known), self.hash_bits)
+        is_coded = self.known is not None and len(table) <= MOST_CODES
+        wanted: NDArray[Any] = hashing.small_codes(len(table)) if is_coded else table
         if are_looked_up(array, entry.transform, known):
-            out, others = small_number_indices(array, table, entry.transform, known)
+            out, others = small_number_indices(array, wanted, entry.transform, known)
             if len(others):
-                out[others] = table[transform.codes(*self._checked(entry.name, array, others), known)]
-            return out
-        out = np.empty(len(array), np.uint32)
-        hashing.gather(table, transform.codes(*self._numbers(entry.name, array), known), out)
-        return out
+                out[others] = wanted[transform.codes(*self._checked(entry.name, array, others), known)]
+        else:
+            out = np.empty(len(array), wanted.dtype)
+            hashing.gather(wanted, transform.codes(*self._numbers(entry.name, array), known), out)
+        if not is_coded:
+            return _Column(out)
+        amounts = np.zeros(len(table), np.int64)
+        count_codes(out.reshape(1, -1), np.array([0, len(table)]), amounts)
+        return _Column(out, counted=(table, amounts.astype(np.uint32)), table=table)
 
     def _vector(self, entry: Field) -> _Column:
         """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""

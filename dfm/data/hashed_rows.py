@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.errors import DataError
 from dfm.storage.arrays import read_only
 
 
@@ -64,6 +65,15 @@ class HashedRows:
     def uniform(self) -> HashedRows:
         """The rows as read-only arrays, so that compiled functions see one set of types."""
         return HashedRows(*(read_only(getattr(self, entry.name)) for entry in fields(self)))
+
+    def hashed(self) -> HashedRows:
+        """The rows themselves."""
+        return self
+
+    def check(self, hash_bits: int) -> None:
+        """DataError where an index is out of range: look-ups read memory by it without looking."""
+        if self.indices.size and int(self.indices.max()) >> hash_bits:
+            raise DataError("indices of hashed rows are out of range")
 
     def slice(self, start: int, stop: int) -> HashedRows:
         """Views of rows [start, stop)."""

@@ -191,6 +191,26 @@ def _gather_codes(table, codes, validity, offset, out, amounts):  # type: ignore
     return n_outside
 
 
+@compiled
+def _narrow_codes(codes, validity, offset, out, amounts):  # type: ignore[no-untyped-def]
+    """`_gather_codes` of a table whose entries are their own places, uint16, of int32 codes."""
+    n_outside, end = 0, np.uint32(amounts.size - 1)
+    if validity.size:
+        for i in range(out.size):
+            bit, code = offset + i, min(np.uint32(codes[i]), end)
+            is_there = validity[bit >> 3] >> (bit & 7) & 1
+            n_outside += is_there and code == end
+            out[i] = code if is_there else end
+    else:
+        for i in range(out.size):
+            code = min(np.uint32(codes[i]), end)
+            n_outside += code == end
+            out[i] = code
+    for i in range(out.size):
+        amounts[out[i]] += np.uint32(1)
+    return n_outside
+
+
 def bucket_token(code: int) -> bytes:
     """The token of a numeric bucket: code 0 is a missing number."""
     return MISSING if code == 0 else b"\x00bucket %d" % code
@@ -260,10 +280,36 @@ def hash_dictionary(
     """`hash_category` of a dictionary array; the index of each distinct value and of a missing one (uint32[n_distinct +
     1]), and how many rows have each (uint32[n_distinct + 1]).
     """
-    distinct = hash_category(array.dictionary, column, hash_bits, form)
-    table = np.append(distinct, np.uint32(token_index(column, MISSING, hash_bits)))
+    table = dictionary_table(array.dictionary, column, hash_bits, form)
     indices, amounts = _gathered(table, array.indices)
     return indices, table, amounts
+
+
+def dictionary_table(dictionary: pa.Array, column: str, hash_bits: int, form: str = SHORTEST) -> NDArray[np.uint32]:
+    """The index of each value of a dictionary, and at the end that of a missing one (uint32[n_distinct + 1])."""
+    distinct = hash_category(dictionary, column, hash_bits, form)
+    return np.append(distinct, np.uint32(token_index(column, MISSING, hash_bits)))
+
+
+def dictionary_codes(array: pa.DictionaryArray) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+    """The place of each row's value in the table of its dictionary (uint16[n]), and how many rows have each
+    (uint32[n_distinct + 1]), of fewer than 2^16 values.
+    """
+    indices, n_distinct = array.indices, len(array.dictionary)
+    if not pa.types.is_int32(indices.type):
+        return _gathered(small_codes(n_distinct + 1), indices)
+    out, amounts = np.empty(len(indices), np.uint16), np.zeros(n_distinct + 1, np.uint32)
+    if len(indices):
+        codes = np.frombuffer(indices.buffers()[1], np.int32)[indices.offset : indices.offset + len(indices)]
+        if _narrow_codes(read_only(codes), validity_bits(indices), indices.offset, out, amounts):
+            check_codes(indices.drop_null().to_numpy(zero_copy_only=False), n_distinct)
+    return out, amounts
+
+
+@functools.lru_cache(maxsize=1024)
+def small_codes(n_codes: int) -> NDArray[np.uint16]:
+    """The codes from 0 on, uint16[n_codes]: what a table is whose entries are asked for by themselves."""
+    return np.arange(n_codes, dtype=np.uint16)
 
 
 def time_texts(array: pa.Array, form: str) -> pa.Array:

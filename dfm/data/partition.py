@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data.bits import trailing_zeros
+from dfm.data.coded_rows import CodedRows, Run
 from dfm.data.hashed_rows import HashedRows, concatenate_rows, no_ids
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError
-from dfm.storage.arrays import read_arrays, write_arrays
+from dfm.storage.arrays import read_arrays, read_only, write_arrays
 from dfm.storage.transfers import checked_on_its_way
 
 
@@ -202,7 +206,7 @@ def _write_explicit(order, n_implicit, source, target, stamp):  # type: ignore[n
 
 
 def build_partition(
-    rows: HashedRows | Sequence[HashedRows],
+    rows: HashedRows | CodedRows | Sequence[HashedRows | CodedRows],
     vocabulary: Vocabulary,
     lookup: RowLookup,
     order: NDArray[np.int64] | None = None,
@@ -212,17 +216,199 @@ def build_partition(
     rows: whole or in parts. Rows that need stored values come after those that do not. Entries of features that the
     vocabulary lacks are left out.
     """
-    parts = [part.uniform for part in ([rows] if isinstance(rows, HashedRows) else rows)]
+    parts = [rows] if isinstance(rows, HashedRows | CodedRows) else list(rows)
+    coded = [part for part in parts if isinstance(part, CodedRows)]
+    if len(coded) == len(parts) and _are_alike(coded):
+        united, local = _coded_ids(coded, lookup)
+    else:
+        united, local = _hashed_ids([part.hashed().uniform for part in parts], lookup)
+    partition = _compact(united, local, vocabulary, order)
+    return replace(partition, fields=vocabulary.fields[local.features])
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalIds:
+    """The entries of rows by the features that they touch, uint32[n_features], ascending rows of the parameter table:
+    ids uint32[n_entries], ABSENT where an entry is dropped; kinds uint8[n_rows]; how many entries will be kept.
+    """
+
+    features: NDArray[np.uint32]
+    ids: NDArray[np.uint32]
+    kinds: NDArray[np.uint8]
+    n_kept: int
+
+
+def _hashed_ids(parts: Sequence[HashedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:
+    """All rows, whose indices stay apart, and the features of their entries."""
     table_rows = np.empty(sum(len(part.indices) for part in parts), np.uint32)
     starts = np.cumsum([0] + [len(part.indices) for part in parts])
     for part, start, stop in zip(parts, starts, starts[1:], strict=False):
         lookup.rows(part.indices, part.fields, table_rows[start:stop])
     rows = concatenate_rows(parts, apart=("indices",)).uniform
-    touched = np.zeros(vocabulary.n_features, np.bool_)
+    touched = np.zeros(lookup.n_features, np.bool_)
     _mark(table_rows, touched)
     features = np.flatnonzero(touched).astype(np.uint32)
-    partition = _compact(rows, table_rows, features, vocabulary, order)
-    return replace(partition, fields=vocabulary.fields[features])
+    local_ids = np.zeros(lookup.n_features, np.uint32)
+    local_ids[features] = np.arange(len(features), dtype=np.uint32)
+    kinds, last = np.empty(rows.n_rows, np.uint8), np.zeros(len(features), np.uint32)
+    n_kept = _localise(rows.indptr, table_rows, rows.values.size > 0, local_ids, last, kinds)
+    return rows, _LocalIds(features, table_rows, kinds, n_kept)
+
+
+# ---------------------------------------------------------------------------------------------- coded rows ----
+
+_SHARED = np.uint32(1 << 31)
+"""Mark of the id of a feature that more than one field has: only those can stand twice in a row."""
+
+
+def _are_alike(parts: Sequence[CodedRows]) -> bool:
+    """Whether there are parts, of equally many fields, and few enough features for a mark beside their ids."""
+    n_entries = sum(part.n_rows * part.n_fields for part in parts)
+    return len({part.n_fields for part in parts}) == 1 and n_entries < int(_SHARED)
+
+
+def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:
+    """The same of coded rows."""
+    n_features, n_fields, n_rows = lookup.n_features, parts[0].n_fields, sum(part.n_rows for part in parts)
+    touched = np.zeros(n_features + 1, np.bool_)
+    runs = [
+        (_RowsOfRun.of(part, run, lookup), slice(at + run.start, at + run.stop))
+        for part, at in zip(parts, itertools.accumulate((part.n_rows for part in parts), initial=0), strict=False)
+        for run in part.runs()
+    ]
+    for run, _ in runs:
+        _touch(run.coded, run.plain, touched)
+    touched[n_features] = False
+    features = np.flatnonzero(touched).astype(np.uint32)
+    local_ids = np.full(n_features + 1, ABSENT, np.uint32)
+    local_ids[features] = np.arange(len(features), dtype=np.uint32)
+    for run, _ in runs:
+        local_ids[run.shared] |= _SHARED
+    ids = np.empty((n_rows, n_fields), np.uint32)
+    for run, span in runs:
+        _spread(run.coded, run.plain, local_ids, ids[span])
+    kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
+    n_kept = _settle(ids, last, kinds)
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "weights", "group_ids")}
+    none, starts = np.zeros(0, np.float32), np.arange(n_rows + 1, dtype=np.int64) * n_fields
+    united = HashedRows(starts, np.zeros(0, np.uint32), np.zeros(0, np.uint16), none, **joined).uniform
+    return united, _LocalIds(features, ids.reshape(-1), kinds, n_kept)
+
+
+class _RowsOfRun(NamedTuple):
+    """The entries of a run of rows by rows of the parameter table, the number of features where there is none.
+
+    coded: codes uint16[n_coded, n_rows], where their tables begin int64[n_coded + 1] in the rows of all codes
+    uint32[n_codes], and their fields uint16[n_coded]; plain: rows uint32[n_plain, n_rows], and fields uint16[n_plain];
+    shared: rows of features that are of another field than an entry of the run's tables.
+    """
+
+    coded: tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16]]
+    plain: tuple[NDArray[np.uint32], NDArray[np.uint16]]
+    shared: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, part: CodedRows, run: Run, lookup: RowLookup) -> _RowsOfRun:
+        """Look a run up."""
+        fields = np.repeat(part.plain, run.stop - run.start)
+        found = lookup.or_last(lookup.rows(run.indices.reshape(-1), fields))
+        of_codes = lookup.rows_of_codes(part)
+        return cls(
+            (read_only(run.codes), read_only(run.tables), of_codes.rows, read_only(part.coded)),
+            (found.reshape(run.indices.shape), read_only(part.plain)),
+            np.concatenate([of_codes.shared, lookup.shared(found, fields)]),
+        )
+
+
+_FEW_CODES = 2
+"""A table of so many times fewer codes than there are rows is gone through first."""
+
+
+@compiled
+def _touch(coded, plain, touched):  # type: ignore[no-untyped-def]
+    """Sets `touched` bool[n_features + 1] of every row, in place."""
+    codes, tables, code_rows, _ = coded
+    for j in range(codes.shape[0]):
+        start = np.uint64(tables[j])
+        for i in range(codes.shape[1]):
+            touched[code_rows[start + np.uint64(codes[j, i])]] = True
+    for rows in plain[0]:
+        for row in rows:
+            touched[row] = True
+
+
+@compiled
+def _spread(coded, plain, local_ids, out):  # type: ignore[no-untyped-def]
+    """out[i, field] = local id of the field's entry in row i: a few rows of every column at a time, whose lines then
+    stay near.
+    """
+    codes, tables, code_rows, fields = coded
+    begins, near = _near(tables, codes.shape[1], code_rows, local_ids)
+    for start in range(0, codes.shape[1], _TILE):
+        rows = range(np.uint64(start), np.uint64(min(start + _TILE, codes.shape[1])))
+        for j in range(codes.shape[0]):
+            field, base = np.uint64(fields[j]), np.uint64(tables[j] if begins[j] < 0 else begins[j])
+            if begins[j] < 0:
+                for i in rows:
+                    out[i, field] = local_ids[code_rows[base + np.uint64(codes[np.uint64(j), i])]]
+            else:
+                for i in rows:
+                    out[i, field] = near[base + np.uint64(codes[np.uint64(j), i])]
+        for j in range(plain[0].shape[0]):
+            for i in rows:
+                out[i, plain[1][j]] = local_ids[plain[0][j, i]]
+
+
+@compiled
+def _near(tables, n_rows, code_rows, local_ids):  # type: ignore[no-untyped-def]
+    """Local ids of the codes of tables of few codes, one table after the other; and where each begins, -1 of others."""
+    begins, at = np.full(tables.size - 1, -1, np.int64), 0
+    for j in range(begins.size):
+        n_codes = tables[j + 1] - tables[j]
+        if n_codes * _FEW_CODES <= n_rows:
+            begins[j] = at
+            at += n_codes
+    near = np.empty(at, np.uint32)
+    for j in range(begins.size):
+        if begins[j] >= 0:
+            for code in range(tables[j + 1] - tables[j]):
+                near[begins[j] + code] = local_ids[code_rows[tables[j] + code]]
+    return begins, near
+
+
+_TILE = 64
+"""Rows whose entries are laid side by side at a time."""
+
+
+@compiled
+def _settle(ids, last, kinds):  # type: ignore[no-untyped-def]
+    """What `_localise` does, to local ids of which those that may stand twice in a row have a mark; takes it off."""
+    kept, n_fields = 0, ids.shape[1]
+    for row in range(ids.shape[0]):
+        twice, gaps, stamp = False, False, np.uint32(row + 1)
+        for first in range(0, n_fields, 64):
+            marks = np.uint64(0)
+            for j in range(min(n_fields - first, 64)):
+                marks |= np.uint64(ids[row, first + j] >> np.uint32(31)) << np.uint64(j)
+            while marks:
+                j = first + trailing_zeros(marks)
+                marks &= marks - np.uint64(1)
+                if ids[row, j] == ABSENT:
+                    gaps = True
+                    kept -= 1
+                    continue
+                feature = ids[row, j] ^ _SHARED
+                ids[row, j] = feature
+                if last[feature] == stamp:
+                    twice = True
+                    kept -= 1
+                last[feature] = stamp
+        kept += n_fields
+        kinds[row] = _EXPLICIT if twice else _WITH_GAPS if gaps else _WHOLE
+    return kept
+
+
+# -----------------------------------------------------------------------------------------------------------
 
 
 _LONGEST_BY_GROUP = np.iinfo(np.uint16).max
@@ -276,19 +462,10 @@ def _write_by_group(source, group_of, target):  # type: ignore[no-untyped-def]
 
 
 def _compact(
-    rows: HashedRows,
-    table_rows: NDArray[np.uint32],
-    features: NDArray[np.uint32],
-    vocabulary: Vocabulary,
-    order: NDArray[np.int64] | None,
+    rows: HashedRows, local: _LocalIds, vocabulary: Vocabulary, order: NDArray[np.int64] | None
 ) -> SparsePartition:
-    """The rows as a partition; overwrites `table_rows` uint32[n_entries], the row of the table of every entry."""
-    n_rows = rows.n_rows
-    local_ids = np.zeros(vocabulary.n_features, np.uint32)
-    local_ids[features] = np.arange(len(features), dtype=np.uint32)
-    kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
-    n_entries = _localise(rows.indptr, table_rows, rows.values.size > 0, local_ids, last, kinds)
-    del local_ids, last
+    """The rows as a partition."""
+    n_rows, features, kinds, n_entries = rows.n_rows, local.features, local.kinds, local.n_kept
     explicit = kinds == _EXPLICIT
     if order is None:
         order = np.arange(n_rows, dtype=np.int64)
@@ -297,9 +474,9 @@ def _compact(
     n_implicit = n_rows - int(np.count_nonzero(explicit))
     indptr, indices = np.empty(n_rows + 1, np.int64), np.empty(n_entries, np.uint32)
     values = np.empty(n_entries if n_implicit < n_rows else 0, np.float32)
-    _write_implicit(order[:n_implicit], kinds, rows.indptr, table_rows, indptr, indices)
+    _write_implicit(order[:n_implicit], kinds, rows.indptr, local.ids, indptr, indices)
     if n_implicit < n_rows:
-        source, target = (rows.indptr, table_rows, rows.values), (indptr, indices, values)
+        source, target = (rows.indptr, local.ids, rows.values), (indptr, indices, values)
         _write_explicit(order, n_implicit, source, target, np.full(len(features), -1, np.int64))
     return SparsePartition(
         indptr,

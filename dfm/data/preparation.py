@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
+from dfm.data.coded_rows import CodedColumns, CodedRows, CodeTables, KnownTables, dealt
 from dfm.data.draw import Draw, Sampling, lots_of
-from dfm.data.encoding import Encoded, encode_batch, negative_rows, number_column
+from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch, negative_rows, number_column
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.partition import SparsePartition, build_partition, by_group
@@ -41,7 +42,7 @@ from dfm.storage import files, ownership
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 7
+CACHE_FORMAT = 8
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 _SKETCH_SIZE = 2048
 _CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
@@ -120,7 +121,7 @@ class Reading:
 class Chunk:
     """The hashed rows of one reading task, dealt into slices: slice s is rows [offsets[s], offsets[s + 1])."""
 
-    rows: HashedRows
+    rows: HashedRows | CodedRows
     offsets: NDArray[np.int64]
     counts: FeatureCounts
     account: RowAccount
@@ -303,14 +304,17 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     cached = _open_chunk(path)
     if cached is not None:
         return cached
-    parts, account = [], RowAccount()
+    parts: list[HashedRows | CodedColumns] = []
+    account, known = RowAccount(), KnownTables()
     tally = FeatureTally(reading.hash_bits) if FeatureTally.fits(reading.hash_bits) else None
+    is_coded = tally is not None and are_coded(reading.schema)
     for unit in units:
         for batch in kept_batches(reading, unit, reading.columns):
             n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
             with naming_shard(batch):
                 batch = _sampled(batch, reading, kind)
-                encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind, tally)
+                told = batch.data, reading.schema, reading.hash_bits, reading.statistics, kind
+                encoded = code_batch(*told, tally, known) if tally and is_coded else encode_batch(*told, tally)
             rejections = rejections_of(batch, encoded.problems)
             if rejections and reading.on_bad_rows == "error":
                 raise DataError(bad_row_message(rejections[0]))
@@ -323,15 +327,30 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     parts = parts or [_no_rows(reading.schema)]
     slices = _slices(parts, n_slices, seed, bool(reading.group_column))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
-    rows = concatenate_rows(parts) if seed is None else arranged(parts, np.argsort(slices, kind="stable"))
+    rows = _dealt(parts, slices, n_slices, seed)
     del parts
-    n_fields = len(reading.schema.fields)
-    counts = tally.counts() if tally else count_features(rows.indices, rows.fields, n_fields, reading.hash_bits)
+    counts = tally.counts() if tally else _counts(rows, len(reading.schema.fields), reading.hash_bits)
     _save_chunk(path, Chunk(rows, offsets, counts, account))
     return _open_chunk(path, just_saved=True) or Chunk(rows, offsets, counts, account)
 
 
-def _in_groups(batch: Batch, encoded: Encoded, column: str) -> HashedRows:
+def _dealt(
+    parts: Sequence[HashedRows | CodedColumns], slices: NDArray[np.unsignedinteger], n_slices: int, seed: Seed
+) -> HashedRows | CodedRows:
+    """All rows by slice, those of a slice as they come."""
+    coded = [part for part in parts if isinstance(part, CodedColumns)]
+    if coded:
+        return dealt(coded, slices, n_slices)
+    hashed = [part for part in parts if isinstance(part, HashedRows)]
+    return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))
+
+
+def _counts(rows: HashedRows | CodedRows, n_fields: int, hash_bits: int) -> FeatureCounts:
+    hashed = rows.hashed()
+    return count_features(hashed.indices, hashed.fields, n_fields, hash_bits)
+
+
+def _in_groups(batch: Batch, encoded: Encoded | Coded, column: str) -> HashedRows | CodedColumns:
     """The good rows of a batch, with the group of each where that is asked for."""
     if not column:
         return encoded.rows
@@ -371,7 +390,9 @@ def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:
     return list(seen)[:5]
 
 
-def _slices(parts: Sequence[HashedRows], n_slices: int, seed: Seed, by_group: bool) -> NDArray[np.unsignedinteger]:
+def _slices(
+    parts: Sequence[HashedRows | CodedColumns], n_slices: int, seed: Seed, by_group: bool
+) -> NDArray[np.unsignedinteger]:
     """The slice of each row; the order within a slice is that of the file: partitions are shuffled when they are built,
     and until then rows are copied in the order in which they lie.
 
@@ -404,25 +425,43 @@ def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
 
 
 def _save_chunk(path: Path, chunk: Chunk) -> None:
-    arrays = {f"rows.{f.name}": getattr(chunk.rows, f.name) for f in dataclasses.fields(chunk.rows)}
-    arrays |= {f"counts.{f.name}": getattr(chunk.counts, f.name) for f in dataclasses.fields(chunk.counts)}
+    arrays = _named("rows", chunk.rows) | _named("counts", chunk.counts)
     # The account is an array and no metadata: many rejections would make a header larger than readers accept.
     account = np.frombuffer(json.dumps(chunk.account.to_dict()).encode(), np.uint8)
     write_arrays(path, {**arrays, "offsets": chunk.offsets, "account": account})
+
+
+def _named(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
+    """The arrays of a record by their names, those of records in it too."""
+    found = {f"{prefix}.{entry.name}": getattr(record, entry.name) for entry in dataclasses.fields(record)}
+    inner = [(name, found.pop(name)) for name, value in list(found.items()) if dataclasses.is_dataclass(value)]
+    for name, value in inner:
+        found |= _named(name, value)
+    return found
 
 
 def _open_chunk(path: Path, just_saved: bool = False) -> Chunk | None:
     """The cached chunk, or None; a damaged file counts as missing."""
     try:
         arrays, _ = read_arrays(path, just_saved)
-        rows = HashedRows(**{f.name: arrays[f"rows.{f.name}"] for f in dataclasses.fields(HashedRows)})
-        counts = FeatureCounts(**{f.name: arrays[f"counts.{f.name}"] for f in dataclasses.fields(FeatureCounts)})
+        counts = FeatureCounts(**_arrays_of(FeatureCounts, "counts", arrays))
         account = RowAccount.from_dict(json.loads(arrays["account"].tobytes()))
-    except (DataError, KeyError, ValueError) as error:
+        rows: HashedRows | CodedRows
+        if "rows.codes" in arrays:
+            tables = CodeTables(**_arrays_of(CodeTables, "rows.tables", arrays))
+            rows = CodedRows(tables=tables, **_arrays_of(CodedRows, "rows", arrays))
+        else:
+            rows = HashedRows(**_arrays_of(HashedRows, "rows", arrays))
+    except (DataError, KeyError, TypeError, ValueError) as error:
         _tell_of_damage(path, error)
         return None
     _mark_used(path)
     return Chunk(rows, arrays["offsets"], counts, account)
+
+
+def _arrays_of(kind: Any, prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    return {name: arrays[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in arrays}
 
 
 def _tell_of_damage(path: Path, error: Exception) -> None:
@@ -452,7 +491,7 @@ def load_slices(
 ) -> list[SparsePartition]:
     """The partitions of one replica, one per slice: from the cache, else from the chunks, else from the shards."""
 
-    def dealt() -> list[list[HashedRows]]:
+    def of_tasks() -> list[list[HashedRows | CodedRows]]:
         found = [
             part_of_units(reading, units, (n_slices, None if seed is None else (*seed, number)), range(n_slices))
             for number, units in enumerate(tasks)
@@ -461,10 +500,12 @@ def load_slices(
 
     keys = reading.key(), [units_key(units) for units in tasks], n_slices, seed, vocabulary_key
     order = None if seed is None else (*seed, len(tasks))
-    return _partitions(reading, (keys, n_slices, order), dealt, vocabulary, lookup)
+    return _partitions(reading, (keys, n_slices, order), of_tasks, vocabulary, lookup)
 
 
-def part_of_units(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range) -> list[HashedRows]:
+def part_of_units(
+    reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
+) -> list[HashedRows | CodedRows]:
     """The rows of some slices of a reading task. deal: into how many it is dealt, and the seed of that."""
     chunk = hash_units(reading, units, *deal)
     _check_indices(chunk, reading)
@@ -473,7 +514,7 @@ def part_of_units(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed
 
 def load_parts(
     reading: Reading,
-    parts: Sequence[Sequence[HashedRows]],
+    parts: Sequence[Sequence[HashedRows | CodedRows]],
     keys: tuple[Any, ...],
     order: tuple[int, ...],
     vocabulary: Vocabulary,
@@ -490,7 +531,7 @@ def load_parts(
 def _partitions(
     reading: Reading,
     named: tuple[tuple[Any, ...], int, Seed],
-    dealt: Callable[[], Sequence[Sequence[HashedRows]]],
+    dealt_rows: Callable[[], Sequence[Sequence[HashedRows | CodedRows]]],
     vocabulary: Vocabulary,
     lookup: RowLookup,
 ) -> list[SparsePartition]:
@@ -507,7 +548,7 @@ def _partitions(
     if None not in partitions:
         return [partition for partition in partitions if partition is not None]
     built = []
-    for s, (path, parts) in enumerate(zip(paths, dealt(), strict=True)):
+    for s, (path, parts) in enumerate(zip(paths, dealt_rows(), strict=True)):
         rows = [reading.units.applied(part) for part in parts or [_no_rows(reading.schema)]]
         order = None
         if seed is not None:
@@ -518,9 +559,11 @@ def _partitions(
 
 
 def _check_indices(chunk: Chunk, reading: Reading) -> None:
-    """DataError where a cached index is out of range: look-ups read memory by it without looking."""
-    if chunk.rows.indices.size and int(chunk.rows.indices.max()) >> reading.hash_bits:
-        raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again")
+    """DataError where a cached index or code is out of range: look-ups read memory by it without looking."""
+    try:
+        chunk.rows.check(reading.hash_bits)
+    except DataError as error:
+        raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again") from error
 
 
 def _open_partition(path: Path) -> SparsePartition | None:

@@ -6,6 +6,7 @@ What a table cannot tell (large numbers, fractions, negative ones, NaN) is left 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +32,20 @@ def are_looked_up(array: pa.Array, transform: str, known: NumberStatistics) -> b
 
 
 def small_number_indices(
-    array: pa.Array, table: NDArray[np.uint32], transform: str, known: NumberStatistics
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Feature index of every small whole or missing number of an array (uint32[n]), and where the others stand
-    (int64[at most n]), whose indices are not set.
+    array: pa.Array, table: NDArray[Any], transform: str, known: NumberStatistics
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """What the table has for every small whole or missing number of an array ([n], of the table's type), and where the
+    others stand (int64[at most n]), whose entries are not set.
 
-    table: index of each bucket, uint32[n_buckets], of a transform that gives whole numbers what it gives their text.
+    table: index or code of each bucket, [n_buckets], of a transform that gives whole numbers what it gives their text.
     """
+    out, others = np.empty(len(array), table.dtype), np.empty(len(array), np.int64)
+    if pa.types.is_int64(array.type) and table.dtype == np.uint16:
+        whole = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array)]
+        valid = hashing.validity_bits(array), array.offset
+        n_others = _codes_of_small(read_only(whole), valid, _buckets_of_small(transform, known), out, others)
+        return out, others[:n_others]
     numbers = array if pa.types.is_float64(array.type) else array.cast(pa.float64(), safe=False)
-    out, others = np.empty(len(array), np.uint32), np.empty(len(array), np.int64)
     values = np.frombuffer(numbers.buffers()[1], np.float64)[numbers.offset : numbers.offset + len(array)]
     valid = hashing.validity_bits(numbers), numbers.offset
     buckets = _buckets_of_small(transform, known)
@@ -74,4 +80,19 @@ def _indices_of_small(numbers, valid, buckets, table, out, others):  # type: ign
                 continue
         others[n_others] = i
         n_others += 1
+    return n_others
+
+
+@compiled
+def _codes_of_small(numbers, valid, buckets, out, others):  # type: ignore[no-untyped-def]
+    """The same of int64, where the table's entries are their own places."""
+    validity, offset = valid
+    n_others, end = 0, np.uint64(buckets.size)
+    for i in range(out.size):
+        bit, number = offset + i, np.uint64(numbers[i])
+        is_there = not validity.size or validity[bit >> 3] >> (bit & 7) & 1
+        is_small = number < end
+        out[i] = buckets[number if is_small else np.uint64(0)] if is_there else np.uint16(0)
+        others[n_others] = i
+        n_others += is_there and not is_small
     return n_others

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfm.data.accounting import RowAccount
+from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
+
+T = TypeVar("T", bound=HashedRows | CodedRows)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class RowUnits:
     label: LabelUnit = LabelUnit()
     weight: float = 1.0
 
-    def applied(self, rows: HashedRows) -> HashedRows:
+    def applied(self, rows: T) -> T:
         """The rows in these units; those of the data are the rows themselves."""
         if self.label != LabelUnit():
             labels = (rows.labels.astype(np.float64) - self.label.mean) / self.label.scale

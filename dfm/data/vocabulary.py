@@ -6,6 +6,7 @@ Frequent features sharing cache lines makes training faster, "does it own factor
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data.coded_rows import CodedRows
 from dfm.data.hashing import RARE, token_index
 from dfm.storage.arrays import read_only
 
@@ -332,6 +334,16 @@ def rows_of(vocabulary: Vocabulary, ids: NDArray[np.uint32]) -> NDArray[np.uint3
     return order[np.searchsorted(vocabulary.ids, ids, sorter=order)]
 
 
+@dataclass(frozen=True, slots=True)
+class CodeRows:
+    """Rows of the parameter table: `rows` uint32[n_codes], of each code, the number of features where it has none;
+    `shared` uint32[at most n_codes]: those that are features of another field.
+    """
+
+    rows: NDArray[np.uint32]
+    shared: NDArray[np.uint32]
+
+
 class RowLookup:
     """From hashed index and field to row of the parameter table: a dense table up to 2**26 indices, else bisection.
 
@@ -351,6 +363,33 @@ class RowLookup:
             self._dense = np.zeros(0, np.uint32)
             self._sorted_rows = np.argsort(vocabulary.ids).astype(np.uint32)
             self._sorted_ids = vocabulary.ids[self._sorted_rows]
+        self._of_tables: weakref.WeakKeyDictionary[Any, CodeRows] = weakref.WeakKeyDictionary()
+
+    @property
+    def n_features(self) -> int:
+        """Number of rows of the parameter table."""
+        return len(self.fields)
+
+    def rows_of_codes(self, rows: CodedRows) -> CodeRows:
+        """Rows of the codes of the tables of some rows: looked up once for all rows that have the same tables."""
+        known = self._of_tables.get(rows.tables)
+        if known is None:
+            fields = rows.fields_of_codes
+            found = self.rows(rows.tables.indices, fields)
+            known = self._of_tables[rows.tables] = CodeRows(read_only(self.or_last(found)), self.shared(found, fields))
+        return known
+
+    def or_last(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Rows uint32[n], in place: the number of features instead of ABSENT."""
+        rows[rows == ABSENT] = self.n_features
+        return rows
+
+    def shared(self, rows: NDArray[np.uint32], fields: NDArray[np.uint16]) -> NDArray[np.uint32]:
+        """Which of some rows (below the number of features, if they are there) are features of another field than their
+        entry is of: uint32[at most n].
+        """
+        there = np.flatnonzero(rows < self.n_features)
+        return rows[there[self.fields[rows[there]] != fields[there]]]
 
     def rows(
         self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], out: NDArray[np.uint32] | None = None

@@ -14,6 +14,7 @@ import pyarrow as pa
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
+from dfm.data.coded_rows import CodedRows
 from dfm.data.draw import Draw, Sampling
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import expected_collisions
@@ -160,14 +161,16 @@ def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
     return sum((PairCount.of(partition) for partition in slices), PairCount())
 
 
-def part_of_shard(reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range) -> list[HashedRows]:
+def part_of_shard(
+    reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
+) -> list[HashedRows | CodedRows]:
     """The rows of some slices of one task, on their way to the replica whose slices they are."""
     return part_of_units(_local(reading), units, deal, wanted)
 
 
 def unite_parts(
     reading: Reading,
-    parts: Sequence[Sequence[HashedRows]],
+    parts: Sequence[Sequence[HashedRows | CodedRows]],
     keys: tuple[Any, ...],
     order: tuple[int, ...],
     vocabulary: Vocabulary,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import hashing
+from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.vocabulary import ABSENT, FeatureCounts, RowLookup, Vocabulary
@@ -75,13 +76,18 @@ class Watcher:
         )
         return cls(_row_bins(vocabulary, missing), missing, vocabulary.sights, lookup, vocabulary.seen)
 
-    def sights(self, rows: HashedRows) -> Sights:
+    def sights(self, rows: HashedRows | CodedRows) -> Sights:
         """The entries of some rows."""
-        table_rows = self.lookup.rows(rows.indices, rows.fields)
+        amounts = np.zeros(0, np.int64)
+        if isinstance(rows, HashedRows):
+            indices, fields = rows.indices, rows.fields
+        else:
+            indices, fields, amounts = rows.counted()
+        table_rows = self.lookup.rows(indices, fields)
         counts = np.zeros((len(self.missing), N_BINS), np.int64)
         seen = read_only(np.zeros(0, np.uint8) if self.seen is None else self.seen)
-        indices, fields = read_only(rows.indices), read_only(rows.fields)
-        _count(indices, fields, table_rows, self.row_bins, self.missing, seen, counts)
+        entries = read_only(indices), read_only(fields), read_only(amounts)
+        _count(entries, table_rows, self.row_bins, self.missing, seen, counts)
         return Sights(counts)
 
     def records(self, sights: Sights, schema: ResolvedSchema) -> list[dict[str, Any]]:
@@ -119,21 +125,23 @@ def _known(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @compiled
-def _count(indices, fields, rows, row_bins, missing, seen, counts):  # type: ignore[no-untyped-def]
-    """Adds every entry to `counts` int64[n_fields, N_BINS], in place. fields: empty where they come in order; rows: of
-    the table; seen: bits by index, empty where nobody remembers.
+def _count(entries, rows, row_bins, missing, seen, counts):  # type: ignore[no-untyped-def]
+    """Adds every entry to `counts` int64[n_fields, N_BINS], in place. entries: indices, fields, and how often each
+    comes; fields: empty where they come in order; amounts: empty where all come once; rows: of the table; seen: bits by
+    index, empty where nobody remembers.
     """
+    indices, fields, amounts = entries
     n_fields = missing.size
     for i in range(indices.size):
         field = fields[i] if fields.size else i % n_fields
-        index = indices[i]
+        index, amount = indices[i], amounts[i] if amounts.size else 1
         if index == missing[field]:
-            counts[field, MISSING_BIN] += 1
+            counts[field, MISSING_BIN] += amount
             continue
         bin_number = row_bins[rows[i]] if rows[i] != ABSENT else RARE_BIN
         if bin_number == RARE_BIN and seen.size and not (seen[index >> 3] >> (7 - (index & 7))) & 1:
             bin_number = UNSEEN_BIN
-        counts[field, bin_number] += 1
+        counts[field, bin_number] += amount
 
 
 def _row_bins(vocabulary: Vocabulary, missing: Counts) -> NDArray[np.uint8]:

@@ -18,11 +18,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from dfm.data.accounting import LabelMoments, RowAccount
+from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Shard, Unit, describe_shard
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
-    Chunk,
     Reading,
     check_labels,
     fingerprint,
@@ -82,8 +82,9 @@ def whole(shards: Sequence[Shard]) -> list[Unit]:
     return [Unit(shard, 0, shard.n_rows) for shard in shards]
 
 
-def keys(rows: HashedRows) -> list[RowKey]:
+def keys(given: HashedRows | CodedRows) -> list[RowKey]:
     """Everything that is known of each row."""
+    rows = given.hashed()
     values = rows.values if rows.values.size else np.ones(len(rows.indices), np.float32)
     flat = list(zip(rows.indices.tolist(), values.tolist(), strict=True))
     entries = [tuple(flat[rows.indptr[i] : rows.indptr[i + 1]]) for i in range(rows.n_rows)]
@@ -134,7 +135,7 @@ def test_without_a_seed_rows_keep_the_order_of_the_units(reading, shards):
     assert chunk.rows.weights.tolist() == list(range(101))
     assert chunk.rows.labels.tolist() == [n % 2 for n in range(101)]
     labels = LabelMoments.of(chunk.rows.labels, chunk.rows.weights)
-    entries = chunk.rows.entries
+    entries = chunk.rows.hashed().entries
     assert dataclasses.replace(chunk.account, labels=labels, entries=entries) == RowAccount(
         101, 101, (), 50.0, labels, entries
     )
@@ -171,7 +172,7 @@ def test_who_shares_a_slice_is_decided_by_the_seed_alone(reading, shards):
 
 def test_a_chunk_counts_its_features(reading, shards):
     chunk = hash_units(reading, whole(shards), 4, (1, 2))
-    slow = Counter(chunk.rows.indices.tolist())
+    slow = Counter(chunk.rows.hashed().indices.tolist())
     assert dict(zip(chunk.counts.ids.tolist(), chunk.counts.counts.tolist(), strict=True)) == slow
 
 
@@ -292,7 +293,7 @@ def rewrite(path: Path) -> Path:
 def test_a_shard_of_another_name_size_or_time_is_read_again(reading, shards, change):
     fresh = hash_units(reading, whole(shards[:1]), 1, None)
     changed = describe_shard(str(change(Path(shards[0].url))))
-    assert_same_arrays(hash_units(reading, whole([changed]), 1, None).rows, fresh.rows)
+    assert_same_arrays(hash_units(reading, whole([changed]), 1, None).rows.hashed(), fresh.rows.hashed())
     assert len(cache_files(reading, "chunk")) == 2
 
 
@@ -344,21 +345,23 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def copy_of(record: Any) -> Any:
+    """A record whose arrays are no memory maps."""
+    values = {entry.name: getattr(record, entry.name) for entry in dataclasses.fields(record)}
+    copies = {name: v.copy() if isinstance(v, np.ndarray) else copy_of(v) for name, v in values.items()}
+    return dataclasses.replace(record, **copies)
+
+
 @pytest.mark.parametrize("damage", [cut, garble_header, empty, flip_a_bit, Path.unlink])
 def test_a_damaged_or_lost_chunk_is_made_again(reading, shards, damage):
     fresh = hash_units(reading, whole(shards), 4, (1, 2))
     (path,) = cache_files(reading, "chunk")
     before = path.read_bytes()
-    copy = Chunk(
-        HashedRows(*(getattr(fresh.rows, entry.name).copy() for entry in dataclasses.fields(HashedRows))),
-        fresh.offsets.copy(),
-        fresh.counts,
-        fresh.account,
-    )
+    copy = copy_of(fresh.rows)
     path.rename(path.with_suffix(".old"))
     path.write_bytes(before)
     damage(path)
-    assert_same_arrays(hash_units(reading, whole(shards), 4, (1, 2)).rows, copy.rows)
+    assert_same_arrays(hash_units(reading, whole(shards), 4, (1, 2)).rows, copy)
     assert len(path.read_bytes()) == len(before)
 
 
@@ -366,7 +369,7 @@ def test_a_damaged_or_lost_chunk_is_made_again(reading, shards, damage):
 
 
 def vocabulary_of(reading: Reading, shards: Sequence[Shard]):
-    rows = hash_units(reading, whole(shards), 1, None).rows
+    rows = hash_units(reading, whole(shards), 1, None).rows.hashed()
     counts = count_features(rows.indices, rows.fields, len(reading.schema.fields), HASH_BITS)
     vocabulary = build_vocabulary(counts, [entry.name for entry in reading.schema.fields], HASH_BITS, 1, 3)
     return vocabulary, RowLookup(vocabulary)

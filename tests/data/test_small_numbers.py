@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfm.data.encoding import Encoded, encode_batch
+from dfm.data.coded_rows import KnownTables
+from dfm.data.encoding import Coded, Encoded, code_batch, encode_batch
 from dfm.data.schema import Schema, resolve
 from dfm.data.small_numbers import are_looked_up
 from dfm.data.transforms import TRANSFORMS, NumberStatistics
+from dfm.data.vocabulary import FeatureTally
 
 STATISTICS = {"I": NumberStatistics(boundaries=(-2.0, 0.0, 0.5, 7.0, 20_000.0))}
 INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
@@ -31,11 +33,26 @@ def encoded(array: pa.Array, transform: str, nan: str = "error") -> Encoded:
     return encode_batch(data, schema, 20, STATISTICS, None)
 
 
+def coded(array: pa.Array, transform: str) -> Coded:
+    """The same as codes, which are counted too."""
+    schema = resolve(Schema(label="y", numeric=["I"], transforms={"I": transform}), ["y", "I"])
+    data = pa.RecordBatch.from_arrays([pa.array([0] * len(array), pa.int8()), array], names=["y", "I"])
+    tally = FeatureTally(20)
+    found = code_batch(data, schema, 20, STATISTICS, "regression", tally, KnownTables())
+    counts, expected = tally.counts(), np.unique(found.rows.indices_of(0), return_counts=True)
+    assert (counts.ids.tolist(), counts.counts.tolist()) == tuple(part.tolist() for part in expected)
+    return found
+
+
 def assert_as_text(array: pa.Array, transform: str) -> None:
     texts = pa.array([None if number is None else repr(number) for number in array.to_pylist()], pa.string())
     found, expected = encoded(array, transform), encoded(texts, transform)
     assert found.rows.indices.tolist() == expected.rows.indices.tolist()
     assert found.good.tolist() == expected.good.tolist()
+    codes = coded(array, transform)
+    assert codes.rows.columns[0].dtype == np.uint16
+    assert codes.rows.indices_of(0).tolist() == expected.rows.indices.tolist()
+    assert codes.good.tolist() == expected.good.tolist()
 
 
 @pytest.mark.parametrize("transform", BUCKETS)
