@@ -13,7 +13,7 @@ from dfm import compilation
 from dfm.compilation import _Files, compiled
 
 SCRIPT = """
-from dfm.data.hashing import xxh64
+from dfm.storage.xxhash import xxh64
 import numpy as np
 xxh64(np.zeros(4, np.uint8), 0, 4, np.uint64(0))
 print(sum(xxh64.stats.cache_hits.values()), sum(xxh64.stats.cache_misses.values()))

@@ -129,7 +129,8 @@ def formats() -> str:
 
 def hash_vectors() -> str:
     """Values, the text of each that is hashed, and what must come out."""
-    from dfm.data.hashing import MISSING, column_seed, hash_bytes, token_index
+    from dfm.data.hashing import MISSING, column_seed, token_index
+    from dfm.storage.xxhash import hash_bytes
 
     lines = [
         "| column | text | what it is | seed: XXH64(column) | XXH64(text, seed) | id of 20 bits |",

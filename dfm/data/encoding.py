@@ -219,7 +219,7 @@ class _BatchColumns:
     statistics: Mapping[str, NumberStatistics]
     check: _Check
     known: KnownTables | None = None
-    """Where it is given, columns are coded."""
+    """Tables of batches before; None: columns are not coded."""
     numbers: dict[str, tuple[Floats, Flags]] = field(default_factory=dict)
 
     @property

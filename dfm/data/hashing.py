@@ -13,14 +13,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
@@ -28,6 +23,7 @@ from dfm.data import arrow_types, canonical
 from dfm.data.schema import SHORTEST, WIDENED
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
+from dfm.storage.xxhash import hash_bytes, xxh64, xxh64_of_words
 
 HASH_NAME = "xxh64"
 MISSING = b"\x00missing"
@@ -37,89 +33,7 @@ RARE = b"\x00rare"
 PRESENT = b"\x00value"
 """Token of the one feature that carries a number as its value (`raw` and `standardize`)."""
 
-_P1, _P2, _P3 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
-_P4, _P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
-
-
 _NOTHING, _ALL_VALID = read_only(np.zeros(1, np.uint8)), read_only(np.zeros(0, np.uint8))
-
-
-# ------------------------------------------------------------------------------------------------ XXH64 ----
-
-
-def _load(width: int) -> Any:
-    """A function (bytes, offset) -> uint64: `width` little-endian bytes, unaligned, in one machine load."""
-    if numba.config.DISABLE_JIT:
-        return lambda data, offset: np.uint64(int.from_bytes(bytes(data[offset : offset + width]), "little"))
-
-    @intrinsic
-    def load(typing_context, data, offset):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            array_type = signature.args[0]
-            array = context.make_array(array_type)(context, builder, arguments[0])
-            pointer = cgutils.get_item_pointer(context, builder, array_type, array, [arguments[1]], wraparound=False)
-            word = ir.IntType(8 * width)
-            loaded = builder.load(builder.bitcast(pointer, word.as_pointer()), align=1)
-            return loaded if width == 8 else builder.zext(loaded, ir.IntType(64))
-
-        return types.uint64(data, types.intp), codegen
-
-    return load
-
-
-_load8, _load4 = _load(8), _load(4)
-
-
-@numba.njit(nogil=True, inline="always")
-def _rotate(x, bits):  # type: ignore[no-untyped-def]
-    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
-
-
-@numba.njit(nogil=True, inline="always")
-def _round(accumulator, lane):  # type: ignore[no-untyped-def]
-    return _rotate(accumulator + lane * _P2, 31) * _P1
-
-
-@numba.njit(nogil=True, inline="always")
-def _merge_round(hashed, accumulator):  # type: ignore[no-untyped-def]
-    return (hashed ^ _round(np.uint64(0), accumulator)) * _P1 + _P4
-
-
-@compiled
-def xxh64(data, start, stop, seed):  # type: ignore[no-untyped-def]
-    """XXH64 of data[start:stop] (uint8 array), uint64."""
-    position = start
-    if stop - start >= 32:
-        a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
-        while position + 32 <= stop:
-            a = _round(a, _load8(data, position))
-            b = _round(b, _load8(data, position + 8))
-            c = _round(c, _load8(data, position + 16))
-            d = _round(d, _load8(data, position + 24))
-            position += 32
-        hashed = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
-        hashed = _merge_round(_merge_round(_merge_round(_merge_round(hashed, a), b), c), d)
-    else:
-        hashed = seed + _P5
-    hashed += np.uint64(stop - start)
-    while position + 8 <= stop:
-        hashed = _rotate(hashed ^ _round(np.uint64(0), _load8(data, position)), 27) * _P1 + _P4
-        position += 8
-    if position + 4 <= stop:
-        hashed = _rotate(hashed ^ (_load4(data, position) * _P1), 23) * _P2 + _P3
-        position += 4
-    while position < stop:
-        hashed = _rotate(hashed ^ (np.uint64(data[position]) * _P5), 11) * _P1
-        position += 1
-    hashed = (hashed ^ (hashed >> np.uint64(33))) * _P2
-    hashed = (hashed ^ (hashed >> np.uint64(29))) * _P3
-    return hashed ^ (hashed >> np.uint64(32))
-
-
-def hash_bytes(value: bytes, seed: int = 0) -> int:
-    """XXH64 of `value`, as an unsigned 64-bit integer."""
-    data = np.frombuffer(value, np.uint8) if value else _NOTHING
-    return int(xxh64(data, 0, len(value), np.uint64(seed)))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -389,12 +303,7 @@ def cross_indices(left, right, seed, mask, out):  # type: ignore[no-untyped-def]
     The pair is hashed as the 16 bytes left, right (little endian), so a cross needs no text of its own.
     """
     for i in range(out.size):
-        hashed = seed + _P5 + np.uint64(16)
-        hashed = _rotate(hashed ^ _round(np.uint64(0), np.uint64(left[i])), 27) * _P1 + _P4
-        hashed = _rotate(hashed ^ _round(np.uint64(0), np.uint64(right[i])), 27) * _P1 + _P4
-        hashed = (hashed ^ (hashed >> np.uint64(33))) * _P2
-        hashed = (hashed ^ (hashed >> np.uint64(29))) * _P3
-        out[i] = (hashed ^ (hashed >> np.uint64(32))) & mask
+        out[i] = xxh64_of_words(np.uint64(left[i]), np.uint64(right[i]), seed) & mask
 
 
 def expected_collisions(n_distinct: int, hash_bits: int) -> float:

@@ -382,7 +382,7 @@ _TILE = 64
 
 @compiled
 def _settle(ids, last, kinds):  # type: ignore[no-untyped-def]
-    """What `_localise` does, to local ids of which those that may stand twice in a row have a mark; takes it off."""
+    """Does as `_localise` to local ids of which those that may stand twice in a row have a mark; takes it off."""
     kept, n_fields = 0, ids.shape[1]
     for row in range(ids.shape[0]):
         twice, gaps, stamp = False, False, np.uint32(row + 1)

@@ -19,6 +19,7 @@ from dfm.data import canonical, hashing
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.schema import SHORTEST, Field, ResolvedSchema
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS, NumberStatistics, Transform
+from dfm.storage.xxhash import xxh64
 
 MOST_ROWS = 32
 _NO_FLOATS = np.zeros(0, np.float32)
@@ -35,7 +36,7 @@ def _hash_tokens(data, offsets, seeds, missing, mask, out):  # type: ignore[no-u
     for i in range(out.size):
         start, stop = offsets[i], offsets[i + 1]
         column = i % seeds.size
-        out[i] = hashing.xxh64(data, start, stop, seeds[column]) & mask if stop > start else missing[column]
+        out[i] = xxh64(data, start, stop, seeds[column]) & mask if stop > start else missing[column]
 
 
 class RowEncoder:

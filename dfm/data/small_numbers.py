@@ -34,8 +34,8 @@ def are_looked_up(array: pa.Array, transform: str, known: NumberStatistics) -> b
 def small_number_indices(
     array: pa.Array, table: NDArray[Any], transform: str, known: NumberStatistics
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """What the table has for every small whole or missing number of an array ([n], of the table's type), and where the
-    others stand (int64[at most n]), whose entries are not set.
+    """Entries of the table for every small whole or missing number of an array ([n], of the table's type), and where
+    the others stand (int64[at most n]), whose entries are not set.
 
     table: index or code of each bucket, [n_buckets], of a transform that gives whole numbers what it gives their text.
     """

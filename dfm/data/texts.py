@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import arrow_types, canonical
-from dfm.data.hashing import time_texts, xxh64
+from dfm.data.hashing import time_texts
 from dfm.data.schema import SHORTEST
 from dfm.errors import DataError
+from dfm.storage.xxhash import xxh64
 
 MISSING = "(missing)"
 

@@ -17,6 +17,7 @@ from dfm.data import hashing
 from dfm.data.schema import WIDENED
 from dfm.data.transforms import LOG2_BUCKETS, NOTHING_KNOWN, TRANSFORMS, NumberStatistics
 from dfm.errors import DataError
+from dfm.storage.xxhash import hash_bytes, xxh64
 from tests.support.tokens import bucket, category, cross, token
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -49,18 +50,18 @@ def hashed(array: pa.Array, column: str = "C1", hash_bits: int = 20) -> list[int
     ],
 )
 def test_xxh64_has_the_published_values(value, seed, expected):
-    assert hashing.hash_bytes(value, seed) == expected == xxhash.xxh64_intdigest(value, seed)
+    assert hash_bytes(value, seed) == expected == xxhash.xxh64_intdigest(value, seed)
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1))
 def test_xxh64_equals_the_xxhash_package(value, seed):
-    assert hashing.hash_bytes(value, seed) == xxhash.xxh64_intdigest(value, seed)
+    assert hash_bytes(value, seed) == xxhash.xxh64_intdigest(value, seed)
 
 
 @given(st.binary(max_size=40), st.binary(max_size=80), st.binary(max_size=40))
 def test_xxh64_of_a_piece_sees_nothing_around_it(before, value, after):
     data = np.frombuffer(before + value + after + b".", np.uint8)
-    whole = hashing.xxh64(data, len(before), len(before) + len(value), np.uint64(3))
+    whole = xxh64(data, len(before), len(before) + len(value), np.uint64(3))
     assert int(whole) == xxhash.xxh64_intdigest(value, 3)
 
 
