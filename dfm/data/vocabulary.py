@@ -123,6 +123,7 @@ class FeatureTally:
     def __init__(self, hash_bits: int) -> None:
         self._counts = np.zeros(1 << hash_bits, np.uint32)
         self._lowest = np.zeros(1 << hash_bits, np.uint16)
+        self._waiting: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
 
     @staticmethod
     def fits(hash_bits: int) -> bool:
@@ -130,12 +131,25 @@ class FeatureTally:
         return hash_bits <= _DENSE_BITS
 
     def add_column(self, field: int, indices: NDArray[np.uint32], amounts: NDArray[np.uint32] | None = None) -> None:
-        """Count entries of a field, uint32[n]; `amounts` uint32[n] of them where they were counted before."""
-        number = np.uint16(field)
+        """Count entries of a field, uint32[n]; `amounts` uint32[n] of them where they were counted before.
+
+        Amounts of the very same indices, as batches with one dictionary have, are added up before they are counted.
+        """
         if amounts is None:
-            _tally_column(read_only(indices), number, self._counts, self._lowest)
-        else:
-            _tally_counted(read_only(indices), amounts, number, self._counts, self._lowest)
+            _tally_column(read_only(indices), np.uint16(field), self._counts, self._lowest)
+            return
+        known = self._waiting.get(field)
+        if known is not None and known[0] is indices:
+            np.add(known[1], amounts, out=known[1])
+            return
+        self._count(field)
+        self._waiting[field] = indices, amounts.copy()
+
+    def _count(self, field: int) -> None:
+        """Count what waits of a field."""
+        indices, amounts = self._waiting.pop(field, (None, None))
+        if indices is not None and amounts is not None:
+            _tally_counted(read_only(indices), amounts, np.uint16(field), self._counts, self._lowest)
 
     def add_rows(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], n_fields: int) -> None:
         """Count the entries of rows, uint32[n_entries]; fields: as in `count_features`."""
@@ -146,6 +160,8 @@ class FeatureTally:
 
     def counts(self) -> FeatureCounts:
         """All that was counted."""
+        for field in list(self._waiting):
+            self._count(field)
         return _counted(self._counts, self._lowest)
 
 
