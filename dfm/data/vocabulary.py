@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.coded_rows import CodedRows
 from dfm.data.hashing import RARE, token_index
-from dfm.storage.arrays import read_only
+from dfm.storage.arrays import distinct, read_only
 
 ABSENT = np.uint32(0xFFFFFFFF)
 """The row of a feature that the vocabulary does not hold."""
@@ -268,8 +268,7 @@ def _by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _united(*parts: FeatureCounts) -> FeatureCounts:
     """All features of the parts, those that were never seen too: an unseen category may need its bucket."""
-    ids = np.sort(np.concatenate([part.ids for part in parts]).astype(np.uint32))  # np.unique hashes, and is slower
-    ids = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
+    ids = distinct(np.concatenate([part.ids for part in parts]).astype(np.uint32))
     counts, fields = np.zeros(len(ids), np.int64), np.full(len(ids), np.iinfo(np.uint16).max, np.uint16)
     for part in parts:
         at = np.searchsorted(ids, part.ids)

@@ -25,6 +25,7 @@ from dfm.kernels.tables import Layout
 from dfm.model.calibration import KINDS, MOST_KNOTS
 from dfm.model.drift import N_BINS
 from dfm.settings.tables import LIST_WEIGHTS, NAN_RULES, TASKS
+from dfm.storage.arrays import distinct
 
 MOST_MANIFEST_BYTES = 1 << 26
 MOST_GOLDEN_BYTES = 1 << 28
@@ -203,7 +204,7 @@ def _check_statistics(statistics: Mapping[str, Any]) -> None:
 def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """That features are there once, belong to a field and have finite parameters; the shapes are checked elsewhere."""
     ids, fields, n_fields = arrays["ids"], arrays["fields"], len(manifest["schema"]["fields"])
-    if len(ids) != manifest["n_features"] or len(np.unique(ids)) != len(ids):
+    if len(ids) != manifest["n_features"] or len(distinct(ids)) != len(ids):
         raise ValueError("its features are not as many as it says, or there twice")
     unknown = np.iinfo(np.uint16).max
     if np.any((fields >= n_fields) & (fields != unknown)) or np.any(arrays["counts"] < 0):

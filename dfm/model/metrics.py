@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dfm.data.transforms import SCALED
 from dfm.errors import DataError, DivergenceError
+from dfm.storage.arrays import distinct
 
 N_BINS = 1 << 16
 MAX_LOGIT = 16.0
@@ -80,7 +81,7 @@ class LogitHistogram:
         )
 
     def __add__(self, other: LogitHistogram) -> LogitHistogram:
-        bins = np.union1d(self.bins, other.bins)
+        bins = distinct(np.concatenate([self.bins, other.bins]))
         mine, theirs = np.searchsorted(bins, self.bins), np.searchsorted(bins, other.bins)
 
         def total(ours: Floats, others: Floats) -> Floats:

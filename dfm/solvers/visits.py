@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.partition import SparsePartition
 from dfm.errors import DataError
-from dfm.storage.arrays import read_only
+from dfm.storage.arrays import distinct, read_only
 
 MOST_MEETINGS = 1 << 24
 """Different pairs of features of one field that rows may hold: 128 MB of them."""
@@ -81,7 +81,7 @@ def check_meetings(found: NDArray[np.uint64]) -> None:
 
 def united_meetings(parts: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """The pairs that any part has, ascending."""
-    found = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    found = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
     check_meetings(found)
     return found
 

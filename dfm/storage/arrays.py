@@ -127,3 +127,11 @@ def read_only(array: Array) -> Array:
     view = np.asarray(array).view() if array.flags.aligned else np.array(array)
     view.flags.writeable = False
     return view
+
+
+def distinct(values: Array) -> Array:
+    """The distinct values, ascending, of numbers without NaN ([n], any order). NumPy's `unique` puts integers into a
+    hash table, which takes eighty times as long as sorting half a million of them.
+    """
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]

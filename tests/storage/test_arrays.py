@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from dfm.errors import DataError
-from dfm.storage.arrays import array_bytes, parse_arrays, read_arrays, read_only, write_arrays
+from dfm.storage.arrays import array_bytes, distinct, parse_arrays, read_arrays, read_only, write_arrays
 
 EVERY_TYPE = {
     "bytes": np.arange(3, dtype=np.uint8),
@@ -175,3 +175,11 @@ def test_a_read_only_view_shares_memory_and_leaves_the_original_writable():
     array[1] = 5.0
     assert view.tolist() == [0.0, 5.0, 0.0]
     assert (array.flags.writeable, view.flags.writeable) == (True, False)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5)), st.sampled_from([np.uint64, np.uint32, np.int64]))
+def test_distinct_values_come_once_and_ascend(numbers, kind):
+    values = np.array([number % 2**31 for number in numbers], kind)
+    found = distinct(values)
+    assert found.dtype == kind
+    assert found.tolist() == sorted(set(values.tolist()))
