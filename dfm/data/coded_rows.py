@@ -16,12 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
-from dfm.data.hashed_rows import EntrySums, HashedRows, no_ids
+from dfm.data.hashed_rows import EntrySums, HashedRows, interleaved, no_ids
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
 
-MOST_CODES = 1 << 16
-"""Distinct values, a missing one among them, up to which a column of a batch is coded: codes are of 16 bits."""
+MOST_CODES = 3 << 14
+"""Distinct values, a missing one among them, up to which a column of a batch is coded: of three quarters of a batch's
+rows. Beyond that hardly a value comes twice. Codes have 16 bits.
+"""
 Codes = NDArray[np.uint16]
 Indices = NDArray[np.uint32]
 
@@ -60,6 +62,19 @@ class CodedColumns:
             self.weights[order] if self.weights.size else self.weights,
             self.group_ids[order] if self.group_ids.size else self.group_ids,
         )
+
+    @property
+    def is_mostly_coded(self) -> bool:
+        """Whether half of the fields or more have tables: only then are codes worth their look-ups."""
+        return 2 * sum(table is not None for table in self.tables) >= len(self.tables)
+
+    def hashed(self) -> HashedRows:
+        """The rows with their indices side by side."""
+        n_fields, none = len(self.columns), np.zeros(0, np.float32)
+        indices = interleaved([self.indices_of(number) for number in range(n_fields)], np.uint32)
+        starts = np.arange(self.n_rows + 1, dtype=np.int64) * n_fields
+        rest = self.labels, self.weights, self.group_ids
+        return HashedRows(starts, indices, np.zeros(0, np.uint16), none, *rest)
 
     def indices_of(self, number: int) -> Indices:
         """Feature index of each entry of a field, uint32[n_rows]."""

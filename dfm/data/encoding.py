@@ -18,7 +18,7 @@ from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
 from dfm.data.coded_rows import MOST_CODES, CodedColumns, KnownTables, count_codes
 from dfm.data.derive import derive, without_missing
-from dfm.data.hashed_rows import HashedRows, take_rows
+from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
 from dfm.data.lists import Lists, lists_of
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices
@@ -550,11 +550,11 @@ def _assemble(
     if all(column.offsets is None for column in columns):
         n_fields = len(columns)
         indptr = np.arange(n_rows + 1, dtype=np.int64) * n_fields
-        indices = _interleave([column.indices for column in columns], np.uint32)
+        indices = interleaved([column.indices for column in columns], np.uint32)
         values = _NO_FLOATS
         if has_values:
             ones = np.ones(n_rows, np.float32)
-            values = _interleave([ones if c.values is None else c.values for c in columns], np.float32)
+            values = interleaved([ones if c.values is None else c.values for c in columns], np.float32)
         return HashedRows(indptr, indices, _NO_FIELDS, values, labels, weights)
     counts = np.zeros(n_rows, np.int64)
     for column in columns:
@@ -572,27 +572,6 @@ def _assemble(
         offsets = one_each if column.offsets is None else column.offsets
         _append(column.indices, values, offsets, number, cursor, out)
     return HashedRows(indptr, out[0], out[1], out[2], labels, weights)
-
-
-def _interleave(columns: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    """columns[j][i] at position i * n_columns + j."""
-    if not columns:
-        return np.zeros(0, dtype)
-    stacked = np.stack(columns, dtype=dtype)
-    out = np.empty((stacked.shape[1], stacked.shape[0]), dtype)
-    _transpose(stacked, out)
-    return out.reshape(-1)
-
-
-@compiled
-def _transpose(source, target):  # type: ignore[no-untyped-def]
-    """target[i, j] = source[j, i], in tiles of 16 rows: one cache line of every source column at a time."""
-    n_columns, n_rows = source.shape
-    for start in range(0, n_rows, 16):
-        stop = min(start + 16, n_rows)
-        for j in range(n_columns):
-            for i in range(start, stop):
-                target[i, j] = source[j, i]
 
 
 @compiled

@@ -193,3 +193,24 @@ def take_rows(rows: HashedRows, order: NDArray[np.int64]) -> HashedRows:
         indptr[1:] = np.cumsum(lengths)
     group_ids = rows.group_ids[order] if rows.group_ids.size else rows.group_ids
     return HashedRows(indptr, indices, entry_fields, values, rows.labels[order], weights, group_ids)
+
+
+def interleaved(columns: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """columns[j][i] at position i * n_columns + j."""
+    if not columns:
+        return np.zeros(0, dtype)
+    stacked = np.stack(columns, dtype=dtype)
+    out = np.empty((stacked.shape[1], stacked.shape[0]), dtype)
+    _transpose(stacked, out)
+    return out.reshape(-1)
+
+
+@compiled
+def _transpose(source, target):  # type: ignore[no-untyped-def]
+    """target[i, j] = source[j, i], in tiles of 16 rows: one cache line of every source column at a time."""
+    n_columns, n_rows = source.shape
+    for start in range(0, n_rows, 16):
+        stop = min(start + 16, n_rows)
+        for j in range(n_columns):
+            for i in range(start, stop):
+                target[i, j] = source[j, i]

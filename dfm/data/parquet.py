@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -268,9 +268,16 @@ def feature_schema(shard: Shard, storage_options: Mapping[str, Any] | None = Non
     return flat_schema(arrow_schema(shard, storage_options))
 
 
-def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[Batch]:
+def read_unit(
+    unit: Unit,
+    columns: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+    as_text: Set[str] = frozenset(),
+) -> Iterator[Batch]:
     """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
 
+    as_text: columns that come as they are, for a dictionary of many values takes longer to make than to do without; it
+    may grow while rows are read.
     DataError names the shard and the column where one is missing.
     """
     shard = unit.shard
@@ -286,14 +293,20 @@ def read_unit(unit: Unit, columns: Sequence[str], storage_options: Mapping[str, 
         )
     wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored))))
     stored_as = dict(shard.columns or ())
-    text = [stored_as.get(name, name) for name in wanted if _is_text(stored[name])]
-    with open_parquet(shard.url, storage_options, text) as file:
-        position = 0
-        for row_group, n_rows in enumerate(shard.row_groups):
-            first, last = max(unit.start - position, 0), min(unit.stop - position, n_rows)
-            if first < last:
-                yield from _read_row_group(file, shard, row_group, (first, last), wanted, from_path, columns)
-            position += n_rows
+    text = [name for name in wanted if _is_text(stored[name])]
+    left: list[tuple[int, tuple[int, int]]] = []
+    position = 0
+    for row_group, n_rows in enumerate(shard.row_groups):
+        first, last = max(unit.start - position, 0), min(unit.stop - position, n_rows)
+        if first < last:
+            left.append((row_group, (first, last)))
+        position += n_rows
+    while left:
+        plain = frozenset(as_text)
+        coded = [stored_as.get(name, name) for name in text if name not in plain]
+        with open_parquet(shard.url, storage_options, coded) as file:
+            while left and plain == as_text:
+                yield from _read_row_group(file, shard, *left.pop(0), wanted, from_path, columns)
     check_unchanged(shard, storage_options)
 
 

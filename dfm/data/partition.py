@@ -258,7 +258,7 @@ def _hashed_ids(parts: Sequence[HashedRows], lookup: RowLookup) -> tuple[HashedR
 # ---------------------------------------------------------------------------------------------- coded rows ----
 
 _SHARED = np.uint32(1 << 31)
-"""Mark of the id of a feature that more than one field has: only those can stand twice in a row."""
+"""Mark of the id of a feature that more than one field may have: only those can stand twice in a row."""
 
 
 def _are_alike(parts: Sequence[CodedRows]) -> bool:
@@ -270,20 +270,20 @@ def _are_alike(parts: Sequence[CodedRows]) -> bool:
 def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:
     """The same of coded rows."""
     n_features, n_fields, n_rows = lookup.n_features, parts[0].n_fields, sum(part.n_rows for part in parts)
-    touched = np.zeros(n_features + 1, np.bool_)
+    touched, shared = np.zeros(n_features + 1, np.bool_), np.zeros(n_features + 1, np.bool_)
     runs = [
         (_RowsOfRun.of(part, run, lookup), slice(at + run.start, at + run.stop))
         for part, at in zip(parts, itertools.accumulate((part.n_rows for part in parts), initial=0), strict=False)
         for run in part.runs()
     ]
     for run, _ in runs:
-        _touch(run.coded, run.plain, touched)
+        _touch(run.coded, run.plain, touched, shared)
+        shared[run.shared] = True
     touched[n_features] = False
     features = np.flatnonzero(touched).astype(np.uint32)
     local_ids = np.full(n_features + 1, ABSENT, np.uint32)
     local_ids[features] = np.arange(len(features), dtype=np.uint32)
-    for run, _ in runs:
-        local_ids[run.shared] |= _SHARED
+    local_ids[shared] |= _SHARED
     ids = np.empty((n_rows, n_fields), np.uint32)
     for run, span in runs:
         _spread(run.coded, run.plain, local_ids, ids[span])
@@ -310,13 +310,11 @@ class _RowsOfRun(NamedTuple):
     @classmethod
     def of(cls, part: CodedRows, run: Run, lookup: RowLookup) -> _RowsOfRun:
         """Look a run up."""
-        fields = np.repeat(part.plain, run.stop - run.start)
-        found = lookup.or_last(lookup.rows(run.indices.reshape(-1), fields))
-        of_codes = lookup.rows_of_codes(part)
+        of_codes, plain = lookup.rows_of_codes(part), read_only(part.plain)
         return cls(
             (read_only(run.codes), read_only(run.tables), of_codes.rows, read_only(part.coded)),
-            (found.reshape(run.indices.shape), read_only(part.plain)),
-            np.concatenate([of_codes.shared, lookup.shared(found, fields)]),
+            (lookup.rows_of_columns(run.indices, plain), plain),
+            of_codes.shared,
         )
 
 
@@ -325,8 +323,10 @@ _FEW_CODES = 2
 
 
 @compiled
-def _touch(coded, plain, touched):  # type: ignore[no-untyped-def]
-    """Sets `touched` bool[n_features + 1] of every row, in place."""
+def _touch(coded, plain, touched, shared):  # type: ignore[no-untyped-def]
+    """Sets `touched` bool[n_features + 1] of every row, and `shared` of those of columns without codes, in place: whose
+    features those are is not looked up for every entry.
+    """
     codes, tables, code_rows, _ = coded
     for j in range(codes.shape[0]):
         start = np.uint64(tables[j])
@@ -334,7 +334,7 @@ def _touch(coded, plain, touched):  # type: ignore[no-untyped-def]
             touched[code_rows[start + np.uint64(codes[j, i])]] = True
     for rows in plain[0]:
         for row in rows:
-            touched[row] = True
+            touched[row] = shared[row] = True
 
 
 @compiled

@@ -7,13 +7,14 @@ and comes out the same. So the cache decides how long preparation takes, never w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.coded_rows import CodedColumns, CodedRows, CodeTables, KnownTables, dealt
+from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, dealt
 from dfm.data.draw import Draw, Sampling, lots_of
 from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch, negative_rows, number_column
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
@@ -251,20 +252,20 @@ def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberSt
 # ------------------------------------------------------------------------------------------------- hashing ----
 
 
-def kept_batches(reading: Reading, unit: Unit, columns: list[str]) -> Iterator[Batch]:
-    """Batches of the unit, without the rows that others train or validate on."""
+def kept_batches(reading: Reading, unit: Unit, columns: list[str], as_text: Set[str] = frozenset()) -> Iterator[Batch]:
+    """Batches of the unit, without the rows that others train or validate on. as_text: as of `read_unit`."""
     if reading.draw is not None:
         wanted = [*columns, reading.draw.group] if reading.draw.group else columns
-        for batch in read_unit(unit, list(dict.fromkeys(wanted)), reading.storage_options):
+        for batch in read_unit(unit, list(dict.fromkeys(wanted)), reading.storage_options, as_text):
             with naming_shard(batch):
                 keep = pa.array(reading.draw.keeps(batch))
             yield _kept(batch, keep)
         return
     if not (reading.time_from or reading.time_until):
-        yield from read_unit(unit, columns, reading.storage_options)
+        yield from read_unit(unit, columns, reading.storage_options, as_text)
         return
     wanted = list(dict.fromkeys([*columns, reading.schema.time]))
-    for batch in read_unit(unit, wanted, reading.storage_options):
+    for batch in read_unit(unit, wanted, reading.storage_options, as_text):
         with naming_shard(batch):
             keep = _in_span(batch.data.column(reading.schema.time), reading)
         yield _kept(batch, keep)
@@ -305,11 +306,12 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     if cached is not None:
         return cached
     parts: list[HashedRows | CodedColumns] = []
-    account, known = RowAccount(), KnownTables()
+    account, known, as_text = RowAccount(), KnownTables(), _read_as_text(reading.key())
     tally = FeatureTally(reading.hash_bits) if FeatureTally.fits(reading.hash_bits) else None
     is_coded = tally is not None and are_coded(reading.schema)
     for unit in units:
-        for batch in kept_batches(reading, unit, reading.columns):
+        for batch in kept_batches(reading, unit, reading.columns, as_text):
+            as_text.update(_with_many_values(batch.data))
             n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
             with naming_shard(batch):
                 batch = _sampled(batch, reading, kind)
@@ -334,14 +336,28 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     return _open_chunk(path, just_saved=True) or Chunk(rows, offsets, counts, account)
 
 
+@functools.lru_cache(maxsize=16)
+def _read_as_text(key: str) -> set[str]:
+    """Columns that this process has found to have many values where it read so: how fast rows are read, not how they
+    come out.
+    """
+    return set()
+
+
+def _with_many_values(data: pa.RecordBatch) -> list[str]:
+    """Columns whose dictionaries have too many values for codes."""
+    columns = zip(data.schema.names, data.columns, strict=True)
+    return [name for name, a in columns if pa.types.is_dictionary(a.type) and len(a.dictionary) >= MOST_CODES]
+
+
 def _dealt(
     parts: Sequence[HashedRows | CodedColumns], slices: NDArray[np.unsignedinteger], n_slices: int, seed: Seed
 ) -> HashedRows | CodedRows:
     """All rows by slice, those of a slice as they come."""
     coded = [part for part in parts if isinstance(part, CodedColumns)]
-    if coded:
+    if coded and all(part.is_mostly_coded for part in coded):
         return dealt(coded, slices, n_slices)
-    hashed = [part for part in parts if isinstance(part, HashedRows)]
+    hashed = [part.hashed() for part in parts]
     return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))
 
 

@@ -391,20 +391,20 @@ class RowLookup:
         if known is None:
             fields = rows.fields_of_codes
             found = self.rows(rows.tables.indices, fields)
-            known = self._of_tables[rows.tables] = CodeRows(read_only(self.or_last(found)), self.shared(found, fields))
+            there = np.flatnonzero(found != ABSENT)
+            shared = found[there[self.fields[found[there]] != fields[there]]]
+            found[found == ABSENT] = self.n_features
+            known = self._of_tables[rows.tables] = CodeRows(read_only(found), shared)
         return known
 
-    def or_last(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Rows uint32[n], in place: the number of features instead of ABSENT."""
-        rows[rows == ABSENT] = self.n_features
-        return rows
-
-    def shared(self, rows: NDArray[np.uint32], fields: NDArray[np.uint16]) -> NDArray[np.uint32]:
-        """Which of some rows (below the number of features, if they are there) are features of another field than their
-        entry is of: uint32[at most n].
+    def rows_of_columns(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16]) -> NDArray[np.uint32]:
+        """Row of every entry of columns of some fields, uint32[n_columns, n_rows]; the number of features where there
+        is none. Of a table of all indices only.
         """
-        there = np.flatnonzero(rows < self.n_features)
-        return rows[there[self.fields[rows[there]] != fields[there]]]
+        out, instead = np.empty(indices.shape, np.uint32), self._in_each_row[fields]
+        instead[instead == ABSENT] = self.n_features
+        _look_up_columns(self._dense, read_only(indices), instead, out)
+        return out
 
     def rows(
         self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], out: NDArray[np.uint32] | None = None
@@ -445,6 +445,15 @@ def _look_up_table(dense, indices, rare, out):  # type: ignore[no-untyped-def]
         for field in range(indices.shape[1]):
             found = dense[indices[row, field]]
             out[row, field] = found if found != ABSENT else rare[field]
+
+
+@compiled
+def _look_up_columns(dense, indices, instead, out):  # type: ignore[no-untyped-def]
+    """The same of columns, `instead` uint32[n_columns] of those that are not there; writes `out`."""
+    for column in range(indices.shape[0]):
+        for row in range(indices.shape[1]):
+            found = dense[indices[column, row]]
+            out[column, row] = found if found != ABSENT else instead[column]
 
 
 @compiled

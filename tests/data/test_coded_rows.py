@@ -167,18 +167,40 @@ def test_shards_that_hold_a_column_as_text_and_as_numbers_go_together(tmp_path):
         assert_same_arrays(ours, theirs)
 
 
-def test_fields_of_more_values_than_codes_give_indices(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "MOST_CODES", 130)
+def test_rows_that_have_few_codes_lie_side_by_side(tmp_path, monkeypatch):
+    """Where most columns have more values than there are codes."""
     units = units_of(tmp_path, [columns_of(1)])
-    chunks = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading_of(tmp_path, PLAIN))
-    assert_same_chunks(*chunks)
-    assert chunks[0].rows.coded.tolist() == [0]
     reading = reading_of(tmp_path, PLAIN)
-    for ours, theirs in zip(*both_ways(lambda r: partitions(r, units, 3, 2), reading), strict=True):
-        assert_same_arrays(ours, theirs)
+    monkeypatch.setattr(encoding, "MOST_CODES", 130)
+    ours, theirs = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading)
+    assert isinstance(ours.rows, HashedRows)
+    assert_same_arrays(ours.rows, theirs.rows)
+    assert_same_arrays(ours.counts, theirs.counts)
+    monkeypatch.setattr(encoding, "MOST_CODES", 1 << 12)
+    assert isinstance(hash_units(reading, units, 4, (3, 2)).rows, CodedRows)
 
 
 TEXTS = ["", "a", "b", None]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+def test_text_that_is_read_as_it_is_gives_the_rows_of_dictionaries(tmp_path, schema, monkeypatch):
+    """As text is read whose dictionaries have too many values for codes: here of all columns, and of none."""
+    units = units_of(tmp_path, [columns_of(1), columns_of(2)])
+    found = []
+    for most in (0, 1 << 16):
+        preparation._read_as_text.cache_clear()
+        monkeypatch.setattr(preparation, "MOST_CODES", most)
+        reading = reading_of(tmp_path / str(most), schema)
+        found.append((hash_units(reading, units, 4, (3, 1)), partitions(reading, units, 3, 2)))
+        names = {entry.name for entry in reading.schema.fields if entry.kind == "categorical"} - {"n"}
+        assert preparation._read_as_text(reading.key()) == (names if most == 0 else set())
+    preparation._read_as_text.cache_clear()
+    (ours, our_partitions), (theirs, their_partitions) = found
+    assert_same_arrays(ours.rows.hashed(), theirs.rows.hashed())
+    assert_same_arrays(ours.counts, theirs.counts)
+    for mine, other in zip(our_partitions, their_partitions, strict=True):
+        assert_same_arrays(mine, other)
 
 
 @settings(max_examples=25, deadline=None)

@@ -404,6 +404,28 @@ def test_text_arrives_as_dictionaries_so_that_distinct_values_are_hashed_once(tm
         assert [str(text).strip("b'") for text in column.to_pylist()] == texts
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+def test_text_arrives_as_it_is_from_the_row_group_on_after_it_was_asked_for(tmp_path, kind):
+    texts = [None if i % 7 == 0 else f"v{i % 5}" for i in range(90)]
+    columns = {"s": pa.array(texts).cast(kind), "t": pa.array(texts).cast(kind)}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns, 30))
+    as_text: set[str] = set()
+    batches = []
+    for batch in read_unit(Unit(shard, 10, 80), ["s", "t"], as_text=as_text):
+        batches.append(batch)
+        as_text.add("s")
+    are_dictionaries = [[pa.types.is_dictionary(column.type) for column in batch.data.columns] for batch in batches]
+    assert are_dictionaries == [[True, True], [False, True], [False, True]]
+    assert [(batch.row_group, batch.first_row, batch.data.num_rows) for batch in batches] == [
+        (0, 10, 20),
+        (1, 0, 30),
+        (2, 0, 20),
+    ]
+    for name in ("s", "t"):
+        found = [text for batch in batches for text in batch.data.column(name).cast(pa.string()).to_pylist()]
+        assert found == texts[10:80]
+
+
 # --------------------------------------------------------------------------------------- columns of the path ----
 
 
