@@ -63,11 +63,6 @@ class CodedColumns:
             self.group_ids[order] if self.group_ids.size else self.group_ids,
         )
 
-    @property
-    def is_mostly_coded(self) -> bool:
-        """Whether half of the fields or more have tables: only then are codes worth their look-ups."""
-        return 2 * sum(table is not None for table in self.tables) >= len(self.tables)
-
     def hashed(self) -> HashedRows:
         """The rows with their indices side by side."""
         n_fields, none = len(self.columns), np.zeros(0, np.float32)
@@ -75,6 +70,12 @@ class CodedColumns:
         starts = np.arange(self.n_rows + 1, dtype=np.int64) * n_fields
         rest = self.labels, self.weights, self.group_ids
         return HashedRows(starts, indices, np.zeros(0, np.uint16), none, *rest)
+
+    def indices_of_codes(self, number: int) -> Indices:
+        """The table of a field that has one, uint32[n_codes]."""
+        table = self.tables[number]
+        assert table is not None
+        return table
 
     def indices_of(self, number: int) -> Indices:
         """Feature index of each entry of a field, uint32[n_rows]."""
@@ -285,11 +286,35 @@ def _deal(source, order, begins, lengths, place, out):  # type: ignore[no-untype
         at += length
 
 
+_WORTH = 2
+"""Entries for each code of a table from which on codes are worth their tables: fewer take less room as they are."""
+
+
+def are_worth_codes(parts: Sequence[CodedColumns]) -> bool:
+    """Whether half of the fields or more have tables in all batches, and these have few codes for so many rows."""
+    coded, n_rows = _coded_fields(parts), sum(part.n_rows for part in parts)
+    n_codes = sum(len(part.indices_of_codes(j)) for part, *_ in _blocks(parts, coded) for j in coded)
+    return 2 * len(coded) >= len(parts[0].columns) and _WORTH * n_codes <= len(coded) * n_rows
+
+
+def lighter(parts: Sequence[CodedRows]) -> list[CodedRows] | list[HashedRows]:
+    """Rows on their way to another process: as they are, or side by side where their tables are heavier than that."""
+    n_codes = max((len(part.tables.indices) for part in parts), default=0)
+    if _WORTH * n_codes <= sum(len(part.codes) for part in parts):
+        return list(parts)
+    return [part.hashed() for part in parts]
+
+
+def _coded_fields(parts: Sequence[CodedColumns]) -> list[int]:
+    """The fields that have tables in all batches."""
+    return [j for j in range(len(parts[0].columns)) if all(part.tables[j] is not None for part in parts)]
+
+
 def dealt(parts: Sequence[CodedColumns], slices: NDArray[np.unsignedinteger], n_slices: int) -> CodedRows:
     """Rows by slice, those of a slice as they come: run s * n_blocks + b has the rows of slice s and block b, a block
     being batches with the same tables. slices: the slice of each row.
     """
-    coded = [j for j in range(len(parts[0].columns)) if all(part.tables[j] is not None for part in parts)]
+    coded = _coded_fields(parts)
     plain = [j for j in range(len(parts[0].columns)) if j not in coded]
     blocks = _blocks(parts, coded)
     ends = np.cumsum([sum(part.n_rows for part in block) for block in blocks])
@@ -305,7 +330,7 @@ def dealt(parts: Sequence[CodedColumns], slices: NDArray[np.unsignedinteger], n_
         lengths = np.ascontiguousarray(sizes[:, b])
         for number, j in enumerate(coded):
             _deal(_joined([p.columns[j] for p in block]), order, begins, lengths, (number, len(coded)), codes)
-            tables.append(block[0].tables[j])  # type: ignore[arg-type]
+            tables.append(block[0].indices_of_codes(j))
         for number, j in enumerate(plain):
             _deal(_joined([p.indices_of(j) for p in block]), order, begins, lengths, (number, len(plain)), indices)
     order = np.argsort(slices, kind="stable")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.bucketing import wants_quantiles
-from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, dealt
+from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, are_worth_codes, dealt
 from dfm.data.draw import Draw, Sampling, lots_of
 from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch, negative_rows, number_column
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
@@ -355,7 +355,7 @@ def _dealt(
 ) -> HashedRows | CodedRows:
     """All rows by slice, those of a slice as they come."""
     coded = [part for part in parts if isinstance(part, CodedColumns)]
-    if coded and all(part.is_mostly_coded for part in coded):
+    if coded and are_worth_codes(coded):
         return dealt(coded, slices, n_slices)
     hashed = [part.hashed() for part in parts]
     return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))

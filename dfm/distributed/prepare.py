@@ -14,7 +14,7 @@ import pyarrow as pa
 from distributed import Future, get_worker
 
 from dfm.data.accounting import RowAccount
-from dfm.data.coded_rows import CodedRows
+from dfm.data.coded_rows import CodedRows, lighter
 from dfm.data.draw import Draw, Sampling
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import expected_collisions
@@ -165,7 +165,9 @@ def part_of_shard(
     reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
 ) -> list[HashedRows | CodedRows]:
     """The rows of some slices of one task, on their way to the replica whose slices they are."""
-    return part_of_units(_local(reading), units, deal, wanted)
+    parts = part_of_units(_local(reading), units, deal, wanted)
+    coded = [part for part in parts if isinstance(part, CodedRows)]
+    return [*lighter(coded)] if len(coded) == len(parts) else parts
 
 
 def unite_parts(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data import encoding, parquet, preparation
+from dfm.data import coded_rows, encoding, parquet, preparation
 from dfm.data.bits import trailing_zeros
-from dfm.data.coded_rows import CodedRows, KnownTables
+from dfm.data.coded_rows import CodedRows, KnownTables, lighter
 from dfm.data.encoding import are_coded
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import dictionary_codes
@@ -55,8 +57,9 @@ def columns_of(seed: int, n_rows: int = N_ROWS) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_batches_and_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_ROWS", BATCH)
+    monkeypatch.setattr(coded_rows, "_WORTH", 0)
 
 
 def units_of(tmp_path: Path, columns: Sequence[dict[str, Any]]) -> list[Unit]:
@@ -181,6 +184,32 @@ def test_rows_that_have_few_codes_lie_side_by_side(tmp_path, monkeypatch):
 
 
 TEXTS = ["", "a", "b", None]
+
+
+def test_few_rows_with_large_tables_lie_side_by_side(tmp_path, monkeypatch):
+    """Buckets of two columns are some 4,000 codes in each of three row groups; entries are 600 a column."""
+    units = units_of(tmp_path, [columns_of(1)])
+    reading = reading_of(tmp_path, PLAIN)
+    rows = hash_units(reading, units, 1, (3, 7)).rows
+    assert isinstance(rows, CodedRows)
+    worth = len(rows.codes) / len(rows.tables.indices)
+    for factor, kind in ((0.99, CodedRows), (1.01, HashedRows)):
+        monkeypatch.setattr(coded_rows, "_WORTH", factor * worth)
+        assert isinstance(hash_units(reading, units, 1, (3, int(factor))).rows, kind)
+        assert isinstance(lighter([rows])[0], kind)
+    assert_same_arrays(lighter([rows])[0], rows.hashed())
+    assert lighter([]) == []
+
+
+def test_rows_are_the_same_after_a_journey(tmp_path):
+    units = units_of(tmp_path, [columns_of(1)])
+    chunk = hash_units(reading_of(tmp_path, PLAIN), units, 3, (1,))
+    ends = chunk.offsets.tolist()
+    parts = [chunk.rows.slice(start, stop) for start, stop in itertools.pairwise(ends)]
+    arrived = pickle.loads(pickle.dumps(parts))
+    for ours, theirs in zip(arrived, parts, strict=True):
+        assert_same_arrays(ours.hashed(), theirs.hashed())
+        assert ours.tables is arrived[0].tables, "looked up once here, too"
 
 
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
+from dfm.data import coded_rows
 from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
@@ -72,9 +73,11 @@ def shards(tmp_path: Path) -> list[Shard]:
     return [describe_shard(path) for path in paths]
 
 
-@pytest.fixture(params=["uniform", "ragged"])
-def reading(request: pytest.FixtureRequest, tmp_path: Path) -> Reading:
-    schema = UNIFORM if request.param == "uniform" else RAGGED
+@pytest.fixture(params=["uniform", "coded", "ragged"])
+def reading(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reading:
+    """Rows of one entry a field side by side, and as codes, which so few rows are not worth; rows with lists."""
+    monkeypatch.setattr(coded_rows, "_WORTH", 0 if request.param == "coded" else 2)
+    schema = RAGGED if request.param == "ragged" else UNIFORM
     return Reading(resolve(schema, COLUMNS), HASH_BITS, "classification", cache=str(tmp_path / "cache"))
 
 
@@ -462,7 +465,8 @@ def test_partitions_are_the_bytes_that_they_have_been(reading, shards, request):
     for partition in load_slices(reading, units, 3, (1, 2), vocabulary, "golden", RowLookup(vocabulary)):
         for entry in dataclasses.fields(partition):
             digest.update(np.asarray(getattr(partition, entry.name)).tobytes())
-    assert digest.hexdigest() == BYTES[request.node.callspec.params["reading"]]
+    kind = request.node.callspec.params["reading"]
+    assert digest.hexdigest() == BYTES["uniform" if kind == "coded" else kind]
 
 
 def test_a_lost_cache_changes_nothing(reading, shards, tmp_path):
