@@ -331,8 +331,12 @@ def test_a_table_is_made_again_where_the_dictionary_is_another():
     tables = [known.table("column", each, make) for each in (*texts, texts[4].slice(1), texts[0])]
     assert [next(i for i, each in enumerate(made) if each is table) for table in tables] == [0, 0, 1, 2, 2, 3, 4]
     assert known.table("other column", texts[0], make) is made[5]
-    gaps = [pa.array(["a", "b"]), pa.array(["a", None])]
-    assert known.table("gaps", gaps[0], make) is not known.table("gaps", gaps[1], make)
+    letters = pa.array(list("abcd"))
+    assert known.table("parts", letters.slice(0, 2), make) is not known.table("parts", letters.slice(2, 2), make)
+    whole, bits = pa.array(["a", "b"]), pa.py_buffer(b"\x01")
+    gaps = pa.Array.from_buffers(whole.type, 2, [bits, *whole.buffers()[1:]])
+    assert known.table("gaps", whole, make) is not known.table("gaps", gaps, make)
+    assert known.table("gaps", gaps, make) is not known.table("gaps", whole, make)
 
 
 def test_slices_are_whole_runs(tmp_path):

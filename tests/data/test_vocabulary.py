@@ -221,3 +221,17 @@ def test_a_vocabulary_grown_by_chunks_in_which_all_are_new_is_that_of_all_rows(c
     whole = build_vocabulary(count([entry for part in parts for entry in part], DENSE), COLUMNS, DENSE, 1, 2)
     for name in ("ids", "counts", "fields", "rare", "n_factored"):
         np.testing.assert_array_equal(getattr(vocabulary, name), getattr(whole, name))
+
+
+def test_amounts_of_the_same_indices_add_up_and_the_callers_stay_as_they_are():
+    tally, indices, amounts = FeatureTally(8), np.array([3, 5, 3], np.uint32), np.array([1, 0, 2], np.uint32)
+    for _ in range(3):
+        tally.add_column(4, indices, amounts)
+    tally.add_column(2, indices.copy(), amounts)
+    tally.add_column(4, np.array([9], np.uint32), np.array([7], np.uint32))
+    assert amounts.tolist() == [1, 0, 2]
+    for _ in range(2):  # what was told once is not told again
+        counts = tally.counts()
+        assert counts.ids.tolist() == [3, 9]
+        assert counts.counts.tolist() == [12, 7]
+        assert counts.fields.tolist() == [2, 4]
