@@ -290,11 +290,19 @@ _WORTH = 2
 """Entries for each code of a table from which on codes are worth their tables: fewer take less room as they are."""
 
 
-def are_worth_codes(parts: Sequence[CodedColumns]) -> bool:
-    """Whether half of the fields or more have tables in all batches, and these have few codes for so many rows."""
+_ROWS_OF_A_RUN = 512
+"""Rows from which on a run is worth the calls that it takes."""
+
+
+def are_worth_codes(parts: Sequence[CodedColumns], n_slices: int) -> bool:
+    """Whether half of the fields or more have tables in all batches, and these have few codes for so many rows, which
+    make long runs in so many slices.
+    """
     coded, n_rows = _coded_fields(parts), sum(part.n_rows for part in parts)
-    n_codes = sum(len(part.indices_of_codes(j)) for part, *_ in _blocks(parts, coded) for j in coded)
-    return 2 * len(coded) >= len(parts[0].columns) and _WORTH * n_codes <= len(coded) * n_rows
+    blocks = _blocks(parts, coded)
+    n_codes = sum(len(block[0].indices_of_codes(j)) for block in blocks for j in coded)
+    are_long = n_rows >= _ROWS_OF_A_RUN * len(blocks) * n_slices
+    return 2 * len(coded) >= len(parts[0].columns) and _WORTH * n_codes <= len(coded) * n_rows and are_long
 
 
 def lighter(parts: Sequence[CodedRows]) -> list[CodedRows] | list[HashedRows]:

@@ -355,7 +355,7 @@ def _dealt(
 ) -> HashedRows | CodedRows:
     """All rows by slice, those of a slice as they come."""
     coded = [part for part in parts if isinstance(part, CodedColumns)]
-    if coded and are_worth_codes(coded):
+    if coded and are_worth_codes(coded, n_slices):
         return dealt(coded, slices, n_slices)
     hashed = [part.hashed() for part in parts]
     return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))

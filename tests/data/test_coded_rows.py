@@ -60,6 +60,7 @@ def columns_of(seed: int, n_rows: int = N_ROWS) -> dict[str, Any]:
 def small_batches_and_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_ROWS", BATCH)
     monkeypatch.setattr(coded_rows, "_WORTH", 0)
+    monkeypatch.setattr(coded_rows, "_ROWS_OF_A_RUN", 0)
 
 
 def units_of(tmp_path: Path, columns: Sequence[dict[str, Any]]) -> list[Unit]:
@@ -199,6 +200,15 @@ def test_few_rows_with_large_tables_lie_side_by_side(tmp_path, monkeypatch):
         assert isinstance(lighter([rows])[0], kind)
     assert_same_arrays(lighter([rows])[0], rows.hashed())
     assert lighter([]) == []
+
+
+def test_rows_that_come_in_short_runs_lie_side_by_side(tmp_path, monkeypatch):
+    """600 rows of three row groups, in two slices."""
+    monkeypatch.setattr(coded_rows, "_ROWS_OF_A_RUN", 100)
+    units = units_of(tmp_path, [columns_of(1)])
+    reading = reading_of(tmp_path, PLAIN)
+    assert isinstance(hash_units(reading, units, 2, (3, 1)).rows, CodedRows)
+    assert isinstance(hash_units(reading, units, 3, (3, 1)).rows, HashedRows)
 
 
 def test_rows_are_the_same_after_a_journey(tmp_path):

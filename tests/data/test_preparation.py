@@ -76,7 +76,9 @@ def shards(tmp_path: Path) -> list[Shard]:
 @pytest.fixture(params=["uniform", "coded", "ragged"])
 def reading(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reading:
     """Rows of one entry a field side by side, and as codes, which so few rows are not worth; rows with lists."""
-    monkeypatch.setattr(coded_rows, "_WORTH", 0 if request.param == "coded" else 2)
+    if request.param == "coded":
+        monkeypatch.setattr(coded_rows, "_WORTH", 0)
+        monkeypatch.setattr(coded_rows, "_ROWS_OF_A_RUN", 0)
     schema = RAGGED if request.param == "ragged" else UNIFORM
     return Reading(resolve(schema, COLUMNS), HASH_BITS, "classification", cache=str(tmp_path / "cache"))
 
