@@ -21,9 +21,11 @@ from dfm.errors import DataError
 from dfm.storage.arrays import read_only
 
 MOST_CODES = 3 << 14
-"""Distinct values, a missing one among them, up to which a column of a batch is coded: of three quarters of a batch's
-rows. Beyond that hardly a value comes twice. Codes have 16 bits.
+"""Distinct values of a batch, a missing one among them, up to which its column is coded: where three quarters of the
+rows have values of their own, codes save little. Codes have 16 bits.
 """
+_MOST_CODES_OF_A_ROW = 8
+"""Values of a dictionary, for each row that it comes with first, up to which its codes are taken."""
 Codes = NDArray[np.uint16]
 Indices = NDArray[np.uint32]
 
@@ -89,12 +91,20 @@ class KnownTables:
     def __init__(self) -> None:
         self._latest: dict[str, tuple[pa.Array, Indices]] = {}
 
-    def table(self, column: str, dictionary: pa.Array, make: Callable[[], Indices]) -> Indices:
-        """The table of a dictionary: the very array of last time where it has the same values."""
+    def table(self, column: str, array: pa.DictionaryArray, make: Callable[[], Indices]) -> Indices | None:
+        """The table of an array's dictionary: the very array of last time where it has the same values. None of more
+        values than there are codes, or of many for the few rows that are left of a batch.
+        """
+        dictionary = array.dictionary
+        if len(dictionary) >= MOST_CODES:
+            return None
         known = self._latest.get(column)
-        if known is None or not _are_same(known[0], dictionary):
-            known = self._latest[column] = dictionary, make()
-        return known[1]
+        if known is not None and _are_same(known[0], dictionary):
+            return known[1]
+        if len(dictionary) > _MOST_CODES_OF_A_ROW * len(array):
+            return None
+        self._latest[column] = dictionary, make()
+        return self._latest[column][1]
 
 
 def _are_same(left: pa.Array, right: pa.Array) -> bool:
@@ -171,8 +181,8 @@ class CodedRows:
     def slice(self, start: int, stop: int) -> CodedRows:
         """Views of rows [start, stop), which have to be whole runs."""
         first, last = np.searchsorted(self.starts, (start, stop))
-        if self.starts[first] != start or self.starts[last] != stop:
-            raise ValueError(f"rows {start} to {stop} are no whole runs")
+        if last >= len(self.starts) or self.starts[first] != start or self.starts[last] != stop:
+            raise DataError(f"rows {start} to {stop} are no whole runs")
         n_coded, n_plain = len(self.coded), len(self.plain)
         return replace(
             self,
@@ -216,12 +226,17 @@ class CodedRows:
         ones = np.ones(len(indices) - len(amounts), np.int64)
         return indices, np.concatenate(fields), np.concatenate([amounts, ones])
 
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        own = {name: getattr(self, name) for name in _TYPES if hasattr(self, name)}
+        return own | {"of codes": self.tables.indices, "of tables": self.tables.starts}
+
     def check(self, hash_bits: int) -> None:
         """DataError unless every offset, code and index is in range: memory is read by them without looking."""
         n_coded, n_plain, n_rows = len(self.coded), len(self.plain), self.n_rows
         starts, tables = self.starts, self.tables.starts
         sound = (
-            len(starts) == len(self.blocks) + 1
+            all(array.dtype == _TYPES[name] and array.ndim == 1 for name, array in self._arrays().items())
+            and len(starts) == len(self.blocks) + 1
             and starts[0] == 0
             and starts[-1] == n_rows
             and bool(np.all(starts[1:] >= starts[:-1]))
@@ -229,6 +244,7 @@ class CodedRows:
             and len(self.indices) == n_rows * n_plain
             and sorted([*self.coded.tolist(), *self.plain.tolist()]) == list(range(n_coded + n_plain))
             and len(tables) > 0
+            and (len(tables) - 1) % max(n_coded, 1) == 0
             and tables[0] == 0
             and tables[-1] == len(self.tables.indices)
             and bool(np.all(tables[1:] >= tables[:-1]))
@@ -240,6 +256,15 @@ class CodedRows:
         )
         if not sound or not all(run.is_sound() for run in self.runs()):
             raise DataError("codes of hashed rows are out of range")
+
+
+_TYPES = {
+    **dict.fromkeys(("starts", "blocks", "of tables"), np.int64),
+    **dict.fromkeys(("coded", "plain", "codes"), np.uint16),
+    **dict.fromkeys(("indices", "of codes"), np.uint32),
+    **dict.fromkeys(("labels", "weights"), np.float32),
+    "group_ids": np.uint64,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +348,7 @@ def dealt(parts: Sequence[CodedColumns], slices: NDArray[np.unsignedinteger], n_
     being batches with the same tables. slices: the slice of each row.
     """
     coded = _coded_fields(parts)
-    plain = [j for j in range(len(parts[0].columns)) if j not in coded]
+    plain = sorted(set(range(len(parts[0].columns))).difference(coded))
     blocks = _blocks(parts, coded)
     ends = np.cumsum([sum(part.n_rows for part in block) for block in blocks])
     of_block = np.split(slices, ends[:-1])

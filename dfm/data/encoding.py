@@ -257,18 +257,21 @@ class _BatchColumns:
         """Single categories; whoever asks for codes gets those of a dictionary that has few values."""
         if not pa.types.is_dictionary(array.type):
             return _Column(hashing.hash_category(array, column, self.hash_bits, self.form))
-        if self.known is not None and len(array.dictionary) < MOST_CODES:
-            return self._coded(column, array, self.known)
+        coded = None if self.known is None else self._coded(column, array, self.known)
+        if coded is not None:
+            return coded
         indices, distinct, amounts = hashing.hash_dictionary(array, column, self.hash_bits, self.form)
         return _Column(indices, counted=(distinct, amounts))
 
-    def _coded(self, column: str, array: pa.DictionaryArray, known: KnownTables) -> _Column:
-        """The codes of a dictionary array."""
+    def _coded(self, column: str, array: pa.DictionaryArray, known: KnownTables) -> _Column | None:
+        """The codes of a dictionary array; None where there would be too many."""
 
         def made() -> NDArray[np.uint32]:
             return hashing.dictionary_table(array.dictionary, column, self.hash_bits, self.form)
 
-        table = known.table(column, array.dictionary, made)
+        table = known.table(column, array, made)
+        if table is None:
+            return None
         codes, amounts = hashing.dictionary_codes(array)
         return _Column(codes, counted=(table, amounts), table=table)
 

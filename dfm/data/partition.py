@@ -217,8 +217,9 @@ def build_partition(
     vocabulary lacks are left out.
     """
     parts = [rows] if isinstance(rows, HashedRows | CodedRows) else list(rows)
+    parts = [part for part in parts if part.n_rows] or parts[:1]
     coded = [part for part in parts if isinstance(part, CodedRows)]
-    if len(coded) == len(parts) and _are_alike(coded):
+    if len(coded) == len(parts) and _are_alike(coded, lookup):
         united, local = _coded_ids(coded, lookup)
     else:
         united, local = _hashed_ids([part.hashed().uniform for part in parts], lookup)
@@ -261,10 +262,9 @@ _SHARED = np.uint32(1 << 31)
 """Mark of the id of a feature that more than one field may have: only those can stand twice in a row."""
 
 
-def _are_alike(parts: Sequence[CodedRows]) -> bool:
+def _are_alike(parts: Sequence[CodedRows], lookup: RowLookup) -> bool:
     """Whether there are parts, of equally many fields, and few enough features for a mark beside their ids."""
-    n_entries = sum(part.n_rows * part.n_fields for part in parts)
-    return len({part.n_fields for part in parts}) == 1 and n_entries < int(_SHARED)
+    return len({part.n_fields for part in parts}) == 1 and lookup.n_features < int(_SHARED)
 
 
 def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:
@@ -276,9 +276,10 @@ def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRow
         for part, at in zip(parts, itertools.accumulate((part.n_rows for part in parts), initial=0), strict=False)
         for run in part.runs()
     ]
+    for part in parts:
+        shared[lookup.rows_of_codes(part).shared] = True
     for run, _ in runs:
         _touch(run.coded, run.plain, touched, shared)
-        shared[run.shared] = True
     touched[n_features] = False
     features = np.flatnonzero(touched).astype(np.uint32)
     local_ids = np.full(n_features + 1, ABSENT, np.uint32)
@@ -299,13 +300,11 @@ class _RowsOfRun(NamedTuple):
     """The entries of a run of rows by rows of the parameter table, the number of features where there is none.
 
     coded: codes uint16[n_coded, n_rows], where their tables begin int64[n_coded + 1] in the rows of all codes
-    uint32[n_codes], and their fields uint16[n_coded]; plain: rows uint32[n_plain, n_rows], and fields uint16[n_plain];
-    shared: rows of features that are of another field than an entry of the run's tables.
+    uint32[n_codes], and their fields uint16[n_coded]; plain: rows uint32[n_plain, n_rows], and fields uint16[n_plain].
     """
 
     coded: tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16]]
     plain: tuple[NDArray[np.uint32], NDArray[np.uint16]]
-    shared: NDArray[np.uint32]
 
     @classmethod
     def of(cls, part: CodedRows, run: Run, lookup: RowLookup) -> _RowsOfRun:
@@ -314,7 +313,6 @@ class _RowsOfRun(NamedTuple):
         return cls(
             (read_only(run.codes), read_only(run.tables), of_codes.rows, read_only(part.coded)),
             (lookup.rows_of_columns(run.indices, plain), plain),
-            of_codes.shared,
         )
 
 

@@ -325,7 +325,7 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
             entries = encoded.rows.entries
             counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, entries
             account += RowAccount(*counted, n_read - batch.data.num_rows)
-            parts.append(_in_groups(batch, encoded, reading.group_column))
+            parts += [_in_groups(batch, encoded, reading.group_column)] if encoded.rows.n_rows else []
     parts = parts or [_no_rows(reading.schema)]
     slices = _slices(parts, n_slices, seed, bool(reading.group_column))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
@@ -338,8 +338,8 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
 
 @functools.lru_cache(maxsize=16)
 def _read_as_text(key: str) -> set[str]:
-    """Columns that this process has found to have many values where it read so: how fast rows are read, not how they
-    come out.
+    """Columns that this process has found to have many values where it read so. They decide how fast rows are read, and
+    in which form they are cached, not which rows come out.
     """
     return set()
 
@@ -524,7 +524,7 @@ def part_of_units(
 ) -> list[HashedRows | CodedRows]:
     """The rows of some slices of a reading task. deal: into how many it is dealt, and the seed of that."""
     chunk = hash_units(reading, units, *deal)
-    _check_indices(chunk, reading)
+    check_chunk(chunk, reading, deal[0])
     return [chunk.rows.slice(int(chunk.offsets[s]), int(chunk.offsets[s + 1])) for s in wanted]
 
 
@@ -574,10 +574,19 @@ def _partitions(
     return built
 
 
-def _check_indices(chunk: Chunk, reading: Reading) -> None:
-    """DataError where a cached index or code is out of range: look-ups read memory by it without looking."""
+def check_chunk(chunk: Chunk, reading: Reading, n_slices: int) -> None:
+    """DataError where a cached offset, index or code is out of range: memory is read and written by them without
+    looking.
+    """
+    offsets, rows = chunk.offsets, chunk.rows
     try:
-        chunk.rows.check(reading.hash_bits)
+        rows.check(reading.hash_bits)
+        is_cut = len(offsets) == n_slices + 1 and offsets[0] == 0 and offsets[-1] == rows.n_rows
+        is_known = isinstance(rows, HashedRows) or (
+            rows.n_fields == len(reading.schema.fields) and FeatureTally.fits(reading.hash_bits)
+        )
+        if not is_cut or np.any(offsets[1:] < offsets[:-1]) or not is_known:
+            raise DataError("offsets or fields of hashed rows are not those of this reading")
     except DataError as error:
         raise DataError(f"hashed rows in {reading.cache} are damaged; delete that folder and run again") from error
 

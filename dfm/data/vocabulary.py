@@ -380,6 +380,13 @@ class RowLookup:
             self._sorted_ids = vocabulary.ids[self._sorted_rows]
         self._of_tables: weakref.WeakKeyDictionary[Any, CodeRows] = weakref.WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what was looked up."""
+        return {name: value for name, value in self.__dict__.items() if name != "_of_tables"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _of_tables=weakref.WeakKeyDictionary())
+
     @property
     def n_features(self) -> int:
         """Number of rows of the parameter table."""

@@ -25,6 +25,7 @@ from dfm.data.preparation import (
     NumberSketch,
     Reading,
     Seed,
+    check_chunk,
     check_labels,
     columns_for_quantiles,
     columns_with_statistics,
@@ -188,6 +189,7 @@ def sights_of_shard(
 ) -> Sights:
     """The values of the rows of a hashing task, as the model knows them."""
     chunk = hash_units(_local(reading), units, n_slices, seed)
+    check_chunk(chunk, _local(reading), n_slices)
     return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
 
 

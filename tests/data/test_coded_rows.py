@@ -22,9 +22,11 @@ from dfm.data.encoding import are_coded
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import dictionary_codes
 from dfm.data.parquet import Unit, describe_shard
+from dfm.data.partition import build_partition
 from dfm.data.preparation import Chunk, Reading, hash_units, load_slices
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.distributed.prepare import sights_of_shard
 from dfm.errors import DataError
 from dfm.model.drift import Watcher, seen_bits
 from dfm.storage.arrays import read_arrays, write_arrays
@@ -96,6 +98,8 @@ def partitions(
     """Partitions of one replica whose tasks are the units, each alone."""
     names = [entry.name for entry in reading.schema.fields]
     chunks = [hash_units(reading, [unit], n_slices, (7, number)) for number, unit in enumerate(units)]
+    is_coded = preparation.are_coded is are_coded and reading.hash_bits <= 26 and preparation.MOST_CODES > 0
+    assert all(isinstance(chunk.rows, CodedRows) == is_coded for chunk in chunks if chunk.rows.n_rows)
     counts = merge_counts([chunk.counts for chunk in chunks], reading.hash_bits)
     vocabulary = build_vocabulary(counts, names, reading.hash_bits, min_count, 3)
     grouped = dataclasses.replace(reading, groups=groups)
@@ -176,11 +180,13 @@ def test_rows_that_have_few_codes_lie_side_by_side(tmp_path, monkeypatch):
     units = units_of(tmp_path, [columns_of(1)])
     reading = reading_of(tmp_path, PLAIN)
     monkeypatch.setattr(encoding, "MOST_CODES", 130)
+    monkeypatch.setattr(coded_rows, "MOST_CODES", 130)
     ours, theirs = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading)
     assert isinstance(ours.rows, HashedRows)
     assert_same_arrays(ours.rows, theirs.rows)
     assert_same_arrays(ours.counts, theirs.counts)
     monkeypatch.setattr(encoding, "MOST_CODES", 1 << 12)
+    monkeypatch.setattr(coded_rows, "MOST_CODES", 1 << 12)
     assert isinstance(hash_units(reading, units, 4, (3, 2)).rows, CodedRows)
 
 
@@ -337,16 +343,22 @@ def test_a_table_is_made_again_where_the_dictionary_is_another():
         made.append(np.zeros(1, np.uint32))
         return made[-1]
 
+    def table(column: str, dictionary: pa.Array) -> np.ndarray | None:
+        codes = pa.array([0], pa.int32())
+        return known.table(column, pa.DictionaryArray.from_arrays(codes, dictionary), make)
+
     texts = [pa.array(list(values)) for values in ("ab", "ab", "ac", "abc", "abc")]
-    tables = [known.table("column", each, make) for each in (*texts, texts[4].slice(1), texts[0])]
-    assert [next(i for i, each in enumerate(made) if each is table) for table in tables] == [0, 0, 1, 2, 2, 3, 4]
-    assert known.table("other column", texts[0], make) is made[5]
+    tables = [table("column", each) for each in (*texts, texts[4].slice(1), texts[0])]
+    assert [next(i for i, each in enumerate(made) if each is found) for found in tables] == [0, 0, 1, 2, 2, 3, 4]
+    assert table("other column", texts[0]) is made[5]
     letters = pa.array(list("abcd"))
-    assert known.table("parts", letters.slice(0, 2), make) is not known.table("parts", letters.slice(2, 2), make)
+    assert table("parts", letters.slice(0, 2)) is not table("parts", letters.slice(2, 2))
     whole, bits = pa.array(["a", "b"]), pa.py_buffer(b"\x01")
     gaps = pa.Array.from_buffers(whole.type, 2, [bits, *whole.buffers()[1:]])
-    assert known.table("gaps", whole, make) is not known.table("gaps", gaps, make)
-    assert known.table("gaps", gaps, make) is not known.table("gaps", whole, make)
+    assert table("gaps", whole) is not table("gaps", gaps)
+    assert table("gaps", gaps) is not table("gaps", whole)
+    assert table("few rows", pa.array([f"{i}" for i in range(8)])) is not None
+    assert table("few rows", pa.array([f"{i}" for i in range(9)])) is None
 
 
 def test_slices_are_whole_runs(tmp_path):
@@ -357,8 +369,45 @@ def test_slices_are_whole_runs(tmp_path):
     whole = chunk.rows.hashed()
     assert_same_arrays(chunk.rows.slice(first, second).hashed(), whole.slice(first, second))
     assert chunk.rows.slice(first, first).n_rows == 0
-    with pytest.raises(ValueError, match="no whole runs"):
-        chunk.rows.slice(first + 1, second)
+    for start, stop in ((first + 1, second), (first, second - 1), (first, chunk.rows.n_rows + 1)):
+        with pytest.raises(DataError, match="no whole runs"):
+            chunk.rows.slice(start, stop)
+
+
+def a_negative_code(arrays: dict[str, np.ndarray]) -> None:
+    arrays["rows.codes"] = arrays["rows.codes"].astype(np.int64)
+    arrays["rows.codes"][3] = -(10**9)
+
+
+def a_negative_index(arrays: dict[str, np.ndarray]) -> None:
+    arrays["rows.tables.indices"] = arrays["rows.tables.indices"].astype(np.int64)
+    arrays["rows.tables.indices"][3] = -5
+
+
+def fields_that_are_fractions(arrays: dict[str, np.ndarray]) -> None:
+    arrays["rows.coded"] = arrays["rows.coded"].astype(np.float64)
+
+
+def a_table_too_many(arrays: dict[str, np.ndarray]) -> None:
+    arrays["rows.tables.starts"] = np.append(arrays["rows.tables.starts"], arrays["rows.tables.starts"][-1:])
+
+
+def a_slice_too_many(arrays: dict[str, np.ndarray]) -> None:
+    arrays["offsets"] = np.append(arrays["offsets"], arrays["offsets"][-1:])
+
+
+def a_slice_that_ends_late(arrays: dict[str, np.ndarray]) -> None:
+    arrays["offsets"][1] += 1
+
+
+def a_slice_beyond_the_rows(arrays: dict[str, np.ndarray]) -> None:
+    arrays["offsets"][-1] += 1
+
+
+def a_field_too_many(arrays: dict[str, np.ndarray]) -> None:
+    n_rows = len(arrays["rows.labels"])
+    arrays["rows.plain"] = np.append(arrays["rows.plain"], np.uint16(5))
+    arrays["rows.indices"] = np.append(arrays["rows.indices"], np.zeros(n_rows, np.uint32))
 
 
 def code_too_large(arrays: dict[str, np.ndarray]) -> None:
@@ -393,6 +442,14 @@ def table_that_begins_late(arrays: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
+        a_negative_code,
+        a_negative_index,
+        fields_that_are_fractions,
+        a_table_too_many,
+        a_slice_too_many,
+        a_slice_that_ends_late,
+        a_slice_beyond_the_rows,
+        a_field_too_many,
         code_too_large,
         table_index_too_large,
         index_too_large,
@@ -412,8 +469,45 @@ def test_codes_out_of_range_are_refused_before_memory_is_read_by_them(tmp_path, 
     arrays = {name: array.copy() for name, array in read_arrays(path)[0].items()}
     damage(arrays)
     write_arrays(path, arrays)
-    with pytest.raises(DataError, match=r"hashed rows in .* are damaged; delete that folder"):
+    damaged = (
+        "no whole runs" if damage is a_slice_that_ends_late else "hashed rows in .* are damaged; delete that folder"
+    )
+    with pytest.raises(DataError, match=damaged):
         load_slices(reading, [units], 2, (7,), vocabulary, "key", RowLookup(vocabulary))
+    if damage is not a_slice_that_ends_late:
+        with pytest.raises(DataError, match=damaged):
+            sights_of_shard(reading, units, 2, (7, 0), vocabulary, "key")
+
+
+def test_a_task_without_rows_and_one_side_by_side_go_with_coded_ones(tmp_path, monkeypatch):
+    units = units_of(tmp_path, [columns_of(1), columns_of(2)])
+    tasks = [units[0], Unit(units[0].shard, 3, 3), units[1]]
+    reading = reading_of(tmp_path, PLAIN)
+    asked: list[int] = []
+    hashed = CodedRows.hashed
+    monkeypatch.setattr(CodedRows, "hashed", lambda self: [asked.append(self.n_rows), hashed(self)][1])
+    coded, plain = both_ways(lambda r: partitions(r, tasks, 3, 2), reading)
+    assert not asked, "an empty task leaves the others as they are"
+    for ours, theirs in zip(coded, plain, strict=True):
+        assert_same_arrays(ours, theirs)
+    chunks = [hash_units(reading, [unit], 1, (7, number)) for number, unit in enumerate(units)]
+    vocabulary = build_vocabulary(chunks[0].counts, list("abnxy"), 12, 1, 1)
+    lookup = RowLookup(vocabulary)
+    mixed = build_partition([chunks[0].rows, chunks[1].rows.hashed()], vocabulary, lookup)
+    assert_same_arrays(mixed, build_partition([chunk.rows.hashed() for chunk in chunks], vocabulary, lookup))
+    arrived = pickle.loads(pickle.dumps(lookup))
+    assert_same_arrays(
+        build_partition(chunks[0].rows, vocabulary, arrived), build_partition(chunks[0].rows, vocabulary, lookup)
+    )
+
+
+def test_few_rows_of_a_batch_do_not_bring_its_whole_dictionary(tmp_path):
+    """But where a batch with more rows has brought it, they do: the last batch of 70 rows has six."""
+    columns = {"label": [0, 1] * 300, "a": [f"v{i % 300}" for i in range(600)]}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns, 600))
+    reading = Reading(resolve(Schema(categorical=["a"]), list(columns)), 12, "classification", cache=str(tmp_path))
+    for stop, kind in ((30, HashedRows), (60, CodedRows), (70, CodedRows)):
+        assert isinstance(hash_units(reading, [Unit(shard, 0, stop)], 1, None).rows, kind)
 
 
 def test_rows_of_codes_are_looked_up_once_for_all_slices(tmp_path, monkeypatch):

@@ -459,7 +459,10 @@ BYTES = {
 
 def test_partitions_are_the_bytes_that_they_have_been(reading, shards, request):
     units = [[unit] for unit in whole(shards)]
-    counts = [hash_units(reading, of_task, 3, (1, 2, number)).counts for number, of_task in enumerate(units)]
+    kind = request.node.callspec.params["reading"]
+    chunks = [hash_units(reading, of_task, 3, (1, 2, number)) for number, of_task in enumerate(units)]
+    assert all(isinstance(chunk.rows, CodedRows) == (kind == "coded") for chunk in chunks)
+    counts = [chunk.counts for chunk in chunks]
     vocabulary = build_vocabulary(
         merge_counts(counts, HASH_BITS), [f.name for f in reading.schema.fields], HASH_BITS, 2, 3
     )
@@ -467,7 +470,6 @@ def test_partitions_are_the_bytes_that_they_have_been(reading, shards, request):
     for partition in load_slices(reading, units, 3, (1, 2), vocabulary, "golden", RowLookup(vocabulary)):
         for entry in dataclasses.fields(partition):
             digest.update(np.asarray(getattr(partition, entry.name)).tobytes())
-    kind = request.node.callspec.params["reading"]
     assert digest.hexdigest() == BYTES["uniform" if kind == "coded" else kind]
 
 
