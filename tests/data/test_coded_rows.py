@@ -510,6 +510,16 @@ def test_few_rows_of_a_batch_do_not_bring_its_whole_dictionary(tmp_path):
         assert isinstance(hash_units(reading, [Unit(shard, 0, stop)], 1, None).rows, kind)
 
 
+def test_a_batch_of_which_no_row_is_kept_leaves_the_others_coded(tmp_path):
+    columns = {"label": [0, 1] * 100, "a": [f"v{i % 20}" for i in range(200)], "t": list(range(200))}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns, 200))
+    schema = resolve(Schema(categorical=["a"], time="t"), list(columns))
+    reading = Reading(schema, 12, "classification", cache=str(tmp_path), time_from=str(2 * BATCH))
+    rows = hash_units(reading, [Unit(shard, 0, 200)], 1, None).rows
+    assert isinstance(rows, CodedRows)
+    assert rows.n_rows == 200 - 2 * BATCH
+
+
 def test_rows_of_codes_are_looked_up_once_for_all_slices(tmp_path, monkeypatch):
     units = units_of(tmp_path, [columns_of(1)])
     asked: list[int] = []
