@@ -1,9 +1,11 @@
 """From Parquet to partitions on one core, beside scikit-learn's FeatureHasher on the same rows.
 
-    .venv/bin/python benchmarks/bench_hashing.py [--rows 1000000] [--repeats 3] [--smoke]
+    .venv/bin/python benchmarks/bench_hashing.py [--rows 1000000] [--repeats 3] [--log synth] [--smoke]
 
-Both read the same 39-column shards. dfm decodes, hashes, counts features, orders the vocabulary, compacts, shuffles and
-writes partitions; FeatureHasher gets "column=value" strings made from the decoded columns, and gives a CSR matrix.
+Both read the same shards: of `dfm synth` (39 columns), of six columns of text in which no value comes twice
+(`--log distinct`), or of 39 columns of integers that are categories (`--log integers`). dfm decodes, hashes, counts
+features, orders the vocabulary, compacts, shuffles and writes partitions; FeatureHasher gets "column=value" strings made
+from the decoded columns, and gives a CSR matrix.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine_line
@@ -56,10 +59,27 @@ def dfm_stages(paths: list[str], cache: Path) -> dict[str, float]:
     }
 
 
+def make_log(kind: str, folder: Path, rows: int) -> list[Path]:
+    """Shards of a kind."""
+    if kind == "synth":
+        generate(folder, rows=rows, days=1, shards_per_day=4)
+        return sorted(folder.glob("*/*.parquet"))
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    columns = {"label": pa.array(random.integers(0, 2, rows), pa.int8())}
+    for j in range(6 if kind == "distinct" else 39):
+        numbers = random.permutation(rows) if kind == "distinct" else random.integers(0, 10 ** (1 + j % 6), rows)
+        columns[f"C{j}"] = pa.array([f"u{number}" for number in numbers]) if kind == "distinct" else pa.array(numbers)
+    table, each = pa.table(columns), -(-rows // 4)
+    for number in range(4):
+        pq.write_table(table.slice(number * each, each), folder / f"{number}.parquet", row_group_size=1 << 17)
+    return sorted(folder.glob("*.parquet"))
+
+
 def schema_of(shard: object) -> ResolvedSchema:
-    """The synthetic log's fields."""
+    """The fields of a log."""
     names = arrow_schema(shard).names  # type: ignore[arg-type]
-    return resolve(Schema(categorical=("C*",), numeric=("I*",)), names)
+    return resolve(Schema(categorical=("C*",), numeric=("I*",) if "I1" in names else ()), names)
 
 
 def feature_hasher_seconds(path: Path, rows: int) -> float:
@@ -80,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--log", choices=("synth", "distinct", "integers"), default="synth")
     parser.add_argument("--smoke", action="store_true", help="tiny and untimed: does it still run?")
     arguments = parser.parse_args()
     rows, repeats = (4000, 1) if arguments.smoke else (arguments.rows, arguments.repeats)
@@ -87,18 +108,17 @@ def main() -> None:
     print(machine_line())
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "clicks"
-        generate(log, rows=rows, days=1, shards_per_day=4)
+        shard, *_ = make_log(arguments.log, log, rows)
         started = time.perf_counter()
-        dfm_stages([str(sorted(log.glob("*/*.parquet"))[0])], Path(folder) / "cache")
+        dfm_stages([str(shard)], Path(folder) / "cache")
         print(f"first shard, compilation included: {time.perf_counter() - started:.1f} s (left out below)")
         runs = [dfm_stages([str(log)], Path(folder) / "cache") for _ in range(repeats)]
         middle = sorted(runs, key=lambda run: run["all"])[len(runs) // 2]
         few = min(rows // 4, 50_000)
-        shard = sorted(log.glob("*/*.parquet"))[0]
         peer = sorted(feature_hasher_seconds(shard, few) for _ in range(repeats))[repeats // 2]
     if arguments.smoke:
         return
-    print(f"{rows:,} rows x 39 columns, hash_bits {HASH_BITS}, one core, median of {repeats} runs")
+    print(f"{rows:,} rows of the log {arguments.log!r}, hash_bits {HASH_BITS}, one core, median of {repeats} runs")
     for stage, seconds in middle.items():
         print(f"  dfm, {stage:24} {seconds:7.2f} s  {rows / seconds:12,.0f} rows/s")
     print(f"  FeatureHasher ({few:,} rows)        {peer:7.2f} s  {few / peer:12,.0f} rows/s")
