@@ -4,8 +4,8 @@
 
 Both read the same shards: of `dfm synth` (39 columns), of six columns of text in which no value comes twice
 (`--log distinct`), or of 39 columns of integers that are categories (`--log integers`). dfm decodes, hashes, counts
-features, orders the vocabulary, compacts, shuffles and writes partitions; FeatureHasher gets "column=value" strings made
-from the decoded columns, and gives a CSR matrix.
+features, orders the vocabulary, compacts, shuffles and writes partitions; FeatureHasher gets "column=value" strings
+made from the decoded columns, and gives a CSR matrix.
 """
 
 from __future__ import annotations
