@@ -258,6 +258,25 @@ class CodedRows:
             raise DataError("codes of hashed rows are out of range")
 
 
+def without_codes(rows: HashedRows, n_fields: int) -> CodedRows | None:
+    """Rows side by side as a run in which no field has codes; None where not each field has one entry of value 1."""
+    n_rows, none = rows.n_rows, np.zeros(0, np.uint16)
+    if rows.values.size or rows.fields.size or len(rows.indices) != n_rows * n_fields:
+        return None
+    return CodedRows(
+        np.array([0, n_rows]),
+        np.zeros(1, np.int64),
+        none,
+        np.arange(n_fields, dtype=np.uint16),
+        none,
+        np.ascontiguousarray(rows.indices.reshape(n_rows, n_fields).T).reshape(-1),
+        CodeTables(np.zeros(0, np.uint32), np.zeros(1, np.int64)),
+        rows.labels,
+        rows.weights,
+        rows.group_ids,
+    )
+
+
 _TYPES = {
     **dict.fromkeys(("starts", "blocks", "of tables"), np.int64),
     **dict.fromkeys(("coded", "plain", "codes"), np.uint16),

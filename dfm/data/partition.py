@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data.bits import trailing_zeros
-from dfm.data.coded_rows import CodedRows, Run
+from dfm.data.coded_rows import CodedRows, Run, without_codes
 from dfm.data.hashed_rows import HashedRows, concatenate_rows, no_ids
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
 from dfm.errors import DataError
@@ -218,8 +218,8 @@ def build_partition(
     """
     parts = [rows] if isinstance(rows, HashedRows | CodedRows) else list(rows)
     parts = [part for part in parts if part.n_rows] or parts[:1]
-    coded = [part for part in parts if isinstance(part, CodedRows)]
-    if len(coded) == len(parts) and _are_alike(coded, lookup):
+    coded = _coded_parts(parts, lookup)
+    if coded:
         united, local = _coded_ids(coded, lookup)
     else:
         united, local = _hashed_ids([part.hashed().uniform for part in parts], lookup)
@@ -262,9 +262,16 @@ _SHARED = np.uint32(1 << 31)
 """Mark of the id of a feature that more than one field may have: only those can stand twice in a row."""
 
 
-def _are_alike(parts: Sequence[CodedRows], lookup: RowLookup) -> bool:
-    """Whether there are parts, of equally many fields, and few enough features for a mark beside their ids."""
-    return len({part.n_fields for part in parts}) == 1 and lookup.n_features < int(_SHARED)
+def _coded_parts(parts: Sequence[HashedRows | CodedRows], lookup: RowLookup) -> list[CodedRows]:
+    """The parts, all of them as coded rows, of equally many fields; none where no part has codes, or one cannot be
+    brought into that form, or features are too many for a mark beside their ids.
+    """
+    n_fields = {part.n_fields for part in parts if isinstance(part, CodedRows)}
+    if len(n_fields) != 1 or lookup.n_features >= int(_SHARED):
+        return []
+    width = n_fields.pop()
+    found = [part if isinstance(part, CodedRows) else without_codes(part, width) for part in parts]
+    return [] if any(part is None for part in found) else [part for part in found if part is not None]
 
 
 def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:

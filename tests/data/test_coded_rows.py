@@ -493,8 +493,15 @@ def test_a_task_without_rows_and_one_side_by_side_go_with_coded_ones(tmp_path, m
     chunks = [hash_units(reading, [unit], 1, (7, number)) for number, unit in enumerate(units)]
     vocabulary = build_vocabulary(chunks[0].counts, list("abnxy"), 12, 1, 1)
     lookup = RowLookup(vocabulary)
-    mixed = build_partition([chunks[0].rows, chunks[1].rows.hashed()], vocabulary, lookup)
-    assert_same_arrays(mixed, build_partition([chunk.rows.hashed() for chunk in chunks], vocabulary, lookup))
+    side_by_side, order = [chunk.rows.hashed() for chunk in chunks], np.random.default_rng(3).permutation(2 * N_ROWS)
+    expected = build_partition(side_by_side, vocabulary, lookup, order)
+    asked.clear()
+    for mixed in ([chunks[0].rows, side_by_side[1]], [side_by_side[0], chunks[1].rows]):
+        assert_same_arrays(build_partition(mixed, vocabulary, lookup, order), expected)
+    assert not asked, "nor do those that lie side by side"
+    valued = dataclasses.replace(side_by_side[1], values=np.full(len(side_by_side[1].indices), 2.0, np.float32))
+    both = build_partition([chunks[0].rows, valued], vocabulary, lookup)
+    assert_same_arrays(both, build_partition([side_by_side[0], valued], vocabulary, lookup))
     arrived = pickle.loads(pickle.dumps(lookup))
     assert_same_arrays(
         build_partition(chunks[0].rows, vocabulary, arrived), build_partition(chunks[0].rows, vocabulary, lookup)
