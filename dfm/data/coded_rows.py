@@ -67,11 +67,9 @@ class CodedColumns:
 
     def hashed(self) -> HashedRows:
         """The rows with their indices side by side."""
-        n_fields, none = len(self.columns), np.zeros(0, np.float32)
+        n_fields = len(self.columns)
         indices = interleaved([self.indices_of(number) for number in range(n_fields)], np.uint32)
-        starts = np.arange(self.n_rows + 1, dtype=np.int64) * n_fields
-        rest = self.labels, self.weights, self.group_ids
-        return HashedRows(starts, indices, np.zeros(0, np.uint16), none, *rest)
+        return HashedRows.side_by_side(indices, n_fields, self.labels, self.weights, self.group_ids)
 
     def indices_of_codes(self, number: int) -> Indices:
         """The table of a field that has one, uint32[n_codes]."""
@@ -204,15 +202,7 @@ class CodedRows:
                 out[run.start : run.stop, number] = table[run.codes[j]]
             for j, number in enumerate(self.plain):
                 out[run.start : run.stop, number] = run.indices[j]
-        return HashedRows(
-            np.arange(self.n_rows + 1, dtype=np.int64) * self.n_fields,
-            out.reshape(-1),
-            np.zeros(0, np.uint16),
-            np.zeros(0, np.float32),
-            self.labels,
-            self.weights,
-            self.group_ids,
-        )
+        return HashedRows.side_by_side(out.reshape(-1), self.n_fields, self.labels, self.weights, self.group_ids)
 
     def counted(self) -> tuple[Indices, NDArray[np.uint16], NDArray[np.int64]]:
         """All entries: feature indices, the field of each, and how many rows have it. An index may come again."""

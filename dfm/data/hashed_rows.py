@@ -66,6 +66,19 @@ class HashedRows:
         """The rows as read-only arrays, so that compiled functions see one set of types."""
         return HashedRows(*(read_only(getattr(self, entry.name)) for entry in fields(self)))
 
+    @classmethod
+    def side_by_side(
+        cls,
+        indices: NDArray[np.uint32],
+        n_fields: int,
+        labels: NDArray[np.float32],
+        weights: NDArray[np.float32],
+        group_ids: NDArray[np.uint64],
+    ) -> HashedRows:
+        """Rows of one entry of value 1 a field, in field order: indices uint32[n_rows * n_fields], row by row."""
+        starts = np.arange(len(labels) + 1, dtype=np.int64) * n_fields
+        return cls(starts, indices, np.zeros(0, np.uint16), np.zeros(0, np.float32), labels, weights, group_ids)
+
     def hashed(self) -> HashedRows:
         """The rows themselves."""
         return self

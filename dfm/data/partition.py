@@ -298,8 +298,7 @@ def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRow
     kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
     n_kept = _settle(ids, last, kinds)
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "weights", "group_ids")}
-    none, starts = np.zeros(0, np.float32), np.arange(n_rows + 1, dtype=np.int64) * n_fields
-    united = HashedRows(starts, np.zeros(0, np.uint32), np.zeros(0, np.uint16), none, **joined).uniform
+    united = HashedRows.side_by_side(np.zeros(0, np.uint32), n_fields, **joined).uniform
     return united, _LocalIds(features, ids.reshape(-1), kinds, n_kept)
 
 
