@@ -95,6 +95,7 @@ def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
     """
     indptr, indices, values = rows
     out_indptr, out_indices, out_values = out
+    last_row = np.full(_PLACES, -1, np.int64)
     at = 0
     out_indptr[0] = 0
     for row in range(indptr.size - 1):
@@ -105,7 +106,10 @@ def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
             if indices[i] == ABSENT:
                 continue
             value = values[i] if values.size else np.float32(1.0)
-            j = max(first, at - 1) if is_long else first
+            place = indices[i] & np.uint32(_PLACES - 1)
+            is_first = not is_long and last_row[place] != row
+            last_row[place] = row
+            j = at if is_first else max(first, at - 1) if is_long else first
             while j < at and out_indices[j] != indices[i]:
                 j += 1
             if j < at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from dfm.data.encoding import Encoded, encode_batch
-from dfm.data.hashed_rows import HashedRows
+from dfm.data.hashed_rows import HashedRows, concatenate_rows
 from dfm.data.parquet import Batch, Shard, Unit, naming_shard
 from dfm.data.schema import ResolvedSchema
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.evaluate import good_rows, labelled_batches, scored_rows, weighing
+from dfm.distributed.evaluate import good_rows, labelled_batches, weighing
 from dfm.distributed.prepare import Progress, follow
 from dfm.distributed.scoring import Scoring, account_of, loaded_model, placed_model
 from dfm.errors import SettingsError
@@ -24,7 +25,7 @@ from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import Damage, Effort, Sample, sampled, without
 from dfm.model.pair_strength import has_pairs, pair_sums
-from dfm.model.slices import losses_of
+from dfm.model.slices import Floats, losses_of
 from dfm.training.plan import plan_reading
 
 _TOGETHER = 8_192
@@ -117,20 +118,36 @@ def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> pa.RecordBatch:
 def _damage(model: FMModel, sample: Sample, n_repeats: int) -> Damage:
     data = sample.data
     columns, encoded = model.schema.columns, model.encode(data, model.objective.label_kind)
-    plain, weight = _loss(model, data, encoded)
-    changed = functools.partial(_loss_of_changed, model, encoded)
-    missing = [changed(without(data, column), column) for column in columns]
-    others = [[changed(sample.permuted(column, repeat), column) for column in columns] for repeat in range(n_repeats)]
-    losses = np.array(missing), np.array(others).reshape(n_repeats, len(columns))
+    losses, weights = _losses(model, encoded)
+    missing = ((without(data, column), column) for column in columns)
+    others = ((sample.permuted(column, repeat), column) for repeat in range(n_repeats) for column in columns)
+    changed = (_changed(model, encoded.rows, *each) for each in itertools.chain(missing, others))
+    found = np.array(_losses_of_each(model, encoded, changed)).reshape(n_repeats + 1, len(columns))
     n_fields = len(model.schema.fields)
-    return Damage(data.num_rows, weight, plain, *losses, np.zeros((n_fields, n_fields)))
+    told = data.num_rows, float(weights.sum()), float(losses.sum())
+    return Damage(*told, found[0], found[1:], np.zeros((n_fields, n_fields)))
 
 
-def _loss_of_changed(model: FMModel, encoded: Encoded, data: pa.RecordBatch, column: str) -> float:
-    """The weighted sum of losses of rows that differ in one column from the encoded ones."""
-    rows = _with_fields(model, encoded.rows, data, column)
-    again = model.encode(data, model.objective.label_kind) if rows is None else replace(encoded, rows=rows)
-    return _loss(model, data, again)[0]
+def _changed(model: FMModel, rows: HashedRows, data: pa.RecordBatch, column: str) -> HashedRows:
+    """The rows, of data that differ from theirs in one column."""
+    found = _with_fields(model, rows, data, column)
+    return model.encode(data, model.objective.label_kind).rows if found is None else found
+
+
+def _losses_of_each(model: FMModel, encoded: Encoded, changed: Iterable[HashedRows]) -> list[float]:
+    """The weighted sum of losses of each of some changed copies of the rows. Copies of one entry a field are scored
+    together, up to some rows: what one scoring costs apart from its rows is a multiple of what few rows cost.
+    """
+    found: list[float] = []
+    waiting: list[HashedRows] = []
+    most = max(1, _TOGETHER // max(encoded.rows.n_rows, 1))
+    for rows in itertools.chain(changed, [None]):
+        if waiting and (rows is None or rows.fields.size or waiting[-1].fields.size or len(waiting) == most):
+            losses, _ = _losses(model, replace(encoded, rows=concatenate_rows(waiting)))
+            found += [float(part.sum()) for part in np.split(losses, len(waiting))]
+            waiting = []
+        waiting += [] if rows is None else [rows]
+    return found
 
 
 def _with_fields(model: FMModel, rows: HashedRows, data: pa.RecordBatch, column: str) -> HashedRows | None:
@@ -152,11 +169,13 @@ def _with_fields(model: FMModel, rows: HashedRows, data: pa.RecordBatch, column:
     return replace(rows, indices=indices.reshape(-1), values=values.reshape(-1) if has_values else rows.values)
 
 
-def _loss(model: FMModel, data: pa.RecordBatch, encoded: Encoded) -> tuple[float, float]:
-    """Weighted sums of losses and of weights."""
-    rows = scored_rows(model, data, encoded)
-    losses = losses_of(rows.scores, rows.predictions, rows.labels, model.task == "regression")
-    return float((rows.weights * losses).sum()), float(rows.weights.sum())
+def _losses(model: FMModel, encoded: Encoded) -> tuple[Floats, Floats]:
+    """The loss of each row times its weight, and the weights, float64[n_rows]."""
+    raw, rows = model.score(encoded), encoded.rows
+    weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
+    scores, predictions = model.objective.calibrated(raw), model.objective.predict(raw)
+    each = [array.astype(np.float64) for array in (scores, predictions, rows.labels, weights)]
+    return each[3] * losses_of(*each[:3], model.task == "regression"), each[3]
 
 
 def described(damage: Damage, schema: ResolvedSchema) -> dict[str, Any]:

@@ -119,11 +119,16 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[di
     submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
     futures: list[Future] = [submit(units, MOST_ROWS / total, effort) for units in tasks]
     follow(run.watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "report", progress_of(run))
-    seen: Seen = functools.reduce(operator.add, run.watch.client.gather(futures))
+    seen: Seen = run.watch.result(run.watch.submit(sum_of, futures))
     drift: list[dict[str, Any]] = run.watch.result(
         run.watch.submit(drift_of_rows, scoring, placed, seen.evaluation.sights)
     )
     return seen, drift
+
+
+def sum_of(parts: Sequence[Seen]) -> Seen:
+    """What was seen in all tasks; summed on a worker, which has loaded what adds tables up."""
+    return functools.reduce(operator.add, parts)
 
 
 def drift_of_rows(scoring: Scoring, placed: str | FMModel, sights: Sights | None) -> list[dict[str, Any]]:
