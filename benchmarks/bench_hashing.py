@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from machine import machine_line
 
 from dfm.data.parquet import arrow_schema, find_shards
-from dfm.data.preparation import Reading, hash_units, load_slices
+from dfm.data.preparation import hash_units, load_slices
+from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema, resolve
 from dfm.data.synthetic import generate
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts

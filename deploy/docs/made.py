@@ -112,7 +112,7 @@ def types() -> str:
 def formats() -> str:
     """The versions of what dfm writes."""
     from dfm import events
-    from dfm.data import preparation
+    from dfm.data import reading
     from dfm.model import fm_model
     from dfm.training import checkpoint
 
@@ -120,7 +120,7 @@ def formats() -> str:
     rows = [
         ("a model", "`model.json`, `format`", f"1 to {fm_model.FORMAT}", "the oldest that can say what the model is"),
         ("a checkpoint", "its manifest, `format`", str(checkpoint.FORMAT), "another one is refused with both numbers"),
-        ("a partition cache", "part of every key", str(preparation.CACHE_FORMAT), "rows are hashed anew"),
+        ("a partition cache", "part of every key", str(reading.CACHE_FORMAT), "rows are hashed anew"),
         ("an event", f"`{events.VERSION}`", ", ".join(map(str, versions)), "grows when a field goes or changes"),
     ]
     head = ["| of | where | this dfm | when it differs |", "|---|---|---|---|"]

@@ -160,7 +160,7 @@ def code_batch(
     hash_bits: int,
     statistics: Mapping[str, NumberStatistics],
     task: str,
-    tally: FeatureTally,
+    tally: FeatureTally | None,
     known: KnownTables,
 ) -> Coded:
     """`encode_batch` of a schema that `are_coded` holds for, column by column.
@@ -176,7 +176,8 @@ def code_batch(
     if check.bad.any():
         rows = rows.take(np.flatnonzero(good))
         columns = [_Column(rows.indices_of(number)) for number in range(len(columns))]
-    _tell(tally, columns)
+    if tally is not None:
+        _tell(tally, columns)
     return Coded(rows, check.problems, good)
 
 

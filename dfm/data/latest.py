@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dfm.data.parquet import Unit, naming_shard, read_unit
-from dfm.data.preparation import Reading
+from dfm.data.reading import Reading
 from dfm.data.time_split import sort_keys
 from dfm.errors import DataError
 

@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
-from dfm.data.bucketing import wants_quantiles
 from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, are_worth_codes, dealt
-from dfm.data.draw import Draw, Sampling, lots_of
-from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch, negative_rows, number_column
+from dfm.data.draw import lots_of
+from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
-from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
+from dfm.data.parquet import Batch, Unit, naming_shard
 from dfm.data.partition import SparsePartition, build_partition, by_group
-from dfm.data.schema import ResolvedSchema
+from dfm.data.reading import Reading, batches_of_each, fingerprint, kept_batches, sampled_batch, units_key
 from dfm.data.texts import text_hashes
-from dfm.data.time_split import at_or_after
-from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.data.vocabulary import FeatureCounts, FeatureTally, RowLookup, Vocabulary, count_features
 from dfm.errors import DataError
@@ -43,79 +38,9 @@ from dfm.storage import files, ownership
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 8
-"""Part of every cache key: raise it when the bytes of a cached file change their meaning."""
-_SKETCH_SIZE = 2048
 _CACHED = re.compile(r"\.?(chunk|partition)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.part)?")
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The way in which rows are read: what every task needs to know, and all that decides the hashed bytes."""
-
-    schema: ResolvedSchema
-    hash_bits: int
-    task: str
-    statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
-    time_from: str = ""
-    """Keep only rows whose time is this or later; empty: no such bound."""
-    time_until: str = ""
-    """Keep only rows whose time is before this; empty: no such bound."""
-    draw: Draw | None = None
-    """Keep only rows that were drawn, or those that were not."""
-    on_bad_rows: str = "error"
-    cache: str = ""
-    units: RowUnits = field(default_factory=RowUnits)
-    """In which partitions hold labels and weights; hashed rows have those of the data."""
-    clip: tuple[float, float] | None = None
-    """The range that the model's predictions are to stay in."""
-    label_kind: str = ""
-    """Which labels are legal, where the task does not say all: "counts" are 0 or more."""
-    groups: tuple[int, ...] = ()
-    """The group of each field, by which the entries of partitions are put in order; none: they are not."""
-    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    negative_rate: float = 1.0
-    """The share of negative rows that the data still have; hashed rows and partitions know nothing of it."""
-    sampling: Sampling | None = None
-    """The negative rows that stay when rows are hashed; None: all."""
-    group_column: str = ""
-    """The column by whose values rows are told apart into groups; empty: nobody asks for it. Rows that are dealt into
-    slices then stay together by group.
-    """
-
-    @property
-    def share_of_negatives(self) -> float:
-        """The share of the full stream's negative rows that is trained on."""
-        return self.negative_rate * (self.sampling.share if self.sampling else 1.0)
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns to read."""
-        special = (
-            self.schema.label,
-            self.schema.weight,
-            self.schema.time if self.time_from or self.time_until else "",
-            self.group_column,
-        )
-        return list(dict.fromkeys([column for column in special if column] + list(self.schema.columns)))
-
-    def key(self) -> str:
-        """Fingerprint of what decides the hashed bytes."""
-        statistics = {name: dataclasses.asdict(value) for name, value in self.statistics.items()}
-        return fingerprint(
-            CACHE_FORMAT,
-            self.schema.to_dict(),
-            self.hash_bits,
-            self.label_kind or self.task,
-            statistics,
-            self.time_from,
-            self.time_until,
-            dataclasses.astuple(self.draw) if self.draw else (),
-            *((dataclasses.astuple(self.sampling),) if self.sampling else ()),
-            *(("group", self.group_column) if self.group_column else ()),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,212 +53,98 @@ class Chunk:
     account: RowAccount
 
 
-def fingerprint(*parts: Any) -> str:
-    """sha256 (hex) of JSON-ready values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def units_key(units: Sequence[Unit]) -> list[Any]:
-    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
-    return [[*unit.shard.identity, unit.start, unit.stop] for unit in units]
-
-
-# ---------------------------------------------------------------------------------------------- statistics ----
-
-
-@dataclass(frozen=True, slots=True)
-class NumberSketch:
-    """Count, mean, sum of squared deviations and evenly spaced order statistics of a column's numbers."""
-
-    count: int
-    mean: float
-    squares: float
-    order_statistics: tuple[float, ...]
-
-
-def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
-    """Column to transform of the numeric fields whose transform must see the data first."""
-    numeric = [entry for entry in schema.fields if entry.kind == "numeric"]
-    return {entry.name: entry.transform for entry in numeric if TRANSFORMS[entry.transform].statistics}
-
-
-def sketch_numbers(
-    reading: Reading, units: Sequence[Unit], columns: Sequence[str] | None = None
-) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units."""
-    columns = list(columns_with_statistics(reading.schema)) if columns is None else columns
-    return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
-
-
-def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns over the first batch of the units that has rows."""
-    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns) if batch.data.num_rows)
-    return _sketch(itertools.islice(batches, 1), reading, columns)
-
-
-def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
-    return kept_batches(reading, unit, reading.schema.sources(columns))
-
-
-def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:
-    collected: dict[str, list[NDArray[np.float64]]] = {column: [] for column in columns}
-    for batch in batches:
-        for column in columns:
-            with naming_shard(batch):
-                collected[column].append(number_column(batch.data, column, reading.schema))
-    return {column: sketch_values(np.concatenate([*parts, np.zeros(0)])) for column, parts in collected.items()}
-
-
-def sketch_values(values: NDArray[np.float64]) -> NumberSketch:
-    """Sketch of finite numbers float64[n]."""
-    if not len(values):
-        return NumberSketch(0, 0.0, 0.0, ())
-    ordered = np.sort(values)
-    picks = ((np.arange(_SKETCH_SIZE) + 0.5) / _SKETCH_SIZE * len(ordered)).astype(np.int64)
-    mean = float(values.mean())
-    return NumberSketch(len(values), mean, float(((values - mean) ** 2).sum()), tuple(ordered[picks].tolist()))
-
-
-def columns_for_quantiles(sketches: Mapping[str, Sequence[NumberSketch]], n_buckets: int) -> list[str]:
-    """The columns of transform "auto" that get quantiles, by what was seen of them."""
-    return [column for column, parts in sketches.items() if _divides_better(parts, n_buckets)]
-
-
-def _divides_better(parts: Sequence[NumberSketch], n_buckets: int) -> bool:
-    if not any(sketch.count for sketch in parts):
-        return False
-    values, weights = _order_statistics(parts)
-    return wants_quantiles(values, weights, merge_sketches(parts, n_buckets))
-
-
-def statistics_of(
-    sketches: Mapping[str, Sequence[NumberSketch]], schema: ResolvedSchema
-) -> dict[str, NumberStatistics]:
-    """Statistics of columns whose every row was seen; of one of transform "auto" only where it gets quantiles."""
-    automatic = {column for column, transform in columns_with_statistics(schema).items() if transform == AUTO}
-    chosen = columns_for_quantiles(
-        {c: parts for c, parts in sketches.items() if c in automatic}, schema.quantile_buckets
-    )
-    return {
-        column: merge_sketches(parts, schema.quantile_buckets)
-        for column, parts in sketches.items()
-        if column not in automatic or column in chosen
-    }
-
-
-def _order_statistics(known: Sequence[NumberSketch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Numbers of all sketches that have any, and how many rows each stands for."""
-    known = [sketch for sketch in known if sketch.count]
-    values = np.concatenate([sketch.order_statistics for sketch in known])
-    weights = np.concatenate([np.full(_SKETCH_SIZE, sketch.count / _SKETCH_SIZE) for sketch in known])
-    return values, weights
-
-
-def merge_sketches(sketches: Sequence[NumberSketch], n_buckets: int) -> NumberStatistics:
-    """Mean and deviation by the update of Chan, Golub and LeVeque (1979); boundaries from order statistics."""
-    count, mean, squares = 0, 0.0, 0.0
-    known = [sketch for sketch in sketches if sketch.count]
-    if not known:
-        return NumberStatistics()
-    for sketch in known:
-        total = count + sketch.count
-        delta = sketch.mean - mean
-        squares += sketch.squares + delta * delta * count * sketch.count / total
-        mean += delta * sketch.count / total
-        count = total
-    values, weights = _order_statistics(known)
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order]) / count
-    picks = np.searchsorted(reached, np.arange(1, n_buckets) / n_buckets)
-    boundaries = np.unique(values[order][np.minimum(picks, len(values) - 1)])
-    return NumberStatistics(tuple(boundaries.tolist()), mean, float(np.sqrt(squares / count)))
-
-
 # ------------------------------------------------------------------------------------------------- hashing ----
-
-
-def kept_batches(reading: Reading, unit: Unit, columns: list[str], as_text: Set[str] = frozenset()) -> Iterator[Batch]:
-    """Batches of the unit, without the rows that others train or validate on. as_text: as of `read_unit`."""
-    if reading.draw is not None:
-        wanted = [*columns, reading.draw.group] if reading.draw.group else columns
-        for batch in read_unit(unit, list(dict.fromkeys(wanted)), reading.storage_options, as_text):
-            with naming_shard(batch):
-                keep = pa.array(reading.draw.keeps(batch))
-            yield _kept(batch, keep)
-        return
-    if not (reading.time_from or reading.time_until):
-        yield from read_unit(unit, columns, reading.storage_options, as_text)
-        return
-    wanted = list(dict.fromkeys([*columns, reading.schema.time]))
-    for batch in read_unit(unit, wanted, reading.storage_options, as_text):
-        with naming_shard(batch):
-            keep = _in_span(batch.data.column(reading.schema.time), reading)
-        yield _kept(batch, keep)
-
-
-def _kept(batch: Batch, keep: pa.Array) -> Batch:
-    """The rows of a batch for which `keep` (bool[n_rows]) holds."""
-    kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
-    return dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
-
-
-def _sampled(batch: Batch, reading: Reading, kind: str) -> Batch:
-    """The batch without the negative rows that are left out."""
-    if reading.sampling is None:
-        return batch
-    stays = reading.sampling.keeps(batch, negative_rows(batch.data, reading.schema, kind))
-    before = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
-    return dataclasses.replace(batch, data=batch.data.filter(pa.array(stays)), kept=before[stays])
-
-
-def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
-    """Rows to keep; a missing time counts as the earliest."""
-    keep = pa.array(np.ones(len(column), np.bool_))
-    if reading.time_from:
-        keep = at_or_after(column, reading.time_from, reading.schema.time)
-    if reading.time_until:
-        keep = pc.and_(keep, pc.invert(at_or_after(column, reading.time_until, reading.schema.time)))
-    return keep
 
 
 def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
     """Hash the rows of one reading task and deal them, at random by `seed`, into slices of equal size.
 
-    Without a seed the rows keep their order. The result is a memory map of a cache file, made if it is not there yet.
+    Without a seed the rows keep their order, and nobody counts their features. The result is a memory map of a cache
+    file, made if it is not there yet.
     """
-    path = _cache_path(reading, "chunk", reading.key(), units_key(units), n_slices, seed)
+    path = _chunk_path(reading, units, n_slices, seed)
     cached = _open_chunk(path)
     if cached is not None:
         return cached
-    parts: list[HashedRows | CodedColumns] = []
-    account, known, as_text = RowAccount(), KnownTables(), _read_as_text(reading.key())
-    tally = FeatureTally(reading.hash_bits) if FeatureTally.fits(reading.hash_bits) else None
-    is_coded = tally is not None and are_coded(reading.schema)
+    (hashing,) = _hashed([(reading, seed is not None)], units)
+    return _saved(path, hashing.chunk(n_slices, seed))
+
+
+def hash_apart(
+    training: Reading, held_out: Reading, units: Sequence[Unit], n_slices: int, seed: Seed
+) -> tuple[Chunk, Chunk]:
+    """`hash_units` of the rows to train on, and of those held out, in their order: shards are read once for both."""
+    paths = _chunk_path(training, units, n_slices, seed), _chunk_path(held_out, units, 1, None)
+    cached = [_open_chunk(path) for path in paths]
+    if cached != [None, None]:
+        return hash_units(training, units, n_slices, seed), hash_units(held_out, units, 1, None)
+    of_training, of_held_out = _hashed([(training, True), (held_out, False)], units)
+    return _saved(paths[0], of_training.chunk(n_slices, seed)), _saved(paths[1], of_held_out.chunk(1, None))
+
+
+def _hashed(wanted: Sequence[tuple[Reading, bool]], units: Sequence[Unit]) -> list[_Hashing]:
+    """The rows of a reading task that are left to each of some readings; and whether their features are counted."""
+    found, known = [_Hashing(*each) for each in wanted], KnownTables()
+    readings = [reading for reading, _ in wanted]
+    as_text = _read_as_text(readings[0].key())
     for unit in units:
-        for batch in kept_batches(reading, unit, reading.columns, as_text):
-            as_text.update(_with_many_values(batch.data))
-            n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
-            with naming_shard(batch):
-                batch = _sampled(batch, reading, kind)
-                told = batch.data, reading.schema, reading.hash_bits, reading.statistics, kind
-                encoded = code_batch(*told, tally, known) if tally and is_coded else encode_batch(*told, tally)
-            rejections = rejections_of(batch, encoded.problems)
-            if rejections and reading.on_bad_rows == "error":
-                raise DataError(bad_row_message(rejections[0]))
-            label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
-            labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
-            entries = encoded.rows.entries
-            counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, entries
-            account += RowAccount(*counted, n_read - batch.data.num_rows)
-            parts += [_in_groups(batch, encoded, reading.group_column)] if encoded.rows.n_rows else []
-    parts = parts or [_no_rows(reading.schema)]
-    slices = _slices(parts, n_slices, seed, bool(reading.group_column))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
-    rows = _dealt(parts, slices, n_slices, seed)
-    del parts
-    counts = tally.counts() if tally else _counts(rows, len(reading.schema.fields), reading.hash_bits)
-    _save_chunk(path, Chunk(rows, offsets, counts, account))
-    return _open_chunk(path, just_saved=True) or Chunk(rows, offsets, counts, account)
+        for batches in batches_of_each(readings, unit, as_text):
+            as_text.update(_with_many_values(batches[0].data))
+            for hashing, batch in zip(found, batches, strict=True):
+                hashing.add(batch, known)
+    return found
+
+
+class _Hashing:
+    """The rows of a reading task, batch by batch."""
+
+    def __init__(self, reading: Reading, is_counted: bool) -> None:
+        self.reading, self._is_counted = reading, is_counted
+        self._parts: list[HashedRows | CodedColumns] = []
+        self._account = RowAccount()
+        is_dense = FeatureTally.fits(reading.hash_bits)
+        self._tally = FeatureTally(reading.hash_bits) if is_dense and is_counted else None
+        self._is_coded = is_dense and are_coded(reading.schema)
+
+    def add(self, batch: Batch, known: KnownTables) -> None:
+        """Hash the rows of a batch. known: tables of the batches before."""
+        reading, tally = self.reading, self._tally
+        n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
+        with naming_shard(batch):
+            batch = sampled_batch(batch, reading, kind)
+            told = batch.data, reading.schema, reading.hash_bits, reading.statistics, kind
+            encoded = code_batch(*told, tally, known) if self._is_coded else encode_batch(*told, tally)
+        rejections = rejections_of(batch, encoded.problems)
+        if rejections and reading.on_bad_rows == "error":
+            raise DataError(bad_row_message(rejections[0]))
+        label_sum = float(encoded.rows.labels.sum(dtype=np.float64))
+        labels = LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
+        counted = n_read, encoded.rows.n_rows, rejections, label_sum, labels, encoded.rows.entries
+        self._account += RowAccount(*counted, n_read - batch.data.num_rows)
+        self._parts += [_in_groups(batch, encoded, reading.group_column)] if encoded.rows.n_rows else []
+
+    def chunk(self, n_slices: int, seed: Seed) -> Chunk:
+        """All rows, dealt into slices; nothing is left here."""
+        parts, self._parts = self._parts or [_no_rows()], []
+        slices = _slices(parts, n_slices, seed, bool(self.reading.group_column))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
+        rows = _dealt(parts, slices, n_slices, seed)
+        del parts
+        return Chunk(rows, offsets, self._counts(rows), self._account)
+
+    def _counts(self, rows: HashedRows | CodedRows) -> FeatureCounts:
+        if self._tally is not None:
+            return self._tally.counts()
+        if not self._is_counted:
+            return FeatureCounts(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uint16))
+        hashed = rows.hashed()
+        return count_features(hashed.indices, hashed.fields, len(self.reading.schema.fields), self.reading.hash_bits)
+
+
+def _saved(path: Path, chunk: Chunk) -> Chunk:
+    """The chunk as a memory map of its file."""
+    _save_chunk(path, chunk)
+    return _open_chunk(path, just_saved=True) or chunk
 
 
 @functools.lru_cache(maxsize=16)
@@ -359,11 +170,6 @@ def _dealt(
         return dealt(coded, slices, n_slices)
     hashed = [part.hashed() for part in parts]
     return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))
-
-
-def _counts(rows: HashedRows | CodedRows, n_fields: int, hash_bits: int) -> FeatureCounts:
-    hashed = rows.hashed()
-    return count_features(hashed.indices, hashed.fields, n_fields, hash_bits)
 
 
 def _in_groups(batch: Batch, encoded: Encoded | Coded, column: str) -> HashedRows | CodedColumns:
@@ -425,7 +231,7 @@ def _slices(
     return np.repeat(np.arange(n_slices, dtype=np.uint16), np.diff(bounds))[drawn]
 
 
-def _no_rows(schema: ResolvedSchema) -> HashedRows:
+def _no_rows() -> HashedRows:
     floats = np.zeros(0, np.float32)
     return HashedRows(np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.uint16), floats, floats, floats)
 
@@ -434,6 +240,10 @@ def _is_cached(entry: os.DirEntry[str]) -> bool:
     """Whether a file is a chunk or partition, or what a killed worker left of one: by its name and by its header."""
     is_named = entry.is_file(follow_symlinks=False) and _CACHED.fullmatch(entry.name)
     return bool(is_named) and ownership.is_array_file(entry.path)
+
+
+def _chunk_path(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Path:
+    return _cache_path(reading, "chunk", reading.key(), units_key(units), n_slices, seed)
 
 
 def _cache_path(reading: Reading, kind: str, *parts: Any) -> Path:
@@ -565,7 +375,7 @@ def _partitions(
         return [partition for partition in partitions if partition is not None]
     built = []
     for s, (path, parts) in enumerate(zip(paths, dealt_rows(), strict=True)):
-        rows = [reading.units.applied(part) for part in parts or [_no_rows(reading.schema)]]
+        rows = [reading.units.applied(part) for part in parts or [_no_rows()]]
         order = None
         if seed is not None:
             order = np.random.default_rng((*seed, s)).permutation(sum(part.n_rows for part in rows))

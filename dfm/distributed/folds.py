@@ -16,11 +16,12 @@ from dfm.distributed.prepare import latest_rows, plain_reading
 from dfm.distributed.run import OnEvent, Run
 from dfm.distributed.train import begin, prepare_rows, started_loop
 from dfm.errors import DataError, SettingsError
+from dfm.kernels.losses import is_paired
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
 from dfm.training.inputs import Inputs, RowSplit, find_inputs, plan_event
 from dfm.training.order import Order
-from dfm.training.plan import plan_validation
+from dfm.training.plan import plan_held_out
 
 BY = ("lot", "time")
 
@@ -95,7 +96,8 @@ def _all_rows(order: Order) -> Inputs:
         training = dataclasses.replace(training, schedule="final-decay")  # whatever schedule, there are such rows
     inputs = find_inputs(dataclasses.replace(whole, training=training))
     course = Course.of(job.training, validates=True)
-    return dataclasses.replace(inputs, validation_tasks=plan_validation(inputs.train), course=course)
+    tasks = inputs.plan.tasks(is_paired(job.model.loss))
+    return dataclasses.replace(inputs, validation_tasks=plan_held_out(tasks), course=course)
 
 
 def _by_lot(n_folds: int) -> list[RowSplit]:

@@ -171,11 +171,10 @@ def _with_fields(model: FMModel, rows: HashedRows, data: pa.RecordBatch, column:
 
 def _losses(model: FMModel, encoded: Encoded) -> tuple[Floats, Floats]:
     """The loss of each row times its weight, and the weights, float64[n_rows]."""
-    raw, rows = model.score(encoded), encoded.rows
-    weights = rows.weights if rows.weights.size else np.ones(rows.n_rows)
-    scores, predictions = model.objective.calibrated(raw), model.objective.predict(raw)
-    each = [array.astype(np.float64) for array in (scores, predictions, rows.labels, weights)]
-    return each[3] * losses_of(*each[:3], model.task == "regression"), each[3]
+    raw, rows, objective = model.score(encoded), encoded.rows, model.objective
+    weights = (rows.weights if rows.weights.size else np.ones(rows.n_rows)).astype(np.float64)
+    scores, predictions = objective.calibrated(raw).astype(np.float64), objective.predict(raw).astype(np.float64)
+    return weights * losses_of(scores, predictions, rows.labels.astype(np.float64), model.task == "regression"), weights
 
 
 def described(damage: Damage, schema: ResolvedSchema) -> dict[str, Any]:

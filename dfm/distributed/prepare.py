@@ -6,8 +6,8 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -19,26 +19,27 @@ from dfm.data.draw import Draw, Sampling
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import expected_collisions
 from dfm.data.latest import latest_moments, latest_or_why
+from dfm.data.number_sketches import (
+    NumberSketch,
+    columns_for_quantiles,
+    columns_with_statistics,
+    glance_at_numbers,
+    sketch_numbers,
+    statistics_of,
+)
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import (
-    NumberSketch,
-    Reading,
     Seed,
     check_chunk,
     check_labels,
-    columns_for_quantiles,
-    columns_with_statistics,
-    fingerprint,
-    glance_at_numbers,
+    hash_apart,
     hash_units,
     load_parts,
     load_slices,
     part_of_units,
-    sketch_numbers,
-    statistics_of,
-    units_key,
 )
+from dfm.data.reading import Reading, fingerprint, units_key
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import AUTO, NumberStatistics
 from dfm.data.units import RowUnits, units_of
@@ -51,7 +52,6 @@ from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
-from dfm.training.plan import group_units
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -69,6 +69,8 @@ class Hashed:
 
     counts: FeatureCounts
     account: RowAccount
+    held_out: RowAccount = field(default_factory=RowAccount)
+    """The account of the rows that were held out of those."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,16 @@ def hash_shard(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     return Hashed(chunk.counts, chunk.account)
 
 
+def hash_and_hold_out(reading: Reading, held_out: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
+    """The same of the rows of a task that train; those that are held out go beside them."""
+    chunk, others = hash_apart(_local(reading), _local(held_out), units, n_slices, seed)
+    return Hashed(chunk.counts, chunk.account, others.account)
+
+
 def merge_feature_counts(hashed: Sequence[Hashed], hash_bits: int) -> Hashed:
     """Sum of counts and accounts, in order."""
-    account = sum((part.account for part in hashed), RowAccount())
-    return Hashed(merge_counts([part.counts for part in hashed], hash_bits), account)
+    counts = merge_counts([part.counts for part in hashed], hash_bits)
+    return Hashed(counts, _sum(part.account for part in hashed), _sum(part.held_out for part in hashed))
 
 
 def order_vocabulary(
@@ -136,12 +144,10 @@ def order_vocabulary(
     return replace(found, seen=seen_bits(hashed.counts, hash_bits))
 
 
-def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount]:
-    """Sizes of the vocabulary, and the account of the rows that made it."""
-    return (
-        VocabularySummary(vocabulary.n_features, vocabulary.n_factored, len(hashed.counts.ids)),
-        hashed.account,
-    )
+def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount, RowAccount]:
+    """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them."""
+    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, len(hashed.counts.ids))
+    return summary, hashed.account, hashed.held_out
 
 
 def build_partition(
@@ -200,7 +206,11 @@ def remember(vocabulary: Vocabulary, sights: Sequence[Sights]) -> Vocabulary:
 
 def account_of(hashed: Sequence[Hashed]) -> RowAccount:
     """Sum of the accounts."""
-    return sum((part.account for part in hashed), RowAccount())
+    return _sum(part.account for part in hashed)
+
+
+def _sum(accounts: Iterable[RowAccount]) -> RowAccount:
+    return sum(accounts, RowAccount())
 
 
 def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
@@ -251,11 +261,13 @@ def prepare(run: Run) -> Prepared:
     training = replace(training, group_column=group if run.work.spec.is_paired else "")
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
     validation = replace(validation, statistics=training.statistics, group_column=group)
-    hashed, held_out = _hash_rows(run, training, validation)
+    hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
-    summary, account = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
-    validation_account = _checked_accounts(run, training, account, held_out)
+    summary, account, held_out = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
+    if judged:
+        held_out = run.watch.result(run.watch.submit(account_of, judged))
+    _check_accounts(run, training, account, held_out)
     units = units_of(account, takes_any_unit(run.job.model.task, run.job.model.loss), bool(training.schema.weight))
     training = replace(training, units=units, clip=account.labels.range if run.job.model.clip else None)
     validation = replace(validation, units=RowUnits(units.label))
@@ -268,7 +280,7 @@ def prepare(run: Run) -> Prepared:
         replicas=replicas,
         validation=scored,
         account=account,
-        validation_account=validation_account,
+        validation_account=held_out,
         held_out=validation,
         pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
     )
@@ -313,7 +325,7 @@ def _latest_bound(run: Run, reading: Reading) -> str:
 
 def latest_rows(run: Run, reading: Reading, n_rows: int) -> pa.Table | str:
     """The moments of the latest so many rows of the training shards; or why they have no order."""
-    tasks = run.inputs.validation_tasks
+    tasks = [units for tasks in run.inputs.validation_tasks for units in tasks]
     found = [run.watch.submit(latest_of_shard, reading, units, n_rows) for units in tasks]
     follow(run.watch, found, [_n_rows(units) for units in tasks], "latest", progress_of(run))
     while len(found) > 1:
@@ -358,32 +370,53 @@ def _tasks(run: Run) -> list[_Task]:
     """The tasks that hash training rows. Each deals the rows of a replica into its slices; where groups stay together,
     into those of all replicas, each task by the same lots: then they are few, since all replicas ask each of them.
     """
-    plan = run.inputs.plan
-    if not run.work.spec.is_paired:
+    plan, is_mixed = run.inputs.plan, run.work.spec.is_paired
+    if not is_mixed:
         return [
             _Task((r, plan.n_replicas), units, (plan.n_slices, (plan.seed, r, number)))
             for r, tasks in enumerate(plan.replicas)
             for number, units in enumerate(tasks)
         ]
-    every = group_units([unit for tasks in plan.replicas for units in tasks for unit in units])
+    every = plan.tasks(is_mixed)
     n_slices = plan.n_slices * plan.n_replicas
     return [_Task((i, len(every)), units, (n_slices, (plan.seed, i))) for i, units in enumerate(every)]
 
 
 def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[Future], list[Future]]:
-    """Futures of what hashing told, task by task, once all of them are done."""
-    tasks, addresses = run.inputs.validation_tasks, run.watch.addresses()
-    hashed, sizes = [], []
-    for task in _tasks(run):
-        near = home_of(*task.place, addresses)
-        hashed.append(run.watch.submit(hash_shard, training, task.units, *task.deal, near=near))
-        sizes.append(_n_rows(task.units))
-    held_out = [
-        run.watch.submit(hash_shard, validation, units, 1, None, near=home_of(i, len(tasks), addresses))
-        for i, units in enumerate(tasks)
-    ]
-    follow(run.watch, hashed + held_out, _rows_of_both(run, sizes), "hash", progress_of(run))
-    return hashed, held_out
+    """Futures of what hashing told, task by task, once all of them are done: of training rows, with those held out of
+    them, and of rows that only validate.
+    """
+    tasks, addresses = _tasks(run), run.watch.addresses()
+    homes = [home_of(*task.place, addresses) for task in tasks]
+    submit, sizes = run.watch.submit, [_n_rows(task.units) for task in tasks]
+    judged: list[Future] = []
+    if run.inputs.split.is_needed:
+        hashed = [
+            submit(hash_and_hold_out, training, validation, task.units, *task.deal, near=near)
+            for task, near in zip(tasks, homes, strict=True)
+        ]
+    else:
+        hashed = [
+            submit(hash_shard, training, task.units, *task.deal, near=near)
+            for task, near in zip(tasks, homes, strict=True)
+        ]
+        places = _places_to_judge(run)
+        judged = [
+            submit(hash_shard, validation, units, 1, None, near=home_of(*place, addresses))
+            for (units,), place in zip(run.inputs.validation_tasks, places, strict=True)
+        ]
+        sizes += [_n_rows(units) for (units,) in run.inputs.validation_tasks]
+    follow(run.watch, hashed + judged, sizes, "hash", progress_of(run))
+    return hashed, judged
+
+
+def _places_to_judge(run: Run) -> list[tuple[int, int]]:
+    """The place of each partition of rows that validate: that of the first task that hashes some of them."""
+    tasks = run.inputs.validation_tasks
+    if not run.inputs.split.is_needed:
+        return [(number, len(tasks)) for number in range(len(tasks))]
+    places = [task.place for task in _tasks(run)]
+    return [places[at] for at in itertools.accumulate((len(each) for each in tasks[:-1]), initial=0)]
 
 
 def _merge_all(watch: Watch, hashed: list[Future], hash_bits: int) -> Future:
@@ -420,32 +453,25 @@ def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Fut
     return run.watch.submit(remember, vocabulary, sights)
 
 
-def _checked_accounts(run: Run, reading: Reading, account: RowAccount, held_out: Sequence[Future]) -> RowAccount:
-    """The account of the validation rows. DataError where too many rows are bad, or labels teach nothing."""
+def _check_accounts(run: Run, reading: Reading, account: RowAccount, held_out: RowAccount) -> None:
+    """DataError where too many rows are bad, or labels teach nothing."""
     data, plan = run.job.data, run.inputs.plan
     account.check(data.on_bad_rows, data.max_bad_fraction)
     check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
-    if not held_out:
-        return RowAccount()
-    validation_account: RowAccount = run.watch.result(run.watch.submit(account_of, list(held_out)))
-    validation_account.check(data.on_bad_rows, data.max_bad_fraction)
-    return validation_account
+    held_out.check(data.on_bad_rows, data.max_bad_fraction)
 
 
 def _build_partitions(
     run: Run, readings: tuple[Reading, Reading], vocabulary: Future, key: str
 ) -> tuple[list[Future], list[Future]]:
     """Futures of the partitions of every replica, and of the validation rows, once all of them are done."""
-    (training, validation), plan, tasks = readings, run.inputs.plan, run.inputs.validation_tasks
+    (training, validation), plan = readings, run.inputs.plan
     watch, addresses = run.watch, run.watch.addresses()
     build = _united if run.work.spec.is_paired else _of_own_rows
     replicas = build(run, training, vocabulary, key)
     scored = [
-        watch.submit(
-            *(build_partition, validation, [units], 1, None, vocabulary, key),
-            near=home_of(i, len(tasks), addresses),
-        )
-        for i, units in enumerate(tasks)
+        watch.submit(*(build_partition, validation, tasks, 1, None, vocabulary, key), near=home_of(*place, addresses))
+        for tasks, place in zip(run.inputs.validation_tasks, _places_to_judge(run), strict=True)
     ]
     sizes = _rows_of_both(run, [plan.rows_of(r) for r in range(plan.n_replicas)])
     follow(watch, replicas + scored, sizes, "build", progress_of(run))
@@ -517,9 +543,9 @@ def _check_rows(run: Run, prepared: Prepared) -> None:
 
 def _rows_of_both(run: Run, sizes: Sequence[int]) -> list[int]:
     """Rows by which tasks count: those of training rows, which are of these sizes, then those of validation rows. Where
-    a shard has rows of both it is read twice, and each time half of it counts.
+    tasks of both have rows of one shard half of it counts each time.
     """
-    held_out = [_n_rows(units) for units in run.inputs.validation_tasks]
+    held_out = [sum(map(_n_rows, tasks)) for tasks in run.inputs.validation_tasks]
     if not run.inputs.split.is_needed:
         return [*sizes, *held_out]
     return [*_halves(sizes, 0), *_halves(held_out, 1)]

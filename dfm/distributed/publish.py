@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfm.data.preparation import fingerprint
+from dfm.data.reading import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.exact import solving_numbers
 from dfm.distributed.prepare import Prepared, collided_share, rows_event, trained_rows
@@ -73,7 +73,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     Returns the fingerprint of the parameters.
     """
     url, inputs, best = model_url(run), run.inputs, trained.best.blocks
-    units = inputs.validation_tasks[0] if inputs.validation_tasks else inputs.plan.replicas[0][0]
+    units = (*inputs.validation_tasks, inputs.plan.replicas[0])[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
     known = _metadata(run, prepared, trained)
     are_draws = has_draws(run.work)

@@ -14,7 +14,7 @@ from typing import Any
 from distributed import Future
 
 from dfm.data.parquet import Batch, Unit
-from dfm.data.preparation import Reading, kept_batches
+from dfm.data.reading import Reading, kept_batches
 from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
 from dfm.distributed.importance import damage_of, described, place_of
 from dfm.distributed.prepare import Prepared, collided_share, follow, progress_of
@@ -114,7 +114,8 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[di
     """Score the rows that validate with the model that was published; and a record of each of their columns."""
     scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
-    tasks, total = run.inputs.validation_tasks, prepared.validation_account.accepted
+    tasks = [units for tasks in run.inputs.validation_tasks for units in tasks]
+    total = prepared.validation_account.accepted
     effort = Effort.of(min(total, MOST_ROWS), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None
     submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
     futures: list[Future] = [submit(units, MOST_ROWS / total, effort) for units in tasks]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from dfm.data.hashed_rows import EntrySums, HashedRows, concatenate_rows, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
+from dfm.data.number_sketches import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.partition import SparsePartition, build_partition, by_group
-from dfm.data.preparation import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (

@@ -30,8 +30,8 @@ from dfm.data.matrices import (
     vector_schema,
     vector_vocabulary,
 )
+from dfm.data.number_sketches import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import SCALED, NumberStatistics

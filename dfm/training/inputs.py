@@ -12,7 +12,7 @@ import pyarrow as pa
 from dfm.data.duplicates import check_distinct
 from dfm.data.footers import resolve_shards
 from dfm.data.latest import bound_of, counted_moments, latest_or_why
-from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards, stored_schema
+from dfm.data.parquet import HIVE_NULL, Shard, find_shards, stored_schema
 from dfm.data.schema import ResolvedSchema
 from dfm.data.snapshots import Snapshot, resolve_all
 from dfm.data.time_split import at_or_after, first_and_last
@@ -20,7 +20,7 @@ from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
 from dfm.settings.job import Job
 from dfm.training.automatic import Course
-from dfm.training.plan import Plan, plan_training, plan_validation
+from dfm.training.plan import Plan, Tasks, plan_held_out, plan_training, plan_validation
 
 Event = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class Inputs:
     train: list[Shard]
     validation: list[Shard]
     plan: Plan
-    validation_tasks: list[tuple[Unit, ...]]
+    validation_tasks: list[Tasks]
+    """Of each partition of rows that validate the tasks that read them."""
     course: Course
     split: RowSplit = RowSplit()
     """The way in which rows of the training shards are told from those that validate, where their paths do not tell."""
@@ -100,7 +101,7 @@ def find_inputs(job: Job, pins: Mapping[str, str] | None = None) -> Inputs:
             f"{total} training rows are too few for training.n_replicas = {job.training.n_replicas}; lower n_replicas"
         )
     plan = plan_training(train, job.training, job.model.seed)
-    held_out = plan_validation(train if split.is_needed else validation)
+    held_out = plan_held_out(plan.tasks(is_paired(job.model.loss))) if split.is_needed else plan_validation(validation)
     course = Course.of(job.training, bool(held_out))
     if course.schedule == "plateau" and not held_out:
         raise SettingsError(

@@ -84,6 +84,11 @@ class Plan(RoundPlan):
         """Number of local models."""
         return len(self.replicas)
 
+    def tasks(self, mixed: bool) -> list[tuple[Unit, ...]]:
+        """The reading tasks of all replicas, one replica's after the other's; mixed: few, each with rows of many."""
+        tasks = [units for of_replica in self.replicas for units in of_replica]
+        return group_units([unit for units in tasks for unit in units]) if mixed else tasks
+
     def rows_of(self, replica: int) -> int:
         """Rows of one replica."""
         return sum(unit.n_rows for task in self.replicas[replica] for unit in task)
@@ -137,10 +142,35 @@ def plan_reading(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
     return group_units([piece for shard in shards for piece in _pieces(shard)])
 
 
-def plan_validation(shards: Sequence[Shard]) -> list[tuple[Unit, ...]]:
-    """Tasks that read all rows of the shards in order, smaller ones where there are few rows (validation)."""
-    most_rows = max(_LEAST_VALIDATION_ROWS, sum(shard.n_rows for shard in shards) // _LEAST_VALIDATION_TASKS)
-    return group_units([piece for shard in shards for piece in _pieces(shard, most_rows)], most_rows)
+Tasks = tuple[tuple[Unit, ...], ...]
+"""Reading tasks, whose rows become one partition."""
+
+
+def plan_validation(shards: Sequence[Shard]) -> list[Tasks]:
+    """A reading task for each partition of the rows of the shards in order, smaller ones where there are few rows."""
+    most_rows = _most_validation_rows(sum(shard.n_rows for shard in shards))
+    return [
+        (units,) for units in group_units([piece for shard in shards for piece in _pieces(shard, most_rows)], most_rows)
+    ]
+
+
+def plan_held_out(tasks: Sequence[tuple[Unit, ...]]) -> list[Tasks]:
+    """The reading tasks for each partition of the rows that are held out of some tasks in order: whoever reads rows to
+    train on then has the others, too.
+    """
+    sizes = [sum(unit.n_rows for unit in units) for units in tasks]
+    most_rows, found, n_rows = min(_most_validation_rows(sum(sizes)), TASK_ROWS), list[list[tuple[Unit, ...]]](), 0
+    for units, size in zip(tasks, sizes, strict=True):
+        if not found or n_rows + size > most_rows:
+            found.append([])
+            n_rows = 0
+        found[-1].append(units)
+        n_rows += size
+    return [tuple(each) for each in found]
+
+
+def _most_validation_rows(total: int) -> int:
+    return max(_LEAST_VALIDATION_ROWS, total // _LEAST_VALIDATION_TASKS)
 
 
 def _pieces(shard: Shard, most_rows: int = PIECE_ROWS) -> list[Unit]:

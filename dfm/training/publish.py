@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
-from dfm.data.preparation import Reading
+from dfm.data.reading import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, SettingsError

@@ -21,7 +21,7 @@ from dfm.averaging.merge import Averaging
 from dfm.averaging.rules import MergeRule
 from dfm.data.draw import lots
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import Reading
+from dfm.data.reading import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, RowsLike, Step

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dfm.data.preparation import fingerprint
+from dfm.data.reading import fingerprint
 from dfm.kernels.families.registry import family_of
 from dfm.settings.job import Job
 from dfm.settings.tables import FACTORS, SearchSettings

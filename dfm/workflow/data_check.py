@@ -18,7 +18,7 @@ from typing import Any
 
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
-from dfm.data.preparation import fingerprint
+from dfm.data.reading import fingerprint
 from dfm.data.schema import ResolvedSchema
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json

@@ -18,7 +18,7 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.data.parquet import Shard, find_shards
-from dfm.data.preparation import fingerprint
+from dfm.data.reading import fingerprint
 from dfm.data.snapshots import pins_of
 from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled

@@ -10,7 +10,7 @@ import pytest
 
 from dfm.data.bucketing import effective_buckets
 from dfm.data.encoding import encode_batch
-from dfm.data.preparation import sketch_values, statistics_of
+from dfm.data.number_sketches import sketch_values, statistics_of
 from dfm.data.row_encoder import RowEncoder
 from dfm.data.schema import ResolvedSchema, resolve
 from dfm.data.transforms import NumberStatistics

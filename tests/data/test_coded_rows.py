@@ -23,7 +23,8 @@ from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import dictionary_codes
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.partition import build_partition
-from dfm.data.preparation import Chunk, Reading, hash_units, load_slices
+from dfm.data.preparation import Chunk, hash_units, load_slices
+from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
 from dfm.distributed.prepare import sights_of_shard
@@ -277,7 +278,7 @@ def test_what_drift_compares_is_counted_as_of_rows_side_by_side(tmp_path):
     units = units_of(tmp_path, [columns_of(1), columns_of(2)])
     reading = reading_of(tmp_path, PLAIN)
     coded, plain = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading)
-    few = hash_units(reading, [Unit(units[0].shard, 0, 100)], 1, None).counts
+    few = hash_units(reading, [Unit(units[0].shard, 0, 100)], 1, (3, 1)).counts
     vocabulary = build_vocabulary(few, [entry.name for entry in reading.schema.fields], 12, 2, 3)
     vocabulary = dataclasses.replace(vocabulary, seen=seen_bits(few, 12))
     watcher = Watcher.of(vocabulary, reading.schema, RowLookup(vocabulary))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm.data.parquet import HIVE_NULL, Shard, Unit, find_shards
-from dfm.data.preparation import units_key
+from dfm.data.reading import units_key
 from dfm.data.snapshots import resolve
 from dfm.errors import DataError, SettingsError
 from dfm.settings.job import Job

@@ -21,18 +21,11 @@ from dfm.data import coded_rows
 from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
+from dfm.data.number_sketches import merge_sketches, sketch_numbers
 from dfm.data.parquet import Shard, Unit, describe_shard
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import (
-    Reading,
-    check_labels,
-    fingerprint,
-    hash_units,
-    load_slices,
-    merge_sketches,
-    prune_cache,
-    sketch_numbers,
-)
+from dfm.data.preparation import check_labels, hash_units, load_slices, prune_cache
+from dfm.data.reading import Reading, fingerprint
 from dfm.data.schema import Schema, resolve
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import Reading, hash_units, load_slices
+from dfm.data.preparation import hash_units, load_slices
+from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
 from tests.support.shards import write_shard
