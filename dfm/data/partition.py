@@ -205,6 +205,19 @@ def _write_explicit(order, n_implicit, source, target, stamp):  # type: ignore[n
         out_indptr[position + 1] = at
 
 
+@compiled
+def _number(touched, shared, features, local_ids):  # type: ignore[no-untyped-def]
+    """Numbers the rows of the parameter table that are touched: writes those rows to `features`, and their numbers to
+    `local_ids`, with a mark where they are shared; of rows that are not touched anything. Returns how many are.
+    """
+    n = np.uint32(0)
+    for row in range(np.uint64(touched.size)):
+        features[n] = row
+        local_ids[row] = n | np.uint32(shared[row]) << np.uint32(31)
+        n += np.uint32(touched[row])
+    return n
+
+
 def build_partition(
     rows: HashedRows | CodedRows | Sequence[HashedRows | CodedRows],
     vocabulary: Vocabulary,
@@ -246,11 +259,10 @@ def _hashed_ids(parts: Sequence[HashedRows], lookup: RowLookup) -> tuple[HashedR
     for part, start, stop in zip(parts, starts, starts[1:], strict=False):
         lookup.rows(part.indices, part.fields, table_rows[start:stop])
     rows = concatenate_rows(parts, apart=("indices",)).uniform
-    touched = np.zeros(lookup.n_features, np.bool_)
+    touched, shared = np.zeros((2, lookup.n_features), np.bool_)
     _mark(table_rows, touched)
-    features = np.flatnonzero(touched).astype(np.uint32)
-    local_ids = np.zeros(lookup.n_features, np.uint32)
-    local_ids[features] = np.arange(len(features), dtype=np.uint32)
+    features, local_ids = np.empty((2, lookup.n_features), np.uint32)
+    features = features[: _number(touched, shared, features, local_ids)].copy()
     kinds, last = np.empty(rows.n_rows, np.uint8), np.zeros(len(features), np.uint32)
     n_kept = _localise(rows.indptr, table_rows, rows.values.size > 0, local_ids, last, kinds)
     return rows, _LocalIds(features, table_rows, kinds, n_kept)
@@ -287,11 +299,9 @@ def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRow
         shared[lookup.rows_of_codes(part).shared] = True
     for run, _ in runs:
         _touch(run.coded, run.plain, touched, shared)
-    touched[n_features] = False
-    features = np.flatnonzero(touched).astype(np.uint32)
-    local_ids = np.full(n_features + 1, ABSENT, np.uint32)
-    local_ids[features] = np.arange(len(features), dtype=np.uint32)
-    local_ids[shared] |= _SHARED
+    features, local_ids = np.empty(n_features, np.uint32), np.empty(n_features + 1, np.uint32)
+    local_ids[n_features] = ABSENT
+    features = features[: _number(touched[:n_features], shared, features, local_ids)].copy()
     ids = np.empty((n_rows, n_fields), np.uint32)
     for run, span in runs:
         _spread(run.coded, run.plain, local_ids, ids[span])
