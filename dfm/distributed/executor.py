@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +24,7 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.training import rounds
 from dfm.training.exact import ExactExecutor
-from dfm.training.executor import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters, nothing
 from dfm.training.rounds import Block, ReplicaReport, Work
 
 _WORKER_TIMEOUT = 60.0
@@ -151,7 +151,7 @@ class DaskExecutor:
         self._recent.append(flight.blocks)
         return reports
 
-    def evaluate(self, work: Work) -> Metrics:
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         """Metrics on the held-out rows, of the blocks submitted last; empty where there are no such rows."""
         if not self.held_out:
             return {}
@@ -162,7 +162,9 @@ class DaskExecutor:
             )
             for number, partitions in enumerate(self.held_out)
         ]
-        tally: Tally = self.watch.result(self.watch.submit(rounds.merge_tallies, tallies))
+        merged = self.watch.submit(rounds.merge_tallies, tallies)
+        meanwhile()
+        tally: Tally = self.watch.result(merged)
         return tally.metrics()
 
     @property
@@ -171,7 +173,8 @@ class DaskExecutor:
         return list(self._recent[-1]) if self._recent else list(self.blocks)
 
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
-        """Go on from these blocks, cut at these rows."""
+        """Go on from these blocks, cut at these rows; rounds under way are given up."""
+        self._flights.clear()
         self.blocks, self.bounds = list(parameters), list(bounds)
         self._recent.clear()
         self._recent.append(self.blocks)

@@ -33,7 +33,7 @@ from dfm.training.exact_rounds import (
 )
 from dfm.training.exact_together import block_of, reports_of, walk_together
 from dfm.training.exact_work import ExactWork, has_draws
-from dfm.training.executor import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters, nothing
 from dfm.training.rounds import Block, ReplicaReport, Work, merge_tallies
 from dfm.training.together import Meeting
 
@@ -320,9 +320,9 @@ class ExactExecutor:
             self._block = again.block
         return self._iteration(work, self._block)
 
-    def evaluate(self, work: Work) -> Metrics:
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         """Metrics on the held-out rows, of the mean over the draws that were kept; before there are any, of the last
-        parameters. Empty where there are no such rows.
+        parameters. Empty where there are no such rows. No iteration is begun meanwhile.
         """
         assert isinstance(work, ExactWork)
         if not self.held_out:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from dfm.training.rounds import ReplicaReport, Work
@@ -11,6 +11,10 @@ Event = dict[str, Any]
 Metrics = dict[str, Any]
 Parameters = Sequence[Any]
 """The blocks of a parameter table, as an executor holds them: the loop keeps them and never looks into them."""
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class Executor(Protocol):
@@ -29,8 +33,12 @@ class Executor(Protocol):
     def finish(self) -> Sequence[ReplicaReport]:
         """Wait for the earliest round under way; what its replicas saw."""
 
-    def evaluate(self, work: Work) -> Metrics:
-        """Metrics of the parameters on the held-out rows; empty where there are none."""
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+        """Metrics of the parameters on the held-out rows; empty where there are none.
+
+        meanwhile: begins rounds, which are under way afterwards. It is called where others than the caller judge, once
+        they have been told to.
+        """
 
     @property
     def parameters(self) -> Parameters:
@@ -41,7 +49,7 @@ class Executor(Protocol):
         """Rows of the table at which it is cut into blocks, from 0 to all of them."""
 
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
-        """Go on from these parameters, cut at these rows. No round is under way."""
+        """Go on from these parameters, cut at these rows. Rounds that are under way are given up."""
 
     def fork(self, parameters: Parameters) -> Executor:
         """Another executor on the same rows, which begins with these parameters."""

@@ -6,7 +6,7 @@ import collections
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from dfm.kernels.tables import ParameterTable
 from dfm.training import rounds
 from dfm.training.backends import backend_here
 from dfm.training.exact import ExactExecutor, Here
-from dfm.training.executor import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters, nothing
 from dfm.training.rounds import Block, Push, ReplicaReport, Work
 
 
@@ -90,8 +90,8 @@ class LocalExecutor:
         with ThreadPoolExecutor(self.n_threads) as pool:
             return list(pool.map(train, numbers))
 
-    def evaluate(self, work: Work) -> Metrics:
-        """Metrics on the held-out rows; empty where there are none."""
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+        """Metrics on the held-out rows; empty where there are none. Nobody works meanwhile."""
         if not self.held_out:
             return {}
         return rounds.evaluate_partitions(work, [self._block], self.held_out).metrics()

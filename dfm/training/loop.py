@@ -151,6 +151,9 @@ class TrainingLoop:
     _submitted: int = 0
     _cut_at: int = 0
     _clock: _Clock = field(default_factory=_Clock)
+    _ahead: _Clock | None = None
+    """Since when rounds of the next epoch are under way; None: they are not."""
+    _until: int | None = None
 
     @property
     def n_rounds(self) -> int:
@@ -164,6 +167,7 @@ class TrainingLoop:
         if self.pilot is not None and self.at.rounds_done == self.plan.rounds_before and not self.at.pilot:
             self._begin_with_the_best_of(self.pilot)
         self._submitted = self._cut_at = self.at.rounds_done
+        self._until = until
         while not self.at.is_over and (until is None or self.at.epoch <= until):
             event = self._epoch()
             self.at.history.append(event)
@@ -177,6 +181,8 @@ class TrainingLoop:
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
             if not self.at.is_over:
                 self.at.next_epoch()
+        if self.executor.under_way:
+            self._stand_at(self.executor.parameters)
 
     def _begin_with_the_best_of(self, pilot: Pilot) -> None:
         """Stand where the candidate stands that a pilot chose, with its step."""
@@ -207,11 +213,13 @@ class TrainingLoop:
 
     def _epoch(self) -> Event:
         """Train what is left of an epoch, or until validation has worsened too often; its record."""
-        self._clock = _Clock(self.at.totals.seconds)
+        self._clock = self._ahead or _Clock(self.at.totals.seconds)
+        self._ahead = None
         n_walks = self.executor.begin_epoch(self.work)
-        each = self.goal.validates_averages
+        each, begun = self.goal.validates_averages, self.at.round + self.executor.under_way
         for number, slices in enumerate(self.plan.rounds(self.at.epoch)[self.at.round :], start=self.at.round + 1):
-            self._submit(slices)
+            if number > begun:
+                self._submit(self.at.epoch, slices)
             self._settle(0 if each else _AHEAD)
             if each and number < self.n_rounds:
                 self._validate_inside()
@@ -222,7 +230,7 @@ class TrainingLoop:
         self._settle(0)
         self._check_rows()
         started = time.perf_counter()
-        metrics = self._validate()
+        metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
         self._judge(metrics)
         seconds = self._clock.paused + time.perf_counter() - started
         return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
@@ -235,25 +243,42 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- rounds ----
 
-    def _submit(self, slices: range) -> None:
+    def _submit(self, epoch: int, slices: range) -> None:
         """Begin one round, which depends on the one before."""
-        self.executor.submit(self.work_of_round(self._submitted, slices, self.work.step), slices)
+        self.executor.submit(self._work_of(epoch, self._submitted, slices, self.work.step), slices)
         self._submitted += 1
+
+    def _begin_next_epoch(self) -> None:
+        """Begin the first rounds of the next epoch while this one is judged, so that workers need not wait for what is
+        found. They are given up where training then ends, or goes on from elsewhere.
+        """
+        at, goal = self.at, self.goal
+        patience = _PATIENCE_ON_PLATEAU if goal.plateau else goal.patience
+        may_stop = patience is not None and at.worse + 1 >= patience
+        is_last = at.epoch == self._last_epoch or at.epoch == self._until or self._is_at_end_of_plateau
+        if may_stop or is_last or goal.validates_averages:
+            return
+        self._ahead = _Clock()
+        for slices in self.plan.rounds(at.epoch + 1)[:_AHEAD]:
+            self._submit(at.epoch + 1, slices)
 
     def work_of_round(self, rounds_done: int, slices: range, step: Step) -> Work:
         """The work of the round that walks these slices of the present epoch, after so many others."""
-        work = dataclasses.replace(self.work, step=step)
-        return self.schedule.work(work, rounds_done, self._standing(slices), self.at.rollbacks)
+        return self._work_of(self.at.epoch, rounds_done, slices, step)
 
-    def _standing(self, slices: range) -> tuple[float, int]:
+    def _work_of(self, epoch: int, rounds_done: int, slices: range, step: Step) -> Work:
+        work = dataclasses.replace(self.work, step=step)
+        return self.schedule.work(work, rounds_done, self._standing(epoch, slices), self.at.rollbacks)
+
+    def _standing(self, epoch: int, slices: range) -> tuple[float, int]:
         """The place of a round among how many: of the whole training, or of what follows a plateau."""
         if not self.goal.plateau:
-            return self.plan.standing(self.at.epoch, slices, self.goal.n_epochs)
+            return self.plan.standing(epoch, slices, self.goal.n_epochs)
         if not self.at.tail_start:
             return 0.0, 0
         n_slices = self.plan.n_slices
         middle = (slices.start + slices.stop - 1) / 2
-        return (self.at.epoch - 1 - self.at.tail_start) * n_slices + middle, self.at.tail_epochs * n_slices
+        return (epoch - 1 - self.at.tail_start) * n_slices + middle, self.at.tail_epochs * n_slices
 
     def _settle(self, under_way: int) -> None:
         """Wait until at most so many rounds are under way, and take note of those that are finished."""
@@ -287,13 +312,10 @@ class TrainingLoop:
     def _validate_inside(self) -> None:
         """Validate between two rounds of an epoch; the clock of training stands still meanwhile."""
         paused = time.perf_counter()
-        metrics = self._validate()
+        metrics = self.executor.evaluate(self.work)
         self.tell({"event": "average", "epoch": self.at.epoch, "average": self.at.round, **metrics})
         self._judge(metrics)
         self._clock.paused += time.perf_counter() - paused
-
-    def _validate(self) -> Metrics:
-        return self.executor.evaluate(self.work)
 
     def _judge(self, metrics: Metrics) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
@@ -325,10 +347,15 @@ class TrainingLoop:
 
     def _go_back(self, best: Best) -> None:
         """Stand at the best parameters again."""
-        self.executor.restore(best.blocks, self.executor.bounds)
+        self._stand_at(best.blocks)
         self.at.blocks_at, self.at.worse = best.at, 0
         self.at.totals = EpochTotals()  # the rows seen by the parameters that were left behind count no more
         self._clock = _Clock()
+
+    def _stand_at(self, parameters: Parameters) -> None:
+        """Go on from these parameters; rounds that were begun are given up."""
+        self.executor.restore(parameters, self.executor.bounds)
+        self._submitted, self._ahead = self.at.rounds_done, None
 
     @property
     def _tolerance(self) -> float:
@@ -344,8 +371,13 @@ class TrainingLoop:
         at, goal = self.at, self.goal
         if not goal.plateau or at.tail_start or self.best is None:
             return False
-        has_risen = self._rise > _MOST_RISE
-        return has_risen or at.worse >= _PATIENCE_ON_PLATEAU or at.epoch >= round(goal.n_epochs / (1 + _TAIL))
+        return self._rise > _MOST_RISE or at.worse >= _PATIENCE_ON_PLATEAU or self._is_at_end_of_plateau
+
+    @property
+    def _is_at_end_of_plateau(self) -> bool:
+        """Whether as many epochs are left as what follows the plateau will take."""
+        goal, at = self.goal, self.at
+        return goal.plateau and not at.tail_start and at.epoch >= round(goal.n_epochs / (1 + _TAIL))
 
     def _leave_plateau(self) -> None:
         """Go back to the best parameters, and let the step size fall for about a third of the epochs that they took."""

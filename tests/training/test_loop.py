@@ -14,7 +14,7 @@ from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
 from dfm.training.automatic import RowScale, settled
 from dfm.training.checkpoint import Checkpoint, Identity
-from dfm.training.executor import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters, nothing
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.plan import RoundPlan
 from dfm.training.progress import Progress
@@ -55,7 +55,7 @@ class MadeUp:
         self.rounds += 1
         return [ReplicaReport(0, RoundTally(self.rows, float(self.rows), 5.0, True), 0.1, "here", 8)]
 
-    def evaluate(self, work: Work) -> Metrics:
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         assert not self.waiting
         return {"log_loss": self.losses.pop(0)} if self.losses else {}
 
@@ -102,7 +102,7 @@ def test_the_best_parameters_are_kept_and_patience_ends_training() -> None:
 
 def test_another_metric_chooses_the_best_epoch() -> None:
     class OfTwoMinds(MadeUp):
-        def evaluate(self, work: Work) -> Metrics:
+        def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
             loss = self.losses.pop(0)
             return {"log_loss": loss, "auc": 0.5 + loss / 2}  # the worse the loss, the better the order
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from dfm.kernels.contract import KernelSpec, RoundTally, Step
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
 from dfm.training.automatic import CANDIDATES, RowScale, n_pilot_slices, settled, wants_pilot
-from dfm.training.executor import Metrics, Parameters
+from dfm.training.executor import Metrics, Parameters, nothing
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.pilot import MARGIN, Pilot
 from dfm.training.plan import RoundPlan
@@ -66,7 +66,7 @@ class Trials:
         tally = RoundTally(rows, float(rows), loss * rows, math.isfinite(loss))
         return [ReplicaReport(replica, tally, 0.1, "here", 8) for replica in range(2)]
 
-    def evaluate(self, work: Work) -> Metrics:
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
         name = self.walked[-1][0]
         return {"log_loss": self.validated[name]} if name in self.validated else {}
 
