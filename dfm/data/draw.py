@@ -4,10 +4,12 @@ are read.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.parquet import Batch
@@ -39,6 +41,16 @@ class Draw:
             found = lots(batch.shard.url, first, batch.data.num_rows)
         drawn = (found >= self.low) & (found < self.high)
         return drawn if self.keeps_drawn else ~drawn
+
+
+def sampled(data: pa.RecordBatch, share: float, place: str) -> pa.RecordBatch:
+    """About so large a share of the rows, drawn by their place; at least one."""
+    if share >= 1.0 or not data.num_rows:
+        return data
+    seed = hashlib.sha256(f"{place}\0rows".encode()).digest()
+    kept = max(1, round(share * data.num_rows))
+    order = np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(data.num_rows)
+    return data.take(pa.array(np.sort(order[:kept])))
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ class Batch:
     first_row: int
     kept: NDArray[np.int64] | None = None
 
+    @property
+    def place(self) -> str:
+        """The place of the batch in the data."""
+        return f"{self.shard.url} {self.row_group} {self.first_row}"
+
     def place_of(self, row: int) -> int:
         """The row of the row group that is row `row` of the batch."""
         return self.first_row + (row if self.kept is None else int(self.kept[row]))

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dfm.data import rows_aside
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, are_worth_codes, dealt
 from dfm.data.draw import lots_of
@@ -51,6 +52,7 @@ class Chunk:
     offsets: NDArray[np.int64]
     counts: FeatureCounts
     account: RowAccount
+    aside: rows_aside.Packed = field(default_factory=rows_aside.nothing_aside)
 
 
 # ------------------------------------------------------------------------------------------------- hashing ----
@@ -82,6 +84,11 @@ def hash_apart(
     return _saved(paths[0], of_training.chunk(n_slices, seed)), _saved(paths[1], of_held_out.chunk(1, None))
 
 
+def batches_aside(reading: Reading, units: Sequence[Unit]) -> list[Batch]:
+    """The rows of a reading task that were kept as they are."""
+    return rows_aside.unpacked(hash_units(reading, units, 1, None).aside, {u.shard.url: u.shard for u in units})
+
+
 def _hashed(wanted: Sequence[tuple[Reading, bool]], units: Sequence[Unit]) -> list[_Hashing]:
     """The rows of a reading task that are left to each of some readings; and whether their features are counted."""
     found, known = [_Hashing(*each) for each in wanted], KnownTables()
@@ -101,6 +108,7 @@ class _Hashing:
     def __init__(self, reading: Reading, is_counted: bool) -> None:
         self.reading, self._is_counted = reading, is_counted
         self._parts: list[HashedRows | CodedColumns] = []
+        self._aside: list[bytes] = []
         self._account = RowAccount()
         is_dense = FeatureTally.fits(reading.hash_bits)
         self._tally = FeatureTally(reading.hash_bits) if is_dense and is_counted else None
@@ -110,6 +118,8 @@ class _Hashing:
         """Hash the rows of a batch. known: tables of the batches before."""
         reading, tally = self.reading, self._tally
         n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
+        if reading.share_aside and n_read:
+            self._aside.append(rows_aside.packed(batch, reading.columns_aside, reading.share_aside))
         with naming_shard(batch):
             batch = sampled_batch(batch, reading, kind)
             told = batch.data, reading.schema, reading.hash_bits, reading.statistics, kind
@@ -130,7 +140,7 @@ class _Hashing:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
         rows = _dealt(parts, slices, n_slices, seed)
         del parts
-        return Chunk(rows, offsets, self._counts(rows), self._account)
+        return Chunk(rows, offsets, self._counts(rows), self._account, rows_aside.joined(self._aside))
 
     def _counts(self, rows: HashedRows | CodedRows) -> FeatureCounts:
         if self._tally is not None:
@@ -254,7 +264,8 @@ def _save_chunk(path: Path, chunk: Chunk) -> None:
     arrays = _named("rows", chunk.rows) | _named("counts", chunk.counts)
     # The account is an array and no metadata: many rejections would make a header larger than readers accept.
     account = np.frombuffer(json.dumps(chunk.account.to_dict()).encode(), np.uint8)
-    write_arrays(path, {**arrays, "offsets": chunk.offsets, "account": account})
+    aside = {"aside": chunk.aside} if chunk.aside.size else {}
+    write_arrays(path, {**arrays, **aside, "offsets": chunk.offsets, "account": account})
 
 
 def _named(prefix: str, record: Any) -> dict[str, NDArray[Any]]:
@@ -282,7 +293,7 @@ def _open_chunk(path: Path, just_saved: bool = False) -> Chunk | None:
         _tell_of_damage(path, error)
         return None
     _mark_used(path)
-    return Chunk(rows, arrays["offsets"], counts, account)
+    return Chunk(rows, arrays["offsets"], counts, account, arrays.get("aside", rows_aside.nothing_aside()))
 
 
 def _arrays_of(kind: Any, prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -59,10 +59,19 @@ class Reading:
     slices then stay together by group.
     """
 
+    share_aside: float = 0.0
+    """The share of rows that are kept as they are beside the hashed ones, for whoever looks at them later."""
+
     @property
     def share_of_negatives(self) -> float:
         """The share of the full stream's negative rows that is trained on."""
         return self.negative_rate * (self.sampling.share if self.sampling else 1.0)
+
+    @property
+    def columns_aside(self) -> list[str]:
+        """Columns of rows that are kept as they are: label, weight and features."""
+        special = [name for name in (self.schema.label, self.schema.weight) if name]
+        return list(dict.fromkeys([*special, *self.schema.columns]))
 
     @property
     def columns(self) -> list[str]:
@@ -96,6 +105,7 @@ class Reading:
             dataclasses.astuple(self.draw) if self.draw else (),
             *((dataclasses.astuple(self.sampling),) if self.sampling else ()),
             *(("group", self.group_column) if self.group_column else ()),
+            *(("aside", self.share_aside) if self.share_aside else ()),
         )
 
 

@@ -59,6 +59,8 @@ Progress = Callable[[str, int, int], None]
 _FAN_IN = 16
 _REMEMBERED_ROWS = 1_000_000
 """Training rows that are enough to know how frequent values are."""
+ROWS_TO_LOOK_AT = 200_000
+"""Rows that a report is made of, where more validate."""
 _NEVER = 2**62
 """More occurrences than any feature has: a linear model gives factors to none."""
 
@@ -108,7 +110,7 @@ def home_of(number: int, total: int, workers: Sequence[T]) -> T:
     return workers[number * len(workers) // max(total, 1)]
 
 
-def _local(reading: Reading) -> Reading:
+def on_this_worker(reading: Reading) -> Reading:
     """The reading with its cache below this worker's own folder, where the path is relative."""
     if reading.cache.startswith("/"):
         return reading
@@ -120,13 +122,13 @@ def _local(reading: Reading) -> Reading:
 
 def hash_shard(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
     """Hash the rows of one task into this worker's cache."""
-    chunk = hash_units(_local(reading), units, n_slices, seed)
+    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
     return Hashed(chunk.counts, chunk.account)
 
 
 def hash_and_hold_out(reading: Reading, held_out: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
     """The same of the rows of a task that train; those that are held out go beside them."""
-    chunk, others = hash_apart(_local(reading), _local(held_out), units, n_slices, seed)
+    chunk, others = hash_apart(on_this_worker(reading), on_this_worker(held_out), units, n_slices, seed)
     return Hashed(chunk.counts, chunk.account, others.account)
 
 
@@ -160,7 +162,7 @@ def build_partition(
 ) -> list[SparsePartition]:
     """The partitions of one replica (or of some validation rows)."""
     lookup = row_lookup(vocabulary, vocabulary_key)
-    return load_slices(_local(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
+    return load_slices(on_this_worker(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
 
 
 def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
@@ -172,7 +174,7 @@ def part_of_shard(
     reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
 ) -> list[HashedRows | CodedRows]:
     """The rows of some slices of one task, on their way to the replica whose slices they are."""
-    parts = part_of_units(_local(reading), units, deal, wanted)
+    parts = part_of_units(on_this_worker(reading), units, deal, wanted)
     coded = [part for part in parts if isinstance(part, CodedRows)]
     return [*lighter(coded)] if len(coded) == len(parts) else parts
 
@@ -187,15 +189,15 @@ def unite_parts(
 ) -> list[SparsePartition]:
     """The partitions of one replica, of the parts of all tasks."""
     named = (*keys, order, vocabulary_key)
-    return load_parts(_local(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
+    return load_parts(on_this_worker(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
 
 
 def sights_of_shard(
     reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
 ) -> Sights:
     """The values of the rows of a hashing task, as the model knows them."""
-    chunk = hash_units(_local(reading), units, n_slices, seed)
-    check_chunk(chunk, _local(reading), n_slices)
+    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
+    check_chunk(chunk, on_this_worker(reading), n_slices)
     return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
 
 
@@ -260,7 +262,8 @@ def prepare(run: Run) -> Prepared:
     group = run.job.schema.group
     training = replace(training, group_column=group if run.work.spec.is_paired else "")
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    validation = replace(validation, statistics=training.statistics, group_column=group)
+    aside = _share_to_look_at(run)
+    validation = replace(validation, statistics=training.statistics, group_column=group, share_aside=aside)
     hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
@@ -315,6 +318,13 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
         lots = 0.0, split.n_rows / run.inputs.n_rows
     group = run.job.schema.group if run.work.spec.is_paired else ""
     return replace(reading, draw=Draw(*lots, False, group)), replace(reading, draw=Draw(*lots, True, group))
+
+
+def _share_to_look_at(run: Run) -> float:
+    """The share of the rows that validate which a report is to look at; 0 where nobody knows how many these are yet."""
+    split = run.inputs.split
+    n_rows = split.n_rows if split.is_needed else sum(shard.n_rows for shard in run.inputs.validation)
+    return min(1.0, ROWS_TO_LOOK_AT / n_rows) if n_rows else 0.0
 
 
 def _latest_bound(run: Run, reading: Reading) -> str:
@@ -400,23 +410,28 @@ def _hash_rows(run: Run, training: Reading, validation: Reading) -> tuple[list[F
             submit(hash_shard, training, task.units, *task.deal, near=near)
             for task, near in zip(tasks, homes, strict=True)
         ]
-        places = _places_to_judge(run)
         judged = [
             submit(hash_shard, validation, units, 1, None, near=home_of(*place, addresses))
-            for (units,), place in zip(run.inputs.validation_tasks, places, strict=True)
+            for units, place in tasks_to_judge(run)
         ]
-        sizes += [_n_rows(units) for (units,) in run.inputs.validation_tasks]
+        sizes += [_n_rows(units) for units, _ in tasks_to_judge(run)]
     follow(run.watch, hashed + judged, sizes, "hash", progress_of(run))
     return hashed, judged
 
 
-def _places_to_judge(run: Run) -> list[tuple[int, int]]:
-    """The place of each partition of rows that validate: that of the first task that hashes some of them."""
+def tasks_to_judge(run: Run) -> list[tuple[Sequence[Unit], tuple[int, int]]]:
+    """The tasks that read rows that validate, each with its place among those that have them near."""
     tasks = run.inputs.validation_tasks
-    if not run.inputs.split.is_needed:
-        return [(number, len(tasks)) for number in range(len(tasks))]
-    places = [task.place for task in _tasks(run)]
-    return [places[at] for at in itertools.accumulate((len(each) for each in tasks[:-1]), initial=0)]
+    if run.inputs.split.is_needed:
+        return [(task.units, task.place) for task in _tasks(run)]
+    return [(units, (number, len(tasks))) for number, (units,) in enumerate(tasks)]
+
+
+def _places_to_judge(run: Run) -> list[tuple[int, int]]:
+    """The place of each partition of rows that validate: that of the first task that reads some of them."""
+    places = [place for _, place in tasks_to_judge(run)]
+    sizes = [len(tasks) for tasks in run.inputs.validation_tasks]
+    return [places[at] for at in itertools.accumulate(sizes[:-1], initial=0)] if sizes else []
 
 
 def _merge_all(watch: Watch, hashed: list[Future], hash_bits: int) -> Future:

@@ -13,26 +13,37 @@ from typing import Any
 
 from distributed import Future
 
+from dfm.data.draw import sampled
 from dfm.data.parquet import Batch, Unit
+from dfm.data.preparation import batches_aside
 from dfm.data.reading import Reading, kept_batches
 from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
-from dfm.distributed.importance import damage_of, described, place_of
-from dfm.distributed.prepare import Prepared, collided_share, follow, progress_of
+from dfm.distributed.importance import damage_of, described
+from dfm.distributed.prepare import (
+    ROWS_TO_LOOK_AT,
+    Prepared,
+    collided_share,
+    follow,
+    home_of,
+    on_this_worker,
+    progress_of,
+    tasks_to_judge,
+)
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
 from dfm.distributed.scoring import Scoring, loaded_model, placed_model
 from dfm.model.curves import curves_of
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import Damage, Effort, sampled
+from dfm.model.importance import Damage, Effort
 from dfm.model.metrics import ClassificationTally
 from dfm.model.objective import LossTally
 from dfm.model.report import report_training, write_findings
 from dfm.model.slices import Slicing, worst_first
 from dfm.training.diagnosis import count_fields
 
-MOST_ROWS, MOST_ROWS_IN_TURN = 200_000, 5_000
-"""Rows that curves and slices are made of, and that each column is permuted in, where more validate."""
+MOST_ROWS_IN_TURN = 5_000
+"""Rows that each column is permuted in, where more validate."""
 _TOP, _PARTS = 20, 200
 """Slices that are shown, and the part of the rows that one of them has at least."""
 _PACKAGES = ("numpy", "numba", "pyarrow", "dask", "distributed")
@@ -114,12 +125,13 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[di
     """Score the rows that validate with the model that was published; and a record of each of their columns."""
     scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
-    tasks = [units for tasks in run.inputs.validation_tasks for units in tasks]
-    total = prepared.validation_account.accepted
-    effort = Effort.of(min(total, MOST_ROWS), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None
+    tasks, total = tasks_to_judge(run), prepared.validation_account.accepted
+    effort = Effort.of(min(total, ROWS_TO_LOOK_AT), MOST_ROWS_IN_TURN, 1) if _has_losses(run) else None
     submit = functools.partial(run.watch.submit, look_at_rows, scoring, placed, prepared.held_out)
-    futures: list[Future] = [submit(units, MOST_ROWS / total, effort) for units in tasks]
-    follow(run.watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "report", progress_of(run))
+    share, addresses = ROWS_TO_LOOK_AT / total, run.watch.addresses()
+    futures: list[Future] = [submit(units, share, effort, near=home_of(*place, addresses)) for units, place in tasks]
+    sizes = [sum(unit.n_rows for unit in units) for units, _ in tasks]
+    follow(run.watch, futures, sizes, "report", progress_of(run))
     seen: Seen = run.watch.result(run.watch.submit(sum_of, futures))
     drift: list[dict[str, Any]] = run.watch.result(
         run.watch.submit(drift_of_rows, scoring, placed, seen.evaluation.sights)
@@ -149,15 +161,17 @@ def look_at_rows(
     """Metrics of a share of some rows; and, by the effort for these, without each column."""
     model = loaded_model(scoring, placed)
     columns = list(labelled_columns(model, True, scoring.slicing))
-    batches = [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
+    if reading.share_aside:
+        batches = batches_aside(on_this_worker(reading), units)
+    else:
+        batches = [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
     scored = [*scored_batches(model, batches, "skip", True)]
     evaluation = evaluated(model, scored, scoring.slicing)
     if effort is None:
         return Seen(evaluation, None)
     good = [rows.data for _, rows, _ in scored]
-    return Seen(evaluation, damage_of(model, zip(map(place_of, batches), good, strict=True), effort))
+    return Seen(evaluation, damage_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
 
 
 def _thinned(batch: Batch, share: float) -> Batch:
-    place = f"{batch.shard.url} {batch.row_group} {batch.first_row}"
-    return dataclasses.replace(batch, data=sampled(batch.data, share, place), kept=None)
+    return dataclasses.replace(batch, data=sampled(batch.data, share, batch.place), kept=None)

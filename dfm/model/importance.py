@@ -146,13 +146,3 @@ def replaced(data: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBa
     """The rows with other values in one column."""
     arrays = [values if name == column else data.column(name) for name in data.schema.names]
     return pa.RecordBatch.from_arrays(arrays, names=data.schema.names)
-
-
-def sampled(data: pa.RecordBatch, share: float, place: str) -> pa.RecordBatch:
-    """About so large a share of the rows, drawn by their place; at least one."""
-    if share >= 1.0 or not data.num_rows:
-        return data
-    seed = hashlib.sha256(f"{place}\0rows".encode()).digest()
-    kept = max(1, round(share * data.num_rows))
-    order = np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(data.num_rows)
-    return data.take(pa.array(np.sort(order[:kept])))

@@ -16,10 +16,11 @@ from distributed import Client
 import dfm
 from dfm import jobs
 from dfm.cli.app import cli
+from dfm.data.draw import sampled
 from dfm.distributed import importance
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
-from dfm.model.importance import Sample, sampled
+from dfm.model.importance import Sample
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
