@@ -18,14 +18,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from dfm.data import coded_rows
+from dfm.data import reading as readings
 from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.coded_rows import CodedRows
+from dfm.data.draw import Draw, Sampling, sampled
+from dfm.data.encoding import encode_batch
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.number_sketches import merge_sketches, sketch_numbers
-from dfm.data.parquet import Shard, Unit, describe_shard
+from dfm.data.parquet import Batch, Shard, Unit, describe_shard, read_unit
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import check_labels, hash_units, load_slices, prune_cache
-from dfm.data.reading import Reading, fingerprint
+from dfm.data.preparation import batches_aside, check_labels, hash_apart, hash_units, load_slices, prune_cache
+from dfm.data.reading import Reading, fingerprint, kept_batches
 from dfm.data.schema import Schema, resolve
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics
@@ -573,6 +576,150 @@ def test_a_split_in_time_is_exact_and_a_missing_time_is_the_earliest(tmp_path, t
     assert since.rows.weights.tolist() == [n for n in range(60) if late[n]]
     assert before.rows.weights.tolist() == [n for n in range(60) if not late[n]]
     assert before.account.read + since.account.read == 60
+
+
+# ------------------------------------------------------------------------------- rows that are held out ----
+
+SPLITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "by lot": ({"draw": Draw(0.0, 0.3, False)}, {"draw": Draw(0.0, 0.3, True)}),
+    "by group": ({"draw": Draw(0.0, 0.3, False, "C")}, {"draw": Draw(0.0, 0.3, True, "C")}),
+    "in time": ({"time_until": SPLIT}, {"time_from": SPLIT}),
+    "in time, with groups": ({"time_until": SPLIT, "group_column": "C"}, {"time_from": SPLIT, "group_column": "C"}),
+    "by lot, few negatives": (
+        {"draw": Draw(0.0, 0.3, False), "sampling": Sampling(0.5, 3)},
+        {"draw": Draw(0.0, 0.3, True)},
+    ),
+    "all on one side": ({"time_until": "2027-01-01"}, {"time_from": "2027-01-01"}),
+}
+
+
+def both_of(reading: Reading, split: str) -> tuple[Reading, Reading]:
+    training, held_out = SPLITS[split]
+    return dataclasses.replace(reading, **training), dataclasses.replace(reading, **held_out)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_to_train_on_and_rows_held_out_come_from_one_reading_as_from_two(
+    reading, shards, split, tmp_path, monkeypatch
+):
+    training, held_out = both_of(reading, split)
+    units = [Unit(shards[0], 5, 60), Unit(shards[1], 0, 30)]
+    apart = dataclasses.replace(training, cache=str(tmp_path / "apart"))
+    expected = (
+        hash_units(apart, units, 3, (1, 2)),
+        hash_units(dataclasses.replace(held_out, cache=apart.cache), units, 1, None),
+    )
+    opened: list[Unit] = []
+    monkeypatch.setattr(readings, "read_unit", lambda unit, *rest: opened.append(unit) or read_unit(unit, *rest))
+    for found, known in zip(hash_apart(training, held_out, units, 3, (1, 2)), expected, strict=True):
+        assert keys(found.rows) == keys(known.rows)
+        assert_same_arrays(found.counts, known.counts)
+        assert (found.offsets.tolist(), found.account) == (known.offsets.tolist(), known.account)
+        assert_same_arrays(found.rows.hashed(), known.rows.hashed())
+    assert opened == units
+    assert expected[0].account.read + expected[1].account.read == 85
+    again = hash_apart(training, held_out, units, 3, (1, 2))
+    assert opened == units, "what is cached is not read again"
+    for path in cache_files(reading, "chunk")[:1]:
+        path.unlink()
+    for found, known in zip(hash_apart(training, held_out, units, 3, (1, 2)), again, strict=True):
+        assert_same_arrays(found, known)
+    assert opened == units * 2, "nor is what is left of it"
+
+
+def test_rows_held_out_are_not_counted(reading, shards):
+    training, held_out = both_of(reading, "by lot")
+    ours, theirs = hash_apart(training, held_out, whole(shards), 2, (1,))
+    assert len(ours.counts.ids)
+    assert theirs.rows.n_rows
+    assert not len(theirs.counts.ids)
+
+
+def test_a_bad_row_that_is_held_out_is_told_or_left_out(reading, shards, tmp_path):
+    bad = {**columns_of(0, 40), "w": [-1.0 if n == 33 else float(n) for n in range(40)]}
+    unit = Unit(describe_shard(write_shard(tmp_path / "bad" / "bad.parquet", bad, 16)), 0, 40)
+    training, held_out = both_of(reading, "in time")
+    held_out = dataclasses.replace(held_out, time_from="2026-11-02")
+    training = dataclasses.replace(training, time_until="2026-11-02")
+    with pytest.raises(DataError, match=r"bad\.parquet, row group 2, row 1"):
+        hash_apart(training, held_out, [unit], 2, (1,))
+    skipping = (dataclasses.replace(each, on_bad_rows="skip") for each in (training, held_out))
+    ours, theirs = hash_apart(*skipping, [unit], 2, (1,))
+    assert (ours.account.rejected, theirs.account.rejected, theirs.rows.n_rows) == (0, 1, 19)
+
+
+# --------------------------------------------------------------------------------- rows that are put aside ----
+
+
+def plain(batch: Batch) -> dict[str, list[Any]]:
+    return {name: batch.data.column(name).to_pylist() for name in batch.data.schema.names}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_rows_are_put_aside_as_they_are_and_by_their_place(reading, shards, split, share):
+    training, held_out = both_of(reading, split)
+    units = [Unit(shards[0], 5, 60), Unit(shards[1], 0, 30)]
+    held_out = dataclasses.replace(held_out, share_aside=share)
+    hash_apart(training, held_out, units, 2, (1,))
+    found = batches_aside(held_out, units)
+    kept = [b for unit in units for b in kept_batches(held_out, unit, held_out.columns_aside) if b.data.num_rows]
+    assert [batch.place for batch in found] == [batch.place for batch in kept]
+    assert [batch.shard for batch in found] == [batch.shard for batch in kept]
+    for ours, theirs in zip(found, kept, strict=True):
+        drawn = dataclasses.replace(theirs, data=sampled(theirs.data, share, theirs.place))
+        assert plain(ours) == {name: plain(drawn)[name] for name in held_out.columns_aside}
+        assert ours.data.num_rows == (
+            theirs.data.num_rows if share == 1 else max(1, round(share * theirs.data.num_rows))
+        )
+        assert set(ours.data.schema.names) == {"label", "w", *reading.schema.columns}
+    encoded = [encode_batch(b.data, reading.schema, HASH_BITS, {}, "classification").rows for b in found]
+    if share == 1 and encoded:
+        rows = hash_units(held_out, units, 1, None).rows
+        assert [key for each in encoded for key in keys(each)] == keys(rows)
+
+
+def test_rows_that_were_put_aside_and_lost_or_damaged_are_read_again(reading, shards):
+    training, held_out = both_of(reading, "by lot")
+    held_out = dataclasses.replace(held_out, share_aside=1.0)
+    hash_apart(training, held_out, whole(shards), 2, (1,))
+    before = [plain(batch) for batch in batches_aside(held_out, whole(shards))]
+    for path in cache_files(reading, "chunk"):
+        content = bytearray(path.read_bytes())
+        content[-40] ^= 1
+        path.write_bytes(content)
+    assert [plain(batch) for batch in batches_aside(held_out, whole(shards))] == before
+    for path in cache_files(reading, "chunk"):
+        path.unlink()
+    assert [plain(batch) for batch in batches_aside(held_out, whole(shards))] == before
+    assert not batches_aside(dataclasses.replace(held_out, share_aside=0.0), whole(shards))
+
+
+def test_columns_of_any_type_are_put_aside(tmp_path):
+    """Dictionaries that differ from batch to batch, nulls, lists, fields of structs, another type in another shard."""
+    columns = {
+        "label": [0, 1] * 20,
+        "w": [float(n) for n in range(40)],
+        "C": pa.array([None if n % 7 == 0 else f"c{n}" for n in range(40)]).dictionary_encode(),
+        "B": pa.array([b"\xff" + bytes([n]) for n in range(40)]),
+        "S": [{"a": n, "b": None} for n in range(40)],
+        "T": pa.array([n * 10**6 for n in range(40)], pa.timestamp("us")),
+        "L": [[f"l{n}"] * (n % 3) for n in range(40)],
+    }
+    other = {**columns, "C": list(range(40))}
+    paths = [write_shard(tmp_path / f"{n}.parquet", each, 16) for n, each in enumerate((columns, other))]
+    units = whole([describe_shard(path) for path in paths])
+    names = ["label", "w", "C", "B", "S.a", "S.b", "T", "L"]
+    schema = resolve(Schema(weight="w", categorical=["C", "B", "S.a", "T"], lists=["L"]), names)
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "cache"), share_aside=1.0)
+    rows = hash_units(reading, units, 1, None).rows
+    found = batches_aside(reading, units)
+    encoded = [encode_batch(b.data, schema, HASH_BITS, {}, "classification").rows for b in found]
+    assert [key for each in encoded for key in keys(each)] == keys(rows)
+    assert sum(batch.data.num_rows for batch in found) == 80
+
+
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_split_by_folders_is_exact(tmp_path):

@@ -176,6 +176,105 @@ def test_parameters_get_a_new_origin_before_their_history_becomes_long() -> None
     assert [parameters for parameters, _ in executor.restored] == [[64], [128]]
 
 
+# -------------------------------------------------------------------------- rounds begun before an epoch is judged ----
+
+
+class Ahead(MadeUp):
+    """Others judge, and rounds are begun meanwhile."""
+
+    def __init__(self, losses: Sequence[float] = (), rows: int = N_ROWS) -> None:
+        super().__init__(losses, rows)
+        self.trained: list[Work] = []
+        self.given_up = 0
+
+    def finish(self) -> Sequence[ReplicaReport]:
+        self.trained.append(self.waiting[0])
+        return super().finish()
+
+    def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+        metrics = super().evaluate(work)
+        meanwhile()
+        return metrics
+
+    def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
+        self.given_up += len(self.waiting)
+        self.waiting.clear()
+        super().restore(parameters, bounds)
+
+
+FALLING = [0.5 - number / 100 for number in range(12)]
+ENDS: dict[str, tuple[list[float], Goal]] = {
+    "all epochs": (FALLING, Goal(5)),
+    "one epoch": (FALLING, Goal(1)),
+    "patience": ([0.5, 0.4, 0.45, 0.41, 0.3], Goal(9, patience=2)),
+    "no patience": ([0.5, 0.4, 0.45, 0.41, 0.3], Goal(9, patience=1)),
+    "rollbacks": ([0.4, 0.5, 0.3, 0.6, 0.7], Goal(9, patience=1, rollbacks=2)),
+    "patience and rollbacks": ([0.4, 0.5, 0.6, 0.3, 0.6, 0.7], Goal(9, patience=2, rollbacks=1)),
+    "validating each average": (FALLING, Goal(3, validates_averages=True)),
+    "a plateau that rises": ([0.5, 0.4, 0.35, 0.31, 0.30, 0.29, 0.4, 0.28, 0.27], Goal(20, plateau=True)),
+    "a plateau without gain": ([0.5, 0.49999, 0.49998, 0.3, 0.2], Goal(20, plateau=True)),
+    "a plateau as long as it may be": ([0.5 - number / 100 for number in range(30)], Goal(20, plateau=True)),
+    "two worse epochs of a fall": ([*FALLING, 0.6, 0.38, 0.40, 0.41, 0.1], Goal(20, plateau=True)),
+}
+
+UNFORESEEN = "a plateau that rises", "two worse epochs of a fall"
+"""Where the loss rose by so much that the plateau was left at once."""
+
+
+@pytest.mark.parametrize("n_rounds", [1, 2, 5])
+@pytest.mark.parametrize("end", ENDS)
+def test_rounds_that_begin_before_their_epoch_is_judged_change_nothing(end: str, n_rounds: int) -> None:
+    losses, goal = ENDS[end]
+    more: dict[str, Any] = {"n_rounds": n_rounds, "schedule": StepSchedule("plateau", seed=3)} if goal.plateau else {}
+    told: tuple[list[Any], list[Any]] = [], []
+    plain, ahead = MadeUp(losses), Ahead(losses)
+    expected = trained(plain, goal, tell=told[0].append, **{"n_rounds": n_rounds, **more})
+    found = trained(ahead, goal, tell=told[1].append, **{"n_rounds": n_rounds, **more})
+    assert [work.step for work in ahead.trained] == [work.step for work in plain.submitted]
+    assert (found.result, found.at.history, found.at.rounds_done) == (
+        expected.result,
+        expected.at.history,
+        expected.at.rounds_done,
+    )
+    assert [e for e in told[1] if e["event"] != "round"] == [e for e in told[0] if e["event"] != "round"]
+    assert not ahead.waiting
+    assert ahead.given_up == (min(n_rounds, 2) if end in UNFORESEEN else 0)
+
+
+def test_the_first_rounds_of_the_next_epoch_wait_for_no_judgement() -> None:
+    begun: list[int] = []
+
+    class Watched(Ahead):
+        def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+            metrics = super().evaluate(work, meanwhile)
+            begun.append(self.under_way)
+            return metrics
+
+    trained(Watched(FALLING), Goal(3), n_rounds=5)
+    assert begun == [2, 2, 0]
+    begun.clear()
+    trained(Watched(FALLING), Goal(3), n_rounds=1)
+    assert begun == [1, 1, 0]
+
+
+def test_no_round_is_begun_beyond_the_epoch_that_a_call_ends_with() -> None:
+    executor = Ahead(FALLING)
+    loop = TrainingLoop(
+        WORK,
+        OBJECTIVE,
+        RoundPlan(3, 3),
+        StepSchedule("constant", seed=3),
+        Goal(6),
+        executor,
+        Manner(describe, lambda epoch, reports: None),
+        3 * N_ROWS,
+        lambda event: None,
+    )
+    for until, submitted in ((2, 6), (3, 9), (6, 18)):
+        loop.run(until)
+        assert (executor.under_way, len(executor.submitted)) == (0, submitted)
+
+
 # ------------------------------------------------------------------------------------------- the plateau ----
 
 

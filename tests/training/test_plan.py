@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -15,7 +16,15 @@ from dfm.data.parquet import Shard, Unit
 from dfm.errors import SettingsError
 from dfm.settings.tables import TrainingSettings
 from dfm.training import plan as plans
-from dfm.training.plan import Plan, averages, group_units, plan_reading, plan_training, plan_validation
+from dfm.training.plan import (
+    Plan,
+    averages,
+    group_units,
+    plan_held_out,
+    plan_reading,
+    plan_training,
+    plan_validation,
+)
 
 
 def shard(number: int, *row_groups: int) -> Shard:
@@ -148,7 +157,7 @@ def test_small_units_are_read_together_and_huge_ones_apart():
 def test_few_rows_to_validate_on_are_read_in_more_tasks(shards):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "_LEAST_VALIDATION_ROWS", 4)
-        tasks = plan_validation(shards)
+        tasks = [units for (units,) in plan_validation(shards)]
     assert [row for units in tasks for row in rows_of(units)] == all_rows(shards)
     share = max(4, len(all_rows(shards)) // plans._LEAST_VALIDATION_TASKS)
     assert all(len(units) == 1 or sum(unit.n_rows for unit in units) <= share for units in tasks)
@@ -159,7 +168,24 @@ def test_one_shard_of_small_row_groups_is_judged_in_several_tasks(monkeypatch):
     monkeypatch.setattr(plans, "MOST_TASK_ROWS", 1 << 20)
     monkeypatch.setattr(plans, "PIECE_ROWS", 1 << 17)
     (only,) = [dataclasses.replace(shard(0, 10_000), row_groups=(10_000,) * 13)]
-    assert [sum(unit.n_rows for unit in units) for units in plan_validation([only])] == [30_000] * 4 + [10_000]
+    assert [sum(unit.n_rows for unit in units) for (units,) in plan_validation([only])] == [30_000] * 4 + [10_000]
+
+
+@given(SHARDS, st.integers(1, 5), st.booleans())
+def test_rows_held_out_are_judged_by_the_tasks_that_read_the_others_as_many_together_as_few_rows_need(
+    shards, n_replicas, mixed
+):
+    training = TrainingSettings(n_replicas=min(n_replicas, max(1, len(all_rows(shards)))), averages_per_epoch=1)
+    plan = plan_training(shards, training, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "_LEAST_VALIDATION_ROWS", 4)
+        found = plan_held_out(plan.tasks(mixed))
+    assert [units for tasks in found for units in tasks] == plan.tasks(mixed)
+    assert sorted(row for tasks in found for units in tasks for row in rows_of(units)) == sorted(all_rows(shards))
+    share = min(max(4, len(all_rows(shards)) // plans._LEAST_VALIDATION_TASKS), plans.TASK_ROWS)
+    sizes = [[sum(unit.n_rows for unit in units) for units in tasks] for tasks in found]
+    assert all(len(each) == 1 or sum(each) <= share for each in sizes)
+    assert all(sum(here) + there[0] > share for here, there in itertools.pairwise(sizes))
 
 
 # --------------------------------------------------------------------------------------------------- rounds ----
