@@ -378,36 +378,55 @@ def _finish_numbers(plain: bool) -> Any:
     return finish
 
 
+@njit(nogil=True, error_model="numpy")
+def _finish_lanes(mine, given, quotients, numbers, drift, row):  # type: ignore[no-untyped-def]
+    """Moves a vector and its state with momentum, or with sums of squares."""
+    columns, weights, accumulators, outer = numbers
+    lanes, (shared, per_row) = columns.lanes, quotients
+    for lane in range(lanes):
+        old, growth = mine[lanes + lane], given[lanes + lane]
+        divisor = shared + weights.history * old + weights.growth * growth
+        mine[lane] += _outer_move(given[lane] / max(divisor, _TINY), outer, drift, row, lane)
+        divisor = per_row + accumulators.history * old + accumulators.growth * growth
+        if columns.squares >= 0:
+            growth = growth * old + given[2 * lanes + lane]
+        mine[lanes + lane] = old + growth / max(divisor, _TINY)
+
+
 @compiled(error_model="numpy")
 def _finish_vectors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
-    """Moves the touched rows of vectors and `drift`, in place; tables: numbers (only read), vectors."""
+    """Moves the touched rows of vectors and `drift`, in place; tables: numbers (only read), vectors.
+
+    Lanes are counted without a sign, and what few rules need has a loop of its own: the one that nearly all rules take
+    is made of vector instructions then, and four times as fast.
+    """
     columns, weights, accumulators, outer = numbers
     of_numbers, of_vectors = summands
     records, vectors = tables
-    lanes = columns.lanes
+    lanes, is_plain = np.uint64(columns.lanes), outer.momentum == 0 and columns.squares < 0
     for position in range(of_vectors.shape[0]):
         row = np.intp(features[position]) - start
+        mine, given = vectors[row], of_vectors[position]
         shared = _quotient(weights, of_numbers, position)
         if columns.n_states > 1:
             shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
         if columns.vector_states == 0:
             shared = max(shared, _TINY)
-            for lane in range(lanes):
-                move = of_vectors[position, lane] / shared
-                vectors[row, lane] += _outer_move(move, outer, drift, row, lane)
+            for lane in range(columns.lanes):
+                mine[lane] += _outer_move(given[lane] / shared, outer, drift, row, lane)
             continue
         per_row = _quotient(accumulators, of_numbers, position)
-        for lane in range(lanes):
-            old, growth = vectors[row, lanes + lane], of_vectors[position, lanes + lane]
-            divisor = shared + weights.history * old + weights.growth * growth
-            move = of_vectors[position, lane] / max(divisor, _TINY)
-            vectors[row, lane] += _outer_move(move, outer, drift, row, lane)
-            divisor = per_row + accumulators.history * old + accumulators.growth * growth
-            if columns.squares >= 0:
-                growth = growth * old + of_vectors[position, 2 * lanes + lane]
-            vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
-        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):
-            vectors[row, column] += of_vectors[position, column] / max(per_row, _TINY)
+        if is_plain:
+            for lane in range(lanes):
+                old, growth = mine[lanes + lane], given[lanes + lane]
+                divisor = shared + weights.history * old + weights.growth * growth
+                mine[lane] += outer.rate * (given[lane] / max(divisor, _TINY))
+                divisor = per_row + accumulators.history * old + accumulators.growth * growth
+                mine[lanes + lane] = old + growth / max(divisor, _TINY)
+        else:
+            _finish_lanes(mine, given, (shared, per_row), numbers, drift, row)
+        for column in range(2 * columns.lanes, (1 + columns.vector_states) * columns.lanes):
+            mine[column] += given[column] / max(per_row, _TINY)
 
 
 # --- where it is done --------------------------------------------------------------------------------------
