@@ -23,6 +23,13 @@ pytestmark = pytest.mark.slow
 KILLS = 50
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 class RandomKiller(threading.Thread):
     """Kills a random worker process of the local cluster every few seconds until it is told to stop."""
 
@@ -32,7 +39,7 @@ class RandomKiller(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(self._choose.uniform(1.0, 5.0)):
-            workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+            workers = [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
             if workers:
                 os.kill(self._choose.choice(workers).pid, signal.SIGKILL)
                 self.kills += 1
