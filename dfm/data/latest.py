@@ -68,16 +68,16 @@ def latest_of(tables: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:
     return ordered.slice(0, int(np.searchsorted(reached, n_rows)) + 1)
 
 
-def bound_of(latest: pa.Table, n_rows: int, most_rows: int) -> str:
-    """The moment from which on about `n_rows` rows lie, as `at_or_after` takes it; "" where there is none that has a
-    quarter of them at least, and no more than `most_rows`.
+def bound_of(latest: pa.Table, n_rows: int, most_rows: int) -> tuple[str, int]:
+    """The moment from which on about `n_rows` rows lie, as `at_or_after` takes it, and how many these are; "" and 0
+    where there is none that has a quarter of them at least, and no more than `most_rows`.
     """
     reached = np.cumsum(latest.column(_ROWS).to_numpy())
     legal = (reached <= most_rows) & (4 * reached >= n_rows)
     if not legal.any():
-        return ""
+        return "", 0
     nearest = int(np.argmin(np.where(legal, np.abs(reached - n_rows), np.iinfo(np.int64).max)))
-    return written(latest.column(_MOMENT)[nearest])
+    return written(latest.column(_MOMENT)[nearest]), int(reached[nearest])
 
 
 def equal_parts(moments: pa.Table, n_parts: int) -> list[str]:

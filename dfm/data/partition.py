@@ -261,7 +261,7 @@ def _hashed_ids(parts: Sequence[HashedRows], lookup: RowLookup) -> tuple[HashedR
     rows = concatenate_rows(parts, apart=("indices",)).uniform
     touched, shared = np.zeros((2, lookup.n_features), np.bool_)
     _mark(table_rows, touched)
-    features, local_ids = np.empty((2, lookup.n_features), np.uint32)
+    features, local_ids = np.empty(lookup.n_features, np.uint32), np.empty(lookup.n_features, np.uint32)
     features = features[: _number(touched, shared, features, local_ids)].copy()
     kinds, last = np.empty(rows.n_rows, np.uint8), np.zeros(len(features), np.uint32)
     n_kept = _localise(rows.indptr, table_rows, rows.values.size > 0, local_ids, last, kinds)

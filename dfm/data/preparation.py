@@ -65,9 +65,10 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     file, made if it is not there yet.
     """
     path = _chunk_path(reading, units, n_slices, seed)
-    cached = _open_chunk(path)
-    if cached is not None:
-        return cached
+    return _open_chunk(path) or _made(path, reading, units, n_slices, seed)
+
+
+def _made(path: Path, reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
     (hashing,) = _hashed([(reading, seed is not None)], units)
     return _saved(path, hashing.chunk(n_slices, seed))
 
@@ -77,16 +78,22 @@ def hash_apart(
 ) -> tuple[Chunk, Chunk]:
     """`hash_units` of the rows to train on, and of those held out, in their order: shards are read once for both."""
     paths = _chunk_path(training, units, n_slices, seed), _chunk_path(held_out, units, 1, None)
-    cached = [_open_chunk(path) for path in paths]
-    if cached != [None, None]:
-        return hash_units(training, units, n_slices, seed), hash_units(held_out, units, 1, None)
-    of_training, of_held_out = _hashed([(training, True), (held_out, False)], units)
-    return _saved(paths[0], of_training.chunk(n_slices, seed)), _saved(paths[1], of_held_out.chunk(1, None))
+    ours, theirs = (_open_chunk(path) for path in paths)
+    if ours is None and theirs is None:
+        of_training, of_held_out = _hashed([(training, True), (held_out, False)], units)
+        theirs = _saved(paths[1], of_held_out.chunk(1, None))
+        ours = _saved(paths[0], of_training.chunk(n_slices, seed))
+    return (
+        ours or _made(paths[0], training, units, n_slices, seed),
+        theirs or _made(paths[1], held_out, units, 1, None),
+    )
 
 
-def batches_aside(reading: Reading, units: Sequence[Unit]) -> list[Batch]:
-    """The rows of a reading task that were kept as they are."""
-    return rows_aside.unpacked(hash_units(reading, units, 1, None).aside, {u.shard.url: u.shard for u in units})
+def batches_aside(reading: Reading, units: Sequence[Unit]) -> list[Batch] | None:
+    """The rows of a reading task that were kept as they are; None where they were too large for that."""
+    chunk = hash_units(reading, units, 1, None)
+    is_whole = bool(chunk.aside.size) or not chunk.account.read
+    return rows_aside.unpacked(chunk.aside, {unit.shard.url: unit.shard for unit in units}) if is_whole else None
 
 
 def _hashed(wanted: Sequence[tuple[Reading, bool]], units: Sequence[Unit]) -> list[_Hashing]:
@@ -108,7 +115,8 @@ class _Hashing:
     def __init__(self, reading: Reading, is_counted: bool) -> None:
         self.reading, self._is_counted = reading, is_counted
         self._parts: list[HashedRows | CodedColumns] = []
-        self._aside: list[bytes] = []
+        share = reading.share_aside
+        self._aside = rows_aside.RowsAside(reading.columns_aside, share) if share else None
         self._account = RowAccount()
         is_dense = FeatureTally.fits(reading.hash_bits)
         self._tally = FeatureTally(reading.hash_bits) if is_dense and is_counted else None
@@ -118,8 +126,8 @@ class _Hashing:
         """Hash the rows of a batch. known: tables of the batches before."""
         reading, tally = self.reading, self._tally
         n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
-        if reading.share_aside and n_read:
-            self._aside.append(rows_aside.packed(batch, reading.columns_aside, reading.share_aside))
+        if self._aside is not None:
+            self._aside.add(batch)
         with naming_shard(batch):
             batch = sampled_batch(batch, reading, kind)
             told = batch.data, reading.schema, reading.hash_bits, reading.statistics, kind
@@ -140,7 +148,8 @@ class _Hashing:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
         rows = _dealt(parts, slices, n_slices, seed)
         del parts
-        return Chunk(rows, offsets, self._counts(rows), self._account, rows_aside.joined(self._aside))
+        aside, self._aside = self._aside.packed() if self._aside else rows_aside.nothing_aside(), None
+        return Chunk(rows, offsets, self._counts(rows), self._account, aside)
 
     def _counts(self, rows: HashedRows | CodedRows) -> FeatureCounts:
         if self._tally is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,11 @@ from dfm.data.draw import sampled
 from dfm.data.parquet import Batch, Shard
 
 Packed = NDArray[np.uint64]
-"""Batches one after the other, each an Arrow stream of its own, whose length is a multiple of 8 bytes."""
+"""Batches in Arrow streams, one after the other, each of the batches that follow each other with one schema. The length
+of a stream is a multiple of 8 bytes.
+"""
+MOST_BYTES = 1 << 26
+"""Bytes of a reading task beyond which nothing is kept of it: columns may hold whole pages of text."""
 _PLACE = b"dfm.place"
 
 
@@ -22,34 +27,56 @@ def nothing_aside() -> Packed:
     return np.zeros(0, np.uint64)
 
 
-def packed(batch: Batch, columns: Sequence[str], share: float) -> bytes:
-    """A share of the rows of a batch, drawn by their place, and where they come from: an Arrow stream.
+class RowsAside:
+    """A share of the rows of a reading task, drawn by their place, with some columns."""
 
-    Values are stored as they are: a dictionary may hold a hundred times as many as the rows that are left.
-    """
-    data = batch.data.select(list(columns))
-    rows = sampled(data, share, batch.place)
-    arrays = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in rows.columns]
-    place = {_PLACE: json.dumps([batch.shard.url, batch.row_group, batch.first_row])}
-    schema = pa.schema([pa.field(name, a.type) for name, a in zip(columns, arrays, strict=True)], place)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-    return bytes(sink.getvalue())
+    def __init__(self, columns: Sequence[str], share: float) -> None:
+        self._columns, self._share = list(columns), share
+        self._sink = pa.BufferOutputStream()
+        self._stream: Any = None
+        self._schema: pa.Schema | None = None
+        self._is_too_large = False
 
+    def add(self, batch: Batch) -> None:
+        """Keep the share of a batch. Values are stored as they are: a dictionary may hold a hundred times as many as
+        there are rows left.
+        """
+        if self._is_too_large or not batch.data.num_rows:
+            return
+        rows = sampled(batch.data.select(self._columns), self._share, batch.place)
+        arrays = [each.dictionary_decode() if pa.types.is_dictionary(each.type) else each for each in rows.columns]
+        data = pa.RecordBatch.from_arrays(arrays, self._columns)
+        self._is_too_large = self._sink.tell() + data.nbytes > MOST_BYTES
+        if self._is_too_large:
+            self._stream, self._sink = None, pa.BufferOutputStream()
+            return
+        if self._stream is None or data.schema != self._schema:
+            self._end_stream()
+            self._stream, self._schema = pa.ipc.new_stream(self._sink, data.schema), data.schema
+        place = json.dumps([batch.shard.url, batch.row_group, batch.first_row])
+        self._stream.write_batch(data, custom_metadata={_PLACE: place})
 
-def joined(streams: Iterable[bytes]) -> Packed:
-    """All batches."""
-    return np.frombuffer(b"".join(streams), np.uint64)
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def packed(self) -> Packed:
+        """All that was kept, once; nothing where it was too large."""
+        self._end_stream()
+        self._stream, self._is_too_large = None, True
+        return np.frombuffer(self._sink.getvalue(), np.uint64)
 
 
 def unpacked(aside: Packed, shards: Mapping[str, Shard]) -> list[Batch]:
     """The batches, of shards that are known by their URLs; `kept` of none of them says which rows were drawn."""
-    source, found = pa.BufferReader(pa.py_buffer(aside)), []
+    source, found = pa.BufferReader(pa.py_buffer(aside)), list[Batch]()
     while source.tell() < aside.nbytes:
-        with pa.ipc.open_stream(source) as stream:
-            url, row_group, first_row = json.loads(stream.schema.metadata[_PLACE])
-            # To its end: behind the mark there begins the next.
-            (data,) = stream
-            found.append(Batch(data.replace_schema_metadata(None), shards[url], row_group, first_row))
+        stream = pa.ipc.open_stream(source)
+        while True:
+            try:
+                data, told = stream.read_next_batch_with_custom_metadata()
+            except StopIteration:  # behind the mark of its end begins the next
+                break
+            url, row_group, first_row = json.loads(told[_PLACE])
+            found.append(Batch(data, shards[url], row_group, first_row))
     return found

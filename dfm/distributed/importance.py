@@ -152,7 +152,8 @@ def _losses_of_each(model: FMModel, encoded: Encoded, changed: Iterable[HashedRo
     for rows in itertools.chain(changed, [None]):
         if waiting and (rows is None or rows.fields.size or waiting[-1].fields.size or len(waiting) == most):
             losses, _ = _losses(model, replace(encoded, rows=concatenate_rows(waiting)))
-            found += [float(part.sum()) for part in np.split(losses, len(waiting))]
+            ends = np.cumsum([each.n_rows for each in waiting])
+            found += [float(part.sum()) for part in np.split(losses, ends[:-1])]
             waiting = []
         waiting += [] if rows is None else [rows]
     return found

@@ -262,8 +262,7 @@ def prepare(run: Run) -> Prepared:
     group = run.job.schema.group
     training = replace(training, group_column=group if run.work.spec.is_paired else "")
     training = replace(training, statistics=run.warm.statistics if run.warm else _learn_statistics(run, training))
-    aside = _share_to_look_at(run)
-    validation = replace(validation, statistics=training.statistics, group_column=group, share_aside=aside)
+    validation = replace(validation, statistics=training.statistics, group_column=group)
     hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
@@ -312,23 +311,29 @@ def _readings(run: Run) -> tuple[Reading, Reading]:
     split, reading = run.inputs.split, plain_reading(run)
     lots = split.lots
     if not lots:
-        bound = split.bound or (_latest_bound(run, reading) if split.time else "")
+        bound, n_rows = split.bound, sum(shard.n_rows for shard in run.inputs.validation)
+        if not bound and split.time:
+            bound, n_rows = _latest_bound(run, reading)
         if bound or not split.n_rows:
-            return replace(reading, time_until=bound), replace(reading, time_from=bound, time_until=split.until)
+            judged = replace(reading, share_aside=_share_aside(run, n_rows))
+            return replace(reading, time_until=bound), replace(judged, time_from=bound, time_until=split.until)
         lots = 0.0, split.n_rows / run.inputs.n_rows
     group = run.job.schema.group if run.work.spec.is_paired else ""
-    return replace(reading, draw=Draw(*lots, False, group)), replace(reading, draw=Draw(*lots, True, group))
+    judged = replace(reading, share_aside=_share_aside(run, split.n_rows))
+    return replace(reading, draw=Draw(*lots, False, group)), replace(judged, draw=Draw(*lots, True, group))
 
 
-def _share_to_look_at(run: Run) -> float:
-    """The share of the rows that validate which a report is to look at; 0 where nobody knows how many these are yet."""
-    split = run.inputs.split
-    n_rows = split.n_rows if split.is_needed else sum(shard.n_rows for shard in run.inputs.validation)
-    return min(1.0, ROWS_TO_LOOK_AT / n_rows) if n_rows else 0.0
+def _share_aside(run: Run, n_rows: int) -> float:
+    """The share of so many rows that a report is to look at, or up to twice as much: a power of two, so that hashed
+    rows stay what they are when some are added. 0 where no report is wanted, or nobody knows how many there will be.
+    """
+    if not n_rows or not run.job.output.report:
+        return 0.0
+    return min(1.0, 2.0 ** math.ceil(math.log2(ROWS_TO_LOOK_AT / n_rows)))
 
 
-def _latest_bound(run: Run, reading: Reading) -> str:
-    """The moment from which on the rows lie that are held out; "" where there is none that suits."""
+def _latest_bound(run: Run, reading: Reading) -> tuple[str, int]:
+    """The moment from which on the rows lie that are held out, and how many; "" where there is none that suits."""
     split = run.inputs.split
     return bound_in([latest_rows(run, reading, split.n_rows)], split, run.inputs.n_rows)
 

@@ -161,16 +161,21 @@ def look_at_rows(
     """Metrics of a share of some rows; and, by the effort for these, without each column."""
     model = loaded_model(scoring, placed)
     columns = list(labelled_columns(model, True, scoring.slicing))
-    if reading.share_aside:
-        batches = batches_aside(on_this_worker(reading), units)
-    else:
-        batches = [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
+    batches = _some(reading, units, columns, share)
     scored = [*scored_batches(model, batches, "skip", True)]
     evaluation = evaluated(model, scored, scoring.slicing)
     if effort is None:
         return Seen(evaluation, None)
     good = [rows.data for _, rows, _ in scored]
     return Seen(evaluation, damage_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
+
+
+def _some(reading: Reading, units: Sequence[Unit], columns: list[str], share: float) -> list[Batch]:
+    """A share of some rows: of those that were put aside, where they were."""
+    aside = batches_aside(on_this_worker(reading), units) if reading.share_aside else None
+    if aside is not None:
+        return [_thinned(batch, share / reading.share_aside) for batch in aside]
+    return [_thinned(batch, share) for unit in units for batch in kept_batches(reading, unit, columns)]
 
 
 def _thinned(batch: Batch, share: float) -> Batch:

@@ -160,18 +160,18 @@ def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[
 def _bound_of_paths(times: pa.Array, shards: Sequence[Shard], split: RowSplit) -> str:
     """The moment from which on about split.n_rows rows lie; "" where there is none."""
     sizes = pa.array([shard.n_rows for shard in shards], pa.int64())
-    return bound_in([counted_moments(times, sizes)], split, sum(shard.n_rows for shard in shards))
+    return bound_in([counted_moments(times, sizes)], split, sum(shard.n_rows for shard in shards))[0]
 
 
-def bound_in(counted: Sequence[pa.Table | str], split: RowSplit, total: int) -> str:
-    """The moment, among those that were counted, from which on about split.n_rows rows of so many lie; "" where there
-    is none, or times cannot be compared: then rows are held out by lot.
+def bound_in(counted: Sequence[pa.Table | str], split: RowSplit, total: int) -> tuple[str, int]:
+    """The moment, among those that were counted, from which on about split.n_rows rows of so many lie, and how many
+    these are; "" and 0 where there is none, or times cannot be compared: then rows are held out by lot.
     """
     found, why = latest_or_why(counted, split.n_rows, split.time), "one of its moments has too many of the rows"
     if not isinstance(found, str):
         most = max(round(_MOST_HELD_OUT_SHARE * total), min(round(1.25 * split.n_rows), total - 1))
-        if bound := bound_of(found, split.n_rows, most):
-            return bound
+        if (chosen := bound_of(found, split.n_rows, most))[0]:
+            return chosen
     else:
         why = f"its values have no common order: {found}"
     logger.warning(
@@ -180,7 +180,7 @@ def bound_in(counted: Sequence[pa.Table | str], split: RowSplit, total: int) -> 
         split.time,
         why,
     )
-    return ""
+    return "", 0
 
 
 def nothing_left(bound: str, what: str) -> str:

@@ -232,7 +232,8 @@ class TrainingLoop:
         started = time.perf_counter()
         metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
         self._judge(metrics)
-        seconds = self._clock.paused + time.perf_counter() - started
+        ended = self._ahead.started if self._ahead else time.perf_counter()
+        seconds = self._clock.paused + ended - started
         return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
 
     def _check_rows(self) -> None:

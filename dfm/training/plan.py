@@ -21,7 +21,9 @@ PIECE_ROWS = 1 << 17
 TASK_ROWS = 1 << 18
 """Rows that one hashing task puts together: 40 MB of indices at 39 fields."""
 _LEAST_VALIDATION_TASKS = 8
-"""Tasks that read and judge the rows to validate on, at least: each epoch waits for them."""
+"""Tasks that read and judge the rows to validate on, where there are as many row groups, or as many tasks that train:
+each epoch waits for them.
+"""
 _LEAST_VALIDATION_ROWS = 1 << 15
 """Rows below which they are no more divided."""
 MOST_TASK_ROWS = 1 << 20

@@ -33,17 +33,17 @@ def test_the_bound_leaves_as_many_rows_as_are_wanted(kind: str, n_parts: int) ->
     length = -(-len(moments) // n_parts)
     parts = [moments.slice(start, length) for start in range(0, len(moments), length)]
     counted = [latest_of([counted_moments(part)], 24, "t") for part in parts]
-    bound = bound_of(latest_of(counted[::-1], 24, "t"), 24, 96)
+    bound, n_rows = bound_of(latest_of(counted[::-1], 24, "t"), 24, 96)
     later = at_or_after(moments, bound, "t").to_pylist()
-    assert sum(later) == 24
+    assert sum(later) == n_rows == 24
     assert later == [False] * 216 + [True] * 24
 
 
 def test_rows_of_one_moment_stay_together() -> None:
     moments = pa.array([1] * 50 + [2] * 30 + [3] * 20)
     latest = latest_of([counted_moments(moments)], 10, "t")
-    assert bound_of(latest, 10, 40) == "3"
-    assert bound_of(latest_of([counted_moments(moments)], 45, "t"), 45, 60) == "2"
+    assert bound_of(latest, 10, 40)[0] == "3"
+    assert bound_of(latest_of([counted_moments(moments)], 45, "t"), 45, 60)[0] == "2"
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_rows_of_one_moment_stay_together() -> None:
 )
 def test_where_no_moment_suits_there_is_no_bound(moments: list[Any], why: str) -> None:
     latest = latest_of([counted_moments(pa.array(moments, pa.int64()))], 10, "t")
-    assert bound_of(latest, 10, 40) == "", why
+    assert bound_of(latest, 10, 40) == ("", 0), why
 
 
 def test_rows_are_counted_where_the_path_gives_the_moment() -> None:
     days = pa.array(["2026-11-01", None, "2026-11-03", "2026-11-02"])
     latest = latest_of([counted_moments(days, pa.array([10, 5, 30, 20]))], 25, "day")
     assert latest.to_pydict() == {"moment": ["2026-11-03"], "rows": [30]}
-    assert bound_of(latest, 25, 40) == "2026-11-03"
+    assert bound_of(latest, 25, 40)[0] == "2026-11-03"
 
 
 def test_missing_moments_are_the_earliest() -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
-from dfm.data import coded_rows
+from dfm.data import coded_rows, rows_aside
 from dfm.data import reading as readings
 from dfm.data.accounting import LabelMoments, RowAccount
 from dfm.data.coded_rows import CodedRows
@@ -685,14 +685,28 @@ def test_rows_that_were_put_aside_and_lost_or_damaged_are_read_again(reading, sh
     hash_apart(training, held_out, whole(shards), 2, (1,))
     before = [plain(batch) for batch in batches_aside(held_out, whole(shards))]
     for path in cache_files(reading, "chunk"):
-        content = bytearray(path.read_bytes())
-        content[-40] ^= 1
+        content, arrays = bytearray(path.read_bytes()), read_arrays(path)[0]
+        if "aside" in arrays:
+            content[content.index(arrays["aside"].tobytes()) + arrays["aside"].nbytes // 2] ^= 1
         path.write_bytes(content)
     assert [plain(batch) for batch in batches_aside(held_out, whole(shards))] == before
     for path in cache_files(reading, "chunk"):
         path.unlink()
     assert [plain(batch) for batch in batches_aside(held_out, whole(shards))] == before
-    assert not batches_aside(dataclasses.replace(held_out, share_aside=0.0), whole(shards))
+    assert batches_aside(dataclasses.replace(held_out, share_aside=0.0), whole(shards)) is None
+
+
+def test_rows_too_large_to_be_put_aside_are_not(reading, shards, monkeypatch):
+    units, held_out = whole(shards), dataclasses.replace(reading, share_aside=1.0)
+    n_bytes = hash_units(held_out, units, 1, None).aside.nbytes
+    for most, is_kept in ((n_bytes, True), (n_bytes // 2, False), (1, False)):
+        monkeypatch.setattr(rows_aside, "MOST_BYTES", most)
+        for path in cache_files(reading, "chunk"):
+            path.unlink()
+        found = batches_aside(held_out, units)
+        assert (found is not None) == is_kept
+        assert hash_units(held_out, units, 1, None).aside.nbytes == (n_bytes if is_kept else 0)
+    assert batches_aside(held_out, [Unit(shards[0], 3, 3)]) == [], "of no rows there is nothing to keep"
 
 
 def test_columns_of_any_type_are_put_aside(tmp_path):

@@ -14,6 +14,7 @@ from distributed import Client
 
 import dfm
 from dfm import jobs
+from dfm.distributed import prepare, reporting
 from dfm.errors import ModelError
 from dfm.model.report import FINDINGS, report_model
 from tests.distributed.test_held_out import tables_of
@@ -101,6 +102,42 @@ def test_findings_of_another_model_are_not_taken_for_ones_own(result: Any, tmp_p
     page = Path(report_model(str(tmp_path / "model"), str(tmp_path / "r.html"), "t")).read_text()
     assert "slices of" not in page
     assert "<h2>epochs</h2>" in page
+
+
+HELD_OUT: dict[str, dict[str, Any]] = {
+    "by lot": {"validation_fraction": 0.3},
+    "the latest, of a moment with many more": {"validation_fraction": 0.05},
+    "from a bound on, nobody knows how many": {"validation_from": "2026-11-04"},
+}
+
+
+@pytest.mark.parametrize("how", HELD_OUT)
+@pytest.mark.parametrize("most", [10**6, 400])
+def test_a_report_looks_at_so_many_rows_however_they_were_held_out(
+    how: str, most: int, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows that are put aside for it, or read again; and whether it does so changes no parameter."""
+    monkeypatch.setattr(prepare, "ROWS_TO_LOOK_AT", most)
+    monkeypatch.setattr(reporting, "ROWS_TO_LOOK_AT", most)
+    rng = np.random.default_rng(3)
+    days = [f"2026-11-{1 + n // 1_500:02d}" for n in range(N_ROWS)]
+    label, a = rng.integers(0, 2, N_ROWS), [f"a{n}" for n in rng.integers(0, 9, N_ROWS)]
+    (tmp_path / "log").mkdir()
+    pq.write_table(pa.table({"label": label, "a": a, "day": days}), tmp_path / "log" / "0.parquet", row_group_size=500)
+    by_time = {"time": "day"} if how != "by lot" else {}
+    job = tables_of(tmp_path / "log", tmp_path, schema={"categorical": ["a"], **by_time}, data=HELD_OUT[how])
+    read: list[str] = []
+    kept = reporting.kept_batches
+    monkeypatch.setattr(reporting, "kept_batches", lambda *given: read.append("again") or kept(*given))
+    result = jobs.train(job, client)
+    found = json.loads((Path(result.model_url) / FINDINGS).read_text())
+    n_seen = sum(each["rows"] for each in found["slices"]["records"])
+    n_rows = result.validation["rows"]
+    assert n_rows == pytest.approx(1_800, abs=200) if how == "by lot" else n_rows == 1_500
+    assert n_seen == n_rows if most > n_rows else n_seen == pytest.approx(most, rel=0.1)
+    assert bool(read) == (how == "from a bound on, nobody knows how many")
+    job["output"] = {**job["output"], "report": False, "directory": str(tmp_path / "plain")}
+    assert jobs.train(job, client).parameters_sha256 == result.parameters_sha256
 
 
 def test_a_job_may_want_no_page(log: Path, client: Client, tmp_path: Path) -> None:
