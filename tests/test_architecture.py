@@ -83,8 +83,9 @@ OPTIONAL = {
 }
 
 WRITES_JSON = {
-    *("events", "settings.job", "settings.constraints", "data.preparation", "training.checkpoint"),
-    *("distributed.scoring", "launch.process", "cli.app", "kubernetes.api", "kubernetes.manifest", "settings.toml"),
+    *("events", "settings.job", "settings.constraints", "settings.toml", "data.preparation", "data.reading"),
+    *("training.checkpoint", "distributed.scoring", "launch.process", "cli.app", "kubernetes.api"),
+    "kubernetes.manifest",
 }
 """Who calls json.dumps: to make fingerprints, messages and requests."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ of a stream is a multiple of 8 bytes.
 """
 MOST_BYTES = 1 << 26
 """Bytes of a reading task beyond which nothing is kept of it: columns may hold whole pages of text."""
-_PLACE = b"dfm.place"
 
 
 def nothing_aside() -> Packed:
@@ -53,8 +51,8 @@ class RowsAside:
         if self._stream is None or data.schema != self._schema:
             self._end_stream()
             self._stream, self._schema = pa.ipc.new_stream(self._sink, data.schema), data.schema
-        place = json.dumps([batch.shard.url, batch.row_group, batch.first_row])
-        self._stream.write_batch(data, custom_metadata={_PLACE: place})
+        place = {"url": batch.shard.url, "row_group": str(batch.row_group), "first_row": str(batch.first_row)}
+        self._stream.write_batch(data, custom_metadata=place)
 
     def _end_stream(self) -> None:
         if self._stream is not None:
@@ -77,6 +75,5 @@ def unpacked(aside: Packed, shards: Mapping[str, Shard]) -> list[Batch]:
                 data, told = stream.read_next_batch_with_custom_metadata()
             except StopIteration:  # behind the mark of its end begins the next
                 break
-            url, row_group, first_row = json.loads(told[_PLACE])
-            found.append(Batch(data, shards[url], row_group, first_row))
+            found.append(Batch(data, shards[told["url"].decode()], int(told["row_group"]), int(told["first_row"])))
     return found

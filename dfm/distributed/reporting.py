@@ -140,7 +140,7 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[di
 
 
 def sum_of(parts: Sequence[Seen]) -> Seen:
-    """What was seen in all tasks; summed on a worker, which has loaded what adds tables up."""
+    """The sum over all tasks; made on a worker, which has loaded what adds tables up."""
     return functools.reduce(operator.add, parts)
 
 

@@ -61,7 +61,7 @@ class Inputs:
     validation: list[Shard]
     plan: Plan
     validation_tasks: list[Tasks]
-    """Of each partition of rows that validate the tasks that read them."""
+    """By partition of rows that validate, the tasks that read them."""
     course: Course
     split: RowSplit = RowSplit()
     """The way in which rows of the training shards are told from those that validate, where their paths do not tell."""
