@@ -218,17 +218,16 @@ def test_random_tables_read_as_their_definition_says(
             tasks.append([Unit(shard, 0, cut), Unit(shard, cut, len(rows))])
             chosen.append(rows)
         expected = [[meaning(row) for row in rows if not reason(row)] for rows in chosen]
-        chunks = []
         for units, rows, good in zip(tasks, chosen, expected, strict=True):
             chunk = hash_units(reading, units, 1, None)
-            chunks.append(chunk)
             account = chunk.account
             bad = Counter(reason(row) for row in rows if reason(row))
             assert (account.read, account.accepted, account.rejected) == (len(rows), len(good), bad.total())
             assert Counter({name: n for name, n in _by_column(account).items()}) == bad
             assert account.label_sum == sum(label for label, _, _ in good)
             assert found(chunk.rows) == good
-        counts = merge_counts([chunk.counts for chunk in chunks], BITS)
+        dealt = [hash_units(reading, units, n_slices, (seed, number)) for number, units in enumerate(tasks)]
+        counts = merge_counts([chunk.counts for chunk in dealt], BITS)
         vocabulary = build_vocabulary(counts, [entry.name for entry in schema.fields], BITS, 1, 1)
         slices = load_slices(reading, tasks, n_slices, (seed,), vocabulary, f"{seed}", RowLookup(vocabulary))
         rows_of_slices = Counter(row for part in slices for row in found_in(part, vocabulary.ids))

@@ -90,12 +90,12 @@ def parameters_that_no_worker_can_put_together(patch: Patch) -> None:
 
 
 def last_validation(patch: Patch) -> None:
-    validate = TrainingLoop._validate
+    judge = TrainingLoop._judge
 
-    def wrapped(self: TrainingLoop) -> Any:
-        return failing() if self.at.epoch == EPOCHS else validate(self)
+    def wrapped(self: TrainingLoop, metrics: Any) -> Any:
+        return failing() if self.at.epoch == EPOCHS else judge(self, metrics)
 
-    patch.setattr(TrainingLoop, "_validate", wrapped)
+    patch.setattr(TrainingLoop, "_judge", wrapped)
 
 
 PUBLISHED: dict[str, Callable[[Patch], None]] = {
