@@ -181,8 +181,6 @@ class TrainingLoop:
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
             if not self.at.is_over:
                 self.at.next_epoch()
-        if self.executor.under_way:
-            self._stand_at(self.executor.parameters)
 
     def _begin_with_the_best_of(self, pilot: Pilot) -> None:
         """Stand where the candidate stands that a pilot chose, with its step."""
@@ -251,7 +249,7 @@ class TrainingLoop:
 
     def _begin_next_epoch(self) -> None:
         """Begin the first rounds of the next epoch while this one is judged, so that workers need not wait for what is
-        found. They are given up where training then ends, or goes on from elsewhere.
+        found. They are given up where it goes on from elsewhere; where training may end they are not begun.
         """
         at, goal = self.at, self.goal
         patience = _PATIENCE_ON_PLATEAU if goal.plateau else goal.patience

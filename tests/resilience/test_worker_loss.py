@@ -40,6 +40,7 @@ def four_processes() -> Iterator[Client]:
 def killing(client: Client, n_killed: int, when: Callable[[Event], bool], times: int = 1) -> Callable[[Event], None]:
     """An observer that kills so many worker processes each time that `when` says so, at most `times` times."""
     left = times
+    wait_until(lambda: len(pids_of_workers(client)) >= n_killed)  # those that a test before killed may still come back
 
     def observe(event: Event) -> None:
         nonlocal left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -255,6 +256,44 @@ def test_the_first_rounds_of_the_next_epoch_wait_for_no_judgement() -> None:
     begun.clear()
     trained(Watched(FALLING), Goal(3), n_rounds=1)
     assert begun == [1, 1, 0]
+
+
+def test_the_seconds_of_a_judgement_are_told_once() -> None:
+    """Those in which nothing was trained are of validation; where rounds are under way, they are the next epoch's."""
+    told: list[tuple[float, float]] = []
+
+    class Slow(Ahead):
+        def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+            metrics = super().evaluate(work, meanwhile)
+            time.sleep(0.05)
+            return metrics
+
+    def describe_seconds(epoch: int, totals: Any, metrics: Metrics, n_walks: int, seconds: float) -> dict[str, Any]:
+        told.append((totals.seconds, seconds))
+        return describe(epoch, totals, metrics, n_walks, seconds)
+
+    loop = TrainingLoop(
+        WORK,
+        OBJECTIVE,
+        RoundPlan(2, 2),
+        StepSchedule("constant", seed=3),
+        Goal(3),
+        Slow(FALLING),
+        Manner(describe_seconds, lambda epoch, reports: None),
+        2 * N_ROWS,
+        lambda event: None,
+    )
+    loop.run()
+    trained_in, judged_in = zip(*told, strict=True)
+    assert [seconds >= 0.05 for seconds in trained_in] == [False, True, True]
+    assert [seconds >= 0.05 for seconds in judged_in] == [False, False, True]
+
+
+def test_a_stop_that_was_not_foreseen_leaves_no_round_behind() -> None:
+    executor = Ahead([0.5, 0.4, 0.3, 0.6])
+    # The loss rises by so much that the plateau is left, after the last epoch that there may be.
+    loop = trained(executor, Goal(4, plateau=True), 2, schedule=StepSchedule("plateau", seed=3))
+    assert (executor.waiting, loop.at.is_over) == ([], True)
 
 
 def test_no_round_is_begun_beyond_the_epoch_that_a_call_ends_with() -> None:
