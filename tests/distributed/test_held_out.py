@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.errors import SettingsError
+from dfm.distributed.executor import DaskExecutor
+from dfm.errors import DataError, SettingsError
+from dfm.training import loop
+from dfm.training.executor import nothing
 
 N_ROWS = 6_000
 
@@ -113,3 +117,47 @@ def test_a_plateau_without_rows_to_validate_on_is_refused(client: Client, tmp_pa
     knobs = {"data": {"validation_fraction": 0}, "training": {"schedule": "plateau"}}
     with pytest.raises(SettingsError, match=r'training.schedule = "plateau" needs rows to validate on'):
         jobs.train(tables_of(write_log(tmp_path / "log"), tmp_path, **knobs), client)
+
+
+def test_rounds_begun_before_an_epoch_was_judged_are_given_up_where_training_goes_back(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss counts as a rise here, so that the plateau is left after one epoch, which nobody can foresee."""
+    monkeypatch.setattr(loop, "_MOST_RISE", -1.0)
+    log, evaluate, begun = write_log(tmp_path / "log"), DaskExecutor.evaluate, list[int]()
+
+    def waiting(self: DaskExecutor, work: Any, meanwhile: Callable[[], None] = nothing) -> Any:
+        return evaluate(self, work)
+
+    def ahead(self: DaskExecutor, work: Any, meanwhile: Callable[[], None] = nothing) -> Any:
+        metrics = evaluate(self, work, meanwhile)
+        begun.append(self.under_way)
+        return metrics
+
+    found = []
+    for name, way in (("waiting", waiting), ("ahead", ahead)):
+        monkeypatch.setattr(DaskExecutor, "evaluate", way)
+        job = tables_of(log, tmp_path / name, training={"n_epochs": 6, "later_averages": 3, "averages_per_epoch": 3})
+        found.append(jobs.train(job, client))
+    assert found[0].parameters_sha256 == found[1].parameters_sha256
+    assert [each["log_loss"] for each in found[0].history] == [each["log_loss"] for each in found[1].history]
+    assert begun[0] == 2
+    assert begun[-1] == 0
+
+
+@pytest.mark.parametrize("side", ["trained", "held out", "of their own shards"])
+def test_too_many_bad_rows_are_an_error_on_either_side(side: str, client: Client, tmp_path: Path) -> None:
+    days = np.repeat(["2026-11-01", "2026-11-02"], N_ROWS // 2)
+    is_bad = days == ("2026-11-01" if side == "trained" else "2026-11-02")
+    labels = np.where(is_bad & (np.arange(N_ROWS) % 10 == 0), 7, np.arange(N_ROWS) % 2)
+    log = write_log(tmp_path / "log", n_shards=2)
+    for number in range(2):
+        rows = slice(number * N_ROWS // 2, (number + 1) * N_ROWS // 2)
+        table = pq.read_table(log / f"{number}.parquet").set_column(2, "label", pa.array(labels[rows]))
+        pq.write_table(table.append_column("day", pa.array(days[rows])), log / f"{number}.parquet")
+    split = {"validation_from": "2026-11-02"}
+    if side == "of their own shards":
+        split = {"train": str(log / "0.parquet"), "validation": str(log / "1.parquet")}
+    data = {"on_bad_rows": "skip", "max_bad_fraction": 0.05, **split}
+    with pytest.raises(DataError, match=r"300 of 3000 rows are bad, more than data\.max_bad_fraction = 0\.05 allows"):
+        jobs.train(tables_of(log, tmp_path, schema={"time": "day"}, data=data), client)

@@ -17,6 +17,7 @@ from dfm import jobs
 from dfm.distributed import prepare, reporting
 from dfm.errors import ModelError
 from dfm.model.report import FINDINGS, report_model
+from dfm.storage.arrays import read_arrays
 from tests.distributed.test_held_out import tables_of
 
 EVIL, N_ROWS = "<script>alert(1)</script>", 6_000
@@ -137,7 +138,13 @@ def test_a_report_looks_at_so_many_rows_however_they_were_held_out(
     assert n_seen == n_rows if most > n_rows else n_seen == pytest.approx(most, rel=0.1)
     assert bool(read) == (how == "from a bound on, nobody knows how many")
     job["output"] = {**job["output"], "report": False, "directory": str(tmp_path / "plain")}
+    job["cluster"] = {**job["cluster"], "cache": str(tmp_path / "other")}
     assert jobs.train(job, client).parameters_sha256 == result.parameters_sha256
+    has_some = [
+        any("aside" in read_arrays(chunk)[0] for chunk in (tmp_path / folder).glob("chunk-*"))
+        for folder in ("cache", "other")
+    ]
+    assert has_some == [not read, False]
 
 
 def test_a_job_may_want_no_page(log: Path, client: Client, tmp_path: Path) -> None:
