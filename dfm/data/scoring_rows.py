@@ -107,7 +107,7 @@ def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
                 continue
             value = values[i] if values.size else np.float32(1.0)
             place = indices[i] & np.uint32(_PLACES - 1)
-            is_first = not is_long and last_row[place] != row
+            is_first = last_row[place] != row
             last_row[place] = row
             j = at if is_first else max(first, at - 1) if is_long else first
             while j < at and out_indices[j] != indices[i]:
