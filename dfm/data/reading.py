@@ -58,7 +58,6 @@ class Reading:
     """The column by whose values rows are told apart into groups; empty: nobody asks for it. Rows that are dealt into
     slices then stay together by group.
     """
-
     share_aside: float = 0.0
     """The share of rows that are kept as they are beside the hashed ones, for whoever looks at them later."""
 

@@ -76,20 +76,26 @@ def describe(epoch: int, totals: Any, metrics: Metrics, n_walks: int, seconds: f
 def trained(
     executor: MadeUp, goal: Goal, n_rounds: int = 1, tell: Callable[[Any], None] | None = None, **more: Any
 ) -> TrainingLoop:
-    loop = TrainingLoop(
+    loop = begun(executor, goal, n_rounds, tell, **more)
+    loop.run()
+    return loop
+
+
+def begun(
+    executor: MadeUp, goal: Goal, n_rounds: int = 1, tell: Callable[[Any], None] | None = None, **more: Any
+) -> TrainingLoop:
+    return TrainingLoop(
         work=WORK,
         objective=more.pop("objective", OBJECTIVE),
         plan=RoundPlan(n_rounds, n_rounds),
         schedule=more.pop("schedule", StepSchedule("constant", seed=3)),
         goal=goal,
         executor=executor,
-        manner=Manner(describe, lambda epoch, reports: None),
+        manner=Manner(more.pop("describe", describe), lambda epoch, reports: None),
         n_rows=N_ROWS * n_rounds,
         tell=tell or (lambda event: None),
         **more,
     )
-    loop.run()
-    return loop
 
 
 def test_the_best_parameters_are_kept_and_patience_ends_training() -> None:
@@ -243,19 +249,19 @@ def test_rounds_that_begin_before_their_epoch_is_judged_change_nothing(end: str,
 
 
 def test_the_first_rounds_of_the_next_epoch_wait_for_no_judgement() -> None:
-    begun: list[int] = []
+    ahead: list[int] = []
 
     class Watched(Ahead):
         def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
             metrics = super().evaluate(work, meanwhile)
-            begun.append(self.under_way)
+            ahead.append(self.under_way)
             return metrics
 
     trained(Watched(FALLING), Goal(3), n_rounds=5)
-    assert begun == [2, 2, 0]
-    begun.clear()
+    assert ahead == [2, 2, 0]
+    ahead.clear()
     trained(Watched(FALLING), Goal(3), n_rounds=1)
-    assert begun == [1, 1, 0]
+    assert ahead == [1, 1, 0]
 
 
 def test_the_seconds_of_a_judgement_are_told_once() -> None:
@@ -272,43 +278,15 @@ def test_the_seconds_of_a_judgement_are_told_once() -> None:
         told.append((totals.seconds, seconds))
         return describe(epoch, totals, metrics, n_walks, seconds)
 
-    loop = TrainingLoop(
-        WORK,
-        OBJECTIVE,
-        RoundPlan(2, 2),
-        StepSchedule("constant", seed=3),
-        Goal(3),
-        Slow(FALLING),
-        Manner(describe_seconds, lambda epoch, reports: None),
-        2 * N_ROWS,
-        lambda event: None,
-    )
-    loop.run()
+    trained(Slow(FALLING), Goal(3), 2, describe=describe_seconds)
     trained_in, judged_in = zip(*told, strict=True)
     assert [seconds >= 0.8 for seconds in trained_in] == [False, True, True]
     assert [seconds >= 0.8 for seconds in judged_in] == [False, False, True]
 
 
-def test_a_stop_that_was_not_foreseen_leaves_no_round_behind() -> None:
-    executor = Ahead([0.5, 0.4, 0.3, 0.6])
-    # The loss rises by so much that the plateau is left, after the last epoch that there may be.
-    loop = trained(executor, Goal(4, plateau=True), 2, schedule=StepSchedule("plateau", seed=3))
-    assert (executor.waiting, loop.at.is_over) == ([], True)
-
-
 def test_no_round_is_begun_beyond_the_epoch_that_a_call_ends_with() -> None:
     executor = Ahead(FALLING)
-    loop = TrainingLoop(
-        WORK,
-        OBJECTIVE,
-        RoundPlan(3, 3),
-        StepSchedule("constant", seed=3),
-        Goal(6),
-        executor,
-        Manner(describe, lambda epoch, reports: None),
-        3 * N_ROWS,
-        lambda event: None,
-    )
+    loop = begun(executor, Goal(6), 3)
     for until, submitted in ((2, 6), (3, 9), (6, 18)):
         loop.run(until)
         assert (executor.under_way, len(executor.submitted)) == (0, submitted)
