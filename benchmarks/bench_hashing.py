@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine_line
 
+from dfm.data.chunks import hash_units
 from dfm.data.parquet import arrow_schema, find_shards
-from dfm.data.preparation import hash_units, load_slices
+from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema, resolve
 from dfm.data.synthetic import generate

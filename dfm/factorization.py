@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm.averaging.rules import automatic_averages
+from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows, take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
-from dfm.data.partition import SparsePartition, build_partition
+from dfm.data.partition import SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import RowLookup, Vocabulary
 from dfm.errors import DataError, SettingsError

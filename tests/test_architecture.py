@@ -83,7 +83,7 @@ OPTIONAL = {
 }
 
 WRITES_JSON = {
-    *("events", "settings.job", "settings.constraints", "settings.toml", "data.preparation", "data.reading"),
+    *("events", "settings.job", "settings.constraints", "settings.toml", "data.chunks", "data.reading"),
     *("training.checkpoint", "distributed.scoring", "launch.process", "cli.app", "kubernetes.api"),
     "kubernetes.manifest",
 }

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.building import build_partition
 from dfm.data.encoding import encode_batch
 from dfm.data.hashed_rows import HashedRows, concatenate_rows, take_rows
 from dfm.data.parquet import Unit, arrow_schema, find_shards, read_unit
-from dfm.data.partition import SparsePartition, build_partition
+from dfm.data.partition import SparsePartition
 from dfm.data.schema import Schema, resolve
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.synthetic import generate

@@ -14,7 +14,7 @@ from dfm.data.accounting import RowAccount
 from dfm.data.encoding import Encoded
 from dfm.data.parquet import Batch, Shard, Unit, naming_shard, read_unit
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.prepare import Progress, follow
+from dfm.distributed.progress import Progress, follow
 from dfm.distributed.scoring import Scoring, account_of, both_sights, loaded_model, placed_model
 from dfm.model.drift import Sights
 from dfm.model.fm_model import FMModel

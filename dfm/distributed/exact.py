@@ -13,9 +13,9 @@ from distributed import Future
 
 from dfm.averaging.contributions import groups_at_home
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.distributed.exchange import Door, WorkersMeeting, open_door
-from dfm.distributed.prepare import Prepared, home_of
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Event, Run
 from dfm.settings.tables import MCMC
 from dfm.training.backends import NUMBA

@@ -16,9 +16,8 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
 from dfm.distributed import backends
-from dfm.distributed.cluster.watch import MOST_REMEMBERED, Watch
+from dfm.distributed.cluster.watch import MOST_REMEMBERED, Watch, home_of
 from dfm.distributed.exact import Workers
-from dfm.distributed.prepare import home_of
 from dfm.errors import ClusterError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally

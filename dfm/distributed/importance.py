@@ -19,7 +19,7 @@ from dfm.data.parquet import Batch, Shard, Unit, naming_shard
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.evaluate import good_rows, labelled_batches, weighing
-from dfm.distributed.prepare import Progress, follow
+from dfm.distributed.progress import Progress, follow
 from dfm.distributed.scoring import Scoring, account_of, loaded_model, placed_model
 from dfm.errors import SettingsError
 from dfm.model.entries import narrowed

@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Client, SchedulerPlugin, WorkerPlugin
 
 from dfm.distributed.cluster.remote import install
-from dfm.distributed.prepare import home_of
+from dfm.distributed.cluster.watch import home_of
 from dfm.events import is_passing, sent
 from dfm.training.plan import Plan
 from dfm.training.rounds import Push, train_replicas

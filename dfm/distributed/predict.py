@@ -18,7 +18,7 @@ from dfm.data.parquet import Batch, Shard, Unit, arrow_schema, naming_shard, rea
 from dfm.data.schema import check_once
 from dfm.distributed.cluster.connect import shares_disk
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.prepare import Progress, follow
+from dfm.distributed.progress import Progress, follow
 from dfm.distributed.scoring import Scoring, account_of, both_sights, loaded_model, placed_model
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json

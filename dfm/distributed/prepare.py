@@ -2,60 +2,52 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
-from distributed import Future, get_worker
+from distributed import Future
 
 from dfm.data.accounting import RowAccount
-from dfm.data.coded_rows import CodedRows, lighter
+from dfm.data.chunks import Seed, check_labels
 from dfm.data.draw import Draw, Sampling
-from dfm.data.hashed_rows import HashedRows
-from dfm.data.hashing import expected_collisions
-from dfm.data.latest import latest_moments, latest_or_why
-from dfm.data.number_sketches import (
-    NumberSketch,
-    columns_for_quantiles,
-    columns_with_statistics,
-    glance_at_numbers,
-    sketch_numbers,
-    statistics_of,
-)
+from dfm.data.number_sketches import columns_with_statistics
 from dfm.data.parquet import Unit
-from dfm.data.partition import SparsePartition
-from dfm.data.preparation import (
-    Seed,
-    check_chunk,
-    check_labels,
-    hash_apart,
-    hash_units,
-    load_parts,
-    load_slices,
-    part_of_units,
-)
 from dfm.data.reading import Reading, fingerprint, units_key
-from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import AUTO, NumberStatistics
 from dfm.data.units import RowUnits, units_of
-from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
 from dfm.distributed.cluster.connect import cache_directory
-from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.run import Event, Run
+from dfm.distributed.cluster.watch import Watch, home_of
+from dfm.distributed.preparation_tasks import (
+    VocabularySummary,
+    account_of,
+    build_partition,
+    count_pairs,
+    glance_at_shard,
+    hash_and_hold_out,
+    hash_shard,
+    latest_of_shard,
+    merge_feature_counts,
+    merge_latest,
+    merge_statistics,
+    order_vocabulary,
+    part_of_shard,
+    quantile_columns,
+    remember,
+    sights_of_shard,
+    sketch_shard,
+    summarise,
+    unite_parts,
+)
+from dfm.distributed.progress import follow, progress_of
+from dfm.distributed.run import Run
 from dfm.errors import DataError
 from dfm.kernels.pairs import PairCount
-from dfm.model.drift import Sights, Watcher, seen_bits
 from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
 
-T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
-"""Called with stage, rows done, rows in all."""
 _FAN_IN = 16
 _REMEMBERED_ROWS = 1_000_000
 """Training rows that are enough to know how frequent values are."""
@@ -63,16 +55,6 @@ ROWS_TO_LOOK_AT = 200_000
 """Rows that a report is made of, where more validate."""
 _NEVER = 2**62
 """More occurrences than any feature has: a linear model gives factors to none."""
-
-
-@dataclass(frozen=True)
-class Hashed:
-    """The answer of a hashing task: counts of features, the row account; the rows lie in the worker's cache."""
-
-    counts: FeatureCounts
-    account: RowAccount
-    held_out: RowAccount = field(default_factory=RowAccount)
-    """The account of the rows that were held out of those."""
 
 
 @dataclass(frozen=True)
@@ -94,164 +76,6 @@ class Prepared:
     """The reading of the rows that validate."""
     pairs: PairCount | None = None
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
-
-
-@dataclass(frozen=True)
-class VocabularySummary:
-    """Sizes that the driver needs; the vocabulary itself stays on the workers."""
-
-    n_features: int
-    n_factored: int
-    n_distinct: int
-
-
-def home_of(number: int, total: int, workers: Sequence[T]) -> T:
-    """The worker that item `number` of `total` prefers: neighbours go together, every worker gets its share."""
-    return workers[number * len(workers) // max(total, 1)]
-
-
-def on_this_worker(reading: Reading) -> Reading:
-    """The reading with its cache below this worker's own folder, where the path is relative."""
-    if reading.cache.startswith("/"):
-        return reading
-    return replace(reading, cache=f"{get_worker().local_directory}/{reading.cache}")
-
-
-# The names of these functions are what the dashboard shows.
-
-
-def hash_shard(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
-    """Hash the rows of one task into this worker's cache."""
-    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
-    return Hashed(chunk.counts, chunk.account)
-
-
-def hash_and_hold_out(reading: Reading, held_out: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
-    """The same of the rows of a task that train; those that are held out go beside them."""
-    chunk, others = hash_apart(on_this_worker(reading), on_this_worker(held_out), units, n_slices, seed)
-    return Hashed(chunk.counts, chunk.account, others.account)
-
-
-def merge_feature_counts(hashed: Sequence[Hashed], hash_bits: int) -> Hashed:
-    """Sum of counts and accounts, in order."""
-    counts = merge_counts([part.counts for part in hashed], hash_bits)
-    return Hashed(counts, _sum(part.account for part in hashed), _sum(part.held_out for part in hashed))
-
-
-def order_vocabulary(
-    hashed: Hashed, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
-) -> Vocabulary:
-    """The vocabulary of all training rows, and which indices they had at all."""
-    found = build_vocabulary(hashed.counts, columns, hash_bits, min_count, min_count_factors)
-    return replace(found, seen=seen_bits(hashed.counts, hash_bits))
-
-
-def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount, RowAccount]:
-    """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them."""
-    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, len(hashed.counts.ids))
-    return summary, hashed.account, hashed.held_out
-
-
-def build_partition(
-    reading: Reading,
-    tasks: Sequence[Sequence[Unit]],
-    n_slices: int,
-    seed: Seed,
-    vocabulary: Vocabulary,
-    vocabulary_key: str,
-) -> list[SparsePartition]:
-    """The partitions of one replica (or of some validation rows)."""
-    lookup = row_lookup(vocabulary, vocabulary_key)
-    return load_slices(on_this_worker(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
-
-
-def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
-    """Pairs of a clicked and an unclicked row of one group in a replica's slices."""
-    return sum((PairCount.of(partition) for partition in slices), PairCount())
-
-
-def part_of_shard(
-    reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
-) -> list[HashedRows | CodedRows]:
-    """The rows of some slices of one task, on their way to the replica whose slices they are."""
-    parts = part_of_units(on_this_worker(reading), units, deal, wanted)
-    coded = [part for part in parts if isinstance(part, CodedRows)]
-    return [*lighter(coded)] if len(coded) == len(parts) else parts
-
-
-def unite_parts(
-    reading: Reading,
-    parts: Sequence[Sequence[HashedRows | CodedRows]],
-    keys: tuple[Any, ...],
-    order: tuple[int, ...],
-    vocabulary: Vocabulary,
-    vocabulary_key: str,
-) -> list[SparsePartition]:
-    """The partitions of one replica, of the parts of all tasks."""
-    named = (*keys, order, vocabulary_key)
-    return load_parts(on_this_worker(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
-
-
-def sights_of_shard(
-    reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
-) -> Sights:
-    """The values of the rows of a hashing task, as the model knows them."""
-    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
-    check_chunk(chunk, on_this_worker(reading), n_slices)
-    return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
-
-
-def remember(vocabulary: Vocabulary, sights: Sequence[Sights]) -> Vocabulary:
-    """The vocabulary, which knows how often values of training rows were missing, rare or frequent."""
-    return replace(vocabulary, sights=functools.reduce(operator.add, sights).counts)
-
-
-def account_of(hashed: Sequence[Hashed]) -> RowAccount:
-    """Sum of the accounts."""
-    return _sum(part.account for part in hashed)
-
-
-def _sum(accounts: Iterable[RowAccount]) -> RowAccount:
-    return sum(accounts, RowAccount())
-
-
-def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
-    """Statistics of numeric columns over the first of some rows."""
-    return glance_at_numbers(reading, units, columns)
-
-
-def quantile_columns(sketches: Sequence[Mapping[str, NumberSketch]], n_buckets: int) -> list[str]:
-    """The columns of transform "auto" that get quantiles, by what all tasks saw of them."""
-    return columns_for_quantiles(_by_column(sketches), n_buckets)
-
-
-def merge_statistics(
-    sketches: Sequence[Mapping[str, NumberSketch]], schema: ResolvedSchema
-) -> dict[str, NumberStatistics]:
-    """The statistics of columns, by what all tasks saw of them."""
-    return statistics_of(_by_column(sketches), schema)
-
-
-def _by_column(sketches: Sequence[Mapping[str, NumberSketch]]) -> dict[str, list[NumberSketch]]:
-    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
-
-
-def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table | str:
-    """The latest moments of some rows, and how many rows each has; or why they have no order."""
-    return latest_moments(reading, units, n_rows)
-
-
-def merge_latest(found: Sequence[pa.Table | str], n_rows: int, column: str) -> pa.Table | str:
-    """The latest moments of them all; or why they have no order."""
-    return latest_or_why(found, n_rows, column)
-
-
-def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
-    """Statistics of numeric columns over some rows."""
-    return sketch_numbers(reading, units, columns)
-
-
-# ----------------------------------------------------------------------------------------------------------
 
 
 def prepare(run: Run) -> Prepared:
@@ -579,73 +403,3 @@ def _halves(sizes: Sequence[int], remainder: int) -> list[int]:
 
 def _n_rows(units: Sequence[Unit]) -> int:
     return sum(unit.n_rows for unit in units)
-
-
-# ----------------------------------------------------------------------------------------- what is told ----
-
-
-def progress_of(run: Run) -> Progress:
-    """A function that tells of the rows of a stage."""
-
-    def progress(stage: str, done: int, total: int) -> None:
-        run.tell({"event": "progress", "stage": stage, "done": done, "total": total})
-
-    return progress
-
-
-def follow(watch: Watch, futures: Sequence[Future], sizes: Sequence[int], stage: str, progress: Progress) -> None:
-    """Report rows as tasks finish; the first error ends the wait and is raised here."""
-    rows = dict(zip(futures, sizes, strict=True))
-    done, total = 0, sum(sizes)
-    progress(stage, 0, total)
-    for future in watch.as_completed(futures):
-        done += rows[future]
-        progress(stage, done, total)
-
-
-def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Event:
-    """The event of the features and rows that were found."""
-    summary, bits = prepared.summary, run.job.model.hash_bits
-    return {
-        "event": "vocabulary",
-        "distinct_features": summary.n_distinct,
-        "features": summary.n_features,
-        "features_with_factors": summary.n_factored,
-        "table_load": summary.n_distinct / 2**bits,
-        "collided_share": collided_share(summary, bits),
-        "parameter_bytes": parameter_bytes,
-        "rows": trained_rows(prepared),
-        "validation_rows": rows_event(prepared.validation_account),
-    }
-
-
-def collided_share(summary: VocabularySummary, hash_bits: int) -> float:
-    """The share of distinct values that have to share a feature with another one."""
-    return expected_collisions(_distinct_tokens(summary.n_distinct, hash_bits), hash_bits)
-
-
-def trained_rows(prepared: Prepared) -> Event:
-    """The account of the rows to train on in figures; with a loss of pairs, how many make pairs, and how many pairs an
-    epoch has.
-    """
-    found, pairs = rows_event(prepared.account), prepared.pairs
-    return found if pairs is None else {**found, "pairs": pairs.pairs, "in_pairs": pairs.rows}
-
-
-def rows_event(account: RowAccount) -> Event:
-    """The account of rows in figures."""
-    return {
-        "read": account.read,
-        "trained": account.accepted,
-        "rejected": account.rejected,
-        "reasons": account.by_reason(),
-        **({"sampled_out": account.sampled_out} if account.sampled_out else {}),
-    }
-
-
-def _distinct_tokens(n_indices: int, hash_bits: int) -> int:
-    """About how many tokens gave this many occupied indices (balls in bins: occupied = B (1 - (1 - 1/B)^n))."""
-    buckets = 2**hash_bits
-    if n_indices >= buckets:
-        return buckets * 20
-    return round(math.log1p(-n_indices / buckets) / math.log1p(-1 / buckets))

@@ -13,22 +13,17 @@ from typing import Any
 
 from distributed import Future
 
+from dfm.data.chunks import batches_aside
 from dfm.data.draw import sampled
 from dfm.data.parquet import Batch, Unit
-from dfm.data.preparation import batches_aside
 from dfm.data.reading import Reading, kept_batches
+from dfm.distributed.cluster.watch import home_of
 from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
+from dfm.distributed.figures import collided_share
 from dfm.distributed.importance import damage_of, described
-from dfm.distributed.prepare import (
-    ROWS_TO_LOOK_AT,
-    Prepared,
-    collided_share,
-    follow,
-    home_of,
-    on_this_worker,
-    progress_of,
-    tasks_to_judge,
-)
+from dfm.distributed.preparation_tasks import on_this_worker
+from dfm.distributed.prepare import ROWS_TO_LOOK_AT, Prepared, tasks_to_judge
+from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.publish import model_url
 from dfm.distributed.run import Run
 from dfm.distributed.scoring import Scoring, loaded_model, placed_model

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from distributed import Future
 
-from dfm.distributed.prepare import Prepared, VocabularySummary
+from dfm.distributed.preparation_tasks import VocabularySummary
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Run
 from dfm.distributed.tuning import row_scale, table_bytes
 from dfm.kernels.tables import InitialValues, Layout

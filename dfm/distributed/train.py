@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Client, Future
 
 from dfm.data.accounting import RowAccount
-from dfm.data.preparation import prune_cache
+from dfm.data.cache import prune_cache
 from dfm.data.snapshots import pins_of
 from dfm.distributed import backends, monitoring, start
 from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
@@ -28,8 +28,10 @@ from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.exact import at_first_block, exact_loop, solving_event
 from dfm.distributed.executor import DaskExecutor
+from dfm.distributed.figures import vocabulary_event
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
-from dfm.distributed.prepare import Prepared, follow, prepare, progress_of, vocabulary_event
+from dfm.distributed.prepare import Prepared, prepare
+from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.reporting import write_page
 from dfm.distributed.run import Event as Event

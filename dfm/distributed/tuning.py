@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfm.distributed.cluster.remote import least_memory
-from dfm.distributed.prepare import Prepared, VocabularySummary
+from dfm.distributed.preparation_tasks import VocabularySummary
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Event, Run
 from dfm.kernels.contract import Step
 from dfm.settings.tables import TrainingSettings

@@ -19,10 +19,11 @@ import pyarrow as pa
 from distributed import Client, Future
 from numpy.typing import NDArray
 
+from dfm.data.building import build_partition
 from dfm.data.hashed_rows import EntrySums, HashedRows, concatenate_rows, take_rows
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.data.number_sketches import NumberSketch, columns_with_statistics, statistics_of
-from dfm.data.partition import SparsePartition, build_partition, by_group
+from dfm.data.partition import SparsePartition, by_group
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
@@ -35,8 +36,7 @@ from dfm.data.vocabulary import (
     merge_counts,
     seen_rarely,
 )
-from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.prepare import home_of
+from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.errors import DataError, DfmError
 from dfm.estimators.features import (
     FeatureOptions,

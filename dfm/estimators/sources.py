@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dfm.data.building import build_partition
 from dfm.data.hashed_rows import EntrySums, HashedRows, take_rows
 from dfm.data.matrices import is_sparse
-from dfm.data.partition import SparsePartition, build_partition, by_group
+from dfm.data.partition import SparsePartition, by_group
 from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures

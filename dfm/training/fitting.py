@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows
-from dfm.data.partition import SparsePartition, build_partition
+from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import RowLookup, Vocabulary, rows_of
 from dfm.errors import DivergenceError
 from dfm.kernels.families.registry import family_of

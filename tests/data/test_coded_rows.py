@@ -15,19 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data import coded_rows, encoding, parquet, preparation
+from dfm.data import chunks, coded_rows, encoding, parquet
 from dfm.data.bits import trailing_zeros
+from dfm.data.building import build_partition
+from dfm.data.chunks import Chunk, hash_units
 from dfm.data.coded_rows import CodedRows, KnownTables, lighter
 from dfm.data.encoding import are_coded
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import dictionary_codes
 from dfm.data.parquet import Unit, describe_shard
-from dfm.data.partition import build_partition
-from dfm.data.preparation import Chunk, hash_units, load_slices
+from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
-from dfm.distributed.prepare import sights_of_shard
+from dfm.distributed.preparation_tasks import sights_of_shard
 from dfm.errors import DataError
 from dfm.model.drift import Watcher, seen_bits
 from dfm.storage.arrays import read_arrays, write_arrays
@@ -79,7 +80,7 @@ def reading_of(tmp_path: Path, schema: Schema, hash_bits: int = 12, **more: Any)
 def both_ways(make: Callable[[Reading], Any], reading: Reading) -> tuple[Any, Any]:
     """What is made with codes and without, each with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "are_coded", lambda schema: False)
+        patch.setattr(chunks, "are_coded", lambda schema: False)
         plain = make(dataclasses.replace(reading, cache=reading.cache + "-plain"))
     return make(reading), plain
 
@@ -98,10 +99,10 @@ def partitions(
 ) -> list[Any]:
     """Partitions of one replica whose tasks are the units, each alone."""
     names = [entry.name for entry in reading.schema.fields]
-    chunks = [hash_units(reading, [unit], n_slices, (7, number)) for number, unit in enumerate(units)]
-    is_coded = preparation.are_coded is are_coded and reading.hash_bits <= 26 and preparation.MOST_CODES > 0
-    assert all(isinstance(chunk.rows, CodedRows) == is_coded for chunk in chunks if chunk.rows.n_rows)
-    counts = merge_counts([chunk.counts for chunk in chunks], reading.hash_bits)
+    found = [hash_units(reading, [unit], n_slices, (7, number)) for number, unit in enumerate(units)]
+    is_coded = chunks.are_coded is are_coded and reading.hash_bits <= 26 and chunks.MOST_CODES > 0
+    assert all(isinstance(chunk.rows, CodedRows) == is_coded for chunk in found if chunk.rows.n_rows)
+    counts = merge_counts([chunk.counts for chunk in found], reading.hash_bits)
     vocabulary = build_vocabulary(counts, names, reading.hash_bits, min_count, 3)
     grouped = dataclasses.replace(reading, groups=groups)
     return load_slices(grouped, [[u] for u in units], n_slices, (7,), vocabulary, "key", RowLookup(vocabulary))
@@ -235,13 +236,13 @@ def test_text_that_is_read_as_it_is_gives_the_rows_of_dictionaries(tmp_path, sch
     units = units_of(tmp_path, [columns_of(1), columns_of(2)])
     found = []
     for most in (0, 1 << 16):
-        preparation._read_as_text.cache_clear()
-        monkeypatch.setattr(preparation, "MOST_CODES", most)
+        chunks._read_as_text.cache_clear()
+        monkeypatch.setattr(chunks, "MOST_CODES", most)
         reading = reading_of(tmp_path / str(most), schema)
         found.append((hash_units(reading, units, 4, (3, 1)), partitions(reading, units, 3, 2)))
         names = {entry.name for entry in reading.schema.fields if entry.kind == "categorical"} - {"n"}
-        assert preparation._read_as_text(reading.key()) == (names if most == 0 else set())
-    preparation._read_as_text.cache_clear()
+        assert chunks._read_as_text(reading.key()) == (names if most == 0 else set())
+    chunks._read_as_text.cache_clear()
     (ours, our_partitions), (theirs, their_partitions) = found
     assert_same_arrays(ours.rows.hashed(), theirs.rows.hashed())
     assert_same_arrays(ours.counts, theirs.counts)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from dfm.data import scoring_rows
+from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
-from dfm.data.partition import SparsePartition, build_partition, by_group
+from dfm.data.partition import SparsePartition, by_group
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError

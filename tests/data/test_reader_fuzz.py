@@ -19,10 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfm.data.chunks import hash_units
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.partition import SparsePartition
-from dfm.data.preparation import hash_units, load_slices
+from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts

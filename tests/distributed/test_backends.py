@@ -14,8 +14,7 @@ from dfm import jobs
 from dfm.averaging.contributions import groups_at_home
 from dfm.distributed import backends
 from dfm.distributed.backends import GpuOfWorker
-from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.prepare import home_of
+from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.gpu import device as cupy_device

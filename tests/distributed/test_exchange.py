@@ -20,10 +20,9 @@ from distributed import Client, LocalCluster, get_worker
 from dfm import jobs
 from dfm.distributed import exact as exact_places
 from dfm.distributed import exchange
-from dfm.distributed.cluster.watch import Watch
+from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.distributed.exact import Workers, members_of
 from dfm.distributed.exchange import Door, WorkersMeeting, open_door
-from dfm.distributed.prepare import home_of
 from dfm.training import exact, exact_together
 from dfm.training.exact import ExactExecutor
 from dfm.training.exact_rounds import begin_rows, find_visits, first_block, lay_out

@@ -22,7 +22,8 @@ from dfm.averaging.contributions import combine_all
 from dfm.averaging.merge import contribute, finalise
 from dfm.averaging.rules import scaled_rate
 from dfm.averaging.slices import Slices
-from dfm.data.preparation import hash_units, load_slices
+from dfm.data.chunks import hash_units
+from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
 from dfm.distributed import start, train

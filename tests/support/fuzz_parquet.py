@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfm.data.chunks import Chunk, hash_units
 from dfm.data.parquet import Unit, describe_shard
-from dfm.data.preparation import Chunk, hash_units
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
 from dfm.errors import DataError

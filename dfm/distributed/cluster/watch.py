@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import distributed
@@ -29,6 +29,7 @@ from dfm.distributed.cluster.versions import by_value
 from dfm.errors import ClusterError
 from dfm.training.backends import Workplaces
 
+T = TypeVar("T")
 MOST_REMEMBERED = 1 << 30
 """Bytes of values of this process that a scheduler, which has a few GB of its own, is asked to remember."""
 _PIECE = 4 << 20
@@ -37,6 +38,11 @@ _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
 _PATIENCE = (1.0, 2.0, 4.0, 8.0, 30.0)
 """Seconds until a result is fetched anew: Dask tries for 30 s to reach a worker that is gone."""
+
+
+def home_of(number: int, total: int, workers: Sequence[T]) -> T:
+    """The worker that item `number` of `total` prefers: neighbours go together, every worker gets its share."""
+    return workers[number * len(workers) // max(total, 1)]
 
 
 class Watch:

@@ -1,0 +1,194 @@
+"""The tasks of preparing: what a worker does with a shard, with a replica's rows, with what other tasks counted.
+
+Their names are what the dashboard shows.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+from distributed import get_worker
+
+from dfm.data.accounting import RowAccount
+from dfm.data.chunks import Seed, check_chunk, hash_apart, hash_units
+from dfm.data.coded_rows import CodedRows, lighter
+from dfm.data.hashed_rows import HashedRows
+from dfm.data.latest import latest_moments, latest_or_why
+from dfm.data.number_sketches import (
+    NumberSketch,
+    columns_for_quantiles,
+    glance_at_numbers,
+    sketch_numbers,
+    statistics_of,
+)
+from dfm.data.parquet import Unit
+from dfm.data.partition import SparsePartition
+from dfm.data.preparation import load_parts, load_slices, part_of_units
+from dfm.data.reading import Reading
+from dfm.data.schema import ResolvedSchema
+from dfm.data.transforms import NumberStatistics
+from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
+from dfm.kernels.pairs import PairCount
+from dfm.model.drift import Sights, Watcher, seen_bits
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """The answer of a hashing task: counts of features, the row account; the rows lie in the worker's cache."""
+
+    counts: FeatureCounts
+    account: RowAccount
+    held_out: RowAccount = field(default_factory=RowAccount)
+    """The account of the rows that were held out of those."""
+
+
+@dataclass(frozen=True)
+class VocabularySummary:
+    """Sizes that the driver needs; the vocabulary itself stays on the workers."""
+
+    n_features: int
+    n_factored: int
+    n_distinct: int
+
+
+def on_this_worker(reading: Reading) -> Reading:
+    """The reading with its cache below this worker's own folder, where the path is relative."""
+    if reading.cache.startswith("/"):
+        return reading
+    return replace(reading, cache=f"{get_worker().local_directory}/{reading.cache}")
+
+
+def hash_shard(reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
+    """Hash the rows of one task into this worker's cache."""
+    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
+    return Hashed(chunk.counts, chunk.account)
+
+
+def hash_and_hold_out(reading: Reading, held_out: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Hashed:
+    """The same of the rows of a task that train; those that are held out go beside them."""
+    chunk, others = hash_apart(on_this_worker(reading), on_this_worker(held_out), units, n_slices, seed)
+    return Hashed(chunk.counts, chunk.account, others.account)
+
+
+def merge_feature_counts(hashed: Sequence[Hashed], hash_bits: int) -> Hashed:
+    """Sum of counts and accounts, in order."""
+    counts = merge_counts([part.counts for part in hashed], hash_bits)
+    return Hashed(counts, _sum(part.account for part in hashed), _sum(part.held_out for part in hashed))
+
+
+def order_vocabulary(
+    hashed: Hashed, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
+) -> Vocabulary:
+    """The vocabulary of all training rows, and which indices they had at all."""
+    found = build_vocabulary(hashed.counts, columns, hash_bits, min_count, min_count_factors)
+    return replace(found, seen=seen_bits(hashed.counts, hash_bits))
+
+
+def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount, RowAccount]:
+    """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them."""
+    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, len(hashed.counts.ids))
+    return summary, hashed.account, hashed.held_out
+
+
+def build_partition(
+    reading: Reading,
+    tasks: Sequence[Sequence[Unit]],
+    n_slices: int,
+    seed: Seed,
+    vocabulary: Vocabulary,
+    vocabulary_key: str,
+) -> list[SparsePartition]:
+    """The partitions of one replica (or of some validation rows)."""
+    lookup = row_lookup(vocabulary, vocabulary_key)
+    return load_slices(on_this_worker(reading), tasks, n_slices, seed, vocabulary, vocabulary_key, lookup)
+
+
+def count_pairs(slices: Sequence[SparsePartition]) -> PairCount:
+    """Pairs of a clicked and an unclicked row of one group in a replica's slices."""
+    return sum((PairCount.of(partition) for partition in slices), PairCount())
+
+
+def part_of_shard(
+    reading: Reading, units: Sequence[Unit], deal: tuple[int, Seed], wanted: range
+) -> list[HashedRows | CodedRows]:
+    """The rows of some slices of one task, on their way to the replica whose slices they are."""
+    parts = part_of_units(on_this_worker(reading), units, deal, wanted)
+    coded = [part for part in parts if isinstance(part, CodedRows)]
+    return [*lighter(coded)] if len(coded) == len(parts) else parts
+
+
+def unite_parts(
+    reading: Reading,
+    parts: Sequence[Sequence[HashedRows | CodedRows]],
+    keys: tuple[Any, ...],
+    order: tuple[int, ...],
+    vocabulary: Vocabulary,
+    vocabulary_key: str,
+) -> list[SparsePartition]:
+    """The partitions of one replica, of the parts of all tasks."""
+    named = (*keys, order, vocabulary_key)
+    return load_parts(on_this_worker(reading), parts, named, order, vocabulary, row_lookup(vocabulary, vocabulary_key))
+
+
+def sights_of_shard(
+    reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, vocabulary: Vocabulary, vocabulary_key: str
+) -> Sights:
+    """The values of the rows of a hashing task, as the model knows them."""
+    chunk = hash_units(on_this_worker(reading), units, n_slices, seed)
+    check_chunk(chunk, on_this_worker(reading), n_slices)
+    return Watcher.of(vocabulary, reading.schema, row_lookup(vocabulary, vocabulary_key)).sights(chunk.rows)
+
+
+def remember(vocabulary: Vocabulary, sights: Sequence[Sights]) -> Vocabulary:
+    """The vocabulary, which knows how often values of training rows were missing, rare or frequent."""
+    return replace(vocabulary, sights=functools.reduce(operator.add, sights).counts)
+
+
+def account_of(hashed: Sequence[Hashed]) -> RowAccount:
+    """Sum of the accounts."""
+    return _sum(part.account for part in hashed)
+
+
+def _sum(accounts: Iterable[RowAccount]) -> RowAccount:
+    return sum(accounts, RowAccount())
+
+
+def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over the first of some rows."""
+    return glance_at_numbers(reading, units, columns)
+
+
+def quantile_columns(sketches: Sequence[Mapping[str, NumberSketch]], n_buckets: int) -> list[str]:
+    """The columns of transform "auto" that get quantiles, by what all tasks saw of them."""
+    return columns_for_quantiles(_by_column(sketches), n_buckets)
+
+
+def merge_statistics(
+    sketches: Sequence[Mapping[str, NumberSketch]], schema: ResolvedSchema
+) -> dict[str, NumberStatistics]:
+    """The statistics of columns, by what all tasks saw of them."""
+    return statistics_of(_by_column(sketches), schema)
+
+
+def _by_column(sketches: Sequence[Mapping[str, NumberSketch]]) -> dict[str, list[NumberSketch]]:
+    return {column: [sketch[column] for sketch in sketches] for column in sketches[0]}
+
+
+def latest_of_shard(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.Table | str:
+    """The latest moments of some rows, and how many rows each has; or why they have no order."""
+    return latest_moments(reading, units, n_rows)
+
+
+def merge_latest(found: Sequence[pa.Table | str], n_rows: int, column: str) -> pa.Table | str:
+    """The latest moments of them all; or why they have no order."""
+    return latest_or_why(found, n_rows, column)
+
+
+def sketch_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over some rows."""
+    return sketch_numbers(reading, units, columns)

@@ -1,0 +1,87 @@
+"""Statistics of numeric columns: means, deviations and quantiles of all rows, from parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dfm.data.number_sketches import merge_sketches, sketch_numbers
+from dfm.data.parquet import Unit, describe_shard
+from dfm.data.reading import Reading
+from dfm.data.schema import Schema, resolve
+from dfm.data.transforms import NumberStatistics
+from tests.data.test_preparation import HASH_BITS
+from tests.support.shards import write_shard
+
+
+def sketched(tmp_path: Path, parts: Sequence[Any], n_buckets: int = 10) -> NumberStatistics:
+    """Statistics of a column whose values lie in several shards, each sketched on its own."""
+    sketches = []
+    schema = resolve(Schema(numeric=["x"], numeric_transform="quantile", quantile_buckets=n_buckets), ["label", "x"])
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "cache"))
+    for number, part in enumerate(parts):
+        column = part if isinstance(part, pa.Array) else pa.array(part)
+        table = pa.table({"label": pa.array([0] * len(column), pa.int64()), "x": column})
+        shard = describe_shard(write_shard(tmp_path / f"{number}.parquet", table, 500))
+        sketches.append(sketch_numbers(reading, [Unit(shard, 0, shard.n_rows)])["x"])
+    return merge_sketches(sketches, n_buckets)
+
+
+def test_mean_and_deviation_are_those_of_all_rows_whatever_the_parts(tmp_path):
+    random = np.random.default_rng(1)
+    values = random.normal(1e6, 3.0, 4000)
+    learnt = sketched(tmp_path, [values[:10], values[10:1500], values[1500:1501], values[1501:]])
+    assert learnt.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert learnt.stdev == pytest.approx(values.std(), rel=1e-9)
+
+
+@pytest.mark.parametrize("cuts", [[], [500], [100, 200, 3000]])
+def test_quantiles_are_those_of_all_rows_to_a_thousandth(tmp_path, cuts):
+    values = np.random.default_rng(2).lognormal(0, 2, 6000)
+    learnt = sketched(tmp_path, np.split(values, cuts))
+    ranks = np.searchsorted(np.sort(values), learnt.boundaries) / len(values)
+    np.testing.assert_allclose(ranks, np.arange(1, 10) / 10, atol=1e-3)
+
+
+def test_quantiles_of_few_rows_are_exact(tmp_path):
+    values = np.arange(1, 101, dtype=np.float64)
+    learnt = sketched(tmp_path, [values[::-1]], 4)
+    assert learnt.boundaries == tuple(np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf").tolist())
+
+
+def test_heavy_values_give_fewer_boundaries_and_never_the_same_twice(tmp_path):
+    assert sketched(tmp_path, [[0.0] * 950 + [1.0] * 30 + [2.0] * 20]).boundaries == (0.0,)
+    assert sketched(tmp_path, [[3.0] * 10]).boundaries == (3.0,)
+
+
+def test_missing_and_unreadable_numbers_do_not_count(tmp_path):
+    learnt = sketched(tmp_path, [["1", "", "3", None, "nan", "inf", "many"], [None, None], pa.nulls(3, pa.float64())])
+    assert (learnt.mean, learnt.stdev) == (2.0, 1.0)
+    assert sketched(tmp_path, [pa.nulls(3)]) == NumberStatistics()
+
+
+def test_statistics_are_learnt_only_where_a_transform_needs_them(tmp_path):
+    schema = resolve(
+        Schema(
+            numeric=["a", "b", "c", "d"],
+            transforms={"a": "log2-bucket", "b": "raw", "c": "standardize", "d": "quantile"},
+        ),
+        ["label", "a", "b", "c", "d"],
+    )
+    table = {name: [1.0, 3.0] for name in ("label", "a", "b", "c", "d")}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table))
+    reading = Reading(schema, HASH_BITS, "regression", cache=str(tmp_path / "cache"))
+    assert set(sketch_numbers(reading, [Unit(shard, 0, 2)])) == {"c", "d"}
+
+
+def test_rows_after_the_split_in_time_teach_no_statistics(tmp_path):
+    columns = {"label": [0, 1, 0, 1], "x": [1.0, 3.0, 500.0, 700.0], "day": ["1", "1", "2", "2"]}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", columns))
+    schema = resolve(Schema(time="day", numeric=["x"], numeric_transform="standardize"), list(columns))
+    reading = Reading(schema, HASH_BITS, "classification", time_until="2", cache=str(tmp_path / "cache"))
+    assert merge_sketches([sketch_numbers(reading, [Unit(shard, 0, 4)])["x"]], 10).mean == 2.0
