@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from dfm.data.bucketing import wants_quantiles
 from dfm.data.encoding import number_column
-from dfm.data.parquet import Batch, Unit, naming_shard
+from dfm.data.parquet import BATCH_ROWS, Batch, Unit, naming_shard
 from dfm.data.reading import Reading, kept_batches
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 
 _SKETCH_SIZE = 2048
+_GLANCE, _LEAST_GLANCE = 1 << 17, 1 << 12
+"""Rows that are enough to see whether a column needs quantiles, and that a task looks at in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,19 @@ def sketch_numbers(
     return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
 
 
-def glance_at_numbers(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns over the first batch of the units that has rows."""
-    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns) if batch.data.num_rows)
-    return _sketch(itertools.islice(batches, 1), reading, columns)
+def glance_at_numbers(
+    reading: Reading, units: Sequence[Unit], columns: Sequence[str], n_tasks: int
+) -> dict[str, NumberSketch]:
+    """Sketch of numeric columns over the first rows of the units: so many that all of `n_tasks` look at _GLANCE of them
+    together, or at _LEAST_GLANCE each.
+    """
+    n_rows = min(max(_GLANCE // n_tasks, _LEAST_GLANCE), BATCH_ROWS)
+    batches = (batch for unit in units for batch in _number_batches(reading, unit, columns, n_rows))
+    return _sketch(itertools.islice((batch for batch in batches if batch.data.num_rows), 1), reading, columns)
 
 
-def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str]) -> Iterator[Batch]:
-    return kept_batches(reading, unit, reading.schema.sources(columns))
+def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str], at_a_time: int = 0) -> Iterator[Batch]:
+    return kept_batches(reading, unit, reading.schema.sources(columns), at_a_time=at_a_time)
 
 
 def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:

@@ -278,11 +278,12 @@ def read_unit(
     columns: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
     as_text: Set[str] = frozenset(),
+    at_a_time: int = 0,
 ) -> Iterator[Batch]:
     """The unit's rows in file order, `columns` only; text comes as dictionaries, so that distinct values can be hashed.
 
     as_text: columns that come as they are, for a dictionary of many values takes longer to make than to do without; it
-    may grow while rows are read.
+    may grow while rows are read. at_a_time: rows of a batch at most; 0: BATCH_ROWS.
     DataError names the shard and the column where one is missing.
     """
     shard = unit.shard
@@ -298,7 +299,7 @@ def read_unit(
         )
     wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored))))
     stored_as = dict(shard.columns or ())
-    text = [name for name in wanted if _is_text(stored[name])]
+    text, batches_of = [name for name in wanted if _is_text(stored[name])], (columns, at_a_time or BATCH_ROWS)
     left: list[tuple[int, tuple[int, int]]] = []
     position = 0
     for row_group, n_rows in enumerate(shard.row_groups):
@@ -311,7 +312,7 @@ def read_unit(
         coded = [stored_as.get(name, name) for name in text if name not in plain]
         with open_parquet(shard.url, storage_options, coded) as file:
             while left and plain == as_text:
-                yield from _read_row_group(file, shard, *left.pop(0), wanted, from_path, columns)
+                yield from _read_row_group(file, shard, *left.pop(0), wanted, from_path, batches_of)
     check_unchanged(shard, storage_options)
 
 
@@ -326,15 +327,16 @@ def _read_row_group(
     rows: tuple[int, int],
     wanted: list[str],
     from_path: dict[str, str],
-    columns: Sequence[str],
+    batches_of: tuple[Sequence[str], int],
 ) -> Iterator[Batch]:
-    first, last = rows
+    """batches_of: these columns, and at most so many rows."""
+    (first, last), (columns, most_rows) = rows, batches_of
     position = 0
     place = f", row group {row_group},"
     stored_as = {name: dict(shard.columns or ()).get(name, name) for name in wanted}
     with reading(shard.url, place):
         there = [stored for stored in stored_as.values() if stored]
-        batches = file.iter_batches(BATCH_ROWS, [row_group], there, use_threads=False)
+        batches = file.iter_batches(most_rows, [row_group], there, use_threads=False)
     while True:
         with reading(shard.url, place):
             data = next(batches, None)

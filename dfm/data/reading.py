@@ -118,10 +118,12 @@ def units_key(units: Sequence[Unit]) -> list[Any]:
     return [[*unit.shard.identity, unit.start, unit.stop] for unit in units]
 
 
-def kept_batches(reading: Reading, unit: Unit, columns: list[str], as_text: Set[str] = frozenset()) -> Iterator[Batch]:
-    """Batches of the unit, without the rows that others train or validate on. as_text: as of `read_unit`."""
+def kept_batches(
+    reading: Reading, unit: Unit, columns: list[str], as_text: Set[str] = frozenset(), at_a_time: int = 0
+) -> Iterator[Batch]:
+    """Batches of the unit, without the rows that others train or validate on. as_text, at_a_time: as of `read_unit`."""
     wanted = list(dict.fromkeys([*columns, *reading.columns_to_choose]))
-    for batch in read_unit(unit, wanted, reading.storage_options, as_text):
+    for batch in read_unit(unit, wanted, reading.storage_options, as_text, at_a_time):
         yield _chosen(reading, batch)
 
 

@@ -158,9 +158,11 @@ def _sum(accounts: Iterable[RowAccount]) -> RowAccount:
     return sum(accounts, RowAccount())
 
 
-def glance_at_shard(reading: Reading, units: Sequence[Unit], columns: Sequence[str]) -> dict[str, NumberSketch]:
-    """Statistics of numeric columns over the first of some rows."""
-    return glance_at_numbers(reading, units, columns)
+def glance_at_shard(
+    reading: Reading, units: Sequence[Unit], columns: Sequence[str], n_tasks: int
+) -> dict[str, NumberSketch]:
+    """Statistics of numeric columns over the first of some rows; n_tasks: that look at some."""
+    return glance_at_numbers(reading, units, columns, n_tasks)
 
 
 def quantile_columns(sketches: Sequence[Mapping[str, NumberSketch]], n_buckets: int) -> list[str]:

@@ -183,7 +183,7 @@ def _learn_statistics(run: Run, reading: Reading) -> Mapping[str, NumberStatisti
     tasks = [units for replica in run.inputs.plan.replicas for units in replica]
     glance = [column for column, transform in wanted.items() if transform == AUTO]
     if glance:
-        seen = [run.watch.submit(glance_at_shard, reading, units, glance) for units in tasks]
+        seen = [run.watch.submit(glance_at_shard, reading, units, glance, len(tasks)) for units in tasks]
         chosen = run.watch.result(run.watch.submit(quantile_columns, seen, reading.schema.quantile_buckets))
         wanted = {column: kind for column, kind in wanted.items() if kind != AUTO or column in chosen}
     if not wanted:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dfm.data.number_sketches import merge_sketches, sketch_numbers
+from dfm.data.number_sketches import glance_at_numbers, merge_sketches, sketch_numbers
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
@@ -85,3 +85,12 @@ def test_rows_after_the_split_in_time_teach_no_statistics(tmp_path):
     schema = resolve(Schema(time="day", numeric=["x"], numeric_transform="standardize"), list(columns))
     reading = Reading(schema, HASH_BITS, "classification", time_until="2", cache=str(tmp_path / "cache"))
     assert merge_sketches([sketch_numbers(reading, [Unit(shard, 0, 4)])["x"]], 10).mean == 2.0
+
+
+@pytest.mark.parametrize(("n_tasks", "n_seen"), [(1, 20_000), (2, 20_000), (16, 1 << 13), (1000, 1 << 12)])
+def test_many_tasks_glance_at_a_few_rows_each(tmp_path, n_tasks, n_seen):
+    table = {"label": [0, 1] * 10_000, "x": np.arange(20_000, dtype=np.float64)}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table, 30_000))
+    reading = Reading(resolve(Schema(numeric=["x"]), list(table)), HASH_BITS, "regression", cache=str(tmp_path / "c"))
+    seen = glance_at_numbers(reading, [Unit(shard, 0, shard.n_rows)], ["x"], n_tasks)["x"]
+    assert (seen.count, seen.mean) == (n_seen, (n_seen - 1) / 2)

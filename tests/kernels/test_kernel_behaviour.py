@@ -10,7 +10,7 @@ import pytest
 
 from dfm.errors import SettingsError
 from dfm.kernels.contract import Kernels, KernelSpec, Step
-from dfm.kernels.cpu.backend import compile_kernels
+from dfm.kernels.cpu.backend import _score_all_of, compile_kernels, compile_scores
 from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.row_order import BLOCK_ROWS, row_blocks
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
@@ -157,3 +157,13 @@ def test_a_rate_below_zero_is_refused() -> None:
 
 def test_kernels_are_compiled_once_per_process(kernels: Kernels) -> None:
     assert compile_kernels(KernelSpec("logistic", "adagrad", N_FACTORS)) is kernels
+
+
+def test_one_kernel_scores_tables_of_every_optimizer_and_those_without_state() -> None:
+    rows = make_rows(n_rows=40)
+    for optimizer in OPTIMIZERS:
+        table = make_table(optimizer)
+        scores = compile_kernels(KernelSpec("logistic", optimizer, N_FACTORS)).scores(rows, table)
+        compiled = _score_all_of.cache_info().misses
+        assert np.array_equal(scores, compile_scores(table.layout.stateless)(rows, table.without_state()))
+        assert _score_all_of.cache_info().misses == compiled

@@ -164,7 +164,8 @@ def _walk(
 def _score(spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
     longest = _check_door(rows, table, spec, with_state=False)
     scores = np.empty(len(rows.labels), np.float32)
-    score_all = _kept(_score_all_of, _with_any_fields(spec).layout)
+    layout = _with_any_fields(spec).layout
+    score_all = _kept(_score_all_of, (layout.stateless, _own_width(layout)))
     score_all(rows_record(rows), _read_only(table_record(table)), new_scratch(longest, table), scores)
     return scores
 
@@ -239,16 +240,19 @@ def _n_arrays(layout: Layout) -> int:
 
 
 def _shape(layout: Layout) -> Shape:
-    own_width = max((layout.width(block) for block in layout.own), default=0)
     sizes = layout.row_factors, layout.lanes, layout.factor_width, layout.linear_width
     return Shape(
         *sizes,
         implicit=True,
         family=layout.family,
-        own_width=own_width,
+        own_width=_own_width(layout),
         n_groups=layout.n_groups,
         order=layout.order,
     )
+
+
+def _own_width(layout: Layout) -> int:
+    return max((layout.width(block) for block in layout.own), default=0)
 
 
 @functools.cache
@@ -266,12 +270,15 @@ def compile_scores(layout: Layout) -> Scores:
 
 
 @functools.cache
-def _score_all_of(layout: Layout) -> Any:
-    score_all = make_score_all(
-        replace(_shape(layout), touched=layout.lanes, gathered=1, only_scores=True), _n_arrays(layout)
-    )
+def _score_all_of(scored: tuple[Layout, int]) -> Any:
+    """The code for tables of any optimizer, which asks the arrays how far their records stand apart. scored: the layout
+    without state, and the width of a family's own records, which has to be known.
+    """
+    layout, own_width = scored
+    shape = replace(_shape(layout), own_width=own_width, touched=layout.lanes, gathered=1, only_scores=True)
+    score_all = make_score_all(shape, _n_arrays(layout))
     if not numba.config.DISABLE_JIT:
-        keep_on_disk(score_all, f"{sources()} {layout}")
+        keep_on_disk(score_all, f"{sources()} {layout} {own_width}")
     _compile(score_all, example_arguments(layout, for_training=False))
     return score_all
 
