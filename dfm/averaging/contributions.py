@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.averaging.slices import unite
 from dfm.compilation import compiled
-from dfm.kernels.tables import Floats, of_width
+from dfm.kernels.tables import Floats, first_at, of_width
 from dfm.storage.arrays import read_only
 from dfm.storage.transfers import checked_on_its_way
 
@@ -69,7 +69,7 @@ class Contribution:
 
     def select(self, start: int, stop: int) -> Contribution:
         """The part that falls into rows [start, stop) of the parameter table, as views."""
-        first, last = np.searchsorted(self.features, [start, stop])
+        first, last = first_at(self.features, [start, stop])
         touched = {name: array[first:last] for name, array in self.touched.items()}
         return Contribution(self.features[first:last], touched, self.shared, self.rows)
 
@@ -170,7 +170,7 @@ def _add_tree(parts: Sequence[Floats], positions: Sequence[NDArray[np.uint32]], 
     add_rows = _add_rows(out.shape[1])
     chunk = max(1, _CHUNK_BYTES // max(4 * out.shape[1], 1))
     bounds = np.arange(0, len(out) + chunk, chunk)
-    cuts = [np.searchsorted(each, bounds) for each in positions]
+    cuts = [first_at(each, bounds) for each in positions]
     room = np.empty((len(parts).bit_length(), chunk, out.shape[1]), np.float32)
     parts, positions = [read_only(part) for part in parts], [read_only(each) for each in positions]
     for number, start in enumerate(bounds[:-1]):

@@ -31,7 +31,7 @@ from dfm.kernels.gpu import backend as cupy_gpu
 from dfm.kernels.gpu.composition import RATES, RATES_TEXT, compose
 from dfm.kernels.gpu.memory import Buffer, Program
 from dfm.kernels.gpu.tables import Gpu, GpuArrays, GpuTable
-from dfm.kernels.tables import Floats, Layout, ParameterTable, local_shapes, pull_plan
+from dfm.kernels.tables import Floats, Layout, ParameterTable, first_at, local_shapes, pull_plan
 
 SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
@@ -108,7 +108,7 @@ class GpuSummands:
 
     def bounds(self) -> tuple[int, int]:
         """Which of the features are meant."""
-        first, last = np.searchsorted(self.features, [self.start, max(self.start, self.stop)])
+        first, last = first_at(self.features, [self.start, max(self.start, self.stop)])
         return int(first), int(last)
 
     def _ends(self, first: int, last: int) -> dict[str, tuple[int, int]]:
@@ -177,7 +177,7 @@ class OnGpu:
                 for block in layout.touched:
                     first, last = plan.starts_of(block)[number : number + 2]
                     width, meant = layout.width(block), features[: plan.n_rows(block)]
-                    begin, end = (int(at) for at in np.searchsorted(meant, [first, last]))
+                    begin, end = (int(at) for at in first_at(meant, [first, last]))
                     self._launch(
                         "gather_rows", (end - begin) * width, n=end - begin, width=width, start=first,
                         rows=rows.address + 4 * begin, source=source[block.name],
@@ -308,12 +308,12 @@ class OnGpu:
         shapes = {}
         for name, (_, width) in parts[0].shapes.items():
             end = max(part.end_of(name) for part in parts)
-            shapes[name] = int(np.searchsorted(features, end)), width
+            shapes[name] = int(first_at(features, [end])[0]), width
         made = GpuArrays.empty(gpu, shapes)
         out, rows = gpu.use(made), gpu.residents.array(features)
         shared_bytes = 4 * THREADS * (len(parts).bit_length() + 1)
         for start, stop in chunks:
-            first, last = (int(at) for at in np.searchsorted(features, [start, stop]))
+            first, last = (int(at) for at in first_at(features, [start, stop]))
             self._note_places(parts, start, stop)
             for name, (n_rows, width) in shapes.items():
                 n = max(min(last, n_rows) - first, 0)

@@ -18,13 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dfm.averaging.contributions import Contribution, combine_all
 from dfm.averaging.rules import MergeRule
 from dfm.averaging.slices import Slices, Touched
-from dfm.compilation import compiled
+from dfm.compilation import compiled, part
 from dfm.data.partition import SparsePartition
 from dfm.kernels.blocks import Block
 from dfm.kernels.contract import Step
@@ -192,7 +191,7 @@ def _contribute_vectors(records, tables, summands, columns, shares, out):  # typ
     records: of the same features' numbers, before; summands: of these.
     """
     before, after = tables
-    lanes = columns.lanes
+    lanes = np.uint64(columns.lanes)  # without a sign, as in `_finish_vectors`
     has_own, has_row = columns.vector_states > 0, columns.n_states > 1
     for row in range(out.shape[0]):
         share = shares.base
@@ -211,9 +210,11 @@ def _contribute_vectors(records, tables, summands, columns, shares, out):  # typ
             own = count * (shares.base + shares.history * start + shares.growth * growth)
             out[row, lane] = own * (after[row, lane] - before[row, lane])
             out[row, lanes + lane] = growth
-            if columns.squares >= 0:
-                out[row, 2 * lanes + lane] = growth * growth
-        for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # of several, which have no squares
+        if columns.squares >= 0:
+            for lane in range(lanes):
+                growth = out[row, lanes + lane]
+                out[row, np.uint64(2) * lanes + lane] = growth * growth
+        for column in range(2 * columns.lanes, (1 + columns.vector_states) * columns.lanes):  # of several: no squares
             out[row, column] = after[row, column] - before[row, column]
 
 
@@ -332,7 +333,7 @@ def finish_shared(
 _TINY = np.float32(np.finfo(np.float32).tiny)
 
 
-@njit(nogil=True, inline="always")
+@part
 def _outer_move(move, outer, drift, row, column):  # type: ignore[no-untyped-def]
     """Nesterov's step from the mean move of a coordinate; updates its momentum in `drift`, in place."""
     if outer.momentum > 0:
@@ -342,7 +343,7 @@ def _outer_move(move, outer, drift, row, column):  # type: ignore[no-untyped-def
     return outer.rate * move
 
 
-@njit(nogil=True, inline="always")
+@part
 def _quotient(divisors, summands, position):  # type: ignore[no-untyped-def]
     """The part of a divisor that is one number per feature."""
     return summands[position, divisors.counts] if divisors.counts >= 0 else divisors.fixed
@@ -378,19 +379,19 @@ def _finish_numbers(plain: bool) -> Any:
     return finish
 
 
-@njit(nogil=True, error_model="numpy")
-def _finish_lanes(mine, given, quotients, numbers, drift, row):  # type: ignore[no-untyped-def]
+@part(error_model="numpy")
+def _finish_lanes(vectors, summands, quotients, numbers, drift, row, position):  # type: ignore[no-untyped-def]
     """Moves a vector and its state with momentum, or with sums of squares."""
     columns, weights, accumulators, outer = numbers
     lanes, (shared, per_row) = columns.lanes, quotients
     for lane in range(lanes):
-        old, growth = mine[lanes + lane], given[lanes + lane]
+        old, growth = vectors[row, lanes + lane], summands[position, lanes + lane]
         divisor = shared + weights.history * old + weights.growth * growth
-        mine[lane] += _outer_move(given[lane] / max(divisor, _TINY), outer, drift, row, lane)
+        vectors[row, lane] += _outer_move(summands[position, lane] / max(divisor, _TINY), outer, drift, row, lane)
         divisor = per_row + accumulators.history * old + accumulators.growth * growth
         if columns.squares >= 0:
-            growth = growth * old + given[2 * lanes + lane]
-        mine[lanes + lane] = old + growth / max(divisor, _TINY)
+            growth = growth * old + summands[position, 2 * lanes + lane]
+        vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
 
 
 @compiled(error_model="numpy")
@@ -406,27 +407,26 @@ def _finish_vectors(features, start, summands, numbers, tables, drift):  # type:
     lanes, is_plain = np.uint64(columns.lanes), outer.momentum == 0 and columns.squares < 0
     for position in range(of_vectors.shape[0]):
         row = np.intp(features[position]) - start
-        mine, given = vectors[row], of_vectors[position]
         shared = _quotient(weights, of_numbers, position)
         if columns.n_states > 1:
             shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
         if columns.vector_states == 0:
             shared = max(shared, _TINY)
             for lane in range(columns.lanes):
-                mine[lane] += _outer_move(given[lane] / shared, outer, drift, row, lane)
+                vectors[row, lane] += _outer_move(of_vectors[position, lane] / shared, outer, drift, row, lane)
             continue
         per_row = _quotient(accumulators, of_numbers, position)
         if is_plain:
             for lane in range(lanes):
-                old, growth = mine[lanes + lane], given[lanes + lane]
+                old, growth = vectors[row, lanes + lane], of_vectors[position, lanes + lane]
                 divisor = shared + weights.history * old + weights.growth * growth
-                mine[lane] += outer.rate * (given[lane] / max(divisor, _TINY))
+                vectors[row, lane] += outer.rate * (of_vectors[position, lane] / max(divisor, _TINY))
                 divisor = per_row + accumulators.history * old + accumulators.growth * growth
-                mine[lanes + lane] = old + growth / max(divisor, _TINY)
+                vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
         else:
-            _finish_lanes(mine, given, (shared, per_row), numbers, drift, row)
+            _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)
         for column in range(2 * columns.lanes, (1 + columns.vector_states) * columns.lanes):
-            mine[column] += given[column] / max(per_row, _TINY)
+            vectors[row, column] += of_vectors[position, column] / max(per_row, _TINY)
 
 
 # --- where it is done --------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,13 +67,60 @@ class Slices:
         return total
 
 
-def unite(lists: Sequence[NDArray[np.uint32]]) -> tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]:
-    """The union of ascending lists, ascending, and for each list where in the union its members stand."""
+_Union = tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]
+
+
+def unite(lists: Sequence[NDArray[np.uint32]]) -> _Union:
+    """The union of ascending lists, ascending, and for each list where in the union its members stand.
+
+    It is remembered as long as the lists are there: those of slices are united again in every epoch.
+    """
+    return _UNIONS.of(lists)
+
+
+class _Unions:
+    """Unions of lists that are still there; no more than `most_bytes` of them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._n_bytes = most_bytes, 0
+        self._kept: dict[tuple[int, ...], tuple[list[weakref.ref[NDArray[np.uint32]]], _Union]] = {}
+        self._lock = threading.RLock()  # which a list may ask for that is collected while somebody has it
+
+    def of(self, lists: Sequence[NDArray[np.uint32]]) -> _Union:
+        """The union, from memory where these very lists were united before."""
+        key = tuple(map(id, lists))
+        references, union = self._kept.get(key, ([], None))
+        if union is not None and all(found() is wanted for found, wanted in zip(references, lists, strict=True)):
+            return union
+        union = _united(lists)
+        n_bytes = _bytes_of(union)
+        with self._lock:
+            if key not in self._kept and self._n_bytes + n_bytes <= self._most_bytes:
+                self._n_bytes += n_bytes
+                self._kept[key] = [weakref.ref(each, lambda _: self._forget(key)) for each in lists], union
+        return union
+
+    def _forget(self, key: tuple[int, ...]) -> None:
+        """Forget a union, of which a list is gone."""
+        with self._lock:
+            if key in self._kept:
+                self._n_bytes -= _bytes_of(self._kept.pop(key)[1])
+
+
+_UNIONS = _Unions(1 << 26)
+
+
+def _bytes_of(union: _Union) -> int:
+    united, positions = union
+    return united.nbytes + sum(each.nbytes for each in positions)
+
+
+def _united(lists: Sequence[NDArray[np.uint32]]) -> _Union:
     joined = np.concatenate(lists)
     offsets = np.cumsum([0] + [len(each) for each in lists])
     united, positions = np.empty(len(joined) + 1, np.uint32), np.empty(len(joined), np.uint32)
-    size = _unite(joined, offsets, united, positions)
-    return united[:size], [positions[start:stop] for start, stop in pairwise(offsets)]
+    size = _unite(joined, offsets[:-1].copy(), offsets[1:], (united, positions), _notes())
+    return united[:size].copy(), [positions[start:stop] for start, stop in pairwise(offsets)]
 
 
 _CHUNK, _SMALLEST_CHUNK = 1 << 14, 16
@@ -79,29 +128,31 @@ _CHUNK, _SMALLEST_CHUNK = 1 << 14, 16
 of them stays in the first cache, and few rows are looked at in vain."""
 
 
-@compiled
-def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def]
-    """Unites ascending lists, one after the other in `features`, list i from offsets[i] to offsets[i + 1].
+def _notes() -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    """Notes of the rows of a chunk: whether a list has them, and their place in the union."""
+    return np.zeros(_CHUNK, np.uint8), np.empty(_CHUNK, np.uint32)
 
-    Writes the ascending union to `united` (room for one more than all features), and to `positions` where in it each
-    feature stands; returns the length of the union.
+
+@compiled
+def _unite(features, cursors, ends, found, notes):  # type: ignore[no-untyped-def]
+    """Unites ascending lists, one after the other in `features`, list i from cursors[i], which moves, to ends[i].
+
+    found: arrays for the ascending union (room for one more than all features), and for where in it each feature
+    stands. notes: of `_notes`. Returns the length of the union.
     """
-    n_lists = offsets.size - 1
-    cursors = offsets[:n_lists].copy()
-    seen = np.zeros(_CHUNK, np.uint8)
-    ranks = np.empty(_CHUNK, np.uint32)
+    n_lists, (united, positions), (seen, ranks) = ends.size, found, notes
     at, chunk = np.int64(0), np.int64(_SMALLEST_CHUNK)
     while True:
         start = np.int64(1) << 40
         for each in range(n_lists):
-            if cursors[each] < offsets[each + 1]:
+            if cursors[each] < ends[each]:
                 start = min(start, np.int64(features[cursors[each]]))
         if start == np.int64(1) << 40:
             return at
         before = at
         for each in range(n_lists):
             i = cursors[each]
-            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
+            while i < ends[each] and np.int64(features[i]) < start + chunk:
                 seen[np.int64(features[i]) - start] = 1
                 i += 1
         for row in range(chunk):
@@ -111,7 +162,7 @@ def _unite(features, offsets, united, positions):  # type: ignore[no-untyped-def
             seen[row] = 0
         for each in range(n_lists):
             i = cursors[each]
-            while i < offsets[each + 1] and np.int64(features[i]) < start + chunk:
+            while i < ends[each] and np.int64(features[i]) < start + chunk:
                 positions[i] = ranks[np.int64(features[i]) - start]
                 i += 1
             cursors[each] = i

@@ -204,12 +204,15 @@ def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRow
     features = features[: _number(touched[:n_features], shared, features, local_ids)].copy()
     ids = np.empty((n_rows, n_fields), np.uint32)
     for run, span in runs:
-        _spread(run.coded, run.plain, local_ids, ids[span])
+        _spread(run.coded, _near(run.coded, local_ids), run.plain, local_ids, ids[span])
     kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
     n_kept = _settle(ids, last, kinds)
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "weights", "group_ids")}
     united = HashedRows.side_by_side(np.zeros(0, np.uint32), n_fields, **joined).uniform
     return united, _LocalIds(features, ids.reshape(-1), kinds, n_kept)
+
+
+_Coded = tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16]]
 
 
 class _RowsOfRun(NamedTuple):
@@ -219,7 +222,7 @@ class _RowsOfRun(NamedTuple):
     uint32[n_codes], and their fields uint16[n_coded]; plain: rows uint32[n_plain, n_rows], and fields uint16[n_plain].
     """
 
-    coded: tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16]]
+    coded: _Coded
     plain: tuple[NDArray[np.uint32], NDArray[np.uint16]]
 
     @classmethod
@@ -251,13 +254,22 @@ def _touch(coded, plain, touched, shared):  # type: ignore[no-untyped-def]
             touched[row] = shared[row] = True
 
 
+def _near(coded: _Coded, local_ids: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Local ids of the codes of tables of few codes, one table after the other; and where each begins, -1 of others."""
+    codes, tables, code_rows, _ = coded
+    sizes = np.diff(tables)
+    is_small = sizes * _FEW_CODES <= codes.shape[1]
+    begins = np.where(is_small, np.cumsum(sizes * is_small) - sizes, -1)
+    rows = [code_rows[tables[j] : tables[j + 1]] for j in np.flatnonzero(is_small)]
+    return begins, local_ids[np.concatenate(rows)] if rows else local_ids[:0]
+
+
 @compiled
-def _spread(coded, plain, local_ids, out):  # type: ignore[no-untyped-def]
+def _spread(coded, near, plain, local_ids, out):  # type: ignore[no-untyped-def]
     """out[i, field] = local id of the field's entry in row i: a few rows of every column at a time, whose lines then
-    stay near.
+    stay near. near: of `_near`.
     """
-    codes, tables, code_rows, fields = coded
-    begins, near = _near(tables, codes.shape[1], code_rows, local_ids)
+    (codes, tables, code_rows, fields), (begins, ids) = coded, near
     for start in range(0, codes.shape[1], _TILE):
         rows = range(np.uint64(start), np.uint64(min(start + _TILE, codes.shape[1])))
         for j in range(codes.shape[0]):
@@ -267,27 +279,10 @@ def _spread(coded, plain, local_ids, out):  # type: ignore[no-untyped-def]
                     out[i, field] = local_ids[code_rows[base + np.uint64(codes[np.uint64(j), i])]]
             else:
                 for i in rows:
-                    out[i, field] = near[base + np.uint64(codes[np.uint64(j), i])]
+                    out[i, field] = ids[base + np.uint64(codes[np.uint64(j), i])]
         for j in range(plain[0].shape[0]):
             for i in rows:
                 out[i, plain[1][j]] = local_ids[plain[0][j, i]]
-
-
-@compiled
-def _near(tables, n_rows, code_rows, local_ids):  # type: ignore[no-untyped-def]
-    """Local ids of the codes of tables of few codes, one table after the other; and where each begins, -1 of others."""
-    begins, at = np.full(tables.size - 1, -1, np.int64), 0
-    for j in range(begins.size):
-        n_codes = tables[j + 1] - tables[j]
-        if n_codes * _FEW_CODES <= n_rows:
-            begins[j] = at
-            at += n_codes
-    near = np.empty(at, np.uint32)
-    for j in range(begins.size):
-        if begins[j] >= 0:
-            for code in range(tables[j + 1] - tables[j]):
-                near[begins[j] + code] = local_ids[code_rows[tables[j] + code]]
-    return begins, near
 
 
 _TILE = 64

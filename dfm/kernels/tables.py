@@ -395,6 +395,18 @@ def _scatter_rows(width: int) -> Any:
     return scatter
 
 
+def first_at(features: NDArray[np.uint32], rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.intp]:
+    """The first place in ascending features at or behind each of some rows of the table.
+
+    NumPy would turn all features into the type that Python's integers have, to look up two of them.
+    """
+    return np.searchsorted(features, np.minimum(rows, _LAST).astype(np.uint32))
+
+
+_LAST = np.iinfo(np.uint32).max
+"""Behind the last row of any table."""
+
+
 @dataclass(frozen=True)
 class PullPlan:
     """The places of a pull's rows. starts, factor_starts: rows at which the parts of a table begin, with their ends;
@@ -421,7 +433,7 @@ def pull_plan(parts: Sequence[ParameterTable], features: NDArray[np.uint32], n_f
     factor_starts = [0, *itertools.accumulate(part.n_factored for part in parts)]
     if len(features) and int(features[-1]) >= starts[-1]:
         raise IndexError(f"feature {int(features[-1])} is beyond the table's {starts[-1]} rows")
-    owning = int(np.searchsorted(features, factor_starts[-1])) if n_factored is None else n_factored
+    owning = int(first_at(features, factor_starts[-1:])[0]) if n_factored is None else n_factored
     if owning and int(features[owning - 1]) >= factor_starts[-1] and parts[0].layout.n_factors:
         raise IndexError(f"feature {int(features[owning - 1])} is beyond the {factor_starts[-1]} rows that own factors")
     return PullPlan(starts, factor_starts, len(features), owning if parts[0].layout.n_factors else 0)
@@ -456,7 +468,7 @@ def pull(
 
 def _pull_range(source: Floats, features: NDArray[np.uint32], first_row: int, target: Floats) -> None:
     """Fills the part of `target` whose features lie in [first_row, first_row + len(source)), in place."""
-    start, stop = np.searchsorted(features, [first_row, first_row + len(source)])
+    start, stop = first_at(features, [first_row, first_row + len(source)])
     if stop > start:
         gather_rows(source.shape[1])(read_only(source), read_only(features[start:stop]), first_row, target[start:stop])
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dfm.averaging.slices import unite
 from dfm.compilation import compiled
+from dfm.kernels.tables import first_at
 from dfm.storage.arrays import read_only
 from dfm.storage.transfers import checked_on_its_way
 
@@ -77,7 +78,7 @@ class Sums:
 
     def between(self, start: int, stop: int) -> Sums:
         """The sums of features at places [start, stop), as views."""
-        first, last = np.searchsorted(self.places, [start, stop])
+        first, last = first_at(self.places, [start, stop])
         n_factored = len(self.factored)
         lone = slice(max(first - n_factored, 0), max(last - n_factored, 0))
         factored = self.factored[min(first, n_factored) : min(last, n_factored)]

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from dfm.compilation import compiled
+from dfm.compilation import compiled, part
 
 _P1, _P2, _P3 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
 _P4, _P5 = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
@@ -44,17 +44,17 @@ def _load(width: int) -> Any:
 _load8, _load4 = _load(8), _load(4)
 
 
-@numba.njit(nogil=True, inline="always")
+@part
 def _rotate(x, bits):  # type: ignore[no-untyped-def]
     return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
-@numba.njit(nogil=True, inline="always")
+@part
 def _round(accumulator, lane):  # type: ignore[no-untyped-def]
     return _rotate(accumulator + lane * _P2, 31) * _P1
 
 
-@numba.njit(nogil=True, inline="always")
+@part
 def _merge_round(hashed, accumulator):  # type: ignore[no-untyped-def]
     return (hashed ^ _round(np.uint64(0), accumulator)) * _P1 + _P4
 
@@ -88,14 +88,14 @@ def xxh64(data, start, stop, seed):  # type: ignore[no-untyped-def]
     return _avalanche(hashed)
 
 
-@numba.njit(nogil=True, inline="always")
+@part
 def _avalanche(hashed):  # type: ignore[no-untyped-def]
     hashed = (hashed ^ (hashed >> np.uint64(33))) * _P2
     hashed = (hashed ^ (hashed >> np.uint64(29))) * _P3
     return hashed ^ (hashed >> np.uint64(32))
 
 
-@numba.njit(nogil=True, inline="always")
+@part
 def xxh64_of_words(left, right, seed):  # type: ignore[no-untyped-def]
     """XXH64 of the 16 bytes of two words, little endian, each uint64."""
     hashed = seed + _P5 + np.uint64(16)

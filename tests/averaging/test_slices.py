@@ -89,6 +89,33 @@ def test_lists_longer_than_what_is_looked_at_together_are_united() -> None:
     np.testing.assert_array_equal(united.features, np.unique(np.concatenate(long)))
 
 
+def test_a_union_is_remembered_as_long_as_its_lists_are_there() -> None:
+    unions, lists = slices_module._Unions(1 << 10), [np.array(each, np.uint32) for each in ([1, 5], [2, 5], [])]
+    first = unions.of(lists)
+    assert unions.of(lists) is first
+    assert unions.of(lists[:2]) is not first
+    assert unions.of([lists[1], lists[0], lists[2]])[1][0].tolist() == [1, 2]
+    assert unions._n_bytes == sum(slices_module._bytes_of(union) for _, union in unions._kept.values()) > 0
+    del lists[2]
+    assert len(unions._kept) == 1  # the one of the two that are left
+    lists.clear()
+    assert not unions._kept
+    assert unions._n_bytes == 0
+
+
+def test_no_more_unions_are_remembered_than_there_is_room_for() -> None:
+    unions, lists = slices_module._Unions(100), [np.arange(10, dtype=np.uint32), np.arange(5, 15, dtype=np.uint32)]
+    assert unions.of(lists)[0].tolist() == unions.of(lists)[0].tolist() == list(range(15))
+    assert not unions._kept
+    assert unions.of([lists[0][:3]]) is not unions.of([lists[0][:3]])
+
+
+def test_a_list_at_the_place_of_one_that_is_gone_is_another() -> None:
+    unions = slices_module._Unions(1 << 20)
+    for number in range(100):  # most of them lie where one before lay
+        assert unions.of([np.array([number], np.uint32), np.array([7], np.uint32)])[0].tolist() == sorted({number, 7})
+
+
 def test_weights_and_occurrences_are_those_of_all_slices() -> None:
     parts = drawn(3, 3)
     united = Slices.of(parts)

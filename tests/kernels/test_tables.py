@@ -13,6 +13,7 @@ from dfm.kernels.tables import (
     ParameterTable,
     aligned_zeros,
     allocate,
+    first_at,
     initialise,
     pull,
 )
@@ -108,6 +109,12 @@ def test_pulled_rows_are_the_rows_asked_for_however_the_table_is_cut(starts: lis
         assert local.bias.tolist() == table.bias.tolist()
         assert local.factors.size == 0 or local.factors.ctypes.data % 64 == 0
         assert not np.shares_memory(local.bias, table.bias)
+
+
+@pytest.mark.parametrize("row", [0, 3, 4, 9, 10, 2**32 - 2, 2**32 - 1, 2**32, 2**40])
+def test_the_first_place_behind_a_row_is_found_for_any_row(row: int) -> None:
+    features = np.array([3, 4, 9, 2**32 - 2], np.uint32)
+    assert first_at(features, [row, 0]).tolist() == [sum(feature < row for feature in features.tolist()), 0]
 
 
 def test_pulling_works_on_read_only_blocks_and_refuses_rows_that_are_not_there() -> None:
