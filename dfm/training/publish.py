@@ -122,12 +122,11 @@ def golden_rows(model: FMModel, reading: Reading, unit: Unit) -> tuple[pa.Table 
 
 
 def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
-    for batch in read_unit(unit, reading.columns, reading.storage_options):
-        head = batch.data.slice(0, 4 * GOLDEN_ROWS)
+    kind = reading.label_kind or reading.task
+    for batch in read_unit(unit, reading.columns, reading.storage_options, at_a_time=4 * GOLDEN_ROWS):
         with naming_shard(batch):
-            kind = reading.label_kind or reading.task
-            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, kind)
-        rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
+            encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
+        rows = batch.data.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
         if rows.num_rows:
             return pa.Table.from_batches([rows])
     return None
