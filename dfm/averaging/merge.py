@@ -191,7 +191,7 @@ def _contribute_vectors(records, tables, summands, columns, shares, out):  # typ
     records: of the same features' numbers, before; summands: of these.
     """
     before, after = tables
-    lanes = np.uint64(columns.lanes)  # without a sign, as in `_finish_vectors`
+    lanes = np.uint64(columns.lanes)  # without a sign, as in `_finish_plain_lanes`
     has_own, has_row = columns.vector_states > 0, columns.n_states > 1
     for row in range(out.shape[0]):
         share = shares.base
@@ -286,7 +286,9 @@ def finalise(
         if each.is_vector:
             carrier = layout.carrier.name
             both = read_only(contribution.touched[carrier]), summands
-            _finish_vectors(features, start, both, numbers, (merged[carrier], records), drift[each.name])
+            has_squares = numbers.columns.squares >= 0
+            is_plain = numbers.columns.vector_states == 1 and not has_squares and not rule.outer_momentum
+            _finish_vectors(is_plain)(features, start, both, numbers, (merged[carrier], records), drift[each.name])
             continue
         is_plain = _is_plain(records, summands) and not rule.outer_momentum
         _finish_numbers(is_plain)(features, start, summands, numbers, records, drift[each.name])
@@ -380,10 +382,31 @@ def _finish_numbers(plain: bool) -> Any:
 
 
 @part(error_model="numpy")
+def _finish_plain_lanes(vectors, summands, quotients, numbers, row, position):  # type: ignore[no-untyped-def]
+    """Moves a vector of which each lane has one sum of squares, by a rule without momentum: nearly all have none.
+
+    Lanes are counted without a sign: the loop is made of vector instructions then, and four times as fast.
+    """
+    columns, weights, accumulators, outer = numbers
+    lanes, (shared, per_row) = np.uint64(columns.lanes), quotients
+    for lane in range(lanes):
+        old, growth = vectors[row, lanes + lane], summands[position, lanes + lane]
+        divisor = shared + weights.history * old + weights.growth * growth
+        vectors[row, lane] += outer.rate * (summands[position, lane] / max(divisor, _TINY))
+        divisor = per_row + accumulators.history * old + accumulators.growth * growth
+        vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+
+
+@part(error_model="numpy")
 def _finish_lanes(vectors, summands, quotients, numbers, drift, row, position):  # type: ignore[no-untyped-def]
-    """Moves a vector and its state with momentum, or with sums of squares."""
+    """Moves any vector and its state."""
     columns, weights, accumulators, outer = numbers
     lanes, (shared, per_row) = columns.lanes, quotients
+    if columns.vector_states == 0:
+        shared = max(shared, _TINY)
+        for lane in range(lanes):
+            vectors[row, lane] += _outer_move(summands[position, lane] / shared, outer, drift, row, lane)
+        return
     for lane in range(lanes):
         old, growth = vectors[row, lanes + lane], summands[position, lanes + lane]
         divisor = shared + weights.history * old + weights.growth * growth
@@ -392,41 +415,34 @@ def _finish_lanes(vectors, summands, quotients, numbers, drift, row, position): 
         if columns.squares >= 0:
             growth = growth * old + summands[position, 2 * lanes + lane]
         vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
+    for column in range(2 * lanes, (1 + columns.vector_states) * lanes):  # of several sums, which have no squares
+        vectors[row, column] += summands[position, column] / max(per_row, _TINY)
 
 
-@compiled(error_model="numpy")
-def _finish_vectors(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
-    """Moves the touched rows of vectors and `drift`, in place; tables: numbers (only read), vectors.
+@functools.cache
+def _finish_vectors(plain: bool) -> Any:
+    """finish(features, start, summands, numbers, tables, drift): moves the touched rows of vectors and `drift`.
 
-    Lanes are counted without a sign, and what few rules need has a loop of its own: the one that nearly all rules take
-    is made of vector instructions then, and four times as fast.
+    In place. tables: numbers (only read), vectors. plain: as of `_finish_plain_lanes`, the same arithmetic without what
+    others need.
     """
-    columns, weights, accumulators, outer = numbers
-    of_numbers, of_vectors = summands
-    records, vectors = tables
-    lanes, is_plain = np.uint64(columns.lanes), outer.momentum == 0 and columns.squares < 0
-    for position in range(of_vectors.shape[0]):
-        row = np.intp(features[position]) - start
-        shared = _quotient(weights, of_numbers, position)
-        if columns.n_states > 1:
-            shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
-        if columns.vector_states == 0:
-            shared = max(shared, _TINY)
-            for lane in range(columns.lanes):
-                vectors[row, lane] += _outer_move(of_vectors[position, lane] / shared, outer, drift, row, lane)
-            continue
-        per_row = _quotient(accumulators, of_numbers, position)
-        if is_plain:
-            for lane in range(lanes):
-                old, growth = vectors[row, lanes + lane], of_vectors[position, lanes + lane]
-                divisor = shared + weights.history * old + weights.growth * growth
-                vectors[row, lane] += outer.rate * (of_vectors[position, lane] / max(divisor, _TINY))
-                divisor = per_row + accumulators.history * old + accumulators.growth * growth
-                vectors[row, lanes + lane] = old + growth / max(divisor, _TINY)
-        else:
-            _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)
-        for column in range(2 * columns.lanes, (1 + columns.vector_states) * columns.lanes):
-            vectors[row, column] += of_vectors[position, column] / max(per_row, _TINY)
+
+    @compiled(error_model="numpy")
+    def finish(features, start, summands, numbers, tables, drift):  # type: ignore[no-untyped-def]
+        columns, weights, accumulators, _ = numbers
+        of_numbers, of_vectors = summands
+        records, vectors = tables
+        for position in range(of_vectors.shape[0]):
+            row = np.intp(features[position]) - start
+            shared, per_row = _quotient(weights, of_numbers, position), _quotient(accumulators, of_numbers, position)
+            if columns.n_states > 1:
+                shared += weights.history * records[row, columns.state + 1] + weights.growth * of_numbers[position, 2]
+            if plain:  # no choice of functions outside: code of a function that has one is not found on disk again
+                _finish_plain_lanes(vectors, of_vectors, (shared, per_row), numbers, row, position)
+            else:
+                _finish_lanes(vectors, of_vectors, (shared, per_row), numbers, drift, row, position)
+
+    return finish
 
 
 # --- where it is done --------------------------------------------------------------------------------------

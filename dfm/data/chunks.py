@@ -56,9 +56,16 @@ def hash_units(reading: Reading, units: Sequence[Unit], n_slices: int, seed: See
     return _open_chunk(path) or _made(path, reading, units, n_slices, seed)
 
 
-def _made(path: Path, reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
+def hashed_in_memory(
+    reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed, has_codes: bool | None = None
+) -> Chunk:
+    """The same without a file. has_codes: whether rows are coded that can be; None: where it pays."""
     (hashing,) = _hashed([(reading, seed is not None)], units)
-    return _saved(path, hashing.chunk(n_slices, seed))
+    return hashing.chunk(n_slices, seed, has_codes)
+
+
+def _made(path: Path, reading: Reading, units: Sequence[Unit], n_slices: int, seed: Seed) -> Chunk:
+    return _saved(path, hashed_in_memory(reading, units, n_slices, seed))
 
 
 def hash_apart(
@@ -129,12 +136,12 @@ class _Hashing:
         self._account += RowAccount(*counted, n_read - batch.data.num_rows)
         self._parts += [_in_groups(batch, encoded, reading.group_column)] if encoded.rows.n_rows else []
 
-    def chunk(self, n_slices: int, seed: Seed) -> Chunk:
-        """All rows, dealt into slices; nothing is left here."""
+    def chunk(self, n_slices: int, seed: Seed, has_codes: bool | None = None) -> Chunk:
+        """All rows, dealt into slices; nothing is left here. has_codes: as of `hashed_in_memory`."""
         parts, self._parts = self._parts or [no_rows()], []
         slices = _slices(parts, n_slices, seed, bool(self.reading.group_column))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(slices, minlength=n_slices))])
-        rows = _dealt(parts, slices, n_slices, seed)
+        rows = _dealt(parts, slices, (n_slices, seed), has_codes)
         del parts
         aside, self._aside = self._aside.packed() if self._aside else rows_aside.nothing_aside(), None
         return Chunk(rows, offsets, self._counts(rows), self._account, aside)
@@ -169,11 +176,14 @@ def _with_many_values(data: pa.RecordBatch) -> list[str]:
 
 
 def _dealt(
-    parts: Sequence[HashedRows | CodedColumns], slices: NDArray[np.unsignedinteger], n_slices: int, seed: Seed
+    parts: Sequence[HashedRows | CodedColumns],
+    slices: NDArray[np.unsignedinteger],
+    deal: tuple[int, Seed],
+    has_codes: bool | None,
 ) -> HashedRows | CodedRows:
-    """All rows by slice, those of a slice as they come."""
-    coded = [part for part in parts if isinstance(part, CodedColumns)]
-    if coded and are_worth_codes(coded, n_slices):
+    """All rows by slice, those of a slice as they come. deal: how many slices, and by which seed."""
+    coded, (n_slices, seed) = [part for part in parts if isinstance(part, CodedColumns)], deal
+    if coded and (are_worth_codes(coded, n_slices) if has_codes is None else has_codes):
         return dealt(coded, slices, n_slices)
     hashed = [part.hashed() for part in parts]
     return concatenate_rows(hashed) if seed is None else arranged(hashed, np.argsort(slices, kind="stable"))

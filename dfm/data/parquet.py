@@ -336,7 +336,7 @@ def _read_row_group(
     stored_as = {name: dict(shard.columns or ()).get(name, name) for name in wanted}
     with reading(shard.url, place):
         there = [stored for stored in stored_as.values() if stored]
-        batches = file.iter_batches(most_rows, [row_group], there, use_threads=False)
+        batches = file.iter_batches(min(most_rows, last), [row_group], there, use_threads=False)
     while True:
         with reading(shard.url, place):
             data = next(batches, None)

@@ -46,7 +46,7 @@ def _long_rows(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _has_duplicates(indptr: NDArray[np.int64], indices: NDArray[np.uint32]) -> bool:
     """Whether an index stands twice in any row. Sorting is NumPy's: it takes Numba seconds to compile its own."""
-    return bool(_short_row_has_duplicates(read_only(indptr), read_only(indices))) or any(
+    return bool(_short_row_has_duplicates(read_only(indptr), read_only(indices), *_places())) or any(
         len(np.unique(row)) < len(row) for row in (indices[indptr[i] : indptr[i + 1]] for i in _long_rows(indptr))
     )
 
@@ -65,9 +65,14 @@ _PLACES = 2048
 """Places of a table of the entries of a row, by the last bits of their index: few rows have two of one place."""
 
 
+def _places() -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """For each place the last row that had an entry there, and the entry: made by NumPy, for the same reason."""
+    return np.full(_PLACES, -1, np.int64), np.empty(_PLACES, np.uint32)
+
+
 @compiled
-def _short_row_has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
-    last_row, entry = np.full(_PLACES, -1, np.int64), np.empty(_PLACES, np.uint32)
+def _short_row_has_duplicates(indptr, indices, last_row, entry):  # type: ignore[no-untyped-def]
+    """Whether an index stands twice in a row that is not long. last_row, entry: of `_places`."""
     for row in range(indptr.size - 1):
         start, stop = indptr[row], indptr[row + 1]
         if stop - start > _LONG_ROW:
@@ -88,14 +93,13 @@ def _short_row_has_duplicates(indptr, indices):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sum_duplicates(order, rows, out):  # type: ignore[no-untyped-def]
+def _sum_duplicates(order, last_row, rows, out):  # type: ignore[no-untyped-def]
     """Copies rows in order, summing the values of entries that share an index; writes the arrays of `out`.
 
-    order: of `_visiting_order`; rows, out: indptr, indices, values.
+    order: of `_visiting_order`; last_row: of `_places`; rows, out: indptr, indices, values.
     """
     indptr, indices, values = rows
     out_indptr, out_indices, out_values = out
-    last_row = np.full(_PLACES, -1, np.int64)
     at = 0
     out_indptr[0] = 0
     for row in range(indptr.size - 1):
@@ -125,7 +129,7 @@ def _with_values(rows: HashedRows, table_rows: NDArray[np.uint32]) -> SparsePart
     indptr = np.empty_like(rows.indptr)
     indices, values = np.empty_like(table_rows), np.empty(len(table_rows), np.float32)
     joined = read_only(rows.indptr), read_only(table_rows), read_only(rows.values)
-    _sum_duplicates(_visiting_order(rows.indptr, table_rows), joined, (indptr, indices, values))
+    _sum_duplicates(_visiting_order(rows.indptr, table_rows), _places()[0], joined, (indptr, indices, values))
     n_entries = int(indptr[-1])
     return SparsePartition(
         indptr, indices[:n_entries], values[:n_entries], rows.labels, rows.weights, indices[:0], 0, 0

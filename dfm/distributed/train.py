@@ -20,7 +20,7 @@ from distributed import Client, Future
 from dfm.data.accounting import RowAccount
 from dfm.data.cache import prune_cache
 from dfm.data.snapshots import pins_of
-from dfm.distributed import backends, monitoring, start
+from dfm.distributed import backends, monitoring, rehearsal, start
 from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.choosing import best_of_both, check_choice
@@ -30,7 +30,7 @@ from dfm.distributed.exact import at_first_block, exact_loop, solving_event
 from dfm.distributed.executor import DaskExecutor
 from dfm.distributed.figures import vocabulary_event
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
-from dfm.distributed.prepare import Prepared, prepare
+from dfm.distributed.prepare import Prepared, plain_reading, prepare
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.reporting import write_page
@@ -48,9 +48,7 @@ from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.storage.tables import TableUrl
-from dfm.training import exact, rounds
 from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
-from dfm.training.exact_work import ExactWork
 from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order
@@ -305,14 +303,13 @@ class WarmUps:
 
 
 def warm_up(run: Run) -> list[Future]:
-    """Compile while the shards are being read: local workers share the work, remote ones do it each for itself."""
-    addresses, work = run.watch.addresses(), run.work
-    if isinstance(work, ExactWork):
-        return [run.watch.submit(exact.warm_up, work, near=address) for address in addresses]
+    """Compile before the shards are read: local workers share the work, remote ones do it each for itself."""
     longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
+    units = [unit for replica in run.inputs.plan.replicas for task in replica for unit in task]
+    told = run.work, plain_reading(run), units[:1], longest, n_models
     return [
-        run.watch.submit(rounds.warm_up, work, longest, n_models, number if run.shares_disk else 0, near=address)
-        for number, address in enumerate(addresses)
+        run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, near=address)
+        for number, address in enumerate(run.watch.addresses())
     ]
 
 

@@ -326,14 +326,11 @@ def whole_table(blocks: Sequence[Block]) -> ParameterTable:
     return join([block.table for block in blocks])
 
 
-def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, place: int = 0) -> float:
-    """Compile in this process what a round needs; returns the seconds that it took.
+def calls_of_a_round(work: Work, n_slices: int = 1, n_models: int = 1) -> list[Callable[[], object]]:
+    """Calls that compile in this process what a round needs: to walk, to judge, to average.
 
-    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end. place: among workers with
-    a common disk, where each finds what others have compiled: every other one begins at the end, so that two share the
-    work.
+    n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end.
     """
-    started = time.perf_counter()
     ids = np.arange(2, dtype=np.uint32)
     table = initialise(work.layout, ids, 2, InitialValues(0), 1)
     partition = SparsePartition(
@@ -349,16 +346,17 @@ def warm_up(work: Work, n_slices: int = 1, n_models: int = 1, place: int = 0) ->
         group_ids=np.zeros(2, np.uint64),
     )
     block = Block(0, table)
-    steps: list[Callable[[], object]] = [
+
+    def judge() -> None:
+        evaluate_partitions(work, [block], [partition])
+        if n_models > 1:
+            evaluate_partitions(work.of_mean(n_models), [mean_block([[block]] * n_models)], [partition])
+
+    return [
         lambda: train_replicas(work, 0, range(n_slices), [block], [[partition] * n_slices] * 2),
-        lambda: evaluate_partitions(work, [block], [partition]),
+        judge,
         lambda: _average_nothing(work, block, partition),
     ]
-    for step in reversed(steps) if place % 2 else steps:
-        step()
-    if n_models > 1:
-        evaluate_partitions(work.of_mean(n_models), [mean_block([[block]] * n_models)], [partition])
-    return time.perf_counter() - started
 
 
 def _average_nothing(work: Work, block: Block, partition: SparsePartition) -> Block:

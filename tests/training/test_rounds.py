@@ -14,8 +14,6 @@ from dfm.settings.job import load_job
 from dfm.training import rounds
 from dfm.training.order import Order
 
-STEPS = ["train_replicas", "evaluate_partitions", "_average_nothing"]
-
 
 @pytest.fixture
 def work() -> rounds.Work:
@@ -23,18 +21,10 @@ def work() -> rounds.Work:
     return dataclasses.replace(Order.of(load_job(tables)).work, backend="numba")
 
 
-def test_workers_with_a_common_disk_begin_to_compile_at_opposite_ends(work, monkeypatch) -> None:
-    called: list[str] = []
-    for name in STEPS:
-        monkeypatch.setattr(rounds, name, lambda *_, name=name: called.append(name))
-    for place in range(3):
-        rounds.warm_up(work, place=place)
-    assert called == [*STEPS, *reversed(STEPS), *STEPS]
-
-
 @pytest.mark.parametrize("n_slices", [1, 2])
 def test_a_round_compiles_nothing_that_was_not_compiled_before(work, n_slices) -> None:
-    rounds.warm_up(work, n_slices, place=1)
+    for call in reversed(rounds.calls_of_a_round(work, n_slices)):
+        call()
     ids, nothing = np.arange(3, dtype=np.uint32), np.zeros(0, np.float32)
     block = rounds.Block(0, initialise(work.layout, ids, 2, InitialValues(0), 3))
     indptr, ones, fields = np.array([0, 3, 6]), np.ones(2, np.float32), np.zeros(3, np.uint16)

@@ -1,0 +1,103 @@
+"""Kernels compiled before the job's rows need them: some of its rows are prepared, a round of none is trained, and the
+rows are scored by a model of nothing.
+
+Workers with a common disk find what others have compiled. Every other one begins at the other end, so that two share
+the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dfm.data.building import build_partition
+from dfm.data.chunks import Chunk, check_chunk, hashed_in_memory
+from dfm.data.parquet import Unit
+from dfm.data.partition import by_group
+from dfm.data.reading import Reading
+from dfm.data.vocabulary import FeatureTally, RowLookup, Vocabulary, build_vocabulary, merge_counts
+from dfm.kernels.tables import InitialValues
+from dfm.model.drift import Watcher
+from dfm.model.fm_model import FMModel
+from dfm.storage.xxhash import hash_bytes
+from dfm.training import exact, rounds
+from dfm.training.exact_work import ExactWork
+from dfm.training.publish import golden_rows
+from dfm.training.rounds import Work
+
+_ROWS, _HASH_BITS = 1 << 11, 14
+"""Rows that are prepared, and bits of their features."""
+_IDLE = 1.5
+"""Seconds below which nothing was compiled: then nothing else has to be, either."""
+
+
+def warm_up(
+    work: Work | ExactWork,
+    reading: Reading,
+    units: Sequence[Unit],
+    n_slices: int = 1,
+    n_models: int = 1,
+    place: int = 0,
+) -> float:
+    """Compile in this process what a job needs; returns the seconds that it took.
+
+    units: one that has rows to prepare, or none. n_slices, n_models: see `rounds.calls_of_a_round`. place: among
+    workers with a common disk.
+    """
+    started = time.perf_counter()
+    rows = _Rows(reading, units)
+    steps: list[Callable[[], object]]
+    if isinstance(work, ExactWork):
+        steps = [lambda: exact.warm_up(work), rows.prepare]
+    else:
+        walk, judge, average = rounds.calls_of_a_round(work, n_slices, n_models)
+        score = [] if place else [lambda: rows.score(work, time.perf_counter() - started)]  # one of them publishes
+        steps = [walk, judge, *score, average, rows.prepare]
+    for step in reversed(steps) if place % 2 else steps:
+        step()
+    return time.perf_counter() - started
+
+
+class _Rows:
+    """The first rows of some units. Whatever is wrong with them is told by tasks that need them."""
+
+    def __init__(self, reading: Reading, units: Sequence[Unit]) -> None:
+        self._units = [Unit(unit.shard, unit.start, min(unit.stop, unit.start + _ROWS)) for unit in units]
+        if FeatureTally.fits(reading.hash_bits):  # the same code as of the many features that there may be
+            reading = replace(reading, hash_bits=min(reading.hash_bits, _HASH_BITS))
+        self._reading = reading
+
+    @functools.cached_property
+    def _chunk(self) -> Chunk:
+        return hashed_in_memory(self._reading, self._units, 1, (0,), has_codes=True)
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        bits, names = self._reading.hash_bits, [entry.name for entry in self._reading.schema.fields]
+        return build_vocabulary(merge_counts([self._chunk.counts] * 2, bits), names, bits, 2, 2)
+
+    def prepare(self) -> None:
+        """Make a partition of them, in memory."""
+        with contextlib.suppress(Exception):
+            check_chunk(self._chunk, self._reading, 1)
+            rows, lookup = self._chunk.rows, RowLookup(self._vocabulary)
+            partition = build_partition([rows], self._vocabulary, lookup, np.arange(rows.n_rows))
+            by_group(partition, self._reading.groups).check()
+            Watcher.of(self._vocabulary, self._reading.schema, lookup).sights(rows)
+            hash_bytes(b"of cached files")
+
+    def score(self, work: Work, seconds: float) -> None:
+        """Score some as those who publish a model and report on it do. seconds: that were waited until now."""
+        if seconds < _IDLE or not self._units:
+            return
+        with contextlib.suppress(Exception):
+            bounds = 0, self._vocabulary.n_features
+            block = rounds.initial_block(self._vocabulary, work.layout, bounds, InitialValues(0))
+            about = self._reading.schema, self._reading.task, self._vocabulary, rounds.whole_table([block])
+            model = FMModel(*about, self._reading.statistics, {}, work.objective.info)
+            golden_rows(model, self._reading, self._units[0])

@@ -1,0 +1,134 @@
+"""Kernels are compiled before rows need them: all of them, by two workers from both ends, whatever the rows are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfm.data.parquet import Unit, describe_shard
+from dfm.data.reading import Reading
+from dfm.data.schema import Schema, resolve
+from dfm.distributed import rehearsal
+from dfm.settings.job import load_job
+from dfm.training import exact, rounds
+from dfm.training.order import Order
+from tests.support.shards import write_shard
+
+COLUMNS = {"label": [0, 1, 1] * 200, "C": [f"c{n % 50}" for n in range(600)], "I": [float(n % 9) for n in range(600)]}
+SCHEMA = resolve(Schema(categorical=["C"], numeric=["I"]), list(COLUMNS))
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Unit:
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", COLUMNS, 400))
+    return Unit(shard, 0, shard.n_rows)
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Reading:
+    return Reading(SCHEMA, 16, "classification", cache=str(tmp_path / "cache"))
+
+
+def work_of(solver: str = "sgd") -> Any:
+    tables = {"data": {"train": "log"}, "output": {"directory": "out"}, "schema": {"label": "label"}}
+    work = Order.of(load_job({**tables, "training": {"solver": solver}})).work
+    return work if solver != "sgd" else dataclasses.replace(work, backend="numba")
+
+
+def test_workers_with_a_common_disk_begin_at_opposite_ends_and_one_scores(reading, unit, monkeypatch) -> None:
+    called: list[str] = []
+    calls = [lambda name=name: called.append(name) for name in ("walk", "judge", "average")]
+    monkeypatch.setattr(rounds, "calls_of_a_round", lambda *_: calls)
+    monkeypatch.setattr(rehearsal._Rows, "prepare", lambda _: called.append("prepare"))
+    monkeypatch.setattr(rehearsal._Rows, "score", lambda *_: called.append("score"))
+    for place in range(3):
+        rehearsal.warm_up(work_of(), reading, [unit], place=place)
+    first, second, third = called[:5], called[5:9], called[9:]
+    assert first == ["walk", "judge", "score", "average", "prepare"]
+    assert second == ["prepare", "average", "judge", "walk"]
+    assert third == ["walk", "judge", "average", "prepare"]
+
+
+PROGRAM = """
+import json, sys
+from numba.core.event import install_recorder
+from dfm.data.chunks import hash_units
+from dfm.data.preparation import load_slices
+from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.distributed import rehearsal
+from dfm.kernels.tables import InitialValues
+from dfm.model.fm_model import FMModel
+from dfm.training import rounds
+from dfm.training.publish import golden_rows
+from tests.distributed.test_rehearsal import *
+
+folder, place = Path(sys.argv[1]), int(sys.argv[2])
+shard = describe_shard(str(folder / "a.parquet"))
+unit, work = Unit(shard, 0, shard.n_rows), work_of()
+reading = Reading(SCHEMA, 16, "classification", cache=str(folder / f"cache {place}"))
+rehearsal._IDLE = 0.0
+with install_recorder("numba:compile") as recorder:
+    rehearsal.warm_up(work, reading, [unit], 2, place=place)
+told = [event.data["dispatcher"].py_func.__qualname__ for _, event in recorder.buffer]
+with install_recorder("numba:compile") as recorder:
+    tasks = [[unit], [unit]]
+    chunks = [hash_units(reading, units, 2, (0, i)) for i, units in enumerate(tasks)]
+    counts = merge_counts([chunk.counts for chunk in chunks], 16)
+    vocabulary = build_vocabulary(counts, ["C", "I"], 16, 1, 1)
+    slices = load_slices(reading, tasks, 2, (0,), vocabulary, "key", RowLookup(vocabulary))
+    block = rounds.initial_block(vocabulary, work.layout, (0, vocabulary.n_features), InitialValues(0))
+    push = rounds.train_replicas(work, 0, range(2), [block], [slices, slices])
+    block = rounds.merge_block(work, block, [push])
+    rounds.evaluate_partitions(work, [block], slices)
+    if place == 0:
+        about = SCHEMA, "classification", vocabulary, rounds.whole_table([block])
+        model = FMModel(*about, reading.statistics, {}, work.objective.info)
+        assert golden_rows(model, reading, unit)[0].num_rows
+later = [event.data["dispatcher"].py_func.__qualname__ for _, event in recorder.buffer]
+print(json.dumps([told, later]))
+"""
+
+
+def test_a_job_compiles_nothing_after_its_rehearsal_and_another_process_finds_all_of_it(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", COLUMNS, 400)
+    found = []
+    for place in ("0", "0", "1"):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path), place]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ), check=False)
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads(ended.stdout))
+    assert [later for _, later in found] == [[], [], []]
+    assert [told for told, _ in found[1:]] == [[], []]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_rows_that_cannot_be_prepared_are_left_to_those_who_need_them(reading, tmp_path, place, monkeypatch) -> None:
+    monkeypatch.setattr(rehearsal, "_IDLE", 0.0)
+    bad = describe_shard(write_shard(tmp_path / "a.parquet", {**COLUMNS, "label": [7] * 600}))
+    assert rehearsal.warm_up(work_of(), reading, [Unit(bad, 0, 600)], place=place) > 0
+    assert rehearsal.warm_up(work_of(), reading, [], place=place) > 0
+    (tmp_path / "a.parquet").unlink()
+    assert rehearsal.warm_up(work_of(), reading, [Unit(bad, 0, 600)], place=place) > 0
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_an_exact_solver_is_rehearsed_and_its_rows_are_prepared(reading, unit, monkeypatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(exact, "warm_up", lambda _: called.append("iteration"))
+    monkeypatch.setattr(rehearsal._Rows, "prepare", lambda _: called.append("rows"))
+    for place in (0, 1):
+        rehearsal.warm_up(work_of("als"), reading, [unit], place=place)
+    assert called == ["iteration", "rows", "rows", "iteration"]
+
+
+def test_only_the_first_rows_are_prepared(reading, unit, monkeypatch) -> None:
+    monkeypatch.setattr(rehearsal, "_ROWS", 100)
+    assert rehearsal._Rows(reading, [dataclasses.replace(unit, start=150)])._chunk.account.read == 100
+    assert rehearsal._Rows(reading, [dataclasses.replace(unit, start=550)])._chunk.account.read == 50
