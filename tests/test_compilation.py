@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numba
 import pytest
+from numba.core.compiler import Compiler
 
 from dfm import compilation
 from dfm.compilation import _Files, compiled
@@ -121,3 +124,35 @@ def test_code_for_a_processor_that_this_one_is_not_is_left_alone(tmp_path) -> No
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert told.stdout.strip() == name
+
+
+def test_nothing_is_collected_while_code_is_compiled_and_who_collects_nothing_does_not_begin_to(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    seen: list[bool] = []
+
+    def doubled(x):  # type: ignore[no-untyped-def]
+        return 2 * x
+
+    compilation.keep_on_disk(dispatcher := numba.njit(doubled, pipeline_class=seeing(seen)))
+    assert gc.isenabled()
+    dispatcher(1)
+    gc.disable()
+    try:
+        dispatcher(1.0)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert seen == [False, False]
+
+
+def seeing(seen: list[bool]) -> type[Compiler]:
+    """A compiler that notes whether garbage is collected when it begins."""
+
+    class Seeing(Compiler):
+        def define_pipelines(self) -> Any:
+            seen.append(gc.isenabled())
+            return super().define_pipelines()
+
+    return Seeing
