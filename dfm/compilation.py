@@ -120,6 +120,20 @@ def _stamp(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """No search for unreachable objects in the block: compiling makes millions that stay, and searching them again and
+    again took a tenth of its time, more in a process that has many.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class _DiskCache(FunctionCache):
     """Numba's cache of one function, with our files and, where one is given, our key."""
 
@@ -139,6 +153,8 @@ class _DiskCache(FunctionCache):
             lock = self._cache_file.lock_of(self._index_key(signature, target.codegen()))
             self._locks.enter_context(turn(lock))
             found = super().load_overload(signature, target)
+            if found is None:
+                self._locks.enter_context(_without_collections())
         return found
 
     def let_go(self) -> None:
@@ -154,20 +170,6 @@ class _DiskCache(FunctionCache):
         return (signature, codegen.magic_tuple(), self._key) if self._key else super()._index_key(signature, codegen)
 
 
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """No search for unreachable objects in the block: compiling makes millions that stay, and searching them again and
-    again took a tenth of its time, more in a process that has many.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def keep_on_disk(dispatcher: Any, key: str = "") -> None:
     """Let a jitted function load its machine code from disk, or leave it there. Numba picks the folder
     (NUMBA_CACHE_DIR, or __pycache__ beside the module, or the user's cache folder where that is not writable).
@@ -181,7 +183,7 @@ def keep_on_disk(dispatcher: Any, key: str = "") -> None:
     compile_here, dispatcher._cache = dispatcher.compile, cache
 
     def compile_once(signature: Any) -> Any:
-        with global_compiler_lock, _without_collections():
+        with global_compiler_lock:
             try:
                 return compile_here(signature)
             finally:

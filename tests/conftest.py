@@ -37,8 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What a file of tests left unreachable is found at its end. What stays is not searched again: a process that
-    compiles hundreds of kernels holds millions of objects.
+    """What a file of tests left unreachable is found at its end. What stays is not searched again (`gc.unfreeze` lets
+    it be): a process that compiles hundreds of kernels holds millions of objects.
     """
     if nextitem is None or nextitem.path != item.path:
         gc.collect()

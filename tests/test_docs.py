@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -85,6 +86,19 @@ def run(page: Path, found: list[Block]) -> int:
     return examples
 
 
+@contextlib.contextmanager
+def imported_anew(package: str, name: str) -> Iterator[None]:
+    """A module that reads variables when it is imported is imported in the block, if at all, and stays as it was."""
+    before = sys.modules.pop(f"{package}.{name}", None)
+    try:
+        yield
+    finally:
+        sys.modules.pop(f"{package}.{name}", None)
+        if before is not None:
+            sys.modules[f"{package}.{name}"] = before
+            setattr(sys.modules[package], name, before)
+
+
 def pages_of_python() -> list[Any]:
     """Pages with Python; those that train on workers of their own wait for these."""
     return [
@@ -101,8 +115,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, mo
         if any(re.search(rf"^(>>> )?(from|import) {needed}\b", block.text, re.MULTILINE) for block in found):
             pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "pyiceberg.catalog", raising=False)  # which reads variables when it is imported
-    with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.dict(os.environ), imported_anew("pyiceberg", "catalog"), contextlib.redirect_stdout(io.StringIO()):
         examples = run(page, found)
     if page.name == "python.md" and page.parent.name == "howto":
         assert examples > 20

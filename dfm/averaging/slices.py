@@ -73,7 +73,8 @@ _Union = tuple[NDArray[np.uint32], list[NDArray[np.uint32]]]
 def unite(lists: Sequence[NDArray[np.uint32]]) -> _Union:
     """The union of ascending lists, ascending, and for each list where in the union its members stand.
 
-    It is remembered as long as the lists are there: those of slices are united again in every epoch.
+    It is remembered as long as the lists are there, which nobody changes: those of slices are united again in every
+    epoch.
     """
     return _UNIONS.of(lists)
 
@@ -84,7 +85,7 @@ class _Unions:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._n_bytes = most_bytes, 0
         self._kept: dict[tuple[int, ...], tuple[list[weakref.ref[NDArray[np.uint32]]], _Union]] = {}
-        self._lock = threading.RLock()  # which a list may ask for that is collected while somebody has it
+        self._lock = threading.RLock()  # which a list asks for that is collected while this thread has it
 
     def of(self, lists: Sequence[NDArray[np.uint32]]) -> _Union:
         """The union, from memory where these very lists were united before."""
@@ -94,17 +95,22 @@ class _Unions:
             return union
         union = _united(lists)
         n_bytes = _bytes_of(union)
+        references = [weakref.ref(each, lambda _: self._forget(key)) for each in lists]
         with self._lock:
-            if key not in self._kept and self._n_bytes + n_bytes <= self._most_bytes:
+            self._forget(key)  # of lists that lay there before, should anybody have missed their end
+            if self._n_bytes + n_bytes <= self._most_bytes:
                 self._n_bytes += n_bytes
-                self._kept[key] = [weakref.ref(each, lambda _: self._forget(key)) for each in lists], union
+                self._kept[key] = references, union
         return union
 
     def _forget(self, key: tuple[int, ...]) -> None:
-        """Forget a union, of which a list is gone."""
+        """Forget a union, of which a list is gone. Others may be united from it, and are forgotten as it goes."""
         with self._lock:
-            if key in self._kept:
-                self._n_bytes -= _bytes_of(self._kept.pop(key)[1])
+            kept = self._kept.pop(key, None)
+            if kept is not None:
+                n_bytes = _bytes_of(kept[1])
+                self._n_bytes -= n_bytes
+        del kept
 
 
 _UNIONS = _Unions(1 << 26)
@@ -120,7 +126,10 @@ def _united(lists: Sequence[NDArray[np.uint32]]) -> _Union:
     offsets = np.cumsum([0] + [len(each) for each in lists])
     united, positions = np.empty(len(joined) + 1, np.uint32), np.empty(len(joined), np.uint32)
     size = _unite(joined, offsets[:-1].copy(), offsets[1:], (united, positions), _notes())
-    return united[:size].copy(), [positions[start:stop] for start, stop in pairwise(offsets)]
+    united, positions = united[:size].copy(), positions
+    for each in (united, positions):
+        each.setflags(write=False)  # whoever asks for them again gets the same
+    return united, [positions[start:stop] for start, stop in pairwise(offsets)]
 
 
 _CHUNK, _SMALLEST_CHUNK = 1 << 14, 16

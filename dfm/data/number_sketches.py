@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +47,21 @@ def sketch_numbers(
 def glance_at_numbers(
     reading: Reading, units: Sequence[Unit], columns: Sequence[str], n_tasks: int
 ) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns over the first rows of the units: so many that all of `n_tasks` look at _GLANCE of them
-    together, or at _LEAST_GLANCE each.
+    """Sketch of numeric columns over the first rows of the units that the reading keeps: so many that all of `n_tasks`
+    look at _GLANCE of them together, or at _LEAST_GLANCE each.
     """
     n_rows = min(max(_GLANCE // n_tasks, _LEAST_GLANCE), BATCH_ROWS)
     batches = (batch for unit in units for batch in _number_batches(reading, unit, columns, n_rows))
-    return _sketch(itertools.islice((batch for batch in batches if batch.data.num_rows), 1), reading, columns)
+    return _sketch(_first(batches, n_rows), reading, columns)
+
+
+def _first(batches: Iterable[Batch], n_rows: int) -> Iterator[Batch]:
+    """The batches with the first so many rows, the last one cut short."""
+    for batch in batches:
+        yield replace(batch, data=batch.data.slice(0, n_rows))
+        n_rows -= batch.data.num_rows
+        if n_rows <= 0:
+            return
 
 
 def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str], at_a_time: int = 0) -> Iterator[Batch]:

@@ -212,7 +212,7 @@ def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCount
         counts = np.zeros(1 << hash_bits, np.int64)
         fields = np.zeros(1 << hash_bits, np.uint16)
         for part in parts:
-            _add_counts(part.ids, part.counts, part.fields, counts, fields)
+            _add_counts(*(read_only(each) for each in (part.ids, part.counts, part.fields)), counts, fields)
         return _counted(counts, fields)
     all_ids = np.concatenate([part.ids for part in parts])
     if not len(all_ids):

@@ -1,5 +1,5 @@
-"""Kernels compiled before the job's rows need them: some of its rows are prepared, a round of none is trained, and the
-rows are scored by a model of nothing.
+"""Most of a job's kernels, compiled before its rows need them: some of the rows are prepared, a round of none is
+trained, and the rows are scored by a model of nothing.
 
 Workers with a common disk find what others have compiled. Every other one begins at the other end, so that two share
 the work.
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from dfm.data.chunks import Chunk, check_chunk, hashed_in_memory
 from dfm.data.parquet import Unit
 from dfm.data.partition import by_group
 from dfm.data.reading import Reading
+from dfm.data.scoring_rows import scoring_partition
 from dfm.data.vocabulary import FeatureTally, RowLookup, Vocabulary, build_vocabulary, merge_counts
 from dfm.kernels.tables import InitialValues
 from dfm.model.drift import Watcher
@@ -30,6 +32,7 @@ from dfm.training.exact_work import ExactWork
 from dfm.training.publish import golden_rows
 from dfm.training.rounds import Work
 
+logger = logging.getLogger(__name__)
 _ROWS, _HASH_BITS = 1 << 11, 14
 """Rows that are prepared, and bits of their features."""
 _IDLE = 1.5
@@ -44,7 +47,7 @@ def warm_up(
     n_models: int = 1,
     place: int = 0,
 ) -> float:
-    """Compile in this process what a job needs; returns the seconds that it took.
+    """Compile in this process most of what a job needs; returns the seconds that it took.
 
     units: one that has rows to prepare, or none. n_slices, n_models: see `rounds.calls_of_a_round`. place: among
     workers with a common disk.
@@ -56,11 +59,21 @@ def warm_up(
         steps = [lambda: exact.warm_up(work), rows.prepare]
     else:
         walk, judge, average = rounds.calls_of_a_round(work, n_slices, n_models)
-        score = [] if place else [lambda: rows.score(work, time.perf_counter() - started)]  # one of them publishes
+        # Of the workers of a machine one publishes.
+        score = [] if place else [lambda: rows.score(work, time.perf_counter() - started)]
         steps = [walk, judge, *score, average, rows.prepare]
     for step in reversed(steps) if place % 2 else steps:
         step()
     return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _told_if_in_vain() -> Iterator[None]:
+    """Errors of the block are noted for who looks for them, and no more: what is not compiled now is compiled later."""
+    try:
+        yield
+    except Exception as error:
+        logger.debug("not rehearsed: %s: %s", type(error).__name__, error)
 
 
 class _Rows:
@@ -74,7 +87,10 @@ class _Rows:
 
     @functools.cached_property
     def _chunk(self) -> Chunk:
-        return hashed_in_memory(self._reading, self._units, 1, (0,), has_codes=True)
+        return self._hashed(has_codes=True)
+
+    def _hashed(self, has_codes: bool) -> Chunk:
+        return hashed_in_memory(self._reading, self._units, 1, (0,), has_codes)
 
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -82,22 +98,27 @@ class _Rows:
         return build_vocabulary(merge_counts([self._chunk.counts] * 2, bits), names, bits, 2, 2)
 
     def prepare(self) -> None:
-        """Make a partition of them, in memory."""
-        with contextlib.suppress(Exception):
-            check_chunk(self._chunk, self._reading, 1)
-            rows, lookup = self._chunk.rows, RowLookup(self._vocabulary)
-            partition = build_partition([rows], self._vocabulary, lookup, np.arange(rows.n_rows))
-            by_group(partition, self._reading.groups).check()
-            Watcher.of(self._vocabulary, self._reading.schema, lookup).sights(rows)
+        """Make partitions of them, in memory: of coded rows, as of many, and of rows side by side, as of few."""
+        with _told_if_in_vain():
+            vocabulary = self._vocabulary
+            lookup = RowLookup(vocabulary)
+            for chunk in (self._chunk, self._hashed(has_codes=False)):
+                check_chunk(chunk, self._reading, 1)
+                partition = build_partition([chunk.rows], vocabulary, lookup, np.arange(chunk.rows.n_rows))
+                by_group(partition, self._reading.groups).check()
+                Watcher.of(vocabulary, self._reading.schema, lookup).sights(chunk.rows)
             hash_bytes(b"of cached files")
 
     def score(self, work: Work, seconds: float) -> None:
         """Score some as those who publish a model and report on it do. seconds: that were waited until now."""
         if seconds < _IDLE or not self._units:
             return
-        with contextlib.suppress(Exception):
-            bounds = 0, self._vocabulary.n_features
-            block = rounds.initial_block(self._vocabulary, work.layout, bounds, InitialValues(0))
-            about = self._reading.schema, self._reading.task, self._vocabulary, rounds.whole_table([block])
+        with _told_if_in_vain():
+            vocabulary = self._vocabulary
+            bounds = 0, vocabulary.n_features
+            block = rounds.initial_block(vocabulary, work.layout, bounds, InitialValues(0))
+            about = self._reading.schema, self._reading.task, vocabulary, rounds.whole_table([block])
             model = FMModel(*about, self._reading.statistics, {}, work.objective.info)
             golden_rows(model, self._reading, self._units[0])
+            rows = self._chunk.rows.hashed()
+            scoring_partition(replace(rows, values=np.ones(len(rows.indices), np.float32)), model.lookup)

@@ -256,7 +256,7 @@ def _trainings(
 
 
 def prepare_rows(run: Run) -> Prepared:
-    """Rows hashed and placed, while kernels are compiled."""
+    """Rows hashed and placed, once kernels are compiled; workers of several threads do both at a time."""
     started = time.monotonic()
     warm_ups = WarmUps(run, warm_up(run))
     warm_ups.tell()
@@ -277,7 +277,7 @@ def prepare_rows(run: Run) -> Prepared:
 
 @dataclass
 class WarmUps:
-    """Workers that compile while rows are read, whose progress stands beside that of the rows."""
+    """Workers that compile, whose progress stands beside that of the rows."""
 
     run: Run
     futures: Sequence[Future]
@@ -302,11 +302,15 @@ class WarmUps:
         return float(max(self.run.watch.results(self.futures)))
 
 
-def warm_up(run: Run) -> list[Future]:
-    """Compile before the shards are read: local workers share the work, remote ones do it each for itself."""
+def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
+    """Let each worker compile first: local ones share the work, remote ones do it each for itself.
+
+    with_rows: also what rows need, with some of a local path: of others a whole row group would have to be fetched.
+    """
     longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
     units = [unit for replica in run.inputs.plan.replicas for task in replica for unit in task]
-    told = run.work, plain_reading(run), units[:1], longest, n_models
+    units = [unit for unit in units[:1] if with_rows and files.is_local(unit.shard.url)]
+    told = run.work, dataclasses.replace(plain_reading(run), on_bad_rows="skip"), units, longest, n_models
     return [
         run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, near=address)
         for number, address in enumerate(run.watch.addresses())

@@ -111,7 +111,7 @@ class Trials:
         jobs = [self.job_of(trial) for trial in trials]
         lengths = {job.model.n_factors: job for job in jobs if job.model.n_factors != self.run.job.model.n_factors}
         for _, job in sorted(lengths.items()):
-            for future in warm_up(self._run_with(job)):
+            for future in warm_up(self._run_with(job), with_rows=False):
                 self.run.watch.wait(future)
         for least in sorted({job.model.min_count_factors for job in jobs}):
             self._rows(least)

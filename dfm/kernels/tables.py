@@ -482,7 +482,7 @@ def put(local: ParameterTable, rows: NDArray[np.uint32], table: ParameterTable) 
         table[block.name][...] = local[block.name]
     for block in local.layout.touched:
         source, target = local[block.name], table[block.name]
-        _scatter_rows(source.shape[1])(source, rows[: len(source)], target)
+        _scatter_rows(source.shape[1])(source, read_only(rows[: len(source)]), target)
 
 
 def join(parts: Sequence[ParameterTable]) -> ParameterTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from dfm.solvers.posterior import Draws, put_together
 from dfm.storage import files, ownership
 from dfm.training import rounds
 from dfm.training.label_units import in_own_unit, of_full_stream
+
+_LOOKED_AT = 4 * GOLDEN_ROWS
+"""Rows of a batch among which golden ones are looked for."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,13 @@ def golden_rows(model: FMModel, reading: Reading, unit: Unit) -> tuple[pa.Table 
 
 
 def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
-    kind = reading.label_kind or reading.task
-    for batch in read_unit(unit, reading.columns, reading.storage_options, at_a_time=4 * GOLDEN_ROWS):
+    few = read_unit(unit, reading.columns, reading.storage_options, at_a_time=_LOOKED_AT)
+    for batch in itertools.chain(itertools.islice(few, 1), read_unit(unit, reading.columns, reading.storage_options)):
+        head = batch.data.slice(0, _LOOKED_AT)
         with naming_shard(batch):
-            encoded = encode_batch(batch.data, reading.schema, reading.hash_bits, reading.statistics, kind)
-        rows = batch.data.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
+            kind = reading.label_kind or reading.task
+            encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, kind)
+        rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
         if rows.num_rows:
             return pa.Table.from_batches([rows])
     return None

@@ -103,6 +103,25 @@ def test_a_union_is_remembered_as_long_as_its_lists_are_there() -> None:
     assert unions._n_bytes == 0
 
 
+def test_unions_of_unions_are_forgotten_with_the_lists_of_the_first() -> None:
+    unions = slices_module._Unions(1 << 20)
+    for _ in range(3):
+        lists = [[np.arange(start, start + 50, dtype=np.uint32) for start in starts] for starts in ((0, 9), (30, 70))]
+        first = [unions.of(each) for each in lists]
+        assert unions.of([united for united, _ in first])[0].tolist() == list(range(120))
+        assert len(unions._kept) == 3
+        del first
+        lists.clear()
+        assert not unions._kept
+        assert unions._n_bytes == 0
+
+
+def test_nobody_can_change_a_union_that_others_get_too() -> None:
+    united, positions = slices_module._Unions(1 << 10).of([np.array([1, 5], np.uint32), np.array([2], np.uint32)])
+    assert not united.flags.writeable
+    assert not any(each.flags.writeable for each in positions)
+
+
 def test_no_more_unions_are_remembered_than_there_is_room_for() -> None:
     unions, lists = slices_module._Unions(100), [np.arange(10, dtype=np.uint32), np.arange(5, 15, dtype=np.uint32)]
     assert unions.of(lists)[0].tolist() == unions.of(lists)[0].tolist() == list(range(15))

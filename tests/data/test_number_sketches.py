@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dfm.data.draw import Draw
 from dfm.data.number_sketches import glance_at_numbers, merge_sketches, sketch_numbers
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.reading import Reading
@@ -87,10 +89,21 @@ def test_rows_after_the_split_in_time_teach_no_statistics(tmp_path):
     assert merge_sketches([sketch_numbers(reading, [Unit(shard, 0, 4)])["x"]], 10).mean == 2.0
 
 
+@pytest.mark.parametrize("group_rows", [30_000, 100])
 @pytest.mark.parametrize(("n_tasks", "n_seen"), [(1, 20_000), (2, 20_000), (16, 1 << 13), (1000, 1 << 12)])
-def test_many_tasks_glance_at_a_few_rows_each(tmp_path, n_tasks, n_seen):
+def test_many_tasks_glance_at_a_few_rows_each(tmp_path, n_tasks, n_seen, group_rows):
     table = {"label": [0, 1] * 10_000, "x": np.arange(20_000, dtype=np.float64)}
-    shard = describe_shard(write_shard(tmp_path / "a.parquet", table, 30_000))
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table, group_rows))
     reading = Reading(resolve(Schema(numeric=["x"]), list(table)), HASH_BITS, "regression", cache=str(tmp_path / "c"))
     seen = glance_at_numbers(reading, [Unit(shard, 0, shard.n_rows)], ["x"], n_tasks)["x"]
     assert (seen.count, seen.mean) == (n_seen, (n_seen - 1) / 2)
+
+
+def test_rows_that_others_train_on_are_not_glanced_at(tmp_path):
+    table = {"label": [0, 1] * 10_000, "x": np.arange(20_000, dtype=np.float64)}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table, 30_000))
+    schema, draw = resolve(Schema(numeric=["x"]), list(table)), Draw(0.0, 0.9, False)
+    reading = Reading(schema, HASH_BITS, "regression", draw=draw, cache=str(tmp_path / "c"))
+    assert glance_at_numbers(reading, [Unit(shard, 0, shard.n_rows)], ["x"], 128)["x"].count == pytest.approx(2000, 0.1)
+    reading = dataclasses.replace(reading, draw=Draw(0.0, 0.5, False))
+    assert glance_at_numbers(reading, [Unit(shard, 0, shard.n_rows)], ["x"], 128)["x"].count == 1 << 12

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 
 from dfm.data.parquet import Unit, describe_shard
@@ -96,27 +97,49 @@ print(json.dumps([told, later]))
 """
 
 
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 def test_a_job_compiles_nothing_after_its_rehearsal_and_another_process_finds_all_of_it(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.parquet", COLUMNS, 400)
     found = []
-    for place in ("0", "0", "1"):
+    for place, code in (("0", "one"), ("0", "one"), ("1", "other")):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / code)}
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), place]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ), check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert ended.returncode == 0, ended.stderr
         found.append(json.loads(ended.stdout))
-    assert [later for _, later in found] == [[], [], []]
-    assert [told for told, _ in found[1:]] == [[], []]
+    (first, after_first), (second, after_second), (other, after_other) = found
+    of_rows_and_rounds = {"_spread", "make_walk.<locals>.walk", "make_score_all.<locals>.score_all"}
+    assert {*of_rows_and_rounds, "_sum_duplicates"} <= {*first}
+    assert of_rows_and_rounds <= {*other}
+    assert [second, after_first, after_second, after_other] == [[], [], [], []]
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_rows_that_cannot_be_prepared_are_left_to_those_who_need_them(reading, tmp_path, place, monkeypatch) -> None:
+@pytest.mark.parametrize("wrong", ["bad rows", "no rows", "no file"])
+def test_rows_that_cannot_be_prepared_are_left_to_those_who_need_them(
+    reading, tmp_path, place, wrong, monkeypatch
+) -> None:
+    called: list[str] = []
+    calls = [lambda name=name: called.append(name) for name in ("walk", "judge", "average")]
+    monkeypatch.setattr(rounds, "calls_of_a_round", lambda *_: calls)
     monkeypatch.setattr(rehearsal, "_IDLE", 0.0)
     bad = describe_shard(write_shard(tmp_path / "a.parquet", {**COLUMNS, "label": [7] * 600}))
-    assert rehearsal.warm_up(work_of(), reading, [Unit(bad, 0, 600)], place=place) > 0
-    assert rehearsal.warm_up(work_of(), reading, [], place=place) > 0
-    (tmp_path / "a.parquet").unlink()
-    assert rehearsal.warm_up(work_of(), reading, [Unit(bad, 0, 600)], place=place) > 0
+    if wrong == "no file":
+        (tmp_path / "a.parquet").unlink()
+    rehearsal.warm_up(work_of(), reading, [] if wrong == "no rows" else [Unit(bad, 0, 600)], place=place)
+    assert sorted(called) == ["average", "judge", "walk"]
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_rows_are_scored_only_where_something_had_to_be_compiled(reading, unit, monkeypatch) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(rehearsal, "golden_rows", lambda model, *_: found.append(model.vocabulary.n_features))
+    rehearsal._Rows(reading, [unit]).score(work_of(), 0.1)
+    rehearsal._Rows(reading, []).score(work_of(), 2.0)
+    assert found == []
+    rehearsal._Rows(reading, [unit]).score(work_of(), 2.0)
+    assert len(found) == 1
+    assert found[0] > 50
 
 
 def test_an_exact_solver_is_rehearsed_and_its_rows_are_prepared(reading, unit, monkeypatch) -> None:

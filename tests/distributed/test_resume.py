@@ -194,6 +194,7 @@ def test_the_lineage_of_blocks_is_cut_without_changing_them(
     training = {"n_epochs": 6, "averages_per_epoch": 4}
     expected = jobs.train(job_tables(log, tmp_path / "whole", training=training), own).parameters_sha256
     monkeypatch.setattr(loop, "_LONGEST_LINEAGE", 3)
+    gc.unfreeze()
     gc.collect()  # errors of other tests may hold futures
     most, before = 0, own.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
 
