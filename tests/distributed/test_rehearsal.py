@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -16,7 +17,7 @@ import pytest
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
-from dfm.distributed import rehearsal
+from dfm.distributed import rehearsal, train
 from dfm.settings.job import load_job
 from dfm.training import exact, rounds
 from dfm.training.order import Order
@@ -63,7 +64,7 @@ from numba.core.event import install_recorder
 from dfm.data.chunks import hash_units
 from dfm.data.preparation import load_slices
 from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
-from dfm.distributed import rehearsal
+from dfm.distributed import rehearsal, train
 from dfm.kernels.tables import InitialValues
 from dfm.model.fm_model import FMModel
 from dfm.training import rounds
@@ -155,3 +156,30 @@ def test_only_the_first_rows_are_prepared(reading, unit, monkeypatch) -> None:
     monkeypatch.setattr(rehearsal, "_ROWS", 100)
     assert rehearsal._Rows(reading, [dataclasses.replace(unit, start=150)])._chunk.account.read == 100
     assert rehearsal._Rows(reading, [dataclasses.replace(unit, start=550)])._chunk.account.read == 50
+
+
+@pytest.mark.parametrize("shares_disk", [True, False])
+def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
+    unit, reading, monkeypatch, shares_disk
+) -> None:
+    far = dataclasses.replace(unit, shard=dataclasses.replace(unit.shard, url="s3://bucket/a.parquet"))
+    monkeypatch.setattr(train, "plain_reading", lambda _: reading)
+
+    def told(first: Unit, **how: bool) -> list[tuple[list[Unit], int, str]]:
+        """The units of each worker's task, its place, and its address."""
+        submitted: list[Any] = []
+        watch = SimpleNamespace(
+            addresses=lambda: ["one", "two"], submit=lambda *task, near: submitted.append((*task, near))
+        )
+        plan = SimpleNamespace(longest_round=3, replicas=[[], [[first, unit]]])
+        job = SimpleNamespace(model=SimpleNamespace(n_models=1))
+        run: Any = SimpleNamespace(
+            inputs=SimpleNamespace(plan=plan), job=job, watch=watch, work="work", shares_disk=shares_disk
+        )
+        train.warm_up(run, **how)
+        assert all(task[:2] == (rehearsal.warm_up, "work") and task[4:6] == (3, 1) for task in submitted)
+        return [(task[3], task[6], task[7]) for task in submitted]
+
+    assert told(unit) == [([unit], 0, "one"), ([unit], int(shares_disk), "two")]
+    assert told(far) == [([], 0, "one"), ([], int(shares_disk), "two")]
+    assert told(unit, with_rows=False) == told(far)
