@@ -5,7 +5,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-# Each grows to 2 GiB of compiled kernels, and starts clusters beside it. Three keep two cores busier, where memory allows.
+# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. Three keep two cores busier, where memory allows.
 PYTEST_PROCESSES ?= 2
 
 VENV := .venv
