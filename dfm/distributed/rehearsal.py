@@ -98,16 +98,22 @@ class _Rows:
         return build_vocabulary(merge_counts([self._chunk.counts] * 2, bits), names, bits, 2, 2)
 
     def prepare(self) -> None:
-        """Make partitions of them, in memory: of coded rows, as of many, and of rows side by side, as of few."""
+        """Make partitions of them, in memory: of coded rows, as of many, and, where these had to wait, of rows side by
+        side, as of few.
+        """
         with _told_if_in_vain():
-            vocabulary = self._vocabulary
-            lookup = RowLookup(vocabulary)
-            for chunk in (self._chunk, self._hashed(has_codes=False)):
-                check_chunk(chunk, self._reading, 1)
-                partition = build_partition([chunk.rows], vocabulary, lookup, np.arange(chunk.rows.n_rows))
-                by_group(partition, self._reading.groups).check()
-                Watcher.of(vocabulary, self._reading.schema, lookup).sights(chunk.rows)
             hash_bytes(b"of cached files")
+            started = time.perf_counter()
+            self._build(self._chunk)
+            if time.perf_counter() - started >= _IDLE:
+                self._build(self._hashed(has_codes=False))
+
+    def _build(self, chunk: Chunk) -> None:
+        check_chunk(chunk, self._reading, 1)
+        lookup = RowLookup(self._vocabulary)
+        partition = build_partition([chunk.rows], self._vocabulary, lookup, np.arange(chunk.rows.n_rows))
+        by_group(partition, self._reading.groups).check()
+        Watcher.of(self._vocabulary, self._reading.schema, lookup).sights(chunk.rows)
 
     def score(self, work: Work, seconds: float) -> None:
         """Score some as those who publish a model and report on it do. seconds: that were waited until now."""
