@@ -12,7 +12,7 @@ from typing import Any
 from dfm.data.reading import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.exact import solving_numbers
-from dfm.distributed.figures import collided_share, rows_event, trained_rows
+from dfm.distributed.preparation_events import collided_share, rows_event, trained_rows
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found

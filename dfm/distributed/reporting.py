@@ -19,8 +19,8 @@ from dfm.data.parquet import Batch, Unit
 from dfm.data.reading import Reading, kept_batches
 from dfm.distributed.cluster.watch import home_of
 from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
-from dfm.distributed.figures import collided_share
 from dfm.distributed.importance import damage_of, described
+from dfm.distributed.preparation_events import collided_share
 from dfm.distributed.preparation_tasks import on_this_worker
 from dfm.distributed.prepare import ROWS_TO_LOOK_AT, Prepared, tasks_to_judge
 from dfm.distributed.progress import follow, progress_of

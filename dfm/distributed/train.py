@@ -28,8 +28,8 @@ from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.exact import at_first_block, exact_loop, solving_event
 from dfm.distributed.executor import DaskExecutor
-from dfm.distributed.figures import vocabulary_event
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
+from dfm.distributed.preparation_events import vocabulary_event
 from dfm.distributed.prepare import Prepared, plain_reading, prepare
 from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model

@@ -116,6 +116,15 @@ def test_unions_of_unions_are_forgotten_with_the_lists_of_the_first() -> None:
         assert unions._n_bytes == 0
 
 
+def test_a_union_of_others_at_the_same_place_is_not_taken() -> None:
+    unions, lists = slices_module._Unions(1 << 10), [np.array([1, 5], np.uint32), np.array([2], np.uint32)]
+    others = [np.array([3], np.uint32), np.array([4, 6], np.uint32)]
+    unions.of(lists)
+    unions._kept = {tuple(map(id, others)): kept for kept in unions._kept.values()}  # as if nobody had seen their end
+    assert unions.of(others)[0].tolist() == [3, 4, 6]
+    assert unions._n_bytes == sum(slices_module._bytes_of(union) for _, union in unions._kept.values())
+
+
 def test_nobody_can_change_a_union_that_others_get_too() -> None:
     united, positions = slices_module._Unions(1 << 10).of([np.array([1, 5], np.uint32), np.array([2], np.uint32)])
     assert not united.flags.writeable
