@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dfm.errors import DataError
 
@@ -87,6 +88,21 @@ def plain(array: pa.Array) -> pa.Array:
         return array.cast(pa.decimal128(kind.precision, kind.scale))
     wanted = plain_type(kind)
     return array if wanted == kind else array.cast(wanted)
+
+
+def integers_of(array: pa.Array) -> pa.Array | None:
+    """Integers, truths and days as int64; None of other types."""
+    kind = array.type
+    if pa.types.is_date32(kind):
+        return array.cast(pa.int32()).cast(pa.int64())
+    is_one = pa.types.is_boolean(kind) or (pa.types.is_integer(kind) and kind != pa.uint64())
+    return array.cast(pa.int64()) if is_one else None
+
+
+def from_integers(numbers: NDArray[np.int64], kind: pa.DataType) -> pa.Array:
+    """The same back, int64[n] to an array of a type."""
+    array = pa.array(numbers)
+    return array.cast(pa.int32()).cast(kind) if pa.types.is_date32(kind) else array.cast(kind)
 
 
 def _without_extension(array: pa.ExtensionArray) -> pa.Array:

@@ -26,6 +26,10 @@ rows have values of their own, codes save little. Codes have 16 bits.
 """
 _MOST_CODES_OF_A_ROW = 8
 """Values of a dictionary, for each row that it comes with first, up to which its codes are taken."""
+_LEAST_STEP = 64
+"""Integers by which spans begin and end at least: what comes later then often lies within."""
+_FARTHEST = 1 << 62
+"""Beyond there no integers are counted on from."""
 Codes = NDArray[np.uint16]
 Indices = NDArray[np.uint32]
 
@@ -84,10 +88,13 @@ class CodedColumns:
 
 
 class KnownTables:
-    """The table of each column's latest dictionary: batches of one row group bring the same one, again and again."""
+    """The table of each column's latest dictionary: batches of one row group bring the same one, again and again. And
+    of columns of integers that lie close together, the table of all integers of a span.
+    """
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[pa.Array, Indices]] = {}
+        self._spans: dict[str, tuple[int, Indices]] = {}
 
     def table(self, column: str, array: pa.DictionaryArray, make: Callable[[], Indices]) -> Indices | None:
         """The table of an array's dictionary: the very array of last time where it has the same values. None of more
@@ -103,6 +110,31 @@ class KnownTables:
             return None
         self._latest[column] = dictionary, make()
         return self._latest[column][1]
+
+    def of_span(
+        self, column: str, bounds: tuple[int, int] | None, n_rows: int, make: Callable[[int, int], Indices]
+    ) -> tuple[int, Indices] | None:
+        """The first of a span that has a column's integers, and the span's table, at whose end a missing one is.
+
+        bounds: the least and the greatest of `n_rows` rows, None where all are missing. make: the table of a span of a
+        beginning and a length. It is the very table of last time where that one will do; else its span is widened, by
+        quarters at least, so that it seldom is. None of more integers than rows, or than there are codes.
+        """
+        known = self._spans.get(column)
+        if known is None:
+            least, greatest = bounds or (0, 0)
+        else:
+            first, last = known[0], known[0] + len(known[1]) - 2
+            if bounds is None or (first <= bounds[0] and bounds[1] <= last):
+                return known
+            least, greatest = min(bounds[0], first), max(bounds[1], last)
+        step = max(_LEAST_STEP, 1 << ((greatest - least) // 4).bit_length())
+        first = least // step * step
+        length = (greatest // step + 1) * step - first
+        if length >= MOST_CODES or greatest - least > n_rows or max(-least, greatest) > _FARTHEST:
+            return None
+        self._spans[column] = first, make(first, length)
+        return self._spans[column]
 
 
 def _are_same(left: pa.Array, right: pa.Array) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
-from dfm.data.arrow_types import NOT_NUMERIC, is_list, is_text, plain, refusal
+from dfm.data.arrow_types import NOT_NUMERIC, from_integers, integers_of, is_list, is_text, plain, refusal
 from dfm.data.coded_rows import MOST_CODES, CodedColumns, KnownTables, count_codes
 from dfm.data.derive import derive, without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
@@ -205,6 +206,13 @@ def _tell(tally: FeatureTally, columns: Sequence[_Column]) -> None:
         tally.add_column(number, *(column.counted or (column.indices,)))
 
 
+def _amounts(codes: NDArray[np.uint16], n_codes: int) -> NDArray[np.uint32]:
+    """Numbers of rows of each code, uint32[n_codes]."""
+    found = np.zeros(n_codes, np.int64)
+    count_codes(codes.reshape(1, -1), np.array([0, n_codes]), found)
+    return found.astype(np.uint32)
+
+
 def negative_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
     """Rows whose label is sound and 0, bool[n_rows]; of the columns the label's alone is looked at."""
     check = _Check(data.num_rows)
@@ -255,9 +263,13 @@ class _BatchColumns:
         return self._category(entry.name, array)
 
     def _category(self, column: str, array: pa.Array) -> _Column:
-        """Single categories; whoever asks for codes gets those of a dictionary that has few values."""
+        """Single categories; whoever asks for codes gets those of a dictionary that has few values, or of integers that
+        lie close together.
+        """
+        array = plain(array)
         if not pa.types.is_dictionary(array.type):
-            return _Column(hashing.hash_category(array, column, self.hash_bits, self.form))
+            coded = None if self.known is None else self._within_span(column, array, self.known)
+            return coded or _Column(hashing.hash_category(array, column, self.hash_bits, self.form))
         coded = None if self.known is None else self._coded(column, array, self.known)
         if coded is not None:
             return coded
@@ -275,6 +287,28 @@ class _BatchColumns:
             return None
         codes, amounts = hashing.dictionary_codes(array)
         return _Column(codes, counted=(table, amounts), table=table)
+
+    def _within_span(self, column: str, array: pa.Array, known: KnownTables) -> _Column | None:
+        """Integers as their places in a span of all integers, the last place for missing ones; None where they are too
+        far apart.
+        """
+        numbers = integers_of(array)
+        if numbers is None:
+            return None
+
+        def made(first: int, length: int) -> NDArray[np.uint32]:
+            values = from_integers(np.arange(first, first + length), array.type)
+            return hashing.dictionary_table(values, column, self.hash_bits, self.form)
+
+        bounds = pc.min_max(numbers)
+        least, greatest = bounds["min"].as_py(), bounds["max"].as_py()
+        found = known.of_span(column, None if least is None else (least, greatest), len(array), made)
+        if found is None:
+            return None
+        first, table = found
+        filled = numbers.fill_null(first + len(table) - 1) if numbers.null_count else numbers
+        codes = (filled.to_numpy() - first).astype(np.uint16)
+        return _Column(codes, counted=(table, _amounts(codes, len(table))), table=table)
 
     def _numbers(self, column: str, array: pa.Array | None = None) -> tuple[Floats, Flags]:
         """Numbers and which are present; text that is no number and NaN or infinity are rejected, once per column.
@@ -341,9 +375,7 @@ class _BatchColumns:
             hashing.gather(wanted, transform.codes(*self._numbers(entry.name, array), known), out)
         if not is_coded:
             return _Column(out)
-        amounts = np.zeros(len(table), np.int64)
-        count_codes(out.reshape(1, -1), np.array([0, len(table)]), amounts)
-        return _Column(out, counted=(table, amounts.astype(np.uint32)), table=table)
+        return _Column(out, counted=(table, _amounts(out, len(table))), table=table)
 
     def _vector(self, entry: Field) -> _Column:
         """Column j is feature j, unhashed; a matrix has no gaps, so a missing number makes its row a bad one."""

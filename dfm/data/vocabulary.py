@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.compilation import compiled
+from dfm.compilation import compiled, part
 from dfm.data.coded_rows import CodedRows
 from dfm.data.hashing import RARE, token_index
 from dfm.storage.arrays import distinct, read_only
@@ -73,61 +73,71 @@ _TILE = 2048
 """
 
 
+_COUNT_BITS = np.uint64(48)
+_COUNT = (np.uint64(1) << _COUNT_BITS) - np.uint64(1)
+_LAST_FIELD = np.uint64(np.iinfo(np.uint16).max)
+"""A word of a tally: how often an index came, in the lower 48 bits, and above, from the last field down, the lowest
+field that it came in. A word of nothing is 0, and each entry is a look at one place of memory.
+"""
+
+
+@part
+def _counted_in(word, field, amount):  # type: ignore[no-untyped-def]
+    """A word of a tally with `amount` more entries of a field."""
+    mark = (_LAST_FIELD - np.uint64(field)) << _COUNT_BITS
+    return (word if word >= mark else mark | (word & _COUNT)) + np.uint64(amount)
+
+
 @compiled
-def _tally(indices, fields, counts, lowest):  # type: ignore[no-untyped-def]
-    """Adds occurrences to `counts` uint32[2**bits] and lowers `lowest` uint16[2**bits], in place."""
+def _tally(indices, fields, words):  # type: ignore[no-untyped-def]
+    """Adds entries to `words` uint64[2**bits], in place."""
     for i in range(indices.size):
-        index, field = indices[i], fields[i]
-        if counts[index] == 0 or field < lowest[index]:
-            lowest[index] = field
-        counts[index] += 1
+        words[indices[i]] = _counted_in(words[indices[i]], fields[i], 1)
 
 
 @compiled
-def _tally_table(table, counts, lowest):  # type: ignore[no-untyped-def]
+def _tally_table(table, words):  # type: ignore[no-untyped-def]
     """The same of uint32[n_rows, n_fields], an entry of each field a row."""
     n_rows, n_fields = table.shape
     for start in range(0, n_rows, _TILE):
         for field in range(n_fields):
             for row in range(start, min(start + _TILE, n_rows)):
-                index = table[row, field]
-                if counts[index] == 0 or field < lowest[index]:
-                    lowest[index] = field
-                counts[index] += 1
+                words[table[row, field]] = _counted_in(words[table[row, field]], field, 1)
 
 
 @compiled
-def _tally_column(indices, field, counts, lowest):  # type: ignore[no-untyped-def]
+def _tally_column(indices, field, words):  # type: ignore[no-untyped-def]
     """The same of the entries of one field."""
     for i in range(indices.size):
-        index = indices[i]
-        if counts[index] == 0 or field < lowest[index]:
-            lowest[index] = field
-        counts[index] += 1
+        words[indices[i]] = _counted_in(words[indices[i]], field, 1)
 
 
 @compiled
-def _tally_counted(indices, amounts, field, counts, lowest):  # type: ignore[no-untyped-def]
+def _tally_counted(indices, amounts, field, words):  # type: ignore[no-untyped-def]
     """The same of entries that were counted: amounts uint32[n] of each index."""
     for i in range(indices.size):
         if amounts[i]:
-            index = indices[i]
-            if counts[index] == 0 or field < lowest[index]:
-                lowest[index] = field
-            counts[index] += amounts[i]
+            words[indices[i]] = _counted_in(words[indices[i]], field, amounts[i])
+
+
+@compiled
+def _tally_counts(ids, counts, fields, words):  # type: ignore[no-untyped-def]
+    """The same of a part's counts int64[n] in fields uint16[n]."""
+    for i in range(ids.size):
+        if counts[i]:
+            words[ids[i]] = _counted_in(words[ids[i]], fields[i], counts[i])
 
 
 class FeatureTally:
-    """Adds occurrences up in tables of all 2**hash_bits indices; `fits` says whether these are not too large."""
+    """Adds occurrences up in a table of all 2**hash_bits indices; `fits` says whether it is not too large."""
 
     def __init__(self, hash_bits: int) -> None:
-        self._counts = np.zeros(1 << hash_bits, np.uint32)
-        self._lowest = np.zeros(1 << hash_bits, np.uint16)
+        self._words = np.zeros(1 << hash_bits, np.uint64)
         self._waiting: dict[int, tuple[NDArray[np.uint32], NDArray[np.uint32]]] = {}
 
     @staticmethod
     def fits(hash_bits: int) -> bool:
-        """Whether tables of all indices are used."""
+        """Whether a table of all indices is used."""
         return hash_bits <= _DENSE_BITS
 
     def add_column(self, field: int, indices: NDArray[np.uint32], amounts: NDArray[np.uint32] | None = None) -> None:
@@ -136,7 +146,7 @@ class FeatureTally:
         Amounts of the very same indices, as batches with one dictionary have, are added up before they are counted.
         """
         if amounts is None:
-            _tally_column(read_only(indices), np.uint16(field), self._counts, self._lowest)
+            _tally_column(read_only(indices), np.uint16(field), self._words)
             return
         known = self._waiting.get(field)
         if known is not None and known[0] is indices:
@@ -149,20 +159,20 @@ class FeatureTally:
         """Count what waits of a field."""
         indices, amounts = self._waiting.pop(field, (None, None))
         if indices is not None and amounts is not None:
-            _tally_counted(read_only(indices), amounts, np.uint16(field), self._counts, self._lowest)
+            _tally_counted(read_only(indices), amounts, np.uint16(field), self._words)
 
     def add_rows(self, indices: NDArray[np.uint32], fields: NDArray[np.uint16], n_fields: int) -> None:
         """Count the entries of rows, uint32[n_entries]; fields: as in `count_features`."""
         if fields.size:
-            _tally(indices, fields, self._counts, self._lowest)
+            _tally(indices, fields, self._words)
         elif indices.size:
-            _tally_table(indices.reshape(-1, n_fields), self._counts, self._lowest)
+            _tally_table(indices.reshape(-1, n_fields), self._words)
 
     def counts(self) -> FeatureCounts:
         """All that was counted."""
         for field in list(self._waiting):
             self._count(field)
-        return _counted(self._counts, self._lowest)
+        return _counted(self._words)
 
 
 def count_features(
@@ -178,42 +188,33 @@ def count_features(
     return merge_counts([FeatureCounts(indices, np.ones(len(indices), np.int64), fields)], hash_bits)
 
 
-def _counted(counts: NDArray[Any], fields: NDArray[np.uint16]) -> FeatureCounts:
-    """The features that dense counts are not 0 of."""
-    n = int(np.count_nonzero(counts))
+_BLOCK = 1 << 16
+"""Words of a tally that are read out at a time, so that what is made of them stays near."""
+
+
+def _counted(words: NDArray[np.uint64]) -> FeatureCounts:
+    """The features that a tally has entries of."""
+    n = int(np.count_nonzero(words))
     found = FeatureCounts(np.empty(n, np.uint32), np.empty(n, np.int64), np.empty(n, np.uint16))
-    _collect(counts, fields, found.ids, found.counts, found.fields)
+    start = 0
+    for first in range(0, len(words), _BLOCK):
+        block = words[first : first + _BLOCK]
+        at = np.flatnonzero(block != 0)
+        those, block = slice(start, start + len(at)), block[at]
+        found.ids[those] = at + first
+        found.counts[those] = block & _COUNT
+        found.fields[those] = _LAST_FIELD - (block >> _COUNT_BITS)
+        start += len(at)
     return found
-
-
-@compiled
-def _collect(counts, fields, out_ids, out_counts, out_fields):  # type: ignore[no-untyped-def]
-    """Writes what `_counted` returns: index, count and field where a count is not 0."""
-    n = 0
-    for index in range(counts.size):
-        if counts[index]:
-            out_ids[n], out_counts[n], out_fields[n] = index, counts[index], fields[index]
-            n += 1
-
-
-@compiled
-def _add_counts(ids, part_counts, part_fields, counts, fields):  # type: ignore[no-untyped-def]
-    """Adds one part's counts to the dense `counts` int64[2**bits] and lowers `fields`, in place."""
-    for i in range(ids.size):
-        index = ids[i]
-        if counts[index] == 0 or part_fields[i] < fields[index]:
-            fields[index] = part_fields[i]
-        counts[index] += part_counts[i]
 
 
 def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCounts:
     """The counts of all rows that the parts counted."""
     if hash_bits <= _DENSE_BITS:
-        counts = np.zeros(1 << hash_bits, np.int64)
-        fields = np.zeros(1 << hash_bits, np.uint16)
-        for part in parts:
-            _add_counts(*(read_only(each) for each in (part.ids, part.counts, part.fields)), counts, fields)
-        return _counted(counts, fields)
+        words = np.zeros(1 << hash_bits, np.uint64)
+        for each in parts:
+            _tally_counts(read_only(each.ids), read_only(each.counts), read_only(each.fields), words)
+        return _counted(words)
     all_ids = np.concatenate([part.ids for part in parts])
     if not len(all_ids):
         return FeatureCounts(all_ids, np.zeros(0, np.int64), np.zeros(0, np.uint16))
@@ -234,23 +235,17 @@ def build_vocabulary(
 
     columns: the column name of each field, which seeds its rare bucket's token.
     """
-    kept = counts.counts >= min_count
-    ids, occurrences, fields = counts.ids[kept], counts.counts[kept], counts.fields[kept]
-    rare_rows = np.full(len(columns), -1, np.int64)
-    rare_ids = np.zeros(0, np.uint32)
+    is_kept, rare_rows = counts.counts >= min_count, np.full(len(columns), -1, np.int64)
+    features, rare = _those(counts, is_kept), _those(counts, ~is_kept)
     if min_count > 1:
         rare_ids = np.array([token_index(column, RARE, hash_bits) for column in columns], np.uint32)
-        pooled = np.bincount(
-            counts.fields[~kept].astype(np.int64), weights=counts.counts[~kept], minlength=len(columns)
-        ).astype(np.int64)
+        pooled = np.bincount(rare.fields, rare.counts, len(columns)).astype(np.int64)
         buckets = FeatureCounts(rare_ids, pooled, np.arange(len(columns), dtype=np.uint16))
-        united = _united(FeatureCounts(ids, occurrences, fields), buckets)
-        ids, occurrences, fields = united.ids, united.counts, united.fields
-    order = _by_count(occurrences)
-    ids, occurrences, fields = ids[order], occurrences[order], fields[order]
-    if len(rare_ids):
-        by_id = np.argsort(ids)
-        rare_rows = by_id[np.searchsorted(ids[by_id], rare_ids)]
+        features = _with(features, _united(buckets))
+    order = _by_count(features.counts)
+    if min_count > 1:
+        rare_rows = _inverse(order)[np.searchsorted(features.ids, rare_ids)]
+    ids, occurrences, fields = features.ids[order], features.counts[order], features.fields[order]
     n_factored = int(np.count_nonzero(occurrences >= min_count_factors))
     return Vocabulary(ids, occurrences, fields, rare_rows, n_factored, hash_bits)
 
@@ -266,14 +261,34 @@ def _by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return order
 
 
+def _inverse(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each number in an order of all numbers below its length."""
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def _with(features: FeatureCounts, few: FeatureCounts) -> FeatureCounts:
+    """`_united` of both, whose ids ascend: the few are put among the others, which are not sorted again."""
+    new = few.ids[~_are_among(few.ids, features.ids)]
+    at = np.searchsorted(features.ids, new)
+    ids = np.insert(features.ids, at, new)
+    counts = np.insert(features.counts, at, 0)
+    fields = np.insert(features.fields, at, np.iinfo(np.uint16).max)
+    at = np.searchsorted(ids, few.ids)
+    counts[at] += few.counts
+    fields[at] = np.minimum(fields[at], few.fields)
+    return FeatureCounts(ids, counts, fields)
+
+
 def _united(*parts: FeatureCounts) -> FeatureCounts:
     """All features of the parts, those that were never seen too: an unseen category may need its bucket."""
     ids = distinct(np.concatenate([part.ids for part in parts]).astype(np.uint32))
     counts, fields = np.zeros(len(ids), np.int64), np.full(len(ids), np.iinfo(np.uint16).max, np.uint16)
-    for part in parts:
-        at = np.searchsorted(ids, part.ids)
-        np.add.at(counts, at, part.counts)
-        np.minimum.at(fields, at, part.fields)
+    for each in parts:
+        at = np.searchsorted(ids, each.ids)
+        np.add.at(counts, at, each.counts)
+        np.minimum.at(fields, at, each.fields)
     return FeatureCounts(ids, counts, fields)
 
 
@@ -286,7 +301,9 @@ def seen_rarely(counts: FeatureCounts, min_count: int) -> FeatureCounts:
 
 
 def _those(counts: FeatureCounts, chosen: NDArray[np.bool_]) -> FeatureCounts:
-    return FeatureCounts(counts.ids[chosen], counts.counts[chosen], counts.fields[chosen])
+    """Those that are chosen, bool[n]: NumPy takes numbered ones four times as fast as chosen ones."""
+    at = np.flatnonzero(chosen)
+    return FeatureCounts(counts.ids[at], counts.counts[at], counts.fields[at])
 
 
 def grow(

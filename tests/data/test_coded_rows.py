@@ -36,6 +36,8 @@ from tests.data.test_preparation import assert_same_arrays
 from tests.support.shards import write_shard
 
 N_ROWS, ROW_GROUP, BATCH = 600, 200, 64
+FAR = 100_000
+"""Integers so far apart have no codes."""
 PLAIN = Schema(weight="w", categorical=["a", "b", "n"], numeric=["x", "y"])
 CROSSED = Schema(categorical=["a", "b"], numeric=["x"], crosses=[["a", "b"], ["b", "x"]])
 WIDE = Schema(categorical=[f"c{j}" for j in range(70)])
@@ -52,7 +54,7 @@ def columns_of(seed: int, n_rows: int = N_ROWS) -> dict[str, Any]:
         "w": random.random(n_rows),
         "a": [None if value == 9 else f"a{value}" for value in frequent],
         "b": [f"b{value}" for value in random.integers(0, n_rows, n_rows)],
-        "n": random.integers(0, 30, n_rows),
+        "n": random.integers(0, 30, n_rows) * FAR,
         "x": pa.array([None if value == 2 else value for value in random.integers(0, 20000, n_rows) // 7]),
         "y": numbers,
         "g": [f"g{value}" for value in random.integers(0, 20, n_rows)],
@@ -167,7 +169,7 @@ def test_bad_rows_samples_and_groups_are_as_of_rows_side_by_side(tmp_path):
 def test_shards_that_hold_a_column_as_text_and_as_numbers_go_together(tmp_path):
     """Codes of one, none of the other: the field has none in any."""
     columns = columns_of(1)
-    columns["a"] = np.arange(N_ROWS) % 7
+    columns["a"] = np.arange(N_ROWS) % 7 * FAR
     units = units_of(tmp_path, [columns, columns_of(2)])
     reading = reading_of(tmp_path, PLAIN)
     chunks = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading)
