@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
-from dfm.data.arrow_types import NOT_NUMERIC, from_integers, integers_of, is_list, is_text, plain, refusal
+from dfm.data.arrow_types import NOT_NUMERIC, from_integers, is_list, is_text, plain, refusal
 from dfm.data.coded_rows import MOST_CODES, CodedColumns, KnownTables, count_codes
 from dfm.data.derive import derive, without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
@@ -292,12 +292,13 @@ class _BatchColumns:
         """Integers as their places in a span of all integers, the last place for missing ones; None where they are too
         far apart.
         """
-        numbers = integers_of(array)
+        numbers = hashing.integer_categories(array, self.form)
         if numbers is None:
             return None
+        kind = numbers.type if pa.types.is_floating(array.type) else array.type
 
         def made(first: int, length: int) -> NDArray[np.uint32]:
-            values = from_integers(np.arange(first, first + length), array.type)
+            values = from_integers(np.arange(first, first + length), kind)
             return hashing.dictionary_table(values, column, self.hash_bits, self.form)
 
         bounds = pc.min_max(numbers)

@@ -285,15 +285,28 @@ def _hash_integer_array(array: pa.Array, seed: np.uint64, mask: int, missing: in
 
 def _hash_floats(array: pa.Array, form: str, seed: np.uint64, mask: int, missing: int) -> NDArray[np.uint32]:
     """Whole numbers hash as integers (pandas makes floats of integers with gaps), others as text; NaN is missing."""
-    numbers = canonical.category_numbers(array, form)
-    fits = pc.and_(pc.greater_equal(numbers, -(2.0**63)), pc.less(numbers, 2.0**63))
-    whole = pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
+    numbers, whole = _whole_numbers(array, form)
     if pc.all(whole).as_py() is not False:
         return _hash_integer_array(numbers.cast(pa.int64()), seed, mask, missing)
     out = hash_texts(canonical.number_texts(numbers, form), seed, mask, missing)
     is_whole = whole.to_numpy(zero_copy_only=False)
     out[is_whole] = _hash_integer_array(numbers.filter(whole).cast(pa.int64()), seed, mask, missing)
     return out
+
+
+def _whole_numbers(array: pa.Array, form: str) -> tuple[pa.Array, pa.Array]:
+    """Floating categories, null where they are missing; and which are missing or integers of 64 bits."""
+    numbers = canonical.category_numbers(array, form)
+    fits = pc.and_(pc.greater_equal(numbers, -(2.0**63)), pc.less(numbers, 2.0**63))
+    return numbers, pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
+
+
+def integer_categories(array: pa.Array, form: str) -> pa.Array | None:
+    """Integers, truths and days as int64, and floating numbers if all of them are integers; None of any other array."""
+    if not pa.types.is_floating(array.type):
+        return arrow_types.integers_of(array)
+    numbers, whole = _whole_numbers(array, form)
+    return None if pc.all(whole).as_py() is False else numbers.cast(pa.int64())
 
 
 @compiled
