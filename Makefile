@@ -5,8 +5,11 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. Three keep two cores busier, where memory allows.
-PYTEST_PROCESSES ?= 2
+# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. So there is one more than cores, which
+# wait now and then, as far as each finds 6 GiB of memory that is free and allowed to this control group; two at least.
+PYTEST_PROCESSES ?= $(shell { grep -s '^MemAvailable' /proc/meminfo; grep -sx '[0-9]*' /sys/fs/cgroup/memory.max; } | awk \
+	-v most=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) '{ n = int($$1 ~ /^M/ ? $$2 / 6291456 : $$1 / 6442450944); \
+	if (n < most) most = n } END { print (most > 2 && NR ? most : 2) }')
 
 VENV := .venv
 BIN := $(VENV)/bin

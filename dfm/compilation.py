@@ -26,6 +26,7 @@ from typing import Any
 
 import numba
 from llvmlite.binding import get_host_cpu_features
+from numba.core import typed_passes, untyped_passes
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -237,10 +238,32 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
 
+_NOT_FOR_PARTS = {
+    untyped_passes.WithLifting,
+    untyped_passes.InlineClosureLikes,
+    untyped_passes.RewriteDynamicRaises,
+    untyped_passes.MakeFunctionToJitFunction,
+    untyped_passes.InlineInlinables,
+    untyped_passes.FindLiterallyCalls,
+    untyped_passes.LiteralUnroll,
+    untyped_passes.LiteralPropagationSubPipelinePass,
+    typed_passes.InlineOverloads,
+    typed_passes.NopythonRewrites,
+    typed_passes.NoPythonSupportedFeatureValidation,
+    typed_passes.DumpParforDiagnostics,
+}
+"""Steps of Numba's that look for blocks of `with`, closures, expressions of arrays and the like, of which parts have
+none, and cost a fifth of the time of compiling them.
+"""
+
+
 class _PartCompiler(Compiler):
     def define_pipelines(self) -> Any:
         self.state.library = _PartLibrary(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
-        return super().define_pipelines()
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes[:] = [step for step in pipeline.passes if step[0] not in _NOT_FOR_PARTS]
+        return pipelines
 
 
 def part(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -20,11 +20,11 @@ _POWERS = 2.0 ** -np.arange(int(_LARGEST * _LOG2_E) + 2, dtype=np.float64)
 _inlined = njit(nogil=True, forceinline=True, error_model="numpy")
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, forceinline=True, no_cfunc_wrapper=True)
 def exponential(distance: float) -> Any:
     """exp(-distance) for distance >= 0, within 1e-14 relative; beyond 64, or for nan, exp(-64)."""
     distance = distance if distance < _LARGEST else _LARGEST
-    n = int(distance * _LOG2_E + 0.5)
+    n = np.int64(distance * _LOG2_E + 0.5)
     r = (n * _LN2_HIGH - distance) + n * _LN2_LOW
     # Taylor series on |r| <= ln(2) / 2, even and odd powers apart, since two short chains are faster than a long one.
     s = r * r
@@ -33,7 +33,7 @@ def exponential(distance: float) -> Any:
     return (even + r * odd) * _POWERS[n]
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, forceinline=True, no_cfunc_wrapper=True)
 def log_of_one_plus(u: float) -> Any:
     """log(1 + u) for u in [0, 1], within 1e-13: 2 artanh(u / (2 + u)) as a series."""
     s = u / (2.0 + u)

@@ -443,7 +443,7 @@ def _compile(name: str, parameter: float | None) -> CompiledLoss:
 
     record = LOSSES[name]
     functions = record.functions(math.nan if parameter is None else parameter)
-    value, slope = (njit(nogil=True, forceinline=True)(function) for function in functions)
+    value, slope = (njit(nogil=True, forceinline=True, no_cfunc_wrapper=True)(function) for function in functions)
     return CompiledLoss(record, parameter, value, slope)
 
 

@@ -4,11 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import dask
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from dfm.distributed.cluster import watch
+from dfm.distributed.cluster.connect import connect
 from dfm.distributed.cluster.watch import Watch
+from dfm.settings.tables import ClusterSettings
+from tests.support.real_processes import wait_until
 
 
 def _turns_later(loop: asyncio.AbstractEventLoop, turns: int, act: Callable[[], object]) -> None:
@@ -32,3 +36,18 @@ def test_a_fetch_that_times_out_at_any_moment_costs_no_later_one(
     client.loop.add_callback(time.sleep, 0.1)  # what is called meanwhile begins in one turn of the loop
     client.loop.add_callback(_turns_later, loop, turns, lambda: time.sleep(0.2))  # as a compiler that holds the GIL
     assert [watched.result(future), watched.result(future)] == [7, 7]
+
+
+def test_a_local_worker_that_dask_gave_up_on_is_started_anew() -> None:
+    """As where the scheduler refuses a killed worker's successor, because it still has its name."""
+    with connect(ClusterSettings(workers=2, worker_timeout=60.0)) as local:
+        cluster, watched = local.cluster, Watch(local, 60.0)
+        assert isinstance(cluster, LocalCluster)
+        before = watched.addresses()
+        with dask.config.set(
+            {"distributed.deploy.lost-worker-timeout": "600s"}
+        ):  # Dask would forget it, too, after that
+            cluster.sync(cluster.workers[1].close)
+            wait_until(lambda: len(watched.addresses()) == 2)
+        assert len(set(before) & set(watched.addresses())) == 1
+        assert local.submit(int, "7").result(timeout=60) == 7

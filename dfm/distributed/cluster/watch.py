@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import cloudpickle
 import distributed
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Status
 
 from dfm.distributed.cluster import lost_workers
 from dfm.distributed.cluster.remote import (
@@ -149,7 +149,7 @@ class Watch:
         self._check(self._workers())
 
     def _workers(self) -> Mapping[str, Any]:
-        """The workers that take work. Local ones that Dask gave up on (killed while they started) are started anew."""
+        """The workers that take work. Local ones that Dask gave up on are started anew."""
         if self.client.status not in ("running", "newly-created"):
             return {}
         try:
@@ -158,7 +158,7 @@ class Watch:
             return {}
         local = self.client.cluster
         if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
-            local.scale(len(local.worker_spec))
+            _start_missing(local)
         return {address: worker for address, worker in workers.items() if takes_work(worker)}
 
     def _check(self, workers: Mapping[str, Any]) -> None:
@@ -173,6 +173,16 @@ class Watch:
                 "the cluster had no worker, or its scheduler did not answer, for cluster.worker_timeout = "
                 f"{self._timeout:g} s; start workers and run the same command again: what is finished is not repeated"
             )
+
+
+def _start_missing(local: LocalCluster) -> None:
+    """Start workers anew that Dask gave up on: those that were killed while they started, and those whose successor was
+    refused, since the scheduler still had the killed one's name. Of these Dask keeps the nannies, closed, for good.
+    """
+    for name, nanny in list(local.workers.items()):
+        if nanny.status in (Status.closed, Status.failed):
+            local.workers.pop(name, None)
+    local.scale(len(local.worker_spec))
 
 
 def _piece(data: bytes) -> bytes:

@@ -20,12 +20,11 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.kernels.cpu.step_passes import OWN_LANES as LANES
-from dfm.kernels.cpu.step_passes import inlined
+from dfm.kernels.cpu.step_passes import called, inlined
 from dfm.kernels.simd import fma, load, read, reduce_add, splat, store, write
 from dfm.kernels.tables import Floats, Layout, ParameterTable, aligned_zeros
 
@@ -183,7 +182,7 @@ def _make_sort(shape: Shape) -> Any:
     """sort(rows, scratch, n_owners): puts owners in the order of their fields; most stand there already."""
     implicit = shape.implicit
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def sort(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
         for i in range(1, n_owners):
             owner, value = read(scratch.owners, i), read(scratch.owner_values, i)
@@ -204,7 +203,7 @@ def _make_sort(shape: Shape) -> Any:
 def _make_merge(lanes: int, vector: int) -> Any:
     """merge(slots, n_owners): makes neighbours of one field one slot, in place; how many there are then."""
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def merge(slots, n_owners):  # type: ignore[no-untyped-def]
         vectors, bases, places, firsts = slots
         slot = np.intp(-1)
@@ -236,7 +235,7 @@ def make_met(lanes: int) -> Any:
     piece = min(lanes, 16)
     sums_of = (_make_sums_of if piece > 8 else _make_narrow_sums_of)(lanes, piece)
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def met(own, slots, sums, n_slots):  # type: ignore[no-untyped-def]
         vectors, bases, places = slots
         products = splat(np.float32(0), piece)
@@ -317,7 +316,7 @@ def make_spread(shape: Shape) -> Any:
     """
     lanes, vector, rest_of = shape.lanes, shape.vector, _make_rest_of(shape)
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def spread(table, scratch, n_slots):  # type: ignore[no-untyped-def]
         pairs, firsts = np.float32(0), scratch.room[3]
         for slot in range(n_slots - 1, -1, -1):  # backwards: an entry stands where its slot does, or behind
@@ -383,7 +382,7 @@ def _make_step_others(lanes: int, n_factors: int, steps: tuple[Any, Any]) -> Any
     turn, multiply = _make_turn(lanes, n_factors), _make_multiply(lanes, n_factors)
     step_block = _make_step_block(n_factors, steps)
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def step_others(own, rates, room, n_slots, row_step):  # type: ignore[no-untyped-def]
         n_blocks = turn(room, n_slots)
         bases, blocks = room[1], room[5]
@@ -499,7 +498,7 @@ def _make_step_same(shape: Shape, step_number: Any) -> Any:
         gradient = fma(np.float32(0.5) * reduce_add(products), slope, away)
         step_number(table.own, at, rates, sample_weight, gradient)
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def step_same(table, rates, scratch, counts, row_step):  # type: ignore[no-untyped-def]
         n_slots, n_owners = counts
         firsts = scratch.room[3]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.cpu.shape import Shape
-from dfm.kernels.cpu.step_passes import OWN_LANES, WIDTH, inlined
+from dfm.kernels.cpu.step_passes import OWN_LANES, WIDTH, called, inlined
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import resolve_loss
 from dfm.kernels.optimizers import resolve_optimizer
@@ -281,8 +281,8 @@ def _make_put_in_order(shape: Shape) -> Any:
             sort(rows, scratch, n_owners)
         else:  # groups without an owner begin and end where the one before them ends
             for each in range(n_groups):
-                end = max(read(scratch.first_owners, each), read(scratch.first_owners, each + 1))
-                write(scratch.first_owners, each + 1, end)
+                begin, end = read(scratch.first_owners, each), read(scratch.first_owners, each + 1)
+                write(scratch.first_owners, each + 1, begin if begin > end else end)
 
     return put_in_order
 
@@ -291,7 +291,7 @@ def _make_sort(shape: Shape) -> Any:
     """sort(rows, scratch, n_owners): as `put_in_order`, of owners in any order."""
     count, place = _make_count(shape), _make_place(shape)
 
-    @njit(nogil=True, error_model="numpy")
+    @called
     def sort(rows, scratch, n_owners):  # type: ignore[no-untyped-def]
         count(rows, scratch, n_owners)
         place(rows, scratch, n_owners)
@@ -349,7 +349,8 @@ def _make_prefetch(touched: int, distance: int) -> Any:
 
     @inlined
     def prefetch_rows(rows, table, start, stop):  # type: ignore[no-untyped-def]
-        shift = min(distance, rows.n_entries - stop)
+        rest = rows.n_entries - stop
+        shift = rest if rest < distance else distance  # `min` would be a function of its own to compile
         for entry in range(start + shift, stop + shift):
             feature = np.intp(read(rows.indices, entry))
             prefetch(table.linear, feature * table.linear_width)
@@ -501,7 +502,7 @@ def make_walk(shape: Shape, layout: Layout, spec: KernelSpec, n_arrays: int) -> 
     train_implicit = train_explicit if shape.paired else _make_train_rows(_with_values(shape, False), spec)
     tally = _make_tally(spec)
 
-    @njit(nogil=True, error_model="numpy")
+    @njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
     def walk(rows, table, all_rates, scratch, blocks):  # type: ignore[no-untyped-def]
         views = make_views(rows, table, scratch)
         n_rows, total_weight, total_loss = 0, 0.0, 0.0
@@ -528,7 +529,7 @@ def make_score_all(shape: Shape, n_arrays: int) -> Any:
     score_implicit = _make_logit(_with_values(shape, False))
     score_explicit = _make_logit(_with_values(shape, True))
 
-    @njit(nogil=True, error_model="numpy")
+    @njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
     def score_all(rows, table, scratch, scores):  # type: ignore[no-untyped-def]
         views = make_views(rows, table, scratch)
         logits = address(scores)

@@ -26,6 +26,8 @@ OWN_LANES = 8
 
 
 inlined = part(error_model="numpy")
+called = part(error_model="numpy", forceinline=False)
+"""A part that may stay a call where it is long."""
 
 
 def make_penalty_slope(regularizer: CustomRegularizer | None) -> Any:

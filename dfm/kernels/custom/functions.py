@@ -23,7 +23,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.custom.dual import SUPPORTED, PlainDual, dual, for_plain_duals, make, slope, value
 from dfm.kernels.custom.snapshot import fingerprint, linked, snapshot
 
-_OPTIONS = {"nogil": True, "forceinline": True, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "forceinline": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _SCORES = (-30.0, -3.0, -0.7, 0.0, 0.3, 2.0, 30.0)
 _WEIGHTS = (-3.0, -0.1, 0.0, 0.1, 3.0)
 
