@@ -17,7 +17,7 @@ from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.losses import is_paired
 from dfm.kernels.optimizers import parameters
 from dfm.kernels.records import with_fields_of
-from dfm.kernels.tables import Layout, ParameterTable
+from dfm.kernels.tables import Layout, ParameterTable, layout_of
 
 if TYPE_CHECKING:
     from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
@@ -85,7 +85,7 @@ class KernelSpec:
     @property
     def layout(self) -> Layout:
         """Layout of the tables that the kernels train."""
-        return Layout(self.optimizer, self.n_factors, self.family, self.groups, self.order)
+        return layout_of(self.optimizer, self.n_factors, self.family, self.groups, self.order)
 
 
 class Rates(NamedTuple):

@@ -166,7 +166,15 @@ class Layout:
     @property
     def stateless(self) -> Layout:
         """The same model without optimizer state."""
-        return Layout(STATELESS, self.n_factors, self.family, self.groups, self.order)
+        return layout_of(STATELESS, self.n_factors, self.family, self.groups, self.order)
+
+
+@functools.lru_cache(maxsize=1024)
+def layout_of(
+    optimizer: str, n_factors: int, family: str = DEFAULT, groups: tuple[int, ...] = (), order: int = 0
+) -> Layout:
+    """The layout of these, checked once: scoring a row asks for it several times."""
+    return Layout(optimizer, n_factors, family, groups, order)
 
 
 @functools.cache

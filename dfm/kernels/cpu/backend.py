@@ -164,8 +164,7 @@ def _walk(
 def _score(spec: KernelSpec, rows: RowsLike, table: ParameterTable) -> NDArray[np.float32]:
     longest = _check_door(rows, table, spec, with_state=False)
     scores = np.empty(len(rows.labels), np.float32)
-    layout = _with_any_fields(spec).layout
-    score_all = _kept(_score_all_of, (layout.stateless, _own_width(layout)))
+    score_all = _kept(_score_all_of, _scored_by(spec))
     score_all(rows_record(rows), _read_only(table_record(table)), new_scratch(longest, table), scores)
     return scores
 
@@ -267,6 +266,13 @@ def compile_scores(layout: Layout) -> Scores:
         order=layout.order,
     )
     return partial(_score, spec)
+
+
+@functools.lru_cache(maxsize=1024)
+def _scored_by(spec: KernelSpec) -> tuple[Layout, int]:
+    """By which code tables of a spec are scored."""
+    layout = _with_any_fields(spec).layout
+    return layout.stateless, _own_width(layout)
 
 
 @functools.cache
