@@ -5,11 +5,14 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. So there is one more than cores, which
-# wait now and then, as far as each finds 6 GiB of memory that is free and allowed to this control group; two at least.
-PYTEST_PROCESSES ?= $(shell { grep -s '^MemAvailable' /proc/meminfo; grep -sx '[0-9]*' /sys/fs/cgroup/memory.max; } | awk \
-	-v most=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) '{ n = int($$1 ~ /^M/ ? $$2 / 6291456 : $$1 / 6442450944); \
-	if (n < most) most = n } END { print (most > 2 && NR ? most : 2) }')
+# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. So there is one more than processors, of
+# which some wait now and then, as far as each finds 6 GiB of memory that is free; what is allowed to this control group counts.
+# Two at least, eight at most.
+PYTEST_PROCESSES ?= $(shell { grep -s '^MemAvailable' /proc/meminfo; cd /sys/fs/cgroup 2>/dev/null && \
+	grep -sh '^[0-9]' memory.max memory/memory.limit_in_bytes cpu.max; } | awk \
+	-v most=$$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
+	'{ n = int(NF == 3 ? $$2 / 6291456 : NF == 2 ? $$1 / $$2 + 1 : $$1 / 6442450944); if (n < most) most = n } \
+	END { if (most > 8) most = 8; print (most > 2 && NR ? most : 2) }')
 
 VENV := .venv
 BIN := $(VENV)/bin

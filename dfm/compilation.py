@@ -270,7 +270,8 @@ def part(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`numba.njit` of a function that becomes part of the kernels that call it; Python cannot call it.
 
     Numba optimises each function by itself, makes machine code of it, and does all of that once more where it stands
-    in its caller. Here most of it happens once, in the kernel.
+    in its caller. Here most of it happens once, in the kernel. A part has no closures, no `with`, no `literal_unroll`,
+    no expressions of arrays, and raises nothing that it makes up: Numba's steps for these are left out.
     """
     options = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options}
     decorate = numba.njit(pipeline_class=_PartCompiler, **options)

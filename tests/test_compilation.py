@@ -156,3 +156,17 @@ def seeing(seen: list[bool]) -> type[Compiler]:
             return super().define_pipelines()
 
     return Seeing
+
+
+def test_steps_that_parts_leave_out_are_steps_of_numba() -> None:
+    """One that had another name by now would be left out in vain."""
+    steps: set[Any] = set()
+
+    class Seeing(Compiler):
+        def define_pipelines(self) -> Any:
+            pipelines = super().define_pipelines()
+            steps.update(step for pipeline in pipelines for step, _ in pipeline.passes)
+            return pipelines
+
+    numba.njit(lambda x: x, pipeline_class=Seeing)(1)
+    assert steps >= compilation._NOT_FOR_PARTS

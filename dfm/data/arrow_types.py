@@ -90,17 +90,21 @@ def plain(array: pa.Array) -> pa.Array:
     return array if wanted == kind else array.cast(wanted)
 
 
-def integers_of(array: pa.Array) -> pa.Array | None:
-    """Integers, truths and days as int64; None of other types."""
+def integers_of(array: pa.Array) -> tuple[pa.Array, pa.DataType] | None:
+    """Integers, truths and days as int64, and the type of which they are categories: integers of all widths are the
+    same ones. None of other types.
+    """
     kind = array.type
     if pa.types.is_date32(kind):
-        return array.cast(pa.int32()).cast(pa.int64())
-    is_one = pa.types.is_boolean(kind) or (pa.types.is_integer(kind) and kind != pa.uint64())
-    return array.cast(pa.int64()) if is_one else None
+        return array.cast(pa.int32()).cast(pa.int64()), kind
+    if pa.types.is_boolean(kind):
+        return array.cast(pa.int64()), kind
+    is_one = pa.types.is_integer(kind) and kind != pa.uint64()
+    return (array.cast(pa.int64()), pa.int64()) if is_one else None
 
 
 def from_integers(numbers: NDArray[np.int64], kind: pa.DataType) -> pa.Array:
-    """The same back, int64[n] to an array of a type."""
+    """The values of a type of `integers_of` that some integers stand for; of truths, all but 0 are true."""
     array = pa.array(numbers)
     return array.cast(pa.int32()).cast(kind) if pa.types.is_date32(kind) else array.cast(kind)
 

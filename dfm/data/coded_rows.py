@@ -94,7 +94,9 @@ class KnownTables:
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[pa.Array, Indices]] = {}
-        self._spans: dict[str, tuple[int, Indices]] = {}
+        self._spans: dict[str, tuple[tuple[int, Indices], bool]] = {}
+        self.apart: set[str] = set()
+        """Columns of which some batch was not within a span: codes of the others would be of no use."""
 
     def table(self, column: str, array: pa.DictionaryArray, make: Callable[[], Indices]) -> Indices | None:
         """The table of an array's dictionary: the very array of last time where it has the same values. None of more
@@ -117,24 +119,32 @@ class KnownTables:
         """The first of a span that has a column's integers, and the span's table, at whose end a missing one is.
 
         bounds: the least and the greatest of `n_rows` rows, None where all are missing. make: the table of a span of a
-        beginning and a length. It is the very table of last time where that one will do; else its span is widened, by
-        quarters at least, so that it seldom is. None of more integers than rows, or than there are codes.
+        beginning and a length. It is the very table of last time where that one will do; else its span is widened, to
+        round numbers, so that it seldom is. None of more integers than there are codes, or than rows at first.
         """
-        known = self._spans.get(column)
-        if known is None:
-            least, greatest = bounds or (0, 0)
-        else:
-            first, last = known[0], known[0] + len(known[1]) - 2
-            if bounds is None or (first <= bounds[0] and bounds[1] <= last):
-                return known
-            least, greatest = min(bounds[0], first), max(bounds[1], last)
+        known, has_values = self._spans.get(column, (None, False))
+        if known is not None and (bounds is None or _is_within(bounds, known)):
+            return known
+        least, greatest = bounds or (0, 0)
+        if known is not None and has_values:
+            least, greatest = min(least, known[0]), max(greatest, known[0] + len(known[1]) - 2)
+        elif greatest - least > n_rows:
+            return None
+        if greatest - least >= MOST_CODES - 1 or max(-least, greatest) > _FARTHEST:
+            return None
         step = max(_LEAST_STEP, 1 << ((greatest - least) // 4).bit_length())
         first = least // step * step
         length = (greatest // step + 1) * step - first
-        if length >= MOST_CODES or greatest - least > n_rows or max(-least, greatest) > _FARTHEST:
-            return None
-        self._spans[column] = first, make(first, length)
-        return self._spans[column]
+        if length >= MOST_CODES:
+            first, length = least, MOST_CODES - 1
+        found = first, make(first, length)
+        self._spans[column] = found, bounds is not None
+        return found
+
+
+def _is_within(bounds: tuple[int, int], span: tuple[int, Indices]) -> bool:
+    first, table = span
+    return first <= bounds[0] and bounds[1] < first + len(table) - 1
 
 
 def _are_same(left: pa.Array, right: pa.Array) -> bool:

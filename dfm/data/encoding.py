@@ -292,10 +292,13 @@ class _BatchColumns:
         """Integers as their places in a span of all integers, the last place for missing ones; None where they are too
         far apart.
         """
-        numbers = hashing.integer_categories(array, self.form)
-        if numbers is None:
+        if column in known.apart:
             return None
-        kind = numbers.type if pa.types.is_floating(array.type) else array.type
+        integers = hashing.integer_categories(array, self.form)
+        if integers is None:
+            known.apart.add(column)
+            return None
+        numbers, kind = integers
 
         def made(first: int, length: int) -> NDArray[np.uint32]:
             values = from_integers(np.arange(first, first + length), kind)
@@ -303,8 +306,9 @@ class _BatchColumns:
 
         bounds = pc.min_max(numbers)
         least, greatest = bounds["min"].as_py(), bounds["max"].as_py()
-        found = known.of_span(column, None if least is None else (least, greatest), len(array), made)
+        found = known.of_span(f"{kind} {column}", None if least is None else (least, greatest), len(array), made)
         if found is None:
+            known.apart.add(column)
             return None
         first, table = found
         filled = numbers.fill_null(first + len(table) - 1) if numbers.null_count else numbers

@@ -301,12 +301,12 @@ def _whole_numbers(array: pa.Array, form: str) -> tuple[pa.Array, pa.Array]:
     return numbers, pc.fill_null(pc.and_(pc.equal(pc.trunc(numbers), numbers), fits), True)
 
 
-def integer_categories(array: pa.Array, form: str) -> pa.Array | None:
-    """Integers, truths and days as int64, and floating numbers if all of them are integers; None of any other array."""
+def integer_categories(array: pa.Array, form: str) -> tuple[pa.Array, pa.DataType] | None:
+    """`arrow_types.integers_of`, and of floating numbers if all of them are integers."""
     if not pa.types.is_floating(array.type):
         return arrow_types.integers_of(array)
     numbers, whole = _whole_numbers(array, form)
-    return None if pc.all(whole).as_py() is False else numbers.cast(pa.int64())
+    return None if pc.all(whole).as_py() is False else (numbers.cast(pa.int64()), pa.int64())
 
 
 @compiled

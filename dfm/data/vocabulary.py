@@ -23,7 +23,7 @@ from dfm.storage.arrays import distinct, read_only
 ABSENT = np.uint32(0xFFFFFFFF)
 """The row of a feature that the vocabulary does not hold."""
 _DENSE_BITS = 26
-"""Up to here a table of all indices (256 MB) is the fastest look-up and tally; beyond, sorted arrays are."""
+"""Up to here a table of all indices is the fastest look-up (256 MB) and tally (512 MB); beyond, sorted arrays are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import FeatureTally
 from tests.data.test_preparation import assert_same_arrays
 
-BITS = 14
+BITS, MOST = 14, coded_rows.MOST_CODES - 1
+"""Bits of features, and most integers of a span."""
 SCHEMA = resolve(Schema(categorical=["c"]), ["c", "label"])
 BOUNDS = {
     pa.int8(): (-128, 127),
@@ -49,29 +51,55 @@ def codes_of(values: pa.Array, known: KnownTables) -> np.ndarray | None:
 
 @st.composite
 def columns(draw: st.DrawFn) -> list[pa.Array]:
-    """Batches of a column of one type: near its least, its greatest or zero, within a width that may be too large."""
-    kind = draw(st.sampled_from(list(BOUNDS)))
-    least, greatest = BOUNDS[kind]
-    start = draw(st.sampled_from([least, max(least, min(greatest, 0)), greatest]))
+    """Batches of a column, as shards have it in one type or in several: near the least, the greatest or zero of that
+    type, within a width that may be too large.
+    """
+    kinds = draw(st.lists(st.sampled_from(list(BOUNDS)), min_size=1, max_size=2))
     width = draw(st.sampled_from([1, 70, 300, 60_000]))
-    near = st.integers(max(least, start - width), min(greatest, start + width))
-    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     found = []
-    for size in sizes:
+    for size in draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)):
+        kind = draw(st.sampled_from(kinds))
+        least, greatest = BOUNDS[kind]
+        start = draw(st.sampled_from([least, max(least, min(greatest, 0)), greatest]))
+        near = st.integers(max(least, start - width), min(greatest, start + width))
         drawn = draw(st.lists(st.none() | near, min_size=size, max_size=size))
-        numbers = pa.array(drawn * 120, pa.int32() if kind == pa.date32() else pa.int64())
-        found.append(numbers.cast(kind))
+        found.append(of_kind(drawn * 120, kind))
+    return found
+
+
+def of_kind(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
+    """Integers as values of a type."""
+    return pa.array(values, pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+
+
+def assert_same_features(batches: Sequence[pa.Array]) -> list[Coded]:
+    """The batches coded one after the other have the features and counts of each value by itself."""
+    known, mine, theirs, found = KnownTables(), FeatureTally(BITS), FeatureTally(BITS), []
+    for values in batches:
+        found.append(coded(values, known, mine))
+        others = encode_batch(batch_of(values), SCHEMA, BITS, {}, "classification", theirs)
+        assert_same_arrays(found[-1].rows.hashed(), others.rows)
+    assert_same_arrays(mine.counts(), theirs.counts())
     return found
 
 
 @given(batches=columns())
 def test_features_and_counts_are_those_of_the_integers_one_by_one(batches):
-    known, mine, theirs = KnownTables(), FeatureTally(BITS), FeatureTally(BITS)
-    for values in batches:
-        ours = coded(values, known, mine)
-        others = encode_batch(batch_of(values), SCHEMA, BITS, {}, "classification", theirs)
-        assert_same_arrays(ours.rows.hashed(), others.rows)
-    assert_same_arrays(mine.counts(), theirs.counts())
+    assert_same_features(batches)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(BOUNDS, 2)), ids=str)
+def test_shards_that_hold_a_column_in_two_types_have_the_features_of_each(first, second):
+    """Truths and days are other categories than the integers that they are kept as; integers of all widths are one."""
+    ends = {kind: [max(BOUNDS[kind][0], -50), min(BOUNDS[kind][1], 120), None, 1] for kind in (first, second)}
+    found = assert_same_features([of_kind(values * 60, kind) for kind, values in ends.items()])
+    assert all(each.rows.tables[0] is not None for each in found)
+
+
+def test_a_batch_of_many_codes_has_the_features_of_each_value():
+    values = np.random.default_rng(0).permutation(45_000) - 3_000
+    (found,) = assert_same_features([pa.array(values)])
+    assert int(found.rows.columns[0].max()) >= 1 << 15
 
 
 def test_whole_numbers_with_gaps_are_the_integers_that_they_were():
@@ -95,7 +123,7 @@ def test_close_values_of_each_type_have_codes(kind):
 @pytest.mark.parametrize(
     "values",
     [
-        pa.array([0, coded_rows.MOST_CODES] * 40_000),
+        pa.array([0, MOST] * 40_000),
         pa.array([0, 100]),
         pa.array([2**63 - 1] * 9),
         pa.array([-(2**63)] * 9),
@@ -141,15 +169,36 @@ def test_a_span_that_grows_value_by_value_is_seldom_made_again():
     assert made < 40
 
 
-def test_a_column_that_left_its_span_for_good_keeps_the_one_it_had():
-    (near, far, back), made = tables_of([(0, 9), (10**6, 10**6 + 9), (0, 9)])
-    assert far is None
-    assert near is back
-    assert made == 1
+def test_a_span_may_have_as_many_integers_as_there_are_codes():
+    (inside,), _ = tables_of([(7, 7 + MOST - 1)], 10**5)
+    (outside,), _ = tables_of([(7, 7 + MOST)], 10**5)
+    assert inside is not None
+    assert outside is None
+
+
+def test_few_rows_later_may_widen_a_span():
+    known = KnownTables()
+    for bounds, n_rows in (((0, 20_000), 30_000), ((500, 40_000), 2)):
+        assert known.of_span("column", bounds, n_rows, lambda _, length: np.zeros(length + 1, np.uint32)) is not None
+
+
+def test_a_span_of_nothing_is_no_part_of_the_span_that_follows():
+    (nothing, again, far), made = tables_of([None, None, (10**6, 10**6 + 9)])
+    assert nothing is again
+    assert far is not None
+    assert made == 2
+
+
+def test_a_column_that_left_its_span_has_no_codes_from_then_on():
+    known = KnownTables()
+    near, far = pa.array([1, 2, None] * 9), pa.array([10**6, 10**6 + 1] * 9)
+    assert codes_of(near, known) is not None
+    assert codes_of(far, known) is None
+    assert codes_of(near, known) is None
 
 
 def test_rows_that_are_all_missing_have_codes_too():
-    table = codes_of(pa.array([None] * 9, pa.int64()), KnownTables())
+    (found,) = assert_same_features([pa.array([None] * 9, pa.int64())])
+    table = found.rows.tables[0]
     assert table is not None
-    rows = coded(pa.array([None] * 9, pa.int64()), KnownTables()).rows
-    assert set(rows.columns[0].tolist()) == {len(table) - 1}
+    assert set(found.rows.columns[0].tolist()) == {len(table) - 1}

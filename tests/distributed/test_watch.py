@@ -48,6 +48,5 @@ def test_a_local_worker_that_dask_gave_up_on_is_started_anew() -> None:
             {"distributed.deploy.lost-worker-timeout": "600s"}
         ):  # Dask would forget it, too, after that
             cluster.sync(cluster.workers[1].close)
-            wait_until(lambda: len(watched.addresses()) == 2)
-        assert len(set(before) & set(watched.addresses())) == 1
+            wait_until(lambda: len(set(watched.addresses()) & set(before)) == 1 and len(watched.addresses()) == 2)
         assert local.submit(int, "7").result(timeout=60) == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import pickle
 import threading
 import time
@@ -29,6 +30,7 @@ from dfm.distributed.cluster.versions import by_value
 from dfm.errors import ClusterError
 from dfm.training.backends import Workplaces
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_REMEMBERED = 1 << 30
 """Bytes of values of this process that a scheduler, which has a few GB of its own, is asked to remember."""
@@ -36,6 +38,8 @@ _PIECE = 4 << 20
 """Bytes of a message to the scheduler; Dask warns of more than 10 MiB."""
 _LOOK_AROUND = 2.0
 """Seconds between two looks at the workers while the driver waits."""
+_BETWEEN_STARTS = 5.0
+"""Seconds between two times that missing local workers are started."""
 _PATIENCE = (1.0, 2.0, 4.0, 8.0, 30.0)
 """Seconds until a result is fetched anew: Dask tries for 30 s to reach a worker that is gone."""
 
@@ -55,7 +59,7 @@ class Watch:
         check_client(client)
         self.client = client
         self._timeout = timeout
-        self._seen = self._next = time.monotonic()
+        self._seen = self._next = self._next_start = time.monotonic()
         release_from_lost_workers(client)
 
     def addresses(self) -> list[str]:
@@ -158,8 +162,13 @@ class Watch:
             return {}
         local = self.client.cluster
         if isinstance(local, LocalCluster) and len(workers) < len(local.worker_spec):
-            _start_missing(local)
+            self._start_missing(local)
         return {address: worker for address, worker in workers.items() if takes_work(worker)}
+
+    def _start_missing(self, local: LocalCluster) -> None:
+        if time.monotonic() > self._next_start:
+            self._next_start = time.monotonic() + _BETWEEN_STARTS
+            local.loop.add_callback(_start_missing, local)
 
     def _check(self, workers: Mapping[str, Any]) -> None:
         """ClusterError where the cluster has been without a worker, or out of reach, for too long."""
@@ -177,11 +186,13 @@ class Watch:
 
 def _start_missing(local: LocalCluster) -> None:
     """Start workers anew that Dask gave up on: those that were killed while they started, and those whose successor was
-    refused, since the scheduler still had the killed one's name. Of these Dask keeps the nannies, closed, for good.
+    refused, since the scheduler still had the killed one's name. The latter's nannies are closed, and it keeps them
+    for good. Called by the cluster's event loop, which changes its workers, too.
     """
     for name, nanny in list(local.workers.items()):
-        if nanny.status in (Status.closed, Status.failed):
-            local.workers.pop(name, None)
+        if name in local.worker_spec and nanny.status in (Status.closed, Status.failed):
+            logger.warning("local worker %s ended for good; another is started", name)
+            del local.workers[name]
     local.scale(len(local.worker_spec))
 
 
