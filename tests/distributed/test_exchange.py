@@ -30,6 +30,7 @@ from dfm.training.exact_together import block_of, walk_together
 from dfm.training.exact_work import ExactWork
 from dfm.training.together import Exchange, MemberLost
 from tests.distributed.test_exact_solvers import MCMC, folder, tables_of
+from tests.support.real_processes import wait_until
 from tests.support.exact_cases import (
     SCHEDULE,
     dense_of,
@@ -145,12 +146,19 @@ def test_who_does_not_come_is_waited_for_a_while(workers: Client, doors: tuple[D
 
 @pytest.mark.usefixtures("in_a_hurry")
 def test_who_takes_long_is_waited_for(workers: Client, doors: tuple[Door, ...]) -> None:
+    meeting = WorkersMeeting(doors)
+
+    def all_are_here() -> bool:
+        here = [key for key, member in dict(exchange._MEMBERS).items() if member.state == exchange._HERE]
+        return all((meeting.name, number) in here for number in range(N_MEMBERS))
+
     def talk(others: Exchange, number: int) -> list[Any]:
+        wait_until(all_are_here)  # whom a busy machine keeps away is not waited for that long
         if number == 2:
             time.sleep(1.5 * exchange.ARRIVAL)
         return others.to_all(number)
 
-    assert workers.gather(begun(workers, WorkersMeeting(doors), talk)) == [[0, 1, 2]] * N_MEMBERS
+    assert workers.gather(begun(workers, meeting, talk)) == [[0, 1, 2]] * N_MEMBERS
 
 
 def test_a_task_that_came_to_another_worker_takes_no_part(workers: Client, doors: tuple[Door, ...]) -> None:
