@@ -30,7 +30,6 @@ from dfm.training.exact_together import block_of, walk_together
 from dfm.training.exact_work import ExactWork
 from dfm.training.together import Exchange, MemberLost
 from tests.distributed.test_exact_solvers import MCMC, folder, tables_of
-from tests.support.real_processes import wait_until
 from tests.support.exact_cases import (
     SCHEDULE,
     dense_of,
@@ -40,6 +39,7 @@ from tests.support.exact_cases import (
     vocabulary_of,
     work_of,
 )
+from tests.support.real_processes import wait_until
 from tests.support.small_jobs import in_process_client
 
 folder = folder
