@@ -150,7 +150,6 @@ def assert_rounds_agree(kernels: Kernels, case: Case, rows: reference.Rows, scal
         loss_sum = reference.train(machine, rows, order, rule, seed)
         assert (tally.rows, tally.is_finite) == (n_rows, True)
         assert tally.weight == sum(rows.weight(row) for row in range(n_rows))
-        # Such a loss doubles the error of a score, and more: 2.2e-6 for squares with RMSprop and products of columns.
-        np.testing.assert_allclose(tally.loss, loss_sum, rtol=5e-6 if loss in STEEP else 2e-6)
+        np.testing.assert_allclose(tally.loss, loss_sum, rtol=2e-6)
         assert_equal_parameters(table, machine)
     assert not table.factors[:, table.layout.row_factors : table.layout.lanes].any(), "padding stays zero"
