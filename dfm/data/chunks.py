@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from dfm.data import rows_aside
 from dfm.data.accounting import LabelMoments, RowAccount, bad_row_message, rejections_of
 from dfm.data.cache import cache_path, mark_used, tell_of_damage
-from dfm.data.coded_rows import MOST_CODES, CodedColumns, CodedRows, CodeTables, KnownTables, are_worth_codes, dealt
+from dfm.data.coded_rows import CodedColumns, CodedRows, CodeTables, are_worth_codes, dealt
 from dfm.data.draw import lots_of
 from dfm.data.encoding import Coded, Encoded, are_coded, code_batch, encode_batch
 from dfm.data.hashed_rows import HashedRows, arranged, concatenate_rows
+from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.parquet import Batch, Unit, naming_shard
 from dfm.data.reading import Reading, batches_of_each, kept_batches, sampled_batch, units_key
 from dfm.data.texts import text_hashes

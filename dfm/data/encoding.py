@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
 from dfm.data.arrow_types import NOT_NUMERIC, from_integers, is_list, is_text, plain, refusal
-from dfm.data.coded_rows import MOST_CODES, CodedColumns, KnownTables, count_codes
+from dfm.data.coded_rows import CodedColumns, count_codes
 from dfm.data.derive import derive, without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
+from dfm.data.known_tables import MOST_CODES, KnownTables
 from dfm.data.lists import Lists, lists_of
 from dfm.data.schema import SHORTEST, WIDENED, Field, ResolvedSchema
 from dfm.data.small_numbers import are_looked_up, small_number_indices

@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm.data import chunks, coded_rows, encoding, parquet
+from dfm.data import chunks, coded_rows, encoding, known_tables, parquet
 from dfm.data.bits import trailing_zeros
 from dfm.data.building import build_partition
 from dfm.data.chunks import Chunk, hash_units
-from dfm.data.coded_rows import CodedRows, KnownTables, lighter
+from dfm.data.coded_rows import CodedRows, lighter
 from dfm.data.encoding import are_coded
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import dictionary_codes
+from dfm.data.known_tables import KnownTables
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
@@ -184,13 +185,13 @@ def test_rows_that_have_few_codes_lie_side_by_side(tmp_path, monkeypatch):
     units = units_of(tmp_path, [columns_of(1)])
     reading = reading_of(tmp_path, PLAIN)
     monkeypatch.setattr(encoding, "MOST_CODES", 130)
-    monkeypatch.setattr(coded_rows, "MOST_CODES", 130)
+    monkeypatch.setattr(known_tables, "MOST_CODES", 130)
     ours, theirs = both_ways(lambda r: hash_units(r, units, 4, (3, 1)), reading)
     assert isinstance(ours.rows, HashedRows)
     assert_same_arrays(ours.rows, theirs.rows)
     assert_same_arrays(ours.counts, theirs.counts)
     monkeypatch.setattr(encoding, "MOST_CODES", 1 << 12)
-    monkeypatch.setattr(coded_rows, "MOST_CODES", 1 << 12)
+    monkeypatch.setattr(known_tables, "MOST_CODES", 1 << 12)
     assert isinstance(hash_units(reading, units, 4, (3, 2)).rows, CodedRows)
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfm.data.coded_rows import KnownTables
 from dfm.data.encoding import Coded, Encoded, code_batch, encode_batch
+from dfm.data.known_tables import KnownTables
 from dfm.data.schema import Schema, resolve
 from dfm.data.small_numbers import are_looked_up
 from dfm.data.transforms import TRANSFORMS, NumberStatistics

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfm.data import coded_rows
-from dfm.data.coded_rows import KnownTables
+from dfm.data import known_tables
 from dfm.data.encoding import Coded, code_batch, encode_batch
+from dfm.data.known_tables import KnownTables
 from dfm.data.schema import Schema, resolve
 from dfm.data.vocabulary import FeatureTally
 from tests.data.test_preparation import assert_same_arrays
 
-BITS, MOST = 14, coded_rows.MOST_CODES - 1
+BITS, MOST = 14, known_tables.MOST_CODES - 1
 """Bits of features, and most integers of a span."""
 SCHEMA = resolve(Schema(categorical=["c"]), ["c", "label"])
 BOUNDS = {
