@@ -96,6 +96,13 @@ def test_shards_that_hold_a_column_in_two_types_have_the_features_of_each(first,
     assert all(each.rows.tables[0] is not None for each in found)
 
 
+def test_integers_of_all_widths_and_whole_numbers_share_a_table():
+    known = KnownTables()
+    tables = [codes_of(of_kind([1, 2, None] * 9, kind), known) for kind in (pa.int8(), pa.uint32(), pa.float64())]
+    assert tables[0] is not None
+    assert all(table is tables[0] for table in tables)
+
+
 def test_a_batch_of_many_codes_has_the_features_of_each_value():
     values = np.random.default_rng(0).permutation(45_000) - 3_000
     (found,) = assert_same_features([pa.array(values)])
@@ -173,6 +180,7 @@ def test_a_span_may_have_as_many_integers_as_there_are_codes():
     (inside,), _ = tables_of([(7, 7 + MOST - 1)], 10**5)
     (outside,), _ = tables_of([(7, 7 + MOST)], 10**5)
     assert inside is not None
+    assert len(inside) <= MOST + 1, "one for missing ones beside them, though round numbers would be more"
     assert outside is None
 
 

@@ -235,3 +235,12 @@ def test_amounts_of_the_same_indices_add_up_and_the_callers_stay_as_they_are():
         assert counts.ids.tolist() == [3, 9]
         assert counts.counts.tolist() == [12, 7]
         assert counts.fields.tolist() == [2, 4]
+
+
+def test_a_feature_that_a_rare_bucket_collides_with_keeps_its_field():
+    """The lowest that uses the index, as of any two that collide."""
+    columns, n_indices = ["a", "b", "c", "d"], 4
+    counts = FeatureCounts(np.arange(n_indices, dtype=np.uint32), np.full(n_indices, 5), np.zeros(n_indices, np.uint16))
+    vocabulary = build_vocabulary(counts, columns, 2, 2, 2)
+    assert vocabulary.fields.tolist() == [0] * n_indices
+    assert vocabulary.ids[vocabulary.rare].tolist() == [token(column, RARE, 2) for column in columns]
