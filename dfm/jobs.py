@@ -20,6 +20,7 @@ from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
 from dfm.distributed.cluster import connect, remote
+from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.evaluate import evaluate_shards, order_in_slices
 from dfm.distributed.folds import Folds
@@ -47,8 +48,8 @@ from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
 from dfm.storage.credentials import check_options, check_url
-from dfm.training.inputs import find_inputs, plan_event
-from dfm.training.memory import GIB, bounds, worker_memory
+from dfm.training.inputs import find_inputs
+from dfm.training.memory import GIB, plan_of, worker_memory
 from dfm.training.order import Order, admit
 
 ModelLike = str | os.PathLike[str] | FMModel
@@ -214,22 +215,9 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
     """
     order = Order.of(load_job(job, overrides))
-    resolved = order.job
     with _naming_folders(job):
-        inputs = find_inputs(resolved)
-    layout = order.of_fields(inputs.schema).work.layout
-    n_fields, plan = len(inputs.schema.fields), inputs.plan
-    longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
-    rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
-    return {
-        "job": resolved.to_dict(),
-        **{key: value for key, value in plan_event(inputs).items() if key != "event"},
-        "columns": {field.name: field.kind_text for field in inputs.schema.fields},
-        "parquet_bytes": sum(shard.size for shard in inputs.train),
-        "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
-        "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, n_fields, rows_per_round, resolved.model, layout),
-    }
+        inputs = find_inputs(order.job)
+    return plan_of(order, inputs)
 
 
 def _checked(options: Mapping[str, Any] | None, **urls: str | Sequence[str]) -> dict[str, list[str]]:
@@ -281,7 +269,7 @@ def evaluate(
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
         is_weighted = _has_weights(loaded.schema, shards, storage_options)
-        chosen = settings or ClusterSettings()
+        chosen = _to_score(loaded, settings)
         scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted, slicing=slicing)
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
             watch, report = Watch(own, chosen.worker_timeout), _progress(told)
@@ -348,7 +336,7 @@ def importance(
         return _with_learnt(described(damage, loaded.schema), loaded)
     shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
     is_weighted = _has_weights(loaded.schema, shards, storage_options)
-    chosen = settings or ClusterSettings()
+    chosen = _to_score(loaded, settings)
     scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
     effort = Effort.of(sum(shard.n_rows for shard in shards), rows, repeats)
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
@@ -372,6 +360,11 @@ def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel
     url = os.fspath(model)
     _checked(options, model=[url])
     return FMModel.load(url, options), files.absolute(url)
+
+
+def _to_score(model: FMModel, settings: ClusterSettings | None) -> ClusterSettings:
+    """The cluster that scores shards: each worker loads the model."""
+    return sized(settings or ClusterSettings(), GIB + 2 * model.table.nbytes)
 
 
 def _paths_of(data: Any) -> list[str] | None:
@@ -446,9 +439,9 @@ def predict(
             f"output = {output!r} is named like a file of text, and predictions are Parquet parts in a folder; name a "
             f"folder ({name!r}). Rows in memory are scored by FMModel.predict"
         )
-    chosen = settings or ClusterSettings()
     replaced: Overwrite = overwrite if isinstance(overwrite, str) else "beside" if overwrite else "nothing"
     loaded, place = _model(model, storage_options)
+    chosen = _to_score(loaded, settings)
     paths = _paths_of(data)
     if paths is None:
         raise SettingsError(

@@ -23,6 +23,7 @@ from dfm.cli.console import (
 )
 from dfm.cli.options import (
     json_option,
+    processes_option,
     scheduler_option,
     tls_options,
     with_options,
@@ -210,21 +211,21 @@ def _show_plan(planned: dict[str, Any], as_json: bool) -> None:
 @click.option("--days", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--shards-per-day", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier log.")
-@with_options(json_option)
+@with_options(processes_option, json_option)
 def synth(
     output: str,
     rows: int,
     days: int,
     shards_per_day: int,
     seed: int,
-    workers: int,
+    workers: int | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Make a click log with a planted factorization machine, as Parquet below DIRECTORY."""
     from dfm.data.synthetic import generate
+    from dfm.distributed.processes import n_processes
 
     console = Console()
     with Reporter(console, as_json) as reporter:
@@ -233,7 +234,7 @@ def synth(
             reporter({"event": "progress", "stage": "synth", "done": done, "total": rows})
 
         truth = generate(
-            output, rows=rows, days=days, seed=seed, shards_per_day=shards_per_day, processes=workers,
+            output, rows=rows, days=days, seed=seed, shards_per_day=shards_per_day, processes=workers or n_processes(),
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     days_found = [

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from dfm import jobs
 from dfm.data import synthetic
 from dfm.data.synthetic import DayTruth
+from dfm.distributed.processes import n_processes
 from dfm.distributed.train import OnEvent, TrainResult
 from dfm.errors import DataError
 from dfm.model.fm_model import FMModel
@@ -72,10 +73,10 @@ def run_demo(
     root = Path(output)
     job = root / "job.toml"
     ownership.check_replaceable(str(job), ownership.begins_with(_JOB[: _JOB.index(";")].encode()))
-    processes = workers or min(os.cpu_count() or 1, 4)
+    processes = workers or n_processes()
     log = _click_log(root, rows, seed, processes, on_event)
     last_day = log.days[-1].day
-    text = _JOB.format(root=root.as_posix(), last_day=last_day, workers=processes, epochs=epochs)
+    text = _JOB.format(root=root.as_posix(), last_day=last_day, workers=workers or '"auto"', epochs=epochs)
     files.write_bytes(str(job), text.encode())
     run = jobs.train(job, on_event=on_event)
     truth = log.day(last_day)

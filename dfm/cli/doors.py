@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from dfm.cli.options import json_option, storage_option
+from dfm.cli.options import json_option, processes_option, storage_option
 from dfm.errors import SettingsError
 from dfm.events import line_of
 from dfm.runs.display import Reporter
@@ -73,7 +73,7 @@ def _typed(_context: click.Context, _parameter: click.Parameter, pairs: tuple[st
     show_default=True,
     help="With skip: stop when a larger part of the lines is bad.",
 )
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@processes_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion.")
 @click.option(
     "--job", default="", metavar="FILE", help="Write a job file that trains on the shards; default: print it."
@@ -82,7 +82,7 @@ def _typed(_context: click.Context, _parameter: click.Parameter, pairs: tuple[st
 @json_option
 def convert(
     inputs: tuple[str, ...], directory: str, kind: str, job: str, options: dict[str, Any], as_json: bool,
-    workers: int, **wishes: Any,
+    workers: int | None, **wishes: Any,
 ) -> None:  # fmt: skip
     """Write text files (libsvm, libffm, Vowpal Wabbit, CSV, TSV, Criteo's log) as Parquet shards, and a job that trains
     on them.
@@ -93,6 +93,7 @@ def convert(
     from dfm.data.guess import guess as guessed
     from dfm.data.text.convert import convert as convert_text
     from dfm.data.text.jobs import JOB_MARK, job_text
+    from dfm.distributed.processes import n_processes
     from dfm.storage import files, ownership
 
     if job:
@@ -105,8 +106,9 @@ def convert(
             reporter({"event": "progress", "stage": "convert", "done": done, "total": total})
 
         found = convert_text(
-            inputs, directory, format=kind, processes=workers, storage_options=options, progress=progress, **wishes
-        )
+            inputs, directory, format=kind, processes=workers or n_processes(), storage_options=options,
+            progress=progress, **wishes,
+        )  # fmt: skip
     is_table = found.format in ("csv", "tsv")
     missing = wishes["missing"]
     text = (

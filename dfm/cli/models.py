@@ -45,7 +45,7 @@ from dfm.runs.display import Reporter
 @with_options(bad_rows_option, workers_option, scheduler_option, tls_options, storage_option, json_option)
 def evaluate(
     model: str, data: tuple[str, ...], by: tuple[str, ...], top: int, min_rows: int, group: str,
-    threshold: float | None, on_bad_rows: str, workers: int, scheduler: str | None, tls: dict[str, Any],
+    threshold: float | None, on_bad_rows: str, workers: int | None, scheduler: str | None, tls: dict[str, Any],
     options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Metrics of MODEL on labelled Parquet DATA (paths, folders, globs, URLs)."""
@@ -77,8 +77,8 @@ def evaluate(
 @click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="Rows to measure on.")
 @with_options(bad_rows_option, workers_option, scheduler_option, tls_options, storage_option, json_option)
 def importance(
-    model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int, scheduler: str | None,
-    tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+    model: str, data: tuple[str, ...], repeats: int, rows: int, on_bad_rows: str, workers: int | None,
+    scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """The rise of MODEL's loss on labelled Parquet DATA without each of its columns: how much it needs them. And
     which pairs of fields make most of the score together.

@@ -61,15 +61,18 @@ def with_options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
-workers_option = click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), help='Local workers; without it as cluster.workers = "auto" says.'
+)
+processes_option = click.option("--workers", type=click.IntRange(1), help="Processes; without it one a processor.")
 bad_rows_option = click.option(
     "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that breaks the schema, or count it and go on.",
 )  # fmt: skip
 
 
-def cluster_settings(scheduler: str | None, workers: int, tls: dict[str, Any]) -> ClusterSettings:
+def cluster_settings(scheduler: str | None, workers: int | None, tls: dict[str, Any]) -> ClusterSettings:
     """The cluster of the command line."""
     from dfm.settings.tables import ClusterSettings
 
-    return ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
+    return ClusterSettings(scheduler=scheduler or "", workers=workers or "auto", **tls)

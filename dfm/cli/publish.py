@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dfm.cli.options import json_option, storage_option, tls_options
+from dfm.cli.options import (
+    cluster_settings,
+    json_option,
+    scheduler_option,
+    storage_option,
+    tls_options,
+    workers_option,
+)
 from dfm.errors import GateError
 from dfm.events import line_of
 from dfm.runs.display import Reporter
@@ -27,27 +34,26 @@ from dfm.workflow.gate import Gate
     "--gate-by", "slices", metavar="COLUMNS", multiple=True, help="Refuse where one slice got worse: --gate-by site."
 )
 @click.option("--order", default="", help="When the model's data ended; an earlier one never replaces a later one.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Local workers.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run on this Dask scheduler (tcp://…, tls://…).")
+@workers_option
+@scheduler_option
 @tls_options
 @storage_option
 @json_option
 def publish(
     model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], slices: tuple[str, ...], order: str,
-    workers: int, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+    workers: int | None, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
     Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows and, of slices,
     slice_loss_ratio, slice_min_rows. Refused: exit code 9.
     """
-    from dfm.settings.tables import ClusterSettings
     from dfm.workflow import steps
 
     gate = Gate.from_dict({**dict(_threshold(text) for text in thresholds), **({"slices": slices} if slices else {})})
     console = Console()
     with Reporter(console, as_json) as reporter:
-        settings = ClusterSettings(scheduler=scheduler or "", workers=workers, **tls)
+        settings = cluster_settings(scheduler, workers, tls)
         where = steps.Where(settings=settings, storage_options=options, on_event=reporter)
         result = steps.publish(model, alias, data, gate, where, order=order, enforce=False)
         if as_json:

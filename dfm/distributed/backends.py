@@ -9,19 +9,26 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from distributed import Client
 
 from dfm.distributed.cluster.remote import workers_of
+from dfm.distributed.cluster.size import sized
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.gpu import device as cupy_device
+from dfm.settings.tables import ClusterSettings
 from dfm.training.backends import NUMBA, Backend, candidates
+from dfm.training.inputs import Inputs
+from dfm.training.memory import plan_of, worker_memory
+from dfm.training.order import Order
 
 RESOURCE = "GPU"
 """The resource that workers declare; see Dask's `--resources`."""
+_WORKERS_OF_A_GPU = 2
+"""Local workers, so that one prepares what the GPU needs while it works for the other. Each takes memory of it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,17 @@ class Choice:
     backend: Backend
     resources: Mapping[str, float] | None
     text: str
+
+
+def cluster_of(order: Order, inputs: Inputs) -> ClusterSettings:
+    """The cluster that a training asks for. Where nobody says how many local workers there are, it is as many as have a
+    processor and enough memory; two for each GPU, where it may train on some.
+    """
+    job, settings = order.job, order.job.cluster
+    may_use_gpus = settings.workers == "auto" and candidates(job.training.backend)[0] is not NUMBA
+    if may_use_gpus and (n_devices := cupy_device.likely_count()):
+        return replace(settings, workers=_WORKERS_OF_A_GPU * n_devices)
+    return sized(settings, worker_memory(plan_of(order, inputs), settings.threads_per_worker))
 
 
 def gpu_of_worker() -> GpuOfWorker:

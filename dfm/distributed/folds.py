@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client
 
 from dfm.data.latest import equal_parts
+from dfm.distributed import backends
 from dfm.distributed.cluster import connect
 from dfm.distributed.prepare import latest_rows, plain_reading
 from dfm.distributed.run import OnEvent, Run
@@ -62,7 +63,7 @@ def cross_validate(
     order = dataclasses.replace(order, job=dataclasses.replace(order.job, model=plain))
     inputs = _all_rows(order)
     order = order.of_fields(inputs.schema)
-    with connect.client_of(order.job.cluster, client) as own:
+    with connect.client_of(backends.cluster_of(order, inputs), client) as own:
         run = begin(order, inputs, None, own, tell)
         splits = _by_lot(n_folds) if by == "lot" else _by_time(run, n_folds)
         parts = f"each of {len(splits)} parts of these rows in turn"

@@ -118,7 +118,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     checkpoints = _find_checkpoints(job, inputs)
     result = None
     try:
-        with connect.client_of(job.cluster, client) as own:
+        with connect.client_of(backends.cluster_of(order, inputs), client) as own:
             result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints)
     except Exception as error:
         if result is None:

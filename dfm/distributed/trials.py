@@ -13,6 +13,7 @@ from typing import Any
 
 from distributed import Client
 
+from dfm.distributed import backends
 from dfm.distributed.cluster import connect
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import OnEvent, Run
@@ -49,7 +50,7 @@ def open_trials(
     check_trials(inputs, order)
     order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))
-    with connect.client_of(order.job.cluster, client) as own:
+    with connect.client_of(backends.cluster_of(order, inputs), client) as own:
         run = begin(order, inputs, None, own, tell)
         yield Trials(run, prepare_rows(run))
 

@@ -710,7 +710,12 @@ class ClusterSettings(Table):
         "error", Options(MISMATCH_RULES), "when client, scheduler and workers do not run the same versions"
     )
     install_dfm: bool = knob(False, Flag(), "send this dfm to a scheduler and workers that have none")
-    workers: int = knob(2, Number(1, integer=True), "local worker processes")
+    workers: int | str = knob(
+        "auto",
+        AnyOf((Options(("auto",)), Number(1, integer=True))),
+        "local worker processes; auto: one for each processor (16 at most) that has 2 GiB of memory or memory_limit; "
+        "for trainings on GPUs two for each of them",
+    )
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")
     gpu_memory: str = knob(

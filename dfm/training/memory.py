@@ -9,6 +9,8 @@ from typing import Any
 from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.tables import Layout
 from dfm.settings.tables import MCMC, SGD, ModelSettings
+from dfm.training.inputs import Inputs, plan_event
+from dfm.training.order import Order
 
 MIB, GIB = 1 << 20, 1 << 30
 _PROCESS = 512 * MIB
@@ -16,6 +18,23 @@ _PROCESS = 512 * MIB
 _TASK_ROWS = 1 << 18
 _DECODED_CELL = 32
 """Bytes of a cell while its shard is read: Arrow values, hashes, indices and their dealt copies."""
+
+
+def plan_of(order: Order, inputs: Inputs) -> dict[str, Any]:
+    """A training as far as it is known before any row is read, ready for JSON."""
+    job, plan, schema = order.job, inputs.plan, inputs.schema
+    layout = order.of_fields(schema).work.layout
+    longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
+    rows_per_round = min(plan.rows_of(0), -(-plan.rows_of(0) // plan.n_slices) * longest)
+    return {
+        "job": job.to_dict(),
+        **{key: value for key, value in plan_event(inputs).items() if key != "event"},
+        "columns": {field.name: field.kind_text for field in schema.fields},
+        "parquet_bytes": sum(shard.size for shard in inputs.train),
+        "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
+        "round_rows_per_replica": rows_per_round,
+        **bounds(inputs.n_rows, len(schema.fields), rows_per_round, job.model, layout),
+    }
 
 
 def bounds(n_rows: int, n_fields: int, rows_per_round: int, model: ModelSettings, layout: Layout) -> dict[str, int]:

@@ -18,7 +18,10 @@ from dfm.distributed.cluster.watch import Watch, home_of
 from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.gpu import device as cupy_device
+from dfm.settings.job import load_job
 from dfm.training.backends import CUPY, NUMBA
+from dfm.training.inputs import find_inputs
+from dfm.training.order import Order
 from tests.support.host_gpu import as_gpu_of_process
 from tests.support.small_jobs import job_tables
 
@@ -74,6 +77,39 @@ def choose(
     client: FakeClient, spec: KernelSpec = SPEC, backend: str = "auto", deterministic: bool = False
 ) -> backends.Choice:
     return backends.choose(client, backend, spec, list(client.gpus), deterministic)  # type: ignore[arg-type]
+
+
+def test_two_local_workers_share_a_gpu_where_nobody_says_how_many_and_gpus_may_train(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 7)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1 << 40)
+
+    def workers(n_devices: int, backend: str = "auto", wanted: int | str = "auto") -> int | str:
+        monkeypatch.setattr(cupy_device, "likely_count", lambda: n_devices)
+        tables = job_tables(log, tmp_path, cluster={"workers": wanted}, training={"backend": backend})
+        order = Order.of(load_job(tables))
+        return backends.cluster_of(order, find_inputs(order.job)).workers
+
+    assert (workers(1), workers(4), workers(1, "cupy"), workers(1, "cupy", 5)) == (2, 8, 2, 5)
+    assert (workers(0), workers(1, "numba"), workers(1, "numba", 3)) == (7, 7, 3)
+
+
+def test_a_training_has_as_many_local_workers_as_its_plan_finds_memory_for(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 16)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 64 << 30)
+    tables = job_tables(log, tmp_path, cluster={"workers": "auto"}, training={"backend": "numba"})
+    order, asked = Order.of(load_job(tables)), []
+
+    def needs(plan: dict[str, Any], n_threads: int) -> int:
+        asked.append((plan, n_threads))
+        return 10 << 30
+
+    monkeypatch.setattr(backends, "worker_memory", needs)
+    assert backends.cluster_of(order, find_inputs(order.job)).workers == 6
+    assert asked == [(jobs.plan(tables), 1)]
 
 
 def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:

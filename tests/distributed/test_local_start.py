@@ -8,13 +8,15 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from dfm.distributed.cluster import connect
+from dfm.distributed import processes
+from dfm.distributed.cluster import connect, size
 from dfm.errors import ClusterError
 from dfm.settings.tables import ClusterSettings
 
@@ -94,3 +96,39 @@ def test_clusters_in_the_process_of_the_tests_do_not_profile(client: Client, two
         assert not [
             name for worker in each.cluster.workers.values() for name in worker.periodic_callbacks if "profile" in name
         ]
+
+
+@pytest.mark.parametrize(
+    ("processors", "gibibytes", "needs", "settings", "workers"),
+    [
+        (8, 64, 0, {}, 8),
+        (64, 512, 0, {}, 16),
+        (1, 64, 0, {}, 1),
+        (8, 8, 0, {}, 4),
+        (8, 64, 10, {}, 6),
+        (8, 16, 100, {}, 2),
+        (1, 1, 100, {}, 1),
+        (8, 64, 0, {"threads_per_worker": 3}, 2),
+        (2, 64, 0, {"threads_per_worker": 4}, 1),
+        (8, 64, 32, {"memory_limit": "16GiB"}, 4),
+        (8, 64, 0, {"workers": 3, "memory_limit": "1GB"}, 3),
+    ],
+)
+def test_a_worker_for_each_processor_that_has_memory_and_two_at_least_where_there_are_two(
+    monkeypatch: pytest.MonkeyPatch, processors: int, gibibytes: int, needs: int, settings: dict[str, Any], workers: int
+) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: processors)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", gibibytes << 30)
+    assert processes.n_processes() == min(processors, processes.MOST)
+    assert size.sized(ClusterSettings(**settings), needs << 30).workers == workers
+
+
+def test_nothing_is_said_of_workers_that_others_start() -> None:
+    settings = ClusterSettings(scheduler="tcp://somewhere:8786")
+    assert size.sized(settings) == settings
+
+
+def test_as_many_local_workers_start_as_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
+    with connect.connect(ClusterSettings()) as client:
+        assert len(connect.worker_addresses(client)) == 3

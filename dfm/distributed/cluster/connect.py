@@ -23,6 +23,7 @@ from dfm.distributed.cluster import fork_server
 from dfm.distributed.cluster.endings import end_quickly
 from dfm.distributed.cluster.main_guard import check_main
 from dfm.distributed.cluster.remote import check_client, install, is_remote, remote_client, wait_for_workers, workers_of
+from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.together import together
 from dfm.distributed.cluster.versions import same_versions
 from dfm.errors import ClusterError, DfmError, OutOfMemoryError, want_of_memory
@@ -101,7 +102,7 @@ def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalClus
     }
     with _starting, dask.config.set(own):
         return LocalCluster(
-            n_workers=settings.workers,
+            n_workers=sized(settings).workers,
             threads_per_worker=settings.threads_per_worker,
             processes=True,
             memory_limit=settings.memory_limit,

@@ -7,6 +7,7 @@ used: it compiles nothing but our own kernels.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import shutil
 import tempfile
@@ -32,6 +33,14 @@ _ROOM_BYTES = 16 << 20
 """Pinned memory of one transfer; there are two per queue, so that one is filled while the other is copied."""
 _REGISTERS = 65536
 """32-bit registers of a multiprocessor, on every GPU since compute capability 5.0."""
+
+
+def likely_count() -> int:
+    """GPUs that this machine seems to have where CuPy is there, without a look at them, which would take a second."""
+    if importlib.util.find_spec("cupy") is None:
+        return 0
+    devices = Path("/dev")
+    return len([*devices.glob("nvidia[0-9]*")]) or len([*devices.glob("dxg")])  # the latter: of Windows, under WSL
 
 
 def use_device(number: int) -> None:
