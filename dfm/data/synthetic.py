@@ -221,6 +221,7 @@ def generate(
                     progress(done)
             truths.append(_day_truth(name, scored))
             files.write_bytes(str(_folder(root, name) / DONE), b"")
+    ledger.check_written([TRUTH_FILE])
     truth = Truth(seed, rows, bias, tuple(truths))
     files.write_bytes(str(root / TRUTH_FILE), (to_json(asdict(truth), indent=2) + "\n").encode())
     ledger.settle()

@@ -74,6 +74,7 @@ def predict_shards(
     predicted = sum(watch.client.gather(futures), Predicted(RowAccount()))
     account = predicted.account
     _check_predicted(ledger, account, names)
+    ledger.check_written([DONE])
     ledger.remove(earlier)
     summary = {
         "rows": account.read,

@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import stat
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from dfm.errors import SettingsError
+from dfm.errors import SettingsError, StorageError
 from dfm.events import to_json
 from dfm.storage import files
 from dfm.storage.retry import retrying
@@ -31,6 +32,7 @@ MAKER = "dfm"
 """Key and value of dfm's mark in a header or a ledger."""
 CONVERSION = "conversion"
 """The ledger of shards that were made of text; they are whole only when it is settled."""
+_CLAIM = "claim"
 _HEAD = 1 << 12
 _ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)
 """A safetensors file begins with eight bytes of length, then JSON whose first entry is its metadata."""
@@ -104,25 +106,33 @@ class Ledger:
     """The files that dfm made in a folder, by name (`part-0.parquet`, `day=1/part-0.parquet`) and size.
 
     Names are claimed before their files are written, so that those of a killed run are known too; sizes follow. A file
-    of another size was put in the place of dfm's, and is not dfm's.
+    of another size was put in the place of dfm's, and is not dfm's. Of two runs that write into one folder at the same
+    time the first to claim cannot settle.
     """
 
     def __init__(self, folder: str, kind: str, options: files.Options = None) -> None:
         self.folder, self._options = folder, options
         self.url = files.join(folder, f".dfm-{kind}.json")
+        self._claimed: tuple[str, ...] = ()
+        self._mark = ""
+        """Of the claim that this object made, until it is settled; it tells it from those of others."""
 
     def read(self) -> dict[str, int | None]:
         """Names and sizes; None for a file whose writing may not have ended. Empty where there is no ledger."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[dict[str, int | None], str]:
+        """The same, and the mark of the last claim."""
         try:
             found = json.loads(files.read_bytes(self.url, self._options))
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return {}, ""
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get(MADE_BY) != MAKER or not isinstance(found.get("files"), dict):
             raise SettingsError(_refusal(self.url))
         # Whoever can write to the folder can write a ledger: it speaks of files below the folder only.
-        return {name: size for name, size in found["files"].items() if _is_below(name)}
+        return {name: size for name, size in found["files"].items() if _is_below(name)}, str(found.get(_CLAIM, ""))
 
     def is_settled(self) -> bool:
         """Whether all that was claimed was written to its end; a ledger that is not there has nothing to settle."""
@@ -154,11 +164,28 @@ class Ledger:
         self.check(names)
         own = set(self.own())
         known = {name: size for name, size in self.read().items() if name in own}
+        self._claimed, self._mark = tuple(names), uuid.uuid4().hex
         self._write({**known, **dict.fromkeys(names)})
 
+    def check_written(self, but: Collection[str] = ()) -> None:
+        """StorageError where another run claimed the folder since this one did, or a file that was claimed is gone:
+        the files are then of two runs, or not all there. but: names that are still to be written.
+        """
+        expected = [name for name in self._claimed if name not in but]
+        lost = sorted({*expected} - self._sizes(expected).keys())
+        if self._mark != self._read()[1] or lost:
+            what = f"{lost[0]} is gone" if lost else "its list of files is another run's"
+            raise StorageError(
+                f"another run wrote to {self.folder}, or deleted there, while this one did ({what}); see that one of "
+                "them runs at a time, and give the command again"
+            )
+
     def settle(self) -> None:
-        """Note the sizes of the files, now that they are written; what is gone is forgotten."""
-        own = set(self.own())
+        """Note the sizes of the files, now that they are written; what was gone before is forgotten. StorageError as of
+        `check_written`.
+        """
+        self.check_written()
+        own, self._claimed, self._mark = set(self.own()), (), ""
         self._write({name: size for name, size in self._sizes(self.read()).items() if name in own})
 
     def remove(self, names: Collection[str] | None = None) -> None:
@@ -180,7 +207,8 @@ class Ledger:
         return {name: bytes_there for name, bytes_there in found.items() if bytes_there >= 0}
 
     def _write(self, entries: Mapping[str, int | None]) -> None:
-        content = {MADE_BY: MAKER, "files": dict(sorted(entries.items()))}
+        mark = {_CLAIM: self._mark} if self._mark else {}
+        content = {MADE_BY: MAKER, **mark, "files": dict(sorted(entries.items()))}
         files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
 
 

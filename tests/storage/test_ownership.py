@@ -19,7 +19,7 @@ import dfm
 from dfm import jobs
 from dfm.cli import demo
 from dfm.data import synthetic
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, SettingsError, StorageError
 from dfm.launch import process
 from dfm.model.export import FORMATS, export
 from dfm.pages.page import write_report
@@ -430,3 +430,28 @@ def test_predictions_never_go_where_their_rows_or_their_model_lie(
     with pytest.raises(SettingsError, match="the input"):
         steps.predict_once(str(tmp_path / "model"), [day], day, steps.Where(client), beside=True)
     assert {path: path.read_bytes() for path in log.rglob("*") if path.is_file()} == before
+
+
+def test_the_first_of_two_runs_cannot_settle_what_both_claimed(folder: str) -> None:
+    first, second = Ledger(folder, "kind"), Ledger(folder, "kind")
+    first.claim(["a", "b"])
+    second.claim(["a", "b"])
+    for name in ("a", "b"):
+        files.write_bytes(files.join(folder, name), b"1")
+    with pytest.raises(StorageError, match="its list of files is another run's"):
+        first.settle()
+    assert not first.is_settled()
+    second.settle()
+    assert second.is_settled()
+
+
+def test_a_claimed_file_that_is_gone_is_no_settled_one(folder: str) -> None:
+    ledger = Ledger(folder, "kind")
+    ledger.claim(["a", "b"])
+    files.write_bytes(files.join(folder, "a"), b"1")
+    ledger.check_written(["b"])
+    with pytest.raises(StorageError, match="b is gone"):
+        ledger.settle()
+    files.write_bytes(files.join(folder, "b"), b"1")
+    ledger.settle()
+    assert ledger.read() == {"a": 1, "b": 1}

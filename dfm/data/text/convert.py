@@ -90,7 +90,8 @@ def convert(
     progress(done_bytes, all_bytes) is called here after each chunk.
 
     DataError names file and line of what is no row; SettingsError where `directory` holds anything that an earlier
-    conversion did not make, or is, contains or lies inside an input.
+    conversion did not make, or is, contains or lies inside an input; StorageError where another run wrote there
+    meanwhile.
     """
     _check(on_bad_rows, processes, shard_bytes)
     paths = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -114,6 +115,7 @@ def convert(
     except DataError:
         ledger.remove()
         raise
+    ledger.check_written([DONE])
     files.write_bytes(files.join(directory, DONE), b"", options)
     ledger.settle()
     return Conversion(directory, chosen.name, reader, account, len(chunks))

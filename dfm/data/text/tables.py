@@ -9,10 +9,11 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
@@ -29,6 +30,9 @@ _VALUE = re.compile(
     r"In CSV column #(\d+): .*?(?:conversion error to [^:]+|invalid UTF8 data)(?:: invalid value '(.*)')?", re.DOTALL
 )
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_HEXADECIMAL, _LONG = r"^\s*[-+]?0[xX]", r"^\s*[-+]?\d{16,}\s*$"
+_EXACT = 2**53
+"""The largest number below which float64 has every integer."""
 _MOST_SHOWN = 80
 
 
@@ -171,9 +175,17 @@ def header_names(line: str, delimiter: str, quote: str) -> tuple[str, ...]:
 
 
 def values_of(line: str, delimiter: str, quote: str) -> list[str]:
-    """The values of a line."""
+    """The values of a line. DataError where it is none."""
     quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    return next(csv.reader([line], delimiter=delimiter, **quoting), [])
+    csv.field_size_limit(max(csv.field_size_limit(), len(line)))
+    try:
+        return next(csv.reader([line], delimiter=delimiter, **quoting), [])
+    except csv.Error as error:
+        why, remedy = str(error), "say --format or --delimiter"
+        if "\r" in line.rstrip("\r\n"):
+            why = "it holds a carriage return"
+            remedy = "let lines end with a newline (\\n or \\r\\n), not with a carriage return alone"
+        raise DataError(f"the first line, {line[:40]!r}…, cannot be cut into values ({why}); {remedy}") from error
 
 
 def doubtful_header(names: Sequence[str]) -> str:
@@ -195,31 +207,69 @@ def table_reader(
     unknown = next((name for name in types if name not in names), None)
     if unknown is not None:
         raise SettingsError(f"--type {unknown}=…: there is no such column; there are {', '.join(names[:50])}")
-    found: list[pa.DataType] = [pa.null()] * len(names)
+    found = [_Looks(pa.null())] * len(names)
     for sample in samples:
-        found = [
-            _both(one, other) for one, other in zip(found, _types(names, sample, separators, missing), strict=True)
-        ]
-    chosen = (KINDS[types[name]] if name in types else one for name, one in zip(names, found, strict=True))
+        others = _looks(names, sample, separators, missing)
+        found = [_both(one, other) for one, other in zip(found, others, strict=True)]
+    chosen = (KINDS[types[name]] if name in types else one.type for name, one in zip(names, found, strict=True))
     return TableReader(
         names, tuple(pa.string() if kind == pa.null() else kind for kind in chosen), *separators, missing
     )
 
 
-def _types(
+class _Looks(NamedTuple):
+    """The type that a column seems to have. is_wide: it has integers that no float64 tells apart."""
+
+    type: pa.DataType
+    is_wide: bool = False
+
+
+def _looks(
     names: tuple[str, ...], sample: bytes, separators: tuple[str, str], missing: tuple[str, ...]
-) -> list[pa.DataType]:
-    """The types that Arrow finds in a sample, bad lines left out."""
+) -> list[_Looks]:
+    """The types that Arrow finds in a sample, bad lines left out. Text are integers of more than 64 bits, those that a
+    float64 cannot hold among fractions, and hexadecimal numbers: whoever serves such identifiers has text.
+    """
+    table = _sample_table(names, sample, separators, convert_options(missing))
+    numbers = [field.name for field in table.schema if field.type in (pa.int64(), pa.float64())]
+    as_text = pa.schema([pa.field(name, pa.string()) for name in numbers])
+    texts = _sample_table(names, sample, separators, convert_options(missing, as_text)) if numbers else table
+    return [_look(field.type, texts.column(field.name)) for field in table.schema]
+
+
+def _look(kind: pa.DataType, column: pa.ChunkedArray) -> _Looks:
+    """The type of a column, given the texts of its numbers."""
+    if kind not in (pa.int64(), pa.float64()):
+        return _Looks(kind)
+    if _any(column, _HEXADECIMAL):
+        return _Looks(pa.string())
+    is_wide = any(abs(int(text)) > _EXACT for text in column.filter(_matches(column, _LONG)).to_pylist())
+    return _Looks(pa.string() if is_wide and kind == pa.float64() else kind, is_wide)
+
+
+def _matches(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    return pc.fill_null(pc.match_substring_regex(column, pattern), False)
+
+
+def _any(column: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.any(_matches(column, pattern)).as_py())
+
+
+def _sample_table(
+    names: tuple[str, ...],
+    sample: bytes,
+    separators: tuple[str, str],
+    conversion: pyarrow.csv.ConvertOptions,
+) -> pa.Table:
+    """The rows of a sample. DataError where there is no seeing them."""
     options = parse_options(*separators)
     options.invalid_row_handler = lambda _row: "skip"
     try:
-        return list(
-            pyarrow.csv.read_csv(
-                pa.py_buffer(sample),
-                pyarrow.csv.ReadOptions(use_threads=False, block_size=len(sample) + 1, column_names=names),
-                options,
-                convert_options(missing),
-            ).schema.types
+        return pyarrow.csv.read_csv(
+            pa.py_buffer(sample),
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(sample) + 1, column_names=names),
+            options,
+            conversion,
         )
     except pa.ArrowInvalid as error:
         raise DataError(
@@ -227,8 +277,14 @@ def _types(
         ) from error
 
 
-def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type of a column that is of one type here and of another there."""
+def _both(first: _Looks, second: _Looks) -> _Looks:
+    """A column that looks like one thing here and like another there."""
+    is_wide = first.is_wide or second.is_wide
+    kind = _type_of_both(first.type, second.type)
+    return _Looks(pa.string() if is_wide and kind == pa.float64() else kind, is_wide)
+
+
+def _type_of_both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.null() in (one, other):
         return other if one == pa.null() else one
     if one == other:

@@ -21,7 +21,7 @@ from dfm.data.parquet import find_shards
 from dfm.data.text import convert as converting
 from dfm.data.text.convert import convert
 from dfm.data.text.jobs import job_text
-from dfm.errors import DataError, SettingsError
+from dfm.errors import DataError, SettingsError, StorageError
 from dfm.model.export import hashed_inputs
 from tests.support.small_jobs import in_process_client
 from tests.support.small_models import make_model, random_table
@@ -256,3 +256,30 @@ def test_numbers_of_a_labels_column_are_float64(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "shards")
     assert table["label"].to_pylist() == [16777217.0, 0.1]
     assert [entry[0][1] for entry in table["features"].to_pylist()] == [float(np.float32(0.1)), 16777216.0]
+
+
+def test_of_two_conversions_into_one_folder_none_ends_as_if_it_were_alone(tmp_path: Path) -> None:
+    """The second deletes what the first has written, and is killed; the first goes on, and lacks its first shards."""
+    (tmp_path / "in").mkdir()
+    log = write(tmp_path / "in", "libsvm")
+    size, calls, out = log.stat().st_size // 6 + 1, 0, str(tmp_path / "out")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_done: int, _total: int) -> None:
+        raise Killed
+
+    def overtaken(_done: int, _total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            with pytest.raises(Killed):
+                convert(str(log), out, shard_bytes=size, progress=killed)
+
+    with pytest.raises(StorageError, match=r"another run wrote to .* while this one did"):
+        convert(str(log), out, shard_bytes=size, progress=overtaken)
+    with pytest.raises(DataError, match="did not come to its end"):
+        find_shards([out])
+    assert convert(str(log), out, shard_bytes=size).account.written == ROWS
+    assert sum(shard.n_rows for shard in find_shards([out])) == ROWS

@@ -103,3 +103,42 @@ def test_the_log_of_criteo_has_the_columns_of_a_synthetic_one() -> None:
     row = found.batch.to_pylist()[0]
     assert (row["label"], row["I1"], row["I2"], row["I3"], row["C1"], row["C26"]) == (1, 5, -1, None, "68fd1e64", None)
     assert [fault.reason for fault in found.faults] == ["41 columns instead of 40"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([2**62 + n for n in range(50)], pa.int64()),
+        ([*(2**62 + n for n in range(50)), 2**63 + 5], pa.string()),
+        ([*(2**63 + n for n in range(50))], pa.string()),
+        ([*(2**62 + n for n in range(50)), 0.5], pa.string()),
+        ([*(2**53 - n for n in range(50)), 0.5], pa.float64()),
+        ([-(2**63) - 1, 1], pa.string()),
+        (["1e300", "12345678901234567.5", 3], pa.float64()),
+        (["0x1A", "0x1B"], pa.string()),
+        ([1, 2, " 3"], pa.int64()),
+    ],
+)
+def test_numbers_that_no_type_tells_apart_stay_text(tmp_path: Path, values: list[object], kind: pa.DataType) -> None:
+    table = converted(tmp_path, "user,x\n" + "".join(f"{value},1\n" for value in values))
+    assert table.schema.field("user").type == kind
+    assert len(set(table["user"].to_pylist())) == len(values)
+
+
+def test_samples_agree_on_text_where_one_has_wide_integers_and_another_fractions(tmp_path: Path) -> None:
+    for name, value in (("a", f"{2**60}"), ("b", "0.5")):
+        (tmp_path / f"{name}.csv").write_text(f"user,x\n{value},1\n")
+    convert(str(tmp_path / "*.csv"), str(tmp_path / "out"))
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert [table["user"].to_pylist() for table in tables] == [[f"{2**60}"], ["0.5"]]
+
+
+def test_a_first_line_that_cannot_be_cut_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"a,b\r1,2\r")
+    with pytest.raises(DataError, match=r"'a,b\\r1,2'…, cannot be cut .*carriage return.*end with a newline"):
+        convert(str(tmp_path / "log.csv"), str(tmp_path / "out"))
+
+
+def test_a_first_value_may_be_as_long_as_others(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("x" * 200_000 + ",1\ny,2\n")
+    assert convert(str(tmp_path / "log.csv"), str(tmp_path / "out"), header=False, format="csv").account.written == 2
