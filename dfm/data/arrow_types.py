@@ -42,6 +42,23 @@ def is_moment(kind: pa.DataType) -> bool:
     return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))
 
 
+def type_of_moments(kinds: Collection[pa.DataType]) -> pa.DataType:
+    """The type of dates and timestamps of several types: in microseconds, and in UTC where one has a zone."""
+    if len({*kinds}) == 1:
+        return next(iter(kinds))
+    has_zone = any(pa.types.is_timestamp(kind) and kind.tz for kind in kinds)
+    return pa.timestamp("us", "UTC" if has_zone else None)
+
+
+def as_moments(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Dates or timestamps as of that type; what has no zone is in UTC."""
+    if array.type == kind:
+        return array
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("ms"))
+    return array.cast(kind, safe=False)
+
+
 def storage_type(kind: pa.DataType) -> pa.DataType:
     """The type of what is there once extensions and runs are taken off."""
     if isinstance(kind, pa.BaseExtensionType):
@@ -60,6 +77,8 @@ def column_kind(kind: pa.DataType) -> str:
         "dictionary": types.is_dictionary,
         "null": types.is_null,
         "list": is_list,
+        "date": types.is_date,
+        "timestamp": types.is_timestamp,
         "string": lambda t: is_text(t) or is_text(plain_type(t)),
     }
     return next((word for word, test in tests.items() if test(kind)), str(kind))
@@ -88,6 +107,30 @@ def plain(array: pa.Array) -> pa.Array:
         return array.cast(pa.decimal128(kind.precision, kind.scale))
     wanted = plain_type(kind)
     return array if wanted == kind else array.cast(wanted)
+
+
+def decoded(array: pa.Array) -> pa.Array:
+    r"""Text or bytes as large_string, in which bytes that are no UTF-8 stand as \xNN; other types as they are."""
+    if not is_text(array.type):
+        return array
+    raw = array.cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        encoded = raw.dictionary_encode()
+        texts = [text.decode(errors="backslashreplace") for text in encoded.dictionary.to_pylist()]
+        return pa.array(texts, pa.large_string()).take(encoded.indices)
+
+
+def shown(scalar: pa.Scalar) -> str:
+    """A value for a message; text that is not UTF-8 is shown as bytes, moments beyond the year 9999 by their number."""
+    value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
+    try:
+        return repr(value.as_py())
+    except UnicodeDecodeError:
+        return repr(value.as_buffer().to_pybytes())
+    except (ValueError, OverflowError):
+        return repr(value.value)
 
 
 def integers_of(array: pa.Array) -> tuple[pa.Array, pa.DataType] | None:
@@ -190,11 +233,14 @@ def flat(table: pa.Table) -> pa.Table:
     return table
 
 
-def root_of(column: str, names: Collection[str]) -> str:
-    """The name of a column, or of the struct that holds the field of this dotted name; empty where there is none."""
-    while column and column not in names:
-        column = column.rpartition(".")[0]
-    return column
+def root_of(column: str, names: Collection[str]) -> str | None:
+    """The name of a column, or of the struct that holds the field of this dotted name; None where there is none."""
+    root: str = column
+    while root not in names:
+        root, dot, _ = root.rpartition(".")
+        if not dot:
+            return None
+    return root
 
 
 def with_fields(data: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
@@ -202,7 +248,7 @@ def with_fields(data: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
     if not any(pa.types.is_struct(entry.type) for entry in data.schema):
         return data
     roots = {column: root_of(column, data.schema.names) for column in columns}
-    found = {column: root for column, root in roots.items() if root}
+    found = {column: root for column, root in roots.items() if root is not None}
     arrays = [
         data.column(root) if root == column else pc.struct_field(data.column(root), column[len(root) + 1 :].split("."))
         for column, root in found.items()

@@ -231,7 +231,13 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def _unmixed(array: pa.Array, values: Any) -> pa.Array:
-    """The array, made again where Arrow put values of two types into one that says less."""
+    """The array, made again where Arrow put values of two types into one that says less. Truths among numbers are text,
+    as they are where the first of them comes before the first number.
+    """
+    if pa.types.is_floating(array.type) or pa.types.is_integer(array.type):
+        together = _texts(values) if any(isinstance(value, bool | np.bool_) for value in values) else None
+        if together is not None:
+            return pa.array(together)
     if pa.types.is_float64(array.type) and any(type(value) is np.float16 for value in values):
         return pa.array([float(str(value)) if type(value) is np.float16 else value for value in values])
     if pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type):

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from dfm.data.parquet import Shard, open_parquet, reading
 from dfm.errors import DataError
 from dfm.storage import files
@@ -70,9 +72,18 @@ def _may_be_chance(shard: Shard, storage_options: Mapping[str, Any] | None) -> b
         return True
     with reading(shard.url), open_parquet(shard.url, storage_options) as file:
         batch = next(file.iter_batches(_SAMPLE_ROWS))
-    counts = Counter(map(repr, zip(*(column.to_pylist() for column in batch.columns), strict=True)))
+    counts = Counter(map(repr, zip(*(_values(column) for column in batch.columns), strict=True)))
     n_rows = counts.total()
     return sum(count * math.log2(n_rows / count) for count in counts.values()) < _SURE_BITS
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Values that are equal where the column's are, also of text that is no UTF-8, or moments that Python lacks."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        one_by_one = (pa.record_batch([column.slice(at, 1)], ["value"]) for at in range(len(column)))
+        return [each.serialize().to_pybytes() for each in one_by_one]
 
 
 def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:

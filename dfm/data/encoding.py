@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled
 from dfm.data import canonical, hashing, labels
-from dfm.data.arrow_types import NOT_NUMERIC, from_integers, is_list, is_text, plain, refusal
+from dfm.data.arrow_types import NOT_NUMERIC, from_integers, is_list, is_text, plain, refusal, shown
 from dfm.data.coded_rows import CodedColumns, count_codes
 from dfm.data.derive import derive, without_missing
 from dfm.data.hashed_rows import HashedRows, interleaved, take_rows
@@ -101,7 +101,7 @@ class _Check:
         if not fresh.any():
             return
         first = int(np.flatnonzero(fresh)[0])
-        self.problems.append(Problem(column, reason, int(fresh.sum()), first, _shown(array[first])[:80]))
+        self.problems.append(Problem(column, reason, int(fresh.sum()), first, shown(array[first])[:80]))
         self.bad |= fresh
 
     def narrowed(self, values: Floats, column: str, reason: str, array: pa.Array) -> NDArray[np.float32]:
@@ -109,15 +109,6 @@ class _Check:
         too_large = ~(np.abs(values) <= LARGEST)
         self.reject(too_large, column, f"{reason} for a 32-bit number", array)
         return np.where(too_large, 0.0, values).astype(np.float32)
-
-
-def _shown(scalar: pa.Scalar) -> str:
-    """A value for a message; text that is not UTF-8 is shown as bytes."""
-    value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
-    try:
-        return repr(value.as_py())
-    except UnicodeDecodeError:
-        return repr(value.as_buffer().to_pybytes())
 
 
 def encode_batch(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dfm.data.arrow_types import is_moment, plain, storage_type
+from dfm.data.arrow_types import as_moments, decoded, is_moment, plain, storage_type, type_of_moments
 from dfm.data.encoding import parse_numbers
 from dfm.data.footers import Columns, columns_of
 from dfm.data.lists import lists_of
@@ -168,10 +168,8 @@ def _texts(array: pa.Array) -> pa.Array:
         array = array.dictionary_decode()
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
-    if pa.types.is_large_binary(array.type) or pa.types.is_binary(array.type):
-        array = pa.array([value and value.decode(errors="replace") for value in array.to_pylist()], pa.large_string())
     try:
-        texts = array.cast(pa.large_string())
+        texts = decoded(array).cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         texts = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.large_string())
     return pc.if_else(pc.equal(texts, ""), None, texts)
@@ -218,7 +216,8 @@ def _moments(name: str, arrays: Sequence[pa.Array], counted: Mapping[str, int]) 
     """Earliest, ninth decile and latest of moments, or of text that has the form of moments."""
     kinds = {storage_type(array.type) for array in arrays}
     if all(is_moment(kind) and not pa.types.is_time(kind) for kind in kinds):
-        return _of_moments(pa.chunked_array([array.drop_null() for array in arrays]))
+        kind = type_of_moments(kinds)
+        return _of_moments(pa.chunked_array([as_moments(array.drop_null(), kind) for array in arrays], kind))
     words = [*counted]
     if not words or not bool(pc.all(pc.match_substring_regex(pa.array(words), _ISO)).as_py()):
         return None
@@ -227,12 +226,15 @@ def _moments(name: str, arrays: Sequence[pa.Array], counted: Mapping[str, int]) 
 
 
 def _of_moments(moments: pa.ChunkedArray) -> tuple[str, str, str] | None:
-    """The same of moments without nulls; to the microsecond, and of midnights the days."""
+    """The same of moments without nulls; to the microsecond, and of midnights the days. None beyond the year 9999."""
     if pa.types.is_timestamp(moments.type):
         moments = moments.cast(pa.timestamp("us", moments.type.tz), safe=False)
     counted = pc.value_counts(moments)
     order = pc.sort_indices(counted.field(0))
-    texts = [value.as_py().isoformat() for value in counted.field(0).take(order)]
+    try:
+        texts = [value.as_py().isoformat() for value in counted.field(0).take(order)]
+    except (ValueError, OverflowError):
+        return None
     if all(text.endswith(_MIDNIGHT) for text in texts):
         texts = [text.removesuffix(_MIDNIGHT) for text in texts]
     return _deciles(texts, counted.field(1).take(order).to_numpy()) if texts else None

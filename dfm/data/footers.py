@@ -30,6 +30,8 @@ _INDEX = re.compile(r"__null_dask_index__|__index_level_\d+__")
 _PATTERN = re.compile(r"[*?\[]")
 _SCALARS = (*CATEGORY_KINDS, "float")
 _MOST_NAMED = 20
+_NAMELESS = ""
+"""The name of a column that nobody can name, nor is read."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,9 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
         given = [name for name in shard.given if name not in schema.names]
         aside |= dict.fromkeys(given, "it stands in the path that was given, not below it")
     aside |= _missing_somewhere(names, shards, schemas)
+    if _NAMELESS in names:
+        del names[_NAMELESS], kinds[_NAMELESS]
+        aside[_NAMELESS] = "it has no name"
     return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside)
 
 
@@ -179,6 +184,8 @@ def _agreed(name: str, known: tuple[str, Shard] | None, other: tuple[str, Shard]
     if first in _SCALARS and second in _SCALARS:
         # A number among texts stays a number: text that is none is refused, not learnt as a name.
         return ("float" if "float" in (first, second) else "string"), other[1]
+    if {first, second} == {"date", "timestamp"}:
+        return "timestamp", other[1]
     raise SettingsError(
         f"column {name!r} is {first} in {known[1].url}, but {second} in {other[1].url}, and one feature cannot be "
         "both; write one of them anew, leave it out of data, or name the columns to use in [schema]"

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dfm.data.arrow_types import as_moments, decoded, is_moment, plain, type_of_moments
 from dfm.data.parquet import Unit, naming_shard, read_unit
 from dfm.data.reading import Reading
 from dfm.data.time_split import sort_keys
@@ -34,12 +35,28 @@ def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.T
 
 
 def counted_moments(moments: pa.Array, rows: pa.Array | None = None) -> pa.Table:
-    """Distinct moments and how many rows each has. rows: of each moment; without it one. Missing ones are left out."""
-    if pa.types.is_dictionary(moments.type):
-        moments = moments.dictionary_decode()
+    """Distinct moments and how many rows each has. rows: of each moment; without it one. Missing ones, among which is
+    empty text, are left out.
+    """
+    moments = _comparable(moments)
     each = pa.array(np.ones(len(moments), np.int64)) if rows is None else rows
     table = pa.table({_MOMENT: moments, _ROWS: each}).filter(pc.is_valid(moments))
     return _summed(table)
+
+
+def _comparable(moments: pa.Array) -> pa.Array:
+    """Moments of one of the few types in which those of all shards are put together."""
+    if pa.types.is_dictionary(moments.type):
+        moments = moments.dictionary_decode()
+    moments = decoded(plain(moments))
+    if pa.types.is_large_string(moments.type):
+        return pc.if_else(pc.equal(moments, ""), None, moments)
+    if pa.types.is_timestamp(moments.type):
+        return as_moments(moments, pa.timestamp("us", moments.type.tz and "UTC"))
+    if pa.types.is_date(moments.type):
+        return moments.cast(pa.date32())
+    is_count = pa.types.is_integer(moments.type) and moments.type != pa.uint64()
+    return moments.cast(pa.int64()) if is_count else moments
 
 
 def _summed(table: pa.Table) -> pa.Table:
@@ -57,9 +74,25 @@ def latest_or_why(tables: Sequence[pa.Table | str], n_rows: int, column: str) ->
         return str(error)
 
 
+def _alike(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The tables with dates and timestamps of one type. DataError where they hold times of day, which have no order."""
+    found = [table for table in tables if table.num_rows] or list(tables[:1])
+    kinds = {table.column(_MOMENT).type for table in found}
+    if any(map(pa.types.is_time, kinds)):
+        raise DataError("times of day, without a day, have no order in time")
+    if len(kinds) == 1 or not all(map(is_moment, kinds)):
+        return found
+    kind = type_of_moments(kinds)
+    return [table.set_column(0, _MOMENT, _each_as(table.column(_MOMENT), kind)) for table in found]
+
+
+def _each_as(moments: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([as_moments(chunk, kind) for chunk in moments.chunks], kind)
+
+
 def latest_of(tables: Sequence[pa.Table], n_rows: int, column: str) -> pa.Table:
     """The latest moments of all tables, the latest first, until they have so many rows, and the one before them."""
-    summed = _summed(pa.concat_tables(tables))
+    summed = _summed(pa.concat_tables(_alike(tables)))
     if not summed.num_rows:
         return summed
     keys = sort_keys(summed.column(_MOMENT).combine_chunks(), column)

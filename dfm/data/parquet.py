@@ -289,7 +289,8 @@ def read_unit(
     shard = unit.shard
     check_unchanged(shard, storage_options)
     from_path = dict(shard.partition)
-    stored = {field.name: field.type for field in stored_schema(shard, storage_options)}
+    fields = stored_schema(shard, storage_options)
+    stored = {field.name: field.type for field in fields}
     nested = flat_schema(pa.schema(list(stored.items()))).names
     missing = [name for name in columns if name not in stored and name not in from_path and name not in nested]
     if missing:
@@ -297,7 +298,13 @@ def read_unit(
             f"{shard.url} has no column {missing[0]!r}: it has {', '.join(nested[:50])}. "
             "Name an existing column in [schema], or leave the shard out"
         )
-    wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored))))
+    wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored)) is not None))
+    twice = next((name for name in wanted if fields.names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{shard.url} has {fields.names.count(twice)} columns called {twice!r}, and which is meant cannot be told; "
+            "write it anew with one of them, or leave the shard out"
+        )
     stored_as = dict(shard.columns or ())
     text, batches_of = [name for name in wanted if _is_text(stored[name])], (columns, at_a_time or BATCH_ROWS)
     left: list[tuple[int, tuple[int, int]]] = []

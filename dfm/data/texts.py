@@ -22,21 +22,24 @@ def texts_of(array: pa.Array, column: str) -> pa.Array:
     array = arrow_types.plain(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    array = arrow_types.decoded(array)
     kind = array.type
     if arrow_types.is_list(kind) or pa.types.is_struct(kind):
         raise DataError(
             f"column {column!r} holds {kind}: slices and groups need one value a row; choose another column"
         )
     if pa.types.is_floating(kind):
-        texts = pa.array(
-            [None if x is None or x != x else canonical.float_text(x) for x in array.to_pylist()], pa.string()
-        )
+        numbers = canonical.category_numbers(array, SHORTEST).to_pylist()
+        texts = pa.array([None if x is None else canonical.float_text(x) for x in numbers], pa.string())
     elif pa.types.is_decimal(kind):
         texts = canonical.decimal_texts(array, SHORTEST).dictionary_decode()
     elif arrow_types.is_moment(kind):
         texts = time_texts(array, SHORTEST)
     else:
-        texts = array.cast(pa.string())
+        try:
+            texts = array.cast(pa.string())
+        except pa.ArrowNotImplementedError as error:
+            raise DataError(f"column {column!r} holds {kind}, which has no text; choose another column") from error
     return pc.fill_null(texts.cast(pa.string()), MISSING)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dfm.data.arrow_types import decoded, plain, shown
 from dfm.errors import DataError
 
 _WHOLE_NUMBER = r"^-?\d+$"
@@ -50,7 +51,7 @@ def at_or_after(values: pa.Array, bound: str, column: str) -> pa.Array:
 
 def first_and_last(texts: pa.Array, bound: str, column: str) -> tuple[str, str]:
     """The earliest and the latest of some texts, in the order in which they are compared with the bound."""
-    known = texts.drop_null()
+    known = _as_text(texts.drop_null())
     if not len(known):
         return "a missing value", "a missing value"
     order = pc.sort_indices(_comparable(known, bound, column)[0])
@@ -61,18 +62,20 @@ def sort_keys(moments: pa.Array, column: str) -> pa.Array:
     """Keys by which moments, of any type and without nulls, are ordered. DataError where texts have no common order."""
     if not _is_text(moments.type) or not len(moments):
         return moments
-    texts = moments.cast(pa.string())
+    texts = _as_text(moments)
     return _comparable(texts, texts[0].as_py(), column)[0]
 
 
 def _comparable(values: pa.Array, bound: str, column: str) -> tuple[pa.Array, pa.Scalar]:
     """The values and the bound as one type whose order is that of time."""
     if _is_text(values.type):
-        texts = values.cast(pa.string())
+        texts = _as_text(values)
         return _comparable_texts(pc.if_else(pc.equal(texts, ""), None, texts), bound, column)
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("ms"))
     if not pa.types.is_timestamp(values.type):
+        is_narrow = pa.types.is_integer(values.type) and values.type.bit_width < 64
+        values = values.cast(pa.int64()) if is_narrow else values
         return values, pa.scalar(bound).cast(values.type)
     unit, has_zone = values.type.unit, values.type.tz is not None
     limit, bound_has_zone = _moment(bound)
@@ -99,10 +102,10 @@ def _check_order(texts: pa.Array, bound: str, column: str) -> None:
     """DataError where bound or values are dates whose order as text is not that of time: day or month comes first."""
     odd = texts.filter(pc.fill_null(pc.match_substring_regex(texts, _OTHER_ORDER), False))
     if re.match(_OTHER_ORDER, bound) or len(odd):
-        seen = bound if re.match(_OTHER_ORDER, bound) else odd[0].as_py()
+        seen = repr(bound) if re.match(_OTHER_ORDER, bound) else shown(odd[0])
         raise DataError(
             f"data.validation_from = {bound!r} and column {column!r} are compared as text, by which dates like "
-            f"{seen!r} do not sort by time (day or month comes first, or lacks a zero); write dates as YYYY-MM-DD"
+            f"{seen} do not sort by time (day or month comes first, or lacks a zero); write dates as YYYY-MM-DD"
         )
 
 
@@ -110,7 +113,7 @@ def _check_all(fits: pa.Array, texts: pa.Array, bound: str, column: str, kind: s
     odd = texts.filter(pc.and_(pc.is_valid(texts), pc.invert(fits)))
     if len(odd):
         raise DataError(
-            f"data.validation_from = {bound!r} is {kind}, but column {column!r} holds {odd[0].as_py()!r}; "
+            f"data.validation_from = {bound!r} is {kind}, but column {column!r} holds {shown(odd[0])}; "
             "write both the same way"
         )
 
@@ -135,6 +138,10 @@ def _instants(wall: pa.Array, zone: pa.Array) -> pa.Array:
     """Moments in UTC; a time on the wall without a zone is in UTC."""
     zone = pc.if_else(pc.equal(zone, ""), "Z", zone)
     return pc.binary_join_element_wise(wall.cast(_NAIVE).cast(pa.string()), zone, "").cast(_UTC)
+
+
+def _as_text(values: pa.Array) -> pa.Array:
+    return decoded(plain(values)).cast(pa.string())
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -110,7 +110,9 @@ def fields_of(schema: ResolvedSchema, names: Iterable[str]) -> tuple[Field, ...]
     """The fields that can be made of data with columns of these names."""
     there = list(names)
     return tuple(
-        entry for entry in schema.fields if all(root_of(column, there) for column in schema.sources(entry.columns))
+        entry
+        for entry in schema.fields
+        if all(root_of(column, there) is not None for column in schema.sources(entry.columns))
     )
 
 

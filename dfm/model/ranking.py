@@ -158,7 +158,7 @@ def context_fields(
     known = taken | {entry.name for entry in of_contexts}
     there = [*names, *of_items]
     rest = [entry for entry in schema.fields if entry.name not in known]
-    missing = [column for entry in rest for column in schema.sources(entry.columns) if not root_of(column, there)]
+    missing = [column for entry in rest for column in schema.sources(entry.columns) if root_of(column, there) is None]
     if missing:
         raise DataError(f"column {missing[0]!r} is neither in the context nor in the candidates; the model needs it")
     return of_contexts, tuple(rest)

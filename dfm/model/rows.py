@@ -138,7 +138,7 @@ def _refuse_lazy(data: Any) -> None:
 
 def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:
     """The columns to read: the model's own, and structs whose fields it names."""
-    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names))))
+    return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
 def _table_of(columns: Mapping[str, Any]) -> pa.Table:

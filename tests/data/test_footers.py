@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm.data.footers import columns_of, resolve_shards
+from dfm.data.guess import guess
 from dfm.data.parquet import Unit, find_shards, read_unit
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.settings.tables import Schema
 
 LABEL = pa.array([0, 1])
@@ -119,7 +120,7 @@ def test_types_that_make_no_feature_are_named(tmp_path: Path, caplog: pytest.Log
     shards = shards_of(tmp_path, table(a=LABEL, t=moments, s=pa.array([{"x": 1, "y": {"z": None}}, None]), c=clock))
     with caplog.at_level(logging.WARNING):
         assert features(Schema(), shards) == {"a": "categorical", "s.x": "categorical", "s.y.z": "categorical"}
-    assert "'t' (it holds timestamp[" in caplog.text
+    assert "'t' (it holds timestamp)" in caplog.text
     assert "'c' (it holds time32[" in caplog.text
     caplog.clear()
     features(Schema(categorical=("a",)), shards)
@@ -149,3 +150,28 @@ def test_a_missing_value_of_a_path_is_a_missing_code(tmp_path: Path) -> None:
     assert country.null_count == 2
     pq.write_table(pa.Table.from_batches([batch.data]), tmp_path / "golden.parquet")
     assert pq.ParquetFile(tmp_path / "golden.parquet").read()["country"].to_pylist() == [None, None]
+
+
+def test_moments_of_any_unit_and_zone_are_of_one_kind(tmp_path: Path) -> None:
+    kinds = pa.timestamp("ns"), pa.timestamp("us"), pa.timestamp("s", "UTC"), pa.date32()
+    days = pa.array([1, 2], pa.int32()).cast(pa.date32())
+    shards = shards_of(tmp_path, *(table(c=LABEL, t=days.cast(pa.timestamp("s")).cast(kind)) for kind in kinds))
+    assert columns_of(shards).kinds["t"] == "timestamp"
+    assert features(Schema(time="t"), shards) == {"c": "categorical"}
+    assert features(Schema(categorical=("c", "t")), shards) == {"c": "categorical", "t": "categorical"}
+
+
+def test_two_columns_of_one_name_in_a_later_shard_are_refused_with_the_shard(tmp_path: Path) -> None:
+    twice = table(c=LABEL).append_column("c", LABEL)
+    shards = shards_of(tmp_path, table(c=LABEL), twice)
+    assert features(Schema(categorical=("c",)), shards) == {"c": "categorical"}
+    with pytest.raises(DataError, match=r"1\.parquet has 2 columns called 'c'"):
+        list(read_unit(Unit(shards[1], 0, 2), ["label", "c"]))
+    assert [batch.data.num_rows for batch in read_unit(Unit(shards[1], 0, 2), ["label"])] == [2]
+
+
+def test_a_column_without_a_name_is_no_feature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = shards_of(tmp_path, table(**{"": LABEL, "c": LABEL}))
+    assert features(Schema(), shards) == {"c": "categorical"}
+    assert "'' (it has no name)" in caplog.text
+    assert '"c"' in guess(str(tmp_path / "0.parquet"))

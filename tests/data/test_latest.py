@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dfm.data.latest import bound_of, counted_moments, latest_of
+from dfm.data.latest import bound_of, counted_moments, latest_of, latest_or_why
 from dfm.data.time_split import at_or_after
 
 START = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
@@ -65,3 +65,55 @@ def test_rows_are_counted_where_the_path_gives_the_moment() -> None:
 def test_missing_moments_are_the_earliest() -> None:
     latest = latest_of([counted_moments(pa.array([None, 5, 6, None]))], 2, "t")
     assert latest.to_pydict() == {"moment": [6, 5], "rows": [1, 1]}
+
+
+EPOCH_DAYS = pa.array([90 + row // 10 for row in range(1000)])
+DAYS = [datetime.date(1970, 1, 1) + datetime.timedelta(days=day) for day in EPOCH_DAYS.to_pylist()]
+
+
+def held_out(*parts: pa.Array, n_rows: int = 100) -> tuple[str, int, list[int]]:
+    """The bound of some shards' moments, how many rows it was found to hold out, and how many it does of each."""
+    latest = latest_of([counted_moments(part) for part in parts], n_rows, "t")
+    bound, found = bound_of(latest, n_rows, 250)
+    return bound, found, [sum(at_or_after(part, bound, "t").to_pylist()) for part in parts]
+
+
+def test_bytes_are_the_text_that_they_are() -> None:
+    texts = pa.array([f"{day}" for day in DAYS])
+    for kind in (pa.binary(), pa.large_binary(), pa.large_string(), pa.string_view()):
+        assert held_out(texts.cast(kind)) == held_out(texts) == ("1970-06-30", 100, [100])
+
+
+def test_empty_text_is_a_missing_moment_wherever_it_stands() -> None:
+    texts = EPOCH_DAYS.cast(pa.string()).to_pylist()
+    assert held_out(pa.array(["", *texts])) == held_out(pa.array([*texts, ""])) == ("180", 100, [100])
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (pa.timestamp("ns"), pa.timestamp("us")),
+        (pa.timestamp("s", "UTC"), pa.timestamp("ms", "Europe/Berlin")),
+        (pa.timestamp("us"), pa.timestamp("ns", "UTC")),
+        (pa.date32(), pa.timestamp("s")),
+        (pa.date64(), pa.date32()),
+        (pa.date32(), pa.timestamp("us", "UTC")),
+    ],
+    ids=str,
+)
+def test_shards_that_write_moments_in_several_types_are_cut_at_one_moment(kinds: tuple[pa.DataType, ...]) -> None:
+    moments = pa.array(DAYS, pa.date32()).cast(pa.timestamp("ms"))
+    early, late = moments.slice(0, 950).cast(kinds[0]), moments.slice(950).cast(kinds[1])
+    assert held_out(early, late)[1:] == (100, [50, 50])
+    assert held_out(late, early)[1:] == (100, [50, 50])
+
+
+def test_counts_of_any_width_are_of_one_type_and_empty_shards_of_any() -> None:
+    early, late = EPOCH_DAYS.slice(0, 950).cast(pa.int16()), EPOCH_DAYS.slice(950)
+    assert held_out(early, late) == ("180", 100, [50, 50])
+    assert held_out(early, late, pa.array([], pa.string()), pa.nulls(2, pa.int8())) == ("180", 100, [50, 50, 0, 0])
+
+
+def test_times_of_day_have_no_order() -> None:
+    clock = counted_moments(pa.array([1, 2], pa.time32("s")))
+    assert latest_or_why([clock], 1, "t") == "times of day, without a day, have no order in time"

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from dfm.data import parquet
 from dfm.data.duplicates import check_distinct
+from dfm.data.guess import guess
 from dfm.data.parquet import (
     Batch,
     Shard,
@@ -470,3 +471,18 @@ def test_a_stored_column_beats_one_of_the_path(tmp_path):
     (batch,) = read_unit(Unit(shard, 0, 2), ["day"])
     assert batch.data.column("day").to_pylist() == ["stored", "too"]
     assert arrow_schema(shard).names == ["day", "n"]
+
+
+def not_utf_8() -> pa.Array:
+    """Text as old engines wrote it, and no reader may refuse: values are hashed by their bytes."""
+    raw = pa.array([b"\xff%04d" % number for number in range(200)])
+    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+
+
+def test_a_copy_is_told_also_where_its_values_are_none_of_python(tmp_path):
+    beyond = pa.array(range(10**18, 10**18 + 200), pa.int64()).cast(pa.timestamp("ms"))
+    for column in (not_utf_8(), beyond):
+        shards = [describe_shard(write_shard(tmp_path / f"{n}.parquet", {"c": column}, 200)) for n in range(2)]
+        with pytest.raises(DataError, match="or a copy"):
+            check_distinct(shards)
+        assert "[schema]" in guess(str(tmp_path / "0.parquet"))

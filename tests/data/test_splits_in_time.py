@@ -133,7 +133,7 @@ def test_what_is_neither_number_nor_moment_is_compared_as_text():
         ([datetime.datetime(2026, 11, 19)], "10", r"which holds timestamp\[us\] \(expected YYYY-MM-DD"),
         ([[1]], "10", r"which holds list<item: int64> .*; write a value like those of t, or name another column"),
         ([{"a": 1}], "10", r"which holds struct<a: int64>"),
-        ([b"\xff"], "10", "which holds binary"),
+        ([b"\xff"], "10", r"'10' is a whole number, but column 't' holds '\\\\xff'"),
         ([300], "9" * 20, "which holds int64"),
     ],
 )

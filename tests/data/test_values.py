@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfm import jobs
+from dfm.data.canonical import arrow_array
 from dfm.data.derive import FUNCTIONS, derive, parse
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.row_encoder import RowEncoder
@@ -390,3 +391,18 @@ def test_jobs_that_say_nothing_of_values_keep_their_fingerprints_and_their_model
         "fields",
     }
     assert not schema.reads_values_specially
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([float("nan"), True, False], [None, "true", "false"]),
+        ([True, float("nan"), False], ["true", None, "false"]),
+        ([1.0, True], ["1", "true"]),
+        ([0, np.True_], ["0", "true"]),
+        (np.array([None, 2, True], object), [None, "2", "true"]),
+    ],
+)
+def test_truths_among_numbers_are_the_same_in_every_order(values: Any, texts: list[str | None]) -> None:
+    assert arrow_array(values).to_pylist() == texts
+    assert arrow_array(values[::-1]).to_pylist() == texts[::-1]

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, mean_squared_error, ndcg_score, roc_auc_sc
 
 from dfm import jobs
 from dfm.cli.app import cli
-from dfm.data.texts import MISSING
+from dfm.data.texts import MISSING, text_hashes, texts_of
 from dfm.distributed import slicing
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
@@ -193,3 +193,19 @@ def test_the_command_line_shows_a_table_for_each_kind(log: Path, model: str, cli
     (line,) = [json.loads(line) for line in lines.splitlines() if "evaluated" in line]
     assert len(line["slices"]["C1"]) == 3
     assert faults_of(line) == []
+
+
+def test_bytes_have_a_text_also_where_they_are_no_utf_8() -> None:
+    raw = pa.array([b"\xff" * 16, b"a" * 16, None])
+    for kind in (pa.binary(), pa.binary(16), pa.large_binary()):
+        array = raw.cast(kind)
+        assert texts_of(array, "user").to_pylist() == ["\\xff" * 16, "a" * 16, MISSING]
+        assert len({*text_hashes(array, "user").tolist()}) == 3
+    assert text_hashes(raw, "user")[1] == text_hashes(pa.array(["a" * 16]), "user")[0]
+
+
+def test_fractions_of_any_width_are_one_text_and_what_has_none_is_refused() -> None:
+    numbers = [pa.array([1.1, 2.0], pa.float64()), pa.array([1.1, 2.0], pa.float32()), pa.array(np.float16([1.1, 2.0]))]
+    assert [texts_of(array, "x").to_pylist() for array in numbers] == [["1.1", "2"]] * 3
+    with pytest.raises(DataError, match="which has no text"):
+        texts_of(pa.nulls(1, pa.month_day_nano_interval()), "x")
