@@ -151,7 +151,8 @@ def _observed(D: Any) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.in
         entries.sum_duplicates()
         shape, rows, columns, values = entries.shape, entries.row, entries.col, entries.data
     else:
-        dense = np.ma.masked_invalid(D) if np.isnan(np.ma.getdata(D).astype(np.float64)).any() else np.ma.asarray(D)
+        unknown = np.isnan(np.ma.getdata(D).astype(np.float64))
+        dense = np.ma.masked_where(unknown, D) if unknown.any() else np.ma.asarray(D)
         if dense.ndim != 2:
             raise DataError(f"D has {dense.ndim} dimensions; expected a matrix")
         there = ~np.ma.getmaskarray(dense)

@@ -90,6 +90,11 @@ def test_what_cannot_be_factorized_is_refused():
         matrix_factorization(np.ones((2, 2)), 1, optimizer="ftrl")
 
 
+def test_infinity_is_no_gap_where_there_are_gaps():
+    with pytest.raises(DataError, match="infinity"):
+        matrix_factorization(np.array([[1.0, np.inf], [np.nan, 2.0]]), 1)
+
+
 def test_it_is_one_of_the_names_of_the_package():
     assert dfm.matrix_factorization is matrix_factorization
 

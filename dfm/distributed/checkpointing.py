@@ -136,6 +136,7 @@ class Checkpointer:
     def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
         """Give a checkpoint up whose files are not sound."""
         self.committed = None
+        self._files, self._written, self._folder.origin = {}, {}, frozenset()
         self._folder.discard(checkpoint, reason)
 
     def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters] | None:

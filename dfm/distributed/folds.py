@@ -12,9 +12,12 @@ from distributed import Client
 
 from dfm.data.latest import equal_parts
 from dfm.distributed import backends
+from dfm.distributed.choosing import best_of_both
 from dfm.distributed.cluster import connect
-from dfm.distributed.prepare import latest_rows, plain_reading
+from dfm.distributed.prepare import Prepared, latest_rows, plain_reading
+from dfm.distributed.publish import Trained
 from dfm.distributed.run import OnEvent, Run
+from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
 from dfm.distributed.train import begin, prepare_rows, started_loop
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
@@ -29,13 +32,16 @@ BY = ("lot", "time")
 
 @dataclass(frozen=True)
 class Folds:
-    """Metrics of the best parameters of every fold, on the rows that it was not trained on."""
+    """Metrics of the best parameters of every fold, on the rows that it was not trained on. None: a metric that a fold
+    does not have, as the AUC of rows of one class; it has a mean over the others.
+    """
 
     folds: list[dict[str, Any]]
 
     def _numbers(self) -> dict[str, list[float]]:
-        names = [name for name, value in self.folds[0].items() if isinstance(value, int | float)]
-        return {name: [float(fold[name]) for fold in self.folds] for name in names}
+        names = dict.fromkeys(name for fold in self.folds for name in fold)
+        known = {name: [fold[name] for fold in self.folds if isinstance(fold.get(name), int | float)] for name in names}
+        return {name: [*map(float, values)] for name, values in known.items() if values}
 
     @property
     def mean(self) -> dict[str, float]:
@@ -126,12 +132,24 @@ def _fold(run: Run, number: int, split: RowSplit) -> dict[str, Any]:
     prepared = prepare_rows(own)
     held_out = prepared.validation_account
     held_out.check_any(f"validate on in fold {number}", inputs.schema.weight)
-    loop = started_loop(own, prepared)
-    loop.run()
-    metrics = dict(loop.best.metrics) if loop.best else {}
+    prepared, trained = best_of_both(own, prepared, _trained(own, prepared), started_loop)
+    metrics = dict(trained.best.metrics)
     metrics.pop("calibration_bins", None)
-    run.tell({"event": "fold", "fold": number, "epochs": len(loop.at.history), **metrics})
+    n_epochs = max((event["epoch"] for event in trained.history), default=0)
+    run.tell({"event": "fold", "fold": number, "epochs": n_epochs, **metrics})
     return metrics
+
+
+def _trained(run: Run, prepared: Prepared) -> Trained:
+    """The job's model, or the mean of its models, at its best."""
+    if run.job.model.n_models == 1:
+        loop = started_loop(run, prepared)
+        loop.run()
+        assert loop.best is not None
+        return Trained(loop.best, loop.at.history, interrupted=False)
+    in_step = side_by_side(run)
+    loops = [started_loop(each, prepared) for each in member_runs(run, in_step)]
+    return mean_of(run, prepared, loops, train_several(loops, in_step))
 
 
 def _passing(run: Run, event: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ killed goes on from there, and repeats at most the epochs of trials that were un
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import threading
@@ -26,6 +27,7 @@ from dfm.events import json_ready, to_json
 from dfm.settings.job import Job
 from dfm.settings.toml import to_toml
 from dfm.storage import files, ownership
+from dfm.training.inputs import Inputs
 from dfm.training.loop import TrainingLoop
 from dfm.training.order import Order
 from dfm.training.search import Trial, rungs_of, survivors, trials_of
@@ -58,8 +60,7 @@ def search(order: Order, client: Client | None = None, on_event: OnEvent | None 
     SettingsError without rows to validate on, or where the directory holds the journal of another search.
     """
     journal = Journal.of(order.job)
-    with open_trials(order, client, on_event, pins_of(journal.tables)) as trials:
-        journal.tables = [snapshot.to_dict() for snapshot in trials.run.inputs.snapshots]
+    with open_trials(order, client, on_event, pins_of(journal.tables), journal.begin) as trials:
         return Search(trials, journal).result()
 
 
@@ -73,6 +74,8 @@ class Journal:
     records: list[Event] = field(default_factory=list)
     tables: list[dict[str, str]] = field(default_factory=list)
     """The states of tables that are read (`dfm.data.snapshots.Snapshot`), from the first trial to the last."""
+    shards: str = ""
+    """Digest of the identities of all shards."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -92,13 +95,24 @@ class Journal:
                 "output.directory, or begin anew with --no-resume."
             )
         found.records, found.tables = lines[1:], lines[0].get("tables", [])
+        found.shards = lines[0].get("shards", "")
         return found
+
+    def begin(self, inputs: Inputs) -> None:
+        """Note the data that the trials see. SettingsError where there are results of other data already."""
+        shards = hashlib.sha256(to_json(inputs.identities).encode()).hexdigest()
+        if self.shards not in ("", shards):
+            raise SettingsError(
+                f"{self.url} holds results of other data: a shard was added, changed or is gone since then. Choose "
+                "another output.directory, or begin anew with --no-resume."
+            )
+        self.shards, self.tables = shards, [snapshot.to_dict() for snapshot in inputs.snapshots]
 
     def add(self, record: Event) -> None:
         """Write one more record."""
         with self._lock:
             self.records.append(json_ready(record))
-            first = {"job": self.identity, **({"tables": self.tables} if self.tables else {})}
+            first = {"job": self.identity, "shards": self.shards, **({"tables": self.tables} if self.tables else {})}
             lines = [first, *self.records]
             text = "".join(to_json(line) + "\n" for line in lines)
             files.write_bytes(self.url, text.encode(), self.options)

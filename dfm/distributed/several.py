@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training
+from dfm.distributed.keeping import PATIENCE_OF_A_USER
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.publish import Trained
 from dfm.distributed.run import Event, OnEvent, Run
@@ -22,7 +22,7 @@ from dfm.errors import RunCancelled
 from dfm.events import is_passing
 from dfm.model.metrics import Tally
 from dfm.training import rounds
-from dfm.training.loop import Best
+from dfm.training.loop import Best, TrainingLoop
 from dfm.training.rounds import Work
 
 _ALL = 1 << 30
@@ -86,7 +86,12 @@ class InStep:
             self._tell(event)
 
 
-def train_several(trainings: Sequence[Training], in_step: InStep) -> bool:
+def side_by_side(run: Run) -> InStep:
+    """The events of the trainings of a job's models."""
+    return InStep(run.tell, [run.job.model.seed + number for number in range(run.job.model.n_models)])
+
+
+def train_several(loops: Sequence[TrainingLoop], in_step: InStep) -> bool:
     """Train all to their ends; whether Ctrl-C ended them early, when each had parameters worth publishing.
 
     The first error that one of them raises ends the others, and is raised once they are over.
@@ -94,13 +99,13 @@ def train_several(trainings: Sequence[Training], in_step: InStep) -> bool:
 
     def walk(number: int) -> None:
         with contextlib.suppress(_Ended):
-            trainings[number].loop.run()
+            loops[number].run()
         in_step.leave(number)
 
     interrupted = False
     try:
-        with ThreadPoolExecutor(len(trainings)) as pool:
-            futures = [pool.submit(walk, number) for number in range(len(trainings))]
+        with ThreadPoolExecutor(len(loops)) as pool:
+            futures = [pool.submit(walk, number) for number in range(len(loops))]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
             except KeyboardInterrupt:
@@ -111,25 +116,24 @@ def train_several(trainings: Sequence[Training], in_step: InStep) -> bool:
             interrupted = interrupted or isinstance(error, KeyboardInterrupt)  # of a listener
             if error is not None and not isinstance(error, KeyboardInterrupt):
                 raise error
-        if interrupted and any(training.loop.best is None for training in trainings):
+        if interrupted and any(loop.best is None for loop in loops):
             raise KeyboardInterrupt
     except (KeyboardInterrupt, RunCancelled):
-        _flush(trainings)
+        _flush(loops)
         raise
     if interrupted:
-        _flush(trainings)
+        _flush(loops)
     return interrupted
 
 
-def _flush(trainings: Sequence[Training]) -> None:
-    for training in trainings:
-        if training.loop.checkpointer is not None:
-            training.loop.checkpointer.flush(PATIENCE_OF_A_USER)
+def _flush(loops: Sequence[TrainingLoop]) -> None:
+    for loop in loops:
+        if loop.checkpointer is not None:
+            loop.checkpointer.flush(PATIENCE_OF_A_USER)
 
 
-def mean_of(run: Run, prepared: Prepared, trainings: Sequence[Training], interrupted: bool) -> Trained:
+def mean_of(run: Run, prepared: Prepared, loops: Sequence[TrainingLoop], interrupted: bool) -> Trained:
     """The mean of the models, judged on the rows that validate."""
-    loops = [training.loop for training in trainings]
     bests = [loop.best for loop in loops if loop.best is not None]
     blocks = _mean_blocks(run, [best.blocks for best in bests], [loop.executor.bounds for loop in loops])
     metrics = _judged(run, prepared, loops[0].work.of_mean(len(loops)), blocks)

@@ -37,7 +37,7 @@ from dfm.distributed.reporting import write_page
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
-from dfm.distributed.several import InStep, mean_of, member_runs, train_several
+from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
 from dfm.errors import DataError, DivergenceError, RunCancelled
 from dfm.events import history_frame
@@ -115,7 +115,7 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     check_calibration(job, inputs)
     warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
     tell(plan_event(inputs))
-    checkpoints = _find_checkpoints(job, inputs)
+    checkpoints = _find_checkpoints(job, inputs, warm)
     result = None
     try:
         with connect.client_of(backends.cluster_of(order, inputs), client) as own:
@@ -178,7 +178,7 @@ def _folders(job: Job) -> dict[str, CheckpointFolder]:
     return {prefix: CheckpointFolder(url, writer, options, prefix) for prefix in (*own, *prefixes_in(url, options))}
 
 
-def _find_checkpoints(job: Job, inputs: Inputs) -> list[_Saved]:
+def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Saved]:
     """The checkpoints of each model of the job. SettingsError where some there are another job's."""
     folders = _folders(job)
     if not job.output.resume:
@@ -187,14 +187,15 @@ def _find_checkpoints(job: Job, inputs: Inputs) -> list[_Saved]:
     saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
     for each in saved.values():
         if each.found:
-            identity_of(job, inputs).check(each.found[0].identity, each.folder.url)
+            identity_of(job, inputs, warm).check(each.found[0].identity, each.folder.url)
     return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 
-def identity_of(job: Job, inputs: Inputs) -> Identity:
+def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     """The identity of the job's checkpoints: everything that determines the parameters."""
     tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
-    return Identity(job.determining_tables(), inputs.identities, tables_read)
+    tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
+    return Identity(tables, inputs.identities, tables_read)
 
 
 def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
@@ -244,12 +245,13 @@ def _trainings(
     if run.job.model.n_models == 1:
         training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
         return [training], lambda: _train_rounds(training.loop)
-    in_step = InStep(run.tell, [run.job.model.seed + number for number in range(run.job.model.n_models)])
+    in_step = side_by_side(run)
     trainings = [
         Training(_loop_of(each, prepared, saver, saved.found), saver)
         for each, saver, saved in zip(member_runs(run, in_step), savers, checkpoints, strict=True)
     ]
-    return trainings, lambda: mean_of(run, prepared, trainings, train_several(trainings, in_step))
+    loops = [training.loop for training in trainings]
+    return trainings, lambda: mean_of(run, prepared, loops, train_several(loops, in_step))
 
 
 # ---------------------------------------------------------------------------------------------- prepare ----
@@ -322,7 +324,7 @@ def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
 
 def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
     by_workers = run.shares_disk or not files.is_local(checkpoints.url)
-    return Checkpointer(run.watch, checkpoints, identity_of(run.job, run.inputs), run.work.layout, by_workers)
+    return Checkpointer(run.watch, checkpoints, identity_of(run.job, run.inputs, run.warm), run.work.layout, by_workers)
 
 
 def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
@@ -393,8 +395,8 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
 def _resume(run: Run, loop: TrainingLoop, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> bool:
     """Whether the loop now stands at a checkpoint: the newest of those found whose files are sound."""
     for checkpoint in found:
-        blocks, best = checkpointer.load(checkpoint)
         try:
+            blocks, best = checkpointer.load(checkpoint)
             for future in (*blocks, *best):
                 run.watch.wait(future)
         except (DataError, FileNotFoundError) as error:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,13 +40,16 @@ def open_trials(
     client: Client | None = None,
     on_event: OnEvent | None = None,
     pins: Mapping[str, str] | None = None,
+    check: Callable[[Inputs], None] = lambda inputs: None,
 ) -> Iterator[Trials]:
     """A block in which a job's rows lie hashed on the cluster, and its settings can be tried.
 
-    pins: the states of tables that it began with (`find_inputs`). SettingsError without rows to validate on.
+    pins: the states of tables that it began with (`find_inputs`). check: raises where these are not the inputs that are
+    expected. SettingsError without rows to validate on.
     """
     tell = on_event or (lambda event: None)
     inputs = find_inputs(order.job, pins)
+    check(inputs)
     check_trials(inputs, order)
     order = order.of_fields(inputs.schema)
     tell(plan_event(inputs))

@@ -33,7 +33,7 @@ def mean_table(tables: Sequence[ParameterTable]) -> ParameterTable:
         if block.is_vector:
             parts = np.stack([_by_vector(each, layout) for each in numbers], axis=2)
             scales = _scales(layout, 1 / n_models).reshape(-1, 1, 1)
-            result.values(block)[...] = (parts * scales).reshape(-1, block.width)
+            result.values(block)[...] = (parts * scales).reshape(len(parts), block.width)
         else:
             result.values(block)[...] = np.mean(numbers, axis=0, dtype=np.float64)
     return result
@@ -46,8 +46,10 @@ def part_of_mean(table: ParameterTable, number: int, n_models: int) -> Parameter
     for block in layout.blocks:
         numbers = table.values(table.layout.block(block.name))
         if block.is_vector:
-            parts = _by_vector(numbers, layout).reshape(-1, len(layout.degrees), n_models, layout.n_factors)
-            numbers = (parts[:, :, number] * _scales(layout, n_models).reshape(-1, 1)).reshape(-1, block.width)
+            shape = len(numbers), len(layout.degrees), n_models, layout.n_factors
+            parts = _by_vector(numbers, layout).reshape(shape)
+            own = parts[:, :, number] * _scales(layout, n_models).reshape(-1, 1)
+            numbers = own.reshape(len(numbers), block.width)
         result.values(block)[...] = numbers
     return result
 

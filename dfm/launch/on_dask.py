@@ -96,7 +96,8 @@ def submitted_to(client: Client) -> dict[str, str]:
 
 def with_absolute_paths(job: Job) -> Job:
     """The job with local paths in full: another process stands in another folder."""
-    data, output = job.data, job.output
+    data, output, training = job.data, job.output, job.training
+    warm_start = files.absolute(training.warm_start) if training.warm_start else ""
     return dataclasses.replace(
         job,
         data=dataclasses.replace(
@@ -105,6 +106,7 @@ def with_absolute_paths(job: Job) -> Job:
             validation=tuple(files.absolute(path) for path in data.validation),
         ),
         output=dataclasses.replace(output, directory=files.absolute(output.directory)),
+        training=dataclasses.replace(training, warm_start=warm_start),
     )
 
 
@@ -114,6 +116,7 @@ def _check_paths(job: Job, client: Client) -> None:
         return
     paths: dict[str, Any] = {"output.directory": [job.output.directory], "data.train": job.data.train}
     paths["data.validation"] = job.data.validation
+    paths["training.warm_start"] = [job.training.warm_start] if job.training.warm_start else []
     for knob, urls in paths.items():
         for url in urls:
             if "://" not in (folder_of(url) or url):

@@ -9,6 +9,8 @@ holds no optimizer state: accumulators start afresh, and `decay` is all that say
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from dfm.data.canonical import shortest
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import ModelError, SettingsError
+from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
@@ -52,6 +55,13 @@ class Start:
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
         return {"model": self.url, "sha256": self.sha256, "decay": self.decay}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of all that training takes from it."""
+        known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
+        taken = to_json({"statistics": known, "candidate": self.candidate, "n_models": self.n_models})
+        return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
 
     def load(self) -> FMModel:
         """The model. ModelError where it was replaced since this run began."""

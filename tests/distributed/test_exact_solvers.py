@@ -188,3 +188,19 @@ def test_folds_are_made_of_exact_solvers_too(folder: Path, client: Client, tmp_p
     tables["data"] = {"train": tables["data"]["train"]}
     folds = jobs.cross_validate(tables, 2, client=client)
     assert folds.mean["rmse"] > 0
+
+
+@pytest.mark.parametrize(
+    ("solver", "task"), [("mcmc", "regression"), ("mcmc", "classification"), ("als", "classification")]
+)
+def test_linear_models_are_drawn_and_published(
+    folder: Path, client: Client, tmp_path: Path, solver: str, task: str
+) -> None:
+    tables = tables_of(folder, tmp_path, {"solver": solver, "n_replicas": 2, "n_epochs": 4}, task)
+    tables["model"]["n_factors"] = 0
+    result = jobs.train(tables, client)
+    model = FMModel.load(result.model_url)
+    rows = pq.read_table(folder / "validation.parquet")
+    found = model.predict(rows)
+    assert np.isfinite(found).all()
+    assert np.ptp(found) > 0

@@ -13,6 +13,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.latest import counted_moments, equal_parts, latest_of
 from dfm.data.time_split import at_or_after
+from dfm.distributed.folds import Folds
 from dfm.errors import DataError, SettingsError
 from tests.distributed.test_held_out import N_ROWS, tables_of, write_log
 
@@ -46,6 +47,27 @@ def test_a_fold_by_time_is_a_job_that_ends_where_the_fold_begins(client: Client,
     assert [fold["rows"] for fold in found.folds] == [N_ROWS / 3] * 2
     last = tables_of(log, tmp_path / "last", schema=schema, training=SHORT, data={"validation_from": "40"})
     assert jobs.train(last, client).validation["log_loss"] == found.folds[1]["log_loss"]
+
+
+def test_a_metric_that_a_fold_does_not_have_is_the_mean_of_the_others() -> None:
+    found = Folds([{"auc": 0.6, "rows": 10}, {"auc": None, "rows": 20}, {"auc": 0.8, "rows": 30}])
+    assert found.mean == {"auc": pytest.approx(0.7), "rows": 20}
+    assert found.spread["auc"] == pytest.approx(0.1)
+    assert Folds([{"auc": None, "rows": 10}] * 2).mean == {"rows": 10}
+
+
+def test_the_mean_of_models_is_what_folds_judge(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log")
+    tables = tables_of(log, tmp_path, training=SHORT)
+    one, several = (
+        jobs.cross_validate(tables | {"model": {"hash_bits": 12, "n_models": n}}, 2, client=client) for n in (1, 3)
+    )
+    assert several.folds != one.folds
+    assert several.mean["log_loss"] < one.mean["log_loss"] + 0.01
+    told: list[dict[str, Any]] = []
+    choosing = tables | {"model": {"hash_bits": 12, "choose": "best"}}
+    jobs.cross_validate(choosing, 2, client=client, on_event=told.append)
+    assert [event["epochs"] for event in told if event["event"] == "fold"] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,61 @@ def test_a_damaged_block_is_skipped_for_the_checkpoint_before(
     assert result.parameters_sha256 == expected
 
 
+def flip_a_bit(folder: Path, rounds_done: int) -> None:
+    block = max((folder / "out" / "checkpoint").glob(f"round-{rounds_done:08d}-block-*"))
+    data = block.read_bytes()
+    block.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_was_damaged_once_is_written_again(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """The average whose block was damaged is trained again, and later checkpoints name a sound file of it."""
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    training = {"n_epochs": 4}
+    expected = jobs.train(job_tables(log, tmp_path / "whole", training=training), client).parameters_sha256
+    if elsewhere:
+        monkeypatch.setattr("dfm.distributed.cluster.connect.shares_disk", lambda client: False)
+    tables = job_tables(log, tmp_path, training=training)
+    cancelled(tables, client, rounds=2)
+    cancelled(tables, client, rounds=2)
+    flip_a_bit(tmp_path, 4)
+    told: list[dict[str, Any]] = []
+
+    def stop_later(event: dict[str, Any]) -> None:
+        told.append(event)
+        if event["event"] == "round" and (event["epoch"], event["round"]) == (3, 1):
+            raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_later)
+    assert [event["rounds"] for event in told if event["event"] == "resumed"] != []
+    result = jobs.train(tables, client, on_event=told.append)
+    assert [(each["epoch"], each["round"]) for each in told if each["event"] == "resumed"] == [(2, 1), (3, 1)]
+    assert result.parameters_sha256 == expected
+
+
+def test_a_warm_start_that_was_replaced_since_the_checkpoint_is_refused(
+    log: Path, client: Client, tmp_path: Path
+) -> None:
+    first, second = (
+        jobs.train(job_tables(log, tmp_path / name, training={"n_epochs": n}), client).model_url
+        for name, n in (("one", 1), ("two", 2))
+    )
+    latest = tmp_path / "latest"
+    shutil.copytree(first, latest)
+    tables = job_tables(log, tmp_path, training={"warm_start": str(latest)})
+    cancelled(tables, client)
+    shutil.rmtree(latest)
+    shutil.copytree(second, latest)
+    with pytest.raises(SettingsError, match=r"training\.warm_start\.parameters is .* now and .* there.*--no-resume"):
+        jobs.train(tables, client)
+    shutil.rmtree(latest)
+    shutil.copytree(first, latest)
+    assert resumed_rounds(tables, client) == [(2, 1)]
+
+
 def test_shards_that_changed_since_the_checkpoint_are_refused(log: Path, client: Client, tmp_path: Path) -> None:
     copied = tmp_path / "log"
     shutil.copytree(log, copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -236,3 +237,14 @@ def test_lengths_that_are_tried_are_multiples_of_the_family_s_own() -> None:
         assert {trial.n_factors for trial in trials[3:]} == {*expected}
     given = Job.from_dict({"model": {"family": "ffm"}, "search": {"n_trials": 20, "n_factors": [3]}})
     assert {trial.n_factors for trial in trials_of(given)[3:]} == {3}
+
+
+def test_results_of_other_data_are_refused(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log")
+    searched(log, tmp_path, client)
+    shard = next(log.glob("*.parquet"))
+    os.utime(shard, (1, 1))
+    with pytest.raises(SettingsError, match="holds results of other data"):
+        searched(log, tmp_path, client)
+    first = json.loads((tmp_path / "out" / "search.jsonl").read_text().splitlines()[0])
+    assert {"job", "shards"} <= first.keys()

@@ -183,3 +183,8 @@ def test_the_report_shows_the_single_models_beside_their_mean(mean: tuple[Any, E
     manifest = json.loads((Path(mean[0].model_url) / "model.json").read_text())
     assert f"{manifest['metadata']['models'][2]['validation']['log_loss']:.5f}" in page
     assert FMModel.load(mean[0].model_url).metadata["models"] == manifest["metadata"]["models"]
+
+
+def test_linear_models_have_a_mean(log: Path, client: Client, tmp_path: Path) -> None:
+    result = trained(log, tmp_path, client, model={"n_factors": 0, "n_models": 2}, training={"n_epochs": 2})
+    assert FMModel.load(result.model_url).table.layout.n_factors == 0

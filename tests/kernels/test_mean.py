@@ -50,6 +50,15 @@ def test_each_model_comes_out_of_it_again_but_for_the_linear_weights(family: str
         )
 
 
+def test_linear_models_have_a_mean_too() -> None:
+    models = models_of("fm", 0)
+    mean = mean_table(models)
+    assert mean.n_factored == models[0].n_factored
+    weights = np.mean([m.linear_weights for m in models], axis=0, dtype=float)
+    np.testing.assert_allclose(mean.linear_weights, weights, rtol=1e-6)
+    assert part_of_mean(mean, 1, 3).layout.n_factors == 0
+
+
 def test_what_no_model_can_hold_is_refused_at_the_door() -> None:
     for family in FAMILIES:
         if family not in WHOLE:

@@ -154,3 +154,21 @@ def test_workers_on_other_hosts_need_an_output_they_can_reach(
     with pytest.raises(SettingsError, match=r"data\.train = .* is a path of this machine"):
         on_dask.submit(shared)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_to_go_on_from_is_named_in_full(
+    log: Path, tmp_path: Path, secure: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job.from_dict(job_tables(log, tmp_path, training={"warm_start": "old/model"}, cluster=secured(secure)))
+    assert on_dask.with_absolute_paths(job).training.warm_start == str(tmp_path / "old" / "model")
+    cold = Job.from_dict(job_tables(log, tmp_path))
+    assert on_dask.with_absolute_paths(cold).training.warm_start == ""
+    monkeypatch.setattr(clusters, "shares_disk", lambda client: False)
+    shared = dataclasses.replace(
+        job,
+        data=dataclasses.replace(job.data, train=("s3://clicks/day=1",)),
+        output=dataclasses.replace(job.output, directory=f"file://{tmp_path}/out"),
+    )
+    with pytest.raises(SettingsError, match=r"training\.warm_start = .* is a path of this machine"):
+        on_dask.submit(shared)
