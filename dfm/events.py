@@ -750,6 +750,7 @@ RECORDS: tuple[EventRecord, ...] = (
             _SHA256,
             Field("action", "text", "rollback"),
             Field("previous", "integer", "the version that is gone back to"),
+            Field("model_sha256", "text", "digest of all that decides its predictions; empty of earlier versions"),
             Field("withdrawn", "text", "digest of the parameters that went out of service"),
             Field("order", "text", "when the model's data ended"),
             Field("reason", "text", "why, as it was given"),

@@ -104,6 +104,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "rows": trained_rows(prepared),
         "validation_rows": rows_event(prepared.validation_account),
         "data_fingerprint": fingerprint(shards),
+        "validation_fingerprint": fingerprint([shard.identity for shard in run.inputs.validation]),
         **({"tables": [each.to_dict() for each in run.inputs.snapshots]} if run.inputs.snapshots else {}),
         "distinct_features": prepared.summary.n_distinct,
         "diagnosis": [finding.to_dict() for finding in trained.findings],

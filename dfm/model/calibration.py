@@ -98,7 +98,15 @@ def fitted(kind: str, rows: ClassificationTally) -> Calibration | str:
     if not rows.rows or not 0 < rows.positives < rows.weight:
         return f"the {rows.rows} rows to fit it on are not of both classes"
     found = KINDS[kind](_logits(rows.histogram), *_counts(rows))
-    return found if found is not None else "it would turn the order of the rows round"
+    return found if found is not None else _why_none(kind, rows.rows)
+
+
+def _why_none(kind: str, n_rows: int) -> str:
+    if kind != "isotonic":
+        return "it would turn the order of the rows round"
+    if n_rows < 2 * _ROWS_OF_A_GROUP:
+        return f"the {n_rows} rows to fit it on are too few: expected {2 * _ROWS_OF_A_GROUP}, for two groups of rows"
+    return f"no share of positives among the {n_rows} rows to fit it on rises with the logits: all fall into one pool"
 
 
 def _logits(histogram: LogitHistogram) -> Floats:

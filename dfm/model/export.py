@@ -6,6 +6,7 @@ what every export is tested with.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,9 +25,16 @@ from dfm.model.rows import batches_of, in_columns
 from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
 
+logger = logging.getLogger(__name__)
 _TEXTS = ("xlearn", "libfm")
 _TEXT_LINKS = ("sigmoid", "identity", "margin", "rank")
 """Links that text formats may hold: their reader, who knows classes and numbers, makes predictions of scores."""
+_WITHOUT_RANGE = {
+    "xlearn": "cut what xlearn_predict gives to this range, or export to onnx",
+    "libfm": "libFM cuts its predictions to the range of the training labels that it is given; cut those of any other "
+    "reader to this range",
+}
+"""By format: the remedy where a model's predictions have a range."""
 
 
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -178,7 +186,8 @@ def export(
     """Write the model in one of FORMATS below a folder or URL; returns the URLs of the files written.
 
     names: of tokens, which "parquet" writes. An earlier export is replaced. SettingsError where a file of such a name
-    is there that dfm did not make.
+    is there that dfm did not make, or the format cannot say what the model is; of a range that predictions stay in,
+    which texts cannot say either, there is a warning.
     """
     model.check_is_machine("export")
     info, family = model.objective.info, model.table.layout.family
@@ -197,6 +206,12 @@ def export(
             f'the text of {kind} cannot say that predictions are {info.link}(score), as with loss "{info.name}"; '
             "export to onnx, or to parquet for a reader that knows it"
         )
+    if model.clip is not None and kind in _WITHOUT_RANGE:
+        low, high = model.clip
+        logger.warning(
+            "predictions of this model stay within %g to %g, which the text of %s cannot say: %s",
+            low, high, kind, _WITHOUT_RANGE[kind],
+        )  # fmt: skip
     contents = parquet_file(model, names) if kind == "parquet" else FORMATS[kind](model)
     urls = [files.join(directory, file) for file in contents]
     ledger = ownership.Ledger(directory, "exports", options)

@@ -1,4 +1,4 @@
-"""Is a new partition of a log what the days before it let expect? Its columns, its rows and its click rate.
+"""Is a new partition of a log what the days before it let expect? Its columns, its rows and its click rate (or mean).
 
 A day's profile comes from the footers of its shards and one column, the label. It is kept beside the results, under a
 name that follows from the shards as they are, so a check reads each day once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import operator
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from dfm.data.accounting import LabelMoments
 from dfm.data.encoding import encode_batch
 from dfm.data.parquet import Shard, Unit, feature_schema, find_shards, naming_shard, read_unit
 from dfm.data.reading import fingerprint
@@ -44,6 +46,11 @@ class Profile:
     bad_labels: int
     label_mean: float
     """Mean label of the good rows: the click rate where labels are 0 and 1."""
+    task: str = "classification"
+    label_stdev: float = 0.0
+    """Standard deviation of the labels of a regression."""
+    label_least: float = 0.0
+    """The least of them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,9 @@ class Limits:
     """Rows over the median of the days before, at least."""
     rows_high: float = 2.0
     label_mean_low: float = 0.8
-    """Click rate over that of the rows of the days before, at least."""
+    """Click rate (regression: mean label) over that of the rows of the days before, at least. Where labels are negative
+    too, a ratio of means says nothing: their difference, in standard deviations of a day's labels, is then at least
+    label_mean_low - 1 and at most label_mean_high - 1."""
     label_mean_high: float = 1.25
     max_bad_fraction: float = 0.01
     """Rows whose label is missing or illegal."""
@@ -75,7 +84,8 @@ def profile(url: str, job: Job, schema: ResolvedSchema, keep: str = "") -> Profi
     """The profile of a partition; taken from the folder `keep` where it was made of these shards before."""
     options = job.data.storage_options
     shards = find_shards([url], options)
-    key = fingerprint([shard.identity for shard in shards], schema.to_dict(), job.model.task)
+    spread = ["label_stdev"] if job.model.task == "regression" else []
+    key = fingerprint([shard.identity for shard in shards], schema.to_dict(), job.model.task, *spread)
     kept = files.join(keep, f"profile-{key[:32]}.json") if keep else ""
     if kept and files.exists(kept, options):
         return Profile(**json.loads(files.read_bytes(kept, options)))
@@ -94,21 +104,23 @@ def _read(url: str, job: Job, schema: ResolvedSchema, shards: Sequence[Shard]) -
 
     kind = label_kind_of(job.model.task, job.model.loss)
 
-    def count(shard: Shard) -> tuple[int, int, float]:
-        rows, good, total = 0, 0, 0.0
+    def count(shard: Shard) -> tuple[int, LabelMoments]:
+        rows, moments = 0, LabelMoments()
         for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.label], options):
             with naming_shard(batch):
                 encoded = encode_batch(batch.data, labels_only, _HASH_BITS, {}, kind)
             rows += batch.data.num_rows
-            good += int(encoded.good.sum())
-            total += float(encoded.rows.labels.sum(dtype="float64"))
-        return rows, good, total
+            moments += LabelMoments.of(encoded.rows.labels, encoded.rows.weights)
+        return rows, moments
 
     with ThreadPoolExecutor(_THREADS) as pool:
         counts = list(pool.map(count, full))
-    rows, good = sum(n for n, _, _ in counts), sum(n for _, n, _ in counts)
-    mean = sum(total for _, _, total in counts) / max(good, 1)
-    return Profile(url, {name: kinds[name] for name in dict.fromkeys(used)}, rows, rows - good, mean)
+    rows, labels = sum(n for n, _ in counts), functools.reduce(operator.add, (found for _, found in counts))
+    columns, n_bad = {name: kinds[name] for name in dict.fromkeys(used)}, rows - int(labels.weight)
+    if job.model.task != "regression":
+        return Profile(url, columns, rows, n_bad, labels.mean)
+    stdev = math.sqrt(labels.squares / max(labels.weight, 1.0))
+    return Profile(url, columns, rows, n_bad, labels.mean, job.model.task, stdev, labels.least or 0.0)
 
 
 def compare(today: Profile, before: Sequence[Profile], limits: Limits) -> list[str]:
@@ -130,14 +142,28 @@ def compare(today: Profile, before: Sequence[Profile], limits: Limits) -> list[s
             f"{today.rows:,} rows; {len(before)} partitions before it have {usual:,.0f} (median), and "
             f"{limits.rows_low:g} to {limits.rows_high:g} times as many are expected"
         )
+    return found + _changed_labels(today, before, limits)
+
+
+def _changed_labels(today: Profile, before: Sequence[Profile], limits: Limits) -> list[str]:
+    """The oddity of the mean label, in words: against that of the days before, as a share of it; where labels may be
+    negative, of their deviation.
+    """
     weights = [day.rows - day.bad_labels for day in before]
     mean = sum(day.label_mean * n for day, n in zip(before, weights, strict=True)) / max(sum(weights), 1)
-    if not limits.label_mean_low * mean <= today.label_mean <= limits.label_mean_high * mean:
-        found.append(
-            f"the mean label (click rate) is {today.label_mean:.4f}; before it was {mean:.4f}, and "
-            f"{limits.label_mean_low:g} to {limits.label_mean_high:g} times that is expected"
-        )
-    return found
+    times = f"{limits.label_mean_low:g} to {limits.label_mean_high:g} times that is expected"
+    if min(day.label_least for day in (*before, today)) >= 0:
+        low, high = limits.label_mean_low * mean, limits.label_mean_high * mean
+    else:
+        squares = sum(day.label_stdev**2 * n for day, n in zip(before, weights, strict=True))
+        scale = math.sqrt(squares / max(sum(weights), 1)) or abs(mean)
+        low, high = mean - (1 - limits.label_mean_low) * scale, mean + (limits.label_mean_high - 1) * scale
+        times = f"{low:.5g} to {high:.5g} is expected of labels whose standard deviation is {scale:.5g}"
+    if low <= today.label_mean <= high:
+        return []
+    if today.task == "regression":
+        return [f"the mean label is {today.label_mean:.5g}; before it was {mean:.5g}, and {times}"]
+    return [f"the mean label (click rate) is {today.label_mean:.4f}; before it was {mean:.4f}, and {times}"]
 
 
 def _changed_columns(today: Profile, yesterday: Profile) -> list[str]:

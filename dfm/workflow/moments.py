@@ -5,12 +5,16 @@ from __future__ import annotations
 import datetime
 import re
 
+_ZONE = r"Z|[+-]\d{2}:?\d{2}"
+_HOUR = r"[01]\d|2[0-3]"
 _MOMENT = re.compile(
     r"(?<!\d)(?P<year>\d{4})(?:-(?P<month>\d{2})(?:-(?P<day>\d{2}))?|(?P<month2>\d{2})(?P<day2>\d{2}))"
-    r"(?:[T ](?P<hour>\d{2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:\.\d+)?)?"
-    r"(?P<zone>Z|[+-]\d{2}:?\d{2})?)?(?!\d)"
+    rf"(?:[T ](?P<hour>\d{{2}}):?(?P<minute>\d{{2}})(?::?(?P<second>\d{{2}})(?:\.\d+)?)?(?P<zone>{_ZONE})?"
+    rf"|(?<!\d{{4}}-\d\d)T(?P<hour2>{_HOUR})(?:(?P<zone2>{_ZONE})|(?![-+.:\d]))"
+    rf"|(?<=\d-\d\d-\d\d)(?:[-_/ ](?P<hour3>{_HOUR})(?=/|$)|/hour=(?P<hour4>{_HOUR}|\d(?!\d))))?(?!\d)"
 )
-"""ISO 8601, extended or basic, a day or a month alone, anywhere in a text (Airflow's run ids hold one)."""
+"""ISO 8601, extended or basic, a day or a month alone, anywhere in a text (Airflow's run ids hold one); and a day with
+an hour at the end of a text or of a folder's name, as hourly data are kept: 2026-11-29-08, day=2026-11-29/hour=08."""
 _NUMBER = re.compile(r"-?\d+")
 
 
@@ -20,12 +24,13 @@ def moment_of(text: str) -> datetime.datetime | None:
     if not found:
         return None
     year, month, day = found["year"], found["month"] or found["month2"], found["day"] or found["day2"] or 1
-    hour, minute, second = (int(found[name] or 0) for name in ("hour", "minute", "second"))
+    hour = next((int(found[name]) for name in ("hour", "hour2", "hour3", "hour4") if found[name]), 0)
+    minute, second = (int(found[name] or 0) for name in ("minute", "second"))
     try:
         wall = datetime.datetime(int(year), int(month), int(day), hour, minute, second, tzinfo=datetime.UTC)
     except ValueError:
         return None
-    zone = (found["zone"] or "Z").replace(":", "")
+    zone = (found["zone"] or found["zone2"] or "Z").replace(":", "")
     if zone == "Z":
         return wall
     ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:]))

@@ -3,6 +3,9 @@
 An alias is a folder (or URL) of small files, one a version: `v000001.json`, `v000002.json`, … The highest one names the
 champion. A file is made only where none exists, so of two publications at once one succeeds and the other learns of it;
 a reader sees the old champion or the new one. Nothing is ever changed or removed: the folder is the history.
+
+A version names a model by its place and by what was there when it was promoted. Where another model lies there by now,
+it is no champion: it is neither compared, served nor gone back to.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from dfm.data.reading import fingerprint
 from dfm.errors import GateError, ModelError
 from dfm.events import to_json
 from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
@@ -29,6 +33,8 @@ class Overtaken(GateError):
 
 
 _VERSION = re.compile(r"v(\d{6,})\.json")
+_NO_PART_OF_PREDICTIONS = ("format", "files", "metadata", "superseded")
+"""Keys of a manifest that change no prediction, but for the checksum of the parameters among the files."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Version:
     time: str = ""
     candidate: dict[str, Any] = field(default_factory=dict)
     champion: dict[str, Any] = field(default_factory=dict)
+    model_sha256: str = ""
+    """All that its predictions are made of (`Marks.predicting`); "" in entries of earlier versions of dfm."""
 
 
 def versions(alias: str, options: files.Options = None) -> list[Version]:
@@ -66,11 +74,33 @@ def champion(alias: str, options: files.Options = None) -> Version | None:
 
 
 def model_of(url: str, options: files.Options = None) -> str:
-    """The model that a URL means: of an alias its champion, else the URL itself."""
+    """The model that a URL means: of an alias its champion, else the URL itself. ModelError where another model lies
+    in the champion's place.
+    """
     if files.exists(files.join(url, MANIFEST), options):
         return url
     present = champion(url, options)
-    return present.model if present else url
+    if present is None:
+        return url
+    if files.exists(files.join(present.model, MANIFEST), options):
+        check_in_place(url, present, options)
+    return present.model
+
+
+def check_in_place(alias: str, entry: Version, options: files.Options = None) -> None:
+    """ModelError where the model that an entry of an alias names is gone, or another one lies in its place."""
+    found = marks_of(entry.model, options)
+    if _is_of(entry, *found):
+        return
+    changed = f"parameters {found.parameters[:12]} in place of {entry.parameters_sha256[:12]}"
+    if found.parameters == entry.parameters_sha256:
+        changed = "the same parameters, with another calibration, range or reading of values"
+    raise ModelError(
+        f"version {entry.number} of {alias} names the model at {entry.model}, which was overwritten ({changed}): it "
+        "can be neither compared, served nor gone back to. Put the model of the version back in its place, or begin "
+        "anew with another alias; where the model of the version before is still in place, dfm rollback serves that. "
+        'Give each model a folder of its own (output.directory = "results/2026-11-28")'
+    )
 
 
 def _number(name: str) -> int:
@@ -80,31 +110,66 @@ def _number(name: str) -> int:
 
 def _read(url: str, options: files.Options) -> Version:
     try:
-        return Version(**json.loads(files.read_bytes(url, options)))
-    except (ValueError, TypeError) as error:
+        found, known = json.loads(files.read_bytes(url, options)), {entry.name for entry in dataclasses.fields(Version)}
+        return Version(**{name: value for name, value in found.items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{url} is no version of an alias ({error}); restore it, the folder is append-only") from error
 
 
-def parameters_of(model: str, options: files.Options = None) -> str:
-    """The mark that tells one model from another: the checksum of its parameters (sha256, hex)."""
-    return str(read_manifest(model, options)["files"]["parameters"]["sha256"])
+class Marks(NamedTuple):
+    """The checksums that tell one model from another (sha256, hex)."""
+
+    parameters: str
+    predicting: str
+    """That of all that its predictions are made of: parameters and calibration, range, loss, statistics and schema, and
+    not when or by whom it was trained."""
 
 
-def published_as(history: Sequence[Version], model: str, parameters: str) -> Version | None:
+def marks_of(model: str, options: files.Options = None) -> Marks:
+    """The marks of a model, as its manifest tells them."""
+    manifest = read_manifest(model, options)
+    try:
+        parameters = str(manifest["files"]["parameters"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"the model at {model} is damaged ({error}); publish it again") from error
+    told = {name: value for name, value in manifest.items() if name not in _NO_PART_OF_PREDICTIONS}
+    return Marks(parameters, fingerprint(told, parameters))
+
+
+def _is_of(entry: Version, parameters: str, predicting: str) -> bool:
+    """Whether an entry is of a model; one of an earlier version of dfm knows its parameters alone. predicting: "" where
+    they are all that is asked for.
+    """
+    same = not (entry.model_sha256 and predicting) or entry.model_sha256 == predicting
+    return same and entry.parameters_sha256 == parameters
+
+
+def published_as(history: Sequence[Version], model: str, parameters: str, predicting: str = "") -> Version | None:
     """The version by which a model became the champion, unless it was withdrawn since."""
-    if any(entry.withdrawn == parameters for entry in history):
+    if _withdrawals(history, parameters, predicting):
         return None
-    same = [entry for entry in history if (entry.model, entry.parameters_sha256) == (model, parameters)]
+    same = [entry for entry in history if entry.model == model and _is_of(entry, parameters, predicting)]
     return same[0] if same else None
 
 
-def objections(history: Sequence[Version], parameters: str, order: str) -> list[str]:
-    """Why an alias with this history should not take these parameters, whatever their metrics."""
+def _withdrawals(history: Sequence[Version], parameters: str, predicting: str) -> list[Version]:
+    """The entries that took a model out of service: that of the entry before each."""
+    before = {entry.number + 1: entry for entry in history}
+    return [
+        entry
+        for entry in history
+        if entry.withdrawn == parameters
+        and (entry.number not in before or _is_of(before[entry.number], parameters, predicting))
+    ]
+
+
+def objections(history: Sequence[Version], parameters: str, order: str, predicting: str = "") -> list[str]:
+    """Why an alias with this history should not take a model of these marks, whatever its metrics."""
     found = [reason for reason in [_set_back(history, order)] if reason]
-    for entry in history:
-        if entry.withdrawn == parameters:
-            found.append(f"it was the champion before, and was withdrawn by version {entry.number} ({entry.reason})")
-    return found
+    return found + [
+        f"it was the champion before, and was withdrawn by version {entry.number} ({entry.reason})"
+        for entry in _withdrawals(history, parameters, predicting)
+    ]
 
 
 def is_left_behind(alias: str, model: str, order: str, options: files.Options = None) -> str:
@@ -113,7 +178,7 @@ def is_left_behind(alias: str, model: str, order: str, options: files.Options = 
     One that was the champion itself is not left behind.
     """
     history, where = versions(alias, options), _absolute(model)
-    if published_as(history, where, parameters_of(where, options)):
+    if published_as(history, where, *marks_of(where, options)):
         return ""
     return _set_back(history, order)
 
@@ -141,12 +206,12 @@ def promote(
     does not score its golden rows is never published.
     """
     where = _absolute(model)
-    parameters = parameters_of(where, options)
+    parameters, predicting = marks_of(where, options)
     history = versions(alias, options)
     present = history[-1] if history else None
-    if known := published_as(history, where, parameters):
+    if known := published_as(history, where, parameters, predicting):
         return known
-    if refusals := [*verdict.refusals, *objections(history, parameters, order)]:
+    if refusals := [*verdict.refusals, *objections(history, parameters, order, predicting)]:
         raise GateError(f"{model} does not become the champion of {alias}: {'; '.join(refusals)}")
     number = present.number if present else 0
     if seen is not None and seen != number:
@@ -154,7 +219,7 @@ def promote(
     FMModel.load(where, options)
     entry = Version(
         number + 1, where, parameters, "promote", number, "", order, "passed the gate", _now(),
-        verdict.candidate, verdict.champion,
+        verdict.candidate, verdict.champion, predicting,
     )  # fmt: skip
     return _append(alias, entry, options)
 
@@ -162,17 +227,20 @@ def promote(
 def rollback(alias: str, reason: str = "", options: files.Options = None) -> Version:
     """Make the champion before the present one the champion again; a second call goes back one further.
 
-    The present one is withdrawn: promoting it again is refused. GateError where there is none to go back to.
+    The present one is withdrawn: promoting it again is refused. GateError where there is none to go back to, ModelError
+    where another model lies in its place by now.
     """
     history = {entry.number: entry for entry in versions(alias, options)}
     present = history[max(history)] if history else None
     target = history.get(present.previous) if present else None
     if present is None or target is None:
         raise GateError(f"{alias} has no champion to go back to; it has {len(history)} versions")
+    check_in_place(alias, target, options)
     FMModel.load(target.model, options)
     entry = Version(
         present.number + 1, target.model, target.parameters_sha256, "rollback", target.previous,
         present.parameters_sha256, target.order, reason or "rolled back", _now(), target.candidate, target.champion,
+        target.model_sha256,
     )  # fmt: skip
     return _append(alias, entry, options)
 

@@ -6,7 +6,6 @@ the record of the run, the manifest of the model, and small files named by what 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -19,7 +18,6 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.reading import fingerprint
-from dfm.data.snapshots import pins_of
 from dfm.distributed.predict import DONE, Overwrite
 from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
 from dfm.events import to_json
@@ -33,7 +31,7 @@ from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
 from dfm.training.inputs import find_inputs, resolve_schema
-from dfm.workflow import data_check, registry
+from dfm.workflow import data_check, registry, unseen_rows
 from dfm.workflow.gate import Gate, Verdict, judge
 
 logger = logging.getLogger(__name__)
@@ -90,10 +88,20 @@ def finished_run(job: Job) -> RunRecord | None:
     if manifest.get("job_fingerprint") != job.fingerprint():
         return None
     try:
-        shards = find_inputs(job).train
+        inputs = find_inputs(job)
     except DataError:  # the log may be gone by now; the model is there
         return record
-    return record if manifest.get("data_fingerprint") == fingerprint(_identities(shards)) else None
+    if manifest.get("data_fingerprint") != fingerprint(_identities(inputs.train)):
+        return None
+    return record if _validated_on(manifest, inputs.validation) else None
+
+
+def _validated_on(known: Mapping[str, Any], shards: Sequence[Shard]) -> bool:
+    """Whether these shards validated a model, as far as its metadata tell. Some tell the number of their rows alone."""
+    if "validation_fingerprint" in known:
+        return bool(known["validation_fingerprint"] == fingerprint(_identities(shards)))
+    read = known.get("validation_rows", {}).get("read")
+    return not (shards and read) or read == sum(shard.n_rows for shard in shards)
 
 
 def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
@@ -189,10 +197,10 @@ def evaluate_once(
     options = where.storage_options
     shards = find_shards(list(data), options)
     if unseen:
-        _check_unseen(model, shards, options)
+        unseen_rows.check(model, shards, options)
     group = asked.group or group_of(model, options)
     sliced = [*([[list(asked.by), asked.min_rows]] if asked.by else []), *([group] if group else [])]
-    key = fingerprint(registry.parameters_of(model, options), _identities(shards), on_bad_rows, *sliced)
+    key = fingerprint(registry.marks_of(model, options), _identities(shards), on_bad_rows, *sliced)
     kept = f"{model.rstrip('/')}-evaluations/{key[:32]}.json"
     if files.exists(kept, options):
         return dict(json.loads(files.read_bytes(kept, options)))
@@ -212,25 +220,6 @@ def group_of(model: str, options: files.Options = None) -> str:
     return str(tables.get("schema", {}).get("group", "")) if is_paired(manifest.get("loss", {}).get("name", "")) else ""
 
 
-def _check_unseen(model: str, shards: Sequence[Shard], options: files.Options) -> None:
-    known = read_manifest(model, options)["metadata"]
-    settings = known.get("settings")
-    if not settings:
-        return
-    tables = {**settings, "data": {**settings["data"], "storage_options": dict(options or {})}}
-    try:
-        inputs = find_inputs(Job.from_dict(tables), pins_of(known.get("tables", ())))
-    except DataError:  # the training log may be gone by now
-        return
-    seen = {shard.url for shard in inputs.train}
-    both = [shard.url for shard in shards if shard.url in seen]
-    if both and not inputs.split.bound:
-        raise DataError(
-            f"the model at {model} was trained on {both[0]}" + (f" and {len(both) - 1} more" if len(both) > 1 else "")
-            + "; evaluate it on rows that it has not seen"
-        )  # fmt: skip
-
-
 def publish(
     candidate: str, alias: str, data: Sequence[str], gate: Gate, where: Where, *, order: str = "", enforce: bool = True
 ) -> dict[str, Any]:
@@ -238,7 +227,7 @@ def publish(
 
     order: when the candidate's data ended; a model of earlier data than the champion's is left alone: nothing is
     evaluated, and the answer says `older`. GateError where it is refused, unless `enforce` is off: then the answer says
-    so.
+    so. ModelError where another model lies in the champion's place: nothing would be compared but a model with itself.
     """
     options = where.storage_options
     ownership.check_apart(alias, data, "alias", options)
@@ -246,10 +235,11 @@ def publish(
         present = registry.champion(alias, options)
         older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
         return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
+    _champion_in_place(alias, options)
     asked = Asked(gate.slices, gate.slice_min_rows, group_of(candidate, options))
     metrics = evaluate_once(candidate, data, where, unseen=True, asked=asked)
     for attempt in range(1, _ATTEMPTS + 1):
-        present = registry.champion(alias, options)
+        present = _champion_in_place(alias, options)
         rival = evaluate_once(present.model, data, where, asked=asked) if present else None
         verdict = judge(metrics, rival, gate)
         try:
@@ -264,6 +254,14 @@ def publish(
                 raise
             return _publication(alias, present.number if present else 0, verdict, [str(refusal)])
     raise AssertionError("unreachable")
+
+
+def _champion_in_place(alias: str, options: files.Options) -> registry.Version | None:
+    """The present entry of an alias. ModelError where its model is gone, or another one lies in its place."""
+    present = registry.champion(alias, options)
+    if present:
+        registry.check_in_place(alias, present, options)
+    return present
 
 
 def _publication(
@@ -291,7 +289,7 @@ def predict_once(
     options = where.storage_options
     url = registry.model_of(model, options)
     shards = find_shards(list(data), options)
-    key = fingerprint(registry.parameters_of(url, options), _identities(shards), list(keep), on_bad_rows)
+    key = fingerprint(registry.marks_of(url, options), _identities(shards), list(keep), on_bad_rows)
     record = files.join(output, SCORED)
     ownership.check_replaceable(record, _is_scored, options)
     if files.exists(record, options) and files.exists(files.join(output, DONE), options):
@@ -342,4 +340,5 @@ def check_day(
     if url and files.exists(files.join(url, MANIFEST), options):
         drift = data_check.drifted(day, FMModel.load(url, options), limits, options)
     data_check.check(today, earlier, limits, drift)
-    return {**{key: value for key, value in dataclasses.asdict(today).items() if key != "columns"}, "before": there}
+    told = {name: getattr(today, name) for name in ("url", "rows", "bad_labels", "label_mean")}
+    return {**told, "before": there}

@@ -55,6 +55,8 @@ def load(url: str, engine: str) -> Served:
     does not say what the model says.
     """
     champion = registry.champion(url)
+    if champion:
+        registry.check_in_place(url, champion)
     where = champion.model if champion else url
     model = FMModel.load(where)
     predict = ENGINES[engine](model)

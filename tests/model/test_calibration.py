@@ -133,5 +133,14 @@ def test_rows_of_one_class_and_a_model_that_is_upside_down_give_none() -> None:
     assert "not of both classes" in str(fitted("platt", ClassificationTally.from_scores([0.0, 1.0], [1, 1])))
     assert "not of both classes" in str(fitted("platt", ClassificationTally.empty()))
     logits, labels = drawn(6, 3_000, slope=-1.0)
-    for kind in KINDS:
-        assert "turn the order" in str(fitted(kind, ClassificationTally.from_scores(logits, labels)))
+    reasons = {kind: str(fitted(kind, ClassificationTally.from_scores(logits, labels))) for kind in KINDS}
+    assert reasons["platt"] == "it would turn the order of the rows round"
+    assert reasons["isotonic"].endswith("the 3000 rows to fit it on rises with the logits: all fall into one pool")
+
+
+@pytest.mark.parametrize("n_rows", [2, 150, 199])
+def test_an_isotonic_calibration_of_too_few_rows_says_so(n_rows: int) -> None:
+    logits = np.linspace(-2, 2, n_rows)
+    few = ClassificationTally.from_scores(logits, (logits > 0).astype(float))
+    expected = f"the {n_rows} rows to fit it on are too few: expected 200, for two groups of rows"
+    assert fitted("isotonic", few) == expected

@@ -267,6 +267,18 @@ def test_onnx_predicts_by_the_link_of_the_loss_and_text_that_cannot_is_refused(
             assert export(other, kind, str(tmp_path))
 
 
+@pytest.mark.parametrize(("kind", "advice"), [("xlearn", "cut what xlearn_predict gives"), ("libfm", "libFM cuts its")])
+def test_a_text_that_cannot_say_in_which_range_predictions_stay_warns(
+    model: FMModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, advice: str
+) -> None:
+    number = dataclasses.replace(model, task="regression")
+    assert export(number, kind, str(tmp_path))
+    assert not caplog.records
+    assert export(dataclasses.replace(number, clip=(-0.8, 5.0)), kind, str(tmp_path))
+    (record,) = caplog.records
+    assert f"stay within -0.8 to 5, which the text of {kind} cannot say: {advice}" in record.getMessage()
+
+
 def test_rows_that_the_model_refuses_are_not_hashed_for_an_export_either():
     model = make_model(EVERY_KIND)
     rows = random_table(3).to_pylist()

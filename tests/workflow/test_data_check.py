@@ -89,6 +89,32 @@ def test_a_column_that_a_pattern_no_longer_finds_is_missed(tmp_path: Path):
     assert compare(today, [yesterday], Limits()) == [f"column 's2' is missing; it was string in {days[0]}"]
 
 
+def numbers_of(folder: Path, day: int, mean: float, stdev: float) -> Profile:
+    """The profile of a day whose labels are numbers, half of them one deviation below the mean, half above."""
+    labels = pa.array([mean - stdev, mean + stdev] * 100, pa.float64())
+    url, job = write_day(folder, day, clicked=labels), load_job({**JOB.to_dict(), "model": {"task": "regression"}})
+    return profile(url, job, resolve_schema(job, find_shards([url])[0]), str(folder / "profiles"))
+
+
+@pytest.mark.parametrize(("mean", "stdev"), [(-5.0, 2.0), (0.01, 3.0), (-0.02, 1.0)])
+def test_numbers_of_any_sign_are_compared_in_what_they_deviate(tmp_path: Path, mean: float, stdev: float):
+    before = [numbers_of(tmp_path, day, mean + day * 0.01 * stdev, stdev) for day in (1, 2, 3)]
+    usual = numbers_of(tmp_path, 4, mean - 0.1 * stdev, stdev)
+    assert usual.label_stdev == pytest.approx(stdev)
+    check(usual, before, Limits())
+    for day, by in ((5, -2.0), (6, 2.0)):
+        with pytest.raises(DataError, match=r"expected: the mean label is .*; before it was ") as refusal:
+            check(numbers_of(tmp_path, day, mean + by * stdev, stdev), before, Limits())
+        assert "click rate" not in str(refusal.value)
+
+
+def test_numbers_that_are_never_negative_are_compared_as_shares_of_their_mean(tmp_path: Path):
+    before = [numbers_of(tmp_path, 1, 10.0, 9.0)]
+    assert compare(numbers_of(tmp_path, 2, 12.0, 9.0), before, Limits()) == []
+    (odd,) = compare(numbers_of(tmp_path, 3, 13.0, 9.0), before, Limits())
+    assert odd == "the mean label is 13; before it was 10, and 0.8 to 1.25 times that is expected"
+
+
 def test_limits_are_checked():
     with pytest.raises(SettingsError, match="rows_low = 3 lies above rows_high = 2"):
         Limits(rows_low=3)

@@ -21,6 +21,18 @@ from dfm.workflow.registry import Version, objections
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
+HOURLY = (
+    *("2026-11-29T08", "20261129T08", "2026-11-29T08Z", "2026-11-29T10+02:00", "2026-11-29 08", "2026-11-29-08"),
+    *("2026-11-29_08", "2026-11-29/08", "s3://log/2026-11-29/08/model", "day=2026-11-29/hour=08"),
+    *("s3://log/day=2026-11-29/hour=8/model", "manual__2026-11-29T08"),
+)
+DAILY = (
+    *("2026-11-29-05:00", "2026-11-29-08-15", "2026-11-29T08-15", "2026-11-29_45", "2026-11-29 12 models"),
+    *("2026-11-29_08_ab12", "20261129_08", "day=2026-11-29/hour=24"),
+)
+"""Texts in which what follows the day may be something else than an hour."""
+
+
 def utc(*parts: int) -> datetime.datetime:
     return datetime.datetime(*parts, tzinfo=datetime.UTC)
 
@@ -38,6 +50,8 @@ def utc(*parts: int) -> datetime.datetime:
         ("manual__2026-11-26T11:00:00+00:00", utc(2026, 11, 26, 11)),
         ("manual__2026-11-26T110000+0000", utc(2026, 11, 26, 11)),
         ("asset_triggered__2026-11-27T110000.25+0000_ab12", utc(2026, 11, 27, 11)),
+        *((text, utc(2026, 11, 29, 8)) for text in HOURLY),
+        *((text, utc(2026, 11, 29)) for text in DAILY),
         *((text, None) for text in ("", "night 7", "1764028800", "2026-13-01", "2026-W48", "v12")),
     ],
 )
@@ -52,6 +66,9 @@ def test_a_moment_is_found_in_any_text_that_holds_one(text: str, moment: datetim
         ("2026-11-27T00:30:00+02:00", "2026-11-26T23:00:00+00:00"),
         ("manual__2026-11-26T11:00:00+00:00", "20261128T000000"),
         ("20261125T000000", "asset_triggered__2026-11-27T11:00:00+00:00_ab12"),
+        ("2026-11-29T08", "2026-11-29T09"),
+        ("day=2026-11-29/hour=08", "day=2026-11-29/hour=09"),
+        ("2026-11-29/23", "2026-11-30/00"),
         ("9", "10"),
         ("week a", "week b"),
     ],

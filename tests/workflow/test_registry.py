@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import threading
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 
 from dfm.errors import GateError, ModelError, SettingsError
+from dfm.model.calibration import Calibration
 from dfm.storage import files
 from dfm.workflow.gate import Gate, Verdict, judge
-from dfm.workflow.registry import champion, model_of, promote, rollback, versions
+from dfm.workflow.registry import champion, is_left_behind, model_of, promote, rollback, versions
 from tests.support.small_models import PLAIN, make_model
 
 GOOD = {
@@ -235,3 +238,71 @@ def test_a_slice_that_got_worse_is_refused_by_name() -> None:
     assert refusal.startswith("where site = b its log_loss is 1.200 times the champion's on 2,000 rows, and 1 more")
     assert refusal.endswith("the gate allows 1.02")
     assert judge(with_slices(a=0.41, b=0.36), champion, Gate()).passed
+
+
+# --- a folder that another model was written into -------------------------------------------------------
+
+
+def calibrated(url: str, min_count: int) -> None:
+    line = Calibration("platt", (0.0,), (-0.4,), 0.7)
+    dataclasses.replace(make_model(PLAIN, min_count=min_count), calibration=line).save(url)
+
+
+def test_a_champion_that_was_overwritten_is_an_error_and_not_another_model(alias: str, models: list[str]) -> None:
+    promote(alias, models[0], PASSED)
+    make_model(PLAIN, min_count=3).save(models[0])
+    with pytest.raises(ModelError, match=r"was overwritten \(parameters .*begin anew with another alias.*of its own"):
+        model_of(alias)
+    assert model_of(models[0]) == models[0], "who names the folder means what is there"
+    make_model(PLAIN, min_count=1).save(models[0])
+    assert model_of(alias) == models[0], "put back in its place"
+
+
+def test_nobody_goes_back_to_a_folder_that_another_model_lies_in(alias: str, models: list[str]) -> None:
+    """Every night is trained into the same folder: the champion before is gone, whatever the folder is called."""
+    promote(alias, models[0], PASSED)
+    make_model(PLAIN, min_count=2).save(models[0])
+    promote(alias, models[0], PASSED)
+    with pytest.raises(ModelError, match=r"version 1 of .* names the model at .* was overwritten"):
+        rollback(alias)
+    assert len(versions(alias)) == 2
+    assert model_of(alias) == models[0]
+
+
+def test_a_champion_that_was_overwritten_may_be_gone_back_from(alias: str, models: list[str]) -> None:
+    promote(alias, models[0], PASSED)
+    promote(alias, models[1], PASSED)
+    make_model(PLAIN, min_count=3).save(models[1])
+    assert rollback(alias).model == models[0] == model_of(alias)
+
+
+def test_models_that_differ_in_calibration_alone_are_two(alias: str, models: list[str]) -> None:
+    calibrated(models[1], min_count=1)
+    first, second = promote(alias, models[0], PASSED), promote(alias, models[1], PASSED)
+    assert first.parameters_sha256 == second.parameters_sha256
+    rollback(alias, "too bold")
+    with pytest.raises(GateError, match=r"withdrawn by version 3 \(too bold\)"):
+        promote(alias, models[1], PASSED)
+    assert promote(alias, models[0], PASSED) == first, "it was not withdrawn"
+    calibrated(models[0], min_count=1)
+    with pytest.raises(ModelError, match="the same parameters, with another calibration"):
+        model_of(alias)
+
+
+def test_versions_of_an_earlier_dfm_are_known_by_their_parameters(tmp_path: Path, models: list[str]) -> None:
+    alias = str(tmp_path / "champion")
+    promote(alias, models[0], PASSED)
+    promote(alias, models[1], PASSED, order="2026-11-02")
+    for path in Path(alias).iterdir():
+        entry = json.loads(path.read_text())
+        del entry["model_sha256"]
+        path.write_text(json.dumps({**entry, "of_a_later_dfm": 1}))
+    assert model_of(alias) == models[1]
+    assert promote(alias, models[0], PASSED, order="2026-11-01").number == 1
+    assert is_left_behind(alias, models[0], "2026-11-01") == ""
+    rollback(alias)
+    with pytest.raises(GateError, match="withdrawn by version 3"):
+        promote(alias, models[1], PASSED, order="2026-11-03")
+    make_model(PLAIN, min_count=3).save(models[0])
+    with pytest.raises(ModelError, match="was overwritten"):
+        model_of(alias)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from distributed import Client
 
 from dfm.cli import publish
-from dfm.errors import ClusterError, DataError, GateError, RunCancelled, SettingsError
+from dfm.data.parquet import find_shards
+from dfm.data.reading import fingerprint
+from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError
 from dfm.launch import process
+from dfm.model.calibration import Calibration
+from dfm.model.fm_model import FMModel
 from dfm.model.report import report_training
 from dfm.pages.page import write_report
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
-from dfm.workflow import data_check, registry, steps
+from dfm.workflow import data_check, registry, steps, unseen_rows
 from dfm.workflow.gate import Gate
 from tests.support.small_jobs import LAST_DAY, job_tables
 
@@ -80,6 +86,25 @@ def test_another_job_or_other_data_is_not_finished(
     shard = next((copy / "day=2026-11-14").glob("*.parquet"))
     pq.write_table(pq.ParquetFile(shard).read().slice(1), shard)
     assert steps.finished_run(job) is None
+
+
+def test_other_rows_that_validate_are_other_work(log: Path, tmp_path: Path, where: steps.Where):
+    held_out = tmp_path / "held out"
+    shutil.copytree(log / f"day={LAST_DAY}", held_out)
+    tables = job_tables(log, tmp_path, data={"train": day(log, DAYS[0]), "validation": str(held_out)})
+    tables["data"]["validation_from"], tables["model"]["calibration"] = "", "platt"
+    job = load_job(tables)
+    steps.train_once(job, "night-1", where)
+    assert steps.finished_run(job) is not None
+    known = json.loads((tmp_path / "out/model/model.json").read_text())["metadata"]
+    shards = find_shards([str(held_out)])
+    own = {"validation_fingerprint": fingerprint([shard.identity for shard in shards])}
+    assert steps._validated_on({**known, **own}, shards)
+    shard = next(held_out.glob("*.parquet"))
+    pq.write_table(pq.ParquetFile(shard).read().slice(1), shard)
+    assert steps.finished_run(job) is None, "a row less"
+    pq.write_table(pq.ParquetFile(next((log / f"day={LAST_DAY}").glob("*.parquet"))).read(), shard, compression="gzip")
+    assert not steps._validated_on({**known, **own}, find_shards([str(held_out)])), "as many rows"
 
 
 def test_a_model_outlives_the_log_that_it_was_trained_on(log: Path, work: Path, tmp_path: Path, where: steps.Where):
@@ -173,6 +198,97 @@ def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path
     with pytest.raises(GateError):
         steps.publish(weak["model"], alias, window, GATE, where, order="20261118")
     assert registry.model_of(alias) == candidate["model"]
+
+
+def test_a_candidate_in_the_place_of_the_champion_is_not_compared_with_itself(
+    candidate, log: Path, tmp_path: Path, where: steps.Where
+):
+    """Every night is trained into the same folder, as `output.overwrite` allows."""
+    alias, window, place = str(tmp_path / "champion"), [day(log, LAST_DAY)], str(tmp_path / "out" / "model")
+    shutil.copytree(candidate["model"], place)
+    steps.publish(place, alias, window, GATE, where, order="2026-11-17")
+    steps.train_once(job_on(log, tmp_path, DAYS[:1], training={"n_epochs": 1}), "night-2", where)
+    for enforce in (True, False):
+        with pytest.raises(ModelError, match=r"version 1 of .* was overwritten .*compared.* a folder of its own"):
+            steps.publish(place, alias, window, GATE, where, order="2026-11-18", enforce=enforce)
+    with pytest.raises(ModelError, match="was overwritten"):
+        steps.predict_once(alias, window, str(tmp_path / "scores"), where)
+    with pytest.raises(ModelError, match="was overwritten"):
+        steps.pin_start(str(tmp_path / "next"), alias)
+    assert len(registry.versions(alias)) == 1
+
+
+def test_a_model_of_another_calibration_is_evaluated_and_scores_anew(
+    candidate, log: Path, tmp_path: Path, where: steps.Where
+):
+    window, place, scores = [day(log, LAST_DAY)], str(tmp_path / "model"), str(tmp_path / "scores")
+    shutil.copytree(candidate["model"], place)
+    before, scored = steps.evaluate_once(place, window, where), steps.predict_once(place, window, scores, where)
+    model = FMModel.load(place)
+    dataclasses.replace(model, calibration=Calibration("platt", (0.0,), (-0.4,), 0.7)).save(place)
+    assert FMModel.load(place).parameters_sha256() == model.parameters_sha256()
+    assert steps.evaluate_once(place, window, where)["log_loss"] != before["log_loss"]
+    old = pq.ParquetDataset(scores).read()["prediction"].to_pylist()
+    assert steps.predict_once(place, window, scores, where)["predicted"] == scored["predicted"]
+    assert pq.ParquetDataset(scores).read()["prediction"].to_pylist() != old
+
+
+# A column of the file itself, so that one shard may have rows on both sides of the bound.
+HOURS = ["2026-11-14T00", "2026-11-14T12", "2026-11-15T00", "2026-11-15T12"]
+
+
+@pytest.fixture(scope="module")
+def hourly(log: Path, work: Path, where: steps.Where) -> tuple[Path, str]:
+    """Shards of rows before a bound, on both sides of it and after it, and a model that validated on those after it."""
+    folder = work / "hourly"
+    folder.mkdir()
+    rows = pq.ParquetFile(next((log / "day=2026-11-14").glob("*.parquet"))).read().slice(0, 1000)
+    for name, times in {"before": HOURS[:2], "both": HOURS[1:3], "after": HOURS[2:]}.items():
+        column = pa.array([times[row % 2] for row in range(1000)])
+        pq.write_table(rows.append_column("moment", column), folder / f"{name}.parquet")
+    job = job_tables(folder, work / "of hours", data={"validation_from": HOURS[2]})
+    job["schema"]["time"] = "moment"
+    return folder, steps.train_once(load_job(job), "hours", where)["model"]
+
+
+def test_shards_before_the_bound_were_trained_on_and_those_after_it_were_not(
+    hourly: tuple[Path, str], caplog: pytest.LogCaptureFixture
+):
+    folder, model = hourly
+    with pytest.raises(DataError, match=r"was trained on .*/before.parquet; evaluate it on rows"):
+        unseen_rows.check(model, find_shards([str(folder)]))
+    caplog.clear()
+    unseen_rows.check(model, find_shards([str(folder / "after.parquet")]))
+    assert not caplog.records
+    unseen_rows.check(model, find_shards([str(folder / "both.parquet")]))
+    assert "trained on those rows of" in caplog.text
+    assert "both.parquet that lie before 2026-11-15T00 by moment" in caplog.text
+
+
+def test_a_job_of_relative_paths_is_understood_from_elsewhere_or_a_warning_says_that_it_is_not(
+    log: Path, tmp_path: Path, where: steps.Where, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    for name in DAYS[:2]:
+        shutil.copytree(log / f"day={name}", tmp_path / "log" / f"day={name}")
+    job = job_tables(log, tmp_path, data={"train": f"log/day={DAYS[0]}", "validation_from": ""})
+    monkeypatch.chdir(tmp_path)
+    model = steps.train_once(load_job({**job, "output": {"directory": "out"}}), "night", where)["model"]
+    seen, other = (find_shards([f"log/day={name}"]) for name in DAYS[:2])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model, moved = str(tmp_path / model), shutil.copytree(tmp_path / model, tmp_path / "moved")
+    with pytest.raises(DataError, match="was trained on"):
+        unseen_rows.check(model, seen)
+    caplog.clear()
+    unseen_rows.check(model, other)
+    assert not caplog.records
+    unseen_rows.check(str(moved), seen)
+    assert "could not be found out" in caplog.text
+    assert f"log/day={DAYS[0]}" in caplog.text
+    caplog.clear()
+    shutil.copytree(tmp_path / "log", tmp_path / "elsewhere" / "log")
+    unseen_rows.check(str(moved), seen)
+    assert "relative paths, and other data are found there" in caplog.text
 
 
 def test_a_night_older_than_the_champion_is_left_alone_and_nothing_is_compared(
