@@ -36,6 +36,10 @@ class OutOfMemoryError(ClusterError):
     """Workers were ended because their memory ran out."""
 
 
+class LostParametersError(ClusterError):
+    """Parameters went with the workers that had them, and nothing is left to make them of but a checkpoint."""
+
+
 class DamagedTransferError(ClusterError, OSError):
     """Arrays of another process that arrived with other bits.
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from distributed import Future, get_worker, secede
 
 from dfm.distributed.cluster.watch import Watch
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, LostParametersError
 from dfm.kernels.tables import Layout
 from dfm.storage import files
 from dfm.training.checkpoint import (
@@ -29,6 +29,7 @@ from dfm.training.checkpoint import (
     read_block,
     write_block,
 )
+from dfm.training.exact_rounds import LOST
 from dfm.training.executor import Parameters
 from dfm.training.loop import Snapshot
 from dfm.training.rounds import Block
@@ -46,10 +47,16 @@ class BlockGone(ClusterError, FileNotFoundError):
     """A file of a checkpoint is missing: found when a run begins, the checkpoint is given up; later the run ends."""
 
 
-def save_block(url: str, name: str, block: Block, options: files.Options) -> tuple[BlockFile, float]:
-    """Write one block from a worker, beside its training thread; the file and the seconds that it took."""
+def save_block(
+    url: str, name: str, block: Block | None, options: files.Options
+) -> tuple[BlockFile, float]:
+    """Write one block from a worker, beside its training thread; the file and the seconds that it took.
+    LostParametersError where there is none.
+    """
     if _on_a_worker():
         secede()  # the thread no longer counts: the next training task starts at once
+    if block is None:
+        raise LostParametersError(LOST)
     started = time.perf_counter()
     saved = SavedBlock(block.start, block.table, block.momentum, block.noise)
     return write_block(url, name, saved, options), time.perf_counter() - started

@@ -39,7 +39,7 @@ from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
 from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
 from dfm.distributed.tuning import settings_event, table_bytes, tuned
-from dfm.errors import DataError, DivergenceError, RunCancelled
+from dfm.errors import DataError, DivergenceError, LostParametersError, RunCancelled
 from dfm.events import history_frame
 from dfm.model.figures import notebook_html, plot_history
 from dfm.model.fm_model import BRIEF, FMModel
@@ -57,6 +57,8 @@ from dfm.training.publish import check_shards
 from dfm.training.steps import StepSchedule
 
 logger = logging.getLogger(__name__)
+_TIMES_TAKEN_UP = 5
+"""Times that a run goes on from its last checkpoint because parameters were lost."""
 
 
 @dataclass(frozen=True)
@@ -207,18 +209,11 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
         with contextlib.ExitStack() as stack:
             savers = [stack.enter_context(contextlib.closing(_checkpointer(run, each.folder))) for each in checkpoints]
             trainings, train_all = _trainings(run, prepared, savers, checkpoints)
-            with kept(trainings):
-                trained = train_all()
-            with kept(trainings, publishing=True):
-                prepared, trained = best_of_both(run, prepared, trained, started_loop)
-                work = trainings[0].loop.work
-                trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
-                ended = time.monotonic()
-                result = _publish(run, prepared, trained)
-                seconds["publish"] = time.monotonic() - ended
+            made = _made(run, prepared, trainings, train_all)
     except DivergenceError:
         _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
         raise
+    prepared, trained, result = made.prepared, made.trained, made.result
     if not trained.interrupted:
         with tolerated("its checkpoints could not be deleted"):
             _clear(checkpoints)
@@ -226,10 +221,55 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
         _prune(run, moment)
     if run.job.output.report:
         with tolerated("its report could not be written"):
+            seconds["publish"] = made.seconds
             page = write_page(run, prepared, seconds, looks_at_rows=not trained.interrupted)
             result = dataclasses.replace(result, report_url=page)
     run.tell({**done_event(run, prepared, trained, result.parameters_sha256), "report": result.report_url})
     return result
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A published model, what it was made of, and how long publishing took."""
+
+    prepared: Prepared
+    trained: Trained
+    result: TrainResult
+    seconds: float
+
+
+def _made(run: Run, prepared: Prepared, trainings: Sequence[Training], train_all: Callable[[], Trained]) -> _Made:
+    """The model, trained and published; from the last checkpoint on where parameters are lost meanwhile."""
+    for _ in range(_TIMES_TAKEN_UP):
+        try:
+            return _made_at_once(run, prepared, trainings, train_all)
+        except LostParametersError:
+            if not _stands_again(run, trainings):
+                raise
+            logger.warning("parameters were lost with all workers that had them: the run goes on from its checkpoint")
+    return _made_at_once(run, prepared, trainings, train_all)
+
+
+def _made_at_once(
+    run: Run, prepared: Prepared, trainings: Sequence[Training], train_all: Callable[[], Trained]
+) -> _Made:
+    with kept(trainings):
+        trained = train_all()
+    with kept(trainings, publishing=True):
+        prepared, trained = best_of_both(run, prepared, trained, started_loop)
+        work = trainings[0].loop.work
+        trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
+        ended = time.monotonic()
+        return _Made(prepared, trained, _publish(run, prepared, trained), time.monotonic() - ended)
+
+
+def _stands_again(run: Run, trainings: Sequence[Training]) -> bool:
+    """Whether a training whose parameters were lost stands where it was when its last checkpoint was written. Several
+    that are told in step do not.
+    """
+    (first, *others) = trainings
+    committed = first.checkpointer.committed
+    return committed is not None and not others and _resume(run, first.loop, first.checkpointer, [committed])
 
 
 def _clear(checkpoints: Sequence[_Saved]) -> None:

@@ -115,7 +115,7 @@ class Ledger:
         self.url = files.join(folder, f".dfm-{kind}.json")
         self._claimed: tuple[str, ...] = ()
         self._mark = ""
-        """Of the claim that this object made, until it is settled; it tells it from those of others."""
+        """The mark of the claim that this object made, until it is settled; it tells it from those of others."""
 
     def read(self) -> dict[str, int | None]:
         """Names and sizes; None for a file whose writing may not have ended. Empty where there is no ledger."""

@@ -11,12 +11,13 @@ import numpy as np
 
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, LostParametersError
 from dfm.kernels.tables import ParameterTable
 from dfm.model.metrics import Tally
 from dfm.solvers.columns import Replica
 from dfm.solvers.posterior import Draws, put_together
 from dfm.training.exact_rounds import (
+    LOST,
     add_predictions,
     begin_rows,
     draw_origin,
@@ -314,6 +315,8 @@ class ExactExecutor:
         self.place.begin(after_loss=True)
         if self.place.result(self.place.submit(_is_lost, self._block)) and self._before is not None:
             before, block = self._before
+            if self.place.result(self.place.submit(_is_lost, block)):
+                raise LostParametersError(LOST)
             again = self._iteration(before, block)
             if self._draws and self._draws[-1] is self._block:
                 self._draws[-1] = again.block
@@ -359,7 +362,7 @@ class ExactExecutor:
     def restore(self, parameters: Parameters, bounds: Sequence[int]) -> None:
         """Go on from this block, with the draws that follow it."""
         self._block, *self._draws = parameters
-        self._bounds, self._before = list(bounds), None
+        self._bounds, self._before, self._under_way = list(bounds), None, None
         self._predicted, self._n_predicted = [], 0
 
     def fork(self, parameters: Parameters) -> ExactExecutor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dfm.averaging.contributions import fold
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
-from dfm.errors import ClusterError
+from dfm.errors import LostParametersError
 from dfm.kernels.blocks import padded_lanes
 from dfm.kernels.contract import RoundTally
 from dfm.kernels.tables import InitialValues, ParameterTable, aligned_room, aligned_zeros, pull
@@ -346,6 +346,12 @@ def end_rows(
 # ------------------------------------------------------------------------------------------ validation ----
 
 
+LOST = (
+    "parameters were lost with all workers that had them; run the same command again, which goes on from the last "
+    "checkpoint"
+)
+
+
 def add_predictions(
     work: ExactWork,
     block: Block | None,
@@ -356,10 +362,7 @@ def add_predictions(
     Φ(s) and Φ(−s), float64[2, n_rows]. before: those of earlier draws, or None.
     """
     if block is None:
-        raise ClusterError(
-            f"the parameters of iteration {work.iteration} were lost with all workers that had them; run the same "
-            "command again, which goes on from the last checkpoint"
-        )
+        raise LostParametersError(LOST)
     found = []
     for number, partition in enumerate(partitions):
         table = pull([block.table], partition.features, partition.n_factored if block.table.n_factored else 0)

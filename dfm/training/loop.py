@@ -448,6 +448,7 @@ class TrainingLoop:
         if self.pilot is not None and self.at.pilot:
             self.work = dataclasses.replace(self.work, step=self.pilot.steps[self.at.pilot["chosen"]])
         self.executor.restore(blocks, checkpoint.state["bounds"])
+        self._ahead = None
         saved = checkpoint.state["best"]
         self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"]) if saved else None
         least = self.objective.cost(saved["metrics"]) if saved else None

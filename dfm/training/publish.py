@@ -16,7 +16,7 @@ from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.reading import Reading
 from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
-from dfm.errors import DivergenceError, SettingsError
+from dfm.errors import DivergenceError, LostParametersError, SettingsError
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
 from dfm.model.objective import LossInfo
@@ -24,6 +24,7 @@ from dfm.settings.job import Job
 from dfm.solvers.posterior import Draws, put_together
 from dfm.storage import files, ownership
 from dfm.training import rounds
+from dfm.training.exact_rounds import LOST
 from dfm.training.label_units import in_own_unit, of_full_stream
 
 _LOOKED_AT = 4 * GOLDEN_ROWS
@@ -81,7 +82,7 @@ def check_shards(job: Job, shards: Sequence[Shard]) -> None:
 
 
 def publish_model(
-    blocks: Sequence[rounds.Block],
+    blocks: Sequence[rounds.Block | None],
     vocabulary: Vocabulary,
     reading: Reading,
     metadata: dict[str, Any],
@@ -89,14 +90,17 @@ def publish_model(
     url: str,
     meaning: Meaning,
 ) -> Published:
-    """Put the model together and save it with some golden rows."""
+    """Put the model together and save it with some golden rows. LostParametersError where a block is None."""
+    there = [block for block in blocks if block is not None]
+    if len(there) < len(blocks):
+        raise LostParametersError(LOST)
     calibration = meaning.calibration
     draws: Draws | None = None
     if meaning.are_draws:
-        table, draws = put_together([block.table for block in blocks], [block.noise for block in blocks])
+        table, draws = put_together([block.table for block in there], [block.noise for block in there])
         draws = draws.in_own_unit(reading.units.label)
     else:
-        table = rounds.whole_table(blocks)
+        table = rounds.whole_table(there)
     if reading.units.label != LabelUnit():
         table = in_own_unit(table, reading.units.label)
     table = of_full_stream(table, reading.share_of_negatives)

@@ -14,6 +14,8 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.distributed import checkpointing
+from dfm.distributed import exact as on_workers
 from dfm.distributed.cluster import connect
 from dfm.distributed.exact import Workers
 from dfm.settings.tables import ClusterSettings
@@ -78,5 +80,30 @@ def test_workers_killed_in_the_middle_of_an_iteration_change_nothing(
     result = drawn(log, tmp_path, two_processes, observe)
     assert len(killed) == 2 * n_killed
     assert met.count(2) >= EPOCHS - 2
+    assert result.parameters_sha256 == untouched.parameters_sha256
+    assert result.validation == untouched.validation
+
+
+@pytest.mark.parametrize("epoch", [3, EPOCHS - 1, EPOCHS])
+def test_draws_that_are_too_large_for_the_driver_are_made_again_from_a_checkpoint(
+    log: Path,
+    untouched: jobs.TrainResult,
+    two_processes: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+) -> None:
+    """Each lies on one worker only, which is killed after a draw, or after the last."""
+    monkeypatch.setattr(on_workers, "_MOST_KEPT", 0)
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    killed: list[int] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == epoch and len(killed) < 2:
+            killed.append(sorted(pids_of_workers(two_processes))[len(killed)])
+            os.kill(killed[-1], signal.SIGKILL)
+
+    result = drawn(log, tmp_path, two_processes, observe)
+    assert killed
     assert result.parameters_sha256 == untouched.parameters_sha256
     assert result.validation == untouched.validation
