@@ -38,7 +38,7 @@ from dfm.estimators.features import (
 )
 from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
 from dfm.estimators.notes import tell_what_says_nothing
-from dfm.estimators.outputs import Output, shown, teller, unpacked
+from dfm.estimators.outputs import AsFitted, Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
 from dfm.estimators.shards import paths_of, read_evaluation, read_labelled, read_shards, validation_paths
 from dfm.estimators.sources import ArrayRows, Relabel, RowSource
@@ -47,6 +47,7 @@ from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.tables import ParameterTable
 from dfm.model.figures import plot_history
 from dfm.model.fm_model import FMModel
+from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, PREDICTION, check_output, handed_out
 from dfm.model.rows import arrived
 from dfm.model.token_names import TokenNames
@@ -66,6 +67,7 @@ class BaseFactorizationMachine(Parametrised):
     _outputs: list[Output]
     _tables: list[ParameterTable]
     _draws: list[Draws | None]
+    _as_fitted: AsFitted
 
     # ------------------------------------------------------------------------------ what subclasses say ----
 
@@ -230,12 +232,15 @@ class BaseFactorizationMachine(Parametrised):
 
     def _learn(self, source: RowSource, goes_on: bool, are_all: bool = True) -> LabelSummary:
         """Features and classes of the rows; where training goes on, those of the last fit, and new categories."""
+        if goes_on:
+            self._check_goes_on()
         summary = source.summarise(self._task == "classification")
         if goes_on:
             source.encode(self._features, self._encoding)
             self._grow(source, summary)
             return summary
-        for name in ("_outputs", "_tables"):  # tables of other features: if this fit fails, there is no model
+        # Tables of other features: if this fit fails, there is no model.
+        for name in ("_outputs", "_tables", "_as_fitted"):
             self.__dict__.pop(name, None)
         encoding = self._encode(summary)
         self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
@@ -253,7 +258,6 @@ class BaseFactorizationMachine(Parametrised):
         if isinstance(features, TableFeatures):
             rows = RowsToFit(source.n_rows, source.entries, False, goes_on=True, chosen=self._chosen(True))
             recipes = self._recipes(rows, summary)
-            self._starts(len(recipes), True)  # refuses to go on with other parameters
             options = self._feature_options()
             grown = features.grown(source.counts(features.vocabulary), options.table, options.n_factors)
             before, after = features.vocabulary, grown.vocabulary
@@ -290,10 +294,8 @@ class BaseFactorizationMachine(Parametrised):
         unit = LabelUnit(self._encoding.mean, self._encoding.scale)
         return [self._recipe(rows, mean, unit) for mean in self._mean_labels(summary)]
 
-    def _starts(self, n_outputs: int, goes_on: bool) -> list[Fit | None]:
-        """The fit that each machine goes on from. SettingsError where parameters changed too much to go on."""
-        if not goes_on:
-            return [None] * n_outputs
+    def _check_goes_on(self) -> None:
+        """SettingsError where parameters changed too much to go on from the last fit."""
         layout = self._outputs[0].fit.table.layout
         wanted = self._spec(self._objective(), self._settings()[0].n_factors, self.optimizer).layout
         if layout != wanted:
@@ -301,16 +303,20 @@ class BaseFactorizationMachine(Parametrised):
                 f"training cannot go on from a model of {layout} with {wanted}: keep family, n_factors and optimizer, "
                 "or fit anew with warm_start = False (a model that was fitted on shards has no optimizer state at all)"
             )
-        return [output.fit for output in self._outputs]
+        loss, before = self._objective().info, self._as_fitted.loss
+        if loss != before:
+            raise SettingsError(
+                f"training cannot go on from a model of loss {_told(before)} with loss {_told(loss)}, as scores mean "
+                "something else: keep loss and loss_parameter, or fit anew with warm_start = False"
+            )
 
     def _train(self, source: RowSource, held_out: Any, recipes: Sequence[Recipe], rows: RowsToFit) -> Self:
         """Train every machine on the rows of the source, and keep what comes out."""
-        starts = self._starts(len(recipes), rows.goes_on)
         placed = source.place(self._features, self._deal(rows), held_out)
 
         def train(number: int) -> Output:
-            recipe, start = recipes[number], starts[number]
-            start = start or Fit(initial_table(recipe, self._features.vocabulary))
+            recipe, begins = recipes[number], not rows.goes_on
+            start = Fit(initial_table(recipe, self._features.vocabulary)) if begins else self._outputs[number].fit
             executor = placed.executor(self._relabel(number))
             if self._is_exact:
                 exact, table = executor.exact(self._features.vocabulary), start.table
@@ -351,7 +357,25 @@ class BaseFactorizationMachine(Parametrised):
         self._draws = [output.draws() for output in outputs]
         self.n_iter_ = max(len(output.fit.history) for output in outputs)
         self.history_ = self._history()
+        self._as_fitted = self._as_they_are()
         return self
+
+    def _as_they_are(self) -> AsFitted:
+        """The parameters of this moment, as the fit that ends keeps them."""
+        objective = self._objective()
+        spec = self._spec(objective, self._tables[0].layout.n_factors, self.optimizer)
+        given = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in self.get_params().items()}
+        return AsFitted(objective.info, spec, given)
+
+    def _objective_of_fit(self) -> Objective:
+        """The objective of the last fit; before the first one that of the parameters."""
+        return Objective.of_info(self._task, self._as_fitted.loss) if hasattr(self, "_as_fitted") else self._objective()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The attributes; of pickles of dfm 0.2.0 and before, the parameters are those of the fit."""
+        super().__setstate__(state)
+        if hasattr(self, "_tables") and not hasattr(self, "_as_fitted"):
+            self._as_fitted = self._as_they_are()
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the features, object[n_features], in the order of `coef_` and `factors_`.
@@ -365,7 +389,7 @@ class BaseFactorizationMachine(Parametrised):
         if isinstance(features, MatrixFeatures):
             return self._names_of_columns(features, input_features)
         assert isinstance(features, TableFeatures)
-        names = TokenNames(features.model(self._tables[0], self._objective(), {}))
+        names = TokenNames(features.model(self._tables[0], self._objective_of_fit(), {}))
         for batch in () if input_features is None else as_arrow(input_features).combine_chunks().to_batches():
             names.add(batch)
         vocabulary, fields = features.vocabulary, [entry.name for entry in features.schema.fields]
@@ -411,8 +435,7 @@ class BaseFactorizationMachine(Parametrised):
             ]
             return np.stack(each).astype(np.float64)
         # Of the fit's own kernels, which this process has compiled: scores do not depend on loss or optimizer.
-        spec = self._spec(self._objective(), tables[0].layout.n_factors, self.optimizer)
-        kernels = numba_cpu.compile_kernels(spec)
+        kernels = numba_cpu.compile_kernels(self._as_fitted.spec)
         return np.stack([kernels.scores(partition, table).astype(np.float64) for table in tables])
 
     def _elsewhere(self, X: Any, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -451,14 +474,13 @@ class BaseFactorizationMachine(Parametrised):
         return dense
 
     def _model(self, number: int = 0) -> FMModel:
-        given = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in self.get_params().items()}
         metadata = {
             "dfm_version": __version__,
             "estimator": type(self).__name__,
-            "settings": {"estimator": given},
+            "settings": {"estimator": dict(self._as_fitted.settings)},
             "history": self.history_,
         }
-        model = self._features.model(self._tables[number], self._objective(), metadata)
+        model = self._features.model(self._tables[number], self._objective_of_fit(), metadata)
         return dataclasses.replace(model, draws=self._draws[number])
 
     def to_local(self) -> Self:
@@ -470,6 +492,12 @@ class BaseFactorizationMachine(Parametrised):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _told(loss: LossInfo) -> str:
+    """A loss by its name and what else tells it from others."""
+    own = f" (sha256 {loss.sha256[:8]})" if loss.sha256 else ""
+    return f'"{loss.name}"{own}' if loss.parameter is None else f'"{loss.name}" of loss_parameter {loss.parameter:g}'
 
 
 class LoneMachine(BaseFactorizationMachine):

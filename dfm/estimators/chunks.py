@@ -52,7 +52,7 @@ from dfm.estimators.features import (
     resolve_columns,
     sketch_table,
 )
-from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels
+from dfm.estimators.labels import LabelEncoding, LabelSummary, check_classes, check_present, summarise_labels
 from dfm.estimators.scorers import Scorer
 from dfm.estimators.sources import Deal
 
@@ -224,11 +224,20 @@ def entries_of(rows: HashedRows) -> EntrySums:
 
 
 def summarise_chunk(chunk: Chunk, is_classification: bool) -> LabelSummary:
-    """Summary of a chunk's labels. DataError where there is not one for every row."""
+    """Summary of a chunk's labels. DataError where there is not one for every row, of the kind that is trained on."""
     y, n_rows = chunk.labels, n_rows_of(chunk.data)
     if np.ndim(y) != 1 or len(y) != n_rows:
         raise DataError(f"it has {n_rows} rows, that of y the shape {np.shape(y)}: one label a row")
-    return summarise_labels(y, chunk.weights, is_classification)
+    check_present(y)
+    masses = None if chunk.weights is None else np.asarray(chunk.weights, np.float64)
+    try:
+        summary = summarise_labels(y, masses, is_classification)
+    except (TypeError, ValueError) as error:
+        expected = "one type" if is_classification else "numbers"
+        raise DataError(f"its y does not fit ({error}); make it {expected} (y.astype)") from error
+    if summary.classes.size:
+        check_classes(summary.classes)
+    return summary
 
 
 def summaries_of(

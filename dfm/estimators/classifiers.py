@@ -35,7 +35,7 @@ class OneAgainstRest:
 
 def _gives_probabilities(estimator: Any) -> bool:
     """Whether the loss makes its scores logits; a margin is no probability."""
-    return bool(estimator._objective().info.link == "sigmoid")
+    return bool(estimator._objective_of_fit().info.link == "sigmoid")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -61,7 +61,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 
         Categories may come later (with min_count, from as many occurrences in all calls on); the first call decides how
         numbers are scaled, and which columns there are. Weights count as they are; class_weight = "balanced" needs all
-        rows and is refused.
+        rows and is refused, and so is a loss, family, n_factors or optimizer that has changed since.
         """
         if self.class_weight == "balanced":
             raise ValueError('class_weight = "balanced" needs all rows at once: pass weights as a dict, or use fit')
@@ -69,7 +69,10 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
             self._announced = None if classes is None else np.unique(classes)
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes = {list(classes)} are not those of the first call: {list(self.classes_)}")
-        return self._partial_fit(X, y, sample_weight)
+        try:
+            return self._partial_fit(X, y, sample_weight)
+        finally:
+            self.__dict__.pop("_announced", None)  # of this call alone, however it ends
 
     def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
         y = super()._checked_labels(X, y)
@@ -152,7 +155,7 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         return [self._model(number) for number in range(len(self._fitted_tables()))]
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
-        announced = self.__dict__.pop("_announced", None)
+        announced = vars(self).get("_announced")
         self.classes_ = summary.classes if announced is None else announced
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.multiclass import check_classification_targets
 
 from dfm.errors import DataError
 
@@ -87,6 +88,41 @@ def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSumm
     no_counts = np.zeros(0, np.int64)
     least = float(numbers.min(initial=np.inf))
     return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares, least)
+
+
+def check_present(y: Any) -> None:
+    """DataError where a label of a chunk is missing, or infinite."""
+    labels = np.asarray(y)
+    missing = _missing(y, labels)
+    if missing.any():
+        row = int(missing.argmax())
+        raise DataError(f"its y holds {labels[row]} in row {row}, which is no label; drop such rows, or fill them in")
+
+
+def _missing(y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Rows whose label is missing or infinite, bool[n_rows]. labels: y as an array."""
+    kind = labels.dtype.kind
+    if kind == "f":
+        return ~np.isfinite(labels)
+    if kind in "mM":
+        return np.isnat(labels)
+    if kind != "O":
+        return np.zeros(len(labels), bool)
+    if hasattr(y, "isna"):
+        return np.asarray(y.isna(), bool)
+    # Whether NaN is itself, Python denies, and the NA of pandas answers NA.
+    return np.array([label is None or str(label == label) != "True" for label in labels], bool)
+
+
+def check_classes(classes: NDArray[Any]) -> None:
+    """DataError where the distinct labels of a chunk are no classes, as scikit-learn has it: numbers with fractions."""
+    found = np.array(classes.tolist()) if classes.dtype.kind == "O" else classes
+    try:
+        # Each stands twice, as scikit-learn warns where hardly any does.
+        check_classification_targets(np.repeat(found, 2))
+    except (TypeError, ValueError) as error:
+        first = ", ".join(str(label) for label in classes[:3])
+        raise DataError(f"its y holds {first}, …, which are no classes ({error})") from error
 
 
 def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dfm.data.units import LabelUnit
 from dfm.errors import SettingsError
+from dfm.kernels.contract import KernelSpec
 from dfm.kernels.tables import ParameterTable
+from dfm.model.objective import LossInfo
 from dfm.solvers.posterior import Draws
 from dfm.training.executor import Event
 from dfm.training.fitting import Fit
@@ -36,6 +38,18 @@ class Output:
     def draws(self) -> Draws | None:
         """Its draws in that unit; None where it has none."""
         return None if self.fit.draws is None else self.fit.draws.in_own_unit(self.unit)
+
+
+@dataclass(frozen=True)
+class AsFitted:
+    """Parameters as they were at a fit, by which its scores and models are read, whatever `set_params` says meanwhile.
+
+    spec: of kernels that score. settings: all of them by name, those that are no plain values as text.
+    """
+
+    loss: LossInfo
+    spec: KernelSpec
+    settings: Mapping[str, Any]
 
 
 def unpacked(eval_set: Any) -> tuple[Any, Any, Any]:

@@ -42,6 +42,7 @@ def group_ids(group: Any, n_rows: int) -> Ids:
     given = group if isinstance(group, pa.Array | pa.ChunkedArray) else pa.array(group, from_pandas=True)
     if len(given) != n_rows:
         raise ValueError(f"group has {len(given)} rows, X has {n_rows}: expected one group a row")
+    given = given.cast(given.type.value_type) if pa.types.is_dictionary(given.type) else given
     found = given.combine_chunks() if isinstance(given, pa.ChunkedArray) else given
     return found.dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.uint64)
 

@@ -26,7 +26,8 @@ from dfm.solvers.posterior import intervals
 
 def _has_draws(estimator: Any) -> bool:
     """Whether its fit keeps draws, whose spread is known."""
-    return bool(estimator.solver == MCMC)
+    fitted = vars(estimator).get("_as_fitted")
+    return bool((estimator.solver if fitted is None else fitted.settings["solver"]) == MCMC)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -50,7 +51,8 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         """One epoch over some rows, going on from the last call.
 
         Categories may come later (with min_count, from as many occurrences in all calls on); the first call decides the
-        unit of the labels, how numbers are scaled, and which columns there are.
+        unit of the labels, how numbers are scaled, and which columns there are. A loss, family, n_factors or optimizer
+        that has changed since is refused.
         """
         return self._partial_fit(X, y, sample_weight)
 
@@ -58,7 +60,7 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         """Predicted numbers, float64[n_rows]. output: "numpy", or "arrow", "pandas", "polars" for a column."""
         found = self._elsewhere(X, "predict", (), np.float64)
         if found is None:
-            scores, link = self._scores(X)[0], self._objective().link
+            scores, link = self._scores(X)[0], self._objective_of_fit().link
             is_number = link.name == "identity"
             found = scores if is_number else link.predict(scores.astype(np.float32)).astype(np.float64)
         return self._handed_out(found, output, X)

@@ -218,6 +218,68 @@ def test_a_chunk_that_does_not_fit_is_named_with_its_column(client: Client, how:
         model.predict(collection(spoilt, frame.iloc[:0])).compute(scheduler="sync")
 
 
+MISSING: dict[str, Any] = {
+    "NaN": pd.Series([0.0, np.nan] * 30),
+    "infinity": pd.Series([0.0, np.inf] * 30),
+    "None beside numbers": pd.Series([0, None] * 30, dtype=object),
+    "None beside text": pd.Series(["0", None] * 30, dtype=object),
+    "NA among integers": pd.Series([0, None] * 30, dtype="Int64"),
+    "NA among truths": pd.Series([True, None] * 30, dtype="boolean"),
+    "a category that is missing": pd.Series(["0", None] * 30, dtype="category"),
+    "a moment that is missing": pd.Series(pd.to_datetime(["2026-01-01", None] * 30)),
+    "NaN in an array": np.array([0.0, np.nan] * 30),
+    "None in an array of objects": np.array([0, None] * 30, object),
+    "NA in an array of objects": np.array([0, pd.NA] * 30, object),
+    "NaN in an array of objects": np.array(["0", np.nan] * 30, object),
+}
+"""Labels of a chunk, of which the second is none."""
+
+
+@pytest.mark.parametrize("what", MISSING)
+@pytest.mark.parametrize("kind", [LinearClassifier, LinearRegressor])
+def test_a_label_that_is_missing_is_told_with_its_chunk_and_row(client: Client, kind: Any, what: str) -> None:
+    labels = MISSING[what]
+    if isinstance(labels, np.ndarray):
+        rows = da.from_array(X[: 2 * SIZE], chunks=(SIZE, 3))
+        y = da.from_array(np.concatenate([labels[[0] * SIZE], labels]), SIZE)
+    else:
+        rows = dd.from_pandas(FRAME[: 2 * SIZE], npartitions=2)
+        y = collection([pd.Series(labels.iloc[[0] * SIZE].to_numpy()), labels], labels.iloc[:0])
+    with pytest.raises(DataError, match=r"chunk 1 of X: its y holds \S+ in row 1, which is no label; drop such rows"):
+        kind(n_replicas=1).fit(rows, y, client=client)
+
+
+def test_a_missing_label_to_validate_on_is_the_eval_sets(client: Client) -> None:
+    rows, y = da.from_array(X, chunks=(SIZE, 3)), da.from_array(np.arange(len(X)) % 2.0, SIZE)
+    with pytest.raises(DataError, match="eval_set: chunk 3 of X: its y holds nan in row 59, which is no label"):
+        LinearClassifier().fit(rows, y, eval_set=(rows, da.where(da.arange(len(X)) < 239, y, np.nan)), client=client)
+
+
+FRACTIONS: dict[str, Any] = {"numbers": X[:, 0], "as objects": X[:, 0].astype(object)}
+
+
+@pytest.mark.parametrize("form", FRACTIONS)
+def test_numbers_with_fractions_are_no_classes(client: Client, form: str) -> None:
+    rows, y = da.from_array(X, chunks=(SIZE, 3)), da.from_array(FRACTIONS[form], SIZE)
+    told = r"chunk \d of X: its y holds -.*, …, which are no classes \(Unknown label type: continuous\. Maybe you"
+    with pytest.raises(DataError, match=told):
+        LinearClassifier(n_epochs=1, n_replicas=1).fit(rows, y, client=client)
+    many = da.from_array(np.arange(len(X)) % 40, SIZE)  # of a chunk alone scikit-learn would warn
+    assert LinearClassifier(n_epochs=1, n_replicas=1).fit(rows, many, client=client).classes_.size == 40
+    numbers = da.from_array(np.round(X[:, 0]).astype(object), SIZE)
+    assert LinearClassifier(n_epochs=1, n_replicas=1).fit(rows, numbers, client=client).classes_.size > 2
+    assert LinearRegressor(n_epochs=1, n_replicas=1).fit(rows, y, client=client).n_iter_ == 1
+
+
+@pytest.mark.parametrize("kind", [LinearClassifier, LinearRegressor])
+def test_labels_of_a_type_that_nothing_can_be_made_of_are_not_blamed_on_the_columns(client: Client, kind: Any) -> None:
+    y = np.array([0, 1] * (len(X) // 2), object)
+    y[-1] = "one"
+    expected = "one type" if kind is LinearClassifier else "numbers"
+    with pytest.raises(DataError, match=rf"chunk 3 of X: its y does not fit \(.*\); make it {expected} \(y.astype\)"):
+        kind().fit(da.from_array(X, chunks=(SIZE, 3)), da.from_array(y, SIZE), client=client)
+
+
 def test_labels_that_are_text_here_and_numbers_there_are_refused_with_the_chunks(client: Client) -> None:
     labels = [pd.Series([0, 1] * 30), pd.Series(["0", "1"] * 30), *[pd.Series([0, 1] * 30)] * 2]
     with pytest.raises(DataError, match=r"y holds text in chunk 1 and numbers in chunk 3: make it one type"):

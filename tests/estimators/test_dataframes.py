@@ -80,6 +80,8 @@ def test_weights_groups_and_rows_to_validate_on_may_be_frames_too() -> None:
     ranker = FMRanker(**GIVEN).fit(relation(ROWS), pl.Series(CLICKED), relation(pa.table({"g": groups})))
     same = FMRanker(**GIVEN).fit(ROWS, CLICKED, groups)
     np.testing.assert_array_equal(ranker.predict(FRAME), same.predict(ROWS))
+    by_category = FMRanker(**GIVEN).fit(FRAME, CLICKED, pl.Series(groups).cast(pl.String).cast(pl.Categorical))
+    np.testing.assert_array_equal(by_category.predict(ROWS), same.predict(ROWS))
     assert ranker.score(ROWS.to_reader(50), CLICKED, groups) == same.score(ROWS, CLICKED, groups)
     with pytest.raises(DataError, match="of 3 columns is no column; select the one that is meant"):
         FMClassifier().fit(ROWS, relation(ROWS))

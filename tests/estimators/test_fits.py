@@ -178,6 +178,17 @@ def test_a_warm_start_goes_on_and_parts_of_the_data_may_come_one_by_one():
         parts.partial_fit(X, PAIR, classes=[1, 2])
 
 
+def test_a_first_part_that_was_refused_announces_no_classes_to_the_next_fit():
+    model = LinearClassifier(n_epochs=1)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        model.partial_fit(X[:100], PAIR[:99], classes=[0, 1, 2])
+    assert model.fit(X, PAIR).classes_.tolist() == [False, True]
+    again = LinearClassifier(n_epochs=1)
+    with pytest.raises(DataError, match="none of the classes"):
+        again.partial_fit(X, THREE, classes=["low", "mid"])
+    assert again.partial_fit(X, THREE).classes_.tolist() == ["low", "mid", "top"]
+
+
 def test_the_best_epoch_on_the_evaluation_rows_is_kept():
     noise = RNG.random(600) < 0.4
     hard = np.where(noise, ~PAIR, PAIR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("sklearn", minversion="1.6")
@@ -13,7 +14,7 @@ from scipy import sparse
 
 from dfm.errors import DataError, SettingsError
 from dfm.estimators import FMClassifier, FMRanker
-from dfm.estimators.rankers import cut_by_group
+from dfm.estimators.rankers import cut_by_group, group_ids
 from dfm.model.group_auc import group_sums, rows_by_group
 from tests.support.ranking_log import RankingLog
 
@@ -115,6 +116,17 @@ def test_text_and_missing_groups_are_told_apart() -> None:
     X, y = np.eye(6), np.array([0, 1, 0, 1, 0, 1])
     assert FMRanker(n_epochs=1).fit(X, y, ["a", "a", None, None, "b", "c"]).pairs_ == 2
     assert FMRanker(n_epochs=1).fit(X, y).pairs_ == 3
+
+
+def test_groups_may_be_dictionaries_of_arrow_and_categories_of_pandas() -> None:
+    pd = pytest.importorskip("pandas")
+    X, y, groups = np.eye(6), np.array([0, 1, 0, 1, 0, 1]), ["a", "a", None, None, "b", "c"]
+    encoded = pa.array(groups).dictionary_encode()
+    others = pa.chunked_array([pa.array(groups[:3]).dictionary_encode(), pa.array(groups[3:]).dictionary_encode()])
+    expected = group_ids(groups, 6)
+    for given in (encoded, others, pd.Series(groups).astype("category"), pd.Categorical(groups)):
+        np.testing.assert_array_equal(group_ids(given, 6), expected)
+        assert FMRanker(n_epochs=1).fit(X, y, given).pairs_ == 2
 
 
 def test_a_job_takes_its_parameters_and_the_column_of_groups() -> None:
