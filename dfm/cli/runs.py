@@ -230,13 +230,13 @@ def cancel(
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
     from dfm.errors import SettingsError
     from dfm.runs import outcome
-    from dfm.runs.record import request_cancel
+    from dfm.runs.record import read_run, request_cancel
 
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
     place = _place(run, scheduler, tls, options)
-    record = request_cancel(place.directory, place.options)
-    if record is None:
+    record = read_run(place.directory, place.options)
+    if record is None or (record := request_cancel(place.directory, place.options)) is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
@@ -264,6 +264,7 @@ def list_runs(
     context: str, options: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
     """The runs whose output lies in or directly below the LOCATIONs (folders, URLs; default: here), newest first."""
+    from dfm.errors import SettingsError
     from dfm.runs.outcome import outcome_of
 
     if kubernetes:
@@ -273,7 +274,12 @@ def list_runs(
         directories = sorted(set(_runs_of(scheduler, tls).values()))
     else:
         directories = [found for location in locations or (".",) for found in _below(location, options)]
-    outcomes = [(directory, outcome_of(directory, options)) for directory in directories]
+    outcomes = []
+    for directory in directories:
+        try:
+            outcomes.append((directory, outcome_of(directory, options)))
+        except SettingsError as error:  # a file of somebody else, maybe
+            Console(stderr=True).print(f"passed over: {error}", highlight=False, markup=False, soft_wrap=True)
     runs = [(directory, found) for directory, found in outcomes if found.record is not None]
     runs.sort(key=lambda entry: entry[1].record.updated if entry[1].record else "", reverse=True)
     console = Console()

@@ -103,16 +103,30 @@ class RunRecord:
 
 
 def read_run(directory: str, storage_options: Mapping[str, Any] | None = None) -> RunRecord | None:
-    """The record of the run that writes (or wrote) to an output directory; None where there is none."""
+    """The record of the run that writes (or wrote) to an output directory; None where there is none. SettingsError
+    where the file is no record.
+    """
     url = files.join(directory, RECORD)
     try:
-        found = _whole(lambda: json.loads(files.read_bytes(url, storage_options)))
+        return _whole(lambda: _parsed(files.read_bytes(url, storage_options)))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SettingsError(f"{url} is no record of a run ({error}); delete it and run the job again") from error
+
+
+def _parsed(data: bytes) -> RunRecord:
+    """The record in a file. ValueError or TypeError where it is none."""
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
     known = {entry.name for entry in dataclasses.fields(RunRecord)}
-    return RunRecord(**{key: value for key, value in found.items() if key in known})
+    record = RunRecord(**{key: value for key, value in found.items() if key in known})
+    if not all(isinstance(text, str) for text in (record.run_id, record.state, record.updated)):
+        raise ValueError("its values are of other types")
+    if record.updated:
+        datetime.datetime.fromisoformat(record.updated)
+    return record
 
 
 def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -122,12 +136,23 @@ def write_run(directory: str, record: RunRecord, storage_options: Mapping[str, A
 
 
 def read_events(directory: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The events of a run, in order: each has "time" and "run_id". Empty where nothing was written."""
+    """The events of a run, in order: each has "time" and "run_id". Empty where nothing was written; without the last
+    one where that was cut short. SettingsError where others are damaged.
+    """
     url = files.join(directory, EVENTS)
+
+    def lines() -> list[bytes]:
+        return files.read_bytes(url, storage_options).splitlines()
+
     try:
-        return _whole(lambda: [json.loads(line) for line in files.read_bytes(url, storage_options).splitlines()])
+        return _whole(lambda: [json.loads(line) for line in lines()])
     except FileNotFoundError:
         return []
+    except ValueError:
+        try:
+            return [json.loads(line) for line in lines()[:-1]]
+        except ValueError as error:
+            raise SettingsError(f"{url} holds lines that are no events of a run ({error}); delete it") from error
 
 
 def _whole(read: Callable[[], Read]) -> Read:

@@ -37,7 +37,7 @@ from dfm.settings.constraints import (
     show,
 )
 from dfm.settings.synonyms import meant_by
-from dfm.storage.credentials import check_options, check_url
+from dfm.storage.credentials import check_options, check_url, check_variables
 
 TASKS = ("classification", "regression")
 MERGE_RULES = ("auto", *WEIGHT_RULES)
@@ -816,6 +816,11 @@ class KubernetesSettings(Table):
     )
 
     def _check(self) -> None:
+        check_variables(
+            self.environment,
+            "kubernetes.environment",
+            "let a Secret keep it: kubernetes.environment_from, or kubernetes.secret for all of its keys",
+        )
         mounts = [volume["mount"] for volume in self.volumes]
         if twice := [mount for mount in mounts if mounts.count(mount) > 1]:
             raise SettingsError(f"kubernetes.volumes mounts {twice[0]!r} twice; give each volume a path of its own")

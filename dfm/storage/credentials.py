@@ -16,13 +16,17 @@ from dfm.errors import SettingsError
 from dfm.storage.tables import folder_of
 
 _SECRET_OPTION = re.compile(
-    r"(?i)(^key$|^auth$|^sas$|secret|passw|token|credential|private_?key|access_?key|account_?key|api_?key"
-    r"|connection_?string|authorization|cookie|signature)"
+    r"(?i)(^key$|^auth$|^sas$|^pwd$|secret|passw|passphrase|token|credential|private[-_]?key|access[-_]?key"
+    r"|account[-_]?key|api[-_]?key|subscription[-_]?key|connection[-_]?string|authorization|cookie|signature)"
+)
+_SECRET_VARIABLE = re.compile(
+    r"(?i)(secret|passw|passphrase|(^|_)(pwd|token|key|sas|auth)$|credential|private_?key|access_?key|account_?key"
+    r"|api_?key|connection_?string|authorization)"
 )
 _PUBLIC_TOKENS = ("anon", "google_default", "cache", "cloud", "browser")
 """Words that gcsfs takes as `token`: where to find credentials, not credentials."""
 _SECRET_PARAMETERS = re.compile(
-    r"(?i)^(sig|.*signature|.*token|.*credential|awsaccesskeyid|.*secret.*|password|api_?key)$"
+    r"(?i)^(sig|.*signature|.*token|.*credential|awsaccesskeyid|.*secret.*|passw(or)?d|passphrase|pwd|(.*[-_])?key|apikey)$"
 )
 _INTERPRETING = (
     "reference",
@@ -97,12 +101,36 @@ def check_options(options: Mapping[str, Any] | None, name: str = "data.storage_o
             )
 
 
+def check_variables(variables: Mapping[str, Any], name: str, remedy: str) -> None:
+    """SettingsError where an environment variable holds a secret; the path of a file that has one is none."""
+    for key, value in variables.items():
+        text = str(value)
+        if "://" in text:
+            check_url(text, f"{name}.{key}")
+        is_place = key.upper().endswith(("_FILE", "_PATH", "_DIR")) or text.startswith("/")
+        if _SECRET_VARIABLE.search(key) and text and not is_place:
+            raise SettingsError(
+                f"{name}.{key} is a secret, which would stand in manifests and the published model; leave it out, and "
+                f"{remedy}"
+            )
+
+
 def _walk(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values by their names; those of lists, and of pairs in them (name, value), too."""
     for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        yield from _walk_value(f"{prefix}{key}", value)
+
+
+def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from _walk(value, f"{name}.")
+    elif not isinstance(value, list | tuple):
+        yield name, value
+    elif len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], str):
+        yield from ((name, value[0]), (f"{name}.{value[0]}", value[1]))
+    else:
+        for each in value:
+            yield from _walk_value(name, each)
 
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dfm.errors import SettingsError, StorageError
-from dfm.storage.credentials import check_url
+from dfm.storage.credentials import check_url, hidden
 from dfm.storage.retry import first_line, retrying
 from dfm.storage.tables import TableUrl
 from dfm.version import pip_install
@@ -35,6 +35,8 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BROKEN = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV, getattr(errno, "EUCLEAN", errno.EIO)}
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+_NO_CONDITIONS = 501
+"""The status by which a store says that it knows no conditional puts."""
 _PROBE = "writable"
 ABANDONED_AFTER = 3600.0
 """Seconds after which nobody writes a temporary file any more that was not written to."""
@@ -213,7 +215,20 @@ def write_bytes(url: str, data: bytes, options: Options = None) -> None:
     if isinstance(filesystem, LocalFileSystem):  # by another name (local://…); its own writing is not in one step
         write_bytes(path, data)
         return
-    retrying(url, lambda: filesystem.pipe_file(path, data))
+    with _telling_of_buckets(url):
+        retrying(url, lambda: filesystem.pipe_file(path, data))
+
+
+@contextlib.contextmanager
+def _telling_of_buckets(url: str) -> Iterator[None]:
+    """StorageError where a file cannot be written as something is missing: of a store that is the bucket."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{hidden(url)} cannot be written ({first_line(error)}): there is no such bucket or container; create it, "
+            "or check the URL"
+        ) from error
 
 
 def create_bytes(url: str, data: bytes, options: Options = None) -> None:
@@ -232,8 +247,14 @@ def create_bytes(url: str, data: bytes, options: Options = None) -> None:
     writer = uuid.uuid4().hex
     extra = {"Metadata": {_WRITER: writer}} if on_s3 else {}
     try:
-        retrying(url, lambda: filesystem.pipe_file(path, data, mode="create", **extra))
+        with _telling_of_buckets(url):
+            retrying(url, lambda: filesystem.pipe_file(path, data, mode="create", **extra))
     except OSError as error:
+        if _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode") == _NO_CONDITIONS:
+            if exists(url, options):
+                raise FileExistsError(errno.EEXIST, "the file is there already", url) from error
+            retrying(url, lambda: filesystem.pipe_file(path, data))
+            return
         if not _is_refusal(error):
             raise
         # The store may have taken a request whose answer got lost; its repetition then finds the first one's file.
@@ -245,9 +266,13 @@ def create_bytes(url: str, data: bytes, options: Options = None) -> None:
 
 def _is_refusal(error: OSError) -> bool:
     """Whether a store declined to create a file because there is one."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    refused = answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+    refused = _answer(error).get("Error", {}).get("Code") in ("PreconditionFailed", "412")
     return isinstance(error, FileExistsError) or refused
+
+
+def _answer(error: OSError) -> Mapping[str, Any]:
+    """The answer of S3 that an error came of."""
+    return getattr(error.__cause__, "response", None) or {}
 
 
 def _create_locally(path: Path, data: bytes) -> None:
@@ -277,7 +302,8 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
             yield collected  # type: ignore[misc]
             collected.flush()
             filesystem, path_in_store = open_store(url, options)
-            retrying(url, lambda: filesystem.put_file(collected.name, path_in_store))
+            with _telling_of_buckets(url):
+                retrying(url, lambda: filesystem.put_file(collected.name, path_in_store))
         return
     path = local_path(url)
     temporary = temporary_of(path)

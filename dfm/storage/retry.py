@@ -24,6 +24,10 @@ _CONNECTION_ERRORS = {
 }
 """Classes of botocore (its ConnectionError, of which its timeouts are, is no OSError), aiohttp, urllib3, requests,
 Azure and Google's login, found by name: none of these packages is needed."""
+_AT_ONCE = ("ConditionalRequestConflict",)
+"""The answer of S3 to one of two conditional puts of one object at the same time; the next one is told who won."""
+_NOT_KNOWN = 501
+"""The status of a request that a store does not know, today or later."""
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
 
 
@@ -62,7 +66,8 @@ def is_transient(error: BaseException) -> bool:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, Mapping) else None
         status = status or getattr(cause, "status", None) or getattr(answer, "status_code", None)
         if isinstance(status, int):
-            return status >= 500 or status in (408, 429)
+            code = answer.get("Error", {}).get("Code") if isinstance(answer, Mapping) else None
+            return (status >= 500 and status != _NOT_KNOWN) or status in (408, 429) or code in _AT_ONCE
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     by_name = {kind.__name__ for kind in type(error).__mro__} & _CONNECTION_ERRORS

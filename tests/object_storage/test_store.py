@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,3 +150,63 @@ def test_a_ledger_removes_its_own_files_from_a_store_and_an_output_apart_from_it
     for output in ("log", "log/day=1/x", "", "log/day=1"):
         with pytest.raises(SettingsError, match="the input"):
             check_apart(f"{bucket.replace('s3://', 's3a://')}/{output}", [f"{bucket}/log/day=*"], "output")
+
+
+def answer(code: str, status: int) -> OSError:
+    """What s3fs raises for an answer of the store."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    told = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = ClientError(told, "PutObject")
+    found: OSError = translate_boto_error(error)
+    found.__cause__ = error
+    return found
+
+
+def refusing_once(monkeypatch: pytest.MonkeyPatch, error: OSError) -> list[int]:
+    """Puts on a condition are answered so, once; how many were made."""
+    opened, asked = files.open_store, list[int]()
+
+    def open_store(url: str, options: files.Options = None) -> Any:
+        filesystem, path = opened(url, options)
+        put = filesystem.pipe_file
+
+        def pipe_file(path: str, data: bytes, **how: Any) -> Any:
+            asked.append(len(data))
+            if how.get("mode") == "create" and len(asked) == 1:
+                raise error
+            return put(path, data, **how)
+
+        monkeypatch.setattr(filesystem, "pipe_file", pipe_file)
+        return filesystem, path
+
+    monkeypatch.setattr(files, "open_store", open_store)
+    return asked
+
+
+def test_of_two_puts_at_the_same_instant_the_one_that_conflicts_is_made_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = refusing_once(monkeypatch, answer("ConditionalRequestConflict", 409))
+    files.create_bytes(f"{bucket}/conflict", b"mine")
+    assert len(asked) == 2
+
+
+def test_a_store_without_conditional_puts_gets_a_look_before_the_write(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing_once(monkeypatch, answer("NotImplemented", 501))
+    files.create_bytes(f"{bucket}/without", b"mine")
+    assert files.read_bytes(f"{bucket}/without") == b"mine"
+    monkeypatch.undo()
+    refusing_once(monkeypatch, answer("NotImplemented", 501))
+    with pytest.raises(FileExistsError):
+        files.create_bytes(f"{bucket}/without", b"other")
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
+    nowhere = bucket.rpartition("/")[0] + "/no-such-bucket" if bucket.count("/") > 2 else "s3://no-such-bucket"
+    for write in (files.write_bytes, files.create_bytes):
+        with pytest.raises(StorageError, match="there is no such bucket or container"):
+            write(f"{nowhere}/run.json", b"1")

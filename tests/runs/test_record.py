@@ -399,3 +399,42 @@ def test_a_killed_driver_leaves_a_record_that_grows_stale(training: tuple[subpro
     assert left.state == "running"
     wait_until(lambda: left.is_stale(1.0))
     assert run_of(job) == left
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"id": 17}', "[]", '{"run_id": "a", "state": "running", "updated": "yesterday"}', '{"run_id": 1, "state": "x"}'],
+)
+def test_a_record_of_somebody_else_is_named_and_others_are_listed(tmp_path: Path, content: str) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text(content)
+    with pytest.raises(SettingsError, match="is no record of a run"):
+        read_run(str(tmp_path / "foreign"))
+    runs.write_run(str(tmp_path / "good"), RunRecord("run-7", "finished", updated=runs.now()))
+    told = subprocess.run(
+        [sys.executable, "-m", "dfm", "list", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "run-7" in told.stdout
+    assert "foreign/run.json is no record of a run" in told.stderr
+
+
+def test_events_without_the_one_that_was_cut_short_are_read(job: Job) -> None:
+    with RunLog(job) as log:
+        log.on_event(EPOCH)
+        log.on_event(DONE)
+    url = files.join(job.output.directory, runs.EVENTS)
+    whole, data = read_events(job.output.directory), files.read_bytes(url)
+    files.write_bytes(url, data[:-20])
+    assert read_events(job.output.directory) == whole[:-1]
+    files.write_bytes(url, b"nothing\n" + data)
+    with pytest.raises(SettingsError, match="lines that are no events"):
+        read_events(job.output.directory)
+
+
+def test_a_cancel_of_no_run_leaves_nothing(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "dfm", "cancel", str(tmp_path / "typo")], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == SettingsError.exit_code
+    assert "there is no record of a run" in told.stderr
+    assert not (tmp_path / "typo").exists()

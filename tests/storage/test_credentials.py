@@ -18,6 +18,9 @@ SECRET = "hunter2"
         f"ftp://someone:{SECRET}@host/clicks",
         f"https://{SECRET}@host/clicks",
         f"https://host/clicks?X-Amz-Signature={SECRET}",
+        f"https://host/clicks?api-key={SECRET}",
+        f"https://host/clicks?key={SECRET}",
+        f"https://host/clicks?passwd={SECRET}",
         f"https://account.blob.core.windows.net/c/x?sv=2026&sig={SECRET}",
         f"simplecache::s3://AKIA:{SECRET}@bucket/clicks",
     ],
@@ -64,6 +67,10 @@ def test_a_filesystem_that_interprets_what_it_reads_is_refused(url):
         {"connection_string": SECRET},
         {"client_kwargs": {"aws_secret_access_key": SECRET}},
         {"headers": {"Authorization": SECRET}},
+        {"headers": {"x-api-key": SECRET}},
+        {"account-key": SECRET},
+        {"passphrase": SECRET},
+        {"pwd": SECRET},
         {"endpoint_url": f"http://someone:{SECRET}@host"},
     ],
 )
@@ -71,6 +78,40 @@ def test_an_option_with_a_secret_is_refused_by_its_name(options):
     (key,) = options
     with pytest.raises(SettingsError, match=rf"data\.storage_options\.{key}.*in the environment") as refusal:
         load_job({"data": {"storage_options": options}})
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_SECRET_ACCESS_KEY": SECRET},
+        {"DB_PASSWORD": SECRET},
+        {"HF_TOKEN": SECRET},
+        {"PROXY": f"http://a:{SECRET}@b"},
+    ],
+)
+def test_a_variable_with_a_secret_is_refused_by_its_name(variables):
+    (name,) = variables
+    with pytest.raises(SettingsError, match=rf"kubernetes\.environment\.{name}") as refusal:
+        load_job({"kubernetes": {"environment": variables}})
+    assert SECRET not in str(refusal.value)
+
+
+def test_variables_that_say_where_pass():
+    variables = {
+        "AWS_ENDPOINT_URL": "http://store", "GOOGLE_APPLICATION_CREDENTIALS": "/var/run/key.json", "TOKENIZERS": "no",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "token", "S3_KEY_PREFIX": "clicks", "HF_TOKEN": "",
+    }  # fmt: skip
+    assert load_job({"kubernetes": {"environment": variables}}).kubernetes.environment == variables
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kwargs": [{"password": SECRET}]}, {"headers": [["Authorization", SECRET]]}, {"urls": [f"s3://a:{SECRET}@b"]}],
+)
+def test_a_secret_in_a_list_is_refused(options):
+    with pytest.raises(SettingsError, match=r"data\.storage_options\.(kwargs|headers|urls)") as refusal:
+        check_options(options)
     assert SECRET not in str(refusal.value)
 
 
