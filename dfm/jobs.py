@@ -364,7 +364,7 @@ def _model(model: ModelLike, options: Mapping[str, Any] | None) -> tuple[FMModel
 
 def _to_score(model: FMModel, settings: ClusterSettings | None) -> ClusterSettings:
     """The cluster that scores shards: each worker loads the model."""
-    return sized(settings or ClusterSettings(), GIB + 2 * model.table.nbytes)
+    return sized(settings or ClusterSettings(), lambda n_workers: GIB + 2 * model.table.nbytes)
 
 
 def _paths_of(data: Any) -> list[str] | None:

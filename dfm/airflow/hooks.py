@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, SettingsError
 from dfm.settings.job import read_override
 from dfm.settings.tables import ClusterSettings
 
@@ -62,7 +63,15 @@ class DaskHook(BaseHook):
     def kubernetes(self) -> dict[str, Any] | None:
         """Values for a job's [kubernetes] table where the connection means Kubernetes, else None."""
         chosen = self.get_connection(self.dask_conn_id).extra_dejson.get("kubernetes")
-        return None if chosen is None else dict(chosen)
+        if chosen in (None, ""):
+            return None
+        found = _from_json(chosen) if isinstance(chosen, str) else chosen  # a connection given as a URI holds text
+        if not isinstance(found, Mapping):
+            raise SettingsError(
+                f"connection {self.dask_conn_id!r} has the extra kubernetes = {chosen!r}: expected knobs of a job's "
+                '[kubernetes] as a JSON object, such as {"workers": 2} (in a URI kubernetes=%7B%22workers%22%3A2%7D)'
+            )
+        return dict(found)
 
     def dashboard(self) -> str:
         """The link to Dask's dashboard: the extra `dashboard`, or what the scheduler says; "" where it has none, does
@@ -96,3 +105,11 @@ class DaskHook(BaseHook):
                 return True, f"{len(workers)} worker{'s' * (len(workers) != 1)} at {client.scheduler.address}"
         except Exception as error:
             return False, str(error)
+
+
+def _from_json(text: str) -> Any:
+    """The value that a text writes as JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -116,6 +116,7 @@ class DfmTrainOperator(_DfmOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._running: tuple[str, dict[str, Any]] | None = None
+        self._run_id = ""
         self._namespace = ""
 
     def _in_full(self, job: Any) -> Any:
@@ -131,18 +132,19 @@ class DfmTrainOperator(_DfmOperator):
         job = tasks.job_of(
             self.job, self.models, context, self.dask_conn_id, self.warm_start
         )  # fmt: skip
-        run_id = runtime.run_id(context)
-        self._running = job.output.directory, dict(job.data.storage_options)
+        run_id = self._run_id = runtime.run_id(context)
+        self.storage_options = dict(job.data.storage_options)
+        self._running = job.output.directory, self.storage_options
         self._namespace = job.kubernetes.namespace
         told = tasks.EventLog()
         if not self.deferrable:
-            tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target, told)
-        elif not steps.finished_run(job):
-            self.log.info("run %s goes on without this task: dfm logs %s --follow", run_id, job.output.directory)
-            self.defer(
-                trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout
-            )
-        return self._result(context, job.output.directory, dict(job.data.storage_options), told.epochs)
+            done = tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target, told)
+            return self._result(context, job.output.directory, done["run_id"], told.epochs)
+        if record := steps.finished_run(job):
+            return self._result(context, job.output.directory, record.run_id)
+        self.log.info("run %s goes on without this task: dfm logs %s --follow", run_id, job.output.directory)
+        self.defer(trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout)
+        raise AssertionError("unreachable")
 
     def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
         """The trigger that waits for the run, whose driver is started where none is at work."""
@@ -153,30 +155,42 @@ class DfmTrainOperator(_DfmOperator):
             name = runtime.dask_job_of(job, run_id)
             return DfmDaskJobTrigger(directory, name, job.kubernetes.namespace, options, self.poll_interval)
         by_process = runtime.drives_itself(job)
-        if not steps.running_driver(job, by_process):
+        if not steps.running_driver(job, by_process, run_id):
             runtime.start_driver(job, run_id)
-        return DfmRunTrigger(directory, options, self.poll_interval, by_process)
+        return DfmRunTrigger(directory, options, self.poll_interval, by_process, run_id)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
+        from dfm.workflow import steps
+
         self._find_dashboard()
+        run_id = runtime.run_id(context)
+        if event["state"] == "superseded" or event["run_id"] not in ("", run_id):
+            raise AirflowFailException(str(steps.superseded(event["run_id"], event["directory"])))
         if event["state"] == "lost":
             why = event.get("reason") or f"the driver of run {event['run_id']} is gone"
             raise AirflowException(f"{why}; another try goes on from its checkpoint")
         if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
             raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
         try:
-            return self._result(context, event["directory"], self.storage_options)
+            self.storage_options = self._rendered_options()
+            return self._result(context, event["directory"], run_id)
         except _HOPELESS as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
+    def _rendered_options(self) -> dict[str, Any]:
+        """Options of the filesystem by the job, in which alone Airflow has rendered their templates."""
+        return runtime.options_of(self.job.get("data", {}).get("storage_options"))
+
     def _result(
-        self, context: Any, directory: str, options: dict[str, Any], epochs_told: Collection[int] = frozenset()
+        self, context: Any, directory: str, run_id: str, epochs_told: Collection[int] = frozenset()
     ) -> dict[str, Any]:
+        """The outcome of a run, told in the task's log. SettingsError where another run has taken its place."""
         from dfm.model.report import report_training
         from dfm.workflow import steps
 
-        record = steps.raise_unless_finished(runs.read_run(directory, options), directory)
+        options = self.storage_options
+        record = steps.raise_unless_finished(runs.read_run(directory, options), directory, run_id)
         events = [e for e in runs.read_events(directory, options) if e.get("epoch") not in epochs_told]
         for line in runtime.lines_of_run(record, events, directory):
             self.log.info("%s", line)
@@ -188,8 +202,8 @@ class DfmTrainOperator(_DfmOperator):
         if not self._running:
             return
         directory, options = self._running
-        runs.request_cancel(directory, options)
-        if runtime.on_kubernetes(self.target, self.dask_conn_id):
+        asked = runtime.ask_to_stop(directory, options, self._run_id)
+        if asked and runtime.on_kubernetes(self.target, self.dask_conn_id):
             runtime.end_dask_job(directory, options, self._namespace)
 
 

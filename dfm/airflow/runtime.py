@@ -9,11 +9,13 @@ import logging
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from dfm.runs import record as runs
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
 from dfm.settings.constraints import TableOf
@@ -25,6 +27,7 @@ from dfm.workflow.moments import moment_of
 
 if TYPE_CHECKING:
     from dfm.airflow.hooks import DaskHook
+    from dfm.kubernetes.api import Api
     from dfm.workflow.steps import Where
 
 Tables = dict[str, Any]
@@ -35,6 +38,8 @@ _INTERVAL = re.compile(r"\d{8}T\d{6}")
 """A key of an interval, and not of a run without one."""
 DASK_JOB = "daskjob.txt"
 """Holds the name of the DaskJob that the latest try made."""
+_LOOK = 1.0
+"""Seconds between two looks at a DaskJob that was asked to stop."""
 _KEPT_NAME = re.compile(rb"[a-z0-9-]+-[0-9a-f]{10}")
 """All that such a file holds."""
 
@@ -156,9 +161,13 @@ def drives_itself(job: Job) -> bool:
 
 
 def start_driver(job: Job, run_id: str) -> None:
-    """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own."""
+    """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own.
+
+    SettingsError where another run is at work in the output location.
+    """
     from dfm.launch import process
 
+    runs.check_free(job.output.directory, job.data.storage_options, run_id)
     if drives_itself(job):
         process.start(job, run_id)
     else:
@@ -167,20 +176,65 @@ def start_driver(job: Job, run_id: str) -> None:
         submit(job, run_id)
 
 
-def dask_job_of(job: Job, run_id: str) -> str:
-    """The name of the DaskJob that trains a run, which is created unless one of an earlier try is still at work."""
-    from dfm.kubernetes import follow
-    from dfm.kubernetes.api import Api
+def ask_to_stop(directory: str, options: Mapping[str, Any], run_id: str) -> bool:
+    """Ask the run of a directory to stop; false where another one has taken its place, which is left alone.
 
+    run_id: of the run that is meant; "": any.
+    """
+    record = runs.read_run(directory, options)
+    if record is not None and run_id not in ("", record.run_id):
+        return False
+    runs.request_cancel(directory, options)
+    return True
+
+
+def dask_job_of(job: Job, run_id: str) -> str:
+    """The name of the DaskJob that trains a run, which is created unless one of an earlier try is still at work.
+
+    One that was asked to stop is waited for until it is gone. ClusterError where it does not stop.
+    """
     options = job.data.storage_options
     with contextlib.suppress(FileNotFoundError):
         name = files.read_bytes(files.join(job.output.directory, DASK_JOB), options).decode()
-        with contextlib.suppress(follow.NoSuchJob):
-            state = follow.state_of(Api(job.kubernetes.namespace), name)
-            found = follow.ending_of(state, options)
-            if state.run_id == run_id and not state.driver_is_gone and (not found.is_over or found.state == "lost"):
-                return name
+        if _is_at_work(name, job, run_id):
+            return name
     return start_dask_job(job, run_id)
+
+
+def _is_at_work(name: str, job: Job, run_id: str) -> bool:
+    """Whether a DaskJob trains a run and goes on with it; its end is waited for where somebody asked for that."""
+    from dfm.errors import ClusterError
+    from dfm.kubernetes.api import Api
+    from dfm.workflow.steps import STOP_SECONDS
+
+    api, directory, options = Api(job.kubernetes.namespace), job.output.directory, job.data.storage_options
+    deadline, asked = time.monotonic() + STOP_SECONDS, False
+    while _has_driver(api, name, run_id, options):
+        # Looked at again without the request: it is taken away once the record tells of the end.
+        if not runs.is_cancelled(directory, run_id, options):
+            return _has_driver(api, name, run_id, options)
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"DaskJob {name} was asked to stop and is still there after {STOP_SECONDS:g} s; try again once it has "
+                f"ended, or end it (dfm cancel {name} --kubernetes)"
+            )
+        asked = True
+        time.sleep(_LOOK)
+    if asked:  # who asked looks once a second, and would take a record of the same name that comes next for this one
+        time.sleep(2 * _LOOK)
+    return False
+
+
+def _has_driver(api: Api, name: str, run_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether there is a DaskJob of a name, and its driver is at work on a run, or still may be."""
+    from dfm.kubernetes import follow
+
+    try:
+        state = follow.state_of(api, name)
+    except follow.NoSuchJob:
+        return False
+    found = follow.ending_of(state, options)
+    return state.run_id == run_id and not state.driver_is_gone and (not found.is_over or found.state == "lost")
 
 
 def follow_dask_job(job: Job, name: str, on_event: OnEvent) -> None:
@@ -210,12 +264,14 @@ def start_dask_job(job: Job, run_id: str) -> str:
     """Create a DaskJob for a run; that of an earlier try, should it still be there, goes first. Its name.
 
     Each try's has a name of its own, kept beside the results: what Kubernetes collects late is then in nobody's way.
+    SettingsError where another run is at work in the output location.
     """
     from dfm.kubernetes import submit, upkeep
     from dfm.kubernetes.api import Api
     from dfm.kubernetes.manifest import name_for
 
     api, kept = Api(job.kubernetes.namespace), files.join(job.output.directory, DASK_JOB)
+    runs.check_free(job.output.directory, job.data.storage_options, run_id)  # before that run's DaskJob is deleted
     ownership.check_replaceable(kept, _is_kept_name, job.data.storage_options)
     with contextlib.suppress(FileNotFoundError):
         submit.delete(api, files.read_bytes(kept, job.data.storage_options).decode())

@@ -89,10 +89,11 @@ def train_here(
 
     log = log or EventLog()
     if runtime.on_kubernetes(target, dask_conn_id):
-        if not steps.finished_run(job):
-            runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log)
+        if record := steps.finished_run(job):
+            return steps.outcome(record)
+        runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log)
         record = runs.read_run(job.output.directory, job.data.storage_options)
-        return steps.outcome(steps.raise_unless_finished(record, job.output.directory))
+        return steps.outcome(steps.raise_unless_finished(record, job.output.directory, run_id))
     with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 

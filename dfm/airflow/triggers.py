@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from dfm.airflow import runtime
 from dfm.errors import DfmError, StorageError
 from dfm.launch.process import is_lost
 from dfm.runs import lifecycle
@@ -26,7 +27,9 @@ class DfmRunTrigger(BaseTrigger):
     Its state is the record of the run, so any triggerer can go on where another one stopped. Where a user marks or
     clears the waiting task, the run is asked to stop.
 
-    by_process: whether the driver is a process that nobody starts again (`dfm.launch.process`).
+    by_process: whether the driver is a process that nobody starts again (`dfm.launch.process`). run_id: of the run that
+    is meant; where another one has taken its place, the state is "superseded". "": any, as in triggers of earlier
+    versions, which Airflow's database may hold.
     """
 
     def __init__(
@@ -35,16 +38,18 @@ class DfmRunTrigger(BaseTrigger):
         storage_options: Mapping[str, Any] | None = None,
         poll_interval: float = 10.0,
         by_process: bool = False,
+        run_id: str = "",
     ) -> None:
         super().__init__()
         self.directory = directory
         self.storage_options = dict(storage_options or {})
         self.poll_interval = poll_interval
         self.by_process = by_process
+        self.run_id = run_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The path and arguments that another triggerer makes this trigger of."""
-        names = ("directory", "storage_options", "poll_interval", "by_process")
+        names = ("directory", "storage_options", "poll_interval", "by_process", "run_id")
         return "dfm.airflow.triggers.DfmRunTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -55,7 +60,7 @@ class DfmRunTrigger(BaseTrigger):
             except (OSError, StorageError) as error:  # a store that is away for a moment ends no wait of hours
                 self.log.warning("the record in %s cannot be read: %s", self.directory, error)
             else:
-                state = _state_of(record, self.by_process)
+                state = _state_of(record, self.by_process, self.run_id)
                 if state:
                     run_id = record.run_id if record else ""
                     yield TriggerEvent({"state": state, "run_id": run_id, "directory": self.directory})
@@ -64,13 +69,17 @@ class DfmRunTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Ask the run to stop."""
-        await asyncio.to_thread(runs.request_cancel, self.directory, self.storage_options)
+        await asyncio.to_thread(runtime.ask_to_stop, self.directory, self.storage_options, self.run_id)
 
 
-def _state_of(record: runs.RunRecord | None, by_process: bool) -> str:
-    """The state in which a run ended, "lost" where it never will; "" as long as there is hope."""
+def _state_of(record: runs.RunRecord | None, by_process: bool, run_id: str) -> str:
+    """The state in which a run ended, "lost" where it never will, "superseded" where another one is in its place; "" as
+    long as there is hope.
+    """
     if record is None:
         return "lost"
+    if run_id not in ("", record.run_id):
+        return "superseded"
     if record.is_over:
         return record.state
     if record.state == "submitted":  # its silence says nothing, but somebody waits here

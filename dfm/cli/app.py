@@ -225,7 +225,7 @@ def synth(
 ) -> None:
     """Make a click log with a planted factorization machine, as Parquet below DIRECTORY."""
     from dfm.data.synthetic import generate
-    from dfm.distributed.processes import n_processes
+    from dfm.distributed.processes import n_of_text
 
     console = Console()
     with Reporter(console, as_json) as reporter:
@@ -234,7 +234,7 @@ def synth(
             reporter({"event": "progress", "stage": "synth", "done": done, "total": rows})
 
         truth = generate(
-            output, rows=rows, days=days, seed=seed, shards_per_day=shards_per_day, processes=workers or n_processes(),
+            output, rows=rows, days=days, seed=seed, shards_per_day=shards_per_day, processes=workers or n_of_text(),
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     days_found = [

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dfm import jobs
 from dfm.data import synthetic
 from dfm.data.synthetic import DayTruth
-from dfm.distributed.processes import n_processes
+from dfm.distributed.processes import n_of_text
 from dfm.distributed.train import OnEvent, TrainResult
 from dfm.errors import DataError
 from dfm.model.fm_model import FMModel
@@ -73,7 +73,7 @@ def run_demo(
     root = Path(output)
     job = root / "job.toml"
     ownership.check_replaceable(str(job), ownership.begins_with(_JOB[: _JOB.index(";")].encode()))
-    processes = workers or n_processes()
+    processes = workers or n_of_text()
     log = _click_log(root, rows, seed, processes, on_event)
     last_day = log.days[-1].day
     text = _JOB.format(root=root.as_posix(), last_day=last_day, workers=workers or '"auto"', epochs=epochs)

@@ -93,7 +93,7 @@ def convert(
     from dfm.data.guess import guess as guessed
     from dfm.data.text.convert import convert as convert_text
     from dfm.data.text.jobs import JOB_MARK, job_text
-    from dfm.distributed.processes import n_processes
+    from dfm.distributed.processes import n_of_text
     from dfm.storage import files, ownership
 
     if job:
@@ -106,7 +106,7 @@ def convert(
             reporter({"event": "progress", "stage": "convert", "done": done, "total": total})
 
         found = convert_text(
-            inputs, directory, format=kind, processes=workers or n_processes(), storage_options=options,
+            inputs, directory, format=kind, processes=workers or n_of_text(), storage_options=options,
             progress=progress, **wishes,
         )  # fmt: skip
     is_table = found.format in ("csv", "tsv")

@@ -64,7 +64,9 @@ scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Run on t
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help='Local workers; without it as cluster.workers = "auto" says.'
 )
-processes_option = click.option("--workers", type=click.IntRange(1), help="Processes; without it one a processor.")
+processes_option = click.option(
+    "--workers", type=click.IntRange(1), help="Processes; without it one a processor, 16 at most."
+)
 bad_rows_option = click.option(
     "--on-bad-rows", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that breaks the schema, or count it and go on.",

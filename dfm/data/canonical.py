@@ -208,11 +208,12 @@ def integer_texts(array: pa.Array) -> pa.Array:
 # ------------------------------------------------------------------------------------- Python values ----
 
 
-def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
+def arrow_array(values: Any, are_numbers: bool = False) -> pa.Array | pa.ChunkedArray:
     """A column of Python or NumPy values as an Arrow array.
 
     Values that Arrow puts into no one type (a decimal beside a float, integers beyond 64 bits, numbers beside text) are
-    put together as their text, which numeric columns read as numbers again. The errors are those of `pyarrow.array`.
+    put together as their text, which numeric columns read as numbers again. are_numbers: that is all they are wanted
+    for. The errors are those of `pyarrow.array`.
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
@@ -227,14 +228,14 @@ def arrow_array(values: Any) -> pa.Array | pa.ChunkedArray:
         if together is None:
             raise
         return together if isinstance(together, pa.Array) else pa.array(together)
-    return _unmixed(array, values) if isinstance(array, pa.Array) and _is_objects(values) else array
+    return _unmixed(array, values, are_numbers) if isinstance(array, pa.Array) and _is_objects(values) else array
 
 
-def _unmixed(array: pa.Array, values: Any) -> pa.Array:
+def _unmixed(array: pa.Array, values: Any, are_numbers: bool) -> pa.Array:
     """The array, made again where Arrow put values of two types into one that says less. Truths among numbers are text,
-    as they are where the first of them comes before the first number.
+    as they are where the first of them comes before the first number, unless numbers are wanted.
     """
-    if pa.types.is_floating(array.type) or pa.types.is_integer(array.type):
+    if not are_numbers and (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
         together = _texts(values) if any(isinstance(value, bool | np.bool_) for value in values) else None
         if together is not None:
             return pa.array(together)

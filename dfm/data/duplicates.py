@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dfm.data.arrow_types import decoded, plain, shown
 from dfm.data.parquet import Shard, open_parquet, reading
 from dfm.errors import DataError
 from dfm.storage import files
@@ -80,10 +81,12 @@ def _may_be_chance(shard: Shard, storage_options: Mapping[str, Any] | None) -> b
 def _values(column: pa.Array) -> list[Any]:
     """Values that are equal where the column's are, also of text that is no UTF-8, or moments that Python lacks."""
     try:
-        return column.to_pylist()
+        found: list[Any] = column.to_pylist()
     except (ValueError, OverflowError):
-        one_by_one = (pa.record_batch([column.slice(at, 1)], ["value"]) for at in range(len(column)))
-        return [each.serialize().to_pybytes() for each in one_by_one]
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        found = [None if value is None else shown(value) for value in decoded(plain(column))]
+    return found
 
 
 def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:

@@ -24,6 +24,7 @@ from dfm.training.backends import NUMBA, Backend, candidates
 from dfm.training.inputs import Inputs
 from dfm.training.memory import plan_of, worker_memory
 from dfm.training.order import Order
+from dfm.training.rounds import Work
 
 RESOURCE = "GPU"
 """The resource that workers declare; see Dask's `--resources`."""
@@ -54,11 +55,21 @@ def cluster_of(order: Order, inputs: Inputs) -> ClusterSettings:
     """The cluster that a training asks for. Where nobody says how many local workers there are, it is as many as have a
     processor and enough memory; two for each GPU, where it may train on some.
     """
-    job, settings = order.job, order.job.cluster
-    may_use_gpus = settings.workers == "auto" and candidates(job.training.backend)[0] is not NUMBA
-    if may_use_gpus and (n_devices := cupy_device.likely_count()):
-        return replace(settings, workers=_WORKERS_OF_A_GPU * n_devices)
-    return sized(settings, worker_memory(plan_of(order, inputs), settings.threads_per_worker))
+    settings, plan = order.job.cluster, plan_of(order, inputs)
+    found = sized(settings, lambda n_workers: worker_memory(plan, settings.threads_per_worker, n_workers))
+    if settings.workers != "auto" or found.workers == "auto" or not _may_use_gpus(order.of_fields(inputs.schema).work):
+        return found
+    shared = _WORKERS_OF_A_GPU * cupy_device.likely_count()
+    return replace(found, workers=min(int(found.workers), shared)) if shared else found
+
+
+def _may_use_gpus(work: Work) -> bool:
+    first = candidates(work.backend)[0]
+    try:
+        first.check(work.spec)
+    except SettingsError:
+        return False
+    return first is not NUMBA
 
 
 def gpu_of_worker() -> GpuOfWorker:

@@ -47,9 +47,7 @@ class BlockGone(ClusterError, FileNotFoundError):
     """A file of a checkpoint is missing: found when a run begins, the checkpoint is given up; later the run ends."""
 
 
-def save_block(
-    url: str, name: str, block: Block | None, options: files.Options
-) -> tuple[BlockFile, float]:
+def save_block(url: str, name: str, block: Block | None, options: files.Options) -> tuple[BlockFile, float]:
     """Write one block from a worker, beside its training thread; the file and the seconds that it took.
     LostParametersError where there is none.
     """

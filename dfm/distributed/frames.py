@@ -15,7 +15,7 @@ from dfm.data.parquet import Batch, Shard
 from dfm.distributed.evaluate import Evaluation, added, evaluate_batches, labelled_columns, tally_batches, together
 from dfm.model.fm_model import FMModel
 from dfm.model.metrics import ClassificationTally
-from dfm.model.rows import batches_of, in_columns
+from dfm.model.rows import batches_of, in_columns, numeric_of
 from dfm.model.slices import Chosen, Slicing
 
 
@@ -37,7 +37,7 @@ def tally_rows(
 def row_batches(model: FMModel, data: Any, name: str, slicing: Slicing | None = None) -> Iterator[Batch]:
     """Labelled rows in any form that a model scores, in batches."""
     wanted, first = labelled_columns(model, slicing=slicing), 0
-    for batch in batches_of(in_columns(data, model.schema, wanted), wanted):
+    for batch in batches_of(in_columns(data, model.schema, wanted), wanted, numeric_of(model.schema)):
         yield Batch(batch, Shard(name, 0, "", (batch.num_rows,), ()), NO_ROW_GROUP, first)
         first += batch.num_rows
 

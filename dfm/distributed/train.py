@@ -59,6 +59,9 @@ from dfm.training.steps import StepSchedule
 logger = logging.getLogger(__name__)
 _TIMES_TAKEN_UP = 5
 """Times that a run goes on from its last checkpoint because parameters were lost."""
+_WARM = "training.warm_start"
+_LONGEST_WRITE = 3600.0
+"""Seconds that the writing of a checkpoint may take which is then gone on from."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,16 @@ def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Sav
     saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
     for each in saved.values():
         if each.found:
-            identity_of(job, inputs, warm).check(each.found[0].identity, each.folder.url)
+            found = each.found[0].identity
+            knows_warm = _WARM in found.tables  # those of dfm 0.2.0 do not
+            identity_of(job, inputs, warm if knows_warm else None).check(found, each.folder.url)
     return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     """The identity of the job's checkpoints: everything that determines the parameters."""
     tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
-    tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
+    tables = {**job.determining_tables(), **({_WARM: warm.identity} if warm else {})}
     return Identity(tables, inputs.identities, tables_read)
 
 
@@ -268,6 +273,7 @@ def _stands_again(run: Run, trainings: Sequence[Training]) -> bool:
     that are told in step do not.
     """
     (first, *others) = trainings
+    first.checkpointer.flush(_LONGEST_WRITE)
     committed = first.checkpointer.committed
     return committed is not None and not others and _resume(run, first.loop, first.checkpointer, [committed])
 

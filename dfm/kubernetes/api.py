@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -26,7 +28,7 @@ _PATHS = {
 }
 _TRIES = 5
 FIRST_PAUSE = 0.5
-_FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 403, 404, 409, 410
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _GONE = 401, 403, 404, 409, 410
 _PASSING = (429, 500, 502, 503, 504)
 
 
@@ -50,8 +52,8 @@ class Api:
     """A namespace of a Kubernetes cluster: that of the kubeconfig's context, or the one this pod runs in."""
 
     def __init__(self, namespace: str = "", context: str = "") -> None:
-        self._configuration, self._pool, found = _connect(context)
-        self.namespace = namespace or found
+        self._access = _connect(context)
+        self.namespace = namespace or self._access.namespace
 
     def create(self, body: Manifest) -> Manifest:
         """Create an object; fields that the server does not know are refused. The object as it is stored.
@@ -163,13 +165,13 @@ class Api:
             except _broken() as error:
                 if _is_about_certificates(error):
                     raise SettingsError(
-                        f"the Kubernetes API at {self._configuration.host} and this kubeconfig do not trust each other "
-                        f"({error}); check its certificates (kubectl get pods)"
+                        f"the Kubernetes API at {self._access.configuration.host} and this kubeconfig do not trust "
+                        f"each other ({error}); check its certificates (kubectl get pods)"
                     ) from error
                 if attempt == _TRIES:
                     raise Away(
-                        f"the Kubernetes API at {self._configuration.host} does not answer ({error}); check the "
-                        "kubeconfig (kubectl get pods), or try again"
+                        f"the Kubernetes API at {self._access.configuration.host} does not answer ({error}); check "
+                        "the kubeconfig (kubectl get pods), or try again"
                     ) from error
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
         raise AssertionError
@@ -186,21 +188,36 @@ class Api:
     def _request(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Manifest | None, timeout: float = 30.0
     ) -> Any:
+        """The answer; a request whose credentials are not accepted is repeated once, with those of the moment.
+
+        The client library reads a token's file (tokenFile) but once, and others replace it every hour.
+        """
+        with contextlib.suppress(_LoggedOut):
+            return self._attempt(method, path, query, body, timeout)
+        with contextlib.suppress(SettingsError):  # a kubeconfig that is just being written: the old one's 401 counts
+            self._access = _connect(self._access.context)
+        return self._attempt(method, path, query, body, timeout)
+
+    def _attempt(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Manifest | None, timeout: float
+    ) -> Any:
         import urllib3
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": kind}
-        for auth in self._configuration.auth_settings().values():  # fetches a new token where the old one ran out
+        configuration = self._access.configuration
+        for auth in configuration.auth_settings().values():  # fetches a new token where the old one ran out
             if auth["in"] == "header" and auth["value"]:
                 headers[auth["key"]] = auth["value"]
-        address = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
-        response = self._pool.request(
+        address = f"{configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        response = self._access.pool.request(
             method, address, body=None if body is None else json.dumps(body), headers=headers, preload_content=False,
             retries=False, timeout=urllib3.Timeout(connect=10.0, read=timeout),
         )  # fmt: skip
         if response.status >= 400:
             with _Answer(response):
-                raise _Refused(response.status, response.read().decode(errors="replace"))
+                refused = _LoggedOut if response.status == _UNAUTHORIZED else _Refused
+                raise refused(response.status, response.read().decode(errors="replace"))
         return _Answer(response)
 
 
@@ -232,7 +249,7 @@ class _Refused(Exception):
     def explained(self, kind: str, namespace: str) -> Exception:
         """The error for the user."""
         remedy = {
-            401: "log in again: the kubeconfig's credentials are not accepted",
+            _UNAUTHORIZED: "log in again: the kubeconfig's credentials are not accepted",
             403: f"ask for the Role dfm-submitter in namespace {namespace!r} (deploy/kubernetes/base/access.yaml)",
             400: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
             422: "this dfm and the cluster's operator do not fit together: update the CRDs of dask-kubernetes",
@@ -250,6 +267,10 @@ class _Refused(Exception):
         passes = self.status in _PASSING or (self.status == _CONFLICT and "being deleted" in self.message)
         error = Away if passes else Refused
         return error(f"Kubernetes refuses a request for a {kind} ({self.status}): {self.message}; {remedy}")
+
+
+class _LoggedOut(_Refused):
+    """The server does not accept the credentials."""
 
 
 def _run_of(body: Mapping[str, Any]) -> str:
@@ -273,19 +294,30 @@ def _is_about_certificates(error: BaseException | None) -> bool:
     return False
 
 
-def _connect(context: str) -> tuple[Any, Any, str]:
+@dataclass(frozen=True)
+class _Access:
     """The client library's configuration and connection pool (TLS, proxies, logins), and the namespace by default.
 
-    Its own calls are not used: they differ from version to version.
+    context: the kubeconfig's that was chosen, whichever is its current one later; "" in a pod. The library's own calls
+    are not used: they differ from version to version.
     """
+
+    configuration: Any
+    pool: Any
+    context: str
+    namespace: str
+
+
+def _connect(context: str) -> _Access:
+    """The access that the kubeconfig, or this process's pod, gives at present."""
     try:
         from kubernetes import client, config
     except ImportError as error:
         raise SettingsError(f"the Kubernetes client is not installed; {pip_install('kubernetes')}") from error
     configuration = client.Configuration()
     try:
-        namespace = _load(config, configuration, context)
-        return configuration, client.ApiClient(configuration).rest_client.pool_manager, namespace
+        chosen, namespace = _load(config, configuration, context)
+        return _Access(configuration, client.ApiClient(configuration).rest_client.pool_manager, chosen, namespace)
     except SettingsError:
         raise
     except Exception as error:  # YAML, base64, certificates, missing keys: whatever a broken file makes of them
@@ -295,14 +327,14 @@ def _connect(context: str) -> tuple[Any, Any, str]:
         ) from error
 
 
-def _load(config: Any, configuration: Any, context: str) -> str:
-    """Fill in the configuration from the kubeconfig, or from the pod that this process runs in; the namespace."""
+def _load(config: Any, configuration: Any, context: str) -> tuple[str, str]:
+    """Fill in the configuration from the kubeconfig, or from the pod that this process runs in; context, namespace."""
     file = os.environ.get("KUBECONFIG")  # the client library looks only once, when it is imported
     try:
         config.load_kube_config(file, context=context or None, client_configuration=configuration)
         contexts, active = config.list_kube_config_contexts(file)
         chosen = next((each for each in contexts if each["name"] == context), active)
-        return str(chosen["context"].get("namespace", "default"))
+        return str(chosen["name"]), str(chosen["context"].get("namespace", "default"))
     except config.ConfigException as no_kubeconfig:
         try:
             config.load_incluster_config(client_configuration=configuration)
@@ -310,4 +342,4 @@ def _load(config: Any, configuration: Any, context: str) -> str:
             raise SettingsError(
                 f"no Kubernetes cluster is configured ({no_kubeconfig}); set KUBECONFIG, or check kubectl config view"
             ) from None
-    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+    return "", Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()

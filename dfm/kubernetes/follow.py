@@ -211,6 +211,7 @@ class Watch:
         self._server, self._store = Patient(on_event, eager=(Away,)), Patient(on_event)
         self._clock, self._told, self._events_told = _Clock(), "", 0
         self._state: JobState | None = None
+        self._is_unwatched = False
 
     def look(self) -> tuple[Outcome, JobState] | None:
         """The job's end and how it stands; None as long as there is hope."""
@@ -231,8 +232,15 @@ class Watch:
 
     def wait(self) -> None:
         """Return when there may be something new to see."""
-        if not self._server.ask(_wait_for_change, self._api, self._name):
+        if not self._server.ask(_wait_for_change, self._api, self._name, self._tell_unwatched):
             time.sleep(PAUSE)
+
+    def _tell_unwatched(self, refused: Refused) -> None:
+        """Hand on, once, that pods may be listed but not watched."""
+        if not self._is_unwatched:
+            self._is_unwatched = True
+            reason = f"changes cannot be watched, so the job is looked at every {PAUSE:g} s: {refused}"
+            self._on_event({"event": "waiting", "reason": reason})
 
 
 def follow(api: Api, name: str, options: Mapping[str, Any] | None, on_event: OnEvent) -> tuple[Outcome, JobState]:
@@ -362,12 +370,19 @@ def _why_lost(state: JobState, why: str) -> str:
     return f"{job} {what}{reasons}.{deleted} Submit the job again: it resumes"
 
 
-def _wait_for_change(api: Api, name: str) -> bool:
-    """Return (true) when one of the job's pods changed, or after some seconds: the record changes without them."""
+def _wait_for_change(api: Api, name: str, on_refusal: Callable[[Refused], None]) -> bool:
+    """Return (true) when one of the job's pods changed, or after some seconds: the record changes without them.
+
+    on_refusal: called where pods can be listed but not watched, as some Roles have it; then after a pause.
+    """
     labels = f"{CLUSTER_LABEL}={name}"
     started = time.monotonic()
     _, version = api.list("Pod", labels=labels)
-    for _ in api.watch("Pod", labels, version, _WINDOW):
-        break
+    try:
+        for _ in api.watch("Pod", labels, version, _WINDOW):
+            break
+    except Refused as refused:
+        api.list("Pod", labels=labels)  # refused too where the server is just starting: that is sat out
+        on_refusal(refused)
     time.sleep(max(0.0, min(PAUSE, _WINDOW - (time.monotonic() - started))))
     return True

@@ -29,7 +29,8 @@ LONGEST_NAME = 53
 """A longer one leaves no room for "-scheduler": its cluster fails, and the driver starts all the same."""
 USER = 10001
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+"""A Service's name, as NAME-scheduler is one, begins with a letter before Kubernetes 1.36 (RFC 1035)."""
 _TLS = "/etc/dfm-tls"
 _FOR_EVER = 30 * 86400
 _HEARTBEAT = "/tmp/dfm-heartbeat"
@@ -63,16 +64,18 @@ class Submission:
 
 def name_for(stem: str, run_id: str) -> str:
     """A name of a DaskJob, unique to the run."""
-    cleaned = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[: LONGEST_NAME - len(run_id) - 1].strip("-")
-    return f"{cleaned or 'dfm'}-{run_id}"
+    cleaned = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
+    begun = cleaned if cleaned[:1].isalpha() else f"dfm-{cleaned}"
+    return f"{begun[: LONGEST_NAME - len(run_id) - 1].strip('-')}-{run_id}"
 
 
 def check_name(name: str) -> None:
     """SettingsError where the operator would choke on a name."""
     if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise SettingsError(
-            f"{name!r} is no name for a DaskJob: at most {LONGEST_NAME} of a-z, 0-9 and -, beginning and ending with a "
-            "letter or digit"
+            f"{name!r} is no name for a DaskJob: at most {LONGEST_NAME} of a-z, 0-9 and -, beginning with a letter, as "
+            "clusters before Kubernetes 1.36 demand of its scheduler's Service, and ending with a letter or digit; "
+            "choose another --name"
         )
 
 

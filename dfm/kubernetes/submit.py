@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import logging
 import os
@@ -77,7 +76,9 @@ def _plan(job: Job) -> dict[str, Any]:
 def _check_urls(job: Job) -> None:
     """SettingsError where the job names a path that no pod has, or would write to a volume that keeps nothing."""
     named = {"output.directory": (job.output.directory,), "data.train": job.data.train}
-    for knob, urls in {**named, "data.validation": job.data.validation}.items():
+    named |= {"data.validation": job.data.validation}
+    named |= {"training.warm_start": (job.training.warm_start,)} if job.training.warm_start else {}
+    for knob, urls in named.items():
         for url in urls:
             folder = folder_of(url) or url
             if "://" not in folder:
@@ -110,7 +111,8 @@ def submit(api: Api, submission: Submission) -> Submitted:
     """Create the job's objects and the record of its run; nothing is changed where the DaskJob is refused.
 
     SettingsError where another run is at work in the output directory. The DaskJob comes first and owns the others from
-    their first moment on, so that none outlives it; should one of them be refused, the DaskJob goes, and they with it.
+    their first moment on, so that none outlives it; should one of them be refused, or the user give up waiting for it
+    (Ctrl-C), the DaskJob goes, and they with it.
     """
     submission = replace(submission, namespace=api.namespace)
     file, dask_job, budget = manifest.objects(submission)
@@ -122,11 +124,24 @@ def submit(api: Api, submission: Submission) -> Submitted:
             _created(api, manifest.owned_by(each, owner))
         if not files.is_local(job.output.directory):
             runs.submitted_since(seen, job, submission.run_id, f"{DASK_JOB} {api.namespace}/{submission.name}")
-    except Exception:
-        with contextlib.suppress(ClusterError):  # the first error is the one to tell
-            api.delete("DaskJob", submission.name)
+    except BaseException:
+        _take_back(api, submission.name)
         raise
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
+
+
+def _take_back(api: Api, name: str) -> None:
+    """Delete a DaskJob whose submission came to no end. The error that led here is the one to raise; where deleting
+    fails, or is given up as well, what is left is told beside it.
+    """
+    try:
+        api.delete("DaskJob", name)
+    except BaseException as error:
+        logger.error(
+            "DaskJob %s is left half-made in namespace %s and costs its workers, because deleting it failed (%s); "
+            "delete it: dfm cancel %s --kubernetes --namespace %s",
+            name, api.namespace, str(error) or type(error).__name__, name, api.namespace,
+        )  # fmt: skip
 
 
 def _created(api: Api, body: Manifest) -> Manifest:

@@ -27,7 +27,7 @@ from dfm.errors import DataError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
 from dfm.model.objective import Objective
-from dfm.model.rows import batches_of, in_columns
+from dfm.model.rows import batches_of, in_columns, numeric_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -138,7 +138,7 @@ def narrowed(schema: ResolvedSchema, fields: Sequence[Field]) -> ResolvedSchema:
 def batches_with(model: Scorer, data: Any, fields: Sequence[Field]) -> list[pa.RecordBatch]:
     """The columns that some fields are made of, of rows in any form that a model scores."""
     schema = narrowed(model.schema, fields)
-    return list(batches_of(in_columns(data, schema), schema.columns))
+    return list(batches_of(in_columns(data, schema), schema.columns, numeric_of(schema)))
 
 
 def entries_of(model: Scorer, batch: pa.RecordBatch, fields: Sequence[Field]) -> Entries:

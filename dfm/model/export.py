@@ -21,7 +21,7 @@ from dfm.kernels.tables import ParameterTable
 from dfm.model.entries import check_good
 from dfm.model.fm_model import FMModel
 from dfm.model.onnx_graph import DATA_NAME, onnx_files
-from dfm.model.rows import batches_of, in_columns
+from dfm.model.rows import batches_of, in_columns, numeric_of
 from dfm.model.token_names import TokenNames
 from dfm.storage import files, ownership
 
@@ -43,7 +43,7 @@ def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray
     Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes; DataError as there.
     """
     parts = []
-    for batch in batches_of(in_columns(data, model.schema), model.schema.columns):
+    for batch in batches_of(in_columns(data, model.schema), model.schema.columns, numeric_of(model.schema)):
         encoded = model.encode(batch)
         check_good(encoded)
         parts.append(encoded.rows)

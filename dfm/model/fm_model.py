@@ -58,7 +58,7 @@ from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, check_output, handed_out
 from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
-from dfm.model.rows import in_columns
+from dfm.model.rows import in_columns, numeric_of
 from dfm.model.tokens import Tokens
 from dfm.solvers.posterior import Draws, intervals, mean_scores
 from dfm.storage import files, ownership
@@ -191,7 +191,7 @@ class FMModel:
             few = self._few_rows(data)
         if few is not None:
             return few
-        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns)]
+        parts = [self._scores(batch) for batch in batches_of(data, self.schema.columns, numeric_of(self.schema))]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _few_rows(self, data: Any) -> NDArray[np.float32] | None:
@@ -242,7 +242,7 @@ class FMModel:
         if isinstance(data, np.ndarray) or is_sparse(data):
             parts = [self._rows_of_matrix(data)]
         else:
-            batches = batches_of(in_columns(data, self.schema), self.schema.columns)
+            batches = batches_of(in_columns(data, self.schema), self.schema.columns, numeric_of(self.schema))
             parts = [scoring_partition(self._good(batch).rows, self.lookup) for batch in batches]
         found = [np.zeros((0, 2), np.float32), *(intervals(rows, self.table, self.draws, coverage) for rows in parts)]
         bounds = np.concatenate(found)

@@ -72,18 +72,28 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
-def batches_of(data: Any, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    """The model's columns of a table in any of the accepted forms, in batches."""
+def numeric_of(schema: ResolvedSchema) -> frozenset[str]:
+    """Columns of which a model makes numbers, and no categories."""
+    numbers: set[str] = set()
+    others: set[str] = set()
+    for entry in schema.fields:
+        found = numbers if entry.kind in ("numeric", "vector") else others
+        found.update(schema.sources(entry.columns))
+    return frozenset(numbers - others)
+
+
+def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = frozenset()) -> Iterator[pa.RecordBatch]:
+    """The model's columns of a table in any of the accepted forms, in batches. numeric: see `numeric_of`."""
     _refuse_lazy(data)
     check_once([str(name) for name in getattr(data, "column_names", getattr(data, "columns", ()))], columns)
     if isinstance(data, Mapping):
-        table = _table_of({column: data[column] for column in _stored_names(columns, data)})
+        table = _table_of({column: data[column] for column in _stored_names(columns, data)}, numeric)
     elif isinstance(data, pa.RecordBatch):
         table = pa.Table.from_batches([data])
     elif isinstance(data, pa.Table):
         table = data
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
-        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))})
+        table = _table_of({column: data[column] for column in _stored_names(columns, list(data.columns))}, numeric)
     elif speaks_arrow(data):
         table = _exported(data)
     else:
@@ -141,12 +151,12 @@ def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]
     return list(dict.fromkeys(root for column in columns if (root := root_of(column, names)) is not None))
 
 
-def _table_of(columns: Mapping[str, Any]) -> pa.Table:
+def _table_of(columns: Mapping[str, Any], numeric: Collection[str]) -> pa.Table:
     """Lists, arrays or pandas Series of one length as an Arrow table."""
     arrays = {}
     for column, values in columns.items():
         try:
-            arrays[column] = arrow_array(values)
+            arrays[column] = arrow_array(values, column in numeric)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"column {column!r} cannot be read ({error}); pass a list of values of one type, one value a row"

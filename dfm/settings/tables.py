@@ -713,8 +713,8 @@ class ClusterSettings(Table):
     workers: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, integer=True))),
-        "local worker processes; auto: one for each processor (16 at most) that has 2 GiB of memory or memory_limit; "
-        "for trainings on GPUs two for each of them",
+        "local worker processes; auto: one for each processor (16 at most), as far as each has memory_limit or, "
+        "without it, 2 GiB and what the job needs; two at least; for trainings on GPUs two for each of them",
     )
     threads_per_worker: int = knob(1, Number(1, integer=True), "tasks that one local worker runs at a time")
     memory_limit: str = knob("auto", AnyOf((Options(("auto",)), Size())), "memory of one local worker")

@@ -32,7 +32,7 @@ MAKER = "dfm"
 """Key and value of dfm's mark in a header or a ledger."""
 CONVERSION = "conversion"
 """The ledger of shards that were made of text; they are whole only when it is settled."""
-_CLAIM = "claim"
+_CLAIMS = "claims"
 _HEAD = 1 << 12
 _ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)
 """A safetensors file begins with eight bytes of length, then JSON whose first entry is its metadata."""
@@ -106,7 +106,7 @@ class Ledger:
     """The files that dfm made in a folder, by name (`part-0.parquet`, `day=1/part-0.parquet`) and size.
 
     Names are claimed before their files are written, so that those of a killed run are known too; sizes follow. A file
-    of another size was put in the place of dfm's, and is not dfm's. Of two runs that write into one folder at the same
+    of another size was put in the place of dfm's, and is not dfm's. Of two runs that write the same files at the same
     time the first to claim cannot settle.
     """
 
@@ -121,18 +121,20 @@ class Ledger:
         """Names and sizes; None for a file whose writing may not have ended. Empty where there is no ledger."""
         return self._read()[0]
 
-    def _read(self) -> tuple[dict[str, int | None], str]:
-        """The same, and the mark of the last claim."""
+    def _read(self) -> tuple[dict[str, int | None], dict[str, list[str]]]:
+        """The same, and the names of each claim that is not settled, by its mark."""
         try:
             found = json.loads(files.read_bytes(self.url, self._options))
         except (FileNotFoundError, NotADirectoryError):
-            return {}, ""
+            return {}, {}
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get(MADE_BY) != MAKER or not isinstance(found.get("files"), dict):
             raise SettingsError(_refusal(self.url))
         # Whoever can write to the folder can write a ledger: it speaks of files below the folder only.
-        return {name: size for name, size in found["files"].items() if _is_below(name)}, str(found.get(_CLAIM, ""))
+        names = {name: size for name, size in found["files"].items() if _is_below(name)}
+        claims = found.get(_CLAIMS)
+        return names, dict(claims) if isinstance(claims, dict) else {}
 
     def is_settled(self) -> bool:
         """Whether all that was claimed was written to its end; a ledger that is not there has nothing to settle."""
@@ -160,33 +162,53 @@ class Ledger:
             raise SettingsError(_refusal(files.join(self.folder, min(foreign))))
 
     def claim(self, names: Collection[str]) -> None:
-        """Note the names of files before they are written. SettingsError where one is there and not dfm's."""
+        """Note the names of files before they are written. SettingsError where one is there and not dfm's.
+
+        Who claimed one of these names before, and has not settled, cannot do so any more.
+        """
         self.check(names)
-        own = set(self.own())
-        known = {name: size for name, size in self.read().items() if name in own}
+        own, (noted, claims) = set(self.own()), self._read()
+        others = {mark: theirs for mark, theirs in claims.items() if not {*theirs} & {*names}}
+        awaited = {name for theirs in others.values() for name in theirs}
+        known = {name: size for name, size in noted.items() if name in own or name in awaited}
         self._claimed, self._mark = tuple(names), uuid.uuid4().hex
-        self._write({**known, **dict.fromkeys(names)})
+        self._write({**known, **dict.fromkeys(names)}, {**others, self._mark: list(names)})
 
     def check_written(self, but: Collection[str] = ()) -> None:
-        """StorageError where another run claimed the folder since this one did, or a file that was claimed is gone:
-        the files are then of two runs, or not all there. but: names that are still to be written.
+        """StorageError where another run claimed one of the names since this one did, or a file that was claimed is
+        gone: the files are then of two runs, or not all there. but: names that are still to be written.
         """
-        expected = [name for name in self._claimed if name not in but]
-        lost = sorted({*expected} - self._sizes(expected).keys())
-        if self._mark != self._read()[1] or lost:
-            what = f"{lost[0]} is gone" if lost else "its list of files is another run's"
+        self._written([name for name in self._claimed if name not in but])
+
+    def _written(self, names: Sequence[str]) -> dict[str, int]:
+        """Sizes of these files. StorageError as of `check_written`."""
+        sizes = self._sizes(names)
+        lost = sorted({*names} - sizes.keys())
+        if lost or (self._mark and self._mark not in self._read()[1]):
+            what = f"{lost[0]} is gone" if lost else "another run claimed the same files"
             raise StorageError(
                 f"another run wrote to {self.folder}, or deleted there, while this one did ({what}); see that one of "
                 "them runs at a time, and give the command again"
             )
+        return sizes
 
     def settle(self) -> None:
         """Note the sizes of the files, now that they are written; what was gone before is forgotten. StorageError as of
         `check_written`.
         """
-        self.check_written()
-        own, self._claimed, self._mark = set(self.own()), (), ""
-        self._write({name: size for name, size in self._sizes(self.read()).items() if name in own})
+        noted, _ = self._read()
+        others = self._sizes([name for name, size in noted.items() if name not in self._claimed])
+        sizes = self._written(self._claimed)
+        noted, claims = self._read()  # as late as possible: another run may have claimed others meanwhile
+        claims.pop(self._mark, None)
+        awaited = {name for theirs in claims.values() for name in theirs}
+        kept = {
+            name: None if name in awaited else others[name]
+            for name, size in noted.items()
+            if name not in sizes and (name in awaited or (name in others and size in (None, others[name])))
+        }
+        self._claimed, self._mark = (), ""
+        self._write({**kept, **sizes}, claims)
 
     def remove(self, names: Collection[str] | None = None) -> None:
         """Delete files that dfm made (all of them, unless named); everything else stays."""
@@ -206,9 +228,10 @@ class Ledger:
             found = dict(zip(names, pool.map(size, names), strict=True))
         return {name: bytes_there for name, bytes_there in found.items() if bytes_there >= 0}
 
-    def _write(self, entries: Mapping[str, int | None]) -> None:
-        mark = {_CLAIM: self._mark} if self._mark else {}
-        content = {MADE_BY: MAKER, **mark, "files": dict(sorted(entries.items()))}
+    def _write(self, entries: Mapping[str, int | None], claims: Mapping[str, Sequence[str]]) -> None:
+        """Entries by name, and claims that are not settled, where there are any."""
+        unsettled = {_CLAIMS: dict(claims)} if claims else {}
+        content = {MADE_BY: MAKER, **unsettled, "files": dict(sorted(entries.items()))}
         files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
 
 

@@ -19,7 +19,7 @@ from dfm import jobs
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.reading import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
-from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled
+from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled, SettingsError
 from dfm.events import to_json
 from dfm.kernels.losses import is_paired
 from dfm.launch.process import is_lost
@@ -44,6 +44,10 @@ MOST_SLICES = 10_000
 """Slices of a kind that a gate looks at, the worst first."""
 _ATTEMPTS = 3
 """Publications that may overtake one of ours before it gives up."""
+STOP_SECONDS = 120.0
+"""Seconds in which a driver that was asked to stop has to do so: it looks every few seconds, and ends at an event."""
+_LOOK = 1.0
+"""Seconds between two looks at a driver that was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,44 @@ def _validated_on(known: Mapping[str, Any], shards: Sequence[Shard]) -> bool:
     return not (shards and read) or read == sum(shard.n_rows for shard in shards)
 
 
-def running_driver(job: Job, by_process: bool = True) -> RunRecord | None:
+def running_driver(job: Job, by_process: bool = True, run_id: str = "") -> RunRecord | None:
     """The record of this job's driver where one is at work; None where it is over, or died without a word.
 
-    by_process: whether the death of its process is its end (`dfm.launch.process.is_lost`).
+    One that was asked to stop is waited for until it is gone: whoever waited for its work would be told "cancelled".
+    ClusterError where it does not stop. by_process: whether the death of its process is its end
+    (`dfm.launch.process.is_lost`). run_id: of the run that is meant; "": any.
     """
+    record = _driver_at_work(job, by_process, run_id)
+    if record is None or not runs.is_cancelled(job.output.directory, record.run_id, job.data.storage_options):
+        return record
+    logger.info("run %s was asked to stop; waiting until it has", record.run_id)
+    return _after_stop(job, by_process, run_id)
+
+
+def _driver_at_work(job: Job, by_process: bool, run_id: str) -> RunRecord | None:
     record = runs.read_run(job.output.directory, job.data.storage_options)
     if record is None or record.is_over or record.job_fingerprint != job.fingerprint():
         return None
-    return None if is_lost(record, by_process) else record
+    return None if run_id not in ("", record.run_id) or is_lost(record, by_process) else record
+
+
+def _after_stop(job: Job, by_process: bool, run_id: str) -> RunRecord | None:
+    """The record of a driver once nobody asks it to stop any more; None once it is gone, or where it never began."""
+    directory, options = job.output.directory, job.data.storage_options
+    deadline = time.monotonic() + STOP_SECONDS
+    record = _driver_at_work(job, by_process, run_id)
+    while record and runs.is_cancelled(directory, record.run_id, options):
+        if time.monotonic() > deadline:
+            if record.state == "submitted":
+                return None
+            raise ClusterError(
+                f"run {record.run_id} in {directory} was asked to stop and is still {record.state} after "
+                f"{STOP_SECONDS:g} s; try again once it has ended"
+            )
+        time.sleep(_LOOK)
+        record = _driver_at_work(job, by_process, run_id)
+    time.sleep(_LOOK)  # the request goes after the last word, and a task of Dask, whose key is then free, after both
+    return _driver_at_work(job, by_process, run_id)
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:
@@ -128,8 +161,20 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def raise_unless_finished(record: RunRecord | None, directory: str) -> RunRecord:
-    """The record of a run that succeeded. Its error as a DfmError where it did not."""
+def superseded(run_id: str, directory: str) -> SettingsError:
+    """The error of a run whose output location another run has taken."""
+    return SettingsError(
+        f"run {run_id} took the place of this run in {directory}; give each interval its own output.directory"
+    )
+
+
+def raise_unless_finished(record: RunRecord | None, directory: str, run_id: str = "") -> RunRecord:
+    """The record of a run that succeeded. Its error as a DfmError where it did not.
+
+    run_id: of the run that is meant ("": any); SettingsError where another one has taken its place.
+    """
+    if record is not None and run_id not in ("", record.run_id):
+        raise superseded(record.run_id, directory)
     if record is not None and record.state == "finished":
         return record
     if record is None:
@@ -145,31 +190,35 @@ def raise_unless_finished(record: RunRecord | None, directory: str) -> RunRecord
 def train_once(job: Job, run_id: str, where: Where, poll: float = 5.0) -> dict[str, Any]:
     """Train a job unless that is done; where a driver of the same job is at work, wait for its end instead.
 
-    A driver that died is replaced, and the new one goes on from its checkpoint.
+    A driver that died is replaced, and the new one goes on from its checkpoint. SettingsError where another run is at
+    work in output.directory, or has taken the place of this one there.
     """
+    directory, options = job.output.directory, job.data.storage_options
     if record := finished_run(job):
         logger.info("run %s is finished already; nothing to do", record.run_id)
         return outcome(record)
-    if record := running_driver(job):
+    if record := running_driver(job, run_id=run_id):
         logger.info("run %s is at work on %s; waiting for it", record.run_id, record.host or "a cluster")
-        if record := wait_for(job, poll):
-            return outcome(raise_unless_finished(record, job.output.directory))
+        if record := wait_for(job, poll, run_id):
+            return outcome(raise_unless_finished(record, directory, run_id))
         logger.warning("the driver of run %s is gone; starting another one", run_id)
+    runs.check_free(directory, options, run_id)
     runs.submitted(job, run_id, job.cluster.scheduler)
     jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
-    return outcome(
-        raise_unless_finished(runs.read_run(job.output.directory, job.data.storage_options), job.output.directory)
-    )
+    return outcome(raise_unless_finished(runs.read_run(directory, options), directory, run_id))
 
 
-def wait_for(job: Job, poll: float) -> RunRecord | None:
-    """The record of a run once it is over; None where its driver is gone."""
+def wait_for(job: Job, poll: float, run_id: str = "") -> RunRecord | None:
+    """The record of a run once it is over; None where its driver is gone.
+
+    run_id: of the run that is meant ("": any); the record of another one, which took its place, ends the wait too.
+    """
     while True:
         record = runs.read_run(job.output.directory, job.data.storage_options)
+        if record is not None and (record.is_over or run_id not in ("", record.run_id)):
+            return record
         if record is None or is_lost(record):
             return None
-        if record.is_over:
-            return record
         time.sleep(poll)
 
 

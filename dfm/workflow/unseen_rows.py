@@ -26,6 +26,7 @@ from dfm.training.inputs import Inputs, find_inputs
 
 logger = logging.getLogger(__name__)
 _THREADS = 8
+_OTHER_DATA = "its job names its data by relative paths, and other data are found there than it was trained on"
 
 
 def check(model: str, shards: Sequence[Shard], options: files.Options = None) -> None:
@@ -33,10 +34,18 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
     which on rows validated it. Warns where that cannot be told, and of shards with rows on both sides.
     """
     known = read_manifest(model, options)["metadata"]
-    if not known.get("settings"):
+    settings = known.get("settings") or {}
+    if not {"data", "output", "schema"} <= settings.keys():
+        if settings:
+            _warn(model, "no job trained it, but an estimator")
         return
+    are_relative = any(map(_is_relative, settings["data"]["train"]))
     try:
         inputs = _inputs_of(model, known, options)
+        are_others = known.get("data_fingerprint") != fingerprint([shard.identity for shard in inputs.train])
+        if are_relative and are_others and not _trained_in(model, settings):
+            _warn(model, _OTHER_DATA)
+            return
         own = {shard.url for shard in inputs.train}
         both = [shard for shard in shards if shard.url in own]
         seen = _before(both, inputs, model, options) if inputs.split.bound else both
@@ -48,9 +57,8 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
             f"the model at {model} was trained on {seen[0].url}" + (f" and {len(seen) - 1} more" if seen[1:] else "")
             + "; evaluate it on rows that it has not seen"
         )  # fmt: skip
-    are_relative = any(map(_is_relative, known["settings"]["data"]["train"]))
-    if are_relative and known.get("data_fingerprint") != fingerprint([shard.identity for shard in inputs.train]):
-        _warn(model, "its job names its data by relative paths, and other data are found there than it was trained on")
+    if are_relative and are_others:
+        _warn(model, _OTHER_DATA)
 
 
 def _warn(model: str, why: str) -> None:
@@ -67,7 +75,7 @@ def _warn(model: str, why: str) -> None:
 
 def _inputs_of(model: str, known: Mapping[str, Any], options: files.Options) -> Inputs:
     """The inputs of the job that trained a model. DataError where they are not there any more."""
-    tables, root = known["settings"], _trained_in(model, known["settings"])
+    tables, root = known["settings"], _trained_in(model, known["settings"]) or os.getcwd()
     data = {**tables["data"], "storage_options": dict(options or {})}
     for name in ("train", "validation"):
         data[name] = [os.path.join(root, path) if _is_relative(path) else path for path in data.get(name, ())]
@@ -76,12 +84,12 @@ def _inputs_of(model: str, known: Mapping[str, Any], options: files.Options) -> 
 
 def _trained_in(model: str, tables: Mapping[str, Any]) -> str:
     """The folder that relative paths of a job start from: told by the place of its model where output.directory is
-    such a path and the model still lies there; else the present one.
+    such a path and the model still lies there; "" where it is not known.
     """
     directory, where = str(tables["output"]["directory"]), files.absolute(model).removeprefix("file://")
     below = os.path.join(os.sep, os.path.normpath(directory), "model")
     if not _is_relative(directory) or directory.startswith("..") or not where.endswith(below):
-        return os.getcwd()
+        return ""
     return where.removesuffix(below) or os.sep
 
 

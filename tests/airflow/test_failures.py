@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import datetime
 import os
 import signal
 import threading
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 import dfm
-from dfm.errors import RunCancelled, StorageError
+from dfm.errors import RunCancelled, SettingsError, StorageError
 from dfm.launch import process
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
@@ -184,6 +186,109 @@ def test_a_trigger_waits_on_while_the_store_is_away(tmp_path: Path, monkeypatch:
     assert not answers
 
 
+OWN, OTHER = "ctr.train.20261101T000000", "ctr.train.20261102T000000"
+TAKEN = f"run {OTHER} took the place of this run in .*; give each interval its own output.directory"
+
+
+def night(directory: Path, day: int) -> tuple[Any, dict[str, Any]]:
+    """A task that is deferred and whose output location does not follow from its interval, and its context."""
+    from dfm.airflow import DfmTrainOperator
+
+    job = {"data": {"train": "x"}, "cluster": {"scheduler": "local"}, "output": {"directory": str(directory)}}
+    operator = DfmTrainOperator(task_id="train", job=job, deferrable=True, dask_conn_id=None, poll_interval=0.05)
+    start = datetime.datetime(2026, 11, day, tzinfo=datetime.UTC)
+    return operator, {"ti": SimpleNamespace(dag_id="ctr", task_id="train"), "data_interval_start": start}
+
+
+def leave(directory: Path, run_id: str, state: str) -> Job:
+    """Leave the record of a run of that task; its job."""
+    job = load_job(night(directory, 1)[0].job)
+    record = runs.RunRecord(run_id, state, job.fingerprint(), host="elsewhere", model="m", updated=runs.now())
+    runs.write_run(str(directory), record)
+    return job
+
+
+@pytest.mark.parametrize("state", ["running", "finished", "cancelled", "failed"])
+def test_a_night_does_not_hand_on_the_model_of_another_night_that_took_its_place(tmp_path: Path, state: str):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    operator, context = night(tmp_path, 1)
+    trigger = operator._trigger(leave(tmp_path, OWN, "running"), OWN)
+    assert trigger.serialize()[1]["run_id"] == OWN
+    leave(tmp_path, OTHER, state)
+
+    async def told() -> dict[str, Any]:
+        return (await asyncio.wait_for(anext(trigger.run()), 20)).payload
+
+    event = asyncio.run(told())
+    assert event == {"state": "superseded", "run_id": OTHER, "directory": str(tmp_path)}
+    with pytest.raises(AirflowFailException, match=TAKEN):
+        operator.execute_complete(context, event)
+
+
+def test_an_event_of_another_night_is_no_success_whoever_sent_it(tmp_path: Path):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    operator, context = night(tmp_path, 1)
+    leave(tmp_path, OTHER, "finished")
+    for run_id in (OTHER, OWN):  # of a trigger that an earlier version left; of a run that was replaced since
+        with pytest.raises(AirflowFailException, match=TAKEN):
+            operator.execute_complete(context, {"state": "finished", "run_id": run_id, "directory": str(tmp_path)})
+
+
+def test_a_trigger_of_an_earlier_version_takes_any_run(tmp_path: Path):
+    from dfm.airflow import DfmRunTrigger
+
+    leave(tmp_path, OTHER, "finished")
+    known = {"directory": str(tmp_path), "storage_options": {}, "poll_interval": 0.05, "by_process": True}
+
+    async def told() -> dict[str, Any]:
+        return (await asyncio.wait_for(anext(DfmRunTrigger(**known).run()), 20)).payload
+
+    assert asyncio.run(told())["state"] == "finished"
+
+
+def test_a_night_starts_no_driver_where_that_of_another_night_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    operator, _ = night(tmp_path, 1)
+    job = leave(tmp_path, OTHER, "running")
+    monkeypatch.setattr(process, "start", None)
+    with pytest.raises(SettingsError, match=f"holds run {OTHER}, which is running"):
+        operator._trigger(job, OWN)
+
+
+def test_killing_a_night_leaves_another_one_that_took_its_place_alone(tmp_path: Path):
+    operator, _ = night(tmp_path, 1)
+    trigger = operator._trigger(leave(tmp_path, OWN, "running"), OWN)
+    leave(tmp_path, OTHER, "running")
+    asyncio.run(trigger.on_kill())
+    operator._running, operator._run_id = (str(tmp_path), {}), OWN
+    operator.on_kill()
+    assert not (tmp_path / runs.CANCEL).exists()
+
+
+@pytest.mark.parametrize("on_dask", [False, True])
+def test_a_task_that_is_cleared_while_it_waits_goes_on_with_another_driver(
+    log: Path, tmp_path: Path, cluster: DaskCluster, on_dask: bool
+):
+    folder = tmp_path / "run"
+    job = job_for(log, "2026-11-14", folder, n_epochs=900)
+    job = dataclasses.replace(
+        job, cluster=dataclasses.replace(job.cluster, scheduler=cluster.address if on_dask else "local")
+    )
+    operator, _ = night(folder, 1)
+    trigger = operator._trigger(job, OWN)
+    wait_until(lambda: has_checkpoint(folder), "a checkpoint")
+    asyncio.run(trigger.on_kill())
+    assert operator._trigger(job, OWN).serialize() == trigger.serialize()
+    assert record_of(folder).state in ("submitted", "starting", "running")
+    wait_until(lambda: "resumed" in events_of(folder), "it goes on")
+    assert record_of(folder).state == "running"
+    runs.request_cancel(str(folder))
+    wait_until(lambda: record_of(folder).is_over, "the end")
+
+
 def test_a_trigger_that_is_made_again_elsewhere_goes_on_where_the_first_one_stopped(log: Path, tmp_path: Path):
     from dfm.airflow import DfmRunTrigger
     from dfm.airflow.triggers import PartitionTrigger
@@ -263,3 +368,16 @@ def test_the_connection_names_the_scheduler_or_the_size_of_a_cluster(
     assert DaskHook("secure").kubernetes() is None
     monkeypatch.setenv("AIRFLOW_CONN_PODS", '{"conn_type": "dask", "extra": {"kubernetes": {"namespace": "ctr"}}}')
     assert DaskHook("pods").kubernetes() == {"namespace": "ctr"}
+
+
+def test_a_connection_given_as_a_uri_tells_kubernetes_in_json(monkeypatch: pytest.MonkeyPatch):
+    from dfm.airflow import DaskHook
+
+    monkeypatch.setenv("AIRFLOW_CONN_PODS", "dask://?kubernetes=%7B%22workers%22%3A2%7D")
+    assert DaskHook("pods").kubernetes() == {"workers": 2}
+    monkeypatch.setenv("AIRFLOW_CONN_PODS", "dask://?kubernetes=")
+    assert DaskHook("pods").kubernetes() is None
+    for uri in ("dask://?kubernetes=workers%3D2", "dask://?kubernetes=3", '{"extra": {"kubernetes": [1]}}'):
+        monkeypatch.setenv("AIRFLOW_CONN_PODS", uri)
+        with pytest.raises(SettingsError, match=r"connection 'pods' has the extra kubernetes = .*: expected .* JSON"):
+            DaskHook("pods").kubernetes()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dfm.airflow import runtime
 from dfm.errors import ClusterError, SettingsError
+from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job
 from dfm.storage import files
+from dfm.workflow import steps
 from tests.support.api_server import ApiServer, api_server
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
@@ -23,6 +28,10 @@ pytest.importorskip("kubernetes")
 JOBS = "/apis/kubernetes.dask.org/v1/namespaces/team/daskjobs"
 PODS = "/api/v1/namespaces/team/pods"
 RUN_ID = "ctr.train.20261116T000000"
+CONTEXT = {
+    "ti": SimpleNamespace(dag_id="ctr", task_id="train"),
+    "data_interval_start": datetime.datetime(2026, 11, 16, tzinfo=datetime.UTC),
+}
 
 
 @pytest.fixture
@@ -113,7 +122,7 @@ def test_a_deferred_task_waits_for_its_dask_job_and_is_not_misled_by_an_attempt_
     drive(job)
     event = fired(trigger)
     assert (event["state"], event["run_id"]) == ("finished", RUN_ID)
-    assert task.execute_complete({}, event)["parameters_sha256"] == "x"
+    assert task.execute_complete(CONTEXT, event)["parameters_sha256"] == "x"
 
 
 def test_a_driver_that_is_gone_is_another_try_which_gets_a_new_job(server: ApiServer, job: Job) -> None:
@@ -125,7 +134,7 @@ def test_a_driver_that_is_gone_is_another_try_which_gets_a_new_job(server: ApiSe
     event = fired(trigger)
     assert event["state"] == "lost"
     with pytest.raises(AirflowException, match=r"lost its driver.*another try goes on from its checkpoint"):
-        task.execute_complete({}, event)
+        task.execute_complete(CONTEXT, event)
     assert task._trigger(job, RUN_ID).dask_job != trigger.dask_job
     assert name_of(server) != trigger.dask_job
 
@@ -141,7 +150,39 @@ def test_a_user_who_kills_the_task_ends_the_job_for_good(server: ApiServer, job:
     assert record is not None
     assert record.state == "cancelled"
     with pytest.raises(AirflowFailException, match="is cancelled; clear the task"):
-        task.execute_complete({}, {"state": "cancelled", "run_id": RUN_ID, "directory": job.output.directory})
+        task.execute_complete(CONTEXT, {"state": "cancelled", "run_id": RUN_ID, "directory": job.output.directory})
+
+
+def test_a_task_that_is_cleared_waits_until_its_job_has_stopped_and_makes_another(
+    server: ApiServer, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_LOOK", 0.05)
+    first = runtime.dask_job_of(job, RUN_ID)
+    put_driver(server, "Running")
+    runs.request_cancel(job.output.directory)
+
+    def stop() -> None:
+        assert name_of(server) == first
+        assert runs.settle(job, RUN_ID, "cancelled", lifecycle.CANCELLER)
+
+    threading.Timer(0.5, stop).start()
+    assert runtime.dask_job_of(job, RUN_ID) == name_of(server) != first
+    record = runs.read_run(job.output.directory)
+    assert record is not None
+    assert record.state == "submitted"
+    assert not runs.is_cancelled(job.output.directory, RUN_ID)
+    put_driver(server, "Running")
+    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    runs.request_cancel(job.output.directory)
+    with pytest.raises(ClusterError, match=r"was asked to stop and is still there after .* s; try again once it has"):
+        runtime.dask_job_of(job, RUN_ID)
+
+
+def test_the_job_of_another_night_that_is_at_work_in_the_same_place_is_left_alone(server: ApiServer, job: Job) -> None:
+    first = runtime.dask_job_of(job, RUN_ID)
+    with pytest.raises(SettingsError, match=f"holds run {RUN_ID}, which is submitted"):
+        runtime.dask_job_of(job, "ctr.train.20261117T000000")
+    assert name_of(server) == first
 
 
 def test_a_task_that_waits_itself_follows_the_job_and_logs_its_epochs(
@@ -149,7 +190,6 @@ def test_a_task_that_waits_itself_follows_the_job_and_logs_its_epochs(
 ) -> None:
     from dfm.airflow import tasks
     from dfm.kubernetes import follow
-    from dfm.workflow import steps
 
     monkeypatch.setattr(follow, "SETTLING", 0.1)
     monkeypatch.setattr(steps, "finished_run", lambda job: None)

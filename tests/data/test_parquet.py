@@ -486,3 +486,10 @@ def test_a_copy_is_told_also_where_its_values_are_none_of_python(tmp_path):
         with pytest.raises(DataError, match="or a copy"):
             check_distinct(shards)
         assert "[schema]" in guess(str(tmp_path / "0.parquet"))
+
+
+def test_shards_of_one_value_that_is_no_utf_8_are_no_copies(tmp_path):
+    raw = pa.array([b"caf\xe9"] * 1000)
+    place = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    columns = {"place": place, "raw": raw, "click": pa.array([0] * 1000)}
+    check_distinct([describe_shard(write_shard(tmp_path / f"{n}.parquet", columns, 1000)) for n in range(2)])

@@ -406,3 +406,7 @@ def test_jobs_that_say_nothing_of_values_keep_their_fingerprints_and_their_model
 def test_truths_among_numbers_are_the_same_in_every_order(values: Any, texts: list[str | None]) -> None:
     assert arrow_array(values).to_pylist() == texts
     assert arrow_array(values[::-1]).to_pylist() == texts[::-1]
+
+
+def test_truths_among_numbers_stay_numbers_where_these_are_wanted() -> None:
+    assert arrow_array([0.5, True, None], are_numbers=True).to_pylist() == [0.5, 1.0, None]

@@ -91,8 +91,31 @@ def test_two_local_workers_share_a_gpu_where_nobody_says_how_many_and_gpus_may_t
         order = Order.of(load_job(tables))
         return backends.cluster_of(order, find_inputs(order.job)).workers
 
-    assert (workers(1), workers(4), workers(1, "cupy"), workers(1, "cupy", 5)) == (2, 8, 2, 5)
+    assert (workers(1), workers(3), workers(1, "cupy"), workers(1, "cupy", 5)) == (2, 6, 2, 5)
     assert (workers(0), workers(1, "numba"), workers(1, "numba", 3)) == (7, 7, 3)
+    assert workers(16) == 7, "no more than there are processors"
+
+
+def test_a_solver_that_no_gpu_has_gets_a_worker_for_each_processor(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 7)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1 << 40)
+    monkeypatch.setattr(cupy_device, "likely_count", lambda: 1)
+    tables = job_tables(log, tmp_path, cluster={"workers": "auto"})
+    tables["training"] = {"solver": "als", "n_epochs": 2, "n_replicas": 2}
+    order = Order.of(load_job(tables))
+    assert backends.cluster_of(order, find_inputs(order.job)).workers == 7
+
+
+def test_gpus_are_counted_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"cupy": None}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name))
+    assert cupy_device.likely_count() == 0
+    found["cupy"] = object()  # type: ignore[assignment]
+    for visible, n in (("", 0), ("-1", 0), ("3", 1), ("0,2", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert cupy_device.likely_count() == n
 
 
 def test_a_training_has_as_many_local_workers_as_its_plan_finds_memory_for(
@@ -103,13 +126,13 @@ def test_a_training_has_as_many_local_workers_as_its_plan_finds_memory_for(
     tables = job_tables(log, tmp_path, cluster={"workers": "auto"}, training={"backend": "numba"})
     order, asked = Order.of(load_job(tables)), []
 
-    def needs(plan: dict[str, Any], n_threads: int) -> int:
-        asked.append((plan, n_threads))
+    def needs(plan: dict[str, Any], n_threads: int, n_workers: int) -> int:
+        asked.append((plan, n_threads, n_workers))
         return 10 << 30
 
     monkeypatch.setattr(backends, "worker_memory", needs)
     assert backends.cluster_of(order, find_inputs(order.job)).workers == 6
-    assert asked == [(jobs.plan(tables), 1)]
+    assert asked == [(jobs.plan(tables), 1, n_workers) for n_workers in range(16, 5, -1)]
 
 
 def test_gpus_train_where_every_worker_has_one_and_it_is_said() -> None:

@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 from dfm.distributed import processes
 from dfm.distributed.cluster import connect, size
 from dfm.errors import ClusterError
+from dfm.settings.constraints import parse_bytes
 from dfm.settings.tables import ClusterSettings
 
 
@@ -110,6 +111,7 @@ def test_clusters_in_the_process_of_the_tests_do_not_profile(client: Client, two
         (1, 1, 100, {}, 1),
         (8, 64, 0, {"threads_per_worker": 3}, 2),
         (2, 64, 0, {"threads_per_worker": 4}, 1),
+        (64, 512, 0, {"threads_per_worker": 4}, 16),
         (8, 64, 32, {"memory_limit": "16GiB"}, 4),
         (8, 64, 0, {"workers": 3, "memory_limit": "1GB"}, 3),
     ],
@@ -120,7 +122,24 @@ def test_a_worker_for_each_processor_that_has_memory_and_two_at_least_where_ther
     monkeypatch.setattr("dask.system.cpu_count", lambda: processors)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", gibibytes << 30)
     assert processes.n_processes() == min(processors, processes.MOST)
-    assert size.sized(ClusterSettings(**settings), needs << 30).workers == workers
+    found = size.sized(ClusterSettings(**settings), lambda n_workers: needs << 30)
+    assert found.workers == workers
+    if "memory_limit" not in settings:
+        assert parse_bytes(found.memory_limit) == (gibibytes << 30) // workers, "they have what they were counted for"
+
+
+def test_workers_that_share_what_they_need_are_as_many_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 16)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 64 << 30)
+    found = size.sized(ClusterSettings(), lambda n_workers: (4 << 30) + (24 << 30) // n_workers)
+    assert found.workers == 10
+
+
+@pytest.mark.parametrize(("gibibytes", "n"), [(64, 8), (3, 6), (1, 2)])
+def test_processes_of_text_have_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: int, n: int) -> None:
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 8)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", gibibytes << 30)
+    assert processes.n_of_text() == n
 
 
 def test_nothing_is_said_of_workers_that_others_start() -> None:
@@ -130,5 +149,6 @@ def test_nothing_is_said_of_workers_that_others_start() -> None:
 
 def test_as_many_local_workers_start_as_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 64 << 30)
     with connect.connect(ClusterSettings()) as client:
         assert len(connect.worker_addresses(client)) == 3

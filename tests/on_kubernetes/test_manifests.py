@@ -193,17 +193,23 @@ def test_under_tls_no_container_is_given_a_plain_address() -> None:
             assert addresses == ["tls://clicks-1-scheduler.team.svc.cluster.local:8786"]
 
 
-@pytest.mark.parametrize("name", ["x" * 54, "Upper", "-x", "dotted.name", ""])
+@pytest.mark.parametrize("name", ["x" * 54, "Upper", "-x", "dotted.name", "", "2026-clicks", "7", "x-"])
 def test_a_name_that_breaks_the_cluster_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match="is no name for a DaskJob: at most 53"):
+    with pytest.raises(SettingsError, match=r"is no name for a DaskJob: at most 53 .* a letter, as .* Service"):
         manifest.check_name(name)
 
 
-@pytest.mark.parametrize("stem", ["job", "A Job_of.Ours", "x" * 80, "täglich", "___"])
+@pytest.mark.parametrize("stem", ["job", "A Job_of.Ours", "x" * 80, "täglich", "___", "2026-11 clicks", "9" * 80, "7"])
 def test_names_made_of_job_files_are_legal(stem: str) -> None:
     name = manifest.name_for(stem, "20261121-101010-abcdef")
     manifest.check_name(name)
     assert name.endswith("-20261121-101010-abcdef")
+
+
+def test_a_stem_that_begins_with_a_digit_is_kept_behind_a_word() -> None:
+    assert manifest.name_for("2026-11 clicks", "run") == "dfm-2026-11-clicks-run"
+    assert manifest.name_for("___", "run") == "dfm-run"
+    assert manifest.name_for("9" * 80, "run") == f"dfm-{'9' * 45}-run"
 
 
 # --- the job file ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import re
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ from dfm.runs import record as runs
 from dfm.runs.record import RunLog
 from dfm.settings.job import Job
 from dfm.storage import files
-from tests.support.api_server import ApiServer, Fault, api_server
+from tests.support.api_server import ApiServer, Fault, _Handler, api_server
 
 pytest.importorskip("kubernetes")
 SIZES = sizing.Sizing(2, 1, 4 << 30, 2 << 30, 1 << 30, 20 << 30)
@@ -233,6 +234,103 @@ def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
     job = Job.from_dict({"data": {"train": "/data/x"}, "output": {"directory": "s3://out"}})
     with pytest.raises(SettingsError, match=r"data\.train = '/data/x' is a path of this machine"):
         submit.prepare(job)
+
+
+@pytest.mark.parametrize(
+    ("warm_start", "told"),
+    [
+        ("results/model", "training.warm_start = 'results/model' is a path of this machine"),
+        ("file:///elsewhere/model", "training.warm_start = 'file:///elsewhere/model' lies below no volume"),
+        ("file:///data/model", ""),
+        ("s3://models/ctr", ""),
+        ("", ""),
+    ],
+)
+def test_a_model_to_go_on_from_has_to_be_where_pods_find_it(warm_start: str, told: str) -> None:
+    sizes = {"workers": 1, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
+    kubernetes = {**sizes, "volumes": [{"mount": "/data", "claim": "logs", "read_only": True}]}
+    tables = {"data": {"train": "s3://in"}, "output": {"directory": "s3://out"}, "kubernetes": kubernetes}
+    job = Job.from_dict({**tables, "training": {"warm_start": warm_start}})
+    if not told:
+        assert submit.prepare(job).job.training.warm_start == warm_start
+        return
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        submit.prepare(job)
+
+
+# --- credentials ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Login:
+    """A login by a token's file, and the tokens that the server accepts and was shown."""
+
+    kubeconfig: Path
+    token: Path
+    accepted: str = "first"
+    shown: list[str] = dataclasses.field(default_factory=list)
+
+    def rewrite(self, change: Callable[[Manifest], None]) -> None:
+        config = json.loads(self.kubeconfig.read_text())
+        change(config)
+        self.kubeconfig.write_text(json.dumps(config))
+
+
+@pytest.fixture
+def login(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
+    """The server accepts one token only, which the kubeconfig names by its file."""
+    found, answer = Login(tmp_path / "kubeconfig", tmp_path / "token"), _Handler._answer
+    found.token.write_text(found.accepted)
+    found.rewrite(lambda config: config["users"][0].update(user={"tokenFile": str(found.token)}))
+
+    def checked(self: _Handler, *request: Any) -> tuple[int, Manifest | None]:
+        found.shown.append(str(self.headers["Authorization"]).removeprefix("Bearer "))
+        return answer(self, *request) if found.shown[-1] == found.accepted else (401, self._status(401, "Unauthorized"))
+
+    monkeypatch.setattr(_Handler, "_answer", checked)
+    return found
+
+
+def test_a_token_that_was_replaced_in_its_file_is_read_again(login: Login, api: Api) -> None:
+    api.list("Pod")
+    login.accepted = "second"
+    login.token.write_text("second")
+    assert api.list("Pod")[0] == []
+    assert list(api.watch("Pod", "", "1", 1)) == []
+    assert login.shown == ["first", "first", "second", "second"]
+    login.accepted = "third"
+    login.token.write_text("third")
+    assert list(api.watch("Pod", "", "1", 1)) == []
+    assert login.shown[4:] == ["second", "third"]
+
+
+def test_a_token_that_is_not_accepted_though_read_again_is_told(login: Login, api: Api) -> None:
+    login.accepted = "another"
+    with pytest.raises(ClusterError, match=r"Pod \(401\): Unauthorized; log in again"):
+        api.list("Pod")
+    assert login.shown == ["first", "first"]
+
+
+def test_a_login_that_is_read_again_is_that_of_the_context_chosen_first(login: Login, api: Api) -> None:
+    def switch(config: Manifest) -> None:
+        config["clusters"].append({"name": "other", "cluster": {"server": "http://127.0.0.1:1"}})
+        config["contexts"].append({"name": "other", "context": {"cluster": "other", "user": "me"}})
+        config["current-context"] = "other"
+
+    login.rewrite(switch)
+    login.accepted = "second"
+    login.token.write_text("second")
+    api.list("Pod")
+    assert login.shown == ["first", "second"]
+
+
+def test_a_kubeconfig_that_cannot_be_read_again_leaves_the_refusal_as_the_error(login: Login, api: Api) -> None:
+    login.kubeconfig.write_text("{")
+    login.accepted = "second"
+    with pytest.raises(ClusterError, match="log in again"):
+        api.list("Pod")
+    login.accepted = "first"
+    assert api.list("Pod")[0] == []
 
 
 # --- follow ---------------------------------------------------------------------------------------------
@@ -458,11 +556,29 @@ def test_a_watch_tells_changes_and_ends_where_it_cannot_go_on(server: ApiServer,
 
 def test_the_real_wait_lists_and_watches_from_there(server: ApiServer, api: Api, submission: Submission) -> None:
     submit.submit(api, submission)
-    follow._wait_for_change(api, "clicks-1")
+    follow._wait_for_change(api, "clicks-1", pytest.fail)
     assert server.watched == [
         {"watch": "1", "labelSelector": "dask.org/cluster-name=clicks-1", "resourceVersion": str(server.version),
          "timeoutSeconds": "5", "allowWatchBookmarks": "false"}
     ]  # fmt: skip
+
+
+def test_a_role_that_may_not_watch_is_told_once_and_the_job_is_followed_by_looking(
+    server: ApiServer, api: Api, submission: Submission
+) -> None:
+    submit.submit(api, submission)
+    server.put(PODS, driver_pod("Running"))
+    server.faults += [Fault("GET", "/pods?watch", 403, message="cannot watch") for _ in range(1000)]
+    events: list[Manifest] = []
+    timer = threading.Timer(1.5, finish, [submission])
+    timer.start()
+    found, _ = follow.follow(api, "clicks-1", None, events.append)
+    timer.join()
+    assert found.succeeded
+    assert len(server.faults) < 999, "the watch was refused once only"
+    assert [event["event"] for event in events] == ["kubernetes", "waiting", "epoch", "done", "ended"]
+    assert "cannot be watched" in events[1]["reason"]
+    assert "cannot watch; ask for the Role dfm-submitter" in events[1]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -617,6 +733,55 @@ def test_a_refusal_half_way_takes_the_job_back_with_all_that_it_owns(
         submit.submit(api, submission)
     assert server.kinds() == []
     assert runs.read_run(submission.job.output.directory) is None
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user presses Ctrl-C while the job's file is created."""
+    create = Api.create
+
+    def interrupt(self: Api, body: Manifest) -> Manifest:
+        if body["kind"] == "ConfigMap":
+            raise KeyboardInterrupt
+        return create(self, body)
+
+    monkeypatch.setattr(Api, "create", interrupt)
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_submission_that_is_interrupted_half_way_leaves_no_job(
+    server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(api, submission)
+    assert server.kinds() == []
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_job_that_cannot_be_taken_back_is_told_with_the_command_that_deletes_it(
+    server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.append(Fault("DELETE", "/clicks-1", 403))
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(api, submission)
+    assert server.kinds() == ["DaskJob"]
+    assert "DaskJob clicks-1 is left half-made in namespace team" in caplog.text
+    assert "(Kubernetes refuses a request for a DaskJob (403): told so by the test" in caplog.text
+    assert "delete it: dfm cancel clicks-1 --kubernetes --namespace team" in caplog.text
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_second_interrupt_while_a_job_is_taken_back_tells_that_it_is_left(
+    server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Api, "delete", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(api, submission)
+    assert "deleting it failed (KeyboardInterrupt); delete it: dfm cancel clicks-1 --kubernetes" in caplog.text
 
 
 def test_a_job_that_the_operator_does_not_take_up_is_deleted_so_that_it_cannot_begin_later(

@@ -93,17 +93,22 @@ def test_draws_that_are_too_large_for_the_driver_are_made_again_from_a_checkpoin
     monkeypatch: pytest.MonkeyPatch,
     epoch: int,
 ) -> None:
-    """Each lies on one worker only, which is killed after a draw, or after the last."""
+    """Each lies on one worker only; all are killed after a draw, or after the last."""
     monkeypatch.setattr(on_workers, "_MOST_KEPT", 0)
     monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
     killed: list[int] = []
+    resumed: list[int] = []
 
     def observe(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == epoch and len(killed) < 2:
-            killed.append(sorted(pids_of_workers(two_processes))[len(killed)])
-            os.kill(killed[-1], signal.SIGKILL)
+        if event["event"] == "resumed":
+            resumed.append(event["epoch"])
+        if event["event"] == "epoch" and event["epoch"] == epoch and not killed:
+            killed.extend(pids_of_workers(two_processes))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
 
     result = drawn(log, tmp_path, two_processes, observe)
     assert killed
+    assert resumed, "the run went on from its checkpoint"
     assert result.parameters_sha256 == untouched.parameters_sha256
     assert result.validation == untouched.validation

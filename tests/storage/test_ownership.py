@@ -438,11 +438,24 @@ def test_the_first_of_two_runs_cannot_settle_what_both_claimed(folder: str) -> N
     second.claim(["a", "b"])
     for name in ("a", "b"):
         files.write_bytes(files.join(folder, name), b"1")
-    with pytest.raises(StorageError, match="its list of files is another run's"):
+    with pytest.raises(StorageError, match="another run claimed the same files"):
         first.settle()
     assert not first.is_settled()
     second.settle()
     assert second.is_settled()
+
+
+def test_two_runs_that_write_different_files_both_settle(folder: str) -> None:
+    first, second = Ledger(folder, "kind"), Ledger(folder, "kind")
+    first.claim(["a"])
+    second.claim(["b"])
+    for name in ("a", "b"):
+        files.write_bytes(files.join(folder, name), b"1")
+    first.settle()
+    assert not second.is_settled()
+    second.settle()
+    assert second.is_settled()
+    assert Ledger(folder, "kind").own() == ["a", "b"]
 
 
 def test_a_claimed_file_that_is_gone_is_no_settled_one(folder: str) -> None:

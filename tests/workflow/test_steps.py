@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,79 @@ def test_a_run_that_failed_hands_its_error_on(tmp_path: Path):
         steps.raise_unless_finished(None, "here")
 
 
+def at_work(job: Job, run_id: str, state: str = "running") -> runs.RunRecord:
+    """The record of a run whose driver is this process, left in the output location of a job."""
+    host, pid = socket.gethostname(), os.getpid()
+    record = runs.RunRecord(run_id, state, job.fingerprint(), host=host, pid=pid, updated=runs.now())
+    runs.write_run(job.output.directory, record)
+    return record
+
+
+TAKEN = r"run night-2 took the place of this run in .*; give each interval its own output.directory"
+
+
+def test_a_run_whose_place_another_one_takes_does_not_hand_on_the_model_of_that_one(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_on(log, tmp_path, DAYS)
+    at_work(job, "night-1")
+    threading.Timer(0.3, at_work, (job, "night-2", "finished")).start()
+    with pytest.raises(SettingsError, match=TAKEN):  # while it waits for its driver
+        steps.train_once(job, "night-1", steps.Where(), poll=0.05)
+    runs.write_run(job.output.directory, runs.RunRecord("night-0", "finished"))
+    monkeypatch.setattr(steps.jobs, "train", lambda *_, **__: at_work(job, "night-2", "finished"))
+    with pytest.raises(SettingsError, match=TAKEN):  # while it is the driver itself
+        steps.train_once(job, "night-1", steps.Where())
+
+
+def test_a_run_does_not_begin_where_another_one_is_at_work(log: Path, tmp_path: Path):
+    job = job_on(log, tmp_path, DAYS)
+    other = at_work(job, "night-2")
+    assert steps.running_driver(job) == other
+    assert steps.running_driver(job, run_id="night-1") is None
+    with pytest.raises(SettingsError, match=r"holds run night-2, which is running .*another output.directory"):
+        steps.train_once(job, "night-1", steps.Where())
+    assert runs.read_run(job.output.directory) == other
+
+
+def test_a_driver_that_was_asked_to_stop_is_waited_for_and_another_one_goes_on(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steps, "_LOOK", 0.05)
+    job = job_on(log, tmp_path, DAYS)
+    at_work(job, "night-1")
+    runs.request_cancel(job.output.directory)
+    threading.Timer(0.3, at_work, (job, "night-1", "cancelled")).start()
+    seen: list[bool] = []
+
+    def train(*_: Any, **__: Any) -> None:
+        seen.append(runs.is_cancelled(job.output.directory, "night-1"))
+        at_work(job, "night-1", "finished")
+
+    monkeypatch.setattr(steps.jobs, "train", train)
+    assert steps.train_once(job, "night-1", steps.Where(), poll=0.05)["run_id"] == "night-1"
+    assert seen == [False], "another driver began, and nobody asks it to stop"
+
+
+def test_the_wait_for_a_driver_that_was_asked_to_stop_has_an_end(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steps, "_LOOK", 0.01)
+    monkeypatch.setattr(steps, "STOP_SECONDS", 0.1)
+    job = job_on(log, tmp_path, DAYS)
+    record = at_work(job, "night-1")
+    runs.request_cancel(job.output.directory)
+    with pytest.raises(ClusterError, match=r"night-1 in .* was asked to stop and is still running .*; try again once"):
+        steps.running_driver(job)
+    at_work(job, "night-1", "submitted")
+    assert steps.running_driver(job) is None, "its driver never began"
+    at_work(job, "night-1")
+    (tmp_path / "out" / runs.CANCEL).unlink()
+    found = steps.running_driver(job)
+    assert found is not None
+    assert (found.run_id, found.state) == (record.run_id, "running")
+
+
 @pytest.mark.patient
 def test_a_detached_driver_trains_and_leaves_no_order_behind(log: Path, tmp_path: Path, candidate):
     job = job_on(log, tmp_path, DAYS)
@@ -143,7 +219,6 @@ def test_a_detached_driver_trains_and_leaves_no_order_behind(log: Path, tmp_path
 
 
 def test_the_death_of_a_process_is_the_end_of_its_driver(tmp_path: Path):
-    import socket
     import subprocess
     import sys
 

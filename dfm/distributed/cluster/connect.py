@@ -92,6 +92,7 @@ def connect(settings: ClusterSettings) -> Iterator[Client]:
 
 def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalCluster:
     """Workers of this machine, started; scheduler and workers read the job's own settings of Dask while they start."""
+    settings = sized(settings)
     own = {
         "distributed.scheduler.no-workers-timeout": f"{settings.worker_timeout}s",
         # A worker that stalls is replaced: its heartbeat stops, though its process and its connections live on.
@@ -102,7 +103,7 @@ def _local_cluster(settings: ClusterSettings, local_directory: str) -> LocalClus
     }
     with _starting, dask.config.set(own):
         return LocalCluster(
-            n_workers=sized(settings).workers,
+            n_workers=settings.workers,
             threads_per_worker=settings.threads_per_worker,
             processes=True,
             memory_limit=settings.memory_limit,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 import shutil
 import tempfile
 import weakref
@@ -36,10 +37,14 @@ _REGISTERS = 65536
 
 
 def likely_count() -> int:
-    """GPUs that this machine seems to have where CuPy is there, without a look at them, which would take a second."""
+    """GPUs that this process seems to have where CuPy is there, without a look at them, which would take a second."""
     if importlib.util.find_spec("cupy") is None:
         return 0
-    devices = Path("/dev")
+    visible, devices = os.environ.get("CUDA_VISIBLE_DEVICES"), Path("/dev")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    if not devices.is_dir():
+        return 1
     return len([*devices.glob("nvidia[0-9]*")]) or len([*devices.glob("dxg")])  # the latter: of Windows, under WSL
 
 
