@@ -44,7 +44,7 @@ _SHARE_OF_LISTS = 0.3
 """The share of the distinct values of a column from which on a sign parts elements."""
 _DATE = re.compile(r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{4}-\d{2}-\d{2})\b")
 """Begin of a moment, in whatever form."""
-_LOAD = 0.25
+_LOAD = 0.1
 _BUCKETS = 40
 """Features of a numeric column, about."""
 
@@ -356,7 +356,7 @@ def _schema_lines(draft: _Draft) -> Iterator[str]:
     for key, name in (("time", draft.time), ("weight", draft.weight)):
         if name:
             yield f"{key} = {_with_note(draft, name)}"
-    for name in _groups(draft):
+    for name in () if draft.is_regression else _groups(draft):
         yield f"# group = {toml_value(name)}  # rows of one {name} would be judged, or ranked, among each other"
     for role in ("categorical", "numeric", "lists"):
         yield from _role_lines(draft, role)
@@ -417,5 +417,5 @@ def _n_features(draft: _Draft) -> int:
 
 
 def hash_bits(n_features: int) -> int:
-    """Bits of a hash table of which so many features fill a quarter at most: 16 to 28."""
+    """Bits of a hash table of which so many features fill a tenth at most: 16 to 28."""
     return min(max(16, math.ceil(math.log2(max(n_features, 1) / _LOAD))), 28)

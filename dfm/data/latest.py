@@ -60,8 +60,13 @@ def _comparable(moments: pa.Array) -> pa.Array:
 
 
 def _summed(table: pa.Table) -> pa.Table:
-    summed = table.group_by(_MOMENT, use_threads=False).aggregate([(_ROWS, "sum")])
-    return summed.rename_columns([_MOMENT, _ROWS])
+    """Each moment once, in the order in which they come first, with all of its rows."""
+    encoded = table.column(_MOMENT).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    rows = np.zeros(len(encoded.dictionary), np.int64)
+    np.add.at(rows, encoded.indices.to_numpy(), table.column(_ROWS).to_numpy())
+    return pa.table({_MOMENT: encoded.dictionary, _ROWS: rows})
 
 
 def latest_or_why(tables: Sequence[pa.Table | str], n_rows: int, column: str) -> pa.Table | str:

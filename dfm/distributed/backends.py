@@ -90,12 +90,13 @@ def choose(
     first, *others = candidates(wanted)
     if first is NUMBA:
         return _on_processors()
+    refused = ""
     try:
         first.check(spec)
     except SettingsError as error:
         if not others:
             raise
-        return _on_processors(f": {error}")
+        refused = str(error)
     found = _asked(client, addresses)
     if not found:
         if not others:
@@ -108,6 +109,8 @@ def choose(
         named = ", ".join(sorted(without))
         some = f"{len(without)} of {len(found)} workers have no GPU ({named})"
         return _on_processors(f": {some if len(without) < len(found) else 'no worker has a GPU'}")
+    if refused:
+        return _on_processors(f": {refused}")
     _spread(client, found)
     kinds = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in found.values()).items())
     careful = " (deterministic: one row after the other, slower than a processor)" if deterministic else ""

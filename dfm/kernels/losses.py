@@ -296,6 +296,7 @@ POISSON = Loss(
     functions=_poisson,
     # exp(score) itself, which has no bound. Scores beyond the logarithm of the largest label fit no row.
     curvature=lambda largest_label: max(largest_label, 1.0),
+    steepness=4.0,
     cuda="""
 __device__ inline double loss_value(double score, double label) { return exp(score) - label * score; }
 
@@ -323,6 +324,7 @@ QUANTILE = Loss(
     curvature=_steepest_jump,
     parameter=Parameter("level", 0.5, high=1.0, open_low=True, open_high=True),
     unit_free=True,
+    steepness=8.0,
     cuda="""
 __device__ inline double loss_value(double score, double label) {
     return score < label ? LOSS_PARAMETER * (label - score) : (1.0 - LOSS_PARAMETER) * (score - label);

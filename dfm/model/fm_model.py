@@ -251,9 +251,11 @@ class FMModel:
     def check_is_machine(self, what: str) -> None:
         """SettingsError where no single machine has the model's scores: where they are of mean probabilities."""
         if self.draws is not None and self.task == "classification":
+            several = f"the mean probability of {self.draws.number} machines"
+            gives = several if self.draws.number > 1 else "the probability of a probit, which is no logit"
             raise SettingsError(
-                f"{what} needs the score of one machine, and this model gives the mean probability of "
-                f'{self.draws.number} (training.solver = "mcmc" or "als"): use a model of solver = "sgd"'
+                f"{what} needs the score of one machine as a logit, and this model gives {gives} "
+                '(training.solver = "mcmc" or "als"): use a model of solver = "sgd"'
             )
 
     def weights(self, column: str, values: Iterable[Any]) -> NDArray[np.float32]:

@@ -429,7 +429,8 @@ class TrainingSettings(Table):
     n_epochs: int | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(1, 1000, integer=True))),
-        f"most walks over the training rows; auto: {EPOCHS_TO_PLATEAU} with schedule plateau, else {EPOCHS_ELSE}"
+        f"most walks over the training rows; auto: {EPOCHS_TO_PLATEAU} with schedule plateau, else {EPOCHS_ELSE}; "
+        "1 where training goes on from a model and nothing validates"
         + "".join(f", {number} of {name}" for name, number in ITERATIONS.items()),
     )
     solver: str = knob(
@@ -469,7 +470,7 @@ class TrainingSettings(Table):
         "auto",
         AnyOf((Options(("auto",)), Number(0, open_low=True))),
         "step size, before rate_scaling; auto: 1.6 / h, where h is the mean of a row's sum of x², a quarter of that "
-        "for squared errors",
+        "for squared errors and counts, an eighth for quantiles",
     )
     factor_rate_scale: float | str = knob(
         "auto",
@@ -846,7 +847,7 @@ class SearchSettings(Table):
     n_trials: int = knob(24, Number(1, 10_000, integer=True), "settings that are tried; the first is the default")
     n_seeds: int = knob(3, Number(0, 100, integer=True), "seeds with which the best and the default are trained")
     learning_rate: tuple[float, ...] = _bounds(
-        0.6, 6.0, "learning_rate in units of 1 / h (a quarter of that for squared errors), as its auto is 1.6"
+        0.6, 6.0, "learning_rate in units of 1 / h (a quarter of that for squared errors, …), as its auto is 1.6"
     )
     factor_rate_scale: tuple[float, ...] = _bounds(0.2, 2.0, "training.factor_rate_scale")
     l2_factors: tuple[float, ...] = _bounds(0.001, 0.05, "training.l2_factors")

@@ -128,6 +128,8 @@ class Course:
         if schedule == "auto":
             schedule = "plateau" if validates and training.may_plateau else "final-decay"
         automatic = EPOCHS_TO_PLATEAU if schedule == "plateau" else EPOCHS_ELSE
+        if training.warm_start and not validates:  # nothing would tell when a few new rows unlearn what all before said
+            automatic = 1
         return cls(schedule, automatic if training.n_epochs == "auto" else int(training.n_epochs))
 
 

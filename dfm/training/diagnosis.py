@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import QUANTILE
 from dfm.data.vocabulary import Vocabulary
+from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
 
 _NEARLY_ALL = 0.99
@@ -126,7 +127,7 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
     """Whether the model beats a constant, and its own linear part. Both are metrics of the validation rows; `linear` is
     empty where the model has no factors.
     """
-    if worse := _worse_than_constant(metrics):
+    if worse := _worse_than_constant(objective, metrics):
         knobs = ("training.learning_rate", "training.n_epochs", "training.l2_linear", "schema")
         return [Finding("no-better-than-a-constant", worse, knobs)]
     primary, cost = objective.primary, replace(objective, stop_on="").cost
@@ -142,13 +143,20 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
     ]
 
 
-def _worse_than_constant(metrics: Mapping[str, Any]) -> str:
+def _worse_than_constant(objective: Objective, metrics: Mapping[str, Any]) -> str:
     entropy, explained = metrics.get("normalized_entropy"), metrics.get("r2")
+    aims_at_mean = objective.info.name != QUANTILE_LOSS.name
     if entropy is not None and entropy >= 1.0 - _NOTHING:
         return (
             f"the model is no better than always answering the click rate (normalized entropy {entropy:.4f} on the "
             "validation rows)"
         )
-    if entropy is None and explained is not None and explained <= _NOTHING:
+    wrong, rate = metrics.get("error_rate"), metrics.get("base_rate")
+    if wrong is not None and rate is not None and wrong >= min(rate, 1 - rate) * (1 - _NOTHING):
+        return (
+            f"the model is no better than always giving the same answer (error_rate {wrong:.4f} on the validation "
+            f"rows, of which a share of {rate:.4f} is of class 1)"
+        )
+    if entropy is None and explained is not None and explained <= _NOTHING and aims_at_mean:
         return f"the model is no better than always answering the mean (r2 {explained:.4f} on the validation rows)"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from dfm.data.guess import guess, hash_bits
 from dfm.data.parquet import find_shards
 from dfm.data.time_split import at_or_after
 from dfm.errors import DataError
+from dfm.training import diagnosis
 
 N = 3000
 RNG = np.random.default_rng(0)
@@ -120,7 +122,7 @@ def test_ratings_of_films_are_taken_by_time(tmp_path: Path) -> None:
     assert schema["categorical"] == ["user_id", "movie_id"]
     assert (schema["lists"], schema["list_separator"], schema["time"]) == (["genres"], "|", "timestamp")
     assert 0.09 < validated(path, tables) < 0.11
-    assert '# group = "user_id"' in text
+    assert "# group" not in text, "there is no order of clicked rows"
 
 
 def test_lists_maps_and_structs_have_the_roles_of_the_type_table(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_sample_estimates_what_it_has_not_seen(tmp_path: Path, monkeypatch: py
 
 
 def test_a_quarter_of_the_table_is_filled_at_most() -> None:
-    assert [hash_bits(n) for n in (1, 1 << 14, (1 << 14) + 1, 1 << 20, 1 << 30)] == [16, 16, 17, 22, 28]
+    assert [hash_bits(n) for n in (1, 6553, 6554, 1 << 20, 1 << 30)] == [16, 16, 17, 24, 28]
 
 
 def test_the_page_about_guessing_prints_what_it_shows(
@@ -251,3 +253,17 @@ def test_text_that_is_no_category_is_left_out_with_what_would_help(tmp_path: Pat
     assert "# left out: at: it looks like moments in a form of its own" in text
     assert "# left out: other: sentences, of" in text
     assert 'lists = ["other"] with list_separator = " " makes a feature of each word' in text
+
+
+def test_a_guessed_table_is_not_one_that_a_training_finds_too_full() -> None:
+    for n_features in (6553, 50_000, 1_000_000):
+        assert 1 - math.exp(-n_features / 2 ** hash_bits(n_features)) < diagnosis._FULL
+
+
+def test_no_group_is_proposed_where_numbers_are_learnt(tmp_path: Path) -> None:
+    n = 4000
+    table = {"rating": [n % 5 + 0.5 for n in range(n)], "user_id": [f"u{n % 400}" for n in range(n)]}
+    pq.write_table(pa.table(table), tmp_path / "ratings.parquet")
+    text = guess(str(tmp_path / "ratings.parquet"))
+    assert 'task = "regression"' in text
+    assert "# group" not in text

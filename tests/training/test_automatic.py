@@ -22,8 +22,8 @@ from dfm.training.inputs import automatic_held_out
         ("classification", "hinge", 1.6),
         ("regression", "squared", 0.4),
         ("regression", "huber", 0.4),
-        ("regression", "quantile", 1.6),
-        ("regression", "poisson", 1.6),
+        ("regression", "quantile", 0.2),
+        ("regression", "poisson", 0.4),
     ],
 )
 def test_the_step_size_is_that_of_a_row_over_its_squares_and_the_steepness(task: str, loss: str, rate: float) -> None:
@@ -47,7 +47,9 @@ def test_small_values_are_penalised_less_and_large_ones_as_categories_are() -> N
 
 
 def test_every_loss_says_how_steep_it_is() -> None:
-    assert {name for name, loss in LOSSES.items() if loss.steepness == 4.0} == {"squared", "huber", "squared-hinge"}
+    steep = {"squared", "huber", "squared-hinge", "poisson"}
+    assert {name for name, loss in LOSSES.items() if loss.steepness == 4.0} == steep
+    assert [name for name, loss in LOSSES.items() if loss.steepness == 8.0] == ["quantile"]
     assert LOSSES[DEFAULT_LOSSES["classification"]].steepness == 1.0
 
 
@@ -80,6 +82,9 @@ def test_factors_start_smaller_in_long_rows() -> None:
         *[({key: value}, True, ("final-decay", 10)) for key, value in (("patience", 2), ("rollbacks", 1))],
         ({"validate": "average"}, True, ("final-decay", 10)),
         ({"early_stopping": False}, True, ("final-decay", 10)),
+        ({"warm_start": "yesterday/model"}, False, ("final-decay", 1)),
+        ({"warm_start": "yesterday/model", "n_epochs": 4}, False, ("final-decay", 4)),
+        ({"warm_start": "yesterday/model"}, True, ("plateau", 20)),
     ],
 )
 def test_the_schedule_follows_from_what_there_is_to_validate_on(

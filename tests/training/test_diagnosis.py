@@ -80,6 +80,21 @@ def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:
         (Objective.of("classification", "bpr"), {"group_auc": 0.7, "auc": 0.5}, {"group_auc": 0.6, "auc": 0.6}, []),
         (Objective.of("classification", "bpr"), {"group_auc": 0.6}, {"group_auc": 0.7}, ["factors-add-nothing"]),
         (Objective.of("classification", "hinge"), {"loss": 0.3, "error_rate": 0.1}, {"loss": 0.6}, []),
+        (Objective.of("classification", "hinge"), {"error_rate": 0.15, "base_rate": 0.2}, {}, []),
+        (
+            Objective.of("classification", "hinge"),
+            {"error_rate": 0.15, "base_rate": 0.15},
+            {},
+            ["no-better-than-a-constant"],
+        ),
+        (
+            Objective.of("classification", "hinge"),
+            {"error_rate": 0.4, "base_rate": 0.9},
+            {},
+            ["no-better-than-a-constant"],
+        ),
+        (Objective.of("regression", "quantile"), {"loss": 0.2, "r2": -0.9}, {}, []),
+        (Objective.of("regression", "huber"), {"loss": 0.2, "r2": -0.9}, {}, ["no-better-than-a-constant"]),
     ],
 )
 def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(
