@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.distributed import checkpointing
+from dfm.distributed import backends, checkpointing
 from dfm.distributed.backends import choose
 from dfm.errors import RunCancelled, SettingsError
 from dfm.kernels.contract import KernelSpec
@@ -60,8 +60,13 @@ def test_the_bytes_are_the_same_on_any_workers_and_through_a_stop(
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family_of(family).cuda is None])
-def test_a_family_without_code_for_gpus_trains_on_processors_and_says_why(family: str, client: Client) -> None:
+def test_a_family_without_code_for_gpus_trains_on_processors_and_says_why(
+    family: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, workers = KernelSpec("logistic", "adagrad", 4, family=family), list(client.scheduler_info()["workers"])
+    assert choose(client, "auto", spec, workers).text == "training on processors: no worker has a GPU"
+    there = {address: backends.GpuOfWorker("NVIDIA H200", "", 1, "") for address in workers}
+    monkeypatch.setattr(backends, "_asked", lambda client, addresses: there)
     choice = choose(client, "auto", spec, workers)
     assert choice.backend.name == "numba"
     assert choice.text.startswith(f'training on processors: the GPU has no code for family = "{family}"')
