@@ -235,9 +235,9 @@ def cancel(
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
     place = _place(run, scheduler, tls, options)
-    record = read_run(place.directory, place.options)
-    if record is None or (record := request_cancel(place.directory, place.options)) is None:
+    if (record := read_run(place.directory, place.options)) is None:
         raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
+    record = request_cancel(place.directory, place.options) or record
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
     else:

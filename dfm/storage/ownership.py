@@ -13,11 +13,12 @@ import os
 import posixpath
 import re
 import stat
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 
@@ -102,6 +103,23 @@ def remove_own(url: str, is_own: IsOwn, options: files.Options = None) -> bool:
 # ------------------------------------------------------------------------------------------------ ledger ----
 
 
+class _Claim(NamedTuple):
+    """Names of files that a run is about to write, and when (seconds since 1970) it said so."""
+
+    since: float
+    names: list[str]
+
+
+def _claims_in(found: Mapping[str, Any]) -> dict[str, _Claim]:
+    """The claims in a ledger by their marks, but what is none."""
+    claims = {}
+    for mark, claim in found.items():
+        since, names = (claim.get("since"), claim.get("names")) if isinstance(claim, dict) else (None, None)
+        if isinstance(since, int | float) and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            claims[mark] = _Claim(float(since), names)
+    return claims
+
+
 class Ledger:
     """The files that dfm made in a folder, by name (`part-0.parquet`, `day=1/part-0.parquet`) and size.
 
@@ -121,8 +139,8 @@ class Ledger:
         """Names and sizes; None for a file whose writing may not have ended. Empty where there is no ledger."""
         return self._read()[0]
 
-    def _read(self) -> tuple[dict[str, int | None], dict[str, list[str]]]:
-        """The same, and the names of each claim that is not settled, by its mark."""
+    def _read(self) -> tuple[dict[str, int | None], dict[str, _Claim]]:
+        """The same, and each claim that is not settled, by its mark."""
         try:
             found = json.loads(files.read_bytes(self.url, self._options))
         except (FileNotFoundError, NotADirectoryError):
@@ -134,7 +152,7 @@ class Ledger:
         # Whoever can write to the folder can write a ledger: it speaks of files below the folder only.
         names = {name: size for name, size in found["files"].items() if _is_below(name)}
         claims = found.get(_CLAIMS)
-        return names, dict(claims) if isinstance(claims, dict) else {}
+        return names, _claims_in(claims) if isinstance(claims, dict) else {}
 
     def is_settled(self) -> bool:
         """Whether all that was claimed was written to its end; a ledger that is not there has nothing to settle."""
@@ -164,15 +182,18 @@ class Ledger:
     def claim(self, names: Collection[str]) -> None:
         """Note the names of files before they are written. SettingsError where one is there and not dfm's.
 
-        Who claimed one of these names before, and has not settled, cannot do so any more.
+        Who claimed one of these names before, and has not settled, cannot do so any more; nor can who claimed others so
+        long ago that nobody writes them any more.
         """
         self.check(names)
         own, (noted, claims) = set(self.own()), self._read()
-        others = {mark: theirs for mark, theirs in claims.items() if not {*theirs} & {*names}}
-        awaited = {name for theirs in others.values() for name in theirs}
+        since = time.time()
+        oldest = since - files.ABANDONED_AFTER
+        others = {mark: each for mark, each in claims.items() if each.since > oldest and not {*each.names} & {*names}}
+        awaited = {name for each in others.values() for name in each.names}
         known = {name: size for name, size in noted.items() if name in own or name in awaited}
         self._claimed, self._mark = tuple(names), uuid.uuid4().hex
-        self._write({**known, **dict.fromkeys(names)}, {**others, self._mark: list(names)})
+        self._write({**known, **dict.fromkeys(names)}, {**others, self._mark: _Claim(since, list(names))})
 
     def check_written(self, but: Collection[str] = ()) -> None:
         """StorageError where another run claimed one of the names since this one did, or a file that was claimed is
@@ -201,7 +222,7 @@ class Ledger:
         sizes = self._written(self._claimed)
         noted, claims = self._read()  # as late as possible: another run may have claimed others meanwhile
         claims.pop(self._mark, None)
-        awaited = {name for theirs in claims.values() for name in theirs}
+        awaited = {name for each in claims.values() for name in each.names}
         kept = {
             name: None if name in awaited else others[name]
             for name, size in noted.items()
@@ -228,9 +249,9 @@ class Ledger:
             found = dict(zip(names, pool.map(size, names), strict=True))
         return {name: bytes_there for name, bytes_there in found.items() if bytes_there >= 0}
 
-    def _write(self, entries: Mapping[str, int | None], claims: Mapping[str, Sequence[str]]) -> None:
+    def _write(self, entries: Mapping[str, int | None], claims: Mapping[str, _Claim]) -> None:
         """Entries by name, and claims that are not settled, where there are any."""
-        unsettled = {_CLAIMS: dict(claims)} if claims else {}
+        unsettled = {_CLAIMS: {mark: claim._asdict() for mark, claim in claims.items()}} if claims else {}
         content = {MADE_BY: MAKER, **unsettled, "files": dict(sorted(entries.items()))}
         files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
 

@@ -209,6 +209,19 @@ def test_no_kubeconfig_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         Api()
 
 
+def assert_reached_by_pods(told: str, **tables: dict[str, object]) -> None:
+    """Pods that mount a volume at /data find what a job names; or it is refused so."""
+    sizes = {"workers": 1, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
+    kubernetes = {**sizes, "volumes": [{"mount": "/data", "claim": "logs", "read_only": True}]}
+    known = {"data": {"train": "s3://in"}, "output": {"directory": "s3://out"}, "kubernetes": kubernetes}
+    job = Job.from_dict({**known, **tables})
+    if not told:
+        assert (submit.prepare(job).job.data, submit.prepare(job).job.training) == (job.data, job.training)
+        return
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        submit.prepare(job)
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -220,20 +233,7 @@ def test_no_kubeconfig_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ],
 )
 def test_the_folder_of_a_table_has_to_be_where_pods_find_it(url: str, told: str) -> None:
-    sizes = {"workers": 1, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
-    kubernetes = {**sizes, "volumes": [{"mount": "/data", "claim": "logs"}]}
-    job = Job.from_dict({"data": {"train": url}, "output": {"directory": "s3://out"}, "kubernetes": kubernetes})
-    if not told:
-        assert submit.prepare(job).job.data.train == (url,)
-        return
-    with pytest.raises(SettingsError, match=told):
-        submit.prepare(job)
-
-
-def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
-    job = Job.from_dict({"data": {"train": "/data/x"}, "output": {"directory": "s3://out"}})
-    with pytest.raises(SettingsError, match=r"data\.train = '/data/x' is a path of this machine"):
-        submit.prepare(job)
+    assert_reached_by_pods(told, data={"train": url})
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,12 @@ def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_to_go_on_from_has_to_be_where_pods_find_it(warm_start: str, told: str) -> None:
-    sizes = {"workers": 1, "worker_memory": "1GiB", "driver_memory": "1GiB", "scratch": "1GiB"}
-    kubernetes = {**sizes, "volumes": [{"mount": "/data", "claim": "logs", "read_only": True}]}
-    tables = {"data": {"train": "s3://in"}, "output": {"directory": "s3://out"}, "kubernetes": kubernetes}
-    job = Job.from_dict({**tables, "training": {"warm_start": warm_start}})
-    if not told:
-        assert submit.prepare(job).job.training.warm_start == warm_start
-        return
-    with pytest.raises(SettingsError, match=re.escape(told)):
+    assert_reached_by_pods(told, training={"warm_start": warm_start})
+
+
+def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
+    job = Job.from_dict({"data": {"train": "/data/x"}, "output": {"directory": "s3://out"}})
+    with pytest.raises(SettingsError, match=r"data\.train = '/data/x' is a path of this machine"):
         submit.prepare(job)
 
 

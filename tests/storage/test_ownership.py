@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -456,6 +457,34 @@ def test_two_runs_that_write_different_files_both_settle(folder: str) -> None:
     second.settle()
     assert second.is_settled()
     assert Ledger(folder, "kind").own() == ["a", "b"]
+
+
+def test_what_a_killed_run_claimed_long_ago_and_never_wrote_is_not_its_own_for_ever(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(folder, "kind").claim(["a"])
+    later = time.time() + files.ABANDONED_AFTER + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    second = Ledger(folder, "kind")
+    second.claim(["b"])
+    files.write_bytes(files.join(folder, "b"), b"1")
+    second.settle()
+    files.write_bytes(files.join(folder, "a"), MINE)
+    with pytest.raises(SettingsError, match="was not made by dfm"):
+        Ledger(folder, "kind").claim(["a"])
+
+
+@pytest.mark.parametrize(
+    "claims", [5, {"x": 5}, {"x": {"since": "now", "names": ["a"]}}, {"x": {"since": 1, "names": [2]}}]
+)
+def test_claims_that_are_none_are_passed_over(tmp_path: Path, claims: object) -> None:
+    content = {"made_by": "dfm", "files": {}, "claims": claims}
+    (tmp_path / ".dfm-kind.json").write_text(json.dumps(content))
+    ledger = Ledger(str(tmp_path), "kind")
+    ledger.claim(["a"])
+    (tmp_path / "a").write_bytes(b"1")
+    ledger.settle()
+    assert json.loads((tmp_path / ".dfm-kind.json").read_text()) == {"made_by": "dfm", "files": {"a": 1}}
 
 
 def test_a_claimed_file_that_is_gone_is_no_settled_one(folder: str) -> None:
