@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from distributed import Client, Future, get_client
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker, NoValidWorkerError
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from dfm.data.partition import SparsePartition
 from dfm.data.vocabulary import Vocabulary
@@ -57,7 +57,7 @@ def told_to_a_fit() -> Iterator[None]:
             "scattered, or more than the scheduler remembers. Fit again, on a collection that Dask can compute "
             "(dask.dataframe.read_parquet, dask.array.from_array)"
         ) from error
-    except (NoValidWorkerError, CommClosedError, ClosedClientError) as error:
+    except (NoWorkerError, NoValidWorkerError, CommClosedError, ClosedClientError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ClusterError(
             f"the cluster was lost during the fit ({reason}); see that scheduler and workers are up, make a new client "

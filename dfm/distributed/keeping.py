@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker, NoValidWorkerError
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.errors import ClusterError, DfmError, DivergenceError, ModelError, RunCancelled, want_of_memory
@@ -30,7 +30,7 @@ class Training:
     checkpointer: Checkpointer
 
 
-OF_THE_CLUSTER = (ClusterError, KilledWorker, NoValidWorkerError, CommClosedError, CancelledError)
+OF_THE_CLUSTER = (ClusterError, KilledWorker, NoWorkerError, NoValidWorkerError, CommClosedError, CancelledError)
 """Signs that workers, or the scheduler, are in trouble; `cluster.client_of` puts it into words."""
 
 

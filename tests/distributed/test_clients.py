@@ -20,10 +20,13 @@ pytest.importorskip("sklearn", minversion="1.6")
 
 import dask.array as da
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
+from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
 from dfm import jobs
 from dfm.distributed import executor
 from dfm.distributed.cluster import connect, lost_workers, remote, together, versions
+from dfm.distributed.keeping import OF_THE_CLUSTER
 from dfm.errors import ClusterError, DataError, DfmError, SettingsError
 from dfm.estimators import FMClassifier, FMRegressor
 from dfm.factorization import matrix_factorization
@@ -259,6 +262,22 @@ def test_a_job_without_memory_is_told_what_would_help(client: Client, error: Exc
         connect.client_of(ClusterSettings(), client),
     ):
         raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoWorkerError("read-1", 60.0), NoValidWorkerError("read-1", {"a"}, set(), {}, 60.0), CommClosedError("gone")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_cluster_that_is_lost_is_told_in_a_sentence_and_what_was_trained_is_kept(
+    client: Client, error: Exception
+) -> None:
+    with (
+        pytest.raises(ClusterError, match=r"(?s)the cluster was lost while the job ran \(.*with memory to spare"),
+        connect.client_of(ClusterSettings(), client),
+    ):
+        raise error
+    assert isinstance(error, OF_THE_CLUSTER)  # a checkpoint is written first
 
 
 @pytest.mark.parametrize(

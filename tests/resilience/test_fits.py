@@ -21,7 +21,7 @@ import dask.array as da
 import dask.dataframe as dd
 from distributed import Client, LocalCluster
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker, NoValidWorkerError
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
@@ -167,6 +167,7 @@ def test_a_task_that_ends_its_workers_is_told_in_a_sentence() -> None:
 TROUBLE: list[tuple[Exception, str]] = [
     (KilledWorker("read-1", None, 3), "the task read-1 ended 4 workers"),
     (NoValidWorkerError("read-1", {"a"}, set(), {}, 60.0), "the cluster was lost during the fit .* make a new client"),
+    (NoWorkerError("read-1", 60.0), "the cluster was lost during the fit .*without any running workers"),
     (CommClosedError("gone"), "the cluster was lost during the fit"),
     (CancelledError("lost"), "lost with a worker"),
 ]

@@ -146,7 +146,7 @@ def test_without_any_worker_left_the_run_ends_with_a_checkpoint_that_others_go_o
 
     with commands.client(1) as client:
         started = time.monotonic()
-        with pytest.raises(ClusterError, match=r"no worker, .* cluster\.worker_timeout = 3 s; start workers and run"):
+        with pytest.raises(ClusterError, match=r"no worker, .*worker_timeout = 3 s; see that workers are started"):
             jobs.train(job, client, on_event=kill_the_worker)
         assert time.monotonic() - started < 120
     for _ in range(2):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker, NoValidWorkerError
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from dfm.distributed.cluster import fork_server
 from dfm.distributed.cluster.endings import end_quickly
@@ -175,7 +175,7 @@ def client_of(settings: ClusterSettings, client: Client | None) -> Iterator[Clie
     except KilledWorker as error:
         kind = OutOfMemoryError if out_of_memory else ClusterError
         raise kind(_why_killed(error, settings, out_of_memory)) from error
-    except (NoValidWorkerError, CommClosedError, CancelledError) as error:
+    except (NoWorkerError, NoValidWorkerError, CommClosedError, CancelledError) as error:
         raise ClusterError(
             f"the cluster was lost while the job ran ({type(error).__name__}: {error}); see that scheduler and workers "
             f"are up, with memory to spare, and run the same command again: {_kept_by(error)}"

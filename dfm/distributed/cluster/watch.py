@@ -180,7 +180,8 @@ class Watch:
         elif now - self._seen > self._timeout:
             raise ClusterError(
                 "the cluster had no worker, or its scheduler did not answer, for cluster.worker_timeout = "
-                f"{self._timeout:g} s; start workers and run the same command again: what is finished is not repeated"
+                f"{self._timeout:g} s; see that workers are started and have memory to spare, and run the same command "
+                "again: what is finished is not repeated"
             )
 
 
