@@ -44,8 +44,8 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
-    """Labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; the least and the
-    greatest label of the rows that weigh anything, None where there are none.
+    """Labels by the weights of their rows: sum of weights, mean, sum of squared distances from it; of the rows that
+    weigh anything the least and the greatest label, None where there are none, and their number.
     """
 
     weight: float = 0.0
@@ -53,6 +53,7 @@ class LabelMoments:
     squares: float = 0.0
     least: float | None = None
     greatest: float | None = None
+    rows: int = 0
 
     @classmethod
     def of(cls, labels: NDArray[np.float32], weights: NDArray[np.float32]) -> LabelMoments:
@@ -65,7 +66,7 @@ class LabelMoments:
         mean = float((masses * numbers).sum() / weight)
         counted = numbers[masses > 0]
         squares = float((masses * (numbers - mean) ** 2).sum())
-        return cls(weight, mean, squares, float(counted.min()), float(counted.max()))
+        return cls(weight, mean, squares, float(counted.min()), float(counted.max()), len(counted))
 
     def __add__(self, other: LabelMoments) -> LabelMoments:
         """Both together (Chan, Golub and LeVeque 1979)."""
@@ -81,6 +82,7 @@ class LabelMoments:
             self.squares + other.squares + delta**2 * self.weight * share,
             min(self.least, other.least),
             max(self.greatest, other.greatest),
+            self.rows + other.rows,
         )
 
     @property

@@ -21,7 +21,7 @@ from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics
 from dfm.data.units import RowUnits
 
-CACHE_FORMAT = 8
+CACHE_FORMAT = 9
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 
 

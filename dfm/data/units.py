@@ -1,4 +1,4 @@
-"""The units in which rows are trained: labels of mean 0 and deviation 1, weights of mean 1.
+"""The units in which rows are trained: labels of mean 0 and deviation 1, weights of mean 1, rows of weight 0 aside.
 
 One step size then suits prices in cents and in millions, and weights that say how often a row counts as well as those
 that say how much it is worth. What is published, and every metric, is in the units of the data.
@@ -62,5 +62,5 @@ def units_of(account: RowAccount, standardizes: bool, has_weights: bool) -> RowU
         deviation = (known.squares / known.weight) ** 0.5 if known.weight else 0.0
         # Below this the deviation is the rounding error of labels that are all the same.
         label = LabelUnit(known.mean, deviation if deviation > 1e-7 * abs(known.mean) else 1.0)
-    weight = known.weight / account.accepted if has_weights and account.accepted else 1.0
-    return RowUnits(label, weight or 1.0)
+    # Rows of weight 0 are no evidence: in the mean they would make every other row count for several.
+    return RowUnits(label, known.weight / known.rows if has_weights and known.rows else 1.0)

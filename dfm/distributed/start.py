@@ -54,13 +54,12 @@ def block_bounds(n_features: int, n_factored: int, layout: Layout, n_blocks: int
 def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[Future]:
     """Futures of the blocks before the first round."""
     account, unit = prepared.account, prepared.reading.units.label
-    mean = account.label_sum / max(account.accepted, 1)
     initial = InitialValues(
         seed=run.job.model.seed,
         init_stdev=initial_stdev(run.job.model, row_scale(run, prepared)),
         higher_stdev=higher_stdev(row_scale(run, prepared)),
         initial_accumulator=run.job.training.initial_accumulator,
-        bias=run.order.objective.link.start((mean - unit.mean) / unit.scale),
+        bias=run.order.objective.link.start((account.labels.mean - unit.mean) / unit.scale),
     )
     blocks = [
         run.watch.submit(rounds.initial_block, prepared.vocabulary, run.work.layout, pair, initial)

@@ -49,9 +49,10 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
 
         X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
         array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
-        then name. sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to
-        validate on after each epoch; the best epoch is kept. client: of the Dask cluster to train on; collections take
-        the current one by themselves, everything else is trained in this process without it.
+        then name. sample_weight: a weight a row, relative to the mean of those above 0; rows of weight 0 teach nothing.
+        eval_set: (X, y) or (X, y, sample_weight) to validate on after each epoch; the best epoch is kept. client: of
+        the Dask cluster to train on; collections take the current one by themselves, everything else is trained in this
+        process without it.
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
@@ -160,9 +161,12 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
         by_class = self._weights_by_class(summary)
-        masses = summary.masses if by_class is None else summary.masses * by_class[self._codes(summary)]
-        total = float(masses.sum())
-        return LabelEncoding(self.classes_, class_weights=by_class, mean_weight=total / summary.n_rows or 1.0)
+        if by_class is None:
+            return LabelEncoding(self.classes_, mean_weight=summary.mean_weight)
+        seen = by_class[self._codes(summary)]
+        total, n_counted = float((summary.masses * seen).sum()), int(summary.counted[seen > 0].sum())
+        mean_weight = total / n_counted if total else 1.0
+        return LabelEncoding(self.classes_, class_weights=by_class, mean_weight=mean_weight)
 
     def _codes(self, summary: LabelSummary) -> NDArray[np.intp]:
         """Numbers of the classes that were seen."""

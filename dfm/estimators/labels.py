@@ -38,7 +38,7 @@ class LabelEncoding:
         return codes.astype(np.float32)
 
     def weights(self, codes: NDArray[np.float32], given: Any) -> NDArray[np.float32]:
-        """Weights of rows relative to the mean of all; empty where all count the same."""
+        """Weights of rows relative to the mean of those that weigh anything; empty where all count the same."""
         masses = None if given is None else np.asarray(given, np.float64)
         if self.class_weights is not None:
             own = self.class_weights[codes.astype(np.intp)]
@@ -48,17 +48,25 @@ class LabelEncoding:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations."""
+    """Labels of a chunk: rows, distinct values and their weights, or weight, mean and squared deviations. counted: of
+    the rows that weigh anything how many, by class; of numbers one amount.
+    """
 
     n_rows: int
     classes: NDArray[Any]
     counts: NDArray[np.int64]
+    counted: NDArray[np.int64]
     masses: NDArray[np.float64]
     weight: float
     mean: float
     squares: float
     least: float = 0.0
     """The smallest of numbers."""
+
+    @property
+    def mean_weight(self) -> float:
+        """The mean weight of rows that weigh anything; 1 where there are none."""
+        return self.weight / int(self.counted.sum()) if self.weight else 1.0
 
     @property
     def deviation(self) -> float:
@@ -76,8 +84,9 @@ def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSumm
     if is_classification:
         classes, codes = np.unique(labels, return_inverse=True)
         counts = np.bincount(codes, minlength=len(classes)).astype(np.int64)
+        counted = np.bincount(codes[masses > 0], minlength=len(classes)).astype(np.int64)
         sums = np.bincount(codes, masses, minlength=len(classes)).astype(np.float64)
-        return LabelSummary(len(labels), classes, counts, sums, float(masses.sum()), 0.0, 0.0)
+        return LabelSummary(len(labels), classes, counts, counted, sums, float(masses.sum()), 0.0, 0.0)
     numbers = labels.astype(np.float64)
     if not np.isfinite(numbers).all():
         raise DataError("y holds NaN or infinity; drop these rows")
@@ -85,9 +94,9 @@ def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSumm
     mean = float(masses @ numbers / weight) if weight else 0.0
     nothing = np.zeros(0)
     squares = float(masses @ (numbers - mean) ** 2)
-    no_counts = np.zeros(0, np.int64)
+    no_counts, counted = np.zeros(0, np.int64), np.array([np.count_nonzero(masses)])
     least = float(numbers.min(initial=np.inf))
-    return LabelSummary(len(labels), nothing, no_counts, nothing, weight, mean, squares, least)
+    return LabelSummary(len(labels), nothing, no_counts, counted, nothing, weight, mean, squares, least)
 
 
 def check_present(y: Any) -> None:
@@ -128,15 +137,18 @@ def check_classes(classes: NDArray[Any]) -> None:
 def add_summaries(parts: Sequence[LabelSummary]) -> LabelSummary:
     """The summary of all chunks."""
     classes = np.unique(np.concatenate([part.classes for part in parts]))
-    counts, masses = np.zeros(len(classes), np.int64), np.zeros(len(classes))
+    counts, counted = np.zeros(len(classes), np.int64), np.zeros(max(len(classes), 1), np.int64)
+    masses = np.zeros(len(classes))
     weight, mean, squares = 0.0, 0.0, 0.0
     for part in parts:
         at = np.searchsorted(classes, part.classes)
         counts[at] += part.counts
+        counted[at if len(classes) else slice(len(part.counted))] += part.counted
         masses[at] += part.masses
         total = weight + part.weight
         share, delta = part.weight / total if total else 0.0, part.mean - mean
         squares += part.squares + delta**2 * weight * share
         weight, mean = total, mean + delta * share
     least = min(part.least for part in parts)
-    return LabelSummary(sum(part.n_rows for part in parts), classes, counts, masses, weight, mean, squares, least)
+    n_rows = sum(part.n_rows for part in parts)
+    return LabelSummary(n_rows, classes, counts, counted, masses, weight, mean, squares, least)

@@ -89,7 +89,8 @@ class RankedRows(ArrayRows):
         n_pairs = len(self.pairs)
         taken = take_rows(self.rows, self.pairs.ravel())
         labels, ids = np.tile(np.array([1, 0], np.float32), n_pairs), np.repeat(np.arange(n_pairs, dtype=np.uint64), 2)
-        self.rows = dataclasses.replace(taken, labels=labels, group_ids=ids)
+        weights = np.repeat(taken.weights[::2], 2)  # the second row's own would leave out its pair where it is 0
+        self.rows = dataclasses.replace(taken, labels=labels, weights=weights, group_ids=ids)
 
     def hold_out(self, share: float, seed: int) -> None:
         """Take a seeded choice of groups out of those to train on."""
@@ -246,7 +247,7 @@ class FMRanker(LoneMachine, FactorParameters):
             found = f"{len(summary.classes)} distinct values" if len(summary.classes) > 1 else "one class only"
             raise ValueError(f"y has {found}: a ranker needs two, of rows that were not clicked and rows that were")
         self.classes_ = summary.classes
-        return LabelEncoding(self.classes_, mean_weight=summary.weight / summary.n_rows or 1.0)
+        return LabelEncoding(self.classes_, mean_weight=summary.mean_weight)
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [0.5]  # from which no bias begins

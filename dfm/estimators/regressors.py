@@ -40,9 +40,10 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
 
         X: an array or scipy.sparse matrix [n_rows, n_features], a pandas or Arrow table, a dict of columns, a Dask
         array (of dense or sparse blocks) or frame, or the path of Parquet shards, whose columns y and sample_weight
-        then name. sample_weight: a weight a row, relative to their mean. eval_set: (X, y) or (X, y, sample_weight) to
-        validate on after each epoch; the best epoch is kept. client: of the Dask cluster to train on; collections take
-        the current one by themselves, everything else is trained in this process without it.
+        then name. sample_weight: a weight a row, relative to the mean of those above 0; rows of weight 0 teach nothing.
+        eval_set: (X, y) or (X, y, sample_weight) to validate on after each epoch; the best epoch is kept. client: of
+        the Dask cluster to train on; collections take the current one by themselves, everything else is trained in this
+        process without it.
         """
         return self._fit(X, y, sample_weight, eval_set, client)
 
@@ -89,12 +90,11 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         return float(self._fitted_tables()[0].bias_value)
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
-        mean_weight = summary.weight / summary.n_rows or 1.0
         if self._objective().label_kind == "counts" and summary.least < 0:
             raise ValueError(f'y holds {summary.least:g}, and loss = "{self.loss}" is for counts: expected 0 or more')
         if not takes_any_unit(self._task, self.loss):
-            return LabelEncoding(mean_weight=mean_weight)
-        return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=mean_weight)
+            return LabelEncoding(mean_weight=summary.mean_weight)
+        return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=summary.mean_weight)
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [(summary.mean - self._encoding.mean) / self._encoding.scale]

@@ -13,7 +13,8 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.data.units import LabelUnit
+from dfm.data.accounting import LabelMoments, RowAccount
+from dfm.data.units import LabelUnit, units_of
 from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.training.label_units import in_own_unit
@@ -80,6 +81,24 @@ def test_equal_weights_are_no_weights(client: Client, tmp_path: Path) -> None:
     without = trained(tmp_path / "without", client, CLICK)
     ones = trained(tmp_path / "ones", client, CLICK, np.full(N_ROWS, 4.0))
     assert ones.parameters_sha256 == without.parameters_sha256
+
+
+@pytest.mark.parametrize(("label", "model"), [(LABEL, {"task": "regression"}), (CLICK, {})])
+def test_the_labels_of_rows_of_weight_0_change_nothing(
+    label: Any, model: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    weight = np.where(np.arange(N_ROWS) % 5, 1.0, 0.0)
+    strange = np.where(weight, label, -999.0 if model else 1)
+    plain = trained(tmp_path / "plain", client, label, weight, model=model)
+    marked = trained(tmp_path / "marked", client, strange, weight, model=model)
+    assert marked.parameters_sha256 == plain.parameters_sha256
+
+
+def test_rows_of_weight_0_do_not_make_others_count_for_several() -> None:
+    labels, weights = np.arange(6, dtype=np.float32), np.array([2, 0, 4, 0, 0, 3], np.float32)
+    account = RowAccount(6, 6, labels=LabelMoments.of(labels, weights))
+    assert units_of(account, standardizes=False, has_weights=True).weight == 3.0
+    assert units_of(account, standardizes=False, has_weights=False).weight == 1.0
 
 
 def test_a_model_of_another_unit_is_gone_on_from(client: Client, tmp_path: Path) -> None:

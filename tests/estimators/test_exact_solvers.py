@@ -109,6 +109,25 @@ def test_classes_are_told_apart_and_their_probabilities_are_honest():
     assert FMClassifier(solver="mcmc", n_factors=2, n_epochs=20).fit(X, y).score(X, y) > 0.93
 
 
+@pytest.mark.parametrize("machine", [FMRegressor, FMClassifier])
+def test_rows_of_weight_zero_are_no_evidence(machine: Any):
+    rng = np.random.default_rng(0)
+    X, some = rng.integers(0, 2, (1_000, 8)).astype(float), slice(0, 100)
+    score = X @ rng.normal(size=8) + rng.normal(size=1_000)
+    y, weights = score if machine is FMRegressor else score > score.mean(), np.zeros(1_000)
+    weights[some] = 1.0
+    given = {"solver": "als", "n_factors": 2, "n_epochs": 10, "standardize": False, "early_stopping": False}
+    alone = machine(**given).fit(X[some], y[some])
+    among = machine(**given).fit(X, y, sample_weight=weights)
+    np.testing.assert_allclose(among.coef_, alone.coef_, atol=1e-4)
+
+
+def test_class_weights_of_zero_leave_the_mean_weight_to_the_other_rows():
+    y, weights = np.repeat([0, 1, 2], 4), np.tile([2.0, 0.0, 4.0, 3.0], 3)
+    fitted = FMClassifier(class_weight={0: 0.0}, n_epochs=1).fit(np.eye(12), y, sample_weight=weights)
+    assert fitted._encoding.mean_weight == 3.0
+
+
 def test_a_row_of_weight_two_counts_as_two_rows():
     rng = np.random.default_rng(0)
     X, weights = rng.normal(size=(120, 3)), rng.integers(1, 4, 120)

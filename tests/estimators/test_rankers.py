@@ -81,6 +81,10 @@ def test_given_pairs_are_groups_of_two_rows() -> None:
     labels, groups = np.tile([1, 0], len(pairs)), np.repeat(np.arange(len(pairs)), 2)
     written_out = FMRanker(**settings).fit(X[pairs.ravel()], labels, groups)
     np.testing.assert_array_equal(given.coef_, written_out.coef_)
+    last = np.setdiff1d(pairs[:, 1], pairs[:, 0])
+    assert len(last), "rows that come first in no pair, whose weights say nothing"
+    unheard = FMRanker(**settings).fit_pairs(X, pairs, np.where(np.isin(np.arange(60), last), 0.0, 1.0))
+    np.testing.assert_array_equal(unheard.coef_, given.coef_)
     of_sparse = FMRanker(**settings).fit_pairs(sparse.csr_matrix(X), pairs)
     np.testing.assert_allclose(of_sparse.coef_, given.coef_, rtol=1e-6)
     for wrong, told in (
