@@ -22,7 +22,9 @@ from dfm.model.metrics import ClassificationTally, LogitHistogram
 Floats = NDArray[np.float64]
 MOST_KNOTS = 256
 _ROWS_OF_A_GROUP = 100
-"""Rows that a group of the isotonic calibration has at least, whose share of positives is then worth something."""
+"""Rows, as many as their weights make count, that a group of the isotonic calibration has at least: its share of
+positives is then worth something.
+"""
 _ERRORS = 2.0
 """Standard errors that a gain is more than, to be one: of no gain at all, chance gives that in one of 40 cases."""
 
@@ -90,22 +92,24 @@ def gain_of(calibration: Calibration, seen: ClassificationTally) -> Gain:
     up, down = (np.logaddexp(0, sign * raw) - np.logaddexp(0, sign * calibrated) for sign in (-1, 1))
     mean = float((histogram.positives * up + histogram.negatives * down).sum()) / seen.weight
     square = float((histogram.positives * up**2 + histogram.negatives * down**2).sum()) / seen.weight
-    return Gain(mean, math.sqrt(max(square - mean**2, 0.0) / seen.rows))
+    return Gain(mean, math.sqrt(max(square - mean**2, 0.0) / seen.effective_rows))
 
 
 def fitted(kind: str, rows: ClassificationTally) -> Calibration | str:
     """The calibration of a kind in KINDS that these rows ask for; or why there is none."""
-    if not rows.rows or not 0 < rows.positives < rows.weight:
+    if not 0 < rows.positives < rows.weight:
         return f"the {rows.rows} rows to fit it on are not of both classes"
     found = KINDS[kind](_logits(rows.histogram), *_counts(rows))
-    return found if found is not None else _why_none(kind, rows.rows)
+    return found if found is not None else _why_none(kind, rows)
 
 
-def _why_none(kind: str, n_rows: int) -> str:
+def _why_none(kind: str, rows: ClassificationTally) -> str:
+    n_rows, least = rows.rows, 2 * _ROWS_OF_A_GROUP
     if kind != "isotonic":
         return "it would turn the order of the rows round"
-    if n_rows < 2 * _ROWS_OF_A_GROUP:
-        return f"the {n_rows} rows to fit it on are too few: expected {2 * _ROWS_OF_A_GROUP}, for two groups of rows"
+    if rows.effective_rows < least:
+        by_weight = f", which count for {rows.effective_rows:.0f} by their weights," if n_rows >= least else ""
+        return f"the {n_rows} rows to fit it on{by_weight} are too few: expected {least}, for two groups of rows"
     return f"no share of positives among the {n_rows} rows to fit it on rises with the logits: all fall into one pool"
 
 
@@ -119,8 +123,8 @@ def _logits(histogram: LogitHistogram) -> Floats:
 
 
 def _counts(rows: ClassificationTally) -> tuple[Floats, Floats]:
-    """Positive and negative rows by bin; rows of the mean weight count 1."""
-    unit = rows.rows / rows.weight
+    """Positive and negative rows by bin, as many in all as the weights make count."""
+    unit = rows.effective_rows / rows.weight
     return rows.histogram.positives * unit, rows.histogram.negatives * unit
 
 

@@ -164,16 +164,24 @@ class LogitHistogram:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassificationTally:
-    """Rows, their weight, and sums of labels (positives), loss (nats) and probability; the histogram."""
+    """Rows, their weight, the sum of the squares of their weights, and sums of labels (positives), loss (nats) and
+    probability; the histogram.
+    """
 
     loss_name: ClassVar[str] = "log_loss"
 
     rows: int
     weight: float
+    squares: float
     positives: float
     loss: float
     probability: float
     histogram: LogitHistogram
+
+    @property
+    def effective_rows(self) -> float:
+        """Rows of one weight that would say as much (Kish 1965): (Σ weight)² / Σ weight²; 0 where none weighs any."""
+        return self.weight * self.weight / self.squares if self.squares else 0.0
 
     @classmethod
     def empty(cls) -> Self:
@@ -194,6 +202,7 @@ class ClassificationTally:
         return cls(
             len(logits),
             _total(masses),
+            _total(masses * masses),
             _total(masses * targets),
             _total(masses * losses),
             _total(masses * probability),
@@ -204,6 +213,7 @@ class ClassificationTally:
         return type(self)(
             self.rows + other.rows,
             self.weight + other.weight,
+            self.squares + other.squares,
             self.positives + other.positives,
             self.loss + other.loss,
             self.probability + other.probability,

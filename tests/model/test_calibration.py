@@ -94,7 +94,8 @@ def test_the_fit_does_not_depend_on_how_rows_are_dealt(kind: str) -> None:
     summed = fitted(kind, functools.reduce(operator.add, parts))
     assert isinstance(summed, Calibration)
     np.testing.assert_allclose(summed.logits, whole.logits, rtol=1e-9)
-    weighted = fitted(kind, ClassificationTally.from_scores(logits, labels, np.full(5_050, 1e-3)))
+    # A power of two: counts that round elsewhere put rows at the border of two groups into the other one.
+    weighted = fitted(kind, ClassificationTally.from_scores(logits, labels, np.full(5_050, 2.0**-10)))
     assert isinstance(weighted, Calibration)
     np.testing.assert_allclose(weighted.logits, whole.logits, atol=1e-3)
 
@@ -127,6 +128,30 @@ def test_the_gain_is_the_fall_of_the_log_loss() -> None:
     found = gain_of(LINE, tally)
     assert found.mean == pytest.approx(rows.mean(), abs=1e-5)
     assert found.error == pytest.approx(rows.std() / np.sqrt(4_000), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_the_error_of_the_gain_is_that_of_rows_drawn_anew_with_their_weights(share: float) -> None:
+    """Most rows weigh nothing, and a few of the others a lot."""
+    found = []
+    for seed in range(200):
+        logits, labels = drawn(seed, 2_000, slope=0.6)
+        rng = np.random.default_rng(seed)
+        weights = np.where(rng.random(2_000) < share, np.where(rng.random(2_000) < 0.1, 10.0, 1.0), 0.0)
+        found.append(gain_of(LINE, ClassificationTally.from_scores(logits, labels, weights)))
+    spread = np.std([gain.mean for gain in found])
+    assert np.mean([gain.error for gain in found]) == pytest.approx(spread, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_weight_zero_leave_no_trace(kind: str) -> None:
+    logits, labels = drawn(4, 4_000, slope=0.6)
+    weights = np.where(np.arange(4_000) < 500, 1.0, 0.0)
+    some = fitted(kind, ClassificationTally.from_scores(logits[:500], labels[:500]))
+    assert fitted(kind, ClassificationTally.from_scores(logits, labels, weights)) == some
+    few = ClassificationTally.from_scores(logits, labels, np.where(np.arange(4_000) < 150, 1.0, 0.0))
+    told = "the 4000 rows to fit it on, which count for 150 by their weights, are too few: expected 200, for two groups"
+    assert kind == "platt" or str(fitted(kind, few)).startswith(told)
 
 
 def test_rows_of_one_class_and_a_model_that_is_upside_down_give_none() -> None:
