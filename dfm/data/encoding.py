@@ -205,11 +205,11 @@ def _amounts(codes: NDArray[np.uint16], n_codes: int) -> NDArray[np.uint32]:
     return found.astype(np.uint32)
 
 
-def negative_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
-    """Rows whose label is sound and 0, bool[n_rows]; of the columns the label's alone is looked at."""
+def labels_of(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> tuple[NDArray[np.float32], Flags]:
+    """Labels float32[n_rows], and which are sound, bool[n_rows]; no other column is looked at."""
     check = _Check(data.num_rows)
     found = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
-    return (found == 0) & ~check.bad
+    return found, ~check.bad
 
 
 @dataclass(slots=True)

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dfm.data.draw import Draw, Sampling
-from dfm.data.encoding import negative_rows
+from dfm.data.encoding import labels_of
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
 from dfm.data.transforms import NumberStatistics
 from dfm.data.units import RowUnits
+from dfm.errors import DataError
 
 CACHE_FORMAT = 9
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
@@ -156,10 +157,21 @@ def _kept(batch: Batch, keep: pa.Array) -> Batch:
 
 
 def sampled_batch(batch: Batch, reading: Reading, kind: str) -> Batch:
-    """The batch without the negative rows that are left out."""
+    """The batch without the negative rows that are left out. DataError where a label is a share: part of its row is
+    negative, and fewer rows of label 0 beside it would not multiply all odds alike.
+    """
     if reading.sampling is None:
         return batch
-    stays = reading.sampling.keeps(batch, negative_rows(batch.data, reading.schema, kind))
+    labels, is_sound = labels_of(batch.data, reading.schema, kind)
+    shares = is_sound & (labels > 0) & (labels < 1)
+    if shares.any():
+        row = int(shares.argmax())
+        raise DataError(
+            f"row group {batch.row_group}, row {batch.place_of(row)}: column {reading.schema.label!r} holds the share "
+            f"{labels[row]:g}, and data.sample_negatives = {reading.sampling.share:g} leaves out rows of label 0 "
+            "alone: predictions would be too low. Leave data.sample_negatives out, or write labels of 0 and 1"
+        )
+    stays = reading.sampling.keeps(batch, (labels == 0) & is_sound)
     before = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
     return dataclasses.replace(batch, data=batch.data.filter(pa.array(stays)), kept=before[stays])
 

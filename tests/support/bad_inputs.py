@@ -181,6 +181,12 @@ TABLE: dict[str, BadInput] = {
         "a label that is neither 0 nor 1", "shard, row group, row, column, value", value("label", 2),
         PLACE + r": column 'label': label is neither 0 nor 1 \(2\)\. Repair the row, or set data\.on", skipped=1,
     ),
+    "a share, and sampled negatives": BadInput(
+        "a label between 0 and 1 where `data.sample_negatives` leaves negative rows out",
+        "shard, row group, row, column, value", value("label", 0.25),
+        r"b\.parquet: row group 1, row 5: column 'label' holds the share 0\.25, and data\.sample_negatives = 0\.5",
+        changes={"data": {"sample_negatives": 0.5}, "schema": {"weight": ""}},
+    ),
     "null label": BadInput(
         "a missing label", "the same", value("label", None),
         PLACE + r": column 'label': label is missing \(None\)\. Repair the row", skipped=1,
