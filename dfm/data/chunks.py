@@ -32,6 +32,8 @@ from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
+_COARSE = 0.01
+"""Steps of 32-bit labels, in parts of their deviation, from which on a warning is due."""
 Seed = tuple[int, ...] | None
 """Entropy for NumPy's SeedSequence; None leaves rows in their order."""
 
@@ -206,6 +208,7 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
     schema = reading.schema
     if account.accepted:
         account.check_any("train on", schema.weight)
+        _tell_of_rounding(account.labels, schema.label)
     if not account.accepted or not account.labels.is_constant:
         return
     if reading.task != "classification" or account.labels.least not in (0.0, 1.0):
@@ -219,6 +222,16 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
         f"holds {', '.join(_labels_seen(reading, units))}. Name the positive labels in schema.label_positive, another "
         "column as schema.label, or train on data that has both classes"
     )
+
+
+def _tell_of_rounding(labels: LabelMoments, column: str) -> None:
+    """Warn of labels that are large for their spread: they are centered after 32 bits have rounded them."""
+    step, deviation = float(np.spacing(np.float32(abs(labels.mean)))), (labels.squares / labels.weight) ** 0.5
+    if not labels.is_constant and step > _COARSE * deviation:
+        logger.warning(
+            "labels around %g are kept to %g, and their deviation is %g: subtract a constant from column %r first",
+            *(labels.mean, step, deviation, column),
+        )
 
 
 def _labels_seen(reading: Reading, units: Sequence[Unit]) -> list[str]:

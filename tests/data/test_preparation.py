@@ -232,6 +232,18 @@ def test_labels_of_one_class_are_refused_with_what_was_looked_for_and_what_was_f
         labelled(tmp_path / "2", [1, 1, 1])
 
 
+def test_labels_that_are_rounded_by_a_part_of_their_deviation_are_told(tmp_path, caplog):
+    with caplog.at_level("WARNING", "dfm"):
+        labelled(tmp_path / "1", [1.7e9 - 6_000, 1.7e9 + 6_000], task="regression")
+    assert "labels around 1.7e+09 are kept to 128, and their deviation is 60" in caplog.text
+    assert "subtract a constant from column 'label' first" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "dfm"):
+        labelled(tmp_path / "2", [1.7e9 - 60_000, 1.7e9 + 60_000], task="regression")
+        labelled(tmp_path / "3", [0.0, 1e-9], task="regression")
+    assert not caplog.text
+
+
 def test_labels_of_both_classes_numbers_to_predict_and_no_rows_at_all_pass(tmp_path):
     labelled(tmp_path / "1", [0, 0, 1])
     labelled(tmp_path / "2", ["a", "click"], label_positive=["click"])
