@@ -319,6 +319,8 @@ class TrainingLoop:
     def _judge(self, metrics: Metrics) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
         watched = self.objective.cost(metrics)
+        if self.best is None:
+            self.objective.check_watched(metrics)
         if watched is None and not metrics and self.goal.watches_training:
             watched = self.at.totals.mean_loss
         is_best = self.goal.takes_last or watched is None or watched < self._least or self._least == float("inf")

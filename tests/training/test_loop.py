@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dfm.errors import ClusterError
+from dfm.errors import ClusterError, SettingsError
 from dfm.kernels.contract import KernelSpec, RoundTally
 from dfm.model.objective import Objective
 from dfm.settings.tables import TrainingSettings
@@ -121,6 +121,28 @@ def test_another_metric_chooses_the_best_epoch() -> None:
     assert by_auc.cost({"auc": 0.75}) == 0.25
     assert by_auc.cost({"auc": None}) is None
     assert OBJECTIVE.cost({"log_loss": 0.3, "auc": 0.75}) == 0.3
+
+
+def test_a_metric_to_stop_on_that_no_row_defines_ends_training() -> None:
+    class OfOneClass(MadeUp):
+        def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+            return {"log_loss": self.losses.pop(0), "auc": None}
+
+    by_auc = dataclasses.replace(OBJECTIVE, stop_on="auc")
+    with pytest.raises(SettingsError, match=r'stop_on = "auc" is not defined on the rows .*: they are of one class'):
+        trained(OfOneClass([0.3, 0.4]), Goal(2, patience=1), objective=by_auc)
+    assert trained(OfOneClass([0.3, 0.4, 0.5]), Goal(3, patience=1)).at.epoch == 2
+
+
+def test_pairs_that_no_group_to_validate_on_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    class OfOneClass(MadeUp):
+        def evaluate(self, work: Work, meanwhile: Callable[[], None] = nothing) -> Metrics:
+            return {"group_auc": None}
+
+    of_pairs = Objective.of("classification", "bpr")
+    with caplog.at_level("WARNING", "dfm"):
+        trained(OfOneClass(), Goal(2), objective=of_pairs)
+    assert "group_auc is not defined on the rows to validate on: no group has rows of both classes" in caplog.text
 
 
 def test_without_patience_all_epochs_are_trained() -> None:
