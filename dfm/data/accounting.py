@@ -86,6 +86,11 @@ class LabelMoments:
         )
 
     @property
+    def deviation(self) -> float:
+        """The standard deviation; 0 of labels that are all the same, where rounding leaves another number."""
+        return 0.0 if self.is_constant else (self.squares / self.weight) ** 0.5
+
+    @property
     def range(self) -> tuple[float, float] | None:
         """The least label and the greatest."""
         return None if self.least is None or self.greatest is None else (self.least, self.greatest)

@@ -226,11 +226,11 @@ def check_labels(account: RowAccount, reading: Reading, units: Sequence[Unit]) -
 
 def _tell_of_rounding(labels: LabelMoments, column: str) -> None:
     """Warn of labels that are large for their spread: they are centered after 32 bits have rounded them."""
-    step, deviation = float(np.spacing(np.float32(abs(labels.mean)))), (labels.squares / labels.weight) ** 0.5
-    if not labels.is_constant and step > _COARSE * deviation:
+    step = float(np.spacing(np.float32(abs(labels.mean))))
+    if not labels.is_constant and step > _COARSE * labels.deviation:
         logger.warning(
             "labels around %g are kept to %g, and their deviation is %g: subtract a constant from column %r first",
-            *(labels.mean, step, deviation, column),
+            *(labels.mean, step, labels.deviation, column),
         )
 
 

@@ -59,8 +59,7 @@ def units_of(account: RowAccount, standardizes: bool, has_weights: bool) -> RowU
     """The units of the rows that an account tells of. standardizes: whether labels are numbers of any unit."""
     known, label = account.labels, LabelUnit()
     if standardizes:
-        deviation = (known.squares / known.weight) ** 0.5 if known.weight else 0.0
         # Below this the deviation is the rounding error of labels that are all the same.
-        label = LabelUnit(known.mean, deviation if deviation > 1e-7 * abs(known.mean) else 1.0)
+        label = LabelUnit(known.mean, known.deviation if known.deviation > 1e-7 * abs(known.mean) else 1.0)
     # Rows of weight 0 are no evidence: in the mean they would make every other row count for several.
     return RowUnits(label, known.weight / known.rows if has_weights and known.rows else 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,9 +46,9 @@ from dfm.distributed.progress import follow, progress_of
 from dfm.distributed.run import Run
 from dfm.errors import DataError
 from dfm.kernels.pairs import PairCount
-from dfm.model.objective import takes_any_unit
 from dfm.training.inputs import bound_in, nothing_left
 
+logger = logging.getLogger(__name__)
 _FAN_IN = 16
 _REMEMBERED_ROWS = 1_000_000
 """Training rows that are enough to know how frequent values are."""
@@ -94,11 +95,12 @@ def prepare(run: Run) -> Prepared:
     if judged:
         held_out = run.watch.result(run.watch.submit(account_of, judged))
     _check_accounts(run, training, account, held_out)
-    units = units_of(account, takes_any_unit(run.job.model.task, run.job.model.loss), bool(training.schema.weight))
+    _check_rows(run, validation, account, held_out)
+    units = units_of(account, run.order.objective.takes_any_unit, bool(training.schema.weight))
     training = replace(training, units=units, clip=account.labels.range if run.job.model.clip else None)
     validation = replace(validation, units=RowUnits(units.label))
     replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
-    prepared = Prepared(
+    return Prepared(
         reading=training,
         vocabulary=_remembered(run, training, vocabulary, key),
         vocabulary_key=key,
@@ -110,8 +112,6 @@ def prepare(run: Run) -> Prepared:
         held_out=validation,
         pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
     )
-    _check_rows(run, prepared)
-    return prepared
 
 
 def plain_reading(run: Run) -> Reading:
@@ -298,11 +298,13 @@ def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Fut
 
 
 def _check_accounts(run: Run, reading: Reading, account: RowAccount, held_out: RowAccount) -> None:
-    """DataError where too many rows are bad, or labels teach nothing."""
+    """DataError where too many rows are bad, or labels teach nothing; a warning where their unit does not suit."""
     data, plan = run.job.data, run.inputs.plan
     account.check(data.on_bad_rows, data.max_bad_fraction)
     check_labels(account, reading, [unit for units in plan.replicas[0] for unit in units])
     held_out.check(data.on_bad_rows, data.max_bad_fraction)
+    if told := run.order.objective.told_of_unit(account.labels.deviation):
+        logger.warning("column %r: %s", reading.schema.label, told)
 
 
 def _build_partitions(
@@ -371,18 +373,29 @@ def _pairs(run: Run, replicas: Sequence[Future]) -> PairCount:
     return total
 
 
-def _check_rows(run: Run, prepared: Prepared) -> None:
-    """DataError where the split by time, or the bad rows, left nothing to train or to validate on."""
-    bound, splits, account = run.job.data.validation_from, run.inputs.split.is_needed, prepared.account
-    held_out = prepared.validation_account
+def _check_rows(run: Run, held: Reading, account: RowAccount, held_out: RowAccount) -> None:
+    """DataError where a split, or the bad rows, left nothing to train or to validate on."""
+    bound, splits = run.job.data.validation_from, run.inputs.split.is_needed
+    if held.draw is not None and not (account.read and held_out.read):
+        raise DataError(_all_on_one_side(run, held.draw, account, held_out))
     if not account.accepted:
         if bound and splits and not account.read:
             raise DataError(nothing_left(bound, "row to train on; choose a later time"))
         raise DataError(f"all {account.read} training rows are bad: {account.rejections[0]}")
     if bound and splits and not held_out.read:
         raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
-    if bound or run.job.data.validation:
+    if run.inputs.validation_tasks:
         held_out.check_any("validate on", run.inputs.schema.weight)
+
+
+def _all_on_one_side(run: Run, draw: Draw, account: RowAccount, held_out: RowAccount) -> str:
+    """The message where lots held out none of the rows, or all of them."""
+    found = f"none of the {account.read} rows was" if account.read else f"all {held_out.read} rows were"
+    why = f": schema.group = {draw.group!r} has too few groups, of which each is on one side" if draw.group else ""
+    remedy = "Name others in data.validation, or take data.validation_fraction = 0, which trains without any"
+    if run.inputs.split.lots:
+        remedy = "Take fewer folds"
+    return f"{found} drawn to validate on{why}. {remedy}"
 
 
 def _rows_of_both(run: Run, sizes: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Notes on the columns of a fit: which become no feature, which say nothing.
+"""Notes on the columns of a fit: which become no feature, which say nothing; and on the unit of its labels.
 
 Each is logged once in a process, for a search fits the same columns many times.
 """
@@ -40,6 +40,12 @@ def tell_what_says_nothing(schema: ResolvedSchema, vocabulary: Vocabulary, min_c
     collided_share = expected_collisions(vocabulary.n_features, vocabulary.hash_bits)
     for finding in column_findings(schema, count_fields(vocabulary), min_count, collided_share):
         _log_once(_TABLE.sub("", f"{finding.message} ({', '.join(finding.knobs)})"))
+
+
+def tell_of_unit(told: str) -> None:
+    """Say what the objective has to say of the unit of labels."""
+    if told:
+        _log_once(_TABLE.sub("", told))
 
 
 @functools.lru_cache(_MOST_REMEMBERED)

@@ -14,10 +14,10 @@ from dfm.errors import SettingsError
 from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import is_dask, is_path
 from dfm.estimators.labels import LabelEncoding, LabelSummary
+from dfm.estimators.notes import tell_of_unit
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
 from dfm.estimators.shards import read_shards
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.model.objective import takes_any_unit
 from dfm.model.outputs import NUMPY
 from dfm.model.rows import arrived
 from dfm.settings.tables import MCMC
@@ -90,9 +90,11 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
         return float(self._fitted_tables()[0].bias_value)
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
-        if self._objective().label_kind == "counts" and summary.least < 0:
+        objective = self._objective()
+        if objective.label_kind == "counts" and summary.least < 0:
             raise ValueError(f'y holds {summary.least:g}, and loss = "{self.loss}" is for counts: expected 0 or more')
-        if not takes_any_unit(self._task, self.loss):
+        if not objective.takes_any_unit:
+            tell_of_unit(objective.told_of_unit(summary.deviation))
             return LabelEncoding(mean_weight=summary.mean_weight)
         return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=summary.mean_weight)
 

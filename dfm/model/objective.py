@@ -67,12 +67,6 @@ def label_kind_of(task: str, loss: str) -> str:
     return task if record is None else record.labels
 
 
-def takes_any_unit(task: str, loss: object) -> bool:
-    """Whether labels are trained as numbers of mean 0 and deviation 1. loss: a name, "auto", or a function."""
-    record = LOSSES.get(DEFAULT_LOSSES[task] if loss in ("", "auto") else loss) if isinstance(loss, str) else None
-    return record is not None and record.unit_free
-
-
 @dataclass(frozen=True)
 class LossInfo:
     """The loss as a published model names it: enough to predict. A user's function is named, never stored.
@@ -183,6 +177,23 @@ class Objective:
     def label_kind(self) -> str:
         """Which labels are legal, as `encoding` names it."""
         return self.task if self.info.sha256 else LOSSES[self.info.name].labels
+
+    @property
+    def takes_any_unit(self) -> bool:
+        """Whether labels are trained as numbers of mean 0 and deviation 1."""
+        return not self.info.sha256 and LOSSES[self.info.name].unit_free
+
+    def told_of_unit(self, deviation: float) -> str:
+        """What to say of labels of this deviation that are trained as they are; "" where it suits."""
+        is_free = self.task != "regression" or self.takes_any_unit or self.info.link != "identity"
+        if is_free or not deviation or _LEAST_DEVIATION <= deviation <= _MOST_DEVIATION:
+            return ""
+        width = " and model.loss_parameter" if self.info.parameter is not None else ""
+        return (
+            f"labels have the deviation {deviation:.3g}, and the loss {self.info.name} takes them as they are: rates "
+            f"and penalties suit one from {_LEAST_DEVIATION:g} to {_MOST_DEVIATION:g}. Divide labels{width} by a "
+            "constant"
+        )
 
     @property
     def primary(self) -> str:

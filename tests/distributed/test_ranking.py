@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
@@ -110,6 +112,26 @@ def test_whole_groups_are_held_out_by_lot(logs: tuple[Path, Path], client: Clien
     groups = result.validation["groups"] + result.validation["groups_of_one_class"]
     assert result.validation["rows"] == 12 * groups == 3_600 - result.rows.accepted
     assert 600 < result.validation["rows"] < 1_300
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        (["q0", "q3"], "none of the 1000 rows was drawn to validate on: schema.group = 'user' has too few groups"),
+        (["q35"], "all 1000 rows were drawn to validate on: schema.group = 'user' has too few groups"),
+    ],
+)
+def test_groups_that_all_lie_on_one_side_are_an_error(
+    groups: list[str], told: str, client: Client, tmp_path: Path
+) -> None:
+    n_rows = 1_000
+    columns = {"user": [groups[n % len(groups)] for n in range(n_rows)], "label": [n % 3 == 0 for n in range(n_rows)]}
+    folder = tmp_path / "log"
+    folder.mkdir()
+    pq.write_table(pa.table({**columns, "city": ["x", "y"] * 500, "item": ["i"] * n_rows}), folder / "a.parquet")
+    given = {"data": {"train": str(folder), "validation": []}, "training": {"n_replicas": 1}}
+    with pytest.raises(DataError, match=re.escape(told)):
+        jobs.train(tables_of((folder, folder), tmp_path, **given), client)
 
 
 def test_the_estimator_trains_shards_on_a_cluster(logs: tuple[Path, Path], client: Client) -> None:

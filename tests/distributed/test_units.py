@@ -67,6 +67,22 @@ def test_a_label_in_another_unit_is_learnt_as_well(
     assert np.sqrt((errors**2).mean()) == pytest.approx(scaled.validation["rmse"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("loss", "scale", "told"),
+    [
+        ("huber", 1e3, "column 'label': labels have the deviation 2.08e+03, and the loss huber takes them"),
+        ("huber", 1.0, ""),
+        ("squared", 1e3, ""),
+    ],
+)
+def test_a_loss_that_has_a_unit_says_where_labels_have_another(
+    loss: str, scale: float, told: str, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "dfm"):
+        trained(tmp_path, client, LABEL * scale, model={"task": "regression", "loss": loss}, n_epochs=1)
+    assert ("take" in caplog.text, told in caplog.text) == (bool(told), True)
+
+
 @pytest.mark.parametrize("weight", [1e-3, 500.0])
 def test_weights_count_relative_to_their_mean(weight: float, client: Client, tmp_path: Path) -> None:
     uneven = np.where(USER % 2, 0.5, 1.5)
