@@ -149,6 +149,19 @@ def test_weights_are_relative_and_rows_without_weight_teach_nothing():
         FMClassifier().fit(X, PAIR, sample_weight=-weights)
 
 
+def test_a_loss_that_takes_labels_as_they_are_tells_of_their_unit(caplog):
+    numbers = X @ np.arange(1.0, 6.0)
+    with caplog.at_level("WARNING", "dfm"):
+        LinearRegressor(loss="huber", n_epochs=1).fit(X, 2_000 * numbers)
+        assert "the loss huber takes them as they are" in caplog.text
+        assert "Divide labels and loss_parameter by a constant" in caplog.text
+        caplog.clear()
+        LinearRegressor(loss="huber", n_epochs=1).fit(X, numbers)
+        LinearRegressor(n_epochs=1).fit(X, 2_000 * numbers)
+        LinearRegressor(loss="poisson", n_epochs=1).fit(X, np.arange(600))
+    assert not caplog.text
+
+
 def test_class_weights_are_sample_weights():
     rare = X[:, 0] > 1.3
     balanced = LinearClassifier(class_weight="balanced", n_epochs=5).fit(X, rare)
