@@ -56,7 +56,7 @@ MORE_IS_BETTER = ("auc", GROUP_AUC)
 _TALLIES: dict[str, type[ClassificationTally]] = {"sigmoid": ClassificationTally, "rank": RankTally}
 """The tally of classifications with a link; with any other, scores are margins."""
 _LEAST_DEVIATION, _MOST_DEVIATION = 0.3, 30.0
-"""Of labels that are trained as they are: beyond it r2 of huber fell from 0.97 to 0.92 (0.2) and 0.82 (60)."""
+"""The deviations of labels that may be trained as they are: r2 of huber fell from 0.97 to 0.92 (0.2) and 0.82 (60)."""
 _EXPLODED = 20.0
 """Mean log loss of an epoch, in nats, that only a model at odds with all of its rows has; never answering 0.7."""
 
@@ -184,7 +184,7 @@ class Objective:
         return not self.info.sha256 and LOSSES[self.info.name].unit_free
 
     def told_of_unit(self, deviation: float) -> str:
-        """What to say of labels of this deviation that are trained as they are; "" where it suits."""
+        """The warning of labels of this deviation that are trained as they are; "" where it suits."""
         is_free = self.task != "regression" or self.takes_any_unit or self.info.link != "identity"
         if is_free or not deviation or _LEAST_DEVIATION <= deviation <= _MOST_DEVIATION:
             return ""
