@@ -384,7 +384,7 @@ def _check_rows(run: Run, held: Reading, account: RowAccount, held_out: RowAccou
         raise DataError(f"all {account.read} training rows are bad: {account.rejections[0]}")
     if bound and splits and not held_out.read:
         raise DataError(nothing_left(bound, "row to validate on; choose an earlier time"))
-    if run.inputs.validation_tasks:
+    if bound or run.job.data.validation or run.inputs.validation_tasks:
         held_out.check_any("validate on", run.inputs.schema.weight)
 
 
