@@ -419,6 +419,7 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             plateau=run.inputs.course.schedule == "plateau",
             rollbacks=training.rollbacks,
             validates_averages=training.validate == "average",
+            judges_start=run.warm is not None,
         ),
         executor=DaskExecutor(
             run.watch,
@@ -463,11 +464,11 @@ def _train_rounds(loop: TrainingLoop) -> Trained:
     except (KeyboardInterrupt, RunCancelled) as error:
         if loop.checkpointer is not None:
             loop.checkpointer.flush(PATIENCE_OF_A_USER)
-        if isinstance(error, RunCancelled) or loop.best is None:
+        if isinstance(error, RunCancelled) or not loop.has_result:
             raise
         interrupted = True
     assert loop.best is not None
-    return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot)
+    return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot, start=loop.at.start)
 
 
 # ---------------------------------------------------------------------------------------------- publish ----
