@@ -494,8 +494,8 @@ class TrainingSettings(Table):
     l2_factors: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: (c - 1)² / 4, and 10 "
-        "at least",
+        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: (c - 1)² / 4, "
+        "and 10 at least",
     )
     l2_groups: Mapping[str, float | tuple[float, ...]] = knob(
         {},

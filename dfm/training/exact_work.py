@@ -18,7 +18,7 @@ from dfm.solvers.sums import Part, parts_of
 from dfm.training.backends import NUMBA
 from dfm.training.loop import Goal
 from dfm.training.rounds import Work
-from dfm.training.steps import TWO_FIELDS, StepSchedule, exact_step, merge_rule
+from dfm.training.steps import TWO_FIELDS, StepSchedule, exact_step, factors_left, merge_rule
 
 INIT_STDEV = 0.1
 """Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
@@ -107,11 +107,11 @@ def initial_stdev(model: ModelSettings, training: TrainingSettings, crowd: float
     """
     if model.init_stdev != "auto":
         return float(model.init_stdev)
-    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * _share(crowd)
+    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * factors_left(crowd)
 
 
 def _share(crowd: float) -> float:
-    """What is left of the deviation of a weight of two fields, where scores are to vary as much."""
+    """Share that is left of the deviation of a weight of two fields, where scores are to vary as much."""
     return float((TWO_FIELDS / crowd) ** 0.5)
 
 

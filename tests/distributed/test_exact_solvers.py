@@ -211,7 +211,7 @@ def test_clicks_that_are_rare_begin_at_their_rate(folder: Path, client: Client, 
     tables = tables_of(tmp_path, tmp_path, {"solver": "als", "n_replicas": 1, "n_epochs": 1}, "classification")
     tables["schema"]["weight"] = "weight"
     result = jobs.train(tables, client)
-    assert result.validation["calibration"] == pytest.approx(1.0, abs=0.15)
+    assert result.validation["calibration"] == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_search_of_learning_rates_is_refused(folder: Path, client: Client, tmp_path: Path) -> None:
