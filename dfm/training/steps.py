@@ -44,7 +44,7 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
 
 
 def factors_left(crowd: float) -> float:
-    """Share that is left of the deviation of factors of few columns, in rows of such a crowd (see `exact_work.crowd_of`)."""
+    """Share that is left of the deviation of factors of few columns, in rows of such a crowd (`crowd_of`)."""
     return min(1.0, 2.0 * _L2_FACTORS**0.5 / (crowd - 1.0))
 
 
