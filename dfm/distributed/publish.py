@@ -62,7 +62,7 @@ def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tra
     if trained.models:
         work = work.of_mean(len(trained.models))
     share = collided_share(prepared.summary, run.job.model.hash_bits)
-    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share, has_parts=not run.job.training.is_exact)
+    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
     findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
     if trained.start and trained.best.epoch == 0:
         findings.append(start_finding(run.order.objective, trained.best.metrics))
@@ -108,6 +108,13 @@ def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> dict[str, A
     return {"accumulators": growth.to_dict()} if growth else {}
 
 
+def _numbers(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """The numbers that the job left open."""
+    if run.job.training.is_exact:
+        return solving_numbers(run, prepared)
+    return numbers_found(run, prepared, trained.pilot)
+
+
 def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
     shards = [shard.identity for shard in run.inputs.train]
     return {
@@ -127,7 +134,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),
         "warm_start": {**run.warm.describe(), "validation": dict(trained.start)} if run.warm else {},
-        "automatic": solving_numbers(run) if run.job.training.is_exact else numbers_found(run, prepared, trained.pilot),
+        "automatic": _numbers(run, prepared, trained),
         **({"choice": dict(trained.choice)} if trained.choice else {}),
         **({"calibration": dict(trained.calibrating)} if trained.calibrating else {}),
         **({"models": [dict(each) for each in trained.models]} if trained.models else {}),

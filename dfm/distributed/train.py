@@ -287,7 +287,7 @@ def _trainings(
     run: Run, prepared: Prepared, savers: Sequence[Checkpointer], checkpoints: Sequence[_Saved]
 ) -> tuple[list[Training], Callable[[], Trained]]:
     """The training of each model of the job, at its start or its newest checkpoint; and what trains them all."""
-    run.tell(solving_event(run) if run.job.training.is_exact else settings_event(run, prepared))
+    run.tell(solving_event(run, prepared) if run.job.training.is_exact else settings_event(run, prepared))
     if run.job.model.n_models == 1:
         training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
         return [training], lambda: _train_rounds(training.loop)
