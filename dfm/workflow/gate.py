@@ -179,9 +179,10 @@ def _entropy(metrics: Metrics, name: str) -> float | None:
 
 def _beside_champion(name: str, loss: float, champion: Metrics, gate: Gate) -> list[str]:
     best = _defined(champion, name)
+    if name == "loss" and name not in champion:
+        return ["the champion was trained for another loss, so that nothing says which is better; name another alias"]
     if best is None:
-        other = "; a model of another loss needs an alias of its own" if name == "loss" else ""
-        return [f"the champion has no {name} on these rows, so that nothing says which of the two is better{other}"]
+        return [f"the champion has no {name} on these rows, so that nothing says which of the two is better"]
     if loss <= gate.log_loss_ratio * best:
         return []
     times = f"{loss / best:.4f} times " if best else "above "
