@@ -279,7 +279,7 @@ _RUN_RECORD = (
 _PUBLICATION = (
     _MODEL,
     Field("promoted", "flag", "whether the model is the champion now"),
-    Field("older", "flag", "whether its data end before the champion's, so that it was left alone"),
+    Field("older", "flag", "whether its data end before the champion's, or it was the champion before: left alone"),
     Field("refusals", "list", "why it is not, a line each"),
     _ALIAS,
     Field("version", "integer", "version of the alias after it"),

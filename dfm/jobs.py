@@ -313,10 +313,10 @@ def importance(
     """The rise of a model's loss (log loss; of regressions the squared error) without each of its columns.
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
-    among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where
-    it has no value; then "rows" and "loss". Under "pairs" a record of each pair of fields, the strongest first:
-    `first`, `second`, `strength`, the mean absolute term that both make together, in the unit of scores, over up to a
-    thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
+    among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
+    repeats, and `missing`, the rise where it has no value; then "rows" and "loss". Under "pairs" a record of each pair
+    of fields, the strongest first: `first`, `second`, `strength`, the mean absolute term that both make together, in
+    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -332,7 +332,7 @@ def importance(
         name = f"the {type(data).__name__} given"
         total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
         effort = Effort.of(total, rows, repeats)
-        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, effort)
+        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, effort)
         return _with_learnt(described(damage, loaded.schema), loaded)
     shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
     is_weighted = _has_weights(loaded.schema, shards, storage_options)

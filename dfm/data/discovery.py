@@ -64,6 +64,10 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """The folder of a missing value, as Hive and Spark call it."""
 
 
+class NoRows(DataError):
+    """Shards that are all empty."""
+
+
 class NothingFound(DataError):
     """A path that names no Parquet file."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
 from dfm.data.discovery import HIVE_NULL as HIVE_NULL
-from dfm.data.discovery import FoundFile, conversion, find_files, partition_columns
+from dfm.data.discovery import FoundFile, NoRows, conversion, find_files, partition_columns
 from dfm.data.snapshots import Snapshot, resolve
 from dfm.data.table_columns import stored_names
 from dfm.errors import DataError
@@ -121,7 +121,7 @@ def find_shards(
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda url: describe_shard(url, options, found[url]), sorted(found)))
     if not any(shard.n_rows for shard in shards):
-        raise DataError(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
+        raise NoRows(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
     return shards
 
 
