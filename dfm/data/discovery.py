@@ -60,6 +60,8 @@ _TABLES = {
     ),
 }
 """By format: the folder that holds its log, and the way to its present rows."""
+Columns = tuple[tuple[str, str], ...]
+"""Names and values of the folders of a path."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """The folder of a missing value, as Hive and Spark call it."""
 
@@ -80,7 +82,7 @@ class FoundFile:
     """
 
     url: str
-    partition: tuple[tuple[str, str], ...]
+    partition: Columns
     given: tuple[str, ...]
     columns: tuple[TableColumn, ...] | None = None
 
@@ -100,15 +102,24 @@ def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
 
 
 def _found(url: str, name: str, base: str) -> FoundFile:
-    below = partition_columns(name.removeprefix(base))
-    steps = base.rstrip("/").split("/")
-    chain = itertools.takewhile(_PARTITION.match, reversed(steps))
-    above = partition_columns("/".join([*reversed(list(chain)), ""]))
-    given = tuple(column for column in above if column[0] not in dict(below))
+    given, below = path_columns(name, base)
     return FoundFile(url, (*given, *below), tuple(column for column, _ in given))
 
 
-def partition_columns(path: str) -> tuple[tuple[str, str], ...]:
+def path_columns(name: str, base: str) -> tuple[Columns, Columns]:
+    """The columns of a file that was found below a base: those at the end of the base, and those below it."""
+    below = partition_columns(name.removeprefix(base))
+    return tuple(column for column in columns_at_end(base) if column[0] not in dict(below)), below
+
+
+def columns_at_end(folder: str) -> Columns:
+    """Names and values of the folders `name=value` that a path to a folder ends in."""
+    steps = folder.rstrip("/").split("/")
+    chain = itertools.takewhile(_PARTITION.match, reversed(steps))
+    return partition_columns("/".join([*reversed(list(chain)), ""]))
+
+
+def partition_columns(path: str) -> Columns:
     """Names and values of the folders `name=value` of a path to a file. DataError where one name has two values."""
     steps = (_PARTITION.match(step) for step in path.split("/")[:-1])
     found: dict[str, str] = {}
