@@ -37,8 +37,8 @@ def lists_of(array: pa.Array, column: str, separator: str) -> Lists:
         return _of_structs(array, column)
     if not is_list(array.type) and not pa.types.is_null(array.type):
         raise DataError(
-            f"column {column!r} holds {array.type}, but the schema calls it a list; "
-            f"name it in [schema] categorical instead"
+            f"column {column!r} holds {array.type}, but the schema calls it a list; write lists, or of a job "
+            "name it in [schema] categorical"
         )
     array = elements_of(array)
     filled = array if not array.null_count else pc.if_else(pc.is_valid(array), array, pa.scalar([], array.type))
@@ -51,8 +51,8 @@ def lists_of(array: pa.Array, column: str, separator: str) -> Lists:
 def _split(array: pa.Array, column: str, separator: str) -> pa.Array:
     if not separator:
         raise DataError(
-            f"column {column!r} holds {array.type}, but the schema calls it a list; name it in [schema] categorical "
-            'instead, or say what parts its elements: schema.list_separator = "|"'
+            f"column {column!r} holds {array.type}, but the schema calls it a list; write lists, or of a job "
+            'name it in [schema] categorical, or say what parts its elements: schema.list_separator = "|"'
         )
     try:
         return pc.split_pattern(array.cast(pa.large_string()), separator)

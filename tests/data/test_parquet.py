@@ -287,8 +287,13 @@ def test_a_changed_page_is_found_by_its_checksum_where_the_file_has_them(tmp_pat
 
 def test_a_missing_column_is_named_with_the_shard_and_the_columns_it_has(tmp_path):
     shard = number_shard(tmp_path / "a.parquet", 3)
-    with pytest.raises(DataError, match=r"a\.parquet has no column 'price': it has n, t\. Name an existing column"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet has no column 'price': it has n, t\. Give it that column, with nulls"
+    ):
         list(read_unit(Unit(shard, 0, 3), ["n", "price"]))
+    renamed = describe_shard(write_shard(tmp_path / "b.parquet", {"Price": pa.array([1])}, 1))
+    with pytest.raises(DataError, match=r"b\.parquet has no column 'price' \(did you mean \"Price\"\?\): it has Price"):
+        list(read_unit(Unit(renamed, 0, 1), ["price"]))
 
 
 # ------------------------------------------------------------------------------------------- duplicate shards ----
