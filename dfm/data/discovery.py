@@ -12,6 +12,7 @@ import logging
 import os
 import posixpath
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -259,7 +260,7 @@ class _Search:
         if others:
             but = f", but {_counted(others, 'other file')}, {self.passed[others[0]]}"
             by_name = f"a glob takes files of any name ({self._path.rstrip('/')}/*)"
-            remedy = conversion(others[0]) or by_name
+            remedy = conversion(others[0], self._path) or by_name
         is_relative = files.is_local(self._path) and not os.path.isabs(files.local_path(self._path))
         where = f" from {os.getcwd()}" if is_relative else ""
         error = NothingFound(f"no Parquet file at {self._path!r}{where}{but}: check the path; {remedy}")
@@ -274,12 +275,12 @@ class _Search:
             logger.log(level, "%s: %s left out, %s", self._path, _counted(left_out, "file"), why)
 
 
-def conversion(name: str) -> str:
-    """The way from a file of text to Parquet; empty where the name tells of none."""
+def conversion(name: str, given: str = "") -> str:
+    """The way from a file of text to Parquet; empty where the name tells of none. given: the folder that was meant."""
     last = posixpath.basename(name)
     ends = {f".{part}" for part in last.lower().split(".")[1:]}
     if not ends.isdisjoint(_TEXTS):
-        return f"dfm reads Parquet, which dfm convert {name} --to FOLDER makes of it"
+        return f"dfm reads Parquet, which dfm convert {shlex.quote(given or name)} --to FOLDER makes of it"
     written = f"pyarrow.parquet.write_table(pyarrow.json.read_json({last!r}), {last.split('.')[0] + '.parquet'!r})"
     return f"dfm reads Parquet, which {written} makes of it" if not ends.isdisjoint(_JSON) else ""
 

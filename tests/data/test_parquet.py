@@ -187,6 +187,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
     ("name", "remedy"),
     [
         ("a.csv", "a.csv --to FOLDER makes of it"),
+        ("my a.csv", "my a.csv' --to FOLDER makes of it"),
         ("a.CSV.gz", "dfm reads Parquet, which dfm convert "),
         ("b.svm", "b.svm --to FOLDER makes of it"),
         ("b.jsonl", "pyarrow.json.read_json('b.jsonl'), 'b.parquet'"),
@@ -196,8 +197,17 @@ def test_who_has_text_learns_how_it_becomes_parquet(tmp_path, name, remedy):
     (tmp_path / name).write_bytes(b"label,C1\n1,a\n" * 20)
     with pytest.raises(DataError, match=re.escape(remedy)):
         found(tmp_path, name)
-    with pytest.raises(DataError, match=re.escape(remedy)):
+    with pytest.raises(DataError, match="dfm reads Parquet, which"):
         found(tmp_path, ".")
+
+
+def test_who_has_folders_of_text_learns_to_convert_all_of_them(tmp_path):
+    (tmp_path / "my logs" / "day=1").mkdir(parents=True)
+    (tmp_path / "my logs" / "day=1" / "a.csv").write_text("label,C1\n1,a\n")
+    (tmp_path / "my logs" / "day=1" / "b.csv").write_text("label,C1\n1,a\n")
+    for path in ("my logs", "my logs/day=*"):
+        with pytest.raises(DataError, match=re.escape(f"dfm convert '{tmp_path}/{path}' --to FOLDER makes of it")):
+            found(tmp_path, path)
 
 
 def test_a_truncated_file_is_named(tmp_path):
