@@ -277,9 +277,9 @@ def feature_schema(shard: Shard, storage_options: Mapping[str, Any] | None = Non
 def no_column(shard: Shard, name: str, there: Sequence[str]) -> DataError:
     """The error of a shard without a column that a job or a model reads; there: the columns that it has."""
     nearest = difflib.get_close_matches(name, there, n=1)
-    hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
+    hint = f' Did you mean "{nearest[0]}"?' if nearest else ""
     return DataError(
-        f"{shard.url} has no column {name!r}{hint}: it has {', '.join(there[:50])}. Give it that column, with nulls "
+        f"{shard.url} has no column {name!r}: it has {', '.join(there[:50])}.{hint} Give it that column, with nulls "
         "where the value is missing, or leave the shard out; a job may name another column in [schema]"
     )
 

@@ -302,7 +302,9 @@ def test_a_missing_column_is_named_with_the_shard_and_the_columns_it_has(tmp_pat
     ):
         list(read_unit(Unit(shard, 0, 3), ["n", "price"]))
     renamed = describe_shard(write_shard(tmp_path / "b.parquet", {"Price": pa.array([1])}, 1))
-    with pytest.raises(DataError, match=r"b\.parquet has no column 'price' \(did you mean \"Price\"\?\): it has Price"):
+    with pytest.raises(
+        DataError, match=r"b\.parquet has no column 'price': it has Price\. Did you mean \"Price\"\? Give it"
+    ):
         list(read_unit(Unit(renamed, 0, 1), ["price"]))
 
 
