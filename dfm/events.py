@@ -649,7 +649,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "labelled rows are scored",
         (
             _MODEL,
-            Field("account", "record", "rows read, evaluated, rejected"),
+            Field("account", "record", "rows read, evaluated, rejected, the rejected ones by reason"),
             _DRIFT,
             _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
             _absent(_number("threshold", "probability from which on a row counts as positive (`--threshold`)")),
@@ -688,6 +688,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rows", "integer", "rows read", "rows"),
             Field("predicted", "integer", "rows scored", "rows"),
             Field("rejected", "integer", "rows that broke the schema", "rows"),
+            Field("reasons", "record", "rejected rows by reason"),
             _DRIFT,
         ),
     ),

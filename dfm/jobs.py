@@ -252,7 +252,8 @@ def evaluate(
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
-    rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
+    rows count alike, and a warning says so. on_bad_rows: "error" or "skip", however many they are. on_event, progress:
+    as in `train`.
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
     worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
@@ -286,7 +287,12 @@ def evaluate(
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
-    rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
+    rows = {
+        "read": account.read,
+        "evaluated": account.accepted,
+        "rejected": account.rejected,
+        "reasons": account.by_reason(),
+    }
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
     drift = drift_of(loaded, found.sights)
     return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
@@ -462,6 +468,7 @@ def predict(
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.rejected,
+        "reasons": account.by_reason(),
         "drift": drift_of(loaded, found.sights),
     }
 

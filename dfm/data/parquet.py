@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -273,6 +274,16 @@ def feature_schema(shard: Shard, storage_options: Mapping[str, Any] | None = Non
     return flat_schema(arrow_schema(shard, storage_options))
 
 
+def no_column(shard: Shard, name: str, there: Sequence[str]) -> DataError:
+    """The error of a shard without a column that a job or a model reads; there: the columns that it has."""
+    nearest = difflib.get_close_matches(name, there, n=1)
+    hint = f' Did you mean "{nearest[0]}"?' if nearest else ""
+    return DataError(
+        f"{shard.url} has no column {name!r}: it has {', '.join(there[:50])}.{hint} Give it that column, with nulls "
+        "where the value is missing, or leave the shard out; a job may name another column in [schema]"
+    )
+
+
 def read_unit(
     unit: Unit,
     columns: Sequence[str],
@@ -294,10 +305,7 @@ def read_unit(
     nested = flat_schema(pa.schema(list(stored.items()))).names
     missing = [name for name in columns if name not in stored and name not in from_path and name not in nested]
     if missing:
-        raise DataError(
-            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(nested[:50])}. "
-            "Name an existing column in [schema], or leave the shard out"
-        )
+        raise no_column(shard, missing[0], nested)
     wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored)) is not None))
     twice = next((name for name in wanted if fields.names.count(name) > 1), None)
     if twice is not None:

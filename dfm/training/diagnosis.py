@@ -155,6 +155,8 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
 
 
 def _worse_than_constant(objective: Objective, metrics: Mapping[str, Any]) -> str:
+    if objective.info.sha256:
+        return ""  # a loss of one's own may be smallest far from the click rate and the mean, and is known by it alone
     entropy, explained = metrics.get("normalized_entropy"), metrics.get("r2")
     aims_at_mean = objective.info.name != QUANTILE_LOSS.name
     if entropy is not None and entropy >= 1.0 - _NOTHING:
