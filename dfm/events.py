@@ -279,7 +279,7 @@ _RUN_RECORD = (
 _PUBLICATION = (
     _MODEL,
     Field("promoted", "flag", "whether the model is the champion now"),
-    Field("older", "flag", "whether its data end before the champion's, so that it was left alone"),
+    Field("older", "flag", "whether its data end before the champion's, or it was the champion before: left alone"),
     Field("refusals", "list", "why it is not, a line each"),
     _ALIAS,
     Field("version", "integer", "version of the alias after it"),
@@ -413,7 +413,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "the constant step size brings no more: from the best parameters on it falls",
         (
             _EPOCH,
-            Field("to_epoch", "integer", "the epoch that gave the best parameters"),
+            Field("to_epoch", "integer", "the epoch that gave the best parameters; 0: they are those of the start"),
             Field("epochs", "integer", "epochs that follow, at most"),
         ),
     ),
@@ -451,6 +451,12 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("trial", "integer", "number of the best trial; 0 where none beat the default"),
             Field("losses", "record", "validation losses by seed, of the best trial and of the default"),
         ),
+    ),
+    EventRecord(
+        "start",
+        _TRAINING,
+        "the parameters that come of `training.warm_start` are validated, as those of epoch 0",
+        METRICS,
     ),
     EventRecord("resumed", _TRAINING, "it goes on from a checkpoint", (_EPOCH, _ROUND, _ROUNDS)),
     EventRecord(
@@ -537,7 +543,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             _MODEL,
             Field("validation", "record", "its metrics on the validation rows; empty without any"),
-            Field("best_epoch", "integer", "the epoch that it is from"),
+            Field("best_epoch", "integer", "the epoch that it is from; 0: none beat `training.warm_start`"),
             Field("rows", "record", _ROWS),
             Field("validation_rows", "record", "the same of the validation rows"),
             Field("interrupted", "flag", "whether Ctrl-C ended training early"),
@@ -643,7 +649,7 @@ RECORDS: tuple[EventRecord, ...] = (
         "labelled rows are scored",
         (
             _MODEL,
-            Field("account", "record", "rows read, evaluated, rejected"),
+            Field("account", "record", "rows read, evaluated, rejected, the rejected ones by reason"),
             _DRIFT,
             _absent(Field("slices", "record", "by columns, the worst slices: slice, rows, metrics (`--by`)")),
             _absent(_number("threshold", "probability from which on a row counts as positive (`--threshold`)")),
@@ -682,6 +688,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("rows", "integer", "rows read", "rows"),
             Field("predicted", "integer", "rows scored", "rows"),
             Field("rejected", "integer", "rows that broke the schema", "rows"),
+            Field("reasons", "record", "rejected rows by reason"),
             _DRIFT,
         ),
     ),

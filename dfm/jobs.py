@@ -252,7 +252,8 @@ def evaluate(
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
     takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
-    rows count alike, and a warning says so. on_bad_rows: "error" or "skip". on_event, progress: as in `train`.
+    rows count alike, and a warning says so. on_bad_rows: "error" or "skip", however many they are. on_event, progress:
+    as in `train`.
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
     worst of those with `min_rows` rows, by normalized entropy (regression: rmse), the first 200 with their AUC. group:
@@ -286,7 +287,12 @@ def evaluate(
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
     account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
-    rows = {"read": account.read, "evaluated": account.accepted, "rejected": account.rejected}
+    rows = {
+        "read": account.read,
+        "evaluated": account.accepted,
+        "rejected": account.rejected,
+        "reasons": account.by_reason(),
+    }
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
     drift = drift_of(loaded, found.sights)
     return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
@@ -313,10 +319,10 @@ def importance(
     """The rise of a model's loss (log loss; of regressions the squared error) without each of its columns.
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
-    among rows, `permuted_error`, half the width of an interval of 95 % over the repeats, and `missing`, the rise where
-    it has no value; then "rows" and "loss". Under "pairs" a record of each pair of fields, the strongest first:
-    `first`, `second`, `strength`, the mean absolute term that both make together, in the unit of scores, over up to a
-    thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
+    among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
+    repeats, and `missing`, the rise where it has no value; then "rows" and "loss". Under "pairs" a record of each pair
+    of fields, the strongest first: `first`, `second`, `strength`, the mean absolute term that both make together, in
+    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -332,7 +338,7 @@ def importance(
         name = f"the {type(data).__name__} given"
         total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
         effort = Effort.of(total, rows, repeats)
-        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, True, effort)
+        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, effort)
         return _with_learnt(described(damage, loaded.schema), loaded)
     shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
     is_weighted = _has_weights(loaded.schema, shards, storage_options)
@@ -462,6 +468,7 @@ def predict(
         "rows": account.read,
         "predicted": account.accepted,
         "rejected": account.rejected,
+        "reasons": account.by_reason(),
         "drift": drift_of(loaded, found.sights),
     }
 

@@ -446,6 +446,7 @@ class Sampler:
     n_factors: int
     is_probit: bool
     rng: np.random.Generator
+    units: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         n_features = self.X.shape[1]
@@ -492,7 +493,8 @@ class Sampler:
         for group, f in itertools.product(range(len(self.means)), range(self.n_factors + 1)):
             own = self.values[np.array(self.groups) == group, f]
             mu, n = self.means[group, f], len(own)
-            rate = 0.5 * (1 + ((own - mu) ** 2).sum() + mu**2)
+            unit = self.units[f < self.n_factors]  # of w, and of V
+            rate = 0.5 * (unit**2 + ((own - mu) ** 2).sum() + mu**2)
             self.precisions[group, f] = self.rng.gamma(0.5 * (2 + n)) / rate
             deviation = ((n + 1) * self.precisions[group, f]) ** -0.5
             self.means[group, f] = self.rng.normal(own.sum() / (n + 1), deviation)

@@ -255,7 +255,7 @@ class DfmPublishOperator(_DfmOperator):
     :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
         without one the moment when it was due
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False). A model
-        older than the champion is no refusal: it is left alone, and the answer says older: True
+        older than the champion, or that was it before, is no refusal: it is left alone, and the answer says older: True
     """
 
     template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")

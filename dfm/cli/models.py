@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -29,7 +29,7 @@ from dfm.cli.options import (
     workers_option,
 )
 from dfm.events import line_of
-from dfm.runs.display import Reporter
+from dfm.runs.display import Reporter, rejected_text
 
 
 @click.command()
@@ -62,8 +62,8 @@ def evaluate(
             reporter({"event": "evaluated", "model": model, **metrics})
     if not as_json:
         account = metrics["account"]
-        left_out = f" ({account['rejected']:,} more left out as bad)" if account["rejected"] else ""
-        console.print(metrics_table(metrics, f"{account['evaluated']:,} rows{left_out}"))
+        _tell_rejected(console, account, "evaluate on")
+        console.print(metrics_table(metrics, f"{account['evaluated']:,} rows"))
         for name, records in metrics.get("slices", {}).items():
             console.print(slices_table(name, records))
         if drifted := drift_table(metrics["drift"]):
@@ -134,8 +134,14 @@ def predict(
             markup=False,
             soft_wrap=True,
         )
+        _tell_rejected(console, {**summary, "read": summary["rows"]}, "predict")
         if drifted := drift_table(summary["drift"]):
             console.print(drifted)
+
+
+def _tell_rejected(console: Console, account: Mapping[str, Any], purpose: str) -> None:
+    if account["rejected"]:
+        console.print(rejected_text(account, purpose), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()

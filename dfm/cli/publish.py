@@ -46,7 +46,7 @@ def publish(
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
     Thresholds: log_loss_ratio, calibration_low, calibration_high, normalized_entropy, min_rows and, of slices,
-    slice_loss_ratio, slice_min_rows. Refused: exit code 9.
+    slice_loss_ratio, slice_min_rows. Refused, or left alone since it comes before the champion: exit code 9.
     """
     from dfm.workflow import steps
 

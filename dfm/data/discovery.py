@@ -12,6 +12,7 @@ import logging
 import os
 import posixpath
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,8 +61,14 @@ _TABLES = {
     ),
 }
 """By format: the folder that holds its log, and the way to its present rows."""
+Columns = tuple[tuple[str, str], ...]
+"""Names and values of the folders of a path."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """The folder of a missing value, as Hive and Spark call it."""
+
+
+class NoRows(DataError):
+    """Shards that are all empty."""
 
 
 class NothingFound(DataError):
@@ -80,7 +87,7 @@ class FoundFile:
     """
 
     url: str
-    partition: tuple[tuple[str, str], ...]
+    partition: Columns
     given: tuple[str, ...]
     columns: tuple[TableColumn, ...] | None = None
 
@@ -100,15 +107,24 @@ def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
 
 
 def _found(url: str, name: str, base: str) -> FoundFile:
-    below = partition_columns(name.removeprefix(base))
-    steps = base.rstrip("/").split("/")
-    chain = itertools.takewhile(_PARTITION.match, reversed(steps))
-    above = partition_columns("/".join([*reversed(list(chain)), ""]))
-    given = tuple(column for column in above if column[0] not in dict(below))
+    given, below = path_columns(name, base)
     return FoundFile(url, (*given, *below), tuple(column for column, _ in given))
 
 
-def partition_columns(path: str) -> tuple[tuple[str, str], ...]:
+def path_columns(name: str, base: str) -> tuple[Columns, Columns]:
+    """The columns of a file that was found below a base: those at the end of the base, and those below it."""
+    below = partition_columns(name.removeprefix(base))
+    return tuple(column for column in columns_at_end(base) if column[0] not in dict(below)), below
+
+
+def columns_at_end(folder: str) -> Columns:
+    """Names and values of the folders `name=value` that a path to a folder ends in."""
+    steps = folder.rstrip("/").split("/")
+    chain = itertools.takewhile(_PARTITION.match, reversed(steps))
+    return partition_columns("/".join([*reversed(list(chain)), ""]))
+
+
+def partition_columns(path: str) -> Columns:
     """Names and values of the folders `name=value` of a path to a file. DataError where one name has two values."""
     steps = (_PARTITION.match(step) for step in path.split("/")[:-1])
     found: dict[str, str] = {}
@@ -248,7 +264,7 @@ class _Search:
         if others:
             but = f", but {_counted(others, 'other file')}, {self.passed[others[0]]}"
             by_name = f"a glob takes files of any name ({self._path.rstrip('/')}/*)"
-            remedy = conversion(others[0]) or by_name
+            remedy = conversion(others[0], self._path) or by_name
         is_relative = files.is_local(self._path) and not os.path.isabs(files.local_path(self._path))
         where = f" from {os.getcwd()}" if is_relative else ""
         error = NothingFound(f"no Parquet file at {self._path!r}{where}{but}: check the path; {remedy}")
@@ -263,12 +279,12 @@ class _Search:
             logger.log(level, "%s: %s left out, %s", self._path, _counted(left_out, "file"), why)
 
 
-def conversion(name: str) -> str:
-    """The way from a file of text to Parquet; empty where the name tells of none."""
+def conversion(name: str, given: str = "") -> str:
+    """The way from a file of text to Parquet; empty where the name tells of none. given: the folder that was meant."""
     last = posixpath.basename(name)
     ends = {f".{part}" for part in last.lower().split(".")[1:]}
     if not ends.isdisjoint(_TEXTS):
-        return f"dfm reads Parquet, which dfm convert {name} --to FOLDER makes of it"
+        return f"dfm reads Parquet, which dfm convert {shlex.quote(given or name)} --to FOLDER makes of it"
     written = f"pyarrow.parquet.write_table(pyarrow.json.read_json({last!r}), {last.split('.')[0] + '.parquet'!r})"
     return f"dfm reads Parquet, which {written} makes of it" if not ends.isdisjoint(_JSON) else ""
 

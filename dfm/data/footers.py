@@ -18,7 +18,7 @@ import pyarrow as pa
 from dfm.data.arrow_types import column_kind, flat_schema
 from dfm.data.canonical import integer_text, is_integer
 from dfm.data.derive import derived_columns
-from dfm.data.parquet import HIVE_NULL, Shard, stored_schema
+from dfm.data.parquet import HIVE_NULL, Shard, feature_schema, no_column, stored_schema
 from dfm.data.schema import CATEGORY_KINDS, FEATURE_ROLES, ResolvedSchema, infer, resolve
 from dfm.errors import SettingsError
 from dfm.settings.tables import Schema
@@ -56,8 +56,25 @@ def resolve_shards(
     told in a warning, with the reason.
     """
     known = columns_of(shards if _asks_for_all(schema) else shards[:1], storage_options)
-    resolved = resolve_told(schema, known)
+    try:
+        resolved = resolve_told(schema, known)
+    except SettingsError:
+        _check_first(schema, known, shards, storage_options)
+        raise
     return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards))
+
+
+def _check_first(
+    schema: Schema, known: Columns, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
+) -> None:
+    """DataError where the first shard, of known columns, lacks one that the schema names and another shard has."""
+    lacking = [name for name in _named(schema) if name not in {*known.names, *schema.derive}]
+    if not lacking:
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for names in pool.map(lambda shard: feature_schema(shard, storage_options).names, shards[1:]):
+            if found := next((name for name in lacking if name in names), ""):
+                raise no_column(shards[0], found, known.names)
 
 
 def _integer_folders(resolved: ResolvedSchema, shards: Sequence[Shard]) -> tuple[str, ...]:

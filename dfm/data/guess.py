@@ -44,6 +44,8 @@ _SHARE_OF_LISTS = 0.3
 """The share of the distinct values of a column from which on a sign parts elements."""
 _DATE = re.compile(r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{4}-\d{2}-\d{2})\b")
 """Begin of a moment, in whatever form."""
+_COMMA = re.compile(r"[+-]?[\d.]+(,\d+)?")
+"""A number, maybe with a decimal comma."""
 _LOAD = 0.1
 _BUCKETS = 40
 """Features of a numeric column, about."""
@@ -236,7 +238,7 @@ def _why_not(facts: ColumnFacts) -> str:
         return why
     is_unique = facts.n_distinct == facts.n_present and facts.n_rows >= _FEWEST_UNIQUE
     if is_unique and facts.kind != "list" and not _is_measure(facts):
-        return "each row has a value of its own, as an index has"
+        return f"each row has a value of its own, as an index has{_commas(facts)}"
     return ""
 
 
@@ -289,6 +291,18 @@ def _take_feature(draft: _Draft, facts: ColumnFacts) -> None:
     draft.categorical.append(name)
     if facts.are_numbers and facts.kind != "bool" and facts.n_distinct > _MOST_LABELS and not _is_called_code(name):
         draft.said[name] += "; codes, it seems: numeric if these are amounts"
+    if separator:
+        draft.said[name] += f"; text with {separator} between elements, but list_separator is {draft.separator}"
+        draft.said[name] += ": lists if it is written as such"
+    draft.said[name] += _commas(facts)
+
+
+def _commas(facts: ColumnFacts) -> str:
+    """A word about text of numbers that have commas where a point is read."""
+    if facts.kind not in ("string", "dictionary") or not all(map(_COMMA.fullmatch, facts.top)):
+        return ""
+    example = next((text for text in facts.top if "," in text), "")
+    return f'; numbers with commas, it seems ("{example}"): numeric if they are written with points' if example else ""
 
 
 def _is_called_code(name: str) -> bool:

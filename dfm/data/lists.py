@@ -37,8 +37,8 @@ def lists_of(array: pa.Array, column: str, separator: str) -> Lists:
         return _of_structs(array, column)
     if not is_list(array.type) and not pa.types.is_null(array.type):
         raise DataError(
-            f"column {column!r} holds {array.type}, but the schema calls it a list; "
-            f"name it in [schema] categorical instead"
+            f"column {column!r} holds {array.type}, but the schema calls it a list; write lists, or of a job "
+            "name it in [schema] categorical"
         )
     array = elements_of(array)
     filled = array if not array.null_count else pc.if_else(pc.is_valid(array), array, pa.scalar([], array.type))
@@ -51,8 +51,8 @@ def lists_of(array: pa.Array, column: str, separator: str) -> Lists:
 def _split(array: pa.Array, column: str, separator: str) -> pa.Array:
     if not separator:
         raise DataError(
-            f"column {column!r} holds {array.type}, but the schema calls it a list; name it in [schema] categorical "
-            'instead, or say what parts its elements: schema.list_separator = "|"'
+            f"column {column!r} holds {array.type}, but the schema calls it a list; write lists, or of a job "
+            'name it in [schema] categorical, or say what parts its elements: schema.list_separator = "|"'
         )
     try:
         return pc.split_pattern(array.cast(pa.large_string()), separator)
@@ -77,6 +77,8 @@ def _keys_and_weights(elements: pa.Array, column: str) -> tuple[pa.Array, pa.Arr
 def _of_structs(array: pa.Array, column: str) -> Lists:
     """A dict of category to weight per row, which Arrow takes for a struct: what is null is not in the dict."""
     names = [entry.name for entry in array.type]
+    if not names:  # empty dicts, all of them
+        return Lists(np.zeros(len(array) + 1, np.int64), pa.nulls(0, pa.string()), pa.nulls(0, pa.float64()))
     try:
         columns = [pc.struct_field(array, [i]).cast(pa.float64()) for i in range(len(names))]
     except pa.ArrowException as error:
@@ -84,9 +86,7 @@ def _of_structs(array: pa.Array, column: str) -> Lists:
             f"column {column!r} holds {array.type}, which is no list; pass lists, or dicts of category to weight"
         ) from error
     present = np.column_stack([column.is_valid().to_numpy(zero_copy_only=False) for column in columns])
-    rows, places = np.nonzero(present) if names else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    rows, places = np.nonzero(present)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(present.sum(axis=1, dtype=np.int64))])
-    weights = (
-        pa.concat_arrays(columns).take(pa.array(places * len(array) + rows)) if names else pa.nulls(0, pa.float64())
-    )
+    weights = pa.concat_arrays(columns).take(pa.array(places * len(array) + rows))
     return Lists(offsets, pa.array(names, pa.string()).take(pa.array(places)), weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
 from dfm.data.discovery import HIVE_NULL as HIVE_NULL
-from dfm.data.discovery import FoundFile, conversion, find_files, partition_columns
+from dfm.data.discovery import FoundFile, NoRows, conversion, find_files, partition_columns
 from dfm.data.snapshots import Snapshot, resolve
 from dfm.data.table_columns import stored_names
 from dfm.errors import DataError
@@ -121,7 +122,7 @@ def find_shards(
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda url: describe_shard(url, options, found[url]), sorted(found)))
     if not any(shard.n_rows for shard in shards):
-        raise DataError(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
+        raise NoRows(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
     return shards
 
 
@@ -273,6 +274,16 @@ def feature_schema(shard: Shard, storage_options: Mapping[str, Any] | None = Non
     return flat_schema(arrow_schema(shard, storage_options))
 
 
+def no_column(shard: Shard, name: str, there: Sequence[str]) -> DataError:
+    """The error of a shard without a column that a job or a model reads; there: the columns that it has."""
+    nearest = difflib.get_close_matches(name, there, n=1)
+    hint = f' Did you mean "{nearest[0]}"?' if nearest else ""
+    return DataError(
+        f"{shard.url} has no column {name!r}: it has {', '.join(there[:50])}.{hint} Give it that column, with nulls "
+        "where the value is missing, or leave the shard out; a job may name another column in [schema]"
+    )
+
+
 def read_unit(
     unit: Unit,
     columns: Sequence[str],
@@ -294,10 +305,7 @@ def read_unit(
     nested = flat_schema(pa.schema(list(stored.items()))).names
     missing = [name for name in columns if name not in stored and name not in from_path and name not in nested]
     if missing:
-        raise DataError(
-            f"{shard.url} has no column {missing[0]!r}: it has {', '.join(nested[:50])}. "
-            "Name an existing column in [schema], or leave the shard out"
-        )
+        raise no_column(shard, missing[0], nested)
     wanted = list(dict.fromkeys(root for name in columns if (root := root_of(name, stored)) is not None))
     twice = next((name for name in wanted if fields.names.count(name) > 1), None)
     if twice is not None:

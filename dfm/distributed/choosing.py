@@ -71,7 +71,8 @@ def best_of_both(
     run.tell({"event": "chosen", **choice, "seconds": time.perf_counter() - started})
     if chosen == "factors":
         return prepared, dataclasses.replace(trained, choice=choice)
-    return linear, Trained(loop.best, loop.at.history, False, pilot=loop.at.pilot, choice=choice)
+    of_linear = Trained(loop.best, loop.at.history, False, pilot=loop.at.pilot, choice=choice, start=loop.at.start)
+    return linear, of_linear
 
 
 def _told_as_rival(run: Run, event: Event) -> None:

@@ -17,13 +17,18 @@ from dfm.model.metrics import Tally
 from dfm.settings.job import Job
 from dfm.training import rounds
 from dfm.training.diagnosis import Finding, column_findings, count_fields, model_findings, table_finding
+from dfm.training.exact import draws_of
+from dfm.training.exact_rounds import judge_draws
+from dfm.training.exact_work import ExactWork
 
 logger = logging.getLogger(__name__)
 
 
 def linear_part(work: rounds.Work, blocks: Sequence[rounds.Block], partitions: Sequence[SparsePartition]) -> Tally:
-    """Metrics of the parameters without their factors on some rows."""
+    """Metrics of the parameters, or of the mean over draws, without factors on some rows."""
     without = [dataclasses.replace(block, table=_without_vectors(block.table)) for block in blocks]
+    if isinstance(work, ExactWork):
+        return judge_draws(work, without, partitions)
     return rounds.evaluate_partitions(work, without, partitions)
 
 
@@ -37,17 +42,13 @@ def _without_vectors(table: ParameterTable) -> ParameterTable:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Finds out what a run could not learn; `collided_share` as its vocabulary event tells.
-
-    has_parts: whether `work` scores a model without its factors: of a mean over draws it does not.
-    """
+    """Finds out what a run could not learn; `collided_share` as its vocabulary event tells."""
 
     job: Job
     watch: Watch
     work: rounds.Work
     prepared: Prepared
     collided_share: float
-    has_parts: bool = True
 
     def findings(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         """Findings on the best parameters. Where they cannot be found out, that is a warning: the model is
@@ -72,13 +73,14 @@ class Diagnosis:
     @property
     def _has_pairs(self) -> bool:
         """Whether a row can have two features, and any of them owns factors that can be left out."""
-        if not (self.has_parts and self.job.model.n_factors and self.prepared.summary.n_factored):
+        if not (self.job.model.n_factors and self.prepared.summary.n_factored):
             return False
         fields = self.prepared.reading.schema.fields
         return len(fields) > 1 or any(entry.kind == "list" for entry in fields)
 
     def _linear_metrics(self, blocks: Sequence[Future]) -> dict[str, Any]:
         validation = self.prepared.validation
+        blocks = draws_of(blocks) if isinstance(self.work, ExactWork) else blocks
         tallies = [self.watch.submit(linear_part, self.work, list(blocks), partitions) for partitions in validation]
         tally: Tally = self.watch.result(self.watch.submit(rounds.merge_tallies, tallies))
         return tally.metrics()

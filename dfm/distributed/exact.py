@@ -21,10 +21,11 @@ from dfm.settings.tables import MCMC
 from dfm.training.backends import NUMBA
 from dfm.training.exact import ExactExecutor
 from dfm.training.exact_rounds import first_block
-from dfm.training.exact_work import ExactSchedule, ExactWork, goal_of, initial_stdev
+from dfm.training.exact_work import ExactSchedule, ExactWork, crowd_of, goal_of, initial_bias, initial_stdev, of_rows
 from dfm.training.loop import Manner, TrainingLoop
 from dfm.training.progress import check_finite, epoch_event
 from dfm.training.rounds import Block
+from dfm.training.steps import exact_step
 from dfm.training.together import Meeting
 
 _LEAST_OWNED = 4096
@@ -141,13 +142,15 @@ def _n_bytes(block: Block | None) -> int | None:
 
 def exact_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
     """The loop of an exact solver, whose executor has no parameters yet."""
-    objective, unit = run.order.objective, prepared.reading.units.label
+    objective, unit, work = run.order.objective, prepared.reading.units.label, run.work
+    assert isinstance(work, ExactWork)
+    work = of_rows(work, run.job.training, _crowd(prepared))
     executor = ExactExecutor(
         Workers(run.watch), prepared.replicas, prepared.validation, prepared.vocabulary, prepared.account.accepted
     )
     executor.restore([None], [0, prepared.summary.n_features])
     return TrainingLoop(
-        work=dataclasses.replace(run.work, unit=unit, clip=prepared.reading.clip, by_group=bool(run.job.schema.group)),
+        work=dataclasses.replace(work, unit=unit, clip=prepared.reading.clip, by_group=bool(run.job.schema.group)),
         objective=objective,
         plan=run.inputs.plan,
         schedule=ExactSchedule("constant", run.job.model.seed),
@@ -166,20 +169,27 @@ def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> Training
     """The loop with the parameters before its first iteration."""
     assert isinstance(loop.work, ExactWork)
     model, bounds = run.job.model, loop.executor.bounds
-    block = run.watch.submit(first_block, loop.work, prepared.vocabulary, initial_stdev(model), model.seed)
+    bias = initial_bias(model.task, prepared.account.labels.mean)
+    stdev = initial_stdev(model, run.job.training, _crowd(prepared))
+    block = run.watch.submit(first_block, loop.work, prepared.vocabulary, stdev, model.seed, bias)
     loop.executor.restore([block], bounds)
     return loop
 
 
-def solving_numbers(run: Run) -> dict[str, Any]:
-    """The numbers that an exact solver was given, for the manifest. JSON-ready."""
-    training, work = run.job.training, run.order.work
-    found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": initial_stdev(run.job.model)}
+def _crowd(prepared: Prepared) -> float:
+    return crowd_of(prepared.account.entries, prepared.summary.n_features)
+
+
+def solving_numbers(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """The numbers that an exact solver begins with, for the manifest. JSON-ready."""
+    training, crowd = run.job.training, _crowd(prepared)
+    stdev, step = initial_stdev(run.job.model, training, crowd), exact_step(training, crowd)
+    found = {"solver": training.solver, "iterations": training.n_iterations, "init_stdev": stdev}
     if training.solver == MCMC:
         return {**found, "burn_in": training.n_burnt, "draws": training.draws}
-    return {**found, "l2_linear": work.step.l2_linear, "l2_factors": work.step.l2_factors}
+    return {**found, "l2_linear": step.l2_linear, "l2_factors": step.l2_factors}
 
 
-def solving_event(run: Run) -> Event:
+def solving_event(run: Run, prepared: Prepared) -> Event:
     """The event of what an exact solver begins with."""
-    return {"event": "solving", **solving_numbers(run), "epochs": run.job.training.n_iterations}
+    return {"event": "solving", **solving_numbers(run, prepared), "epochs": run.job.training.n_iterations}

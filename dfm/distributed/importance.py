@@ -6,11 +6,12 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from distributed import Future
 
 from dfm.data.draw import sampled
 from dfm.data.encoding import Encoded, encode_batch
@@ -24,7 +25,7 @@ from dfm.distributed.scoring import Scoring, account_of, loaded_model, placed_mo
 from dfm.errors import SettingsError
 from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
-from dfm.model.importance import Damage, Effort, Sample, without
+from dfm.model.importance import Damage, Donors, Effort, Sample, donors_of, without
 from dfm.model.pair_strength import has_pairs, pair_sums
 from dfm.model.slices import Floats, losses_of
 from dfm.training.plan import plan_reading
@@ -41,58 +42,107 @@ def check_importance(model: FMModel) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Good rows that columns are measured in, batch by batch, each with its place; and what pairs of fields make."""
+
+    parts: tuple[tuple[str, pa.RecordBatch], ...]
+    pairs: Damage
+
+
 def damage_in_shards(
     watch: Watch, scoring: Scoring, shards: Sequence[Shard], effort: Effort, progress: Progress
 ) -> Damage:
     """The cost of losing columns, and the strength of pairs of fields, on shards."""
     tasks = plan_reading(shards)
     scoring, placed = placed_model(watch, scoring)
-    arguments = [scoring] * len(tasks), [placed] * len(tasks), tasks, [effort] * len(tasks)
-    futures = watch.client.map(damage_in_shard, *arguments, pure=False)
+    drawn = [watch.submit(drawn_in_shard, scoring, placed, units, effort) for units in tasks]
+    futures = damages_of(watch, (scoring, placed), drawn, effort)
     follow(watch, futures, [sum(unit.n_rows for unit in units) for units in tasks], "importance", progress)
     return functools.reduce(operator.add, watch.client.gather(futures))
 
 
-def damage_in_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], effort: Effort) -> Damage:
-    """The same of some units of rows."""
+def damages_of(
+    watch: Watch, model: tuple[Scoring, str | FMModel], drawn: Sequence[Future], effort: Effort
+) -> list[Future]:
+    """The damage of rows that tasks have drawn, a task each. Donors come from the rows of all, so that they are there
+    before any is measured; rows are read once, and stay where they were.
+    """
+    donors = watch.submit(joined_donors, [watch.submit(some_donors, each, *model, effort) for each in drawn], *model)
+    return [watch.submit(damage_of_drawn, *model, each, donors, effort) for each in drawn]
+
+
+def drawn_in_shard(scoring: Scoring, placed: str | FMModel, units: Sequence[Unit], effort: Effort) -> Drawn:
+    """The rows to measure of some units of rows."""
     model = loaded_model(scoring, placed)
     batches = labelled_batches(scoring, model, units)
-    return damage_in_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted, effort)
+    return drawn_in_batches(model, batches, scoring.on_bad_rows, scoring.is_weighted, effort)
 
 
-def damage_in_batches(
+def some_donors(drawn: Drawn, scoring: Scoring, placed: str | FMModel, effort: Effort) -> list[pa.RecordBatch]:
+    """Rows whose values are given to others, drawn from those of a task."""
+    columns = list(loaded_model(scoring, placed).schema.columns)
+    return [sampled(rows.select(columns), effort.donor_share, f"{place} donors") for place, rows in drawn.parts]
+
+
+def joined_donors(parts: Sequence[Sequence[pa.RecordBatch]], scoring: Scoring, placed: str | FMModel) -> Donors:
+    """The same of all tasks, in their order."""
+    return donors_of([*itertools.chain(*parts)], loaded_model(scoring, placed).schema.columns)
+
+
+def damage_of_drawn(scoring: Scoring, placed: str | FMModel, drawn: Drawn, donors: Donors, effort: Effort) -> Damage:
+    """The damage of the rows that a task has drawn."""
+    return damage_of(weighing(loaded_model(scoring, placed), scoring.is_weighted), drawn, donors, effort)
+
+
+def damage_in_batches(model: FMModel, batches: Iterable[Batch], on_bad_rows: str, effort: Effort) -> Damage:
+    """The same of batches in this process."""
+    drawn, columns = drawn_in_batches(model, batches, on_bad_rows, True, effort), list(model.schema.columns)
+    rows = [sampled(rows.select(columns), effort.donor_share, f"{place} donors") for place, rows in drawn.parts]
+    return damage_of(model, drawn, donors_of(rows, columns), effort)
+
+
+def drawn_in_batches(
     model: FMModel, batches: Iterable[Batch], on_bad_rows: str, is_weighted: bool, effort: Effort
-) -> Damage:
-    """The same of batches."""
+) -> Drawn:
+    """The rows to measure of batches."""
     model = weighing(model, is_weighted)
-    return damage_of(model, ((batch.place, _good(model, batch, on_bad_rows)) for batch in batches), effort)
+    return drawn_of(model, ((batch.place, _good(model, batch, on_bad_rows)) for batch in batches), effort)
 
 
-def damage_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch]], effort: Effort) -> Damage:
-    """The same of good rows, batch by batch, each with its place. Few of each are scored together: what one scoring
-    costs apart from its rows is then paid once.
-    """
-    found = Damage.none(len(model.schema.columns), effort.n_repeats, len(model.schema.fields))
-    waiting: list[tuple[str, pa.RecordBatch]] = []
+def drawn_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch]], effort: Effort) -> Drawn:
+    """The rows to measure of good rows, batch by batch, each with its place."""
+    pairs = Damage.none(len(model.schema.columns), effort.n_repeats, len(model.schema.fields))
+    parts = []
     for place, good in batches:
         rows = sampled(good, effort.share, place)
-        if waiting and (sum(each.num_rows for _, each in waiting) >= _TOGETHER or rows.schema != waiting[0][1].schema):
-            found += _damages(model, waiting, effort)
-            waiting = []
         if rows.num_rows:
-            waiting.append((place, rows))
+            parts.append((place, rows))
         if good.num_rows and has_pairs(model):
-            found = _with_pairs(found, model, sampled(good, effort.pair_share, f"{place} pairs"))
-    return found + _damages(model, waiting, effort) if waiting else found
+            pairs = _with_pairs(pairs, model, sampled(good, effort.pair_share, f"{place} pairs"))
+    return Drawn(tuple(parts), pairs)
 
 
-def _damages(model: FMModel, parts: Sequence[tuple[str, pa.RecordBatch]], effort: Effort) -> Damage:
+def damage_of(model: FMModel, drawn: Drawn, donors: Donors, effort: Effort) -> Damage:
+    """The damage of drawn rows. Few of each batch are scored together: what one scoring costs apart from its rows is
+    then paid once.
+    """
+    found, waiting = drawn.pairs, list[tuple[str, pa.RecordBatch]]()
+    for place, rows in drawn.parts:
+        if waiting and (sum(each.num_rows for _, each in waiting) >= _TOGETHER or rows.schema != waiting[0][1].schema):
+            found += _damages(model, waiting, donors, effort)
+            waiting = []
+        waiting.append((place, rows))
+    return found + _damages(model, waiting, donors, effort) if waiting else found
+
+
+def _damages(model: FMModel, parts: Sequence[tuple[str, pa.RecordBatch]], donors: Donors, effort: Effort) -> Damage:
     """The damage of some batches, together where Arrow can join them."""
     try:
         samples = [Sample.joined(parts)]
     except pa.ArrowException:
         samples = [Sample.joined([part]) for part in parts]
-    return functools.reduce(operator.add, [_damage(model, sample, effort.n_repeats) for sample in samples])
+    return functools.reduce(operator.add, [_damage(model, sample, donors, effort.n_repeats) for sample in samples])
 
 
 def _with_pairs(damage: Damage, model: FMModel, data: pa.RecordBatch) -> Damage:
@@ -111,13 +161,14 @@ def _good(model: FMModel, batch: Batch, on_bad_rows: str) -> pa.RecordBatch:
     return good_rows(batch.data, encoded)
 
 
-def _damage(model: FMModel, sample: Sample, n_repeats: int) -> Damage:
+def _damage(model: FMModel, sample: Sample, donors: Donors, n_repeats: int) -> Damage:
     data = sample.data
     columns, encoded = model.schema.columns, model.encode(data, model.objective.label_kind)
     made_of = _fields_made_of(model.schema)
     losses, weights = _losses(model, encoded)
     missing = ((without(data, column), column) for column in columns)
-    others = ((sample.permuted(column, repeat), column) for repeat in range(n_repeats) for column in columns)
+    pairs = itertools.product(range(n_repeats), columns)
+    others = ((sample.permuted(column, repeat, donors), column) for repeat, column in pairs)
     changed = (_changed(model, encoded.rows, made_of, *each) for each in itertools.chain(missing, others))
     found = np.array(_losses_of_each(model, encoded, changed)).reshape(n_repeats + 1, len(columns))
     n_fields = len(model.schema.fields)

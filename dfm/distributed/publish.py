@@ -18,7 +18,8 @@ from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found
 from dfm.model.calibration import Calibration
 from dfm.storage import files
-from dfm.training.diagnosis import Finding
+from dfm.training import rounds
+from dfm.training.diagnosis import Finding, start_finding
 from dfm.training.exact import draws_of
 from dfm.training.exact_work import has_draws
 from dfm.training.loop import Best
@@ -48,6 +49,10 @@ class Trained:
     """The outcome of the calibration that the job asks for; empty where it asks for none."""
     models: Sequence[Mapping[str, Any]] = ()
     """Seed, best epoch and validation metrics of each model whose mean this is; none where it is a single one."""
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """Metrics of the parameters that training began with, where it went on from a model and rows validate."""
+    stateful: Sequence[Any] = ()
+    """Blocks of one of several models, with the optimizer's state, which those of their mean do not have."""
 
 
 def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
@@ -57,8 +62,10 @@ def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tra
     if trained.models:
         work = work.of_mean(len(trained.models))
     share = collided_share(prepared.summary, run.job.model.hash_bits)
-    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share, has_parts=not run.job.training.is_exact)
+    diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
     findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
+    if trained.start and trained.best.epoch == 0:
+        findings.append(start_finding(run.order.objective, trained.best.metrics))
     run.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
     return dataclasses.replace(trained, findings=tuple(findings))
 
@@ -76,7 +83,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     url, inputs, best = model_url(run), run.inputs, trained.best.blocks
     units = (*inputs.validation_tasks, inputs.plan.replicas[0])[0][0]
     where = os.path.abspath(files.local_path(url)) if files.is_local(url) else url
-    known = _metadata(run, prepared, trained)
+    known = _metadata(run, prepared, trained) | _accumulators(run, prepared, trained)
     are_draws = has_draws(run.work)
     best = draws_of(best) if are_draws else best
     meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
@@ -89,6 +96,23 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     for warning in published.warnings:
         logger.warning("%s", warning)
     return published.parameters_sha256
+
+
+def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """The growth of the accumulators, for those who go on from the model."""
+    if run.job.training.is_exact:
+        return {}
+    blocks = list(trained.stateful or trained.best.blocks)
+    told = blocks, prepared.vocabulary, run.job.training.initial_accumulator, max(trained.best.epoch, 1)
+    growth = run.watch.result(run.watch.submit(rounds.growth_of, *told))
+    return {"accumulators": growth.to_dict()} if growth else {}
+
+
+def _numbers(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """The numbers that the job left open."""
+    if run.job.training.is_exact:
+        return solving_numbers(run, prepared)
+    return numbers_found(run, prepared, trained.pilot)
 
 
 def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
@@ -109,8 +133,8 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "distinct_features": prepared.summary.n_distinct,
         "diagnosis": [finding.to_dict() for finding in trained.findings],
         "units": dataclasses.asdict(prepared.reading.units),
-        "warm_start": run.warm.describe() if run.warm else {},
-        "automatic": solving_numbers(run) if run.job.training.is_exact else numbers_found(run, prepared, trained.pilot),
+        "warm_start": {**run.warm.describe(), "validation": dict(trained.start)} if run.warm else {},
+        "automatic": _numbers(run, prepared, trained),
         **({"choice": dict(trained.choice)} if trained.choice else {}),
         **({"calibration": dict(trained.calibrating)} if trained.calibrating else {}),
         **({"models": [dict(each) for each in trained.models]} if trained.models else {}),

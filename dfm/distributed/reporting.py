@@ -19,7 +19,7 @@ from dfm.data.parquet import Batch, Unit
 from dfm.data.reading import Reading, kept_batches
 from dfm.distributed.cluster.watch import home_of
 from dfm.distributed.evaluate import Evaluation, evaluated, labelled_columns, scored_batches
-from dfm.distributed.importance import damage_of, described
+from dfm.distributed.importance import Drawn, damages_of, described, drawn_of
 from dfm.distributed.preparation_events import collided_share
 from dfm.distributed.preparation_tasks import on_this_worker
 from dfm.distributed.prepare import ROWS_TO_LOOK_AT, Prepared, tasks_to_judge
@@ -46,14 +46,10 @@ _PACKAGES = ("numpy", "numba", "pyarrow", "dask", "distributed")
 
 @dataclass(frozen=True)
 class Seen:
-    """The metrics of rows by the published model, and what it costs to lose a column; None where no loss says so."""
+    """The metrics of rows by the published model, and rows to measure columns in; None where no loss says so."""
 
     evaluation: Evaluation
-    damage: Damage | None
-
-    def __add__(self, other: Seen) -> Seen:
-        both = self.damage + other.damage if self.damage is not None and other.damage is not None else None
-        return Seen(self.evaluation + other.evaluation, both)
+    drawn: Drawn | None
 
 
 def write_page(run: Run, prepared: Prepared, seconds: Mapping[str, float], looks_at_rows: bool) -> str:
@@ -82,16 +78,16 @@ def _collisions(run: Run, prepared: Prepared) -> dict[str, Any]:
 def _findings(run: Run, prepared: Prepared) -> dict[str, Any]:
     """Curves, slices and importance, as far as the loss has them."""
     column = _widest_column(run, prepared) if _has_losses(run) else ""
-    seen, drift = _look(run, prepared, Slicing.of([[column]] if column else []))
-    tally, told = seen.evaluation.tally, dict[str, Any](drift=drift)
+    evaluation, damage, drift = _look(run, prepared, Slicing.of([[column]] if column else []))
+    tally, told = evaluation.tally, dict[str, Any](drift=drift)
     if run.job.model.task == "classification":
         of_task = tally.of_task if isinstance(tally, LossTally) else tally
         told["curves"] = curves_of(of_task) if isinstance(of_task, ClassificationTally) else {}
-    if seen.damage is not None and seen.damage.weight:
-        told["importance"] = described(seen.damage, run.inputs.schema)
-    slices = seen.evaluation.slices
+    if damage is not None and damage.weight:
+        told["importance"] = described(damage, run.inputs.schema)
+    slices = evaluation.slices
     if column and slices is not None:
-        least = max(seen.evaluation.account.accepted // _PARTS, 1)
+        least = max(evaluation.account.accepted // _PARTS, 1)
         records = worst_first(slices, 0, least, _TOP, run.job.model.task == "regression")
         named = [{"value": record["slice"][column], **record} for record in records]
         told["slices"] = {"column": column, "records": named}
@@ -116,8 +112,10 @@ def _widest_column(run: Run, prepared: Prepared) -> str:
     return max(sizes, key=lambda name: (sizes[name], name), default="")
 
 
-def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[dict[str, Any]]]:
-    """Score the rows that validate with the model that was published; and a record of each of their columns."""
+def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Evaluation, Damage | None, list[dict[str, Any]]]:
+    """The metrics of the rows that validate by the model that was published, what it costs to lose a column, as far as
+    a loss says so, and a record of each of their columns.
+    """
     scoring = Scoring(model_url(run), storage_options=run.job.data.storage_options, slicing=slicing)
     scoring, placed = placed_model(run.watch, scoring)
     tasks, total = tasks_to_judge(run), prepared.validation_account.accepted
@@ -127,14 +125,30 @@ def _look(run: Run, prepared: Prepared, slicing: Slicing) -> tuple[Seen, list[di
     futures: list[Future] = [submit(units, share, effort, near=home_of(*place, addresses)) for units, place in tasks]
     sizes = [sum(unit.n_rows for unit in units) for units, _ in tasks]
     follow(run.watch, futures, sizes, "report", progress_of(run))
-    seen: Seen = run.watch.result(run.watch.submit(sum_of, futures))
-    drift: list[dict[str, Any]] = run.watch.result(
-        run.watch.submit(drift_of_rows, scoring, placed, seen.evaluation.sights)
-    )
-    return seen, drift
+    seen: Evaluation = run.watch.result(run.watch.submit(sum_of, [run.watch.submit(evaluation_of, f) for f in futures]))
+    damage = _damage(run, (scoring, placed), futures, effort) if effort is not None else None
+    drift: list[dict[str, Any]] = run.watch.result(run.watch.submit(drift_of_rows, scoring, placed, seen.sights))
+    return seen, damage, drift
 
 
-def sum_of(parts: Sequence[Seen]) -> Seen:
+def _damage(run: Run, model: tuple[Scoring, str | FMModel], seen: Sequence[Future], effort: Effort) -> Damage:
+    """The cost of losing a column, in the rows that tasks have drawn."""
+    drawn = [run.watch.submit(drawn_by, each) for each in seen]
+    found: Damage = run.watch.result(run.watch.submit(sum_of, damages_of(run.watch, model, drawn, effort)))
+    return found
+
+
+def evaluation_of(seen: Seen) -> Evaluation:
+    """The metrics without rows, which stay where they are."""
+    return seen.evaluation
+
+
+def drawn_by(seen: Seen) -> Drawn | None:
+    """The rows to measure columns in."""
+    return seen.drawn
+
+
+def sum_of(parts: Sequence[Any]) -> Any:
     """The sum over all tasks; made on a worker, which has loaded what adds tables up."""
     return functools.reduce(operator.add, parts)
 
@@ -153,7 +167,7 @@ def look_at_rows(
     share: float,
     effort: Effort | None,
 ) -> Seen:
-    """Metrics of a share of some rows; and, by the effort for these, without each column."""
+    """Metrics of a share of some rows; and, by the effort for these, rows to measure columns in."""
     model = loaded_model(scoring, placed)
     columns = list(labelled_columns(model, True, scoring.slicing))
     batches = _some(reading, units, columns, share)
@@ -162,7 +176,7 @@ def look_at_rows(
     if effort is None:
         return Seen(evaluation, None)
     good = [rows.data for _, rows, _ in scored]
-    return Seen(evaluation, damage_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
+    return Seen(evaluation, drawn_of(model, zip([batch.place for batch in batches], good, strict=True), effort))
 
 
 def _some(reading: Reading, units: Sequence[Unit], columns: list[str], share: float) -> list[Batch]:

@@ -116,7 +116,7 @@ def train_several(loops: Sequence[TrainingLoop], in_step: InStep) -> bool:
             interrupted = interrupted or isinstance(error, KeyboardInterrupt)  # of a listener
             if error is not None and not isinstance(error, KeyboardInterrupt):
                 raise error
-        if interrupted and any(loop.best is None for loop in loops):
+        if interrupted and not all(loop.has_result for loop in loops):
             raise KeyboardInterrupt
     except (KeyboardInterrupt, RunCancelled):
         _flush(loops)
@@ -146,7 +146,15 @@ def mean_of(run: Run, prepared: Prepared, loops: Sequence[TrainingLoop], interru
     history = [{**event, "seed": seed} for seed, loop in zip(seeds, loops, strict=True) for event in loop.at.history]
     best = Best(blocks, max(each.at for each in bests), max(each.epoch for each in bests), metrics)
     in_order = sorted(history, key=lambda event: (event["epoch"], event["seed"]))
-    return Trained(best, in_order, interrupted, pilot=loops[0].at.pilot, models=models)
+    return Trained(
+        best,
+        in_order,
+        interrupted,
+        pilot=loops[0].at.pilot,
+        models=models,
+        start=loops[0].at.start,
+        stateful=bests[0].blocks,
+    )
 
 
 def _mean_blocks(run: Run, models: Sequence[Sequence[Any]], bounds: Sequence[Sequence[int]]) -> list[Any]:

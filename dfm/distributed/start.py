@@ -73,5 +73,5 @@ def _warmed(run: Run, prepared: Prepared, blocks: Sequence[Future], warm: Start)
     here = files.is_local(warm.url) and not run.shares_disk
     model = run.watch.keep(warm.load()) if here else run.watch.submit(warm.load)
     part = (run.number, warm.n_models) if warm.n_models > 1 else (0, 1)
-    more = prepared.vocabulary, model, warm.decay, prepared.reading, part
+    more = prepared.vocabulary, model, warm.decay, prepared.reading, warm.growth, part
     return [run.watch.submit(rounds.warm_block, each, *more) for each in blocks]

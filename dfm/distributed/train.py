@@ -287,7 +287,7 @@ def _trainings(
     run: Run, prepared: Prepared, savers: Sequence[Checkpointer], checkpoints: Sequence[_Saved]
 ) -> tuple[list[Training], Callable[[], Trained]]:
     """The training of each model of the job, at its start or its newest checkpoint; and what trains them all."""
-    run.tell(solving_event(run) if run.job.training.is_exact else settings_event(run, prepared))
+    run.tell(solving_event(run, prepared) if run.job.training.is_exact else settings_event(run, prepared))
     if run.job.model.n_models == 1:
         training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
         return [training], lambda: _train_rounds(training.loop)
@@ -419,6 +419,7 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             plateau=run.inputs.course.schedule == "plateau",
             rollbacks=training.rollbacks,
             validates_averages=training.validate == "average",
+            judges_start=run.warm is not None,
         ),
         executor=DaskExecutor(
             run.watch,
@@ -463,11 +464,11 @@ def _train_rounds(loop: TrainingLoop) -> Trained:
     except (KeyboardInterrupt, RunCancelled) as error:
         if loop.checkpointer is not None:
             loop.checkpointer.flush(PATIENCE_OF_A_USER)
-        if isinstance(error, RunCancelled) or loop.best is None:
+        if isinstance(error, RunCancelled) or not loop.has_result:
             raise
         interrupted = True
     assert loop.best is not None
-    return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot)
+    return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot, start=loop.at.start)
 
 
 # ---------------------------------------------------------------------------------------------- publish ----

@@ -43,7 +43,7 @@ from dfm.training.automatic import (
     told,
     wants_pilot,
 )
-from dfm.training.exact_work import ExactWork, exact_work
+from dfm.training.exact_work import ExactWork, crowd_of, exact_work, initial_bias, of_rows
 from dfm.training.exact_work import initial_stdev as initial_exactly
 from dfm.training.fitting import Recipe
 from dfm.training.pilot import Pilot
@@ -249,7 +249,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         objective = self._objective()
         spec = self._spec(objective, model.n_factors, training.optimizer)
         if training.is_exact:
-            return self._exact_recipe(exact_work(training, self._task, spec, unit), model, training)
+            return self._exact_recipe(exact_work(training, self._task, spec, unit), rows, mean_label)
         scale = RowScale.of(rows.entries, objective)
         numbers = {name: settled(training, scale, candidate) for name, candidate in CANDIDATES.items()}
         work = work_of(numbers[rows.chosen or DEFAULT.name], self._task, spec, unit)
@@ -272,11 +272,15 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             pilot=self._pilot(numbers, rows, n_slices),
         )
 
-    def _exact_recipe(self, work: ExactWork, model: ModelSettings, training: TrainingSettings) -> Recipe:
+    def _exact_recipe(self, work: ExactWork, rows: RowsToFit, mean_label: float) -> Recipe:
         """The numbers of a fit by an exact solver."""
+        model, training = self._settings()
+        features: Features = vars(self)["_features"]  # learnt before
+        crowd = crowd_of(rows.entries, features.vocabulary.n_features)
+        stdev, bias = initial_exactly(model, training, crowd), initial_bias(self._task, mean_label)
         return Recipe(
-            work=work,
-            initial=InitialValues(model.seed, initial_exactly(model)),
+            work=of_rows(work, training, crowd),
+            initial=InitialValues(model.seed, stdev, bias=bias),
             objective=self._objective(),
             n_epochs=training.n_iterations,
             tolerance=float(self.tol),

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dfm.data.derive import without_missing
+from dfm.data.encoding import feature_column
 from dfm.data.lists import lists_of
 from dfm.data.matrices import is_vector
-from dfm.data.schema import CROSS_SIGN, Field
+from dfm.data.schema import CROSS_SIGN
 from dfm.errors import DataError
 from dfm.model.entries import Entries, Scorer, batches_with, entries_of, is_pairwise, linear_terms, pair_terms
+from dfm.model.tokens import MISSING, shown
 
 _SHOWN = 12
 """Terms that a printed explanation shows."""
@@ -102,26 +105,23 @@ def _pairs(model: Scorer, entries: Entries, names: Sequence[str]) -> tuple[Term,
 
 
 def _name(model: Scorer, batch: pa.RecordBatch, entries: Entries, at: int) -> str:
-    """An entry by column and raw value."""
+    """An entry by column and value: of a list the element, "(missing)" for all that means no value."""
     entry, number = model.schema.fields[entries.fields[at]], int(entries.elements[at])
     if is_vector(model.schema):
         column = model.schema.columns[int(model.vocabulary.ids[entries.features[at]])]
-        return f"{column}={_shown(batch, column)}"
-    values = [
-        _element(model, batch, entry, number) if entry.kind == "list" else _shown(batch, source)
-        for column in entry.columns
-        for source in model.schema.sources([column])
-    ]
-    return f"{entry.name}={CROSS_SIGN.join(values)}"
+        return f"{column}={shown(batch.column(column)[0].as_py())}"
+    parts = [_values(model, batch, column) for column in entry.columns]
+    # Of a cross of lists every element on the left stands beside all on the right, as the encoder pairs them.
+    places = np.unravel_index(number, [len(part) for part in parts])
+    return f"{entry.name}={CROSS_SIGN.join(part[place] for part, place in zip(parts, places, strict=True))}"
 
 
-def _shown(batch: pa.RecordBatch, column: str) -> str:
-    value = batch.column(column)[0].as_py()
-    return "(missing)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _element(model: Scorer, batch: pa.RecordBatch, entry: Field, number: int) -> str:
-    """An element of a list; an empty list has the missing one."""
-    (source,) = model.schema.sources(entry.columns)
-    found = lists_of(batch.column(source), entry.name, model.schema.list_separator)
-    return str(found.elements[number].as_py()) if len(found.elements) else "(missing)"
+def _values(model: Scorer, batch: pa.RecordBatch, column: str) -> list[str]:
+    """Names of the values that a row has in a column: of a list its elements, of a derived one what it is made of."""
+    schema = model.schema
+    if any(entry.name == column and entry.kind == "list" for entry in schema.fields):
+        found = lists_of(feature_column(batch, column, schema)[0], column, schema.list_separator)
+        return [shown(value) for value in without_missing(found.elements, schema.missing).to_pylist()] or [MISSING]
+    sources = schema.sources([column])
+    arrays = [feature_column(batch, source, schema)[0] for source in sources]
+    return [CROSS_SIGN.join(shown(array[0].as_py()) for array in arrays)]

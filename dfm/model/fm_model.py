@@ -58,7 +58,7 @@ from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, check_output, handed_out
 from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
-from dfm.model.rows import in_columns, numeric_of
+from dfm.model.rows import in_columns, numeric_of, one_row
 from dfm.model.tokens import Tokens
 from dfm.solvers.posterior import Draws, intervals, mean_scores
 from dfm.storage import files, ownership
@@ -177,6 +177,7 @@ class FMModel:
     def predict_one(self, row: Any) -> float:
         """The prediction of one row, a dict of column to value or a pandas Series, as a number of Python."""
         found = self.predict(row)
+        found = found if len(found) else self.predict(one_row(row, self.schema))
         if len(found) != 1:
             raise DataError(f"{len(found)} rows where one is expected; `predict` takes several")
         return float(found[0])
@@ -310,7 +311,7 @@ class FMModel:
         row: a dict of column to value, a Series, or a table of one row.
         """
         self.check_is_machine("explain")
-        return explain(self, row)
+        return explain(self, one_row(row, self.schema))
 
     def candidates(self, items: Any) -> Candidates:
         """Rows to be ranked, with their share of the sums made once: see `rank`.

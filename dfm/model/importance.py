@@ -1,14 +1,15 @@
 """Importance of columns: how much worse a model gets when it is told nothing, or something else, of one of them.
 
-Nothing is trained again. A column's values change places among the rows of a batch, by a seed made of the rows' place,
-so that the same rows are changed alike wherever and however often they are scored (Breiman 2001; Fisher et al. 2019).
+Nothing is trained again. Rows get a column's values from other rows of all the data, by a seed made of their batch's
+place, so that the same rows are changed alike wherever and however often they are scored (Breiman 2001; Fisher et al.
+2019). Rows of their own file would not do: a column that a partition is made by is constant there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from dfm.model.pair_strength import PAIR_ROWS, pair_records
 
 MOST_ROWS = 200_000
 """Rows that importance is measured on, spread over the data, where there are more."""
+_DONORS = 16_384
+"""Rows, spread over those, whose values take the place of others'; every task holds them."""
 
 
 def _student(degrees: int) -> float:
@@ -32,16 +35,20 @@ def _student(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Effort:
-    """Shares of the rows in which columns, and pairs of fields, are measured; and how often columns are permuted."""
+    """Shares of the rows in which columns, and pairs of fields, are measured; how often columns are permuted; and the
+    share of the rows of the first kind whose values are given to others.
+    """
 
     share: float
     pair_share: float
     n_repeats: int
+    donor_share: float = 1.0
 
     @classmethod
     def of(cls, n_rows: int, most_rows: int, n_repeats: int) -> Effort:
         """The effort where there are so many rows, and columns are measured in so many of them at most."""
-        return cls(most_rows / max(n_rows, 1), PAIR_ROWS / max(n_rows, 1), n_repeats)
+        donor_share = _DONORS / max(min(n_rows, most_rows), 1)
+        return cls(most_rows / max(n_rows, 1), PAIR_ROWS / max(n_rows, 1), n_repeats, donor_share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,14 +134,35 @@ class Sample:
         data = pa.RecordBatch.from_arrays(arrays, names=parts[0][1].schema.names)
         return cls(data, [(place, data.num_rows) for place, data in parts])
 
-    def permuted(self, column: str, repeat: int) -> pa.RecordBatch:
-        """The rows with the values of one column in another order, within each batch."""
-        orders, start = [], 0
+    def permuted(self, column: str, repeat: int, donors: Donors) -> pa.RecordBatch:
+        """The rows with the values of other rows in one column, drawn batch by batch; each once where they suffice."""
+        values = donors[column]
+        drawn = []
         for place, n_rows in self.places:
             seed = hashlib.sha256(f"{place}\0{column}\0{repeat}".encode()).digest()
-            orders.append(start + np.random.default_rng(int.from_bytes(seed[:8], "little")).permutation(n_rows))
-            start += n_rows
-        return replaced(self.data, column, self.data.column(column).take(pa.array(np.concatenate(orders))))
+            rng = np.random.default_rng(int.from_bytes(seed[:8], "little"))
+            drawn.append(rng.choice(len(values), n_rows, replace=n_rows > len(values)))
+        return replaced(self.data, column, values.take(pa.array(np.concatenate(drawn))))
+
+
+Donors = Mapping[str, pa.Array]
+"""By column values of rows that are spread over all the data."""
+
+
+def donors_of(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> Donors:
+    """The values of some rows by column; where types do not go together, of the batches that have the first one's."""
+    return {name: _together([_decoded(batch.column(name)) for batch in batches]) for name in columns if batches}
+
+
+def _together(arrays: Sequence[pa.Array]) -> pa.Array:
+    alike = [array for array in arrays if array.type == arrays[0].type]
+    for chosen in (arrays, alike):
+        try:
+            tables = [pa.table({"": array}) for array in chosen]
+            return pa.concat_tables(tables, promote_options="permissive").combine_chunks().column(0).chunk(0)
+        except pa.ArrowException:  # integers beside text; lists that Arrow does not join
+            continue
+    return arrays[0]
 
 
 def without(data: pa.RecordBatch, column: str) -> pa.RecordBatch:

@@ -34,6 +34,7 @@ from dfm.model.entries import (
     sides,
     sums_of,
 )
+from dfm.model.rows import one_row
 
 
 class Ranking(NamedTuple):
@@ -69,11 +70,11 @@ class Candidates:
 
     @classmethod
     def of(cls, model: Scorer, items: Any) -> Candidates:
-        """DataError where no field of the model can be made of the items' columns."""
-        fields = fields_of(model.schema, names_of(items))
-        if not fields:
+        """DataError where no field of the model can be made of the items' columns; of no items there may be none."""
+        fields, none_given = fields_of(model.schema, names_of(items)), isinstance(items, list | tuple) and not items
+        if not fields and not none_given:
             raise DataError(f"the candidates have no column of the model, which has {', '.join(model.schema.columns)}")
-        data, entries, sums = _summed(model, items, fields)
+        data, entries, sums = _summed(model, items, fields) if fields else _of_none(model, fields)
         order = np.argsort(entries.features, kind="stable")
         by_feature = entries.features[order], entries.rows[order], entries.values[order]
         alone, second = sums.alone.astype(np.float32), np.ascontiguousarray(sums.second, np.float32)
@@ -93,16 +94,21 @@ class Candidates:
 
     def scores(self, model: Scorer, context: Any) -> NDArray[np.float32]:
         """Score of every candidate in a context, float32[n_items]."""
+        if not self.fields:  # those of an empty list, which names no columns
+            return self.alone
+        if isinstance(context, list | tuple) and not context:
+            raise _not_one(0)
         mine = self._context(model, tuple(names_of(context)))
         if mine.is_whole:
             return self._one_by_one(model, context, mine.fields)
         entries = entries_of_row(model, context, mine.encoder, mine.fields)
         if entries is None:
+            context = one_row(context, narrowed(model.schema, mine.fields))
             entries = _summed(model, context, mine.fields)[1]
         entries = entries.merged()
         sums = sums_of(model, entries)
         if entries.n_rows != 1:
-            raise DataError(f"{entries.n_rows} rows of context where one is expected")
+            raise _not_one(entries.n_rows)
         scores = self.sides @ sums.first[0].astype(np.float32)
         scores += self.alone + np.float32(float(model.table.bias_value) + sums.alone[0])
         self._without_shared(model, entries, scores)
@@ -133,13 +139,18 @@ class Candidates:
         """Whole rows, where some of their features are of both sides."""
         if not mine:
             return model.decision_function(self.data)
-        (batch,) = batches_with(model, context, mine)
-        if batch.num_rows != 1:
-            raise DataError(f"{batch.num_rows} rows of context where one is expected")
+        batches = batches_with(model, one_row(context, narrowed(model.schema, mine)), mine)
+        if (n_rows := sum(batch.num_rows for batch in batches)) != 1:
+            raise _not_one(n_rows)
+        (batch,) = batches
         columns = {name: self.data.column(name) for name in self.data.column_names}
         alike = pa.array(np.zeros(len(self), np.int64))
         columns |= {name: batch.column(name).take(alike) for name in batch.schema.names if name not in columns}
         return model.decision_function(pa.table(columns))
+
+
+def _not_one(n_rows: int) -> DataError:
+    return DataError(f"{n_rows} rows of context where one is expected")
 
 
 def context_fields(
@@ -167,13 +178,25 @@ def context_fields(
 def _summed(model: Scorer, data: Any, fields: Sequence[Field]) -> tuple[pa.Table, Entries, Sums]:
     """The columns of some fields, their merged entries and their sums."""
     if not fields:
-        nothing = np.zeros(0, np.int64)
-        empty = Entries(1, nothing, nothing, nothing, np.zeros(0), nothing)
-        return pa.table({"": pa.nulls(1)}), empty, sums_of(model, empty)
-    table = pa.Table.from_batches(batches_with(model, data, fields)).combine_chunks()
-    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
-    entries = entries_of(model, batches[0], fields)
+        return pa.table({"": pa.nulls(1)}), _no_entries(1), sums_of(model, _no_entries(1))
+    batches = batches_with(model, data, fields)
+    if not batches:
+        return _of_none(model, fields)
+    table = pa.Table.from_batches(batches).combine_chunks()
+    (batch,) = table.to_batches()
+    entries = entries_of(model, batch, fields)
     return table, entries.merged(), sums_of(model, entries)
+
+
+def _of_none(model: Scorer, fields: Sequence[Field]) -> tuple[pa.Table, Entries, Sums]:
+    """The same of no rows."""
+    columns = {name: pa.nulls(0) for name in narrowed(model.schema, fields).columns}
+    return pa.table(columns), _no_entries(0), sums_of(model, _no_entries(0))
+
+
+def _no_entries(n_rows: int) -> Entries:
+    nothing = np.zeros(0, np.int64)
+    return Entries(n_rows, nothing, nothing, nothing, np.zeros(0), nothing)
 
 
 def vectors(model: Scorer, contexts: Any, items: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

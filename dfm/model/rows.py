@@ -19,8 +19,9 @@ _BATCH_ROWS = 1 << 16
 def in_columns(data: Any, schema: ResolvedSchema, columns: tuple[str, ...] | None = None) -> Any:
     """Rows as a dict of columns, where they are dicts, or one row: a dict of values, a Series; others as they are.
 
-    columns: those that are wanted; None: those of the features. DataError where one column holds a scalar and another a
-    list of rows, or a row lacks a column that others have.
+    columns: those that are wanted; None: those of the features. A dict of nothing but lists of single values is one
+    row where every column is one of lists. DataError where one column holds a scalar and another a list of rows, or a
+    row lacks a column that others have.
     """
     if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
         return _columns_of_rows(data, columns or schema.columns)
@@ -49,22 +50,56 @@ def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]
                 f"row {number} lacks column {lacking!r}, which other rows have; give every row every column, None "
                 "where its value is missing"
             )
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: [_plain(row[name]) for row in rows] for name in names}
 
 
 def _columns_of_mapping(data: Mapping[str, Any], schema: ResolvedSchema, columns: tuple[str, ...]) -> Mapping[str, Any]:
     given = [column for column in columns if column in data]
     scalars = [column for column in given if _is_scalar(data[column])]
-    if not scalars:
-        return data
     of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    if not scalars and not (of_lists.issuperset(given) and _are_lists(data, given, schema)):
+        return data
     others = [column for column in given if column not in scalars and column not in of_lists]
     if others:
         raise DataError(
             f"column {scalars[0]!r} holds one value, {data[scalars[0]]!r}, and column {others[0]!r} a list; pass lists "
             "with one value a row, or one value in every column for a single row"
         )
-    return {column: [data[column].item() if hasattr(data[column], "ndim") else data[column]] for column in given}
+    return {column: [_plain(data[column])] for column in given}
+
+
+def _are_lists(data: Mapping[str, Any], columns: Sequence[str], schema: ResolvedSchema) -> bool:
+    """Whether columns of lists hold each the list of one row: single values, which are no rows of such a column, or a
+    dict of category to weight.
+    """
+    if schema.list_separator:
+        return False
+    given = [data[column] for column in columns]
+    values = [value for each in given if isinstance(each, list | tuple | np.ndarray) for value in each]
+    return any(isinstance(each, Mapping) for each in given) or any(
+        value is not None and _is_scalar(value) for value in values
+    )
+
+
+def one_row(data: Any, schema: ResolvedSchema) -> Any:
+    """The data where one row is meant: nothing but empty lists, in columns of lists, is then no lack of rows."""
+    if not isinstance(data, Mapping):
+        return data
+    given = {column: data[column] for column in schema.columns if column in data}
+    of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    is_row = of_lists.issuperset(given) and all(
+        isinstance(each, list | tuple | np.ndarray) and not len(each) for each in given.values()
+    )
+    return [data] if given and is_row else data
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row without NumPy, which lists and single values of Python are not mixed with; moments and halves,
+    which would lose their unit or their text, stay.
+    """
+    if not hasattr(value, "ndim") or isinstance(value, np.datetime64 | np.float16):
+        return value
+    return list(value) if value.ndim else value.item()
 
 
 def _is_scalar(value: Any) -> bool:

@@ -7,7 +7,6 @@ occur.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +14,15 @@ from numpy.typing import NDArray
 
 from dfm.data import hashing
 from dfm.data.arrow_types import plain
-from dfm.data.canonical import value_text
 from dfm.data.encoding import feature_column, parse_numbers
 from dfm.data.lists import lists_of
 from dfm.data.schema import Field
 from dfm.data.transforms import NOTHING_KNOWN, TRANSFORMS
 from dfm.model.fm_model import FMModel
+from dfm.model.tokens import MISSING, shown
 
-MISSING, RARE, PER_UNIT = "(missing)", "(rare)", "(per unit)"
-"""Names of what stands for no value of its own; a number that is taken as it is weighs w a unit."""
+RARE, PER_UNIT = "(rare)", "(per unit)"
+"""Names of what stands for no value of its own, as `MISSING` does; a number that is taken as it is weighs w a unit."""
 
 
 class TokenNames:
@@ -83,7 +82,7 @@ class TokenNames:
     def _names(self, column: str, array: pa.Array) -> list[str]:
         entry = self._model.tokens.field(column)
         if not entry.bucketed:
-            return [_shown(value) for value in array.to_pylist()]
+            return [shown(value) for value in array.to_pylist()]
         values, present, _ = parse_numbers(array, column, self._model.schema.numbers)
         transform, known = TRANSFORMS[entry.transform], self._model.statistics.get(column, NOTHING_KNOWN)
         names = [MISSING, *transform.names(known)[1:]]
@@ -128,13 +127,3 @@ def _groupable(array: pa.Array) -> pa.Array:
     array = plain(array)
     array = plain(array.dictionary_decode()) if pa.types.is_dictionary(array.type) else array
     return array.cast(pa.float32()) if pa.types.is_float16(array.type) else array
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace") or MISSING
-    try:
-        text = value_text(value)
-    except TypeError:
-        text = str(value)
-    return MISSING if text in (None, "") else str(text)

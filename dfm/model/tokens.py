@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.canonical import arrow_array
+from dfm.data.canonical import arrow_array, value_text
 from dfm.data.encoding import encode_batch
 from dfm.data.matrices import is_vector
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.errors import DataError, SettingsError
 
+MISSING = "(missing)"
+"""The name of what stands for no value."""
 Arrays = Mapping[str, pa.Array]
 """By column of the model's fields, one value a row; of a list, one element."""
 
@@ -42,8 +44,10 @@ class Tokens:
     def ids(self, column: str, values: Iterable[Any]) -> NDArray[np.uint32]:
         """Hashed index of each value of a field, uint32[n]; of a cross, a value is a tuple of values of its columns.
 
-        DataError where a value is no value of the field.
+        DataError where a value is no value of the field, or a text stands in place of a list of them.
         """
+        if isinstance(values, str | bytes):
+            raise DataError(f"values = {values!r} is one value of {column!r}; pass a list of them: [{values!r}]")
         entry, listed = self.field(column), list(values)
         if entry.kind == "vector" or not listed:
             return np.full(len(listed), self.schema.columns.index(column) if listed else 0, np.uint32)
@@ -90,3 +94,14 @@ def _wrapped(array: pa.Array) -> pa.Array:
     """Every value as a list of its own."""
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     return pa.LargeListArray.from_arrays(np.arange(len(array) + 1), array)
+
+
+def shown(value: Any) -> str:
+    """A value as it is read in names: the text that a category is hashed by."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace") or MISSING
+    try:
+        text = value_text(value)
+    except TypeError:
+        text = str(value)
+    return MISSING if text in (None, "") else str(text)

@@ -3,8 +3,14 @@
     w = (1 - decay) w_old        V = V_0 + (1 - decay) (V_old - V_0)        bias likewise
 
 with V_0 the initial factors of the job's seed. Features are matched by their hashed id, so the two vocabularies may
-differ: what the earlier model did not know starts as in any other run, and what is no longer seen is forgotten. A model
-holds no optimizer state: accumulators start afresh, and `decay` is all that says how much of the past is believed.
+differ: what the earlier model did not know starts as in any other run, and what is no longer seen is forgotten.
+
+A model holds no optimizer state, but how fast its accumulators grew (`dfm.model.accumulators`). They begin with
+
+    G = G_0 + 3/4 (1 - decay) κ n
+
+for a feature that the earlier model saw n times: what is known well moves little, what is new as ever. Three quarters,
+since a chain of nights adds up what each remembers: it stays below that of three or four.
 """
 
 from __future__ import annotations
@@ -28,12 +34,15 @@ from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
+from dfm.model.accumulators import Growth
 from dfm.model.fm_model import FMModel, read_manifest
 from dfm.settings.groups import groups_of
 from dfm.settings.job import Job
 from dfm.storage import files
 
 logger = logging.getLogger(__name__)
+_REMEMBERED = 0.75
+"""Share of what accumulators grew by in an epoch that is handed on where nothing is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Start:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     n_models: int = 1
     """The models whose mean it is."""
+    growth: Growth | None = None
+    """Growth of its accumulators; None where it does not say, or where the job's optimizer is another."""
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -60,7 +71,8 @@ class Start:
     def identity(self) -> dict[str, str]:
         """Digests of all that training takes from it."""
         known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
-        taken = to_json({"statistics": known, "candidate": self.candidate, "n_models": self.n_models})
+        more = {"growth": self.growth.to_dict()} if self.growth else {}
+        taken = to_json({"statistics": known, "candidate": self.candidate, "n_models": self.n_models, **more})
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
 
     def load(self) -> FMModel:
@@ -105,7 +117,10 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     }
     chosen = str(manifest["metadata"].get("automatic", {}).get("chosen", ""))
     decay, n_models = job.training.warm_start_decay, _n_models(manifest)
-    return Start(where, _parameters_sha256(manifest), decay, statistics, chosen, options, n_models)
+    growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
+    if growth is not None and growth.optimizer != job.training.optimizer:
+        growth = None
+    return Start(where, _parameters_sha256(manifest), decay, statistics, chosen, options, n_models, growth)
 
 
 def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
@@ -188,10 +203,13 @@ def _schema_difference(ours: ResolvedSchema, theirs: ResolvedSchema) -> str:
     return "" if list(known) == list(wanted) else "its fields have another order"
 
 
-def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, decay: float) -> ParameterTable:
+def warm_table(
+    table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, decay: float, growth: Growth | None = None
+) -> ParameterTable:
     """A copy of freshly initialised rows, moved towards the model's.
 
-    ids uint32[n_features]: hashed ids of the table's rows, of which the first own factors.
+    ids uint32[n_features]: hashed ids of the table's rows, of which the first own factors. growth: of the model's
+    accumulators; None: they start afresh.
     """
     warm, kept = table.copy(), np.float32(1.0 - decay)
     ours, theirs = _common_rows(ids, model.vocabulary.ids)
@@ -203,6 +221,9 @@ def warm_table(table: ParameterTable, ids: NDArray[np.uint32], model: FMModel, d
         in_both = (ours < len(mine)) & (theirs < len(earlier))
         start = mine[ours[in_both]]
         mine[ours[in_both]] = start + kept * (earlier[theirs[in_both]] - start)
+    if growth is not None:
+        known = model.vocabulary.counts[theirs], model.vocabulary.fields[theirs]
+        growth.add(warm, ours, *known, share=_REMEMBERED * (1.0 - decay))
     return warm
 
 

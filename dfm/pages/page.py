@@ -44,12 +44,15 @@ _STYLE = (
     "td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
     "vertical-align:top;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}"
     "h1,td{overflow-wrap:anywhere}td{min-width:5rem}td.n{white-space:nowrap;min-width:0}"
+    "td.w{overflow-wrap:normal}"
     "h2{margin:1.5rem 0 0;font-size:1.1rem}a{color:var(--one)}"
     "pre{overflow-x:auto;background:var(--soft);padding:.8rem;border-radius:4px;font-size:.85rem}"
     + "".join(f"{selector}{{{rules}}}" for selector, rules in _CHARTS.items())
     + "@media(max-width:30rem){td.b{width:5rem;min-width:4rem}}"
 )
 _PAGE = re.compile(r"(https?://|file:///|/)[^\s]*\.html")
+_NAME = re.compile(r"\w+(\.\w+)*( = \S+)?")
+"""A name of a column or a knob, which may have a value."""
 _VIEWPORT = "<meta name=viewport content='width=device-width'>"
 _POLICY = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\">"
 """Nothing may be fetched, whatever a text of the data says."""
@@ -149,8 +152,12 @@ def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | 
 
 
 def _td(value: Any) -> str:
-    """A cell; text is broken where a narrow page must, numbers are not."""
-    return f"<td class=n>{_cell(value)}" if isinstance(value, int | float) else f"<td>{_cell(value)}"
+    """A cell; text is broken where a narrow page must, names after a dot alone, numbers are not."""
+    if isinstance(value, int | float):
+        return f"<td class=n>{_cell(value)}"
+    if isinstance(value, list | tuple) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value):
+        return "<td class=w>" + re.sub(r"\.(?=[a-z])", ".<wbr>", _cell(value))
+    return f"<td>{_cell(value)}"
 
 
 def _is_empty(value: Any) -> bool:

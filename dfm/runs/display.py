@@ -245,7 +245,7 @@ class Reporter:
 
     def _show_plateau(self, event: Event) -> None:
         self._line(
-            f"{_of_model(event)}on a plateau: back to epoch {event['to_epoch']}, from there with a falling rate "
+            f"{_of_model(event)}on a plateau: back to {_epoch(event['to_epoch'])}, from there with a falling rate "
             f"(at most {event['epochs']} more)"
         )
 
@@ -306,6 +306,10 @@ class Reporter:
         wraps = has_width and all(len(word) < self._console.width for word in text.split())
         self._console.print(text, style=style, highlight=False, soft_wrap=not wraps)
 
+    def _show_start(self, event: Event) -> None:
+        name = next(name for name in _JUDGED_BY if name in event)
+        self._line(f"{_of_model(event)}the start: {name.replace('_', ' ')} {number_text(event[name])}")
+
     def _show_average(self, event: Event) -> None:
         name = next(name for name in _JUDGED_BY if name in event)
         average = f"{_of_model(event)}average {event['average']} of epoch {event['epoch']}"
@@ -313,14 +317,14 @@ class Reporter:
 
     def _show_rolled_back(self, event: Event) -> None:
         self._line(
-            f"{_of_model(event)}validation got worse: back to the parameters of epoch {event['to_epoch']}, "
+            f"{_of_model(event)}validation got worse: back to the parameters of {_epoch(event['to_epoch'])}, "
             f"step size times {event['rate_factor']:g} from here"
         )
 
     def _show_stopped(self, event: Event) -> None:
         self._line(
-            f"{_of_model(event)}validation got worse: stopped after epoch {event['epoch']}, epoch "
-            f"{event['best_epoch']} is kept"
+            f"{_of_model(event)}validation got worse: stopped after epoch {event['epoch']}, "
+            f"{_epoch(event['best_epoch'])} is kept"
         )
 
     def _show_retrying(self, event: Event) -> None:
@@ -354,9 +358,14 @@ class Reporter:
 
     def _show_done(self, event: Event) -> None:
         state = "interrupted; the best parameters so far are" if event["interrupted"] else "the model is"
-        self._line(escape(f"{state} in {event['model']} (epoch {event['best_epoch']})"))
+        self._line(escape(f"{state} in {event['model']} ({_epoch(event['best_epoch'])})"))
         if event.get("report"):
             self._line(escape(f"report: {event['report']}"))
+
+
+def _epoch(number: int) -> str:
+    """The name of an epoch whose parameters are kept; 0 stands for those of before."""
+    return f"epoch {number}" if number else "the start"
 
 
 def _of_model(event: Event) -> str:

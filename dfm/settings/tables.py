@@ -331,7 +331,8 @@ class ModelSettings(Table):
         AnyOf((Options(("auto",)), Number(0, open_low=True))),
         "standard deviation of the factors at the start; auto: .02 / sqrt(h), where h is the mean of a row's sum of x²"
         + "".join(f", {each.init_stdev} of {each.name}" for each in map(family_of, FAMILIES) if each.init_stdev)
-        + "; of vectors whose terms have more than two features: .6 / sqrt(h) at least",
+        + "; of vectors whose terms have more than two features: .6 / sqrt(h) at least; of mcmc .1, of als .1 with two "
+        "columns, less with more",
     )
     seed: int = knob(0, Number(0, 2**63 - 1, integer=True), "of initial factors, shuffling and row order")
     n_models: int = knob(
@@ -487,12 +488,14 @@ class TrainingSettings(Table):
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
         "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories; of "
-        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: 5",
+        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: c - 2, and 5 at least; c "
+        "is the mean of a row's sum of x², as far as rows differ in their features: 39 of 39 categories",
     )
     l2_factors: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: 10",
+        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: (c - 1)² / 4, "
+        "and 10 at least",
     )
     l2_groups: Mapping[str, float | tuple[float, ...]] = knob(
         {},

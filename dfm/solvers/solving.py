@@ -14,11 +14,12 @@ Doubles = NDArray[np.float64]
 
 
 @compiled
-def draw_prior(values, key):  # type: ignore[no-untyped-def]
+def draw_prior(values, unit, key):  # type: ignore[no-untyped-def]
     """Precision and mean of each column of values float64[n, width], float64[width, 2], drawn from their posterior.
 
-    λ ~ Gamma(½, rate ½), μ | λ ~ N(0, 1 / λ), values ~ N(μ, 1 / λ) (Rendle 2012, with α = β = γ = 1, μ₀ = 0); both are
-    drawn at once, so that they do not depend on those before.
+    λ ~ Gamma(½, rate ½ unit²), μ | λ ~ N(0, 1 / λ), values ~ N(μ, 1 / λ); both are drawn at once, so that they do not
+    depend on those before. unit: the deviation that values are expected to have before any is seen (Rendle 2012 has
+    α = β = γ = 1, μ₀ = 0, which are these in units of 1).
     """
     n, width = values.shape
     found = np.empty((width, 2))
@@ -30,7 +31,7 @@ def draw_prior(values, key):  # type: ignore[no-untyped-def]
         for row in range(n):
             squares += (values[row, column] - mean) ** 2
         own = key_of(key, column)
-        rate = 0.5 * (1.0 + squares + n / (n + 1.0) * mean * mean)
+        rate = 0.5 * (unit * unit + squares + n / (n + 1.0) * mean * mean)
         found[column, 0] = gamma(key_of(own, 0), 0.5 * (1.0 + n)) / rate
         found[column, 1] = total / (n + 1.0) + normal(key_of(own, 1), 0) / math.sqrt((n + 1.0) * found[column, 0])
     return found

@@ -123,6 +123,17 @@ def table_finding(collided_share: float, hash_bits: int) -> list[Finding]:
     return [Finding("table-too-full", message, (f"model.hash_bits = {hash_bits + 2}", "model.min_count"))]
 
 
+def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
+    """No epoch was better than the parameters of training.warm_start, whose metrics these are."""
+    primary = objective.primary
+    worth = f"{primary.replace('_', ' ')} {metrics[primary]:.5f}"
+    message = (
+        f"no epoch was better on the validation rows than the start ({worth}): "
+        "the model of training.warm_start is published again, moved towards its beginnings by warm_start_decay"
+    )
+    return Finding("nothing-new", message, ("data.train", "training.learning_rate", "data.validation"))
+
+
 def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Mapping[str, Any]) -> list[Finding]:
     """Whether the model beats a constant, and its own linear part. Both are metrics of the validation rows; `linear` is
     empty where the model has no factors.
@@ -144,6 +155,8 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
 
 
 def _worse_than_constant(objective: Objective, metrics: Mapping[str, Any]) -> str:
+    if objective.info.sha256:
+        return ""  # a loss of one's own may be smallest far from the click rate and the mean, and is known by it alone
     entropy, explained = metrics.get("normalized_entropy"), metrics.get("r2")
     aims_at_mean = objective.info.name != QUANTILE_LOSS.name
     if entropy is not None and entropy >= 1.0 - _NOTHING:

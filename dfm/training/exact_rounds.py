@@ -69,10 +69,10 @@ def lay_out(work: ExactWork, number: int, partitions: Sequence[SparsePartition],
     return replica_of(number, partition, visits, work.layout.n_factors)
 
 
-def first_block(work: ExactWork, vocabulary: Vocabulary, stdev: float, seed: int) -> Block:
-    """The parameters before the first iteration: factors from N(0, stdev²), by seed and hashed feature."""
+def first_block(work: ExactWork, vocabulary: Vocabulary, stdev: float, seed: int, bias: float = 0.0) -> Block:
+    """The parameters before the first iteration: w0, and factors from N(0, stdev²), by seed and hashed feature."""
     n_features = vocabulary.n_features
-    block = initial_block(vocabulary, work.layout, (0, n_features), InitialValues(seed, stdev))
+    block = initial_block(vocabulary, work.layout, (0, n_features), InitialValues(seed, stdev, bias=bias))
     work = dataclasses.replace(work, step=dataclasses.replace(work.step, seed=seed))
     return dataclasses.replace(block, table=initial_values(work, vocabulary, block.table, stdev))
 
@@ -300,10 +300,12 @@ def _prior(work: ExactWork, visits: Visits, table: ParameterTable, group: int, p
     owners = features[features < table.n_factored]
     key = work.key(FACTOR_PRIOR, group, part.first)
     with np.errstate(over="ignore"):
-        of_factors = draw_prior(table.factors[owners, part.first : part.last].astype(np.float64), key)
+        known = table.factors[owners, part.first : part.last].astype(np.float64)
+        of_factors = draw_prior(known, work.factor_unit, key)
         if not part.with_linear:
             return of_factors
-        of_linear = draw_prior(table.linear[features, :1].astype(np.float64), work.key(LINEAR_PRIOR, group))
+        known = table.linear[features, :1].astype(np.float64)
+        of_linear = draw_prior(known, work.linear_unit, work.key(LINEAR_PRIOR, group))
     return np.concatenate([of_factors, of_linear])
 
 
@@ -384,3 +386,12 @@ def judge(
     """Metrics of the mean prediction of so many draws, in the labels' own unit."""
     means = (logits(known) if work.is_probit else (known[0] / n_draws).astype(np.float32) for known in sums)
     return judged(work, zip(partitions, means, strict=True))
+
+
+def judge_draws(work: ExactWork, draws: Sequence[Block | None], partitions: Sequence[SparsePartition]) -> Tally:
+    """Metrics of the mean prediction of these draws."""
+    sums: Sequence[NDArray[np.float64]] | None = None
+    for draw in draws:
+        sums = add_predictions(work, draw, partitions, sums)
+    assert sums is not None
+    return judge(work, len(draws), partitions, sums)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
+from dfm.data.hashed_rows import EntrySums
 from dfm.data.units import LabelUnit
 from dfm.kernels.contract import KernelSpec, Step
 from dfm.kernels.optimizers import STATELESS
@@ -16,11 +18,12 @@ from dfm.solvers.sums import Part, parts_of
 from dfm.training.backends import NUMBA
 from dfm.training.loop import Goal
 from dfm.training.rounds import Work
-from dfm.training.steps import StepSchedule, exact_step, merge_rule
+from dfm.training.steps import TWO_FIELDS, StepSchedule, exact_step, factors_left, merge_rule
 
 INIT_STDEV = 0.1
 """Deviation of the factors at the start, as libFM has it: near 0 the first draws of their precision would keep them
 there."""
+_LEAST_RATE = 1e-6
 PRECISION, BIAS, LINEAR_PRIOR, FACTOR_PRIOR, LATENT, VALUES = range(6)
 """Kinds of draws in an iteration; numbers below its key."""
 
@@ -54,6 +57,9 @@ class ExactWork(Work):
 
     solving: Solving = field(default_factory=lambda: Solving(ALS, 1))
     iteration: int = 0
+    linear_unit: float = 1.0
+    factor_unit: float = 1.0
+    """Deviations that weights and factors are expected to have before any row is seen (see `draw_prior`)."""
 
     @property
     def is_probit(self) -> bool:
@@ -86,9 +92,36 @@ class ExactSchedule(StepSchedule):
         return dataclasses.replace(work, step=step, iteration=rounds_done + 1)  # type: ignore[call-arg] # an ExactWork
 
 
-def initial_stdev(model: ModelSettings) -> float:
-    """Standard deviation of the initial factors."""
-    return INIT_STDEV if model.init_stdev == "auto" else float(model.init_stdev)
+def crowd_of(entries: EntrySums, n_features: int) -> float:
+    """Σ x² of a row, as far as rows differ in what features they have, and 2 at least: 39 of 39 categories, 2 of a
+    dense matrix, all of whose columns are in every row. By it grows what noise can make of a row's parameters together.
+    """
+    n_rows = max(entries.n_rows, 1)
+    held_by_a_row = min(entries.n_entries / n_rows / max(n_features, 1), 1.0)
+    return max(entries.squares / n_rows * (1.0 - held_by_a_row), TWO_FIELDS)
+
+
+def initial_stdev(model: ModelSettings, training: TrainingSettings, crowd: float) -> float:
+    """Standard deviation of the initial factors. Least squares would have to unlearn more than two fields' worth of it;
+    draws need it to leave 0, and forget it.
+    """
+    if model.init_stdev != "auto":
+        return float(model.init_stdev)
+    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * factors_left(crowd)
+
+
+def _share(crowd: float) -> float:
+    """Share that is left of the deviation of a weight of two fields, where scores are to vary as much."""
+    return float((TWO_FIELDS / crowd) ** 0.5)
+
+
+def initial_bias(task: str, mean_label: float) -> float:
+    """w0 before the first iteration: the score at which a probit has the mean label, by the weights of rows; of numbers
+    0, which is their mean in the unit of the training.
+    """
+    if task != "classification":
+        return 0.0
+    return NormalDist().inv_cdf(min(max(mean_label, _LEAST_RATE), 1.0 - _LEAST_RATE))
 
 
 def has_draws(work: Work) -> bool:
@@ -97,7 +130,7 @@ def has_draws(work: Work) -> bool:
 
 
 def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: LabelUnit | None = None) -> ExactWork:
-    """The work of an exact solver, by the settings of a training whose solver is one."""
+    """The work of an exact solver, by the settings of a training whose solver is one, of rows of two categories."""
     return ExactWork(
         spec=dataclasses.replace(spec, optimizer=STATELESS),
         rule=merge_rule(training),
@@ -108,6 +141,12 @@ def exact_work(training: TrainingSettings, task: str, spec: KernelSpec, unit: La
         unit=unit or LabelUnit(),
         solving=Solving(training.solver, training.n_iterations, training.n_burnt, training.draws),
     )
+
+
+def of_rows(work: ExactWork, training: TrainingSettings, crowd: float) -> ExactWork:
+    """The work with the penalties, and the units of priors, of rows of such a crowd (see `crowd_of`)."""
+    step = exact_step(training, crowd)
+    return dataclasses.replace(work, step=step, linear_unit=_share(crowd), factor_unit=1.0 / (crowd - 1.0))
 
 
 def goal_of(training: TrainingSettings) -> Goal:

@@ -184,7 +184,8 @@ def initial_table(recipe: Recipe, vocabulary: Vocabulary) -> ParameterTable:
     n_fields = vocabulary.n_fields
     family_of(recipe.work.spec.family).check_fields(n_fields)
     if isinstance(recipe.work, ExactWork):
-        return first_block(recipe.work, vocabulary, recipe.initial.init_stdev, recipe.seed).table
+        initial = recipe.initial
+        return first_block(recipe.work, vocabulary, initial.init_stdev, recipe.seed, initial.bias).table
     return initialise(recipe.work.layout, vocabulary.ids, vocabulary.n_factored, recipe.initial, n_fields)
 
 

@@ -73,7 +73,8 @@ class Goal:
     with half the rates, instead. validates_averages: after each, not after each epoch. Without held-out rows
     watches_training takes the loss of the training rows for stopping. keeps_epochs: without held-out rows, keep the
     parameters of each epoch as the best; otherwise they are the last when training ends. takes_last: the last ones are
-    the best, whatever validation says: they hold all that came before.
+    the best, whatever validation says: they hold all that came before. judges_start: the parameters that training
+    begins with are validated, as those of epoch 0, and may turn out to be the best.
     """
 
     n_epochs: int
@@ -85,6 +86,7 @@ class Goal:
     watches_training: bool = False
     keeps_epochs: bool = True
     takes_last: bool = False
+    judges_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Manner:
 
 @dataclass
 class Best:
-    """The parameters to publish: those after average `at`, of this epoch, and how good they were."""
+    """The parameters to publish: those after average `at`, of this epoch, and how good they were. 0: of the start."""
 
     blocks: Parameters
     at: int
@@ -166,6 +168,8 @@ class TrainingLoop:
         """
         if self.pilot is not None and self.at.rounds_done == self.plan.rounds_before and not self.at.pilot:
             self._begin_with_the_best_of(self.pilot)
+        if self.goal.judges_start and self.at.rounds_done == 0 and self.best is None:
+            self._judge_start()
         self._submitted = self._cut_at = self.at.rounds_done
         self._until = until
         while not self.at.is_over and (until is None or self.at.epoch <= until):
@@ -181,6 +185,13 @@ class TrainingLoop:
                 self.tell({"event": "stopped", "epoch": self.at.epoch, "best_epoch": best_epoch})
             if not self.at.is_over:
                 self.at.next_epoch()
+
+    def _judge_start(self) -> None:
+        """Validate what training begins with: nothing worse is to come of it."""
+        self.at.start = self.executor.evaluate(self.work)
+        if self.at.start:
+            self._judge(self.at.start, 0)
+            self.tell({"event": "start", **self.at.start})
 
     def _begin_with_the_best_of(self, pilot: Pilot) -> None:
         """Stand where the candidate stands that a pilot chose, with its step."""
@@ -203,6 +214,11 @@ class TrainingLoop:
     def _last_epoch(self) -> int:
         """The epoch after which nothing follows."""
         return self.at.tail_start + self.at.tail_epochs if self.at.tail_start else self.goal.n_epochs
+
+    @property
+    def has_result(self) -> bool:
+        """Whether anything was learnt that could be published now."""
+        return self.best is not None and (self.best.epoch > 0 or bool(self.at.history))
 
     @property
     def result(self) -> Parameters:
@@ -229,7 +245,7 @@ class TrainingLoop:
         self._check_rows()
         started = time.perf_counter()
         metrics = self.executor.evaluate(self.work, self._begin_next_epoch)
-        self._judge(metrics)
+        self._judge(metrics, self.at.epoch)
         ended = self._ahead.started if self._ahead else time.perf_counter()
         seconds = self._clock.paused + ended - started
         return self.manner.describe(self.at.epoch, self.at.totals, metrics, n_walks, seconds)
@@ -313,10 +329,10 @@ class TrainingLoop:
         paused = time.perf_counter()
         metrics = self.executor.evaluate(self.work)
         self.tell({"event": "average", "epoch": self.at.epoch, "average": self.at.round, **metrics})
-        self._judge(metrics)
+        self._judge(metrics, self.at.epoch)
         self._clock.paused += time.perf_counter() - paused
 
-    def _judge(self, metrics: Metrics) -> None:
+    def _judge(self, metrics: Metrics, epoch: int) -> None:
         """Keep these parameters if they are the best so far; without validation the last ones are."""
         watched = self.objective.cost(metrics)
         if self.best is None:
@@ -325,7 +341,7 @@ class TrainingLoop:
             watched = self.at.totals.mean_loss
         is_best = self.goal.takes_last or watched is None or watched < self._least or self._least == float("inf")
         if is_best and (metrics or self.goal.keeps_epochs):
-            self.best = Best(self.executor.parameters, self.at.blocks_at, self.at.epoch, metrics)
+            self.best = Best(self.executor.parameters, self.at.blocks_at, epoch, metrics)
         has_improved = is_best and (watched is None or not watched >= self._least - self._tolerance)
         is_known = 0 < abs(self._least) < float("inf")
         self._rise = (watched - self._least) / abs(self._least) if watched is not None and is_known else 0.0

@@ -67,7 +67,8 @@ class Progress:
     average that made the present parameters (an earlier one after going back to the best). worse: validations in a row
     without a better one. is_over: nothing is left but to publish the best parameters. tail_start: the epoch after which
     a plateau was left, and tail_epochs, how many follow; both 0 before that. pilot: losses of its candidates by name,
-    and which one was "chosen"; empty before that, and where there is none.
+    and which one was "chosen"; empty before that, and where there is none. start: metrics of the parameters that
+    training began with; empty where they were not judged.
     """
 
     epoch: int = 1
@@ -80,6 +81,7 @@ class Progress:
     tail_start: int = 0
     tail_epochs: int = 0
     pilot: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
     totals: EpochTotals = field(default_factory=EpochTotals)
     history: list[Event] = field(default_factory=list)
 

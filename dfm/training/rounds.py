@@ -28,6 +28,7 @@ from dfm.kernels.contract import Following, Kernels, KernelSpec, RoundTally, Row
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.mean import mean_table, part_of_mean
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise, join
+from dfm.model.accumulators import Growth
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import GroupedTally, rows_by_group
@@ -162,12 +163,13 @@ def warm_block(
     model: FMModel,
     decay: float,
     reading: Reading,
+    growth: Growth | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Block:
     """The untrained block, moved towards an earlier model, whose scores are brought into the unit of training and to
     the log that it is trained on.
 
-    part: which of how many models, where the earlier one is their mean.
+    growth: of the earlier model's accumulators. part: which of how many models, where the earlier one is their mean.
     """
     if part[1] > 1:
         model = dataclasses.replace(model, table=part_of_mean(model.table, *part))
@@ -176,7 +178,12 @@ def warm_block(
         table = in_own_unit(table, reading.units.label.inverse)
     model = dataclasses.replace(model, table=table)
     ids = vocabulary.ids[block.start : block.start + block.table.n_features]
-    return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay))
+    return dataclasses.replace(block, table=warm_table(block.table, ids, model, decay, growth))
+
+
+def growth_of(blocks: Sequence[Block], vocabulary: Vocabulary, initial: float, n_epochs: int) -> Growth | None:
+    """The growth of the accumulators of the blocks, an epoch; None where the optimizer has none."""
+    return Growth.of([block.table for block in blocks], vocabulary, initial, n_epochs)
 
 
 def train_replicas(

@@ -14,8 +14,12 @@ from dfm.settings.tables import TrainingSettings
 from dfm.training.rounds import Work
 
 _SEED_OF_A_RUN = 1_000_003
-_L2 = {"l2_linear": 5.0, "l2_factors": 10.0}
-"""Penalties of least squares beside the sum of squared errors of labels of deviation 1, where the job does not say."""
+_L2_LINEAR, _L2_FACTORS = 5.0, 10.0
+"""Penalties of least squares where the job does not say, beside the sum of squared errors of labels of deviation 1: the
+least, of few columns. Of many they grow with the entries of a row, those of factors with their pairs.
+"""
+TWO_FIELDS = 2.0
+"""Entries of a row of two categories, the fewest that make a pair."""
 _SEEDS = 1 << 62
 """Bound of the seeds of rounds: those of replicas and slices, which lie above, stay within 63 bits."""
 
@@ -39,10 +43,16 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
     )
 
 
-def exact_step(training: TrainingSettings) -> Step:
-    """The numbers of an iteration of an exact solver: penalties of least squares."""
-    given = {"l2_linear": training.l2_linear, "l2_factors": training.l2_factors}
-    return Step(1.0, 1.0, **{key: _L2[key] if value == "auto" else float(value) for key, value in given.items()})
+def factors_left(crowd: float) -> float:
+    """Share that is left of the deviation of factors of few columns, in rows of such a crowd (`crowd_of`)."""
+    return min(1.0, 2.0 * _L2_FACTORS**0.5 / (crowd - 1.0))
+
+
+def exact_step(training: TrainingSettings, crowd: float = TWO_FIELDS) -> Step:
+    """The numbers of an iteration of an exact solver: penalties of least squares. crowd: see `exact_work.crowd_of`."""
+    automatic = {"l2_linear": max(_L2_LINEAR, crowd - 2.0), "l2_factors": _L2_FACTORS / factors_left(crowd) ** 2}
+    given = {key: getattr(training, key) for key in automatic}
+    return Step(1.0, 1.0, **{key: automatic[key] if value == "auto" else float(value) for key, value in given.items()})
 
 
 def merge_rule(training: TrainingSettings) -> MergeRule:

@@ -150,13 +150,15 @@ def _changed_labels(today: Profile, before: Sequence[Profile], limits: Limits) -
     negative, of their deviation.
     """
     weights = [day.rows - day.bad_labels for day in before]
-    mean = sum(day.label_mean * n for day, n in zip(before, weights, strict=True)) / max(sum(weights), 1)
+    if not sum(weights):
+        return []
+    mean = sum(day.label_mean * n for day, n in zip(before, weights, strict=True)) / sum(weights)
     times = f"{limits.label_mean_low:g} to {limits.label_mean_high:g} times that is expected"
     if min(day.label_least for day in (*before, today)) >= 0:
         low, high = limits.label_mean_low * mean, limits.label_mean_high * mean
     else:
         squares = sum(day.label_stdev**2 * n for day, n in zip(before, weights, strict=True))
-        scale = math.sqrt(squares / max(sum(weights), 1)) or abs(mean)
+        scale = math.sqrt(squares / sum(weights)) or abs(mean)
         low, high = mean - (1 - limits.label_mean_low) * scale, mean + (limits.label_mean_high - 1) * scale
         times = f"{low:.5g} to {high:.5g} is expected of labels whose standard deviation is {scale:.5g}"
     if low <= today.label_mean <= high:

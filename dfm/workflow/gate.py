@@ -19,8 +19,9 @@ _TOLD = (
 _SAME = 1e-9
 """Relative difference of weights and click rates below which two evaluations saw the same rows."""
 _DISORDER = "1 - group_auc"
-_LOSSES = ("log_loss", "rmse", "loss", _DISORDER)
-"""The metrics that models are compared by: the first of these that an evaluation has."""
+_LOSSES = ("log_loss", "loss", "rmse", _DISORDER)
+"""The metrics that models are compared by: the first of these that an evaluation has. `loss` is there where a model was
+trained for another than the log loss or the squared error, which rmse then says little of."""
 _CONSTANTS = {"log_loss": "always answering the click rate", _DISORDER: "any order"}
 """The answer that a model has to be better than; a regression than always the mean."""
 
@@ -30,19 +31,20 @@ class Gate:
     """The thresholds that a candidate must reach on the validation window to become the champion."""
 
     log_loss_ratio: float = 1.0
-    """Its log loss (regression: rmse; of a model of pairs: 1 - group_auc) over the champion's, at most."""
+    """Its log loss (regression: rmse, or the mean of another loss that it was trained for; of a model of pairs: 1 -
+    group_auc) over the champion's, at most."""
     calibration_low: float = 0.9
     """Sum of predicted probabilities over clicks, at least."""
     calibration_high: float = 1.1
     normalized_entropy: float = 1.0
-    """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does; of a model
-    of pairs: 1 - group_auc over the half that any order has)."""
+    """Its log loss over that of always answering the click rate stays below this (regression: 1 − r2 does, of another
+    loss nothing is asked; of a model of pairs: 1 - group_auc over the half that any order has)."""
     min_rows: int = 1000
     """Rows of the window; fewer decide nothing."""
     slices: tuple[str, ...] = ()
     """Columns ("site", "device,hour") in no slice of which the candidate may be worse than the champion by more than"""
     slice_loss_ratio: float = 1.05
-    """Its loss there over the champion's."""
+    """Its log loss there (regression: rmse, whatever the loss) over the champion's."""
     slice_min_rows: int = 1000
     """Rows of a slice; fewer decide nothing."""
 
@@ -143,7 +145,7 @@ def _refusals(candidate: Metrics, champion: Metrics | None, gate: Gate) -> list[
 
 def _worse_slices(name: str, candidate: Metrics, champion: Metrics, gate: Gate) -> list[str]:
     """For each kind of slice, the one in which the candidate lost most against the champion, where that is too much."""
-    found = []
+    found, name = [], "rmse" if name == "loss" else name  # slices have the metrics of their task alone
     for kind in gate.slices:
         rivals = {tuple(each["slice"].values()): each for each in champion.get("slices", {}).get(kind, [])}
         ratios = []
@@ -166,6 +168,8 @@ def _entropy(metrics: Metrics, name: str) -> float | None:
     """The model's loss over that of a constant; None where the rows, or its loss, do not tell."""
     if name == "log_loss":
         return _defined(metrics, "normalized_entropy")
+    if name == "loss":  # what the best constant answer has of it is not known
+        return None
     if name == _DISORDER:
         disorder = _defined(metrics, name)
         return None if disorder is None else 2.0 * disorder
@@ -175,6 +179,8 @@ def _entropy(metrics: Metrics, name: str) -> float | None:
 
 def _beside_champion(name: str, loss: float, champion: Metrics, gate: Gate) -> list[str]:
     best = _defined(champion, name)
+    if name == "loss" and name not in champion:
+        return ["the champion was trained for another loss, so that nothing says which is better; name another alias"]
     if best is None:
         return [f"the champion has no {name} on these rows, so that nothing says which of the two is better"]
     if loss <= gate.log_loss_ratio * best:

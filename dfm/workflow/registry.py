@@ -145,11 +145,11 @@ def _is_of(entry: Version, parameters: str, predicting: str) -> bool:
 
 
 def published_as(history: Sequence[Version], model: str, parameters: str, predicting: str = "") -> Version | None:
-    """The version by which a model became the champion, unless it was withdrawn since."""
+    """The version by which a model became the champion last, unless it was withdrawn since."""
     if _withdrawals(history, parameters, predicting):
         return None
     same = [entry for entry in history if entry.model == model and _is_of(entry, parameters, predicting)]
-    return same[0] if same else None
+    return same[-1] if same else None
 
 
 def _withdrawals(history: Sequence[Version], parameters: str, predicting: str) -> list[Version]:
@@ -173,14 +173,16 @@ def objections(history: Sequence[Version], parameters: str, order: str, predicti
 
 
 def is_left_behind(alias: str, model: str, order: str, options: files.Options = None) -> str:
-    """The reason why a model of earlier data than the champion's is left alone, whatever it is worth; empty otherwise.
-
-    One that was the champion itself is not left behind.
+    """The reason why a model that was the champion before, or of earlier data, is left alone, whatever it is worth;
+    empty otherwise.
     """
     history, where = versions(alias, options), _absolute(model)
-    if published_as(history, where, *marks_of(where, options)):
+    known = published_as(history, where, *marks_of(where, options))
+    if known is None:
+        return _set_back(history, order)
+    if known.number == history[-1].number:
         return ""
-    return _set_back(history, order)
+    return f"it was version {known.number}, and the champion is version {history[-1].number} now: {history[-1].model}"
 
 
 def _set_back(history: Sequence[Version], order: str) -> str:

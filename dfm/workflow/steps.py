@@ -16,6 +16,7 @@ from typing import Any
 from distributed import Client
 
 from dfm import jobs
+from dfm.data.discovery import NoRows, NothingFound
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.reading import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
@@ -274,9 +275,10 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards, and make it the champion where the gate lets it.
 
-    order: when the candidate's data ended; a model of earlier data than the champion's is left alone: nothing is
-    evaluated, and the answer says `older`. GateError where it is refused, unless `enforce` is off: then the answer says
-    so. ModelError where another model lies in the champion's place: nothing would be compared but a model with itself.
+    order: when the candidate's data ended; a model of earlier data than the champion's, or one that was the champion
+    before, is left alone: nothing is evaluated, and the answer says `older`. GateError where it is refused, unless
+    `enforce` is off: then the answer says so. ModelError where another model lies in the champion's place: a model
+    would be compared with itself.
     """
     options = where.storage_options
     ownership.check_apart(alias, data, "alias", options)
@@ -289,7 +291,7 @@ def publish(
     metrics = evaluate_once(candidate, data, where, unseen=True, asked=asked)
     for attempt in range(1, _ATTEMPTS + 1):
         present = _champion_in_place(alias, options)
-        rival = evaluate_once(present.model, data, where, asked=asked) if present else None
+        rival = _rival(candidate, present.model, data, where, asked) if present else None
         verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0
@@ -303,6 +305,13 @@ def publish(
                 raise
             return _publication(alias, present.number if present else 0, verdict, [str(refusal)])
     raise AssertionError("unreachable")
+
+
+def _rival(candidate: str, champion: str, data: Sequence[str], where: Where, asked: Asked) -> dict[str, Any]:
+    """Metrics of the champion; without its `loss` where that is another one than the candidate was trained for."""
+    metrics = evaluate_once(champion, data, where, asked=asked)
+    ours, theirs = (read_manifest(url, where.storage_options).get("loss") for url in (candidate, champion))
+    return metrics if ours == theirs else {name: value for name, value in metrics.items() if name != "loss"}
 
 
 def _champion_in_place(alias: str, options: files.Options) -> registry.Version | None:
@@ -370,16 +379,17 @@ def _identities(shards: Sequence[Shard]) -> list[list[Any]]:
 def check_day(
     job: Job, day: str, before: Sequence[str], limits: data_check.Limits, keep: str = "", model: str = ""
 ) -> dict[str, Any]:
-    """Compare a partition with those before it (oldest first; missing ones are passed over). DataError where it is odd.
+    """Compare a partition with those before it (oldest first; missing and empty ones are passed over). DataError where
+    it is odd.
 
     keep: a folder for the profiles. model: one, or an alias with its champion, whose training the values of each column
     are compared with; passed over where there is none yet. Returns rows and click rate, and which of the earlier
-    partitions are there.
+    partitions have rows.
     """
     options = job.data.storage_options
     if keep:
         ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
-    there = [url for url in before if files.exists(url, options)]
+    there = [url for url in before if files.exists(url, options) and _has_rows(url, options)]
     shards = find_shards([day], options)
     schema = resolve_schema(job, *shards)
     earlier = [data_check.profile(url, job, schema, keep) for url in there]
@@ -391,3 +401,12 @@ def check_day(
     data_check.check(today, earlier, limits, drift)
     told = {name: getattr(today, name) for name in ("url", "rows", "bad_labels", "label_mean")}
     return {**told, "before": there}
+
+
+def _has_rows(url: str, options: files.Options) -> bool:
+    """Whether a partition has rows; a warning where it has none."""
+    try:
+        return bool(find_shards([url], options))
+    except (NoRows, NothingFound) as error:
+        logger.warning("an earlier partition is passed over: %s", error)
+        return False

@@ -453,7 +453,7 @@ def test_evaluate_for_programs(run: Run, model: str, log: Path, scheduler: str) 
     assert code == 0
     found = json.loads(one_line(out))
     assert found["event"] == "evaluated"
-    assert found["account"] == {"read": 1500, "evaluated": 1500, "rejected": 0}
+    assert found["account"] == {"read": 1500, "evaluated": 1500, "rejected": 0, "reasons": {}}
     assert found["log_loss"] == pytest.approx(FMModel.load(model).metadata["validation"]["log_loss"], rel=1e-6)
 
 
@@ -463,6 +463,23 @@ def test_evaluate_for_people(run: Run, model: str, log: Path, scheduler: str) ->
     assert "1,500 rows" in out
     assert "log_loss" in out
     assert "calibration bin 10" in out
+
+
+def test_bad_rows_that_are_skipped_are_told_with_their_reasons(
+    run: Run, model: str, log: Path, scheduler: str, tmp_path: Path
+) -> None:
+    rows = read_log(log, LAST_DAY)
+    numbers = [str(value) if value is not None else None for value in rows["I1"].to_pylist()]
+    numbers[:3] = ["many"] * 3
+    rows = rows.set_column(rows.column_names.index("I1"), "I1", pa.array(numbers))
+    pq.write_table(rows, tmp_path / "bad.parquet")
+    skip = ["--on-bad-rows", "skip", "--scheduler", scheduler]
+    code, out, _ = run("evaluate", model, tmp_path / "bad.parquet", *skip)
+    assert code == 0
+    assert "3 of 1,500 rows to evaluate on left out as bad: I1: not a number (3)" in out
+    code, out, _ = run("predict", model, tmp_path / "bad.parquet", "--output", tmp_path / "scored", *skip)
+    assert code == 0
+    assert "3 of 1,500 rows to predict left out as bad: I1: not a number (3)" in out
 
 
 def test_predict_writes_the_columns_asked_for(run: Run, model: str, log: Path, scheduler: str, tmp_path: Path) -> None:
@@ -479,6 +496,7 @@ def test_predict_writes_the_columns_asked_for(run: Run, model: str, log: Path, s
         "rows": 1500,
         "predicted": 1500,
         "rejected": 0,
+        "reasons": {},
     }
     written = pq.read_table(tmp_path / "scored" / "part-00000.parquet")
     assert written.column_names == ["day", "C1", "prediction"]

@@ -63,6 +63,22 @@ def test_a_column_that_a_shard_lacks_is_left_out_by_name(tmp_path: Path, caplog:
     assert f"'b' ({tmp_path}/1.parquet has none), 'c' ({tmp_path}/0.parquet has none)" in record.message
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_shard_without_a_column_is_named_whatever_its_place(tmp_path: Path, order: int) -> None:
+    shards = shards_of(tmp_path, *[table(a=LABEL), table(a=LABEL, b=LABEL), table(a=LABEL, b=LABEL)][::order])
+    lacking = shards[0 if order == 1 else 2]
+
+    def read() -> None:
+        columns = resolve_shards(Schema(categorical=("a", "b")), shards).columns
+        for shard in shards:
+            list(read_unit(Unit(shard, 0, 2), columns))
+
+    with pytest.raises(DataError, match=rf"{Path(lacking.url).name} has no column 'b': it has label, a\. Give it"):
+        read()
+    with pytest.raises(SettingsError, match=r'schema\.categorical names "c", which no column of the data matches'):
+        resolve_shards(Schema(categorical=("a", "c")), shards)
+
+
 def test_the_index_of_a_frame_is_no_feature_unless_it_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -267,3 +267,22 @@ def test_no_group_is_proposed_where_numbers_are_learnt(tmp_path: Path) -> None:
     text = guess(str(tmp_path / "ratings.parquet"))
     assert 'task = "regression"' in text
     assert "# group" not in text
+
+
+def test_what_stays_a_category_for_want_of_another_form_says_so(tmp_path: Path) -> None:
+    n = 300
+    columns = {
+        "clicked": [i % 2 for i in range(n)],
+        "tags": [f"a{i % 5}|b{i % 3}" for i in range(n)],
+        "cats": [f"x{i % 5};y{i % 3}" for i in range(n)],
+        "price": [f"{i % 10},{i % 7}5" for i in range(n)],
+        "exact": [f"{i},{i % 7}5" for i in range(n)],
+        "pair": [f"{i % 10},{i % 7},1" for i in range(n)],
+    }
+    path = written(tmp_path, columns)
+    schema, text = tomllib.loads(guess(path))["schema"], guess(path)
+    assert (schema["lists"], schema["categorical"]) == (["tags"], ["cats", "price", "pair"])
+    assert re.search(r'"cats",  # 15 distinct; text with ; between elements, but list_separator is \|: lists if', text)
+    assert re.search(r'"price",  # .* distinct; numbers with commas, it seems \("0,05"\): numeric if they are', text)
+    assert re.search(r"# left out: exact: each row has a value of its own, as an index has; numbers with commas", text)
+    assert text.count("numbers with commas") == 2

@@ -187,6 +187,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
     ("name", "remedy"),
     [
         ("a.csv", "a.csv --to FOLDER makes of it"),
+        ("my a.csv", "my a.csv' --to FOLDER makes of it"),
         ("a.CSV.gz", "dfm reads Parquet, which dfm convert "),
         ("b.svm", "b.svm --to FOLDER makes of it"),
         ("b.jsonl", "pyarrow.json.read_json('b.jsonl'), 'b.parquet'"),
@@ -196,8 +197,17 @@ def test_who_has_text_learns_how_it_becomes_parquet(tmp_path, name, remedy):
     (tmp_path / name).write_bytes(b"label,C1\n1,a\n" * 20)
     with pytest.raises(DataError, match=re.escape(remedy)):
         found(tmp_path, name)
-    with pytest.raises(DataError, match=re.escape(remedy)):
+    with pytest.raises(DataError, match="dfm reads Parquet, which"):
         found(tmp_path, ".")
+
+
+def test_who_has_folders_of_text_learns_to_convert_all_of_them(tmp_path):
+    (tmp_path / "my logs" / "day=1").mkdir(parents=True)
+    (tmp_path / "my logs" / "day=1" / "a.csv").write_text("label,C1\n1,a\n")
+    (tmp_path / "my logs" / "day=1" / "b.csv").write_text("label,C1\n1,a\n")
+    for path in ("my logs", "my logs/day=*"):
+        with pytest.raises(DataError, match=re.escape(f"dfm convert '{tmp_path}/{path}' --to FOLDER makes of it")):
+            found(tmp_path, path)
 
 
 def test_a_truncated_file_is_named(tmp_path):
@@ -287,8 +297,15 @@ def test_a_changed_page_is_found_by_its_checksum_where_the_file_has_them(tmp_pat
 
 def test_a_missing_column_is_named_with_the_shard_and_the_columns_it_has(tmp_path):
     shard = number_shard(tmp_path / "a.parquet", 3)
-    with pytest.raises(DataError, match=r"a\.parquet has no column 'price': it has n, t\. Name an existing column"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet has no column 'price': it has n, t\. Give it that column, with nulls"
+    ):
         list(read_unit(Unit(shard, 0, 3), ["n", "price"]))
+    renamed = describe_shard(write_shard(tmp_path / "b.parquet", {"Price": pa.array([1])}, 1))
+    with pytest.raises(
+        DataError, match=r"b\.parquet has no column 'price': it has Price\. Did you mean \"Price\"\? Give it"
+    ):
+        list(read_unit(Unit(renamed, 0, 1), ["price"]))
 
 
 # ------------------------------------------------------------------------------------------- duplicate shards ----

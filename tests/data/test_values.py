@@ -133,6 +133,11 @@ def test_elements_have_the_weights_that_the_data_give_them(array, rule, values):
     ]
 
 
+def test_dicts_without_any_key_are_lists_without_elements():
+    found = encoded({"l": pa.array([{}, None])}, lists=["l"])
+    assert entries(found) == [[(category("l", None), 1.0)]] * 2
+
+
 @pytest.mark.parametrize("weight", [None, math.nan, math.inf])
 def test_a_weight_that_is_no_number_makes_its_row_a_bad_one(weight):
     found = encoded({"l": pa.array([[("a", weight)], [("b", 1.0)]], pa.map_(pa.string(), pa.float64()))}, lists=["l"])

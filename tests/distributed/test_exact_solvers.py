@@ -12,11 +12,12 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.distributed import checkpointing
+from dfm.distributed import checkpointing, diagnose
 from dfm.errors import ModelError, RunCancelled, SettingsError
 from dfm.events import faults_of
 from dfm.export import export
 from dfm.model.fm_model import FMModel
+from dfm.training.diagnosis import Finding, model_findings
 from tests.support.small_jobs import in_process_client
 
 Events = list[dict[str, Any]]
@@ -176,6 +177,41 @@ def test_a_probit_gives_probabilities_and_no_single_machine(folder: Path, client
     later = tables_of(folder, tmp_path / "later", {"warm_start": str(tmp_path / "out" / "model")}, "classification")
     with pytest.raises(SettingsError, match="is a model of draws"):
         jobs.train(later, client)
+
+
+@pytest.mark.parametrize("solver", ["als", "mcmc"])
+def test_exact_solvers_are_compared_with_their_linear_part_too(
+    folder: Path, client: Client, tmp_path: Path, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[float, float]] = []
+
+    def spied(objective: Any, metrics: Any, linear: Any) -> list[Finding]:
+        compared.append((metrics["log_loss"], linear["log_loss"]))
+        return model_findings(objective, metrics, linear)
+
+    monkeypatch.setattr(diagnose, "model_findings", spied)
+    held = {"l2_factors": 1e6} if solver == "als" else {"n_epochs": 8, "draws": 3}
+    told: Events = []
+    tables = tables_of(folder, tmp_path, {"solver": solver, "n_replicas": 2, **held}, "classification")
+    jobs.train(tables, client, on_event=told.append)
+    ((whole, linear),) = compared
+    kinds = [each["kind"] for event in told if event["event"] == "diagnosis" for each in event["findings"]]
+    assert linear == pytest.approx(whole, rel=1e-6) if solver == "als" else linear < whole
+    assert "factors-add-nothing" in kinds
+
+
+def test_clicks_that_are_rare_begin_at_their_rate(folder: Path, client: Client, tmp_path: Path) -> None:
+    """By the weights of rows, so that one iteration is enough for their mean prediction to be right."""
+    log = pq.read_table(folder / "train-0.parquet")
+    click = (np.arange(log.num_rows) % 40 == 0).astype(np.int64)
+    weights = np.where(click, 2.0, 1.0)
+    log = log.set_column(1, "click", pa.array(click)).append_column("weight", pa.array(weights))
+    pq.write_table(log, tmp_path / "train-0.parquet")
+    pq.write_table(log.slice(1), tmp_path / "validation.parquet")
+    tables = tables_of(tmp_path, tmp_path, {"solver": "als", "n_replicas": 1, "n_epochs": 1}, "classification")
+    tables["schema"]["weight"] = "weight"
+    result = jobs.train(tables, client)
+    assert result.validation["calibration"] == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_search_of_learning_rates_is_refused(folder: Path, client: Client, tmp_path: Path) -> None:

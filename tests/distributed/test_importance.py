@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ from dfm.data.draw import sampled
 from dfm.distributed import importance
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
-from dfm.model.importance import Sample
+from dfm.model.importance import Sample, donors_of
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
@@ -116,12 +117,54 @@ def test_batches_that_are_scored_together_are_permuted_one_by_one() -> None:
         (place, pa.record_batch({"text": text, "number": list(range(len(text)))}))
         for place, text in zip(("here", "there"), texts, strict=True)
     ]
-    both = Sample.joined(parts)
+    both, donors = Sample.joined(parts), donors_of([batch for _, batch in parts], ["text", "number"])
     assert both.data.to_pydict() == {"text": ["a", "b", None, "c", "a"], "number": [0, 1, 2, 0, 1]}
     for column, repeat in (("text", 0), ("number", 1)):
-        alone = [Sample.joined([part]).permuted(column, repeat).to_pydict() for part in parts]
+        alone = [Sample.joined([part]).permuted(column, repeat, donors).to_pydict() for part in parts]
         expected = {name: [*alone[0][name], *alone[1][name]] for name in ("text", "number")}
-        assert both.permuted(column, repeat).to_pydict() == expected
+        assert both.permuted(column, repeat, donors).to_pydict() == expected
+
+
+def test_a_column_that_files_are_cut_by_is_as_important_as_ever(
+    planted: Path, model: str, found: dict[str, Any], client: Client, tmp_path: Path
+) -> None:
+    """As in the folders of Hive, or a file for each customer: the column has one value in each of them."""
+    table = pq.read_table(planted)
+    for value in range(10):
+        own = table.filter(pc.equal(table.column("strong"), value))
+        folder = tmp_path / f"strong={value}"
+        folder.mkdir()
+        pq.write_table(own.drop_columns(["strong"]), folder / "0.parquet")
+    cut = dfm.importance(model, str(tmp_path), client=client)
+    assert cut["loss"] == pytest.approx(found["loss"])
+    for ours, theirs in zip(found["columns"], cut["columns"], strict=True):
+        assert ours["column"] == theirs["column"]
+        assert theirs["permuted"] == pytest.approx(ours["permuted"], rel=0.15, abs=0.003)
+
+
+def test_values_come_from_rows_of_all_batches_each_once_where_they_suffice() -> None:
+    parts = [(f"{n}", pa.record_batch({"a": [n] * 50})) for n in range(4)]
+    donors = donors_of([batch for _, batch in parts], ["a"])
+    drawn = Sample.joined(parts).permuted("a", 0, donors).column("a").to_pylist()
+    assert {*drawn[:50]} == {*drawn[150:]} == {0, 1, 2, 3}
+    whole = pa.record_batch({"a": list(range(100))})
+    permuted = Sample.joined([("x", whole)]).permuted("a", 0, donors_of([whole], ["a"])).column("a").to_pylist()
+    assert permuted != sorted(permuted) == list(range(100))
+    few = donors_of([whole.slice(0, 3)], ["a"])
+    assert {*Sample.joined([("x", whole)]).permuted("a", 0, few).column("a").to_pylist()} == {0, 1, 2}
+
+
+def test_donors_of_types_that_do_not_go_together_are_of_the_first_one() -> None:
+    arrays = [pa.array([1, 2]), pa.array(["3"]), pa.array([4], pa.int64()), pa.array(["5"]).dictionary_encode()]
+    batches = [pa.record_batch({"a": array}) for array in arrays]
+    assert donors_of(batches, ["a"])["a"].to_pylist() == [1, 2, 4]
+    assert donors_of([batches[0], pa.record_batch({"a": pa.array([7], pa.int8())})], ["a"])["a"].to_pylist() == [
+        1,
+        2,
+        7,
+    ]
+    lists = [pa.array([["x"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))) for _ in range(2)]
+    assert donors_of([pa.record_batch({"a": array}) for array in lists], ["a"])["a"].to_pylist()[0] == ["x"]
 
 
 def test_categories_of_one_byte_from_many_batches_are_joined() -> None:

@@ -44,7 +44,13 @@ def test_predictions_stand_beside_all_input_columns_in_order(
     assert written.drop_columns("prediction").to_pylist() == expected.to_pylist()
     np.testing.assert_array_equal(written["prediction"].to_numpy(), FMModel.load(model).predict(expected))
     assert {record["column"] for record in summary.pop("drift")} == set(FMModel.load(model).schema.columns)
-    assert summary == {"output": str(tmp_path / "scored"), "rows": 8000, "predicted": 8000, "rejected": 0}
+    assert summary == {
+        "output": str(tmp_path / "scored"),
+        "rows": 8000,
+        "predicted": 8000,
+        "rejected": 0,
+        "reasons": {},
+    }
     assert told[-1] == {"event": "progress", "stage": "predict", "done": 8000, "total": 8000}
 
 
@@ -287,6 +293,7 @@ def test_a_bad_row_stops_or_keeps_its_place_without_a_prediction(
     assert not written[1234].is_valid
     np.testing.assert_array_equal(np.delete(written.to_numpy(), 1234), np.delete(expected, 1234))
     assert (summary["rows"], summary["predicted"], summary["rejected"]) == (2000, 1999, 1)
+    assert summary["reasons"] == {"I2: not a number": 1}
 
 
 def test_evaluation_agrees_with_the_training_that_held_the_day_out(
@@ -294,7 +301,7 @@ def test_evaluation_agrees_with_the_training_that_held_the_day_out(
 ) -> None:
     monkeypatch.setattr(plan, "TASK_ROWS", 900)
     found = jobs.evaluate(model, [str(log / f"day={LAST_DAY}")], client=client)
-    assert found.pop("account") == {"read": 2000, "evaluated": 2000, "rejected": 0}
+    assert found.pop("account") == {"read": 2000, "evaluated": 2000, "rejected": 0, "reasons": {}}
     assert all(record["psi"] is not None for record in found.pop("drift"))
     expected = FMModel.load(model).metadata["validation"]
     assert found.keys() == expected.keys()
@@ -337,7 +344,8 @@ def test_bad_rows_in_memory_are_named_and_counted(log: Path, model: str) -> None
     with pytest.raises(DataError, match=r"the DataFrame given, row 3: column 'label': .*7\.0"):
         jobs.evaluate(model, rows)
     account = jobs.evaluate(model, rows, on_bad_rows="skip")["account"]
-    assert account == {"read": 2000, "evaluated": 1999, "rejected": 1}
+    reasons = {"label: label is neither 0 nor 1": 1}
+    assert account == {"read": 2000, "evaluated": 1999, "rejected": 1, "reasons": reasons}
     with pytest.raises(DataError, match="the rows lack column 'label'"):
         jobs.evaluate(model, rows.drop(columns="label"))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client
 
@@ -61,6 +64,50 @@ def test_two_workers_give_the_bytes_of_one(
     one = today(log, work, client, "one", **options)
     two = today(log, work, two_workers, "two", **options)
     assert one.parameters_sha256 == two.parameters_sha256
+
+
+def test_a_start_that_no_epoch_beats_is_published_and_told(
+    log: Path, work: Path, client: Client, yesterday: TrainResult
+) -> None:
+    told: list[dict[str, Any]] = []
+    data = {"train": [str(log / f"day={day}") for day in ("2026-11-16", LAST_DAY)]}
+    training = {"n_epochs": 2, "warm_start": yesterday.model_url, "warm_start_decay": 0.0, "learning_rate": 0.8}
+    output = {"directory": str(work / "spoilt")}
+    tables = job_tables(log, work, data=data, training=training, output=output)
+    result = jobs.train(tables, client, on_event=told.append)
+    assert (result.best_epoch, len(result.history)) == (0, 2)
+    (start,) = [event for event in told if event["event"] == "start"]
+    metadata = read_manifest(result.model_url)["metadata"]
+    assert metadata["warm_start"]["validation"]["log_loss"] == start["log_loss"] == result.validation["log_loss"]
+    assert [finding["kind"] for finding in metadata["diagnosis"]].count("nothing-new") == 1
+    earlier, later = yesterday.model, result.model
+    _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
+    np.testing.assert_array_equal(later.table.linear_weights[ours], earlier.table.linear_weights[theirs])
+
+
+def test_accumulators_go_on_where_they_stood(log: Path, work: Path, client: Client, yesterday: TrainResult) -> None:
+    """Without what the earlier model remembers of them, the same night steps further."""
+    known = read_manifest(yesterday.model_url)["metadata"]["accumulators"]
+    assert known["optimizer"] == "adagrad"
+    assert all(value > 0 for value in (*known["by_field"]["linear"][0], *known["by_field"]["factors"][0]))
+    remembering = today(log, work, client, "remembering", warm_start=yesterday.model_url)
+    forgetful = work / "forgetful start"
+    shutil.copytree(yesterday.model_url, forgetful)
+    manifest = json.loads((forgetful / "model.json").read_text())
+    del manifest["metadata"]["accumulators"]
+    (forgetful / "model.json").write_text(json.dumps(manifest))
+    afresh = today(log, work, client, "afresh", warm_start=str(forgetful))
+    by_row = today(log, work, client, "by row", warm_start=yesterday.model_url, optimizer="adagrad-row")
+
+    def way(result: TrainResult) -> float:
+        """How far the weights that both models have went from nine tenths of yesterday's."""
+        earlier, later = yesterday.model, result.model
+        _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
+        start = 0.9 * earlier.table.linear_weights[theirs]
+        return float(np.abs(later.table.linear_weights[ours] - start).mean())
+
+    assert way(remembering) < 0.9 * way(afresh)
+    assert way(by_row) > way(remembering)  # sums of another optimizer are none of its own
 
 
 def test_numbers_keep_the_buckets_of_the_earlier_model(log: Path, work: Path, client: Client) -> None:

@@ -10,10 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from dfm.data.schema import resolve
 from dfm.errors import DataError
 from dfm.model.export import hashed_inputs
 from dfm.model.fm_model import FMModel
-from tests.support.small_models import EVERY_KIND, PLAIN, make_model
+from dfm.settings.tables import Schema
+from tests.support.small_models import EVERY_KIND, PLAIN, make_model, model_of_schema
 
 ROW: dict[str, Any] = {"site": "site 1", "zone": 4, "visits": 12, "price": 2.5, "age": 40.0, "tags": ["t1", "t2"]}
 
@@ -137,3 +139,42 @@ def test_a_text_is_no_list_of_letters() -> None:
     model = make_model(EVERY_KIND)
     with pytest.raises(DataError, match="column 'tags' holds one value, 'ab'"):
         model.predict({**rows, "tags": "ab"})
+
+
+def test_a_list_in_a_row_may_be_an_array_of_numpy() -> None:
+    """As a frame of pandas that was read from Parquet holds it."""
+    model = make_model(EVERY_KIND)
+    frame = pa.Table.from_pylist([ROW, {**ROW, "tags": ["t3"]}, {**ROW, "tags": []}]).to_pandas()
+    expected = model.predict(frame)
+    for row, value in zip(frame.to_dict("records"), expected, strict=True):
+        assert isinstance(row["tags"], np.ndarray)
+        for given in (row, [row], {**row, "zone": np.array(4)}):
+            np.testing.assert_array_equal(model.predict(given), [value])
+        assert model.explain(row).prediction == pytest.approx(value, abs=1e-6)
+        item = {"tags": row.pop("tags")}
+        assert model.rank(item, [row]).predictions == pytest.approx([value], abs=1e-6)
+    mixed = [{**ROW, "tags": np.array([1, 2])}, ROW]
+    np.testing.assert_array_equal(model.predict(mixed), model.predict([{**ROW, "tags": [1, 2]}, ROW]))
+
+
+def test_a_moment_of_numpy_in_a_row_keeps_its_unit() -> None:
+    fields = {"categorical": ("day",)}
+    moments = [np.datetime64("2026-11-02", "ns"), np.datetime64("2026-11-03", "ns")]
+    rows = pa.table({"day": pa.array(moments), "label": [0, 1]})
+    model = model_of_schema(resolve(Schema(**fields), rows.column_names), rows)
+    assert [model.predict_one({"day": moment}) for moment in moments] == model.predict(rows).tolist()
+
+
+def test_a_row_of_nothing_but_lists_is_a_row() -> None:
+    model = make_model({"lists": ("tags",)}, min_count=1)
+    one = model.predict_one([{"tags": ["t1", "t2"]}])
+    for row in ({"tags": ["t1", "t2"]}, {"tags": ("t1", None, "t2")[::2]}, {"tags": np.array(["t1", "t2"])}):
+        assert model.predict_one(row) == one
+        assert model.explain(row).prediction == pytest.approx(one, abs=1e-6)
+    assert model.predict_one({"tags": {"t1": 1.0, "t2": 1.0}}) == pytest.approx(one)
+    assert model.predict({"tags": [["t1", "t2"], ["t1"], None]}).shape == (3,)
+    assert model.predict({"tags": []}).shape == (0,), "where rows are meant, there are none"
+    assert model.predict_one({"tags": []}) == model.predict_one([{"tags": []}])
+    assert model.explain({"tags": []}).prediction == pytest.approx(model.predict_one([{"tags": []}]), abs=1e-6)
+    separated = make_model({"lists": ("tags",), "list_separator": "|"}, min_count=1)
+    assert separated.predict({"tags": ["t1|t2", "t1"]}).shape == (2,)

@@ -6,14 +6,17 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from dfm.data.schema import resolve
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.model.fm_model import FMModel
+from dfm.settings.tables import Schema
 from tests.model.test_families import moved, of_family
 from tests.support import small_models
-from tests.support.small_models import EVERY_KIND, make_model, random_table
+from tests.support.small_models import EVERY_KIND, make_model, model_of_schema, random_table
 
 ITEM = ["zone", "visits", "tags"]
 """Columns of candidates; with those of EVERY_KIND one cross is theirs, the other has a column of each side."""
@@ -65,6 +68,43 @@ def test_terms_are_named_by_column_and_raw_value() -> None:
     assert "more terms" in repr(explained)
     frame = explained.frame()
     assert frame.amount.sum() == pytest.approx(explained.score)
+
+
+@pytest.mark.parametrize(("cross", "name"), [(("zone", "tags"), "3&{}"), (("tags", "zone"), "{}&3")])
+def test_an_element_of_a_list_has_one_name_alone_and_in_crosses(cross: tuple[str, str], name: str) -> None:
+    """Named as what is hashed: all that is missing alike, and the element of each list that stands in a cross."""
+    model = make_model({"categorical": ("zone",), "lists": ("tags",), "crosses": (cross,)}, min_count=1)
+    explained = model.explain({"zone": 3, "tags": ["t1", "t2", None, ""]})
+    for prefix, suffix in ("tags=", "{}"), (f"{'&'.join(cross)}=", name):
+        own = [term for term in explained.linear if term.name.startswith(prefix)]
+        tags = ["t1", "t2", "(missing)", "(missing)"]
+        assert [term.name for term in own] == [prefix + suffix.format(tag) for tag in tags][: len(own)]
+        for term, tag in zip(own[:2], tags, strict=False):
+            value = (3, tag) if cross[0] == "zone" else (tag, 3)
+            weight = model.weights(*(("tags", [tag]) if prefix == "tags=" else ("&".join(cross), [value])))[0]
+            assert term.amount == pytest.approx(weight / 2)
+    for empty in ([], [None], [""], None):
+        assert "tags=(missing)" in [term.name for term in model.explain({"zone": 3, "tags": empty}).linear]
+
+
+def test_two_lists_in_a_cross_are_named_pair_by_pair() -> None:
+    rows = pa.table({"left": [["a", "b"], ["c"]], "right": [["x", "y", "z"], ["x"]], "label": [1, 0]})
+    schema = resolve(Schema(lists=("left", "right"), crosses=(("left", "right"),)), rows.column_names)
+    model = model_of_schema(schema, rows)
+    names = [term.name for term in model.explain(rows.slice(0, 1)).linear if term.name.startswith("left&right")]
+    assert names == [f"left&right={left}&{right}" for left in "ab" for right in "xyz"]
+
+
+def test_numbers_are_named_by_all_their_digits() -> None:
+    model, row = make_model(EVERY_KIND), rows_of(1)[0]
+
+    def named(column: str, value: Any) -> str:
+        terms = model.explain({**row, column: value}).linear
+        return next(term.name for term in terms if term.name.startswith(f"{column}="))
+
+    names = [named("visits", value) for value in (20231234.0, 20231235.0, 0.1234567, 3.0, np.float32(0.1), True)]
+    assert names == [f"visits={text}" for text in ("20231234", "20231235", "0.1234567", "3", "0.1", "true")]
+    assert named("zone", 1e15) == "zone=1000000000000000"
 
 
 def test_an_explanation_is_of_one_row() -> None:
@@ -135,6 +175,23 @@ def test_columns_are_on_one_side() -> None:
         model.rank({name: row[name] for name in ("site", "price", "age")}, items, top=0)
     with pytest.raises(DataError, match="2 rows of context where one is expected"):
         model.rank([{name: row[name] for name in ("site", "price", "age")}] * 2, items)
+
+
+@pytest.mark.parametrize("fields", [APART, EVERY_KIND], ids=["sums", "whole rows"])
+def test_of_no_candidates_none_is_ranked_and_no_context_is_told(fields: dict[str, Any]) -> None:
+    model, row = make_model(fields), rows_of(1)[0]
+    asked = {name: row[name] for name in ("site", "price", "age")}
+    item = {name: row[name] for name in ITEM}
+    frame = pa.Table.from_pylist([item]).to_pandas()
+    for none in ([], {name: [] for name in ITEM}, pa.Table.from_pylist([item])[:0], frame.iloc[:0]):
+        assert [len(each) for each in model.rank(asked, none)] == [0, 0, 0]
+        assert len(model.candidates(none)) == 0
+    for context in ([], {name: [] for name in asked}, pa.Table.from_pylist([asked])[:0]):
+        with pytest.raises(DataError, match="0 rows of context where one is expected"):
+            model.rank(context, [item])
+    if fields is APART:
+        queries, vectors = model.vectors([asked], frame.iloc[:0])
+        assert vectors.shape == (0, queries.shape[1])
 
 
 def test_a_bad_value_is_told_with_its_row() -> None:

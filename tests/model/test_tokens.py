@@ -14,7 +14,8 @@ from dfm.data.transforms import TRANSFORMS, NumberStatistics
 from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.inspection import describe_token, top_tokens
-from dfm.model.token_names import MISSING, PER_UNIT, RARE, TokenNames
+from dfm.model.token_names import PER_UNIT, RARE, TokenNames
+from dfm.model.tokens import MISSING
 from tests.support.small_models import EVERY_KIND, make_model, random_table
 
 NOTHING: dict[str, Any] = {"site": None, "zone": None, "visits": None, "price": None, "age": None, "tags": []}
@@ -102,6 +103,9 @@ def test_what_is_no_field_or_no_value_is_refused(model: FMModel) -> None:
         model.weights("visits", [1, "many"])
     with pytest.raises(DataError, match="'site 1' is no value of the cross of site and zone; pass one value of each"):
         model.weights("site&zone", ["site 1"])
+    for of_values in (model.weights, model.factors, model.parameter_rows):
+        with pytest.raises(DataError, match=r"values = 's1' is one value of 'site'; pass a list of them: \['s1'\]"):
+            of_values("site", "s1")
 
 
 def test_top_tokens_have_the_names_of_the_rows(model: FMModel) -> None:

@@ -70,6 +70,12 @@ def test_records_among_the_results_of_a_task_are_a_table() -> None:
     assert "empty" not in page
 
 
+def test_names_are_broken_after_a_dot_and_nowhere_else() -> None:
+    knobs = ["model.n_factors = 0.5", "training.l2_factors", "schema"]
+    page = sections_html({"diagnosis": [{"what": "no better", "knobs": knobs, "more": ["two words."]}]})
+    assert "<td class=w>model.<wbr>n_factors = 0.5<br>training.<wbr>l2_factors<br>schema<td>two words." in page
+
+
 def test_the_place_of_another_page_is_a_link_and_nothing_else_is() -> None:
     page = sections_html(
         {"trained": {"report": '/a/"b"/report.html', "model": "/a/model", "evil": "javascript:x.html"}}

@@ -75,16 +75,17 @@ def test_drawn_values_have_the_mean_and_the_covariance_of_their_equations():
     np.testing.assert_allclose(new[0], mean, rtol=1e-4)
 
 
-def test_hyperparameters_pass_the_test_of_geweke():
+@pytest.mark.parametrize("unit", [1.0, 0.1])
+def test_hyperparameters_pass_the_test_of_geweke(unit: float):
     """Drawn in turn with values, they are distributed as they are before any value is seen."""
     rng, tails = np.random.default_rng(1), []
-    values = rng.normal(size=(3, 1))
+    values = unit * rng.normal(size=(3, 1))
     for i in range(N):
-        precision, mean = draw_prior(values, np.uint64(i))[0]
+        precision, mean = draw_prior(values, unit, np.uint64(i))[0]
         values = rng.normal(mean, precision**-0.5, size=(3, 1))
         tails.append((precision, mean * precision**0.5, values[0, 0] > 0))
     precisions, means, signs = np.array(tails[::10]).T
-    assert scipy.stats.kstest(precisions, scipy.stats.gamma(0.5, scale=2.0).cdf).pvalue > 0.001
+    assert scipy.stats.kstest(precisions, scipy.stats.gamma(0.5, scale=2.0 / unit**2).cdf).pvalue > 0.001
     assert scipy.stats.kstest(means, "norm").pvalue > 0.001
     assert signs.mean() == pytest.approx(0.5, abs=0.05)
 

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from dfm.data.hashed_rows import EntrySums
+from dfm.distributed.diagnose import linear_part
+from dfm.settings.tables import ModelSettings, TrainingSettings
 from dfm.training import exact_rounds
 from dfm.training.exact import ExactExecutor, Here
+from dfm.training.exact_rounds import judge_draws
+from dfm.training.exact_work import crowd_of, initial_bias, initial_stdev, of_rows
 from tests.reference import Machine, Rows, Sampler, least_squares
 from tests.support.exact_cases import (
     SCHEDULE,
@@ -49,13 +54,16 @@ LENGTHS = [1000, pytest.param(10_000, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_draws_agree_with_gibbs_sampling_number_by_number(task: str, length: int):
+@pytest.mark.parametrize("crowd", [2.0, 4.0])
+def test_draws_agree_with_gibbs_sampling_number_by_number(task: str, length: int, crowd: float):
     """In mean and deviation of w0 + w + <V, V> of every pair of values, which are what the rows can tell."""
     X, y = planted(task, 60 if task == "regression" else 150)  # of few, some pairs have one label, and scores no bound
-    work = work_of(task, 2, solver="mcmc", n_replicas=1, n_epochs=1000)
+    training = TrainingSettings(solver="mcmc", n_replicas=1, n_epochs=1000)
+    work = of_rows(work_of(task, 2, solver="mcmc", n_replicas=1, n_epochs=1000), training, crowd)
     executor = executor_of(work, [partition_of(X, y, FIELDS)], vocabulary_of(FIELDS))
     ours = np.array([scores_of(iterate(executor, work, number), PAIRS) for number in range(length)])[200:]
-    sampler = Sampler(X, y, FIELDS, 2, task == "classification", np.random.default_rng(2))
+    units = work.linear_unit, work.factor_unit
+    sampler = Sampler(X, y, FIELDS, 2, task == "classification", np.random.default_rng(2), units)
     theirs = []
     for _ in range(length):
         sampler.iterate()
@@ -73,7 +81,7 @@ def test_the_sampler_passes_the_joint_distribution_test_of_geweke(
     task: str, length: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Parameters that are drawn in turn with labels are distributed as they are before any row is seen: N(0, 1)."""
-    fixed = lambda values, _key: np.stack([np.ones(values.shape[1]), np.zeros(values.shape[1])], axis=1)  # noqa: E731
+    fixed = lambda values, *_: np.stack([np.ones(values.shape[1]), np.zeros(values.shape[1])], axis=1)  # noqa: E731
     monkeypatch.setattr(exact_rounds, "draw_prior", fixed)
     monkeypatch.setattr(exact_rounds, "draw_precision", lambda *_: 1.0)
     rng, X = np.random.default_rng(3), dense_of(SIZES, 8, seed=4)
@@ -107,6 +115,53 @@ def test_probabilities_of_the_probit_are_calibrated():
     counts = np.array([np.count_nonzero(X @ pair == 2) for pair in PAIRS])
     assert np.abs(found - rates).max() < 4 * (0.25 / counts.min()) ** 0.5
     assert len(executor.parameters) == 81
+
+
+# --------------------------------------------------------------------------------------------- defaults ----
+
+
+def test_penalties_and_priors_grow_with_what_rows_do_not_share():
+    categories, matrix = EntrySums(10, 390, 390.0), EntrySums(10, 390, 390.0)
+    assert crowd_of(categories, 10**9) == pytest.approx(39.0)
+    assert crowd_of(matrix, 39) == 2.0, "a dense matrix: all rows have all features"
+    assert crowd_of(EntrySums(10, 20, 20.0), 1000) == 2.0
+    assert crowd_of(EntrySums(), 0) == 2.0
+    found = {}
+    for crowd in (2.0, 7.0, 39.0):
+        als, mcmc = TrainingSettings(solver="als"), TrainingSettings(solver="mcmc")
+        work = of_rows(work_of("classification", 2, solver="als"), als, crowd)
+        stdevs = [initial_stdev(ModelSettings(), each, crowd) for each in (als, mcmc)]
+        found[crowd] = work.step.l2_linear, work.step.l2_factors, work.linear_unit, work.factor_unit, *stdevs
+    assert found[2.0] == (5.0, 10.0, 1.0, 1.0, 0.1, 0.1), "libFM's"
+    assert found[7.0][:2] == (5.0, 10.0)
+    assert found[39.0] == pytest.approx((37.0, 361.0, 0.22646, 1 / 38, 0.016643, 0.1), rel=1e-4)
+    given = TrainingSettings(solver="als", l2_linear=3.0, l2_factors=4.0)
+    own = of_rows(work_of("classification", 2, solver="als"), given, 39.0).step
+    assert (own.l2_linear, own.l2_factors) == (3.0, 4.0)
+    assert initial_stdev(ModelSettings(init_stdev=0.5), given, 39.0) == 0.5
+
+
+def test_a_probit_begins_at_the_click_rate_and_numbers_at_their_mean():
+    for rate in (0.03, 0.5, 0.9):
+        assert scipy.stats.norm.cdf(initial_bias("classification", rate)) == pytest.approx(rate)
+    assert np.isfinite([initial_bias("classification", rate) for rate in (0.0, 1.0)]).all()
+    assert initial_bias("regression", 7.0) == 0.0
+
+
+def test_the_linear_part_of_draws_is_their_mean_without_factors():
+    X, y = planted("classification", 300)
+    work = work_of("classification", 2, solver="mcmc", n_replicas=1, n_epochs=6, burn_in=2, draws=4)
+    rows = partition_of(X, y, FIELDS)
+    executor = executor_of(work, [rows], vocabulary_of(FIELDS), [rows])
+    for number in range(6):
+        iterate(executor, work, number)
+    draws = executor.parameters[1:]
+    whole = judge_draws(work, draws, [rows]).metrics()
+    assert whole == executor.evaluate(SCHEDULE.work(work, 5, (0.0, 0)))
+    p = np.mean([scipy.stats.norm.cdf(draw.table.bias_value + X @ draw.table.linear_weights) for draw in draws], axis=0)
+    found = linear_part(work, draws, [rows]).metrics()
+    assert found["log_loss"] == pytest.approx(-np.mean(np.log(np.where(y > 0, p, 1 - p))), rel=1e-5)
+    assert found["log_loss"] != pytest.approx(whole["log_loss"], rel=1e-3)
 
 
 # --------------------------------------------------------------------------------------- least squares ----

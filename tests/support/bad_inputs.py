@@ -161,7 +161,7 @@ TABLE: dict[str, BadInput] = {
     ),
     "missing column": BadInput(
         "a shard that lacks a column of the schema", "the shard, the column, and the columns that it has",
-        column("C", lambda values: None), r"b\.parquet has no column 'C': it has label, w, I, L\. Name an",
+        column("C", lambda values: None), r"b\.parquet has no column 'C': it has label, w, I, L\. Give it",
     ),
     "changed type": BadInput(
         "a column that is a category in one shard and a list in another",

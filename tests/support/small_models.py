@@ -60,8 +60,16 @@ def make_model(
     fields: dict[str, Any] | None = None, *, task: str = "classification", n_factors: int = 3, min_count: int = 2
 ) -> FMModel:
     """Random parameters for the features of 400 random rows."""
-    schema = resolved(fields or EVERY_KIND)
-    batch = random_table(400).combine_chunks().to_batches()[0]
+    return model_of_schema(
+        resolved(fields or EVERY_KIND), random_table(400), task=task, n_factors=n_factors, min_count=min_count
+    )
+
+
+def model_of_schema(
+    schema: ResolvedSchema, table: pa.Table, *, task: str = "classification", n_factors: int = 3, min_count: int = 1
+) -> FMModel:
+    """Random parameters for the features of some rows."""
+    batch = table.combine_chunks().to_batches()[0]
     rows = encode_batch(batch, schema, HASH_BITS, STATISTICS, None).rows
     counts = count_features(rows.indices, rows.fields, len(schema.fields), HASH_BITS)
     names = [entry.name for entry in schema.fields]

@@ -10,7 +10,7 @@ import pytest
 from dfm.data.hashing import token_index
 from dfm.data.schema import resolve
 from dfm.data.vocabulary import FeatureCounts, build_vocabulary
-from dfm.model.objective import Objective
+from dfm.model.objective import LossInfo, Objective
 from dfm.settings.tables import Schema
 from dfm.training.diagnosis import FieldCounts, column_findings, count_fields, model_findings, table_finding
 
@@ -20,6 +20,10 @@ SCHEMA = resolve(
 BUCKETS = resolve(Schema(categorical=("user",), numeric=("x",)), ["label", "user", "x"])
 USUAL = FieldCounts(500, 10_000, 30, 5)
 CLICKS, NUMBERS = Objective.of("classification"), Objective.of("regression")
+OWN_CLICKS, OWN_NUMBERS = (
+    Objective(task, LossInfo("own", link, None, "e3b0c442"))
+    for task, link in (("classification", "sigmoid"), ("regression", "identity"))
+)
 
 
 def kinds(findings: list[Any]) -> list[tuple[str, str]]:
@@ -95,6 +99,9 @@ def test_a_full_table_is_told_from_a_tenth_of_collisions_on() -> None:
         ),
         (Objective.of("regression", "quantile"), {"loss": 0.2, "r2": -0.9}, {}, []),
         (Objective.of("regression", "huber"), {"loss": 0.2, "r2": -0.9}, {}, ["no-better-than-a-constant"]),
+        (OWN_CLICKS, {"loss": 0.2, "normalized_entropy": 1.4}, {"loss": 0.3}, []),
+        (OWN_CLICKS, {"loss": 0.2, "normalized_entropy": 1.4}, {"loss": 0.2}, ["factors-add-nothing"]),
+        (OWN_NUMBERS, {"loss": 0.2, "r2": -0.9}, {}, []),
     ],
 )
 def test_a_model_is_compared_with_a_constant_and_with_its_linear_part(

@@ -176,6 +176,48 @@ def test_it_goes_back_to_the_best_with_half_the_rate_before_it_stops() -> None:
     assert (loop.best.epoch, loop.at.rounds_done, loop.result) == (3, 4, [2])
 
 
+def test_what_training_begins_with_is_kept_where_no_epoch_is_better() -> None:
+    told: list[dict[str, Any]] = []
+    loop = trained(MadeUp([0.4, 0.5, 0.45, 0.3]), Goal(9, patience=2, judges_start=True), tell=told.append)
+    assert loop.best is not None
+    assert (loop.result, loop.best.epoch, loop.best.metrics) == ([0], 0, {"log_loss": 0.4})
+    assert loop.at.start == {"log_loss": 0.4}
+    assert told[0] == {"event": "start", "log_loss": 0.4}
+    assert told[-1] == {"event": "stopped", "epoch": 2, "best_epoch": 0}
+
+
+def test_an_epoch_that_is_better_than_the_start_is_kept() -> None:
+    loop = trained(MadeUp([0.4, 0.5, 0.35]), Goal(2, judges_start=True))
+    assert loop.best is not None
+    assert (loop.result, loop.best.epoch) == ([2], 2)
+
+
+def test_a_plateau_is_left_for_the_start_where_the_first_epoch_is_worse() -> None:
+    executor = MadeUp([0.4, 0.41, 0.39])
+    loop = trained(executor, Goal(9, plateau=True, judges_start=True), schedule=StepSchedule("plateau", seed=3))
+    assert executor.restored[0] == ([0], [0, 7])
+    assert loop.best is not None
+    assert (loop.best.epoch, len(loop.at.history), loop.result) == (2, 2, [1])
+    assert executor.submitted[-1].step.learning_rate < executor.submitted[0].step.learning_rate
+
+
+def test_nothing_is_learnt_before_an_epoch_is_over_and_a_start_that_was_judged_is_not_judged_again() -> None:
+    class Interrupted(MadeUp):
+        def finish(self) -> Sequence[ReplicaReport]:
+            raise KeyboardInterrupt
+
+    loop = begun(Interrupted([0.4, 0.5]), Goal(2, judges_start=True))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    assert (loop.best is not None, loop.has_result) == (True, False)
+    executor = MadeUp([0.4, 0.5, 0.45])
+    half = begun(executor, Goal(2, judges_start=True))
+    half.run(until=1)
+    assert half.has_result
+    half.run()
+    assert [event["log_loss"] for event in half.at.history] == [0.5, 0.45]
+
+
 def test_every_round_has_a_seed_of_its_own_and_few_are_under_way() -> None:
     executor = MadeUp()
     trained(executor, Goal(2), n_rounds=9)

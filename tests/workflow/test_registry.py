@@ -127,6 +127,29 @@ def test_regression_is_compared_by_rmse():
     assert "always answering the mean" in judge({**champion_metrics, "r2": -0.1}, None, Gate()).refusals[0]
 
 
+def test_regression_of_another_loss_is_compared_by_that_loss():
+    """A quantile says nothing of squares: 1 - r2 may be 5 for the best model there is."""
+    quantile = {"loss": 0.2, "rmse": 4.0, "r2": -4.0, "rows": 5000, "weight": 5000.0}
+    assert judge(quantile, None, Gate()).passed
+    assert judge({**quantile, "loss": 0.19, "rmse": 5.0}, quantile, Gate()).passed
+    refusal = judge({**quantile, "loss": 0.25, "rmse": 2.0, "r2": 0.1}, quantile, Gate()).refusals[0]
+    assert refusal.startswith("its loss 0.25000 is 1.2500 times the champion's 0.20000")
+    squared = {name: value for name, value in quantile.items() if name != "loss"}
+    assert judge(quantile, squared, Gate()).refusals[0].startswith("the champion was trained for another loss")
+    assert "the champion has no loss" in judge(quantile, {**quantile, "loss": None}, Gate()).refusals[0]
+    of_both = {**quantile, "log_loss": 0.4, "normalized_entropy": 0.8, "calibration": 1.0}
+    assert judge({**of_both, "loss": 9.0}, of_both, Gate()).passed, "probabilities have their log loss"
+
+
+def test_slices_of_another_loss_are_compared_by_rmse() -> None:
+    def with_slice(rmse: float) -> dict[str, Any]:
+        records = [{"slice": {"site": "a"}, "rows": 2000, "rmse": rmse}]
+        return {"loss": 0.2, "rmse": 4.0, "r2": 0.1, "rows": 5000, "weight": 5000.0, "slices": {"site": records}}
+
+    (refusal,) = judge(with_slice(3.0), with_slice(2.0), Gate(slices=("site",))).refusals
+    assert refusal.startswith("where site = a its rmse is 1.500 times the champion's on 2,000 rows")
+
+
 # --- the alias ------------------------------------------------------------------------------------------
 
 
@@ -155,6 +178,17 @@ def test_promoting_the_champion_again_changes_nothing(alias: str, models: list[s
     promote(alias, models[1], PASSED, order="2026-11-02")
     assert promote(alias, models[0], PASSED, order="2026-11-01") == first
     assert model_of(alias) == models[1]
+
+
+def test_a_champion_of_before_is_left_behind_until_it_is_gone_back_to(alias: str, models: list[str]) -> None:
+    promote(alias, models[0], PASSED)
+    assert is_left_behind(alias, models[0], "") == ""
+    promote(alias, models[1], PASSED)
+    told = f"it was version 1, and the champion is version 2 now: {models[1]}"
+    assert is_left_behind(alias, models[0], "") == is_left_behind(alias, models[0], "2026-12-01") == told
+    rollback(alias)
+    assert is_left_behind(alias, models[0], "") == ""
+    assert promote(alias, models[0], PASSED).number == 3
 
 
 def test_a_refused_candidate_leaves_the_alias_alone(alias: str, models: list[str]):
@@ -283,7 +317,7 @@ def test_models_that_differ_in_calibration_alone_are_two(alias: str, models: lis
     rollback(alias, "too bold")
     with pytest.raises(GateError, match=r"withdrawn by version 3 \(too bold\)"):
         promote(alias, models[1], PASSED)
-    assert promote(alias, models[0], PASSED) == first, "it was not withdrawn"
+    assert promote(alias, models[0], PASSED) == versions(alias)[-1], "it was not withdrawn"
     calibrated(models[0], min_count=1)
     with pytest.raises(ModelError, match="the same parameters, with another calibration"):
         model_of(alias)
@@ -299,7 +333,8 @@ def test_versions_of_an_earlier_dfm_are_known_by_their_parameters(tmp_path: Path
         path.write_text(json.dumps({**entry, "of_a_later_dfm": 1}))
     assert model_of(alias) == models[1]
     assert promote(alias, models[0], PASSED, order="2026-11-01").number == 1
-    assert is_left_behind(alias, models[0], "2026-11-01") == ""
+    assert is_left_behind(alias, models[0], "2026-11-01").startswith("it was version 1, and the champion is version 2")
+    assert is_left_behind(alias, models[1], "2026-11-02") == ""
     rollback(alias)
     with pytest.raises(GateError, match="withdrawn by version 3"):
         promote(alias, models[1], PASSED, order="2026-11-03")

@@ -384,6 +384,34 @@ def test_a_night_older_than_the_champion_is_left_alone_and_nothing_is_compared(
         steps.publish(other, alias, window, GATE, where, order="2026-11-18")
 
 
+def test_a_champion_of_before_is_left_alone_and_the_present_one_is_named(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, client: Client
+):
+    alias, window = str(tmp_path / "champion"), [day(log, LAST_DAY)]
+    later = str(tmp_path / "later")
+    shutil.copytree(candidate["model"], later)
+    for model in (candidate["model"], later):
+        registry.promote(alias, model, registry.Verdict((), {}))
+    result = steps.publish(candidate["model"], alias, window, GATE, where)
+    assert (result["promoted"], result["older"], result["version"]) == (False, True, 2)
+    told = f"is older than the champion of {alias} and left alone: it was version 1, and the champion is version 2 now"
+    assert told in result["refusals"][0]
+    arguments = [candidate["model"], *window, "--alias", alias, "--scheduler", client.scheduler.address]
+    done = CliRunner().invoke(publish.publish, arguments)
+    assert isinstance(done.exception, GateError)
+    assert told in str(done.exception)
+    assert f"of {alias} is" not in done.output
+    assert registry.model_of(alias) == later
+
+
+def test_a_champion_of_another_loss_is_not_compared_by_loss(monkeypatch: pytest.MonkeyPatch, where: steps.Where):
+    told = {"a": {"loss": {"name": "quantile", "parameter": 0.9}}, "b": {"loss": {"name": "quantile"}}, "c": {}}
+    monkeypatch.setattr(steps, "read_manifest", lambda url, _: told[url])
+    monkeypatch.setattr(steps, "evaluate_once", lambda *_, **__: {"loss": 0.3, "rmse": 2.0})
+    for champion, known in (("a", ["loss", "rmse"]), ("b", ["rmse"]), ("c", ["rmse"])):
+        assert [*steps._rival("a", champion, [], where, steps.Asked())] == known
+
+
 def test_the_champion_scores_and_does_so_once(candidate, log: Path, tmp_path: Path, where: steps.Where):
     alias, scores = str(tmp_path / "champion"), str(tmp_path / "scores")
     registry.promote(alias, candidate["model"], registry.Verdict((), {}))
@@ -408,6 +436,29 @@ def test_a_day_is_compared_with_those_before_it_that_are_there(log: Path, tmp_pa
     assert len(list((tmp_path / "profiles").iterdir())) == 4
     with pytest.raises(DataError, match="is not as expected: 2000 rows, fewer than min_rows = 3000"):
         steps.check_day(job, day(log, LAST_DAY), before, data_check.Limits(min_rows=3000))
+
+
+def test_earlier_days_without_rows_are_passed_over(log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A night that wrote an empty shard, a folder, or labels that are all illegal does not stop the next one."""
+    job, today = job_on(log, tmp_path, DAYS), day(log, LAST_DAY)
+    table = pq.read_table(next(Path(day(log, DAYS[0])).glob("*.parquet")))
+    bad = table.set_column(table.column_names.index("label"), "label", pa.array([7] * table.num_rows))
+    for name, rows in (("empty", table[:0]), ("bad", bad), ("nothing", None)):
+        (tmp_path / name).mkdir()
+        if rows is not None:
+            pq.write_table(rows, tmp_path / name / "0.parquet")
+    empty, nothing, bad_labels = (str(tmp_path / name) for name in ("empty", "nothing", "bad"))
+    found = steps.check_day(job, today, [empty, nothing, day(log, DAYS[0])], data_check.Limits())
+    assert found["before"] == [day(log, DAYS[0])]
+    assert "passed over: no rows in 1 shards" in caplog.text
+    assert nothing in caplog.text
+    assert steps.check_day(job, today, [empty], data_check.Limits())["before"] == []
+    limits = data_check.Limits(rows_low=0.0, rows_high=1e9)
+    with pytest.raises(DataError, match="is not as expected: column 'label'") as told:
+        steps.check_day(job, today, [bad_labels], limits)
+    assert "mean label" not in str(told.value)
+    with pytest.raises(DataError, match="no rows in 1 shards"):
+        steps.check_day(job, empty, [], limits)
 
 
 def test_a_day_is_compared_with_what_a_model_was_trained_on(candidate, log: Path, work: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dfm.data.arrow_types import column_kind
+from dfm.data.discovery import columns_at_end
 from dfm.data.text.account import LineAccount
 from dfm.data.text.formats import AUTO, Format, Wishes, format_of, lines_of
 from dfm.data.text.parsed import LABEL, Reader
@@ -79,10 +80,11 @@ def convert(
 ) -> Conversion:
     """Write the lines of text files as Parquet shards `directory`/part-FILE-CHUNK.parquet.
 
-    inputs: paths, folders, globs or URLs; folders `name=value` below them are kept. format: one of `formats.FORMATS`,
-    or "auto", which looks at the first lines. Of tables (csv, tsv) delimiter: another one; header: whether the first
-    line names the columns; types: "text", "number" or "integer" by column, of others as samples of the files have it;
-    missing: texts that mean a missing value, beside none at all; names: of the columns, where no line has them.
+    inputs: paths, folders, globs or URLs; folders `name=value` below them are kept, and those that they end in, unless
+    `directory` ends in one of that name. format: one of `formats.FORMATS`, or "auto", which looks at the first lines.
+    Of tables (csv, tsv) delimiter: another one; header: whether the first line names the columns; types: "text",
+    "number" or "integer" by column, of others as samples of the files have it; missing: texts that mean a missing
+    value, beside none at all; names: of the columns, where no line has them.
 
     on_bad_rows: "error" stops at the first line that is no row, "skip" leaves out up to max_bad_fraction of them. More
     `processes` write the same bytes; they are spawned, so a script that asks for more than one needs the `if __name__
@@ -96,7 +98,7 @@ def convert(
     _check(on_bad_rows, processes, shard_bytes)
     paths = [inputs] if isinstance(inputs, str) else list(inputs)
     options = dict(storage_options or {})
-    found = find_sources(paths, options)
+    found = find_sources(paths, options, dict(columns_at_end(files.open_store(directory, options)[1])))
     ownership.check_apart(directory, paths, "--to", options, shards=[source.url for source in found])
     wishes = Wishes(delimiter, header and not names, dict(types or {}), tuple(missing), tuple(names))
     chosen, reader, sources = _reader(found, format, wishes, options)

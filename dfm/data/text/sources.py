@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dfm.data.discovery import partition_columns
+from dfm.data.discovery import path_columns
 from dfm.errors import DataError, StorageError
 from dfm.storage import files, listing
 from dfm.storage.listing import is_hidden
@@ -63,23 +64,27 @@ class Chunk:
         return (self.stop or self.source.size) - self.start if not self.source.codec else self.source.size
 
 
-def find_sources(inputs: Sequence[str], options: files.Options = None) -> list[Source]:
-    """The files that paths, folders, globs and URLs name, in that order, each once. DataError where one names none."""
+def find_sources(inputs: Sequence[str], options: files.Options = None, known: Collection[str] = ()) -> list[Source]:
+    """The files that paths, folders, globs and URLs name, in that order, each once. DataError where one names none.
+
+    known: columns that the folders of the output give already, whatever the path of an input ends in.
+    """
     names: dict[str, str] = {}
     for url in inputs:
-        found = _named(url, options)
+        found = _named(url, options, known)
         if not found:
             raise DataError(f"no file at {url!r}: check the path; folders and globs like 'day=*/*.txt' work")
-        names |= dict(found)
+        for name, partition in found:
+            names[name] = max(names.get(name, ""), partition, key=len)
     return [_source(url, partition, options) for url, partition in names.items()]
 
 
-def _named(url: str, options: files.Options) -> list[tuple[str, str]]:
-    """Files that one path names, each with the folders `name=value` below that path."""
+def _named(url: str, options: files.Options, known: Collection[str]) -> list[tuple[str, str]]:
+    """Files that one path names, each with the folders `name=value` that the path ends in, and those below it."""
     filesystem, root = files.open_store(url, options)
     exists, is_local = retrying(url, lambda: filesystem.exists(root)), files.is_local(url)
     if exists and not retrying(url, lambda: filesystem.isdir(root)):
-        return [(url, "")]
+        return [(url, _partition(root, posixpath.dirname(root), known))]
     glob = None if exists else listing.GLOB.search(root)
     if not exists and not glob:
         return []
@@ -89,26 +94,34 @@ def _named(url: str, options: files.Options) -> list[tuple[str, str]]:
         names = _files_of(*place) if is_local else retrying(url, lambda: _files_of(*place))
     except OSError as error:
         raise listing.not_listed(url, error) from error
-    below = {name: name.removeprefix(base) for name in names}
     return [
-        (name if files.is_local(url) else str(filesystem.unstrip_protocol(name)), _partition(path))
-        for name, path in below.items()
-        if not is_hidden(path)
+        (name if is_local else str(filesystem.unstrip_protocol(name)), _partition(name, base, known))
+        for name in names
+        if not is_hidden(name.removeprefix(base))
     ]
 
 
 def _files_of(filesystem: Any, base: str, rest: str, is_local: bool) -> list[str]:
-    """Names of the files below a folder, or of those that `base + rest` matches."""
+    """Names of the files below a folder, or of those that `base + rest` matches, and those below folders that it
+    matches.
+    """
     if not rest:
         names = listing.files_below(filesystem, base, is_local)
     else:
-        found = listing.matching(filesystem, base, rest, is_local)
+        found = {
+            name.rstrip("/"): is_folder
+            for name, is_folder in listing.matching(filesystem, base, rest, is_local).items()
+        }
+        folders = [name for name, is_folder in found.items() if is_folder and not is_hidden(name.removeprefix(base))]
         names = [name for name, is_folder in found.items() if not is_folder]
-    return sorted(listing.reached_once(names) if is_local else names)
+        names += [name for folder in folders for name in listing.files_below(filesystem, folder, is_local)]
+    return sorted({*(listing.reached_once(names) if is_local else names)})
 
 
-def _partition(path: str) -> str:
-    return "".join(f"{quote(name)}={quote(value)}/" for name, value in partition_columns(path))
+def _partition(name: str, base: str, known: Collection[str]) -> str:
+    above, below = path_columns(name, base)
+    columns = [*(column for column in above if column[0] not in known), *below]
+    return "".join(f"{quote(name)}={quote(value)}/" for name, value in columns)
 
 
 def _source(url: str, partition: str, options: files.Options) -> Source:

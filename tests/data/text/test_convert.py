@@ -90,6 +90,18 @@ def test_one_process_and_two_write_the_same_bytes_and_teach_the_same_model(tmp_p
     assert parameters[0] == parameters[1]
 
 
+def test_a_days_folder_keeps_its_column_unless_the_output_has_it(tmp_path: Path) -> None:
+    (tmp_path / "log" / "day=1").mkdir(parents=True)
+    path = write(tmp_path / "log" / "day=1", "vw", 100)
+    for folder in (str(path.parent), str(path), f"{path.parent.parent}/day=*"):
+        convert(folder, str(tmp_path / "shards"), overwrite=True)
+        assert sorted(digests(tmp_path / "shards")) == ["_SUCCESS", "day=1/part-00000-00000.parquet"]
+    convert(str(path.parent), str(tmp_path / "by" / "day=1"))
+    assert sorted(digests(tmp_path / "by")) == ["day=1/_SUCCESS", "day=1/part-00000-00000.parquet"]
+    with pytest.raises(SettingsError, match=r"--to .* lies inside the input .*day=\*"):
+        convert(f"{path.parent.parent}/day=*", str(path.parent / "shards"))
+
+
 def test_rows_that_a_model_exports_come_back_as_they_are(tmp_path: Path) -> None:
     model, rows = make_model(), random_table(50)
     ids, fields, values = hashed_inputs(model, rows)

@@ -86,12 +86,27 @@ def test_folders_globs_and_urls_name_files_in_order_and_hidden_ones_are_passed(t
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1\n")
     expected = [("a.txt", "day=1/"), ("b.txt", "day=2/")]
-    for path in (str(tmp_path), f"{tmp_path}/day=*/*.txt", f"file://{tmp_path}"):
+    for path in (str(tmp_path), f"{tmp_path}/day=*/*.txt", f"{tmp_path}/day=*", f"{tmp_path}/*", f"file://{tmp_path}"):
         found = find_sources([path, path])
         assert [(source.url.rpartition("/")[2], source.partition) for source in found] == expected
-    assert find_sources([f"{tmp_path}/day=1/a.txt"])[0].partition == ""
     with pytest.raises(DataError, match=r"no file at .*nothing\*"):
         find_sources([f"{tmp_path}/nothing*"])
     (tmp_path / "c").write_bytes(b"PAR1 and more")
     with pytest.raises(DataError, match="is Parquet already"):
         find_sources([str(tmp_path / "c")])
+
+
+def test_the_folders_that_a_path_ends_in_are_columns_whatever_was_named(tmp_path: Path) -> None:
+    for name in ("log/day=1/hour=06/a.txt", "log/day=1/hour=07/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1\n")
+    log, expected = f"{tmp_path}/log", [("a.txt", "day=1/hour=06/"), ("b.txt", "day=1/hour=07/")]
+
+    def found(*paths: str, known: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+        sources = find_sources(paths, known=known)
+        return [(source.url.rpartition("/")[2], source.partition) for source in sources]
+
+    assert found(f"{log}/day=1") == found(f"{log}/day=*/hour=*") == found(f"file://{log}/day=1/") == expected
+    assert found(f"{log}/day=1/hour=06", f"{log}/day=1/hour=07/b.txt") == expected
+    assert found(f"{log}/day=1", known=("day",)) == [("a.txt", "hour=06/"), ("b.txt", "hour=07/")]
+    assert found(log, known=("day",)) == expected
