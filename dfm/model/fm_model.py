@@ -176,8 +176,7 @@ class FMModel:
 
     def predict_one(self, row: Any) -> float:
         """The prediction of one row, a dict of column to value or a pandas Series, as a number of Python."""
-        found = self.predict(row)
-        found = found if len(found) else self.predict(one_row(row, self.schema))
+        found = self.predict(one_row(row, self.schema))
         if len(found) != 1:
             raise DataError(f"{len(found)} rows where one is expected; `predict` takes several")
         return float(found[0])

@@ -23,6 +23,8 @@ N_BINS = 1 << 16
 MAX_LOGIT = 16.0
 """The histogram covers logits in [-16, 16), bins are 1/2048 wide; the outermost hold what lies outside."""
 N_CALIBRATION_BINS = 10
+_LEAST_LABEL = float(np.finfo(np.float32).tiny)
+"""The least label, but for its sign, that errors are divided by: the least normal number of 32 bits."""
 GROUP_AUC = "group_auc"
 """The metric of the order within groups, which needs all rows of a group at once (see `dfm.model.group_auc`)."""
 
@@ -312,7 +314,7 @@ class RegressionTally:
         errors = predictions - targets
         weight = _total(masses)
         mean = _total(masses * targets) / weight if weight else 0.0
-        known = targets != 0
+        known = np.abs(targets) >= _LEAST_LABEL
         return cls(
             len(errors),
             weight,

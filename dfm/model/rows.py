@@ -82,15 +82,26 @@ def _are_lists(data: Mapping[str, Any], columns: Sequence[str], schema: Resolved
 
 
 def one_row(data: Any, schema: ResolvedSchema) -> Any:
-    """The data where one row is meant: nothing but empty lists, in columns of lists, is then no lack of rows."""
+    """The data where one row is meant: a dict of nothing but columns of lists is that row, whatever they hold, unless
+    each is a column of rows: a list of lists, dicts or None.
+    """
     if not isinstance(data, Mapping):
         return data
-    given = {column: data[column] for column in schema.columns if column in data}
+    given = [column for column in schema.columns if column in data]
     of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
-    is_row = of_lists.issuperset(given) and all(
-        isinstance(each, list | tuple | np.ndarray) and not len(each) for each in given.values()
-    )
-    return [data] if given and is_row else data
+    is_row = of_lists.issuperset(given) and not all(_holds_rows(data[column]) for column in given)
+    return [data] if is_row else data
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether a column of lists holds those of rows, and is not one row's list; a category and its weight are none."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        return not _is_scalar(value) and not isinstance(value, Mapping)
+    return bool(len(value)) and all(each is None or not (_is_scalar(each) or _is_pair(each)) for each in value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float | np.number)
 
 
 def _plain(value: Any) -> Any:

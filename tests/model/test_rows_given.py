@@ -178,3 +178,15 @@ def test_a_row_of_nothing_but_lists_is_a_row() -> None:
     assert model.explain({"tags": []}).prediction == pytest.approx(model.predict_one([{"tags": []}]), abs=1e-6)
     separated = make_model({"lists": ("tags",), "list_separator": "|"}, min_count=1)
     assert separated.predict({"tags": ["t1|t2", "t1"]}).shape == (2,)
+    with pytest.raises(DataError, match="2 rows where one is expected"):
+        model.predict_one({"tags": [["t1"], ["t2"]]})
+    assert model.predict_one({"tags": [["t1", "t2"]]}) == one
+
+
+@pytest.mark.parametrize("separator", ["", "|"])
+@pytest.mark.parametrize("tags", [{"t1": 3.0}, [("t1", 3.0)], [("t1", 3.0), ("t2", 0.5)], {}, [], None, ["t1", "t2"]])
+def test_one_row_of_lists_is_the_row_that_it_is_in_a_list_of_rows(separator: str, tags: Any) -> None:
+    model = make_model({"lists": ("tags",), "list_separator": separator}, min_count=1)
+    expected = float(model.predict([{"tags": tags}])[0])
+    assert model.predict_one({"tags": tags}) == expected
+    assert model.explain({"tags": tags}).prediction == pytest.approx(expected, abs=1e-6)
