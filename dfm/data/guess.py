@@ -46,6 +46,8 @@ _DATE = re.compile(r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./]\d{1,2}[./]\d{1,2}
 """Begin of a moment, in whatever form."""
 _COMMA = re.compile(r"[+-]?[\d.]+(,\d+)?")
 """A number, maybe with a decimal comma."""
+_LONGEST_SHOWN = 24
+"""Characters of a value that a note quotes."""
 _LOAD = 0.1
 _BUCKETS = 40
 """Features of a numeric column, about."""
@@ -143,13 +145,29 @@ def _find_label(draft: _Draft) -> None:
             "of them as the label."
         )
     else:
-        draft.notes.append("No column looks like a label (0 or 1, two values, or a telling name). Name one.")
+        draft.notes.append(_no_label(draft))
     if draft.label and len(candidates) > 1:
         others = ", ".join(candidates[1:8])
         draft.notes.append(
             f"Other columns could be the label: {others}. As features they may tell what is to be predicted: take out "
             "what is not known beforehand."
         )
+
+
+def _no_label(draft: _Draft) -> str:
+    """The note of data without a label that could be told from features: which columns have two values."""
+    pairs = {name: _two_values(facts) for name, facts in draft.facts.columns.items()}
+    told = [
+        f"{name} ({', '.join(repr(value[:_LONGEST_SHOWN]) for value in pair)})"
+        for name, pair in pairs.items()
+        if pair and name not in draft.facts.set_aside
+    ]
+    if not told:
+        return "No column looks like a label (0 or 1, two values, or a telling name). Name one."
+    return (
+        f"No column is called like a label. Two values each have: {'; '.join(told[:8])}. If one of them is the label, "
+        "name it, and in label_positive the value that counts as 1."
+    )
 
 
 def _take_label(draft: _Draft, name: str) -> None:

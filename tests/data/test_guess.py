@@ -189,6 +189,14 @@ def test_without_a_label_the_reader_is_asked(tmp_path: Path) -> None:
     assert "Other columns could be the label: a" in named
 
 
+def test_texts_of_two_values_are_named_where_nothing_else_could_be_the_label(tmp_path: Path) -> None:
+    path = written(tmp_path, {"kind": ["ham", "sp\nam"] * (N // 2), "words": RNG.integers(0, 50, N).astype(str)})
+    text = guess(path)
+    assert "label" not in tomllib.loads(text)["schema"]
+    assert r"'ham', 'sp\nam'" in text
+    assert "label_positive the value that counts as 1" in " ".join(text.replace("#", " ").split())
+
+
 def test_text_is_told_how_it_becomes_parquet(tmp_path: Path) -> None:
     for name in ("a.csv", "a.svm.gz"):
         (tmp_path / name).write_text("label,x\n1,2\n")
