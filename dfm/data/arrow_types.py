@@ -269,12 +269,15 @@ def refusal(kind: pa.DataType, column: str, fault: str) -> DataError:
 
 def _remedy(kind: pa.DataType, column: str, fault: str) -> str:
     if is_list(kind):
-        return f'name it in [schema] lists = ["{column}"]'
+        return f'write one value a row, or of a job name it in [schema] lists = ["{column}"]'
     if pa.types.is_struct(kind):
         names = ", ".join(f"{column}.{child.name}" for child in kind)
         return f"name its fields instead: {names}"
     if fault == NOT_NUMERIC and is_moment(kind):
-        return f'name it in [schema] categorical, or derive a number: [schema.derive] hour = "hour({column})"'
+        return (
+            f"write numbers, or of a job name it in [schema] categorical, or derive a number: [schema.derive] hour = "
+            f'"hour({column})"'
+        )
     if fault == NOT_NUMERIC:
-        return "name it in [schema] categorical instead"
+        return "write numbers, or of a job name it in [schema] categorical"
     return "leave it out of [schema], or write the parts of it that matter as columns of their own"

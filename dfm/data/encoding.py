@@ -250,7 +250,7 @@ class _BatchColumns:
         if is_list(array.type):
             raise DataError(
                 f"column {entry.name!r} holds lists ({array.type}), but the schema calls it a single category; "
-                f'name it in [schema] lists = ["{entry.name}"]'
+                f'write one value a row, or of a job name it in [schema] lists = ["{entry.name}"]'
             )
         return self._category(entry.name, array)
 

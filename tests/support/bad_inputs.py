@@ -167,7 +167,7 @@ TABLE: dict[str, BadInput] = {
         "a column that is a category in one shard and a list in another",
         "the shard, the column and its type",
         column("C", lambda values: [[text] for text in values]),
-        r"b\.parquet: column 'C' holds lists \(list<.*>\), but the schema calls it a single category; name it in",
+        r"b\.parquet: column 'C' holds lists \(list<.*>\), but the schema calls it a single category; write one",
     ),
     "changed type, same values": BadInput(
         "a column that changes between integer, float, text and dictionary", "nothing: 5, 5.0 and '5' are one value",
