@@ -68,6 +68,15 @@ class Vocabulary:
         return len(self.rare)
 
 
+def spread_of(counts: NDArray[np.int64], n_rows: int) -> float:
+    """Σ p (1 - p) over features, p the share of rows that have one: how many features of a row others do not share.
+
+    counts int64[n_features]: entries in so many rows. About 39 of 39 categories; 0 of a dense matrix.
+    """
+    shares = np.minimum(counts / max(n_rows, 1), 1.0)
+    return float((shares * (1.0 - shares)).sum())
+
+
 _TILE = 2048
 """Rows that are counted field by field: a field's frequent values stay in the nearest cache, and the rows in the next.
 """

@@ -177,7 +177,7 @@ def at_first_block(run: Run, prepared: Prepared, loop: TrainingLoop) -> Training
 
 
 def _crowd(prepared: Prepared) -> float:
-    return crowd_of(prepared.account.entries, prepared.summary.n_features)
+    return crowd_of(prepared.account.entries, prepared.summary.spread)
 
 
 def solving_numbers(run: Run, prepared: Prepared) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dfm.data.preparation import load_parts, load_slices, part_of_units
 from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup
+from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup, spread_of
 from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 
@@ -49,11 +49,12 @@ class Hashed:
 
 @dataclass(frozen=True)
 class VocabularySummary:
-    """Sizes that the driver needs; the vocabulary itself stays on the workers."""
+    """Sizes that the driver needs; the vocabulary itself stays on the workers. spread: as `spread_of` has it."""
 
     n_features: int
     n_factored: int
     n_distinct: int
+    spread: float = 0.0
 
 
 def on_this_worker(reading: Reading) -> Reading:
@@ -91,7 +92,8 @@ def order_vocabulary(
 
 def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount, RowAccount]:
     """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them."""
-    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, len(hashed.counts.ids))
+    n_distinct, spread = len(hashed.counts.ids), spread_of(vocabulary.counts, hashed.account.accepted)
+    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread)
     return summary, hashed.account, hashed.held_out
 
 

@@ -51,8 +51,8 @@ class Trained:
     """Seed, best epoch and validation metrics of each model whose mean this is; none where it is a single one."""
     start: Mapping[str, Any] = field(default_factory=dict)
     """Metrics of the parameters that training began with, where it went on from a model and rows validate."""
-    stateful: Sequence[Any] = ()
-    """Blocks of one of several models, with the optimizer's state, which those of their mean do not have."""
+    first: Best | None = None
+    """The first of several models, whose blocks have the optimizer's state, which those of their mean do not."""
 
 
 def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
@@ -64,7 +64,7 @@ def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Tra
     share = collided_share(prepared.summary, run.job.model.hash_bits)
     diagnosis = Diagnosis(run.job, run.watch, work, prepared, share)
     findings = diagnosis.findings(list(trained.best.blocks), trained.best.metrics)
-    if trained.start and trained.best.epoch == 0:
+    if run.warm is not None and trained.best.epoch == 0:
         findings.append(start_finding(run.order.objective, trained.best.metrics))
     run.tell({"event": "diagnosis", "findings": [finding.to_dict() for finding in findings]})
     return dataclasses.replace(trained, findings=tuple(findings))
@@ -102,8 +102,9 @@ def _accumulators(run: Run, prepared: Prepared, trained: Trained) -> dict[str, A
     """The growth of the accumulators, for those who go on from the model."""
     if run.job.training.is_exact:
         return {}
-    blocks = list(trained.stateful or trained.best.blocks)
-    told = blocks, prepared.vocabulary, run.job.training.initial_accumulator, max(trained.best.epoch, 1)
+    one = trained.first or trained.best
+    n_epochs = one.walked / max(prepared.account.accepted, 1) or 1.0
+    told = list(one.blocks), prepared.vocabulary, run.job.training.initial_accumulator, n_epochs
     growth = run.watch.result(run.watch.submit(rounds.growth_of, *told))
     return {"accumulators": growth.to_dict()} if growth else {}
 

@@ -139,8 +139,13 @@ def mean_of(run: Run, prepared: Prepared, loops: Sequence[TrainingLoop], interru
     metrics = _judged(run, prepared, loops[0].work.of_mean(len(loops)), blocks)
     seeds = [run.job.model.seed + number for number in range(len(loops))]
     models = [
-        {"seed": seed, "best_epoch": best.epoch, "validation": best.metrics}
-        for seed, best in zip(seeds, bests, strict=True)
+        {
+            "seed": seed,
+            "best_epoch": best.epoch,
+            "validation": best.metrics,
+            **({"start": loop.at.start} if loop.at.start else {}),
+        }
+        for seed, best, loop in zip(seeds, bests, loops, strict=True)
     ]
     run.tell({"event": "mean", "models": models, "validation": metrics})
     history = [{**event, "seed": seed} for seed, loop in zip(seeds, loops, strict=True) for event in loop.at.history]
@@ -152,8 +157,7 @@ def mean_of(run: Run, prepared: Prepared, loops: Sequence[TrainingLoop], interru
         interrupted,
         pilot=loops[0].at.pilot,
         models=models,
-        start=loops[0].at.start,
-        stateful=bests[0].blocks,
+        first=bests[0],
     )
 
 

@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 _TIMES_TAKEN_UP = 5
 """Times that a run goes on from its last checkpoint because parameters were lost."""
 _WARM = "training.warm_start"
+_PRIORS = "by columns"
+"""The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
 _LONGEST_WRITE = 3600.0
 """Seconds that the writing of a checkpoint may take which is then gone on from."""
 
@@ -202,6 +204,8 @@ def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     """The identity of the job's checkpoints: everything that determines the parameters."""
     tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
     tables = {**job.determining_tables(), **({_WARM: warm.identity} if warm else {})}
+    if job.training.is_exact:
+        tables["training.solver"] = {"automatic penalties and priors": _PRIORS}
     return Identity(tables, inputs.identities, tables_read)
 
 

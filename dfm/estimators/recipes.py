@@ -16,6 +16,7 @@ from dfm.averaging.rules import automatic_averages
 from dfm.data.hashed_rows import EntrySums
 from dfm.data.transforms import SCALED
 from dfm.data.units import LabelUnit
+from dfm.data.vocabulary import spread_of
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, Features, TableOptions
 from dfm.estimators.sources import Deal
@@ -276,7 +277,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         """The numbers of a fit by an exact solver."""
         model, training = self._settings()
         features: Features = vars(self)["_features"]  # learnt before
-        crowd = crowd_of(rows.entries, features.vocabulary.n_features)
+        crowd = crowd_of(rows.entries, spread_of(features.vocabulary.counts, rows.entries.n_rows))
         stdev, bias = initial_exactly(model, training, crowd), initial_bias(self._task, mean_label)
         return Recipe(
             work=of_rows(work, training, crowd),

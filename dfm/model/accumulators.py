@@ -9,7 +9,7 @@ number for each column, and training that goes on from it makes accumulators of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Growth:
 
     @classmethod
     def of(
-        cls, tables: Sequence[ParameterTable], vocabulary: Vocabulary, initial: float, n_epochs: int
+        cls, tables: Sequence[ParameterTable], vocabulary: Vocabulary, initial: float, n_epochs: float
     ) -> Growth | None:
         """The growth in a table, given as consecutive parts of its rows: the mean of the epochs since all accumulators
         were `initial`.
@@ -71,8 +71,9 @@ class Growth:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Growth | None:
-        """The growth that a model's manifest tells of; None where it tells of none."""
-        return cls(**values) if values else None
+        """The growth that a model's manifest tells of; None where it tells of none, or in another form."""
+        names = [each.name for each in fields(cls)]
+        return cls(*(values[name] for name in names)) if values and all(name in values for name in names) else None
 
     def add(
         self, table: ParameterTable, rows: NDArray[np.int64], counts: NDArray[np.int64], fields: NDArray[np.uint16],
@@ -118,7 +119,7 @@ def _holds_row_state(layout: Layout, block: Block) -> bool:
     return layout.rule.has_row_state and block == layout.carrier
 
 
-def _grown(accumulators: Floats, start: float, n_epochs: int) -> NDArray[np.float64]:
+def _grown(accumulators: Floats, start: float, n_epochs: float) -> NDArray[np.float64]:
     """float64[n_rows]: growth of each row since `start`, an epoch; of vectors the mean over their numbers."""
     grown = accumulators if accumulators.ndim == 1 else accumulators.mean(axis=1, dtype=np.float64)
     return np.maximum(grown.astype(np.float64) - start, 0.0) / n_epochs

@@ -23,7 +23,8 @@ from dfm.model.pair_strength import PAIR_ROWS, pair_records
 MOST_ROWS = 200_000
 """Rows that importance is measured on, spread over the data, where there are more."""
 _DONORS = 16_384
-"""Rows, spread over those, whose values take the place of others'; every task holds them."""
+"""Rows, spread over those, whose values take the place of others', at least one of each batch; every task holds them.
+"""
 
 
 def _student(degrees: int) -> float:

@@ -488,13 +488,13 @@ class TrainingSettings(Table):
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
         "L2 on linear weights, per touch; auto: 0.005 times the mean of an entry's x², which is 1 of categories; of "
-        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: c - 2, and 5 at least; c "
-        "is the mean of a row's sum of x², as far as rows differ in their features: 39 of 39 categories",
+        "als beside the sum of squared errors of all rows (numbers at deviation 1), auto: 1.25 (c - 2), and 5 at "
+        "least; c is how many features of a row others do not share, near 39 of 39 categories",
     )
     l2_factors: float | str = knob(
         "auto",
         AnyOf((Options(("auto",)), Number(0))),
-        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: (c - 1)² / 4, "
+        "L2 on factors, per touch; auto: 0.01, unless a pilot finds better; of als as l2_linear, auto: .4 (c - 1)², "
         "and 10 at least",
     )
     l2_groups: Mapping[str, float | tuple[float, ...]] = knob(

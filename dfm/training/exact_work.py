@@ -92,22 +92,23 @@ class ExactSchedule(StepSchedule):
         return dataclasses.replace(work, step=step, iteration=rounds_done + 1)  # type: ignore[call-arg] # an ExactWork
 
 
-def crowd_of(entries: EntrySums, n_features: int) -> float:
-    """Σ x² of a row, as far as rows differ in what features they have, and 2 at least: 39 of 39 categories, 2 of a
-    dense matrix, all of whose columns are in every row. By it grows what noise can make of a row's parameters together.
+def crowd_of(entries: EntrySums, spread: float) -> float:
+    """The features of a row that others do not share, and 2 at least: near 39 of 39 categories, 2 of a dense matrix,
+    all of whose columns are in every row. By it grows what noise can make of a row's parameters together.
+
+    spread: of the vocabulary (`spread_of`), which knows no scale of x; where the mean of a row's Σ x² is less, x are
+    small, as of lists that weigh 1 together, and it is that.
     """
-    n_rows = max(entries.n_rows, 1)
-    held_by_a_row = min(entries.n_entries / n_rows / max(n_features, 1), 1.0)
-    return max(entries.squares / n_rows * (1.0 - held_by_a_row), TWO_FIELDS)
+    return max(min(entries.squares / max(entries.n_rows, 1), spread), TWO_FIELDS)
 
 
 def initial_stdev(model: ModelSettings, training: TrainingSettings, crowd: float) -> float:
-    """Standard deviation of the initial factors. Least squares would have to unlearn more than two fields' worth of it;
+    """Standard deviation of the initial factors. Least squares would have to unlearn what its penalty does not allow;
     draws need it to leave 0, and forget it.
     """
     if model.init_stdev != "auto":
         return float(model.init_stdev)
-    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * factors_left(crowd)
+    return INIT_STDEV if training.solver == MCMC else INIT_STDEV * factors_left(exact_step(training, crowd))
 
 
 def _share(crowd: float) -> float:

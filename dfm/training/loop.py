@@ -109,6 +109,8 @@ class Best:
     at: int
     epoch: int
     metrics: Metrics
+    walked: int = 0
+    """Rows that made them of those that training began with, each as often as it was walked."""
 
 
 @dataclass
@@ -150,6 +152,8 @@ class TrainingLoop:
     _least: float = float("inf")
     _rise: float = 0.0
     """Excess of the last validation loss over the best, in parts of that."""
+    _walked: int = 0
+    """Rows that made the present parameters of those that training began with, each as often as it was walked."""
     _submitted: int = 0
     _cut_at: int = 0
     _clock: _Clock = field(default_factory=_Clock)
@@ -201,6 +205,7 @@ class TrainingLoop:
         for reports in best.reports:
             self.manner.check(self.at.epoch, reports)
             self.at.totals.add(reports)
+        self._walked = self.at.totals.rows
         self.executor.restore(best.parameters, self.executor.bounds)
         self.at.totals.seconds = time.perf_counter() - started
         self.at.round = self.at.rounds_done = self.at.blocks_at = len(best.reports)
@@ -304,6 +309,7 @@ class TrainingLoop:
             self.at.rounds_done = self.at.blocks_at = self.at.rounds_done + 1
             totals = self.at.totals
             totals.add(reports)
+            self._walked += sum(report.tally.rows for report in reports)
             totals.seconds = self._clock.seconds
             if not self.goal.validates_averages or self.at.round == self.n_rounds:
                 self._offer()
@@ -341,7 +347,7 @@ class TrainingLoop:
             watched = self.at.totals.mean_loss
         is_best = self.goal.takes_last or watched is None or watched < self._least or self._least == float("inf")
         if is_best and (metrics or self.goal.keeps_epochs):
-            self.best = Best(self.executor.parameters, self.at.blocks_at, epoch, metrics)
+            self.best = Best(self.executor.parameters, self.at.blocks_at, epoch, metrics, self._walked)
         has_improved = is_best and (watched is None or not watched >= self._least - self._tolerance)
         is_known = 0 < abs(self._least) < float("inf")
         self._rise = (watched - self._least) / abs(self._least) if watched is not None and is_known else 0.0
@@ -365,7 +371,7 @@ class TrainingLoop:
     def _go_back(self, best: Best) -> None:
         """Stand at the best parameters again."""
         self._stand_at(best.blocks)
-        self.at.blocks_at, self.at.worse = best.at, 0
+        self.at.blocks_at, self.at.worse, self._walked = best.at, 0, best.walked
         self.at.totals = EpochTotals()  # the rows seen by the parameters that were left behind count no more
         self._clock = _Clock()
 
@@ -429,9 +435,9 @@ class TrainingLoop:
         """What, beside the parameters after average `blocks_at`, decides how training goes on."""
         best = None
         if self.best is not None:
-            best = {"at": self.best.at, "epoch": self.best.epoch, "metrics": self.best.metrics}
+            best = {key: getattr(self.best, key) for key in ("at", "epoch", "metrics", "walked")}
         progress = {**self.at.to_dict(), "blocks_at": blocks_at}
-        return {"progress": progress, "bounds": list(self.executor.bounds), "best": best}
+        return {"progress": progress, "bounds": list(self.executor.bounds), "best": best, "walked": self._walked}
 
     @property
     def is_trained(self) -> bool:
@@ -463,12 +469,16 @@ class TrainingLoop:
     def restore(self, checkpoint: Checkpoint, blocks: Parameters, best: Parameters) -> None:
         """Stand where the checkpoint was made."""
         self.at = Progress.from_dict(checkpoint.state["progress"])
+        self._walked = checkpoint.state.get("walked", self.at.epoch * self.n_rows)
         if self.pilot is not None and self.at.pilot:
             self.work = dataclasses.replace(self.work, step=self.pilot.steps[self.at.pilot["chosen"]])
         self.executor.restore(blocks, checkpoint.state["bounds"])
         self._ahead = None
         saved = checkpoint.state["best"]
-        self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"]) if saved else None
+        self.best = None
+        if saved:
+            walked = saved.get("walked", saved["epoch"] * self.n_rows)
+            self.best = Best(best, saved["at"], saved["epoch"], saved["metrics"], walked)
         least = self.objective.cost(saved["metrics"]) if saved else None
         self._least = float("inf") if least is None else least
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dfm.data.units import LabelUnit
@@ -15,6 +15,8 @@ from dfm.training.rounds import ReplicaReport
 Event = dict[str, Any]
 _TOTALS = "book"
 """The name that checkpoints have for the totals of the epoch under way."""
+_LATER = ("start",)
+"""Names that are written only where there is something, for an earlier dfm that goes on from the checkpoint."""
 
 
 @dataclass
@@ -93,12 +95,13 @@ class Progress:
         """JSON-ready; `from_dict` takes it back."""
         values = asdict(self)
         values[_TOTALS] = values.pop("totals")
-        return values
+        return {key: value for key, value in values.items() if key not in _LATER or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Progress:
         """The progress of a checkpoint."""
-        others = {key: value for key, value in values.items() if key != _TOTALS}
+        known = {each.name for each in fields(cls)} - {"totals"}
+        others = {key: value for key, value in values.items() if key in known}
         return cls(**others, totals=EpochTotals(**values[_TOTALS]))
 
 

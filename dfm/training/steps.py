@@ -43,14 +43,17 @@ def step_of(training: TrainingSettings, gpu_memory: str = "auto") -> Step:
     )
 
 
-def factors_left(crowd: float) -> float:
-    """Share that is left of the deviation of factors of few columns, in rows of such a crowd (`crowd_of`)."""
-    return min(1.0, 2.0 * _L2_FACTORS**0.5 / (crowd - 1.0))
+def factors_left(step: Step) -> float:
+    """Share of the deviation of factors of few columns that a step of least squares leaves, by its penalty."""
+    return min(1.0, (_L2_FACTORS / step.l2_factors) ** 0.5) if step.l2_factors else 1.0
 
 
 def exact_step(training: TrainingSettings, crowd: float = TWO_FIELDS) -> Step:
     """The numbers of an iteration of an exact solver: penalties of least squares. crowd: see `exact_work.crowd_of`."""
-    automatic = {"l2_linear": max(_L2_LINEAR, crowd - 2.0), "l2_factors": _L2_FACTORS / factors_left(crowd) ** 2}
+    automatic = {
+        "l2_linear": max(_L2_LINEAR, 1.25 * (crowd - 2.0)),
+        "l2_factors": max(_L2_FACTORS, 0.4 * (crowd - 1.0) ** 2),
+    }
     given = {key: getattr(training, key) for key in automatic}
     return Step(1.0, 1.0, **{key: automatic[key] if value == "auto" else float(value) for key, value in given.items()})
 

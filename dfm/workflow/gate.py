@@ -183,7 +183,7 @@ def _beside_champion(name: str, loss: float, champion: Metrics, gate: Gate) -> l
         return ["the champion was trained for another loss, so that nothing says which is better; name another alias"]
     if best is None:
         return [f"the champion has no {name} on these rows, so that nothing says which of the two is better"]
-    if loss <= gate.log_loss_ratio * best:
+    if loss - best <= (gate.log_loss_ratio - 1.0) * abs(best):  # counts have losses below 0
         return []
-    times = f"{loss / best:.4f} times " if best else "above "
+    times = f"{loss / best:.4f} times " if best > 0 else "above "
     return [f"its {name} {loss:.5f} is {times}the champion's {best:.5f}; the gate allows {gate.log_loss_ratio:g}"]

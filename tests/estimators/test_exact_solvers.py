@@ -65,6 +65,7 @@ def test_least_squares_of_rows_that_stand_twice_is_that_of_weights_with_penaltie
     def predictions(rows: Any, labels: Any, share: float, sample_weight: Any = None) -> np.ndarray:
         fit = FMRegressor(
             n_factors=2, solver="als", n_epochs=8, standardize=False, l2_linear=5 * share, l2_factors=10 * share,
+            init_stdev=0.1,
             random_state=0,
         )  # fmt: skip
         return fit.fit(rows, labels, sample_weight=sample_weight).predict(X)

@@ -107,3 +107,5 @@ def test_tables_of_all_families_tell_it_and_take_it(family: str) -> None:
         np.testing.assert_array_equal(table.values(block), before.values(block))
         assert (table[block.name].sum() > before[block.name].sum()) == block.is_shared
     assert Growth.from_dict(None) is None
+    assert Growth.from_dict({**more.to_dict(), "of a later version": 1}) == more
+    assert Growth.from_dict({"of another form": 1}) is None

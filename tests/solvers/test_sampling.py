@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import scipy.stats
 
 from dfm.data.hashed_rows import EntrySums
+from dfm.data.vocabulary import spread_of
 from dfm.distributed.diagnose import linear_part
 from dfm.settings.tables import ModelSettings, TrainingSettings
 from dfm.training import exact_rounds
@@ -121,23 +123,29 @@ def test_probabilities_of_the_probit_are_calibrated():
 
 
 def test_penalties_and_priors_grow_with_what_rows_do_not_share():
-    categories, matrix = EntrySums(10, 390, 390.0), EntrySums(10, 390, 390.0)
-    assert crowd_of(categories, 10**9) == pytest.approx(39.0)
-    assert crowd_of(matrix, 39) == 2.0, "a dense matrix: all rows have all features"
-    assert crowd_of(EntrySums(10, 20, 20.0), 1000) == 2.0
-    assert crowd_of(EntrySums(), 0) == 2.0
+    rare, everywhere = np.full(39 * 1000, 10), np.full(39, 10_000)
+    assert crowd_of(EntrySums(10_000, 390_000, 390_000.0), spread_of(rare, 10_000)) == pytest.approx(39.0, rel=2e-3)
+    assert crowd_of(EntrySums(10_000, 390_000, 390_000.0), spread_of(everywhere, 10_000)) == 2.0, "a dense matrix"
+    with_an_age = np.concatenate([rare[:3000], [10_000]])
+    in_years = EntrySums(10_000, 40_000, 30_000 + 1e4 * 40.0**2)
+    assert crowd_of(in_years, spread_of(with_an_age, 10_000)) == pytest.approx(3.0, rel=2e-3), "x has any scale"
+    assert crowd_of(EntrySums(10_000, 390_000, 50_000.0), spread_of(rare, 10_000)) == 5.0, "lists that weigh 1 together"
+    assert crowd_of(EntrySums(), spread_of(np.zeros(0, np.int64), 0)) == 2.0
     found = {}
-    for crowd in (2.0, 7.0, 39.0):
+    for crowd in (2.0, 6.0, 39.0):
         als, mcmc = TrainingSettings(solver="als"), TrainingSettings(solver="mcmc")
         work = of_rows(work_of("classification", 2, solver="als"), als, crowd)
         stdevs = [initial_stdev(ModelSettings(), each, crowd) for each in (als, mcmc)]
         found[crowd] = work.step.l2_linear, work.step.l2_factors, work.linear_unit, work.factor_unit, *stdevs
     assert found[2.0] == (5.0, 10.0, 1.0, 1.0, 0.1, 0.1), "libFM's"
-    assert found[7.0][:2] == (5.0, 10.0)
-    assert found[39.0] == pytest.approx((37.0, 361.0, 0.22646, 1 / 38, 0.016643, 0.1), rel=1e-4)
+    assert found[6.0][:2] == (5.0, 10.0)
+    assert found[39.0] == pytest.approx((46.25, 577.6, 0.22646, 1 / 38, 0.013158, 0.1), rel=1e-4)
     given = TrainingSettings(solver="als", l2_linear=3.0, l2_factors=4.0)
     own = of_rows(work_of("classification", 2, solver="als"), given, 39.0).step
     assert (own.l2_linear, own.l2_factors) == (3.0, 4.0)
+    assert initial_stdev(ModelSettings(), given, 39.0) == 0.1, "what the penalty in force allows"
+    strict, free = (dataclasses.replace(given, l2_factors=each) for each in (1000.0, 0.0))
+    assert [initial_stdev(ModelSettings(), each, 2.0) for each in (strict, free)] == pytest.approx([0.01, 0.1])
     assert initial_stdev(ModelSettings(init_stdev=0.5), given, 39.0) == 0.5
 
 

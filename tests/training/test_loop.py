@@ -201,6 +201,23 @@ def test_a_plateau_is_left_for_the_start_where_the_first_epoch_is_worse() -> Non
     assert executor.submitted[-1].step.learning_rate < executor.submitted[0].step.learning_rate
 
 
+def test_rows_that_were_walked_count_for_the_parameters_that_they_made() -> None:
+    loop = trained(MadeUp([0.5, 0.4, 0.45, 0.39]), Goal(9, plateau=True), schedule=StepSchedule("plateau", seed=3))
+    assert loop.best is not None
+    assert (loop.best.epoch, loop.best.walked) == (4, 3 * N_ROWS), "the third epoch was left behind"
+    straight = trained(MadeUp([0.5, 0.4]), Goal(2))
+    assert straight.best is not None
+    assert straight.best.walked == 2 * N_ROWS
+
+
+def test_progress_without_a_start_is_read_by_who_knows_none_and_more_than_is_known_is_passed_over() -> None:
+    plain = Progress().to_dict()
+    assert "start" not in plain
+    assert Progress.from_dict({**plain, "of a later version": 1}) == Progress()
+    judged = Progress(start={"log_loss": 0.4})
+    assert Progress.from_dict(judged.to_dict()) == judged
+
+
 def test_nothing_is_learnt_before_an_epoch_is_over_and_a_start_that_was_judged_is_not_judged_again() -> None:
     class Interrupted(MadeUp):
         def finish(self) -> Sequence[ReplicaReport]:

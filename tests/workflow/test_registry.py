@@ -134,6 +134,12 @@ def test_regression_of_another_loss_is_compared_by_that_loss():
     assert judge({**quantile, "loss": 0.19, "rmse": 5.0}, quantile, Gate()).passed
     refusal = judge({**quantile, "loss": 0.25, "rmse": 2.0, "r2": 0.1}, quantile, Gate()).refusals[0]
     assert refusal.startswith("its loss 0.25000 is 1.2500 times the champion's 0.20000")
+    counts = {"loss": -10.0, "rmse": 3.0, "r2": 0.3, "rows": 5000, "weight": 5000.0}
+    assert judge({**counts, "loss": -10.1}, counts, Gate(log_loss_ratio=1.02)).passed, "Poisson's may be below 0"
+    assert judge({**counts, "loss": -9.9}, counts, Gate(log_loss_ratio=1.02)).passed
+    refusal = judge({**counts, "loss": -9.7}, counts, Gate(log_loss_ratio=1.02)).refusals[0]
+    assert refusal.startswith("its loss -9.70000 is above the champion's")
+    assert not judge({**counts, "loss": -9.9}, counts, Gate(log_loss_ratio=0.99)).passed
     squared = {name: value for name, value in quantile.items() if name != "loss"}
     assert judge(quantile, squared, Gate()).refusals[0].startswith("the champion was trained for another loss")
     assert "the champion has no loss" in judge(quantile, {**quantile, "loss": None}, Gate()).refusals[0]
