@@ -24,7 +24,6 @@ from dfm.training.exact import draws_of
 from dfm.training.exact_work import has_draws
 from dfm.training.loop import Best
 from dfm.training.publish import Meaning, publish_model
-from dfm.training.rounds import Work
 from dfm.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Trained:
     """The first of several models, whose blocks have the optimizer's state, which those of their mean do not."""
 
 
-def diagnosed(run: Run, prepared: Prepared, work: Work, trained: Trained) -> Trained:
+def diagnosed(run: Run, prepared: Prepared, work: rounds.Work, trained: Trained) -> Trained:
     """With what the best parameters could not learn; of a run that was interrupted there is nothing to say."""
     if trained.interrupted:
         return trained

@@ -8,8 +8,9 @@ number for each column, and training that goes on from it makes accumulators of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dfm.kernels.optimizers import OPTIMIZERS
 from dfm.kernels.tables import Floats, Layout, ParameterTable
 
 _DIGITS = 6
+"""Significant digits of a number that a model keeps."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class Growth:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` takes it back."""
-        return asdict(self)
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Growth | None:
         """The growth that a model's manifest tells of; None where it tells of none, or in another form."""
-        names = [each.name for each in fields(cls)]
+        names = [each.name for each in dataclasses.fields(cls)]
         return cls(*(values[name] for name in names)) if values and all(name in values for name in names) else None
 
     def add(

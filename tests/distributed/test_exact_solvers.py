@@ -154,6 +154,23 @@ def test_stopped_after_every_iteration_in_turn_it_ends_with_the_same_bytes(
     assert result.validation == expected.validation
 
 
+def test_a_checkpoint_of_another_rule_for_penalties_is_refused(
+    folder: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of before had none, and would go on with numbers that they did not begin with."""
+    tables = tables_of(folder, tmp_path, {"solver": "als", "n_epochs": 5, "n_replicas": 1})
+
+    def stop_at_a_round(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_at_a_round)
+    monkeypatch.setattr("dfm.distributed.train._PRIORS", "another")
+    with pytest.raises(SettingsError, match=r'automatic penalties and priors is "another" now and "by columns" there'):
+        jobs.train(tables, client)
+
+
 def test_a_probit_gives_probabilities_and_no_single_machine(folder: Path, client: Client, tmp_path: Path) -> None:
     training = {"solver": "als", "n_epochs": 4, "n_replicas": 2}
     model = jobs.train(tables_of(folder, tmp_path, training, "classification"), client).model

@@ -156,7 +156,11 @@ def test_the_next_night_each_goes_on_from_its_own_part(
     first = [event["log_loss"] for event in told if event["event"] == "epoch" and event["epoch"] == 1]
     fresh = [event["log_loss"] for event in mean[1] if event["event"] == "epoch" and event["epoch"] == 1]
     assert max(first) < min(fresh)
-    assert len(result.model.metadata["models"]) == 3
+    metadata = result.model.metadata
+    starts = [event["log_loss"] for event in told if event["event"] == "start"]
+    assert [model["start"]["log_loss"] for model in metadata["models"]] == starts
+    assert (len(starts), metadata["warm_start"]["validation"]) == (3, {})
+    assert all(value > 0 for value in metadata["accumulators"]["by_field"]["linear"][0]), "the mean has no state"
     still = {**warm, "learning_rate": 1e-7}
     standing = trained(log, tmp_path / "still", client, training=still).model.table
     np.testing.assert_allclose(standing.factor_weights, mean[0].model.table.factor_weights, atol=1e-4)
