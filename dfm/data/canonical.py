@@ -196,12 +196,12 @@ def integer_text(text: bytes) -> bytes:
 
 def integer_texts(array: pa.Array) -> pa.Array:
     """Text, or a dictionary of it, with each value as `integer_text`; an array of any other type as it is."""
-    if pa.types.is_dictionary(array.type):
-        return pa.DictionaryArray.from_arrays(array.indices, integer_texts(array.dictionary))
-    if not is_text(array.type):
+    is_encoded = pa.types.is_dictionary(array.type)
+    if not is_text(array.type.value_type if is_encoded else array.type):
         return array
-    encoded = array.cast(pa.large_binary()).dictionary_encode()
-    texts = [None if text is None else integer_text(text) for text in encoded.dictionary.to_pylist()]
+    encoded = array if is_encoded else array.dictionary_encode()
+    values = encoded.dictionary.cast(pa.large_binary()).to_pylist()
+    texts = [None if text is None else integer_text(text) for text in values]
     return pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.large_binary()))
 
 

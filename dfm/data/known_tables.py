@@ -84,8 +84,12 @@ def _is_within(bounds: tuple[int, int], span: tuple[int, Indices]) -> bool:
 
 
 def _are_same(left: pa.Array, right: pa.Array) -> bool:
-    """Whether two arrays are the same bytes; False of some that are equal."""
+    """Whether two arrays are the same bytes; False of some that are equal. The values of a dictionary are in none of an
+    array's buffers, so arrays that hold arrays are never the same.
+    """
     if len(left) != len(right) or left.type != right.type or left.offset != right.offset:
+        return False
+    if pa.types.is_dictionary(left.type) or pa.types.is_nested(left.type):
         return False
     buffers = list(zip(left.buffers(), right.buffers(), strict=True))
     return all((a is None) == (b is None) and (a is None or a.equals(b)) for a, b in buffers)

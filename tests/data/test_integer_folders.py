@@ -15,8 +15,12 @@ import pytest
 
 from dfm import jobs
 from dfm.data.canonical import integer_text, integer_texts
+from dfm.data.chunks import hashed_in_memory
+from dfm.data.coded_rows import CodedRows
+from dfm.data.encoding import encode_batch
 from dfm.data.footers import resolve_shards
-from dfm.data.parquet import find_shards
+from dfm.data.parquet import Unit, find_shards, read_unit
+from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
 from dfm.model.manifest import check_manifest
@@ -74,6 +78,22 @@ def test_every_folder_of_a_name_decides(tmp_path: Path, hours: list[str], intege
     assert resolved(tmp_path, Schema(label="clicked")).integers == integers
     assert resolved(tmp_path, Schema(label="clicked", categorical=("site", "hour"))).integers == integers
     assert resolved(tmp_path, Schema(label="clicked", categorical=("site",))).integers == ()
+
+
+@pytest.mark.parametrize("categorical", [("site", "hour"), ("hour",)])
+def test_shards_that_one_task_reads_have_each_its_own_folder(tmp_path: Path, categorical: tuple[str, ...]) -> None:
+    """Rows are hashed as a single one is scored, whether they are hashed by codes or not."""
+    shards = find_shards([str(write(tmp_path, ["00", "06", "12", "18"]))])
+    schema = resolve_shards(Schema(label="clicked", categorical=categorical), shards)
+    reading = Reading(schema, 18, "classification")
+    units = [Unit(shard, 0, shard.n_rows) for shard in shards]
+    batches = [batch.data for unit in units for batch in read_unit(unit, reading.columns)]
+    alone = [encode_batch(batch, schema, 18, {}, "classification").rows.indices for batch in batches]
+    expected = np.concatenate(alone)
+    for coded in (True, False):
+        rows = hashed_in_memory(reading, units, 1, None, coded).rows
+        found = rows.hashed() if isinstance(rows, CodedRows) else rows
+        np.testing.assert_array_equal(found.indices, expected)
 
 
 @pytest.fixture(scope="module")
