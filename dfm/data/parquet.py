@@ -93,8 +93,11 @@ class Batch:
 
     @property
     def place(self) -> str:
-        """The place of the batch in the data."""
-        return f"{self.shard.url} {self.row_group} {self.first_row}"
+        """The place of the batch in the data, by which rows of it are drawn: the shard's name and what its folders say,
+        but not where they are, so that a copy of the data elsewhere gives the same rows.
+        """
+        folders = "".join(f"{name}={value}/" for name, value in self.shard.partition)
+        return f"{folders}{self.shard.url.rsplit('/', 1)[-1]} {self.row_group} {self.first_row}"
 
     def place_of(self, row: int) -> int:
         """The row of the row group that is row `row` of the batch."""
