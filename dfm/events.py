@@ -333,6 +333,7 @@ RECORDS: tuple[EventRecord, ...] = (
         (
             Field("distinct_features", "integer", "distinct hash indices seen"),
             Field("features", "integer", "features that are kept"),
+            Field("earlier_features", "integer", "those that only the model of training.warm_start has seen"),
             Field("features_with_factors", "integer", "features with factors"),
             Field("table_load", "number", "share of the hash table that is filled"),
             Field("collided_share", "number", "expected share of tokens that share an index"),

@@ -237,6 +237,27 @@ def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCount
     )
 
 
+def with_earlier(counts: FeatureCounts, earlier: Vocabulary, share: float, hash_bits: int) -> FeatureCounts:
+    """The counts, and with them a share (0 to 1) of those that an earlier vocabulary has of its features.
+
+    Rounded down, so that what is counted no more is gone one day. Buckets of rare categories are no features.
+    """
+    own = np.ones(earlier.n_features, np.bool_)
+    own[earlier.rare[earlier.rare >= 0]] = False
+    amounts = np.floor(share * earlier.counts).astype(np.int64)
+    kept = np.flatnonzero(own & (amounts > 0))
+    kept = kept[np.argsort(earlier.ids[kept])]
+    known = FeatureCounts(earlier.ids[kept], amounts[kept], earlier.fields[kept])
+    return merge_counts([counts, known], hash_bits)
+
+
+def n_besides(vocabulary: Vocabulary, counts: FeatureCounts) -> int:
+    """The features of a vocabulary, but for its buckets, that were not counted."""
+    besides = ~_are_among(vocabulary.ids, counts.ids)
+    besides[vocabulary.rare[vocabulary.rare >= 0]] = False
+    return int(np.count_nonzero(besides))
+
+
 def build_vocabulary(
     counts: FeatureCounts, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
 ) -> Vocabulary:

@@ -18,6 +18,7 @@ def vocabulary_event(run: Run, prepared: Prepared, parameter_bytes: int) -> Even
         "event": "vocabulary",
         "distinct_features": summary.n_distinct,
         "features": summary.n_features,
+        "earlier_features": summary.n_earlier,
         "features_with_factors": summary.n_factored,
         "table_load": summary.n_distinct / 2**bits,
         "collided_share": collided_share(summary, bits),

@@ -32,7 +32,16 @@ from dfm.data.preparation import load_parts, load_slices, part_of_units
 from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, merge_counts, row_lookup, spread_of
+from dfm.data.vocabulary import (
+    FeatureCounts,
+    Vocabulary,
+    build_vocabulary,
+    merge_counts,
+    n_besides,
+    row_lookup,
+    spread_of,
+    with_earlier,
+)
 from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
 
@@ -49,12 +58,15 @@ class Hashed:
 
 @dataclass(frozen=True)
 class VocabularySummary:
-    """Sizes that the driver needs; the vocabulary itself stays on the workers. spread: as `spread_of` has it."""
+    """Sizes that the driver needs; the vocabulary itself stays on the workers. spread: as `spread_of` has it;
+    n_earlier: of the features, those that an earlier model had and no row of today.
+    """
 
     n_features: int
     n_factored: int
     n_distinct: int
     spread: float = 0.0
+    n_earlier: int = 0
 
 
 def on_this_worker(reading: Reading) -> Reading:
@@ -83,17 +95,33 @@ def merge_feature_counts(hashed: Sequence[Hashed], hash_bits: int) -> Hashed:
 
 
 def order_vocabulary(
-    hashed: Hashed, columns: Sequence[str], hash_bits: int, min_count: int, min_count_factors: int
+    hashed: Hashed,
+    columns: Sequence[str],
+    hash_bits: int,
+    min_count: int,
+    min_count_factors: int,
+    earlier: Vocabulary | None = None,
+    share: float = 0.0,
 ) -> Vocabulary:
-    """The vocabulary of all training rows, and which indices they had at all."""
-    found = build_vocabulary(hashed.counts, columns, hash_bits, min_count, min_count_factors)
+    """The vocabulary of all training rows, and which indices they had at all.
+
+    earlier: that of a model which training goes on from; share: of its counts that counts on.
+    """
+    counts = hashed.counts if earlier is None else with_earlier(hashed.counts, earlier, share, hash_bits)
+    found = build_vocabulary(counts, columns, hash_bits, min_count, min_count_factors)
     return replace(found, seen=seen_bits(hashed.counts, hash_bits))
 
 
-def summarise(vocabulary: Vocabulary, hashed: Hashed) -> tuple[VocabularySummary, RowAccount, RowAccount]:
-    """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them."""
-    n_distinct, spread = len(hashed.counts.ids), spread_of(vocabulary.counts, hashed.account.accepted)
-    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread)
+def summarise(
+    vocabulary: Vocabulary, hashed: Hashed, went_on: bool
+) -> tuple[VocabularySummary, RowAccount, RowAccount]:
+    """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them.
+
+    went_on: whether it has features of an earlier model.
+    """
+    n_earlier = n_besides(vocabulary, hashed.counts) if went_on else 0
+    n_distinct, spread = len(hashed.counts.ids) + n_earlier, spread_of(vocabulary.counts, hashed.account.accepted)
+    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread, n_earlier)
     return summary, hashed.account, hashed.held_out
 
 

@@ -91,7 +91,7 @@ def prepare(run: Run) -> Prepared:
     hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
     vocabulary, key = _vocabulary(run, training, merged)
-    summary, account, held_out = run.watch.result(run.watch.submit(summarise, vocabulary, merged))
+    summary, account, held_out = run.watch.result(run.watch.submit(summarise, vocabulary, merged, run.warm is not None))
     if judged:
         held_out = run.watch.result(run.watch.submit(account_of, judged))
     _check_accounts(run, training, account, held_out)
@@ -277,8 +277,12 @@ def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str
     least = model.min_count_factors if model.n_factors else _NEVER
     knobs = model.hash_bits, model.min_count, least
     units = [unit for tasks in run.inputs.plan.replicas for task in tasks for unit in task]
-    future = run.watch.submit(order_vocabulary, merged, columns, *knobs)
-    return future, fingerprint(reading.key(), knobs, sorted(units_key(units), key=str))
+    made_of: tuple[object, ...] = reading.key(), knobs, sorted(units_key(units), key=str)
+    if run.warm is None:
+        return run.watch.submit(order_vocabulary, merged, columns, *knobs), fingerprint(*made_of)
+    earlier = run.of_start(run.warm.vocabulary)
+    future = run.watch.submit(order_vocabulary, merged, columns, *knobs, earlier, 1.0 - run.warm.decay)
+    return future, fingerprint(*made_of, run.warm.identity, run.warm.decay)
 
 
 def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Future:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Future
 
 from dfm.distributed.backends import Choice
 from dfm.distributed.cluster.watch import Watch
 from dfm.model.warm_start import Start
 from dfm.settings.job import Job
+from dfm.storage import files
 from dfm.training.inputs import Inputs
 from dfm.training.order import Order
 from dfm.training.rounds import Work
@@ -46,6 +47,11 @@ class Run:
     def client(self) -> Client:
         """The client of the cluster."""
         return self.watch.client
+
+    def of_start(self, read: Callable[[], Any]) -> Future:
+        """A future of something read of the earlier model, by a worker, or by this machine where only it can."""
+        only_here = self.warm is not None and files.is_local(self.warm.url) and not self.shares_disk
+        return self.watch.keep(read()) if only_here else self.watch.submit(read)
 
     @property
     def work(self) -> Work:

@@ -13,7 +13,6 @@ from dfm.distributed.run import Run
 from dfm.distributed.tuning import row_scale, table_bytes
 from dfm.kernels.tables import InitialValues, Layout
 from dfm.model.warm_start import Start
-from dfm.storage import files
 from dfm.training import rounds
 from dfm.training.automatic import higher_stdev, initial_stdev
 
@@ -69,9 +68,8 @@ def initial_blocks(run: Run, prepared: Prepared, bounds: Sequence[int]) -> list[
 
 
 def _warmed(run: Run, prepared: Prepared, blocks: Sequence[Future], warm: Start) -> list[Future]:
-    """The blocks moved towards the earlier model, which a worker loads, or this machine where only it can."""
-    here = files.is_local(warm.url) and not run.shares_disk
-    model = run.watch.keep(warm.load()) if here else run.watch.submit(warm.load)
+    """The blocks moved towards the earlier model."""
+    model = run.of_start(warm.load)
     part = (run.number, warm.n_models) if warm.n_models > 1 else (0, 1)
     more = prepared.vocabulary, model, warm.decay, prepared.reading, warm.growth, part
     return [run.watch.submit(rounds.warm_block, each, *more) for each in blocks]

@@ -59,7 +59,6 @@ from dfm.training.steps import StepSchedule
 logger = logging.getLogger(__name__)
 _TIMES_TAKEN_UP = 5
 """Times that a run goes on from its last checkpoint because parameters were lost."""
-_WARM = "training.warm_start"
 _PRIORS = "by columns"
 """The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
 _LONGEST_WRITE = 3600.0
@@ -194,16 +193,14 @@ def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Sav
     saved = {prefix: _Saved(folder, folder.found()) for prefix, folder in folders.items()}
     for each in saved.values():
         if each.found:
-            found = each.found[0].identity
-            knows_warm = _WARM in found.tables  # those of dfm 0.2.0 do not
-            identity_of(job, inputs, warm if knows_warm else None).check(found, each.folder.url)
+            identity_of(job, inputs, warm).check(each.found[0].identity, each.folder.url)
     return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     """The identity of the job's checkpoints: everything that determines the parameters."""
     tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
-    tables = {**job.determining_tables(), **({_WARM: warm.identity} if warm else {})}
+    tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
     if job.training.is_exact:
         tables["training.solver"] = {"automatic penalties and priors": _PRIORS}
     return Identity(tables, inputs.identities, tables_read)

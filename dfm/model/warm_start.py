@@ -2,8 +2,10 @@
 
     w = (1 - decay) w_old        V = V_0 + (1 - decay) (V_old - V_0)        bias likewise
 
-with V_0 the initial factors of the job's seed. Features are matched by their hashed id, so the two vocabularies may
-differ: what the earlier model did not know starts as in any other run, and what is no longer seen is forgotten.
+with V_0 the initial factors of the job's seed. Features are matched by their hashed id: what the earlier model did not
+know starts as in any other run. What it knows counts on, with (1 - decay) of its occurrences (rounded down) beside
+those of today's rows: a value that did not come today is there tomorrow, fades with the weights, and makes room once it
+counts for less than `min_count`.
 
 A model holds no optimizer state, but how fast its accumulators grew (`dfm.model.accumulators`). They begin with
 
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from dfm.data.canonical import shortest
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
+from dfm.data.vocabulary import Vocabulary
 from dfm.errors import ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT, family_of
@@ -41,6 +44,8 @@ from dfm.settings.job import Job
 from dfm.storage import files
 
 logger = logging.getLogger(__name__)
+_COUNTS_ON = "features of the earlier model count on"
+"""The rule by which a vocabulary is made of an earlier one: checkpoints of another rule are none of this job."""
 _REMEMBERED = 0.75
 """Share of what accumulators grew by in an epoch that is handed on where nothing is forgotten."""
 
@@ -72,8 +77,13 @@ class Start:
         """Digests of all that training takes from it."""
         known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
         more = {"growth": self.growth.to_dict()} if self.growth else {}
-        taken = to_json({"statistics": known, "candidate": self.candidate, "n_models": self.n_models, **more})
+        told = {"statistics": known, "candidate": self.candidate, "n_models": self.n_models, "vocabulary": _COUNTS_ON}
+        taken = to_json({**told, **more})
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
+
+    def vocabulary(self) -> Vocabulary:
+        """Its features and how often they came, without what it remembers of rows."""
+        return dataclasses.replace(self.load().vocabulary, seen=None, sights=None)
 
     def load(self) -> FMModel:
         """The model. ModelError where it was replaced since this run began."""

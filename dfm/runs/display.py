@@ -250,9 +250,11 @@ class Reporter:
         )
 
     def _show_vocabulary(self, event: Event) -> None:
+        earlier = event.get("earlier_features")
+        known = f" ({earlier:,} only by the model that training goes on from)" if earlier else ""
         self._line(
             f"{event['distinct_features']:,} distinct features fill {event['table_load']:.1%} of the hash table "
-            f"(about {event['collided_share']:.1%} share an index); {event['features']:,} are kept, "
+            f"(about {event['collided_share']:.1%} share an index); {event['features']:,} are kept{known}, "
             f"{event['features_with_factors']:,} with factors: {bytes_text(event['parameter_bytes'])} of parameters"
         )
         rows, held_out = event["rows"], event.get("validation_rows") or {"read": 0, "rejected": 0}

@@ -129,8 +129,7 @@ def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
     worth = f"{primary.replace('_', ' ')} {metrics[primary]:.5f}"
     message = (
         f"no epoch was better on the validation rows than the start ({worth}): "
-        "what is published is the model of training.warm_start, less warm_start_decay and the features that today's "
-        "rows do not have; that model itself may be better"
+        "what is published is the model of training.warm_start, less warm_start_decay; that model itself may be better"
     )
     return Finding("nothing-new", message, ("data.train", "training.learning_rate", "data.validation"))
 

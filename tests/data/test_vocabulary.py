@@ -19,9 +19,11 @@ from dfm.data.vocabulary import (
     count_features,
     grow,
     merge_counts,
+    n_besides,
     row_lookup,
     rows_of,
     seen_rarely,
+    with_earlier,
 )
 from dfm.storage.arrays import read_only
 from tests.support.tokens import RARE, token
@@ -244,3 +246,29 @@ def test_a_feature_that_a_rare_bucket_collides_with_keeps_its_field():
     vocabulary = build_vocabulary(counts, columns, 2, 2, 2)
     assert vocabulary.fields.tolist() == [0] * n_indices
     assert vocabulary.ids[vocabulary.rare].tolist() == [token(column, RARE, 2) for column in columns]
+
+
+# ------------------------------------------------------------------------------- features of an earlier model ----
+
+
+@pytest.mark.parametrize("hash_bits", [DENSE, SORTED])
+@given(yesterday=ENTRIES, today=ENTRIES, share=st.sampled_from([0.0, 0.5, 0.9, 1.0]), min_count=st.integers(1, 3))
+def test_a_share_of_what_was_counted_earlier_counts_on(hash_bits, yesterday, today, share, min_count):
+    earlier = build_vocabulary(count(yesterday, hash_bits), COLUMNS, hash_bits, min_count, 2)
+    found = as_dict(with_earlier(count(today, hash_bits), earlier, share, hash_bits))
+    expected = slow_counts(today)
+    buckets = {int(earlier.ids[row]) for row in earlier.rare if row >= 0}
+    for index, (amount, field) in slow_counts(yesterday).items():
+        if amount < min_count or index in buckets or int(share * amount) == 0:
+            continue
+        now, lowest = expected.get(index, (0, N_FIELDS))
+        expected[index] = now + int(share * amount), min(field, lowest)
+    assert found == {index: expected[index] for index in sorted(expected)}
+
+
+def test_features_besides_those_counted_are_told_without_the_buckets_of_rare_ones():
+    earlier = build_vocabulary(count([(1, 0)] * 6 + [(2, 1)] * 6 + [(3, 1)], SORTED), COLUMNS, SORTED, 2, 2)
+    today = count([(1, 0)] * 3 + [(9, 2)] * 3, SORTED)
+    vocabulary = build_vocabulary(with_earlier(today, earlier, 0.5, SORTED), COLUMNS, SORTED, 2, 2)
+    assert set(vocabulary.ids.tolist()) >= {1, 2, 9}
+    assert n_besides(vocabulary, today) == 1  # 2 alone; 3 was rare, and is forgotten

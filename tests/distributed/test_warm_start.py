@@ -13,7 +13,7 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.distributed.train import TrainResult
-from dfm.errors import SettingsError
+from dfm.errors import RunCancelled, SettingsError
 from dfm.model.fm_model import read_manifest
 from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables
 
@@ -82,7 +82,64 @@ def test_a_start_that_no_epoch_beats_is_published_and_told(
     assert [finding["kind"] for finding in metadata["diagnosis"]].count("nothing-new") == 1
     earlier, later = yesterday.model, result.model
     _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
+    assert len(theirs) == earlier.vocabulary.n_features
     np.testing.assert_array_equal(later.table.linear_weights[ours], earlier.table.linear_weights[theirs])
+
+
+def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(
+    log: Path, work: Path, client: Client, yesterday: TrainResult
+) -> None:
+    """Nights without a value halve what is known of it, weights and occurrences, until it counts too little."""
+    known, model, told = yesterday.model, yesterday.model, list[dict[str, Any]]()
+    data = {"train": str(log / f"day={LAST_DAY}"), "validation_from": ""}
+    seen = hashed_of_day(log, work, client)
+    gone = ~np.isin(known.vocabulary.ids, seen)
+    gone[known.vocabulary.rare] = False
+    url = yesterday.model_url
+    for night in (1, 2, 3):
+        training = {**EPOCH, "warm_start": url, "warm_start_decay": 0.5}
+        output = {"directory": str(work / f"night {night}")}
+        tables = job_tables(log, work, data=data, training=training, output=output)
+        result = jobs.train(tables, client, on_event=told.append)
+        url, model = result.model_url, result.model
+        counts = known.vocabulary.counts
+        for _ in range(night):
+            counts = counts // 2
+        stay = gone & (counts >= 2)
+        _, theirs, ours = np.intersect1d(known.vocabulary.ids[stay], model.vocabulary.ids, return_indices=True)
+        assert len(theirs) == np.count_nonzero(stay) > 0
+        assert not np.isin(known.vocabulary.ids[gone & (counts < 2)], model.vocabulary.ids).any()
+        np.testing.assert_array_equal(model.vocabulary.counts[ours], counts[stay][theirs])
+        weights = known.table.linear_weights[stay][theirs] * np.float32(0.5**night)
+        np.testing.assert_allclose(model.table.linear_weights[ours], weights, rtol=1e-5)
+        event = [event for event in told if event["event"] == "vocabulary"][-1]
+        assert event["earlier_features"] == np.count_nonzero(stay)
+        assert event["distinct_features"] == len(seen) + np.count_nonzero(stay)
+
+
+def hashed_of_day(log: Path, work: Path, client: Client) -> np.ndarray:
+    """The indices of all values of the last day."""
+    data = {"train": str(log / f"day={LAST_DAY}"), "validation_from": ""}
+    tables = job_tables(log, work, data=data, model={"min_count": 1}, training=EPOCH)
+    tables["output"] = {"directory": str(work / "all values")}
+    return jobs.train(tables, client).model.vocabulary.ids
+
+
+def test_a_checkpoint_of_another_rule_for_earlier_features_is_refused(
+    log: Path, work: Path, client: Client, yesterday: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_an_epoch(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            raise RunCancelled("asked to stop")
+
+    training = {"n_epochs": 3, "warm_start": yesterday.model_url}
+    data = {"train": str(log / f"day={LAST_DAY}"), "validation_from": ""}
+    tables = job_tables(log, work, data=data, training=training, output={"directory": str(work / "rule")})
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_at_an_epoch)
+    monkeypatch.setattr("dfm.model.warm_start._COUNTS_ON", "another")
+    with pytest.raises(SettingsError, match=r"belongs to another job: training.warm_start.statistics"):
+        jobs.train(tables, client)
 
 
 def test_accumulators_go_on_where_they_stood(log: Path, work: Path, client: Client, yesterday: TrainResult) -> None:
