@@ -5,13 +5,13 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 DEMO_ROWS ?= 1000000
-# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. So there are as many as processors, as far as
-# each finds 6 GiB of memory that is free; what is allowed to this control group counts. Two at least, eight at most. (Three are
-# a fifth sooner done on two cores; but tests that wait for processes then wait longer.)
+# Each grows to 4 GiB, most of it compiled kernels, and starts clusters beside it. So there is one more than there are processors,
+# since a fifth of their time is waiting, as far as each finds 6 GiB of memory that is free; what is allowed to this control group
+# counts. Two at least, eight at most.
 PYTEST_PROCESSES ?= $(shell { grep -s '^MemAvailable' /proc/meminfo; cd /sys/fs/cgroup 2>/dev/null && \
 	grep -sh '^[0-9]' memory.max memory/memory.limit_in_bytes cpu.max; } | awk \
-	-v most=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) \
-	'{ n = int(NF == 3 ? $$2 / 6291456 : NF == 2 ? $$1 / $$2 : $$1 / 6442450944); if (n < most) most = n } \
+	-v most=$$((1 + $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN))) \
+	'{ n = int(NF == 3 ? $$2 / 6291456 : NF == 2 ? 1 + $$1 / $$2 : $$1 / 6442450944); if (n < most) most = n } \
 	END { if (most > 8) most = 8; print (most > 2 && NR ? most : 2) }')
 
 VENV := .venv

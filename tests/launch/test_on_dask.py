@@ -120,6 +120,7 @@ def test_a_submitted_job_is_cancelled_from_another_machine(log: Path, secure: Re
     assert dfm("status", output, "--wait", check=False).returncode == 7
 
 
+@pytest.mark.patient
 def test_a_driver_whose_worker_is_killed_goes_on_elsewhere(log: Path, tmp_path: Path, expected: str) -> None:
     with real_cluster(tmp_path / "cluster", 2) as cluster:
         cluster_table = {"scheduler": cluster.address, "min_workers": 2, "worker_timeout": 120}

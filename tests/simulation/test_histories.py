@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.histories import Theatre
 
-SEEDS = 50
+SEEDS = 25
 
 
 @pytest.mark.parametrize("first", [0, SEEDS])
