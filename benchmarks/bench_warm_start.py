@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 import dfm
 from dfm.data.synthetic import generate, read_truth
 
-DECAYS = (0.0, 0.1, 0.2, 0.5)
+DECAYS = (0.0, 0.02, 0.1, 0.5)
 FIRST = date(2026, 11, 14)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dfm.compilation import compiled, part
 from dfm.data.coded_rows import CodedRows
+from dfm.data.draw import lots_of
 from dfm.data.hashing import RARE, token_index
 from dfm.storage.arrays import distinct, read_only
 
@@ -237,14 +238,16 @@ def merge_counts(parts: Sequence[FeatureCounts], hash_bits: int) -> FeatureCount
     )
 
 
-def with_earlier(counts: FeatureCounts, earlier: Vocabulary, share: float, hash_bits: int) -> FeatureCounts:
+def with_earlier(counts: FeatureCounts, earlier: Vocabulary, share: float, lots: int, hash_bits: int) -> FeatureCounts:
     """The counts, and with them a share (0 to 1) of those that an earlier vocabulary has of its features.
 
-    Rounded down, so that what is counted no more is gone one day. Buckets of rare categories are no features.
+    Rounded up or down by lot, which a number of 32 bits decides, so that few occurrences fade as slowly as many, and
+    what is counted no more is gone one day. Buckets of rare categories are no features.
     """
     own = np.ones(earlier.n_features, np.bool_)
     own[earlier.rare[earlier.rare >= 0]] = False
-    amounts = np.floor(share * earlier.counts).astype(np.int64)
+    drawn = lots_of(earlier.ids.astype(np.uint64), lots << 32)
+    amounts = np.floor(share * earlier.counts + drawn).astype(np.int64)
     kept = np.flatnonzero(own & (amounts > 0))
     kept = kept[np.argsort(earlier.ids[kept])]
     known = FeatureCounts(earlier.ids[kept], amounts[kept], earlier.fields[kept])

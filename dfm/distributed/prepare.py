@@ -281,7 +281,8 @@ def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str
     if run.warm is None:
         return run.watch.submit(order_vocabulary, merged, columns, *knobs), fingerprint(*made_of)
     earlier = run.of_start(run.warm.vocabulary)
-    future = run.watch.submit(order_vocabulary, merged, columns, *knobs, earlier, 1.0 - run.warm.decay)
+    fading = 1.0 - run.warm.decay, int(run.warm.sha256[:8], 16)
+    future = run.watch.submit(order_vocabulary, merged, columns, *knobs, earlier, fading)
     return future, fingerprint(*made_of, run.warm.identity, run.warm.decay)
 
 

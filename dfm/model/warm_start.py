@@ -3,7 +3,7 @@
     w = (1 - decay) w_old        V = V_0 + (1 - decay) (V_old - V_0)        bias likewise
 
 with V_0 the initial factors of the job's seed. Features are matched by their hashed id: what the earlier model did not
-know starts as in any other run. What it knows counts on, with (1 - decay) of its occurrences (rounded down) beside
+know starts as in any other run. What it knows counts on, with (1 - decay) of its occurrences (rounded by lot) beside
 those of today's rows: a value that did not come today is there tomorrow, fades with the weights, and makes room once it
 counts for less than `min_count`.
 

@@ -74,7 +74,7 @@ TRAINING: dict[str, Any] = {
     "validate": "epoch",
     "threads_per_replica": 1,
     "warm_start": "",
-    "warm_start_decay": 0.1,
+    "warm_start_decay": 0.02,
     "backend": "numba",
     "deterministic": False,
     "factor_dtype": "float32",
