@@ -483,7 +483,7 @@ def _missing_texts(draft: _Draft) -> list[str]:
 
 
 def _missing_note(draft: _Draft) -> str:
-    """What the texts are; of those that a conversion was told, and that numbers are too, what they do not cover."""
+    """A word about the texts; where a conversion was told of one that is a number, that numbers are not meant."""
     kinds = {draft.facts.columns[name].kind for name in (*draft.categorical, *draft.numeric)}
     number = next((text for text in draft.missing if _NUMBER.fullmatch(text)), "")
     if number and not kinds.isdisjoint(("int", "float")):
