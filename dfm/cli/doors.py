@@ -114,7 +114,7 @@ def convert(
     text = (
         guessed(directory, output=_RESULTS, storage_options=options, missing=missing)
         if is_table
-        else job_text(found, _RESULTS)
+        else job_text(found, _RESULTS, options)
     )
     if job:
         files.write_bytes(job, text.encode(), options)

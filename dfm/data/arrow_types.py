@@ -76,12 +76,23 @@ def column_kind(kind: pa.DataType) -> str:
         "float": lambda t: types.is_floating(t) or types.is_decimal(t) or types.is_duration(t),
         "dictionary": types.is_dictionary,
         "null": types.is_null,
-        "list": is_list,
+        "list": lambda t: is_list(t) and _is_flat_list(t),
         "date": types.is_date,
         "timestamp": types.is_timestamp,
         "string": lambda t: is_text(t) or is_text(plain_type(t)),
     }
     return next((word for word, test in tests.items() if test(kind)), str(kind))
+
+
+def _is_flat_list(kind: pa.DataType) -> bool:
+    """Whether elements of lists are single values, or pairs of those: a category and its weight."""
+    types = pa.types
+    inner = None if types.is_map(kind) else storage_type(kind.value_type)
+    if inner is None:
+        parts = [kind.key_type, kind.item_type]
+    else:
+        parts = [entry.type for entry in inner] if types.is_struct(inner) and inner.num_fields == 2 else [inner]
+    return not any(is_list(part) or types.is_struct(part) for part in map(storage_type, parts))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -6,6 +6,7 @@ from how many the sample has once and twice (Chao 1984), which is a lower bound 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +42,8 @@ class ColumnFacts:
     Of lists both are of elements, of which a row has `length` on average. top: the most frequent values, as text.
     numbers: all values that are finite numbers or text of one, ascending, float64; n_words: how many are no number;
     n_nan: how many are NaN. moments: earliest, ninth decile and latest, as text, where the column holds moments or text
-    of them. parts: of text, by separator, the share of distinct values that have it. placeholders: texts among
-    the values that look like none; they do not count as words.
+    of them, placeholders aside; no_moment: a text that is none. parts: of text, by separator, the share of distinct
+    values that have it. placeholders: texts among the values that look like none; they do not count as words.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ColumnFacts:
     n_words: int = 0
     n_nan: int = 0
     moments: tuple[str, str, str] | None = None
+    no_moment: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
     mean_characters: float = 0.0
     placeholders: tuple[str, ...] = ()
@@ -138,6 +140,7 @@ def _facts(name: str, known: Columns, arrays: Sequence[pa.Array], n_all: int) ->
     words = [*counted] if kind in ("string", "dictionary") else []
     numbers, n_words, n_nan = _numbers(name, kind, arrays)
     placeholders = tuple(text for text in PLACEHOLDERS if text in words and not _is_number(text))
+    telling = {text: count for text, count in counted.items() if text not in placeholders}
     return ColumnFacts(
         name,
         kind,
@@ -149,7 +152,8 @@ def _facts(name: str, known: Columns, arrays: Sequence[pa.Array], n_all: int) ->
         numbers=numbers,
         n_words=n_words - sum(counted[text] for text in placeholders),
         n_nan=n_nan,
-        moments=_moments(name, arrays, counted),
+        moments=_moments(arrays, telling),
+        no_moment=next((text for text in telling if not re.match(_ISO, text)), ""),
         parts={sign: sum(sign in text for text in words) / max(len(words), 1) for sign in SEPARATORS},
         mean_characters=sum(map(len, words)) / max(len(words), 1),
         placeholders=placeholders,
@@ -212,7 +216,7 @@ _MIDNIGHT = "T00:00:00"
 _ISO = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
 
 
-def _moments(name: str, arrays: Sequence[pa.Array], counted: Mapping[str, int]) -> tuple[str, str, str] | None:
+def _moments(arrays: Sequence[pa.Array], counted: Mapping[str, int]) -> tuple[str, str, str] | None:
     """Earliest, ninth decile and latest of moments, or of text that has the form of moments."""
     kinds = {storage_type(array.type) for array in arrays}
     if all(is_moment(kind) and not pa.types.is_time(kind) for kind in kinds):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dfm.data.canonical import value_text
 from dfm.data.facts import PLACEHOLDERS, SEPARATORS, ColumnFacts, DataFacts, facts_of
 from dfm.data.labels import positive_of
 from dfm.data.parquet import find_shards
@@ -42,10 +43,14 @@ _LONG_TEXT = 60
 """Mean characters of values that are taken for sentences."""
 _SHARE_OF_LISTS = 0.3
 """The share of the distinct values of a column from which on a sign parts elements."""
-_DATE = re.compile(r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{4}-\d{2}-\d{2})\b")
+_DATE = re.compile(r"^(\d{1,2}[./-]\d{1,2}[./-]\d{4}|\d{4}[./-]\d{1,2}[./-]\d{1,2})\b")
 """Begin of a moment, in whatever form."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+"""A number with a decimal point or none."""
 _COMMA = re.compile(r"[+-]?[\d.]+(,\d+)?")
 """A number, maybe with a decimal comma."""
+_DAYS = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+"""A day as a whole number, YYYYMMDD."""
 _LONGEST_SHOWN = 24
 """Characters of a value that a note quotes."""
 _LOAD = 0.1
@@ -95,7 +100,7 @@ def guess(
     _find_time(draft)
     _find_weight(draft)
     _find_features(draft)
-    return "".join(f"{line}\n" for line in _written(draft, places, output, dict(storage_options or {})))
+    return "".join(f"{_one_line(line)}\n" for line in _written(draft, places, output, dict(storage_options or {})))
 
 
 # ------------------------------------------------------------------------------------------------- roles ----
@@ -108,53 +113,71 @@ def _by_name(columns: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def _two_values(facts: ColumnFacts) -> tuple[str, ...]:
-    """The two labels of a column without missing values; empty where it has another number of them."""
-    if facts.n_missing or facts.n_nan or facts.n_distinct != 2 or facts.kind == "list" or facts.moments:
+    """The two labels among the values of a column; empty where it has another number of them."""
+    if facts.kind == "list" or facts.moments:
         return ()
     if facts.are_numbers and not facts.n_words:
-        return tuple(f"{number:g}" for number in np.unique(facts.numbers))
-    return tuple(sorted(facts.top))
+        numbers = np.unique(facts.numbers)
+        return tuple(str(value_text(number)) for number in numbers.tolist()) if len(numbers) == 2 else ()
+    passed = facts.placeholders if facts.n_distinct > 2 else ()
+    found = {*facts.top}.difference(passed)
+    return tuple(sorted(found)) if len(found) == facts.n_distinct - len(passed) == 2 else ()
+
+
+def _gaps(facts: ColumnFacts) -> float:
+    """The share of rows in which a column that can be learnt has no label."""
+    known = len(facts.numbers) + facts.n_words
+    return facts.missing if facts.n_distinct == 2 else 1 - known / max(facts.n_rows, 1)
 
 
 def _is_binary(facts: ColumnFacts) -> bool:
+    """Whether each row has one of two values that are opposites."""
     labels = _two_values(facts)
-    return labels == ("0", "1") or bool(positive_of(labels))
+    is_full = facts.n_distinct == 2 and not (facts.n_missing or facts.n_nan)
+    return is_full and (labels == ("0", "1") or bool(positive_of(labels)))
 
 
 def _is_label(facts: ColumnFacts) -> bool:
-    """Whether a column of a telling name can be learnt: two values, or numbers throughout."""
+    """Whether a column of a telling name can be learnt where it has a value: two of them, or numbers throughout."""
     if _two_values(facts):
         return True
-    numbers = (
-        facts.are_numbers and not facts.n_words and not facts.n_missing and not facts.n_nan and facts.n_distinct > 2
-    )
-    is_index = facts.kind == "int" and facts.n_distinct == facts.n_rows and facts.n_distinct > _MOST_LABELS
+    numbers = facts.are_numbers and not facts.n_words and facts.numbers[0] < facts.numbers[-1]
+    is_index = facts.kind == "int" and facts.n_distinct == facts.n_present and facts.n_distinct > _MOST_LABELS
     return numbers and not is_index and facts.moments is None
 
 
 def _find_label(draft: _Draft) -> None:
     columns = draft.facts.columns
-    named = [name for name in _by_name(columns, LABEL_NAMES) if _is_label(columns[name])]
+    called = _by_name(columns, LABEL_NAMES)
+    named = [name for name in called if _is_label(columns[name])]
+    passed = [name for name in called if name not in named]
+    none = "No other column" if passed else "No column"
+    if passed:
+        draft.notes.append(f"Called like a label, but not of two values or of numbers that repeat: {_named(passed)}.")
     binary = [name for name, facts in columns.items() if _is_binary(facts) and name not in draft.facts.set_aside]
     candidates = list(dict.fromkeys([*named, *binary]))
     if named or len(binary) == 1:
         _take_label(draft, candidates[0])
     elif binary:
         draft.notes.append(
-            f"No column is called like a label, and {len(binary)} have two values: {', '.join(binary[:8])}. Name one "
+            f"{none} is called like a label, and {len(binary)} have two values: {_named(binary)}. Name one "
             "of them as the label."
         )
     else:
-        draft.notes.append(_no_label(draft))
+        draft.notes.append(_no_label(draft, none))
     if draft.label and len(candidates) > 1:
-        others = ", ".join(candidates[1:8])
         draft.notes.append(
-            f"Other columns could be the label: {others}. As features they may tell what is to be predicted: take out "
-            "what is not known beforehand."
+            f"Other columns could be the label: {_named(candidates[1:])}. As features they may tell what is to be "
+            "predicted: take out what is not known beforehand."
         )
 
 
-def _no_label(draft: _Draft) -> str:
+def _named(columns: Sequence[str]) -> str:
+    """Some columns, and of many the first, for a note."""
+    return ", ".join(columns[:8]) + (", …" if len(columns) > 8 else "")
+
+
+def _no_label(draft: _Draft, none: str) -> str:
     """The note of data without a label that could be told from features: which columns have two values."""
     pairs = {name: _two_values(facts) for name, facts in draft.facts.columns.items()}
     told = [
@@ -165,7 +188,7 @@ def _no_label(draft: _Draft) -> str:
     if not told:
         return "No column looks like a label (0 or 1, two values, or a telling name). Name one."
     return (
-        f"No column is called like a label. Two values each have: {'; '.join(told[:8])}. If one of them is the label, "
+        f"{none} is called like a label. Two values each have: {'; '.join(told[:8])}. If one of them is the label, "
         "name it, and in label_positive the value that counts as 1."
     )
 
@@ -183,6 +206,8 @@ def _take_label(draft: _Draft, name: str) -> None:
         low, high = facts.numbers[0], facts.numbers[-1]
         draft.said[name] = f"numbers from {low:g} to {high:g}, {facts.n_distinct:,} distinct: a regression"
         draft.said[name] += "; classes would need a job each" if _are_few(facts) else ""
+    if gaps := _gaps(facts):
+        draft.said[name] += f'; {_share(gaps)} have none: bad rows, which data.on_bad_rows = "skip" leaves out'
 
 
 def _are_few(facts: ColumnFacts) -> bool:
@@ -193,9 +218,11 @@ def _are_few(facts: ColumnFacts) -> bool:
 def _find_time(draft: _Draft) -> None:
     columns = {name: facts for name, facts in draft.facts.columns.items() if name != draft.label}
     folders = {name for shard in draft.facts.shards for name, _ in shard.partition}
-    moments = [name for name, facts in columns.items() if facts.moments and not facts.n_missing]
-    epochs = [name for name in _by_name(columns, TIME_NAMES) if name not in moments and _is_epoch(columns[name])]
-    found = sorted(moments, key=lambda name: (name not in _by_name(columns, TIME_NAMES), name not in folders)) + epochs
+    moments = [name for name, facts in columns.items() if facts.moments and not (facts.n_missing or facts.placeholders)]
+    called = _by_name(columns, TIME_NAMES)
+    moments += [name for name, facts in columns.items() if name in {*called, *folders} and _are_days(facts)]
+    epochs = [name for name in called if name not in moments and _is_epoch(columns[name])]
+    found = sorted(moments, key=lambda name: (name not in called, name not in folders)) + epochs
     if not found:
         return
     draft.time = found[0]
@@ -203,11 +230,18 @@ def _find_time(draft: _Draft) -> None:
     first, decile, last = facts.moments or tuple(
         f"{facts.numbers[at]:.0f}" for at in (0, int(0.9 * len(facts.numbers)), -1)
     )
-    has_days = len(last) == len("2026-11-20") and facts.moments is not None
+    has_days = len(last) == len("2026-11-20") if facts.moments else _are_days(facts)
     draft.validation_from = last if has_days and last > first else decile if decile > first else ""
     draft.said[draft.time] = f"from {first} to {last}"
     if len(found) > 1:
         draft.notes.append(f"Other columns hold moments: {', '.join(found[1:])}; {draft.time} orders the rows.")
+
+
+def _are_days(facts: ColumnFacts) -> bool:
+    """Whether all values are whole numbers that are days: 20261120."""
+    if facts.n_missing or facts.n_words or not len(facts.numbers) or not facts.are_whole:
+        return False
+    return all(_DAYS.fullmatch(f"{number:.0f}") for number in np.unique(facts.numbers))
 
 
 def _is_epoch(facts: ColumnFacts) -> bool:
@@ -266,8 +300,8 @@ def _why_no_category(facts: ColumnFacts) -> str:
         return ""
     if _DATE.search(facts.top[0]):
         return (
-            f'it looks like moments in a form of its own ("{facts.top[0]}"): written as 2026-11-20T10:00:00 they could '
-            "order the rows, and give an hour and a weekday"
+            f'it looks like moments in a form of its own ("{facts.no_moment}"): written as 2026-11-20T10:00:00 they '
+            "could order the rows, and give an hour and a weekday"
         )
     if facts.mean_characters > _LONG_TEXT and max(facts.parts.values(), default=0.0) < _SHARE_OF_LISTS:
         return (
@@ -380,6 +414,17 @@ def _written(draft: _Draft, places: Sequence[str], output: str, options: Mapping
     yield from ("", "[output]", f"directory = {toml_value(output)}")
 
 
+def _one_line(line: str) -> str:
+    """A line of the file, whatever the data have put into it: what is not printed, such as the end of a line, stands
+    as TOML escapes it, which is the same value in a string and harmless in a comment.
+    """
+    return "".join(sign if sign.isprintable() else _escape(sign) for sign in line)
+
+
+def _escape(sign: str) -> str:
+    return f"\\u{ord(sign):04x}" if ord(sign) < 1 << 16 else f"\\U{ord(sign):08x}"
+
+
 def _schema_lines(draft: _Draft) -> Iterator[str]:
     yield from ("", "[schema]")
     yield f"label = {_with_note(draft, draft.label)}" if draft.label else NO_LABEL
@@ -395,7 +440,7 @@ def _schema_lines(draft: _Draft) -> Iterator[str]:
     if draft.separator:
         yield f"list_separator = {toml_value(draft.separator)}"
     if missing := _missing_texts(draft):
-        yield f"missing = {toml_value(missing)}  # texts that look like no value"
+        yield f"missing = {toml_value(missing)}  # {_missing_note(draft)}"
     if any(draft.facts.columns[name].n_nan for name in draft.numeric):
         yield 'nan = "missing"  # there is NaN among the numbers'
     for name, why in draft.left_out.items():
@@ -426,12 +471,24 @@ def _groups(draft: _Draft) -> list[str]:
 
 def _missing_texts(draft: _Draft) -> list[str]:
     used = [*draft.categorical, *draft.numeric]
+    of_label = draft.facts.columns[draft.label].placeholders if draft.label else ()
+    labels = _two_values(draft.facts.columns[draft.label]) if draft.label else ()
     tops = [
         draft.facts.columns[name].top for name in used if draft.facts.columns[name].kind in ("string", "dictionary")
     ]
     found = [text for text in PLACEHOLDERS if any(text in top for top in tops)]
     among_numbers = {text for name in draft.numeric for text in draft.facts.columns[name].placeholders}
+    found += [text for text in of_label if text not in labels]
     return list(dict.fromkeys([*draft.missing, *found, *sorted(among_numbers)]))
+
+
+def _missing_note(draft: _Draft) -> str:
+    """A word about the texts; where a conversion was told of one that is a number, that numbers are not meant."""
+    kinds = {draft.facts.columns[name].kind for name in (*draft.categorical, *draft.numeric)}
+    number = next((text for text in draft.missing if _NUMBER.fullmatch(text)), "")
+    if number and not kinds.isdisjoint(("int", "float")):
+        return f"as text: of rows to be scored, a number {number} is one like any other, and None is missing"
+    return "texts that look like no value"
 
 
 def _derived_lines(draft: _Draft) -> Iterator[str]:

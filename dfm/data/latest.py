@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dfm.data.arrow_types import as_moments, decoded, is_moment, plain, type_of_moments
+from dfm.data.derive import without_missing
 from dfm.data.parquet import Unit, naming_shard, read_unit
 from dfm.data.reading import Reading
 from dfm.data.time_split import sort_keys
@@ -30,7 +31,8 @@ def latest_moments(reading: Reading, units: Sequence[Unit], n_rows: int) -> pa.T
     counted: list[pa.Table | str] = []
     for batch in itertools.chain.from_iterable(read_unit(unit, [column], reading.storage_options) for unit in units):
         with naming_shard(batch):
-            counted.append(counted_moments(batch.data.column(column)))
+            moments = without_missing(batch.data.column(column), reading.schema.missing)
+            counted.append(counted_moments(moments))
     return latest_or_why(counted, n_rows, column)
 
 

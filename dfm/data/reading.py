@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dfm.data.derive import without_missing
 from dfm.data.draw import Draw, Sampling
 from dfm.data.encoding import labels_of
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
@@ -177,7 +178,8 @@ def sampled_batch(batch: Batch, reading: Reading, kind: str) -> Batch:
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:
-    """Rows to keep; a missing time counts as the earliest."""
+    """Rows to keep; a missing time, also by what `schema.missing` lists, counts as the earliest."""
+    column = without_missing(column, reading.schema.missing)
     keep = pa.array(np.ones(len(column), np.bool_))
     if reading.time_from:
         keep = at_or_after(column, reading.time_from, reading.schema.time)

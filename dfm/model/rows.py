@@ -54,9 +54,10 @@ def _columns_of_rows(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]
 
 
 def _columns_of_mapping(data: Mapping[str, Any], schema: ResolvedSchema, columns: tuple[str, ...]) -> Mapping[str, Any]:
-    given = [column for column in columns if column in data]
-    scalars = [column for column in given if _is_scalar(data[column])]
+    given = _stored_names(columns, data)
     of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
+    structs = {name for name in given if name not in columns and isinstance(data[name], Mapping)}
+    scalars = [column for column in given if column in structs or _is_scalar(data[column])]
     if not scalars and not (of_lists.issuperset(given) and _are_lists(data, given, schema)):
         return data
     others = [column for column in given if column not in scalars and column not in of_lists]
@@ -87,7 +88,7 @@ def one_row(data: Any, schema: ResolvedSchema) -> Any:
     """
     if not isinstance(data, Mapping):
         return data
-    given = [column for column in schema.columns if column in data]
+    given = _stored_names(schema.columns, data)
     of_lists = {entry.name for entry in schema.fields if entry.kind == "list"}
     is_row = of_lists.issuperset(given) and not all(_holds_rows(data[column]) for column in given)
     return [data] if is_row else data
@@ -149,7 +150,7 @@ def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = f
             "to value"
         )
     if not set(columns) <= set(table.column_names):
-        table = flat(table)
+        table = _with_missing_structs(flat(table), columns)
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"the rows lack column {missing[0]!r}, which the model needs; it needs {', '.join(columns)}")
@@ -157,6 +158,15 @@ def batches_of(data: Any, columns: tuple[str, ...], numeric: Collection[str] = f
     if table.num_rows <= _BATCH_ROWS:
         table = table.combine_chunks()
     yield from table.to_batches(_BATCH_ROWS)
+
+
+def _with_missing_structs(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table with the fields of structs of which all are missing, so that Arrow does not know them for structs."""
+    for column in columns:
+        root = root_of(column, table.column_names)
+        if root not in (None, column) and pa.types.is_null(table.schema.field(root).type):
+            table = table.append_column(column, pa.nulls(table.num_rows))
+    return table
 
 
 def speaks_arrow(data: Any) -> bool:

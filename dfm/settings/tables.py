@@ -236,7 +236,10 @@ class Schema(Table):
         "value of each of n list elements: 1/sqrt(n), or 1; weighted: w/sqrt(sum of w**2), or w",
     )
     missing: tuple[str, ...] = knob(
-        (), ListOf(Text()), "texts that mean a missing value, in every column; empty text always does", is_late=True
+        (),
+        ListOf(Text()),
+        "texts that mean a missing value, in every column of text; empty text always does, a number never",
+        is_late=True,
     )
     nan: str = knob(
         "error", Options(NAN_RULES), "what NaN in a numeric column is: a bad row, or a missing number", is_late=True

@@ -142,7 +142,7 @@ def _split_by_path(job: Job, shards: Sequence[Shard], split: RowSplit) -> tuple[
     if column in stored_schema(next(shard for shard in shards if shard.n_rows), job.data.storage_options).names:
         return None
     found = [dict(shard.partition)[column] for shard in shards]
-    times = pa.array([None if time == HIVE_NULL else time for time in found], pa.string())
+    times = pa.array([None if time in (HIVE_NULL, *job.schema.missing) else time for time in found], pa.string())
     bound = split.bound or _bound_of_paths(times, shards, split)
     if not bound:
         return None

@@ -14,8 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dfm.data.derive import without_missing
 from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.reading import fingerprint
+from dfm.data.schema import ResolvedSchema
 from dfm.data.snapshots import pins_of
 from dfm.data.time_split import at_or_after
 from dfm.errors import DataError
@@ -102,24 +104,25 @@ def _is_relative(path: str) -> bool:
 
 def _before(shards: Sequence[Shard], inputs: Inputs, model: str, options: files.Options) -> list[Shard]:
     """The shards all of whose rows lie before the moment from which on rows validated; warns of those with some."""
-    column, bound = inputs.schema.time, inputs.split.bound
+    schema, bound = inputs.schema, inputs.split.bound
     full = [shard for shard in shards if shard.n_rows]
     with ThreadPoolExecutor(_THREADS) as pool:
-        later = list(pool.map(lambda shard: _rows_from(shard, column, bound, options), full))
+        later = list(pool.map(lambda shard: _rows_from(shard, schema, bound, options), full))
     some = [shard for shard, n_rows in zip(full, later, strict=True) if 0 < n_rows < shard.n_rows]
     if some:
         logger.warning(
             "the model at %s was trained on those rows of %s%s that lie before %s by %s; metrics there are too good",
-            model, some[0].url, f" and {len(some) - 1} more" if some[1:] else "", bound, column,
+            model, some[0].url, f" and {len(some) - 1} more" if some[1:] else "", bound, schema.time,
         )  # fmt: skip
     return [shard for shard, n_rows in zip(full, later, strict=True) if not n_rows]
 
 
-def _rows_from(shard: Shard, column: str, bound: str, options: files.Options) -> int:
+def _rows_from(shard: Shard, schema: ResolvedSchema, bound: str, options: files.Options) -> int:
     """Rows of a shard at a moment or later; a missing time counts as the earliest, as in training."""
     found = 0
-    for batch in read_unit(Unit(shard, 0, shard.n_rows), [column], options):
+    for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.time], options):
         with naming_shard(batch):
-            later = at_or_after(batch.data.column(column), bound, column)
+            times = without_missing(batch.data.column(schema.time), schema.missing)
+            later = at_or_after(times, bound, schema.time)
         found += int(pc.sum(later.cast(pa.int64())).as_py() or 0)
     return found

@@ -132,6 +132,15 @@ def test_missing_texts_of_a_conversion_are_those_of_its_job(run: Run, tmp_path: 
     assert schema["numeric"] == ["price"]
 
 
+def test_a_number_that_means_a_missing_value_is_told_to_be_one_to_a_model(run: Run, tmp_path: Path) -> None:
+    rows = [f"{i % 2},{-999 if i % 9 == 0 else i % 40},{'abc'[i % 3]}" for i in range(900)]
+    (tmp_path / "log.csv").write_text("clicked,age,site\n" + "\n".join(rows))
+    code, out, err = run("convert", tmp_path / "log.csv", "--to", tmp_path / "a", "--missing", "-999", "--workers", 1)
+    assert code == 0
+    assert "to a model that learns from them the number -999 is one like any other" in " ".join(err.split())
+    assert 'missing = ["-999"]  # as text: of rows to be scored, a number -999 is one like any other' in out
+
+
 def test_a_job_without_a_label_asks_for_one(run: Run, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,b\n" + "".join(f"{i % 5},{i % 7}\n" for i in range(500)))
     code, out, _ = run("convert", tmp_path / "log.csv", "--to", tmp_path / "a", "--job", tmp_path / "j.toml")

@@ -8,15 +8,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.data.arrow_types import flat
+from dfm.data.arrow_types import column_kind, flat
 from dfm.data.encoding import encode_batch, parse_numbers
+from dfm.data.guess import guess
 from dfm.data.hashing import hash_category
 from dfm.data.parquet import Unit, feature_schema, find_shards, read_unit
 from dfm.data.schema import resolve
 from dfm.errors import DataError
 from dfm.estimators import FMClassifier
 from dfm.model.fm_model import batches_of
+from dfm.settings.job import Job
 from dfm.settings.tables import Schema
+from dfm.training.inputs import find_inputs
 from tests.support.arrow_cases import BITS, CASES, attempt, markdown_table
 from tests.support.site import made
 from tests.support.tokens import category
@@ -91,6 +94,32 @@ def test_a_shard_keeps_what_the_table_was(case, array, tmp_path):
     (batch,) = read_unit(Unit(shard, 0, 2), ["x"])
     hashed = as_list if case.is_list else lambda column: hash_category(column, "x", BITS).tolist()
     assert hashed(batch.data.column("x")) == hashed(array)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_feature"),
+    [
+        (pa.list_(pa.string()), True),
+        (pa.large_list(pa.dictionary(pa.int8(), pa.string())), True),
+        (pa.list_(pa.struct([("key", pa.string()), ("weight", pa.float32())])), True),
+        (pa.map_(pa.string(), pa.float32()), True),
+        (pa.list_(pa.list_(pa.string())), False),
+        (pa.list_(pa.map_(pa.string(), pa.float32())), False),
+        (pa.map_(pa.string(), pa.list_(pa.string())), False),
+        (pa.list_(pa.struct([("id", pa.string()), ("price", pa.float64()), ("n", pa.int64())])), False),
+        (pa.list_(pa.struct([("id", pa.string()), ("sizes", pa.list_(pa.int64()))])), False),
+        (pa.list_(pa.struct([("id", pa.string())])), False),
+    ],
+    ids=str,
+)
+def test_lists_of_more_than_categories_and_weights_become_no_feature_by_themselves(kind, is_feature, tmp_path):
+    assert (column_kind(kind) == "list") == is_feature
+    table = pa.table({"label": [0, 1] * 9, "site": ["a", "b", "c"] * 6, "items": pa.array([[]] * 18, kind)})
+    pq.write_table(table, tmp_path / "part.parquet")
+    job = Job.from_dict({"data": {"train": str(tmp_path)}, "training": {"n_replicas": 1}})
+    fields = [entry.name for entry in find_inputs(job).schema.fields]
+    assert fields == (["site", "items"] if is_feature else ["site"])
+    assert ("# left out: items: it holds" in guess(tmp_path)) != is_feature
 
 
 # --------------------------------------------------------------------------------------------- structs ----

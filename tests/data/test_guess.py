@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import dfm
 from dfm import jobs
@@ -69,6 +71,59 @@ def test_folders_of_dates_give_the_last_day_to_validation(tmp_path: Path) -> Non
     assert tables["data"]["validation_from"] == "2026-11-20"
     assert (tables["schema"]["label"], tables["schema"]["time"]) == ("clicked", "dt")
     assert planned["validation_rows"] == 100
+
+
+@pytest.mark.parametrize("as_folders", [True, False])
+def test_days_as_whole_numbers_order_the_rows(tmp_path: Path, as_folders: bool) -> None:
+    days = [20261129, 20261130, 20261201]
+    for day in days:
+        columns = {"clicked": CLICKS[:100], "site": ["a", "b"] * 50, **({} if as_folders else {"date": [day] * 100})}
+        written(tmp_path, columns, f"log/dt={day}/a.parquet" if as_folders else f"log/{day}.parquet")
+    tables, text, planned = checked(str(tmp_path / "log"))
+    assert tables["schema"] == {"label": "clicked", "time": "dt" if as_folders else "date", "categorical": ["site"]}
+    assert tables["data"]["validation_from"] == "20261201"
+    assert "# from 20261129 to 20261201" in text
+    if as_folders:
+        assert planned["validation_rows"] == 100
+
+
+def test_whole_numbers_that_are_no_days_order_nothing(tmp_path: Path) -> None:
+    columns = {"clicked": CLICKS, "dt": [20261129 + 3 * (row % 30) for row in range(N)]}
+    assert "time" not in checked(written(tmp_path, columns))[0]["schema"]
+
+
+def test_moments_of_several_forms_are_left_out_with_one_that_does_not_fit(tmp_path: Path) -> None:
+    days = [f"2026-11-{row % 30 + 1}" for row in range(N)]
+    _, text, _ = checked(written(tmp_path, {"clicked": CLICKS, "site": ["a", "b"] * (N // 2), "day": sorted(days)}))
+    assert re.search(r'left out: day: it looks like moments in a form of its own \("2026-11-\d"\)', text)
+    gaps = [day if len(day) == 10 else "NA" for day in days]
+    _, text, _ = checked(written(tmp_path, {"clicked": CLICKS, "site": ["a", "b"] * (N // 2), "day": gaps}))
+    assert "left out: day: it holds moments" in text
+
+
+SIGNS = st.sampled_from("a1;|-\n\r\t\x00\x07\x1b\x7f\x85\u00a0\u2028\u202e\"\\#=[]'")
+TEXTS = st.text(SIGNS | st.characters(exclude_categories=["Cs"]), min_size=1) | st.just("\n[data]\ntrain = 'x'\n")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXTS, min_size=2, max_size=4, unique=True), TEXTS.filter(lambda name: "\0" not in name))
+def test_texts_of_the_data_are_no_lines_of_the_job(tmp_path: Path, values: list[str], name: str) -> None:
+    columns = {
+        "clicked": [0, 1] * 20,
+        "site": ["a", "b", "c", "d"] * 10,
+        f"{name}_": [values[row % len(values)] for row in range(40)],
+        f"{name}_constant": [values[0]] * 40,
+        f"{name}_dates": [f"11/20/2026 {values[0]}"] * 39 + ["11/21/2026"],
+        f"{name}_lists": [f"{values[row % 2]};|x" for row in range(40)],
+    }
+    tables = tomllib.loads(guess(written(tmp_path, columns)))
+    assert {*tables} == {"data", "schema", "model", "training", "output"}
+    assert (tables["data"], tables["schema"]["label"]) == ({"train": f"{tmp_path}/data.parquet"}, "clicked")
+    named = {each for role in ("categorical", "numeric", "lists") for each in tables["schema"].get(role, [])}
+    assert named <= {*columns}
+    del columns["clicked"]
+    columns["label"] = [values[row % 2] for row in range(40)]
+    assert tomllib.loads(guess(written(tmp_path, columns)))["schema"].get("label") == "label"
 
 
 def test_strings_alone_are_read_as_what_they_say(tmp_path: Path) -> None:
@@ -175,6 +230,44 @@ def test_moments_validate_by_their_last_tenth(tmp_path: Path) -> None:
     assert tables["schema"]["time"] == "seen"
     assert 0.09 < validated(path, tables) < 0.11
     assert '# hour = "hour(seen)"' in text
+
+
+def test_a_label_with_gaps_is_still_the_label(tmp_path: Path) -> None:
+    clicked = [None if row == 7 else int(label) for row, label in enumerate(CLICKS)]
+    others = {"is_mobile": CLICKS[::-1], "site": ["u", "v", "w"] * (N // 3)}
+    tables, text, _ = checked(written(tmp_path, {"clicked": clicked, **others}))
+    assert tables["schema"] == {"label": "clicked", "categorical": ["is_mobile", "site"]}
+    assert '0.0333 % have none: bad rows, which data.on_bad_rows = "skip" leaves out' in text
+    tables, text, _ = checked(
+        written(tmp_path, {"clicked": ["NA" if x is None else str(x) for x in clicked], **others})
+    )
+    assert tables["schema"]["label"] == "clicked"
+    assert tables["schema"]["missing"] == ["NA"]
+    assert "0.0333 % have none" in text
+    floats = [math.nan if x is None else x + i % 3 for i, x in enumerate(clicked)]
+    tables, text, _ = checked(written(tmp_path, {"rating": floats, **others}))
+    assert (tables["schema"]["label"], tables["model"]["task"]) == ("rating", "regression")
+    assert "0.0333 % have none" in text
+
+
+def test_labels_that_look_like_no_value_are_labels_where_there_are_two(tmp_path: Path) -> None:
+    columns = {"outcome": [("none", "some")[label] for label in CLICKS], "site": ["u", "v", "w"] * (N // 3)}
+    tables, text, _ = checked(written(tmp_path, columns))
+    assert tables["schema"] == {"label": "outcome", "label_positive": ["some"], "categorical": ["site"]}
+    assert "have none" not in text
+
+
+def test_two_large_labels_are_named_by_all_their_digits(tmp_path: Path) -> None:
+    columns = {"label": 1234567 + CLICKS, "site": ["u", "v", "w"] * (N // 3)}
+    tables, _, _ = checked(written(tmp_path, columns))
+    assert tables["schema"]["label_positive"] == ["1234568"]
+
+
+def test_a_column_that_is_called_like_a_label_and_is_none_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, {"class": ["a", "b", "c"] * (N // 3), "is_mobile": CLICKS, "site": ["u", "v"] * (N // 2)})
+    text = guess(path)
+    assert tomllib.loads(text)["schema"]["label"] == "is_mobile"
+    assert "# Called like a label, but not of two values or of numbers that repeat: class." in text
 
 
 def test_without_a_label_the_reader_is_asked(tmp_path: Path) -> None:

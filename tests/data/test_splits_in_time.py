@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dfm.data.chunks import hash_units
+from dfm.data.latest import latest_moments
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
@@ -60,6 +62,19 @@ def test_a_split_in_time_is_exact_and_a_missing_time_is_the_earliest(tmp_path, t
     assert since.rows.weights.tolist() == [n for n in range(60) if late[n]]
     assert before.rows.weights.tolist() == [n for n in range(60) if not late[n]]
     assert before.account.read + since.account.read == 60
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "whole numbers as text"])
+def test_a_text_that_means_no_value_is_a_missing_time(tmp_path, kind):
+    plain = TIMES[kind].dictionary_decode() if kind == "dictionary" else TIMES[kind]
+    filled = pc.fill_null(plain, "zz")
+    named, unit = timed_reading(tmp_path, filled.dictionary_encode() if kind == "dictionary" else filled)
+    named = dataclasses.replace(named, schema=dataclasses.replace(named.schema, missing=("NA", "zz")))
+    bound = SPLIT if "-" in str(TIMES[kind][1]) else SPLIT.replace("-", "")
+    since = hash_units(dataclasses.replace(named, time_from=bound), [unit], 1, None)
+    assert since.rows.weights.tolist() == [n for n, day in enumerate(MOMENTS) if day and str(day) >= SPLIT]
+    latest = latest_moments(named, [unit], 10)
+    assert latest.column("moment").to_pylist() == [str(plain[59]), str(plain[48])]
 
 
 def test_a_split_by_folders_is_exact(tmp_path):
@@ -142,13 +157,16 @@ def test_a_bound_and_values_that_cannot_be_compared_are_named(values, bound, mes
         late(values, bound)
 
 
-def split_by_folders(tmp_path: Path, days: Sequence[str], bound: str, stored: Sequence[str] = ()) -> list[list[str]]:
+def split_by_folders(
+    tmp_path: Path, days: Sequence[str], bound: str, stored: Sequence[str] = (), missing: Sequence[str] = ()
+) -> list[list[str]]:
     """Folders of the training and of the validation shards; days may be stored in the files too."""
     for day in days:
         columns = {"label": [0, 1], "C": ["a", "b"], **({"day": list(stored)} if stored else {})}
         write_shard(tmp_path / f"day={day}" / "a.parquet", columns)
     data = {"train": str(tmp_path), "validation_from": bound}
-    inputs = find_inputs(Job.from_dict({"data": data, "schema": {"time": "day"}, "training": {"n_replicas": 1}}))
+    schema = {"time": "day", "missing": [*missing]}
+    inputs = find_inputs(Job.from_dict({"data": data, "schema": schema, "training": {"n_replicas": 1}}))
     assert inputs.split.is_needed == bool(stored)
     return [[dict(shard.partition)["day"] for shard in shards] for shards in (inputs.train, inputs.validation)]
 
@@ -168,6 +186,12 @@ NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 def test_folders_are_split_as_rows_are_and_the_null_folder_is_the_earliest(tmp_path, days, bound):
     before, after = (day.replace("%3A", ":") for day in days)
     assert split_by_folders(tmp_path, [*days, NULL_FOLDER], bound) == [sorted([NULL_FOLDER, before]), [after]]
+
+
+def test_a_folder_that_means_no_value_is_the_earliest(tmp_path):
+    days = ["2026-11-19", "2026-11-20", "unknown"]
+    found = split_by_folders(tmp_path, days, "2026-11-20", missing=["unknown"])
+    assert found == [["2026-11-19", "unknown"], ["2026-11-20"]]
 
 
 def test_a_stored_time_wins_over_that_of_the_folder(tmp_path):

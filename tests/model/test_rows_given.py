@@ -15,7 +15,7 @@ from dfm.errors import DataError
 from dfm.model.export import hashed_inputs
 from dfm.model.fm_model import FMModel
 from dfm.settings.tables import Schema
-from tests.support.small_models import EVERY_KIND, PLAIN, make_model, model_of_schema
+from tests.support.small_models import EVERY_KIND, PLAIN, make_model, model_of_schema, random_table
 
 ROW: dict[str, Any] = {"site": "site 1", "zone": 4, "visits": 12, "price": 2.5, "age": 40.0, "tags": ["t1", "t2"]}
 
@@ -42,6 +42,21 @@ def test_a_list_of_dicts_is_a_row_each(model: FMModel, n_rows: int) -> None:
         model.predict([{name: value for name, value in ROW.items() if name != "zone"}, ROW])
     with pytest.raises(DataError, match="lack column 'zone', which the model needs"):
         model.predict([{name: value for name, value in ROW.items() if name != "zone"}] * 2)
+
+
+def test_a_row_may_hold_structs_as_a_table_does() -> None:
+    table = random_table(400)
+    fields = {"st.site": table["site"], "st.in.zone": table["zone"], "price": table["price"], "tags": table["tags"]}
+    schema = resolve(
+        Schema(categorical=("st.site", "st.in.zone"), numeric=("price",), lists=("tags",)), ["label", *fields]
+    )
+    model = model_of_schema(schema, pa.table(fields))
+    flat = {"st.site": "site 1", "st.in.zone": 4, "price": 2.5, "tags": ["t1"]}
+    nested = {"st": {"site": "site 1", "in": {"zone": 4}}, "price": 2.5, "tags": ["t1"], "unused": {"a": 1}}
+    assert model.predict_one(nested) == model.predict_one(flat) == float(model.predict([nested])[0])
+    assert model.predict({name: [value] for name, value in nested.items()}).tolist() == model.predict(flat).tolist()
+    assert model.explain(nested) == model.explain(flat)
+    assert model.predict_one({**nested, "st": None}) == model.predict_one({**flat, "st.site": None, "st.in.zone": None})
 
 
 def test_a_row_of_a_frame_is_a_row(model: FMModel) -> None:

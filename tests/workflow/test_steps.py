@@ -314,15 +314,17 @@ HOURS = ["2026-11-14T00", "2026-11-14T12", "2026-11-15T00", "2026-11-15T12"]
 
 @pytest.fixture(scope="module")
 def hourly(log: Path, work: Path, where: steps.Where) -> tuple[Path, str]:
-    """Shards of rows before a bound, on both sides of it and after it, and a model that validated on those after it."""
+    """Shards of rows before a bound, of which some have no moment, on both sides of it and after it, and a model that
+    validated on those after it.
+    """
     folder = work / "hourly"
     folder.mkdir()
     rows = pq.ParquetFile(next((log / "day=2026-11-14").glob("*.parquet"))).read().slice(0, 1000)
-    for name, times in {"before": HOURS[:2], "both": HOURS[1:3], "after": HOURS[2:]}.items():
-        column = pa.array([times[row % 2] for row in range(1000)])
+    for name, times in {"before": [*HOURS[:2], "NA"], "both": HOURS[1:3], "after": HOURS[2:]}.items():
+        column = pa.array([times[row % len(times)] for row in range(1000)])
         pq.write_table(rows.append_column("moment", column), folder / f"{name}.parquet")
     job = job_tables(folder, work / "of hours", data={"validation_from": HOURS[2]})
-    job["schema"]["time"] = "moment"
+    job["schema"] |= {"time": "moment", "missing": ["NA"]}
     return folder, steps.train_once(load_job(job), "hours", where)["model"]
 
 

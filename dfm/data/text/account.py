@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +19,13 @@ _MOST_LABELS = 2
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that gave no row; `line` is counted from 1."""
+    """A line that gave no row; `line` is counted from 1. remedy: what may be done about it, where that is known."""
 
     url: str
     line: int
     reason: str
     text: str
+    remedy: str = ""
 
     def __str__(self) -> str:
         return f"{self.url}, line {self.line}: {self.reason} ({self.text!r})"
@@ -48,7 +50,7 @@ class LineAccount:
     def add_block(self, url: str, parsed: Parsed) -> None:
         """Count the lines of a block that follow those of the same file which are counted already."""
         self.examples += [
-            BadLine(url, self.read + fault.line + 1, fault.reason, fault.text)
+            BadLine(url, self.read + fault.line + 1, fault.reason, fault.text, fault.remedy)
             for fault in parsed.faults[: _EXAMPLES - len(self.examples)]
         ]
         self.reasons.update(fault.reason for fault in parsed.faults)
@@ -64,9 +66,7 @@ class LineAccount:
     def add(self, other: LineAccount, lines_before: int = 0) -> None:
         """Count others' lines; their numbers are counted from lines_before of their file on."""
         room = _EXAMPLES - len(self.examples)
-        self.examples += [
-            BadLine(bad.url, lines_before + bad.line, bad.reason, bad.text) for bad in other.examples[:room]
-        ]
+        self.examples += [dataclasses.replace(bad, line=lines_before + bad.line) for bad in other.examples[:room]]
         self.reasons += other.reasons
         self.read, self.blank, self.written = (
             self.read + other.read,
@@ -83,14 +83,15 @@ class LineAccount:
                 "blank: lines were lost; please report this with the data"
             )
         if self.examples and on_bad_rows == "error":
+            remedy = self.examples[0].remedy or "where the format is another one, name it: --format"
             raise DataError(
-                f"{self.examples[0]}. Repair the line, or leave such lines out: --on-bad-rows skip; where the format "
-                "is another one, name it: --format"
+                f"{self.examples[0]}. Repair the line, or leave such lines out: --on-bad-rows skip; {remedy}"
             )
         if self.rejected > max_bad_fraction * (self.read - self.blank):
             raise DataError(
                 f"{self.rejected} of {self.read} lines are bad, more than --max-bad-fraction {max_bad_fraction} "
-                f"allows; the first: {self.examples[0]}. Repair the data, name another --format, or raise the limit"
+                f"allows; the first: {self.examples[0]}. Repair the data, or raise the limit; "
+                f"{self.examples[0].remedy or 'where the format is another one, name it: --format'}"
             )
         if not self.written:
             raise DataError(f"no row in {self.read} lines: there is nothing to convert; name data that has rows")

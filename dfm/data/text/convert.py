@@ -25,7 +25,7 @@ from dfm.data.text.account import LineAccount
 from dfm.data.text.formats import AUTO, Format, Wishes, format_of, lines_of
 from dfm.data.text.parsed import LABEL, Reader
 from dfm.data.text.sources import Chunk, Source, blocks, chunks_of, find_sources
-from dfm.data.text.tables import doubtful_header
+from dfm.data.text.tables import checked_delimiter, doubtful_header, missing_numbers
 from dfm.errors import ClusterError, DataError, SettingsError
 from dfm.storage import files, ownership
 from dfm.storage.ownership import CONVERSION, Ledger
@@ -82,20 +82,21 @@ def convert(
 
     inputs: paths, folders, globs or URLs; folders `name=value` below them are kept, and those that they end in, unless
     `directory` ends in one of that name. format: one of `formats.FORMATS`, or "auto", which looks at the first lines.
-    Of tables (csv, tsv) delimiter: another one; header: whether the first line names the columns; types: "text",
-    "number" or "integer" by column, of others as samples of the files have it; missing: texts that mean a missing
-    value, beside none at all; names: of the columns, where no line has them.
+    Of tables (csv, tsv) delimiter: another one, an ASCII character; header: whether the first line names the columns;
+    types: "text", "number" or "integer" by column, of others as samples of the files have it; missing: texts that mean
+    a missing value, beside none at all; names: of the columns, where no line has them.
 
     on_bad_rows: "error" stops at the first line that is no row, "skip" leaves out up to max_bad_fraction of them. More
     `processes` write the same bytes; they are spawned, so a script that asks for more than one needs the `if __name__
     == "__main__":` guard. overwrite: replace an earlier conversion. shard_bytes: of text, about.
     progress(done_bytes, all_bytes) is called here after each chunk.
 
-    DataError names file and line of what is no row; SettingsError where `directory` holds anything that an earlier
-    conversion did not make, or is, contains or lies inside an input; StorageError where another run wrote there
-    meanwhile.
+    DataError names file and line of what is no row; SettingsError where the delimiter is none, or `directory` holds
+    anything that an earlier conversion did not make, or is, contains or lies inside an input; StorageError where
+    another run wrote there meanwhile.
     """
     _check(on_bad_rows, processes, shard_bytes)
+    delimiter = checked_delimiter(delimiter)
     paths = [inputs] if isinstance(inputs, str) else list(inputs)
     options = dict(storage_options or {})
     found = find_sources(paths, options, dict(columns_at_end(files.open_store(directory, options)[1])))
@@ -152,25 +153,42 @@ def _reader(
     if chosen.is_table and wishes.header:
         sources = [_with_header(source, first, options) for source in found if source.size]
     reader = chosen.begin(sources, first, wishes, options)
-    if chosen.is_table and wishes.header and (name := doubtful_header(reader.schema.names)):
-        logger.warning(
-            "the first line of %s was taken for the names of columns, and %r looks like a value; if it is a row, say "
-            "--no-header, or --names A,B,…", full.url, name[:40],
-        )  # fmt: skip
+    if chosen.is_table:
+        _tell_doubts(reader, wishes, full.url)
     return chosen, reader, sources
 
 
+def _tell_doubts(reader: Reader, wishes: Wishes, url: str) -> None:
+    """Warn of a header that looks like a row, and of numbers that mean a missing value here and not to a model."""
+    name = doubtful_header(reader.schema.names) if wishes.header else ""
+    if name:
+        logger.warning(
+            "the first line of %s was taken for the names of columns, and %r looks like a value; if it is a row, say "
+            "--no-header, or --names A,B,…", url, name[:40],
+        )  # fmt: skip
+    texts, columns = missing_numbers(wishes.missing, reader.schema)
+    if texts and columns:
+        logger.warning(
+            "--missing %s: no value in the shards; but to a model that learns from them the number %s is one like any "
+            "other, as schema.missing knows texts alone: rows to be scored must have None for it in columns of numbers "
+            "(%s)", ",".join(texts), texts[0], ", ".join(columns[:8]),
+        )  # fmt: skip
+
+
 def _with_header(source: Source, header: str, options: files.Options) -> Source:
-    """The source, whose rows begin behind the header. DataError where that is another one."""
+    """The source, whose rows begin behind the header and blank lines before it. DataError where it has another one."""
     block = next(blocks(Chunk(source, source.body, 0, ""), options, 1 << 16), None)
-    first = b"" if block is None else block.tobytes().partition(b"\n")[0] + b"\n"
+    data = b"" if block is None else block.tobytes()
+    space = data[: len(data) - len(data.lstrip())]
+    blank = space[: space.rfind(b"\n") + 1]
+    first = data[len(blank) :].partition(b"\n")[0] + b"\n"
     own = first.decode(errors="replace").rstrip("\r\n")
     if own != header:
         raise DataError(
             f"{source.url} begins with {own[:60]!r}, and not with the header of the first file, {header[:60]!r}; "
             "convert files of other columns by themselves, or say --no-header where there is none"
         )
-    return dataclasses.replace(source, header=len(first))
+    return dataclasses.replace(source, header=len(blank + first), lines_above=(blank + first).count(b"\n"))
 
 
 def _prepare(directory: str, overwrite: bool, options: files.Options) -> Ledger:
@@ -234,7 +252,7 @@ def _write_all(
     account = LineAccount()
     of_file, url, done, total = 0, "", 0, sum(chunk.n_bytes for chunk in chunks)
     for chunk, own in zip(chunks, map_chunks(functools.partial(_write_chunk, order), chunks), strict=True):
-        of_file = of_file if chunk.source.url == url else int(chunk.source.header > 0)
+        of_file = of_file if chunk.source.url == url else chunk.source.lines_above
         url = chunk.source.url
         account.add(own, lines_before=of_file)
         of_file += own.read

@@ -74,11 +74,21 @@ def _looks_like_criteo(lines: Sequence[str]) -> bool:
     )
 
 
-def _delimited_by(delimiter: str) -> Callable[[Sequence[str]], bool]:
+def _delimited_by(delimiter: str, quote: str = "") -> Callable[[Sequence[str]], bool]:
     def fits(lines: Sequence[str]) -> bool:
-        return bool(lines) and delimiter in lines[0] and all(delimiter in line for line in lines[:-1])
+        begins = list(_not_quoted(lines, quote))
+        return bool(lines) and delimiter in lines[0] and all(delimiter in line for line in begins[:-1])
 
     return fits
+
+
+def _not_quoted(lines: Sequence[str], quote: str) -> Iterator[str]:
+    """The lines but those in which a value in quotes goes on from the line before, whose reader says more of them."""
+    is_open = False
+    for line in lines:
+        if not is_open:
+            yield line
+        is_open ^= bool(quote) and bool(line.count(quote) % 2)
 
 
 def _begin_sparse(has_fields: bool) -> Callable[[Sequence[Source], str, Wishes, files.Options], Reader]:
@@ -126,7 +136,8 @@ FORMATS = {
         Format("libffm", "label field:index:value …", _all(_LIBFFM), _begin_sparse(True)),
         Format("libsvm", "label [qid:group] index:value …", _looks_sparse, _begin_sparse(False)),
         Format("tsv", "tabs between values, nothing quoted", _delimited_by("\t"), _begin_table("\t", ""), "\t"),
-        Format("csv", "commas between values, maybe in quotes", _delimited_by(","), _begin_table(",", '"'), ",", '"'),
+        Format("csv", "commas between values, maybe in quotes", _delimited_by(",", '"'),
+               _begin_table(",", '"'), ",", '"'),
     )
 }  # fmt: skip
 """In the order in which they are tried on the first lines."""

@@ -8,14 +8,17 @@ from dfm.data.text.convert import Conversion
 from dfm.data.text.parsed import GROUP, LABEL, WEIGHT
 from dfm.data.text.tables import CRITEO_NAMES
 from dfm.settings.toml import to_toml
+from dfm.storage import files
 
 JOB_MARK = "# Made by dfm convert"
 """The begin of a job file that dfm wrote and may write again."""
 _FFM = """# libffm's own model has vectors for each pair of fields: [model] family = "ffm", groups = N_FIELDS"""
 
 
-def job_text(conversion: Conversion, directory: str) -> str:
-    """The job, as a TOML file; `directory` is where its results go. Of tables (csv, tsv) `dfm guess` finds it."""
+def job_text(conversion: Conversion, directory: str, options: files.Options = None) -> str:
+    """The job, as a TOML file; `directory` is where its results go, options: of the store that holds the shards. Of
+    tables (csv, tsv) `dfm guess` finds it.
+    """
     names = conversion.reader.schema.names
     lists = [name for name in names if name not in (LABEL, WEIGHT, GROUP)]
     schema: dict[str, Any] = {"label": LABEL}
@@ -33,7 +36,7 @@ def job_text(conversion: Conversion, directory: str) -> str:
     rows = conversion.account.written
     training = {"n_replicas": max(1, rows // 1000)} if rows < 8000 else {}
     tables = {
-        "data": {"train": conversion.directory},
+        "data": {"train": conversion.directory, **({"storage_options": dict(options)} if options else {})},
         "schema": schema,
         **({"model": model} if model else {}),
         **({"training": training} if training else {}),

@@ -20,11 +20,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A line that is no row: its number in the block, from 0; why, and the text that is at fault."""
+    """A line that is no row: its number in the block, from 0; why, and the text that is at fault. remedy: what may be
+    done beside repairing it, if anything is known.
+    """
 
     line: int
     reason: str
     text: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

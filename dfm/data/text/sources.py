@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import posixpath
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -27,13 +28,20 @@ SAMPLE_BYTES = 1 << 20
 LONGEST_LINE = 1 << 30
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 """Compressions by the first bytes of a file."""
+_PACKED = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z", b"\x04\x22\x4d\x18": "lz4"}
+"""Compressions that are not read."""
 _BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""Marks of UTF-16."""
+_HEAD_BYTES = 4096
+"""Bytes in which it shows whether a file is text."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A file of lines. codec: what it is compressed by, or ""; size: bytes of the file; partition: the folders
-    `name=value` that it lies in; mark: bytes of a mark of UTF-8 at its begin; header: bytes of a first line of names.
+    `name=value` that it lies in; mark: bytes of a mark of UTF-8 at its begin; header: bytes of a first line of names
+    and of blank ones before it, lines_above: how many these are.
     """
 
     url: str
@@ -42,6 +50,7 @@ class Source:
     partition: str
     mark: int
     header: int = 0
+    lines_above: int = 0
 
     @property
     def body(self) -> int:
@@ -121,17 +130,35 @@ def _files_of(filesystem: Any, base: str, rest: str, is_local: bool) -> list[str
 def _partition(name: str, base: str, known: Collection[str]) -> str:
     above, below = path_columns(name, base)
     columns = [*(column for column in above if column[0] not in known), *below]
-    return "".join(f"{quote(name)}={quote(value)}/" for name, value in columns)
+    return "".join(f"{quote(name, safe='')}={quote(value, safe='')}/" for name, value in columns)
 
 
 def _source(url: str, partition: str, options: files.Options) -> Source:
-    head = files.read_head(url, 4, options)
+    head = files.read_head(url, _HEAD_BYTES, options)
     codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), "")
-    if head == b"PAR1":
+    if head.startswith(b"PAR1"):
         raise DataError(f"{url} is Parquet already: name it as data.train in a job file (dfm guess {url} writes one)")
+    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), "")
+    if packed:
+        raise DataError(
+            f"{url} is compressed by {packed}, which is not read: unpack it, or compress it by gzip or zstd"
+        )
     source = Source(url, codec, files.size_of(url, options), partition, 0)
-    begin = head_of(source, options, 4) if codec else head
+    begin = head_of(source, options, _HEAD_BYTES) if codec else head
+    _check_text(begin, url)
     return dataclasses.replace(source, mark=len(_BOM) if begin.startswith(_BOM) else 0)
+
+
+def _check_text(begin: bytes, url: str) -> None:
+    """DataError where the first bytes are UTF-16, as spreadsheets write "Unicode text", or no text at all."""
+    if begin.startswith(_UTF16):
+        command = f"iconv -f UTF-16 -t UTF-8 {shlex.quote(posixpath.basename(url))} > utf8.txt"
+        raise DataError(f"{url} is UTF-16, and text is read as UTF-8: {command} writes it so")
+    if b"\0" in begin.partition(b"\n")[0]:
+        raise DataError(
+            f"{url} begins with {begin[:40]!r}: a line with zero bytes is no text in UTF-8; if it is UTF-16, "
+            "iconv -f UTF-16LE -t UTF-8 writes it so, else name text alone"
+        )
 
 
 def head_of(source: Source, options: files.Options, n_bytes: int = SAMPLE_BYTES) -> bytes:

@@ -6,7 +6,10 @@ A block that Arrow refuses is halved until the lines are found that it refuses a
 from __future__ import annotations
 
 import csv
+import dataclasses
+import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +37,7 @@ _HEXADECIMAL, _LONG = r"^\s*[-+]?0[xX]", r"^\s*[-+]?\d{16,}\s*$"
 _EXACT = 2**53
 """The largest number below which float64 has every integer."""
 _MOST_SHOWN = 80
+_ONE_LINE = "a value may not hold the end of a line: write a blank for it"
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,13 @@ class TableReader:
             if found.num_rows == len(lines) and not self._leaves_open(last):
                 yield found
                 return
-            reason, text = "a value in quotes does not end with its line", ""
+            fault = Fault(0, "a value in quotes does not end with its line", "", _ONE_LINE)
         except pa.ArrowInvalid as error:
-            reason, text = self._fault(str(error))
+            fault = self._fault(str(error))
         if len(lines) == 1:
             line = int(lines[0])
-            yield Fault(line, reason, text or shown([block[starts[line] : starts[line + 1]].tobytes().strip()]))
+            whole = shown([block[starts[line] : starts[line + 1]].tobytes().strip()])
+            yield dataclasses.replace(fault, line=line, text=fault.text or whole)
             return
         middle = len(lines) // 2
         yield from self._judged(block, starts, lines[:middle])
@@ -118,25 +123,21 @@ class TableReader:
 
     def _leaves_open(self, line: bytes) -> bool:
         """Whether a value in quotes goes on behind a line; Arrow lets the end of the block end it."""
-        if not self.quote or self.quote.encode() not in line:
-            return False
-        text = line.decode(errors="replace")
-        try:
-            list(csv.reader([text], delimiter=self.delimiter, quotechar=self.quote, strict=True))
-        except csv.Error as error:
-            return "end of data" in str(error)
-        return False
+        has_quote = bool(self.quote) and self.quote.encode() in line
+        return has_quote and leaves_open(line.decode(errors="replace"), self.delimiter, self.quote)
 
-    def _fault(self, message: str) -> tuple[str, str]:
-        """Why Arrow refused a line, and the value, in words of ours."""
+    def _fault(self, message: str) -> Fault:
+        """Why Arrow refused a line, in words of ours."""
         if found := _WIDTH.search(message):
-            return f"{found[2]} columns instead of {found[1]}", ""
+            return Fault(0, f"{found[2]} columns instead of {found[1]}", "")
         if found := _VALUE.search(message):
             column = int(found[1])
-            kind = self.types[column]
-            fault = "is no UTF-8 text" if kind == pa.string() else f"is no {kind}"
-            return f"column {self.names[column]!r} {fault}", (found[2] or "")[:_MOST_SHOWN]
-        return message.splitlines()[0], ""
+            name, kind, text = self.names[column], self.types[column], (found[2] or "")[:_MOST_SHOWN]
+            if kind == pa.string():
+                return Fault(0, f"column {name!r} is no UTF-8 text", text)
+            as_text = f"where the column is text, say so: --type {shlex.quote(name + '=text')}"
+            return Fault(0, f"column {name!r} is no {kind}", text, as_text)
+        return Fault(0, message.splitlines()[0], "")
 
 
 def _are_blank(block: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -157,13 +158,53 @@ def convert_options(missing: Sequence[str], schema: pa.Schema | None = None) -> 
     )
 
 
+def checked_delimiter(text: str) -> str:
+    """The delimiter that was said, a tab for the two characters by which a shell writes it; "" stays. SettingsError
+    where it is none.
+    """
+    delimiter = "\t" if text == "\\t" else text
+    if delimiter and (len(delimiter) > 1 or not delimiter.isascii() or delimiter in '"\r\n\0'):
+        raise SettingsError(
+            f"--delimiter {text!r}: expected one ASCII character that is no quote and ends no line, such as ';' or "
+            "'\\t' for a tab; replace longer ones in the data"
+        )
+    return delimiter
+
+
+def missing_numbers(missing: Sequence[str], schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """Those of some texts that are numbers, and the columns that hold numbers."""
+    columns = [field.name for field in schema if field.type in (pa.int64(), pa.float64())]
+    return [text for text in missing if _is_number(text)], columns
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def criteo_reader() -> TableReader:
     """The reader of the log of Criteo's display advertising challenge."""
     return TableReader(CRITEO_NAMES, _CRITEO_TYPES, "\t", "")
 
 
+def leaves_open(line: str, delimiter: str, quote: str) -> bool:
+    """Whether a value in quotes goes on behind the line."""
+    try:
+        list(csv.reader([line], delimiter=delimiter, quotechar=quote, strict=True))
+    except csv.Error as error:
+        return "end of data" in str(error)
+    return False
+
+
 def header_names(line: str, delimiter: str, quote: str) -> tuple[str, ...]:
     """The names in a header; a column without one is called by its number. DataError where two are the same."""
+    if quote and leaves_open(line, delimiter, quote):
+        raise DataError(
+            f"the header, {line[:60]!r}, ends within a value in quotes; write each name on one line, or name another "
+            "--format"
+        )
     names = tuple(name or f"column_{number}" for number, name in enumerate(values_of(line, delimiter, quote)))
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

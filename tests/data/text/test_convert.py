@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -100,6 +101,23 @@ def test_a_days_folder_keeps_its_column_unless_the_output_has_it(tmp_path: Path)
     assert sorted(digests(tmp_path / "by")) == ["day=1/_SUCCESS", "day=1/part-00000-00000.parquet"]
     with pytest.raises(SettingsError, match=r"--to .* lies inside the input .*day=\*"):
         convert(f"{path.parent.parent}/day=*", str(path.parent / "shards"))
+
+
+def test_values_of_folders_are_the_same_before_and_after(tmp_path: Path) -> None:
+    values = ["a/b", "a=b", "50%", "a%2Fb", "ä b", "c"]
+    for value in values:
+        (tmp_path / "log" / f"the%2Fsite={quote(value, safe='')}").mkdir(parents=True)
+        write(tmp_path / "log" / f"the%2Fsite={quote(value, safe='')}", "vw", 10)
+    convert(str(tmp_path / "log"), str(tmp_path / "shards"))
+    found = [shard.partition for shard in find_shards([str(tmp_path / "shards")])]
+    assert sorted(found) == sorted((("the/site", value),) for value in values)
+
+
+def test_a_job_asks_the_store_as_its_conversion_did(tmp_path: Path) -> None:
+    found = convert(str(write(tmp_path, "libsvm", 50)), str(tmp_path / "shards"))
+    options = {"endpoint_url": "http://localhost:1"}
+    assert tomllib.loads(job_text(found, "out", options))["data"]["storage_options"] == options
+    assert "storage_options" not in job_text(found, "out", {})
 
 
 def test_rows_that_a_model_exports_come_back_as_they_are(tmp_path: Path) -> None:

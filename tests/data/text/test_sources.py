@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +69,28 @@ def test_a_mark_of_utf8_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     for name, data in (("a", b"\xef\xbb\xbfone\ntwo\n"), ("b", gzip.compress(b"\xef\xbb\xbfone\ntwo\n"))):
         (tmp_path / name).write_bytes(data)
         assert lines_of(tmp_path / name) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("a,b\n1,2\n".encode("utf-16"), r"is UTF-16, .* iconv -f UTF-16 -t UTF-8 log\.csv"),
+        (gzip.compress("a,b\n1,2\n".encode("utf-16")), "is UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "zero bytes is no text .* iconv -f UTF-16LE"),
+        (lzma.compress(b"a,b\n1,2\n"), "is compressed by xz"),
+        (b"PK\x03\x04\x14\x00 and more", "is compressed by zip"),
+    ],
+    ids=["a mark", "a mark in gzip", "no mark", "xz", "zip"],
+)
+def test_what_is_no_text_in_utf8_is_named(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "log.csv").write_bytes(data)
+    with pytest.raises(DataError, match=why):
+        find_sources([str(tmp_path / "log.csv")])
+
+
+def test_a_zero_byte_behind_the_first_line_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"a,b\n1,x\0y\n")
+    assert lines_of(tmp_path / "log.csv") == [b"a,b", b"1,x\0y"]
 
 
 def test_a_line_longer_than_a_block_is_whole_and_one_without_end_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfm.data.synthetic import SCHEMA
+from dfm.data.text.account import LineAccount
 from dfm.data.text.convert import convert
 from dfm.data.text.tables import TableReader, criteo_reader
 from dfm.errors import DataError, SettingsError
@@ -83,6 +85,53 @@ def test_other_delimiters_and_files_without_header(tmp_path: Path) -> None:
     (tmp_path / "more.tsv").write_text('a\tb\n1\t5" screen\n')
     convert(str(tmp_path / "more.tsv"), str(tmp_path / "shards"), overwrite=True)
     assert pq.read_table(tmp_path / "shards").to_pylist() == [{"a": 1, "b": '5" screen'}]
+
+
+@pytest.mark.parametrize("delimiter", ["||", "€", '"', "\n"])
+def test_a_delimiter_is_one_character_that_is_no_quote(tmp_path: Path, delimiter: str) -> None:
+    with pytest.raises(SettingsError, match=r"--delimiter .*: expected one ASCII character"):
+        converted(tmp_path, "a,b\n1,x\n", delimiter=delimiter)
+
+
+def test_a_tab_may_be_said_as_shells_have_it(tmp_path: Path) -> None:
+    assert converted(tmp_path, "a\tb\n1\tx\n", delimiter="\\t").to_pylist() == [{"a": 1, "b": "x"}]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_before_the_header_are_none(tmp_path: Path, end: str) -> None:
+    text = end.join(["", " ", "a,b", "1,x", "", "2,y", ""])
+    assert converted(tmp_path, text).to_pylist() == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+    with pytest.raises(DataError, match=r"log\.csv, line 6: 1 columns instead of 2"):
+        converted(tmp_path, text.replace("2,y", "2"))
+
+
+def test_a_line_end_in_quotes_is_told_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2: a value in quotes does not end .* write a blank for it"):
+        converted(tmp_path, 'a,b\n1,"x\ny"\n2,z\n')
+    with pytest.raises(DataError, match="the header, 'a,\"b', ends within a value in quotes"):
+        converted(tmp_path, 'a,"b\nc"\n1,2\n')
+
+
+def test_a_value_of_another_type_advises_to_say_the_type(tmp_path: Path) -> None:
+    reader = dataclasses.replace(READER, names=("i", "x x", "s"))
+    account = LineAccount()
+    account.add_block("log.csv", reader.parse(block("1,2.5,a\n1,abc,a\n")))
+    with pytest.raises(DataError, match=r"column 'x x' is no double \('abc'\).*say so: --type 'x x=text'"):
+        account.check("error", 0.01)
+
+
+def test_numbers_that_mean_nothing_are_told_to_be_numbers_to_a_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "a,age,site\n" + "".join(f"{i % 2},{(-999, 30)[i % 2]},s{i % 3}\n" for i in range(20))
+    assert converted(tmp_path, text, missing=["-999", "NA"])["age"].null_count == 10
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "--missing -999" in told
+    assert "rows to be scored must have None for it in columns of numbers (a, age)" in told
+    caplog.clear()
+    converted(tmp_path, text, missing=["NA"])
+    converted(tmp_path, text, missing=["-999"], types={"a": "text", "age": "text"})
+    assert not caplog.records
 
 
 def test_files_of_one_header_are_one_table_and_of_another_are_refused(tmp_path: Path) -> None:
