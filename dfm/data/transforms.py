@@ -227,6 +227,8 @@ DEFAULT_TRANSFORM = AUTO
 """For columns of shards."""
 QUANTILE, SCALED = "quantile", "standardize"
 """For columns of tables that estimators are given; the remedy for numbers too large to learn from."""
+RAW = "raw"
+"""For those that are not to be standardized."""
 
 
 def described_transforms() -> str:

@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from dfm.data.canonical import value_text
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.matrices import column_names, is_sparse
 from dfm.data.units import LabelUnit
@@ -36,7 +37,7 @@ from dfm.estimators.features import (
     n_rows_of,
     names_of,
 )
-from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary
+from dfm.estimators.labels import NOTHING_WEIGHS, LabelEncoding, LabelSummary, check_present, summarise_labels
 from dfm.estimators.notes import tell_what_says_nothing
 from dfm.estimators.outputs import AsFitted, Output, shown, teller, unpacked
 from dfm.estimators.recipes import Parametrised, RowsToFit
@@ -72,8 +73,12 @@ class BaseFactorizationMachine(Parametrised):
     # ------------------------------------------------------------------------------ what subclasses say ----
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
-        """The encoding of labels, learnt from a summary of all of them; public attributes of labels are set."""
+        """The classes or the unit of labels, learnt from a summary of all of them; public attributes are set."""
         raise NotImplementedError
+
+    def _weighed(self, encoding: LabelEncoding, summary: LabelSummary) -> LabelEncoding:
+        """The encoding with weights relative to the mean of the rows of this summary."""
+        return dataclasses.replace(encoding, mean_weight=summary.mean_weight)
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         """Mean label of every machine, as it is trained."""
@@ -140,7 +145,10 @@ class BaseFactorizationMachine(Parametrised):
 
     def _checked_labels(self, X: Any, y: Any) -> NDArray[Any]:
         """One finite label a row."""
-        y = column_or_1d(column_of(self._required(y)), warn=True)
+        y = column_of(self._required(y))
+        if np.asarray(y).dtype.kind == "O" and np.ndim(y) == 1:
+            check_present(y)
+        y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         if is_table(X, self._table_options()):
             if n_rows_of(X) != len(y):
@@ -185,7 +193,6 @@ class BaseFactorizationMachine(Parametrised):
             if client is not None:
                 return self._fit_job(X, y, sample_weight, eval_set, client)
             X, y, sample_weight = read_labelled(X, y, sample_weight)
-            eval_set = read_evaluation(eval_set)
         goes_on = self.warm_start and hasattr(self, "_outputs")
         return self._fit_source(self._source(X, y, sample_weight, client, goes_on), eval_set, goes_on)
 
@@ -235,15 +242,18 @@ class BaseFactorizationMachine(Parametrised):
         if goes_on:
             self._check_goes_on()
         summary = source.summarise(self._task == "classification")
+        if not goes_on:
+            # Tables of other features: if this fit fails, there is no model.
+            for name in ("_outputs", "_tables", "_as_fitted"):
+                self.__dict__.pop(name, None)
+        encoding = self._encoding if goes_on else self._encode(summary)
+        encoding.check(summary)
+        encoding = self._weighed(encoding, summary)
+        self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
         if goes_on:
             source.encode(self._features, self._encoding)
             self._grow(source, summary)
             return summary
-        # Tables of other features: if this fit fails, there is no model.
-        for name in ("_outputs", "_tables", "_as_fitted"):
-            self.__dict__.pop(name, None)
-        encoding = self._encode(summary)
-        self._encoding = encoding if are_all else dataclasses.replace(encoding, mean_weight=1.0)
         options = self._feature_options()
         self._features = source.learn(options, self._encoding)
         if isinstance(self._features, TableFeatures):
@@ -274,13 +284,14 @@ class BaseFactorizationMachine(Parametrised):
         """Rows of eval_set as the source takes them; classes do not reweigh them."""
         if eval_set is None:
             return None
-        given = unpacked(eval_set)
+        given = read_evaluation(unpacked(eval_set))
         rows = given if is_dask(given[0]) else self._evaluation_rows(*given)
         return source.evaluation(rows, self._features, self._encoding)
 
     def _evaluation_rows(self, X: Any, y: Any, sample_weight: Any) -> HashedRows:
         X = arrived(X)
         y = self._checked_labels(X, y)
+        self._encoding.check(summarise_labels(y, None, self._task == "classification"))
         labels = self._encoding.labels(y)
         given = self._checked_weights(sample_weight, len(y))
         weights = np.zeros(0, np.float32) if given is None else given.astype(np.float32)
@@ -333,9 +344,10 @@ class BaseFactorizationMachine(Parametrised):
         """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers."""
         from dfm import jobs  # loads Dask
 
-        if getattr(self, "class_weight", None) is not None:
+        if self.warm_start:
             raise SettingsError(
-                "class_weight does not reach shards: write the weights into a column, sample_weight = its name"
+                "warm_start = True does not reach shards on a cluster: leave it out, or save model_ and name its "
+                "folder in training.warm_start of the tables that job() gives, for dfm.train"
             )
         validation = validation_paths(eval_set)
         with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
@@ -481,7 +493,16 @@ class BaseFactorizationMachine(Parametrised):
             "history": self.history_,
         }
         model = self._features.model(self._tables[number], self._objective_of_fit(), metadata)
-        return dataclasses.replace(model, draws=self._draws[number])
+        schema = dataclasses.replace(model.schema, label_positive=self._positive(number))
+        return dataclasses.replace(model, schema=schema, draws=self._draws[number])
+
+    def _positive(self, number: int) -> tuple[str, ...]:
+        """The label that machine `number` takes for 1, for a schema; none where labels are 0 and 1, or numbers."""
+        classes = getattr(self, "classes_", None)
+        if classes is None or classes.tolist() == [0, 1]:
+            return ()
+        text = value_text(classes[number if len(classes) > 2 else 1])
+        return (text,) if text else ()
 
     def to_local(self) -> Self:
         """This estimator as a plain one: the fit brought its parameters here, and no cluster is needed."""

@@ -275,7 +275,7 @@ def learn_features(
     if is_table(meta, options.table):
         return _table_features(watch, meta, chunks, options, labels)
     names, n_columns = names_of(meta), int(X.shape[1])
-    scaling = _learn_scaling(watch, chunks, names) if options.standardize else None
+    scaling = _learn_scaling(watch, chunks, names) if options.table.standardize else None
     rows = encode_chunks(watch, ChunkEncoding(labels, names=names, scaling=scaling), chunks)
     counts = watch.results([watch.submit(count_columns, part, n_columns) for part in rows])
     vocabulary = vector_vocabulary(n_columns, np.sum(counts, axis=0))

@@ -16,7 +16,7 @@ from dfm.data.partition import SparsePartition
 from dfm.estimators.base import BaseFactorizationMachine
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, takes_rows_apart
-from dfm.estimators.sources import Relabel
+from dfm.estimators.sources import Relabel, RowSource
 from dfm.kernels.losses import DEFAULT_LOSSES
 from dfm.model.fm_model import FMModel
 from dfm.model.outputs import NUMPY
@@ -159,20 +159,34 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
         announced = vars(self).get("_announced")
         self.classes_ = summary.classes if announced is None else announced
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs two to tell apart")
+            raise ValueError(
+                f"y has one class only, {self.classes_.tolist()[0]!r}: a classifier needs two to tell apart"
+            )
+        return LabelEncoding(self.classes_)
+
+    def _weighed(self, encoding: LabelEncoding, summary: LabelSummary) -> LabelEncoding:
         by_class = self._weights_by_class(summary)
         if by_class is None:
-            return LabelEncoding(self.classes_, mean_weight=summary.mean_weight)
-        seen = by_class[self._codes(summary)]
+            return replace(super()._weighed(encoding, summary), class_weights=None)
+        seen = by_class[encoding.codes(summary.classes)]
         total, n_counted = float((summary.masses * seen).sum()), int(summary.counted[seen > 0].sum())
-        mean_weight = total / n_counted if total else 1.0
-        return LabelEncoding(self.classes_, class_weights=by_class, mean_weight=mean_weight)
+        if not total:
+            raise ValueError(
+                f"class_weight = {self.class_weight} leaves no row any weight: there is nothing to learn from"
+            )
+        return replace(encoding, class_weights=by_class, mean_weight=total / n_counted)
 
-    def _codes(self, summary: LabelSummary) -> NDArray[np.intp]:
-        """Numbers of the classes that were seen."""
-        return np.searchsorted(self.classes_, summary.classes)
+    def _learn(self, source: RowSource, goes_on: bool, are_all: bool = True) -> LabelSummary:
+        summary = super()._learn(source, goes_on, are_all)
+        if are_all and not goes_on and np.count_nonzero(shares := self._shares(summary)) < 2:
+            told = self.classes_.tolist()[int(shares.argmax())]
+            raise ValueError(
+                f"only rows of class {told!r} weigh anything: a classifier needs two classes to tell apart"
+            )
+        return summary
 
     def _weights_by_class(self, summary: LabelSummary) -> NDArray[np.float64] | None:
+        """Weights of all classes, float64[n_classes]; None where they do not differ."""
         chosen = self.class_weight
         if chosen is None:
             return None
@@ -180,17 +194,28 @@ class _Classifier(ClassifierMixin, BaseFactorizationMachine):  # type: ignore[mi
             known = self.classes_.tolist()
             if unknown := [label for label in chosen if label not in known]:
                 raise ValueError(f"class_weight names {unknown[0]!r}, which is none of the classes {known}")
-            return np.array([float(chosen.get(label, 1.0)) for label in known])
+            weights = np.array([float(chosen.get(label, 1.0)) for label in known])
+            if not (np.isfinite(weights) & (weights >= 0)).all():
+                raise ValueError(f"class_weight = {chosen} is not legal: expected finite numbers, 0 or more")
+            return weights
         if chosen != "balanced":
             raise ValueError(f'class_weight = {chosen!r} is not legal: expected None, "balanced" or a dict')
-        return summary.n_rows / (len(summary.classes) * summary.counts.astype(np.float64))
+        weights = np.ones(len(self.classes_))
+        codes = LabelEncoding(self.classes_).codes(summary.classes)
+        weights[codes] = summary.n_rows / (len(summary.classes) * summary.counts.astype(np.float64))
+        return weights
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
-        shares, codes = np.zeros(len(self.classes_)), self._codes(summary)
-        by_class = self._encoding.class_weights
-        shares[codes] = summary.masses if by_class is None else summary.masses * by_class[codes]
+        shares = self._shares(summary)
         shares /= shares.sum()
         return [float(shares[1])] if len(shares) == 2 else shares.tolist()
+
+    def _shares(self, summary: LabelSummary) -> NDArray[np.float64]:
+        """Weights of the rows of every class together, float64[n_classes]."""
+        shares, codes = np.zeros(len(self.classes_)), self._encoding.codes(summary.classes)
+        by_class = self._encoding.class_weights
+        shares[codes] = summary.masses if by_class is None else summary.masses * by_class[codes]
+        return shares
 
     def _relabel(self, number: int) -> Relabel | None:
         return None if len(self.classes_) == 2 else OneAgainstRest(number)
@@ -216,22 +241,24 @@ class FMClassifier(_Classifier, FactorParameters):
     row that touches a weight.
 
     Training. optimizer: as in a job file; l1_linear and ftrl_beta are read by one of them alone. learning_rate,
-    factor_rate_scale, l2_factors, init_stdev and tune are the knobs of a job file, where "auto" means what the rows
-    and a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
+    factor_rate_scale, l2_factors, init_stdev and tune are the knobs of a job file, where "auto" means what the rows and
+    a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
     constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
-    there are any, else of the training rows) fell by less than tol in each of `patience` epochs. early_stopping: hold
-    out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on. Where rows are
-    evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from the last fit:
-    what was learnt stays, categories that are new come in, and numbers are scaled as they were.
+    there are any, else of the training rows) fell by less than tol in each of `patience` epochs (None: never).
+    early_stopping: hold out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on.
+    Where rows are evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from
+    the last fit: what was learnt stays, categories that are new come in, and numbers are scaled as they were; weights
+    are those of the new rows, and of class_weight as it is now.
 
     Solvers. solver: "sgd", or "als" and "mcmc", which solve for parameters, or draw them, in n_epochs iterations, as in
     a job file: of family "fm", without rates, warm_start and partial_fit. draws: of mcmc, how many are kept after
     burn_in iterations; coef_ and intercept_ then are means, factors_ has the vectors of all draws side by side.
 
-    Columns. standardize: bring those of arrays and of tables of floats to mean 0 and deviation 1 (zeros and ones stay);
-    "auto": but leave sparse matrices as they are. Tables with other columns are hashed: categorical, numeric, lists and
-    crosses name columns by role (by type where none is named), and missing, nan, list_separator, derive,
-    numeric_transform, hash_bits, min_count and min_count_factors are the knobs of a job file.
+    Columns. standardize: bring numbers to mean 0 and deviation 1 (zeros and ones in arrays stay); False: leave them as
+    they are; "auto": but leave sparse matrices. Tables of floats alone are taken as arrays, unless roles of columns,
+    derive, nan or a numeric_transform is given. All others are hashed: categorical, numeric, lists and crosses name
+    columns by role (by type where none is named), and missing, nan, list_separator, derive, numeric_transform,
+    hash_bits, min_count and min_count_factors are the knobs of a job file.
 
     Work. n_replicas: local models, averaged averages_per_epoch times in every epoch by the rule `merge`; None is one
     in this process, and eight where the rows lie on a cluster. backend: "numba" trains on processors, "cupy" on NVIDIA

@@ -1,7 +1,8 @@
 """Data of estimators as rows of a factorization machine: matrices as they are, tables hashed as shards are.
 
-A matrix is an array, a scipy.sparse matrix, or a table of floats: column j is feature j. Any other table has
-categories: its columns are chosen by type (`schema.infer`) unless they are named, and hashed.
+A matrix is an array, a scipy.sparse matrix, or a frame or Arrow table of floats: column j is feature j. Any other
+table has categories, as has a dict of columns, whose lists may have gaps: its columns are chosen by type
+(`schema.infer`) unless they are named, and hashed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dfm.data.number_sketches import NumberSketch, columns_with_statistics, sket
 from dfm.data.partition import SparsePartition
 from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.scoring_rows import scoring_partition
-from dfm.data.transforms import SCALED, NumberStatistics
+from dfm.data.transforms import RAW, SCALED, TRANSFORMS, NumberStatistics
 from dfm.data.vocabulary import (
     NO_COUNTS,
     FeatureCounts,
@@ -48,11 +49,15 @@ from dfm.data.vocabulary import (
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.notes import tell_left_out
 from dfm.kernels.tables import ParameterTable
+from dfm.model.entries import bad_row
 from dfm.model.fm_model import FMModel, batches_of
 from dfm.model.objective import Objective
 from dfm.model.rows import arrived, speaks_arrow
 
-FLOATS = ("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat")
+FLOATS = (
+    *("float16", "float32", "float64", "Float32", "Float64", "float", "double", "halffloat"),
+    *("float[pyarrow]", "double[pyarrow]", "halffloat[pyarrow]"),
+)
 NEVER = 2**62
 """More occurrences than any feature has: a linear model gives factors to none."""
 
@@ -70,6 +75,7 @@ class TableOptions:
     list_separator: str = ""
     derive: Mapping[str, str] = field(default_factory=dict)
     numeric_transform: str = SCALED
+    standardize: bool | str = "auto"
     hash_bits: int = 20
     min_count: int = 1
     min_count_factors: int = 1
@@ -78,11 +84,13 @@ class TableOptions:
     def names_columns(self) -> bool:
         """Whether it says what a matrix of numbers cannot be, so that a table is one even where all of it is floats."""
         roles = self.categorical or self.numeric or self.lists or self.crosses
-        return bool(roles or self.derive or self.nan != Schema.nan)
+        return bool(roles or self.derive or self.nan != Schema.nan or self.numeric_transform != SCALED)
 
     def of_schema(self) -> dict[str, Any]:
-        """The knobs of the [schema] table among them."""
-        return {name: value for name, value in vars(self).items() if name in Schema.knobs()}
+        """The knobs of the [schema] table among them: numbers that are not to be standardized stay as they are."""
+        stay = self.numeric_transform == SCALED and self.standardize is False
+        given = {**vars(self), "numeric_transform": RAW if stay else self.numeric_transform}
+        return {name: value for name, value in given.items() if name in Schema.knobs()}
 
     def least_for_factors(self, n_factors: int) -> int:
         """Occurrences from which a feature owns factors; in a linear model none does."""
@@ -91,24 +99,28 @@ class TableOptions:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """The way in which columns become features. standardize: True, False, or "auto" for all but sparse matrices."""
+    """The way in which columns become features, and how many factors these get."""
 
     table: TableOptions
-    standardize: bool | str
     n_factors: int
 
     def __post_init__(self) -> None:
-        if self.standardize not in (True, False, "auto"):
-            raise SettingsError(f'standardize = {self.standardize!r} is not legal: expected True, False or "auto"')
+        standardize, transform = self.table.standardize, self.table.numeric_transform
+        if standardize not in (True, False, "auto"):
+            raise SettingsError(f'standardize = {standardize!r} is not legal: expected True, False or "auto"')
+        if transform not in TRANSFORMS:
+            raise SettingsError(
+                f"numeric_transform = {transform!r} is not legal: expected one of {', '.join(TRANSFORMS)}"
+            )
 
     def standardizes(self, is_sparse: bool) -> bool:
         """Whether the columns of a matrix are standardized. SettingsError where that would make it dense."""
-        if self.standardize is True and is_sparse:
+        if self.table.standardize is True and is_sparse:
             raise SettingsError(
                 "standardize = True would make a sparse matrix dense: scale it before (MaxAbsScaler), pass a dense "
                 'array, or leave standardize at "auto"'
             )
-        return bool(self.standardize) and not is_sparse
+        return bool(self.table.standardize) and not is_sparse
 
 
 class Features(Protocol):
@@ -279,11 +291,7 @@ def encoded_rows(
 
 def _refuse_bad_rows(encoded: Encoded, first: int) -> None:
     if encoded.problems:
-        problem = encoded.problems[0]
-        raise DataError(
-            f"row {first + problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
-            "pass a finite number, or None where it is missing"
-        )
+        raise bad_row(encoded.problems[0], first)
 
 
 # ------------------------------------------------------------------------------------- what was given ----
@@ -296,23 +304,34 @@ def is_frame(data: Any) -> bool:
 
 def is_arrow(data: Any) -> bool:
     """Whether it is a table of Arrow, or of a library that speaks its interface (polars, …)."""
-    return isinstance(data, pa.Table | pa.RecordBatch) or (speaks_arrow(data) and not is_frame(data))
+    return isinstance(data, pa.Table | pa.RecordBatch) or (speaks_arrow(data) and not hasattr(data, "iloc"))
 
 
 def column_of(values: Any) -> Any:
-    """Labels, weights or groups of Arrow as an array; of a table without an array interface its only column. DataError
-    where it has several.
+    """Labels, weights or groups as an array, where they are of Arrow or the only column of a table; others as they are.
+    DataError where the table has several columns.
     """
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
-    if not speaks_arrow(values) or hasattr(values, "__array__"):
+    column = only_column(values)
+    if isinstance(column, pa.ChunkedArray):
+        return column.to_numpy()
+    return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column
+
+
+def only_column(values: Any) -> Any:
+    """The only column of a table or frame, an array of Arrow or a Series; what is no table as it is. DataError where
+    there are several columns.
+    """
+    is_table = isinstance(values, pa.Table | pa.RecordBatch) or hasattr(values, "columns")
+    if not is_table and (not speaks_arrow(values) or hasattr(values, "__array__")):
         return values
     table = arrived(values)
-    if table.num_columns != 1:
+    if isinstance(table, pa.Array | pa.ChunkedArray):
+        return table
+    if table.shape[1] != 1:
         raise DataError(
-            f"a {type(values).__name__} of {table.num_columns} columns is no column; select the one that is meant"
+            f"a {type(values).__name__} of {table.shape[1]} columns is no column; select the one that is meant"
         )
-    return table.column(0).to_numpy()
+    return table.iloc[:, 0] if is_frame(table) else table.column(0)
 
 
 def is_path(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,24 +19,43 @@ NOTHING_WEIGHS = "all sample weights are 0: there is nothing to learn from; pass
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """Encoding of labels as trained: classes (their numbers are stored) or a unit; weights by class, if any."""
+    """Encoding of labels as trained: classes (their numbers are stored) or a unit and the least legal number; weights
+    by class, if any.
+    """
 
     classes: NDArray[Any] | None = None
     mean: float = 0.0
     scale: float = 1.0
     class_weights: NDArray[np.float64] | None = None
     mean_weight: float = 1.0
+    least: float = -math.inf
+
+    def check(self, summary: LabelSummary) -> None:
+        """DataError where a label is none of the classes, or less than is legal."""
+        if self.classes is not None:
+            self.codes(summary.classes)
+        elif summary.least < self.least:
+            raise DataError(f"y holds {summary.least:g}, and the loss is for counts: expected {self.least:g} or more")
+
+    def codes(self, labels: NDArray[Any]) -> NDArray[np.intp]:
+        """Numbers of the classes of labels, intp[n]. DataError where one is none of them."""
+        assert self.classes is not None
+        known = self.classes.tolist()
+        try:
+            found = np.minimum(np.searchsorted(self.classes, labels), len(known) - 1)
+        except TypeError as error:  # objects of several types have no order
+            raise DataError(f"y does not fit the classes {known} ({error}); make it of their type") from error
+        unknown = labels[self.classes[found] != labels]
+        if len(unknown):
+            raise DataError(f"y holds {unknown[:1].tolist()[0]!r}, which is none of the classes {known}")
+        return found
 
     def labels(self, y: Any) -> NDArray[np.float32]:
         """Labels as rows store them."""
         y = np.asarray(y)
         if self.classes is None:
             return ((y.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
-        codes = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
-        if (self.classes[codes] != y).any():
-            unknown = y[self.classes[codes] != y][0]
-            raise DataError(f"y holds {unknown!r}, which is none of the classes {list(self.classes)}")
-        return codes.astype(np.float32)
+        return self.codes(y).astype(np.float32)
 
     def weights(self, codes: NDArray[np.float32], given: Any) -> NDArray[np.float32]:
         """Weights of rows relative to the mean of those that weigh anything; empty where all count the same."""
@@ -100,12 +120,12 @@ def summarise_labels(y: Any, weights: Any, is_classification: bool) -> LabelSumm
 
 
 def check_present(y: Any) -> None:
-    """DataError where a label of a chunk is missing, or infinite."""
+    """DataError where a label is missing, or infinite."""
     labels = np.asarray(y)
     missing = _missing(y, labels)
     if missing.any():
         row = int(missing.argmax())
-        raise DataError(f"its y holds {labels[row]} in row {row}, which is no label; drop such rows, or fill them in")
+        raise DataError(f"y holds {labels[row]} in row {row}, which is no label; drop such rows, or fill them in")
 
 
 def _missing(y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -71,7 +71,11 @@ class CollectionRows:
         """The rows that a fit was given. ClusterError where there is no client, DataError where chunks do not match."""
         watch = watch_of(client)
         if isinstance(y, str):
-            X, y = X.drop(columns=[y]), X[y]
+            X, y = _without_labels(X, y)
+        if getattr(X, "ndim", 2) != 2:
+            raise DataError(
+                f"X has {X.ndim} dimensions: expected [n_rows, n_features]; reshape(-1, 1) makes one column"
+            )
         return cls(X, watch, chunks_of(watch.client, X, y, weights))
 
     @property
@@ -147,10 +151,18 @@ class CollectionRows:
         X, y, weights = given
         other = CollectionRows.of(X, y, weights, self.watch.client)
         with naming_eval_set():
-            other.summarise(labels.classes is not None)
+            labels.check(other.summarise(labels.classes is not None))
             own = dataclasses.replace(labels, class_weights=None, mean_weight=1.0)
             rows = collections.encode_chunks(self.watch, collections.encoding_of(features, own), other.chunks)
         return collections.whole_chunks(self.watch, self._vocabulary_of(features), rows)
+
+
+def _without_labels(X: Any, name: str) -> tuple[Any, Any]:
+    """The other columns of a frame of Dask, and the one of that name. DataError where there is none."""
+    names = [str(each) for each in getattr(X, "columns", ())]
+    if name not in names:
+        raise DataError(f"X has no column {name!r} of labels; it has {', '.join(names) or 'no names of columns'}")
+    return X.drop(columns=[name]), X[name]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dfm.data.partition import SparsePartition
 from dfm.data.units import LabelUnit
 from dfm.errors import DataError, SettingsError
 from dfm.estimators.base import LoneMachine
-from dfm.estimators.features import FeatureOptions, Features, column_of, is_dask, is_path, names_of
+from dfm.estimators.features import FeatureOptions, Features, is_dask, is_path, names_of, only_column
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, RowsToFit
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, built
@@ -38,10 +38,20 @@ def group_ids(group: Any, n_rows: int) -> Ids:
     """A number for each distinct group, uint64[n_rows]; missing ones are one group, and None puts all rows in one."""
     if group is None:
         return np.zeros(n_rows, np.uint64)
-    group = group if isinstance(group, pa.Array | pa.ChunkedArray) else column_of(group)
+    try:
+        found = _numbered(only_column(group))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(
+            f"group cannot be read ({str(error).splitlines()[0]}); pass one value a row: numbers, or text"
+        ) from error
+    if len(found) != n_rows:
+        raise ValueError(f"group has {len(found)} rows, X has {n_rows}: expected one group a row")
+    return found
+
+
+def _numbered(group: Any) -> Ids:
+    """The number of each value among the distinct ones, in the order in which they come."""
     given = group if isinstance(group, pa.Array | pa.ChunkedArray) else pa.array(group, from_pandas=True)
-    if len(given) != n_rows:
-        raise ValueError(f"group has {len(given)} rows, X has {n_rows}: expected one group a row")
     given = given.cast(given.type.value_type) if pa.types.is_dictionary(given.type) else given
     found = given.combine_chunks() if isinstance(given, pa.ChunkedArray) else given
     return found.dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.uint64)
@@ -247,7 +257,7 @@ class FMRanker(LoneMachine, FactorParameters):
             found = f"{len(summary.classes)} distinct values" if len(summary.classes) > 1 else "one class only"
             raise ValueError(f"y has {found}: a ranker needs two, of rows that were not clicked and rows that were")
         self.classes_ = summary.classes
-        return LabelEncoding(self.classes_, mean_weight=summary.mean_weight)
+        return LabelEncoding(self.classes_)
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [0.5]  # from which no bias begins
@@ -271,6 +281,8 @@ class FMRanker(LoneMachine, FactorParameters):
         if not isinstance(given, tuple) or len(given) not in (3, 4):
             raise SettingsError("eval_set is not legal: expected (X, y, group) or (X, y, group, sample_weight)")
         X, y, group, sample_weight = (*given, None)[:4]
+        if is_path(X):
+            raise SettingsError("eval_set is of shards and X is none: pass rows of this process, or X as shards")
         rows = self._evaluation_rows(X, y, sample_weight)
         ids = group_ids(group, rows.n_rows)
         return source.evaluation(dataclasses.replace(rows, group_ids=ids), self._features, self._encoding)

@@ -118,7 +118,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     early_stopping: bool | str = "auto"
     validation_fraction: float = 0.1
     patience: int = 5
-    tol: float = 1e-4
+    tol: float | None = 1e-4
     warm_start: bool = False
     n_replicas: int | None = None
     averages_per_epoch: int | str = "auto"
@@ -204,7 +204,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
         self._seed = int(state) if is_number else int(check_random_state(state).randint(2**31 - 1))
 
     def _feature_options(self) -> FeatureOptions:
-        return FeatureOptions(self._table_options(), self.standardize, self._settings()[0].n_factors)
+        return FeatureOptions(self._table_options(), self._settings()[0].n_factors)
 
     def _table_options(self) -> TableOptions:
         given = self.get_params(deep=False)
@@ -223,6 +223,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             list_separator=given["list_separator"],
             derive=dict(given["derive"] or {}),
             numeric_transform=given["numeric_transform"],
+            standardize=given["standardize"],
             hash_bits=given["hash_bits"],
             min_count=given["min_count"],
             min_count_factors=given.get("min_count_factors", 1),
@@ -267,8 +268,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             n_slices=n_slices,
             n_rounds=self._n_rounds(training, rows.n_rows),
             schedule=course.schedule,
-            tolerance=float(self.tol),
-            patience=self._patience(),
+            **self._ending(),
             seed=model.seed,
             pilot=self._pilot(numbers, rows, n_slices),
         )
@@ -284,14 +284,25 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             initial=InitialValues(model.seed, stdev, bias=bias),
             objective=self._objective(),
             n_epochs=training.n_iterations,
-            tolerance=float(self.tol),
-            patience=self._patience(),
+            **self._ending(),
             seed=model.seed,
         )
 
     def _patience(self) -> int:
         """Epochs without a better one that end training where no plateau does."""
         return TrainingSettings(patience=self.patience, schedule="final-decay").patience
+
+    def _ending(self) -> dict[str, Any]:
+        """Fall of the loss below which an epoch counts as none, and how many of these end training; where tol is None,
+        as in scikit-learn, no number of them does.
+        """
+        if self.tol is None:
+            return {"patience": None}
+        if not isinstance(self.tol, int | float | np.number):
+            raise SettingsError(
+                f"tol = {self.tol!r} is not legal: expected a number, or None to train to the last epoch"
+            )
+        return {"tolerance": float(self.tol), "patience": self._patience()}
 
     def _course(self, training: TrainingSettings, rows: RowsToFit) -> Course:
         """Schedule and last epoch. Without rows to validate on, the loss of the training rows says when to stop."""
@@ -385,13 +396,21 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     def _job_of_shards(
         self, shards: list[str], columns: tuple[str, str | None], validation: list[str], folder: str
     ) -> Job:
-        """A job with these parameters. columns: of labels, and of weights or None; its files lie in the folder."""
+        """A job with these parameters. columns: of labels, and of weights or None; its files lie in the folder.
+
+        SettingsError where a parameter has no counterpart in a job.
+        """
+        if getattr(self, "class_weight", None) is not None:
+            raise SettingsError(
+                f"class_weight = {self.class_weight!r} does not reach shards: write the weights into a column, and "
+                "name it (sample_weight of fit, weight of job)"
+            )
         model, training = self._settings()
-        options = self._table_options()
+        options = self._feature_options().table
         parameter = "auto" if self.loss_parameter is None else self.loss_parameter
         return Job.from_dict(
             {
-                "data": {"train": shards, "validation": validation},
+                "data": {"train": shards, "validation": validation, **self._held_out_share(validation)},
                 "schema": {
                     "label": columns[0],
                     "weight": columns[1] or "",
@@ -408,6 +427,11 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                 "output": {"directory": os.path.join(folder, "output")},
             }
         )
+
+    def _held_out_share(self, validation: Sequence[str]) -> dict[str, Any]:
+        """The share of the rows that a job holds out, where it is not the usual one."""
+        share = self._holds_out(MANY_ROWS, bool(validation))
+        return {"validation_fraction": share} if share and share != Parametrised.validation_fraction else {}
 
     def _stopping(self, training: TrainingSettings) -> dict[str, Any]:
         """The knobs by which a job stops: a plateau has no patience."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -91,12 +92,10 @@ class _Regressor(RegressorMixin, LoneMachine):  # type: ignore[misc]
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         objective = self._objective()
-        if objective.label_kind == "counts" and summary.least < 0:
-            raise ValueError(f'y holds {summary.least:g}, and loss = "{self.loss}" is for counts: expected 0 or more')
         if not objective.takes_any_unit:
             tell_of_unit(objective.told_of_unit(summary.deviation))
-            return LabelEncoding(mean_weight=summary.mean_weight)
-        return LabelEncoding(mean=summary.mean, scale=summary.deviation, mean_weight=summary.mean_weight)
+            return LabelEncoding(least=0.0 if objective.label_kind == "counts" else -math.inf)
+        return LabelEncoding(mean=summary.mean, scale=summary.deviation)
 
     def _mean_labels(self, summary: LabelSummary) -> list[float]:
         return [(summary.mean - self._encoding.mean) / self._encoding.scale]

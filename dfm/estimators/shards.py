@@ -39,12 +39,16 @@ def read_labelled(paths: Any, y: str, sample_weight: str | None) -> tuple[pa.Tab
     return table.drop_columns([name for name in (y, sample_weight) if name]), labels, weights
 
 
-def read_evaluation(eval_set: Any) -> Any:
-    """An eval_set of shards as one of rows; any other as it is."""
-    if eval_set is None:
-        return None
-    shards, label, weight = unpacked(eval_set)
-    return read_labelled(shards, label, weight) if is_path(shards) else eval_set
+def read_evaluation(eval_set: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """An eval_set (X, y, weights or None) of shards as one of rows; any other as it is. SettingsError where it names no
+    columns of its shards.
+    """
+    shards, label, weight = eval_set
+    if not is_path(shards):
+        return eval_set
+    if not isinstance(label, str) or not isinstance(weight, str | None):
+        raise SettingsError("eval_set is of shards: y and sample_weight must be names of columns in them")
+    return read_labelled(shards, label, weight)
 
 
 def validation_paths(eval_set: Any) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dfm.data.arrow_types import root_of
-from dfm.data.encoding import Encoded, encode_batch
+from dfm.data.encoding import Encoded, Problem, encode_batch
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.row_encoder import NotPlain, RowEncoder
 from dfm.data.schema import Field, ResolvedSchema
@@ -182,11 +182,16 @@ def _entries(model: Scorer, rows: HashedRows, fields: Sequence[Field]) -> Entrie
 def check_good(encoded: Encoded) -> None:
     """DataError where a row broke the schema."""
     if encoded.problems:
-        problem = encoded.problems[0]
-        raise DataError(
-            f"row {problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); "
-            "pass a finite number, or None where it is missing"
-        )
+        raise bad_row(encoded.problems[0])
+
+
+def bad_row(problem: Problem, first: int = 0) -> DataError:
+    """The error of a row that broke the schema. first: number of the first row of its batch."""
+    remedy = "" if problem.reason == "missing" else ", or None where it is missing"  # a matrix has no gaps
+    return DataError(
+        f"row {first + problem.first_row}: column {problem.column!r}: {problem.reason} ({problem.value}); pass a "
+        f"finite number{remedy}"
+    )
 
 
 def _numbered(rows: Integers, places: NDArray[np.uint16]) -> Integers:

@@ -86,8 +86,8 @@ class Candidates:
 
     def rank(self, model: Scorer, context: Any, top: int = 10) -> Ranking:
         """See `FMModel.rank`."""
-        if top < 1:
-            raise DataError(f"top = {top}; expected at least 1")
+        if not isinstance(top, int | np.integer) or top < 1:
+            raise DataError(f"top = {top!r}; expected a whole number, at least 1")
         scores = self.scores(model, context)
         best = np.argsort(-scores, kind="stable")[:top]
         return Ranking(best, scores[best], model.objective.predict(scores[best]))

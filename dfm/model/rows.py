@@ -176,8 +176,9 @@ def speaks_arrow(data: Any) -> bool:
 
 def arrived(data: Any) -> Any:
     """The data, read once where another library of Arrow holds them: a stream is gone then, and a query would run anew
-    (and may order its rows otherwise) whenever it is asked. DataError where they are no table.
+    (and may order its rows otherwise) whenever it is asked. DataError where they are no table, or still to be computed.
     """
+    _refuse_to_be_collected(data)
     is_read = isinstance(data, pa.Table | pa.RecordBatch) or hasattr(data, "iloc")
     return data if is_read or not speaks_arrow(data) else _exported(data)
 
@@ -198,8 +199,13 @@ def _refuse_lazy(data: Any) -> None:
             f"a {kind} of Dask has no rows yet: pass data.compute(), or score its partitions where they are: "
             "data.map_partitions(model.predict)"
         )
+    _refuse_to_be_collected(data)
+
+
+def _refuse_to_be_collected(data: Any) -> None:
+    """DataError for a query of polars and its like."""
     if hasattr(data, "collect") and not speaks_arrow(data):
-        raise DataError(f"a {kind} has no rows yet: pass data.collect()")
+        raise DataError(f"a {type(data).__name__} has no rows yet: pass data.collect()")
 
 
 def _stored_names(columns: tuple[str, ...], names: Collection[str]) -> list[str]:

@@ -121,6 +121,23 @@ def test_training_does_not_go_on_with_another_function_or_family() -> None:
         fitted().set_params(family="ffm").partial_fit(ROWS, NUMBERS)
 
 
+@pytest.mark.parametrize("way", ["partial_fit", "fit"])
+def test_training_goes_on_with_the_class_weights_that_are_set_now(way: str) -> None:
+    def share(first: Any, later: Any) -> float:
+        model = LinearClassifier(n_epochs=2, warm_start=True, early_stopping=False, class_weight=first)
+        getattr(model, way)(ROWS, CLICKED)
+        model.set_params(class_weight=later)
+        for _ in range(5):
+            getattr(model, way)(ROWS, CLICKED)
+        return float(model.predict_proba(ROWS)[:, 1].mean())
+
+    towards_clicks = {False: 1, True: 20}
+    assert share(None, towards_clicks) > share(None, None) + 0.2
+    assert share(towards_clicks, None) < share(towards_clicks, towards_clicks) - 0.1
+    with pytest.raises(ValueError, match="class_weight names 7, which is none of the classes"):
+        share(None, {7: 1})
+
+
 def test_a_pickle_that_does_not_say_it_was_made_with_the_parameters_it_has() -> None:
     model = fitted(loss="poisson")
     before = told(model)

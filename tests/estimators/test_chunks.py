@@ -245,13 +245,13 @@ def test_a_label_that_is_missing_is_told_with_its_chunk_and_row(client: Client, 
     else:
         rows = dd.from_pandas(FRAME[: 2 * SIZE], npartitions=2)
         y = collection([pd.Series(labels.iloc[[0] * SIZE].to_numpy()), labels], labels.iloc[:0])
-    with pytest.raises(DataError, match=r"chunk 1 of X: its y holds \S+ in row 1, which is no label; drop such rows"):
+    with pytest.raises(DataError, match=r"chunk 1 of X: y holds \S+ in row 1, which is no label; drop such rows"):
         kind(n_replicas=1).fit(rows, y, client=client)
 
 
 def test_a_missing_label_to_validate_on_is_the_eval_sets(client: Client) -> None:
     rows, y = da.from_array(X, chunks=(SIZE, 3)), da.from_array(np.arange(len(X)) % 2.0, SIZE)
-    with pytest.raises(DataError, match="eval_set: chunk 3 of X: its y holds nan in row 59, which is no label"):
+    with pytest.raises(DataError, match="eval_set: chunk 3 of X: y holds nan in row 59, which is no label"):
         LinearClassifier().fit(rows, y, eval_set=(rows, da.where(da.arange(len(X)) < 239, y, np.nan)), client=client)
 
 

@@ -87,6 +87,33 @@ def test_weights_groups_and_rows_to_validate_on_may_be_frames_too() -> None:
         FMClassifier().fit(ROWS, relation(ROWS))
 
 
+MISSING = {
+    "a list": [None, "yes", "no"],
+    "Arrow": pa.array([None, "yes", "no"]),
+    "Arrow, booleans": pa.array([None, True, False]),
+    "polars": pl.Series([None, "yes", "no"]),
+    "polars, booleans": pl.Series([None, True, False]),
+    "pandas": pd.Series([None, "yes", "no"]),
+    "pandas, text": pd.Series([None, "yes", "no"], dtype="string"),
+    "pandas, booleans": pd.Series([None, True, False], dtype="boolean"),
+}
+
+
+@pytest.mark.parametrize("form", MISSING)
+def test_a_label_that_is_missing_is_told_with_its_row(form: str) -> None:
+    with pytest.raises(DataError, match=r"y holds \S+ in row 0, which is no label; drop such rows, or fill them in"):
+        FMClassifier().fit(np.eye(3), MISSING[form])
+
+
+def test_what_is_no_table_of_rows_is_told_in_words(fitted: FMClassifier) -> None:
+    with pytest.raises(DataError, match=r"a LazyFrame has no rows yet: pass data.collect\(\)"):
+        FMClassifier().fit(FRAME.lazy(), CLICKED)
+    with pytest.raises(DataError, match=r"a LazyFrame has no rows yet: pass data.collect\(\)"):
+        fitted.predict(FRAME.lazy())
+    with pytest.raises(ValueError, match=r"2-dimensional|2D array"):
+        FMClassifier().fit(ROWS.to_pandas()["price"], CLICKED)
+
+
 def test_predictions_come_in_the_form_that_is_asked_for(fitted: FMClassifier) -> None:
     classes = fitted.predict(FRAME, output="polars")
     assert classes.dtype == pl.Boolean

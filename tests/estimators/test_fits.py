@@ -134,7 +134,7 @@ def test_the_model_to_serve_predicts_the_same_after_a_trip_to_disk(tmp_path):
     np.testing.assert_allclose(model.predict(named), expected, atol=1e-6)
     with pytest.raises(DataError, match=r"takes \[n_rows, 5\]"):
         model.predict(X[:, :4])
-    with pytest.raises(DataError, match="missing"):
+    with pytest.raises(DataError, match=r"column 'x3': missing \(None\); pass a finite number$"):
         model.predict({**named, "x3": [None] * 600})
 
 
@@ -147,6 +147,60 @@ def test_weights_are_relative_and_rows_without_weight_teach_nothing():
     np.testing.assert_allclose(more.decision_function(X), some.decision_function(X), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="Negative"):
         FMClassifier().fit(X, PAIR, sample_weight=-weights)
+
+
+@pytest.mark.parametrize(("kind", "y"), [(LinearClassifier, PAIR), (LinearRegressor, NUMBERS)])
+def test_weights_of_a_fit_that_goes_on_are_relative_too(kind, y):
+    fits = []
+    for weight in (None, 1.0, 1000.0):
+        model = kind(n_epochs=2, optimizer="sgd", warm_start=True, early_stopping=False).fit(X, y)
+        model.fit(X, y, sample_weight=None if weight is None else np.full(600, weight))
+        fits.append(model.coef_)
+    np.testing.assert_allclose(fits[1], fits[0], rtol=1e-5)
+    np.testing.assert_allclose(fits[2], fits[0], rtol=1e-5)
+
+
+def test_rows_of_which_one_class_alone_weighs_anything_are_refused():
+    alone = "only rows of class False weigh anything: a classifier needs two classes"
+    with pytest.raises(ValueError, match=alone):
+        LinearClassifier().fit(X, PAIR, sample_weight=(~PAIR).astype(float))
+    with pytest.raises(ValueError, match=alone):
+        LinearClassifier(class_weight={True: 0}).fit(X, PAIR)
+    with pytest.raises(ValueError, match="leaves no row any weight"):
+        LinearClassifier(class_weight={False: 0, True: 0}).fit(X, PAIR)
+    with pytest.raises(ValueError, match="leaves no row any weight"):
+        LinearClassifier(class_weight={0: 0}).partial_fit(X[:3], [0, 0, 0], classes=[0, 1])
+    for weight in (np.nan, -1):
+        with pytest.raises(ValueError, match=r"class_weight = .* is not legal: expected finite numbers, 0 or more"):
+            LinearClassifier(class_weight={False: weight}).fit(X, PAIR)
+    assert LinearClassifier().partial_fit(X[:3], [0, 0, 0], classes=[0, 1]).n_iter_ == 1
+
+
+@pytest.mark.parametrize("later", [[0, 1, 2], ["a", "b", "a"]])
+@pytest.mark.parametrize("class_weight", [None, {0: 1, 1: 2}])
+def test_labels_of_a_part_that_are_none_of_the_classes_are_told_in_words(later, class_weight):
+    told = r"y holds (2|'a'), which is none of the classes \[0, 1\]"
+    with pytest.raises(DataError, match=told):
+        LinearClassifier(class_weight=class_weight).partial_fit(X[:3], later, classes=[0, 1])
+    model = LinearClassifier(class_weight=class_weight, n_epochs=2).fit(X, PAIR.astype(int))
+    with pytest.raises(DataError, match=told):
+        model.partial_fit(X[:3], later)
+
+
+def test_labels_below_zero_are_no_counts_whenever_they_come():
+    counts, told = np.arange(600) % 3, "y holds -1, and the loss is for counts: expected 0 or more"
+    model = LinearRegressor(loss="poisson", n_epochs=1, warm_start=True)
+    for way in (model.fit, model.partial_fit):
+        with pytest.raises(DataError, match=told):
+            way(X, counts - 1)
+    model.fit(X, counts)
+    before = model.predict(X)
+    for way in (model.fit, model.partial_fit):
+        with pytest.raises(DataError, match=told):
+            way(X, counts - 1)
+    with pytest.raises(DataError, match=told):
+        model.fit(X, counts, eval_set=(X, counts - 1))
+    np.testing.assert_array_equal(model.predict(X), before)
 
 
 def test_a_loss_that_takes_labels_as_they_are_tells_of_their_unit(caplog):
@@ -223,6 +277,12 @@ def test_early_stopping_holds_out_rows_only_where_it_is_asked_to_or_there_are_ma
     assert many.history_[0]["rows"] == 1200
 
 
+def test_without_a_tolerance_training_ends_with_the_last_epoch():
+    """As in scikit-learn."""
+    assert LinearClassifier(n_epochs=99, patience=1).fit(X, PAIR).n_iter_ < 99
+    assert LinearClassifier(n_epochs=99, patience=1, tol=None).fit(X, PAIR).n_iter_ == 99
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns_with_its_own_step_size(optimizer):
     assert FMClassifier(n_factors=4, optimizer=optimizer, init_stdev=0.1).fit(X, PAIR).score(X, PAIR) > 0.9
@@ -279,5 +339,7 @@ def test_parameters_out_of_range_are_refused_with_the_range():
         FMClassifier(l1_linear=0.1).fit(X, PAIR)
     with pytest.raises(SettingsError, match="expected one row each"):
         FMClassifier(n_replicas=601).fit(X, PAIR)
+    with pytest.raises(SettingsError, match="tol = 'small' is not legal: expected a number, or None"):
+        FMClassifier(tol="small").fit(X, PAIR)
     with pytest.raises(DivergenceError, match="try a smaller learning_rate"):
         FMRegressor(optimizer="sgd", learning_rate=100.0).fit(X, NUMBERS)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from dfm import jobs
+from dfm.errors import SettingsError
 from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier, LinearRegressor, notes
 from dfm.estimators.recipes import RowsToFit
 from dfm.kernels.losses import DEFAULT_LOSSES
@@ -109,6 +110,22 @@ def test_a_job_of_default_parameters_spells_out_what_jobs_do_otherwise() -> None
         "model": {"task": "regression", "min_count": 1},
         "output": {"directory": "results"},
     }
+
+
+def test_a_job_keeps_what_a_fit_would_do_with_these_parameters_or_refuses() -> None:
+    def told(**given: Any) -> dict[str, Any]:
+        return FMClassifier(**given).job("a.parquet", "y", "results")
+
+    with pytest.raises(SettingsError, match=r"class_weight = \{0: 1, 1: 20\} does not reach shards: write the weights"):
+        told(class_weight={0: 1, 1: 20})
+    with pytest.raises(SettingsError, match="validation_fraction = 2 is not legal"):
+        told(validation_fraction=2)
+    assert told(validation_fraction=0.3)["data"] == {"train": ["a.parquet"], "validation_fraction": 0.3}
+    assert "validation_fraction" not in told(validation_fraction=0.3, early_stopping=False)["data"]
+    named = FMClassifier(validation_fraction=0.3).job("a.parquet", "y", "results", validation="b.parquet")
+    assert "validation_fraction" not in named["data"]
+    assert told(standardize=False)["schema"]["numeric_transform"] == "raw"
+    assert told(standardize=False, numeric_transform="quantile")["schema"]["numeric_transform"] == "quantile"
 
 
 def test_columns_that_are_left_out_or_say_nothing_are_named_once(caplog: pytest.LogCaptureFixture) -> None:

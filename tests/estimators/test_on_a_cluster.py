@@ -95,6 +95,42 @@ def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
         here.fit(shards, FRAME.kind)
 
 
+def test_what_a_fit_on_shards_cannot_do_is_refused(client, tmp_path):
+    shards = str(tmp_path / "rows.parquet")
+    FRAME[["site", "price"]].assign(rare=(FRAME.kind == "low").astype(int)).to_parquet(shards)
+    for given, told in (
+        ({"warm_start": True}, r"warm_start = True does not reach shards .* training\.warm_start"),
+        ({"class_weight": "balanced"}, "class_weight = 'balanced' does not reach shards"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            FMClassifier(**given).fit(shards, "rare", client=client)
+    held_out = FMClassifier(n_factors=2, n_epochs=1, validation_fraction=0.5, tune="none")
+    assert held_out.fit(shards, "rare", client=client).history_[-1]["rows"] == pytest.approx(450, abs=60)
+
+
+def test_rows_of_this_process_may_be_validated_on_shards(tmp_path):
+    shards, X = str(tmp_path / "rows.parquet"), FRAME[["site", "price"]]
+    FRAME.to_parquet(shards)
+    model = LinearClassifier(n_epochs=1).fit(X, FRAME.kind, eval_set=(shards, "kind"))
+    same = LinearClassifier(n_epochs=1).fit(X, FRAME.kind, eval_set=(X, FRAME.kind))
+    assert model.history_[-1]["log_loss"] == same.history_[-1]["log_loss"]
+    with pytest.raises(SettingsError, match="eval_set is of shards: y and sample_weight must be names of columns"):
+        LinearClassifier().fit(X, FRAME.kind, eval_set=(shards, FRAME.kind))
+
+
+def test_collections_that_have_no_such_labels_or_columns_are_refused(client):
+    dd = pytest.importorskip("dask.dataframe")
+    collection, y = da.from_array(X, chunks=(300, 4)), da.from_array(Y, chunks=300)
+    with pytest.raises(DataError, match="X has no column 'nope' of labels; it has site, price, kind"):
+        FMClassifier().fit(dd.from_pandas(FRAME, npartitions=3), "nope", client=client)
+    with pytest.raises(DataError, match="X has no column 'y' of labels; it has no names of columns"):
+        FMClassifier().fit(collection, "y", client=client)
+    with pytest.raises(DataError, match=r"X has 1 dimensions: expected \[n_rows, n_features\]"):
+        FMClassifier().fit(collection[:, 0], y, client=client)
+    with pytest.raises(DataError, match="eval_set: y holds -1, and the loss is for counts"):
+        FMRegressor(loss="poisson").fit(collection, y, eval_set=(collection, y - 1), client=client)
+
+
 def test_chunks_that_do_not_match_are_refused(client):
     collection = da.from_array(X, chunks=(300, 4))
     with pytest.raises(DataError, match="y is 2 chunks"):

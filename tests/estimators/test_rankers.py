@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,23 @@ def test_groups_may_be_dictionaries_of_arrow_and_categories_of_pandas() -> None:
     for given in (encoded, others, pd.Series(groups).astype("category"), pd.Categorical(groups)):
         np.testing.assert_array_equal(group_ids(given, 6), expected)
         assert FMRanker(n_epochs=1).fit(X, y, given).pairs_ == 2
+
+
+def test_groups_may_be_the_only_column_of_any_table() -> None:
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    groups = ["a", "a", "b", "b", "c", "c"]
+    expected = group_ids(groups, 6)
+    table = pa.table({"user": groups})
+    for given in (table, *table.to_batches(), pd.DataFrame({"user": groups}), pl.DataFrame({"user": groups})):
+        np.testing.assert_array_equal(group_ids(given, 6), expected)
+    with pytest.raises(DataError, match="a DataFrame of 2 columns is no column"):
+        group_ids(pd.DataFrame({"user": groups, "day": groups}), 6)
+
+
+def test_groups_that_are_no_values_are_told_in_words() -> None:
+    for given in ([1, "a"] * 3, [(1, 2)] * 6, np.zeros((6, 1)), [uuid.UUID(int=1)] * 6, [object()] * 6):
+        with pytest.raises(DataError, match=r"group cannot be read .*; pass one value a row: numbers, or text"):
+            group_ids(given, 6)
 
 
 def test_a_job_takes_its_parameters_and_the_column_of_groups() -> None:

@@ -111,6 +111,44 @@ def test_tables_of_floats_are_matrices_by_name():
         model.predict({"red": [1.0], "blue": [2.0]})
 
 
+def test_floats_of_arrow_in_a_frame_of_pandas_are_a_matrix_too():
+    frame = pd.DataFrame(RNG.normal(size=(200, 3)), columns=["red", "green", "blue"])
+    expected = FMRegressor(n_epochs=2).fit(frame, frame.red)
+    for kind in ("double[pyarrow]", "float[pyarrow]"):
+        model = FMRegressor(n_epochs=2).fit(frame.astype(kind), frame.red)
+        assert model.model_.schema.fields == expected.model_.schema.fields
+        np.testing.assert_allclose(model.predict(frame), expected.predict(frame), atol=1e-3)
+
+
+def test_a_transform_that_is_named_holds_for_tables_of_floats():
+    frame = pd.DataFrame(RNG.normal(size=(200, 3)), columns=["red", "green", "blue"])
+    model = FMRegressor(n_epochs=2, numeric_transform="quantile").fit(frame, frame.red)
+    assert [field.transform for field in model.model_.schema.fields] == ["quantile"] * 3
+    for X in (frame, frame.to_numpy(), FRAME):
+        with pytest.raises(SettingsError, match="numeric_transform = 'cubic' is not legal: expected one of auto, "):
+            FMRegressor(numeric_transform="cubic").fit(X, np.arange(len(X)))
+
+
+def test_numbers_beside_categories_stay_as_they_are_where_none_are_to_be_standardized():
+    for standardize, expected in ((False, "raw"), (True, "standardize"), ("auto", "standardize")):
+        model = LinearClassifier(n_epochs=1, standardize=standardize).fit(FRAME, CLICKED).model_
+        assert {field.name: field.transform for field in model.schema.fields}["price"] == expected
+
+
+def test_models_know_the_labels_that_they_were_fitted_to():
+    words = np.where(CLICKED, "yes", "no")
+    model = FMClassifier(n_epochs=2).fit(FRAME, words).model_
+    assert model.schema.label_positive == ("yes",)
+    plain = FMClassifier(n_epochs=2).fit(FRAME, CLICKED).model_
+    assert plain.schema.label_positive == ()
+    expected = jobs.evaluate(plain, FRAME.assign(label=CLICKED))["auc"]
+    assert jobs.evaluate(model, FRAME.assign(label=words))["auc"] == expected
+    three = FMClassifier(n_epochs=5).fit(FRAME, FRAME.zone).models_
+    assert [model.schema.label_positive for model in three] == [("0",), ("1",), ("2",)]
+    for model in three:
+        assert jobs.evaluate(model, FRAME.assign(label=FRAME.zone))["auc"] > 0.9
+
+
 def test_a_number_that_is_none_stops_the_fit_with_its_row():
     frame = FRAME.assign(price=np.where(np.arange(800) == 7, np.inf, FRAME.price))
     with pytest.raises(DataError, match=r"row 7: column 'price': not finite"):

@@ -171,8 +171,9 @@ def test_columns_are_on_one_side() -> None:
         model.rank({"age": 3.0, "price": 1.0}, items)
     with pytest.raises(DataError, match="the candidates have no column of the model"):
         model.candidates([{"other": 1}])
-    with pytest.raises(DataError, match="top = 0"):
-        model.rank({name: row[name] for name in ("site", "price", "age")}, items, top=0)
+    for top in (0, 2.5, "3", None):
+        with pytest.raises(DataError, match=f"top = {top!r}; expected a whole number, at least 1"):
+            model.rank({name: row[name] for name in ("site", "price", "age")}, items, top=top)
     with pytest.raises(DataError, match="2 rows of context where one is expected"):
         model.rank([{name: row[name] for name in ("site", "price", "age")}] * 2, items)
 
