@@ -511,7 +511,7 @@ RECORDS: tuple[EventRecord, ...] = (
         _TRAINING,
         "all models of the job are trained, and their mean is judged (`model.n_models`)",
         (
-            Field("models", "list", "of each model: seed, best_epoch, and its metrics as validation"),
+            Field("models", "list", "of each: seed, best_epoch, chosen (by its pilot), its metrics as validation"),
             Field("validation", "record", "metrics of the mean; empty without validation rows"),
         ),
     ),
