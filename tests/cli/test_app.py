@@ -260,6 +260,35 @@ def test_a_dry_run_for_programs_is_one_object(run: Run, job: Path) -> None:
     assert [path.name for path in job.parent.iterdir()] == ["job.toml"]
 
 
+_NONE_HELD_OUT = "data.validation_from=", "data.validation_fraction=0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((*_NONE_HELD_OUT, "model.choose=best"), 'model.choose = "best" needs rows to validate on'),
+        ((*_NONE_HELD_OUT, "model.calibration=platt"), 'model.calibration = "platt" is fitted on rows to validate on'),
+        ((*_NONE_HELD_OUT, "training.stop_on=auc"), 'training.stop_on = "auc" needs rows to validate on'),
+        (("training.warm_start=nowhere/model",), "no model at"),
+        (("output.directory=taken",), "was not made by dfm"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_training_refuses(
+    run: Run, job: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(job.parent)
+    (job.parent / "taken" / "model").mkdir(parents=True)
+    (job.parent / "taken" / "model" / "model.json").write_text("mine")
+    options = [word for override in overrides for word in ("--set", override)]
+    before = sorted(job.parent.rglob("*"))
+    planned = run("train", job, "--dry-run", *options)
+    assert sorted(job.parent.rglob("*")) == before
+    assert told in planned[2]
+    assert planned == run("train", job, "--scheduler", scheduler, *options)
+    submitted = run("submit", job, "--dry-run", "--scheduler", scheduler, *options)
+    assert (submitted[0], told in submitted[2]) == (planned[0], True)
+
+
 def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, scheduler: str) -> None:
     code, out, err = run("train", job, "--json", "--scheduler", scheduler)
     assert (code, err) == (0, "")
