@@ -431,6 +431,7 @@ RECORDS: tuple[EventRecord, ...] = (
             _number("loss", "the best validation loss so far; null where it diverged"),
             Field("seconds", "number", "that this rung took", "s"),
             Field("settings", "record", "what is tried; empty for a closing training"),
+            Field("reason", "text", "why it diverged", may_be_absent=True),
         ),
     ),
     EventRecord(

@@ -137,17 +137,19 @@ def search(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
+    resume: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> SearchResult:
     """Try settings of a job, its [search] table says which, and write the best as output.directory/best.toml.
 
     Arguments as in `train`. Rows are hashed once; what was tried stands in output.directory/search.jsonl, from where
-    the same call goes on after it was interrupted.
+    the same call goes on after it was interrupted, unless resume is False (None: as output.resume says).
+    DivergenceError where no setting that was tried has a finite loss.
     """
     order = admit(*_resolved(job, client, overrides, loss, regularizer))
     with watched(on_event, progress) as told:
-        return searching.search(order, client, told)
+        return searching.search(order, client, told, resume)
 
 
 @contextlib.contextmanager

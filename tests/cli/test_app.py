@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,31 @@ def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(
     drawn = tmp_path / "trials.svg"
     assert run(*command, "--plot", str(drawn))[0] == 0
     assert "learning_rate" in drawn.read_text()
+
+
+def test_a_search_that_begins_anew_finds_a_job_that_goes_on(run: Run, job: Path, scheduler: str) -> None:
+    few = ("--trials", "1", "--scheduler", scheduler, "--set", "search.n_seeds=0")
+    for _ in range(2):
+        code, out, _ = run("search", job, *few, "--json", "--no-resume")
+        events = [json.loads(line) for line in out.splitlines()]
+        assert (code, sum(event["event"] == "trial" for event in events)) == (0, 3)
+        assert tomllib.loads(Path(events[-1]["job"]).read_text())["output"]["resume"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--by", "time"), "--by says how folds are cut"),
+        (("--folds", "2", "--trials", "3"), "--trials is of trials"),
+        (("--folds", "2", "--resume"), "--resume or --no-resume is of trials"),
+        (("--folds", "2", "--no-resume"), "--resume or --no-resume is of trials"),
+    ],
+)
+def test_an_option_of_a_search_that_would_do_nothing_is_refused(
+    run: Run, job: Path, options: tuple[str, ...], told: str
+) -> None:
+    code, _, err = run("search", job, *options)
+    assert (code, told in err) == (2, True)
 
 
 @pytest.mark.parametrize(
