@@ -431,6 +431,7 @@ RECORDS: tuple[EventRecord, ...] = (
             _number("loss", "the best validation loss so far; null where it diverged"),
             Field("seconds", "number", "that this rung took", "s"),
             Field("settings", "record", "what is tried; empty for a closing training"),
+            Field("reason", "text", "why it diverged", may_be_absent=True),
         ),
     ),
     EventRecord(
@@ -511,7 +512,7 @@ RECORDS: tuple[EventRecord, ...] = (
         _TRAINING,
         "all models of the job are trained, and their mean is judged (`model.n_models`)",
         (
-            Field("models", "list", "of each model: seed, best_epoch, and its metrics as validation"),
+            Field("models", "list", "of each: seed, best_epoch, chosen (by its pilot), its metrics as validation"),
             Field("validation", "record", "metrics of the mean; empty without validation rows"),
         ),
     ),

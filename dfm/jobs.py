@@ -19,6 +19,7 @@ from dfm.distributed import folds as folding
 from dfm.distributed import frames
 from dfm.distributed import search as searching
 from dfm.distributed import train as training
+from dfm.distributed.admitting import admitted, start_of
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.watch import Watch
@@ -51,6 +52,7 @@ from dfm.storage.credentials import check_options, check_url
 from dfm.training.inputs import find_inputs
 from dfm.training.memory import GIB, plan_of, worker_memory
 from dfm.training.order import Order, admit
+from dfm.training.publish import check_replaceable
 
 ModelLike = str | os.PathLike[str] | FMModel
 logger = logging.getLogger(__name__)
@@ -74,10 +76,11 @@ def train(
     """Train a job (path of a TOML file, dict of its tables, or Job) and publish its model.
 
     client: the Dask client to run on; without one the job's [cluster] decides. overrides: "table.key=value".
-    on_event: called in this thread, as stages and epochs pass, with a record: a dict that `dfm events` and the site
-    describe ("plan", "progress", "epoch", "done", …); what it raises ends the training. progress: whether to print what
-    the command line prints; None: in a terminal or a notebook, unless there is an on_event. Where nobody is told, the
-    diagnosis of what could not be learnt is logged as warnings. DfmError where the job cannot go on.
+    on_event: called as stages and epochs pass, with a record: a dict that `dfm events` and the site describe ("plan",
+    "progress", "epoch", "done", …); what it raises ends the training. One call at a time, in this thread; while several
+    models are trained (model.n_models), in threads of theirs. progress: whether to print what the command line prints;
+    None: in a terminal or a notebook, unless there is an on_event. Where nobody is told, the diagnosis of what could
+    not be learnt is logged as warnings. DfmError where the job cannot go on.
     run_id: of a run that was submitted before, whose record this driver takes over; empty: a new one. The record lies
     in output.directory beside the model (dfm.runs.record). attempts_left: how often a supervisor would start this
     again; while it would, the record of a run whose cluster is lost says "retrying" and not "failed". loss: a name, or
@@ -101,7 +104,8 @@ def train(
             on_both = _both(log.on_event, told or _log_diagnosis)
             result = training.train(order, client, on_both, log.record.run_id)
         except OutOfMemoryError as error:
-            needed = worker_memory(plan(resolved), resolved.cluster.threads_per_worker) / GIB
+            planned = plan_of(order or Order.of(resolved), find_inputs(resolved))
+            needed = worker_memory(planned, resolved.cluster.threads_per_worker) / GIB
             raise OutOfMemoryError(f"{error}. A worker of this job needs at most about {needed:.2g} GiB") from error
         if resolved.output.mlflow:
             mlflow.log_after(result)
@@ -133,17 +137,19 @@ def search(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
+    resume: bool | None = None,
     loss: str | Callable[..., Any] | CustomLoss | None = None,
     regularizer: Callable[..., Any] | None = None,
 ) -> SearchResult:
     """Try settings of a job, its [search] table says which, and write the best as output.directory/best.toml.
 
     Arguments as in `train`. Rows are hashed once; what was tried stands in output.directory/search.jsonl, from where
-    the same call goes on after it was interrupted.
+    the same call goes on after it was interrupted, unless resume is False (None: as output.resume says).
+    DivergenceError where no setting that was tried has a finite loss.
     """
     order = admit(*_resolved(job, client, overrides, loss, regularizer))
     with watched(on_event, progress) as told:
-        return searching.search(order, client, told)
+        return searching.search(order, client, told, resume)
 
 
 @contextlib.contextmanager
@@ -213,10 +219,15 @@ def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
     Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
+    DfmError where `train` would refuse the job before it starts workers; only that the output can be written is not
+    tried.
     """
     order = Order.of(load_job(job, overrides))
+    check_replaceable(order.job)
     with _naming_folders(job):
         inputs = find_inputs(order.job)
+    order = admitted(order, inputs)
+    start_of(order, inputs)
     return plan_of(order, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ from dfm.cli.options import (
     with_options,
 )
 from dfm.distributed.cluster.endings import end_quickly
-from dfm.errors import ClusterError, DfmError, SettingsError, want_of_memory
+from dfm.errors import ClusterError, DfmError, want_of_memory
 from dfm.events import line_of
 from dfm.runs.display import Reporter
 from dfm.version import __version__
@@ -147,12 +148,12 @@ def train(
     "--resume/--no-resume", default=None, help="Go on from the trials that an earlier run left (the default), or not."
 )
 @click.option("--folds", type=click.IntRange(2), help="Try nothing, but cross-validate the job in so many parts.")
-@click.option("--by", type=click.Choice(["lot", "time"]), default="lot", show_default=True, help="How folds are cut.")
+@click.option("--by", type=click.Choice(["lot", "time"]), help="How folds are cut.  [default: lot]")
 @click.option("--plot", metavar="FILE", help="Draw the trials: a .png, .svg or .pdf (needs the extra plots).")
 @with_options(scheduler_option, tls_options, json_option)
 def search(
-    job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None, by: str,
-    plot: str | None, scheduler: str | None, tls: dict[str, Any], as_json: bool,
+    job: str, overrides: tuple[str, ...], trials: int | None, resume: bool | None, folds: int | None,
+    by: str | None, plot: str | None, scheduler: str | None, tls: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Try settings of a job beside each other, and write the best as a job file.
 
@@ -163,28 +164,36 @@ def search(
 
     overrides = (*overrides, *runs.cluster_overrides(scheduler, None, tls))
     overrides = (*overrides, f"search.n_trials={trials}") if trials else overrides
-    if plot and folds:
-        raise SettingsError("--plot draws the trials of a search, and --folds tries none; leave one of them out")
-    if resume is not None:
-        overrides = (*overrides, f"output.resume={str(resume).lower()}")
+    _check_purpose(folds, by, {"--trials": trials, "--resume or --no-resume": resume, "--plot": plot})
     with stoppable(), Reporter(Console(), as_json) as reporter:
         if folds:
-            tables, closing = _folded(job, overrides, folds, by, reporter)
+            tables, closing = _folded(job, overrides, folds, by or "lot", reporter)
         else:
-            tables, closing = _tried(job, overrides, plot, reporter)
+            tables, closing = _tried(job, overrides, plot, resume, reporter)
     if not as_json:
         wide_console().print(tables)
         Console().print(closing, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-def _tried(job: str, overrides: tuple[str, ...], plot: str | None, reporter: Reporter) -> tuple[Any, str]:
+def _check_purpose(folds: int | None, by: str | None, of_a_search: Mapping[str, Any]) -> None:
+    """UsageError where an option is of no use: of folds without any, or of a search beside them."""
+    if by and not folds:
+        raise click.UsageError("--by says how folds are cut, and there are none; give --folds, or leave --by out")
+    given = [name for name, value in of_a_search.items() if value is not None]
+    if folds and given:
+        raise click.UsageError(f"{given[0]} is of trials, and --folds tries no settings; leave one of them out")
+
+
+def _tried(
+    job: str, overrides: tuple[str, ...], plot: str | None, resume: bool | None, reporter: Reporter
+) -> tuple[Any, str]:
     from dfm import jobs
     from dfm.cli.plots import check_plot, plot_trials
 
     if plot:
         check_plot(plot)
-    result = jobs.search(job, overrides=overrides, on_event=reporter)
+    result = jobs.search(job, overrides=overrides, on_event=reporter, resume=resume)
     if plot:
         plot_trials(result.trials, plot)
     return trials_table(result.trials, wide_console().width), f"next: dfm train {result.best}"

@@ -154,7 +154,7 @@ def trials_table(records: Sequence[Event], width: int = _UNBOUNDED) -> Table:
     for record in records:
         if record["rung"]:
             furthest[record["trial"]] = record
-    ordered = sorted(furthest.values(), key=lambda each: (-each["rung"], each["loss"] or math.inf))
+    ordered = sorted(furthest.values(), key=lambda each: (-each["rung"], _loss_of(each)))
     rows = [
         {
             **{name: record[name] for name in ("trial", "rung", "epochs")},
@@ -164,6 +164,11 @@ def trials_table(records: Sequence[Event], width: int = _UNBOUNDED) -> Table:
         for record in ordered
     ]
     return table_of(rows, "what was tried", width, _UNITS)
+
+
+def _loss_of(record: Event) -> float:
+    """The loss of a trial; inf where it diverged."""
+    return math.inf if record["loss"] is None else float(record["loss"])
 
 
 def wide_console() -> Console:

@@ -21,6 +21,10 @@ Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
 
+class Ended(BaseException):
+    """Raised where a training tells of an event, in a thread beside others: nobody wants any more of it."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A job, its shards and its cluster. warm: the model that training goes on from; tell: who hears of events.

@@ -17,7 +17,8 @@ from typing import Any
 from dfm.distributed.keeping import PATIENCE_OF_A_USER
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.publish import Trained
-from dfm.distributed.run import Event, OnEvent, Run
+from dfm.distributed.run import Ended, Event, OnEvent, Run
+from dfm.distributed.tuning import chosen_of
 from dfm.errors import RunCancelled
 from dfm.events import is_passing
 from dfm.model.metrics import Tally
@@ -27,10 +28,6 @@ from dfm.training.rounds import Work
 
 _ALL = 1 << 30
 """More rounds than an epoch has."""
-
-
-class _Ended(BaseException):
-    """Another model's training failed, or the user wants no more of it: this one ends where it tells the next event."""
 
 
 class InStep:
@@ -61,7 +58,7 @@ class InStep:
 
     def _take(self, number: int, event: Event) -> None:
         if self._ended:
-            raise _Ended
+            raise Ended
         with self._lock:
             epoch, round_done = self._at[number]
             epoch = int(event.get("epoch", epoch))
@@ -98,7 +95,7 @@ def train_several(loops: Sequence[TrainingLoop], in_step: InStep) -> bool:
     """
 
     def walk(number: int) -> None:
-        with contextlib.suppress(_Ended):
+        with contextlib.suppress(Ended):
             loops[number].run()
         in_step.leave(number)
 
@@ -142,10 +139,11 @@ def mean_of(run: Run, prepared: Prepared, loops: Sequence[TrainingLoop], interru
         {
             "seed": seed,
             "best_epoch": best.epoch,
+            "chosen": chosen_of(dataclasses.replace(run, number=number), loop.at.pilot),
             "validation": best.metrics,
             **({"start": loop.at.start} if loop.at.start else {}),
         }
-        for seed, best, loop in zip(seeds, bests, loops, strict=True)
+        for number, (seed, best, loop) in enumerate(zip(seeds, bests, loops, strict=True))
     ]
     run.tell({"event": "mean", "models": models, "validation": metrics})
     history = [{**event, "seed": seed} for seed, loop in zip(seeds, loops, strict=True) for event in loop.at.history]

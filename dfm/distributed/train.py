@@ -21,9 +21,10 @@ from dfm.data.accounting import RowAccount
 from dfm.data.cache import prune_cache
 from dfm.data.snapshots import pins_of
 from dfm.distributed import backends, monitoring, rehearsal, start
-from dfm.distributed.calibrating import calibrated, check_calibration, share_apart
+from dfm.distributed.admitting import admitted, start_of
+from dfm.distributed.calibrating import calibrated, share_apart
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.distributed.choosing import best_of_both, check_choice
+from dfm.distributed.choosing import best_of_both
 from dfm.distributed.cluster import connect
 from dfm.distributed.cluster.watch import Watch
 from dfm.distributed.exact import at_first_block, exact_loop, solving_event
@@ -43,7 +44,7 @@ from dfm.errors import DataError, DivergenceError, LostParametersError, RunCance
 from dfm.events import history_frame
 from dfm.model.figures import notebook_html, plot_history
 from dfm.model.fm_model import BRIEF, FMModel
-from dfm.model.warm_start import Start, find_start
+from dfm.model.warm_start import Start
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -53,7 +54,6 @@ from dfm.training.inputs import Inputs, find_inputs, plan_event
 from dfm.training.loop import Goal, Manner, TrainingLoop
 from dfm.training.order import Order
 from dfm.training.progress import check_finite, epoch_event
-from dfm.training.publish import check_shards
 from dfm.training.steps import StepSchedule
 
 logger = logging.getLogger(__name__)
@@ -113,13 +113,10 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     with a JSON-ready record as stages and epochs pass. run_id: the name that metrics have for it. Ctrl-C ends training
     after the best epoch so far is published.
     """
-    job, objective, tell = order.job, order.objective, on_event or (lambda event: None)
+    job, tell = order.job, on_event or (lambda event: None)
     inputs = _inputs(job)
-    check_shards(job, [*inputs.train, *inputs.validation])
-    order = order.of_fields(inputs.schema)
-    check_choice(job, inputs)
-    check_calibration(job, inputs)
-    warm = find_start(job, inputs.schema, None if objective.is_plain else objective.info.to_dict())
+    order = admitted(order, inputs)
+    warm = start_of(order, inputs)
     tell(plan_event(inputs))
     checkpoints = _find_checkpoints(job, inputs, warm)
     result = None

@@ -16,7 +16,7 @@ from distributed import Client
 from dfm.distributed import backends
 from dfm.distributed.cluster import connect
 from dfm.distributed.prepare import Prepared
-from dfm.distributed.run import OnEvent, Run
+from dfm.distributed.run import Ended, Event, OnEvent, Run
 from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
 from dfm.distributed.tuning import row_scale
 from dfm.distributed.variants import with_least
@@ -82,13 +82,16 @@ class Trials:
     prepared: Prepared
     _variants: dict[int, Prepared] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
+    _are_ended: bool = field(init=False, default=False)
+    _has_warned: bool = field(init=False, default=False)
 
     def loss(self, seed: int | None = None, **settings: float) -> float:
         """Best validation loss (of the job's objective, per unit of weight) of a training to its end.
 
         settings: `learning_rate` and `l2_linear` in units of the automatic ones, `init_scale` of the automatic
         init_stdev, `factor_rate_scale`, `l2_factors`, `min_count_factors`, `n_factors`; what is not given is the
-        default. inf where training diverged. SettingsError for other names.
+        default. inf where training diverged; why the first one did is logged as a warning. SettingsError for other
+        names.
         """
         default = trials_of(self.run.job)[0]
         known = {entry.name for entry in dataclasses.fields(Trial)} - {"number"}
@@ -99,7 +102,7 @@ class Trials:
         job = self.job_of(dataclasses.replace(default, **changes))
         if seed is not None:
             job = dataclasses.replace(job, model=dataclasses.replace(job.model, seed=seed))
-        return loss_of(self.started(job), None)
+        return self.walked(self.started(job), None)[0]
 
     def job_of(self, trial: Trial) -> Job:
         """The job with the settings of a trial."""
@@ -109,6 +112,28 @@ class Trials:
     def started(self, job: Job) -> TrainingLoop:
         """The loop of a job with other settings, at its start."""
         return started_loop(self._run_with(job), self._rows(job.model.min_count_factors))
+
+    def walked(self, loop: TrainingLoop, until: int | None) -> tuple[float, str]:
+        """The best validation loss after a loop walked on to an epoch; where it diverged inf, and why."""
+        try:
+            loop.run(until)
+        except DivergenceError as error:
+            logger.log(logging.INFO if self._has_warned else logging.WARNING, "a trial diverged: %s", error)
+            self._has_warned = True
+            return math.inf, str(error)
+        found = loop.objective.cost(loop.best.metrics) if loop.best else None
+        if found is None:
+            raise DfmError("a trial has no validation loss; please report this")
+        return found, ""
+
+    def end(self) -> None:
+        """Let every trial that is under way end where it tells the next event."""
+        self._are_ended = True
+
+    def _pass_over(self, event: Event) -> None:
+        """Hear of the events of a trial, which are its own."""
+        if self._are_ended:
+            raise Ended
 
     def warm_up(self, trials: Iterable[Trial]) -> None:
         """Compile what these trials need beside the kernels of the job itself, and make the rows as they see them."""
@@ -141,17 +166,4 @@ class Trials:
         work = work_of(numbers, job.model.task, spec, gpu_memory=job.cluster.gpu_memory)
         work = dataclasses.replace(work, l2_scales=order.work.l2_scales)
         other = dataclasses.replace(order, job=job, work=work)
-        return dataclasses.replace(self.run, order=other, tell=lambda event: None)
-
-
-def loss_of(loop: TrainingLoop, until: int | None) -> float:
-    """The best validation loss after a loop walked on to an epoch; inf where it diverged."""
-    try:
-        loop.run(until)
-    except DivergenceError as error:
-        logger.info("a trial diverged: %s", error)
-        return math.inf
-    found = loop.objective.cost(loop.best.metrics) if loop.best else None
-    if found is None:
-        raise DfmError("a trial has no validation loss; please report this")
-    return found
+        return dataclasses.replace(self.run, order=other, tell=self._pass_over)

@@ -59,7 +59,16 @@ def tuned(run: Run, prepared: Prepared) -> Tuned:
 
 
 def _inherited(run: Run) -> Candidate:
-    return CANDIDATES.get(run.warm.candidate, DEFAULT) if run.warm else DEFAULT
+    """The candidate that the earlier model, or that of its models which this one goes on from, was trained with."""
+    if run.warm is None:
+        return DEFAULT
+    candidates = run.warm.candidates
+    return CANDIDATES.get(candidates[run.number if len(candidates) > 1 else 0], DEFAULT)
+
+
+def chosen_of(run: Run, pilot: Mapping[str, Any]) -> str:
+    """The candidate that a model was trained with, as its pilot chose it or as it took it over; "" without either."""
+    return str(pilot.get("chosen", _inherited(run).name if run.warm else ""))
 
 
 def _pilot(run: Run, prepared: Prepared, numbers: Mapping[str, TrainingSettings]) -> Pilot | None:
@@ -92,6 +101,6 @@ def settings_event(run: Run, prepared: Prepared) -> Event:
 
 def numbers_found(run: Run, prepared: Prepared, pilot: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that the parameters were trained with, and what the pilot saw, for the manifest."""
-    chosen = pilot.get("chosen", _inherited(run).name if run.warm else "")
+    chosen = chosen_of(run, pilot)
     found = described(run.job.model, _settled(run, prepared, chosen), row_scale(run, prepared))
     return {**found, "chosen": chosen, "pilot": dict(pilot.get("losses", {}))}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfm import jobs
+from dfm.distributed.admitting import admitted
 from dfm.errors import ClusterError, SettingsError, StorageError
 from dfm.kubernetes import manifest, sizing
 from dfm.kubernetes.api import Api, Away, NotThere
@@ -34,6 +34,9 @@ from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.storage.tables import folder_of
+from dfm.training.inputs import find_inputs
+from dfm.training.memory import plan_of
+from dfm.training.order import Order
 
 logger = logging.getLogger(__name__)
 _STOPPING = 60.0
@@ -63,6 +66,9 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
 
 
 def _plan(job: Job) -> dict[str, Any]:
+    """The plan of the job. Its output and the model that it goes on from may be places that only pods reach: no look is
+    taken at them.
+    """
     folders = [(url, folder_of(url)) for url in job.data.train]
     away = [url for url, folder in folders if files.is_local(folder) and not glob.glob(str(files.local_path(folder)))]
     if away:
@@ -70,7 +76,8 @@ def _plan(job: Job) -> dict[str, Any]:
             f"data.train = {away[0]!r} is not on this machine, so that no sizes can be derived from it; set "
             "kubernetes.workers, worker_memory, driver_memory and scratch (dfm knobs)"
         )
-    return jobs.plan(job)
+    inputs = find_inputs(job)
+    return plan_of(admitted(Order.of(job), inputs), inputs)
 
 
 def _check_urls(job: Job) -> None:

@@ -60,8 +60,8 @@ class Start:
     decay: float
     statistics: Mapping[str, NumberStatistics] = field(default_factory=dict)
     """Statistics of its numeric columns. They are taken over: the same bucket then means the same numbers."""
-    candidate: str = ""
-    """Which settings its pilot had chosen; it is taken over."""
+    candidates: tuple[str, ...] = ("",)
+    """Which settings its pilot had chosen, of a mean of models the pilot of each; they are taken over."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     n_models: int = 1
     """The models whose mean it is."""
@@ -77,7 +77,7 @@ class Start:
         """Digests of all that training takes from it."""
         known = {name: dataclasses.asdict(statistics) for name, statistics in sorted(self.statistics.items())}
         more = {"growth": self.growth.to_dict()} if self.growth else {}
-        told = {"statistics": known, "candidate": self.candidate, "n_models": self.n_models, "vocabulary": _COUNTS_ON}
+        told = {"statistics": known, "candidates": self.candidates, "n_models": self.n_models, "vocabulary": _COUNTS_ON}
         taken = to_json({**told, **more})
         return {"parameters": self.sha256, "statistics": hashlib.sha256(taken.encode()).hexdigest()}
 
@@ -125,12 +125,11 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
     }
-    chosen = str(manifest["metadata"].get("automatic", {}).get("chosen", ""))
     decay, n_models = job.training.warm_start_decay, _n_models(manifest)
     growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
     if growth is not None and growth.optimizer != job.training.optimizer:
         growth = None
-    return Start(where, _parameters_sha256(manifest), decay, statistics, chosen, options, n_models, growth)
+    return Start(where, _parameters_sha256(manifest), decay, statistics, _chosen(manifest), options, n_models, growth)
 
 
 def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
@@ -186,6 +185,12 @@ def _check_fit(job: Job, schema: ResolvedSchema, manifest: Mapping[str, Any], ur
 def _n_models(manifest: Mapping[str, Any]) -> int:
     """The models whose mean a model is."""
     return max(1, len(manifest["metadata"].get("models", ())))
+
+
+def _chosen(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The choice of the pilot of each model that it is the mean of; earlier versions noted that of the first alone."""
+    first = manifest["metadata"].get("automatic", {}).get("chosen", "")
+    return tuple(str(each.get("chosen", first)) for each in manifest["metadata"].get("models") or [{}])
 
 
 def _is_lone_linear(manifest: Mapping[str, Any]) -> bool:

@@ -222,10 +222,8 @@ class Reporter:
         self._stop_progress()
         where = f"rung {event['rung']}" if event["rung"] else f"to the end with seed {event['seed']}"
         which = f"trial {event['trial']}" if event["key"] != "default" else "the default"
-        self._line(
-            f"{which}, {where}: {number_text(event['loss'])} after {_count(event['epochs'], 'epoch')} "
-            f"({event['seconds']:.1f} s)"
-        )
+        loss = number_text(event["loss"]) if math.isfinite(event["loss"]) else "diverged"
+        self._line(f"{which}, {where}: {loss} after {_count(event['epochs'], 'epoch')} ({event['seconds']:.1f} s)")
 
     def _show_fold(self, event: Event) -> None:
         self._stop_progress()

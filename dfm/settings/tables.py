@@ -869,7 +869,8 @@ class SearchSettings(Table):
     n_factors: tuple[int, ...] | str = knob(
         "auto",
         AnyOf((Options(("auto",)), ListOf(Number(1, 256, integer=True), at_least=1))),
-        "values of model.n_factors; auto: half of what the family has by default, that, and twice that",
+        "values of model.n_factors; auto: half of what the family has by default, that, and twice that, as far as "
+        "model.n_models allows them",
     )
     init_scale: tuple[float, ...] = knob(
         (1 / 3, 1.0, 3.0), ListOf(Number(0, open_low=True), at_least=1), "multiples of the automatic model.init_stdev"

@@ -52,6 +52,17 @@ class Meaning:
 
 def check_output(job: Job) -> None:
     """SettingsError where the output may not be replaced, or cannot be written: now, and not after an hour."""
+    check_replaceable(job)
+    try:
+        files.check_writable(job.output.directory, job.data.storage_options)
+    except (OSError, ImportError, ValueError) as error:
+        raise SettingsError(
+            f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
+        ) from error
+
+
+def check_replaceable(job: Job) -> None:
+    """SettingsError where the output may not be replaced: it is, or holds, the data, or what the job is to keep."""
     url, options = files.join(job.output.directory, "model"), job.data.storage_options
     _check_apart(job)
     check_place(url, options)
@@ -59,12 +70,6 @@ def check_output(job: Job) -> None:
         raise SettingsError(
             f"there is a model at {url}, and output.overwrite = false; choose another output.directory, or allow it"
         )
-    try:
-        files.check_writable(job.output.directory, options)
-    except (OSError, ImportError, ValueError) as error:
-        raise SettingsError(
-            f"output.directory = {job.output.directory!r} cannot be written: {error}; choose another folder or URL"
-        ) from error
 
 
 def _check_apart(job: Job) -> None:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dfm.data.reading import fingerprint
+from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
+from dfm.settings.constraints import show
 from dfm.settings.job import Job
 from dfm.settings.tables import FACTORS, SearchSettings
 from dfm.training.automatic import CANDIDATES, L2_LINEAR, RowScale, automatic_l2_linear, initial_stdev
@@ -99,11 +101,33 @@ def trials_of(job: Job) -> list[Trial]:
 
 
 def lengths_of(job: Job) -> tuple[int, ...]:
-    """The values of model.n_factors that are tried: of a family with a vector for each group, the length of one."""
+    """The values of model.n_factors that are tried: of a family with a vector for each group, the length of one.
+
+    Automatic ones are those that the job's number of models allows; where it allows none, the job's own.
+    """
     if not isinstance(job.search.n_factors, str):
         return job.search.n_factors
     usual = family_of(job.model.family).n_factors or FACTORS
-    return max(usual // 2, 1), usual, 2 * usual
+    legal = [length for length in (max(usual // 2, 1), usual, 2 * usual) if not _fault(job, length)]
+    return tuple(legal) or (job.model.n_factors,)
+
+
+def check_lengths(job: Job) -> None:
+    """SettingsError where a length that search.n_factors gives makes no model of the job."""
+    if isinstance(job.search.n_factors, str) or not job.model.n_factors:
+        return
+    for length in job.search.n_factors:
+        if fault := _fault(job, length):
+            raise SettingsError(f"search.n_factors = {show(job.search.n_factors)} tries {length}: {fault}")
+
+
+def _fault(job: Job, n_factors: int) -> str:
+    """Why a job cannot have vectors of so many numbers; "" where it can."""
+    try:
+        replace(job.model, n_factors=n_factors)
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def _drawn(space: SearchSettings, n_trials: int, seed: int, first: int) -> list[Trial]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,35 @@ def test_a_dry_run_for_programs_is_one_object(run: Run, job: Path) -> None:
     assert [path.name for path in job.parent.iterdir()] == ["job.toml"]
 
 
+_NONE_HELD_OUT = "data.validation_from=", "data.validation_fraction=0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((*_NONE_HELD_OUT, "model.choose=best"), 'model.choose = "best" needs rows to validate on'),
+        ((*_NONE_HELD_OUT, "model.calibration=platt"), 'model.calibration = "platt" is fitted on rows to validate on'),
+        ((*_NONE_HELD_OUT, "training.stop_on=auc"), 'training.stop_on = "auc" needs rows to validate on'),
+        (("training.warm_start=nowhere/model",), "no model at"),
+        (("output.directory=taken",), "was not made by dfm"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_training_refuses(
+    run: Run, job: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(job.parent)
+    (job.parent / "taken" / "model").mkdir(parents=True)
+    (job.parent / "taken" / "model" / "model.json").write_text("mine")
+    options = [word for override in overrides for word in ("--set", override)]
+    before = sorted(job.parent.rglob("*"))
+    planned = run("train", job, "--dry-run", *options)
+    assert sorted(job.parent.rglob("*")) == before
+    assert told in planned[2]
+    assert planned == run("train", job, "--scheduler", scheduler, *options)
+    submitted = run("submit", job, "--dry-run", "--scheduler", scheduler, *options)
+    assert (submitted[0], told in submitted[2]) == (planned[0], True)
+
+
 def test_training_for_programs_tells_one_object_a_line(run: Run, job: Path, scheduler: str) -> None:
     code, out, err = run("train", job, "--json", "--scheduler", scheduler)
     assert (code, err) == (0, "")
@@ -311,6 +341,31 @@ def test_a_search_tells_its_trials_and_writes_a_job_that_can_be_trained(
     drawn = tmp_path / "trials.svg"
     assert run(*command, "--plot", str(drawn))[0] == 0
     assert "learning_rate" in drawn.read_text()
+
+
+def test_a_search_that_begins_anew_finds_a_job_that_goes_on(run: Run, job: Path, scheduler: str) -> None:
+    few = ("--trials", "1", "--scheduler", scheduler, "--set", "search.n_seeds=0")
+    for _ in range(2):
+        code, out, _ = run("search", job, *few, "--json", "--no-resume")
+        events = [json.loads(line) for line in out.splitlines()]
+        assert (code, sum(event["event"] == "trial" for event in events)) == (0, 3)
+        assert tomllib.loads(Path(events[-1]["job"]).read_text())["output"]["resume"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--by", "time"), "--by says how folds are cut"),
+        (("--folds", "2", "--trials", "3"), "--trials is of trials"),
+        (("--folds", "2", "--resume"), "--resume or --no-resume is of trials"),
+        (("--folds", "2", "--no-resume"), "--resume or --no-resume is of trials"),
+    ],
+)
+def test_an_option_of_a_search_that_would_do_nothing_is_refused(
+    run: Run, job: Path, options: tuple[str, ...], told: str
+) -> None:
+    code, _, err = run("search", job, *options)
+    assert (code, told in err) == (2, True)
 
 
 @pytest.mark.parametrize(

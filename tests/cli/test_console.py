@@ -37,6 +37,14 @@ def has(text: str, *parts: str) -> bool:
     return all(part in flat for part in parts)
 
 
+def test_trials_come_by_their_losses_those_that_diverged_last() -> None:
+    found = [
+        {**TRIAL, "trial": number, "loss": loss} for number, loss in ((61, None), (72, -0.5), (83, 0.25), (94, 0.0))
+    ]
+    text = shown(trials_table(found, 160), 160)
+    assert sorted(("61", "72", "83", "94"), key=text.index) == ["72", "94", "83", "61"]
+
+
 def test_factors_are_left_out_where_they_would_be_a_column_of_single_numbers() -> None:
     narrow = shown(table_of([TOKEN], "tokens", 80), 80)
     assert has(narrow, "240861", "4,500", "factors: with --json, in a pipe or in a wider terminal")

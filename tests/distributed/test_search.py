@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from distributed import Client
 
 import dfm
 from dfm import jobs
-from dfm.errors import RunCancelled, SettingsError
+from dfm.distributed.trials import Trials
+from dfm.errors import DivergenceError, RunCancelled, SettingsError
+from dfm.runs.termination import interrupt, stoppable
 from dfm.settings.job import Job, load_job
 from dfm.settings.toml import to_toml
 from dfm.training.automatic import RowScale
@@ -132,6 +137,74 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(
     assert sum(event["event"] == "trial" for event in told) == len(found.trials) - known
 
 
+def test_ctrl_c_ends_the_trials_under_way_and_says_where_to_go_on(
+    log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walked(trials: Trials, loop: Any, until: int | None) -> tuple[float, str]:
+        if until is None:
+            threading.Timer(0.3, stop).start()
+        return walk(trials, loop, until)
+
+    def stop() -> None:
+        asked.append(time.monotonic())
+        interrupt()
+
+    asked: list[float] = []
+    walk = Trials.walked
+    monkeypatch.setattr(Trials, "walked", walked)
+    endless = {"training": {**FEW, "n_replicas": 2, "n_epochs": 1000, "early_stopping": False}}
+    endless |= {"data": {"train": str(log), "validation_fraction": 0.2}, "search": {"n_trials": 1, "n_seeds": 1}}
+    with stoppable(), pytest.raises(KeyboardInterrupt) as caught:
+        searched(log, tmp_path, client, tables=endless)
+    assert time.monotonic() - asked[0] < 5
+    journal = tmp_path / "out" / "search.jsonl"
+    assert caught.value.__notes__ == [f"what was tried is in {journal}; the same command goes on"]
+    assert [json.loads(line)["rung"] for line in journal.read_text().splitlines()[1:]] == [1, 2]
+
+
+def test_trials_are_told_in_the_thread_that_asked(log: Path, client: Client, tmp_path: Path) -> None:
+    threads = set()
+
+    def told(event: dict[str, Any]) -> None:
+        threads.add(threading.current_thread())
+
+    searched(log, tmp_path, client, on_event=told, tables={"search": {"n_trials": 3, "n_seeds": 1}})
+    assert threads == {threading.current_thread()}
+
+
+def test_the_best_job_trains_as_it_stands(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Options of the filesystem are in it; arguments of a factory, which may be secrets, are not, and it says so."""
+    tables = tables_of(log, tmp_path, data={"storage_options": {"auto_mkdir": True, "client_kwargs": {"a": 1}}})
+    tables["cluster"]["factory_options"] = {"access": "hidden away"}
+    tables["search"] = {"n_trials": 1, "n_seeds": 0}
+    result = jobs.search(tables, client, resume=False)
+    job = load_job(result.best)
+    assert job.data.storage_options == {"auto_mkdir": True, "client_kwargs": {"a": 1}}
+    assert job.output.resume, "the search began anew, and the job says nothing of that"
+    assert "hidden away" not in Path(result.best).read_text()
+    assert "# cluster.factory_options is left out" in Path(result.best).read_text()
+    assert "cluster.factory_options may hold secrets and stays out of best.toml" in caplog.text
+    told: list[dict[str, Any]] = []
+    jobs.search(tables, client, on_event=told.append, resume=False)
+    assert [event["rung"] for event in told if event["event"] == "trial"] == [1, 2, 3]
+
+
+def test_a_search_of_nothing_but_divergence_fails_and_says_why(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = {"training": {**FEW, "n_replicas": 2, "learning_rate": 1e30}, "search": {"n_trials": 2, "n_seeds": 1}}
+    why = "all 2 trials diverged at rung 1; one of them: training diverged in epoch 1, replica"
+    with pytest.raises(DivergenceError, match=why):
+        searched(log, tmp_path, client, tables=tables)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.split(":")[0] for text in warnings] == ["a trial diverged"], "the first of them"
+    assert not (tmp_path / "out" / "best.toml").exists()
+    with pytest.raises(DivergenceError, match=why):  # from what is noted
+        searched(log, tmp_path, client, tables=tables)
+
+
 def test_settings_that_somebody_else_searches_are_tried_on_the_same_rows(
     found: Any, log: Path, client: Client, tmp_path: Path
 ) -> None:
@@ -237,6 +310,21 @@ def test_lengths_that_are_tried_are_multiples_of_the_family_s_own() -> None:
         assert {trial.n_factors for trial in trials[3:]} == {*expected}
     given = Job.from_dict({"model": {"family": "ffm"}, "search": {"n_trials": 20, "n_factors": [3]}})
     assert {trial.n_factors for trial in trials_of(given)[3:]} == {3}
+
+
+@pytest.mark.parametrize(("n_models", "n_factors", "expected"), [(12, 16, {8, 16}), (2, 16, {8, 16, 32}), (64, 4, {4})])
+def test_lengths_that_are_tried_are_those_that_so_many_models_may_have(
+    n_models: int, n_factors: int, expected: set[int]
+) -> None:
+    job = Job.from_dict({"model": {"n_models": n_models, "n_factors": n_factors}, "search": {"n_trials": 40}})
+    assert {trial.n_factors for trial in trials_of(job)[3:]} == expected
+
+
+def test_a_length_that_so_many_models_cannot_have_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    tables = tables_of(tmp_path / "nowhere", tmp_path)
+    tables |= {"model": {"n_models": 12, "n_factors": 16}, "search": {"n_factors": [16, 32]}}
+    with pytest.raises(SettingsError, match=r"search\.n_factors = \[16, 32\] tries 32: model\.n_models = 12 of"):
+        jobs.search(tables)
 
 
 def test_results_of_other_data_are_refused(client: Client, tmp_path: Path) -> None:

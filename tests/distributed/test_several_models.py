@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dfm.events import faults_of
 from dfm.kernels.mean import part_of_mean
 from dfm.model.fm_model import FMModel
 from dfm.model.report import report_training
+from dfm.training.automatic import CANDIDATES
 from dfm.training.checkpoint import prefixes_in
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
@@ -166,6 +168,25 @@ def test_the_next_night_each_goes_on_from_its_own_part(
     np.testing.assert_allclose(standing.factor_weights, mean[0].model.table.factor_weights, atol=1e-4)
     with pytest.raises(SettingsError, match=r"model\.n_models = 2, but the model of .* has 3"):
         trained(log, tmp_path / "other", client, training=warm, model={"n_models": 2})
+
+
+def test_the_next_night_each_goes_on_with_what_its_own_pilot_chose(
+    mean: tuple[Any, Events], log: Path, client: Client, tmp_path: Path
+) -> None:
+    last = tmp_path / "last"
+    shutil.copytree(mean[0].model_url, last)
+    manifest = json.loads((last / "model.json").read_text())
+    chosen = [*CANDIDATES][:3]
+    one = {"warm_start": str(last), "n_epochs": 1}
+    losses = []
+    for choices in ([chosen[0]] * 3, chosen):
+        for model, choice in zip(manifest["metadata"]["models"], choices, strict=True):
+            model["chosen"] = choice
+        (last / "model.json").write_text(json.dumps(manifest))
+        result = trained(log, tmp_path / f"next-{len(losses)}", client, training=one)
+        assert [model["chosen"] for model in result.model.metadata["models"]] == choices
+        losses.append([event["train_log_loss"] for event in result.history])
+    assert [one == other for one, other in zip(*losses, strict=True)] == [True, False, False]
 
 
 def test_blocks_of_trainings_that_are_cut_at_different_rows_come_together(

@@ -98,6 +98,22 @@ def test_a_start_that_fits_takes_over_the_statistics(model: FMModel, published: 
     assert find_start(load_job({}), model.schema) is None
 
 
+def test_a_start_tells_what_the_pilot_of_each_model_chose(model: FMModel, tmp_path: Path):
+    three = {"model": {"n_factors": 1, "n_models": 3, "hash_bits": 18}}
+    first = {"automatic": {"chosen": "a"}}
+    for name, metadata, expected in (
+        ("one", first, ("a",)),
+        ("three", {**first, "models": [{"chosen": "a"}, {"chosen": "b"}, {"chosen": ""}]}, ("a", "b", "")),
+        ("old", {**first, "models": [{}, {}, {}]}, ("a", "a", "a")),
+        ("untold", {}, ("",)),
+    ):
+        url = str(tmp_path / name)
+        dataclasses.replace(model, metadata=metadata).save(url)
+        start = find_start(load_job(tables(url, **(three if "models" in metadata else {}))), model.schema)
+        assert start is not None
+        assert start.candidates == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

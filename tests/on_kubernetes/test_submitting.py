@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import re
 import sys
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -248,6 +251,24 @@ def test_the_folder_of_a_table_has_to_be_where_pods_find_it(url: str, told: str)
 )
 def test_a_model_to_go_on_from_has_to_be_where_pods_find_it(warm_start: str, told: str) -> None:
     assert_reached_by_pods(told, training={"warm_start": warm_start})
+
+
+def test_sizes_are_planned_without_a_look_at_places_that_only_pods_reach(tmp_path: Path) -> None:
+    """What the rows decide is checked: the driver would refuse it."""
+    url = f"memory://{tmp_path.name}"
+    rows = io.BytesIO()
+    pq.write_table(pa.table({"a": ["x", "y"] * 50, "label": [0, 1] * 50}), rows)
+    files.write_bytes(f"{url}/log.parquet", rows.getvalue())
+    tables = {
+        "data": {"train": f"{url}/log.parquet"},
+        "schema": {"label": "label", "categorical": ["a"]},
+        "training": {"n_replicas": 2, "warm_start": "file:///data/model"},
+        "output": {"directory": f"{url}/out"},
+        "kubernetes": {"volumes": [{"mount": "/data", "claim": "models"}]},
+    }
+    assert submit.prepare(Job.from_dict(tables)).sizing.workers == 1
+    with pytest.raises(SettingsError, match=r'model\.choose = "best" needs rows to validate on'):
+        submit.prepare(Job.from_dict({**tables, "model": {"choose": "best"}}))
 
 
 def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
