@@ -202,12 +202,21 @@ def dask_job_of(job: Job, run_id: str) -> str:
 
 
 def _is_at_work(name: str, job: Job, run_id: str) -> bool:
-    """Whether a DaskJob trains a run and goes on with it; its end is waited for where somebody asked for that."""
+    """Whether a DaskJob trains a run and goes on with it; its end is waited for where somebody asked for that. One that
+    trains the job as it was before it was changed is ended.
+    """
     from dfm.errors import ClusterError
+    from dfm.kubernetes import follow, submit
     from dfm.kubernetes.api import Api
     from dfm.workflow.steps import STOP_SECONDS
 
     api, directory, options = Api(job.kubernetes.namespace), job.output.directory, job.data.storage_options
+    record = runs.read_run(directory, options)
+    if record and record.run_id == run_id and record.job_fingerprint != job.fingerprint():
+        logger.info("DaskJob %s trains a job that was changed since; it is ended", name)
+        with contextlib.suppress(follow.NoSuchJob):
+            submit.cancel(api, name, dict(options))
+        return False
     deadline, asked = time.monotonic() + STOP_SECONDS, False
     while _has_driver(api, name, run_id, options):
         # Looked at again without the request: it is taken away once the record tells of the end.

@@ -188,6 +188,40 @@ def test_a_driver_that_was_asked_to_stop_is_waited_for_and_another_one_goes_on(
     assert seen == [False], "another driver began, and nobody asks it to stop"
 
 
+def test_a_driver_of_the_job_as_it_was_before_it_was_changed_is_stopped_before_another_one_begins(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steps, "_LOOK", 0.05)
+    before, job = (job_on(log, tmp_path, DAYS, training={"n_epochs": n}) for n in (2, 3))
+    at_work(before, "night-1")
+    told: list[Any] = []
+
+    def stop() -> None:
+        told.append(runs.is_cancelled(job.output.directory, "night-1"))
+        at_work(before, "night-1", "cancelled")
+
+    def train(*_: Any, **__: Any) -> None:
+        told.append("another begins")
+        at_work(job, "night-1", "finished")
+
+    monkeypatch.setattr(steps.jobs, "train", train)
+    end = threading.Timer(0.3, stop)
+    end.start()
+    steps.train_once(job, "night-1", steps.Where(), poll=0.05)
+    end.join()
+    assert told == [True, "another begins"]
+    at_work(before, "night-2")
+    assert steps.running_driver(job, run_id="night-1") is None
+    assert not runs.is_cancelled(job.output.directory, "night-2"), "another run is left alone"
+
+
+def test_a_run_that_trained_another_job_is_no_success():
+    record = runs.RunRecord("r", "finished", "of the job before")
+    assert steps.raise_unless_finished(record, "here", "r", "of the job before") == record
+    with pytest.raises(ClusterError, match=r"run r in here is finished with another job, as .*; start it again"):
+        steps.raise_unless_finished(record, "here", "r", "of the job now")
+
+
 def test_the_wait_for_a_driver_that_was_asked_to_stop_has_an_end(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
