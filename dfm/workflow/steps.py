@@ -6,6 +6,7 @@ the record of the run, the manifest of the model, and small files named by what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -64,20 +65,33 @@ class Where:
 # --- training --------------------------------------------------------------------------------------------
 
 
-def pin_start(directory: str, wanted: str, options: files.Options = None) -> str:
-    """The model that the run of a directory goes on from: the wanted one, or the champion of an alias; "" for none.
+def pin_start(directory: str, wanted: str, options: files.Options = None, run_id: str = "", setting: str = "") -> str:
+    """The model that a run goes on from: the wanted one, or the champion of an alias; "" for none.
 
-    Decided once and kept in the directory. A second try then trains the same job, though the earlier model may have
-    appeared, or the champion changed, since the first one.
+    Decided once for a run and kept in its directory. A second try then trains the same job, though the earlier model
+    may have appeared, or the champion changed, since the first one. Another run in the same directory, and one whose
+    setting was changed, decide anew. setting: the text that the wanted one was found by; by default itself.
+    SettingsError where another run is at work in the directory, or the file there is somebody else's.
     """
-    kept = files.join(directory, START)
+    kept, decided = files.join(directory, START), {"run_id": run_id, "setting": setting or wanted}
+    ownership.check_replaceable(kept, _is_start, options)
+    with contextlib.suppress(FileNotFoundError):
+        known = json.loads(files.read_bytes(kept, options))
+        if decided.items() <= known.items():
+            return str(known["model"])
+        runs.check_free(directory, options, run_id)
+        files.remove(kept, options)
     url = registry.model_of(wanted, options) if wanted else ""
     choice = url if url and files.exists(files.join(url, MANIFEST), options) else ""
     try:
-        files.create_bytes(kept, to_json({"wanted": wanted, "model": choice}).encode(), options)
+        files.create_bytes(kept, to_json({**decided, "wanted": wanted, "model": choice}).encode(), options)
     except FileExistsError:
         choice = str(json.loads(files.read_bytes(kept, options))["model"])
     return choice
+
+
+def _is_start(url: str, options: files.Options) -> bool:
+    return ownership.is_record(url, ("wanted", "model"), options)
 
 
 def finished_run(job: Job) -> RunRecord | None:

@@ -268,14 +268,31 @@ def test_the_death_of_a_process_is_the_end_of_its_driver(tmp_path: Path):
 
 
 def test_the_start_of_a_run_is_decided_once(candidate, tmp_path: Path):
-    model = candidate["model"]
-    assert steps.pin_start(str(tmp_path / "a"), str(tmp_path / "nothing yet")) == ""
-    assert steps.pin_start(str(tmp_path / "a"), model) == ""
-    assert steps.pin_start(str(tmp_path / "b"), model) == model
+    model, later = candidate["model"], tmp_path / "later"
+    assert steps.pin_start(str(tmp_path / "a"), str(later)) == ""
+    shutil.copytree(model, later)
+    assert steps.pin_start(str(tmp_path / "a"), str(later)) == ""
+    assert steps.pin_start(str(tmp_path / "b"), str(later)) == str(later)
     alias = str(tmp_path / "champion")
     assert steps.pin_start(str(tmp_path / "c"), alias) == ""
     registry.promote(alias, model, registry.Verdict((), {}))
+    assert steps.pin_start(str(tmp_path / "c"), alias) == ""
     assert steps.pin_start(str(tmp_path / "d"), alias) == model
+
+
+def test_another_run_in_the_same_place_and_a_setting_that_was_changed_decide_anew(candidate, tmp_path: Path):
+    model, place = candidate["model"], str(tmp_path / "fixed")
+    assert steps.pin_start(place, "", None, "night-1", "previous") == ""
+    assert steps.pin_start(place, model, None, "night-1", "previous") == "", "found since, by the same setting"
+    assert steps.pin_start(place, model, None, "night-2", "previous") == model
+    assert steps.pin_start(place, "", None, "night-2", "previous") == model
+    assert steps.pin_start(place, str(tmp_path / "corrected"), None, "night-2", str(tmp_path / "corrected")) == ""
+    runs.write_run(place, runs.RunRecord("night-2", "running", updated=runs.now()))
+    with pytest.raises(SettingsError, match="holds run night-2, which is running"):
+        steps.pin_start(place, model, None, "night-3", "previous")
+    (tmp_path / "fixed" / steps.START).write_text('{"begin": "of somebody else"}')
+    with pytest.raises(SettingsError, match=r"start.json is there and was not made by dfm"):
+        steps.pin_start(place, model, None, "night-2", model)
 
 
 # --- evaluation, publication, scoring -------------------------------------------------------------------
