@@ -186,6 +186,27 @@ def test_a_trigger_waits_on_while_the_store_is_away(tmp_path: Path, monkeypatch:
     assert not answers
 
 
+def test_a_partition_is_awaited_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch):
+    from dfm.airflow import triggers
+
+    answers: list[Any] = [OSError("no route"), StorageError("the store does not answer"), False, True]
+
+    def exists(*_place: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(triggers.files, "exists", exists)
+
+    async def told() -> dict[str, Any]:
+        trigger = triggers.PartitionTrigger("s3://bucket/day=1", poll_interval=0.01)
+        return (await asyncio.wait_for(anext(trigger.run()), 20)).payload
+
+    assert asyncio.run(told()) == {"partition": "s3://bucket/day=1"}
+    assert not answers
+
+
 OWN, OTHER = "ctr.train.20261101T000000", "ctr.train.20261102T000000"
 TAKEN = f"run {OTHER} took the place of this run in .*; give each interval its own output.directory"
 
