@@ -75,8 +75,8 @@ class DfmTrainOperator(_DfmOperator):
     :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
-    :param warm_start: "previous" for the model of the latest interval before, or the URL of a model or of an alias;
-        where there is none yet, training starts from the beginning
+    :param warm_start: "previous" for the model of the latest interval before (not with an output.directory), or the URL
+        of a model or of an alias; where there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
     :param storage_options: options of the filesystem, without secrets; those of the job come first
     :param target: "kubernetes": train as a DaskJob of the job's [kubernetes], which workers and triggerers of Airflow
@@ -111,6 +111,7 @@ class DfmTrainOperator(_DfmOperator):
             self.job["data"] = {**data, "storage_options": self.storage_options}
         if not models and not self.job.get("output", {}).get("directory"):
             raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
+        runtime.check_start(self.job, warm_start)
         self.models = models
         self.warm_start = warm_start
         self.deferrable = deferrable

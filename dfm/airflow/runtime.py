@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from dfm.errors import SettingsError
 from dfm.runs import record as runs
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
@@ -69,18 +70,39 @@ def order_of(context: Mapping[str, Any]) -> str:
 def previous_model(models: str, context: Mapping[str, Any], options: files.Options) -> str:
     """The model of the latest run of an earlier interval that has one; "" where there is none.
 
-    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses.
+    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses. A
+    run without an interval (by hand, of an asset) goes on from earlier ones of its own kind, too.
     """
-    own, root = moment_of(interval_key(context)), run_directory(models, context, "").rstrip("/")
+    key, root = interval_key(context), run_directory(models, context, "").rstrip("/")
+    own = moment_of(key)
     if not models or own is None:
         return ""
-    starts = [name for name in files.folders_in(root, options) if _INTERVAL.fullmatch(name)]
-    for name in sorted(starts, reverse=True):
-        start = moment_of(name)
+    found = [(moment_of(name), name) for name in files.folders_in(root, options) if _may_precede(name, key)]
+    for _, name in sorted(((start, name) for start, name in found if start is not None and start < own), reverse=True):
         model = f"{root}/{name}/model"
-        if start is not None and start < own and files.exists(files.join(model, MANIFEST), options):
+        if files.exists(files.join(model, MANIFEST), options):
             return model
     return ""
+
+
+def _may_precede(name: str, key: str) -> bool:
+    """Whether a run named by its start is of an interval, or of the kind of another run that has none itself."""
+    kind, without_interval, _ = key.partition("__")
+    return bool(_INTERVAL.fullmatch(name)) or (bool(without_interval) and name.startswith(f"{kind}__"))
+
+
+PREVIOUS = "previous"
+"""The setting of `warm_start` that means the model of the interval before."""
+
+
+def check_start(tables: Mapping[str, Any], warm_start: str) -> None:
+    """SettingsError where a task asks for the model of the interval before, and its models lie elsewhere."""
+    own = tables.get("output", {}).get("directory")
+    if warm_start == PREVIOUS and own:
+        raise SettingsError(
+            f"warm_start = {PREVIOUS!r} looks for runs below models/DAG/TASK, and output.directory = {own!r} puts this "
+            "task's elsewhere; leave output.directory out and set models, or name a model or an alias in warm_start"
+        )
 
 
 def tell_of_empty_interval(context: Mapping[str, Any]) -> None:

@@ -35,11 +35,13 @@ def job_of(
     """The job of this interval, checked: output location and cluster are filled in.
 
     models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the latest
-    interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
+    interval before (below models), or the URL of a model or an alias; where there is none yet, training starts from the
+    beginning.
     """
     from dfm.workflow import steps
 
     tables = runtime.numbers_again(dict(job))
+    runtime.check_start(tables, warm_start)
     directory = tables.get("output", {}).get("directory") or runtime.run_directory(
         models, context, runtime.interval_key(context)
     )
@@ -51,8 +53,9 @@ def job_of(
         tables["kubernetes"] = {**tables.get("kubernetes", {}), **(hook.kubernetes() or {})}
     runtime.tell_of_empty_interval(context)
     if warm_start:
-        wanted = runtime.previous_model(models, context, options) if warm_start == "previous" else warm_start
-        start = steps.pin_start(directory, wanted, options)
+        found = runtime.previous_model(models, context, options) if warm_start == runtime.PREVIOUS else warm_start
+        start = steps.pin_start(directory, found, options, runtime.run_id(context), warm_start)
+        logger.info("warm_start = %r: training starts from %s", warm_start, start or "nothing: no model is there yet")
         tables["training"] = {**tables.get("training", {}), "warm_start": start}
     return load_job(tables)
 

@@ -81,6 +81,10 @@ def test_parsing_loads_neither_dask_nor_numba():
         ("DfmTrainOperator(task_id='t', job='missing.toml', models='m')", "cannot read the job file"),
         ("DfmTrainOperator(task_id='t', job={})", "does not say where models go"),
         (
+            "DfmTrainOperator(task_id='t', job={'output': {'directory': 'o/{{ ds }}'}}, warm_start='previous')",
+            "warm_start = 'previous' looks for runs below models/DAG/TASK, and output.directory = 'o/{{ ds }}'",
+        ),
+        (
             "DfmTrainOperator(task_id='t', job={'data': {'storage_options': {'key': 'x'}}}, models='m')",
             "storage_options.key is a secret",
         ),
