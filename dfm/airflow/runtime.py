@@ -182,6 +182,13 @@ def drives_itself(job: Job) -> bool:
     return job.cluster.scheduler in ("", "local")
 
 
+def as_driven_elsewhere(job: Job) -> Job:
+    """The job as the record of a driver on a Dask cluster knows it: with local paths in full."""
+    from dfm.launch.on_dask import with_absolute_paths
+
+    return job if drives_itself(job) else with_absolute_paths(job)
+
+
 def start_driver(job: Job, run_id: str) -> None:
     """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own.
 
@@ -366,6 +373,11 @@ def tables_of(job: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: 
     tables = read_tables(job, overrides)
     load_job(_without_unknown(tables))
     return tables
+
+
+def rendered_tables_of(job: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tables:
+    """The same of a job in a task that runs: texts that templates left are read before they are checked."""
+    return tables_of(numbers_again(read_tables(job, overrides)), ())
 
 
 def _without_unknown(tables: Tables) -> Tables:

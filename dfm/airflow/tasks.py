@@ -7,22 +7,62 @@ Each does its work once: what is finished for the interval is found in storage a
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from airflow.sdk import get_current_context
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dfm.airflow import runtime
+from dfm.errors import DivergenceError, GateError, RunCancelled, SettingsError
 from dfm.events import is_passing
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
 from dfm.workflow.gate import Gate
 
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 _MOST_DRIFTED = 5
 """Columns whose drift a task hands on."""
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Errors that another try would meet again fail the task without one; so does the end of a run on request, which
+    another try would undo.
+    """
+    try:
+        yield
+    except RunCancelled as error:
+        raise AirflowFailException(f"RunCancelled: {error} (clear the task to go on with it)") from error
+    except (SettingsError, DivergenceError, GateError) as error:
+        if isinstance(error, GateError) and _is_overtaken(error):
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def _for_taskflow(step: Callable[P, R]) -> Callable[P, R]:
+    """The step, failing at once where another try is in vain. Airflow reads the annotations of a function by the names
+    of the module that it was made in: so it is made here.
+    """
+
+    @functools.wraps(step)
+    def as_task(*values: P.args, **named: P.kwargs) -> R:
+        with failing_at_once():
+            return step(*values, **named)
+
+    return as_task
+
+
+def _is_overtaken(error: GateError) -> bool:
+    """Whether other models became the champion while this one was judged: not its fault."""
+    from dfm.workflow.registry import Overtaken
+
+    return isinstance(error, Overtaken)
 
 
 def job_of(
@@ -60,6 +100,7 @@ def job_of(
     return load_job(tables)
 
 
+@_for_taskflow
 def train(
     job: Mapping[str, Any],
     models: str = "",
@@ -74,7 +115,7 @@ def train(
     target: "kubernetes" for a DaskJob of the job's [kubernetes], whose end is waited for here.
     """
     context = get_current_context()
-    tables = runtime.tables_of(job, overrides)
+    tables = runtime.rendered_tables_of(job, overrides)
     resolved = job_of(tables, models, context, dask_conn_id, warm_start)
     return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval, target)
 
@@ -96,11 +137,12 @@ def train_here(
             return steps.outcome(record)
         runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log)
         record = runs.read_run(job.output.directory, job.data.storage_options)
-        return steps.outcome(steps.raise_unless_finished(record, job.output.directory, run_id))
+        return steps.outcome(steps.raise_unless_finished(record, job.output.directory, run_id, job.fingerprint()))
     with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 
 
+@_for_taskflow
 def evaluate(
     model: str,
     data: str | Sequence[str],
@@ -119,6 +161,7 @@ def evaluate(
     return {"model": url, **_shortened({name: value for name, value in metrics.items() if name != "calibration_bins"})}
 
 
+@_for_taskflow
 def publish(
     candidate: str,
     alias: str,
@@ -131,8 +174,8 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
-    order: when its data ended, by default the end of the data interval. enforce: a refusal is a GateError, else in the
-    answer.
+    order: when its data ended, by default the end of the data interval. enforce: a refusal fails the task without
+    another try, else it is in the answer.
     """
     from dfm.workflow import steps
 
@@ -145,6 +188,7 @@ def publish(
     return result
 
 
+@_for_taskflow
 def predict(
     model: str,
     data: str | Sequence[str],
@@ -175,6 +219,7 @@ def _shortened(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "drift": found["drift"][:_MOST_DRIFTED]} if "drift" in found else found
 
 
+@_for_taskflow
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
     from dfm.model.fm_model import MANIFEST
@@ -185,6 +230,7 @@ def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool
     return files.exists(files.join(registry.model_of(url, options), MANIFEST), options)
 
 
+@_for_taskflow
 def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
     from dfm.workflow import registry
@@ -193,6 +239,7 @@ def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | 
     return {"alias": alias, "version": entry.number, "champion": entry.model}
 
 
+@_for_taskflow
 def check_day(
     job: Mapping[str, Any],
     day: str,
@@ -212,7 +259,7 @@ def check_day(
     from dfm.workflow import steps
     from dfm.workflow.data_check import Limits
 
-    tables = runtime.numbers_again(runtime.tables_of(job, ()))
+    tables = runtime.rendered_tables_of(job)
     if storage_options:
         tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
     found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep, model)
@@ -221,6 +268,7 @@ def check_day(
     return found
 
 
+@_for_taskflow
 def report(
     url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
