@@ -45,6 +45,16 @@ def test_the_oldest_dask_that_is_tested_is_the_oldest_that_is_allowed() -> None:
     assert pinned == {name: f"{allowed[name]}.0" for name in ("dask", "distributed")}
 
 
+def test_the_oldest_airflow_that_the_page_names_is_the_oldest_that_is_allowed() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (floor,) = re.findall(
+        r"Airflow (\S+) or newer", (ROOT / "deploy" / "airflow" / "README.md").read_text(encoding="utf-8")
+    )
+    assert f"apache-airflow>={floor}" in extras["airflow"]
+    assert f"apache-airflow>={floor}" in extras["airflow-dev"]
+    assert floor == "3.3", "the first whose triggers end what a task that is cleared waits for (BaseTrigger.on_kill)"
+
+
 def test_every_extra_that_a_text_names_is_there() -> None:
     assert pip_install("sklearn", "plots") == 'pip install "dask-fm[sklearn,plots]"'
     extras = PROJECT["optional-dependencies"].keys()

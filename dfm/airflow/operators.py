@@ -7,26 +7,29 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator, conf
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferralTimeout,
+)
 
 from dfm.airflow import runtime, tasks
 from dfm.airflow.links import DaskDashboardLink, ReportLink
 from dfm.airflow.triggers import DfmDaskJobTrigger, DfmRunTrigger
-from dfm.errors import DivergenceError, GateError, SettingsError
+from dfm.errors import RunCancelled, SettingsError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.settings.job import Job
 from dfm.workflow.gate import Gate
 
 ON_REFUSAL = ("fail", "skip", "continue")
-_HOPELESS = (SettingsError, DivergenceError)
-"""Errors that another try would meet again."""
 
 
 class _DfmOperator(BaseOperator):
     """The common part of the operators: the two connections, the links, and which errors are worth another try."""
 
-    template_fields: Sequence[str] = ("dask_conn_id",)
+    template_fields: Sequence[str] = ("dask_conn_id", "storage_options")
     operator_extra_links = (DaskDashboardLink(), ReportLink())
     ui_color = "#fdf2e9"
 
@@ -45,11 +48,10 @@ class _DfmOperator(BaseOperator):
 
     def execute(self, context: Any) -> Any:
         """Do the work of the interval; an error that would come again fails the task without another try."""
-        self._find_dashboard()
-        try:
+        with tasks.failing_at_once():
+            self._find_dashboard()
+            self.storage_options = runtime.options_of(self.storage_options)  # as templates left them
             return self.work(context)
-        except _HOPELESS as error:
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
     def work(self, context: Any) -> Any:
         """The operator's work, in its subclass."""
@@ -75,8 +77,8 @@ class DfmTrainOperator(_DfmOperator):
     :param job: job file (a relative path starts at the DAG's file), or its tables; checked when the DAG is parsed
     :param models: root of all models, `models/DAG/TASK/INTERVAL/model`; not needed where the job has output.directory
     :param overrides: "table.key=value", as on the command line
-    :param warm_start: "previous" for the model of the latest interval before, or the URL of a model or of an alias;
-        where there is none yet, training starts from the beginning
+    :param warm_start: "previous" for the model of the latest interval before (not with an output.directory), or the URL
+        of a model or of an alias; where there is none yet, training starts from the beginning
     :param dask_conn_id: connection of type `dask`; None: the job's [cluster] decides
     :param storage_options: options of the filesystem, without secrets; those of the job come first
     :param target: "kubernetes": train as a DaskJob of the job's [kubernetes], which workers and triggerers of Airflow
@@ -86,7 +88,7 @@ class DfmTrainOperator(_DfmOperator):
     :param poll_interval: seconds between two looks at the run
     """
 
-    template_fields: Sequence[str] = ("job", "models", "warm_start", "dask_conn_id")
+    template_fields: Sequence[str] = ("job", "models", "warm_start", "dask_conn_id", "storage_options")
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class DfmTrainOperator(_DfmOperator):
             self.job["data"] = {**data, "storage_options": self.storage_options}
         if not models and not self.job.get("output", {}).get("directory"):
             raise SettingsError(f"task {self.task_id!r} does not say where models go: set models, or output.directory")
+        runtime.check_start(self.job, warm_start)
         self.models = models
         self.warm_start = warm_start
         self.deferrable = deferrable
@@ -118,6 +121,7 @@ class DfmTrainOperator(_DfmOperator):
         self._running: tuple[str, dict[str, Any]] | None = None
         self._run_id = ""
         self._namespace = ""
+        self._is_killed = False
 
     def _in_full(self, job: Any) -> Any:
         """A job file that is named without a folder lies beside the DAG's file."""
@@ -129,22 +133,38 @@ class DfmTrainOperator(_DfmOperator):
         """Train here, or have it done elsewhere and wait in the triggerer."""
         from dfm.workflow import steps
 
-        job = tasks.job_of(
-            self.job, self.models, context, self.dask_conn_id, self.warm_start
-        )  # fmt: skip
-        run_id = self._run_id = runtime.run_id(context)
-        self.storage_options = dict(job.data.storage_options)
-        self._running = job.output.directory, self.storage_options
-        self._namespace = job.kubernetes.namespace
-        told = tasks.EventLog()
+        job = self._resolved(context)
         if not self.deferrable:
-            done = tasks.train_here(job, run_id, self.dask_conn_id, self.poll_interval, self.target, told)
-            return self._result(context, job.output.directory, done["run_id"], told.epochs)
+            return self._trained_here(context, job)
+        job, run_id = runtime.as_driven_elsewhere(job), self._run_id
         if record := steps.finished_run(job):
             return self._result(context, job.output.directory, record.run_id)
         self.log.info("run %s goes on without this task: dfm logs %s --follow", run_id, job.output.directory)
-        self.defer(trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout)
+        self.defer(
+            trigger=self._trigger(job, run_id), method_name="execute_complete", timeout=self.execution_timeout,
+            kwargs={"job_fingerprint": job.fingerprint()},
+        )  # fmt: skip
         raise AssertionError("unreachable")
+
+    def _resolved(self, context: Any) -> Job:
+        """The job of this interval; what kills this task is to stop its run."""
+        job = tasks.job_of(self.job, self.models, context, self.dask_conn_id, self.warm_start)
+        self._run_id = runtime.run_id(context)
+        self.storage_options = dict(job.data.storage_options)
+        self._running = job.output.directory, self.storage_options
+        self._namespace = job.kubernetes.namespace
+        return job
+
+    def _trained_here(self, context: Any, job: Job) -> dict[str, Any]:
+        """The outcome of a training that this task drives, or waits for, itself."""
+        told = tasks.EventLog()
+        try:
+            done = tasks.train_here(job, self._run_id, self.dask_conn_id, self.poll_interval, self.target, told)
+        except RunCancelled as error:
+            if self._is_killed:  # whoever killed the task says whether there is another try
+                raise AirflowException(str(error)) from error
+            raise
+        return self._result(context, job.output.directory, done["run_id"], told.epochs)
 
     def _trigger(self, job: Job, run_id: str) -> DfmRunTrigger | DfmDaskJobTrigger:
         """The trigger that waits for the run, whose driver is started where none is at work."""
@@ -159,8 +179,20 @@ class DfmTrainOperator(_DfmOperator):
             runtime.start_driver(job, run_id)
         return DfmRunTrigger(directory, options, self.poll_interval, by_process, run_id)
 
-    def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
-        """The run is over, or its driver is gone: then the next try goes on from its checkpoint."""
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Any) -> Any:
+        """Go on after the wait; where it took too long (`execution_timeout`), the run is asked to stop."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self._resolved(context)
+            self.on_kill()
+            raise
+
+    def execute_complete(self, context: Any, event: dict[str, Any], job_fingerprint: str = "") -> dict[str, Any]:
+        """The run is over, or its driver is gone: then the next try goes on from its checkpoint.
+
+        job_fingerprint: of the job that is meant; "": any, as for tasks that an earlier version deferred.
+        """
         from dfm.workflow import steps
 
         self._find_dashboard()
@@ -172,25 +204,20 @@ class DfmTrainOperator(_DfmOperator):
             raise AirflowException(f"{why}; another try goes on from its checkpoint")
         if lifecycle.of(event["state"]).engine == lifecycle.GIVE_UP:
             raise AirflowFailException(f"run {event['run_id']} is {event['state']}; clear the task to go on with it")
-        try:
-            self.storage_options = self._rendered_options()
-            return self._result(context, event["directory"], run_id)
-        except _HOPELESS as error:
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
-
-    def _rendered_options(self) -> dict[str, Any]:
-        """Options of the filesystem by the job, in which alone Airflow has rendered their templates."""
-        return runtime.options_of(self.job.get("data", {}).get("storage_options"))
+        with tasks.failing_at_once():
+            self.storage_options = runtime.options_of(self.storage_options)
+            return self._result(context, event["directory"], run_id, job_fingerprint=job_fingerprint)
 
     def _result(
-        self, context: Any, directory: str, run_id: str, epochs_told: Collection[int] = frozenset()
-    ) -> dict[str, Any]:
+        self, context: Any, directory: str, run_id: str, epochs_told: Collection[int] = frozenset(),
+        job_fingerprint: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         """The outcome of a run, told in the task's log. SettingsError where another run has taken its place."""
         from dfm.model.report import report_training
         from dfm.workflow import steps
 
         options = self.storage_options
-        record = steps.raise_unless_finished(runs.read_run(directory, options), directory, run_id)
+        record = steps.raise_unless_finished(runs.read_run(directory, options), directory, run_id, job_fingerprint)
         events = [e for e in runs.read_events(directory, options) if e.get("epoch") not in epochs_told]
         for line in runtime.lines_of_run(record, events, directory):
             self.log.info("%s", line)
@@ -199,6 +226,7 @@ class DfmTrainOperator(_DfmOperator):
 
     def on_kill(self) -> None:
         """Ask the run to stop, and end its DaskJob; it keeps its checkpoint."""
+        self._is_killed = True
         if not self._running:
             return
         directory, options = self._running
@@ -216,7 +244,7 @@ class DfmEvaluateOperator(_DfmOperator):
     :param on_bad_rows: "error" or "skip"
     """
 
-    template_fields: Sequence[str] = ("model", "data", "dask_conn_id")
+    template_fields: Sequence[str] = ("model", "data", "dask_conn_id", "storage_options")
 
     def __init__(
         self,
@@ -258,7 +286,7 @@ class DfmPublishOperator(_DfmOperator):
         older than the champion, or that was it before, is no refusal: it is left alone, and the answer says older: True
     """
 
-    template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id")
+    template_fields: Sequence[str] = ("candidate", "alias", "data", "order", "dask_conn_id", "storage_options")
 
     def __init__(
         self,
@@ -285,12 +313,9 @@ class DfmPublishOperator(_DfmOperator):
     def work(self, context: Any) -> dict[str, Any]:
         """Judge and promote; the answer says what the champion is now."""
         order = self.order or runtime.order_of(context)
-        try:
-            result = tasks.publish(
-                self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
-            )  # fmt: skip
-        except GateError as error:  # overtaken again and again: not this candidate's fault
-            raise AirflowException(str(error)) from error
+        result = tasks.publish(
+            self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
+        )  # fmt: skip
         if not result["promoted"]:
             refusal = "; ".join(result["refusals"])
             if result["older"]:
@@ -317,7 +342,7 @@ class DfmPredictOperator(_DfmOperator):
     :param on_bad_rows: "error" or "skip"
     """
 
-    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id")
+    template_fields: Sequence[str] = ("model", "data", "scores", "keep", "dask_conn_id", "storage_options")
 
     def __init__(
         self,
@@ -356,7 +381,7 @@ class DfmReportOperator(_DfmOperator):
     :param sections: by name what a task returned (`train.output`, …), or None where it did not run
     """
 
-    template_fields: Sequence[str] = ("url", "title", "sections", "dask_conn_id")
+    template_fields: Sequence[str] = ("url", "title", "sections", "dask_conn_id", "storage_options")
 
     def __init__(self, *, url: str, title: str, sections: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**{"dask_conn_id": None, **kwargs})

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from dfm.errors import SettingsError
 from dfm.runs import record as runs
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
@@ -69,18 +70,39 @@ def order_of(context: Mapping[str, Any]) -> str:
 def previous_model(models: str, context: Mapping[str, Any], options: files.Options) -> str:
     """The model of the latest run of an earlier interval that has one; "" where there is none.
 
-    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses.
+    Found among the runs that are there, as intervals differ in length: months, weekends, the hour that a clock loses. A
+    run without an interval (by hand, of an asset) goes on from earlier ones of its own kind, too.
     """
-    own, root = moment_of(interval_key(context)), run_directory(models, context, "").rstrip("/")
+    key, root = interval_key(context), run_directory(models, context, "").rstrip("/")
+    own = moment_of(key)
     if not models or own is None:
         return ""
-    starts = [name for name in files.folders_in(root, options) if _INTERVAL.fullmatch(name)]
-    for name in sorted(starts, reverse=True):
-        start = moment_of(name)
+    found = [(moment_of(name), name) for name in files.folders_in(root, options) if _may_precede(name, key)]
+    for _, name in sorted(((start, name) for start, name in found if start is not None and start < own), reverse=True):
         model = f"{root}/{name}/model"
-        if start is not None and start < own and files.exists(files.join(model, MANIFEST), options):
+        if files.exists(files.join(model, MANIFEST), options):
             return model
     return ""
+
+
+def _may_precede(name: str, key: str) -> bool:
+    """Whether a run named by its start is of an interval, or of the kind of another run that has none itself."""
+    kind, without_interval, _ = key.partition("__")
+    return bool(_INTERVAL.fullmatch(name)) or (bool(without_interval) and name.startswith(f"{kind}__"))
+
+
+PREVIOUS = "previous"
+"""The setting of `warm_start` that means the model of the interval before."""
+
+
+def check_start(tables: Mapping[str, Any], warm_start: str) -> None:
+    """SettingsError where a task asks for the model of the interval before, and its models lie elsewhere."""
+    own = tables.get("output", {}).get("directory")
+    if warm_start == PREVIOUS and own:
+        raise SettingsError(
+            f"warm_start = {PREVIOUS!r} looks for runs below models/DAG/TASK, and output.directory = {own!r} puts this "
+            "task's elsewhere; leave output.directory out and set models, or name a model or an alias in warm_start"
+        )
 
 
 def tell_of_empty_interval(context: Mapping[str, Any]) -> None:
@@ -160,6 +182,13 @@ def drives_itself(job: Job) -> bool:
     return job.cluster.scheduler in ("", "local")
 
 
+def as_driven_elsewhere(job: Job) -> Job:
+    """The job as the record of a driver on a Dask cluster knows it: with local paths in full."""
+    from dfm.launch.on_dask import with_absolute_paths
+
+    return job if drives_itself(job) else with_absolute_paths(job)
+
+
 def start_driver(job: Job, run_id: str) -> None:
     """Start a driver where it outlives this task: on the Dask cluster, or in a process of its own.
 
@@ -202,12 +231,21 @@ def dask_job_of(job: Job, run_id: str) -> str:
 
 
 def _is_at_work(name: str, job: Job, run_id: str) -> bool:
-    """Whether a DaskJob trains a run and goes on with it; its end is waited for where somebody asked for that."""
+    """Whether a DaskJob trains a run and goes on with it; its end is waited for where somebody asked for that. One that
+    trains the job as it was before it was changed is ended.
+    """
     from dfm.errors import ClusterError
+    from dfm.kubernetes import follow, submit
     from dfm.kubernetes.api import Api
     from dfm.workflow.steps import STOP_SECONDS
 
     api, directory, options = Api(job.kubernetes.namespace), job.output.directory, job.data.storage_options
+    record = runs.read_run(directory, options)
+    if record and record.run_id == run_id and record.job_fingerprint != job.fingerprint():
+        logger.info("DaskJob %s trains a job that was changed since; it is ended", name)
+        with contextlib.suppress(follow.NoSuchJob):
+            submit.cancel(api, name, dict(options))
+        return False
     deadline, asked = time.monotonic() + STOP_SECONDS, False
     while _has_driver(api, name, run_id, options):
         # Looked at again without the request: it is taken away once the record tells of the end.
@@ -335,6 +373,11 @@ def tables_of(job: str | os.PathLike[str] | Mapping[str, Any] | Job, overrides: 
     tables = read_tables(job, overrides)
     load_job(_without_unknown(tables))
     return tables
+
+
+def rendered_tables_of(job: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tables:
+    """The same of a job in a task that runs: texts that templates left are read before they are checked."""
+    return tables_of(numbers_again(read_tables(job, overrides)), ())
 
 
 def _without_unknown(tables: Tables) -> Tables:

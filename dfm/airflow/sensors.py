@@ -22,7 +22,7 @@ class DfmPartitionSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer
     """
 
-    template_fields: Sequence[str] = ("partition",)
+    template_fields: Sequence[str] = ("partition", "storage_options")
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class DfmPartitionSensor(BaseSensorOperator):
 
     def poke(self, context: Any) -> bool:
         """Whether the partition is complete."""
-        return is_complete(self.partition, self.marker, self.min_rows, self.storage_options)
+        return is_complete(self.partition, self.marker, self.min_rows, options_of(self.storage_options))
 
     def execute(self, context: Any) -> None:
         """Wait here, or in the triggerer."""

@@ -7,22 +7,62 @@ Each does its work once: what is finished for the interval is found in storage a
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from airflow.sdk import get_current_context
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dfm.airflow import runtime
+from dfm.errors import DivergenceError, GateError, RunCancelled, SettingsError
 from dfm.events import is_passing
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
 from dfm.workflow.gate import Gate
 
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 _MOST_DRIFTED = 5
 """Columns whose drift a task hands on."""
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Errors that another try would meet again fail the task without one; so does the end of a run on request, which
+    another try would undo.
+    """
+    try:
+        yield
+    except RunCancelled as error:
+        raise AirflowFailException(f"RunCancelled: {error} (clear the task to go on with it)") from error
+    except (SettingsError, DivergenceError, GateError) as error:
+        if isinstance(error, GateError) and _is_overtaken(error):
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def _for_taskflow(step: Callable[P, R]) -> Callable[P, R]:
+    """The step, failing at once where another try is in vain. Airflow reads the annotations of a function by the names
+    of the module that it was made in: so it is made here.
+    """
+
+    @functools.wraps(step)
+    def as_task(*values: P.args, **named: P.kwargs) -> R:
+        with failing_at_once():
+            return step(*values, **named)
+
+    return as_task
+
+
+def _is_overtaken(error: GateError) -> bool:
+    """Whether other models became the champion while this one was judged: not its fault."""
+    from dfm.workflow.registry import Overtaken
+
+    return isinstance(error, Overtaken)
 
 
 def job_of(
@@ -35,11 +75,13 @@ def job_of(
     """The job of this interval, checked: output location and cluster are filled in.
 
     models: root of all models; the job's own output.directory wins. warm_start: "previous" for the model of the latest
-    interval before, or the URL of a model or an alias; where there is none yet, training starts from the beginning.
+    interval before (below models), or the URL of a model or an alias; where there is none yet, training starts from the
+    beginning.
     """
     from dfm.workflow import steps
 
     tables = runtime.numbers_again(dict(job))
+    runtime.check_start(tables, warm_start)
     directory = tables.get("output", {}).get("directory") or runtime.run_directory(
         models, context, runtime.interval_key(context)
     )
@@ -51,12 +93,14 @@ def job_of(
         tables["kubernetes"] = {**tables.get("kubernetes", {}), **(hook.kubernetes() or {})}
     runtime.tell_of_empty_interval(context)
     if warm_start:
-        wanted = runtime.previous_model(models, context, options) if warm_start == "previous" else warm_start
-        start = steps.pin_start(directory, wanted, options)
+        found = runtime.previous_model(models, context, options) if warm_start == runtime.PREVIOUS else warm_start
+        start = steps.pin_start(directory, found, options, runtime.run_id(context), warm_start)
+        logger.info("warm_start = %r: training starts from %s", warm_start, start or "nothing: no model is there yet")
         tables["training"] = {**tables.get("training", {}), "warm_start": start}
     return load_job(tables)
 
 
+@_for_taskflow
 def train(
     job: Mapping[str, Any],
     models: str = "",
@@ -71,7 +115,7 @@ def train(
     target: "kubernetes" for a DaskJob of the job's [kubernetes], whose end is waited for here.
     """
     context = get_current_context()
-    tables = runtime.tables_of(job, overrides)
+    tables = runtime.rendered_tables_of(job, overrides)
     resolved = job_of(tables, models, context, dask_conn_id, warm_start)
     return train_here(resolved, runtime.run_id(context), dask_conn_id, poll_interval, target)
 
@@ -93,11 +137,12 @@ def train_here(
             return steps.outcome(record)
         runtime.follow_dask_job(job, runtime.dask_job_of(job, run_id), log)
         record = runs.read_run(job.output.directory, job.data.storage_options)
-        return steps.outcome(steps.raise_unless_finished(record, job.output.directory, run_id))
+        return steps.outcome(steps.raise_unless_finished(record, job.output.directory, run_id, job.fingerprint()))
     with runtime.working_on(dask_conn_id, job.data.storage_options, on_event=log) as where:
         return steps.train_once(job, run_id, where, poll_interval)
 
 
+@_for_taskflow
 def evaluate(
     model: str,
     data: str | Sequence[str],
@@ -116,6 +161,7 @@ def evaluate(
     return {"model": url, **_shortened({name: value for name, value in metrics.items() if name != "calibration_bins"})}
 
 
+@_for_taskflow
 def publish(
     candidate: str,
     alias: str,
@@ -128,8 +174,8 @@ def publish(
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
-    order: when its data ended, by default the end of the data interval. enforce: a refusal is a GateError, else in the
-    answer.
+    order: when its data ended, by default the end of the data interval. enforce: a refusal fails the task without
+    another try, else it is in the answer.
     """
     from dfm.workflow import steps
 
@@ -142,6 +188,7 @@ def publish(
     return result
 
 
+@_for_taskflow
 def predict(
     model: str,
     data: str | Sequence[str],
@@ -172,6 +219,7 @@ def _shortened(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "drift": found["drift"][:_MOST_DRIFTED]} if "drift" in found else found
 
 
+@_for_taskflow
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
     from dfm.model.fm_model import MANIFEST
@@ -182,6 +230,7 @@ def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool
     return files.exists(files.join(registry.model_of(url, options), MANIFEST), options)
 
 
+@_for_taskflow
 def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Make the champion before the present one the champion again, and withdraw the present one."""
     from dfm.workflow import registry
@@ -190,6 +239,7 @@ def rollback(alias: str, reason: str = "", storage_options: Mapping[str, Any] | 
     return {"alias": alias, "version": entry.number, "champion": entry.model}
 
 
+@_for_taskflow
 def check_day(
     job: Mapping[str, Any],
     day: str,
@@ -209,7 +259,7 @@ def check_day(
     from dfm.workflow import steps
     from dfm.workflow.data_check import Limits
 
-    tables = runtime.numbers_again(runtime.tables_of(job, ()))
+    tables = runtime.rendered_tables_of(job)
     if storage_options:
         tables["data"] = {**tables.get("data", {}), "storage_options": runtime.options_of(storage_options)}
     found = steps.check_day(load_job(tables), day, list(before), Limits(**(limits or {})), keep, model)
@@ -218,6 +268,7 @@ def check_day(
     return found
 
 
+@_for_taskflow
 def report(
     url: str, title: str, sections: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -176,11 +176,16 @@ class PartitionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the partition until it is complete."""
-        while not await asyncio.to_thread(
-            is_complete, self.partition, self.marker, self.min_rows, self.storage_options
-        ):
+        while not await asyncio.to_thread(self._is_complete):
             await asyncio.sleep(self.poll_interval)
         yield TriggerEvent({"partition": self.partition})
+
+    def _is_complete(self) -> bool:
+        try:
+            return is_complete(self.partition, self.marker, self.min_rows, self.storage_options)
+        except (OSError, StorageError) as error:  # a store that is away for a moment ends no wait of hours
+            self.log.warning("it cannot be seen whether %s is complete: %s", self.partition, error)
+            return False
 
 
 def is_complete(partition: str, marker: str, min_rows: int, options: dict[str, Any]) -> bool:

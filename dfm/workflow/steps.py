@@ -6,6 +6,7 @@ the record of the run, the manifest of the model, and small files named by what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -64,20 +65,33 @@ class Where:
 # --- training --------------------------------------------------------------------------------------------
 
 
-def pin_start(directory: str, wanted: str, options: files.Options = None) -> str:
-    """The model that the run of a directory goes on from: the wanted one, or the champion of an alias; "" for none.
+def pin_start(directory: str, wanted: str, options: files.Options = None, run_id: str = "", setting: str = "") -> str:
+    """The model that a run goes on from: the wanted one, or the champion of an alias; "" for none.
 
-    Decided once and kept in the directory. A second try then trains the same job, though the earlier model may have
-    appeared, or the champion changed, since the first one.
+    Decided once for a run and kept in its directory. A second try then trains the same job, though the earlier model
+    may have appeared, or the champion changed, since the first one. Another run in the same directory, and one whose
+    setting was changed, decide anew. setting: the text that the wanted one was found by; by default itself.
+    SettingsError where another run is at work in the directory, or the file there is somebody else's.
     """
-    kept = files.join(directory, START)
+    kept, decided = files.join(directory, START), {"run_id": run_id, "setting": setting or wanted}
+    ownership.check_replaceable(kept, _is_start, options)
+    with contextlib.suppress(FileNotFoundError):
+        known = json.loads(files.read_bytes(kept, options))
+        if decided.items() <= known.items():
+            return str(known["model"])
+        runs.check_free(directory, options, run_id)
+        files.remove(kept, options)
     url = registry.model_of(wanted, options) if wanted else ""
     choice = url if url and files.exists(files.join(url, MANIFEST), options) else ""
     try:
-        files.create_bytes(kept, to_json({"wanted": wanted, "model": choice}).encode(), options)
+        files.create_bytes(kept, to_json({**decided, "wanted": wanted, "model": choice}).encode(), options)
     except FileExistsError:
         choice = str(json.loads(files.read_bytes(kept, options))["model"])
     return choice
+
+
+def _is_start(url: str, options: files.Options) -> bool:
+    return ownership.is_record(url, ("wanted", "model"), options)
 
 
 def finished_run(job: Job) -> RunRecord | None:
@@ -113,21 +127,29 @@ def running_driver(job: Job, by_process: bool = True, run_id: str = "") -> RunRe
     """The record of this job's driver where one is at work; None where it is over, or died without a word.
 
     One that was asked to stop is waited for until it is gone: whoever waited for its work would be told "cancelled".
-    ClusterError where it does not stop. by_process: whether the death of its process is its end
-    (`dfm.launch.process.is_lost`). run_id: of the run that is meant; "": any.
+    So is one that drives the run of this name with another job, as a job that was changed meanwhile leaves it; it is
+    asked to stop here. ClusterError where it does not stop. by_process: whether the death of its process is its end
+    (`dfm.launch.process.is_lost`). run_id: of the run that is meant; "": any of this job.
     """
     record = _driver_at_work(job, by_process, run_id)
-    if record is None or not runs.is_cancelled(job.output.directory, record.run_id, job.data.storage_options):
+    if record is None:
+        return None
+    if record.job_fingerprint != job.fingerprint():
+        logger.info("run %s is at work on a job that was changed since; it is asked to stop", record.run_id)
+        runs.request_cancel(job.output.directory, job.data.storage_options)
+    elif not runs.is_cancelled(job.output.directory, record.run_id, job.data.storage_options):
         return record
     logger.info("run %s was asked to stop; waiting until it has", record.run_id)
     return _after_stop(job, by_process, run_id)
 
 
 def _driver_at_work(job: Job, by_process: bool, run_id: str) -> RunRecord | None:
+    """The record of the driver that has the run's name, whatever its job; where none is given, of one of the job."""
     record = runs.read_run(job.output.directory, job.data.storage_options)
-    if record is None or record.is_over or record.job_fingerprint != job.fingerprint():
+    if record is None or record.is_over or is_lost(record, by_process):
         return None
-    return None if run_id not in ("", record.run_id) or is_lost(record, by_process) else record
+    is_meant = record.run_id == run_id if run_id else record.job_fingerprint == job.fingerprint()
+    return record if is_meant else None
 
 
 def _after_stop(job: Job, by_process: bool, run_id: str) -> RunRecord | None:
@@ -169,13 +191,21 @@ def superseded(run_id: str, directory: str) -> SettingsError:
     )
 
 
-def raise_unless_finished(record: RunRecord | None, directory: str, run_id: str = "") -> RunRecord:
+def raise_unless_finished(
+    record: RunRecord | None, directory: str, run_id: str = "", job_fingerprint: str = ""
+) -> RunRecord:
     """The record of a run that succeeded. Its error as a DfmError where it did not.
 
-    run_id: of the run that is meant ("": any); SettingsError where another one has taken its place.
+    run_id: of the run that is meant ("": any); SettingsError where another one has taken its place. job_fingerprint: of
+    the job that is meant ("": any); ClusterError where the run trained another one.
     """
     if record is not None and run_id not in ("", record.run_id):
         raise superseded(record.run_id, directory)
+    if record is not None and job_fingerprint not in ("", record.job_fingerprint):
+        raise ClusterError(
+            f"run {record.run_id} in {directory} is {record.state} with another job, as the job was changed meanwhile; "
+            "start it again to train the job as it is now"
+        )
     if record is not None and record.state == "finished":
         return record
     if record is None:
@@ -201,12 +231,13 @@ def train_once(job: Job, run_id: str, where: Where, poll: float = 5.0) -> dict[s
     if record := running_driver(job, run_id=run_id):
         logger.info("run %s is at work on %s; waiting for it", record.run_id, record.host or "a cluster")
         if record := wait_for(job, poll, run_id):
-            return outcome(raise_unless_finished(record, directory, run_id))
+            return outcome(raise_unless_finished(record, directory, run_id, job.fingerprint()))
         logger.warning("the driver of run %s is gone; starting another one", run_id)
     runs.check_free(directory, options, run_id)
     runs.submitted(job, run_id, job.cluster.scheduler)
     jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
-    return outcome(raise_unless_finished(runs.read_run(directory, options), directory, run_id))
+    record = runs.read_run(directory, options)
+    return outcome(raise_unless_finished(record, directory, run_id, job.fingerprint()))
 
 
 def wait_for(job: Job, poll: float, run_id: str = "") -> RunRecord | None:

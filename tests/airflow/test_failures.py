@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import dfm
-from dfm.errors import RunCancelled, SettingsError, StorageError
+from dfm.errors import ClusterError, RunCancelled, SettingsError, StorageError
 from dfm.launch import process
 from dfm.runs import record as runs
 from dfm.settings.job import Job, load_job
@@ -186,6 +186,27 @@ def test_a_trigger_waits_on_while_the_store_is_away(tmp_path: Path, monkeypatch:
     assert not answers
 
 
+def test_a_partition_is_awaited_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch):
+    from dfm.airflow import triggers
+
+    answers: list[Any] = [OSError("no route"), StorageError("the store does not answer"), False, True]
+
+    def exists(*_place: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(triggers.files, "exists", exists)
+
+    async def told() -> dict[str, Any]:
+        trigger = triggers.PartitionTrigger("s3://bucket/day=1", poll_interval=0.01)
+        return (await asyncio.wait_for(anext(trigger.run()), 20)).payload
+
+    assert asyncio.run(told()) == {"partition": "s3://bucket/day=1"}
+    assert not answers
+
+
 OWN, OTHER = "ctr.train.20261101T000000", "ctr.train.20261102T000000"
 TAKEN = f"run {OTHER} took the place of this run in .*; give each interval its own output.directory"
 
@@ -234,6 +255,51 @@ def test_an_event_of_another_night_is_no_success_whoever_sent_it(tmp_path: Path)
     for run_id in (OTHER, OWN):  # of a trigger that an earlier version left; of a run that was replaced since
         with pytest.raises(AirflowFailException, match=TAKEN):
             operator.execute_complete(context, {"state": "finished", "run_id": run_id, "directory": str(tmp_path)})
+
+
+def test_a_wait_knows_the_job_that_it_is_for_and_takes_no_model_of_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    operator, context = night(tmp_path, 1)
+    monkeypatch.setattr(process, "start", lambda *_: None)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.work(context)
+    job = leave(tmp_path, OWN, "finished")
+    assert deferred.value.kwargs == {"job_fingerprint": job.fingerprint()}
+    event = {"state": "finished", "run_id": OWN, "directory": str(tmp_path)}
+    with pytest.raises(ClusterError, match="is finished with another job"):
+        operator.execute_complete(context, event, job_fingerprint="of the job as it was changed")
+
+
+def test_a_wait_knows_a_job_of_relative_paths_as_the_record_of_its_driver_on_dask_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from dfm.launch.on_dask import with_absolute_paths
+
+    operator, context = night(Path("out"), 1)
+    operator.job["cluster"]["scheduler"] = "tcp://scheduler:8786"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(operator, "_trigger", lambda *_: SimpleNamespace(serialize=lambda: ("", {})))
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.work(context)
+    recorded = with_absolute_paths(load_job(operator.job))
+    assert deferred.value.kwargs == {"job_fingerprint": recorded.fingerprint()}
+
+
+def test_a_wait_that_takes_too_long_asks_its_run_to_stop_and_no_other(tmp_path: Path):
+    from airflow.sdk.bases.operator import TriggerFailureReason
+    from airflow.sdk.exceptions import TaskDeferralTimeout
+
+    for of_run, asked in ((OTHER, False), (OWN, True)):
+        operator, context = night(tmp_path, 1)
+        leave(tmp_path, of_run, "running")
+        with pytest.raises(TaskDeferralTimeout):
+            operator.resume_execution("__fail__", {"error": TriggerFailureReason.TRIGGER_TIMEOUT}, context)
+        assert runs.is_cancelled(str(tmp_path), of_run) == asked
 
 
 def test_a_trigger_of_an_earlier_version_takes_any_run(tmp_path: Path):

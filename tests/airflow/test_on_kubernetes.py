@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import threading
@@ -176,6 +177,29 @@ def test_a_task_that_is_cleared_waits_until_its_job_has_stopped_and_makes_anothe
     runs.request_cancel(job.output.directory)
     with pytest.raises(ClusterError, match=r"was asked to stop and is still there after .* s; try again once it has"):
         runtime.dask_job_of(job, RUN_ID)
+
+
+def test_a_wait_that_takes_too_long_ends_the_job(server: ApiServer, job: Job) -> None:
+    from airflow.sdk.bases.operator import TriggerFailureReason
+    from airflow.sdk.exceptions import TaskDeferralTimeout
+
+    operator(job, deferrable=True)._trigger(job, RUN_ID)
+    with pytest.raises(TaskDeferralTimeout):
+        operator(job, deferrable=True).resume_execution(
+            "__fail__", {"error": TriggerFailureReason.TRIGGER_TIMEOUT}, CONTEXT
+        )
+    assert server.kinds() == []
+    assert runs.read_run(job.output.directory).state == "cancelled"
+
+
+def test_a_job_that_was_changed_is_trained_by_a_dask_job_of_its_own(server: ApiServer, job: Job) -> None:
+    first = runtime.dask_job_of(job, RUN_ID)
+    put_driver(server, "Pending")
+    changed = dataclasses.replace(job, training=dataclasses.replace(job.training, n_epochs=3))
+    assert runtime.dask_job_of(changed, RUN_ID) == name_of(server) != first
+    record = runs.read_run(job.output.directory)
+    assert record is not None
+    assert (record.state, record.job_fingerprint) == ("submitted", changed.fingerprint())
 
 
 def test_the_job_of_another_night_that_is_at_work_in_the_same_place_is_left_alone(server: ApiServer, job: Job) -> None:

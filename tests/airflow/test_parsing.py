@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dfm.errors import SettingsError
 from tests.support.real_airflow import DAGS
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
@@ -81,6 +82,10 @@ def test_parsing_loads_neither_dask_nor_numba():
         ("DfmTrainOperator(task_id='t', job='missing.toml', models='m')", "cannot read the job file"),
         ("DfmTrainOperator(task_id='t', job={})", "does not say where models go"),
         (
+            "DfmTrainOperator(task_id='t', job={'output': {'directory': 'o/{{ ds }}'}}, warm_start='previous')",
+            "warm_start = 'previous' looks for runs below models/DAG/TASK, and output.directory = 'o/{{ ds }}'",
+        ),
+        (
             "DfmTrainOperator(task_id='t', job={'data': {'storage_options': {'key': 'x'}}}, models='m')",
             "storage_options.key is a secret",
         ),
@@ -108,6 +113,33 @@ def test_templates_wait_for_the_run_and_everything_else_is_checked(tmp_path: Pat
     bag = bag_of(tmp_path)
     assert bag.import_errors == {}
     assert bag.dags["wrong"].task_dict["t"].job == job
+
+
+KINDS = {
+    "DfmTrainOperator": {"job": {}, "models": "m"},
+    "DfmEvaluateOperator": {"model": "m", "data": "d"},
+    "DfmPublishOperator": {"candidate": "c", "alias": "a", "data": "d"},
+    "DfmPredictOperator": {"model": "m", "data": "d", "scores": "s"},
+    "DfmReportOperator": {"url": "u", "title": "t", "sections": {}},
+    "DfmPartitionSensor": {"partition": "p"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_templates_in_storage_options_are_rendered_and_what_they_give_is_checked(kind: str):
+    from airflow.sdk.exceptions import AirflowException
+
+    import dfm.airflow
+
+    options = {"client_kwargs": {"endpoint_url": "{{ store }}"}}
+    known = {"dask_conn_id": None} if kind != "DfmPartitionSensor" else {"poke_interval": 0.1, "timeout": 1}
+    task = getattr(dfm.airflow, kind)(task_id="t", storage_options=options, **known, **KINDS[kind])
+    task.render_template_fields({"store": "http://user:word@minio"})
+    assert task.storage_options == {"client_kwargs": {"endpoint_url": "http://user:word@minio"}}
+    with pytest.raises(
+        (AirflowException, SettingsError), match=r"storage_options.client_kwargs.endpoint_url = .*a password"
+    ):
+        task.execute({})
 
 
 def test_airflow_lists_the_connection_type_the_operators_and_the_links():

@@ -156,6 +156,21 @@ def test_a_run_by_hand_goes_on_from_the_night_before_it(tmp_path: Path) -> None:
     assert runtime.previous_model(str(tmp_path), BY_HAND, None) == f"{tmp_path}/dag/train/20261126T000000/model"
 
 
+@pytest.mark.parametrize("kind", ["asset_triggered", "manual"])
+def test_a_run_without_an_interval_goes_on_from_earlier_ones_of_its_kind(kind: str, tmp_path: Path) -> None:
+    def in_turn(day: int, kind: str = kind) -> dict[str, Any]:
+        return run(f"{kind}__2026-11-{day}T11:00:00+00:00_ab{40 - day}")
+
+    def model_of(context: dict[str, Any]) -> str:
+        return f"{tmp_path}/dag/train/{runtime.interval_key(context)}/model"
+
+    before = night(utc(2026, 11, 24), utc(2026, 11, 25))
+    for context in (before, in_turn(25), in_turn(26), in_turn(27, "backfill"), in_turn(28)):
+        files.write_bytes(f"{model_of(context)}/model.json", b"{}")
+    assert runtime.previous_model(str(tmp_path), in_turn(28), None) == model_of(in_turn(26))
+    assert runtime.previous_model(str(tmp_path), in_turn(25), None) == model_of(before)
+
+
 def test_an_interval_without_length_is_told(caplog: pytest.LogCaptureFixture) -> None:
     for context in (*NIGHTS, BY_HAND):
         runtime.tell_of_empty_interval(context)

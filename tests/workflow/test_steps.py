@@ -188,6 +188,40 @@ def test_a_driver_that_was_asked_to_stop_is_waited_for_and_another_one_goes_on(
     assert seen == [False], "another driver began, and nobody asks it to stop"
 
 
+def test_a_driver_of_the_job_as_it_was_before_it_was_changed_is_stopped_before_another_one_begins(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steps, "_LOOK", 0.05)
+    before, job = (job_on(log, tmp_path, DAYS, training={"n_epochs": n}) for n in (2, 3))
+    at_work(before, "night-1")
+    told: list[Any] = []
+
+    def stop() -> None:
+        told.append(runs.is_cancelled(job.output.directory, "night-1"))
+        at_work(before, "night-1", "cancelled")
+
+    def train(*_: Any, **__: Any) -> None:
+        told.append("another begins")
+        at_work(job, "night-1", "finished")
+
+    monkeypatch.setattr(steps.jobs, "train", train)
+    end = threading.Timer(0.3, stop)
+    end.start()
+    steps.train_once(job, "night-1", steps.Where(), poll=0.05)
+    end.join()
+    assert told == [True, "another begins"]
+    at_work(before, "night-2")
+    assert steps.running_driver(job, run_id="night-1") is None
+    assert not runs.is_cancelled(job.output.directory, "night-2"), "another run is left alone"
+
+
+def test_a_run_that_trained_another_job_is_no_success():
+    record = runs.RunRecord("r", "finished", "of the job before")
+    assert steps.raise_unless_finished(record, "here", "r", "of the job before") == record
+    with pytest.raises(ClusterError, match=r"run r in here is finished with another job, as .*; start it again"):
+        steps.raise_unless_finished(record, "here", "r", "of the job now")
+
+
 def test_the_wait_for_a_driver_that_was_asked_to_stop_has_an_end(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,14 +268,31 @@ def test_the_death_of_a_process_is_the_end_of_its_driver(tmp_path: Path):
 
 
 def test_the_start_of_a_run_is_decided_once(candidate, tmp_path: Path):
-    model = candidate["model"]
-    assert steps.pin_start(str(tmp_path / "a"), str(tmp_path / "nothing yet")) == ""
-    assert steps.pin_start(str(tmp_path / "a"), model) == ""
-    assert steps.pin_start(str(tmp_path / "b"), model) == model
+    model, later = candidate["model"], tmp_path / "later"
+    assert steps.pin_start(str(tmp_path / "a"), str(later)) == ""
+    shutil.copytree(model, later)
+    assert steps.pin_start(str(tmp_path / "a"), str(later)) == ""
+    assert steps.pin_start(str(tmp_path / "b"), str(later)) == str(later)
     alias = str(tmp_path / "champion")
     assert steps.pin_start(str(tmp_path / "c"), alias) == ""
     registry.promote(alias, model, registry.Verdict((), {}))
+    assert steps.pin_start(str(tmp_path / "c"), alias) == ""
     assert steps.pin_start(str(tmp_path / "d"), alias) == model
+
+
+def test_another_run_in_the_same_place_and_a_setting_that_was_changed_decide_anew(candidate, tmp_path: Path):
+    model, place = candidate["model"], str(tmp_path / "fixed")
+    assert steps.pin_start(place, "", None, "night-1", "previous") == ""
+    assert steps.pin_start(place, model, None, "night-1", "previous") == "", "found since, by the same setting"
+    assert steps.pin_start(place, model, None, "night-2", "previous") == model
+    assert steps.pin_start(place, "", None, "night-2", "previous") == model
+    assert steps.pin_start(place, str(tmp_path / "corrected"), None, "night-2", str(tmp_path / "corrected")) == ""
+    runs.write_run(place, runs.RunRecord("night-2", "running", updated=runs.now()))
+    with pytest.raises(SettingsError, match="holds run night-2, which is running"):
+        steps.pin_start(place, model, None, "night-3", "previous")
+    (tmp_path / "fixed" / steps.START).write_text('{"begin": "of somebody else"}')
+    with pytest.raises(SettingsError, match=r"start.json is there and was not made by dfm"):
+        steps.pin_start(place, model, None, "night-2", model)
 
 
 # --- evaluation, publication, scoring -------------------------------------------------------------------
