@@ -54,8 +54,8 @@ def _explained(entry: Field, schema: ResolvedSchema) -> str:
     if entry.kind == "cross":
         return (
             f"{entry.name}: the ids of {' and '.join(entry.columns)}, made with 2^30 in place of the model's size, as "
-            "8 bytes each, little-endian, hashed with the seed XXH64(name of the cross); of more than two, pair by pair; of lists every "
-            "element with each of the other, of the product of their weights"
+            "8 bytes each, little-endian, hashed with the seed XXH64(name of the cross); of more than two, pair by "
+            "pair; every element of a list makes one, of its weight"
         )
     if entry.bucketed:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
 from collections import defaultdict
@@ -233,6 +234,18 @@ def test_the_report_of_a_field_weighted_model_has_a_map_of_its_strengths(tmp_pat
     assert "background:rgb(178,24,43);color:#fff" in text
     dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "plain" / "model"))
     assert "rgb(" not in Path(report_training(str(tmp_path / "plain"), "night")).read_text()
+
+
+def test_a_report_of_many_fields_names_the_ends_of_their_strengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell for each pair of a thousand fields would be 50 MB."""
+    monkeypatch.setattr("dfm.model.report._MOST_COLUMNS", 3)
+    model = moved(of_family(make_model(), "fwfm"))
+    model.save(str(tmp_path / "model"))
+    page = Path(report_training(str(tmp_path), "night")).read_text()
+    assert "<td class=h" not in page
+    assert all(f"<td>{html.escape(pair['fields'])}" in page for pair in describe_model(model)["pairs"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
