@@ -176,11 +176,12 @@ def _damage(model: FMModel, sample: Sample, donors: Donors, n_repeats: int) -> D
 
 
 def _fields_made_of(schema: ResolvedSchema) -> dict[str, list[Field]]:
-    """By column the fields that are made of it."""
-    found: dict[str, list[Field]] = {column: [] for column in schema.columns}
-    for entry in schema.fields:
-        for column in schema.sources(entry.columns):
-            found[column].append(entry)
+    """By column the fields that are made of it, and those that crosses among them are made of, which encoding needs."""
+    found: dict[str, list[Field]] = {}
+    for column in schema.columns:
+        own = [entry for entry in schema.fields if column in schema.sources(entry.columns)]
+        parts = {name for entry in own if entry.kind == "cross" for name in entry.columns}
+        found[column] = [entry for entry in schema.fields if entry in own or entry.name in parts]
     return found
 
 
