@@ -672,6 +672,7 @@ RECORDS: tuple[EventRecord, ...] = (
             Field("loss", "number", "their mean log loss or, of a regression, squared error"),
             Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing"),
             Field("pairs", "list", "of each pair of fields, the strongest first: first, second, strength, r of fwfm"),
+            _absent(Field("pairs_left_out", "text", "why there are none, where fields are too many")),
         ),
     ),
     EventRecord(

@@ -12,9 +12,9 @@ from typing import Any
 from distributed import Client
 
 from dfm import mlflow
+from dfm.data.arrow_types import root_of
 from dfm.data.discovery import NothingFound, find_files
 from dfm.data.parquet import Shard, feature_schema, find_shards
-from dfm.data.schema import ResolvedSchema
 from dfm.distributed import folds as folding
 from dfm.distributed import frames
 from dfm.distributed import search as searching
@@ -23,7 +23,7 @@ from dfm.distributed.admitting import admitted, start_of
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.evaluate import evaluate_shards, order_in_slices
+from dfm.distributed.evaluate import evaluate_shards, order_in_slices, weighing
 from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, predict_shards
@@ -35,6 +35,7 @@ from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
 from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.model.drift import Sights
+from dfm.model.entries import names_of
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import MOST_ROWS, Effort
 from dfm.model.inspection import strengths_of
@@ -262,8 +263,8 @@ def evaluate(
 
     model: a published one (path or URL), or an FMModel. data: shards (paths, folders, globs, URLs, or a list of them),
     which a cluster scores; a frame of Dask, whose partitions are scored where they lie; or rows as `FMModel.predict`
-    takes them, scored here. All have the columns of the schema's label and weight; where no shard has that of weights,
-    rows count alike, and a warning says so. on_bad_rows: "error" or "skip", however many they are. on_event, progress:
+    takes them, scored here. All have the columns of the schema's label and weight; where none has that of weights, rows
+    count alike, and a warning says so. on_bad_rows: "error" or "skip", however many they are. on_event, progress:
     as in `train`.
 
     by: columns, or "a,b" of several, by whose values rows are sliced: under "slices", by the same name, stand the `top`
@@ -277,27 +278,29 @@ def evaluate(
     check_threshold(loaded, threshold)
     slicing = Slicing.of(by, group)
     check_slicing(loaded, slicing)
-    paths, is_weighted = _paths_of(data := arrived(data)), True
+    paths = _paths_of(data := arrived(data))
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
-        is_weighted = _has_weights(loaded.schema, shards, storage_options)
-        chosen = _to_score(loaded, settings)
-        scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted, slicing=slicing)
+        scored, chosen = _weighing_shards(loaded, shards, storage_options), _to_score(loaded, settings)
+        scoring = Scoring(
+            place, on_bad_rows, (), "", storage_options, is_weighted=bool(scored.schema.weight), slicing=slicing
+        )
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
             watch, report = Watch(own, chosen.worker_timeout), _progress(told)
             found = evaluate_shards(watch, scoring, shards, report)
             again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
             sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
-    elif frames.is_collection(data):
-        found = frames.evaluate_collection(loaded, data, on_bad_rows, client, slicing)
-        again = functools.partial(frames.tally_collection, loaded, data, client, slicing)
-        sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
-        found = frames.evaluate_rows(loaded, data, on_bad_rows, slicing=slicing)
-        again = functools.partial(frames.tally_rows, loaded, data, slicing)
+        scored = _weighing_rows(loaded, data)
+        if frames.is_collection(data):
+            found = frames.evaluate_collection(scored, data, on_bad_rows, client, slicing)
+            again = functools.partial(frames.tally_collection, scored, data, client, slicing)
+        else:
+            found = frames.evaluate_rows(scored, data, on_bad_rows, slicing=slicing)
+            again = functools.partial(frames.tally_rows, scored, data, slicing)
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
-    account.check_any("evaluate on", loaded.schema.weight if is_weighted else "")
+    account.check_any("evaluate on", scored.schema.weight)
     rows = {
         "read": account.read,
         "evaluated": account.accepted,
@@ -333,7 +336,8 @@ def importance(
     among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
     repeats, and `missing`, the rise where it has no value; then "rows" and "loss". Under "pairs" a record of each pair
     of fields, the strongest first: `first`, `second`, `strength`, the mean absolute term that both make together, in
-    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Nothing is trained.
+    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Beyond 500 fields there
+    is none of pairs, and "pairs_left_out" says so. Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -346,13 +350,13 @@ def importance(
     data = arrived(data)
     paths = _paths_of(data)
     if paths is None:
-        name = f"the {type(data).__name__} given"
-        total = sum(batch.data.num_rows for batch in frames.row_batches(loaded, data, name))
+        name, scored = f"the {type(data).__name__} given", _weighing_rows(loaded, data)
+        total = sum(batch.data.num_rows for batch in frames.row_batches(scored, data, name))
         effort = Effort.of(total, rows, repeats)
-        damage = damage_in_batches(loaded, frames.row_batches(loaded, data, name), on_bad_rows, effort)
+        damage = damage_in_batches(scored, frames.row_batches(scored, data, name), on_bad_rows, effort)
         return _with_learnt(described(damage, loaded.schema), loaded)
     shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
-    is_weighted = _has_weights(loaded.schema, shards, storage_options)
+    is_weighted = bool(_weighing_shards(loaded, shards, storage_options).schema.weight)
     chosen = _to_score(loaded, settings)
     scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
     effort = Effort.of(sum(shard.n_rows for shard in shards), rows, repeats)
@@ -393,14 +397,26 @@ def _paths_of(data: Any) -> list[str] | None:
     return [os.fspath(path) for path in listed] if are_paths else None
 
 
-def _has_weights(schema: ResolvedSchema, shards: Sequence[Shard], options: Mapping[str, Any] | None) -> bool:
-    """Whether any shard has the column of weights, where there is one."""
-    is_there = not schema.weight or any(schema.weight in feature_schema(shard, options).names for shard in shards)
+def _weighing_shards(model: FMModel, shards: Sequence[Shard], options: Mapping[str, Any] | None) -> FMModel:
+    """The model, for which rows count alike where no shard has its column of weights."""
+    weight = model.schema.weight
+    is_there = not weight or any(weight in feature_schema(shard, options).names for shard in shards)
+    return _weighing(model, is_there, "no shard has")
+
+
+def _weighing_rows(model: FMModel, data: Any) -> FMModel:
+    """The same of rows in memory, or of a frame of Dask."""
+    weight = model.schema.weight
+    return _weighing(model, not weight or root_of(weight, names_of(data)) is not None, "the rows lack")
+
+
+def _weighing(model: FMModel, is_there: bool, lacking: str) -> FMModel:
     if not is_there:
         logger.warning(
-            "no shard has the column %r, which weighed the rows in training: all rows count alike here", schema.weight
-        )
-    return is_there
+            "%s the column %r, which weighed the rows in training: all rows count alike here",
+            lacking, model.schema.weight,
+        )  # fmt: skip
+    return weighing(model, is_there)
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ def importance(
         console.print(importance_table(found))
         if found["pairs"]:
             console.print(pairs_table(found["pairs"]))
+        if "pairs_left_out" in found:
+            console.print(found["pairs_left_out"])
 
 
 @click.command()

@@ -26,7 +26,7 @@ from dfm.errors import SettingsError
 from dfm.model.entries import narrowed
 from dfm.model.fm_model import FMModel
 from dfm.model.importance import Damage, Donors, Effort, Sample, donors_of, without
-from dfm.model.pair_strength import has_pairs, pair_sums
+from dfm.model.pair_strength import left_out, n_paired, pair_sums
 from dfm.model.slices import Floats, losses_of
 from dfm.training.plan import plan_reading
 
@@ -112,13 +112,13 @@ def drawn_in_batches(
 
 def drawn_of(model: FMModel, batches: Iterable[tuple[str, pa.RecordBatch]], effort: Effort) -> Drawn:
     """The rows to measure of good rows, batch by batch, each with its place."""
-    pairs = Damage.none(len(model.schema.columns), effort.n_repeats, len(model.schema.fields))
+    pairs = Damage.none(len(model.schema.columns), effort.n_repeats, n_paired(model))
     parts = []
     for place, good in batches:
         rows = sampled(good, effort.share, place)
         if rows.num_rows:
             parts.append((place, rows))
-        if good.num_rows and has_pairs(model):
+        if good.num_rows and len(pairs.pairs):
             pairs = _with_pairs(pairs, model, sampled(good, effort.pair_share, f"{place} pairs"))
     return Drawn(tuple(parts), pairs)
 
@@ -171,17 +171,17 @@ def _damage(model: FMModel, sample: Sample, donors: Donors, n_repeats: int) -> D
     others = ((sample.permuted(column, repeat, donors), column) for repeat, column in pairs)
     changed = (_changed(model, encoded.rows, made_of, *each) for each in itertools.chain(missing, others))
     found = np.array(_losses_of_each(model, encoded, changed)).reshape(n_repeats + 1, len(columns))
-    n_fields = len(model.schema.fields)
     told = data.num_rows, float(weights.sum()), float(losses.sum())
-    return Damage(*told, found[0], found[1:], np.zeros((n_fields, n_fields)))
+    return Damage(*told, found[0], found[1:], np.zeros((n_paired(model), n_paired(model))))
 
 
 def _fields_made_of(schema: ResolvedSchema) -> dict[str, list[Field]]:
-    """By column the fields that are made of it."""
-    found: dict[str, list[Field]] = {column: [] for column in schema.columns}
-    for entry in schema.fields:
-        for column in schema.sources(entry.columns):
-            found[column].append(entry)
+    """By column the fields that are made of it, and those that crosses among them are made of, which encoding needs."""
+    found: dict[str, list[Field]] = {}
+    for column in schema.columns:
+        own = [entry for entry in schema.fields if column in schema.sources(entry.columns)]
+        parts = {name for entry in own if entry.kind == "cross" for name in entry.columns}
+        found[column] = [entry for entry in schema.fields if entry in own or entry.name in parts]
     return found
 
 
@@ -238,7 +238,9 @@ def _losses(model: FMModel, encoded: Encoded) -> tuple[Floats, Floats]:
 
 def described(damage: Damage, schema: ResolvedSchema) -> dict[str, Any]:
     """JSON-ready: rows, their mean loss, a record of each column, the most important first, and of each pair of fields,
-    the strongest first.
+    the strongest first; or why there is none of pairs.
     """
     records, pairs = damage.records(schema.columns), damage.strengths([entry.name for entry in schema.fields])
-    return {"rows": damage.rows, "loss": damage.plain / damage.weight, "columns": records, "pairs": pairs}
+    found = {"rows": damage.rows, "loss": damage.plain / damage.weight, "columns": records, "pairs": pairs}
+    reason = left_out(len(schema.fields))
+    return {**found, "pairs_left_out": reason} if reason else found

@@ -15,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dfm.data.hashed_rows import HashedRows
+from dfm.data.matrices import is_sparse
+from dfm.data.vocabulary import ABSENT
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable
@@ -40,27 +43,50 @@ _WITHOUT_RANGE = {
 def hashed_inputs(model: FMModel, data: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Hashed indices, field numbers and values of raw rows: int64, int64, float32, each [n_rows, longest row].
 
-    Short rows are padded with index -1, field 0, value 0. `data` is what `FMModel.predict` takes; DataError as there.
+    Short rows are padded with index -1, field 0, value 0. Of a field-aware model index and field are those of the
+    feature that scores: of a rare or unseen value its field's rare bucket, and where values of two columns share an
+    index, the field of the feature that has it. `data` is what `FMModel.predict` takes; DataError as there.
     """
-    parts = []
-    for batch in batches_of(in_columns(data, model.schema), model.schema.columns, numeric_of(model.schema)):
-        encoded = model.encode(batch)
-        check_good(encoded)
-        parts.append(encoded.rows)
+    parts = list(_hashed_rows(model, data))
     longest = max((int(np.diff(part.indptr).max(initial=0)) for part in parts), default=0)
     n_rows = sum(part.n_rows for part in parts)
     ids, fields = np.full((n_rows, longest), -1, np.int64), np.zeros((n_rows, longest), np.int64)
     values = np.zeros((n_rows, longest), np.float32)
-    n_fields, first = len(model.schema.fields), 0
+    first = 0
     for part in parts:
         lengths = np.diff(part.indptr)
         row = first + np.repeat(np.arange(part.n_rows), lengths)
         column = np.arange(len(part.indices)) - np.repeat(part.indptr[:-1], lengths)
-        ids[row, column] = part.indices
-        fields[row, column] = part.fields if part.fields.size else column % n_fields
+        ids[row, column], fields[row, column] = _ids_and_fields(model, part)
         values[row, column] = part.values if part.values.size else 1.0
         first += part.n_rows
     return ids, fields, values
+
+
+def _hashed_rows(model: FMModel, data: Any) -> Iterator[HashedRows]:
+    """The rows as the model sees them, in batches."""
+    if isinstance(data, np.ndarray) or is_sparse(data):
+        yield model.encode_matrix(data)
+        return
+    for batch in batches_of(in_columns(data, model.schema), model.schema.columns, numeric_of(model.schema)):
+        encoded = model.encode(batch)
+        check_good(encoded)
+        yield encoded.rows
+
+
+def _ids_and_fields(model: FMModel, rows: HashedRows) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """The index and the field of each entry, uint32[n_entries] and uint16[n_entries]."""
+    fields = rows.fields
+    if not fields.size:
+        fields = (np.arange(len(rows.indices)) % len(model.schema.fields)).astype(np.uint16)
+    if not family_of(model.table.layout.family).has_groups:
+        return rows.indices, fields
+    # Kernels go by the field of the feature, readers of a field-aware text by the one that stands beside the id.
+    vocabulary, found = model.vocabulary, model.lookup.rows(rows.indices, fields)
+    known = np.flatnonzero(found != ABSENT)
+    ids, fields = rows.indices.copy(), fields.copy()
+    ids[known], fields[known] = vocabulary.ids[found[known]], vocabulary.fields[found[known]]
+    return ids, fields
 
 
 def _dense_factors(model: FMModel) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dfm.data import row_encoder
 from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import SparsePartition
@@ -217,15 +218,18 @@ class FMModel:
 
     def _score_matrix(self, matrix: Any) -> NDArray[np.float32]:
         """Scores of a matrix whose columns are the model's, in order."""
-        return self._score_rows(self._rows_of_matrix(matrix))
+        return self._score_rows(scoring_partition(self.encode_matrix(matrix), self.lookup))
 
-    def _rows_of_matrix(self, matrix: Any) -> SparsePartition:
+    def encode_matrix(self, matrix: Any) -> HashedRows:
+        """The rows of a matrix of NumPy or scipy.sparse, [n_rows, n_columns], as the model sees them. DataError where
+        the model takes none, or one of another shape, or a number is not finite.
+        """
         columns = self.schema.columns
         if not is_vector(self.schema):
             raise DataError(f"this model hashes columns by name: pass a table or a dict with {', '.join(columns)}")
         if matrix.ndim != 2 or matrix.shape[1] != len(columns):
             raise DataError(f"the matrix has shape {matrix.shape}; the model takes [n_rows, {len(columns)}]")
-        return scoring_partition(matrix_rows(matrix, self._scaling), self.lookup)
+        return matrix_rows(matrix, self._scaling)
 
     def predict_interval(self, data: Any, coverage: float = 0.9) -> NDArray[np.float32]:
         """Bounds that hold the number of a row with this probability, float32[n_rows, 2]: the spread of the draws, and
@@ -240,7 +244,7 @@ class FMModel:
         if not 0 < coverage < 1:
             raise SettingsError(f"coverage = {coverage} is not legal: expected a number between 0 and 1, such as 0.9")
         if isinstance(data, np.ndarray) or is_sparse(data):
-            parts = [self._rows_of_matrix(data)]
+            parts = [scoring_partition(self.encode_matrix(data), self.lookup)]
         else:
             batches = batches_of(in_columns(data, self.schema), self.schema.columns, numeric_of(self.schema))
             parts = [scoring_partition(self._good(batch).rows, self.lookup) for batch in batches]

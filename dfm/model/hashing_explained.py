@@ -6,13 +6,17 @@ from dfm.data.hashing import MISSING, PRESENT, bucket_token
 from dfm.data.matrices import is_vector
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import TRANSFORMS
+from dfm.kernels.families.registry import family_of
 from dfm.model.fm_model import FMModel
 
-_VALUES = f"""\
+_VALUES = """\
 Text of a value: text as it is, in UTF-8; of an integer its decimal digits; of a whole float the digits of the integer;
 of another number the shortest decimal that reads back as the same float (0.1, no exponent); true and false; of a
-moment YYYY-MM-DD HH:MM:SS in UTC, of a midnight the date alone. A missing one (null, NaN,
-empty text): the bytes {MISSING!r}."""
+moment YYYY-MM-DD HH:MM:SS in UTC, of a midnight the date alone. """
+_OF_FEATURES = (
+    "Readers of the field-aware text take, beside an id that the model knows, the field of the feature that has it "
+    "(column field of the Parquet table), which is another one where values of two columns share an id.\n"
+)
 
 
 def ids_explained(model: FMModel) -> str:
@@ -30,10 +34,16 @@ def ids_explained(model: FMModel) -> str:
         )
     rule = (
         f"id = XXH64(text, seed = XXH64(column name, seed = 0)) mod 2^{bits}; ids that the model does not know "
-        "stand for their field's bucket of rare values.\n"
+        "stand for their field's bucket of rare values, if it has one; the graph reads fields for these alone.\n"
+        f"{_OF_FEATURES if family_of(model.table.layout.family).has_groups else ''}"
     )
     fields = "\n".join(f"{entry.index}. {_explained(entry, schema)}" for entry in schema.fields)
-    return f"{head}{rule}{_VALUES}\nFields:\n{fields}"
+    return f"{head}{rule}{_VALUES}{_missing(schema)}\nFields:\n{fields}"
+
+
+def _missing(schema: ResolvedSchema) -> str:
+    listed = f"; in columns of text and their lists {', '.join(map(repr, schema.missing))}" if schema.missing else ""
+    return f"A missing one (null, NaN, empty text{listed}): the bytes {MISSING!r}."
 
 
 def _explained(entry: Field, schema: ResolvedSchema) -> str:
@@ -44,7 +54,8 @@ def _explained(entry: Field, schema: ResolvedSchema) -> str:
     if entry.kind == "cross":
         return (
             f"{entry.name}: the ids of {' and '.join(entry.columns)}, made with 2^30 in place of the model's size, as "
-            "8 bytes each, little-endian, hashed with the seed XXH64(name of the cross); of more than two, pair by pair"
+            "8 bytes each, little-endian, hashed with the seed XXH64(name of the cross); of more than two, pair by "
+            "pair; every element of a list makes one, of its weight"
         )
     if entry.bucketed:
         return (
@@ -53,9 +64,16 @@ def _explained(entry: Field, schema: ResolvedSchema) -> str:
         )
     if entry.kind == "numeric":
         return f"{entry.name}{source}: the text is {PRESENT!r}, the value the {TRANSFORMS[entry.transform].meaning}"
-    weight = "1" if entry.transform == "one" else "1 / sqrt(number of elements)"
     if entry.kind == "list":
-        return (
-            f"{entry.name}: every element is a value, of weight {weight}; an empty list is a missing value of weight 1"
-        )
+        return f"{entry.name}: {_list_explained(entry, schema)}"
     return f"{entry.name}{source}: a category, value 1{digits}"
+
+
+def _list_explained(entry: Field, schema: ResolvedSchema) -> str:
+    of_one = entry.transform == "one"
+    weight, own = ("1", "w") if of_one else ("1 / sqrt(number of elements)", "w / sqrt(sum of the row's w^2)")
+    parted = f"; a text is parted at {schema.list_separator!r}" if schema.list_separator else ""
+    return (
+        f"every element is a value, of weight {weight}, or {own} where elements have weights w; an empty list is a "
+        f"missing value of weight 1{parted}"
+    )

@@ -56,7 +56,7 @@ class Effort:
 class Damage:
     """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column; permuted [n_repeats,
     n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute terms of pairs of
-    fields, of rows that weigh `pair_weight`.
+    fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
     """
 
     rows: int
@@ -79,10 +79,10 @@ class Damage:
         )
 
     @classmethod
-    def none(cls, n_columns: int, n_repeats: int, n_fields: int) -> Damage:
+    def none(cls, n_columns: int, n_repeats: int, n_paired: int) -> Damage:
         """The damage of no rows."""
         losses = np.zeros(n_columns), np.zeros((n_repeats, n_columns))
-        return cls(0, 0.0, 0.0, *losses, np.zeros((n_fields, n_fields)))
+        return cls(0, 0.0, 0.0, *losses, np.zeros((n_paired, n_paired)))
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """A record a column, the most important first: by how much the mean loss rises, permuted (its mean over the
@@ -106,7 +106,7 @@ class Damage:
         return sorted(found, key=lambda record: (-record["permuted"], record["column"]))
 
     def strengths(self, fields: Sequence[str]) -> list[dict[str, Any]]:
-        """A record of each pair of fields, the strongest first; none of a model without factors."""
+        """A record of each pair of fields, the strongest first; none where pairs are not measured."""
         return pair_records(self.pairs, self.pair_weight, fields) if self.pair_weight else []
 
 

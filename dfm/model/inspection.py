@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ def describe_model(model: FMModel) -> dict[str, Any]:
         **{f"rows_{key}": value for key, value in metadata.get("rows", {}).items() if key != "reasons"},
     }
     found = {"summary": summary, "fields": _fields(model), "settings": metadata.get("settings", {})}
-    pairs = _strongest_and_weakest(model)
-    return {**found, "pairs": pairs} if pairs else found
+    strengths = strengths_of(model)
+    return {**found, "pairs": strongest_and_weakest(*strengths)} if strengths else found
 
 
 _SHOWN = 10
@@ -60,12 +60,10 @@ def strengths_of(model: FMModel) -> tuple[list[str], NDArray[np.float64]] | None
     return names, matrix + np.tril(matrix, -1).T
 
 
-def _strongest_and_weakest(model: FMModel) -> list[dict[str, Any]]:
-    """The pairs of two fields with the strengths farthest from 0, and those nearest to it, in that order."""
-    found = strengths_of(model)
-    if found is None:
-        return []
-    names, matrix = found
+def strongest_and_weakest(names: Sequence[str], matrix: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The pairs of two fields with the strengths farthest from 0, and those nearest to it, in that order. matrix
+    float64[n_fields, n_fields].
+    """
     first, second = np.tril_indices(len(names), -1)
     order = np.argsort(-np.abs(matrix[first, second]), kind="stable")
     shown = order if len(order) <= 2 * _SHOWN else np.concatenate([order[:_SHOWN], order[-_SHOWN:]])

@@ -20,8 +20,11 @@ PAIR_ROWS = 1_000
 takes about 3 ms for each, and the mean of a thousand is known to a few hundredths of itself."""
 MOST_PAIRS = 1_000
 """Pairs that are told, the strongest."""
+MOST_FIELDS = 500
+"""Fields up to which pairs are measured: their terms go with the square of the fields, and so do the sums that every
+task hands on. A thousand rows of so many take about 2 s."""
 _NUMBERS_AT_ONCE = 1 << 22
-"""Numbers of one side that are in memory at a time."""
+"""Numbers of one side, or of terms, that are in memory at a time."""
 
 
 def has_pairs(model: Scorer) -> bool:
@@ -30,19 +33,33 @@ def has_pairs(model: Scorer) -> bool:
     return bool(has_sides and model.table.n_factored and model.table.layout.n_factors)
 
 
+def n_paired(model: Scorer) -> int:
+    """The number of fields, of which every pair is measured; 0 where none is."""
+    n_fields = len(model.schema.fields)
+    return n_fields if n_fields <= MOST_FIELDS and has_pairs(model) else 0
+
+
+def left_out(n_fields: int) -> str:
+    """The reason why no pair of so many fields is measured; "" where they are."""
+    if n_fields <= MOST_FIELDS:
+        return ""
+    return f"pairs of {n_fields:,} fields are too many to be measured; those of up to {MOST_FIELDS} are"
+
+
 def pair_sums(model: Scorer, data: pa.RecordBatch, weights: Floats) -> Floats:
     """Σ weight |term| of every two fields over good rows, float64[n_fields, n_fields]. weights float64[n_rows].
 
     On the diagonal are the entries of one field, of a list.
     """
     fields = model.schema.fields
-    entries = entries_of(model, data, fields).merged()
+    n_fields, entries = len(fields), entries_of(model, data, fields).merged()
     width = sides(model, entries.features[:0])[0].shape[1]
-    at_once = max(1, _NUMBERS_AT_ONCE // (len(fields) * width))
-    total = np.zeros((len(fields), len(fields)))
+    at_once = max(1, _NUMBERS_AT_ONCE // (n_fields * max(width, n_fields)))
+    total = np.zeros((n_fields, n_fields))
     for start in range(0, entries.n_rows, at_once):
         stop = min(start + at_once, entries.n_rows)
-        total += np.tensordot(weights[start:stop], np.abs(_terms(model, entries, start, stop)), 1)
+        terms = _terms(model, entries, start, stop)
+        total += np.tensordot(weights[start:stop], np.abs(terms, out=terms), 1)
     return total
 
 

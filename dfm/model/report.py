@@ -7,21 +7,24 @@ lies in the model's folder as `report.json`, so that the page can be made again 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfm.errors import ModelError
 from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT
 from dfm.model.figures import figures_of, single_numbers
-from dfm.model.fm_model import FMModel, read_manifest
-from dfm.model.inspection import strengths_of
+from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
+from dfm.model.inspection import strengths_of, strongest_and_weakest
 from dfm.model.pair_strength import strength_matrix
 from dfm.pages import charts
-from dfm.pages.page import REPORT, Drawing, HeatMap, preformatted, write_report
+from dfm.pages.page import REPORT, Drawing, HeatMap, page_of, preformatted, write_page
 from dfm.settings.job import differing
 from dfm.settings.toml import to_toml
 from dfm.storage import files, ownership
 
+logger = logging.getLogger(__name__)
 FINDINGS = "report.json"
 _OF = "parameters_file"
 """The key of the digest of the file that the findings belong to."""
@@ -33,6 +36,8 @@ _SLICE = ("rows", "mean_label", "mean_prediction", "log_loss", "normalized_entro
 _MOST_COLUMNS = 40
 _MOST_PAIRS = 20
 """Pairs of fields that have a bar."""
+_LONGEST_REASON = 200
+"""Characters of another error that a message quotes."""
 
 
 def write_findings(url: str, findings: Mapping[str, Any], options: files.Options = None) -> None:
@@ -49,9 +54,12 @@ def read_findings(url: str, options: files.Options = None) -> dict[str, Any]:
     place = files.join(url, FINDINGS)
     if not files.exists(place, options):
         return {}
-    found = json.loads(files.read_bytes(place, options))
-    manifest = read_manifest(url, options)
-    own = manifest["files"]["parameters"]["sha256"]
+    try:
+        found = json.loads(files.read_bytes(place, options))
+    except (ValueError, RecursionError) as error:
+        logger.warning("%s is damaged (%s): the page is without what it told of rows; training writes it", place, error)
+        return {}
+    own = read_manifest(url, options)["files"]["parameters"]["sha256"]
     return found if isinstance(found, dict) and found.get(_OF) == own else {}
 
 
@@ -61,32 +69,55 @@ def report_training(directory: str, title: str, options: files.Options = None) -
 
 
 def report_model(model: str, page: str, title: str, options: files.Options = None) -> str:
-    """Write the page about a model (path or URL) at another one, which is returned."""
+    """Write the page about a model (path or URL) at another one, which is returned. A model that an estimator saved, or
+    somebody by hand, has a page of what its metadata know. ModelError where they are not what dfm writes.
+    """
     manifest = read_manifest(model, options)
+    try:
+        text = page_of(title, _sections(model, manifest, options))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"what {files.join(model, MANIFEST)}, or {FINDINGS} beside it, tells of the training cannot be shown "
+            f"({type(error).__name__}: {str(error)[:_LONGEST_REASON]}): save the model again"
+        ) from error
+    return write_page(page, text, options)
+
+
+def _sections(model: str, manifest: Mapping[str, Any], options: files.Options) -> dict[str, Any]:
+    """The sections of the page, empty ones too."""
     found = read_findings(model, options)
     known = manifest["metadata"]
-    sections: dict[str, Any] = {
-        "validation": single_numbers(known["validation"]),
-        "curves": charts.side_by_side(figures_of(known["history"], known["validation"], found)),
-        "epochs": [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in known["history"]],
+    history, validation = known.get("history", ()), known.get("validation", {})
+    settings = known.get("settings") or {}
+    importance = found.get("importance", {})
+    return {
+        "validation": single_numbers(validation),
+        "curves": charts.side_by_side(figures_of(history, validation, found)),
+        "epochs": [{key: epoch[key] for key in _EPOCH if key in epoch} for epoch in history],
         "models": _models(known),
         "diagnosis": [{"what": each["message"], "knobs": each["knobs"]} for each in known.get("diagnosis", ())],
         **_slices(found.get("slices", {})),
-        "importance of columns": _importance(found.get("importance", {})),
-        **_pairs(found.get("importance", {}), manifest),
+        "importance of columns": _importance(importance),
+        **_pairs(importance, manifest),
         "values of the rows that validate": [_drifted(each) for each in found.get("drift", ())[:_MOST_COLUMNS]],
         "learnt strengths r of pairs of fields": _strengths(model, manifest, options),
         "collisions": found.get("collisions"),
         "tables that were read": known.get("tables"),
-        "rows to train on": known["rows"],
+        "rows to train on": known.get("rows"),
         "rows to validate on": known.get("validation_rows"),
-        "where time went": _time(known["history"], found.get("seconds", {})),
+        "where time went": _time(history, found.get("seconds", {})),
         "calibration": known.get("calibration"),
         "warm start": known.get("warm_start"),
-        "job": preformatted(to_toml(differing(known["settings"])).strip()) if known["settings"] else None,
+        "job": preformatted(to_toml(tables).strip()) if (tables := differing(settings)) else None,
+        "estimator": _estimator(known, settings),
         "versions and hashes": {**_hashes(manifest), **found.get("versions", {})},
     }
-    return write_report(page, title, sections, options)
+
+
+def _estimator(known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the estimator that was fitted, by name; empty where the model is of a job."""
+    own = settings.get("estimator", {})
+    return {"class": known.get("estimator"), **{k: v for k, v in own.items() if v is not None}} if own else {}
 
 
 def _models(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,12 +129,18 @@ def _models(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*rows, {"model": "their mean", **single_numbers(metadata["validation"])}] if rows else []
 
 
-def _strengths(url: str, manifest: Mapping[str, Any], options: files.Options) -> HeatMap | None:
-    """Those of the model, where its family has any; most models need not be read for that."""
+def _strengths(
+    url: str, manifest: Mapping[str, Any], options: files.Options
+) -> HeatMap | Sequence[Mapping[str, Any]] | None:
+    """Those of the model, where its family has any; most models need not be read for that. Of many fields the strongest
+    and the weakest: a cell for each pair of a thousand would be 50 MB.
+    """
     if manifest.get("family", DEFAULT) == DEFAULT:
         return None
     found = strengths_of(FMModel.load(url, options, check_golden=False))
-    return HeatMap(*found) if found else None
+    if found is None:
+        return None
+    return HeatMap(*found) if len(found[0]) <= _MOST_COLUMNS else strongest_and_weakest(*found)
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -133,8 +170,10 @@ def _pairs(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, A
     records, names = found.get("pairs", ()), [entry["name"] for entry in manifest["schema"]["fields"]]
     rows = [(f"{e['first']} x {e['second']}", f"{e['strength']:.5f}", e["strength"]) for e in records[:_MOST_PAIRS]]
     is_wide = len(names) > _MOST_COLUMNS or not rows
+    reason = found.get("pairs_left_out")
+    bars = {"left out": reason} if reason else charts.bars(("fields", "strength"), rows)
     return {
-        "pairs of fields, by their mean absolute part of the score": charts.bars(("fields", "strength"), rows),
+        "pairs of fields, by their mean absolute part of the score": bars,
         "all pairs of fields": None if is_wide else HeatMap(names, strength_matrix(records, names)),
     }
 

@@ -76,15 +76,22 @@ class HeatMap:
 
 
 def write_report(url: str, title: str, sections: Mapping[str, Any], options: files.Options = None) -> str:
-    """Write a page, in place of an earlier one, and return its URL.
-
-    A section is a mapping (one row each), a list of them (one table), a HeatMap or a Drawing. SettingsError where
-    another's file is there.
+    """Write a page, in place of an earlier one, and return its URL. SettingsError where another's file is there.
+    sections: as `page_of` takes them.
     """
-    page = (
+    return write_page(url, page_of(title, sections), options)
+
+
+def page_of(title: str, sections: Mapping[str, Any]) -> str:
+    """The text of a page. A section is a mapping (one row each), a list of them (one table), a HeatMap or a Drawing."""
+    return (
         f"{HEAD}{_VIEWPORT}{_POLICY}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{sections_html(sections)}</html>"
     )
+
+
+def write_page(url: str, page: str, options: files.Options = None) -> str:
+    """Write the text of a page, in place of an earlier one, and return its URL. SettingsError as of `write_report`."""
     ownership.check_replaceable(url, ownership.begins_with(HEAD.encode()), options)
     files.remove_abandoned_of(url)
     files.write_bytes(url, page.encode(), options)

@@ -95,4 +95,10 @@ def test_exports_name_columns_by_number():
     assert ids[1].tolist() == [-1, -1, -1, -1]
     assert not fields.any()
     assert values[0].tolist() == [1.0] * 4
+    of_tables = hashed_inputs(model, {f"x{j}": MATRIX[:, j].tolist() for j in range(4)})
+    for matrix in (MATRIX, scipy.sparse.csr_array(MATRIX)):
+        for found, expected in zip(hashed_inputs(model, matrix), of_tables, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(DataError, match="the matrix has shape"):
+        hashed_inputs(model, MATRIX[:, :3])
     assert parquet_table(model).column("id").to_pylist() == [0, 1, 2, 3, -1]

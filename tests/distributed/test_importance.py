@@ -25,6 +25,7 @@ from dfm.model.importance import Sample, donors_of
 from dfm.training import plan
 from tests.distributed.test_held_out import tables_of, write_log
 from tests.support.small_jobs import in_process_client
+from tests.support.small_models import make_model, random_table
 
 N_ROWS = 6_000
 
@@ -75,6 +76,18 @@ def test_the_rise_is_that_of_rows_whose_values_changed_places(planted: Path, mod
     assert found["columns"][0]["permuted"] == pytest.approx(np.mean(losses) - found["loss"], rel=0.1)
     empty = jobs.evaluate(model, frame.assign(strong=pa.nulls(N_ROWS).to_pandas()))["log_loss"]
     assert found["columns"][0]["missing"] == pytest.approx(empty - found["loss"], abs=1e-9)
+
+
+def test_a_column_of_a_cross_takes_the_cross_with_it() -> None:
+    rows = random_table(300)
+    model = make_model({"categorical": ("site", "zone"), "numeric": ("visits",), "crosses": (("site", "zone"),)})
+    found = dfm.importance(model, rows, repeats=2)
+    plain = dfm.evaluate(model, rows)["log_loss"]
+    for record in found["columns"]:
+        at = rows.column_names.index(record["column"])
+        without = rows.set_column(at, record["column"], pa.nulls(300, rows.schema.field(at).type))
+        assert record["missing"] == pytest.approx(dfm.evaluate(model, without)["log_loss"] - plain, abs=1e-6)
+    assert {"site", "zone", "visits"} == {record["column"] for record in found["columns"]}
 
 
 def test_any_cluster_finds_the_same(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import dfm
 from dfm import jobs
 from dfm.distributed import prepare, reporting
 from dfm.errors import ModelError
-from dfm.model.report import FINDINGS, report_model
+from dfm.estimators import FMClassifier, FMRegressor
+from dfm.model.report import FINDINGS, report_model, write_findings
 from dfm.storage.arrays import read_arrays
 from tests.distributed.test_held_out import tables_of
+from tests.support.small_models import make_model
 
 EVIL, N_ROWS = "<script>alert(1)</script>", 6_000
 
@@ -103,6 +107,51 @@ def test_findings_of_another_model_are_not_taken_for_ones_own(result: Any, tmp_p
     page = Path(report_model(str(tmp_path / "model"), str(tmp_path / "r.html"), "t")).read_text()
     assert "slices of" not in page
     assert "<h2>epochs</h2>" in page
+
+
+def test_a_model_of_an_estimator_has_a_page_of_what_is_known(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pa.table({"site": rng.choice(["a", "b"], 300), "ad": rng.integers(0, 9, 300)})
+    fitted = FMClassifier(categorical=["site", "ad"], n_factors=2, n_epochs=2).fit(rows, rng.integers(0, 2, 300))
+    of_matrix = FMRegressor(n_factors=2, n_epochs=2).fit(rng.normal(size=(300, 3)), rng.normal(size=300))
+    for name, estimator in {"rows": fitted, "matrix": of_matrix}.items():
+        estimator.model_.save(str(tmp_path / name))
+        page = Path(dfm.report(str(tmp_path / name), str(tmp_path / f"{name}.html"))).read_text()
+        headings = re.findall("<h2>(.*?)</h2>", page)
+        assert headings == ["curves", "epochs", "estimator", "versions and hashes"]
+        assert f"<th>class<td>{type(estimator).__name__}" in page
+        assert "<th>n_factors<td class=n>2" in page
+    make_model().save(str(tmp_path / "bare"))
+    bare = Path(dfm.report(str(tmp_path / "bare"), str(tmp_path / "bare.html"))).read_text()
+    assert re.findall("<h2>(.*?)</h2>", bare) == ["versions and hashes"]
+
+
+@pytest.mark.parametrize("metadata", [{"history": 3}, {"validation": [1]}, {"settings": "none"}, {"rows": 5}])
+def test_metadata_that_are_not_what_dfm_writes_are_told_in_words(metadata: dict[str, Any], tmp_path: Path) -> None:
+    dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "model"))
+    with pytest.raises(
+        ModelError, match=r"model\.json, or report\.json beside it, .* cannot be shown .* save the model"
+    ):
+        dfm.report(str(tmp_path / "model"))
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_page_is_made_without_findings_that_are_damaged(
+    damaged: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model().save(str(tmp_path / "model"))
+    (tmp_path / "model" / FINDINGS).write_bytes(damaged)
+    assert "<h2>versions and hashes</h2>" in Path(dfm.report(str(tmp_path / "model"))).read_text()
+    assert f"{FINDINGS} is damaged" in caplog.text
+
+
+def test_pairs_that_are_left_out_are_told_on_the_page(tmp_path: Path) -> None:
+    make_model().save(str(tmp_path / "model"))
+    left_out = {"columns": [], "pairs": [], "pairs_left_out": "pairs of 501 fields are too many"}
+    write_findings(str(tmp_path / "model"), {"importance": left_out})
+    page = Path(dfm.report(str(tmp_path / "model"))).read_text()
+    assert "mean absolute part of the score</h2><table><tr><th>left out<td>pairs of 501 fields are too many" in page
 
 
 HELD_OUT: dict[str, dict[str, Any]] = {

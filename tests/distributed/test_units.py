@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,3 +176,29 @@ def test_rows_without_the_weights_of_training_are_evaluated_alike_and_a_warning_
     assert "no shard has the column 'w', which weighed the rows in training" in caplog.text
     with pytest.raises(DataError, match=r"bare\.parquet has no column 'w'"):
         jobs.evaluate(model, str(tmp_path / "*.parquet"), client=client)
+
+
+FORMS: dict[str, Callable[[pa.Table], Any]] = {
+    "table": lambda rows: rows,
+    "frame": lambda rows: rows.to_pandas(),
+    "dicts": lambda rows: rows.to_pylist(),
+    "dict": lambda rows: rows.to_pydict(),
+    "Dask frame": lambda rows: dd.from_pandas(rows.to_pandas(), npartitions=3),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_so_are_rows_in_memory(form: str, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    plain = make_model(PLAIN)
+    model = dataclasses.replace(plain, schema=dataclasses.replace(plain.schema, weight="w"))
+    bare, given = random_table(300), FORMS[form]
+    equal = bare.append_column("w", pa.array(np.ones(300)))
+    wanted: dict[str, Any] = {"by": ["zone"], "min_rows": 1}
+    with caplog.at_level("WARNING", "dfm"):
+        expected = jobs.evaluate(model, given(equal), client=client, **wanted)
+        assert "weighed the rows" not in caplog.text
+        assert jobs.evaluate(model, given(bare), client=client, **wanted) == expected
+        assert "the rows lack the column 'w', which weighed the rows in training: all rows count alike" in caplog.text
+        if form != "Dask frame":
+            found = jobs.importance(model, given(bare), repeats=2)
+            assert found["columns"] == jobs.importance(model, given(equal), repeats=2)["columns"]

@@ -129,6 +129,27 @@ def test_ids_of_crosses_are_made_as_the_graph_says() -> None:
     assert crossed.tokens.ids("site&zone", [("site 1", 4)]).tolist() == [by_hand % 2**HASH_BITS]
 
 
+@pytest.mark.parametrize("list_weight", ["sqrt", "one"])
+def test_lists_and_missing_texts_are_made_as_the_graph_says(list_weight: str) -> None:
+    """By the words: parted at the separator, texts that mean a missing value, and weights of elements."""
+    own = {"missing": ("NA", "-"), "list_separator": "|", "list_weight": list_weight}
+    schema = resolve(Schema(categorical=("site",), lists=("tags", "words"), **own), ["label", "site", "tags", "words"])
+    rows: dict[str, Any] = {"site": ["NA"], "tags": [{"x": 3.0, "y": 4.0}], "words": ["a|-||b"]}
+    listed = dataclasses.replace(make_model(), schema=schema, statistics={})
+    told = ids_explained(listed)
+    assert "A missing one (null, NaN, empty text; in columns of text and their lists 'NA', '-')" in told
+    weighted = "or w where elements" if list_weight == "one" else "or w / sqrt(sum of the row's w^2) where elements"
+    assert f"1. tags: every element is a value, of weight 1{'' if list_weight == 'one' else ' / sqrt(nu'}" in told
+    assert told.count(weighted) == told.count("a text is parted at '|'") == 2
+    ids, fields, values = hashed_inputs(listed, rows)
+    by_hand = [("site", b"\x00missing"), ("tags", b"x"), ("tags", b"y")]
+    by_hand += [("words", text) for text in (b"a", b"\x00missing", b"\x00missing", b"b")]
+    assert ids[0].tolist() == [hashed_by_hand(*each, HASH_BITS) for each in by_hand]
+    assert fields[0].tolist() == [0, 1, 1, 2, 2, 2, 2]
+    expected = [1, 3, 4, 1, 1, 1, 1] if list_weight == "one" else [1, 0.6, 0.8, 0.5, 0.5, 0.5, 0.5]
+    np.testing.assert_allclose(values[0], expected, rtol=1e-6)
+
+
 def test_xlearn_text_scores_as_the_model(model: FMModel, tmp_path) -> None:
     lines = Path(export(model, "xlearn", str(tmp_path))[0]).read_text().splitlines()
     read = dict(line.split(": ") for line in lines)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.data.scoring_rows import scoring_partition
-from dfm.data.vocabulary import RowLookup
 from dfm.errors import ModelError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.families.registry import DEFAULT, FAMILIES, family_of
@@ -24,7 +24,7 @@ from dfm.model.inspection import describe_model, strengths_of
 from dfm.model.report import report_training
 from dfm.pages import page as pages
 from dfm.settings.groups import groups_of
-from tests.support.small_models import make_model, random_table
+from tests.support.small_models import HASH_BITS, make_model, random_table
 
 OTHERS = [family for family in FAMILIES if family != DEFAULT]
 
@@ -120,26 +120,38 @@ def test_text_formats_that_cannot_say_it_refuse(family: str, tmp_path: Path) -> 
             export(of_family(make_model(), family), kind, str(tmp_path))
 
 
-def test_field_aware_text_scores_as_the_model_by_the_rules_of_xlearn(tmp_path: Path) -> None:
-    """w0 + Σ w_i x_i + Σ_{i<j} <v_{i,f(j)}, v_{j,f(i)}> x_i x_j of libffm lines field:index:value."""
-    model, rows = moved(of_family(make_model(), "ffm")), random_table(40)
+@pytest.mark.parametrize("hash_bits", [HASH_BITS, 6])
+def test_field_aware_text_scores_as_the_model_by_the_rules_of_xlearn(hash_bits: int, tmp_path: Path) -> None:
+    """w0 + Σ w_i x_i + Σ_{i<j} <v_{i,f(j)}, v_{j,f(i)}> x_i x_j of libffm lines field:index:value, also where values of
+    several columns share an index."""
+    model, rows = moved(of_family(make_model(hash_bits=hash_bits), "ffm")), random_table(40)
     text, listed = export(model, "xlearn", str(tmp_path))
     read = dict(line.split(": ") for line in Path(text).read_text().splitlines())
     numbers = {name: np.array(values.split(), float) for name, values in read.items()}
-    field_of = [int(line) for line in Path(listed).read_text().splitlines()]
-    seen = scoring_partition(model.encode(rows.to_batches()[0]).rows, RowLookup(model.vocabulary))
-    values = seen.values if seen.values.size else np.ones(len(seen.indices))
+    group_of = [int(line) for line in Path(listed).read_text().splitlines()]
     scores = []
-    for start, stop in itertools.pairwise(seen.indptr):
-        line = [
-            (field_of[model.vocabulary.fields[at]], model.vocabulary.ids[at], x)
-            for at, x in zip(seen.indices[start:stop], values[start:stop], strict=True)
-        ]
-        total = numbers["bias"][0] + sum(numbers[f"i_{index}"][0] * x for _, index, x in line)
-        for (f, i, x_i), (g, j, x_j) in itertools.combinations(line, 2):
+    for ids, fields, values in zip(*hashed_inputs(model, rows), strict=True):
+        line: dict[tuple[int, int], float] = defaultdict(float)
+        for index, field, x in zip(ids, fields, values, strict=True):
+            line[group_of[field], index] += x if f"i_{index}" in numbers else 0.0
+        entries = [(f, i, x) for (f, i), x in line.items() if x]
+        total = numbers["bias"][0] + sum(numbers[f"i_{index}"][0] * x for _, index, x in entries)
+        for (f, i, x_i), (g, j, x_j) in itertools.combinations(entries, 2):
             total += numbers[f"v_{i}_{g}"] @ numbers[f"v_{j}_{f}"] * x_i * x_j
         scores.append(total)
     np.testing.assert_allclose(scores, model.decision_function(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_the_graph_of_a_crowded_field_aware_model_predicts_what_it_does(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model, rows = moved(of_family(make_model(hash_bits=6), "ffm")), random_table(40)
+    (url,) = export(model, "onnx", str(tmp_path))
+    feeds = dict(zip(("ids", "fields", "values"), hashed_inputs(model, rows), strict=True))
+    (prediction,) = ReferenceEvaluator(onnx.load(url)).run(None, feeds)
+    np.testing.assert_allclose(prediction, model.predict(rows), atol=1e-6)
 
 
 def test_a_manifest_whose_groups_are_none_is_damaged(tmp_path: Path) -> None:
@@ -222,6 +234,18 @@ def test_the_report_of_a_field_weighted_model_has_a_map_of_its_strengths(tmp_pat
     assert "background:rgb(178,24,43);color:#fff" in text
     dataclasses.replace(make_model(), metadata=metadata).save(str(tmp_path / "plain" / "model"))
     assert "rgb(" not in Path(report_training(str(tmp_path / "plain"), "night")).read_text()
+
+
+def test_a_report_of_many_fields_names_the_ends_of_their_strengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell for each pair of a thousand fields would be 50 MB."""
+    monkeypatch.setattr("dfm.model.report._MOST_COLUMNS", 3)
+    model = moved(of_family(make_model(), "fwfm"))
+    model.save(str(tmp_path / "model"))
+    page = Path(report_training(str(tmp_path), "night")).read_text()
+    assert "<td class=h" not in page
+    assert all(f"<td>{html.escape(pair['fields'])}" in page for pair in describe_model(model)["pairs"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+import dfm
+from dfm.data.schema import resolve
 from dfm.kernels.families.registry import FAMILIES, family_of
 from dfm.model.fm_model import FMModel
-from dfm.model.pair_strength import has_pairs, pair_records, pair_sums, strength_matrix
+from dfm.model.pair_strength import has_pairs, left_out, n_paired, pair_records, pair_sums, strength_matrix
+from dfm.settings.tables import Schema
 from tests.model.test_families import moved, of_family
-from tests.support.small_models import EVERY_KIND, make_model, random_table
+from tests.support.small_models import EVERY_KIND, make_model, model_of_schema, random_table
 
 N_ROWS = 30
 
@@ -48,6 +53,39 @@ def test_strengths_are_mean_absolute_terms(family: str, monkeypatch: pytest.Monk
     matrix = strength_matrix(records, names)
     np.testing.assert_array_equal(matrix, matrix.T)
     assert math.isclose(np.triu(matrix).sum(), sum(strengths))
+
+
+def test_terms_of_many_fields_are_never_all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfm.model.pair_strength._NUMBERS_AT_ONCE", 50_000)
+    n_rows, model, batch = 300, *wide(120)
+    tracemalloc.start()
+    try:
+        found = pair_sums(model, batch, np.ones(n_rows))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.count_nonzero(found) == 120 * 119
+    assert peak < n_rows * 120**2 * 8 / 3
+
+
+def wide(n_fields: int) -> tuple[FMModel, pa.RecordBatch]:
+    """A model of so many categorical columns, and rows for it."""
+    rng, names = np.random.default_rng(0), [f"c{number}" for number in range(n_fields)]
+    table = pa.table({name: rng.integers(0, 4, 300) for name in names})
+    schema = resolve(Schema(categorical=("c*",)), ["label", *names])
+    return model_of_schema(schema, table), table.to_batches()[0]
+
+
+def test_pairs_of_too_many_fields_are_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = wide(9)
+    assert (n_paired(model), left_out(9)) == (9, "")
+    monkeypatch.setattr("dfm.model.pair_strength.MOST_FIELDS", 8)
+    assert n_paired(model) == 0
+    assert "pairs of 9 fields are too many to be measured; those of up to 8 are" in left_out(9)
+    rows = batch.append_column("label", pa.array(np.arange(300) % 2))
+    found = dfm.importance(model, pa.Table.from_batches([rows]), repeats=1)
+    assert len(found["columns"]) == 9
+    assert (found["pairs"], found["pairs_left_out"]) == ([], left_out(9))
 
 
 def test_a_linear_model_has_no_pairs() -> None:

@@ -57,23 +57,33 @@ def resolved(fields: dict[str, Any]) -> ResolvedSchema:
 
 
 def make_model(
-    fields: dict[str, Any] | None = None, *, task: str = "classification", n_factors: int = 3, min_count: int = 2
+    fields: dict[str, Any] | None = None,
+    *,
+    task: str = "classification",
+    n_factors: int = 3,
+    min_count: int = 2,
+    hash_bits: int = HASH_BITS,
 ) -> FMModel:
     """Random parameters for the features of 400 random rows."""
-    return model_of_schema(
-        resolved(fields or EVERY_KIND), random_table(400), task=task, n_factors=n_factors, min_count=min_count
-    )
+    schema, shape = resolved(fields or EVERY_KIND), {"n_factors": n_factors, "hash_bits": hash_bits}
+    return model_of_schema(schema, random_table(400), task=task, min_count=min_count, **shape)
 
 
 def model_of_schema(
-    schema: ResolvedSchema, table: pa.Table, *, task: str = "classification", n_factors: int = 3, min_count: int = 1
+    schema: ResolvedSchema,
+    table: pa.Table,
+    *,
+    task: str = "classification",
+    n_factors: int = 3,
+    min_count: int = 1,
+    hash_bits: int = HASH_BITS,
 ) -> FMModel:
     """Random parameters for the features of some rows."""
     batch = table.combine_chunks().to_batches()[0]
-    rows = encode_batch(batch, schema, HASH_BITS, STATISTICS, None).rows
-    counts = count_features(rows.indices, rows.fields, len(schema.fields), HASH_BITS)
+    rows = encode_batch(batch, schema, hash_bits, STATISTICS, None).rows
+    counts = count_features(rows.indices, rows.fields, len(schema.fields), hash_bits)
     names = [entry.name for entry in schema.fields]
-    vocabulary = build_vocabulary(counts, names, HASH_BITS, min_count, 4)
+    vocabulary = build_vocabulary(counts, names, hash_bits, min_count, 4)
     table = initialise(Layout("sgd", n_factors), vocabulary.ids, vocabulary.n_factored, InitialValues(5, 0.4))
     rng = np.random.default_rng(9)
     table.bias[0] = -0.7
