@@ -276,6 +276,15 @@ _RUN_RECORD = (
     Field("validation", "record", "metrics of the model on the validation rows"),
     Field("rows", "record", _ROWS),
 )
+_OUTCOME = (
+    _MODEL,
+    Field("validation", "record", "its metrics on the validation rows; empty without any"),
+    Field("best_epoch", "integer", "the epoch that it is from; 0: none beat `training.warm_start`"),
+    Field("rows", "record", _ROWS),
+    Field("validation_rows", "record", "the same of the validation rows"),
+    Field("interrupted", "flag", "whether Ctrl-C ended training early"),
+    _SHA256,
+)
 _PUBLICATION = (
     _MODEL,
     Field("promoted", "flag", "whether the model is the champion now"),
@@ -538,20 +547,12 @@ RECORDS: tuple[EventRecord, ...] = (
         "training is over; what it could not learn",
         (Field("findings", "list", "records of kind, column, message, knobs; none where all is well"),),
     ),
+    EventRecord("saved", _TRAINING, "the model is published; its report is still to be made", _OUTCOME),
     EventRecord(
         "done",
         _TRAINING,
-        "the model is published",
-        (
-            _MODEL,
-            Field("validation", "record", "its metrics on the validation rows; empty without any"),
-            Field("best_epoch", "integer", "the epoch that it is from; 0: none beat `training.warm_start`"),
-            Field("rows", "record", _ROWS),
-            Field("validation_rows", "record", "the same of the validation rows"),
-            Field("interrupted", "flag", "whether Ctrl-C ended training early"),
-            _SHA256,
-            _absent(Field("report", "text", "the page about it; empty where there is none")),
-        ),
+        "the model is published, and nothing is left to do",
+        (*_OUTCOME, _absent(Field("report", "text", "the page about it; empty where there is none"))),
     ),
     EventRecord(
         "log",

@@ -75,9 +75,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
-        kept = "; ".join(getattr(error, "__notes__", ()))
-        _fail(f"interrupted, and nothing was published; {kept or 'no epoch was finished'}", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:  # click makes the latter of the former
+        kept = getattr(error if isinstance(error, KeyboardInterrupt) else error.__cause__, "__notes__", ())
+        _fail(f"interrupted, and nothing was published; {'; '.join(kept)}" if kept else "interrupted", INTERRUPTED)
     except Exception as error:
         told = want_of_memory(error)
         if told is None:

@@ -147,7 +147,7 @@ def followed(name: str, namespace: str, context: str, options: dict[str, Any], a
 
     api = Api(namespace, context)
     try:
-        with Reporter(Console(), as_json) as reporter:
+        with Reporter(Console(), as_json, tells_end=False) as reporter:
             found, state = follow.follow(api, name, options, reporter)
             state = follow.settle(api, state, reporter)
     except KeyboardInterrupt:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,6 +20,9 @@ from dfm.cli.console import metric_text, show_plan, wide_console
 from dfm.cli.options import json_option, storage_option, tls_options
 from dfm.events import line_of
 from dfm.runs.display import Reporter
+
+if TYPE_CHECKING:
+    from dfm.runs.record import RunRecord
 
 _follow = click.option("--follow", is_flag=True, help="Show its progress until it is over; Ctrl-C leaves it running.")
 _overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
@@ -51,6 +55,27 @@ def _place(run: str, scheduler: str | None, tls: Mapping[str, Any], options: Map
     if scheduler:
         return Place(_directory_of(run, scheduler, tls), dict(options), run)
     return Place(run, dict(options))
+
+
+def _record_at(place: Place) -> RunRecord:
+    """The record of a run. SettingsError where there is none."""
+    from dfm.errors import SettingsError
+    from dfm.runs.record import read_run
+
+    if (record := read_run(place.directory, place.options)) is None:
+        raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
+    return record
+
+
+def _tell_where_nothing_is(place: Place) -> None:
+    """Say on standard error that there is no record yet to wait for: the path may be mistyped."""
+    from dfm.errors import StorageError
+    from dfm.runs.outcome import outcome_of
+
+    with contextlib.suppress(OSError, StorageError):  # a store that is away: who waits for it tells that
+        found = outcome_of(place.directory, place.options, place.run_id)
+        if found.record is None:
+            click.echo(f"{found.reason} yet; waiting", err=True)
 
 
 def _runs_of(scheduler: str, tls: Mapping[str, Any]) -> dict[str, str]:
@@ -173,6 +198,7 @@ def status(
         return on_kubernetes.status(run, namespace, context, options, wait, as_json)
     place = _place(run, scheduler, tls, options)
     if wait:
+        _tell_where_nothing_is(place)
         found = outcome.wait(place.directory, place.options, place.run_id, on_kubernetes.complain)
     else:
         found = outcome.outcome_of(place.directory, place.options, place.run_id)
@@ -199,7 +225,9 @@ def logs(
     run: str, scheduler: str | None, tls: dict[str, Any], kubernetes: bool, namespace: str, context: str,
     options: dict[str, Any], follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Show the events of RUN so far: the lines that `dfm train` would have shown; on Kubernetes, its driver's log."""
+    """Show the events of RUN so far: what `dfm train` would have shown, warnings, and why it failed; on Kubernetes, its
+    driver's log.
+    """
     from dfm.runs.record import read_events
 
     if kubernetes:
@@ -207,6 +235,7 @@ def logs(
     place = _place(run, scheduler, tls, options)
     if follow:
         return _followed(place, as_json)
+    _record_at(place)
     with Reporter(Console(), as_json) as reporter:
         for event in read_events(place.directory, place.options):
             reporter(event)
@@ -228,15 +257,13 @@ def cancel(
     options: dict[str, Any], wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Ask RUN to stop at its next event; its checkpoint stays, the same job goes on from there."""
-    from dfm.errors import SettingsError
     from dfm.runs import outcome
-    from dfm.runs.record import read_run, request_cancel
+    from dfm.runs.record import request_cancel
 
     if kubernetes:
         return on_kubernetes.cancel(run, namespace, context, options, as_json)
     place = _place(run, scheduler, tls, options)
-    if (record := read_run(place.directory, place.options)) is None:
-        raise SettingsError(f"there is no record of a run in {place.directory}; check the path")
+    record = _record_at(place)
     record = request_cancel(place.directory, place.options) or record
     if wait:
         found = outcome.wait(place.directory, place.options, record.run_id, on_kubernetes.complain, until_gone=True)
@@ -297,7 +324,10 @@ def _below(location: str, options: dict[str, Any]) -> list[str]:
     from dfm.runs.record import RECORD
     from dfm.storage import files
 
-    folders = [location, *(files.join(location, name) for name in files.folders_in(location, options))]
+    below = files.folders_in(location, options)
+    if not below and not files.exists(location, options):
+        click.echo(f"passed over: there is nothing at {location}; check the path", err=True)
+    folders = [location, *(files.join(location, name) for name in below)]
     return [folder for folder in folders if files.exists(files.join(folder, RECORD), options)]
 
 
@@ -347,8 +377,9 @@ def _followed(place: Place, as_json: bool) -> int:
     from dfm.runs.outcome import follow
 
     console = Console()
+    _tell_where_nothing_is(place)
     try:
-        with Reporter(console, as_json) as reporter:
+        with Reporter(console, as_json, tells_end=False) as reporter:
             found = follow(place.directory, place.options, place.run_id, reporter)
     except KeyboardInterrupt:
         click.echo(f"left running; dfm cancel {place.directory} ends it", err=True)

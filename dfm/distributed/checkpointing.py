@@ -95,7 +95,10 @@ class Checkpointer:
         self._pending: Snapshot | None = None
         self._saving: list[Future] = []
         self._busy = self._closing = self._hurried = False
-        self._conflict: Conflict | None = None
+        self.conflict: Conflict | None = None
+        """The reason why nothing is written any more: another run has taken over the folder."""
+        self.was_asked = False
+        """Whether there was ever a snapshot to write."""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
         self._thread.start()
@@ -104,9 +107,9 @@ class Checkpointer:
     def offer(self, snapshot: Snapshot) -> None:
         """Let this snapshot be the next one written. ClusterError where another run has taken over the folder."""
         with self._changed:
-            if self._conflict is not None:
-                raise ClusterError(str(self._conflict)) from self._conflict
-            self._pending = snapshot
+            if self.conflict is not None:
+                raise ClusterError(str(self.conflict)) from self.conflict
+            self._pending, self.was_asked = snapshot, True
             self._changed.notify_all()
 
     def flush(self, timeout: float = 60.0) -> None:
@@ -138,11 +141,21 @@ class Checkpointer:
         self._written = {future.key: file for file, future in loaded.items()}
         return [loaded[file] for file in checkpoint.blocks], [loaded[file] for file in checkpoint.best]
 
-    def discard(self, checkpoint: Checkpoint, reason: Exception) -> None:
-        """Give a checkpoint up whose files are not sound."""
+    def instead_of(self, checkpoint: Checkpoint, reason: Exception) -> list[Checkpoint]:
+        """The checkpoints to go on from, newest first, in place of one that could not be loaded.
+
+        It is deleted as damaged, unless another run that is at work in the folder took its files away: then there are
+        newer ones, or none any more. SettingsError where they are of another job.
+        """
         self.committed = None
         self._files, self._written, self._folder.origin = {}, {}, frozenset()
-        self._folder.discard(checkpoint, reason)
+        found = self._folder.found()
+        if found[:1] and found[0].name == checkpoint.name:
+            self._folder.discard(checkpoint, reason)
+            return found[1:]
+        if found:
+            self._identity.check(found[0].identity, self._folder.url)
+        return found
 
     def renew(self, rounds_done: int, blocks: Parameters, best: Parameters) -> tuple[Parameters, Parameters] | None:
         """Futures of the same parameters that depend on files alone; None where the newest snapshot is another."""
@@ -173,7 +186,7 @@ class Checkpointer:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                if self._conflict is not None:
+                if self.conflict is not None:
                     return
                 pause = cost * (1 / LARGEST_SHARE - 1)
                 self._changed.wait_for(lambda: self._closing or self._hurried, pause)
@@ -182,7 +195,7 @@ class Checkpointer:
         try:
             return self._write(snapshot)
         except Conflict as conflict:
-            self._conflict = conflict
+            self.conflict = conflict
         except Exception as error:
             if not self._closing:
                 logger.warning(

@@ -52,6 +52,8 @@ def kept(trainings: Sequence[Training], publishing: bool = False) -> Iterator[No
     except Exception as error:
         of_the_cluster = isinstance(error, OF_THE_CLUSTER) or want_of_memory(error) is not None
         advice = _save(trainings, PATIENCE_OF_A_USER if of_the_cluster else _PATIENCE)
+        if advice in str(error):  # that another run has taken over
+            raise
         if isinstance(error, DfmError):  # one line at the command line, so that the advice has to be part of it
             raise type(error)(f"{error}; {advice}") from error
         if publishing and not of_the_cluster:
@@ -66,7 +68,7 @@ def kept(trainings: Sequence[Training], publishing: bool = False) -> Iterator[No
 def _save(trainings: Sequence[Training], patience: float) -> str:
     """Save the states; what there is to tell of that. Where saving fails too, the first error is the one to raise."""
     told = [_saved(training, patience) for training in trainings]
-    return next((text for text in _BY_GRAVITY if text in told), told[0])
+    return min(told, key=lambda text: _BY_GRAVITY.index(text) if text in _BY_GRAVITY else -1)
 
 
 def _saved(training: Training, patience: float) -> str:
@@ -77,25 +79,31 @@ def _saved(training: Training, patience: float) -> str:
         loop.keep_result(checkpointer)
         checkpointer.flush(patience)
     except Exception as trouble:
-        logger.warning("the state of training could not be saved: %s: %s", type(trouble).__name__, trouble)
+        if checkpointer.conflict is None:
+            logger.warning("the state of training could not be saved: %s: %s", type(trouble).__name__, trouble)
+    if checkpointer.conflict is not None:
+        return str(checkpointer.conflict)
     committed = checkpointer.committed
     if committed is None:
-        return _NOTHING_KEPT
+        return _NOTHING_KEPT if checkpointer.was_asked else _NOTHING_YET
     return _WHOLE if loop.is_trained and committed.rounds_done >= loop.at.rounds_done else _PART
 
 
-_KEPT = "what was trained is kept as a checkpoint: remove the cause, and the same command"
+_KEPT = "what was trained is kept as a checkpoint: the same command"
 _NOT_WANTED = 'nothing was kept, as output.checkpoint_every = "never" asks'
 _NOTHING_KEPT = "nothing could be kept: see that output.directory can be written, and run the same command again"
+_NOTHING_YET = "there was nothing to keep yet"
 _PART, _WHOLE = f"{_KEPT} goes on from there", f"{_KEPT} publishes the model without training again"
-_BY_GRAVITY = _NOT_WANTED, _NOTHING_KEPT, _PART, _WHOLE
-"""All that there may be to tell of a state; of several, the first of these."""
+_BY_GRAVITY = _NOT_WANTED, _NOTHING_KEPT, _NOTHING_YET, _PART, _WHOLE
+"""All that there may be to tell of a state, but that another run has taken over; of several, the first of these."""
 
 
 @contextlib.contextmanager
 def tolerated(what: str) -> Iterator[None]:
-    """An error of the block is told in a warning: the model is published, and this was but cleaning up."""
+    """An error of the block, or a word to stop, is told in a warning: the model is published, and this was the rest."""
     try:
         yield
+    except (KeyboardInterrupt, RunCancelled):
+        logger.warning("the model is published; %s: the run was told to stop", what)
     except Exception as error:
         logger.warning("the model is published; %s: %s: %s", what, type(error).__name__, error)

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,19 +216,28 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
     except DivergenceError:
         _clear(checkpoints)  # they lead to the same end, and another learning rate is another job
         raise
-    prepared, trained, result = made.prepared, made.trained, made.result
+    return _ended(run, made, checkpoints, moment, {**seconds, "publish": made.seconds})
+
+
+def _ended(
+    run: Run, made: _Made, checkpoints: Sequence[_Saved], moment: float, seconds: Mapping[str, float]
+) -> TrainResult:
+    """The result of a run whose model is published. Until its page is there the checkpoints stay, so that a run which
+    is killed over that does not train again; one that is told to stop leaves out what is left to do.
+    """
+    trained, page = made.trained, ""
+    ending = done_event(run, made.prepared, trained, made.result.parameters_sha256)
+    run.tell({**ending, "event": "saved"})
+    if run.job.output.report:
+        with tolerated("its report could not be written"):
+            page = write_page(run, made.prepared, seconds, looks_at_rows=not trained.interrupted)
     if not trained.interrupted:
         with tolerated("its checkpoints could not be deleted"):
             _clear(checkpoints)
     with tolerated("old partitions could not be deleted"):
         _prune(run, moment)
-    if run.job.output.report:
-        with tolerated("its report could not be written"):
-            seconds["publish"] = made.seconds
-            page = write_page(run, prepared, seconds, looks_at_rows=not trained.interrupted)
-            result = dataclasses.replace(result, report_url=page)
-    run.tell({**done_event(run, prepared, trained, result.parameters_sha256), "report": result.report_url})
-    return result
+    run.tell({**ending, "report": page})
+    return dataclasses.replace(made.result, report_url=page)
 
 
 @dataclass(frozen=True)
@@ -416,7 +425,7 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
             patience=training.patience if training.early_stopping else None,
             plateau=run.inputs.course.schedule == "plateau",
             rollbacks=training.rollbacks,
-            validates_averages=training.validate == "average",
+            validates_averages=training.validate == "average" and bool(prepared.validation),
             judges_start=run.warm is not None,
         ),
         executor=DaskExecutor(
@@ -439,13 +448,16 @@ def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) ->
 
 def _resume(run: Run, loop: TrainingLoop, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> bool:
     """Whether the loop now stands at a checkpoint: the newest of those found whose files are sound."""
-    for checkpoint in found:
+    tried: list[Checkpoint] = []
+    while left := [each for each in found if each not in tried]:
+        checkpoint = left[0]
+        tried.append(checkpoint)
         try:
             blocks, best = checkpointer.load(checkpoint)
             for future in (*blocks, *best):
                 run.watch.wait(future)
         except (DataError, FileNotFoundError) as error:
-            checkpointer.discard(checkpoint, error)
+            found = checkpointer.instead_of(checkpoint, error)
             continue
         loop.restore(checkpoint, blocks, best)
         at = loop.at

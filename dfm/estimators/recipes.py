@@ -25,7 +25,7 @@ from dfm.kernels.custom.functions import CustomLoss, CustomRegularizer
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.losses import DEFAULT_LOSSES
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, owners
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, readers
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective, with_fields
 from dfm.settings.job import Job, differing
@@ -168,7 +168,8 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
                     f'{name} = {given[name]} needs optimizer = "{owner.name}", not {self.optimizer!r}; leave it at '
                     f"{own.default:g}"
                 )
-        return {key: value for key, value in given.items() if key not in foreign}
+        read_by = readers()
+        return {key: value for key, value in given.items() if self.optimizer in read_by.get(key, OPTIMIZERS)}
 
     @property
     def _is_exact(self) -> bool:

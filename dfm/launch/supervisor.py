@@ -39,7 +39,8 @@ def drive(
 ) -> int:
     """Run a command (the driver of `job` as `run_id`) up to `attempts` times; returns its last exit code.
 
-    SIGTERM and SIGINT are passed on and end the attempts, and so does a request to cancel the run between two of them.
+    SIGTERM and SIGINT end the attempts and are passed on, both as SIGTERM: a terminal sends Ctrl-C to the command, too,
+    which is to be interrupted once. So does a request to cancel the run between two of them.
     tell: takes a line of JSON about each new attempt. heartbeat: a file that the command touches; when it stops doing
     so it is killed, which is one way of being lost. SettingsError where another run is alive in the job's output.
     """
@@ -93,10 +94,10 @@ class _Attempts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+    def _pass_on(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
         if self._process is not None:
-            self._process.send_signal(number)
+            self._process.terminate()
 
     def claim(self) -> None:
         """Leave a record of the run where nobody submitted it, so that its end is told however early it comes."""

@@ -88,10 +88,13 @@ class _NotebookProgress(Progress):
 
 
 class Reporter:
-    """Receives events; use it as a context manager, so that the progress bar is gone before other output."""
+    """Receives events; use it as a context manager, so that the progress bar is gone before other output.
 
-    def __init__(self, console: Console, as_json: bool = False) -> None:
-        self._console, self._as_json = console, as_json
+    tells_end: whether people are shown why a run ended, too; not where whoever follows it says so himself.
+    """
+
+    def __init__(self, console: Console, as_json: bool = False, tells_end: bool = True) -> None:
+        self._console, self._as_json, self._tells_end = console, as_json, tells_end
         self._has_bars = console.is_terminal or console.is_jupyter
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -227,9 +230,8 @@ class Reporter:
 
     def _show_fold(self, event: Event) -> None:
         self._stop_progress()
-        name = next(name for name in _JUDGED_BY if name in event)
         rows = f"{_count(event['rows'], 'row')}, {_count(event['epochs'], 'epoch')}"
-        self._line(f"fold {event['fold']}: {name.replace('_', ' ')} {number_text(event[name])} ({rows})")
+        self._line(f"fold {event['fold']}: {_judged(event)} ({rows})")
 
     def _show_searched(self, event: Event) -> None:
         for name, losses in event["losses"].items():
@@ -307,13 +309,11 @@ class Reporter:
         self._console.print(text, style=style, highlight=False, soft_wrap=not wraps)
 
     def _show_start(self, event: Event) -> None:
-        name = next(name for name in _JUDGED_BY if name in event)
-        self._line(f"{_of_model(event)}the start: {name.replace('_', ' ')} {number_text(event[name])}")
+        self._line(f"{_of_model(event)}the start: {_judged(event)}")
 
     def _show_average(self, event: Event) -> None:
-        name = next(name for name in _JUDGED_BY if name in event)
         average = f"{_of_model(event)}average {event['average']} of epoch {event['epoch']}"
-        self._line(f"      {average}: {name.replace('_', ' ')} {number_text(event[name])}")
+        self._line(f"      {average}: {_judged(event)}")
 
     def _show_rolled_back(self, event: Event) -> None:
         self._line(
@@ -330,6 +330,14 @@ class Reporter:
     def _show_retrying(self, event: Event) -> None:
         self._stop_progress()
         self._line(escape(f"the attempt failed ({event['error']['message']}); another one goes on from the checkpoint"))
+
+    def _show_log(self, event: Event) -> None:
+        self._line(f"[yellow]{event['level'].lower()}:[/] {escape(event['message'])}")
+
+    def _show_ended(self, event: Event) -> None:
+        self._stop_progress()
+        if event["error"] and self._tells_end:
+            self._line(escape(f"{event['state']}: {event['error']['message']}"))
 
     def _show_waiting(self, event: Event) -> None:
         self._line(escape(f"waiting: {event['reason']}"))
@@ -371,6 +379,12 @@ def _epoch(number: int) -> str:
 def _of_model(event: Event) -> str:
     """Which model an event is about, where a job trains several."""
     return f"seed {event['seed']}: " if "seed" in event else ""
+
+
+def _judged(metrics: Mapping[str, Any]) -> str:
+    """One number that says how good parameters are: "log loss 0.41234"."""
+    name = next((name for name in _JUDGED_BY if name in metrics), None)
+    return "no metrics" if name is None else f"{name.replace('_', ' ')} {number_text(metrics[name])}"
 
 
 def rejected_text(account: Mapping[str, Any], purpose: str = "train on") -> str:

@@ -48,6 +48,8 @@ _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
 _KNOW_THE_END = ("plan", "settings", "solving")
 """Events that may say how many epochs there are at most."""
+_PUBLISHED = ("saved", "done")
+"""Events of a model that is published."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 
 logger = logging.getLogger(__name__)
@@ -303,12 +305,13 @@ class RunLog:
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
     `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
-    decides it: "finished" after an event "done", whatever came after it; else "interrupted" after Ctrl-C, "cancelled"
-    after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left` and another
-    attempt may do better.
+    decides it: "finished" after an event "saved" or "done", whatever came after it; else "interrupted" after Ctrl-C,
+    "cancelled" after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left`
+    and another attempt may do better.
 
     In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
-    SIGTERM puts "interrupted" into the record at once, whatever the driver can still publish.
+    SIGTERM puts "interrupted" (of a model that is published, "finished") into the record at once, whatever the driver
+    can still publish.
     """
 
     def __init__(self, job: Job, run_id: str = "", scheduler: str = "", attempts_left: int = 0) -> None:
@@ -376,7 +379,7 @@ class RunLog:
     def on_event(self, event: dict[str, Any]) -> None:
         """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
         self._note(event)
-        if self._cancelled and event["event"] != "done":
+        if self._cancelled and event["event"] not in _PUBLISHED:
             raise RunCancelled(self._cancellation())
 
     def _cancellation(self) -> str:
@@ -564,7 +567,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
         progress["metrics"] = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "epoch"}
     if kind == "plan":
         return {"progress": json_ready(progress), "tables": json_ready(event.get("tables", []))}
-    if kind != "done":
+    if kind not in _PUBLISHED:
         return {"progress": json_ready(progress)}
     progress["interrupted"] = bool(event.get("interrupted"))
     return {
@@ -595,5 +598,5 @@ def _told(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, DfmError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = lifecycle.INTERRUPTED_CODE
-    message = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    message = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", ())]))
     return {"type": type(error).__name__, "message": message[:_LONGEST_MESSAGE], "exit_code": code}

@@ -24,21 +24,26 @@ class _Block:
     """Signals while a block runs; `over` is set when they interrupt nothing any more. hook: the one that was there."""
 
     def __init__(self) -> None:
-        self.over = self._is_lost = False
+        self.over = self._is_lost = self._had_ctrl_c = False
         self.hook = sys.unraisablehook
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
         """Handle SIGTERM: the first one, and that by which a lost interruption is raised again."""
-        if self.over or (_asked and not self._is_lost):
+        if self.over or ((_asked or self._had_ctrl_c) and not self._is_lost):
             return
-        if not _asked:
+        if not self._is_lost:
             _asked.append(time.monotonic())
         self._is_lost = False
         raise KeyboardInterrupt
 
+    def on_ctrl_c(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle SIGINT: each interrupts, for who pressed Ctrl-C again means it."""
+        self._had_ctrl_c = True
+        raise KeyboardInterrupt
+
     def on_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Be told of an exception that Python drops."""
-        if _asked and unraisable.exc_type is KeyboardInterrupt:
+        if (_asked or self._had_ctrl_c) and unraisable.exc_type is KeyboardInterrupt:
             # Not threading.Thread, whose locks the interrupted code may hold.
             _thread.start_new_thread(self._raise_again, ())
         else:
@@ -56,12 +61,15 @@ class _Block:
 def stoppable() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt in the block, which the main thread has to run.
 
-    Only the first one does: a supervisor and an init both pass it on, and the second must not interrupt what the first
-    began. One that Python drops, because a finalizer or a callback of C ran at that moment, is raised again after it
-    (Ctrl-C is not: who pressed it sees that, and presses it again).
+    Only the first one does, and none after Ctrl-C, which interrupts each time: a supervisor and an init both pass it
+    on, a terminal sends Ctrl-C to the supervisor too, and the second must not interrupt what the first began. An
+    interruption that Python drops, because a finalizer or a callback of C ran at that moment, is raised again after it.
     """
     block = _Block()
     before = signal.signal(signal.SIGTERM, block.stop)
+    hears_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # neither ignored nor another's
+    if hears_ctrl_c:
+        signal.signal(signal.SIGINT, block.on_ctrl_c)
     sys.unraisablehook = block.on_unraisable
     _stoppable.set()
     try:
@@ -71,6 +79,8 @@ def stoppable() -> Iterator[None]:
         with _turn:
             _stoppable.clear()
             signal.signal(signal.SIGTERM, before)
+            if hears_ctrl_c:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = block.hook
         _asked.clear()
 

@@ -12,7 +12,7 @@ from dfm.data.transforms import DEFAULT_TRANSFORM, QUANTILE, TRANSFORMS, describ
 from dfm.errors import SettingsError
 from dfm.kernels.families.registry import FAMILIES, check_pairs, family_of
 from dfm.kernels.losses import DEFAULT_LOSSES, LOSSES, is_paired, names_for
-from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, owners, parameters
+from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, STATELESS, owners, parameters, readers
 from dfm.kernels.records import Parameter, with_fields_of
 from dfm.kernels.schedule import SCHEDULES
 from dfm.settings import pods
@@ -596,6 +596,11 @@ class TrainingSettings(Table):
                 "are dealt for the first epoch: later ones can only have fewer averages. Make averages_per_epoch as "
                 "large."
             )
+        if self.precision != self.knobs()["precision"].default and self.merge != "precision":
+            raise SettingsError(
+                f'training.precision = {self.precision} needs training.merge = "precision"; only that reads it, and '
+                f'merge is "{self.merge}". Leave precision out, or choose that merge.'
+            )
         self._check_schedule()
         self._check_optimizer()
         self._check_solver()
@@ -653,12 +658,13 @@ class TrainingSettings(Table):
             )
 
     def _check_optimizer(self) -> None:
-        for key, owner in owners().items():
+        for key, names in readers().items():
             value, default = getattr(self, key), self.knobs()[key].default
-            if value != default and self.optimizer != owner.name:
+            if value != default and self.optimizer not in names:
                 raise SettingsError(
-                    f'training.{key} = {value} needs training.optimizer = "{owner.name}"; only that reads it, and '
-                    f'the optimizer is "{self.optimizer}". Leave {key} out, or choose {owner.name}.'
+                    f"training.{key} = {show(value)} needs training.optimizer = {' or '.join(map(show, names))}; only "
+                    f'that reads it, and the optimizer is "{self.optimizer}". Leave {key} out, or choose another '
+                    "optimizer."
                 )
         if OPTIMIZERS[self.optimizer].derives_weights and self.regularizer != "l2":
             raise SettingsError(

@@ -252,7 +252,9 @@ class CheckpointFolder:
         for name in sorted(self._own(_MANIFEST, files.names_in(self.url, self.options)), reverse=True):
             try:
                 checkpoint = decode_manifest(files.read_bytes(files.join(self.url, name), self.options))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FileNotFoundError) as error:
+            except FileNotFoundError:  # a run that is at work here has deleted it since
+                continue
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 self._discard(name, error)
                 continue
             self._files[name] = checkpoint.files

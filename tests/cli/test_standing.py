@@ -16,8 +16,11 @@ from rich.console import Console
 
 from dfm.cli import runs, standing
 from dfm.cli.app import main
+from dfm.errors import DataError
+from dfm.runs import outcome
 from dfm.runs.record import RunLog, RunRecord, now, write_run
 from dfm.settings.job import Job
+from tests.support.command_line import Run
 
 RUNNING: dict[str, Any] = {
     "event": "epoch",
@@ -133,6 +136,43 @@ def test_a_record_knows_how_many_epochs_there_are(tmp_path: Path) -> None:
         log.on_event({"event": "plateau", "epoch": 2, "to_epoch": 1, "epochs": 2})
         assert log.record.progress["epochs"] == 6
         log.on_event({"event": "done", "model": "m", "parameters_sha256": "", "validation": {}, "rows": {}})
+
+
+@pytest.mark.parametrize("command", [["logs"], ["cancel"]])
+def test_a_place_without_a_run_is_refused(run: Run, tmp_path: Path, command: list[str]) -> None:
+    code, out, err = run(*command, tmp_path / "typo")
+    assert (code, out) == (2, "")
+    assert f"there is no record of a run in {tmp_path}/typo; check the path" in err
+
+
+@pytest.mark.parametrize("command", [("status", "--wait"), ("logs", "--follow")])
+def test_who_waits_for_a_run_is_told_once_where_there_is_none_yet(
+    run: Run, tmp_path: Path, command: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins(_seconds: float) -> None:
+        record = RunRecord("run-1", "cancelled", updated=now(), error={"message": "enough"})
+        write_run(str(tmp_path / "later"), record)
+
+    monkeypatch.setattr(outcome.time, "sleep", begins)
+    code, _, err = run(command[0], tmp_path / "later", command[1])
+    assert code == 7
+    assert err.splitlines()[0] == f"no record of run (any) in {tmp_path}/later yet; waiting"
+    assert err.count("waiting") == 1
+    assert "waiting" not in run(command[0], tmp_path / "later", command[1])[2]
+
+
+def test_a_list_of_a_place_that_is_not_there_says_so(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("list", tmp_path / "typo", tmp_path)
+    assert (code, out) == (0, "")
+    assert err == f"passed over: there is nothing at {tmp_path}/typo; check the path\n"
+
+
+def test_the_end_of_a_run_is_told_once(run: Run, tmp_path: Path) -> None:
+    job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": str(tmp_path / "out")}})
+    with pytest.raises(DataError), RunLog(job):
+        raise DataError("day 3 is empty")
+    assert run("logs", tmp_path / "out")[:2] == (0, "failed: day 3 is empty\n")
+    assert run("logs", tmp_path / "out", "--follow") == (3, "", "failed: day 3 is empty\n")
 
 
 def test_certificates_of_the_command_line_reach_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:

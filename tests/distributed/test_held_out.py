@@ -113,6 +113,16 @@ def test_nothing_is_held_out_where_nobody_asks_for_it(client: Client, tmp_path: 
     assert result.rows.accepted == N_ROWS
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_averages_are_not_validated_where_nothing_is_held_out(client: Client, tmp_path: Path, stops: bool) -> None:
+    training = {"validate": "average", "averages_per_epoch": 2, "n_epochs": 1, "early_stopping": stops}
+    tables = tables_of(write_log(tmp_path / "log"), tmp_path, data={"validation_fraction": 0}, training=training)
+    told: list[str] = []
+    jobs.train(tables, client, on_event=lambda event: told.append(event["event"]))
+    assert "average" not in told
+    assert told.count("round") == 2
+
+
 def test_a_plateau_without_rows_to_validate_on_is_refused(client: Client, tmp_path: Path) -> None:
     knobs = {"data": {"validation_fraction": 0}, "training": {"schedule": "plateau"}}
     with pytest.raises(SettingsError, match=r'training.schedule = "plateau" needs rows to validate on'):

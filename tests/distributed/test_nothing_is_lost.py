@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dfm import jobs
 from dfm.distributed import checkpointing, train
 from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
-from dfm.errors import DfmError, DivergenceError
+from dfm.errors import ClusterError, DfmError, DivergenceError, RunCancelled
 from dfm.model import fm_model
 from dfm.model.fm_model import FMModel
 from dfm.runs import record as runs
@@ -229,6 +230,95 @@ def test_an_observer_that_fails_at_the_end_costs_no_training(
     else:
         assert n_rounds(told_by(tables, client)) == 0
     check_published(tables, expected)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunCancelled("enough")], ids=["a signal", "a request"])
+def test_a_run_that_is_told_to_stop_while_its_report_is_made_ends_well_without_it(
+    error: BaseException, log: Path, tmp_path: Path, client: Client, expected: str,
+    caplog: pytest.LogCaptureFixture, monkeypatch: Patch,
+) -> None:  # fmt: skip
+    def told_to_stop(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(train, "write_page", told_to_stop)
+    tables = job_tables(log, tmp_path)
+    with caplog.at_level(logging.WARNING, "dfm"):
+        told = told_by(tables, client)
+    assert (told[-1]["event"], told[-1]["report"], told[-1]["interrupted"]) == ("done", "", False)
+    assert caplog.messages == ["the model is published; its report could not be written: the run was told to stop"]
+    record = runs.read_run(tables["output"]["directory"])
+    assert record is not None
+    assert (record.state, record.error, record.parameters_sha256) == ("finished", None, expected)
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def test_a_driver_that_dies_while_its_report_is_made_has_told_its_model_and_goes_on_from_its_checkpoint(
+    log: Path, tmp_path: Path, client: Client, expected: str, monkeypatch: Patch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    tables = job_tables(log, tmp_path)
+    seen: list[runs.RunRecord | None] = []
+
+    def dies(*_: Any, **__: Any) -> str:
+        deadline = time.monotonic() + 30
+        while not seen or ((seen[-1] is None or not seen[-1].model) and time.monotonic() < deadline):
+            seen.append(runs.read_run(tables["output"]["directory"]))
+            time.sleep(0.05)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_page", dies)
+        with pytest.raises(Killed):
+            jobs.train(tables, client)
+    assert seen[-1] is not None
+    assert (seen[-1].state, seen[-1].parameters_sha256) == ("running", expected)
+    assert seen[-1].validation
+    told = told_by(tables, client)
+    assert "resumed" in [event["event"] for event in told]
+    assert n_rounds(told) < ROUNDS
+    check_published(tables, expected)
+
+
+def test_an_interruption_says_what_was_kept_and_blames_no_disk_where_nothing_was_there_to_keep(
+    log: Path, tmp_path: Path, client: Client
+) -> None:
+    def notes_of(checkpoint_every: str) -> list[str]:
+        tables = job_tables(log, tmp_path / checkpoint_every, output={"checkpoint_every": checkpoint_every})
+        with pytest.raises(KeyboardInterrupt) as error:
+            jobs.train(tables, client, on_event=interrupts)
+        record = runs.read_run(tables["output"]["directory"])
+        assert record is not None
+        assert record.error is not None
+        assert [record.error["message"]] == error.value.__notes__
+        return list(error.value.__notes__)
+
+    def interrupts(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            raise KeyboardInterrupt
+
+    kept = "what was trained is kept as a checkpoint: the same command goes on from there"
+    assert (notes_of("average"), notes_of("epoch")) == ([kept], ["there was nothing to keep yet"])
+
+
+def test_a_run_whose_folder_another_took_over_is_given_no_other_advice(
+    log: Path, tmp_path: Path, client: Client, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(checkpointing, "LARGEST_SHARE", 1.0)
+    tables, folder = job_tables(log, tmp_path, training={"n_epochs": 4}), tmp_path / "out" / "checkpoint"
+
+    def another_one_writes(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            time.sleep(0.3)  # what was offered is written
+            mine = sorted(folder.glob("round-*.json"))
+            if mine and mine[-1].name != "round-00000099.json":
+                shutil.copy(mine[-1], folder / "round-00000099.json")
+
+    with pytest.raises(ClusterError) as error:
+        jobs.train(tables, client, on_event=another_one_writes)
+    assert str(error.value).endswith("This one stops; let the other finish, or give each its own directory")
+    assert not hasattr(error.value, "__notes__")
 
 
 def test_a_run_that_stopped_early_is_published_without_training(log: Path, tmp_path: Path, client: Client) -> None:

@@ -153,6 +153,34 @@ def flip_a_bit(folder: Path, rounds_done: int) -> None:
     block.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
+@pytest.mark.parametrize("has_newer", [True, False], ids=["it has gone on", "it has ended"])
+def test_a_checkpoint_that_a_run_at_work_took_away_is_not_damaged(
+    log: Path, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture, has_newer: bool
+) -> None:
+    tables = job_tables(log, tmp_path)
+    folder, older, newer = (tmp_path / name for name in ("out/checkpoint", "older", "newer"))
+    cancelled(tables, client, rounds=1)
+    shutil.copytree(folder, older)
+    cancelled(tables, client, rounds=2)
+    shutil.copytree(folder, newer)
+    shutil.rmtree(folder)
+    shutil.copytree(older, folder)
+    told: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        told.append(event)
+        if event["event"] == "prepared":
+            for path in folder.iterdir():
+                path.unlink()
+            for path in newer.glob("round-0000000[23]*") if has_newer else ():
+                shutil.copy(path, folder)
+
+    with caplog.at_level(logging.WARNING, "dfm"):
+        jobs.train(tables, client, on_event=observe)
+    assert [(each["epoch"], each["round"]) for each in told if each["event"] == "resumed"] == [(2, 1)] * has_newer
+    assert "damaged" not in caplog.text
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_was_damaged_once_is_written_again(
     log: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool

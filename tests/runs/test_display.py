@@ -235,6 +235,21 @@ def test_a_line_is_wrapped_between_words_in_a_terminal_and_whole_in_a_pipe_and_w
     assert lines(done, True) == lines(done, False) == [f"the model is in {done['model']} (epoch 2)"]
 
 
+def test_a_log_shows_warnings_and_why_a_run_ended() -> None:
+    ended = {"event": "ended", "state": "failed", "error": {"message": "day [3] is empty"}}
+    told = lines_of({"event": "log", "level": "WARNING", "message": "[x] joined with other versions"}, ended)
+    assert told == "warning: [x] joined with other versions failed: day [3] is empty"
+    assert lines_of({"event": "ended", "state": "finished", "error": None}) == ""
+
+
+def test_what_has_no_metrics_is_shown_without_them() -> None:
+    average = {"event": "average", "epoch": 1, "average": 2}
+    fold = {"event": "fold", "fold": 1, "rows": 2, "epochs": 3}
+    assert lines_of(average, {"event": "start"}, fold) == (
+        "average 2 of epoch 1: no metrics the start: no metrics fold 1: no metrics (2 rows, 3 epochs)"
+    )
+
+
 def test_bars_count_in_thousands() -> None:
     console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
     with Reporter(console) as reporter:

@@ -190,9 +190,11 @@ def test_a_driver_that_is_killed_every_time_ends_as_failed(drive: Callable[..., 
     assert "ended by SIGKILL 3 times; it may need more memory" in record.error["message"]
 
 
-def test_a_signal_to_the_supervisor_ends_driver_and_attempts(drive: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_supervisor_ends_driver_and_attempts(drive: Callable[..., Any], number: signal.Signals) -> None:
+    """It is passed on as SIGTERM: a driver that a terminal has sent Ctrl-C, too, is interrupted once."""
     before = signal.getsignal(signal.SIGTERM)
-    code, told, starts = drive("import time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    code, told, starts = drive(f"import time; os.kill(os.getppid(), {int(number)}); time.sleep(60)")
     assert (code, told, starts) == (128 + signal.SIGTERM, [], 1)
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -86,6 +86,20 @@ def test_a_finished_run_tells_what_it_made(job: Job) -> None:
     assert {event["run_id"] for event in events} == {record.run_id}
 
 
+def test_a_run_whose_model_is_saved_is_finished_whatever_stops_it_then(job: Job) -> None:
+    def drive() -> None:
+        with RunLog(job) as log:
+            log.on_event({**DONE, "event": "saved"})
+            log._cancelled = True
+            log.on_event({**DONE, "event": "saved"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()
+    record = run_of(job)
+    assert (record.state, record.model, record.rows["read"]) == ("finished", "out/model", 9)
+
+
 def test_a_run_whose_place_another_took_leaves_its_record_alone(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     with RunLog(job) as first:
         with RunLog(job) as second:
@@ -160,12 +174,18 @@ def test_events_that_cannot_be_written_do_not_keep_the_state_of_a_run_from_its_r
     assert run_of(job).state == "finished"
 
 
+def with_note(error: BaseException) -> BaseException:
+    error.add_note("what was trained is kept")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "state", "code"),
     [
         (DataError("day 3 is empty"), "failed", 3),
         (ZeroDivisionError("by zero"), "failed", 1),
         (KeyboardInterrupt(), "interrupted", 130),
+        (with_note(KeyboardInterrupt()), "interrupted", 130),
         (RunCancelled("enough"), "cancelled", 7),
     ],
 )
@@ -180,7 +200,8 @@ def test_an_error_ends_the_record_with_its_type_and_exit_code(
         drive()
     record = run_of(job)
     assert (record.state, record.model) == (state, "")
-    assert record.error == {"type": type(error).__name__, "message": str(error), "exit_code": code}
+    message = "".join(getattr(error, "__notes__", ())) or str(error)
+    assert record.error == {"type": type(error).__name__, "message": message, "exit_code": code}
     assert read_events(job.output.directory)[-1]["error"] == record.error
 
 

@@ -198,6 +198,10 @@ def test_a_mistake_is_answered_with_the_nearest_legal_thing(tables, overrides, s
     [
         ({"training": {"l1_linear": 0.1}}, 'needs training.optimizer = "ftrl"'),
         ({"training": {"ftrl_beta": 2, "optimizer": "sgd"}}, 'needs training.optimizer = "ftrl"'),
+        ({"training": {"accumulators": "sum", "optimizer": "sgd"}}, 'needs training.optimizer = "adagrad" or '),
+        ({"training": {"initial_accumulator": 3, "optimizer": "sgd"}}, 'needs training.optimizer = "adagrad" or '),
+        ({"training": {"initial_accumulator": 3, "optimizer": "adam"}}, 'needs training.optimizer = "adagrad" or '),
+        ({"training": {"precision": 7}}, 'needs training.merge = "precision"; only that reads it, and merge is "auto"'),
         ({"training": {"wire_dtype": "bfloat16", "optimizer": "adam"}}, "could become negative"),
         ({"training": {"wire_dtype": "bfloat16", "n_replicas": 1}}, "nothing is averaged"),
         (

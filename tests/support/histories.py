@@ -100,7 +100,7 @@ class _Checkpointer(checkpointing.Checkpointer):
         self.cluster.between.append(self._write_now)
 
     def _write_now(self) -> None:
-        if self._pending is not None and not self._busy and self._conflict is None:
+        if self._pending is not None and not self._busy and self.conflict is None:
             snapshot, self._pending, self._busy = self._pending, None, True
             try:
                 self._write_safely(snapshot)

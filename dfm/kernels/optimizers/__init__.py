@@ -43,3 +43,13 @@ def parameters() -> list[Parameter]:
 def owners() -> dict[str, Optimizer]:
     """The optimizer that alone reads a parameter, by the parameter's name."""
     return {own.name: optimizer for optimizer in OPTIMIZERS.values() for own in optimizer.parameters}
+
+
+def readers() -> dict[str, list[str]]:
+    """The names of the optimizers that read a knob, by the name of each knob that some do not read."""
+    every = OPTIMIZERS.values()
+    return {
+        **{name: [owner.name] for name, owner in owners().items()},
+        "initial_accumulator": [one.name for one in every if one.linear_starts or one.factors_start],
+        "accumulators": [one.name for one in every if one.state != "none"],
+    }
