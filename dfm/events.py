@@ -538,6 +538,13 @@ RECORDS: tuple[EventRecord, ...] = (
         (Field("findings", "list", "records of kind, column, message, knobs; none where all is well"),),
     ),
     EventRecord(
+        "publishing",
+        _TRAINING,
+        "the model is about to be written; never printed by `--json`, nor kept",
+        (),
+        passing=True,
+    ),
+    EventRecord(
         "done",
         _TRAINING,
         "the model is published",

@@ -6,6 +6,7 @@ the record of the run, the manifest of the model, and small files named by what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -20,7 +21,16 @@ from dfm.data.discovery import NoRows, NothingFound
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.reading import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
-from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled, SettingsError
+from dfm.errors import (
+    ClusterError,
+    DataError,
+    DfmError,
+    GateError,
+    ModelError,
+    RunCancelled,
+    SettingsError,
+    SupersededError,
+)
 from dfm.events import to_json
 from dfm.kernels.losses import is_paired
 from dfm.launch.process import is_lost
@@ -205,7 +215,8 @@ def train_once(job: Job, run_id: str, where: Where, poll: float = 5.0) -> dict[s
         logger.warning("the driver of run %s is gone; starting another one", run_id)
     runs.check_free(directory, options, run_id)
     runs.submitted(job, run_id, job.cluster.scheduler)
-    jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
+    with contextlib.suppress(SupersededError):  # the record tells which run it was
+        jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
     return outcome(raise_unless_finished(runs.read_run(directory, options), directory, run_id))
 
 

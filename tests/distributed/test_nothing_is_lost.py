@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dfm import jobs
 from dfm.distributed import checkpointing, train
 from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
-from dfm.errors import DfmError, DivergenceError
+from dfm.errors import DfmError, DivergenceError, SupersededError
 from dfm.model import fm_model
 from dfm.model.fm_model import FMModel
 from dfm.runs import record as runs
@@ -229,6 +230,25 @@ def test_an_observer_that_fails_at_the_end_costs_no_training(
     else:
         assert n_rounds(told_by(tables, client)) == 0
     check_published(tables, expected)
+
+
+def test_a_run_in_whose_place_another_one_published_leaves_no_checkpoint_to_the_next_job_there(
+    log: Path, tmp_path: Path, client: Client
+) -> None:
+    tables = job_tables(log, tmp_path)
+    checkpoints = files.join(tables["output"]["directory"], "checkpoint")
+
+    def overtaken(event: dict[str, Any]) -> None:
+        if event["event"] == "publishing":
+            deadline = time.monotonic() + 60
+            while not files.names_in(checkpoints):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            raise SupersededError("run night-2 has taken the place of run night-1")
+
+    with pytest.raises(SupersededError, match="the place of run night-1"):
+        jobs.train(tables, client, on_event=overtaken)
+    assert not files.names_in(checkpoints)
 
 
 def test_a_run_that_stopped_early_is_published_without_training(log: Path, tmp_path: Path, client: Client) -> None:

@@ -20,7 +20,7 @@ from distributed import Client
 from dfm.cli import publish
 from dfm.data.parquet import find_shards
 from dfm.data.reading import fingerprint
-from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError
+from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError, SupersededError
 from dfm.launch import process
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
@@ -156,6 +156,21 @@ def test_a_run_whose_place_another_one_takes_does_not_hand_on_the_model_of_that_
     runs.write_run(job.output.directory, runs.RunRecord("night-0", "finished"))
     monkeypatch.setattr(steps.jobs, "train", lambda *_, **__: at_work(job, "night-2", "finished"))
     with pytest.raises(SettingsError, match=TAKEN):  # while it is the driver itself
+        steps.train_once(job, "night-1", steps.Where())
+
+
+def test_a_run_that_another_one_overtakes_while_it_trains_is_not_tried_again(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_on(log, tmp_path, DAYS)
+
+    def overtaken(*_: Any, **__: Any) -> None:
+        finished = dataclasses.replace(at_work(job, "night-2", "finished"), model="out/model")
+        runs.write_run(job.output.directory, finished)
+        raise SupersededError("run night-2 has taken the place of run night-1")
+
+    monkeypatch.setattr(steps.jobs, "train", overtaken)
+    with pytest.raises(SettingsError, match="run night-2 took the place of this run"):
         steps.train_once(job, "night-1", steps.Where())
 
 
