@@ -252,8 +252,8 @@ def evaluate_once(
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
 
-    unseen: refuse (DataError) shards that the model was trained on. asked: more than the metrics of all rows; a model
-    of pairs tells of the groups of its job where none are named.
+    unseen: refuse (DataError) shards that the model, or one that it goes on from, was trained on. asked: more than the
+    metrics of all rows; a model of pairs tells of the groups of its job where none are named.
     """
     options = where.storage_options
     shards = find_shards(list(data), options)
