@@ -549,7 +549,10 @@ class TrainingSettings(Table):
     )
     warm_start: str = knob("", Text(), "folder or URL of a model to go on from; empty: start from the beginning")
     warm_start_decay: float = knob(
-        0.1, Number(0, 1), "how far warm_start's weights shrink towards the initial ones; 0: not at all, 1: forget them"
+        0.1,
+        Number(0, 1),
+        "how far warm_start's weights shrink towards the initial ones, its occurrences towards none; 0: not at all, "
+        "1: forget them",
     )
     backend: str = knob(
         "auto",
