@@ -40,6 +40,10 @@ class LostParametersError(ClusterError):
     """Parameters went with the workers that had them, and nothing is left to make them of but a checkpoint."""
 
 
+class SupersededError(ClusterError):
+    """Another run has taken the place of this one, and has published its model."""
+
+
 class DamagedTransferError(ClusterError, OSError):
     """Arrays of another process that arrived with other bits.
 

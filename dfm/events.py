@@ -549,6 +549,13 @@ RECORDS: tuple[EventRecord, ...] = (
     ),
     EventRecord("saved", _TRAINING, "the model is published; its report is still to be made", _OUTCOME),
     EventRecord(
+        "publishing",
+        _TRAINING,
+        "the model is about to be written; never printed by `--json`, nor kept",
+        (),
+        passing=True,
+    ),
+    EventRecord(
         "done",
         _TRAINING,
         "the model is published, and nothing is left to do",

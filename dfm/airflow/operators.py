@@ -240,7 +240,7 @@ class DfmEvaluateOperator(_DfmOperator):
 
     :param model: URL of a model, or of an alias for its champion
     :param data: paths, folders, globs or URLs of Parquet files
-    :param unseen: refuse shards that the model was trained on
+    :param unseen: refuse shards that the model, or one that it goes on from, was trained on
     :param on_bad_rows: "error" or "skip"
     """
 

@@ -151,7 +151,10 @@ def evaluate(
     on_bad_rows: str = "error",
     unseen: bool = True,
 ) -> dict[str, Any]:
-    """Metrics of a model, or the champion of an alias, on labelled shards. unseen: refuse shards it was trained on."""
+    """Metrics of a model, or the champion of an alias, on labelled shards.
+
+    unseen: refuse shards that it, or a model that it goes on from, was trained on.
+    """
     from dfm.workflow import registry, steps
 
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:

@@ -31,12 +31,12 @@ def submit(
         return 0
     api = Api(namespace, context)
     done = submit.submit(api, submission)
-    upkeep.tidy(api)
     if as_json:
         click.echo(line_of({"event": "submitted", **done.__dict__}))
     else:
         click.echo(f"{done.name}\nfollow it from anywhere: dfm status {done.directory}, or")
         click.echo(f"dfm status {done.name} --kubernetes --namespace {done.namespace} (also: logs, cancel)")
+    upkeep.tidy(api)  # after the name is told: it takes its time, and Ctrl-C leaves the job running
     if not follow:
         return 0
     return followed(done.name, done.namespace, context, dict(resolved.data.storage_options), as_json)

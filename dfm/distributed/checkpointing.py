@@ -130,6 +130,11 @@ class Checkpointer:
             self._watch.client.cancel(self._saving, force=True)
             self._thread.join(timeout=60.0 - _LAST_WRITE)
 
+    def withdraw(self) -> None:
+        """End the thread, and delete the checkpoints that it has written."""
+        self.close()
+        self._folder.withdraw()
+
     def load(self, checkpoint: Checkpoint) -> tuple[list[Future], list[Future]]:
         """Futures of the blocks of a checkpoint and of its best blocks; they depend on its files alone."""
         self.committed = checkpoint

@@ -12,7 +12,15 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from dfm.distributed.checkpointing import Checkpointer
-from dfm.errors import ClusterError, DfmError, DivergenceError, ModelError, RunCancelled, want_of_memory
+from dfm.errors import (
+    ClusterError,
+    DfmError,
+    DivergenceError,
+    ModelError,
+    RunCancelled,
+    SupersededError,
+    want_of_memory,
+)
 from dfm.training.loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
@@ -39,11 +47,15 @@ def kept(trainings: Sequence[Training], publishing: bool = False) -> Iterator[No
     """Save what was trained when the block fails, then raise its error with what to do now.
 
     publishing: an error of the block means that there is no model, and is raised as one of dfm. Errors that training
-    itself explains pass: it diverged, or it was cancelled, after which it has saved its own state.
+    itself explains pass: it diverged, or it was cancelled, after which it has saved its own state. Nothing stays where
+    the output is another run's by now, whose next job would be refused for a checkpoint of this one.
     """
     try:
         yield
     except DivergenceError:
+        raise
+    except SupersededError:
+        _withdraw(trainings)
         raise
     except RunCancelled:
         if publishing:  # training has saved its own state; what came of it is worth the same
@@ -69,6 +81,15 @@ def _save(trainings: Sequence[Training], patience: float) -> str:
     """Save the states; what there is to tell of that. Where saving fails too, the first error is the one to raise."""
     told = [_saved(training, patience) for training in trainings]
     return min(told, key=lambda text: _BY_GRAVITY.index(text) if text in _BY_GRAVITY else -1)
+
+
+def _withdraw(trainings: Sequence[Training]) -> None:
+    """Delete the checkpoints that were written; where that fails, the error that led here is the one to raise."""
+    for training in trainings:
+        try:
+            training.checkpointer.withdraw()
+        except Exception as trouble:
+            logger.warning("checkpoints of this run could not be deleted: %s: %s", type(trouble).__name__, trouble)
 
 
 def _saved(training: Training, patience: float) -> str:

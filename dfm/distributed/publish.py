@@ -87,6 +87,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     best = draws_of(best) if are_draws else best
     meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
     arguments = prepared.reading, known, units[0], where, meaning
+    run.tell({"event": "publishing"})
     if files.is_local(url) and not run.shares_disk:
         blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
         published = publish_model(blocks, vocabulary, *arguments)

@@ -70,7 +70,7 @@ class Api:
         if body["kind"] != "DaskJob":
             return body
         found = self.get("DaskJob", body["metadata"]["name"])
-        if not _run_of(body) or _run_of(found) != _run_of(body):
+        if not run_of(body) or run_of(found) != run_of(body):
             raise SettingsError(
                 f"there is a DaskJob {body['metadata']['name']!r} in namespace {self.namespace!r} already; delete it "
                 "(dfm cancel) or choose another --name"
@@ -273,7 +273,8 @@ class _LoggedOut(_Refused):
     """The server does not accept the credentials."""
 
 
-def _run_of(body: Mapping[str, Any]) -> str:
+def run_of(body: Mapping[str, Any]) -> str:
+    """The run that an object was made for; "" where it does not say."""
     return str(body["metadata"].get("annotations", {}).get(RUN_ID, ""))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from dfm.distributed.admitting import admitted
 from dfm.errors import ClusterError, SettingsError, StorageError
 from dfm.kubernetes import manifest, sizing
-from dfm.kubernetes.api import Api, Away, NotThere
+from dfm.kubernetes.api import Api, Away, NotThere, Refused, run_of
 from dfm.kubernetes.follow import (
     CLUSTER_LABEL,
     COMPONENT_LABEL,
@@ -119,35 +119,44 @@ def submit(api: Api, submission: Submission) -> Submitted:
 
     SettingsError where another run is at work in the output directory. The DaskJob comes first and owns the others from
     their first moment on, so that none outlives it; should one of them be refused, or the user give up waiting for it
-    (Ctrl-C), the DaskJob goes, and they with it.
+    or for the DaskJob (Ctrl-C), the DaskJob goes, and they with it.
     """
     submission = replace(submission, namespace=api.namespace)
     file, dask_job, budget = manifest.objects(submission)
     job = submission.job
     seen = _check_free(api, job, submission.run_id)
-    owner = _created(api, dask_job)
+    owner: Manifest = {}
     try:
+        owner = _created(api, dask_job)
         for each in (file, budget):
             _created(api, manifest.owned_by(each, owner))
         if not files.is_local(job.output.directory):
             runs.submitted_since(seen, job, submission.run_id, f"{DASK_JOB} {api.namespace}/{submission.name}")
-    except BaseException:
-        _take_back(api, submission.name)
+    except BaseException as error:
+        if owner or not isinstance(error, Refused | SettingsError):
+            _take_back(api, submission, is_made=bool(owner))
         raise
     return Submitted(submission.name, api.namespace, submission.run_id, job.output.directory)
 
 
-def _take_back(api: Api, name: str) -> None:
-    """Delete a DaskJob whose submission came to no end. The error that led here is the one to raise; where deleting
-    fails, or is given up as well, what is left is told beside it.
+def _take_back(api: Api, submission: Submission, is_made: bool) -> None:
+    """Delete the DaskJob of a submission that came to no end. The error that led here is the one to raise; where
+    deleting fails, or is given up as well, what is left is told beside it.
+
+    is_made: whether it is known to be there. A request whose answer was not waited for may have made it: then it is
+    looked for, and one of that name that is another run's stays.
     """
+    name = submission.name
     try:
-        api.delete("DaskJob", name)
+        if is_made or run_of(api.get("DaskJob", name)) == submission.run_id:
+            api.delete("DaskJob", name)
+    except NotThere:
+        return
     except BaseException as error:
         logger.error(
-            "DaskJob %s is left half-made in namespace %s and costs its workers, because deleting it failed (%s); "
+            "DaskJob %s %s left half-made in namespace %s and costs its workers, because deleting it failed (%s); "
             "delete it: dfm cancel %s --kubernetes --namespace %s",
-            name, api.namespace, str(error) or type(error).__name__, name, api.namespace,
+            name, "is" if is_made else "may be", api.namespace, str(error) or type(error).__name__, name, api.namespace,
         )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def drive(
             lost = code > _SIGNALLED
             if supervised.asked or attempt == attempts or not (lost or code in lifecycle.WORTH_ANOTHER_TRY):
                 break
+            if supervised.is_superseded():  # another attempt would replace its record, and its model
+                break
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
             event = {"event": "driver_lost", "attempt": attempt, "of": attempts, "exit_code": code, "pause": pause}
             tell(line_of(event))
@@ -139,6 +141,17 @@ class _Attempts:
         except (OSError, DfmError) as away:
             logger.warning("whether run %s was cancelled cannot be read: %s", self._run_id, away)
             return False
+
+    def is_superseded(self) -> bool:
+        """Whether another run has taken the place of this one, and is at work or has published."""
+        try:
+            record = runs.read_run(self._job.output.directory, self._job.data.storage_options)
+        except (OSError, DfmError) as away:
+            logger.warning("the record of run %s cannot be read: %s", self._run_id, away)
+            return False
+        if record is None or record.run_id == self._run_id:
+            return False
+        return bool(record.model) or not (record.is_over or record.is_stale())
 
     def settle(self, state: str, message: str, code: int) -> None:
         """Bring the record up to date after a command that ended; one that wrote its own end is left as it is."""

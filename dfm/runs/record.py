@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dfm.errors import DfmError, RunCancelled, SettingsError
+from dfm.errors import DfmError, RunCancelled, SettingsError, SupersededError
 from dfm.events import is_passing, json_ready, line_of, to_json
 from dfm.runs import lifecycle, termination
 from dfm.settings.job import Job
@@ -304,10 +304,11 @@ class RunLog:
             train(job, client, log.on_event)
 
     A thread rewrites the record every few seconds, as long as the process lives. A request to cancel makes the next
-    `on_event` raise RunCancelled. The state is "starting" until the driver has a cluster to train on. The block's end
-    decides it: "finished" after an event "saved" or "done", whatever came after it; else "interrupted" after Ctrl-C,
-    "cancelled" after RunCancelled, "failed" after any other error, or "retrying" where a supervisor has `attempts_left`
-    and another attempt may do better.
+    `on_event` raise RunCancelled; another run that took the place of this one, and has published, SupersededError. At
+    the event "publishing" that is asked once more: nothing replaces the model of that run. The state is "starting"
+    until the driver has a cluster to train on. The block's end decides it: "finished" after an event "saved" or "done",
+    whatever came after it; else "interrupted" after Ctrl-C, "cancelled" after RunCancelled, "failed" after any other
+    error, or "retrying" where a supervisor has `attempts_left` and another attempt may do better.
 
     In a process that can be stopped (`dfm.runs.termination`) a request to cancel ends the wait for a cluster too, and
     SIGTERM puts "interrupted" (of a model that is published, "finished") into the record at once, whatever the driver
@@ -320,7 +321,7 @@ class RunLog:
         self._events: list[bytes] = []
         self._unwritten = self._cancelled = self._complained = False
         self._is_there = False
-        self._superseded_by = ""
+        self._superseded_by = self._published_by = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="dfm-heartbeat", daemon=True)
         self._handler = _LogLines(self._note)
@@ -377,9 +378,20 @@ class RunLog:
                 logger.warning("the request to cancel run %s stays: %s", self._record.run_id, trouble)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Take note of an event of training. RunCancelled where somebody asked this run to stop."""
+        """Take note of an event of training. RunCancelled where somebody asked this run to stop, SupersededError where
+        another one in its place has published.
+        """
         self._note(event)
-        if self._cancelled and event["event"] not in _PUBLISHED:
+        if event["event"] == "publishing":
+            self._is_superseded()
+        if event["event"] in _PUBLISHED:
+            return
+        if self._published_by:
+            raise SupersededError(
+                f"run {self._published_by} has taken the place of run {self._record.run_id} in {self._directory}, and "
+                "its model is published and stays: two runs share one output.directory. Give each its own"
+            )
+        if self._cancelled:
             raise RunCancelled(self._cancellation())
 
     def _cancellation(self) -> str:
@@ -480,20 +492,23 @@ class RunLog:
     def _is_superseded(self) -> bool:
         """Whether another run has taken the place of this one: its record and its events are not to be replaced, nor
         is a request to cancel it to be taken away.
+
+        While that one trains, both go on: it may fail, and their checkpoints tell which of them ends.
         """
-        if self._is_there and not self._superseded_by:
-            try:
-                found = read_run(self._directory, self._options)
-            except Exception as error:  # what cannot be read now may well be written
-                self._complain(error)
-                return False
-            if found is None or found.run_id == self._record.run_id:
-                return False
-            self._superseded_by = found.run_id
-            logger.warning(
-                "run %s has taken the place of run %s in %s, whose record ends here",
-                *(self._superseded_by, self._record.run_id, self._directory),
-            )
+        if not self._is_there:
+            return False
+        try:
+            found = read_run(self._directory, self._options)
+        except Exception as error:  # what cannot be read now may well be written
+            self._complain(error)
+            return bool(self._superseded_by)
+        if found is not None and found.run_id != self._record.run_id:
+            if not self._superseded_by:
+                logger.warning(
+                    "run %s has taken the place of run %s in %s, whose record ends here",
+                    *(found.run_id, self._record.run_id, self._directory),
+                )
+            self._superseded_by, self._published_by = found.run_id, found.run_id if found.model else ""
         return bool(self._superseded_by)
 
     def _complain(self, error: BaseException) -> None:

@@ -554,8 +554,8 @@ class TrainingSettings(Table):
     warm_start_decay: float = knob(
         0.02,
         Number(0, 1),
-        "how far warm_start's weights shrink towards the initial ones, and the counts of its features towards none; 0: "
-        "not at all, 1: forget them",
+        "how far warm_start's weights shrink towards the initial ones, its occurrences towards none; 0: not at all, "
+        "1: forget them",
     )
     backend: str = knob(
         "auto",

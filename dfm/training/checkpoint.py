@@ -330,6 +330,23 @@ class CheckpointFolder:
                 for name in self._own(kind, names):
                     self._remove(name)
         self._files.clear()
+        self._remove_folder()
+
+    def withdraw(self) -> None:
+        """Delete the checkpoints that this run has written itself; others stay, with the blocks that they need."""
+        mine, blocks, needed = list[str](), set[str](), set[str]()
+        for name in self._own(_MANIFEST, files.names_in(self.url, self.options)):
+            with contextlib.suppress(ValueError, TypeError, KeyError, FileNotFoundError):
+                checkpoint = decode_manifest(files.read_bytes(files.join(self.url, name), self.options))
+                is_mine = checkpoint.writer == self.writer
+                (blocks if is_mine else needed).update(checkpoint.files)
+                mine += [name] if is_mine else []
+        for name in (*mine, *sorted(blocks - needed)):
+            self._remove(name)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        """Delete the folder where nothing is in it any more."""
         if files.is_local(self.url):
             with contextlib.suppress(OSError):
                 files.local_path(self.url).rmdir()

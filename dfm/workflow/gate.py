@@ -49,6 +49,11 @@ class Gate:
     """Rows of a slice; fewer decide nothing."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.slices, list | tuple) or not all(isinstance(columns, str) for columns in self.slices):
+            raise SettingsError(
+                f"gate slices = {self.slices!r} is not legal: expected names of columns, such as site or device,hour "
+                "(dfm publish --gate-by site)"
+            )
         for name, value in dataclasses.asdict(self).items():
             if name == "slices":
                 continue
@@ -66,7 +71,8 @@ class Gate:
         if unknown := sorted(set(values) - set(known)):
             raise SettingsError(f"the gate has no threshold {unknown[0]!r}; it has {', '.join(known)}")
         slices = values.get("slices", ())
-        return cls(**{**values, "slices": (slices,) if isinstance(slices, str) else tuple(slices)})
+        slices = (slices,) if isinstance(slices, str) else slices
+        return cls(**{**values, "slices": tuple(slices) if isinstance(slices, list) else slices})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,16 @@ from dfm.data.discovery import NoRows, NothingFound
 from dfm.data.parquet import Shard, find_shards
 from dfm.data.reading import fingerprint
 from dfm.distributed.predict import DONE, Overwrite
-from dfm.errors import ClusterError, DataError, DfmError, GateError, ModelError, RunCancelled, SettingsError
+from dfm.errors import (
+    ClusterError,
+    DataError,
+    DfmError,
+    GateError,
+    ModelError,
+    RunCancelled,
+    SettingsError,
+    SupersededError,
+)
 from dfm.events import to_json
 from dfm.kernels.losses import is_paired
 from dfm.launch.process import is_lost
@@ -235,7 +244,8 @@ def train_once(job: Job, run_id: str, where: Where, poll: float = 5.0) -> dict[s
         logger.warning("the driver of run %s is gone; starting another one", run_id)
     runs.check_free(directory, options, run_id)
     runs.submitted(job, run_id, job.cluster.scheduler)
-    jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
+    with contextlib.suppress(SupersededError):  # the record tells which run it was
+        jobs.train(job, where.client, on_event=where.on_event, run_id=run_id)
     record = runs.read_run(directory, options)
     return outcome(raise_unless_finished(record, directory, run_id, job.fingerprint()))
 
@@ -272,8 +282,8 @@ def evaluate_once(
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of a model on labelled shards; kept beside the model, under a name made of model and shards.
 
-    unseen: refuse (DataError) shards that the model was trained on. asked: more than the metrics of all rows; a model
-    of pairs tells of the groups of its job where none are named.
+    unseen: refuse (DataError) shards that the model, or one that it goes on from, was trained on. asked: more than the
+    metrics of all rows; a model of pairs tells of the groups of its job where none are named.
     """
     options = where.storage_options
     shards = find_shards(list(data), options)
@@ -307,16 +317,14 @@ def publish(
     """Compare a candidate with the champion on the same shards, and make it the champion where the gate lets it.
 
     order: when the candidate's data ended; a model of earlier data than the champion's, or one that was the champion
-    before, is left alone: nothing is evaluated, and the answer says `older`. GateError where it is refused, unless
-    `enforce` is off: then the answer says so. ModelError where another model lies in the champion's place: a model
-    would be compared with itself.
+    before, is left alone, and the answer says `older`: nothing is evaluated, unless a later one is promoted meanwhile.
+    GateError where it is refused, unless `enforce` is off: then the answer says so. ModelError where another model lies
+    in the champion's place: a model would be compared with itself.
     """
     options = where.storage_options
     ownership.check_apart(alias, data, "alias", options)
-    if behind := registry.is_left_behind(alias, candidate, order, options):
-        present = registry.champion(alias, options)
-        older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
-        return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
+    if older := _left_alone(candidate, alias, order, options):
+        return older
     _champion_in_place(alias, options)
     asked = Asked(gate.slices, gate.slice_min_rows, group_of(candidate, options))
     metrics = evaluate_once(candidate, data, where, unseen=True, asked=asked)
@@ -328,14 +336,25 @@ def publish(
             version = present.number if present else 0
             entry = registry.promote(alias, candidate, verdict, order=order, seen=version, options=options)
             return _publication(alias, entry.number, verdict, [])
-        except registry.Overtaken:
-            if attempt == _ATTEMPTS:
-                raise
         except GateError as refusal:
-            if enforce:
+            if older := _left_alone(candidate, alias, order, options):  # by now: a later one was promoted meanwhile
+                return older
+            if isinstance(refusal, registry.Overtaken) and attempt < _ATTEMPTS:
+                continue
+            if enforce or isinstance(refusal, registry.Overtaken):
                 raise
             return _publication(alias, present.number if present else 0, verdict, [str(refusal)])
     raise AssertionError("unreachable")
+
+
+def _left_alone(candidate: str, alias: str, order: str, options: files.Options) -> dict[str, Any] | None:
+    """The answer about a candidate that is older than the champion; None where it is not."""
+    behind = registry.is_left_behind(alias, candidate, order, options)
+    if not behind:
+        return None
+    present = registry.champion(alias, options)
+    older = f"{candidate} is older than the champion of {alias} and left alone: {behind}"
+    return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
 
 
 def _rival(candidate: str, champion: str, data: Sequence[str], where: Where, asked: Asked) -> dict[str, Any]:
@@ -420,7 +439,7 @@ def check_day(
     options = job.data.storage_options
     if keep:
         ownership.check_apart(keep, [day, *before], "the folder of profiles", options)
-    there = [url for url in before if files.exists(url, options) and _has_rows(url, options)]
+    there = [url for url in before if _has_rows(url, options)]
     shards = find_shards([day], options)
     schema = resolve_schema(job, *shards)
     earlier = [data_check.profile(url, job, schema, keep) for url in there]

@@ -1,4 +1,5 @@
-"""Whether a model has seen the rows that it is to be judged on: its manifest tells which job trained it.
+"""Whether a model has seen the rows that it is to be judged on: its manifest tells which job trained it, and which
+model that job went on from, whose rows it has seen as well.
 
 What can be told is refused; what cannot (the log is gone, or is not found from here) is said in a warning.
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,25 +20,51 @@ import pyarrow.compute as pc
 from dfm.data.derive import without_missing
 from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.reading import fingerprint
-from dfm.data.schema import ResolvedSchema
 from dfm.data.snapshots import pins_of
 from dfm.data.time_split import at_or_after
-from dfm.errors import DataError
+from dfm.errors import DataError, ModelError
 from dfm.model.fm_model import read_manifest
 from dfm.settings.job import Job
 from dfm.storage import files
+from dfm.storage.tables import TableUrl
 from dfm.training.inputs import Inputs, find_inputs
 
 logger = logging.getLogger(__name__)
 _THREADS = 8
+_FORGOTTEN = 0.01
+"""Share of an earlier model, after what is forgotten at each start, below which it is not asked what it has seen."""
 _OTHER_DATA = "its job names its data by relative paths, and other data are found there than it was trained on"
 
 
 def check(model: str, shards: Sequence[Shard], options: files.Options = None) -> None:
-    """DataError where a model was trained on shards: on all rows of one of them, or all that lie before the moment from
-    which on rows validated it. Warns where that cannot be told, and of shards with rows on both sides.
+    """DataError where a model, or one that it goes on from, was trained on shards: on all rows of one of them, or all
+    that lie before the moment from which on rows validated it. Warns where that cannot be told, and of shards with rows
+    on both sides.
     """
-    known = read_manifest(model, options)["metadata"]
+    known, untold = read_manifest(model, options)["metadata"], list[str]()
+    _check_own(model, known, shards, options)
+    for earlier, told in _earlier(known, options):
+        try:
+            seen = _seen_by(earlier, told, shards, options)
+        except DataError as error:
+            untold.append(f"{earlier}: {error}")
+            continue
+        if seen:
+            raise DataError(
+                f"the model at {model} goes on from the one at {earlier}, which was trained on {_listed(seen)}; "
+                "evaluate it on rows that neither has seen"
+            )
+    if untold:
+        more = f", and {len(untold) - 1} more" if untold[1:] else ""
+        logger.warning(
+            "whether models that the model at %s goes on from were trained on the rows that it is judged on could not "
+            "be found out (%s%s); see to it that they were not, or its metrics are too good",
+            *(model, untold[0], more),
+        )
+
+
+def _check_own(model: str, known: Mapping[str, Any], shards: Sequence[Shard], options: files.Options) -> None:
+    """The check of the model itself."""
     settings = known.get("settings") or {}
     if not {"data", "output", "schema"} <= settings.keys():
         if settings:
@@ -44,23 +73,27 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
     are_relative = any(map(_is_relative, settings["data"]["train"]))
     try:
         inputs = _inputs_of(model, known, options)
-        are_others = known.get("data_fingerprint") != fingerprint([shard.identity for shard in inputs.train])
+        are_others = known.get("data_fingerprint") != _fingerprint(inputs.train)
         if are_relative and are_others and not _trained_in(model, settings):
             _warn(model, _OTHER_DATA)
             return
         own = {shard.url for shard in inputs.train}
         both = [shard for shard in shards if shard.url in own]
-        seen = _before(both, inputs, model, options) if inputs.split.bound else both
+        bound = _Bound(inputs.schema.time, inputs.split.bound, inputs.schema.missing)
+        seen = _before(both, bound, model, options) if bound.moment else both
     except DataError as error:
         _warn(model, str(error))
         return
     if seen:
         raise DataError(
-            f"the model at {model} was trained on {seen[0].url}" + (f" and {len(seen) - 1} more" if seen[1:] else "")
-            + "; evaluate it on rows that it has not seen"
-        )  # fmt: skip
+            f"the model at {model} was trained on {_listed(seen)}; evaluate it on rows that it has not seen"
+        )
     if are_relative and are_others:
         _warn(model, _OTHER_DATA)
+
+
+def _listed(shards: Sequence[Shard]) -> str:
+    return shards[0].url + (f" and {len(shards) - 1} more" if shards[1:] else "")
 
 
 def _warn(model: str, why: str) -> None:
@@ -70,6 +103,84 @@ def _warn(model: str, why: str) -> None:
         model,
         why,
     )
+
+
+# --- the models that it goes on from ---------------------------------------------------------------------
+
+
+def _earlier(known: Mapping[str, Any], options: files.Options) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """The models that a model goes on from, the nearest first, as long as it remembers them: place and metadata. None
+    of one that is gone, or in whose place another one lies: what that went on from nobody knows.
+    """
+    share, seen = 1.0, set[tuple[str, str]]()
+    while start := known.get("warm_start"):
+        url, sha256 = str(start["model"]), str(start["sha256"])
+        share *= 1.0 - float(start.get("decay", 0.0))
+        if share < _FORGOTTEN or (url, sha256) in seen:
+            return
+        seen.add((url, sha256))
+        try:
+            manifest = read_manifest(url, options)
+        except ModelError:
+            manifest = {}
+        if manifest.get("files", {}).get("parameters", {}).get("sha256") != sha256:
+            yield url, None
+            return
+        known = manifest["metadata"]
+        yield url, known
+
+
+def _seen_by(
+    model: str, known: Mapping[str, Any] | None, shards: Sequence[Shard], options: files.Options
+) -> list[Shard]:
+    """The shards that an earlier model was trained on. DataError where that cannot be told. Its data are looked for
+    only where its settings name some of the shards: of a chain of nights hardly one does.
+    """
+    if known is None:
+        raise DataError("it is gone, or another model lies in its place")
+    settings = known.get("settings") or {}
+    if not {"data", "output", "schema"} <= settings.keys():
+        raise DataError("no job trained it")
+    schema = settings["schema"]
+    bound = _Bound(
+        schema.get("time", ""), settings["data"].get("validation_from", ""), tuple(schema.get("missing", ()))
+    )
+    named = [shard for shard in shards if _may_name(model, settings, shard.url)]
+    if named and bound.column and bound.moment:
+        named = _before(named, bound, model, options)
+    if not named:
+        return []
+    train = _inputs_of(model, known, options).train
+    own = {shard.url for shard in train}
+    both = [shard for shard in named if shard.url in own]
+    is_placed = bool(_trained_in(model, settings)) or not any(map(_is_relative, settings["data"]["train"]))
+    if not both or (bound.moment and is_placed) or known.get("data_fingerprint") == _fingerprint(train):
+        return both
+    judged = {shard.url for shard in both}
+    if known.get("data_fingerprint") == _fingerprint([shard for shard in train if shard.url not in judged]):
+        return []  # they came after it
+    raise DataError("other data are found by now than it was trained on")
+
+
+def _fingerprint(shards: Sequence[Shard]) -> str:
+    return fingerprint([shard.identity for shard in shards])
+
+
+def _may_name(model: str, settings: Mapping[str, Any], shard: str) -> bool:
+    """Whether the training data of a model's job may hold a shard, by the beginnings of their paths."""
+    root = _trained_in(model, settings)
+    for path in settings["data"]["train"]:
+        if TableUrl.of(path) or (_is_relative(path) and not root):
+            return True
+        stem = _place(os.path.join(root, path) if _is_relative(path) else path)
+        fixed = re.split(r"[*?\[{]", stem, maxsplit=1)[0]
+        if _place(shard).startswith(fixed if fixed != stem else stem.rstrip("/") + "/") or _place(shard) == stem:
+            return True
+    return False
+
+
+def _place(url: str) -> str:
+    return files.absolute(url).removeprefix("file://")
 
 
 # --- the data that it was trained on ---------------------------------------------------------------------
@@ -102,27 +213,35 @@ def _is_relative(path: str) -> bool:
 # --- the rows before a moment ----------------------------------------------------------------------------
 
 
-def _before(shards: Sequence[Shard], inputs: Inputs, model: str, options: files.Options) -> list[Shard]:
+@dataclass(frozen=True)
+class _Bound:
+    """The moment from which on rows validated, in a column; texts in `missing` are no moments."""
+
+    column: str
+    moment: str
+    missing: tuple[str, ...]
+
+
+def _before(shards: Sequence[Shard], bound: _Bound, model: str, options: files.Options) -> list[Shard]:
     """The shards all of whose rows lie before the moment from which on rows validated; warns of those with some."""
-    schema, bound = inputs.schema, inputs.split.bound
     full = [shard for shard in shards if shard.n_rows]
     with ThreadPoolExecutor(_THREADS) as pool:
-        later = list(pool.map(lambda shard: _rows_from(shard, schema, bound, options), full))
+        later = list(pool.map(lambda shard: _rows_from(shard, bound, options), full))
     some = [shard for shard, n_rows in zip(full, later, strict=True) if 0 < n_rows < shard.n_rows]
     if some:
         logger.warning(
-            "the model at %s was trained on those rows of %s%s that lie before %s by %s; metrics there are too good",
-            model, some[0].url, f" and {len(some) - 1} more" if some[1:] else "", bound, schema.time,
-        )  # fmt: skip
+            "the model at %s was trained on those rows of %s that lie before %s by %s; metrics there are too good",
+            *(model, _listed(some), bound.moment, bound.column),
+        )
     return [shard for shard, n_rows in zip(full, later, strict=True) if not n_rows]
 
 
-def _rows_from(shard: Shard, schema: ResolvedSchema, bound: str, options: files.Options) -> int:
+def _rows_from(shard: Shard, bound: _Bound, options: files.Options) -> int:
     """Rows of a shard at a moment or later; a missing time counts as the earliest, as in training."""
     found = 0
-    for batch in read_unit(Unit(shard, 0, shard.n_rows), [schema.time], options):
+    for batch in read_unit(Unit(shard, 0, shard.n_rows), [bound.column], options):
         with naming_shard(batch):
-            times = without_missing(batch.data.column(schema.time), schema.missing)
-            later = at_or_after(times, bound, schema.time)
+            times = without_missing(batch.data.column(bound.column), bound.missing)
+            later = at_or_after(times, bound.moment, bound.column)
         found += int(pc.sum(later.cast(pa.int64())).as_py() or 0)
     return found

@@ -17,7 +17,7 @@ from dfm import jobs
 from dfm.distributed import checkpointing, train
 from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
-from dfm.errors import ClusterError, DfmError, DivergenceError, RunCancelled
+from dfm.errors import ClusterError, DfmError, DivergenceError, RunCancelled, SupersededError
 from dfm.model import fm_model
 from dfm.model.fm_model import FMModel
 from dfm.runs import record as runs
@@ -319,6 +319,25 @@ def test_a_run_whose_folder_another_took_over_is_given_no_other_advice(
         jobs.train(tables, client, on_event=another_one_writes)
     assert str(error.value).endswith("This one stops; let the other finish, or give each its own directory")
     assert not hasattr(error.value, "__notes__")
+
+
+def test_a_run_in_whose_place_another_one_published_leaves_no_checkpoint_to_the_next_job_there(
+    log: Path, tmp_path: Path, client: Client
+) -> None:
+    tables = job_tables(log, tmp_path)
+    checkpoints = files.join(tables["output"]["directory"], "checkpoint")
+
+    def overtaken(event: dict[str, Any]) -> None:
+        if event["event"] == "publishing":
+            deadline = time.monotonic() + 60
+            while not files.names_in(checkpoints):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            raise SupersededError("run night-2 has taken the place of run night-1")
+
+    with pytest.raises(SupersededError, match="the place of run night-1"):
+        jobs.train(tables, client, on_event=overtaken)
+    assert not files.names_in(checkpoints)
 
 
 def test_a_run_that_stopped_early_is_published_without_training(log: Path, tmp_path: Path, client: Client) -> None:

@@ -80,6 +80,7 @@ def test_events_come_in_order_and_hold_what_they_promise(trained: TrainResult, e
         "settings",
         *(["round", "round", "epoch"] * 2),
         "diagnosis",
+        "publishing",
         "saved",
         "done",
     ]

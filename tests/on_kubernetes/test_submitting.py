@@ -777,6 +777,39 @@ def test_a_submission_that_is_interrupted_half_way_leaves_no_job(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("run_id", ["run-1", "run-0", ""])
+def test_a_submission_that_is_interrupted_before_its_answer_takes_back_its_own_job_alone(
+    server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch, run_id: str
+) -> None:
+    """The server stores the DaskJob, and Ctrl-C comes before it answers; or one of that name is another run's."""
+
+    def interrupt(self: Api, body: Manifest) -> Manifest:
+        if run_id:
+            metadata = {**body["metadata"], "annotations": {**body["metadata"]["annotations"], "dfm/run-id": run_id}}
+            server.put(JOBS, {**body, "metadata": metadata})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Api, "create", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(api, submission)
+    assert server.kinds() == (["DaskJob"] if run_id == "run-0" else [])
+    assert runs.read_run(submission.job.output.directory) is None
+
+
+def test_a_job_that_may_have_been_made_is_told_where_the_server_is_away(
+    server: ApiServer, api: Api, submission: Submission, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def interrupt(self: Api, body: Manifest) -> Manifest:
+        server.away = 503
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Api, "create", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(api, submission)
+    assert "DaskJob clicks-1 may be left half-made in namespace team" in caplog.text
+    assert "delete it: dfm cancel clicks-1 --kubernetes --namespace team" in caplog.text
+
+
 @pytest.mark.usefixtures("interrupted")
 def test_a_job_that_cannot_be_taken_back_is_told_with_the_command_that_deletes_it(
     server: ApiServer, api: Api, submission: Submission, caplog: pytest.LogCaptureFixture
@@ -980,6 +1013,21 @@ def test_submitting_prunes_and_a_role_that_does_not_allow_that_is_no_obstacle(
         assert done.exception is None, done.output
         assert (f"{JOBS}/old" in server.objects) is left
     assert "jobs that ended long ago are not pruned" in caplog.text
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_name_of_a_job_is_told_before_old_ones_are_pruned(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    def interrupt(api: Api) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upkeep, "tidy", interrupt)
+    path = tmp_path / "clicks.toml"
+    path.write_text(JOB.format(name=tmp_path.name))
+    done = CliRunner().invoke(cli, ["submit", str(path), "--kubernetes", *["--json"] * as_json])
+    (name,) = (each["metadata"]["name"] for each in server.objects.values() if each["kind"] == "DaskJob")
+    assert name in done.output
 
 
 def test_the_commands_list_and_prune_the_jobs_of_a_namespace(

@@ -169,6 +169,23 @@ def test_between_two_attempts_the_record_says_so_and_only_the_last_one_is_final(
     assert outcome_of(job.output.directory).exit_code in (4, 137)
 
 
+@pytest.mark.parametrize(("end", "starts"), [("finished", 1), ("running", 1), ("failed", 2)])
+def test_no_attempt_follows_where_another_run_has_taken_the_place(
+    drive: Callable[..., Any], job: Job, end: str, starts: int
+) -> None:
+    runs.submitted(job, "run-1")
+    model = "out/model" if end == "finished" else ""
+    other = runs.RunRecord("run-2", end, job.fingerprint(), updated=runs.now(), model=model)
+    statement = (
+        "from dfm.runs import record; "
+        f"record.write_run({job.output.directory!r}, record.RunRecord(**{other.to_dict()!r})); sys.exit(4)"
+    )
+    assert drive(statement, attempts=2)[::2] == (4, starts)
+    found = read_run(job.output.directory)
+    assert found is not None
+    assert (found.run_id, found.state) == ("run-2", end)
+
+
 def test_a_command_that_ends_before_its_run_begins_leaves_a_record_of_that(drive: Callable[..., Any], job: Job) -> None:
     runs.submitted(job, "run-1")
     assert drive("sys.exit(2)")[0] == 2

@@ -21,7 +21,7 @@ import pytest
 
 from dfm import jobs
 from dfm.data import synthetic
-from dfm.errors import DataError, RunCancelled, SettingsError
+from dfm.errors import DataError, RunCancelled, SettingsError, SupersededError
 from dfm.runs import record as runs
 from dfm.runs.record import RunLog, RunRecord, read_events, read_run, request_cancel
 from dfm.settings.job import Job
@@ -118,6 +118,38 @@ def test_a_run_whose_place_another_took_leaves_the_request_to_cancel_that_one(jo
             raise ZeroDivisionError
         first.on_event(DONE)
     assert runs.CANCEL in files.names_in(job.output.directory)
+
+
+def test_a_run_whose_place_a_published_one_took_trains_no_longer(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+
+    def drive() -> None:
+        with RunLog(job, "night-1") as first:
+            with RunLog(job, "night-2") as second:
+                second.on_event(DONE)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                first.on_event(EPOCH)
+                time.sleep(0.01)
+
+    with pytest.raises(SupersededError, match="run night-2 has taken the place of run night-1"):
+        drive()
+    assert (run_of(job).run_id, run_of(job).state) == ("night-2", "finished")
+
+
+def test_before_it_publishes_a_run_looks_whether_another_one_has(job: Job) -> None:
+    publishing = {"event": "publishing"}
+    with RunLog(job, "night-1") as first:
+        first.on_event(publishing)
+        with contextlib.suppress(ZeroDivisionError), RunLog(job, "night-2") as second:
+            second.on_event(EPOCH)
+            first.on_event(publishing)  # it may fail, and does
+            raise ZeroDivisionError
+        first.on_event(publishing)
+        with RunLog(job, "night-3") as third:
+            third.on_event(DONE)
+        with pytest.raises(SupersededError, match="run night-3 has taken the place of run night-1"):
+            first.on_event(publishing)
 
 
 def test_ctrl_c_before_the_first_record_is_in_the_record(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +416,29 @@ def test_training_leaves_the_record_of_its_run(log: Path, tmp_path: Path) -> Non
         with pytest.raises(SettingsError, match="overwrite = false"):
             jobs.train(refused, client)
     assert run_of(job) == record
+
+
+@pytest.mark.parametrize("output", [{"checkpoint_every": "never"}, {"resume": False}], ids=str)
+def test_a_driver_that_goes_on_after_another_job_took_its_place_leaves_the_model_of_that_one(
+    log: Path, tmp_path: Path, output: dict[str, Any]
+) -> None:
+    """The driver of the first night stalls after an epoch, while the second night begins and ends."""
+    first = job_tables(log, tmp_path, output={"report": False, **output})
+    second = job_tables(log, tmp_path, training={"n_epochs": 1}, output={"report": False, **output})
+    published = []
+
+    with in_process_client(1) as client:
+
+        def stall(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and not published:
+                published.append(jobs.train(second, client, run_id="night-2", progress=False))
+
+        with pytest.raises(SupersededError, match="two runs share one output"):
+            jobs.train(first, client, run_id="night-1", on_event=stall)
+    record, model = run_of(Job.from_dict(first)), published[0].model
+    assert (record.run_id, record.state, record.error) == ("night-2", "finished", None)
+    assert record.parameters_sha256 == published[0].parameters_sha256 == model.parameters_sha256()
+    assert not files.names_in(Job.from_dict(first).output.checkpoints)
 
 
 @pytest.fixture

@@ -114,7 +114,8 @@ class _Checkpointer(checkpointing.Checkpointer):
     def close(self) -> None:
         """What waits is not written any more."""
         self._pending = None
-        self.cluster.between.remove(self._write_now)
+        if self._write_now in self.cluster.between:
+            self.cluster.between.remove(self._write_now)
 
 
 @contextlib.contextmanager

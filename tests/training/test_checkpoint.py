@@ -211,6 +211,18 @@ def test_a_cleared_folder_is_gone_and_can_be_used_again(tmp_path: Path) -> None:
     folder.commit(saved(tmp_path / "checkpoint", 1))
 
 
+def test_a_run_that_takes_its_checkpoints_back_leaves_those_of_others_and_their_blocks(tmp_path: Path) -> None:
+    ours, theirs = folder_at(tmp_path, "ours"), folder_at(tmp_path, "theirs")
+    ours.commit(saved(tmp_path, 1))
+    ours.commit(second := saved(tmp_path, 2))
+    assert theirs.found()
+    theirs.commit(third := saved(tmp_path, 3, best=second.blocks))
+    ours.withdraw()
+    assert names(tmp_path) == sorted(["round-00000003.json", *(each.blocks[0].name for each in (second, third))])
+    theirs.withdraw()
+    assert not tmp_path.exists()
+
+
 def test_a_listing_of_before_the_last_change_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from distributed import Client
 from dfm.cli import publish
 from dfm.data.parquet import find_shards
 from dfm.data.reading import fingerprint
-from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError
+from dfm.errors import ClusterError, DataError, GateError, ModelError, RunCancelled, SettingsError, SupersededError
 from dfm.launch import process
 from dfm.model.calibration import Calibration
 from dfm.model.fm_model import FMModel
@@ -156,6 +156,21 @@ def test_a_run_whose_place_another_one_takes_does_not_hand_on_the_model_of_that_
     runs.write_run(job.output.directory, runs.RunRecord("night-0", "finished"))
     monkeypatch.setattr(steps.jobs, "train", lambda *_, **__: at_work(job, "night-2", "finished"))
     with pytest.raises(SettingsError, match=TAKEN):  # while it is the driver itself
+        steps.train_once(job, "night-1", steps.Where())
+
+
+def test_a_run_that_another_one_overtakes_while_it_trains_is_not_tried_again(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = job_on(log, tmp_path, DAYS)
+
+    def overtaken(*_: Any, **__: Any) -> None:
+        finished = dataclasses.replace(at_work(job, "night-2", "finished"), model="out/model")
+        runs.write_run(job.output.directory, finished)
+        raise SupersededError("run night-2 has taken the place of run night-1")
+
+    monkeypatch.setattr(steps.jobs, "train", overtaken)
+    with pytest.raises(SettingsError, match="run night-2 took the place of this run"):
         steps.train_once(job, "night-1", steps.Where())
 
 
@@ -437,6 +452,27 @@ def test_a_night_older_than_the_champion_is_left_alone_and_nothing_is_compared(
         steps.publish(other, alias, window, GATE, where, order="2026-11-18")
 
 
+@pytest.mark.parametrize("moment", ["evaluation", "verdict"])
+def test_a_night_that_a_later_one_overtakes_while_it_is_judged_is_left_alone_and_not_refused(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    alias, window, later = str(tmp_path / "champion"), [day(log, LAST_DAY)], str(tmp_path / "later")
+    shutil.copytree(candidate["model"], later)
+    name = {"evaluation": "evaluate_once", "verdict": "judge"}[moment]
+    before = getattr(steps, name)
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        found = before(*given, **named)
+        if not registry.versions(alias):
+            registry.promote(alias, later, registry.Verdict((), {}), order="2026-11-17")
+        return found
+
+    monkeypatch.setattr(steps, name, meanwhile)
+    result = steps.publish(candidate["model"], alias, window, GATE, where, order="2026-11-16")
+    assert (result["promoted"], result["older"], result["version"]) == (False, True, 1)
+    assert "its data end at 2026-11-16, those of the champion at 2026-11-17" in result["refusals"][0]
+
+
 def test_a_champion_of_before_is_left_alone_and_the_present_one_is_named(
     candidate, log: Path, tmp_path: Path, where: steps.Where, client: Client
 ):
@@ -491,6 +527,13 @@ def test_a_day_is_compared_with_those_before_it_that_are_there(log: Path, tmp_pa
         steps.check_day(job, day(log, LAST_DAY), before, data_check.Limits(min_rows=3000))
 
 
+def test_earlier_days_may_be_globs(log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    before = [f"{day(log, name)}/*.parquet" for name in ("2026-11-12", *DAYS)]
+    found = steps.check_day(job_on(log, tmp_path, DAYS), day(log, LAST_DAY), before, data_check.Limits())
+    assert found["before"] == before[1:]
+    assert f"an earlier partition is passed over: no Parquet file at '{before[0]}'" in caplog.text
+
+
 def test_earlier_days_without_rows_are_passed_over(log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A night that wrote an empty shard, a folder, or labels that are all illegal does not stop the next one."""
     job, today = job_on(log, tmp_path, DAYS), day(log, LAST_DAY)
@@ -541,6 +584,11 @@ def test_the_report_shows_the_run_and_escapes_what_it_is_given(candidate, work: 
 def test_gate_settings_are_checked_before_any_work(candidate):
     with pytest.raises(SettingsError, match="no threshold"):
         Gate.from_dict({"accuracy": 1})
+    for slices in (3.0, True, ["site", 3]):
+        with pytest.raises(SettingsError, match=r"gate slices = .* is not legal: expected names of columns"):
+            Gate.from_dict({"slices": slices})
+    asked = CliRunner().invoke(publish.publish, ["model", "data", "--alias", "alias", "--gate", "slices=3"])
+    assert isinstance(asked.exception, SettingsError)
 
 
 def test_the_commands_publish_and_roll_back(candidate, log: Path, tmp_path: Path, client: Client):

@@ -1,0 +1,128 @@
+"""Rows that a model has seen are none to judge it on: neither its own nor those of the models that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from dfm.data.parquet import Shard, find_shards
+from dfm.errors import DataError
+from dfm.settings.job import Job
+from dfm.workflow import steps, unseen_rows
+from tests.support.small_jobs import LAST_DAY, job_tables
+
+SEEN, DAY = "2026-11-14", "2026-11-15"
+
+
+def shards_of(log: Path, day: str) -> list[Shard]:
+    return find_shards([str(log / f"day={day}")])
+
+
+@pytest.fixture(scope="module")
+def chain(log: Path, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of three nights, each of which goes on from the one before; the first has seen another day."""
+    folder, start = tmp_path_factory.mktemp("chain"), ""
+    for night, day in enumerate((SEEN, DAY, DAY)):
+        training = {"n_epochs": 1, "warm_start": start}
+        output = {"directory": str(folder / f"{night}"), "report": False}
+        data = {"train": str(log / f"day={day}"), "validation_from": ""}
+        tables = job_tables(log, folder, data=data, training=training, output=output)
+        start = steps.train_once(Job.from_dict(tables), f"night-{night}", steps.Where(client))["model"]
+    return folder
+
+
+@pytest.fixture
+def copied(chain: Path, tmp_path: Path) -> Path:
+    """The same chain, to be changed: each model goes on from the one beside it."""
+    shutil.copytree(chain, tmp_path / "chain")
+    for night in (1, 2):
+        changed(tmp_path / "chain", night, warm_start={"model": str(tmp_path / "chain" / f"{night - 1}" / "model")})
+    return tmp_path / "chain"
+
+
+def changed(folder: Path, night: int, **tables: dict[str, Any]) -> None:
+    """Change tables of a model's metadata."""
+    path = folder / f"{night}" / "model" / "model.json"
+    manifest = json.loads(path.read_text())
+    for name, table in tables.items():
+        known = manifest["metadata"]
+        for part in name.split("__"):
+            known = known[part]
+        known.update(table)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("night", [1, 2])
+def test_what_a_model_that_is_gone_on_from_was_trained_on_is_refused(
+    chain: Path, log: Path, caplog: pytest.LogCaptureFixture, night: int
+) -> None:
+    model = str(chain / f"{night}" / "model")
+    with pytest.raises(DataError, match=rf"goes on from the one at {chain}/0/model, which was trained on .*{SEEN}"):
+        unseen_rows.check(model, shards_of(log, SEEN))
+    unseen_rows.check(model, shards_of(log, LAST_DAY))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("how", ["gone", "replaced"])
+def test_an_earlier_model_that_is_gone_is_told_in_one_warning(
+    copied: Path, log: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    if how == "gone":
+        shutil.rmtree(copied / "1")
+    else:
+        shutil.copytree(copied / "2" / "model", copied / "1" / "model", dirs_exist_ok=True)
+    unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
+    (told,) = caplog.records
+    assert f"{copied}/1/model: it is gone, or another model lies in its place" in told.getMessage()
+
+
+def test_an_earlier_model_that_is_all_but_forgotten_is_not_asked(copied: Path, log: Path) -> None:
+    changed(copied, 1, warm_start={"decay": 0.95})
+    with pytest.raises(DataError):
+        unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
+    changed(copied, 2, warm_start={"decay": 0.9})
+    unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
+
+
+def test_models_that_go_on_from_each_other_are_asked_once(copied: Path, log: Path) -> None:
+    first, last = (json.loads((copied / night / "model" / "model.json").read_text()) for night in ("0", "2"))
+    start = {"model": str(copied / "2" / "model"), "sha256": last["files"]["parameters"]["sha256"], "decay": 0.0}
+    first["metadata"]["warm_start"] = start
+    (copied / "0" / "model" / "model.json").write_text(json.dumps(first))
+    for night in (1, 2):
+        changed(copied, night, warm_start={"decay": 0.0})
+    unseen_rows.check(str(copied / "2" / "model"), shards_of(log, LAST_DAY))
+
+
+def test_days_that_came_after_an_earlier_model_are_none_of_its_own(
+    copied: Path, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its job names the whole log, which has grown since; where it grew by more, nothing tells what it has seen."""
+    grown = tmp_path / "log"
+    shutil.copytree(log / f"day={SEEN}", grown / f"day={SEEN}")
+    then = unseen_rows._fingerprint(find_shards([str(grown)]))
+    changed(copied, 0, settings__data={"train": [f"{grown}/*"]})
+    manifest = copied / "0" / "model" / "model.json"
+    known = json.loads(manifest.read_text())
+    known["metadata"]["data_fingerprint"] = then
+    manifest.write_text(json.dumps(known))
+    model = str(copied / "1" / "model")
+    with pytest.raises(DataError, match="goes on from"):
+        unseen_rows.check(model, shards_of(grown, SEEN))
+    shutil.copytree(log / f"day={LAST_DAY}", grown / f"day={LAST_DAY}")
+    unseen_rows.check(model, shards_of(grown, LAST_DAY))
+    assert not caplog.records
+    shutil.copytree(log / f"day={DAY}", grown / f"day={DAY}")
+    unseen_rows.check(model, shards_of(grown, LAST_DAY))
+    assert "other data are found by now than it was trained on" in caplog.text
+    caplog.clear()
+    changed(copied, 0, settings__data={"validation_from": LAST_DAY})
+    unseen_rows.check(model, shards_of(grown, LAST_DAY))
+    assert not caplog.records
+    with pytest.raises(DataError, match="goes on from"):
+        unseen_rows.check(model, shards_of(grown, SEEN))
