@@ -45,7 +45,7 @@ from dfm.model.rows import arrived
 from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
-from dfm.runs.record import RunLog
+from dfm.runs.record import PUBLISHED, RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership
@@ -203,14 +203,16 @@ def _log_diagnosis(event: Event) -> None:
 
 
 def _both(first: OnEvent, second: OnEvent) -> OnEvent:
-    """The caller hears of an event before the first may end the run with it; of the last one after it is on record."""
+    """The caller hears of an event before the first may end the run with it; of a published model after it is on
+    record.
+    """
 
     def on_event(event: Event) -> None:
-        done = event["event"] == "done"
-        if done:
+        is_published = event["event"] in PUBLISHED
+        if is_published:
             first(event)
         second(event)
-        if not done:
+        if not is_published:
             first(event)
 
     return on_event
@@ -219,17 +221,17 @@ def _both(first: OnEvent, second: OnEvent) -> OnEvent:
 def plan(job: JobLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plan of `train`, from the footers of the shards alone: rows, replicas, and bounds on memory and wire.
 
-    Features are not counted yet, so the sizes are upper bounds: no more features than entries, nor than 2^hash_bits.
-    DfmError where `train` would refuse the job before it starts workers; only that the output can be written is not
-    tried.
+    Features are not counted yet, so the sizes are upper bounds: no more features than entries, and those of
+    `training.warm_start`, nor than 2^hash_bits. DfmError where `train` would refuse the job before it starts workers;
+    only that the output can be written is not tried.
     """
     order = Order.of(load_job(job, overrides))
     check_replaceable(order.job)
     with _naming_folders(job):
         inputs = find_inputs(order.job)
     order = admitted(order, inputs)
-    start_of(order, inputs)
-    return plan_of(order, inputs)
+    start = start_of(order, inputs)
+    return plan_of(order, inputs, start.n_features if start else 0)
 
 
 def _checked(options: Mapping[str, Any] | None, **urls: str | Sequence[str]) -> dict[str, list[str]]:
@@ -407,7 +409,10 @@ def _weighing_shards(model: FMModel, shards: Sequence[Shard], options: Mapping[s
 def _weighing_rows(model: FMModel, data: Any) -> FMModel:
     """The same of rows in memory, or of a frame of Dask."""
     weight = model.schema.weight
-    return _weighing(model, not weight or root_of(weight, names_of(data)) is not None, "the rows lack")
+    # Of a list any row: where only some have a weight, they are refused as they are put together.
+    firsts = data if isinstance(data, list | tuple) else [data]
+    is_there = not weight or any(root_of(weight, names_of(each)) is not None for each in firsts)
+    return _weighing(model, is_there, "the rows lack")
 
 
 def _weighing(model: FMModel, is_there: bool, lacking: str) -> FMModel:

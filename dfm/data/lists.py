@@ -64,6 +64,11 @@ def _split(array: pa.Array, column: str, separator: str) -> pa.Array:
 
 def _keys_and_weights(elements: pa.Array, column: str) -> tuple[pa.Array, pa.Array | None]:
     kind = elements.type
+    if is_list(kind):
+        raise DataError(
+            f"column {column!r} holds lists of {kind}; flatten it: elements are single values, or pairs of a category "
+            "and its weight"
+        )
     if not pa.types.is_struct(kind):
         return elements, None
     if kind.num_fields != 2:

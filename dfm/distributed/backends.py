@@ -51,11 +51,11 @@ class Choice:
     text: str
 
 
-def cluster_of(order: Order, inputs: Inputs) -> ClusterSettings:
+def cluster_of(order: Order, inputs: Inputs, earlier_features: int = 0) -> ClusterSettings:
     """The cluster that a training asks for. Where nobody says how many local workers there are, it is as many as have a
-    processor and enough memory; two for each GPU, where it may train on some.
+    processor and enough memory; two for each GPU, where it may train on some. earlier_features: as in `plan_of`.
     """
-    settings, plan = order.job.cluster, plan_of(order, inputs)
+    settings, plan = order.job.cluster, plan_of(order, inputs, earlier_features)
     found = sized(settings, lambda n_workers: worker_memory(plan, settings.threads_per_worker, n_workers))
     if settings.workers != "auto" or found.workers == "auto" or not _may_use_gpus(order.of_fields(inputs.schema).work):
         return found

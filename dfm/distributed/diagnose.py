@@ -62,7 +62,9 @@ class Diagnosis:
 
     def _found(self, blocks: Sequence[Future], metrics: dict[str, Any]) -> list[Finding]:
         model = self.job.model
-        counts = self.watch.result(self.watch.submit(count_fields, self.prepared.vocabulary))
+        counts = self.prepared.summary.by_field or self.watch.result(
+            self.watch.submit(count_fields, self.prepared.vocabulary)
+        )
         linear = self._linear_metrics(blocks) if metrics and self._has_pairs else {}
         return [
             *column_findings(self.prepared.reading.schema, counts, model.min_count, self.collided_share),

@@ -177,12 +177,13 @@ def _damage(model: FMModel, sample: Sample, donors: Donors, n_repeats: int) -> D
 
 def _fields_made_of(schema: ResolvedSchema) -> dict[str, list[Field]]:
     """By column the fields that are made of it, and those that crosses among them are made of, which encoding needs."""
-    found: dict[str, list[Field]] = {}
-    for column in schema.columns:
-        own = [entry for entry in schema.fields if column in schema.sources(entry.columns)]
-        parts = {name for entry in own if entry.kind == "cross" for name in entry.columns}
-        found[column] = [entry for entry in schema.fields if entry in own or entry.name in parts]
-    return found
+    by_name = {entry.name: entry for entry in schema.fields}
+    found: dict[str, dict[int, Field]] = {column: {} for column in schema.columns}
+    for entry in schema.fields:
+        parts = [by_name[name] for name in entry.columns if name in by_name] if entry.kind == "cross" else []
+        for column in schema.sources(entry.columns):
+            found[column] |= {each.index: each for each in (entry, *parts)}
+    return {column: [own[at] for at in sorted(own)] for column, own in found.items()}
 
 
 def _changed(

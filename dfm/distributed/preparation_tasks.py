@@ -44,6 +44,7 @@ from dfm.data.vocabulary import (
 )
 from dfm.kernels.pairs import PairCount
 from dfm.model.drift import Sights, Watcher, seen_bits
+from dfm.training.diagnosis import FieldCounts, count_fields
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Hashed:
 @dataclass(frozen=True)
 class VocabularySummary:
     """Sizes that the driver needs; the vocabulary itself stays on the workers. spread: as `spread_of` has it;
-    n_earlier: of the features, those that an earlier model had and no row of today.
+    n_earlier: of the features, those that an earlier model had and no row of today; by_field: counts of today's rows
+    alone, where the vocabulary has those of an earlier model, too.
     """
 
     n_features: int
@@ -67,6 +69,7 @@ class VocabularySummary:
     n_distinct: int
     spread: float = 0.0
     n_earlier: int = 0
+    by_field: Sequence[FieldCounts] = ()
 
 
 def on_this_worker(reading: Reading) -> Reading:
@@ -114,15 +117,18 @@ def order_vocabulary(
 
 
 def summarise(
-    vocabulary: Vocabulary, hashed: Hashed, went_on: bool
+    vocabulary: Vocabulary, hashed: Hashed, alone: tuple[Sequence[str], int, int, int] | None = None
 ) -> tuple[VocabularySummary, RowAccount, RowAccount]:
     """Sizes of the vocabulary, and the accounts of the rows that made it, and of those held out of them.
 
-    went_on: whether it has features of an earlier model.
+    alone: of one with features of an earlier model, what makes one of these rows alone (`order_vocabulary`).
     """
-    n_earlier = n_besides(vocabulary, hashed.counts) if went_on else 0
-    n_distinct, spread = len(hashed.counts.ids) + n_earlier, spread_of(vocabulary.counts, hashed.account.accepted)
-    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread, n_earlier)
+    n_distinct, spread = len(hashed.counts.ids), spread_of(vocabulary.counts, hashed.account.accepted)
+    summary = VocabularySummary(vocabulary.n_features, vocabulary.n_factored, n_distinct, spread)
+    if alone is not None:
+        n_earlier, today = n_besides(vocabulary, hashed.counts), build_vocabulary(hashed.counts, *alone)
+        n_distinct += n_earlier
+        summary = replace(summary, n_distinct=n_distinct, n_earlier=n_earlier, by_field=count_fields(today))
     return summary, hashed.account, hashed.held_out
 
 

@@ -90,8 +90,10 @@ def prepare(run: Run) -> Prepared:
     validation = replace(validation, statistics=training.statistics, group_column=group)
     hashed, judged = _hash_rows(run, training, validation)
     merged = _merge_all(run.watch, hashed, run.job.model.hash_bits)
-    vocabulary, key = _vocabulary(run, training, merged)
-    summary, account, held_out = run.watch.result(run.watch.submit(summarise, vocabulary, merged, run.warm is not None))
+    wanted = _wanted_of(run, training)
+    vocabulary, key = _vocabulary(run, training, merged, wanted)
+    told = run.watch.submit(summarise, vocabulary, merged, wanted if run.warm else None)
+    summary, account, held_out = run.watch.result(told)
     if judged:
         held_out = run.watch.result(run.watch.submit(account_of, judged))
     _check_accounts(run, training, account, held_out)
@@ -272,17 +274,24 @@ def _merge_all(watch: Watch, hashed: list[Future], hash_bits: int) -> Future:
             return hashed[0]
 
 
-def _vocabulary(run: Run, reading: Reading, merged: Future) -> tuple[Future, str]:
-    model, columns = run.job.model, [entry.name for entry in reading.schema.fields]
+_Wanted = tuple[Sequence[str], int, int, int]
+
+
+def _wanted_of(run: Run, reading: Reading) -> _Wanted:
+    """The columns of a vocabulary and its knobs, as `order_vocabulary` takes them."""
+    model = run.job.model
     least = model.min_count_factors if model.n_factors else _NEVER
-    knobs = model.hash_bits, model.min_count, least
+    return [entry.name for entry in reading.schema.fields], model.hash_bits, model.min_count, least
+
+
+def _vocabulary(run: Run, reading: Reading, merged: Future, wanted: _Wanted) -> tuple[Future, str]:
     units = [unit for tasks in run.inputs.plan.replicas for task in tasks for unit in task]
-    made_of: tuple[object, ...] = reading.key(), knobs, sorted(units_key(units), key=str)
+    made_of: tuple[object, ...] = reading.key(), wanted[1:], sorted(units_key(units), key=str)
     if run.warm is None:
-        return run.watch.submit(order_vocabulary, merged, columns, *knobs), fingerprint(*made_of)
+        return run.watch.submit(order_vocabulary, merged, *wanted), fingerprint(*made_of)
     earlier = run.of_start(run.warm.vocabulary)
     fading = 1.0 - run.warm.decay, int(run.warm.sha256[:8], 16)
-    future = run.watch.submit(order_vocabulary, merged, columns, *knobs, earlier, fading)
+    future = run.watch.submit(order_vocabulary, merged, *wanted, earlier, fading)
     return future, fingerprint(*made_of, run.warm.identity, run.warm.decay)
 
 

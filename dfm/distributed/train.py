@@ -121,7 +121,8 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     checkpoints = _find_checkpoints(job, inputs, warm)
     result = None
     try:
-        with connect.client_of(backends.cluster_of(order, inputs), client) as own:
+        cluster = backends.cluster_of(order, inputs, warm.n_features if warm else 0)
+        with connect.client_of(cluster, client) as own:
             result = _stages(begin(order, inputs, warm, own, tell, run_id), checkpoints)
     except Exception as error:
         if result is None:

@@ -224,7 +224,7 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
             list_separator=given["list_separator"],
             derive=dict(given["derive"] or {}),
             numeric_transform=given["numeric_transform"],
-            standardize=given["standardize"],
+            standardize=self.standardize,
             hash_bits=given["hash_bits"],
             min_count=given["min_count"],
             min_count_factors=given.get("min_count_factors", 1),

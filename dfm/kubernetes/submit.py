@@ -77,7 +77,8 @@ def _plan(job: Job) -> dict[str, Any]:
             "kubernetes.workers, worker_memory, driver_memory and scratch (dfm knobs)"
         )
     inputs = find_inputs(job)
-    return plan_of(admitted(Order.of(job), inputs), inputs)
+    earlier = 2**job.model.hash_bits if job.training.warm_start else 0  # as many as it can have
+    return plan_of(admitted(Order.of(job), inputs), inputs, earlier)
 
 
 def _check_urls(job: Job) -> None:

@@ -67,6 +67,7 @@ class Start:
     """The models whose mean it is."""
     growth: Growth | None = None
     """Growth of its accumulators; None where it does not say, or where the job's optimizer is another."""
+    n_features: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The new model's note of its origin."""
@@ -129,7 +130,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     growth = Growth.from_dict(manifest["metadata"].get("accumulators"))
     if growth is not None and growth.optimizer != job.training.optimizer:
         growth = None
-    return Start(where, _parameters_sha256(manifest), decay, statistics, _chosen(manifest), options, n_models, growth)
+    told = statistics, _chosen(manifest), options, n_models, growth, int(manifest["n_features"])
+    return Start(where, _parameters_sha256(manifest), decay, *told)
 
 
 def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:

@@ -48,7 +48,7 @@ _BEFORE_WORKERS = ("progress", "plan", "log")
 """Events that a driver may tell while it still waits for its cluster."""
 _KNOW_THE_END = ("plan", "settings", "solving")
 """Events that may say how many epochs there are at most."""
-_PUBLISHED = ("saved", "done")
+PUBLISHED = ("saved", "done")
 """Events of a model that is published."""
 _PASSED_ON = ("stage", "done", "total", "epoch", "round", "rounds", "rows_per_second", "rows", "replicas")
 
@@ -384,7 +384,7 @@ class RunLog:
         self._note(event)
         if event["event"] == "publishing":
             self._is_superseded()
-        if event["event"] in _PUBLISHED:
+        if event["event"] in PUBLISHED:
             return
         if self._published_by:
             raise SupersededError(
@@ -582,7 +582,7 @@ def _changes(record: RunRecord, event: dict[str, Any]) -> dict[str, Any]:
         progress["metrics"] = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "epoch"}
     if kind == "plan":
         return {"progress": json_ready(progress), "tables": json_ready(event.get("tables", []))}
-    if kind not in _PUBLISHED:
+    if kind not in PUBLISHED:
         return {"progress": json_ready(progress)}
     progress["interrupted"] = bool(event.get("interrupted"))
     return {

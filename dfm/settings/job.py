@@ -180,6 +180,8 @@ class Job:
         Knobs that came later are there only where they are not at their defaults.
         """
         tables = self.to_dict()
+        if not self.training.warm_start:  # nothing reads it; jobs stay what they were before its default was another
+            tables["training"]["warm_start_decay"] = 0.1
         return {
             name: {
                 key: value

@@ -20,8 +20,10 @@ _DECODED_CELL = 32
 """Bytes of a cell while its shard is read: Arrow values, hashes, indices and their dealt copies."""
 
 
-def plan_of(order: Order, inputs: Inputs) -> dict[str, Any]:
-    """A training as far as it is known before any row is read, ready for JSON."""
+def plan_of(order: Order, inputs: Inputs, earlier_features: int = 0) -> dict[str, Any]:
+    """A training as far as it is known before any row is read, ready for JSON. earlier_features: of the model that it
+    goes on from.
+    """
     job, plan, schema = order.job, inputs.plan, inputs.schema
     layout = order.of_fields(schema).work.layout
     longest = plan.longest_round if inputs.course.n_epochs > 1 else 1
@@ -33,21 +35,21 @@ def plan_of(order: Order, inputs: Inputs) -> dict[str, Any]:
         "parquet_bytes": sum(shard.size for shard in inputs.train),
         "largest_shard_rows": max(shard.n_rows for shard in inputs.train),
         "round_rows_per_replica": rows_per_round,
-        **bounds(inputs.n_rows, len(schema.fields), rows_per_round, job.model, layout, bool(job.training.warm_start)),
+        **bounds(inputs.n_rows, len(schema.fields), rows_per_round, job.model, layout, earlier_features),
     }
 
 
 def bounds(
-    n_rows: int, n_fields: int, rows_per_round: int, model: ModelSettings, layout: Layout, goes_on: bool = False
+    n_rows: int, n_fields: int, rows_per_round: int, model: ModelSettings, layout: Layout, earlier_features: int = 0
 ) -> dict[str, int]:
-    """Upper bounds in bytes, by their names in a plan: no more features than entries, nor than 2^hash_bits.
+    """Upper bounds in bytes, by their names in a plan: no more features than entries, and those of the model that
+    training goes on from, nor than 2^hash_bits.
 
-    Parameters are those of all models that are trained beside each other. goes_on: from an earlier model, whose
-    features are there beside those of the rows.
+    Parameters are those of all models that are trained beside each other.
     """
     shared = 4 * layout.n_numbers(0, 0, n_fields)
     per_feature = 4 * layout.n_numbers(1, 1, n_fields) - shared
-    most_features = 2**model.hash_bits if goes_on else min(2**model.hash_bits, n_rows * n_fields)
+    most_features = min(2**model.hash_bits, n_rows * n_fields + earlier_features)
     most_touched = min(most_features, rows_per_round * n_fields)
     return {
         "partition_cache_bytes": n_rows * (4 * n_fields + 12 + (2 * layout.n_groups if layout.groups else 0)),

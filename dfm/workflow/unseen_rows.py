@@ -22,17 +22,20 @@ from dfm.data.parquet import Shard, Unit, naming_shard, read_unit
 from dfm.data.reading import fingerprint
 from dfm.data.snapshots import pins_of
 from dfm.data.time_split import at_or_after
-from dfm.errors import DataError, ModelError
+from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import read_manifest
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.storage.tables import TableUrl
 from dfm.training.inputs import Inputs, find_inputs
+from dfm.workflow.moments import is_earlier
 
 logger = logging.getLogger(__name__)
 _THREADS = 8
 _FORGOTTEN = 0.01
 """Share of an earlier model, after what is forgotten at each start, below which it is not asked what it has seen."""
+_MOST_STARTS = 30
+"""Models that a model goes on from which are asked at most: a month of nights."""
 _OTHER_DATA = "its job names its data by relative paths, and other data are found there than it was trained on"
 
 
@@ -42,11 +45,12 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
     on both sides.
     """
     known, untold = read_manifest(model, options)["metadata"], list[str]()
-    _check_own(model, known, shards, options)
+    later: _Later = {}
+    _check_own(model, known, shards, options, later)
     for earlier, told in _earlier(known, options):
         try:
-            seen = _seen_by(earlier, told, shards, options)
-        except DataError as error:
+            seen = _seen_by(earlier, told, shards, options, later)
+        except (DataError, SettingsError) as error:  # a setting of then may be none of today's
             untold.append(f"{earlier}: {error}")
             continue
         if seen:
@@ -63,7 +67,9 @@ def check(model: str, shards: Sequence[Shard], options: files.Options = None) ->
         )
 
 
-def _check_own(model: str, known: Mapping[str, Any], shards: Sequence[Shard], options: files.Options) -> None:
+def _check_own(
+    model: str, known: Mapping[str, Any], shards: Sequence[Shard], options: files.Options, later: _Later
+) -> None:
     """The check of the model itself."""
     settings = known.get("settings") or {}
     if not {"data", "output", "schema"} <= settings.keys():
@@ -80,8 +86,8 @@ def _check_own(model: str, known: Mapping[str, Any], shards: Sequence[Shard], op
         own = {shard.url for shard in inputs.train}
         both = [shard for shard in shards if shard.url in own]
         bound = _Bound(inputs.schema.time, inputs.split.bound, inputs.schema.missing)
-        seen = _before(both, bound, model, options) if bound.moment else both
-    except DataError as error:
+        seen = _before(both, bound, model, options, later) if bound.moment else both
+    except (DataError, SettingsError) as error:
         _warn(model, str(error))
         return
     if seen:
@@ -109,19 +115,19 @@ def _warn(model: str, why: str) -> None:
 
 
 def _earlier(known: Mapping[str, Any], options: files.Options) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """The models that a model goes on from, the nearest first, as long as it remembers them: place and metadata. None
-    of one that is gone, or in whose place another one lies: what that went on from nobody knows.
+    """The models that a model goes on from, the nearest first, as long as it remembers them, and not too many: place
+    and metadata. None of one that is gone, or in whose place another one lies: what that went on from nobody knows.
     """
     share, seen = 1.0, set[tuple[str, str]]()
     while start := known.get("warm_start"):
         url, sha256 = str(start["model"]), str(start["sha256"])
         share *= 1.0 - float(start.get("decay", 0.0))
-        if share < _FORGOTTEN or (url, sha256) in seen:
+        if share < _FORGOTTEN or (url, sha256) in seen or len(seen) == _MOST_STARTS:
             return
         seen.add((url, sha256))
         try:
             manifest = read_manifest(url, options)
-        except ModelError:
+        except (ModelError, SettingsError):
             manifest = {}
         if manifest.get("files", {}).get("parameters", {}).get("sha256") != sha256:
             yield url, None
@@ -131,10 +137,10 @@ def _earlier(known: Mapping[str, Any], options: files.Options) -> Iterator[tuple
 
 
 def _seen_by(
-    model: str, known: Mapping[str, Any] | None, shards: Sequence[Shard], options: files.Options
+    model: str, known: Mapping[str, Any] | None, shards: Sequence[Shard], options: files.Options, later: _Later
 ) -> list[Shard]:
     """The shards that an earlier model was trained on. DataError where that cannot be told. Its data are looked for
-    only where its settings name some of the shards: of a chain of nights hardly one does.
+    only where its settings name some of the shards, and rows of these lie before the moment from which on it validated.
     """
     if known is None:
         raise DataError("it is gone, or another model lies in its place")
@@ -147,7 +153,7 @@ def _seen_by(
     )
     named = [shard for shard in shards if _may_name(model, settings, shard.url)]
     if named and bound.column and bound.moment:
-        named = _before(named, bound, model, options)
+        named = _before(named, bound, model, options, later)
     if not named:
         return []
     train = _inputs_of(model, known, options).train
@@ -222,18 +228,31 @@ class _Bound:
     missing: tuple[str, ...]
 
 
-def _before(shards: Sequence[Shard], bound: _Bound, model: str, options: files.Options) -> list[Shard]:
+_Later = dict[tuple[str, str, tuple[str, ...]], str]
+"""By shard, column and what is missing in it: a moment before which no row lies. Earlier models of a chain validated on
+earlier rows, so that each shard is read about once.
+"""
+
+
+def _before(shards: Sequence[Shard], bound: _Bound, model: str, options: files.Options, later: _Later) -> list[Shard]:
     """The shards all of whose rows lie before the moment from which on rows validated; warns of those with some."""
-    full = [shard for shard in shards if shard.n_rows]
+
+    def is_later(shard: Shard) -> bool:
+        known = later.get((shard.url, bound.column, bound.missing), "")
+        return bool(known) and not is_earlier(known, bound.moment)
+
+    full = [shard for shard in shards if shard.n_rows and not is_later(shard)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        later = list(pool.map(lambda shard: _rows_from(shard, bound, options), full))
-    some = [shard for shard, n_rows in zip(full, later, strict=True) if 0 < n_rows < shard.n_rows]
+        from_then_on = list(pool.map(lambda shard: _rows_from(shard, bound, options), full))
+    counted = list(zip(full, from_then_on, strict=True))
+    later |= {(one.url, bound.column, bound.missing): bound.moment for one, n_rows in counted if n_rows == one.n_rows}
+    some = [shard for shard, n_rows in counted if 0 < n_rows < shard.n_rows]
     if some:
         logger.warning(
             "the model at %s was trained on those rows of %s that lie before %s by %s; metrics there are too good",
             *(model, _listed(some), bound.moment, bound.column),
         )
-    return [shard for shard, n_rows in zip(full, later, strict=True) if not n_rows]
+    return [shard for shard, n_rows in counted if not n_rows]
 
 
 def _rows_from(shard: Shard, bound: _Bound, options: files.Options) -> int:

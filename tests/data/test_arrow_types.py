@@ -12,6 +12,7 @@ from dfm.data.arrow_types import column_kind, flat
 from dfm.data.encoding import encode_batch, parse_numbers
 from dfm.data.guess import guess
 from dfm.data.hashing import hash_category
+from dfm.data.lists import lists_of
 from dfm.data.parquet import Unit, feature_schema, find_shards, read_unit
 from dfm.data.schema import resolve
 from dfm.errors import DataError
@@ -120,6 +121,11 @@ def test_lists_of_more_than_categories_and_weights_become_no_feature_by_themselv
     fields = [entry.name for entry in find_inputs(job).schema.fields]
     assert fields == (["site", "items"] if is_feature else ["site"])
     assert ("# left out: items: it holds" in guess(tmp_path)) != is_feature
+
+
+def test_lists_of_lists_that_a_job_names_are_to_be_flattened():
+    with pytest.raises(DataError, match=r"'items' holds lists of list<.*flatten it"):
+        lists_of(pa.array([[["a"], ["b"]]]), "items", "")
 
 
 # --------------------------------------------------------------------------------------------- structs ----

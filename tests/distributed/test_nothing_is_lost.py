@@ -208,7 +208,7 @@ def test_what_cannot_be_published_is_kept_and_published_without_training(
     assert [event["epoch"] for event in history] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", ["round", "epoch", "done"])
+@pytest.mark.parametrize("kind", ["round", "epoch", "saved", "done"])
 def test_an_observer_that_fails_at_the_end_costs_no_training(
     kind: str, log: Path, tmp_path: Path, client: Client, expected: str, monkeypatch: Patch
 ) -> None:
@@ -217,13 +217,13 @@ def test_an_observer_that_fails_at_the_end_costs_no_training(
 
     def observe(event: dict[str, Any]) -> None:
         seen.append(event["event"])
-        last = {"round": ROUNDS, "epoch": EPOCHS, "done": 1}[kind]
+        last = {"round": ROUNDS, "epoch": EPOCHS, "saved": 1, "done": 1}[kind]
         if event["event"] == kind and seen.count(kind) == last:
             raise Fault("it broke")
 
     with pytest.raises(Fault):
         jobs.train(tables, client, on_event=observe)
-    if kind == "done":
+    if kind in ("saved", "done"):
         record = runs.read_run(tables["output"]["directory"])
         assert record is not None
         assert (record.state, record.parameters_sha256) == ("finished", expected)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
@@ -15,7 +17,8 @@ from dfm import jobs
 from dfm.distributed.train import TrainResult
 from dfm.errors import RunCancelled, SettingsError
 from dfm.model.fm_model import read_manifest
-from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables
+from dfm.settings.tables import TrainingSettings
+from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log
 
 EPOCH = {"n_epochs": 1, "schedule": "constant"}
 
@@ -92,7 +95,7 @@ def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(
     """Nights without a value halve what is known of it, weights and occurrences, until it counts too little."""
     known, told = yesterday.model, list[dict[str, Any]]()
     data = {"train": str(log / f"day={LAST_DAY}"), "validation_from": ""}
-    seen = hashed_of_day(log, work, client)
+    seen = hashed_of_day(log, work, client, LAST_DAY)
     gone = ~np.isin(known.vocabulary.ids, seen)
     gone[known.vocabulary.rare] = False
     url, counts = yesterday.model_url, known.vocabulary.counts
@@ -117,12 +120,30 @@ def test_values_that_do_not_come_today_fade_and_are_forgotten_one_day(
         assert event["distinct_features"] == len(seen) + np.count_nonzero(stay)
 
 
-def hashed_of_day(log: Path, work: Path, client: Client) -> np.ndarray:
-    """The indices of all values of the last day."""
-    data = {"train": str(log / f"day={LAST_DAY}"), "validation_from": ""}
+def hashed_of_day(log: Path, work: Path, client: Client, day: str) -> np.ndarray:
+    """The indices of all values of a day."""
+    data = {"train": str(log / f"day={day}"), "validation_from": ""}
     tables = job_tables(log, work, data=data, model={"min_count": 1}, training=EPOCH)
-    tables["output"] = {"directory": str(work / "all values")}
+    tables["output"] = {"directory": str(work / f"all values of {day}")}
     return jobs.train(tables, client).model.vocabulary.ids
+
+
+def test_the_diagnosis_of_a_night_is_of_its_own_rows(
+    log: Path, work: Path, client: Client, yesterday: TrainResult
+) -> None:
+    """A column that is broken today had many values in the nights before."""
+    rows = read_log(log, LAST_DAY)
+    rows = rows.set_column(rows.schema.get_field_index("C1"), "C1", pa.array(["broken"] * rows.num_rows))
+    folder = work / "broken" / f"day={LAST_DAY}"
+    folder.mkdir(parents=True)
+    pq.write_table(rows.drop_columns(["day"]), folder / "part.parquet")
+    told: list[dict[str, Any]] = []
+    data = {"train": str(work / "broken"), "validation_from": ""}
+    training = {**EPOCH, "warm_start": yesterday.model_url}
+    tables = job_tables(log, work, data=data, training=training, output={"directory": str(work / "broken out")})
+    jobs.train(tables, client, on_event=told.append)
+    (diagnosis,) = [event for event in told if event["event"] == "diagnosis"]
+    assert ("one-value", "C1") in [(each["kind"], each["column"]) for each in diagnosis["findings"]]
 
 
 def test_a_checkpoint_of_another_rule_for_earlier_features_is_refused(
@@ -156,11 +177,16 @@ def test_accumulators_go_on_where_they_stood(log: Path, work: Path, client: Clie
     afresh = today(log, work, client, "afresh", warm_start=str(forgetful))
     by_row = today(log, work, client, "by row", warm_start=yesterday.model_url, optimizer="adagrad-row")
 
+    came = hashed_of_day(log, work, client, "2026-11-16")
+
     def way(result: TrainResult) -> float:
-        """How far the weights that both models have went from nine tenths of yesterday's."""
+        """How far the weights of today's values that both models have went from where they began."""
         earlier, later = yesterday.model, result.model
-        _, theirs, ours = np.intersect1d(earlier.vocabulary.ids, later.vocabulary.ids, return_indices=True)
-        start = 0.9 * earlier.table.linear_weights[theirs]
+        known = np.intersect1d(earlier.vocabulary.ids, came)
+        _, theirs, ours = np.intersect1d(known, later.vocabulary.ids, return_indices=True)
+        theirs = np.flatnonzero(np.isin(earlier.vocabulary.ids, known[theirs]))
+        theirs, ours = theirs[np.argsort(earlier.vocabulary.ids[theirs])], ours
+        start = (1 - TrainingSettings.warm_start_decay) * earlier.table.linear_weights[theirs]
         return float(np.abs(later.table.linear_weights[ours] - start).mean())
 
     assert way(remembering) < 0.9 * way(afresh)

@@ -45,6 +45,14 @@ PUBLISHES_FOR_LONG = """log.on_event({"event": "epoch", "epoch": 1})
                       "interrupted": True})"""
 
 
+@pytest.fixture(autouse=True)
+def heard_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, also where tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job.from_dict({"data": {"train": "x"}, "output": {"directory": f"{tmp_path}/out"}})
