@@ -57,3 +57,22 @@ def test_lots_are_even_and_unlike_each_other() -> None:
     assert counts.sum() == len(found) == 30_000
     assert abs(counts / 1_500 - 1).max() < 0.1
     assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.02
+
+
+def test_a_copy_of_the_data_elsewhere_has_its_batches_in_the_same_places(tmp_path: Path) -> None:
+    """Rows to look at are drawn by place; files of one name in several folders have places of their own."""
+    for day in ("1", "2"):
+        for copy in ("here", "there"):
+            folder = tmp_path / copy / f"day={day}"
+            folder.mkdir(parents=True)
+            pq.write_table(pa.table({"n": range(N_ROWS)}), folder / "a.parquet", row_group_size=300)
+    here, there = (
+        [
+            batch.place
+            for shard in find_shards([str(tmp_path / copy)])
+            for batch in read_unit(Unit(shard, 0, N_ROWS), ["n"])
+        ]
+        for copy in ("here", "there")
+    )
+    assert here == there
+    assert len({*here}) == len(here) == 8

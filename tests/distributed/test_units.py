@@ -187,6 +187,15 @@ FORMS: dict[str, Callable[[pa.Table], Any]] = {
 }
 
 
+def test_rows_of_which_only_some_have_a_weight_are_refused_whichever_comes_first() -> None:
+    plain = make_model(PLAIN)
+    model = dataclasses.replace(plain, schema=dataclasses.replace(plain.schema, weight="w"))
+    bare, *others = random_table(3).to_pylist()
+    for rows in ([bare, *({**row, "w": 2.0} for row in others)], [{**bare, "w": 2.0}, *others]):
+        with pytest.raises(DataError, match="'w'"):
+            jobs.evaluate(model, rows)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_so_are_rows_in_memory(form: str, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     plain = make_model(PLAIN)

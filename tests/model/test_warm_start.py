@@ -95,6 +95,7 @@ def test_a_start_that_fits_takes_over_the_statistics(model: FMModel, published: 
     assert start.statistics["price"] == model.statistics["price"]
     assert start.load().parameters_sha256() == model.parameters_sha256()
     assert start.describe()["model"] == published
+    assert start.n_features == model.vocabulary.n_features
     assert find_start(load_job({}), model.schema) is None
 
 

@@ -267,6 +267,9 @@ def test_sizes_are_planned_without_a_look_at_places_that_only_pods_reach(tmp_pat
         "kubernetes": {"volumes": [{"mount": "/data", "claim": "models"}]},
     }
     assert submit.prepare(Job.from_dict(tables)).sizing.workers == 1
+    cold = Job.from_dict({**tables, "training": {"n_replicas": 2}})
+    warm, full = submit._plan(Job.from_dict(tables)), 4 * 2**20  # a number for each place of the table, at least
+    assert submit._plan(cold)["parameter_bytes_at_most"] < full < warm["parameter_bytes_at_most"]
     with pytest.raises(SettingsError, match=r'model\.choose = "best" needs rows to validate on'):
         submit.prepare(Job.from_dict({**tables, "model": {"choose": "best"}}))
 

@@ -94,6 +94,16 @@ def test_an_earlier_model_that_is_all_but_forgotten_is_not_asked(copied: Path, l
     unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
 
 
+def test_no_more_earlier_models_are_asked_than_a_month_has(
+    copied: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unseen_rows, "_MOST_STARTS", 2)
+    with pytest.raises(DataError):
+        unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
+    monkeypatch.setattr(unseen_rows, "_MOST_STARTS", 1)
+    unseen_rows.check(str(copied / "2" / "model"), shards_of(log, SEEN))
+
+
 def test_models_that_go_on_from_each_other_are_asked_once(copied: Path, log: Path) -> None:
     first, last = (json.loads((copied / night / "model" / "model.json").read_text()) for night in ("0", "2"))
     start = {"model": str(copied / "2" / "model"), "sha256": last["files"]["parameters"]["sha256"], "decay": 0.0}
