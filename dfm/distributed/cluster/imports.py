@@ -39,6 +39,7 @@ class _Server:
         if os.getppid() != self._command:
             self._leave()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        gc.disable()  # all that is imported stays
         try:
             _import()
         except Exception as error:  # of which Python's fork server would swallow some, and fork what is half imported
@@ -50,6 +51,7 @@ class _Server:
         util.register_after_fork(self, _Server._end_in_full)
         # What is here stays: workers share its pages for as long as no collection writes to them.
         gc.freeze()
+        gc.enable()
 
     def _begin_fork(self) -> None:
         """A fork ends when its server does: who waits for it would be told that it has."""
