@@ -16,8 +16,8 @@ _WITH_WORKERS = ("train", "search", "evaluate", "predict", "importance", "report
 _ELSEWHERE = ("--scheduler", "--cluster-factory", "cluster.scheduler", "cluster.factory")
 _NOWHERE = ("--dry-run", "--help", "-h")
 _GARBAGE = 100_000
-"""Objects made since the last collection of garbage from which there is one: what is imported makes many, all of them to
-stay, and looking through them at Python's 700 takes a fifth of the time.
+"""Objects made since the last collection of garbage from which there is one: importing makes many, all of them to stay,
+and looking through them at Python's 700 takes a fifth of its time.
 """
 
 

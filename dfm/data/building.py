@@ -118,26 +118,42 @@ def _number(touched, shared, features, local_ids):  # type: ignore[no-untyped-de
     return n
 
 
+class Room:
+    """Memory for the entries of partitions that are built one after the other, each where the one before was: whoever
+    gives it to another has no use for that any more. Memory that is new costs as much as writing all entries twice.
+    """
+
+    def __init__(self) -> None:
+        self._words = np.empty(0, np.uint32)
+
+    def of(self, n_words: int) -> NDArray[np.uint32]:
+        """So many words, of any content."""
+        if n_words > len(self._words):
+            self._words = np.empty(n_words + n_words // 16, np.uint32)
+        return self._words[:n_words]
+
+
 def build_partition(
     rows: HashedRows | CodedRows | Sequence[HashedRows | CodedRows],
     vocabulary: Vocabulary,
     lookup: RowLookup,
     order: NDArray[np.int64] | None = None,
+    room: Room | None = None,
 ) -> SparsePartition:
     """Look rows up in the vocabulary, keep the features that they touch, shuffle them into `order` (int64[n_rows]).
 
     rows: whole or in parts. Rows that need stored values come after those that do not. Entries of features that the
-    vocabulary lacks are left out.
+    vocabulary lacks are left out. room: where the indices may be.
     """
     parts = [rows] if isinstance(rows, HashedRows | CodedRows) else list(rows)
     parts = [part for part in parts if part.n_rows] or parts[:1]
     coded = _coded_parts(parts, lookup)
     if coded:
-        united, local = _coded_ids(coded, lookup)
+        partition = _of_codes(coded, vocabulary, lookup, order, room)
     else:
         united, local = _hashed_ids([part.hashed().uniform for part in parts], lookup)
-    partition = _compact(united, local, vocabulary, order)
-    return replace(partition, fields=vocabulary.fields[local.features])
+        partition = _compact(united, local, vocabulary, order)
+    return replace(partition, fields=vocabulary.fields[partition.features])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +202,44 @@ def _coded_parts(parts: Sequence[HashedRows | CodedRows], lookup: RowLookup) -> 
     return [] if any(part is None for part in found) else [part for part in found if part is not None]
 
 
-def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRows, _LocalIds]:
-    """The same of coded rows."""
-    n_features, n_fields, n_rows = lookup.n_features, parts[0].n_fields, sum(part.n_rows for part in parts)
+def _of_codes(
+    parts: Sequence[CodedRows],
+    vocabulary: Vocabulary,
+    lookup: RowLookup,
+    order: NDArray[np.int64] | None,
+    room: Room | None,
+) -> SparsePartition:
+    """The partition of coded rows, whose ids are written where they stand in the order, and stay there."""
+    n_fields, n_rows = parts[0].n_fields, sum(part.n_rows for part in parts)
+    order = np.arange(n_rows) if order is None else order
+    local = _coded_ids(
+        parts, lookup, order, room.of(n_rows * n_fields) if room else np.empty(n_rows * n_fields, np.uint32)
+    )
+    ids, kinds, indptr = local.ids, local.kinds, np.arange(n_rows + 1) * n_fields
+    explicit, values = kinds == _EXPLICIT, np.zeros(0, np.float32)
+    n_implicit = n_rows - int(np.count_nonzero(explicit))
+    if n_implicit < n_rows or local.n_kept < len(ids):
+        aside = ids.reshape(n_rows, n_fields)[explicit]
+        values = np.empty(local.n_kept - _close_gaps(kinds, n_fields, ids, indptr), np.float32)
+        if len(aside):
+            source = np.arange(len(aside) + 1) * n_fields, aside.reshape(-1), np.zeros(0, np.float32)
+            stamp = np.full(len(local.features), -1, np.int64)
+            _write_explicit(np.arange(n_rows) - n_implicit, n_implicit, source, (indptr, ids, values), stamp)
+        order = np.concatenate([order[~explicit], order[explicit]])
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "weights", "group_ids")}
+    joined = {name: array[order] if array.size else array for name, array in joined.items()}
+    n_factored = int(np.searchsorted(local.features, vocabulary.n_factored))
+    indices = ids[: local.n_kept]
+    return SparsePartition(
+        indptr, indices, values, features=local.features, n_factored=n_factored, n_implicit=n_implicit, **joined
+    )
+
+
+def _coded_ids(
+    parts: Sequence[CodedRows], lookup: RowLookup, order: NDArray[np.int64], words: NDArray[np.uint32]
+) -> _LocalIds:
+    """The entries of coded rows, in their order, written to `words` uint32[n_entries]."""
+    n_features, n_fields, n_rows = lookup.n_features, parts[0].n_fields, len(order)
     touched, shared = np.zeros(n_features + 1, np.bool_), np.zeros(n_features + 1, np.bool_)
     runs = [
         (_RowsOfRun.of(part, run, lookup), slice(at + run.start, at + run.stop))
@@ -202,14 +253,40 @@ def _coded_ids(parts: Sequence[CodedRows], lookup: RowLookup) -> tuple[HashedRow
     features, local_ids = np.empty(n_features, np.uint32), np.empty(n_features + 1, np.uint32)
     local_ids[n_features] = ABSENT
     features = features[: _number(touched[:n_features], shared, features, local_ids)].copy()
-    ids = np.empty((n_rows, n_fields), np.uint32)
+    ids, places = words.reshape(n_rows, n_fields), np.empty(n_rows, np.int64)
+    places[order] = np.arange(n_rows)
     for run, span in runs:
-        _spread(run.coded, _near(run.coded, local_ids), run.plain, local_ids, ids[span])
+        _spread(run.coded, _near(run.coded, local_ids), run.plain, local_ids, places[span], ids)
     kinds, last = np.empty(n_rows, np.uint8), np.zeros(len(features), np.uint32)
     n_kept = _settle(ids, last, kinds)
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "weights", "group_ids")}
-    united = HashedRows.side_by_side(np.zeros(0, np.uint32), n_fields, **joined).uniform
-    return united, _LocalIds(features, ids.reshape(-1), kinds, n_kept)
+    return _LocalIds(features, ids.reshape(-1), kinds, n_kept)
+
+
+@compiled
+def _close_gaps(kinds, n_fields, ids, indptr):  # type: ignore[no-untyped-def]
+    """Moves rows of implicit values together, in place, over those of others and over what is dropped.
+
+    kinds uint8[n_rows]; ids uint32[n_rows * n_fields]; writes the first of indptr int64[n_rows + 1]. Returns how many
+    entries those rows have.
+    """
+    at, position, width = np.uint64(0), 0, np.uint64(n_fields)
+    for row in range(kinds.size):
+        start = np.uint64(row) * width
+        if kinds[row] == _EXPLICIT:
+            continue
+        if kinds[row] == _WHOLE:
+            if at != start:
+                for i in range(width):
+                    ids[at + i] = ids[start + i]
+            at += width
+        else:
+            for i in range(width):
+                if ids[start + i] != ABSENT:
+                    ids[at] = ids[start + i]
+                    at += np.uint64(1)
+        position += 1
+        indptr[position] = at
+    return at
 
 
 _Coded = tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16]]
@@ -265,9 +342,9 @@ def _near(coded: _Coded, local_ids: NDArray[np.uint32]) -> tuple[NDArray[np.int6
 
 
 @compiled
-def _spread(coded, near, plain, local_ids, out):  # type: ignore[no-untyped-def]
-    """out[i, field] = local id of the field's entry in row i: a few rows of every column at a time, whose lines then
-    stay near. near: of `_near`.
+def _spread(coded, near, plain, local_ids, places, out):  # type: ignore[no-untyped-def]
+    """out[places[i], field] = local id of the field's entry in row i: a few rows of every column at a time, whose lines
+    then stay near. near: of `_near`; places int64[n_rows].
     """
     (codes, tables, code_rows, fields), (begins, ids) = coded, near
     for start in range(0, codes.shape[1], _TILE):
@@ -276,13 +353,13 @@ def _spread(coded, near, plain, local_ids, out):  # type: ignore[no-untyped-def]
             field, base = np.uint64(fields[j]), np.uint64(tables[j] if begins[j] < 0 else begins[j])
             if begins[j] < 0:
                 for i in rows:
-                    out[i, field] = local_ids[code_rows[base + np.uint64(codes[np.uint64(j), i])]]
+                    out[np.uint64(places[i]), field] = local_ids[code_rows[base + np.uint64(codes[np.uint64(j), i])]]
             else:
                 for i in rows:
-                    out[i, field] = ids[base + np.uint64(codes[np.uint64(j), i])]
+                    out[np.uint64(places[i]), field] = ids[base + np.uint64(codes[np.uint64(j), i])]
         for j in range(plain[0].shape[0]):
             for i in rows:
-                out[i, plain[1][j]] = local_ids[plain[0][j, i]]
+                out[np.uint64(places[i]), plain[1][j]] = local_ids[plain[0][j, i]]
 
 
 _TILE = 64

@@ -298,8 +298,13 @@ def are_worth_codes(parts: Sequence[CodedColumns], n_slices: int) -> bool:
     coded, n_rows = _coded_fields(parts), sum(part.n_rows for part in parts)
     blocks = _blocks(parts, coded)
     n_codes = sum(len(block[0].indices_of_codes(j)) for block in blocks for j in coded)
-    are_long = n_rows >= _ROWS_OF_A_RUN * len(blocks) * n_slices
-    return 2 * len(coded) >= len(parts[0].columns) and _WORTH * n_codes <= len(coded) * n_rows and are_long
+    are_few = _WORTH * n_codes <= len(coded) * n_rows
+    return 2 * len(coded) >= len(parts[0].columns) and are_few and are_long_runs(n_rows, len(blocks), n_slices)
+
+
+def are_long_runs(n_rows: int, n_blocks: int, n_slices: int) -> bool:
+    """Whether so many rows, of so many blocks, make runs in each slice that are worth their calls."""
+    return n_rows >= _ROWS_OF_A_RUN * n_blocks * n_slices
 
 
 def lighter(parts: Sequence[CodedRows]) -> list[CodedRows] | list[HashedRows]:

@@ -519,9 +519,8 @@ def _parse_numbers(array: pa.Array, column: str, form: str) -> tuple[Floats, Fla
         array = array.dictionary_encode()
     if pa.types.is_dictionary(array.type):
         values, present, unparsed = _parse_distinct(array.dictionary, column, form)
-        table = np.append(values, 0.0), np.append(present, False), np.append(unparsed, False)
-        numbers, is_present, is_unparsed = (hashing.gather_codes(part, array.indices) for part in table)
-        return numbers, is_present, is_unparsed
+        places = hashing.gather_codes(np.arange(len(values) + 1, dtype=np.uint32), array.indices)
+        return np.append(values, 0.0)[places], np.append(present, False)[places], np.append(unparsed, False)[places]
     types = pa.types
     if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)):
         raise refusal(kind, column, NOT_NUMERIC)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dfm.data.building import build_partition
+from dfm.data.building import Room, build_partition
 from dfm.data.cache import cache_path, mark_used, tell_of_damage
 from dfm.data.chunks import Seed, check_chunk, hash_units, no_rows
 from dfm.data.coded_rows import CodedRows
@@ -89,13 +89,13 @@ def _partitions(
     partitions = [_open_partition(path) for path in paths]
     if None not in partitions:
         return [partition for partition in partitions if partition is not None]
-    built = []
+    built, room = [], Room()
     for s, (path, parts) in enumerate(zip(paths, dealt_rows(), strict=True)):
         rows = [reading.units.applied(part) for part in parts or [no_rows()]]
         order = None
         if seed is not None:
             order = np.random.default_rng((*seed, s)).permutation(sum(part.n_rows for part in rows))
-        by_group(build_partition(rows, vocabulary, lookup, order), reading.groups).save(path)
+        by_group(build_partition(rows, vocabulary, lookup, order, room), reading.groups).save(path)
         built.append(SparsePartition.open(path, just_saved=True))
     return built
 

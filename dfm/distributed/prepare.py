@@ -36,7 +36,6 @@ from dfm.distributed.preparation_tasks import (
     order_vocabulary,
     part_of_shard,
     quantile_columns,
-    remember,
     sights_of_shard,
     sketch_shard,
     summarise,
@@ -75,6 +74,8 @@ class Prepared:
     validation_account: RowAccount
     held_out: Reading
     """The reading of the rows that validate."""
+    sights: Sequence[Future] = ()
+    """Of some hashing tasks how often their values are missing, rare or frequent: what a model is to remember."""
     pairs: PairCount | None = None
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
 
@@ -104,7 +105,7 @@ def prepare(run: Run) -> Prepared:
     replicas, scored = _build_partitions(run, (training, validation), vocabulary, key)
     return Prepared(
         reading=training,
-        vocabulary=_remembered(run, training, vocabulary, key),
+        vocabulary=vocabulary,
         vocabulary_key=key,
         summary=summary,
         replicas=replicas,
@@ -112,6 +113,7 @@ def prepare(run: Run) -> Prepared:
         account=account,
         validation_account=held_out,
         held_out=validation,
+        sights=_sights(run, training, vocabulary, key),
         pairs=_pairs(run, replicas) if run.work.spec.is_paired else None,
     )
 
@@ -295,20 +297,20 @@ def _vocabulary(run: Run, reading: Reading, merged: Future, wanted: _Wanted) -> 
     return future, fingerprint(*made_of, run.warm.identity, run.warm.decay)
 
 
-def _remembered(run: Run, reading: Reading, vocabulary: Future, key: str) -> Future:
-    """The vocabulary with what it is to remember of training rows: of all, or of evenly spaced hashing tasks with about
-    a million, which their workers have at hand.
+def _sights(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
+    """What a model is to remember of training rows: of all, or of evenly spaced hashing tasks with about a million,
+    which their workers have at hand. Nobody waits for it before a model is published: idle workers do it meanwhile.
     """
     tasks, addresses = _tasks(run), run.watch.addresses()
     n_chosen = max(1, math.ceil(len(tasks) * min(1.0, _REMEMBERED_ROWS / max(run.inputs.n_rows, 1))))
-    sights = [
+    return [
         run.watch.submit(
             *(sights_of_shard, reading, task.units, *task.deal, vocabulary, key),
             near=home_of(*task.place, addresses),
+            priority=-1,
         )
         for task in (tasks[at * len(tasks) // n_chosen] for at in range(n_chosen))
     ]
-    return run.watch.submit(remember, vocabulary, sights)
 
 
 def _check_accounts(run: Run, reading: Reading, account: RowAccount, held_out: RowAccount) -> None:

@@ -13,6 +13,7 @@ from dfm.data.reading import fingerprint
 from dfm.distributed.diagnose import Diagnosis
 from dfm.distributed.exact import solving_numbers
 from dfm.distributed.preparation_events import collided_share, rows_event, trained_rows
+from dfm.distributed.preparation_tasks import remember
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Event, Run
 from dfm.distributed.tuning import numbers_found
@@ -88,11 +89,12 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     meaning = Meaning(run.order.objective.info, trained.calibration, are_draws)
     arguments = prepared.reading, known, units[0], where, meaning
     run.tell({"event": "publishing"})
+    vocabulary = run.watch.submit(remember, prepared.vocabulary, prepared.sights)
     if files.is_local(url) and not run.shares_disk:
-        blocks, vocabulary = run.client.gather([list(best), prepared.vocabulary])
-        published = publish_model(blocks, vocabulary, *arguments)
+        blocks, remembered = run.client.gather([list(best), vocabulary])
+        published = publish_model(blocks, remembered, *arguments)
     else:
-        published = run.watch.result(run.watch.submit(publish_model, list(best), prepared.vocabulary, *arguments))
+        published = run.watch.result(run.watch.submit(publish_model, list(best), vocabulary, *arguments))
     for warning in published.warnings:
         logger.warning("%s", warning)
     return published.parameters_sha256

@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from dfm.data.vocabulary import FeatureTally, RowLookup, Vocabulary, build_vocab
 from dfm.kernels.tables import InitialValues
 from dfm.model.drift import Watcher
 from dfm.model.fm_model import FMModel
+from dfm.storage.transfers import sum_of_bits
 from dfm.storage.xxhash import hash_bytes
 from dfm.training import exact, rounds
 from dfm.training.exact_work import ExactWork
@@ -33,10 +34,18 @@ from dfm.training.publish import golden_rows
 from dfm.training.rounds import Work
 
 logger = logging.getLogger(__name__)
-_ROWS, _HASH_BITS = 1 << 11, 14
+_ROWS, _HASH_BITS = 1 << 11, 20
 """Rows that are prepared, and bits of their features."""
 _IDLE = 1.5
 """Seconds below which nothing was compiled: then nothing else has to be, either."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Parts of a job that not every job has: a report on the model, hashing tasks of few rows."""
+
+    report: bool = True
+    few_rows: bool = True
 
 
 def warm_up(
@@ -46,6 +55,7 @@ def warm_up(
     n_slices: int = 1,
     n_models: int = 1,
     place: int = 0,
+    wanted: Wanted = Wanted(),
 ) -> float:
     """Compile in this process most of what a job needs; returns the seconds that it took.
 
@@ -53,15 +63,19 @@ def warm_up(
     workers with a common disk.
     """
     started = time.perf_counter()
-    rows = _Rows(reading, units)
+    rows = _Rows(reading, units, wanted.few_rows)
     steps: list[Callable[[], object]]
     if isinstance(work, ExactWork):
         steps = [lambda: exact.warm_up(work), rows.prepare]
     else:
         walk, judge, average = rounds.calls_of_a_round(work, n_slices, n_models)
-        # Of the workers of a machine one publishes.
-        score = [] if place else [lambda: rows.score(work, time.perf_counter() - started)]
-        steps = [walk, judge, *score, average, rows.prepare]
+
+        def since() -> float:
+            return time.perf_counter() - started
+
+        score = [lambda: rows.score(work, since())] if wanted.report else []
+        # Neighbours share kernels: who would have to wait for one that another compiles has something else to do.
+        steps = [walk, average, lambda: rows.keep(work, since()), *score, judge, rows.prepare]
     for step in reversed(steps) if place % 2 else steps:
         step()
     return time.perf_counter() - started
@@ -79,11 +93,11 @@ def _told_if_in_vain() -> Iterator[None]:
 class _Rows:
     """The first rows of some units. Whatever is wrong with them is told by tasks that need them."""
 
-    def __init__(self, reading: Reading, units: Sequence[Unit]) -> None:
+    def __init__(self, reading: Reading, units: Sequence[Unit], has_few: bool = True) -> None:
         self._units = [Unit(unit.shard, unit.start, min(unit.stop, unit.start + _ROWS)) for unit in units]
         if FeatureTally.fits(reading.hash_bits):  # the same code as of the many features that there may be
             reading = replace(reading, hash_bits=min(reading.hash_bits, _HASH_BITS))
-        self._reading = reading
+        self._reading, self._has_few = reading, has_few
 
     @functools.cached_property
     def _chunk(self) -> Chunk:
@@ -98,14 +112,15 @@ class _Rows:
         return build_vocabulary(merge_counts([self._chunk.counts] * 2, bits), names, bits, 2, 2)
 
     def prepare(self) -> None:
-        """Make partitions of them, in memory: of coded rows, as of many, and, where these had to wait, of rows side by
-        side, as of few.
+        """Make partitions of them, in memory: of coded rows, as of many, and, where there are few and these had to
+        wait, of rows side by side.
         """
         with _told_if_in_vain():
             hash_bytes(b"of cached files")
+            sum_of_bits([np.zeros(1 << 17, np.uint64)])
             started = time.perf_counter()
             self._build(self._chunk)
-            if time.perf_counter() - started >= _IDLE:
+            if self._has_few and time.perf_counter() - started >= _IDLE:
                 self._build(self._hashed(has_codes=False))
 
     def _build(self, chunk: Chunk) -> None:
@@ -115,16 +130,24 @@ class _Rows:
         by_group(partition, self._reading.groups).check()
         Watcher.of(self._vocabulary, self._reading.schema, lookup).sights(chunk.rows)
 
+    def keep(self, work: Work, seconds: float) -> None:
+        """Score some as those who publish a model do. seconds: that were waited until now."""
+        if seconds >= _IDLE and self._units:
+            with _told_if_in_vain():
+                golden_rows(self._model(work), self._reading, self._units[0])
+
     def score(self, work: Work, seconds: float) -> None:
-        """Score some as those who publish a model and report on it do. seconds: that were waited until now."""
-        if seconds < _IDLE or not self._units:
-            return
-        with _told_if_in_vain():
-            vocabulary = self._vocabulary
-            bounds = 0, vocabulary.n_features
-            block = rounds.initial_block(vocabulary, work.layout, bounds, InitialValues(0))
-            about = self._reading.schema, self._reading.task, vocabulary, rounds.whole_table([block])
-            model = FMModel(*about, self._reading.statistics, {}, work.objective.info)
-            golden_rows(model, self._reading, self._units[0])
-            rows = self._chunk.rows.hashed()
-            scoring_partition(replace(rows, values=np.ones(len(rows.indices), np.float32)), model.lookup)
+        """Score some as those who report on a model do. seconds: that were waited until now."""
+        if seconds >= _IDLE and self._units:
+            with _told_if_in_vain():
+                rows = self._chunk.rows.hashed()
+                scoring_partition(
+                    replace(rows, values=np.ones(len(rows.indices), np.float32)), self._model(work).lookup
+                )
+
+    def _model(self, work: Work) -> FMModel:
+        """A model that has learnt nothing."""
+        vocabulary = self._vocabulary
+        block = rounds.initial_block(vocabulary, work.layout, (0, vocabulary.n_features), InitialValues(0))
+        about = self._reading.schema, self._reading.task, vocabulary, rounds.whole_table([block])
+        return FMModel(*about, self._reading.statistics, {}, work.objective.info)

@@ -19,6 +19,7 @@ from distributed import Client, Future
 
 from dfm.data.accounting import RowAccount
 from dfm.data.cache import prune_cache
+from dfm.data.coded_rows import are_long_runs
 from dfm.data.snapshots import pins_of
 from dfm.distributed import backends, monitoring, rehearsal, start
 from dfm.distributed.admitting import admitted, start_of
@@ -363,12 +364,15 @@ def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
 
     with_rows: also what rows need, with some of a local path: of others a whole row group would have to be fetched.
     """
-    longest, n_models = run.inputs.plan.longest_round, run.job.model.n_models
-    units = [unit for replica in run.inputs.plan.replicas for task in replica for unit in task]
-    units = [unit for unit in units[:1] if with_rows and files.is_local(unit.shard.url)]
-    told = run.work, dataclasses.replace(plain_reading(run), on_bad_rows="skip"), units, longest, n_models
+    plan, job = run.inputs.plan, run.job
+    tasks = [task for replica in plan.replicas for task in replica]
+    units = [unit for unit in tasks[0][:1] if with_rows and files.is_local(unit.shard.url)]
+    has_few = not all(are_long_runs(sum(unit.n_rows for unit in task), len(task), plan.n_slices) for task in tasks)
+    reading = dataclasses.replace(plain_reading(run), on_bad_rows="skip")
+    told = run.work, reading, units, plan.longest_round, job.model.n_models
+    wanted = rehearsal.Wanted(job.output.report, has_few)
     return [
-        run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, near=address)
+        run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, wanted, near=address)
         for number, address in enumerate(run.watch.addresses())
     ]
 

@@ -7,6 +7,7 @@ Its name is what the dashboard shows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import time
@@ -338,6 +339,26 @@ def calls_of_a_round(work: Work, n_slices: int = 1, n_models: int = 1) -> list[C
 
     n_slices: as many as a round walks. n_models: of whose mean scores are needed in the end.
     """
+
+    @functools.cache  # once it is asked for: another process may be compiling what it needs
+    def begun() -> tuple[Block, SparsePartition]:
+        return _next_to_nothing(work)
+
+    def judge() -> None:
+        block, partition = begun()
+        evaluate_partitions(work, [block], [partition])
+        if n_models > 1:
+            evaluate_partitions(work.of_mean(n_models), [mean_block([[block]] * n_models)], [partition])
+
+    def walk() -> None:
+        block, partition = begun()
+        train_replicas(work, 0, range(n_slices), [block], [[partition] * n_slices] * 2)
+
+    return [walk, judge, lambda: _average_nothing(work, *begun())]
+
+
+def _next_to_nothing(work: Work) -> tuple[Block, SparsePartition]:
+    """Parameters of two features, and a row that has them."""
     ids = np.arange(2, dtype=np.uint32)
     table = initialise(work.layout, ids, 2, InitialValues(0), 1)
     partition = SparsePartition(
@@ -352,18 +373,7 @@ def calls_of_a_round(work: Work, n_slices: int = 1, n_models: int = 1) -> list[C
         np.zeros(2, np.uint16),
         group_ids=np.zeros(2, np.uint64),
     )
-    block = Block(0, table)
-
-    def judge() -> None:
-        evaluate_partitions(work, [block], [partition])
-        if n_models > 1:
-            evaluate_partitions(work.of_mean(n_models), [mean_block([[block]] * n_models)], [partition])
-
-    return [
-        lambda: train_replicas(work, 0, range(n_slices), [block], [[partition] * n_slices] * 2),
-        judge,
-        lambda: _average_nothing(work, block, partition),
-    ]
+    return Block(0, table), partition
 
 
 def _average_nothing(work: Work, block: Block, partition: SparsePartition) -> Block:

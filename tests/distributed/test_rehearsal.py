@@ -44,18 +44,18 @@ def work_of(solver: str = "sgd") -> Any:
     return work if solver != "sgd" else dataclasses.replace(work, backend="numba")
 
 
-def test_workers_with_a_common_disk_begin_at_opposite_ends_and_one_scores(reading, unit, monkeypatch) -> None:
+@pytest.mark.parametrize("report", [True, False])
+def test_workers_with_a_common_disk_begin_at_opposite_ends(reading, unit, monkeypatch, report: bool) -> None:
     called: list[str] = []
     calls = [lambda name=name: called.append(name) for name in ("walk", "judge", "average")]
     monkeypatch.setattr(rounds, "calls_of_a_round", lambda *_: calls)
     monkeypatch.setattr(rehearsal._Rows, "prepare", lambda _: called.append("prepare"))
+    monkeypatch.setattr(rehearsal._Rows, "keep", lambda *_: called.append("keep"))
     monkeypatch.setattr(rehearsal._Rows, "score", lambda *_: called.append("score"))
+    steps = ["walk", "average", "keep", *(["score"] if report else []), "judge", "prepare"]
     for place in range(3):
-        rehearsal.warm_up(work_of(), reading, [unit], place=place)
-    first, second, third = called[:5], called[5:9], called[9:]
-    assert first == ["walk", "judge", "score", "average", "prepare"]
-    assert second == ["prepare", "average", "judge", "walk"]
-    assert third == ["walk", "judge", "average", "prepare"]
+        rehearsal.warm_up(work_of(), reading, [unit], place=place, wanted=rehearsal.Wanted(report=report))
+    assert called == [*steps, *reversed(steps), *steps]
 
 
 PROGRAM = """
@@ -135,12 +135,25 @@ def test_rows_that_cannot_be_prepared_are_left_to_those_who_need_them(
 def test_rows_are_scored_only_where_something_had_to_be_compiled(reading, unit, monkeypatch) -> None:
     found: list[int] = []
     monkeypatch.setattr(rehearsal, "golden_rows", lambda model, *_: found.append(model.vocabulary.n_features))
-    rehearsal._Rows(reading, [unit]).score(work_of(), 0.1)
-    rehearsal._Rows(reading, []).score(work_of(), 2.0)
-    assert found == []
-    rehearsal._Rows(reading, [unit]).score(work_of(), 2.0)
+    partitions: list[int] = []
+    monkeypatch.setattr(rehearsal, "scoring_partition", lambda rows, _: partitions.append(rows.n_rows))
+    for units, seconds in (([unit], 0.1), ([], 2.0), ([unit], 2.0)):
+        rehearsal._Rows(reading, units).keep(work_of(), seconds)
+        rehearsal._Rows(reading, units).score(work_of(), seconds)
     assert len(found) == 1
     assert found[0] > 50
+    assert partitions == [600]
+
+
+@pytest.mark.parametrize("has_few", [True, False])
+def test_rows_side_by_side_are_prepared_only_where_tasks_may_have_few(
+    reading, unit, monkeypatch, has_few: bool
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(rehearsal, "_IDLE", 0.0)
+    monkeypatch.setattr(rehearsal._Rows, "_build", lambda _, chunk: built.append(chunk))
+    rehearsal._Rows(reading, [unit], has_few).prepare()
+    assert len(built) == 1 + has_few
 
 
 def test_an_exact_solver_is_rehearsed_and_its_rows_are_prepared(reading, unit, monkeypatch) -> None:
@@ -158,9 +171,10 @@ def test_only_the_first_rows_are_prepared(reading, unit, monkeypatch) -> None:
     assert rehearsal._Rows(reading, [dataclasses.replace(unit, start=550)])._chunk.account.read == 50
 
 
+@pytest.mark.parametrize("n_slices", [1, 2])  # 1,200 rows of two shards make runs of 600, or of 300
 @pytest.mark.parametrize("shares_disk", [True, False])
 def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
-    unit, reading, monkeypatch, shares_disk
+    unit, reading, monkeypatch, shares_disk, n_slices: int
 ) -> None:
     far = dataclasses.replace(unit, shard=dataclasses.replace(unit.shard, url="s3://bucket/a.parquet"))
     monkeypatch.setattr(train, "plain_reading", lambda _: reading)
@@ -171,14 +185,15 @@ def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
         watch = SimpleNamespace(
             addresses=lambda: ["one", "two"], submit=lambda *task, near: submitted.append((*task, near))
         )
-        plan = SimpleNamespace(longest_round=3, replicas=[[], [[first, unit]]])
-        job = SimpleNamespace(model=SimpleNamespace(n_models=1))
+        plan = SimpleNamespace(longest_round=3, replicas=[[], [[first, unit]]], n_slices=n_slices)
+        job = SimpleNamespace(model=SimpleNamespace(n_models=1), output=SimpleNamespace(report=True))
         run: Any = SimpleNamespace(
             inputs=SimpleNamespace(plan=plan), job=job, watch=watch, work="work", shares_disk=shares_disk
         )
         train.warm_up(run, **how)
         assert all(task[:2] == (rehearsal.warm_up, "work") and task[4:6] == (3, 1) for task in submitted)
-        return [(task[3], task[6], task[7]) for task in submitted]
+        assert all(task[7] == rehearsal.Wanted(True, n_slices > 1) for task in submitted)
+        return [(task[3], task[6], task[8]) for task in submitted]
 
     assert told(unit) == [([unit], 0, "one"), ([unit], int(shares_disk), "two")]
     assert told(far) == [([], 0, "one"), ([], int(shares_disk), "two")]
