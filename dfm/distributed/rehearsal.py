@@ -75,7 +75,7 @@ def warm_up(
 
         score = [lambda: rows.score(work, since())] if wanted.report else []
         # Neighbours share kernels: who would have to wait for one that another compiles has something else to do.
-        steps = [walk, average, lambda: rows.keep(work, since()), *score, judge, rows.prepare]
+        steps = [walk, average, rows.watch, lambda: rows.keep(work, since()), *score, judge, rows.prepare]
     for step in reversed(steps) if place % 2 else steps:
         step()
     return time.perf_counter() - started
@@ -117,7 +117,6 @@ class _Rows:
         """
         with _told_if_in_vain():
             hash_bytes(b"of cached files")
-            sum_of_bits([np.zeros(1 << 17, np.uint64)])
             started = time.perf_counter()
             self._build(self._chunk)
             if self._has_few and time.perf_counter() - started >= _IDLE:
@@ -128,7 +127,12 @@ class _Rows:
         lookup = RowLookup(self._vocabulary)
         partition = build_partition([chunk.rows], self._vocabulary, lookup, np.arange(chunk.rows.n_rows))
         by_group(partition, self._reading.groups).check()
-        Watcher.of(self._vocabulary, self._reading.schema, lookup).sights(chunk.rows)
+
+    def watch(self) -> None:
+        """Look at them as a model remembers rows, and at what travels between workers."""
+        with _told_if_in_vain():
+            sum_of_bits([np.zeros(1 << 17, np.uint64)])
+            Watcher.of(self._vocabulary, self._reading.schema, RowLookup(self._vocabulary)).sights(self._chunk.rows)
 
     def keep(self, work: Work, seconds: float) -> None:
         """Score some as those who publish a model do. seconds: that were waited until now."""

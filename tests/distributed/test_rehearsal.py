@@ -50,9 +50,10 @@ def test_workers_with_a_common_disk_begin_at_opposite_ends(reading, unit, monkey
     calls = [lambda name=name: called.append(name) for name in ("walk", "judge", "average")]
     monkeypatch.setattr(rounds, "calls_of_a_round", lambda *_: calls)
     monkeypatch.setattr(rehearsal._Rows, "prepare", lambda _: called.append("prepare"))
+    monkeypatch.setattr(rehearsal._Rows, "watch", lambda *_: called.append("watch"))
     monkeypatch.setattr(rehearsal._Rows, "keep", lambda *_: called.append("keep"))
     monkeypatch.setattr(rehearsal._Rows, "score", lambda *_: called.append("score"))
-    steps = ["walk", "average", "keep", *(["score"] if report else []), "judge", "prepare"]
+    steps = ["walk", "average", "watch", "keep", *(["score"] if report else []), "judge", "prepare"]
     for place in range(3):
         rehearsal.warm_up(work_of(), reading, [unit], place=place, wanted=rehearsal.Wanted(report=report))
     assert called == [*steps, *reversed(steps), *steps]
