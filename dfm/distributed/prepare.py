@@ -75,7 +75,7 @@ class Prepared:
     held_out: Reading
     """The reading of the rows that validate."""
     sights: Sequence[Future] = ()
-    """Of some hashing tasks how often their values are missing, rare or frequent: what a model is to remember."""
+    """Counts of missing, rare and frequent values, task by task of some: what a model is to remember."""
     pairs: PairCount | None = None
     """The pairs of an epoch, and how many rows are in some, where the loss is of pairs."""
 
@@ -298,8 +298,8 @@ def _vocabulary(run: Run, reading: Reading, merged: Future, wanted: _Wanted) -> 
 
 
 def _sights(run: Run, reading: Reading, vocabulary: Future, key: str) -> list[Future]:
-    """What a model is to remember of training rows: of all, or of evenly spaced hashing tasks with about a million,
-    which their workers have at hand. Nobody waits for it before a model is published: idle workers do it meanwhile.
+    """Counts of training rows that a model is to remember: of all, or of evenly spaced hashing tasks with about a
+    million, which their workers have at hand. Nobody waits for them before a model is published.
     """
     tasks, addresses = _tasks(run), run.watch.addresses()
     n_chosen = max(1, math.ceil(len(tasks) * min(1.0, _REMEMBERED_ROWS / max(run.inputs.n_rows, 1))))

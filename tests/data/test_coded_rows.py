@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dfm.data import chunks, coded_rows, encoding, known_tables, parquet
 from dfm.data.bits import trailing_zeros
-from dfm.data.building import build_partition
+from dfm.data.building import Room, build_partition
 from dfm.data.chunks import Chunk, hash_units
 from dfm.data.coded_rows import CodedRows, lighter
 from dfm.data.encoding import are_coded
@@ -501,8 +501,12 @@ def test_a_task_without_rows_and_one_side_by_side_go_with_coded_ones(tmp_path, m
     side_by_side, order = [chunk.rows.hashed() for chunk in chunks], np.random.default_rng(3).permutation(2 * N_ROWS)
     expected = build_partition(side_by_side, vocabulary, lookup, order)
     asked.clear()
+    room = Room()
     for mixed in ([chunks[0].rows, side_by_side[1]], [side_by_side[0], chunks[1].rows]):
         assert_same_arrays(build_partition(mixed, vocabulary, lookup, order), expected)
+        first = build_partition(mixed, vocabulary, lookup, order[::-1].copy(), room)
+        assert_same_arrays(build_partition(mixed, vocabulary, lookup, order, room), expected)
+        assert np.shares_memory(first.indices, room.of(1)), "each is built where the one before was"
     assert not asked, "nor do those that lie side by side"
     valued = dataclasses.replace(side_by_side[1], values=np.full(len(side_by_side[1].indices), 2.0, np.float32))
     both = build_partition([chunks[0].rows, valued], vocabulary, lookup)
