@@ -124,6 +124,10 @@ class CodedRows:
         n_blocks = len(lengths) // max(len(self.coded), 1)
         return np.repeat(np.tile(self.coded, n_blocks), lengths)
 
+    def are_few_codes(self, n_rows: int) -> bool:
+        """Whether the tables would be worth it for so many rows."""
+        return _are_few_codes(len(self.tables.indices), len(self.coded), self.n_fields, n_rows)
+
     def runs(self) -> list[Run]:
         """The runs that have rows."""
         spans = zip(itertools.pairwise(self.starts.tolist()), self.blocks.tolist(), strict=True)
@@ -298,8 +302,12 @@ def are_worth_codes(parts: Sequence[CodedColumns], n_slices: int) -> bool:
     coded, n_rows = _coded_fields(parts), sum(part.n_rows for part in parts)
     blocks = _blocks(parts, coded)
     n_codes = sum(len(block[0].indices_of_codes(j)) for block in blocks for j in coded)
-    are_few = _WORTH * n_codes <= len(coded) * n_rows
-    return 2 * len(coded) >= len(parts[0].columns) and are_few and are_long_runs(n_rows, len(blocks), n_slices)
+    are_few = _are_few_codes(n_codes, len(coded), len(parts[0].columns), n_rows)
+    return are_few and are_long_runs(n_rows, len(blocks), n_slices)
+
+
+def _are_few_codes(n_codes: int, n_coded: int, n_fields: int, n_rows: int) -> bool:
+    return 2 * n_coded >= n_fields and _WORTH * n_codes <= n_coded * n_rows
 
 
 def are_long_runs(n_rows: int, n_blocks: int, n_slices: int) -> bool:

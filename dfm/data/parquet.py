@@ -77,6 +77,16 @@ class Unit:
         """Rows to read."""
         return self.stop - self.start
 
+    @property
+    def n_batches(self) -> int:
+        """Batches that they come in: none has rows of two row groups."""
+        found = position = 0
+        for n_rows in self.shard.row_groups:
+            mine = min(self.stop - position, n_rows) - max(self.start - position, 0)
+            found += -(-max(mine, 0) // BATCH_ROWS)
+            position += n_rows
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

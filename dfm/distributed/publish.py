@@ -91,6 +91,7 @@ def save_model(run: Run, prepared: Prepared, trained: Trained) -> str:
     run.tell({"event": "publishing"})
     vocabulary = run.watch.submit(remember, prepared.vocabulary, prepared.sights)
     if files.is_local(url) and not run.shares_disk:
+        run.watch.wait(vocabulary)  # others than those who train may still be at it
         blocks, remembered = run.client.gather([list(best), vocabulary])
         published = publish_model(blocks, remembered, *arguments)
     else:

@@ -18,6 +18,8 @@ import numpy as np
 
 from dfm.data.building import build_partition
 from dfm.data.chunks import Chunk, check_chunk, hashed_in_memory
+from dfm.data.coded_rows import CodedRows, without_codes
+from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Unit
 from dfm.data.partition import by_group
 from dfm.data.reading import Reading
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 _ROWS, _HASH_BITS = 1 << 11, 20
 """Rows that are prepared, and bits of their features."""
 _IDLE = 1.5
-"""Seconds below which nothing was compiled: then nothing else has to be, either."""
+"""Seconds below which nothing was compiled: then hardly anything else has to be."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def warm_up(
     """Compile in this process most of what a job needs; returns the seconds that it took.
 
     units: one that has rows to prepare, or none. n_slices, n_models: see `rounds.calls_of_a_round`. place: among
-    workers with a common disk.
+    workers with a common disk. wanted: of what only some jobs have.
     """
     started = time.perf_counter()
     rows = _Rows(reading, units, wanted.few_rows)
     steps: list[Callable[[], object]]
     if isinstance(work, ExactWork):
-        steps = [lambda: exact.warm_up(work), rows.prepare]
+        steps = [lambda: exact.warm_up(work), rows.watch, rows.prepare]
     else:
         walk, judge, average = rounds.calls_of_a_round(work, n_slices, n_models)
 
@@ -97,7 +99,7 @@ class _Rows:
         self._units = [Unit(unit.shard, unit.start, min(unit.stop, unit.start + _ROWS)) for unit in units]
         if FeatureTally.fits(reading.hash_bits):  # the same code as of the many features that there may be
             reading = replace(reading, hash_bits=min(reading.hash_bits, _HASH_BITS))
-        self._reading, self._has_few = reading, has_few
+        self._reading, self._has_few, self._n_rows = reading, has_few, sum(unit.n_rows for unit in units)
 
     @functools.cached_property
     def _chunk(self) -> Chunk:
@@ -112,20 +114,22 @@ class _Rows:
         return build_vocabulary(merge_counts([self._chunk.counts] * 2, bits), names, bits, 2, 2)
 
     def prepare(self) -> None:
-        """Make partitions of them, in memory: of coded rows, as of many, and, where there are few and these had to
-        wait, of rows side by side.
+        """Make partitions of them, in memory: of coded rows, as of many, and, where these had to wait and not all come
+        so, of rows side by side.
         """
         with _told_if_in_vain():
             hash_bytes(b"of cached files")
-            started = time.perf_counter()
+            started, rows = time.perf_counter(), self._chunk.rows
             self._build(self._chunk)
-            if self._has_few and time.perf_counter() - started >= _IDLE:
+            come_so = isinstance(rows, CodedRows) and rows.are_few_codes(self._n_rows) and not self._has_few
+            if not come_so and time.perf_counter() - started >= _IDLE:
                 self._build(self._hashed(has_codes=False))
 
     def _build(self, chunk: Chunk) -> None:
         check_chunk(chunk, self._reading, 1)
-        lookup = RowLookup(self._vocabulary)
-        partition = build_partition([chunk.rows], self._vocabulary, lookup, np.arange(chunk.rows.n_rows))
+        parts = [chunk.rows, *_colliding(chunk.rows)]
+        order = np.arange(sum(part.n_rows for part in parts))
+        partition = build_partition(parts, self._vocabulary, RowLookup(self._vocabulary), order)
         by_group(partition, self._reading.groups).check()
 
     def watch(self) -> None:
@@ -155,3 +159,12 @@ class _Rows:
         block = rounds.initial_block(vocabulary, work.layout, (0, vocabulary.n_features), InitialValues(0))
         about = self._reading.schema, self._reading.task, vocabulary, rounds.whole_table([block])
         return FMModel(*about, self._reading.statistics, {}, work.objective.info)
+
+
+def _colliding(rows: HashedRows | CodedRows) -> list[CodedRows]:
+    """A row whose entries share an index, beside coded ones: any job has some, and the first rows may have none."""
+    if not isinstance(rows, CodedRows) or not rows.n_rows:
+        return []
+    one = rows.hashed().slice(0, 1)
+    found = without_codes(replace(one, indices=np.full_like(one.indices, one.indices[0])), rows.n_fields)
+    return [found] if found else []

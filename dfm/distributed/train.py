@@ -367,14 +367,26 @@ def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
     plan, job = run.inputs.plan, run.job
     tasks = [task for replica in plan.replicas for task in replica]
     units = [unit for unit in tasks[0][:1] if with_rows and files.is_local(unit.shard.url)]
-    has_few = not all(are_long_runs(sum(unit.n_rows for unit in task), len(task), plan.n_slices) for task in tasks)
     reading = dataclasses.replace(plain_reading(run), on_bad_rows="skip")
     told = run.work, reading, units, plan.longest_round, job.model.n_models
-    wanted = rehearsal.Wanted(job.output.report, has_few)
+    wanted = rehearsal.Wanted(job.output.report, _may_have_few(run))
     return [
         run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, wanted, near=address)
         for number, address in enumerate(run.watch.addresses())
     ]
+
+
+def _may_have_few(run: Run) -> bool:
+    """Whether a task may deal so few rows into a slice that these lie side by side."""
+    plan, inputs = run.inputs.plan, run.inputs
+    if inputs.split.is_needed or run.job.data.sample_negatives < 1 or run.work.spec.is_paired:
+        return True
+    dealt = [(task, plan.n_slices) for replica in plan.replicas for task in replica]
+    dealt += [(task, 1) for tasks in inputs.validation_tasks for task in tasks]
+    return not all(
+        are_long_runs(sum(unit.n_rows for unit in task), sum(unit.n_batches for unit in task), n_slices)
+        for task, n_slices in dealt
+    )
 
 
 # ------------------------------------------------------------------------------------------------ train ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.data.vocabulary import FeatureCounts
+from dfm.distributed import publish
 from dfm.errors import ModelError
 from dfm.model.drift import MOST_SEEN_BITS, seen_bits, stability_index
 from dfm.model.fm_model import FMModel
@@ -127,3 +129,30 @@ def test_the_stability_index_is_its_definition() -> None:
     assert stability_index(now, before) == pytest.approx(2 * 0.3 * np.log(2.5))
     assert stability_index(now, now) == 0
     assert np.isfinite(stability_index(np.array([1.0, 0.0]), np.array([0.0, 1.0])))
+
+
+def test_a_driver_that_publishes_watches_workers_that_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's own `gather` would wait for ever where they are gone."""
+    told: list[Any] = []
+    for name in ("_metadata", "_accumulators"):
+        monkeypatch.setattr(publish, name, lambda *_: {})
+    monkeypatch.setattr(publish, "has_draws", lambda _: False)
+    published = SimpleNamespace(warnings=(), parameters_sha256="sum")
+    monkeypatch.setattr(
+        publish, "publish_model", lambda blocks, vocabulary, *_: [told.append(vocabulary), published][1]
+    )
+    run: Any = SimpleNamespace(
+        job=SimpleNamespace(output=SimpleNamespace(directory="out")),
+        inputs=SimpleNamespace(validation_tasks=[], plan=SimpleNamespace(replicas=[[["unit"]]])),
+        order=SimpleNamespace(objective=SimpleNamespace(info=None)),
+        watch=SimpleNamespace(submit=lambda *task: task, wait=lambda future: told.append(("waited", *future))),
+        client=SimpleNamespace(gather=lambda futures: futures),
+        tell=lambda _: None,
+        work=None,
+        shares_disk=False,
+    )
+    prepared: Any = SimpleNamespace(vocabulary="vocabulary", sights=["sights"], reading=None)
+    trained: Any = SimpleNamespace(best=SimpleNamespace(blocks=[]), calibration=None)
+    assert publish.save_model(run, prepared, trained) == "sum"
+    remembered = publish.remember, "vocabulary", ["sights"]
+    assert told == [("waited", *remembered), remembered]
