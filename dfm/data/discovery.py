@@ -285,8 +285,12 @@ def conversion(name: str, given: str = "") -> str:
     ends = {f".{part}" for part in last.lower().split(".")[1:]}
     if not ends.isdisjoint(_TEXTS):
         return f"dfm reads Parquet, which dfm convert {shlex.quote(given or name)} --to FOLDER makes of it"
-    written = f"pyarrow.parquet.write_table(pyarrow.json.read_json({last!r}), {last.split('.')[0] + '.parquet'!r})"
-    return f"dfm reads Parquet, which {written} makes of it" if not ends.isdisjoint(_JSON) else ""
+    return f"dfm reads Parquet, which {parquet_of_json(last)} makes of it" if not ends.isdisjoint(_JSON) else ""
+
+
+def parquet_of_json(name: str) -> str:
+    """The call that makes Parquet of lines of JSON objects. name: of the file."""
+    return f"pyarrow.parquet.write_table(pyarrow.json.read_json({name!r}), {name.split('.')[0] + '.parquet'!r})"
 
 
 def _counted(names: Sequence[str], what: str) -> str:

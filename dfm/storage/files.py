@@ -294,6 +294,16 @@ def _create_locally(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make it, and those above it. SettingsError where one of them is a file; StorageError where none can be made."""
+    try:
+        with telling_of_disks(path, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        taken = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), path)
+        raise SettingsError(f"{taken} is a file, and a folder is needed there: name another") from error
+
+
 @contextlib.contextmanager
 def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
     """A stream to a file that appears when the block ends without an error; for a store it is collected on disk."""
@@ -307,9 +317,9 @@ def writing(url: str, options: Options = None) -> Iterator[BinaryIO]:
         return
     path = local_path(url)
     temporary = temporary_of(path)
+    make_folder(path.parent)
     try:
         with telling_of_disks(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
                 yield stream
             os.replace(temporary, path)

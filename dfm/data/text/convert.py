@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import posixpath
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -182,7 +184,13 @@ def _with_header(source: Source, header: str, options: files.Options) -> Source:
     space = data[: len(data) - len(data.lstrip())]
     blank = space[: space.rfind(b"\n") + 1]
     first = data[len(blank) :].partition(b"\n")[0] + b"\n"
-    own = first.decode(errors="replace").rstrip("\r\n")
+    try:
+        own = first.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        command = f"iconv -f CP1252 -t UTF-8 {shlex.quote(posixpath.basename(source.url))} > utf8.csv"
+        raise DataError(
+            f"{source.url} has a header that is no UTF-8, {first[:60]!r}: {command} writes it so, if it is from Windows"
+        ) from error
     if own != header:
         raise DataError(
             f"{source.url} begins with {own[:60]!r}, and not with the header of the first file, {header[:60]!r}; "

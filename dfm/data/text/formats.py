@@ -4,10 +4,13 @@ a job says of the columns.
 
 from __future__ import annotations
 
+import json
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dfm.data.discovery import parquet_of_json
 from dfm.data.text.parsed import Reader
 from dfm.data.text.sources import Source, head_of, samples_of
 from dfm.data.text.sparse import SparseReader
@@ -150,13 +153,28 @@ def lines_of(source: Source, options: files.Options) -> list[str]:
     return [line.removesuffix("\r") for line in whole[:_MOST_LINES]]
 
 
+def _is_json(line: str) -> bool:
+    """Whether a first line is a JSON object or array, or the begin of one over several lines."""
+    if line in ("{", "[") or line.startswith("[{"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except ValueError:
+        return False
+
+
 def format_of(name: str, source: Source, lines: Sequence[str]) -> Format:
     """The format of this name, or of "auto" that of the first lines. DataError where they look like none."""
-    if name != AUTO:
-        if name not in FORMATS:
-            raise SettingsError(f"format {name!r} is not known; there are {', '.join(FORMATS)}")
-        return FORMATS[name]
+    if name not in (AUTO, *FORMATS):
+        raise SettingsError(f"format {name!r} is not known; there are {', '.join(FORMATS)}")
     telling = [line for line in lines if line.strip() and not line.startswith("#")]
+    if (name == AUTO or FORMATS[name].is_table) and telling and _is_json(telling[0].strip()):
+        raise DataError(
+            f"{source.url} begins with {telling[0][:60]!r}, which is JSON, and dfm convert reads lines of other text; "
+            f"where each line is an object, {parquet_of_json(posixpath.basename(source.url))} makes Parquet of it"
+        )
+    if name != AUTO:
+        return FORMATS[name]
     found = next((one for one in FORMATS.values() if one.fits(telling)), None)
     if found is None:
         if not telling:

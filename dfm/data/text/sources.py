@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dfm.data.discovery import path_columns
 from dfm.errors import DataError, StorageError
-from dfm.storage import files, listing
+from dfm.storage import files, listing, ownership
 from dfm.storage.listing import is_hidden
 from dfm.storage.retry import retrying
 
@@ -78,14 +78,17 @@ def find_sources(inputs: Sequence[str], options: files.Options = None, known: Co
 
     known: columns that the folders of the output give already, whatever the path of an input ends in.
     """
-    names: dict[str, str] = {}
+    urls: dict[ownership.Place, str] = {}
+    partitions: dict[ownership.Place, str] = {}
     for url in inputs:
         found = _named(url, options, known)
         if not found:
             raise DataError(f"no file at {url!r}: check the path; folders and globs like 'day=*/*.txt' work")
         for name, partition in found:
-            names[name] = max(names.get(name, ""), partition, key=len)
-    return [_source(url, partition, options) for url, partition in names.items()]
+            place = ownership.place_of(name, options)
+            urls.setdefault(place, name)
+            partitions[place] = max(partitions.get(place, ""), partition, key=len)
+    return [_source(url, partitions[place], options) for place, url in urls.items()]
 
 
 def _named(url: str, options: files.Options, known: Collection[str]) -> list[tuple[str, str]]:
@@ -134,6 +137,8 @@ def _partition(name: str, base: str, known: Collection[str]) -> str:
 
 
 def _source(url: str, partition: str, options: files.Options) -> Source:
+    if files.is_local(url) and not files.local_path(url).is_file():
+        raise DataError(f"{url} is a pipe or a device, and text is read from several places: write it to a file first")
     head = files.read_head(url, _HEAD_BYTES, options)
     codec = next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), "")
     if head.startswith(b"PAR1"):
@@ -146,6 +151,8 @@ def _source(url: str, partition: str, options: files.Options) -> Source:
     source = Source(url, codec, files.size_of(url, options), partition, 0)
     begin = head_of(source, options, _HEAD_BYTES) if codec else head
     _check_text(begin, url)
+    if not begin:  # of one that is compressed, too
+        return dataclasses.replace(source, size=0)
     return dataclasses.replace(source, mark=len(_BOM) if begin.startswith(_BOM) else 0)
 
 
@@ -201,6 +208,11 @@ def opened(source: Source, options: files.Options) -> Iterator[Any]:
         raise
     except (OSError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{source.url} cannot be read: {error}; replace the file or leave it out") from error
+    except ValueError as error:
+        if files.is_local(source.url):
+            raise
+        # Of fsspec, where a server has no parts of files.
+        raise DataError(f"{source.url} cannot be read from several places ({error}): download it first") from error
 
 
 def _read(stream: BinaryIO, n_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 import math
 import re
 import shlex
@@ -24,6 +25,7 @@ from dfm.data.text.parsed import LABEL, Fault, Parsed, shown
 from dfm.data.text.scanning import RETURN, line_starts
 from dfm.errors import DataError, SettingsError
 
+logger = logging.getLogger(__name__)
 KINDS: dict[str, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "integer": pa.int64()}
 """Types that a column may be said to have, by name."""
 CRITEO_NAMES = (LABEL, *(f"I{number}" for number in range(1, 14)), *(f"C{number}" for number in range(1, 27)))
@@ -136,6 +138,8 @@ class TableReader:
             if kind == pa.string():
                 return Fault(0, f"column {name!r} is no UTF-8 text", text)
             as_text = f"where the column is text, say so: --type {shlex.quote(name + '=text')}"
+            if kind == pa.int64() and _is_number(text) and not text.strip().isdecimal():
+                as_text = f"it has fractions, too, so say --type {shlex.quote(name + '=number')}"
             return Fault(0, f"column {name!r} is no {kind}", text, as_text)
         return Fault(0, message.splitlines()[0], "")
 
@@ -252,6 +256,12 @@ def table_reader(
     for sample in samples:
         others = _looks(names, sample, separators, missing)
         found = [_both(one, other) for one, other in zip(found, others, strict=True)]
+    empty = [name for name, one in zip(names, found, strict=True) if one.type == pa.null() and name not in types]
+    if empty:
+        logger.warning(
+            "%s had no value in what was looked at, and is kept as text; where it has numbers later on, say --type "
+            "%s=number (or integer)", ", ".join(map(repr, empty[:8])), shlex.quote(empty[0]),
+        )  # fmt: skip
     chosen = (KINDS[types[name]] if name in types else one.type for name, one in zip(names, found, strict=True))
     return TableReader(
         names, tuple(pa.string() if kind == pa.null() else kind for kind in chosen), *separators, missing

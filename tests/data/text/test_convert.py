@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -205,6 +207,50 @@ def test_an_output_that_holds_other_things_or_an_input_is_refused(tmp_path: Path
         convert(str(path), str(tmp_path / "shards"))
     convert(str(path), str(tmp_path / "shards"), overwrite=True)
     assert n_before > len(list((tmp_path / "shards").glob("*.parquet"))) == 1
+
+
+@pytest.mark.parametrize("line", ['{"label": 1, "site": "a"}', '[{"label": 1},', "[", '["label", "site"]'])
+@pytest.mark.parametrize("format", ["auto", "csv", "tsv"])
+def test_json_is_no_table(tmp_path: Path, line: str, format: str) -> None:
+    (tmp_path / "log.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(DataError, match=r"is JSON, .*read_json\('log.jsonl'\), 'log.parquet'\) makes Parquet of it"):
+        convert(str(tmp_path / "log.jsonl"), str(tmp_path / "out"), format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_begins_as_json_is_one(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("{label},x\n1,[a]\n0,{b}\n")
+    assert convert(str(tmp_path / "log.csv"), str(tmp_path / "out")).account.written == 2
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, bytes])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("format", ["auto", "csv"])
+def test_files_that_hold_nothing_are_passed_over(
+    tmp_path: Path, compress: Callable[[bytes], bytes], names: tuple[str, str], format: str
+) -> None:
+    empty, full = names
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / empty).write_bytes(compress(b""))
+    (tmp_path / "log" / full).write_bytes(compress(b"label,x\n1,a\n0,b\n"))
+    assert convert(str(tmp_path / "log"), str(tmp_path / "out"), format=format).account.written == 2
+    with pytest.raises(DataError, match="is empty: no row to convert"):
+        convert(str(tmp_path / "log" / empty), str(tmp_path / "other"))
+
+
+def test_a_header_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes("prénom,label\nx,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a header that is no UTF-8, .*iconv -f CP1252 -t UTF-8 log.csv > utf8.csv"):
+        convert(str(tmp_path / "log.csv"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "log.csv").write_text("label,x\n1,a\n")
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(SettingsError, match=f"{tmp_path}/taken is a file, and a folder is needed there: name another"):
+        convert(str(tmp_path / "log.csv"), str(tmp_path / "taken" / below))
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_killed_conversion_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:

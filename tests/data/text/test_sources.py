@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import lzma
+import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +41,37 @@ def test_every_line_is_in_one_chunk_once(tmp_path: Path, text: bytes, shard_byte
     path = tmp_path / "log.txt"
     path.write_bytes(text)
     assert lines_of(path, shard_bytes, block_bytes) == expected(text)
+
+
+@pytest.mark.parametrize("others", [["d/a.csv"], ["./d/a.csv", "d/../d/*.csv"], ["file://{}/d/a.csv"], ["link.csv"]])
+def test_a_file_that_is_named_in_several_ways_is_read_once(tmp_path: Path, monkeypatch, others: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.csv").write_text("label,x\n1,a\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "d" / "a.csv")
+    assert [source.url for source in find_sources(["d/a.csv"])] == ["d/a.csv"]
+    (found,) = find_sources(["d", *(name.format(tmp_path) for name in others)])
+    assert found.url == str(tmp_path / "d" / "a.csv")
+
+
+def test_a_pipe_is_refused_and_not_called_empty(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe is a pipe or a device, .*: write it to a file first"):
+        find_sources([str(tmp_path / "pipe")])
+
+
+def test_a_server_without_parts_of_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("label,x\n" + "1,a\n" * 10_000)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            (source,) = find_sources([f"http://127.0.0.1:{server.server_port}/a.csv"])
+            with pytest.raises(DataError, match=r"a.csv cannot be read from several places .*: download it first"):
+                list(blocks(chunks_of([source], 5_000)[1], None, 1_000))
+        finally:
+            server.shutdown()
 
 
 def zstd(data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dfm.data.synthetic import SCHEMA
 from dfm.data.text.account import LineAccount
 from dfm.data.text.convert import convert
-from dfm.data.text.tables import TableReader, criteo_reader
+from dfm.data.text.tables import TableReader, criteo_reader, table_reader
 from dfm.errors import DataError, SettingsError
 
 READER = TableReader(("i", "x", "s"), (pa.int64(), pa.float64(), pa.string()), ",")
@@ -118,6 +118,24 @@ def test_a_value_of_another_type_advises_to_say_the_type(tmp_path: Path) -> None
     account.add_block("log.csv", reader.parse(block("1,2.5,a\n1,abc,a\n")))
     with pytest.raises(DataError, match=r"column 'x x' is no double \('abc'\).*say so: --type 'x x=text'"):
         account.check("error", 0.01)
+
+
+@pytest.mark.parametrize(("value", "kind"), [("2.5", "number"), ("1e3", "number"), ("+5", "number"), ("12a", "text")])
+def test_a_value_among_integers_advises_what_it_is(value: str, kind: str) -> None:
+    reader = TableReader(("label", "price"), (pa.int64(), pa.int64()), ",")
+    (fault,) = reader.parse(block(f"1,3\n1,{value}\n")).faults
+    assert f"--type price={kind}" in fault.remedy
+
+
+def test_a_column_without_values_in_the_samples_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    found = table_reader(("a", "b c", "d"), [b"1,,\n", b"2,,x\n"], (",", '"'), {}, ())
+    assert found.types == (pa.int64(), pa.string(), pa.string())
+    (told,) = caplog.messages
+    assert told.startswith("'b c' had no value in what was looked at, and is kept as text")
+    assert "--type 'b c'=number" in told
+    caplog.clear()
+    table_reader(("a", "b"), [b"1,\n"], (",", '"'), {"b": "number"}, ())
+    assert not caplog.messages
 
 
 def test_numbers_that_mean_nothing_are_told_to_be_numbers_to_a_model(
