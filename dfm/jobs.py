@@ -186,15 +186,17 @@ def cross_validate(
     overrides: Sequence[str] = (),
     on_event: OnEvent | None = None,
     progress: bool | None = None,
+    loss: str | Callable[..., Any] | CustomLoss | None = None,
+    regularizer: Callable[..., Any] | None = None,
 ) -> Folds:
     """Metrics of a job on each of n_folds parts of its rows, trained on the others; nothing is published.
 
     by: "lot", or "time": then each part is judged by what was learnt of the parts before it. Other arguments as in
     `train`.
     """
-    _check(client)
+    order = Order.of(*_resolved(job, client, overrides, loss, regularizer))
     with watched(on_event, progress) as told:
-        return folding.cross_validate(Order.of(load_job(job, overrides)), n_folds, by, client, told)
+        return folding.cross_validate(order, n_folds, by, client, told)
 
 
 def _log_diagnosis(event: Event) -> None:

@@ -36,6 +36,15 @@ class LabelUnit:
         """Trained labels or scores float32[n_rows] in the unit of the data, float64 where that is another one."""
         return numbers if self == LabelUnit() else numbers.astype(np.float64) * self.scale + self.mean
 
+    def labels_undone(self, labels: NDArray[np.float32]) -> NDArray[np.floating]:
+        """Trained labels in the unit of the data. What was 0 is 0 again, and not what rounding makes of it: errors are
+        told in parts of labels, where these are not 0.
+        """
+        found = self.undone(labels)
+        if self != LabelUnit():
+            found[labels == np.float32((0.0 - self.mean) / self.scale)] = 0.0
+        return found
+
 
 @dataclass(frozen=True)
 class RowUnits:

@@ -272,7 +272,9 @@ def _made_at_once(
     with kept(trainings, publishing=True):
         prepared, trained = best_of_both(run, prepared, trained, started_loop)
         work = trainings[0].loop.work
-        trained = diagnosed(run, prepared, work, calibrated(run, prepared, work, trained))
+        trained = calibrated(run, prepared, work, trained)
+        judging = dataclasses.replace(work, calibration=trained.calibration)  # both sides of the comparison
+        trained = diagnosed(run, prepared, judging, trained)
         ended = time.monotonic()
         return _Made(prepared, trained, _publish(run, prepared, trained), time.monotonic() - ended)
 

@@ -191,7 +191,7 @@ class BaseFactorizationMachine(Parametrised):
             if not isinstance(y, str) or not isinstance(sample_weight, str | None):
                 raise SettingsError("X is a path of shards: y and sample_weight must be names of columns in them")
             if client is not None:
-                return self._fit_job(X, y, sample_weight, eval_set, client)
+                return self._fit_job(X, y, sample_weight, validation_paths(eval_set, y, sample_weight), client)
             X, y, sample_weight = read_labelled(X, y, sample_weight)
         goes_on = self.warm_start and hasattr(self, "_outputs")
         return self._fit_source(self._source(X, y, sample_weight, client, goes_on), eval_set, goes_on)
@@ -340,8 +340,8 @@ class BaseFactorizationMachine(Parametrised):
             outputs = list((pool.map if threaded else map)(train, range(len(recipes))))
         return self._keep(outputs)
 
-    def _fit_job(self, X: Any, y: str, sample_weight: str | None, eval_set: Any, client: Any) -> Self:
-        """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers."""
+    def _fit_job(self, X: Any, y: str, sample_weight: str | None, validation: list[str], client: Any) -> Self:
+        """A job on the client's cluster, with these parameters; labels are 0 and 1, or numbers. validation: shards."""
         from dfm import jobs  # loads Dask
 
         if self.warm_start:
@@ -349,7 +349,6 @@ class BaseFactorizationMachine(Parametrised):
                 "warm_start = True does not reach shards on a cluster: leave it out, or save model_ and name its "
                 "folder in training.warm_start of the tables that job() gives, for dfm.train"
             )
-        validation = validation_paths(eval_set)
         with tempfile.TemporaryDirectory(prefix="dfm-") as folder:
             job = self._job_of_shards(paths_of(X), (y, sample_weight), validation, folder)
             own = self.loss if callable(self.loss) else None

@@ -245,10 +245,10 @@ class FMClassifier(_Classifier, FactorParameters):
     a pilot say. schedule, n_epochs: "auto" for "plateau" and 20 epochs at most where rows are evaluated, and for a
     constant rate and 100 where none are; a training that has no plateau ends when the loss (of the evaluation rows if
     there are any, else of the training rows) fell by less than tol in each of `patience` epochs (None: never).
-    early_stopping: hold out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on.
-    Where rows are evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start: fit goes on from
-    the last fit: what was learnt stays, categories that are new come in, and numbers are scaled as they were; weights
-    are those of the new rows, and of class_weight as it is now.
+    early_stopping: hold out validation_fraction of the rows where fit gets no eval_set; "auto": from 1,000 rows on, and
+    none for "mcmc". Where rows are evaluated, the best epoch is kept. class_weight: "balanced" or a dict. warm_start:
+    fit goes on from the last fit: what was learnt stays, categories that are new come in, and numbers are scaled as
+    they were; weights are those of the new rows, and of class_weight as it is now.
 
     Solvers. solver: "sgd", or "als" and "mcmc", which solve for parameters, or draw them, in n_epochs iterations, as in
     a job file: of family "fm", without rates, warm_start and partial_fit. draws: of mcmc, how many are kept after

@@ -23,6 +23,7 @@ from dfm.estimators.base import LoneMachine
 from dfm.estimators.features import FeatureOptions, Features, is_dask, is_path, names_of, only_column
 from dfm.estimators.labels import LabelEncoding, LabelSummary
 from dfm.estimators.recipes import FactorParameters, RowsToFit
+from dfm.estimators.shards import validation_paths
 from dfm.estimators.sources import ArrayRows, Deal, LocalRows, built
 from dfm.kernels.losses import BPR, is_paired
 from dfm.kernels.pairs import PairCount
@@ -250,7 +251,7 @@ class FMRanker(LoneMachine, FactorParameters):
             )
         self._on_cluster, self._group_column = True, group
         self._draw_seed()
-        return self._fit_job(X, y, sample_weight, eval_set, client)
+        return self._fit_job(X, y, sample_weight, validation_paths(eval_set, y, group, sample_weight), client)
 
     def _encode(self, summary: LabelSummary) -> LabelEncoding:
         if len(summary.classes) != 2:

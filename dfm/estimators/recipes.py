@@ -29,7 +29,7 @@ from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS, owners, reader
 from dfm.kernels.tables import InitialValues
 from dfm.model.objective import Objective, with_fields
 from dfm.settings.job import Job, differing
-from dfm.settings.tables import EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, TrainingSettings
+from dfm.settings.tables import ALS, EPOCHS_TO_PLATEAU, MCMC, SGD, ModelSettings, TrainingSettings
 from dfm.training.automatic import (
     CANDIDATES,
     DEFAULT,
@@ -432,12 +432,16 @@ class Parametrised(BaseEstimator):  # type: ignore[misc]
     def _held_out_share(self, validation: Sequence[str]) -> dict[str, Any]:
         """The share of the rows that a job holds out, where it is not the usual one."""
         share = self._holds_out(MANY_ROWS, bool(validation))
+        if self.solver == MCMC and not share and not validation:
+            return {"validation_fraction": 0.0}
         return {"validation_fraction": share} if share and share != Parametrised.validation_fraction else {}
 
     def _stopping(self, training: TrainingSettings) -> dict[str, Any]:
-        """The knobs by which a job stops: a plateau has no patience."""
+        """The knobs by which a job stops: a plateau has no patience, draws stop by themselves."""
         if not self.early_stopping:
             return {"early_stopping": False}
+        if training.solver == ALS:
+            return {"patience": self._patience()}
         return {} if training.schedule in ("auto", "plateau") else {"patience": self._patience()}
 
 

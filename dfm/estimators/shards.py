@@ -11,7 +11,6 @@ import pyarrow as pa
 from dfm.data.parquet import feature_schema, find_shards, read_unit
 from dfm.errors import SettingsError
 from dfm.estimators.features import is_path
-from dfm.estimators.outputs import unpacked
 from dfm.training.plan import plan_reading
 
 
@@ -51,11 +50,20 @@ def read_evaluation(eval_set: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     return read_labelled(shards, label, weight)
 
 
-def validation_paths(eval_set: Any) -> list[str]:
-    """The shards that a job validates on. SettingsError where eval_set is something else."""
+def validation_paths(eval_set: Any, *columns: str | None) -> list[str]:
+    """The shards that a job validates on. SettingsError where eval_set is something else, or names other columns than
+    the fit: those of labels, of groups if it has any, and of weights or None.
+    """
     if eval_set is None:
         return []
-    shards = unpacked(eval_set)[0]
-    if not is_path(shards):
-        raise SettingsError("a job on shards validates on shards: eval_set = (path, y), or nothing")
-    return paths_of(shards)
+    found = eval_set[0] if isinstance(eval_set, list) and len(eval_set) == 1 else eval_set
+    least = sum(name is not None for name in columns[:-1])
+    if not isinstance(found, tuple) or not least < len(found) <= len(columns) + 1 or not is_path(found[0]):
+        raise SettingsError("a job on shards validates on shards: eval_set = (path, names of columns …), or nothing")
+    named = (*found[1:], None)[: len(columns)]
+    if named != columns:
+        raise SettingsError(
+            f"eval_set names the columns {named}, and the fit {columns}: a job has the same ones in all rows. Name "
+            "these, or leave client out, so that rows are read into this process"
+        )
+    return paths_of(found[0])

@@ -294,7 +294,7 @@ def judged(work: Work, scored: Iterable[tuple[SparsePartition, NDArray[np.float3
     objective = work.objective
     total = _by_group(objective.empty(), work, _NO_ROWS)
     for partition, found in scored:
-        scores, labels = work.unit.undone(found), work.unit.undone(partition.labels)
+        scores, labels = work.unit.undone(found), work.unit.labels_undone(partition.labels)
         if work.shift:
             scores = scores.astype(np.float64) + work.shift
         weights = partition.weights if partition.weights.size else np.ones(partition.n_rows, np.float32)

@@ -12,6 +12,7 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.distributed import diagnose
 from dfm.errors import SettingsError
 from dfm.model.export import export
 from dfm.model.fm_model import FMModel
@@ -125,6 +126,26 @@ def test_slices_and_importance_judge_calibrated_predictions(results: dict[str, A
     assert jobs.importance(url, str(log / "later"), repeats=1, client=client)["loss"] == pytest.approx(
         found["log_loss"], abs=1e-6
     )
+
+
+def test_the_linear_part_is_compared_with_the_same_calibration(log: Path, client: Client, tmp_path: Path) -> None:
+    """These clicks have no pairs: without it the linear part would look worse by what the calibration gains."""
+    told: list[dict[str, Any]] = []
+    compared: list[tuple[float, float]] = []
+    findings = diagnose.model_findings
+
+    def spied(objective: Any, metrics: Any, linear: Any) -> Any:
+        compared.append((metrics["log_loss"], linear["log_loss"]))
+        return findings(objective, metrics, linear)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnose, "model_findings", spied)
+        jobs.train(tables(log, tmp_path, "platt"), client, on_event=told.append)
+    (event,) = [each for each in told if each["event"] == "calibrated"]
+    ((whole, linear),) = compared
+    assert event["kept"]
+    assert event["log_loss_before"] - whole > 0.01
+    assert linear == pytest.approx(whole, abs=0.002)
 
 
 def test_none_is_kept_where_a_model_is_right_already(log: Path, client: Client, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def test_every_row_validates_once_and_any_cluster_gives_the_same(
     again = jobs.cross_validate(tables_of(log, tmp_path / "two", training=SHORT), 3, client=two_workers)
     assert again.folds == found.folds
     assert not (tmp_path / "one" / "out").exists()
+
+
+def test_a_loss_of_ones_own_is_validated_in_folds(client: Client, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log")
+    tables = tables_of(log, tmp_path / "one", training=SHORT)
+    expected = jobs.cross_validate(tables, 2, client=client)
+    found = jobs.cross_validate(tables, 2, client=client, loss=_log_loss)
+    assert found.mean["loss"] == pytest.approx(expected.mean["log_loss"], rel=1e-3)
+    penalised = jobs.cross_validate(tables, 2, client=client, overrides=["training.l2_linear=1"], regularizer=_cubed)
+    assert penalised.mean["log_loss"] != expected.mean["log_loss"]
+
+
+def _log_loss(score: float, y: float) -> float:
+    return math.log(1 + math.exp(score)) - y * score
+
+
+def _cubed(weight: float) -> float:
+    return abs(weight) ** 3
 
 
 def test_a_fold_by_time_is_a_job_that_ends_where_the_fold_begins(client: Client, tmp_path: Path) -> None:

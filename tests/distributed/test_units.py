@@ -47,6 +47,22 @@ def trained(folder: Path, client: Client, label: Any, weight: Any = None, model:
 
 
 @pytest.mark.parametrize("loss", ["squared", "quantile"])
+def test_labels_of_0_are_left_out_of_relative_errors_as_evaluation_leaves_them(
+    loss: str, client: Client, tmp_path: Path
+) -> None:
+    """Brought back from the unit of training they are 1e-8 or so, by which an error would be divided."""
+    labels = np.where(RNG.random(N_ROWS) < 0.1, 0.0, np.round(LABEL * 40) / 10 + 20)
+    result = trained(tmp_path, client, labels, model={"task": "regression", "loss": loss})
+    assert np.count_nonzero(labels[3_000:] == 0) > 0
+    found = jobs.evaluate(result.model, str(tmp_path / "validation.parquet"), client=client)
+    assert result.validation["mape"] == pytest.approx(found["mape"], rel=1e-5)
+    predicted = result.model.predict({"user": USER[3_000:].tolist(), "site": SITE[3_000:].tolist()})
+    there = labels[3_000:] != 0
+    errors = np.abs(predicted[there] / labels[3_000:][there].astype(np.float32) - 1)
+    assert result.validation["mape"] == pytest.approx(errors.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["squared", "quantile"])
 @pytest.mark.parametrize(("scale", "shift"), [(1e5, 0.0), (1e5, 1e6), (1e-3, 0.0)])
 def test_a_label_in_another_unit_is_learnt_as_well(
     loss: str, scale: float, shift: float, client: Client, tmp_path: Path

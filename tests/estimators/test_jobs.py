@@ -125,6 +125,14 @@ def test_a_job_keeps_what_a_fit_would_do_with_these_parameters_or_refuses() -> N
     named = FMClassifier(validation_fraction=0.3).job("a.parquet", "y", "results", validation="b.parquet")
     assert "validation_fraction" not in named["data"]
     assert told(standardize=False)["schema"]["numeric_transform"] == "raw"
+    assert told(solver="als")["training"]["patience"] == 5
+    assert told(solver="als", patience=20)["training"]["patience"] == 20
+    assert "training" not in told(patience=20), "a plateau has no patience"
+    assert told(solver="mcmc")["data"] == {"train": ["a.parquet"], "validation_fraction": 0.0}
+    assert "patience" not in told(solver="mcmc")["training"]
+    assert told(solver="mcmc", early_stopping=True, validation_fraction=0.2)["data"]["validation_fraction"] == 0.2
+    judged = FMClassifier(solver="mcmc").job("a.parquet", "y", "results", validation="b.parquet")
+    assert "validation_fraction" not in judged["data"]
     assert told(standardize=False, numeric_transform="quantile")["schema"]["numeric_transform"] == "quantile"
 
 

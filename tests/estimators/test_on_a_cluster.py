@@ -17,7 +17,8 @@ import dask.array as da
 from distributed import Client
 
 from dfm.errors import ClusterError, DataError, SettingsError
-from dfm.estimators import FMClassifier, FMRegressor, LinearClassifier
+from dfm.estimators import FMClassifier, FMRanker, FMRegressor, LinearClassifier
+from dfm.estimators.shards import validation_paths
 from dfm.factorization import matrix_factorization
 from tests.support.small_jobs import in_process_client
 
@@ -93,6 +94,37 @@ def test_shards_are_read_here_or_trained_as_a_job(client, tmp_path):
     assert job.history_[-1]["auc"] == 1.0
     with pytest.raises(SettingsError, match="names of columns"):
         here.fit(shards, FRAME.kind)
+
+
+@pytest.mark.parametrize(
+    ("weight", "eval_set", "told"),
+    [
+        (None, ("v", "rare", "w"), r"names the columns \('rare', 'w'\), and the fit \('rare', None\)"),
+        ("w", ("v", "rare"), r"names the columns \('rare', None\), and the fit \('rare', 'w'\)"),
+        (None, ("v", "price"), r"names the columns \('price', None\)"),
+        (None, ("v",), r"eval_set = \(path, names of columns"),
+        (None, (X, Y), r"eval_set = \(path, names of columns"),
+    ],
+)
+def test_a_job_validates_by_the_columns_of_the_fit(client, weight, eval_set, told):
+    with pytest.raises(SettingsError, match=told):
+        FMClassifier().fit("log", "rare", weight, eval_set=eval_set, client=client)
+    assert validation_paths([("v", "rare", "w")], "rare", "w") == ["v"]
+    assert validation_paths((["a/v", "a/u"], "rare"), "rare", None) == ["a/v", "a/u"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "eval_set", "told"),
+    [
+        (None, ("v", "clicked", "user", "w"), r"\('clicked', 'user', 'w'\), and the fit \('clicked', 'user', None\)"),
+        ("w", ("v", "clicked", "user"), r"\('clicked', 'user', None\), and the fit \('clicked', 'user', 'w'\)"),
+        (None, ("v", "clicked"), r"eval_set = \(path, names of columns"),
+    ],
+)
+def test_a_job_that_ranks_validates_by_the_columns_of_the_fit(client, weight, eval_set, told):
+    with pytest.raises(SettingsError, match=told):
+        FMRanker().fit("log", "clicked", "user", sample_weight=weight, eval_set=eval_set, client=client)
+    assert validation_paths(("v", "clicked", "user"), "clicked", "user", None) == ["v"]
 
 
 def test_what_a_fit_on_shards_cannot_do_is_refused(client, tmp_path):
