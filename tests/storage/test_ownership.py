@@ -140,13 +140,18 @@ def test_an_interrupted_run_deletes_what_it_left_half_written_and_nothing_else(
 ) -> None:
     ledger = Ledger(str(tmp_path), "kind")
     half, others = f"day=1/.a.parquet.{DIGITS}.part", [f"day=1/.b.parquet.{DIGITS}.part", "day=1/.a.parquet.part"]
-    with pytest.raises(KeyboardInterrupt), ledger.tidied():
-        ledger.claim(["day=1/a.parquet"])
-        for name in (half, *others):
-            files.write_bytes(f"{tmp_path}/{name}", MINE)
-        if is_overtaken:
-            Ledger(str(tmp_path), "kind").claim(["day=1/a.parquet"])
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with ledger.tidied():
+            ledger.claim(["day=1/a.parquet"])
+            for name in (half, *others):
+                files.write_bytes(f"{tmp_path}/{name}", MINE)
+            if is_overtaken:
+                Ledger(str(tmp_path), "kind").claim(["day=1/a.parquet"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / half).exists() is is_overtaken
     assert_still_there([f"{tmp_path}/{name}" for name in others])
 
