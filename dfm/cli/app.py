@@ -235,9 +235,10 @@ def synth(
     """Make a click log with a planted factorization machine, as Parquet below DIRECTORY."""
     from dfm.data.synthetic import generate
     from dfm.distributed.processes import n_of_text
+    from dfm.runs.termination import stoppable
 
     console = Console()
-    with Reporter(console, as_json) as reporter:
+    with stoppable(), Reporter(console, as_json) as reporter:
 
         def progress(done: int) -> None:
             reporter({"event": "progress", "stage": "synth", "done": done, "total": rows})
@@ -265,9 +266,10 @@ def synth(
 def demo(output: str, rows: int, seed: int, as_json: bool) -> int:
     """Make a click log, train on it, evaluate on its last day, save, load and score."""
     from dfm.cli.demo import comparison, own_command, run_demo
+    from dfm.runs.termination import stoppable
 
     console, dfm = Console(), own_command()
-    with Reporter(console, as_json) as reporter:
+    with stoppable(), Reporter(console, as_json) as reporter:
         result = run_demo(output, rows, seed, reporter)
     if as_json:
         return INTERRUPTED if result.run.interrupted else 0

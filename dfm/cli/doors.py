@@ -74,7 +74,11 @@ def _typed(_context: click.Context, _parameter: click.Parameter, pairs: tuple[st
     help="With skip: stop when a larger part of the lines is bad.",
 )
 @processes_option
-@click.option("--overwrite", is_flag=True, help="Replace an earlier conversion.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier conversion, which is deleted first: after a bad line there is neither.",
+)
 @click.option(
     "--job", default="", metavar="FILE", help="Write a job file that trains on the shards; default: print it."
 )
@@ -94,13 +98,14 @@ def convert(
     from dfm.data.text.convert import convert as convert_text
     from dfm.data.text.jobs import JOB_MARK, job_text
     from dfm.distributed.processes import n_of_text
+    from dfm.runs.termination import stoppable
     from dfm.storage import files, ownership
 
     if job:
         ownership.check_replaceable(job, ownership.begins_with(JOB_MARK.encode(), MARK.encode()), options)
         if ownership.place_of(job.rpartition("/")[0] or ".", options) == ownership.place_of(directory, options):
             raise SettingsError(f"--job {job} lies among the shards in {directory}; write it beside that folder")
-    with Reporter(Console(stderr=True), as_json) as reporter:
+    with stoppable(), Reporter(Console(stderr=True), as_json) as reporter:
 
         def progress(done: int, total: int) -> None:
             reporter({"event": "progress", "stage": "convert", "done": done, "total": total})

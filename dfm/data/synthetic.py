@@ -17,13 +17,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.compilation import compiled
+from dfm.data.pool import mapping
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.storage import files
@@ -210,7 +208,7 @@ def generate(
     ledger = _prepare(root, [shard.path for shard in shards], overwrite)
     truths = []
     done = 0
-    with _mapper(min(processes, len(shards))) as map_shards:
+    with ledger.tidied(), mapping(min(processes, len(shards))) as map_shards:
         outcomes = map_shards(_write_shard, shards)
         for name in names:
             scored = []
@@ -288,9 +286,6 @@ def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
     # truth.json goes first: a log without it is known to be incomplete.
     ledger.remove([TRUTH_FILE])
     ledger.remove()
-    for folder in {path.parent for path in own} - {root}:
-        with suppress(OSError):  # a folder in it may be somebody's
-            folder.rmdir()
     markers = {path.parent / DONE for path in shards}
     ledger.claim([*(path.relative_to(root).as_posix() for path in [*shards, *sorted(markers)]), TRUTH_FILE])
     return ledger
@@ -310,20 +305,6 @@ def _plan(root: Path, names: list[str], log: _Shard, shards_per_day: int) -> lis
         )
         for number in range(n_shards)
     ]
-
-
-@contextmanager
-def _mapper(processes: int) -> Iterator[Callable[..., Iterator[_Scored]]]:
-    """A lazy, ordered map: the builtin one, or that of a pool."""
-    if processes == 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        # Only an interrupted run has anything left to cancel.
-        pool.shutdown(cancel_futures=True)
 
 
 def _day_truth(day: str, shards: list[_Scored]) -> DayTruth:

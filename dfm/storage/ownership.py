@@ -37,6 +37,8 @@ _CLAIMS = "claims"
 _HEAD = 1 << 12
 _ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)
 """A safetensors file begins with eight bytes of length, then JSON whose first entry is its metadata."""
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
+"""Names by which `files.writing` writes a file before it takes its place."""
 _LARGEST_RECORD = 1 << 26
 _THREADS = 16
 _MAGIC = re.compile(r"[*?\[]")
@@ -165,13 +167,31 @@ class Ledger:
         return sorted(name for name, size in there.items() if known[name] in (None, size))
 
     def foreign(self) -> list[str]:
-        """Names of files and folders directly in the folder that dfm did not make, sorted; hidden ones do not count."""
+        """Names of files and folders directly in the folder that dfm did not make, sorted; hidden ones do not count,
+        nor folders in which there is nothing else.
+        """
         own = {name.partition("/")[0] for name in self.own()}
-        found = [
-            *files.names_in(self.folder, self._options),
-            *files.folders_in(self.folder, self._options),
-        ]
-        return sorted(name for name in found if name not in own and not name.startswith("."))
+
+        def is_foreign(name: str) -> bool:
+            return name not in own and not name.startswith(".")
+
+        folders = filter(is_foreign, files.folders_in(self.folder, self._options))
+        found = filter(is_foreign, files.names_in(self.folder, self._options))
+        return sorted([*found, *(name for name in folders if self._may_hold_files(name))])
+
+    def _may_hold_files(self, folder: str) -> bool:
+        """Whether a file that is not hidden may be somewhere in a folder of this one: there is one, or nobody looks, as
+        the folder is a link or may not be read.
+        """
+        url = files.join(self.folder, folder)
+        if files.is_local(url) and files.local_path(url).is_symlink():
+            return True
+        try:
+            names, folders = files.names_in(url, self._options), files.folders_in(url, self._options)
+        except OSError:
+            return True
+        is_seen = any(not name.startswith(".") for name in names)
+        return is_seen or any(self._may_hold_files(f"{folder}/{name}") for name in folders)
 
     def check(self, names: Collection[str]) -> None:
         """SettingsError where one of the files to write is there already and was not made by dfm."""
@@ -179,8 +199,9 @@ class Ledger:
         if foreign:
             raise SettingsError(_refusal(files.join(self.folder, min(foreign))))
 
-    def claim(self, names: Collection[str]) -> None:
-        """Note the names of files before they are written. SettingsError where one is there and not dfm's.
+    def claim(self, names: Collection[str]) -> str:
+        """Note the names of files before they are written; returns the mark of the claim, for `check_claim`.
+        SettingsError where one is there and not dfm's.
 
         Who claimed one of these names before, and has not settled, cannot do so any more; nor can who claimed others so
         long ago that nobody writes them any more.
@@ -193,7 +214,16 @@ class Ledger:
         awaited = {name for each in others.values() for name in each.names}
         known = {name: size for name, size in noted.items() if name in own or name in awaited}
         self._claimed, self._mark = tuple(names), uuid.uuid4().hex
-        self._write({**known, **dict.fromkeys(names)}, {**others, self._mark: _Claim(since, list(names))})
+        self._write({**known, **dict.fromkeys(names)}, {self._mark: _Claim(since, list(names)), **others})
+        return self._mark
+
+    def check_claim(self, mark: str) -> None:
+        """StorageError where another run claimed one of the names since the claim of this mark.
+
+        The first bytes of the ledger tell, unless yet another claim stands there.
+        """
+        if mark.encode() not in files.read_head(self.url, _HEAD, self._options) and mark not in self._read()[1]:
+            raise self._overtaken("another run claimed the same files")
 
     def check_written(self, but: Collection[str] = ()) -> None:
         """StorageError where another run claimed one of the names since this one did, or a file that was claimed is
@@ -205,13 +235,17 @@ class Ledger:
         """Sizes of these files. StorageError as of `check_written`."""
         sizes = self._sizes(names)
         lost = sorted({*names} - sizes.keys())
-        if lost or (self._mark and self._mark not in self._read()[1]):
-            what = f"{lost[0]} is gone" if lost else "another run claimed the same files"
-            raise StorageError(
-                f"another run wrote to {self.folder}, or deleted there, while this one did ({what}); see that one of "
-                "them runs at a time, and give the command again"
-            )
+        if lost:
+            raise self._overtaken(f"{lost[0]} is gone")
+        if self._mark:
+            self.check_claim(self._mark)
         return sizes
+
+    def _overtaken(self, what: str) -> StorageError:
+        return StorageError(
+            f"another run wrote to {self.folder}, or deleted there, while this one did ({what}); see that one of them "
+            "runs at a time, and give the command again"
+        )
 
     def settle(self) -> None:
         """Note the sizes of the files, now that they are written; what was gone before is forgotten. StorageError as of
@@ -232,9 +266,40 @@ class Ledger:
         self._write({**kept, **sizes}, claims)
 
     def remove(self, names: Collection[str] | None = None) -> None:
-        """Delete files that dfm made (all of them, unless named); everything else stays."""
-        for name in set(self.own()).intersection(self.read() if names is None else names):
+        """Delete files that dfm made (all of them, unless named), and what killed processes left of these an hour ago
+        or more, with folders that are empty then; everything else stays.
+        """
+        known = set(self.read())
+        names = known if names is None else known.intersection(names)
+        for name in names.intersection(self.own()):
             files.remove(files.join(self.folder, name), self._options)
+        for folder, own in _by_folder(names).items():
+            url = files.join(self.folder, folder) if folder else self.folder
+            files.remove_abandoned(url, own)
+            if folder and files.is_local(url):
+                with contextlib.suppress(OSError):  # somebody's files may be there
+                    files.local_path(url).rmdir()
+
+    @contextlib.contextmanager
+    def tidied(self) -> Iterator[None]:
+        """A block that, where it is interrupted, leaves no half file: what its processes, which have ended, left of
+        files that it claimed is deleted, unless another run claimed them since.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._remove_unfinished()
+            raise
+
+    def _remove_unfinished(self) -> None:
+        if not files.is_local(self.folder) or self._mark not in self._read()[1]:
+            return
+        for folder, own in _by_folder(self._claimed).items():
+            url = files.join(self.folder, folder) if folder else self.folder
+            for name in files.names_in(url):
+                found = _UNFINISHED.fullmatch(name)
+                if found and found[1] in own:
+                    files.remove(files.join(url, name))
 
     def _sizes(self, names: Collection[str]) -> dict[str, int]:
         """Bytes of those files that are there."""
@@ -254,6 +319,17 @@ class Ledger:
         unsettled = {_CLAIMS: {mark: claim._asdict() for mark, claim in claims.items()}} if claims else {}
         content = {MADE_BY: MAKER, **unsettled, "files": dict(sorted(entries.items()))}
         files.write_bytes(self.url, to_json(content, indent=1).encode(), self._options)
+
+
+def _by_folder(names: Collection[str]) -> dict[str, set[str]]:
+    """Last steps of names by the folders that they lie in, inner folders first; "" is that of the ledger."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        found.setdefault(folder, set()).add(last)
+        while folder := folder.rpartition("/")[0]:
+            found.setdefault(folder, set())
+    return dict(sorted(found.items(), key=lambda entry: -len(entry[0])))
 
 
 def _is_below(name: str) -> bool:

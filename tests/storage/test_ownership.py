@@ -112,6 +112,50 @@ def test_a_ledger_knows_its_files_and_removes_nothing_else(folder: str) -> None:
         assert files.exists(files.join(folder, name)), name
 
 
+def test_a_folder_of_hidden_files_is_nobodys_and_one_that_may_hold_others_is_foreign(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), "kind")
+    ledger.claim(["day=1/a.parquet", "day=2/a.parquet"])
+    for name in ("day=1/.a.parquet.part", "day=2/b.parquet", "day=3/deep/c.parquet", ".git/config"):
+        files.write_bytes(f"{tmp_path}/{name}", MINE)
+    (tmp_path / "day=4" / "deep").mkdir(parents=True)
+    (tmp_path / "day=5").symlink_to(tmp_path / "day=4")
+    assert ledger.foreign() == ["day=2", "day=3", "day=5"]
+
+
+def test_folders_that_a_ledger_emptied_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), "kind")
+    names = ["day=1/hour=1/a.parquet", "day=2/a.parquet"]
+    ledger.claim(names)
+    for name in (*names, "day=2/.hidden"):
+        files.write_bytes(f"{tmp_path}/{name}", MINE)
+    (tmp_path / "day=3").mkdir()
+    ledger.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".dfm-kind.json", "day=2", "day=3"]
+    assert [path.name for path in (tmp_path / "day=2").iterdir()] == [".hidden"]
+
+
+@pytest.mark.parametrize("is_overtaken", [False, True])
+def test_an_interrupted_run_deletes_what_it_left_half_written_and_nothing_else(
+    tmp_path: Path, is_overtaken: bool
+) -> None:
+    ledger = Ledger(str(tmp_path), "kind")
+    half, others = f"day=1/.a.parquet.{DIGITS}.part", [f"day=1/.b.parquet.{DIGITS}.part", "day=1/.a.parquet.part"]
+
+    def interrupted() -> None:
+        with ledger.tidied():
+            ledger.claim(["day=1/a.parquet"])
+            for name in (half, *others):
+                files.write_bytes(f"{tmp_path}/{name}", MINE)
+            if is_overtaken:
+                Ledger(str(tmp_path), "kind").claim(["day=1/a.parquet"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / half).exists() is is_overtaken
+    assert_still_there([f"{tmp_path}/{name}" for name in others])
+
+
 def test_a_ledger_that_speaks_of_files_elsewhere_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(MINE)
     (tmp_path / "in").mkdir()

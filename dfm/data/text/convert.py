@@ -12,23 +12,20 @@ import logging
 import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from dfm.data.arrow_types import column_kind
 from dfm.data.discovery import columns_at_end
+from dfm.data.pool import mapping
 from dfm.data.text.account import LineAccount
 from dfm.data.text.formats import AUTO, Format, Wishes, format_of, lines_of
 from dfm.data.text.parsed import LABEL, Reader
 from dfm.data.text.sources import Chunk, Source, blocks, chunks_of, find_sources
 from dfm.data.text.tables import checked_delimiter, doubtful_header, missing_numbers
-from dfm.errors import ClusterError, DataError, SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.storage import files, ownership
 from dfm.storage.ownership import CONVERSION, Ledger
 
@@ -54,9 +51,12 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Order:
-    """The work of a process, but for the chunk: into which folder, by which reader, and whether a bad line ends it."""
+    """The work of a process, but for the chunk: into which folder, by which claim and reader, and whether a bad line
+    ends it.
+    """
 
     directory: str
+    claim: str
     reader: Reader
     stops: bool
     options: Mapping[str, Any]
@@ -90,7 +90,8 @@ def convert(
 
     on_bad_rows: "error" stops at the first line that is no row, "skip" leaves out up to max_bad_fraction of them. More
     `processes` write the same bytes; they are spawned, so a script that asks for more than one needs the `if __name__
-    == "__main__":` guard. overwrite: replace an earlier conversion. shard_bytes: of text, about.
+    == "__main__":` guard. overwrite: replace an earlier conversion, which is deleted before the lines are read, so that
+    none is left where one of them is bad. shard_bytes: of text, about.
     progress(done_bytes, all_bytes) is called here after each chunk.
 
     DataError names file and line of what is no row; SettingsError where the delimiter is none, or `directory` holds
@@ -108,13 +109,12 @@ def convert(
     chunks = chunks_of(sources, shard_bytes)
     ledger = _prepare(directory, overwrite, options)
     try:
-        with _mapper(min(processes, len(chunks))) as map_chunks:
+        with ledger.tidied(), mapping(min(processes, len(chunks))) as map_chunks:
             if reader.surveys:
                 survey = functools.partial(_survey, reader, options)
                 reader = reader.knowing(set().union(*map_chunks(survey, chunks)))
-            ledger.claim([*(chunk.name for chunk in chunks), DONE])
-            _forget_abandoned(directory, chunks)
-            order = _Order(directory, reader, on_bad_rows == "error", options)
+            claim = ledger.claim([*(chunk.name for chunk in chunks), DONE])
+            order = _Order(directory, claim, reader, on_bad_rows == "error", options)
             account = _write_all(map_chunks, order, chunks, progress)
         account.check(on_bad_rows, max_bad_fraction)
     except DataError:
@@ -216,34 +216,6 @@ def _prepare(directory: str, overwrite: bool, options: files.Options) -> Ledger:
     return ledger
 
 
-def _forget_abandoned(directory: str, chunks: Sequence[Chunk]) -> None:
-    """Delete what processes that were killed an hour ago or more left of these shards."""
-    names: dict[str, list[str]] = {}
-    for chunk in chunks:
-        folder, _, name = chunk.name.rpartition("/")
-        names.setdefault(folder, []).append(name)
-    for folder, own in names.items():
-        files.remove_abandoned(files.join(directory, folder).rstrip("/"), own)
-
-
-@contextmanager
-def _mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A lazy, ordered map: the builtin one, or that of a pool."""
-    if processes <= 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    try:
-        yield pool.map
-    except BrokenProcessPool as error:
-        raise ClusterError(
-            "a process of the conversion was killed, maybe for its memory; give the same command again, with fewer "
-            "--workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _survey(reader: Reader, options: Mapping[str, Any], chunk: Chunk) -> set[Any]:
     """All in a chunk that the columns depend on."""
     seen: set[Any] = set()
@@ -274,22 +246,21 @@ def _write_all(
 
 def _write_chunk(order: _Order, chunk: Chunk) -> LineAccount:
     """Write the lines of a chunk as a shard, a row group for each block; their account, lines counted from the chunk's
-    first. The shard appears when it is whole.
+    first. The shard appears when it is whole; StorageError where another conversion has begun in the folder since.
     """
     account, url = LineAccount(), chunk.source.url
     schema = order.reader.schema
     has_numbers = LABEL in schema.names and column_kind(schema.field(LABEL).type) in ("int", "float")
-    with (
-        files.writing(files.join(order.directory, chunk.name), order.options) as stream,
-        pq.ParquetWriter(stream, schema, **_PARQUET, **order.reader.encodings) as writer,
-    ):
-        for block in blocks(chunk, order.options):
-            parsed = order.reader.parse(block)
-            account.add_block(url, parsed)
-            if order.stops and parsed.faults:
-                break
-            if parsed.batch.num_rows:
-                writer.write_batch(parsed.batch, row_group_size=parsed.batch.num_rows)
-            if has_numbers:
-                account.add_labels(parsed.batch.column(LABEL).drop_null().to_numpy(zero_copy_only=False))
+    with files.writing(files.join(order.directory, chunk.name), order.options) as stream:
+        with pq.ParquetWriter(stream, schema, **_PARQUET, **order.reader.encodings) as writer:
+            for block in blocks(chunk, order.options):
+                parsed = order.reader.parse(block)
+                account.add_block(url, parsed)
+                if order.stops and parsed.faults:
+                    break
+                if parsed.batch.num_rows:
+                    writer.write_batch(parsed.batch, row_group_size=parsed.batch.num_rows)
+                if has_numbers:
+                    account.add_labels(parsed.batch.column(LABEL).drop_null().to_numpy(zero_copy_only=False))
+        Ledger(order.directory, CONVERSION, order.options).check_claim(order.claim)
     return account

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +30,8 @@ from dfm.data.text.convert import convert
 from dfm.data.text.jobs import job_text
 from dfm.errors import DataError, SettingsError, StorageError
 from dfm.model.export import hashed_inputs
+from dfm.storage import files
+from dfm.storage.ownership import CONVERSION, Ledger
 from tests.support.small_jobs import in_process_client
 from tests.support.small_models import make_model, random_table
 
@@ -278,8 +284,149 @@ def test_a_killed_conversion_is_never_taken_for_a_whole_one(tmp_path: Path) -> N
     assert digests(shards) == digests(tmp_path / "again")
 
 
+@contextlib.contextmanager
+def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """`dfm` with two workers in a process of its own, whose output is read to the end of all of them."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(converting.__file__).parents[3])}
+    line = [sys.executable, "-m", "dfm", *map(str, arguments), "--workers", "2"]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_unfinished(shards: Path, process: subprocess.Popen[str]) -> None:
+    """Until two workers write shards."""
+    while len(list(shards.rglob(".*.part"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def large_days(folder: Path) -> Path:
+    """Four days of a log whose conversion takes a while."""
+    text = "label,site\n" + "".join(f"{i % 2},site{i}\n" for i in range(50_000)) * 10
+    for day in range(4):
+        (folder / f"day={day}").mkdir(parents=True)
+        (folder / f"day={day}" / "log.csv").write_text(text)
+    return folder
+
+
+def test_a_killed_conversion_writes_nothing_into_a_later_one(tmp_path: Path) -> None:
+    """The process that was given the command alone is killed, as supervisors do, and not its workers."""
+    large, shards = large_days(tmp_path / "large"), tmp_path / "shards"
+    for day in range(4):
+        (tmp_path / "small" / f"day={day}").mkdir(parents=True)
+        (tmp_path / "small" / f"day={day}" / "log.csv").write_text("label,site\n1,a\n0,b\n")
+    with command("convert", large, "--to", shards) as process:
+        wait_for_unfinished(shards, process)
+        process.kill()
+        process.communicate(timeout=30)  # until the last of them has closed it
+    assert convert(str(tmp_path / "small"), str(shards)).account.written == 8
+    assert sum(shard.n_rows for shard in find_shards([str(shards)])) == 8
+
+
+@pytest.mark.parametrize("name", ["convert", "synth"])
+def test_a_conversion_that_is_told_to_stop_does_as_after_ctrl_c(tmp_path: Path, name: str) -> None:
+    shards = tmp_path / "shards"
+    if name == "convert":
+        arguments = ("convert", large_days(tmp_path / "large"), "--to", shards)
+    else:
+        arguments = ("synth", shards, "--rows", 2_000_000)
+    with command(*arguments) as process:
+        wait_for_unfinished(shards, process)
+        process.terminate()
+        _, told = process.communicate(timeout=30)
+        assert (process.returncode, told.splitlines()[-1]) == (130, "error: interrupted")
+    assert list(shards.rglob(".*.part")) == []
+    assert not (shards / "_SUCCESS").exists()
+
+
+def test_a_conversion_that_was_overtaken_replaces_no_shard_of_the_later_one(tmp_path: Path) -> None:
+    """Both write shards of the same names; the second begins and ends while the first is at work."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, second = write(tmp_path / "one", "libsvm"), write(tmp_path / "two", "libsvm", 300)
+    out = tmp_path / "out"
+    of_second: dict[str, str] = {}
+
+    def overtaken(_done: int, _total: int) -> None:
+        convert(str(second), str(out), shard_bytes=second.stat().st_size // 6 + 1)
+        of_second.update(digests(out))
+
+    with pytest.raises(StorageError, match="another run claimed the same files"):
+        convert(str(first), str(out), shard_bytes=first.stat().st_size // 6 + 1, progress=overtaken)
+    assert len(of_second) == 7
+    assert digests(out) == of_second
+
+
+@pytest.fixture(params=["folder", "memory"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder on a disk and one in an object store."""
+    if request.param == "folder":
+        yield str(tmp_path / "shards")
+        return
+    name = uuid.uuid4().hex
+    yield f"memory://{name}"
+    fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
+
+
+def days(folder: Path, **texts: str) -> str:
+    """A log of these days only, by the lines of each."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for day, text in texts.items():
+        (folder / f"day={day}").mkdir(parents=True)
+        (folder / f"day={day}" / "log.csv").write_text("label,x\n" + text)
+    return str(folder)
+
+
+def days_there(output: str) -> list[str]:
+    return [name for name in files.folders_in(output) if files.names_in(f"{output}/{name}")]
+
+
+def test_days_with_a_bad_line_are_converted_once_it_is_repaired(tmp_path: Path, output: str) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(DataError, match="line 3"):
+        convert(days(log, a="1,a\n", b="1,a\n0,b,c\n"), output)
+    for overwrite in (False, True):
+        convert(days(log, a="1,a\n", b="1,a\n0,b\n"), output, overwrite=overwrite)
+        assert days_there(output) == ["day=a", "day=b"]
+    assert files.is_local(output) is Path(output, "_SUCCESS").exists()
+
+
+def test_days_roll_on_night_by_night(tmp_path: Path, output: str) -> None:
+    for first, second in ("ab", "bc", "cd", "ab"):
+        convert(days(tmp_path / "log", **{first: "1,a\n", second: "0,b\n"}), output, overwrite=True)
+        assert days_there(output) == [f"day={first}", f"day={second}"]
+        if files.is_local(output):
+            assert files.folders_in(output) == days_there(output), "no empty folder stays"
+
+
+def test_a_day_that_a_killed_conversion_has_begun_is_replaced_and_what_others_have_there_is_not(
+    tmp_path: Path, output: str
+) -> None:
+    log = days(tmp_path / "log", a="1,a\n", b="0,b\n")
+    names = ["day=a/part-00000-00000.parquet", "day=b/part-00001-00000.parquet"]
+    Ledger(output, CONVERSION).claim([*names, "_SUCCESS"])
+    unfinished = f"{output}/day=b/.part-00001-00000.parquet.{uuid.uuid4().hex}.part"
+    files.write_bytes(unfinished, b"half")
+    files.write_bytes(f"{output}/day=a/notes.txt", b"mine")
+    with pytest.raises(SettingsError, match=r"day=a was not made by dfm convert"):
+        convert(log, output, overwrite=True)
+    files.remove(f"{output}/day=a/notes.txt")
+    convert(log, output)
+    assert days_there(output) == ["day=a", "day=b"]
+    if files.is_local(output):
+        assert Path(unfinished).read_bytes() == b"half", "somebody may write it yet"
+        os.utime(unfinished, (1, 1))
+        convert(log, output, overwrite=True)
+        assert not Path(unfinished).exists()
+
+
 def test_stores_are_read_and_written_as_folders_are(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
     path = write(tmp_path, "libffm", 300)
     store.pipe_file("/text/log.ffm", path.read_bytes())
