@@ -52,15 +52,15 @@ def read_evaluation(eval_set: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
 
 def validation_paths(eval_set: Any, *columns: str | None) -> list[str]:
     """The shards that a job validates on. SettingsError where eval_set is something else, or names other columns than
-    the fit: those of labels, of groups if it has any, and of weights or None.
+    the fit: those of labels, of groups if it has any (which need not be named again), and of weights or None.
     """
     if eval_set is None:
         return []
     found = eval_set[0] if isinstance(eval_set, list) and len(eval_set) == 1 else eval_set
-    least = sum(name is not None for name in columns[:-1])
-    if not isinstance(found, tuple) or not least < len(found) <= len(columns) + 1 or not is_path(found[0]):
+    if not isinstance(found, tuple) or not 1 < len(found) <= len(columns) + 1 or not is_path(found[0]):
         raise SettingsError("a job on shards validates on shards: eval_set = (path, names of columns …), or nothing")
-    named = (*found[1:], None)[: len(columns)]
+    *others, _ = columns
+    named = (*found[1:], *others[len(found) - 1 :], None)[: len(columns)]
     if named != columns:
         raise SettingsError(
             f"eval_set names the columns {named}, and the fit {columns}: a job has the same ones in all rows. Name "

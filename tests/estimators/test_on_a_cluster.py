@@ -118,13 +118,16 @@ def test_a_job_validates_by_the_columns_of_the_fit(client, weight, eval_set, tol
     [
         (None, ("v", "clicked", "user", "w"), r"\('clicked', 'user', 'w'\), and the fit \('clicked', 'user', None\)"),
         ("w", ("v", "clicked", "user"), r"\('clicked', 'user', None\), and the fit \('clicked', 'user', 'w'\)"),
-        (None, ("v", "clicked"), r"eval_set = \(path, names of columns"),
+        ("w", ("v", "clicked"), r"\('clicked', 'user', None\), and the fit \('clicked', 'user', 'w'\)"),
+        (None, ("v",), r"eval_set = \(path, names of columns"),
     ],
 )
 def test_a_job_that_ranks_validates_by_the_columns_of_the_fit(client, weight, eval_set, told):
     with pytest.raises(SettingsError, match=told):
         FMRanker().fit("log", "clicked", "user", sample_weight=weight, eval_set=eval_set, client=client)
-    assert validation_paths(("v", "clicked", "user"), "clicked", "user", None) == ["v"]
+    for named in (("v", "clicked"), ("v", "clicked", "user"), ("v", "clicked", "user", None)):
+        assert validation_paths(named, "clicked", "user", None) == ["v"]
+    assert validation_paths(("v", "clicked", "user", "w"), "clicked", "user", "w") == ["v"]
 
 
 def test_what_a_fit_on_shards_cannot_do_is_refused(client, tmp_path):
