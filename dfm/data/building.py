@@ -212,9 +212,8 @@ def _of_codes(
     """The partition of coded rows, whose ids are written where they stand in the order, and stay there."""
     n_fields, n_rows = parts[0].n_fields, sum(part.n_rows for part in parts)
     order = np.arange(n_rows) if order is None else order
-    local = _coded_ids(
-        parts, lookup, order, room.of(n_rows * n_fields) if room else np.empty(n_rows * n_fields, np.uint32)
-    )
+    words = room.of(n_rows * n_fields) if room else np.empty(n_rows * n_fields, np.uint32)
+    local = _coded_ids(parts, lookup, order, words)
     ids, kinds, indptr = local.ids, local.kinds, np.arange(n_rows + 1) * n_fields
     explicit, values = kinds == _EXPLICIT, np.zeros(0, np.float32)
     n_implicit = n_rows - int(np.count_nonzero(explicit))

@@ -139,7 +139,7 @@ class TableReader:
                 return Fault(0, f"column {name!r} is no UTF-8 text", text)
             as_text = f"where the column is text, say so: --type {shlex.quote(name + '=text')}"
             if kind == pa.int64() and _is_number(text) and not text.strip().isdecimal():
-                as_text = f"it has fractions, too, so say --type {shlex.quote(name + '=number')}"
+                as_text = f"where it is a number, say so: --type {shlex.quote(name + '=number')}"
             return Fault(0, f"column {name!r} is no {kind}", text, as_text)
         return Fault(0, message.splitlines()[0], "")
 
