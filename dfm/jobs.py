@@ -45,7 +45,7 @@ from dfm.model.rows import arrived
 from dfm.model.slices import Slicing
 from dfm.pages.page import REPORT
 from dfm.runs.display import watched
-from dfm.runs.record import PUBLISHED, RunLog
+from dfm.runs.log import PUBLISHED, RunLog
 from dfm.settings.job import Job, load_job
 from dfm.settings.tables import ClusterSettings
 from dfm.storage import files, ownership

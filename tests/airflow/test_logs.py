@@ -13,6 +13,7 @@ from dfm.airflow import DfmTrainOperator, tasks
 from dfm.airflow.runtime import REPORT, lines_of_run, link_to
 from dfm.errors import ClusterError
 from dfm.runs import record as runs
+from dfm.runs.log import RunLog
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
 
@@ -36,7 +37,7 @@ DONE = {
 def directory(tmp_path: Path) -> str:
     """Where a run has ended."""
     job = Job.from_dict({"data": {"train": "x"}, "output": {"directory": str(tmp_path)}})
-    with runs.RunLog(job, RUN_ID) as log:
+    with RunLog(job, RUN_ID) as log:
         log.on_event(EPOCH)
         log.on_event(DONE)
     return str(tmp_path)

@@ -18,7 +18,7 @@ from dfm.airflow import runtime
 from dfm.errors import ClusterError, SettingsError
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
-from dfm.runs.record import RunLog
+from dfm.runs.log import RunLog
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.workflow import steps

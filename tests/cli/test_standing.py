@@ -18,7 +18,8 @@ from dfm.cli import runs, standing
 from dfm.cli.app import main
 from dfm.errors import DataError
 from dfm.runs import outcome
-from dfm.runs.record import RunLog, RunRecord, now, write_run
+from dfm.runs.log import RunLog
+from dfm.runs.record import RunRecord, now, write_run
 from dfm.settings.job import Job
 from tests.support.command_line import Run
 

@@ -16,7 +16,7 @@ from dfm.kubernetes.api import Api
 from dfm.kubernetes.manifest import Submission
 from dfm.runs import patience
 from dfm.runs import record as runs
-from dfm.runs.record import RunLog
+from dfm.runs.log import RunLog
 from dfm.settings.job import Job
 from tests.support.api_server import ApiServer, api_server
 

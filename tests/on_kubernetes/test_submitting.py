@@ -33,7 +33,7 @@ from dfm.kubernetes.manifest import Manifest, Submission
 from dfm.launch import supervisor
 from dfm.runs import patience
 from dfm.runs import record as runs
-from dfm.runs.record import RunLog
+from dfm.runs.log import RunLog
 from dfm.settings.job import Job
 from dfm.storage import files
 from tests.support.api_server import ApiServer, Fault, _Handler, api_server

@@ -13,8 +13,9 @@ from dfm.launch import on_dask, process
 from dfm.runs import lifecycle
 from dfm.runs import record as runs
 from dfm.runs.lifecycle import CANCELLER, DRIVER, STATES, SUBMITTER, SUPERVISOR
+from dfm.runs.log import RunLog
 from dfm.runs.outcome import Outcome
-from dfm.runs.record import RunLog, RunRecord, read_run, write_run
+from dfm.runs.record import RunRecord, read_run, write_run
 from dfm.settings.job import Job
 
 

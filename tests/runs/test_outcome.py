@@ -22,8 +22,9 @@ from dfm.errors import SettingsError, StorageError
 from dfm.launch import supervisor
 from dfm.runs import heartbeat, outcome
 from dfm.runs import record as runs
+from dfm.runs.log import RunLog
 from dfm.runs.outcome import outcome_of
-from dfm.runs.record import RunLog, read_run, write_run
+from dfm.runs.record import read_run, write_run
 from dfm.settings.job import Job
 from dfm.storage import files, retry
 
@@ -154,7 +155,7 @@ def test_between_two_attempts_the_record_says_so_and_only_the_last_one_is_final(
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.3)
     runs.submitted(job, "run-1")
     statement = (
-        "import os, signal, sys, time\nfrom dfm.errors import ClusterError\nfrom dfm.runs.record import RunLog\n"
+        "import os, signal, sys, time\nfrom dfm.errors import ClusterError\nfrom dfm.runs.log import RunLog\n"
         "from dfm.settings.job import Job\n"
         f"job = Job.from_dict({job.to_dict()!r})\n"
         "try:\n"

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from dfm.runs import log as logs
 from dfm.runs import record as runs
 from dfm.runs import termination
-from dfm.runs.record import RunLog, read_events, read_run
+from dfm.runs.log import RunLog
+from dfm.runs.record import read_events, read_run
 from dfm.settings.job import Job
 
 DRIVER = """
 import sys, time
 from dfm.errors import ClusterError
-from dfm.runs.record import RunLog
+from dfm.runs.log import RunLog
 from dfm.runs.termination import stoppable
 from dfm.settings.job import Job
 job = Job.from_dict({tables!r})
@@ -200,7 +202,7 @@ def test_a_signal_that_was_lost_as_one_block_ended_does_not_interrupt_the_next()
 def test_outside_a_stoppable_block_a_request_waits_for_the_next_event(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(logs, "HEARTBEAT_SECONDS", 0.02)
     with contextlib.suppress(KeyboardInterrupt), RunLog(job) as log:
         runs.request_cancel(job.output.directory)
         time.sleep(0.3)

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, LocalCluster
 
+from dfm.runs.record import RunRecord, read_run
+from dfm.settings.job import Job
+
 FIRST_DAY, LAST_DAY = "2026-11-14", "2026-11-17"
 ROWS = 8_000
 """Rows of the log of four days that the tests of training share."""
@@ -58,3 +61,9 @@ def read_log(log: Path, day: str = "*") -> pa.Table:
         name = path.parent.name.removeprefix("day=")
         tables.append(table.append_column("day", pa.array([name] * table.num_rows)))
     return pa.concat_tables(tables)
+
+
+def run_of(job: Job) -> RunRecord:
+    record = read_run(job.output.directory)
+    assert record is not None
+    return record
