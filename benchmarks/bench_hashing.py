@@ -26,9 +26,10 @@ from dfm.data.chunks import hash_units
 from dfm.data.parquet import arrow_schema, find_shards
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import ResolvedSchema, resolve
 from dfm.data.synthetic import generate
-from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.vocabulary import build_vocabulary, merge_counts
 from dfm.settings.tables import Schema, TrainingSettings
 from dfm.training.plan import plan_training
 

@@ -19,8 +19,9 @@ from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows, take_rows
 from dfm.data.matrices import is_sparse, vector_vocabulary
 from dfm.data.partition import SparsePartition
+from dfm.data.row_lookup import RowLookup
 from dfm.data.units import LabelUnit
-from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.losses import DEFAULT_LOSSES

@@ -15,10 +15,11 @@ from dfm.data.encoding import encode_batch
 from dfm.data.hashed_rows import HashedRows, concatenate_rows, take_rows
 from dfm.data.parquet import Unit, arrow_schema, find_shards, read_unit
 from dfm.data.partition import SparsePartition
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Schema, resolve
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.synthetic import generate
-from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.data.vocabulary import FeatureCounts, Vocabulary, build_vocabulary, count_features
 from dfm.storage.arrays import read_arrays, write_arrays
 
 DENSE_COLUMNS = ("C1", "C2", "C5", "C6", "C8", "C9", "C14", "C17", "C20", "C22", "C23", "C25")

@@ -15,7 +15,8 @@ from dfm.data.bits import trailing_zeros
 from dfm.data.coded_rows import CodedRows, Run, without_codes
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
 from dfm.data.partition import SparsePartition
-from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import ABSENT, Vocabulary
 from dfm.storage.arrays import read_only
 
 

@@ -17,8 +17,9 @@ from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition, by_group
 from dfm.data.reading import Reading, units_key
+from dfm.data.row_lookup import RowLookup
 from dfm.data.units import RowUnits
-from dfm.data.vocabulary import RowLookup, Vocabulary
+from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DataError
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dfm.compilation import compiled
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.partition import SparsePartition
-from dfm.data.vocabulary import ABSENT, RowLookup
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import ABSENT
 from dfm.storage.arrays import read_only
 
 

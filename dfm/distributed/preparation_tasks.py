@@ -30,6 +30,7 @@ from dfm.data.parquet import Unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import load_parts, load_slices, part_of_units
 from dfm.data.reading import Reading
+from dfm.data.row_lookup import row_lookup
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
@@ -38,7 +39,6 @@ from dfm.data.vocabulary import (
     build_vocabulary,
     merge_counts,
     n_besides,
-    row_lookup,
     spread_of,
     with_earlier,
 )

@@ -23,8 +23,9 @@ from dfm.data.hashed_rows import HashedRows
 from dfm.data.parquet import Unit
 from dfm.data.partition import by_group
 from dfm.data.reading import Reading
+from dfm.data.row_lookup import RowLookup
 from dfm.data.scoring_rows import scoring_partition
-from dfm.data.vocabulary import FeatureTally, RowLookup, Vocabulary, build_vocabulary, merge_counts
+from dfm.data.vocabulary import FeatureTally, Vocabulary, build_vocabulary, merge_counts
 from dfm.kernels.tables import InitialValues
 from dfm.model.drift import Watcher
 from dfm.model.fm_model import FMModel

@@ -24,12 +24,12 @@ from dfm.data.hashed_rows import EntrySums, HashedRows, concatenate_rows, take_r
 from dfm.data.matrices import ColumnMoments, Scaling, is_sparse, matrix_rows, vector_vocabulary
 from dfm.data.number_sketches import NumberSketch, columns_with_statistics, statistics_of
 from dfm.data.partition import SparsePartition, by_group
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import NumberStatistics
 from dfm.data.vocabulary import (
     NO_COUNTS,
     FeatureCounts,
-    RowLookup,
     Vocabulary,
     build_vocabulary,
     count_features,

@@ -33,13 +33,13 @@ from dfm.data.matrices import (
 )
 from dfm.data.number_sketches import NumberSketch, columns_with_statistics, sketch_values, statistics_of
 from dfm.data.partition import SparsePartition
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import ResolvedSchema, Schema, check_once
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import RAW, SCALED, TRANSFORMS, NumberStatistics
 from dfm.data.vocabulary import (
     NO_COUNTS,
     FeatureCounts,
-    RowLookup,
     Vocabulary,
     build_vocabulary,
     count_features,

@@ -17,7 +17,8 @@ from dfm.data.building import build_partition
 from dfm.data.hashed_rows import EntrySums, HashedRows, take_rows
 from dfm.data.matrices import is_sparse
 from dfm.data.partition import SparsePartition, by_group
-from dfm.data.vocabulary import FeatureCounts, RowLookup, Vocabulary, count_features
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import FeatureCounts, Vocabulary, count_features
 from dfm.errors import SettingsError
 from dfm.estimators.features import FeatureOptions, Features, MatrixFeatures, TableFeatures
 from dfm.estimators.labels import LabelEncoding, LabelSummary, summarise_labels

@@ -17,8 +17,9 @@ from dfm.compilation import compiled
 from dfm.data import hashing
 from dfm.data.coded_rows import CodedRows
 from dfm.data.hashed_rows import HashedRows
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Field, ResolvedSchema
-from dfm.data.vocabulary import ABSENT, FeatureCounts, RowLookup, Vocabulary
+from dfm.data.vocabulary import ABSENT, FeatureCounts, Vocabulary
 from dfm.storage.arrays import read_only
 
 TOP = 20

@@ -20,9 +20,10 @@ from dfm.data.arrow_types import root_of
 from dfm.data.encoding import Encoded, Problem, encode_batch
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.row_encoder import NotPlain, RowEncoder
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Field, ResolvedSchema
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
+from dfm.data.vocabulary import ABSENT, Vocabulary
 from dfm.errors import DataError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.tables import ParameterTable

@@ -30,10 +30,11 @@ from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import HASH_NAME
 from dfm.data.matrices import Scaling, is_sparse, is_vector, matrix_rows
 from dfm.data.partition import SparsePartition
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import SHORTEST, ResolvedSchema
 from dfm.data.scoring_rows import scoring_partition
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary
+from dfm.data.vocabulary import ABSENT, Vocabulary
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu

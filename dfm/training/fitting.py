@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.partition import SparsePartition
-from dfm.data.vocabulary import RowLookup, Vocabulary, rows_of
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import Vocabulary, rows_of
 from dfm.errors import DivergenceError
 from dfm.kernels.families.registry import family_of
 from dfm.kernels.optimizers import resolve_optimizer

@@ -27,8 +27,9 @@ from dfm.data.known_tables import KnownTables
 from dfm.data.parquet import Unit, describe_shard
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Schema, resolve
-from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.vocabulary import build_vocabulary, merge_counts
 from dfm.distributed.preparation_tasks import sights_of_shard
 from dfm.errors import DataError
 from dfm.model.drift import Watcher, seen_bits

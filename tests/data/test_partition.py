@@ -19,8 +19,9 @@ from dfm.data import scoring_rows
 from dfm.data.building import build_partition
 from dfm.data.hashed_rows import HashedRows, concatenate_rows
 from dfm.data.partition import SparsePartition, by_group
+from dfm.data.row_lookup import RowLookup
 from dfm.data.scoring_rows import scoring_partition
-from dfm.data.vocabulary import ABSENT, RowLookup, Vocabulary, build_vocabulary, count_features
+from dfm.data.vocabulary import ABSENT, Vocabulary, build_vocabulary, count_features
 from dfm.errors import DataError
 from dfm.storage.arrays import read_only
 

@@ -30,9 +30,10 @@ from dfm.data.parquet import Batch, Shard, Unit, describe_shard, read_unit
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading, fingerprint, kept_batches
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Schema, resolve
 from dfm.data.transforms import NumberStatistics
-from dfm.data.vocabulary import RowLookup, build_vocabulary, count_features, merge_counts
+from dfm.data.vocabulary import build_vocabulary, count_features, merge_counts
 from dfm.errors import DataError
 from dfm.storage.arrays import read_arrays, write_arrays
 from tests.support.shards import write_shard

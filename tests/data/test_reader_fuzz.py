@@ -25,8 +25,9 @@ from dfm.data.parquet import Unit, describe_shard
 from dfm.data.partition import SparsePartition
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import Schema, resolve
-from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.vocabulary import build_vocabulary, merge_counts
 from tests.support.shards import write_shard
 from tests.support.tokens import bucket, category
 

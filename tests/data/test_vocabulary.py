@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfm.data.row_lookup import RowLookup, row_lookup
 from dfm.data.vocabulary import (
     ABSENT,
     FeatureCounts,
     FeatureTally,
-    RowLookup,
     Vocabulary,
     build_vocabulary,
     count_features,
     grow,
     merge_counts,
     n_besides,
-    row_lookup,
     rows_of,
     seen_rarely,
     with_earlier,

@@ -66,7 +66,8 @@ from numba.core.event import install_recorder
 from dfm.data.building import build_partition
 from dfm.data.chunks import hash_units, hashed_in_memory
 from dfm.data.preparation import load_slices
-from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import build_vocabulary, merge_counts
 from dfm.distributed import rehearsal, train
 from dfm.kernels.tables import InitialValues
 from dfm.model.drift import Watcher

@@ -25,7 +25,8 @@ from dfm.averaging.slices import Slices
 from dfm.data.chunks import hash_units
 from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
-from dfm.data.vocabulary import RowLookup, build_vocabulary, merge_counts
+from dfm.data.row_lookup import RowLookup
+from dfm.data.vocabulary import build_vocabulary, merge_counts
 from dfm.distributed import start, train
 from dfm.distributed.train import TrainResult
 from dfm.errors import DataError, DivergenceError, SettingsError

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import dfm.export
+from dfm.data.row_lookup import RowLookup
 from dfm.data.schema import resolve
-from dfm.data.vocabulary import FeatureCounts, RowLookup, build_vocabulary, count_features
+from dfm.data.vocabulary import FeatureCounts, build_vocabulary, count_features
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import InitialValues, Layout, ParameterTable, initialise
