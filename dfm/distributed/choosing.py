@@ -11,9 +11,9 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
+from dfm.distributed.loops import started_loop
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.publish import Trained
 from dfm.distributed.run import Event, Run
@@ -22,7 +22,6 @@ from dfm.errors import DivergenceError, SettingsError
 from dfm.settings.job import Job
 from dfm.settings.tables import CHOICES
 from dfm.training.inputs import Inputs
-from dfm.training.loop import TrainingLoop
 
 logger = logging.getLogger(__name__)
 _BEST = CHOICES[1]
@@ -42,14 +41,11 @@ def check_choice(job: Job, inputs: Inputs) -> None:
         )
 
 
-def best_of_both(
-    run: Run, prepared: Prepared, trained: Trained, started_loop: Callable[[Run, Prepared], TrainingLoop]
-) -> tuple[Prepared, Trained]:
+def best_of_both(run: Run, prepared: Prepared, trained: Trained) -> tuple[Prepared, Trained]:
     """The model to publish: the one that was trained or, where the job asks for the best and that validates
     better, the linear one; with the rows as that model sees them.
 
-    started_loop: makes a training loop at its start. An interrupted run has no rival; Ctrl-C ends the rival and not the
-    model, which is published.
+    An interrupted run has no rival; Ctrl-C ends the rival and not the model, which is published.
     """
     if run.job.model.choose != _BEST or trained.interrupted:
         return prepared, trained

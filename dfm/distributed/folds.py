@@ -12,13 +12,14 @@ from distributed import Client
 
 from dfm.data.latest import equal_parts
 from dfm.distributed import backends
+from dfm.distributed.beginning import begin, prepare_rows
 from dfm.distributed.choosing import best_of_both
 from dfm.distributed.cluster import connect
+from dfm.distributed.loops import started_loop
 from dfm.distributed.prepare import Prepared, latest_rows, plain_reading
 from dfm.distributed.publish import Trained
 from dfm.distributed.run import OnEvent, Run
 from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
-from dfm.distributed.train import begin, prepare_rows, started_loop
 from dfm.errors import DataError, SettingsError
 from dfm.kernels.losses import is_paired
 from dfm.settings.job import Job
@@ -132,7 +133,7 @@ def _fold(run: Run, number: int, split: RowSplit) -> dict[str, Any]:
     prepared = prepare_rows(own)
     held_out = prepared.validation_account
     held_out.check_any(f"validate on in fold {number}", inputs.schema.weight)
-    prepared, trained = best_of_both(own, prepared, _trained(own, prepared), started_loop)
+    prepared, trained = best_of_both(own, prepared, _trained(own, prepared))
     metrics = dict(trained.best.metrics)
     metrics.pop("calibration_bins", None)
     n_epochs = max((event["epoch"] for event in trained.history), default=0)

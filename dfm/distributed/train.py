@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import math
 import os
 import platform
 import time
@@ -15,32 +13,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client, Future
+from distributed import Client
 
 from dfm.data.accounting import RowAccount
 from dfm.data.cache import prune_cache
-from dfm.data.coded_rows import are_long_runs
 from dfm.data.snapshots import pins_of
-from dfm.distributed import backends, monitoring, rehearsal, start
+from dfm.distributed import backends
 from dfm.distributed.admitting import admitted, start_of
-from dfm.distributed.calibrating import calibrated, share_apart
+from dfm.distributed.beginning import begin, prepare_rows
+from dfm.distributed.calibrating import calibrated
 from dfm.distributed.checkpointing import Checkpointer
 from dfm.distributed.choosing import best_of_both
 from dfm.distributed.cluster import connect
-from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.exact import at_first_block, exact_loop, solving_event
-from dfm.distributed.executor import DaskExecutor
+from dfm.distributed.exact import solving_event
 from dfm.distributed.keeping import PATIENCE_OF_A_USER, Training, kept, tolerated
-from dfm.distributed.preparation_events import vocabulary_event
-from dfm.distributed.prepare import Prepared, plain_reading, prepare
-from dfm.distributed.progress import follow, progress_of
+from dfm.distributed.loops import checkpointer_of, identity_of, loop_of, resume
+from dfm.distributed.prepare import Prepared
 from dfm.distributed.publish import Trained, diagnosed, done_event, model_url, save_model
 from dfm.distributed.reporting import write_page
 from dfm.distributed.run import Event as Event
 from dfm.distributed.run import OnEvent as OnEvent
 from dfm.distributed.run import Run
 from dfm.distributed.several import mean_of, member_runs, side_by_side, train_several
-from dfm.distributed.tuning import settings_event, table_bytes, tuned
+from dfm.distributed.tuning import settings_event
 from dfm.errors import DataError, DivergenceError, LostParametersError, RunCancelled
 from dfm.events import history_frame
 from dfm.model.figures import notebook_html, plot_history
@@ -50,18 +45,14 @@ from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.storage.tables import TableUrl
-from dfm.training.checkpoint import Checkpoint, CheckpointFolder, Identity, prefix_of, prefixes_in
+from dfm.training.checkpoint import Checkpoint, CheckpointFolder, prefix_of, prefixes_in
 from dfm.training.inputs import Inputs, find_inputs, plan_event
-from dfm.training.loop import Goal, Manner, TrainingLoop
+from dfm.training.loop import TrainingLoop
 from dfm.training.order import Order
-from dfm.training.progress import check_finite, epoch_event
-from dfm.training.steps import StepSchedule
 
 logger = logging.getLogger(__name__)
 _TIMES_TAKEN_UP = 5
 """Times that a run goes on from its last checkpoint because parameters were lost."""
-_PRIORS = "by columns"
-"""The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
 _LONGEST_WRITE = 3600.0
 """Seconds that the writing of a checkpoint may take which is then gone on from."""
 
@@ -132,23 +123,6 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     return result
 
 
-def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell: OnEvent, run_id: str = "") -> Run:
-    """The run on this cluster, which from now on hears of its events, by the run's id or the job's fingerprint."""
-    job, watch = order.job, Watch(client, order.job.cluster.worker_timeout)
-    tell = monitoring.observed(client, tell, run_id or job.fingerprint()[:12], inputs.plan.rounds_until)
-    tell(monitoring.placement_event(inputs.plan, watch.addresses()))
-    knobs = order.work.backend, order.work.spec, watch.addresses(), job.training.deterministic
-    return Run(
-        order=order,
-        inputs=inputs,
-        warm=warm,
-        watch=watch,
-        shares_disk=connect.shares_disk(client),
-        choice=backends.choose(client, *knobs),
-        tell=tell,
-    )
-
-
 @dataclass(frozen=True)
 class _Saved:
     """The checkpoints of a model: their folder, and those to go on from."""
@@ -196,15 +170,6 @@ def _find_checkpoints(job: Job, inputs: Inputs, warm: Start | None) -> list[_Sav
     return [saved[prefix_of(number, job.model.n_models)] for number in range(job.model.n_models)]
 
 
-def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
-    """The identity of the job's checkpoints: everything that determines the parameters."""
-    tables_read = [snapshot.to_dict() for snapshot in inputs.snapshots]
-    tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
-    if job.training.is_exact:
-        tables["training.solver"] = {"automatic penalties and priors": _PRIORS}
-    return Identity(tables, inputs.identities, tables_read)
-
-
 def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
     """Prepare, train from the newest sound checkpoints that were found, publish."""
     moment, started = time.time(), time.monotonic()
@@ -212,7 +177,9 @@ def _stages(run: Run, checkpoints: Sequence[_Saved]) -> TrainResult:
     seconds = {"prepare": time.monotonic() - started}
     try:
         with contextlib.ExitStack() as stack:
-            savers = [stack.enter_context(contextlib.closing(_checkpointer(run, each.folder))) for each in checkpoints]
+            savers = [
+                stack.enter_context(contextlib.closing(checkpointer_of(run, each.folder))) for each in checkpoints
+            ]
             trainings, train_all = _trainings(run, prepared, savers, checkpoints)
             made = _made(run, prepared, trainings, train_all)
     except DivergenceError:
@@ -270,7 +237,7 @@ def _made_at_once(
     with kept(trainings):
         trained = train_all()
     with kept(trainings, publishing=True):
-        prepared, trained = best_of_both(run, prepared, trained, started_loop)
+        prepared, trained = best_of_both(run, prepared, trained)
         work = trainings[0].loop.work
         trained = calibrated(run, prepared, work, trained)
         judging = dataclasses.replace(work, calibration=trained.calibration)  # both sides of the comparison
@@ -286,7 +253,7 @@ def _stands_again(run: Run, trainings: Sequence[Training]) -> bool:
     (first, *others) = trainings
     first.checkpointer.flush(_LONGEST_WRITE)
     committed = first.checkpointer.committed
-    return committed is not None and not others and _resume(run, first.loop, first.checkpointer, [committed])
+    return committed is not None and not others and resume(run, first.loop, first.checkpointer, [committed])
 
 
 def _clear(checkpoints: Sequence[_Saved]) -> None:
@@ -300,189 +267,15 @@ def _trainings(
     """The training of each model of the job, at its start or its newest checkpoint; and what trains them all."""
     run.tell(solving_event(run, prepared) if run.job.training.is_exact else settings_event(run, prepared))
     if run.job.model.n_models == 1:
-        training = Training(_loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
+        training = Training(loop_of(run, prepared, savers[0], checkpoints[0].found), savers[0])
         return [training], lambda: _train_rounds(training.loop)
     in_step = side_by_side(run)
     trainings = [
-        Training(_loop_of(each, prepared, saver, saved.found), saver)
+        Training(loop_of(each, prepared, saver, saved.found), saver)
         for each, saver, saved in zip(member_runs(run, in_step), savers, checkpoints, strict=True)
     ]
     loops = [training.loop for training in trainings]
     return trainings, lambda: mean_of(run, prepared, loops, train_several(loops, in_step))
-
-
-# ---------------------------------------------------------------------------------------------- prepare ----
-
-
-def prepare_rows(run: Run) -> Prepared:
-    """Rows hashed and placed, once kernels are compiled; workers of several threads do both at a time."""
-    started = time.monotonic()
-    warm_ups = WarmUps(run, warm_up(run))
-    warm_ups.tell()
-    prepared = prepare(dataclasses.replace(run, tell=warm_ups.pass_on))
-    compile_seconds = warm_ups.wait()
-    run.tell(vocabulary_event(run, prepared, table_bytes(run, prepared.summary)))
-    run.tell(
-        {
-            "event": "prepared",
-            "seconds": time.monotonic() - started,
-            "compile_seconds": compile_seconds,
-            "backend": run.choice.backend.name,
-            "backend_text": run.choice.text,
-        }
-    )
-    return prepared
-
-
-@dataclass
-class WarmUps:
-    """Workers that compile, whose progress stands beside that of the rows."""
-
-    run: Run
-    futures: Sequence[Future]
-    _told: int = -1
-
-    def pass_on(self, event: Event) -> None:
-        """Tell of an event of the run, and before it of what is compiled by now."""
-        self.tell()
-        self.run.tell(event)
-
-    def tell(self) -> None:
-        """Tell how many workers are done, where that is news."""
-        done = sum(future.done() for future in self.futures)
-        if done != self._told:
-            self._told = done
-            progress_of(self.run)("compile", done, len(self.futures))
-
-    def wait(self) -> float:
-        """Seconds that the slowest worker took, once all are done."""
-        if self._told < len(self.futures):
-            follow(self.run.watch, self.futures, [1] * len(self.futures), "compile", progress_of(self.run))
-        return float(max(self.run.watch.results(self.futures)))
-
-
-def warm_up(run: Run, with_rows: bool = True) -> list[Future]:
-    """Let each worker compile first: local ones share the work, remote ones do it each for itself.
-
-    with_rows: also what rows need, with some of a local path: of others a whole row group would have to be fetched.
-    """
-    plan, job = run.inputs.plan, run.job
-    tasks = [task for replica in plan.replicas for task in replica]
-    units = [unit for unit in tasks[0][:1] if with_rows and files.is_local(unit.shard.url)]
-    reading = dataclasses.replace(plain_reading(run), on_bad_rows="skip")
-    told = run.work, reading, units, plan.longest_round, job.model.n_models
-    wanted = rehearsal.Wanted(job.output.report, _may_have_few(run))
-    return [
-        run.watch.submit(rehearsal.warm_up, *told, number if run.shares_disk else 0, wanted, near=address)
-        for number, address in enumerate(run.watch.addresses())
-    ]
-
-
-def _may_have_few(run: Run) -> bool:
-    """Whether a task may deal so few rows into a slice that these lie side by side."""
-    plan, inputs = run.inputs.plan, run.inputs
-    if inputs.split.is_needed or run.job.data.sample_negatives < 1 or run.work.spec.is_paired:
-        return True
-    dealt = [(task, plan.n_slices) for replica in plan.replicas for task in replica]
-    dealt += [(task, 1) for tasks in inputs.validation_tasks for task in tasks]
-    return not all(
-        are_long_runs(sum(unit.n_rows for unit in task), sum(unit.n_batches for unit in task), n_slices)
-        for task, n_slices in dealt
-    )
-
-
-# ------------------------------------------------------------------------------------------------ train ----
-
-
-def _checkpointer(run: Run, checkpoints: CheckpointFolder) -> Checkpointer:
-    by_workers = run.shares_disk or not files.is_local(checkpoints.url)
-    return Checkpointer(run.watch, checkpoints, identity_of(run.job, run.inputs, run.warm), run.work.layout, by_workers)
-
-
-def _loop_of(run: Run, prepared: Prepared, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> TrainingLoop:
-    """The training loop at its start, or at the newest of the checkpoints whose files are sound."""
-    loop = new_loop(run, prepared, checkpointer if run.job.output.checkpoint_every != "never" else None)
-    return loop if _resume(run, loop, checkpointer, found) else _at_start(run, prepared, loop)
-
-
-def started_loop(run: Run, prepared: Prepared) -> TrainingLoop:
-    """The training loop at its start, without checkpoints."""
-    return _at_start(run, prepared, new_loop(run, prepared, None))
-
-
-def _at_start(run: Run, prepared: Prepared, loop: TrainingLoop) -> TrainingLoop:
-    """The loop with untrained, or warm, parameters."""
-    if run.job.training.is_exact:
-        return at_first_block(run, prepared, loop)
-    bounds = loop.executor.bounds
-    loop.executor.restore(start.initial_blocks(run, prepared, bounds), bounds)
-    return loop
-
-
-def new_loop(run: Run, prepared: Prepared, checkpointer: Checkpointer | None) -> TrainingLoop:
-    """The loop, whose executor has no parameters yet."""
-    if run.job.training.is_exact:
-        return exact_loop(run, prepared, checkpointer)
-    training, objective, unit = run.job.training, run.order.objective, prepared.reading.units.label
-    bounds, cuts_pushes = start.cut_table(run, prepared.summary)
-    found = tuned(run, prepared)
-    return TrainingLoop(
-        work=dataclasses.replace(
-            run.work,
-            unit=unit,
-            clip=prepared.reading.clip,
-            step=found.step,
-            shift=math.log(run.job.data.sample_negatives),
-            apart=share_apart(run.job),
-            by_group=bool(run.job.schema.group),
-        ),
-        objective=objective,
-        plan=run.inputs.plan,
-        schedule=StepSchedule(run.inputs.course.schedule, run.job.model.seed),
-        goal=Goal(
-            n_epochs=run.inputs.course.n_epochs,
-            patience=training.patience if training.early_stopping else None,
-            plateau=run.inputs.course.schedule == "plateau",
-            rollbacks=training.rollbacks,
-            validates_averages=training.validate == "average" and bool(prepared.validation),
-            judges_start=run.warm is not None,
-        ),
-        executor=DaskExecutor(
-            run.watch,
-            prepared.replicas,
-            prepared.validation,
-            bounds=bounds,
-            cuts_pushes=cuts_pushes,
-            resources=run.choice.resources,
-        ),
-        manner=Manner(functools.partial(epoch_event, objective, unit), functools.partial(check_finite, objective)),
-        n_rows=prepared.account.accepted,
-        tell=run.tell,
-        checkpointer=checkpointer,
-        renewer=checkpointer,
-        checkpoint_every=run.job.output.checkpoint_every,
-        pilot=found.pilot,
-    )
-
-
-def _resume(run: Run, loop: TrainingLoop, checkpointer: Checkpointer, found: Sequence[Checkpoint]) -> bool:
-    """Whether the loop now stands at a checkpoint: the newest of those found whose files are sound."""
-    tried: list[Checkpoint] = []
-    while left := [each for each in found if each not in tried]:
-        checkpoint = left[0]
-        tried.append(checkpoint)
-        try:
-            blocks, best = checkpointer.load(checkpoint)
-            for future in (*blocks, *best):
-                run.watch.wait(future)
-        except (DataError, FileNotFoundError) as error:
-            found = checkpointer.instead_of(checkpoint, error)
-            continue
-        loop.restore(checkpoint, blocks, best)
-        at = loop.at
-        run.tell({"event": "resumed", "epoch": at.epoch, "round": at.round, "rounds": loop.n_rounds})
-        return True
-    return False
 
 
 def _train_rounds(loop: TrainingLoop) -> Trained:
@@ -498,9 +291,6 @@ def _train_rounds(loop: TrainingLoop) -> Trained:
         interrupted = True
     assert loop.best is not None
     return Trained(loop.best, loop.at.history, interrupted, pilot=loop.at.pilot, start=loop.at.start)
-
-
-# ---------------------------------------------------------------------------------------------- publish ----
 
 
 def _publish(run: Run, prepared: Prepared, trained: Trained) -> TrainResult:

@@ -14,10 +14,11 @@ from typing import Any
 from distributed import Client
 
 from dfm.distributed import backends
+from dfm.distributed.beginning import begin, prepare_rows, warm_up
 from dfm.distributed.cluster import connect
+from dfm.distributed.loops import started_loop
 from dfm.distributed.prepare import Prepared
 from dfm.distributed.run import Ended, Event, OnEvent, Run
-from dfm.distributed.train import begin, prepare_rows, started_loop, warm_up
 from dfm.distributed.tuning import row_scale
 from dfm.distributed.variants import with_least
 from dfm.errors import DfmError, DivergenceError, SettingsError

@@ -17,7 +17,7 @@ import pytest
 from dfm.data.parquet import Shard, Unit, describe_shard
 from dfm.data.reading import Reading
 from dfm.data.schema import Schema, resolve
-from dfm.distributed import rehearsal, train
+from dfm.distributed import beginning, rehearsal
 from dfm.settings.job import load_job
 from dfm.training import exact, rounds
 from dfm.training.order import Order
@@ -68,7 +68,7 @@ from dfm.data.chunks import hash_units, hashed_in_memory
 from dfm.data.preparation import load_slices
 from dfm.data.row_lookup import RowLookup
 from dfm.data.vocabulary import build_vocabulary, merge_counts
-from dfm.distributed import rehearsal, train
+from dfm.distributed import beginning, rehearsal
 from dfm.kernels.tables import InitialValues
 from dfm.model.drift import Watcher
 from dfm.model.fm_model import FMModel
@@ -192,8 +192,8 @@ def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
     unit, reading, monkeypatch, shares_disk
 ) -> None:
     far = dataclasses.replace(unit, shard=dataclasses.replace(unit.shard, url="s3://bucket/a.parquet"))
-    monkeypatch.setattr(train, "plain_reading", lambda _: reading)
-    monkeypatch.setattr(train, "_may_have_few", lambda _: False)
+    monkeypatch.setattr(beginning, "plain_reading", lambda _: reading)
+    monkeypatch.setattr(beginning, "_may_have_few", lambda _: False)
 
     def told(first: Unit, **how: bool) -> list[tuple[list[Unit], int, str]]:
         """The units of each worker's task, its place, and its address."""
@@ -206,7 +206,7 @@ def test_rows_of_a_local_path_are_rehearsed_and_others_are_not_fetched_for_it(
         run: Any = SimpleNamespace(
             inputs=SimpleNamespace(plan=plan), job=job, watch=watch, work="work", shares_disk=shares_disk
         )
-        train.warm_up(run, **how)
+        beginning.warm_up(run, **how)
         assert all(task[:2] == (rehearsal.warm_up, "work") and task[4:6] == (3, 1) for task in submitted)
         assert all(task[7] == rehearsal.Wanted(report=True, few_rows=False) for task in submitted)
         return [(task[3], task[6], task[8]) for task in submitted]
@@ -243,7 +243,7 @@ def test_rows_are_few_where_a_slice_may_get_some_hundred_of_a_batch(changed: dic
         job=SimpleNamespace(data=SimpleNamespace(sample_negatives=told["sample_negatives"])),
         work=SimpleNamespace(spec=SimpleNamespace(is_paired=told["is_paired"])),
     )
-    assert train._may_have_few(run) == may
+    assert beginning._may_have_few(run) == may
 
 
 def test_batches_of_a_unit_are_those_of_its_row_groups() -> None:

@@ -27,7 +27,7 @@ from dfm.data.preparation import load_slices
 from dfm.data.reading import Reading
 from dfm.data.row_lookup import RowLookup
 from dfm.data.vocabulary import build_vocabulary, merge_counts
-from dfm.distributed import start, train
+from dfm.distributed import beginning, start, train
 from dfm.distributed.train import TrainResult
 from dfm.errors import DataError, DivergenceError, SettingsError
 from dfm.kernels.contract import KernelSpec, Step
@@ -524,7 +524,8 @@ def test_seconds_of_stages_do_not_come_from_a_clock_that_is_set_meanwhile(
 ) -> None:
     days = itertools.count(step=-86_400)
     clock = types.SimpleNamespace(time=lambda: time.time() + next(days), monotonic=time.monotonic)
-    monkeypatch.setattr(train, "time", clock)
+    for module in (beginning, train):
+        monkeypatch.setattr(module, "time", clock)
     told: list[dict[str, Any]] = []
     jobs.train(job_tables(log, tmp_path, training={"n_epochs": 1}), client, on_event=told.append)
     assert all(0 <= event["seconds"] < 3_600 for event in told if event["event"] in ("prepared", "epoch"))

@@ -15,7 +15,7 @@ import rich.console
 from rich.console import Console
 
 from dfm import jobs
-from dfm.distributed import train
+from dfm.distributed import beginning
 from dfm.pages.page import _cell, read_report, write_report
 from dfm.runs.display import Reporter, rejected_text, watched
 
@@ -103,7 +103,7 @@ def test_workers_that_compile_are_told_of_beside_the_rows_until_all_are_done() -
     told: list[dict[str, Any]] = []
     tasks = [Task(), Task()]
     run: Any = SimpleNamespace(tell=told.append)
-    warm_ups = train.WarmUps(run, tasks)  # type: ignore[arg-type]  # as much of a future as is asked for
+    warm_ups = beginning._WarmUps(run, tasks)  # type: ignore[arg-type]  # as much of a future as is asked for
     warm_ups.tell()
     for task in (None, *tasks):
         if task is not None:

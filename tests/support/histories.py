@@ -33,10 +33,10 @@ from distributed.scheduler import KilledWorker
 
 from dfm import jobs
 from dfm.data import synthetic
-from dfm.distributed import checkpointing, monitoring, prepare, train
+from dfm.distributed import beginning, checkpointing, loops, monitoring, prepare, train
 from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError, DfmError
-from dfm.runs import record
+from dfm.runs import log, record
 from dfm.storage import files
 from tests.support.simulated_cluster import Chances, DriverDied, SimulatedCluster, SimulatedWatch
 from tests.support.small_jobs import job_tables
@@ -133,16 +133,16 @@ def on(cluster: SimulatedCluster) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for place, name, stand_in in (
-            (train, "Watch", lambda _client, _timeout: watch),
-            (train, "Checkpointer", own),
+            (beginning, "Watch", lambda _client, _timeout: watch),
+            (loops, "Checkpointer", own),
             (connect, "client_of", client_of),
             (connect, "shares_disk", lambda _client: True),
             (connect, "cache_directory", lambda settings, _client: settings.cache),
             (prepare, "cache_directory", lambda settings, _client: settings.cache),
             (monitoring, "_send", lambda _client, _event: None),
             (checkpointing, "threading", _THREADING),
-            (record, "threading", _THREADING),
-            (record, "_LAST_PAUSES", (0.0,) * 9),
+            (log, "threading", _THREADING),
+            (log, "_LAST_PAUSES", (0.0,) * 9),
             (files, "names_in", cluster.names_in),
             (record, "_utc_now", cluster.now),
             (train, "time", types.SimpleNamespace(time=lambda: cluster.now().timestamp(), monotonic=time.monotonic)),
