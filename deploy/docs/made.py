@@ -113,12 +113,17 @@ def formats() -> str:
     """The versions of what dfm writes."""
     from dfm import events
     from dfm.data import reading
-    from dfm.model import fm_model
+    from dfm.model import folder
     from dfm.training import checkpoint
 
     versions = sorted({record.version for record in events.RECORDS})
     rows = [
-        ("a model", "`model.json`, `format`", f"1 to {fm_model.FORMAT}", "the oldest that can say what the model is"),
+        (
+            "a model",
+            "`model.json`, `format`",
+            f"1 to {folder.FORMAT}",
+            "the oldest that can say what the model is",
+        ),
         ("a checkpoint", "its manifest, `format`", str(checkpoint.FORMAT), "another one is refused with both numbers"),
         ("a partition cache", "part of every key", str(reading.CACHE_FORMAT), "rows are hashed anew"),
         ("an event", f"`{events.VERSION}`", ", ".join(map(str, versions)), "grows when a field goes or changes"),

@@ -225,7 +225,7 @@ def _shortened(found: dict[str, Any]) -> dict[str, Any]:
 @_for_taskflow
 def is_model(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether there is a model at a URL, or a champion behind an alias."""
-    from dfm.model.fm_model import MANIFEST
+    from dfm.model.folder import MANIFEST
     from dfm.storage import files
     from dfm.workflow import registry
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfm.errors import SettingsError
-from dfm.model.fm_model import FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.pages.page import REPORT
 from dfm.runs.record import read_run
 from dfm.settings.job import differing

@@ -8,23 +8,18 @@ so a reader of an old manifest never meets the parameters of a new one.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import hashlib
-import io
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dfm.data import row_encoder
-from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.encoding import Encoded, encode_batch
 from dfm.data.hashed_rows import HashedRows
 from dfm.data.hashing import HASH_NAME
@@ -39,23 +34,29 @@ from dfm.errors import DataError, ModelError, SettingsError
 from dfm.events import to_json
 from dfm.kernels.cpu import backend as numba_cpu
 from dfm.kernels.families.registry import DEFAULT as DEFAULT_FAMILY
-from dfm.kernels.families.registry import FAMILIES
 from dfm.kernels.tables import ParameterTable, allocate
 from dfm.model.calibration import Calibration
 from dfm.model.drift import N_BINS, Watcher
 from dfm.model.entries import check_good
 from dfm.model.explain import Explanation, explain
 from dfm.model.figures import notebook_html
+from dfm.model.folder import (
+    MANIFEST,
+    check_place,
+    checked_bytes,
+    manifest_in_place,
+    names_in,
+    read_manifest,
+    remove_superseded,
+    shortened,
+)
+from dfm.model.golden import check_golden_rows, golden_bytes
 from dfm.model.manifest import (
     MOST_GOLDEN_BYTES,
-    MOST_GOLDEN_ROWS,
-    MOST_MANIFEST_BYTES,
     check_arrays,
     check_manifest,
     layout_of,
-    parse_manifest,
 )
-from dfm.model.misnamed import remedy
 from dfm.model.objective import LossInfo, Objective
 from dfm.model.outputs import NUMPY, check_output, handed_out
 from dfm.model.ranking import Candidates, Ranking, vectors
@@ -63,24 +64,12 @@ from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns, numeric_of, one_row
 from dfm.model.tokens import Tokens
 from dfm.solvers.posterior import Draws, intervals, mean_scores
-from dfm.storage import files, ownership
+from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 
 logger = logging.getLogger(__name__)
-_LONGEST_REASON = 500
-"""Characters of another error, or of a manifest, that a message quotes."""
-_OWN_FILE = re.compile(r"(parameters|golden|seen)-[0-9a-f]{16}\.(safetensors|parquet)")
-MANIFEST = "model.json"
 BRIEF = ("log_loss", "loss", "rmse", "group_auc", "auc", "r2")
 """Metrics that say in a line what a model is worth, as far as it has them."""
-FORMAT = 9
-"""The newest that this dfm reads: 1 is of the task's default loss, 2 names another, 3 says how numbers compare too, 4
-names another family than the default, 5 says how values are read, or the range that predictions stay in, 6 which
-columns are integers whatever their zeros, 7 which group each field is in, 8 how its logits are calibrated, and 9 has
-draws."""
-GOLDEN_ROWS = 64
-GOLDEN_COLUMN = "dfm_prediction"
-_GOLDEN_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -356,7 +345,7 @@ class FMModel:
         if memory := self._memory():
             contents["seen"] = ("safetensors", array_bytes(memory))
         if golden is not None and golden.num_rows:
-            data = _golden_bytes(self, golden)
+            data = golden_bytes(self, golden)
             if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
                 contents["golden"] = ("parquet", data)
         listed = {}
@@ -365,23 +354,23 @@ class FMModel:
             name = f"{kind}-{digest[:16]}.{suffix}"
             files.write_bytes(files.join(url, name), data, options)
             listed[kind] = {"name": name, "bytes": len(data), "sha256": digest}
-        previous = _manifest_in_place(url, options)
+        previous = manifest_in_place(url, options)
         current = {str(entry["name"]) for entry in listed.values()}
-        files.remove_abandoned(url, {MANIFEST, *current, *_names(previous)})
-        superseded = _names(previous) - current
+        files.remove_abandoned(url, {MANIFEST, *current, *names_in(previous)})
+        superseded = names_in(previous) - current
         manifest = {**self._manifest(listed), "superseded": sorted(superseded)}
         files.write_bytes(files.join(url, MANIFEST), to_json(manifest, indent=1).encode(), options)
         for name in set(previous.get("superseded", ())) - superseded - current:
-            _remove_superseded(url, str(name), options)
+            remove_superseded(url, str(name), options)
         return self.parameters_sha256()
 
     def check_golden(self, rows: pa.Table) -> None:
         """ModelError where rows do not come back from Parquet with the predictions that they have now: every load of
         a model with these golden rows would fail.
         """
-        data = _golden_bytes(self, rows)
+        data = golden_bytes(self, rows)
         if rows.num_rows and len(data) <= MOST_GOLDEN_BYTES:
-            _check_golden(self, data, "(not published yet)")
+            check_golden_rows(self, data, "(not published yet)")
 
     def parameters_sha256(self) -> str:
         """Fingerprint (hex) of the parameters and the features that they belong to."""
@@ -456,83 +445,23 @@ class FMModel:
         manifest = read_manifest(url, options)
         try:
             check_manifest(manifest)
-            arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "parameters", options), np.uint8))
+            arrays, _ = parse_arrays(np.frombuffer(checked_bytes(url, manifest, "parameters", options), np.uint8))
             model = _from_arrays(manifest, arrays, _memory_of(url, manifest, options))
             check_arrays(manifest, arrays)
             has_golden = check_golden and "golden" in manifest["files"]
-            golden = _checked_bytes(url, manifest, "golden", options) if has_golden else b""
+            golden = checked_bytes(url, manifest, "golden", options) if has_golden else b""
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-            raise ModelError(f"the model at {url} is damaged ({_short(error)}); publish it again") from error
+            raise ModelError(f"the model at {url} is damaged ({shortened(error)}); publish it again") from error
         if has_golden:
-            _check_golden(model, golden, url)
+            check_golden_rows(model, golden, url)
         return model
-
-
-def check_place(url: str, options: files.Options = None) -> None:
-    """SettingsError where a model would replace a model.json that dfm did not write."""
-    ownership.check_replaceable(files.join(url, MANIFEST), lambda *_: bool(_manifest_in_place(url, options)), options)
-
-
-def read_manifest(url: str, options: files.Options = None) -> dict[str, Any]:
-    """The manifest of a model folder."""
-    try:
-        if files.size_of(files.join(url, MANIFEST), options) > MOST_MANIFEST_BYTES:
-            raise ValueError(f"it has more than {MOST_MANIFEST_BYTES} bytes")
-        manifest = parse_manifest(files.read_bytes(files.join(url, MANIFEST), options))
-        known = int(manifest["format"])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(f"no model at {url}: {remedy(url, MANIFEST, options)}") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ModelError(
-            f"{files.join(url, MANIFEST)} is no model manifest ({_short(error)}); publish the model again"
-        ) from error
-    family = manifest.get("family", DEFAULT_FAMILY)
-    if known <= FORMAT and family not in FAMILIES:
-        raise ModelError(
-            f"the model at {url} is of family {_short(family)!r}; dfm knows {', '.join(FAMILIES)}: install a newer one"
-        )
-    if known > FORMAT:
-        raise ModelError(f"the model at {url} has format {known}; this dfm reads up to {FORMAT}: install a newer dfm")
-    return dict(manifest)
-
-
-def _short(cause: object) -> str:
-    """The words of an error or a manifest; those of a damaged file may be all of it."""
-    text = str(cause)
-    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"
-
-
-def _checked_name(name: str, url: str) -> str:
-    """The name of a file of the model. ModelError where it points elsewhere."""
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise ModelError(
-            f"the manifest of {url} names a file outside the model: {_short(name)!r}; do not trust this model"
-        )
-    return name
-
-
-def _checked_bytes(url: str, manifest: Mapping[str, Any], kind: str, options: files.Options) -> bytes:
-    """A file of the model, after its name, size and checksum were found to be what the manifest says."""
-    entry = manifest["files"][kind]
-    name = _checked_name(str(entry["name"]), url)
-    try:
-        # A file of another size is not even read.
-        fits = files.size_of(files.join(url, name), options) == entry["bytes"]
-        data = files.read_bytes(files.join(url, name), options) if fits else b""
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG) and not isinstance(error, FileNotFoundError):
-            raise
-        raise ModelError(f"the model at {url} lacks {_short(name)}; publish it again") from error
-    if not fits or len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise ModelError(f"{name} of the model at {url} is damaged: its checksum differs; publish the model again")
-    return data
 
 
 def _memory_of(url: str, manifest: Mapping[str, Any], options: files.Options) -> dict[str, NDArray[Any]]:
     """The arrays that tell of training rows; none where the model does not say."""
     if "seen" not in manifest["files"]:
         return {}
-    arrays, _ = parse_arrays(np.frombuffer(_checked_bytes(url, manifest, "seen", options), np.uint8))
+    arrays, _ = parse_arrays(np.frombuffer(checked_bytes(url, manifest, "seen", options), np.uint8))
     n_bits, n_fields = int(manifest["hashing"]["hash_bits"]), len(manifest["schema"]["fields"])
     shapes = {"seen": ("uint8", (1 << n_bits >> 3,)), "sights": ("int64", (n_fields, N_BINS))}
     found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
@@ -547,7 +476,8 @@ def _from_arrays(
     schema = ResolvedSchema.from_dict(manifest["schema"])
     hash_bits, layout = int(manifest["hashing"]["hash_bits"]), layout_of(manifest)
     if manifest["hashing"]["hash"] != HASH_NAME:
-        raise ModelError(f"the model hashes with {_short(manifest['hashing']['hash'])!r}; this dfm knows {HASH_NAME}")
+        other = shortened(manifest["hashing"]["hash"])
+        raise ModelError(f"the model hashes with {other!r}; this dfm knows {HASH_NAME}")
     ids, rare, n_factored = arrays["ids"], arrays["rare"], int(manifest["n_factored"])
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     n_features, n_fields = len(ids), len(schema.fields)
@@ -578,80 +508,3 @@ def _from_arrays(
     known = manifest["metadata"]
     draws = Draws(*(arrays[name] for name in of_draws)) if of_draws else None
     return FMModel(schema, str(manifest["task"]), vocabulary, table, statistics, known, loss, clip, calibration, draws)
-
-
-def _golden_name(columns: list[str]) -> str:
-    """The name of the predictions, the last column of the golden rows: one that no column of the data has."""
-    name = GOLDEN_COLUMN
-    while name in columns:
-        name += "_"
-    return name
-
-
-def _golden_bytes(model: FMModel, golden: pa.Table) -> bytes:
-    golden = golden.select(list(model.schema.columns))
-    predictions = pa.array(model.predict(golden), pa.float32())
-    sink = io.BytesIO()
-    pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
-    return sink.getvalue()
-
-
-def _check_golden(model: FMModel, data: bytes, url: str) -> None:
-    try:
-        with pq.ParquetFile(io.BytesIO(data)) as file:
-            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
-                raise ValueError(f"{file.metadata.num_rows} rows")
-            golden = file.read()
-        expected = golden.column(golden.num_columns - 1).to_numpy()
-        difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
-    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
-        raise ModelError(
-            f"the golden rows of the model at {url} are damaged ({_short(error)}); publish it again"
-        ) from error
-    if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
-        raise ModelError(
-            f"the model at {url} scores its golden rows differently than when it was trained (by up to "
-            f"{difference.max():.3g}); it does not belong to this version of dfm, or was changed: publish it again"
-        )
-
-
-def _golden_predictions(model: FMModel, golden: pa.Table) -> list[NDArray[np.float32]]:
-    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
-    if model.schema.numbers != SHORTEST:
-        return [model.predict(golden)]
-    plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
-    served = {name: golden.column(name).to_pylist() for name in plain}
-    others = {name: golden.column(name) for name in model.schema.columns if name not in served}
-    written = {name: texts_of_numbers(golden.column(name)) for name in plain}
-    few = range(0, golden.num_rows, row_encoder.MOST_ROWS)
-    rows = [{name: column[i : i + row_encoder.MOST_ROWS] for name, column in {**others, **served}.items()} for i in few]
-    return [
-        model.predict(golden),
-        np.concatenate([model.predict(row) for row in rows]),
-        model.predict({**others, **written}),
-    ]
-
-
-def _manifest_in_place(url: str, options: files.Options) -> dict[str, Any]:
-    """The manifest that is about to be replaced; empty where there is none that can be read."""
-    try:
-        found = read_manifest(url, options)
-    except ModelError:
-        return {}
-    return found if {"files", "hashing", "schema"} <= found.keys() else {}
-
-
-def _remove_superseded(url: str, name: str, options: files.Options) -> None:
-    """Delete a file that the manifest before the last one listed, if its name is of a model: anybody may have written
-    the manifest. The model is published by now, so a file that cannot be deleted is told in a warning.
-    """
-    try:
-        if _OWN_FILE.fullmatch(_checked_name(name, url)):
-            files.remove(files.join(url, name), options)
-    except Exception as error:
-        logger.warning("a file of an earlier model at %s stays: %s", url, error)
-
-
-def _names(manifest: Mapping[str, Any]) -> set[str]:
-    """The files that a manifest lists. They outlive it by one generation: a reader may still be loading them."""
-    return {str(entry["name"]) for entry in manifest.get("files", {}).values()}

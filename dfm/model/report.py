@@ -15,7 +15,8 @@ from dfm.errors import ModelError
 from dfm.events import to_json
 from dfm.kernels.families.registry import DEFAULT
 from dfm.model.figures import figures_of, single_numbers
-from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import MANIFEST, read_manifest
 from dfm.model.inspection import strengths_of, strongest_and_weakest
 from dfm.model.pair_strength import strength_matrix
 from dfm.pages import charts

@@ -38,7 +38,8 @@ from dfm.kernels.families.registry import DEFAULT, family_of
 from dfm.kernels.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from dfm.kernels.tables import ParameterTable
 from dfm.model.accumulators import Growth
-from dfm.model.fm_model import FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.settings.groups import groups_of
 from dfm.settings.job import Job
 from dfm.storage import files

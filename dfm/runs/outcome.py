@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfm.errors import DfmError
-from dfm.model.fm_model import read_manifest
+from dfm.model.folder import read_manifest
 from dfm.runs import lifecycle
 from dfm.runs.patience import Patient
 from dfm.runs.record import RunRecord, read_events, read_run

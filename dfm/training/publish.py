@@ -18,7 +18,9 @@ from dfm.data.units import LabelUnit
 from dfm.data.vocabulary import Vocabulary
 from dfm.errors import DivergenceError, LostParametersError, SettingsError
 from dfm.model.calibration import Calibration
-from dfm.model.fm_model import GOLDEN_ROWS, MANIFEST, FMModel, check_place
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import MANIFEST, check_place
+from dfm.model.golden import GOLDEN_ROWS
 from dfm.model.objective import LossInfo
 from dfm.settings.job import Job
 from dfm.solvers.posterior import Draws, put_together

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from dfm.data.reading import fingerprint
 from dfm.errors import GateError, ModelError
 from dfm.events import to_json
-from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import MANIFEST, read_manifest
 from dfm.storage import files
 from dfm.workflow.gate import Verdict
 from dfm.workflow.moments import is_earlier

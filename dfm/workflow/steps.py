@@ -34,7 +34,8 @@ from dfm.errors import (
 from dfm.events import to_json
 from dfm.kernels.losses import is_paired
 from dfm.launch.process import is_lost
-from dfm.model.fm_model import MANIFEST, FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import MANIFEST, read_manifest
 from dfm.pages.page import REPORT
 from dfm.runs import record as runs
 from dfm.runs.record import RunRecord

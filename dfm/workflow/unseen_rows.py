@@ -23,7 +23,7 @@ from dfm.data.reading import fingerprint
 from dfm.data.snapshots import pins_of
 from dfm.data.time_split import at_or_after
 from dfm.errors import DataError, ModelError, SettingsError
-from dfm.model.fm_model import read_manifest
+from dfm.model.folder import read_manifest
 from dfm.settings.job import Job
 from dfm.storage import files
 from dfm.storage.tables import TableUrl

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.model.fm_model import read_manifest
+from dfm.model.folder import read_manifest
 from dfm.runs import record as runs
 from dfm.workflow import registry
 from tests.support.real_airflow import HOME, PATIENCE, DaskCluster, command, files_below, run_dag

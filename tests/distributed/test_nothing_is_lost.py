@@ -19,6 +19,7 @@ from dfm.distributed import publish as publishing
 from dfm.distributed.cluster import connect
 from dfm.errors import ClusterError, DfmError, DivergenceError, RunCancelled, SupersededError
 from dfm.model import fm_model
+from dfm.model import folder as model_folder
 from dfm.model.fm_model import FMModel
 from dfm.runs import record as runs
 from dfm.runs.display import Reporter
@@ -101,9 +102,9 @@ def last_validation(patch: Patch) -> None:
 
 PUBLISHED: dict[str, Callable[[Patch], None]] = {
     "golden rows cannot be read": lambda patch: patch.setattr(publish, "_first_good_rows", failing),
-    "golden rows cannot be written": lambda patch: patch.setattr(fm_model, "_golden_bytes", failing),
+    "golden rows cannot be written": lambda patch: patch.setattr(fm_model, "golden_bytes", failing),
     "golden rows come back with other predictions": golden_rows_that_differ,
-    "files of earlier models stay": lambda patch: patch.setattr(fm_model, "_checked_name", failing),
+    "files of earlier models stay": lambda patch: patch.setattr(model_folder, "_checked_name", failing),
     "checkpoints cannot be deleted": lambda patch: patch.setattr(CheckpointFolder, "clear", failing),
     "the cache cannot be pruned": lambda patch: patch.setattr(train, "prune_cache", failing),
     "the cluster does not close": closing_the_cluster,
@@ -115,7 +116,7 @@ PUBLISHED: dict[str, Callable[[Patch], None]] = {
 KEPT: dict[str, Callable[[Patch], None]] = {
     "parameters cannot be put together": parameters_that_no_worker_can_put_together,
     "parameters cannot be written": writing_of("parameters-"),
-    "the manifest cannot be written": writing_of(fm_model.MANIFEST),
+    "the manifest cannot be written": writing_of(model_folder.MANIFEST),
     "the manifest cannot be made": lambda patch: patch.setattr(FMModel, "_manifest", failing),
     "the metadata cannot be told": lambda patch: patch.setattr(publishing, "numbers_found", failing),
     "the fingerprint cannot be taken": lambda patch: patch.setattr(FMModel, "parameters_sha256", failing),
@@ -204,7 +205,7 @@ def test_what_cannot_be_published_is_kept_and_published_without_training(
     told = told_by(tables, client)
     assert n_rounds(told) == 0
     check_published(tables, expected)
-    history = json.loads((tmp_path / "out" / "model" / fm_model.MANIFEST).read_text())["metadata"]["history"]
+    history = json.loads((tmp_path / "out" / "model" / model_folder.MANIFEST).read_text())["metadata"]["history"]
     assert [event["epoch"] for event in history] == [1, 2]
 
 

@@ -16,7 +16,8 @@ from dfm import jobs
 from dfm.data.partition import SparsePartition
 from dfm.errors import DataError, RunCancelled, SettingsError
 from dfm.events import faults_of
-from dfm.model.fm_model import FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.settings.job import Job
 from dfm.training import plan
 from dfm.workflow import steps

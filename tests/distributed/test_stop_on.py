@@ -15,7 +15,8 @@ from distributed import Client
 from dfm import jobs
 from dfm.data.hashing import token_index
 from dfm.errors import SettingsError
-from dfm.model.fm_model import FMModel, read_manifest
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import read_manifest
 from dfm.settings.job import Job
 from dfm.training.order import Order
 from tests.distributed.test_held_out import tables_of, write_log

@@ -21,7 +21,7 @@ from dfm.distributed.cluster import connect
 from dfm.errors import DataError, RunCancelled, SettingsError
 from dfm.estimators.shards import read_shards
 from dfm.launch import on_dask
-from dfm.model.fm_model import read_manifest
+from dfm.model.folder import read_manifest
 from dfm.runs.record import read_events, read_run
 from dfm.settings.job import load_job
 from dfm.training.inputs import find_inputs

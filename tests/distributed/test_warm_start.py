@@ -16,7 +16,7 @@ from distributed import Client
 from dfm import jobs
 from dfm.distributed.train import TrainResult
 from dfm.errors import RunCancelled, SettingsError
-from dfm.model.fm_model import read_manifest
+from dfm.model.folder import read_manifest
 from dfm.settings.tables import TrainingSettings
 from tests.support.small_jobs import FIRST_DAY, LAST_DAY, job_tables, read_log
 

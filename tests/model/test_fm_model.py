@@ -19,7 +19,8 @@ import pyarrow as pa
 import pytest
 
 from dfm.errors import DataError, ModelError
-from dfm.model.fm_model import FORMAT, FMModel
+from dfm.model.fm_model import FMModel
+from dfm.model.folder import FORMAT
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
 from tests import reference

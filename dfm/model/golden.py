@@ -1,0 +1,87 @@
+"""Golden rows: raw rows that a model carries with their predictions, so that a load sees whether it gives the same."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dfm.data import row_encoder
+from dfm.data.canonical import is_plain, texts_of_numbers
+from dfm.data.schema import SHORTEST, ResolvedSchema
+from dfm.errors import DataError, ModelError
+from dfm.model.folder import shortened
+from dfm.model.manifest import MOST_GOLDEN_ROWS
+
+GOLDEN_ROWS = 64
+GOLDEN_COLUMN = "dfm_prediction"
+_GOLDEN_TOLERANCE = 1e-5
+
+
+class Predictor(Protocol):
+    """As much of a model as golden rows need."""
+
+    @property
+    def schema(self) -> ResolvedSchema:
+        """The columns that it reads."""
+
+    def predict(self, rows: Any, /) -> NDArray[np.float32]:
+        """Predictions of rows, float32[n_rows]."""
+
+
+def golden_bytes(model: Predictor, golden: pa.Table) -> bytes:
+    """The columns that a model reads of some rows, with their predictions, as Parquet."""
+    golden = golden.select(list(model.schema.columns))
+    predictions = pa.array(model.predict(golden), pa.float32())
+    sink = io.BytesIO()
+    pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)
+    return sink.getvalue()
+
+
+def check_golden_rows(model: Predictor, data: bytes, url: str) -> None:
+    """ModelError where a model predicts its golden rows otherwise than these bytes say, or they are damaged."""
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            if file.metadata.num_rows > MOST_GOLDEN_ROWS:
+                raise ValueError(f"{file.metadata.num_rows} rows")
+            golden = file.read(use_threads=False)
+        expected = golden.column(golden.num_columns - 1).to_numpy()
+        difference = np.max([np.abs(found - expected) for found in _golden_predictions(model, golden)], axis=0)
+    except (pa.ArrowException, DataError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(
+            f"the golden rows of the model at {url} are damaged ({shortened(error)}); publish it again"
+        ) from error
+    if not np.all(difference <= _GOLDEN_TOLERANCE * np.maximum(1.0, np.abs(expected))):
+        raise ModelError(
+            f"the model at {url} scores its golden rows differently than when it was trained (by up to "
+            f"{difference.max():.3g}); it does not belong to this version of dfm, or was changed: publish it again"
+        )
+
+
+def _golden_predictions(model: Predictor, golden: pa.Table) -> list[NDArray[np.float32]]:
+    """Predictions of golden rows as stored and, where a model promises it, as a service sends them and as text."""
+    if model.schema.numbers != SHORTEST:
+        return [model.predict(golden)]
+    plain = [name for name in model.schema.columns if is_plain(golden.schema.field(name).type)]
+    served = {name: golden.column(name).to_pylist() for name in plain}
+    others = {name: golden.column(name) for name in model.schema.columns if name not in served}
+    written = {name: texts_of_numbers(golden.column(name)) for name in plain}
+    few = range(0, golden.num_rows, row_encoder.MOST_ROWS)
+    rows = [{name: column[i : i + row_encoder.MOST_ROWS] for name, column in {**others, **served}.items()} for i in few]
+    return [
+        model.predict(golden),
+        np.concatenate([model.predict(row) for row in rows]),
+        model.predict({**others, **written}),
+    ]
+
+
+def _golden_name(columns: list[str]) -> str:
+    """The name of the predictions, the last column of the golden rows: one that no column of the data has."""
+    name = GOLDEN_COLUMN
+    while name in columns:
+        name += "_"
+    return name
