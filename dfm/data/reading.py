@@ -24,7 +24,7 @@ from dfm.data.transforms import NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.errors import DataError
 
-CACHE_FORMAT = 10
+CACHE_FORMAT = 11
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 
 

@@ -221,7 +221,7 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
 
 
 def entries_of(rows: HashedRows) -> EntrySums:
-    """Sums over all entries of a chunk."""
+    """Sums over the entries of a chunk."""
     return rows.entries
 
 

@@ -64,7 +64,7 @@ class RowSource(Protocol):
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries of these rows."""
+        """Sums over the entries of these rows."""
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:
@@ -114,7 +114,7 @@ class ArrayRows:
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries of the rows that are not held out."""
+        """Sums over the entries of the rows that are not held out."""
         return self.rows.entries
 
     @property

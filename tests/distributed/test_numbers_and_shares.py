@@ -66,21 +66,23 @@ def test_a_column_is_learnt_from_in_any_unit(
 def test_rows_that_count_for_nothing_have_no_part_in_what_is_learnt_of_numbers(
     transform: str, client: Client, tmp_path: Path
 ) -> None:
-    """Their numbers would leave one bucket, or no deviation, to all others."""
+    """Their numbers would leave one bucket, no deviation or a tiny learning rate to all others."""
     rows = pa.table({"label": CLICK, "x": RATE, "site": SITE, "w": np.ones(N_ROWS)})
     silent = pa.table({"label": CLICK, "x": np.full(N_ROWS, 1e9), "site": SITE, "w": np.zeros(N_ROWS)})
     bad = pa.table({"label": pa.array([None] * 9, pa.int64()), "x": [1e30] * 9, "site": [0] * 9, "w": [1.0] * 9})
     for name, table in (("rows", rows), ("silent", silent), ("bad", bad)):
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    found = []
+    found, told = [], []
     for names in (["rows"], ["rows", "silent", "bad"]):
         tables = job_tables(tmp_path, tmp_path / names[-1])
         tables["data"] = {"train": [str(tmp_path / f"{name}.parquet") for name in names], "on_bad_rows": "skip"}
         tables["schema"] = {"weight": "w", "numeric": ["x"], "categorical": ["site"], "numeric_transform": transform}
         tables["data"]["validation_fraction"], tables["training"] = 0, {"n_replicas": 1, "n_epochs": 1}
-        found.append(jobs.train(tables, client).model)
+        found.append(jobs.train(tables, client, on_event=told.append).model)
     alone, among = found
     assert among.statistics == alone.statistics
+    scales = [event["mean_squares"] for event in told if "mean_squares" in event]
+    assert scales[1] == pytest.approx(scales[0])
     assert alone.statistics["x"].mean == pytest.approx(RATE.mean())
 
 
