@@ -152,6 +152,13 @@ def test_what_a_fit_on_shards_cannot_do_is_refused(client, tmp_path):
     assert held_out.fit(shards, "rare", client=client).history_[-1]["rows"] == pytest.approx(450, abs=60)
 
 
+def test_a_shard_under_two_names_is_not_read_twice(tmp_path):
+    FRAME.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "again.parquet").symlink_to("rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet is the same file as .*again\.parquet.* would count twice"):
+        LinearClassifier(n_epochs=1).fit(str(tmp_path), "kind")
+
+
 def test_rows_of_this_process_may_be_validated_on_shards(tmp_path):
     shards, X = str(tmp_path / "rows.parquet"), FRAME[["site", "price"]]
     FRAME.to_parquet(shards)
