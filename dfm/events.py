@@ -367,7 +367,7 @@ RECORDS: tuple[EventRecord, ...] = (
         _TRAINING,
         "the rows are known, and with them what the job left to dfm",
         (
-            Field("mean_squares", "number", "mean of a row's sum of x², at least 1"),
+            Field("mean_squares", "number", "mean of a row's sum of x², at least 1; rows of weight 0 aside"),
             Field("learning_rate", "number", "step size before rate_scaling"),
             Field("factor_rate_scale", "number", "step size of the factors, in parts of that"),
             Field("l2_factors", "number", "L2 on factors"),

@@ -14,6 +14,7 @@ from distributed import Client
 from dfm import mlflow
 from dfm.data.arrow_types import root_of
 from dfm.data.discovery import NothingFound, find_files
+from dfm.data.duplicates import check_named_once
 from dfm.data.parquet import Shard, feature_schema, find_shards
 from dfm.distributed import folds as folding
 from dfm.distributed import frames
@@ -284,7 +285,7 @@ def evaluate(
     check_slicing(loaded, slicing)
     paths = _paths_of(data := arrived(data))
     if paths is not None:
-        shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+        shards = _shards_at(paths, storage_options)
         scored, chosen = _weighing_shards(loaded, shards, storage_options), _to_score(loaded, settings)
         scoring = Scoring(
             place, on_bad_rows, (), "", storage_options, is_weighted=bool(scored.schema.weight), slicing=slicing
@@ -359,7 +360,7 @@ def importance(
         effort = Effort.of(total, rows, repeats)
         damage = damage_in_batches(scored, frames.row_batches(scored, data, name), on_bad_rows, effort)
         return _with_learnt(described(damage, loaded.schema), loaded)
-    shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+    shards = _shards_at(paths, storage_options)
     is_weighted = bool(_weighing_shards(loaded, shards, storage_options).schema.weight)
     chosen = _to_score(loaded, settings)
     scoring = Scoring(place, on_bad_rows, storage_options=storage_options, is_weighted=is_weighted)
@@ -399,6 +400,13 @@ def _paths_of(data: Any) -> list[str] | None:
     listed = list(data) if isinstance(data, list | tuple | set | Iterator) else []
     are_paths = bool(listed) and all(isinstance(path, str | os.PathLike) for path in listed)
     return [os.fspath(path) for path in listed] if are_paths else None
+
+
+def _shards_at(paths: Sequence[str], options: Mapping[str, Any] | None) -> list[Shard]:
+    """The shards that paths name. DataError where one of them has two names: each of its rows would count twice."""
+    shards = find_shards(_checked(options, data=paths)["data"], options)
+    check_named_once(shards, options)
+    return shards
 
 
 def _weighing_shards(model: FMModel, shards: Sequence[Shard], options: Mapping[str, Any] | None) -> FMModel:
@@ -488,10 +496,10 @@ def predict(
             f"{type(data).__name__} names no shards: pass paths, folders, globs or URLs; rows in memory are scored by "
             "FMModel.predict"
         )
-    _checked(storage_options, data=paths, output=[output])
+    _checked(storage_options, output=[output])
     where = files.absolute(output)
     scoring = Scoring(place, on_bad_rows, tuple(keep), where, storage_options)
-    shards = find_shards(paths, storage_options)
+    shards = _shards_at(paths, storage_options)
     inputs = [*paths, *([place] if isinstance(place, str) else [])]
     ownership.check_apart(where, inputs, "output", storage_options, shards=[shard.url for shard in shards])
     with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:

@@ -112,7 +112,7 @@ class RowAccount:
     """Sum of the accepted rows' labels, weights aside: in classification, how many are positive."""
     labels: LabelMoments = LabelMoments()
     entries: EntrySums = field(default_factory=EntrySums)
-    """Sums over the entries of the accepted rows."""
+    """Sums over the entries of the accepted rows that weigh anything."""
     sampled_out: int = 0
     """Negative rows that were left out by lot."""
 

@@ -123,7 +123,7 @@ class _Hashing:
     def add(self, batch: Batch, known: KnownTables) -> None:
         """Hash the rows of a batch. known: tables of the batches before."""
         reading, tally = self.reading, self._tally
-        n_read, kind = batch.data.num_rows, reading.label_kind or reading.task
+        n_read, kind = batch.data.num_rows, reading.kind_of_labels
         if self._aside is not None:
             self._aside.add(batch)
         with naming_shard(batch):

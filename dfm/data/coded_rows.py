@@ -44,9 +44,10 @@ class CodedColumns:
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries."""
-        n_entries = self.n_rows * len(self.columns)
-        return EntrySums(self.n_rows, n_entries, float(n_entries))
+        """Sums over the entries of rows that weigh anything."""
+        n_rows = int(np.count_nonzero(self.weights)) if self.weights.size else self.n_rows
+        n_entries = n_rows * len(self.columns)
+        return EntrySums(n_rows, n_entries, float(n_entries))
 
     def take(self, order: NDArray[np.int64]) -> CodedColumns:
         """The rows numbered by `order`, in that order."""

@@ -26,6 +26,13 @@ _SURE_BITS = 64.0
 """Rows that come twice by chance with a probability of 2^-64 do not."""
 
 
+def check_named_once(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
+    """DataError where two shards are one file: named twice, or under two names, by links. No file is read."""
+    for group in _alike(shards):
+        if same := _groups(group, [_identity(shard, storage_options) for shard in group]):
+            raise DataError(_twice(same[0][0], same[0][1]))
+
+
 def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> None:
     """DataError where two shards hold the same rows: a file named twice, under two names, or a copy of it.
 
@@ -33,19 +40,16 @@ def check_distinct(shards: Sequence[Shard], storage_options: Mapping[str, Any] |
     whole where these agree. Equal files of a few rows, or of rows that say the same again and again, are no copies:
     batches of a stream fall out alike by chance.
     """
-    filled = [shard for shard in shards if shard.n_rows]
-    alike = _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
+    check_named_once(shards, storage_options)
+    alike = _alike(shards)
     with ThreadPoolExecutor(_THREADS) as pool:
         for digest in (_digest_of_end, _digest_of_all):
             suspects = [shard for group in alike for shard in group]
             digests = list(pool.map(digest, suspects, itertools.repeat(storage_options)))
             alike = _groups(suspects, digests)
     for group in alike:
-        same = _groups(group, [_identity(shard, storage_options) for shard in group])
-        if not same and not _may_be_chance(group[0], storage_options):
-            same = [group]
-        if same:
-            raise DataError(_twice(same[0][0], same[0][1]))
+        if not _may_be_chance(group[0], storage_options):
+            raise DataError(_twice(group[0], group[1]))
 
 
 def _twice(first: Shard, second: Shard) -> str:
@@ -87,6 +91,12 @@ def _values(column: pa.Array) -> list[Any]:
             column = column.dictionary_decode()
         found = [None if value is None else shown(value) for value in decoded(plain(column))]
     return found
+
+
+def _alike(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Groups of shards that may hold the same rows, as far as their footers tell."""
+    filled = [shard for shard in shards if shard.n_rows]
+    return _groups(filled, [(shard.size, shard.row_groups, shard.partition) for shard in filled])
 
 
 def _groups(shards: Sequence[Shard], keys: Sequence[Any]) -> list[list[Shard]]:

@@ -186,9 +186,7 @@ def _begun(
     check = _Check(data.num_rows)
     labels, weights = np.zeros(data.num_rows, np.float32), _NO_FLOATS
     if task is not None:
-        labels = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
-        if schema.weight:
-            weights = _weights(without_missing(data.column(schema.weight), schema.missing), schema, check)
+        labels, weights = _labels(data, schema, task, check), _weights(data, schema, check)
     return _BatchColumns(data, schema, hash_bits, statistics, check, known), labels, weights
 
 
@@ -208,8 +206,18 @@ def _amounts(codes: NDArray[np.uint16], n_codes: int) -> NDArray[np.uint32]:
 def labels_of(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> tuple[NDArray[np.float32], Flags]:
     """Labels float32[n_rows], and which are sound, bool[n_rows]; no other column is looked at."""
     check = _Check(data.num_rows)
-    found = _labels(without_missing(data.column(schema.label), schema.missing), schema, task, check)
+    found = _labels(data, schema, task, check)
     return found, ~check.bad
+
+
+def teaching_rows(data: pa.RecordBatch, schema: ResolvedSchema, task: str) -> Flags:
+    """Rows that may be trained on as far as label and weight say, bool[n_rows]: both are sound, and it weighs anything;
+    no other column is looked at.
+    """
+    check = _Check(data.num_rows)
+    _labels(data, schema, task, check)
+    weights = _weights(data, schema, check)
+    return ~check.bad & (weights > 0) if weights.size else ~check.bad
 
 
 @dataclass(slots=True)
@@ -551,7 +559,9 @@ def _parse_distinct(distinct: pa.Array, column: str, form: str) -> tuple[Floats,
     return values, present, unparsed
 
 
-def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
+def _labels(data: pa.RecordBatch, schema: ResolvedSchema, task: str, check: _Check) -> NDArray[np.float32]:
+    """Labels float32[n_rows]."""
+    array = without_missing(data.column(schema.label), schema.missing)
     if schema.label_positive:
         positive, missing = labels.positive_rows(array, schema.label_positive, schema.label)
         check.reject(missing, schema.label, "label is missing", array)
@@ -565,8 +575,11 @@ def _labels(array: pa.Array, schema: ResolvedSchema, task: str, check: _Check) -
     return check.narrowed(values, schema.label, "label is too large", array)
 
 
-def _weights(array: pa.Array, schema: ResolvedSchema, check: _Check) -> NDArray[np.float32]:
-    column = schema.weight
+def _weights(data: pa.RecordBatch, schema: ResolvedSchema, check: _Check) -> NDArray[np.float32]:
+    """Weights float32[n_rows]; empty where the data has none."""
+    if not (column := schema.weight):
+        return _NO_FLOATS
+    array = without_missing(data.column(column), schema.missing)
     values, present, unparsed = parse_numbers(array, column, schema.numbers)
     check.reject(~present | unparsed, column, "weight is missing or not a number", array)
     check.reject(~np.isfinite(values), column, "weight is not finite", array)

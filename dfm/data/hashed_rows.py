@@ -21,7 +21,9 @@ def no_ids() -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class EntrySums:
-    """Entries of some rows: how many, and Σ x² over them, which is what the rows' own steps move their scores by."""
+    """Rows that weigh anything, how many entries they have, and Σ x² over these, which is what the rows' own steps move
+    their scores by.
+    """
 
     n_rows: int = 0
     n_entries: int = 0
@@ -56,10 +58,14 @@ class HashedRows:
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries."""
-        n_entries = len(self.indices)
-        squares = float(np.square(self.values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
-        return EntrySums(self.n_rows, n_entries, squares)
+        """Sums over the entries of rows that weigh anything."""
+        n_rows, n_entries, values, weigh = self.n_rows, len(self.indices), self.values, self.weights > 0
+        if not weigh.all():
+            n_each = np.diff(self.indptr)
+            n_rows, n_entries = int(weigh.sum()), int(n_each[weigh].sum())
+            values = values[np.repeat(weigh, n_each)] if values.size else values
+        squares = float(np.square(values, dtype=np.float64).sum()) if self.values.size else float(n_entries)
+        return EntrySums(n_rows, n_entries, squares)
 
     @property
     def uniform(self) -> HashedRows:

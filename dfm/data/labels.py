@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dfm.data.arrow_types import is_text, plain
 from dfm.data.canonical import value_text
 from dfm.errors import DataError
 
@@ -38,9 +39,10 @@ def positive_rows(array: pa.Array, positive: Sequence[str], column: str) -> tupl
     Labels are compared by value, as categories are: 1, 1.0, a decimal 1.00 and the text 1 are one label.
     """
     try:
+        array = plain(array)
         encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-        distinct = encoded.dictionary
-        distinct = distinct.cast(pa.string()) if pa.types.is_binary(distinct.type) else distinct
+        distinct = plain(encoded.dictionary)
+        distinct = distinct.cast(pa.large_string()) if is_text(distinct.type) else distinct
         texts = [value_text(value) for value in distinct.to_pylist()]
     except (TypeError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dfm.data.bucketing import wants_quantiles
 from dfm.data.encoding import number_column
 from dfm.data.parquet import BATCH_ROWS, Batch, Unit, naming_shard
-from dfm.data.reading import Reading, kept_batches
+from dfm.data.reading import Reading, teaching_batches
 from dfm.data.schema import ResolvedSchema
 from dfm.data.transforms import AUTO, TRANSFORMS, NumberStatistics
 
@@ -39,7 +39,9 @@ def columns_with_statistics(schema: ResolvedSchema) -> dict[str, str]:
 def sketch_numbers(
     reading: Reading, units: Sequence[Unit], columns: Sequence[str] | None = None
 ) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units."""
+    """Sketch of numeric columns, of all whose transform needs one by default, over the rows of the units that label and
+    weight let be trained on.
+    """
     columns = list(columns_with_statistics(reading.schema)) if columns is None else columns
     return _sketch((batch for unit in units for batch in _number_batches(reading, unit, columns)), reading, columns)
 
@@ -47,8 +49,8 @@ def sketch_numbers(
 def glance_at_numbers(
     reading: Reading, units: Sequence[Unit], columns: Sequence[str], n_tasks: int
 ) -> dict[str, NumberSketch]:
-    """Sketch of numeric columns over the first rows of the units that the reading keeps: so many that all of `n_tasks`
-    look at _GLANCE of them together, or at _LEAST_GLANCE each.
+    """Sketch of numeric columns over the first rows of those: so many that all of `n_tasks` look at _GLANCE of them
+    together, or at _LEAST_GLANCE each.
     """
     n_rows = min(max(_GLANCE // n_tasks, _LEAST_GLANCE), BATCH_ROWS)
     batches = (batch for unit in units for batch in _number_batches(reading, unit, columns, n_rows))
@@ -65,7 +67,7 @@ def _first(batches: Iterable[Batch], n_rows: int) -> Iterator[Batch]:
 
 
 def _number_batches(reading: Reading, unit: Unit, columns: Sequence[str], at_a_time: int = 0) -> Iterator[Batch]:
-    return kept_batches(reading, unit, reading.schema.sources(columns), at_a_time=at_a_time)
+    return teaching_batches(reading, unit, reading.schema.sources(columns), at_a_time)
 
 
 def _sketch(batches: Iterable[Batch], reading: Reading, columns: Sequence[str]) -> dict[str, NumberSketch]:

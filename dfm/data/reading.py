@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dfm.data.derive import without_missing
 from dfm.data.draw import Draw, Sampling
-from dfm.data.encoding import labels_of
+from dfm.data.encoding import labels_of, teaching_rows
 from dfm.data.parquet import Batch, Unit, naming_shard, read_unit
 from dfm.data.schema import ResolvedSchema
 from dfm.data.time_split import at_or_after
@@ -23,7 +24,7 @@ from dfm.data.transforms import NumberStatistics
 from dfm.data.units import RowUnits
 from dfm.errors import DataError
 
-CACHE_FORMAT = 10
+CACHE_FORMAT = 11
 """Part of every cache key: raise it when the bytes of a cached file change their meaning."""
 
 
@@ -86,6 +87,11 @@ class Reading:
         return list(dict.fromkeys([column for column in special if column] + list(self.schema.columns)))
 
     @property
+    def kind_of_labels(self) -> str:
+        """The kind of labels that are legal, one of LABEL_KINDS."""
+        return self.label_kind or self.task
+
+    @property
     def columns_to_choose(self) -> list[str]:
         """Columns by which rows are chosen."""
         by_time = self.draw is None and (self.time_from or self.time_until)
@@ -99,7 +105,7 @@ class Reading:
             CACHE_FORMAT,
             self.schema.to_dict(),
             self.hash_bits,
-            self.label_kind or self.task,
+            self.kind_of_labels,
             statistics,
             self.time_from,
             self.time_until,
@@ -129,6 +135,20 @@ def kept_batches(
         yield _chosen(reading, batch)
 
 
+def teaching_batches(reading: Reading, unit: Unit, columns: list[str], at_a_time: int = 0) -> Iterator[Batch]:
+    """The same without the rows that label or weight keep from being trained on, which are read where there may be
+    such: rows have weights, or bad ones are skipped. at_a_time: as of `read_unit`.
+    """
+    schema = reading.schema
+    told = [schema.label, schema.weight] if schema.weight or reading.on_bad_rows == "skip" else []
+    wanted = list(dict.fromkeys([*columns, *filter(None, told)]))
+    for batch in kept_batches(reading, unit, wanted, at_a_time=at_a_time):
+        if told:
+            with naming_shard(batch):
+                batch = _kept(batch, teaching_rows(batch.data, schema, reading.kind_of_labels))
+        yield batch
+
+
 def batches_of_each(
     readings: Sequence[Reading], unit: Unit, as_text: Set[str] = frozenset()
 ) -> Iterator[tuple[Batch, ...]]:
@@ -145,16 +165,17 @@ def _chosen(reading: Reading, batch: Batch) -> Batch:
     """The rows of a batch that are left to a reading."""
     with naming_shard(batch):
         if reading.draw is not None:
-            return _kept(batch, pa.array(reading.draw.keeps(batch)))
+            return _kept(batch, reading.draw.keeps(batch))
         if reading.time_from or reading.time_until:
-            return _kept(batch, _in_span(batch.data.column(reading.schema.time), reading))
+            keep = _in_span(batch.data.column(reading.schema.time), reading)
+            return _kept(batch, keep.to_numpy(zero_copy_only=False))
     return batch
 
 
-def _kept(batch: Batch, keep: pa.Array) -> Batch:
+def _kept(batch: Batch, keep: NDArray[np.bool_]) -> Batch:
     """The rows of a batch for which `keep` (bool[n_rows]) holds."""
-    kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
-    return dataclasses.replace(batch, data=batch.data.filter(keep), kept=kept)
+    before = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
+    return dataclasses.replace(batch, data=batch.data.filter(pa.array(keep)), kept=before[keep])
 
 
 def sampled_batch(batch: Batch, reading: Reading, kind: str) -> Batch:
@@ -172,9 +193,7 @@ def sampled_batch(batch: Batch, reading: Reading, kind: str) -> Batch:
             f"{labels[row]:g}, and data.sample_negatives = {reading.sampling.share:g} leaves out rows of label 0 "
             "alone: predictions would be too low. Leave data.sample_negatives out, or write labels of 0 and 1"
         )
-    stays = reading.sampling.keeps(batch, (labels == 0) & is_sound)
-    before = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
-    return dataclasses.replace(batch, data=batch.data.filter(pa.array(stays)), kept=before[stays])
+    return _kept(batch, reading.sampling.keeps(batch, (labels == 0) & is_sound))
 
 
 def _in_span(column: pa.Array, reading: Reading) -> pa.Array:

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+from dfm.data.number_sketches import columns_with_statistics
 from dfm.distributed import start
 from dfm.distributed.calibrating import share_apart
 from dfm.distributed.checkpointing import Checkpointer
@@ -27,6 +28,8 @@ from dfm.training.steps import StepSchedule
 
 _PRIORS = "by columns"
 """The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
+_STATISTICS_OF = "sound ones that weigh anything"
+"""The rows whose numbers make statistics, where others may be read; a checkpoint of other buckets cannot go on."""
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
@@ -35,6 +38,9 @@ def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
     if job.training.is_exact:
         tables["training.solver"] = {"automatic penalties and priors": _PRIORS}
+    has_others = bool(job.schema.weight) or job.data.on_bad_rows == "skip"
+    if has_others and warm is None and columns_with_statistics(inputs.schema):
+        tables["schema.statistics"] = {"rows": _STATISTICS_OF}
     return Identity(tables, inputs.identities, tables_read)
 
 

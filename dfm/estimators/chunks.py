@@ -56,9 +56,6 @@ from dfm.estimators.labels import LabelEncoding, LabelSummary, check_classes, ch
 from dfm.estimators.scorers import Scorer
 from dfm.estimators.sources import Deal
 
-_NO_FLOATS = np.zeros(0, np.float32)
-
-
 # --------------------------------------------------------------------------------------------- chunks ----
 
 
@@ -134,13 +131,12 @@ def _blocks(collection: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------- features ----
 
 
-def column_moments(chunk: Chunk, names: Sequence[str] | None) -> ColumnMoments | None:
+def column_moments(chunk: Chunk, names: Sequence[str] | None, labels: LabelEncoding) -> ColumnMoments | None:
     """Moments of the columns of a dense chunk; None of a sparse one."""
     matrix = chunk_matrix(chunk.data, names)
     if is_sparse(matrix):
         return None
-    masses = _NO_FLOATS if chunk.weights is None else np.asarray(chunk.weights, np.float32)
-    return ColumnMoments.of(matrix, masses)
+    return ColumnMoments.of(matrix, _codes_and_weights(chunk, labels)[1])
 
 
 def chunk_matrix(data: Any, names: Sequence[str] | None) -> Any:
@@ -173,9 +169,15 @@ def _column_numbers(column: Any, name: str) -> NDArray[np.float64]:
     return numbers
 
 
-def sketch_chunk(chunk: Chunk, schema: ResolvedSchema) -> dict[str, NumberSketch]:
-    """Sketch of the columns whose transform needs statistics."""
-    return sketch_table(_chunk_table(chunk.data, schema), schema)
+def sketch_chunk(chunk: Chunk, schema: ResolvedSchema, labels: LabelEncoding) -> dict[str, NumberSketch]:
+    """Sketch of the columns whose transform needs statistics, over the rows that weigh anything."""
+    return sketch_table(_chunk_table(chunk.data, schema), schema, _codes_and_weights(chunk, labels)[1])
+
+
+def _codes_and_weights(chunk: Chunk, labels: LabelEncoding) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Labels and weights of a chunk as its rows store them."""
+    codes = labels.labels(chunk.labels)
+    return codes, labels.weights(codes, chunk.weights)
 
 
 def _chunk_table(data: Any, schema: ResolvedSchema) -> pa.Table:
@@ -204,8 +206,8 @@ def chunk_rows(chunk: Chunk, encoding: ChunkEncoding) -> HashedRows:
         rows = encoded_rows(table, encoding.schema, encoding.hash_bits, encoding.statistics)
     else:
         rows = matrix_rows(chunk_matrix(chunk.data, encoding.names), encoding.scaling)
-    codes = encoding.labels.labels(chunk.labels)
-    return dataclasses.replace(rows, labels=codes, weights=encoding.labels.weights(codes, chunk.weights))
+    codes, weights = _codes_and_weights(chunk, encoding.labels)
+    return dataclasses.replace(rows, labels=codes, weights=weights)
 
 
 def count_chunk(rows: HashedRows, n_fields: int, hash_bits: int) -> FeatureCounts:
@@ -219,7 +221,7 @@ def count_columns(rows: HashedRows, n_columns: int) -> NDArray[np.int64]:
 
 
 def entries_of(rows: HashedRows) -> EntrySums:
-    """Sums over all entries of a chunk."""
+    """Sums over the entries of a chunk."""
     return rows.entries
 
 
@@ -275,7 +277,7 @@ def learn_features(
     if is_table(meta, options.table):
         return _table_features(watch, meta, chunks, options, labels)
     names, n_columns = names_of(meta), int(X.shape[1])
-    scaling = _learn_scaling(watch, chunks, names) if options.table.standardize else None
+    scaling = _learn_scaling(watch, chunks, names, labels) if options.table.standardize else None
     rows = encode_chunks(watch, ChunkEncoding(labels, names=names, scaling=scaling), chunks)
     counts = watch.results([watch.submit(count_columns, part, n_columns) for part in rows])
     vocabulary = vector_vocabulary(n_columns, np.sum(counts, axis=0))
@@ -297,8 +299,10 @@ def encoding_of(features: Features, labels: LabelEncoding) -> ChunkEncoding:
     return ChunkEncoding(labels, names=features.names, scaling=features.scaling)
 
 
-def _learn_scaling(watch: Watch, chunks: Sequence[Chunk], names: Sequence[str] | None) -> Scaling | None:
-    found: list[ColumnMoments | None] = watch.results(on_chunks(watch, column_moments, chunks, names))
+def _learn_scaling(
+    watch: Watch, chunks: Sequence[Chunk], names: Sequence[str] | None, labels: LabelEncoding
+) -> Scaling | None:
+    found: list[ColumnMoments | None] = watch.results(on_chunks(watch, column_moments, chunks, names, labels))
     known = [moments for moments in found if moments is not None]
     if not known:
         return None
@@ -316,7 +320,7 @@ def _table_features(
     options = feature_options.table
     types = pa.Schema.from_pandas(meta, preserve_index=False)
     schema = resolve_columns({entry.name: entry.type for entry in types}, options)
-    sketches = watch.results(on_chunks(watch, sketch_chunk, chunks, schema))
+    sketches = watch.results(on_chunks(watch, sketch_chunk, chunks, schema, labels))
     by_column = {column: [sketch[column] for sketch in sketches] for column in columns_with_statistics(schema)}
     statistics = statistics_of(by_column, schema)
     rows = encode_chunks(watch, ChunkEncoding(labels, schema, options.hash_bits, statistics), chunks)

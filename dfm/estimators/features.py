@@ -214,11 +214,14 @@ class TableFeatures:
         return RowLookup(self.vocabulary)
 
     @classmethod
-    def learn(cls, data: Any, options: TableOptions, n_factors: int) -> tuple[TableFeatures, HashedRows]:
-        """Schema, statistics and vocabulary of the training rows, and these rows."""
+    def learn(
+        cls, data: Any, options: TableOptions, n_factors: int, weights: NDArray[np.float32]
+    ) -> tuple[TableFeatures, HashedRows]:
+        """Schema, statistics and vocabulary of the training rows, and these rows; weights: as of `sketch_table`."""
         table = as_arrow(data)
         schema = resolve_columns({name: table.schema.field(name).type for name in table.column_names}, options)
-        statistics = _statistics(table, schema)
+        sketches = sketch_table(table, schema, weights)
+        statistics = statistics_of({column: [sketch] for column, sketch in sketches.items()}, schema)
         rows = encoded_rows(table, schema, options.hash_bits, statistics)
         counts = count_features(rows.indices, rows.fields, len(schema.fields), options.hash_bits)
         least = options.least_for_factors(n_factors)
@@ -258,16 +261,16 @@ def resolve_columns(types: Mapping[str, pa.DataType], options: TableOptions) -> 
     return resolve_told(settings, Columns([*types, label], {**kinds, label: "int"}, {}), tell_left_out)
 
 
-def _statistics(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberStatistics]:
-    """Mean and deviation, or quantiles, of the columns whose transform needs them."""
-    return statistics_of({column: [sketch] for column, sketch in sketch_table(table, schema).items()}, schema)
+def sketch_table(table: pa.Table, schema: ResolvedSchema, weights: NDArray[np.float32]) -> dict[str, NumberSketch]:
+    """Sketch of the columns whose transform needs statistics, over the rows that weigh anything.
 
-
-def sketch_table(table: pa.Table, schema: ResolvedSchema) -> dict[str, NumberSketch]:
-    """Sketch of the columns whose transform needs statistics."""
+    weights: float32[n_rows]; empty where all rows count the same.
+    """
     found = {}
     for column in columns_with_statistics(schema):
-        batches = table.select(schema.sources([column])).combine_chunks().to_batches()
+        read = table.select(schema.sources([column]))
+        read = read.filter(pa.array(weights > 0)) if weights.size else read
+        batches = read.combine_chunks().to_batches()
         numbers = [number_column(batch, column, schema) for batch in batches]
         found[column] = sketch_values(np.concatenate([np.zeros(0), *numbers]))
     return found

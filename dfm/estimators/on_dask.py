@@ -85,7 +85,7 @@ class CollectionRows:
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries, chunk by chunk."""
+        """Sums over the entries, chunk by chunk."""
         parts = [self.watch.submit(collections.entries_of, part) for part in self._rows]
         return sum((self.watch.result(part) for part in parts), EntrySums())
 

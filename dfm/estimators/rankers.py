@@ -88,6 +88,14 @@ class RankedRows(ArrayRows):
         self._rank()
         return features
 
+    def shares(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights of rows; the second of a pair weighs what the first one does, or more."""
+        if self.pairs is None or not weights.size:
+            return weights
+        shares = weights.copy()
+        np.maximum.at(shares, self.pairs[:, 1], weights[self.pairs[:, 0]])
+        return shares
+
     def encode(self, features: Features, labels: LabelEncoding) -> None:
         """The rows of known features."""
         super().encode(features, labels)

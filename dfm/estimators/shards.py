@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dfm.data.duplicates import check_named_once
 from dfm.data.parquet import feature_schema, find_shards, read_unit
 from dfm.errors import SettingsError
 from dfm.estimators.features import is_path
@@ -22,6 +23,7 @@ def paths_of(given: Any) -> list[str]:
 def read_shards(paths: Any, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of shards as one table, of these columns or of all, those of the paths too."""
     shards = find_shards(paths_of(paths))
+    check_named_once(shards)
     units = [unit for task in plan_reading(shards) for unit in task]
     names = list(columns) if columns is not None else list(feature_schema(shards[0]).names)
     return pa.Table.from_batches([batch.data for unit in units for batch in read_unit(unit, names)])

@@ -64,7 +64,7 @@ class RowSource(Protocol):
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries of these rows."""
+        """Sums over the entries of these rows."""
 
     @property
     def columns(self) -> tuple[int, list[str] | None] | None:
@@ -114,7 +114,7 @@ class ArrayRows:
 
     @property
     def entries(self) -> EntrySums:
-        """Sums over all entries of the rows that are not held out."""
+        """Sums over the entries of the rows that are not held out."""
         return self.rows.entries
 
     @property
@@ -134,12 +134,16 @@ class ArrayRows:
         weights = labels.weights(codes, self.weights)
         features: Features
         if isinstance(self.data, pa.Table):
-            features, rows = TableFeatures.learn(self.data, options.table, options.n_factors)
+            features, rows = TableFeatures.learn(self.data, options.table, options.n_factors, self.shares(weights))
         else:
             standardizes = options.standardizes(is_sparse(self.data))
-            features, rows = MatrixFeatures.learn(self.data, self.names, standardizes, weights)
+            features, rows = MatrixFeatures.learn(self.data, self.names, standardizes, self.shares(weights))
         self.rows = dataclasses.replace(rows, labels=codes, weights=weights)
         return features
+
+    def shares(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights by which rows count where columns are standardized; empty where all count the same."""
+        return weights
 
     def encode(self, features: Features, labels: LabelEncoding) -> None:
         """The rows of known features."""

@@ -48,8 +48,8 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path of a local URL; ~ is the home folder."""
-    return Path(url.removeprefix("file://")).expanduser()
+    """The path of a local URL; ~ is the home folder, and ~name that of a user, if there is one."""
+    return Path(os.path.expanduser(url.removeprefix("file://")))
 
 
 def absolute(url: str) -> str:

@@ -141,7 +141,7 @@ def _first_good_rows(reading: Reading, unit: Unit) -> pa.Table | None:
     for batch in itertools.chain(itertools.islice(few, 1), read_unit(unit, reading.columns, reading.storage_options)):
         head = batch.data.slice(0, _LOOKED_AT)
         with naming_shard(batch):
-            kind = reading.label_kind or reading.task
+            kind = reading.kind_of_labels
             encoded = encode_batch(head, reading.schema, reading.hash_bits, reading.statistics, kind)
         rows = head.filter(pa.array(encoded.good)).slice(0, GOLDEN_ROWS)
         if rows.num_rows:

@@ -53,7 +53,7 @@ def columns_of(seed: int, n_rows: int = N_ROWS) -> dict[str, Any]:
     numbers = np.where(random.random(n_rows) < 0.1, random.normal(0, 1e6, n_rows), random.integers(-3, 40, n_rows))
     columns: dict[str, Any] = {
         "label": random.integers(0, 2, n_rows),
-        "w": random.random(n_rows),
+        "w": random.random(n_rows).round(1),
         "a": [None if value == 9 else f"a{value}" for value in frequent],
         "b": [f"b{value}" for value in random.integers(0, n_rows, n_rows)],
         "n": random.integers(0, 30, n_rows) * FAR,

@@ -146,6 +146,10 @@ POSITIVE = {
     "empty text is missing": (pa.array(["click", "view", "buy", ""]), ["click", "buy"]),
     "dictionary": (pa.array(["click", "view", "buy", None]).dictionary_encode(), ["click", "buy"]),
     "bytes": (pa.array([b"click", b"view", b"buy", b""]), ["click", "buy"]),
+    "large bytes": (pa.array([b"click", b"view", b"buy", b""], pa.large_binary()), ["click", "buy"]),
+    "bytes of one length": (pa.array([b"yes", b"no ", b"oui", None], pa.binary(3)), ["yes", "oui"]),
+    "views of bytes": (pa.array([b"click", b"view", b"buy", b""], pa.binary_view()), ["click", "buy"]),
+    "dictionary of bytes": (pa.array([b"yes", b"no ", b"oui", None], pa.binary(3)).dictionary_encode(), ["yes", "oui"]),
     "integers": (pa.array([4, 1, 5, None]), ["4", "5"]),
     "booleans": (pa.array([True, False, True, None]), ["true"]),
 }
@@ -159,7 +163,7 @@ def test_label_positive_names_the_values_that_are_ones(label, positive):
     assert encode_labels(label.slice(1, 2), label_positive=positive).rows.labels.tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("label", [pa.array([["click"]]), pa.array([b"\xff\xfe"])])
+@pytest.mark.parametrize("label", [pa.array([["click"]]), pa.array([b"\xff\xfe"]), pa.array([b"\xff"], pa.binary(1))])
 def test_a_label_without_text_cannot_be_compared_with_label_positive(label):
     with pytest.raises(DataError, match=r"column 'label' holds .* label_positive cannot be compared with"):
         encode_labels(label, label_positive=["click"])

@@ -89,6 +89,53 @@ def test_rows_after_the_split_in_time_teach_no_statistics(tmp_path):
     assert merge_sketches([sketch_numbers(reading, [Unit(shard, 0, 4)])["x"]], 10).mean == 2.0
 
 
+TOLD = {
+    "label": ["1", "0", "0", "2", None, "many", "1", "0", "1", "0"],
+    "w": [1.0, 0.5, 0.0, 1.0, 1.0, 1.0, -1.0, np.nan, None, 1e-60],
+    "x": [1.0, 3.0, *[1e9] * 8],
+}
+"""A table whose first two rows alone can be trained on."""
+
+
+@pytest.mark.parametrize("on_bad_rows", ["skip", "error"])
+def test_rows_of_weight_0_and_of_no_label_or_weight_teach_no_statistics(tmp_path, on_bad_rows):
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", TOLD, 3))
+    schema = resolve(Schema(weight="w", numeric=["x"], numeric_transform="standardize"), list(TOLD))
+    reading = Reading(schema, HASH_BITS, "classification", on_bad_rows=on_bad_rows, cache=str(tmp_path / "c"))
+    for seen in (
+        sketch_numbers(reading, [Unit(shard, 0, 10)]),
+        glance_at_numbers(reading, [Unit(shard, 0, 10)], ["x"], 1),
+    ):
+        assert (seen["x"].count, seen["x"].mean) == (2, 2.0)
+
+
+def test_without_weights_rows_of_no_label_teach_none_where_they_are_skipped(tmp_path):
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", TOLD, 3))
+    schema = resolve(Schema(numeric=["x"], label_positive=["1"]), ["label", "x"])
+    reading = Reading(schema, HASH_BITS, "classification", on_bad_rows="skip", cache=str(tmp_path / "c"))
+    assert glance_at_numbers(reading, [Unit(shard, 0, 10)], ["x"], 1)["x"].count == 9, "one has no label"
+    counts = dataclasses.replace(reading, schema=resolve(Schema(numeric=["x"]), ["label", "x"]), label_kind="counts")
+    assert glance_at_numbers(counts, [Unit(shard, 0, 10)], ["x"], 1)["x"].count == 8, "a count of 2 is legal"
+
+
+def test_many_rows_of_weight_0_at_the_beginning_are_not_what_is_glanced_at(tmp_path):
+    weighs = np.repeat([0.0, 1.0], 30_000)
+    table = {"label": np.zeros(60_000), "w": weighs, "x": np.where(weighs, np.arange(60_000), -1.0)}
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", table, 30_000))
+    reading = Reading(
+        resolve(Schema(weight="w", numeric=["x"]), list(table)), HASH_BITS, "regression", cache=str(tmp_path / "c")
+    )
+    seen = glance_at_numbers(reading, [Unit(shard, 0, 60_000)], ["x"], 1000)["x"]
+    assert (seen.count, seen.order_statistics[0] >= 30_000) == (1 << 12, True)
+
+
+def test_labels_are_not_read_for_statistics_where_every_row_is_trained_on(tmp_path):
+    shard = describe_shard(write_shard(tmp_path / "a.parquet", {"x": [1.0, 3.0]}))
+    schema = resolve(Schema(numeric=["x"]), ["label", "x"])
+    reading = Reading(schema, HASH_BITS, "classification", cache=str(tmp_path / "c"))
+    assert glance_at_numbers(reading, [Unit(shard, 0, 2)], ["x"], 1)["x"].count == 2
+
+
 @pytest.mark.parametrize("group_rows", [30_000, 100])
 @pytest.mark.parametrize(("n_tasks", "n_seen"), [(1, 20_000), (2, 20_000), (16, 1 << 13), (1000, 1 << 12)])
 def test_many_tasks_glance_at_a_few_rows_each(tmp_path, n_tasks, n_seen, group_rows):

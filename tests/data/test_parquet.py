@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm.data import parquet
-from dfm.data.duplicates import check_distinct
+from dfm.data.duplicates import check_distinct, check_named_once
 from dfm.data.guess import guess
 from dfm.data.parquet import (
     Batch,
@@ -325,6 +325,9 @@ def test_copies_and_links_of_a_shard_are_refused_with_both_names(tmp_path):
     check_distinct([shard, other])
     shutil.copy(shard.url, tmp_path / "copy.parquet")
     (tmp_path / "link.parquet").symlink_to(shard.url)
+    check_named_once([shard, other, describe_shard(str(tmp_path / "copy.parquet"))])
+    with pytest.raises(DataError, match=r"link\.parquet is the same file as .*a\.parquet"):
+        check_named_once([shard, other, describe_shard(str(tmp_path / "link.parquet"))])
     for name in ("copy.parquet", "link.parquet"):
         again = describe_shard(str(tmp_path / name))
         with pytest.raises(

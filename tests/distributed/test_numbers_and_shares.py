@@ -16,6 +16,7 @@ from rich.console import Console
 from dfm import jobs
 from dfm.data.transforms import AUTO
 from dfm.distributed import diagnose
+from dfm.errors import RunCancelled, SettingsError
 from dfm.model.report import report_training
 from dfm.runs.display import Reporter
 from tests.support.small_jobs import job_tables
@@ -59,6 +60,48 @@ def test_a_column_is_learnt_from_in_any_unit(
     assert result.validation["log_loss"] <= twin["log_loss"] + 1e-3
     one_by_one = [result.model.predict({"x": [x], "site": [s]})[0] for x, s in zip([0.1, 0.9], [1, 2], strict=True)]
     np.testing.assert_array_equal(one_by_one, result.model.predict({"x": [0.1, 0.9], "site": [1, 2]}))
+
+
+@pytest.mark.parametrize("transform", [AUTO, "standardize", "quantile"])
+def test_rows_that_count_for_nothing_have_no_part_in_what_is_learnt_of_numbers(
+    transform: str, client: Client, tmp_path: Path
+) -> None:
+    """Their numbers would leave one bucket, no deviation or a tiny learning rate to all others."""
+    rows = pa.table({"label": CLICK, "x": RATE, "site": SITE, "w": np.ones(N_ROWS)})
+    silent = pa.table({"label": CLICK, "x": np.full(N_ROWS, 1e9), "site": SITE, "w": np.zeros(N_ROWS)})
+    bad = pa.table({"label": pa.array([None] * 9, pa.int64()), "x": [1e30] * 9, "site": [0] * 9, "w": [1.0] * 9})
+    for name, table in (("rows", rows), ("silent", silent), ("bad", bad)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    found, told = [], []
+    for names in (["rows"], ["rows", "silent", "bad"]):
+        tables = job_tables(tmp_path, tmp_path / names[-1])
+        tables["data"] = {"train": [str(tmp_path / f"{name}.parquet") for name in names], "on_bad_rows": "skip"}
+        tables["schema"] = {"weight": "w", "numeric": ["x"], "categorical": ["site"], "numeric_transform": transform}
+        tables["data"]["validation_fraction"], tables["training"] = 0, {"n_replicas": 1, "n_epochs": 1}
+        found.append(jobs.train(tables, client, on_event=told.append).model)
+    alone, among = found
+    assert among.statistics == alone.statistics
+    scales = [event["mean_squares"] for event in told if "mean_squares" in event]
+    assert scales[1] == pytest.approx(scales[0])
+    assert alone.statistics["x"].mean == pytest.approx(RATE.mean())
+
+
+def test_a_checkpoint_of_statistics_of_other_rows_is_refused(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"label": CLICK, "x": RATE, "w": np.ones(N_ROWS)}), tmp_path / "rows.parquet")
+    tables = job_tables(tmp_path, tmp_path)
+    tables["data"], tables["schema"] = {"train": str(tmp_path / "rows.parquet")}, {"weight": "w", "numeric": ["x"]}
+
+    def stop_at_a_round(event: dict[str, Any]) -> None:
+        if event["event"] == "round":
+            raise RunCancelled("asked to stop")
+
+    with pytest.raises(RunCancelled):
+        jobs.train(tables, client, on_event=stop_at_a_round)
+    monkeypatch.setattr("dfm.distributed.loops._STATISTICS_OF", "all")
+    with pytest.raises(SettingsError, match=r'schema\.statistics\.rows is "all" now and "sound ones .*" there'):
+        jobs.train(tables, client)
 
 
 def test_shares_of_views_are_learnt_as_their_clicks_would_be(client: Client, tmp_path: Path) -> None:

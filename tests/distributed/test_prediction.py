@@ -73,6 +73,24 @@ def test_a_column_to_keep_that_is_not_there_is_named(log: Path, model: str, clie
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_under_two_names_are_counted_once_or_refused(
+    log: Path, model: str, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "again").symlink_to(log)
+    twice = [str(log), str(tmp_path / "again")]
+    for ask in (
+        lambda: jobs.evaluate(model, twice, client=client),
+        lambda: jobs.importance(model, twice, client=client),
+        lambda: jobs.predict(model, twice, str(tmp_path / "scored"), client=client),
+    ):
+        with pytest.raises(
+            DataError, match=r"again/.*\.parquet is the same file as .* would count twice; leave it out"
+        ):
+            ask()
+    assert not (tmp_path / "scored").exists()
+    assert jobs.evaluate(model, [str(log), str(log)], client=client)["rows"] == 8000
+
+
 def write_shards(folder: Path, *tables: pa.Table) -> str:
     folder.mkdir()
     for number, table in enumerate(tables):

@@ -149,6 +149,14 @@ def test_weights_are_relative_and_rows_without_weight_teach_nothing():
         FMClassifier().fit(X, PAIR, sample_weight=-weights)
 
 
+@pytest.mark.parametrize("as_data", [np.asarray, scipy.sparse.csr_matrix], ids=["array", "sparse"])
+def test_large_numbers_of_rows_without_weight_leave_rates_and_penalties_as_they_are(as_data):
+    more, labels = np.vstack([X, np.full((300, X.shape[1]), 1e6)]), np.append(PAIR, np.arange(300) % 2 == 0)
+    alone, among = FMClassifier().fit(as_data(X), PAIR), FMClassifier()
+    among.fit(as_data(more), labels, sample_weight=np.repeat([1.0, 0.0], [600, 300]))
+    assert among.score(as_data(X), PAIR) == pytest.approx(alone.score(as_data(X), PAIR), abs=0.03)
+
+
 @pytest.mark.parametrize(("kind", "y"), [(LinearClassifier, PAIR), (LinearRegressor, NUMBERS)])
 def test_weights_of_a_fit_that_goes_on_are_relative_too(kind, y):
     fits = []

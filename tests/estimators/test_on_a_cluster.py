@@ -57,6 +57,15 @@ def test_an_array_of_dask_trains_where_it_lies_and_predicts_when_it_is_asked(cli
     assert again.factors_.tobytes() == model.factors_.tobytes()
 
 
+def test_columns_are_standardized_by_the_weights_of_classes_wherever_they_lie(client):
+    settings = {"n_factors": 2, "n_epochs": 1, "class_weight": {False: 1.0, True: 3.0}}
+    here = FMClassifier(**settings).fit(X, Y).model_.statistics
+    collection, labels = da.from_array(X, chunks=(200, 3)), da.from_array(Y, chunks=200)
+    there = FMClassifier(**settings).fit(collection, labels, client=client).model_.statistics
+    for column, known in here.items():
+        assert (there[column].mean, there[column].stdev) == pytest.approx((known.mean, known.stdev)), column
+
+
 def test_sparse_blocks_stay_sparse(client):
     blocks = [scipy.sparse.csr_matrix(np.abs(X[i : i + 300])) for i in range(0, 900, 300)]
     parts = [da.from_delayed(dask.delayed(block), block.shape, float) for block in blocks]
@@ -141,6 +150,13 @@ def test_what_a_fit_on_shards_cannot_do_is_refused(client, tmp_path):
             FMClassifier(**given).fit(shards, "rare", client=client)
     held_out = FMClassifier(n_factors=2, n_epochs=1, validation_fraction=0.5, tune="none")
     assert held_out.fit(shards, "rare", client=client).history_[-1]["rows"] == pytest.approx(450, abs=60)
+
+
+def test_a_shard_under_two_names_is_not_read_twice(tmp_path):
+    FRAME.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "again.parquet").symlink_to("rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet is the same file as .*again\.parquet.* would count twice"):
+        LinearClassifier(n_epochs=1).fit(str(tmp_path), "kind")
 
 
 def test_rows_of_this_process_may_be_validated_on_shards(tmp_path):

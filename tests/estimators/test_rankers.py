@@ -86,6 +86,11 @@ def test_given_pairs_are_groups_of_two_rows() -> None:
     assert len(last), "rows that come first in no pair, whose weights say nothing"
     unheard = FMRanker(**settings).fit_pairs(X, pairs, np.where(np.isin(np.arange(60), last), 0.0, 1.0))
     np.testing.assert_array_equal(unheard.coef_, given.coef_)
+    frame, silent = pa.table({"a": X[:, 0], "b": X[:, 1], "site": list("abcdef") * 10}), np.isin(np.arange(60), last)
+    for data in (X, frame):
+        alike = FMRanker(n_epochs=1).fit_pairs(data, pairs)
+        less = FMRanker(n_epochs=1).fit_pairs(data, pairs, np.where(silent, 0.0, 1.0))
+        assert less.model_.statistics == alike.model_.statistics, "second rows are trained on, too"
     of_sparse = FMRanker(**settings).fit_pairs(sparse.csr_matrix(X), pairs)
     np.testing.assert_allclose(of_sparse.coef_, given.coef_, rtol=1e-6)
     for wrong, told in (

@@ -227,6 +227,25 @@ def dask_frame(client, frame, clicked):
     return FMClassifier(n_epochs=1, n_replicas=1, **WORDS).fit(collection, "clicked", client=client)
 
 
+@pytest.mark.parametrize("numeric_transform", ["auto", "standardize", "quantile"])
+def test_rows_of_weight_0_have_no_part_in_what_is_learnt_of_numbers(numeric_transform):
+    dd = pytest.importorskip("dask.dataframe", reason="dask.dataframe needs its extra")
+    rows = FRAME.assign(price=FRAME.price / 100)
+    more = pd.concat([rows.assign(price=1e9), rows], ignore_index=True)
+    clicked, weights = np.tile(CLICKED, 2), np.repeat([0.0, 2.0], len(rows))
+    model = FMClassifier(n_epochs=1, n_replicas=1, numeric_transform=numeric_transform)
+    expected = dict(model.fit(rows, CLICKED).model_.statistics)
+    assert expected["price"].mean == pytest.approx(rows.price.mean())
+    assert model.fit(more, clicked, sample_weight=weights).model_.statistics == expected
+    with in_process_client(1) as client:
+        parts = dd.from_pandas(more.assign(clicked=clicked, weight=weights), npartitions=3)
+        X, y, w = parts[list(rows.columns)], parts.clicked, parts.weight
+        known = model.fit(X, y, sample_weight=w, client=client).model_.statistics["price"]
+    assert known.mean == pytest.approx(expected["price"].mean)
+    assert known.stdev == pytest.approx(expected["price"].stdev)
+    np.testing.assert_allclose(known.boundaries, expected["price"].boundaries, rtol=0.1)
+
+
 def test_numbers_that_are_not_there_need_a_word_for_them():
     with pytest.raises(DataError, match=r"column 'price': not finite \(nan\)"):
         FMClassifier(n_epochs=1, categorical=["site"], numeric=["price"]).fit(

@@ -73,6 +73,9 @@ def test_local_urls_are_told_from_stores():
     assert files.is_local("file:///absolute")
     assert not files.is_local("s3://bucket/key")
     assert files.local_path("file:///a/b") == Path("/a/b")
+    assert files.local_path("~/a") == Path.home() / "a"
+    assert files.local_path("~nosuchuser/a") == Path("~nosuchuser/a"), "a folder may be called so"
+    assert files.absolute("~nosuchuser/a") == os.path.abspath("~nosuchuser/a")
     assert files.join("s3://bucket/folder/", "name") == "s3://bucket/folder/name"
 
 
