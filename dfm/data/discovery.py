@@ -66,7 +66,7 @@ _IN_FOLDERS = {
     SYNTHETIC: ("synthetic log in", "dfm synth (--overwrite)"),
 }
 _HALF_WRITTEN = {**_IN_FOLDERS, PREDICTIONS: ("prediction into", "dfm predict (--overwrite)")}
-"""All that may be half written, by kind of its ledger, and the command that writes it; first those with folders below."""
+"""All that may be half written, by kind of its ledger, and the command that writes it; first what has folders below."""
 Columns = tuple[tuple[str, str], ...]
 """Names and values of the folders of a path."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
