@@ -32,6 +32,8 @@ _EXACT_WHOLE = float(1 << 24)
 """Up to here a float32 holds every whole number, which then is its own shortest text."""
 _LEAST, _MOST = 1e-12, 1e22
 """Between these, a decimal of nine digits is made of an integer and a power of ten that float64 holds exactly."""
+_GAPS = ("NAType", "NaTType")
+"""The types of pandas' missing values."""
 _POWERS = np.array([float(f"1e{exponent}") for exponent in range(23)])
 
 
@@ -224,11 +226,18 @@ def arrow_array(values: Any, are_numbers: bool = False) -> pa.Array | pa.Chunked
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        if _is_objects(values) and any(map(_is_gap, values)):
+            return arrow_array([None if _is_gap(value) else value for value in values], are_numbers)
         together = _weighted(values) or _texts(values)
         if together is None:
             raise
         return together if isinstance(together, pa.Array) else pa.array(together)
     return _unmixed(array, values, are_numbers) if isinstance(array, pa.Array) and _is_objects(values) else array
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether a value is what pandas has for a missing one, which Arrow does not know beside moments."""
+    return type(value).__name__ in _GAPS
 
 
 def _unmixed(array: pa.Array, values: Any, are_numbers: bool) -> pa.Array:
@@ -277,7 +286,7 @@ def _texts(values: Any) -> list[Any] | None:
 
 def value_text(value: Any) -> str | None:
     """A Python or NumPy scalar as the text that is hashed, None where it is missing. TypeError of other things."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if value is None or _is_gap(value):
         return None
     for kinds, text_of in _TEXTS:
         if isinstance(value, kinds):

@@ -23,7 +23,7 @@ from dfm.data.table_columns import TableColumn
 from dfm.errors import DataError, SettingsError
 from dfm.storage import files, listing
 from dfm.storage.listing import GLOB, is_hidden
-from dfm.storage.ownership import CONVERSION, Ledger
+from dfm.storage.ownership import CONVERSION, PREDICTIONS, SYNTHETIC, Ledger
 from dfm.storage.retry import retrying
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
 _PARTITION = re.compile(r"^([^=/]+)=([^=/]*)$")
 _THREADS = 16
-_LEDGERS = {".dfm-predictions.json": "predictions", ".dfm-exports.json": "exports"}
+_LEDGERS = {".dfm-predictions.json": PREDICTIONS, ".dfm-exports.json": "exports"}
 _GOLDEN = re.compile(r"golden-[0-9a-f]{16}\.parquet")
 _LOGS = {
     "Delta Lake": re.compile(r"_last_checkpoint|\d{20}\..+"),
@@ -61,6 +61,12 @@ _TABLES = {
     ),
 }
 """By format: the folder that holds its log, and the way to its present rows."""
+_IN_FOLDERS = {
+    CONVERSION: ("conversion into", "dfm convert"),
+    SYNTHETIC: ("synthetic log in", "dfm synth (--overwrite)"),
+}
+_HALF_WRITTEN = {**_IN_FOLDERS, PREDICTIONS: ("prediction into", "dfm predict (--overwrite)")}
+"""All that may be half written, by kind of its ledger, and the command that writes it; first what has folders below."""
 Columns = tuple[tuple[str, str], ...]
 """Names and values of the folders of a path."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -216,12 +222,10 @@ class _Search:
     # ------------------------------------------------------------------------------------------ tables ----
 
     def _refuse_tables(self, folders: Sequence[str], beyond: bool) -> None:
-        """DataError where a folder is a table of another system or a half-written conversion, or with `beyond` lies in
-        one.
-        """
+        """DataError where a folder is a table of another system or half written, or with `beyond` lies in one."""
         parents = [parent for folder in folders[:1] if beyond for parent in _parents(folder)]
         for folder in dict.fromkeys((*folders, *parents)):
-            self._refuse_half_written(folder)
+            self._refuse_half_written(folder, _IN_FOLDERS if folder in parents else _HALF_WRITTEN)
             for kind, (log, remedy) in _TABLES.items():
                 if self._is_log(kind, posixpath.join(folder, log)):
                     raise DataError(
@@ -230,17 +234,20 @@ class _Search:
                         f"rows and old versions. {remedy.format(delta=self._as_delta(folder))}"
                     )
 
-    def _refuse_half_written(self, folder: str) -> None:
-        """DataError where `dfm convert` writes into a folder, or was killed while it did."""
-        try:
-            is_whole = Ledger(_unstrip(self._filesystem, folder), CONVERSION, self._options).is_settled()
-        except (PermissionError, SettingsError):  # a ledger of somebody else says nothing
-            return
-        if not is_whole:
-            raise DataError(
-                f"{self._path}: the conversion into {folder} did not come to its end, and rows of it are missing; "
-                "wait for it, or give the same dfm convert again"
-            )
+    def _refuse_half_written(self, folder: str, kinds: Mapping[str, tuple[str, str]]) -> None:
+        """DataError where a command of dfm writes such files into a folder, or was killed while it did."""
+        for kind, (what, command) in kinds.items():
+            if kind == SYNTHETIC and not self.is_local:  # they are written to disks alone
+                continue
+            try:
+                is_whole = Ledger(_unstrip(self._filesystem, folder), kind, self._options).is_settled()
+            except (PermissionError, SettingsError):  # a ledger of somebody else says nothing
+                continue
+            if not is_whole:
+                raise DataError(
+                    f"{self._path}: the {what} {folder} did not come to its end, and rows are missing there, or stand "
+                    f"there twice; wait for it, or give the same {command} again"
+                )
 
     def _as_delta(self, folder: str) -> str:
         """The URL of a Delta table in a folder."""

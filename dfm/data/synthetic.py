@@ -33,7 +33,7 @@ from dfm.data.pool import mapping
 from dfm.errors import DataError, SettingsError
 from dfm.events import to_json
 from dfm.storage import files
-from dfm.storage.ownership import Ledger
+from dfm.storage.ownership import SYNTHETIC, Ledger
 
 TRUTH_FILE = "truth.json"
 DONE = "_SUCCESS"
@@ -271,7 +271,7 @@ def _folder(root: Path, day: str) -> Path:
 
 def _prepare(root: Path, shards: list[Path], overwrite: bool) -> Ledger:
     """Make room for a log: an earlier one of dfm goes. DataError where others' files lie among its days."""
-    ledger = Ledger(str(root), "log")
+    ledger = Ledger(str(root), SYNTHETIC)
     earlier = sorted(root.glob("day=*"))
     if earlier and not overwrite:
         raise DataError(

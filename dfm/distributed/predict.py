@@ -47,7 +47,7 @@ class Predicted:
 
 def ledger_of(output: str, options: Mapping[str, Any] | None) -> ownership.Ledger:
     """The files that predictions into a folder made there."""
-    return ownership.Ledger(output, "predictions", options)
+    return ownership.Ledger(output, ownership.PREDICTIONS, options)
 
 
 def predict_shards(

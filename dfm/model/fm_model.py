@@ -338,13 +338,14 @@ class FMModel:
     def save(self, url: str, golden: pa.Table | None = None, options: files.Options = None) -> str:
         """Publish the model as a folder at a path or URL; returns the sha256 (hex) of its parameters.
 
-        golden: some raw rows; they are stored with their predictions, and every load checks that it gives the same.
+        golden: some raw rows; the first 4,096 of them are stored with their predictions, and every load checks that it
+        gives the same.
         """
         check_place(url, options)
         contents = {"parameters": ("safetensors", array_bytes(self._arrays()))}
         if memory := self._memory():
             contents["seen"] = ("safetensors", array_bytes(memory))
-        if golden is not None and golden.num_rows:
+        if golden is not None and len(golden):
             data = golden_bytes(self, golden)
             if len(data) <= MOST_GOLDEN_BYTES:  # rows of a few columns; one may hold megabytes of text
                 contents["golden"] = ("parquet", data)

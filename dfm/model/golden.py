@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dfm.data import row_encoder
 from dfm.data.canonical import is_plain, texts_of_numbers
 from dfm.data.schema import SHORTEST, ResolvedSchema
-from dfm.errors import DataError, ModelError
+from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.folder import shortened
 from dfm.model.manifest import MOST_GOLDEN_ROWS
 
@@ -33,9 +33,16 @@ class Predictor(Protocol):
         """Predictions of rows, float32[n_rows]."""
 
 
-def golden_bytes(model: Predictor, golden: pa.Table) -> bytes:
-    """The columns that a model reads of some rows, with their predictions, as Parquet."""
-    golden = golden.select(list(model.schema.columns))
+def golden_bytes(model: Predictor, golden: Any) -> bytes:
+    """The columns that a model reads of some rows, the first that fit, with their predictions, as Parquet.
+
+    SettingsError where they are no table of Arrow.
+    """
+    if not isinstance(golden, pa.Table):
+        raise SettingsError(
+            f"golden rows are a {type(golden).__name__}; pass a pyarrow.Table (pyarrow.Table.from_pandas(frame))"
+        )
+    golden = golden.slice(0, MOST_GOLDEN_ROWS).select(list(model.schema.columns))
     predictions = pa.array(model.predict(golden), pa.float32())
     sink = io.BytesIO()
     pq.write_table(golden.append_column(_golden_name(golden.column_names), predictions), sink)

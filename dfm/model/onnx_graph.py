@@ -46,6 +46,7 @@ def onnx_files(model: FMModel) -> dict[str, bytes]:
         import onnx
     except ImportError as error:
         raise SettingsError(f"the ONNX export needs the package onnx: {pip_install('onnx')}") from error
+    model.check_is_machine("export")
     constants, steps = _graph_of(model)
     data = b""
     if sum(array.nbytes for array in constants.values()) > LARGEST:

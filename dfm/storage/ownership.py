@@ -31,8 +31,9 @@ from dfm.storage.tables import folder_of
 MADE_BY = "made_by"
 MAKER = "dfm"
 """Key and value of dfm's mark in a header or a ledger."""
-CONVERSION = "conversion"
-"""The ledger of shards that were made of text; they are whole only when it is settled."""
+CONVERSION, PREDICTIONS, SYNTHETIC = "conversion", "predictions", "log"
+"""The ledgers of shards that were made of text, of predictions, and of a synthetic log. They are whole only when these
+are settled."""
 _CLAIMS = "claims"
 _HEAD = 1 << 12
 _ARRAY_HEAD = re.compile(rb'.{8}\s*\{"__metadata__":\{[^{}]*"made_by":"dfm"', re.DOTALL)

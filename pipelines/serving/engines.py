@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.data.matrices import is_vector
 from dfm.errors import ModelError, SettingsError
 from dfm.export import hashed_inputs
 from dfm.model import FMModel
@@ -96,7 +97,8 @@ ENGINES: dict[str, Callable[[FMModel], Predict]] = {"dfm": _with_dfm, "onnx": _w
 
 def _warm_up(served: Served) -> None:
     """Compile before the first request, and check that the engine says what the model says."""
-    row = dict.fromkeys(served.model.schema.columns)
+    schema = served.model.schema
+    row = dict.fromkeys(schema.columns, 0.0 if is_vector(schema) else None)  # a matrix has no missing values
     for rows in ([row], [row] * 100):
         expected, found = served.model.predict(rows), served.predict(rows)
         if not np.allclose(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max()))):

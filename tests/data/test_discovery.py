@@ -204,8 +204,10 @@ def test_a_folder_of_other_files_says_how_many_and_what_would_take_them(folder: 
 def test_what_dfm_wrote_below_the_data_is_no_data(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     put(folder, "a.parquet", "scored/mine.parquet", "golden-0123456789abcdef.parquet")
     for kind, made in (("predictions", "part-00000.parquet"), ("exports", "model.parquet")):
-        Ledger(f"{folder}/scored", kind).claim([made])
+        ledger = Ledger(f"{folder}/scored", kind)
+        ledger.claim([made])
         put(folder, f"scored/{made}")
+        ledger.settle()
     put(folder, "out/model/model.json", data=b"{}")
     put(folder, "out/model/golden-0123456789abcdef.parquet")
     assert names(folder) == ["a.parquet", "golden-0123456789abcdef.parquet", "scored/mine.parquet"]
@@ -237,6 +239,34 @@ REMEDIES = {
     "Apache Iceberg": "Name it by its catalogue, iceberg://",
     "Apache Hudi": "Give data the list of its present files",
 }
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("predictions", r"the prediction into .* rows are missing there, or stand there twice; .*same dfm predict"),
+        ("log", r"the synthetic log in .* give the same dfm synth \(--overwrite\) again"),
+    ],
+)
+def test_what_dfm_has_not_written_to_its_end_is_no_data(tmp_path: Path, kind: str, told: str) -> None:
+    folder = str(tmp_path)
+    ledger = Ledger(folder, kind)
+    ledger.claim(["part-0.parquet", "part-1.parquet"])
+    put(folder, "part-0.parquet")
+    for path in ("", "*.parquet"):
+        with pytest.raises(DataError, match=told):
+            names(folder, path)
+    put(folder, "part-1.parquet")
+    ledger.settle()
+    assert names(folder) == ["part-0.parquet", "part-1.parquet"]
+
+
+@pytest.mark.parametrize("path", ["day=1", "day=*", "day=1/*.parquet"])
+def test_a_day_of_a_synthetic_log_that_is_half_written_is_no_data(tmp_path: Path, path: str) -> None:
+    Ledger(str(tmp_path), "log").claim(["day=1/part-0.parquet", "truth.json"])
+    put(str(tmp_path), "day=1/part-0.parquet")
+    with pytest.raises(DataError, match=r"the synthetic log in .* did not come to its end"):
+        names(str(tmp_path), path)
 
 
 @pytest.mark.parametrize("table", [delta, iceberg, hudi])

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dfm.errors import DataError, ModelError
+from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.folder import FORMAT
 from dfm.storage import files
@@ -440,6 +441,21 @@ def test_golden_rows_find_a_changed_model(folder: Path, edit: str) -> None:
     with pytest.raises(ModelError, match="scores its golden rows differently than when it was trained"):
         FMModel.load(str(folder))
     FMModel.load(str(folder), check_golden=False)
+
+
+def test_of_many_golden_rows_the_first_are_kept(model: FMModel, rows: pa.Table, tmp_path: Path) -> None:
+    many = pa.concat_tables([rows] * (2 + 4_096 // len(rows)))
+    model.save(str(tmp_path), golden=many)
+    assert len(pq.read_table(file_of(tmp_path, "golden"))) == 4_096
+    assert FMModel.load(str(tmp_path)).parameters_sha256() == model.parameters_sha256()
+
+
+def test_golden_rows_that_are_no_table_are_refused_before_anything_is_written(
+    model: FMModel, rows: pa.Table, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"golden rows are a DataFrame; pass a pyarrow.Table"):
+        model.save(str(tmp_path / "model"), golden=rows.to_pandas())
+    assert not (tmp_path / "model").exists()
 
 
 # --- publication ----------------------------------------------------------------------------------------

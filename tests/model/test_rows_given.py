@@ -144,6 +144,17 @@ def test_rows_that_are_still_to_be_computed_are_refused_in_a_sentence(model: FMM
         model.predict(Collection())
 
 
+@pytest.mark.parametrize("gap", [pd.NaT, pd.NA])
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_what_pandas_has_for_a_missing_moment_is_missing(gap: Any, zone: str | None) -> None:
+    moments = [pd.Timestamp("2026-11-28", tz=zone), pd.Timestamp("2026-11-29 12:30", tz=zone), None]
+    rows = pa.table({"moment": moments, "label": [0, 1, 1]})
+    model = model_of_schema(resolve(Schema(categorical=("moment",)), rows.column_names), rows)
+    given = [{"moment": moment} for moment in (*moments[:2], gap)]
+    np.testing.assert_array_equal(model.predict(given), model.predict(rows))
+    assert [model.predict_one(row) for row in given] == model.predict(rows).tolist()
+
+
 def test_a_value_beside_a_list_is_refused(model: FMModel) -> None:
     with pytest.raises(DataError, match=r"column 'site' holds one value, 'web', and column 'zone' a list"):
         model.predict({**ROW, "site": "web", "zone": [4]})

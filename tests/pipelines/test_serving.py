@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
+from dfm.estimators import FMClassifier
 from dfm.model import FMModel
 from dfm.workflow import registry
 from dfm.workflow.gate import Verdict
@@ -89,6 +91,27 @@ def test_both_engines_answer_with_the_numbers_of_the_model(engine: str, tmp_path
     assert health["ready"]
     assert (health["engine"], health["model"], health["version"]) == (engine, url, 0)
     assert health["parameters_sha256"] == model.parameters_sha256()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_of_a_matrix_is_served_though_no_value_of_its_rows_may_be_missing(engine: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(rng.normal(size=(200, 3)), columns=["a", "b", "c"])
+    model = FMClassifier(n_factors=2, n_epochs=1).fit(frame, frame["a"] > 0).model_
+    model.save(str(tmp_path / "model"))
+    rows = frame.head(5).to_dict("records")
+    with serving(str(tmp_path / "model"), engine) as (client, _):
+        answer = client.post("/predict", json={"rows": rows})
+        np.testing.assert_allclose(answer.json()["predictions"], model.predict(frame.head(5)), rtol=0, atol=1e-6)
+
+
+@needs_onnx
+def test_a_model_that_is_no_single_machine_is_not_served_as_a_graph(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(rng.normal(size=(200, 3)), columns=["a", "b", "c"])
+    FMClassifier(n_factors=2, n_epochs=3, solver="mcmc").fit(frame, frame["a"] > 0).model_.save(str(tmp_path / "model"))
+    with serving(str(tmp_path / "model"), "onnx", wait=False) as (client, _):
+        until(lambda: "needs the score of one machine" in (client.get("/health").json()["error"] or ""))
 
 
 def test_an_engine_that_says_something_else_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
