@@ -7,6 +7,7 @@ not say, rows deleted by delete files, is refused with the way out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,31 +30,36 @@ def read(table: TableUrl, options: Mapping[str, Any]) -> TableState:
 
     options: not needed here: pyiceberg's configuration says how metadata are reached. Files are read with them later.
     """
-    opened = _open(table)
-    snapshot = _snapshot(opened, table)
-    where = table.at(str(snapshot.snapshot_id)).url
-    scan = opened.scan(snapshot_id=snapshot.snapshot_id)
-    schema = scan.projection()
-    columns = tuple(_columns(schema, opened, where))
-    found = [_found(task, opened, schema, columns, where) for task in scan.plan_files()]
-    return TableState(opened.location(), str(snapshot.snapshot_id), moment_text(snapshot.timestamp_ms), found)
+    with _opened(table) as opened:
+        snapshot = _snapshot(opened, table)
+        where = table.at(str(snapshot.snapshot_id)).url
+        scan = opened.scan(snapshot_id=snapshot.snapshot_id)
+        schema = scan.projection()
+        columns = tuple(_columns(schema, opened, where))
+        found = [_found(task, opened, schema, columns, where) for task in scan.plan_files()]
+        return TableState(opened.location(), str(snapshot.snapshot_id), moment_text(snapshot.timestamp_ms), found)
 
 
-def _open(table: TableUrl) -> Any:
-    """The table of the library. DataError where the catalogue or the table is not there."""
+@contextlib.contextmanager
+def _opened(table: TableUrl) -> Iterator[Any]:
+    """The table of the library, whose catalogue is closed afterwards. DataError where one of them is not there."""
     try:
         from pyiceberg.catalog import load_catalog
     except ImportError as error:
         raise SettingsError(f"{table.url} needs the library pyiceberg: {pip_install('iceberg')}") from error
     catalogue, _, identifier = table.place.partition("/")
-    try:
-        return load_catalog(catalogue).load_table(identifier)
-    except Exception as error:  # every kind of catalogue has errors of its own
-        raise DataError(
-            f"{table.url} cannot be opened: {first_line(error)}. Describe the catalogue {catalogue!r} in "
-            f"~/.pyiceberg.yaml or by variables PYICEBERG_CATALOG__{catalogue.upper()}__URI and the like, and check "
-            f"the name of the table, {identifier}"
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            found = load_catalog(catalogue)
+            stack.callback(getattr(found, "close", lambda: None))  # earlier versions of the library close nothing
+            opened = found.load_table(identifier)
+        except Exception as error:  # every kind of catalogue has errors of its own
+            raise DataError(
+                f"{table.url} cannot be opened: {first_line(error)}. Describe the catalogue {catalogue!r} in "
+                f"~/.pyiceberg.yaml or by variables PYICEBERG_CATALOG__{catalogue.upper()}__URI and the like, and "
+                f"check the name of the table, {identifier}"
+            ) from error
+        yield opened
 
 
 def _snapshot(opened: Any, table: TableUrl) -> Any:
