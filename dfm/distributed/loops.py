@@ -27,6 +27,8 @@ from dfm.training.steps import StepSchedule
 
 _PRIORS = "by columns"
 """The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
+_LOTS = "by folders and names"
+"""Which lots rows draw in shards that lie in folders; a checkpoint whose rows drew others cannot go on."""
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
@@ -35,6 +37,9 @@ def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     tables = {**job.determining_tables(), **({"training.warm_start": warm.identity} if warm else {})}
     if job.training.is_exact:
         tables["training.solver"] = {"automatic penalties and priors": _PRIORS}
+    is_by_lot = inputs.split.n_rows or inputs.split.lots or job.data.sample_negatives < 1
+    if is_by_lot and any("/" in shard.place for shard in inputs.train):
+        tables["data"] = {**tables.get("data", {}), "lots of rows": _LOTS}
     return Identity(tables, inputs.identities, tables_read)
 
 
