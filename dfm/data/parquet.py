@@ -278,6 +278,8 @@ def open_parquet(
             pre_buffer=not is_local,
             read_dictionary=list(dictionary_columns),
             page_checksum_verification=True,
+            # In nanoseconds, which Arrow takes for them by itself, moments outside of 1677 to 2262 come out as others.
+            coerce_int96_timestamp_unit="us",
         ) as file,
     ):
         yield file
