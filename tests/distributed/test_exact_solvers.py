@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_rule_for_penalties_is_refused(
 
     with pytest.raises(RunCancelled):
         jobs.train(tables, client, on_event=stop_at_a_round)
-    monkeypatch.setattr("dfm.distributed.train._PRIORS", "another")
+    monkeypatch.setattr("dfm.distributed.loops._PRIORS", "another")
     with pytest.raises(SettingsError, match=r'automatic penalties and priors is "another" now and "by columns" there'):
         jobs.train(tables, client)
 
