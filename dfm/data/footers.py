@@ -61,7 +61,7 @@ def resolve_shards(
     except SettingsError:
         _check_first(schema, known, shards, storage_options)
         raise
-    return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards))
+    return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards, storage_options))
 
 
 def _check_first(
@@ -77,18 +77,35 @@ def _check_first(
                 raise no_column(shards[0], found, known.names)
 
 
-def _integer_folders(resolved: ResolvedSchema, shards: Sequence[Shard]) -> tuple[str, ...]:
-    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`.
+def _integer_folders(
+    resolved: ResolvedSchema, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`; shards that lie in
+    no such folder hold numbers.
 
     What reads such folders when serving hands over the integer 6. Without zeros, the text of both is the same.
     """
     found = []
     for column in (field.name for field in resolved.fields if field.kind == "categorical"):
-        texts = [dict(shard.partition).get(column, "") for shard in shards]
-        there = {text.encode() for text in texts if text != HIVE_NULL}
-        if all(map(is_integer, there)) and any(integer_text(text) != text for text in there):
+        texts = [dict(shard.partition).get(column) for shard in shards]
+        there = {text.encode() for text in texts if text not in (None, HIVE_NULL)}
+        others = [shard for shard, text in zip(shards, texts, strict=True) if text is None]
+        is_padded = all(map(is_integer, there)) and any(integer_text(text) != text for text in there)
+        if is_padded and _hold_numbers(column, others, storage_options):
             found.append(column)
     return tuple(found)
+
+
+def _hold_numbers(column: str, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether the column holds numbers in the files of all these shards, whose text has no zeros in front."""
+
+    def holds_numbers(shard: Shard) -> bool:
+        kinds = {field.name: field.type for field in feature_schema(shard, storage_options)}
+        kind = kinds.get(column, pa.string())
+        return column_kind(kind.value_type if pa.types.is_dictionary(kind) else kind) in ("int", "float", "null")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return all(pool.map(holds_numbers, shards))
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:

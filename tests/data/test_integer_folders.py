@@ -80,6 +80,27 @@ def test_every_folder_of_a_name_decides(tmp_path: Path, hours: list[str], intege
     assert resolved(tmp_path, Schema(label="clicked", categorical=("site",))).integers == ()
 
 
+@pytest.mark.parametrize(
+    ("stored", "integers"),
+    [
+        (pa.array([6, 7], pa.int8()), ("hour",)),
+        (pa.array([6, 7]).dictionary_encode(), ("hour",)),
+        (pa.array([6.0, None]), ("hour",)),  # as pandas writes integers with gaps
+        (pa.nulls(2), ("hour",)),
+        (pa.array(["06", "7"]), ()),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_shards_beside_the_folders_hold_numbers(tmp_path: Path, stored: pa.Array, integers: tuple[str, ...]) -> None:
+    """The history in files that store the hour, today in folders."""
+    write(tmp_path / "log", ["00", "06"], 2)
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.table({"site": ["a", "b"], "clicked": [0, 1], "hour": stored}), tmp_path / "old" / "a.parquet")
+    for paths in (["log", "old"], ["old", "log"]):
+        shards = find_shards([str(tmp_path / path) for path in paths])
+        assert resolve_shards(Schema(label="clicked", categorical=("site", "hour")), shards).integers == integers
+
+
 @pytest.mark.parametrize("categorical", [("site", "hour"), ("hour",)])
 def test_shards_that_one_task_reads_have_each_its_own_folder(tmp_path: Path, categorical: tuple[str, ...]) -> None:
     """Rows are hashed as a single one is scored, whether they are hashed by codes or not."""
