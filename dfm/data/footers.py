@@ -8,9 +8,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -39,12 +39,14 @@ class Columns:
     """The columns of some shards.
 
     names: each as often as one shard has it. kinds: the word for its type in all shards (`encoding.column_kind`).
-    set_aside: columns that become a feature only where they are named in full, with the reason.
+    set_aside: columns that become a feature only where they are named in full, with the reason. mixed: columns of
+    integers in some shards and of floats in others, with the URLs of two of them.
     """
 
     names: list[str]
     kinds: dict[str, str]
     set_aside: dict[str, str]
+    mixed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def resolve_shards(
@@ -80,13 +82,13 @@ def _check_first(
 def _integer_folders(
     resolved: ResolvedSchema, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
-    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`; shards that lie in
-    no such folder hold numbers.
+    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`. Shards that lie
+    in no such folder hold numbers.
 
     What reads such folders when serving hands over the integer 6. Without zeros, the text of both is the same.
     """
     found = []
-    for column in (field.name for field in resolved.fields if field.kind == "categorical"):
+    for column in (entry.name for entry in resolved.fields if entry.kind == "categorical"):
         texts = [dict(shard.partition).get(column) for shard in shards]
         there = {text.encode() for text in texts if text not in (None, HIVE_NULL)}
         others = [shard for shard, text in zip(shards, texts, strict=True) if text is None]
@@ -100,8 +102,8 @@ def _hold_numbers(column: str, shards: Sequence[Shard], storage_options: Mapping
     """Whether the column holds numbers in the files of all these shards, whose text has no zeros in front."""
 
     def holds_numbers(shard: Shard) -> bool:
-        kinds = {field.name: field.type for field in feature_schema(shard, storage_options)}
-        kind = kinds.get(column, pa.string())
+        types = {entry.name: entry.type for entry in feature_schema(shard, storage_options)}
+        kind = types.get(column, pa.string())
         return column_kind(kind.value_type if pa.types.is_dictionary(kind) else kind) in ("int", "float", "null")
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -130,9 +132,27 @@ def resolve_told(
         used = {*resolved.columns, schema.label, schema.weight, schema.time, schema.group}
         unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
         tell({**aside, **unfit})
+        _tell_of_mixed(known, (name for name in inferred.numeric if not _is_among(name, named)))
     else:
-        tell({name: why for name, why in aside.items() if any(fnmatch.fnmatchcase(name, each) for each in named)})
+        tell({name: why for name, why in aside.items() if _is_among(name, named)})
     return resolved
+
+
+def _is_among(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == each or fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
+def _tell_of_mixed(known: Columns, numbers: Iterable[str]) -> None:
+    """Warn of columns that are taken for numbers although some shards hold integers, which are categories."""
+    for name in numbers:
+        if name in known.mixed:
+            logger.warning(
+                "column %r holds integers in %s, and floats in %s, as pandas writes integers with gaps: it is taken "
+                "for a number. If its values are codes, write that shard with integers (pandas' Int64 has gaps, too), or "
+                "name the features in [schema], this one in categorical",
+                name,
+                *known.mixed[name],
+            )
 
 
 def _asks_for_all(schema: Schema) -> bool:
@@ -164,12 +184,14 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
     schemas = [flat_schema(schema) for schema in stored]
     names: Counter[str] = Counter()
     kinds: dict[str, tuple[str, Shard]] = {}
+    numbers: dict[str, dict[str, str]] = {"int": {}, "float": {}}
     aside: dict[str, str] = {}
     for shard, schema, written in zip(shards, schemas, stored, strict=True):
         there = Counter([*schema.names, *(name for name, _ in shard.partition if name not in schema.names)])
         names |= there
-        for field in _with_path(schema, shard):
-            kinds[field.name] = _agreed(field.name, kinds.get(field.name), (column_kind(field.type), shard))
+        for name, kind in ((each.name, column_kind(each.type)) for each in _with_path(schema, shard)):
+            kinds[name] = _agreed(name, kinds.get(name), (kind, shard))
+            numbers.get(kind, {}).setdefault(name, shard.url)
         aside |= dict.fromkeys(_index_columns(written), "it is the index of the frame that was written")
         given = [name for name in shard.given if name not in schema.names]
         aside |= dict.fromkeys(given, "it stands in the path that was given, not below it")
@@ -177,7 +199,8 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
     if _NAMELESS in names:
         del names[_NAMELESS], kinds[_NAMELESS]
         aside[_NAMELESS] = "it has no name"
-    return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside)
+    mixed = {name: (url, numbers["float"][name]) for name, url in numbers["int"].items() if name in numbers["float"]}
+    return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside, mixed)
 
 
 def _with_path(schema: pa.Schema, shard: Shard) -> list[pa.Field]:
