@@ -148,7 +148,7 @@ def _tell_of_mixed(known: Columns, numbers: Iterable[str]) -> None:
         if name in known.mixed:
             logger.warning(
                 "column %r holds integers in %s, and floats in %s, as pandas writes integers with gaps: it is taken "
-                "for a number. If its values are codes, write that shard with integers (pandas' Int64 has gaps, too), or "
+                "for a number. If its values are codes, write that shard with integers (Int64 of pandas has gaps), or "
                 "name the features in [schema], this one in categorical",
                 name,
                 *known.mixed[name],
