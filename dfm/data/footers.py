@@ -63,7 +63,7 @@ def resolve_shards(
     except SettingsError:
         _check_first(schema, known, shards, storage_options)
         raise
-    return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards, storage_options))
+    return dataclasses.replace(resolved, integers=_integers(resolved, known, shards, storage_options))
 
 
 def _check_first(
@@ -79,23 +79,40 @@ def _check_first(
                 raise no_column(shards[0], found, known.names)
 
 
-def _integer_folders(
-    resolved: ResolvedSchema, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
+def _integers(
+    resolved: ResolvedSchema, known: Columns, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
-    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`. Shards that lie
+    """Categories whose text is an integer, whatever its zeros: those that are stored as integers, for folders `hour=06`
+    that follow, and those that such folders give.
+    """
+    categories = [entry.name for entry in resolved.fields if entry.kind == "categorical"]
+    return tuple(
+        column
+        for column in categories
+        if known.kinds.get(column) == "int" or _are_integer_folders(column, shards, storage_options)
+    )
+
+
+def _are_integer_folders(column: str, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether folders give a column, integers in all of them, and some with zeros in front: `hour=06`. Shards that lie
     in no such folder hold numbers.
 
     What reads such folders when serving hands over the integer 6. Without zeros, the text of both is the same.
     """
-    found = []
-    for column in (entry.name for entry in resolved.fields if entry.kind == "categorical"):
-        texts = [dict(shard.partition).get(column) for shard in shards]
-        there = {text.encode() for text in texts if text not in (None, HIVE_NULL)}
-        others = [shard for shard, text in zip(shards, texts, strict=True) if text is None]
-        is_padded = all(map(is_integer, there)) and any(integer_text(text) != text for text in there)
-        if is_padded and _hold_numbers(column, others, storage_options):
-            found.append(column)
-    return tuple(found)
+    if not padded_folders([column], shards) or not all(map(is_integer, _folders(column, shards))):
+        return False
+    return _hold_numbers(column, [shard for shard in shards if column not in dict(shard.partition)], storage_options)
+
+
+def padded_folders(columns: Iterable[str], shards: Sequence[Shard]) -> list[str]:
+    """Those of some columns that folders of shards give as integers with zeros in front."""
+    return [name for name in columns if any(integer_text(text) != text for text in _folders(name, shards))]
+
+
+def _folders(column: str, shards: Sequence[Shard]) -> set[bytes]:
+    """The values that folders give a column, those that are missing aside."""
+    values = {dict(shard.partition).get(column, HIVE_NULL) for shard in shards} - {HIVE_NULL}
+    return {value.encode() for value in values}
 
 
 def _hold_numbers(column: str, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None) -> bool:
