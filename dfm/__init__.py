@@ -69,7 +69,7 @@ link
 loss
     What training makes small, of a score and a label; its slope is d loss / d score. Log losses are in nats.
 lot
-    A number in [0, 1) that a row has by its file's name and its place there; rows are held out by it.
+    A number in [0, 1) that a row has by its shard's folders and name and its place there; rows are held out by it.
 manifest
     The file that publishes what it names, written last: `model.json`, a checkpoint's.
 merge rule

@@ -89,13 +89,14 @@ class FoundFile:
 
     given: those of them that stand at the end of the path that was asked for. They are there for who names them, but no
     features by themselves: one who names one day's folder does not mean the day. columns: those that its table has and
-    files store; None of a file that belongs to none.
+    files store; None of a file that belongs to none. below: its folders below that path that give no column.
     """
 
     url: str
     partition: Columns
     given: tuple[str, ...]
     columns: tuple[TableColumn, ...] | None = None
+    below: tuple[str, ...] = ()
 
 
 def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
@@ -114,7 +115,13 @@ def find_files(path: str, options: Mapping[str, Any]) -> list[FoundFile]:
 
 def _found(url: str, name: str, base: str) -> FoundFile:
     given, below = path_columns(name, base)
-    return FoundFile(url, (*given, *below), tuple(column for column, _ in given))
+    steps = plain_steps(name.removeprefix(base).strip("/").split("/"))
+    return FoundFile(url, (*given, *below), tuple(column for column, _ in given), below=steps)
+
+
+def plain_steps(steps: Sequence[str]) -> tuple[str, ...]:
+    """The folders, among the steps of a path to a file, that are no `name=value`."""
+    return tuple(step for step in steps[:-1] if not _PARTITION.match(step))
 
 
 def path_columns(name: str, base: str) -> tuple[Columns, Columns]:

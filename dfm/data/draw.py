@@ -38,7 +38,7 @@ class Draw:
         if self.group:
             found = lots_of(text_hashes(batch.data.column(self.group), self.group), _OF_GROUPS)
         else:
-            found = lots(batch.shard.url, first, batch.data.num_rows)
+            found = lots(batch.shard.place, first, batch.data.num_rows)
         drawn = (found >= self.low) & (found < self.high)
         return drawn if self.keeps_drawn else ~drawn
 
@@ -64,19 +64,16 @@ class Sampling:
         """Which rows of a batch stay, bool[n_rows]; `negative` bool[n_rows] says which may have to go."""
         first = sum(batch.shard.row_groups[: batch.row_group]) + batch.first_row
         places = np.arange(batch.data.num_rows) if batch.kept is None else batch.kept
-        name = f"{batch.shard.url.rsplit('/', 1)[-1]} negatives {self.seed}"
-        found = lots(name, first, int(places.max(initial=-1)) + 1)[places]
+        found = lots(f"{batch.shard.place} negatives {self.seed}", first, int(places.max(initial=-1)) + 1)[places]
         return ~negative | (found < self.share)
 
 
-def lots(url: str, first: int, n_rows: int) -> NDArray[np.float64]:
-    """A lot in [0, 1) for each of so many rows of a shard from row `first` on, float64[n_rows].
+def lots(place: str, first: int, n_rows: int) -> NDArray[np.float64]:
+    """A lot in [0, 1) for each of so many rows of a place (`Shard.place`) from row `first` on, float64[n_rows].
 
-    By splitmix64 (Steele, Lea and Flood 2014) of the row's number and the file's name: not of its folders, so that a
-    copy of the data elsewhere gives the same rows.
+    By splitmix64 (Steele, Lea and Flood 2014) of the row's number and the place.
     """
-    start = zlib.crc32(url.rsplit("/", 1)[-1].encode()) << 32
-    return lots_of(np.arange(first, first + n_rows, dtype=np.uint64), start)
+    return lots_of(np.arange(first, first + n_rows, dtype=np.uint64), zlib.crc32(place.encode()) << 32)
 
 
 def lots_of(numbers: NDArray[np.uint64], start: int) -> NDArray[np.float64]:

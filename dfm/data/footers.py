@@ -8,9 +8,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -39,12 +39,14 @@ class Columns:
     """The columns of some shards.
 
     names: each as often as one shard has it. kinds: the word for its type in all shards (`encoding.column_kind`).
-    set_aside: columns that become a feature only where they are named in full, with the reason.
+    set_aside: columns that become a feature only where they are named in full, with the reason. mixed: columns of
+    integers in some shards and of floats in others, with the URLs of two of them.
     """
 
     names: list[str]
     kinds: dict[str, str]
     set_aside: dict[str, str]
+    mixed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def resolve_shards(
@@ -61,7 +63,7 @@ def resolve_shards(
     except SettingsError:
         _check_first(schema, known, shards, storage_options)
         raise
-    return dataclasses.replace(resolved, integers=_integer_folders(resolved, shards))
+    return dataclasses.replace(resolved, integers=_integers(resolved, known, shards, storage_options))
 
 
 def _check_first(
@@ -77,18 +79,52 @@ def _check_first(
                 raise no_column(shards[0], found, known.names)
 
 
-def _integer_folders(resolved: ResolvedSchema, shards: Sequence[Shard]) -> tuple[str, ...]:
-    """Categories that folders give, integers in all of them, and some with zeros in front: `hour=06`.
+def _integers(
+    resolved: ResolvedSchema, known: Columns, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Categories whose text is an integer, whatever its zeros: those that are stored as integers, for folders `hour=06`
+    that follow, and those that such folders give.
+    """
+    categories = [entry.name for entry in resolved.fields if entry.kind == "categorical"]
+    return tuple(
+        column
+        for column in categories
+        if known.kinds.get(column) == "int" or _are_integer_folders(column, shards, storage_options)
+    )
+
+
+def _are_integer_folders(column: str, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether folders give a column, integers in all of them, and some with zeros in front: `hour=06`. Shards that lie
+    in no such folder hold numbers.
 
     What reads such folders when serving hands over the integer 6. Without zeros, the text of both is the same.
     """
-    found = []
-    for column in (field.name for field in resolved.fields if field.kind == "categorical"):
-        texts = [dict(shard.partition).get(column, "") for shard in shards]
-        there = {text.encode() for text in texts if text != HIVE_NULL}
-        if all(map(is_integer, there)) and any(integer_text(text) != text for text in there):
-            found.append(column)
-    return tuple(found)
+    if not padded_folders([column], shards) or not all(map(is_integer, _folders(column, shards))):
+        return False
+    return _hold_numbers(column, [shard for shard in shards if column not in dict(shard.partition)], storage_options)
+
+
+def padded_folders(columns: Iterable[str], shards: Sequence[Shard]) -> list[str]:
+    """Those of some columns that folders of shards give as integers with zeros in front."""
+    return [name for name in columns if any(integer_text(text) != text for text in _folders(name, shards))]
+
+
+def _folders(column: str, shards: Sequence[Shard]) -> set[bytes]:
+    """The values that folders give a column, those that are missing aside."""
+    values = {dict(shard.partition).get(column, HIVE_NULL) for shard in shards} - {HIVE_NULL}
+    return {value.encode() for value in values}
+
+
+def _hold_numbers(column: str, shards: Sequence[Shard], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether the column holds numbers in the files of all these shards, whose text has no zeros in front."""
+
+    def holds_numbers(shard: Shard) -> bool:
+        types = {entry.name: entry.type for entry in feature_schema(shard, storage_options)}
+        kind = types.get(column, pa.string())
+        return column_kind(kind.value_type if pa.types.is_dictionary(kind) else kind) in ("int", "float", "null")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return all(pool.map(holds_numbers, shards))
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:
@@ -113,9 +149,27 @@ def resolve_told(
         used = {*resolved.columns, schema.label, schema.weight, schema.time, schema.group}
         unfit = {name: f"it holds {kind}" for name, kind in kinds.items() if name not in used}
         tell({**aside, **unfit})
+        _tell_of_mixed(known, (name for name in inferred.numeric if not _is_among(name, named)))
     else:
-        tell({name: why for name, why in aside.items() if any(fnmatch.fnmatchcase(name, each) for each in named)})
+        tell({name: why for name, why in aside.items() if _is_among(name, named)})
     return resolved
+
+
+def _is_among(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == each or fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
+def _tell_of_mixed(known: Columns, numbers: Iterable[str]) -> None:
+    """Warn of columns that are taken for numbers although some shards hold integers, which are categories."""
+    for name in numbers:
+        if name in known.mixed:
+            logger.warning(
+                "column %r holds integers in %s, and floats in %s, as pandas writes integers with gaps: it is taken "
+                "for a number. If its values are codes, write that shard with integers (Int64 of pandas has gaps), or "
+                "name the features in [schema], this one in categorical",
+                name,
+                *known.mixed[name],
+            )
 
 
 def _asks_for_all(schema: Schema) -> bool:
@@ -147,12 +201,14 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
     schemas = [flat_schema(schema) for schema in stored]
     names: Counter[str] = Counter()
     kinds: dict[str, tuple[str, Shard]] = {}
+    numbers: dict[str, dict[str, str]] = {"int": {}, "float": {}}
     aside: dict[str, str] = {}
     for shard, schema, written in zip(shards, schemas, stored, strict=True):
         there = Counter([*schema.names, *(name for name, _ in shard.partition if name not in schema.names)])
         names |= there
-        for field in _with_path(schema, shard):
-            kinds[field.name] = _agreed(field.name, kinds.get(field.name), (column_kind(field.type), shard))
+        for name, kind in ((each.name, column_kind(each.type)) for each in _with_path(schema, shard)):
+            kinds[name] = _agreed(name, kinds.get(name), (kind, shard))
+            numbers.get(kind, {}).setdefault(name, shard.url)
         aside |= dict.fromkeys(_index_columns(written), "it is the index of the frame that was written")
         given = [name for name in shard.given if name not in schema.names]
         aside |= dict.fromkeys(given, "it stands in the path that was given, not below it")
@@ -160,7 +216,8 @@ def columns_of(shards: Sequence[Shard], storage_options: Mapping[str, Any] | Non
     if _NAMELESS in names:
         del names[_NAMELESS], kinds[_NAMELESS]
         aside[_NAMELESS] = "it has no name"
-    return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside)
+    mixed = {name: (url, numbers["float"][name]) for name, url in numbers["int"].items() if name in numbers["float"]}
+    return Columns([*names.elements()], {name: kind for name, (kind, _) in kinds.items()}, aside, mixed)
 
 
 def _with_path(schema: pa.Schema, shard: Shard) -> list[pa.Field]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dfm.data.arrow_types import as_moments, decoded, is_moment, plain, type_of_moments
+from dfm.data.arrow_types import as_moments, decoded, is_moment, is_text, plain, type_of_moments
 from dfm.data.derive import without_missing
 from dfm.data.parquet import Unit, naming_shard, read_unit
 from dfm.data.reading import Reading
@@ -57,6 +57,9 @@ def _comparable(moments: pa.Array) -> pa.Array:
         return as_moments(moments, pa.timestamp("us", moments.type.tz and "UTC"))
     if pa.types.is_date(moments.type):
         return moments.cast(pa.date32())
+    if pa.types.is_floating(moments.type):
+        moments = moments.cast(pa.float64())
+        return pc.if_else(pc.is_nan(moments), None, moments)
     is_count = pa.types.is_integer(moments.type) and moments.type != pa.uint64()
     return moments.cast(pa.int64()) if is_count else moments
 
@@ -82,15 +85,40 @@ def latest_or_why(tables: Sequence[pa.Table | str], n_rows: int, column: str) ->
 
 
 def _alike(tables: Sequence[pa.Table]) -> list[pa.Table]:
-    """The tables with dates and timestamps of one type. DataError where they hold times of day, which have no order."""
+    """The tables with dates and timestamps, or numbers, of one type. DataError where they hold times of day, which have
+    no order, or these and others.
+    """
     found = [table for table in tables if table.num_rows] or list(tables[:1])
     kinds = {table.column(_MOMENT).type for table in found}
     if any(map(pa.types.is_time, kinds)):
         raise DataError("times of day, without a day, have no order in time")
-    if len(kinds) == 1 or not all(map(is_moment, kinds)):
+    if len(kinds) == 1:
         return found
-    kind = type_of_moments(kinds)
-    return [table.set_column(0, _MOMENT, _each_as(table.column(_MOMENT), kind)) for table in found]
+    columns = [table.column(_MOMENT) for table in found]
+    if all(map(is_moment, kinds)):
+        kind = type_of_moments(kinds)
+        alike = [_each_as(column, kind) for column in columns]
+    elif all(map(_is_number, kinds)):
+        alike = _as_numbers(columns)
+    else:
+        raise DataError(f"it holds {' in some shards, and in others '.join(sorted({*map(_word, kinds)}))}")
+    return [table.set_column(0, _MOMENT, column) for table, column in zip(found, alike, strict=True)]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _word(kind: pa.DataType) -> str:
+    return "dates" if is_moment(kind) else "numbers" if _is_number(kind) else "text" if is_text(kind) else str(kind)
+
+
+def _as_numbers(columns: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
+    """Numbers of several types as int64 where all are whole, else as float64."""
+    try:
+        return [column.cast(pa.int64()) for column in columns]
+    except pa.ArrowInvalid:
+        return [column.cast(pa.float64(), safe=False) for column in columns]
 
 
 def _each_as(moments: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

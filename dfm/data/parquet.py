@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from dfm.data.arrow_types import flat_schema, root_of, with_fields, without_views
 from dfm.data.discovery import HIVE_NULL as HIVE_NULL
-from dfm.data.discovery import FoundFile, NoRows, conversion, find_files, partition_columns
+from dfm.data.discovery import FoundFile, NoRows, conversion, find_files, partition_columns, plain_steps
 from dfm.data.snapshots import Snapshot, resolve
 from dfm.data.table_columns import stored_names
 from dfm.errors import DataError
@@ -47,11 +49,22 @@ class Shard:
     """The columns of the table that the file belongs to, each with its name in the file, "" where the file has none and
     all rows are without a value. None: the file's own columns.
     """
+    below: tuple[str, ...] = ()
+    """Folders below the path that was named, `name=value` apart."""
 
     @property
     def n_rows(self) -> int:
         """Rows of the file."""
         return sum(self.row_groups)
+
+    @property
+    def place(self) -> str:
+        """The place of the file in the data, by which rows of it are drawn: what its folders say, its folders below the
+        path that was named, and its name; but not where they are, so that a copy of the data elsewhere gives the same
+        rows.
+        """
+        folders = (f"{name}={value}" for name, value in self.partition)
+        return "/".join((*folders, *self.below, self.url.rsplit("/", 1)[-1]))
 
     @property
     def identity(self) -> list[Any]:
@@ -103,11 +116,8 @@ class Batch:
 
     @property
     def place(self) -> str:
-        """The place of the batch in the data, by which rows of it are drawn: the shard's name and what its folders say,
-        but not where they are, so that a copy of the data elsewhere gives the same rows.
-        """
-        folders = "".join(f"{name}={value}/" for name, value in self.shard.partition)
-        return f"{folders}{self.shard.url.rsplit('/', 1)[-1]} {self.row_group} {self.first_row}"
+        """The place of the batch in the data, by which rows of it are drawn: that of its shard, and its own there."""
+        return f"{self.shard.place} {self.row_group} {self.first_row}"
 
     def place_of(self, row: int) -> int:
         """The row of the row group that is row `row` of the batch."""
@@ -130,13 +140,26 @@ def find_shards(
     for path in paths:
         for file in _files_of(path, options, snapshots or {}):
             known = found.setdefault(file.url, file)
-            if len(file.given) < len(known.given):
+            if (len(file.given), -len(file.below)) < (len(known.given), -len(known.below)):
                 found[file.url] = file
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         shards = list(pool.map(lambda url: describe_shard(url, options, found[url]), sorted(found)))
     if not any(shard.n_rows for shard in shards):
         raise NoRows(f"no rows in {len(shards)} shards at {', '.join(paths)}: every shard is empty")
-    return shards
+    return _told_apart(shards)
+
+
+def _told_apart(shards: list[Shard]) -> list[Shard]:
+    """The shards; where paths to many folders name files of one place, with the folders in which these differ."""
+    times = Counter(shard.place for shard in shards)
+    if times.total() == len(times):
+        return shards
+    steps = [shard.url.split("/") for shard in shards]
+    n_common = len(list(itertools.takewhile(lambda those: len({*those}) == 1, zip(*steps, strict=False))))
+    below = [plain_steps(own[n_common:]) for own in steps]
+    return [
+        replace(shard, below=own) if times[shard.place] > 1 else shard for shard, own in zip(shards, below, strict=True)
+    ]
 
 
 def _files_of(path: str, options: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> Sequence[FoundFile]:
@@ -164,7 +187,7 @@ def describe_shard(url: str, storage_options: Mapping[str, Any] | None = None, f
     if columns is not None:
         in_log = {name for name, _ in found.partition}
         columns = tuple((name, stored) for name, stored in columns if stored or name not in in_log)
-    return Shard(url, size, modified, rows, found.partition, found.given, columns)
+    return Shard(url, size, modified, rows, found.partition, found.given, columns, found.below)
 
 
 @contextlib.contextmanager
@@ -255,6 +278,8 @@ def open_parquet(
             pre_buffer=not is_local,
             read_dictionary=list(dictionary_columns),
             page_checksum_verification=True,
+            # In nanoseconds, which Arrow takes for them by itself, moments outside of 1677 to 2262 come out as others.
+            coerce_int96_timestamp_unit="us",
         ) as file,
     ):
         yield file

@@ -122,8 +122,10 @@ def fingerprint(*parts: Any) -> str:
 
 
 def units_key(units: Sequence[Unit]) -> list[Any]:
-    """The identity of the rows of some units: path, size and time of their files, and the rows' range."""
-    return [[*unit.shard.identity, unit.start, unit.stop] for unit in units]
+    """The identity of the rows of some units: path, size and time of their files, by which place lots are drawn for
+    them, and the rows' range.
+    """
+    return [[*unit.shard.identity, unit.shard.place, unit.start, unit.stop] for unit in units]
 
 
 def kept_batches(

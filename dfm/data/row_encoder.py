@@ -87,8 +87,10 @@ class RowEncoder:
         indptr = np.arange(n_rows + 1, dtype=np.int64) * n_fields
         return HashedRows(indptr, indices.reshape(-1), _NO_FIELDS, _NO_FLOATS, np.zeros(n_rows, np.float32), _NO_FLOATS)
 
-    def _integers(self, column: Sequence[Any]) -> list[Any]:
+    def _integers(self, column: Sequence[Any]) -> Sequence[Any]:
         """The column with the text of integers without zeros in front; what means a missing value is seen first."""
+        if str not in map(type, column):
+            return column
         return [
             canonical.integer_text(text.encode()).decode() if type(text := self._given(value)) is str else text
             for value in column

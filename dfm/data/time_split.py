@@ -74,8 +74,7 @@ def _comparable(values: pa.Array, bound: str, column: str) -> tuple[pa.Array, pa
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("ms"))
     if not pa.types.is_timestamp(values.type):
-        is_narrow = pa.types.is_integer(values.type) and values.type.bit_width < 64
-        values = values.cast(pa.int64()) if is_narrow else values
+        values = _as_fine_as(bound, values)
         return values, pa.scalar(bound).cast(values.type)
     unit, has_zone = values.type.unit, values.type.tz is not None
     limit, bound_has_zone = _moment(bound)
@@ -83,6 +82,16 @@ def _comparable(values: pa.Array, bound: str, column: str) -> tuple[pa.Array, pa
         # Arrow compares moments of one zone only; without their zone, moments are in UTC.
         return values.cast(pa.timestamp(unit)), limit.cast(_NAIVE)
     return pc.local_timestamp(values) if has_zone else values, limit
+
+
+def _as_fine_as(bound: str, values: pa.Array) -> pa.Array:
+    """The numbers in a type that holds the bound too, with its fraction if it has one."""
+    is_whole, kind = re.match(_WHOLE_NUMBER, bound) is not None, values.type
+    if pa.types.is_integer(kind) and not is_whole:
+        return values.cast(pa.float64(), safe=False)
+    if pa.types.is_decimal(kind) and not is_whole:
+        return values.cast(pa.decimal256(76, 38))
+    return values.cast(pa.int64()) if pa.types.is_integer(kind) and kind.bit_width < 64 else values
 
 
 def _comparable_texts(texts: pa.Array, bound: str, column: str) -> tuple[pa.Array, pa.Scalar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dfm.data.footers import padded_folders
 from dfm.distributed.calibrating import check_calibration
 from dfm.distributed.choosing import check_choice
 from dfm.model.warm_start import Start, find_start
@@ -23,4 +24,5 @@ def admitted(order: Order, inputs: Inputs) -> Order:
 def start_of(order: Order, inputs: Inputs) -> Start | None:
     """The model that training goes on from, or None. ModelError or SettingsError as `find_start` raises them."""
     loss = None if order.objective.is_plain else order.objective.info.to_dict()
-    return find_start(order.job, inputs.schema, loss)
+    padded = padded_folders(inputs.schema.integers, inputs.train)
+    return find_start(order.job, inputs.schema, loss, padded)

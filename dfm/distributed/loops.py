@@ -30,6 +30,8 @@ _PRIORS = "by columns"
 """The rule by which an exact solver finds numbers that its job does not give; a checkpoint of another cannot go on."""
 _STATISTICS_OF = "sound ones that weigh anything"
 """The rows whose numbers make statistics, where others may be read; a checkpoint of other buckets cannot go on."""
+_LOTS = "by folders and names"
+"""Which lots rows draw in shards that lie in folders; a checkpoint whose rows drew others cannot go on."""
 
 
 def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
@@ -41,6 +43,9 @@ def identity_of(job: Job, inputs: Inputs, warm: Start | None) -> Identity:
     has_others = bool(job.schema.weight) or job.data.on_bad_rows == "skip"
     if has_others and warm is None and columns_with_statistics(inputs.schema):
         tables["schema.statistics"] = {"rows": _STATISTICS_OF}
+    is_by_lot = inputs.split.n_rows or inputs.split.lots or job.data.sample_negatives < 1
+    if is_by_lot and any("/" in shard.place for shard in inputs.train):
+        tables["data"] = {**tables.get("data", {}), "lots of rows": _LOTS}
     return Identity(tables, inputs.identities, tables_read)
 
 

@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,11 +99,14 @@ class Start:
         return model
 
 
-def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None) -> Start | None:
+def find_start(
+    job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None = None, padded: Sequence[str] = ()
+) -> Start | None:
     """The job's training.warm_start, after its manifest was found to fit the job; None where there is none.
 
     schema: the job's, on the columns of its shards. loss: what the job's model will tell of its loss; None for that of
-    its task. SettingsError where hashing, factors, loss or schema differ.
+    its task. padded: columns of integers that folders give with zeros in front. SettingsError where hashing, factors,
+    loss or schema differ.
     """
     url = job.training.warm_start
     if not url:
@@ -122,7 +125,7 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
             f'the loss differs from that of training.warm_start = "{url}", so its scores mean something else; use the '
             "same model.loss, or leave warm_start out and train from the beginning."
         )
-    _tell_of_integers(schema, manifest, url)
+    _tell_of_integers(padded, manifest, url)
     statistics = {
         name: NumberStatistics(_boundaries(known["boundaries"]), known["mean"], known["stdev"])
         for name, known in manifest["statistics"].items()
@@ -135,8 +138,8 @@ def find_start(job: Job, schema: ResolvedSchema, loss: Mapping[str, Any] | None 
     return Start(where, _parameters_sha256(manifest), decay, *told)
 
 
-def _tell_of_integers(schema: ResolvedSchema, manifest: Mapping[str, Any], url: str) -> None:
-    as_text = [name for name in schema.integers if name not in manifest["schema"].get("integers", ())]
+def _tell_of_integers(padded: Sequence[str], manifest: Mapping[str, Any], url: str) -> None:
+    as_text = [name for name in padded if name not in manifest["schema"].get("integers", ())]
     if as_text:
         logger.warning(
             "the model of training.warm_start = %r read the folders of %s as text, and today they are integers: values "

@@ -159,7 +159,7 @@ class DataSettings(Table):
     sample_negatives: float = knob(
         1.0,
         Number(0, 1, open_low=True),
-        "share of the negative rows to train on that are kept, by lot of model.seed, file name and row number; those "
+        "share of the negative rows to train on that are kept, by lot of model.seed, shard and row number; those "
         "to validate on all stay; the model is published for all rows, its logits lower by -ln(sample_negatives)",
         is_late=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dfm.data.draw import Draw, lots
+from dfm.data.draw import Draw, Sampling, lots
 from dfm.data.parquet import Unit, find_shards, read_unit
 
 N_ROWS = 1_000
@@ -40,8 +41,59 @@ def test_lots_do_not_depend_on_how_rows_are_read_nor_on_the_folder(shard: Path, 
     elsewhere = tmp_path / "copy" / "a.parquet"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(shard.read_bytes())
-    assert kept(elsewhere, draw, [0, N_ROWS]) == whole
+    assert kept(elsewhere, draw, [0, N_ROWS]) == kept(elsewhere.parent, draw, [0, N_ROWS]) == whole
     assert kept(shard.rename(tmp_path / "b.parquet"), draw, [0, N_ROWS]) != whole
+
+
+def many_folders(root: Path, layout: str, n_files: int = 400, n_rows: int = 10) -> Path:
+    """Files of one name, a folder each."""
+    for number in range(n_files):
+        folder = root / layout.format(number // 24, number % 24)
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"n": range(n_rows)}), folder / "part-0.parquet")
+    return root
+
+
+def drawn(paths: list[Path], draw: Draw | Sampling) -> dict[str, list[int]]:
+    """Numbers of the rows that stay, by the URL of their shard."""
+    found = {}
+    for shard in find_shards([str(path) for path in paths]):
+        (batch,) = read_unit(Unit(shard, 0, shard.n_rows), ["n"])
+        negative = np.ones(shard.n_rows, np.bool_)
+        keeps = draw.keeps(batch) if isinstance(draw, Draw) else draw.keeps(batch, negative)
+        found[shard.url] = np.flatnonzero(keeps).tolist()
+    return found
+
+
+@pytest.mark.parametrize("layout", ["day={}/hour={}", "{}/{}", "day={}/{}"])
+@pytest.mark.parametrize("draw", [Draw(0.0, 0.2, True), Sampling(0.2, 7)], ids=["held out", "negatives"])
+def test_files_of_one_name_in_many_folders_draw_lots_of_their_own(
+    tmp_path: Path, layout: str, draw: Draw | Sampling
+) -> None:
+    """Engines call the file of every folder alike: each row as one lot would keep all or none of ten rows' places."""
+    log = many_folders(tmp_path / "log", layout)
+    whole = drawn([log], draw)
+    assert sum(map(len, whole.values())) == pytest.approx(0.2 * 4_000, rel=0.15)
+    assert {row for rows in whole.values() for row in rows} == set(range(10))
+    copy = shutil.copytree(log, tmp_path / "elsewhere" / "copy")
+    assert [*drawn([copy], draw).values()] == [*whole.values()]
+
+
+def test_a_folder_with_the_value_of_a_column_has_the_same_lots_however_it_is_named(tmp_path: Path) -> None:
+    log, draw = many_folders(tmp_path / "log", "day={}/hour={}", 48), Draw(0.0, 0.5, True)
+    whole = drawn([log], draw)
+    some = drawn([log / "day=1"], draw)
+    assert some == {url: rows for url, rows in whole.items() if "/day=1/" in url}
+    both = [log / "day=1", log / "day=0" / "hour=*" / "*.parquet"]
+    assert drawn(both, draw) == drawn(both[::-1], draw) == whole
+
+
+def test_folders_that_are_named_one_by_one_are_told_apart(tmp_path: Path) -> None:
+    log, draw = many_folders(tmp_path / "log", "{}/{}", 48), Draw(0.0, 0.5, True)
+    whole = drawn([log], draw)
+    days = [log / "0", log / "1"]
+    assert drawn(days, draw) == drawn(days[::-1], draw) == drawn([*days, log], draw) == whole
+    assert drawn([path.parent for path in sorted(log.rglob("*.parquet"))], draw) == whole
 
 
 def test_every_row_is_drawn_or_left(shard: Path) -> None:

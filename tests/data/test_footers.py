@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def test_a_type_that_only_a_later_shard_tells_decides(tmp_path: Path) -> None:
     expected = {"d": "categorical", "e": "categorical", "a": "numeric", "b": "numeric", "c": "list"}
     for order in (shards, shards[::-1]):
         assert features(Schema(), order) == expected
+
+
+def test_a_gap_that_makes_a_number_of_a_code_is_told_with_two_shards(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pandas writes integers with a gap as floats: one of them in one shard would turn categories into a number."""
+    codes, gap = pa.array([1, 2]), pa.array([1.0, None])
+    shards = shards_of(tmp_path, table(user=codes), table(user=codes), table(user=gap), table(user=gap))
+    for order in (shards, shards[::-1]):
+        caplog.clear()
+        assert features(Schema(), order) == {"user": "numeric"}
+        (record,) = caplog.records
+        assert re.search(r"'user' holds integers in \S+/[01]\.parquet, and floats in \S+/[23]\.parquet", record.message)
+    caplog.clear()
+    for schema in (Schema(categorical=("user",)), Schema(numeric=("user",)), Schema(transforms={"us*": "raw"})):
+        features(schema, shards)
+    features(Schema(), shards[:2])
+    features(Schema(), shards[2:])
+    assert caplog.records == [], "who named it, or has one type, knows"
 
 
 def test_kinds_that_do_not_meet_name_both_shards(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -19,7 +20,7 @@ from dfm.data.chunks import hashed_in_memory
 from dfm.data.coded_rows import CodedRows
 from dfm.data.encoding import encode_batch
 from dfm.data.footers import resolve_shards
-from dfm.data.parquet import Unit, find_shards, read_unit
+from dfm.data.parquet import Shard, Unit, find_shards, read_unit
 from dfm.data.reading import Reading
 from dfm.data.schema import ResolvedSchema
 from dfm.model.fm_model import FMModel
@@ -78,6 +79,50 @@ def test_every_folder_of_a_name_decides(tmp_path: Path, hours: list[str], intege
     assert resolved(tmp_path, Schema(label="clicked")).integers == integers
     assert resolved(tmp_path, Schema(label="clicked", categorical=("site", "hour"))).integers == integers
     assert resolved(tmp_path, Schema(label="clicked", categorical=("site",))).integers == ()
+
+
+@pytest.mark.parametrize(
+    ("stored", "integers"),
+    [
+        (pa.array([6, 7], pa.int8()), ("hour",)),
+        (pa.array([6, 7]).dictionary_encode(), ("hour",)),
+        (pa.array([6.0, None]), ("hour",)),  # as pandas writes integers with gaps
+        (pa.nulls(2), ("hour",)),
+        (pa.array(["06", "7"]), ()),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_shards_beside_the_folders_hold_numbers(tmp_path: Path, stored: pa.Array, integers: tuple[str, ...]) -> None:
+    """The history in files that store the hour, today in folders."""
+    write(tmp_path / "log", ["00", "06"], 2)
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.table({"site": ["a", "b"], "clicked": [0, 1], "hour": stored}), tmp_path / "old" / "a.parquet")
+    for paths in (["log", "old"], ["old", "log"]):
+        shards = find_shards([str(tmp_path / path) for path in paths])
+        assert resolve_shards(Schema(label="clicked", categorical=("site", "hour")), shards).integers == integers
+
+
+def indices(shards: list[Shard], schema: ResolvedSchema) -> np.ndarray:
+    reading = Reading(schema, 18, "classification")
+    batches = (b.data for s in shards for b in read_unit(Unit(s, 0, s.n_rows), reading.columns))
+    return np.concatenate([encode_batch(each, schema, 18, {}, "classification").rows.indices for each in batches])
+
+
+def test_a_column_that_training_stores_as_integers_is_one_in_the_folders_of_other_rows(tmp_path: Path) -> None:
+    """What validates, or is scored, may lie in folders with zeros in front: each of ten hours would be unseen text."""
+    hours = ["00", "06", "12"]
+    folders = find_shards([str(write(tmp_path / "log", hours, 2))])
+    stored = pa.concat_tables(
+        table.append_column("hour", pa.array([int(hour)] * 2, pa.int16()))
+        for hour, table in zip(hours, (pq.read_table(shard.url, partitioning=None) for shard in folders), strict=True)
+    )
+    pq.write_table(stored, tmp_path / "stored.parquet")
+    plain = find_shards([str(tmp_path / "stored.parquet")])
+    schema = resolve_shards(Schema(label="clicked", categorical=("site", "hour")), plain)
+    assert schema.integers == resolve_shards(Schema(label="clicked"), plain).integers == ("hour",)
+    np.testing.assert_array_equal(indices(folders, schema), indices(plain, schema))
+    of_before = dataclasses.replace(schema, integers=())
+    np.testing.assert_array_equal(indices(plain, of_before), indices(plain, schema))
 
 
 @pytest.mark.parametrize("categorical", [("site", "hour"), ("hour",)])
@@ -170,7 +215,7 @@ def test_a_warm_start_from_a_model_of_before_says_what_starts_afresh(
 
     schema = trained[0].schema
     with caplog.at_level(logging.WARNING, logger="dfm"):
-        _tell_of_integers(schema, {"schema": schema.to_dict()}, "yesterday")
+        _tell_of_integers(["hour"], {"schema": schema.to_dict()}, "yesterday")
         assert caplog.messages == []
-        _tell_of_integers(schema, {"schema": {}}, "yesterday")
+        _tell_of_integers(["hour"], {"schema": {}}, "yesterday")
     assert "read the folders of hour as text" in caplog.messages[0]

@@ -114,6 +114,50 @@ def test_counts_of_any_width_are_of_one_type_and_empty_shards_of_any() -> None:
     assert held_out(early, late, pa.array([], pa.string()), pa.nulls(2, pa.int8())) == ("180", 100, [50, 50, 0, 0])
 
 
+COUNTS = pa.array([90 + row // 10 for row in range(1000)], pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        (pa.int64(), pa.float64()),
+        (pa.int64(), pa.float32()),
+        (pa.float32(), pa.float64()),
+        (pa.int64(), pa.uint64()),
+        (pa.int32(), pa.decimal128(12, 0)),
+        (pa.decimal128(12, 2), pa.float64()),
+        (pa.decimal128(12, 2), pa.decimal128(20, 4)),
+    ],
+    ids=str,
+)
+def test_shards_that_write_numbers_in_several_types_are_cut_at_one_moment(
+    early: pa.DataType, late: pa.DataType
+) -> None:
+    """A gap makes floats of the integers of one shard of pandas."""
+    exact = COUNTS.cast(pa.decimal128(38, 4))
+    first, second = exact.slice(0, 950).cast(early), exact.slice(950).cast(late)
+    for order in ([first, second], [second, first]):
+        bound, *found = held_out(*order)
+        assert (float(bound), *found) == (180.0, 100, [50, 50])
+
+
+def test_numbers_with_a_fraction_in_one_shard_cut_the_whole_ones_of_another() -> None:
+    whole, fractions = COUNTS.slice(0, 950), pa.array([185.5 + row for row in range(50)])
+    assert held_out(whole, fractions)[1:] == (100, [50, 50])
+    decimals = whole.cast(pa.decimal128(20, 0))
+    assert held_out(decimals, fractions)[1:] == (100, [50, 50])
+    assert held_out(whole, pa.array([183.5] * 100 + [float("nan")] * 7 + [None])) == ("183.5", 110, [10, 100])
+
+
+@pytest.mark.parametrize("late", [pa.array(["2026-11-20"]), pa.array([1])], ids=["text", "numbers"])
+def test_times_in_several_kinds_are_told_in_words(late: pa.Array) -> None:
+    moments = pa.array([START.replace(tzinfo=None)], pa.timestamp("us"))
+    for order in ([moments, late], [late, moments]):
+        why = latest_or_why([counted_moments(each) for each in order], 1, "t")
+        kind = "text" if pa.types.is_string(late.type) else "numbers"
+        assert why == f"it holds {' in some shards, and in others '.join(sorted(['dates', kind]))}"
+
+
 def test_times_of_day_have_no_order() -> None:
     clock = counted_moments(pa.array([1, 2], pa.time32("s")))
     assert latest_or_why([clock], 1, "t") == "times of day, without a day, have no order in time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import shutil
@@ -491,6 +492,18 @@ def test_a_stored_column_beats_one_of_the_path(tmp_path):
     (batch,) = read_unit(Unit(shard, 0, 2), ["day"])
     assert batch.data.column("day").to_pylist() == ["stored", "too"]
     assert arrow_schema(shard).names == ["day", "n"]
+
+
+@pytest.mark.parametrize("year", [1, 1600, 1970, 2300, 9999])
+def test_moments_of_96_bits_are_those_of_64(tmp_path, year):
+    """Spark writes them so by default, and a contract without an end ends in the year 9999."""
+    moments = pa.array([datetime.datetime(year, 12, 31, 23, 59, 59, 123456), None], pa.timestamp("us"))
+    there = []
+    for name, is_of_96 in (("a", True), ("b", False)):
+        pq.write_table(pa.table({"t": moments}), tmp_path / name, use_deprecated_int96_timestamps=is_of_96)
+        shard = describe_shard(str(tmp_path / name))
+        there += [batch.data.column("t") for batch in read_unit(Unit(shard, 0, 2), ["t"])]
+    assert there[0] == there[1] == moments
 
 
 def not_utf_8() -> pa.Array:

@@ -14,9 +14,12 @@ from distributed import Client
 
 from dfm import jobs
 from dfm.distributed.executor import DaskExecutor
+from dfm.distributed.loops import identity_of
 from dfm.errors import DataError, SettingsError
+from dfm.settings.job import Job
 from dfm.training import loop
 from dfm.training.executor import nothing
+from dfm.training.inputs import find_inputs
 
 N_ROWS = 6_000
 
@@ -59,6 +62,21 @@ def test_a_tenth_is_held_out_by_lot_and_the_same_on_any_cluster(
     plan = next(event for event in told if event["event"] == "plan")
     assert plan["held_out"].startswith("about 1,000 of these rows, chosen by shard and row number")
     assert plan["schedule"] == "plateau"
+
+
+@pytest.mark.parametrize("data", [{}, {"sample_negatives": 0.5, "validation_fraction": 0.0}], ids=str)
+def test_a_checkpoint_of_rows_in_folders_knows_which_lots_they_drew(tmp_path: Path, data: dict[str, Any]) -> None:
+    """Those of before drew by the file's name alone: who went on would train on rows that had been held out."""
+    log, days = write_log(tmp_path / "flat"), tmp_path / "days"
+    write_log(days / "day=1", 1)
+
+    def drawn_by(train: Path, **more: Any) -> Any:
+        job = Job.from_dict(tables_of(train, tmp_path, data={**data, **more}))
+        return identity_of(job, find_inputs(job), None).tables["data"].get("lots of rows")
+
+    assert drawn_by(days) == "by folders and names"
+    assert drawn_by(log) is None
+    assert drawn_by(days, validation=str(log), sample_negatives=1.0) is None
 
 
 def test_the_latest_rows_are_held_out_where_there_is_a_time(client: Client, tmp_path: Path) -> None:
