@@ -338,10 +338,11 @@ def importance(
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
     among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
-    repeats, and `missing`, the rise where it has no value; then "rows" and "loss". Under "pairs" a record of each pair
-    of fields, the strongest first: `first`, `second`, `strength`, the mean absolute term that both make together, in
-    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Beyond 500 fields there
-    is none of pairs, and "pairs_left_out" says so. Nothing is trained.
+    repeats, and `missing`, the rise where it has no value (None of a matrix, which has no gaps); then "rows" and
+    "loss". Under "pairs" a record of each pair of fields, the strongest first: `first`, `second`, `strength`, the mean
+    absolute term that both make together, in the unit of scores, over up to a thousand of the rows; of family "fwfm"
+    the learnt `r`, too. Beyond 500 fields, and of a matrix, there is none of pairs, and "pairs_left_out" says so.
+    Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.

@@ -81,7 +81,7 @@ def importance_table(found: Event) -> Table:
         error = record["permuted_error"]
         rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
         bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
-        table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+        table.add_row(escape(record["column"]), rise, number_text(record["missing"]), bar)
     return table
 
 
