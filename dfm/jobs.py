@@ -29,7 +29,7 @@ from dfm.distributed.importance import check_importance, damage_in_batches, dama
 from dfm.distributed.predict import Overwrite, predict_shards
 from dfm.distributed.scoring import Scoring
 from dfm.distributed.search import SearchResult
-from dfm.distributed.slicing import check_slicing, check_threshold, sliced_metrics
+from dfm.distributed.slicing import check_columns, check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
@@ -285,6 +285,7 @@ def evaluate(
     paths = _paths_of(data := arrived(data))
     if paths is not None:
         shards = find_shards(_checked(storage_options, data=paths)["data"], storage_options)
+        check_columns(loaded, slicing, (feature_schema(shard, storage_options).names for shard in shards))
         scored, chosen = _weighing_shards(loaded, shards, storage_options), _to_score(loaded, settings)
         scoring = Scoring(
             place, on_bad_rows, (), "", storage_options, is_weighted=bool(scored.schema.weight), slicing=slicing
@@ -295,6 +296,7 @@ def evaluate(
             again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
             sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
+        check_columns(loaded, slicing, map(names_of, _parts(data)))
         scored = _weighing_rows(loaded, data)
         if frames.is_collection(data):
             found = frames.evaluate_collection(scored, data, on_bad_rows, client, slicing)
@@ -412,10 +414,15 @@ def _weighing_shards(model: FMModel, shards: Sequence[Shard], options: Mapping[s
 def _weighing_rows(model: FMModel, data: Any) -> FMModel:
     """The same of rows in memory, or of a frame of Dask."""
     weight = model.schema.weight
-    # Of a list any row: where only some have a weight, they are refused as they are put together.
-    firsts = data if isinstance(data, list | tuple) else [data]
-    is_there = not weight or any(root_of(weight, names_of(each)) is not None for each in firsts)
+    is_there = not weight or any(root_of(weight, names_of(each)) is not None for each in _parts(data))
     return _weighing(model, is_there, "the rows lack")
+
+
+def _parts(data: Any) -> Sequence[Any]:
+    """Each row of a list, the whole of other data: where only some rows have a column, they are refused as they are put
+    together.
+    """
+    return data if isinstance(data, list | tuple) else [data]
 
 
 def _weighing(model: FMModel, is_there: bool, lacking: str) -> FMModel:
