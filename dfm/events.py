@@ -678,7 +678,11 @@ RECORDS: tuple[EventRecord, ...] = (
             _MODEL,
             Field("rows", "integer", "labelled rows", "rows"),
             Field("loss", "number", "their mean log loss or, of a regression, squared error"),
-            Field("columns", "list", "of each column, the most important first: permuted, permuted_error, missing (or null)"),
+            Field(
+                "columns",
+                "list",
+                "of each column, the most important first: permuted, permuted_error, missing (or null)",
+            ),
             Field("pairs", "list", "of each pair of fields, the strongest first: first, second, strength, r of fwfm"),
             _absent(Field("pairs_left_out", "text", "why there are none: fields are too many, or those of a matrix")),
         ),

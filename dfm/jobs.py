@@ -23,13 +23,13 @@ from dfm.distributed.admitting import admitted, start_of
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.evaluate import evaluate_shards, order_in_slices, weighing
+from dfm.distributed.evaluate import Evaluation, evaluate_shards, order_in_slices, weighing
 from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, predict_shards
 from dfm.distributed.scoring import Scoring
 from dfm.distributed.search import SearchResult
-from dfm.distributed.slicing import check_columns, check_slicing, check_threshold, sliced_metrics
+from dfm.distributed.slicing import Again, check_columns, check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
@@ -293,17 +293,12 @@ def evaluate(
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
             watch, report = Watch(own, chosen.worker_timeout), _progress(told)
             found = evaluate_shards(watch, scoring, shards, report)
-            again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
+            again: Again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
             sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
         check_columns(loaded, slicing, map(names_of, _parts(data)))
         scored = _weighing_rows(loaded, data)
-        if frames.is_collection(data):
-            found = frames.evaluate_collection(scored, data, on_bad_rows, client, slicing)
-            again = functools.partial(frames.tally_collection, scored, data, client, slicing)
-        else:
-            found = frames.evaluate_rows(scored, data, on_bad_rows, slicing=slicing)
-            again = functools.partial(frames.tally_rows, scored, data, slicing)
+        found, again = _evaluated(scored, data, on_bad_rows, client, slicing)
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
     account.check_any("evaluate on", scored.schema.weight)
@@ -316,6 +311,17 @@ def evaluate(
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
     drift = drift_of(loaded, found.sights)
     return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
+
+
+def _evaluated(
+    model: FMModel, data: Any, on_bad_rows: str, client: Client | None, slicing: Slicing
+) -> tuple[Evaluation, Again]:
+    """The evaluation of rows in memory, or of a frame of Dask, and another walk over them."""
+    if frames.is_collection(data):
+        found = frames.evaluate_collection(model, data, on_bad_rows, client, slicing)
+        return found, functools.partial(frames.tally_collection, model, data, client, slicing)
+    found = frames.evaluate_rows(model, data, on_bad_rows, slicing=slicing)
+    return found, functools.partial(frames.tally_rows, model, data, slicing)
 
 
 def drift_of(model: FMModel, sights: Sights | None) -> list[dict[str, Any]]:

@@ -55,8 +55,8 @@ class Effort:
 @dataclass(frozen=True, eq=False)
 class Damage:
     """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column, NaN where rows need it;
-    permuted [n_repeats, n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute terms of pairs of
-    fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
+    permuted [n_repeats, n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute
+    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
     """
 
     rows: int

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfm.events import is_passing, line_of
+from dfm.pages.numbers import number_text
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -237,7 +238,7 @@ class Reporter:
         for name, losses in event["losses"].items():
             if losses and all(map(math.isfinite, losses)):
                 mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
-                self._line(f"{name}: {mean:.5f} ± {spread:.5f} over {_count(len(losses), 'seed')}")
+                self._line(f"{name}: {number_text(mean)} ± {number_text(spread)} over {_count(len(losses), 'seed')}")
             elif losses:
                 self._line(f"{name}: diverged with one of {_count(len(losses), 'seed')}")
         which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
@@ -410,11 +411,6 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     """The least and the greatest of some numbers of things: "3 to 4 replicas", "4 replicas"."""
     least, most = min(numbers), max(numbers)
     return _count(most, noun) if least == most else f"{least:,} to {_count(most, noun)}"
-
-
-def number_text(value: float | None) -> str:
-    """A metric for people."""
-    return "-" if value is None else f"{value:.5f}"
 
 
 def bytes_text(count: int) -> str:
