@@ -108,7 +108,7 @@ def _sections(model: str, manifest: Mapping[str, Any], options: files.Options) -
         "rows to train on": known.get("rows"),
         "rows to validate on": known.get("validation_rows"),
         "where time went": _time(history, found.get("seconds", {})),
-        "calibration": known.get("calibration"),
+        "calibration": {k: v for k, v in (known.get("calibration") or {}).items() if v is not None},
         "warm start": known.get("warm_start"),
         "job": preformatted(to_toml(tables).strip()) if (tables := differing(settings)) else None,
         "estimator": _estimator(known, settings),

@@ -354,12 +354,18 @@ class Reporter:
 
     def _show_calibrated(self, event: Event) -> None:
         self._stop_progress()
+        before, after, gain = (event[name] for name in ("log_loss_before", "log_loss_after", "gain"))
         if event["kept"]:
-            before, after = (number_text(event[f"log_loss_{when}"]) for when in ("before", "after"))
-            told = f"kept: log loss {before} without, {after} with it, on {_count(event['judged_rows'], 'row')} that it"
-            self._line(f"calibration ({event['kind']}) {told} has not seen")
-        else:
-            self._line(f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]; none is kept")
+            told = f"kept: log loss {number_text(before)} without, {number_text(after)} with it, on "
+            self._line(
+                f"calibration ({event['kind']}) {told}{_count(event['judged_rows'], 'row')} that it has not seen"
+            )
+            return
+        losses = (
+            "" if gain is None else f" (log loss {number_text(before)} without, {number_text(before - gain)} with it)"
+        )
+        why = f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]"
+        self._line(f"{why}{losses}; none is kept")
 
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:
