@@ -8,7 +8,6 @@ from typing import Any
 
 import dask
 import distributed
-import numpy as np
 from distributed import Client
 
 from dfm.data.accounting import NO_ROW_GROUP, RowAccount
@@ -57,7 +56,7 @@ def evaluate_collection(
     """
     texts = {str(name) for name, kind in frame.dtypes.items() if type(kind).__name__ == "StringDtype"}
     _refuse_texts(texts & _learnt_as_lists(model), "holds text, and the model learnt lists")
-    names, truths = [f"partition {number} of the frame" for number in range(frame.npartitions)], texts & _truths(model)
+    names, truths = [f"partition {number} of the frame" for number in range(frame.npartitions)], _truths(model, texts)
     arguments = [(on_bad_rows, name, slicing, truths) for name in names]
     parts = _by_partition(model, frame, client, evaluate_partition, arguments)
     return together([Evaluation(model.objective.empty(), RowAccount()), *parts])
@@ -78,15 +77,21 @@ _TEXTS_OF_TRUTHS = ["True", "False"]
 """Texts that Dask makes of a column of objects, of truths with gaps; they are other categories than true and false."""
 
 
-def _truths(model: FMModel) -> set[str]:
-    """Columns of which the model learnt true or false, and none of the texts that Dask makes of them."""
-    found = set()
-    for entry in model.schema.fields:
-        if entry.kind == "categorical":
-            ids = model.tokens.ids(entry.name, [True, False]), model.tokens.ids(entry.name, _TEXTS_OF_TRUTHS)
-            learnt, learnt_texts = (np.isin(each, model.vocabulary.ids).any() for each in ids)
-            found |= {entry.name} if learnt and not learnt_texts else set()
-    return found
+def _truths(model: FMModel, columns: Set[str]) -> set[str]:
+    """Those of the columns of which the model learnt true or false, and none of the texts that Dask makes of them."""
+    categorical = {entry.name for entry in model.schema.fields if entry.kind == "categorical"}
+    return {
+        column
+        for column in columns & categorical
+        if _learnt(model, column, [True, False]) and not _learnt(model, column, _TEXTS_OF_TRUTHS)
+    }
+
+
+def _learnt(model: FMModel, column: str, values: Sequence[Any]) -> bool:
+    """Whether the model has parameters for one of these values of a field."""
+    rows, ids = model.parameter_rows(column, values), model.tokens.ids(column, values)
+    known = rows >= 0
+    return bool((model.vocabulary.ids[rows[known]] == ids[known]).any())
 
 
 def _learnt_as_lists(model: FMModel) -> set[str]:
