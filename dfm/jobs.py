@@ -24,13 +24,13 @@ from dfm.distributed.admitting import admitted, start_of
 from dfm.distributed.cluster import connect, remote
 from dfm.distributed.cluster.size import sized
 from dfm.distributed.cluster.watch import Watch
-from dfm.distributed.evaluate import evaluate_shards, order_in_slices, weighing
+from dfm.distributed.evaluate import Evaluation, evaluate_shards, order_in_slices, weighing
 from dfm.distributed.folds import Folds
 from dfm.distributed.importance import check_importance, damage_in_batches, damage_in_shards, described
 from dfm.distributed.predict import Overwrite, predict_shards
 from dfm.distributed.scoring import Scoring
 from dfm.distributed.search import SearchResult
-from dfm.distributed.slicing import check_slicing, check_threshold, sliced_metrics
+from dfm.distributed.slicing import Again, check_columns, check_slicing, check_threshold, sliced_metrics
 from dfm.distributed.train import Event, OnEvent, TrainResult
 from dfm.distributed.trials import Trials, open_trials
 from dfm.errors import DataError, OutOfMemoryError, SettingsError
@@ -286,6 +286,7 @@ def evaluate(
     paths = _paths_of(data := arrived(data))
     if paths is not None:
         shards = _shards_at(paths, storage_options)
+        check_columns(loaded, slicing, (feature_schema(shard, storage_options).names for shard in shards))
         scored, chosen = _weighing_shards(loaded, shards, storage_options), _to_score(loaded, settings)
         scoring = Scoring(
             place, on_bad_rows, (), "", storage_options, is_weighted=bool(scored.schema.weight), slicing=slicing
@@ -293,16 +294,12 @@ def evaluate(
         with watched(on_event, progress) as told, connect.client_of(chosen, client) as own:
             watch, report = Watch(own, chosen.worker_timeout), _progress(told)
             found = evaluate_shards(watch, scoring, shards, report)
-            again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
+            again: Again = functools.partial(order_in_slices, watch, scoring, shards, progress=report)
             sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     else:
+        check_columns(loaded, slicing, map(names_of, _parts(data)))
         scored = _weighing_rows(loaded, data)
-        if frames.is_collection(data):
-            found = frames.evaluate_collection(scored, data, on_bad_rows, client, slicing)
-            again = functools.partial(frames.tally_collection, scored, data, client, slicing)
-        else:
-            found = frames.evaluate_rows(scored, data, on_bad_rows, slicing=slicing)
-            again = functools.partial(frames.tally_rows, scored, data, slicing)
+        found, again = _evaluated(scored, data, on_bad_rows, client, slicing)
         sliced = sliced_metrics(loaded, slicing, found, again, top, min_rows)
     account = found.account
     account.check_any("evaluate on", scored.schema.weight)
@@ -315,6 +312,17 @@ def evaluate(
     decided = {} if threshold is None else classified(found.tally).at_threshold(threshold)
     drift = drift_of(loaded, found.sights)
     return {**found.tally.metrics(), **decided, **sliced, "account": rows, "drift": drift}
+
+
+def _evaluated(
+    model: FMModel, data: Any, on_bad_rows: str, client: Client | None, slicing: Slicing
+) -> tuple[Evaluation, Again]:
+    """The evaluation of rows in memory, or of a frame of Dask, and another walk over them."""
+    if frames.is_collection(data):
+        found = frames.evaluate_collection(model, data, on_bad_rows, client, slicing)
+        return found, functools.partial(frames.tally_collection, model, data, client, slicing)
+    found = frames.evaluate_rows(model, data, on_bad_rows, slicing=slicing)
+    return found, functools.partial(frames.tally_rows, model, data, slicing)
 
 
 def drift_of(model: FMModel, sights: Sights | None) -> list[dict[str, Any]]:
@@ -339,10 +347,11 @@ def importance(
 
     Under "columns" a record of each, the most important first: `permuted`, the mean rise where its values change places
     among all rows, whatever files they lie in, `permuted_error`, half the width of an interval of 95 % over the
-    repeats, and `missing`, the rise where it has no value; then "rows" and "loss". Under "pairs" a record of each pair
-    of fields, the strongest first: `first`, `second`, `strength`, the mean absolute term that both make together, in
-    the unit of scores, over up to a thousand of the rows; of family "fwfm" the learnt `r`, too. Beyond 500 fields there
-    is none of pairs, and "pairs_left_out" says so. Nothing is trained.
+    repeats, and `missing`, the rise where it has no value (None of a matrix, which has no gaps); then "rows" and
+    "loss". Under "pairs" a record of each pair of fields, the strongest first: `first`, `second`, `strength`, the mean
+    absolute term that both make together, in the unit of scores, over up to a thousand of the rows; of family "fwfm"
+    the learnt `r`, too. Beyond 500 fields, and of a matrix, there is none of pairs, and "pairs_left_out" says so.
+    Nothing is trained.
 
     model, data, on_bad_rows, on_event, progress: as in `evaluate`; frames of Dask are taken as shards or computed ones.
     rows: of so many, spread over the data, it is measured. The same on any cluster.
@@ -419,10 +428,15 @@ def _weighing_shards(model: FMModel, shards: Sequence[Shard], options: Mapping[s
 def _weighing_rows(model: FMModel, data: Any) -> FMModel:
     """The same of rows in memory, or of a frame of Dask."""
     weight = model.schema.weight
-    # Of a list any row: where only some have a weight, they are refused as they are put together.
-    firsts = data if isinstance(data, list | tuple) else [data]
-    is_there = not weight or any(root_of(weight, names_of(each)) is not None for each in firsts)
+    is_there = not weight or any(root_of(weight, names_of(each)) is not None for each in _parts(data))
     return _weighing(model, is_there, "the rows lack")
+
+
+def _parts(data: Any) -> Sequence[Any]:
+    """Each row of a list, the whole of other data: where only some rows have a column, they are refused as they are put
+    together.
+    """
+    return data if isinstance(data, list | tuple) else [data]
 
 
 def _weighing(model: FMModel, is_there: bool, lacking: str) -> FMModel:

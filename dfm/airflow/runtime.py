@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from dfm.errors import SettingsError
+from dfm.pages.numbers import number_text
 from dfm.runs import record as runs
 from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
@@ -498,4 +499,6 @@ def lines_of_publication(candidate: str, result: Mapping[str, Any]) -> list[str]
 def metrics_text(values: Mapping[str, Any]) -> str:
     """Metrics for a task's log: "log_loss 0.41940, auc 0.82620"."""
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-    return ", ".join(f"{name} {value:.5f}" for name, value in numbers.items() if not _NO_METRICS.fullmatch(name))
+    return ", ".join(
+        f"{name} {number_text(value)}" for name, value in numbers.items() if not _NO_METRICS.fullmatch(name)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dfm.runs.display import bytes_text, number_text
+from dfm.pages.numbers import number_form, number_text
+from dfm.runs.display import bytes_text
 from dfm.settings.job import differing
 from dfm.settings.toml import to_toml
 
@@ -43,7 +44,7 @@ def metric_text(value: object, is_count: bool) -> str:
     """A metric for people: a sum of weights that are 1 is a count like that of the rows."""
     if is_count and isinstance(value, int | float) and float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:,.5f}" if isinstance(value, float) else f"{value}"
+    return number_text(value, ",.5f") if isinstance(value, float) else f"{value}"
 
 
 def drift_table(records: Sequence[Event]) -> Table | None:
@@ -74,14 +75,15 @@ def importance_table(found: Event) -> Table:
     """The columns of a model, the most important first, each with a bar of what it is worth."""
     table = Table(
         "column", Column("rise of the loss", justify="right"), Column("missing", justify="right"), "",
-        title=f"without a column the loss rises from {found['loss']:.5f} ({found['rows']:,} rows)",
+        title=f"without a column the loss rises from {number_text(found['loss'])} ({found['rows']:,} rows)",
     )  # fmt: skip
     most = max((record["permuted"] for record in found["columns"]), default=0.0)
+    form = number_form(record[name] for record in found["columns"] for name in ("permuted", "missing"))
     for record in found["columns"]:
-        error = record["permuted_error"]
-        rise = f"{record['permuted']:.5f}" + ("" if error is None else f" ± {error:.5f}")
+        error, missing = record["permuted_error"], record["missing"]
+        rise = f"{record['permuted']:{form}}" + ("" if error is None else f" ± {error:{form}}")
         bar = "█" * round(_BAR * max(record["permuted"], 0.0) / most) if most > 0 else ""
-        table.add_row(escape(record["column"]), rise, f"{record['missing']:.5f}", bar)
+        table.add_row(escape(record["column"]), rise, "-" if missing is None else f"{missing:{form}}", bar)
     return table
 
 
@@ -91,11 +93,12 @@ def pairs_table(records: Sequence[Event]) -> Table:
     learnt = [Column("r", justify="right")] if has_r else []
     title = "mean absolute part of the score that two fields make together"
     table = Table("fields", Column("strength", justify="right"), *learnt, "", title=title)
+    form = number_form(record["strength"] for record in records[:_MOST_PAIRS])
     for record in records[:_MOST_PAIRS]:
         bar = "█" * round(_BAR * record["strength"] / records[0]["strength"])
         cells = [f"{record['r']:.3f}"] if has_r else []
         fields = f"{record['first']} x {record['second']}"
-        table.add_row(escape(fields), f"{record['strength']:.5f}", *cells, bar)
+        table.add_row(escape(fields), f"{record['strength']:{form}}", *cells, bar)
     return table
 
 
@@ -109,8 +112,9 @@ def slices_table(name: str, records: Sequence[Event]) -> Table:
         table.add_column(escape(column), overflow="fold", min_width=4)
     for _, title in metrics:
         table.add_column(title, justify="right", no_wrap=True)
-    for record in records:
-        table.add_row(*map(escape, record["slice"].values()), *(_metric_cell(record, key) for key, _ in metrics))
+    columns = [_metric_cells(records, key) for key, _ in metrics]
+    for record, *cells in zip(records, *columns, strict=True):
+        table.add_row(*map(escape, record["slice"].values()), *cells)
     return table
 
 
@@ -129,22 +133,25 @@ _SLICE_METRICS = {
 """Metrics of a slice and their titles, short enough for 80 columns."""
 
 
-def _metric_cell(record: Event, metric: str) -> str:
-    value = record[metric]
+def _metric_cells(records: Sequence[Event], metric: str) -> list[str]:
+    """The cells of one metric, a slice each."""
+    values = [record[metric] for record in records]
     if metric == "calibration_low":
-        high = record["calibration_high"]
-        return f"{value:.2f} … {'' if high is None else f'{high:.2f}'}" if value is not None else "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    digits = 4 if metric in ("log_loss", "rmse", "auc") else 3
-    return "-" if value is None else f"{value:.{digits}f}"
+        return [_span(low, record["calibration_high"]) for low, record in zip(values, records, strict=True)]
+    form = ",d" if metric == "rows" else number_form(values, ".4f" if metric in ("log_loss", "rmse", "auc") else ".3f")
+    return ["-" if value is None else f"{value:{form}}" for value in values]
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """An interval, as far as it is known."""
+    return "-" if low is None else f"{low:.2f} … {'' if high is None else f'{high:.2f}'}"
 
 
 def folds_table(described: Sequence[tuple[str, float, float]], n_folds: int) -> Table:
     """Mean and spread of every metric over the folds."""
     table = Table("metric", "mean", "spread", title=f"over {n_folds} folds")
     for name, mean, spread in described:
-        table.add_row(name, f"{mean:,.5f}", f"{spread:,.5f}")
+        table.add_row(name, number_text(mean, ",.5f"), number_text(spread, ",.5f"))
     return table
 
 
@@ -183,7 +190,8 @@ def table_of(rows: Sequence[Event], title: str, width: int = _UNBOUNDED, caption
     width: columns of the terminal. Where they do not suffice, lists are left out (a caption says where they are), then
     lines between columns.
     """
-    texts = [{name: _cell(name, value) for name, value in row.items()} for row in rows]
+    forms = {name: number_form(_floats(row[name] for row in rows), ".4f") for row in rows[:1] for name in row}
+    texts = [{name: _cell(name, value, forms[name]) for name, value in row.items()} for row in rows]
     left_out = _lists_left_out(rows, texts, width)
     if left_out:
         caption = f"{', '.join(left_out)}: with --json, in a pipe or in a wider terminal"
@@ -240,11 +248,20 @@ def _total(widths: Mapping[str, int]) -> int:
     return sum(widths.values()) + 1  # a line more than columns
 
 
-def _cell(name: str, value: object) -> str:
+def _floats(values: Iterable[object]) -> Iterator[float]:
+    """The floats among some values, and in lists of them."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _floats(value)
+        elif isinstance(value, float):
+            yield value
+
+
+def _cell(name: str, value: object, form: str) -> str:
     if isinstance(value, list | tuple):
-        return " ".join(_cell(name, each) for each in value)
+        return " ".join(_cell(name, each, form) for each in value)
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:{form}}"
     return f"{value:,}" if isinstance(value, int) and name != "index" else f"{value}"
 
 

@@ -21,6 +21,7 @@ from dfm.cli.options import (
 )
 from dfm.errors import GateError
 from dfm.events import line_of
+from dfm.pages.numbers import number_text
 from dfm.runs.display import Reporter
 from dfm.workflow.gate import Gate
 
@@ -86,7 +87,7 @@ def _comparison(result: dict[str, Any]) -> Table:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,.5f}" if isinstance(value, float) else f"{value:,}"
+    return number_text(value, ",.5f") if isinstance(value, float) else f"{value:,}"
 
 
 @click.command()

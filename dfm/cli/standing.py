@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from dfm.pages.numbers import number_text
+
 Progress = Mapping[str, Any]
 _METRICS = ("log_loss", "loss", "rmse", "group_auc", "auc")
 """Metrics of an epoch, of which the first that is there says how far training has come."""
@@ -60,7 +62,7 @@ def last_metric(progress: Progress) -> str:
     """The metric of the last epoch: "log_loss 0.41940, epoch 3"; empty where there is none."""
     metrics: Mapping[str, Any] = progress.get("metrics") or {}
     name = next((name for name in _METRICS if isinstance(metrics.get(name), float)), "")
-    return f"{name} {metrics[name]:.5f}, epoch {progress.get('epoch')}" if name else ""
+    return f"{name} {number_text(metrics[name])}, epoch {progress.get('epoch')}" if name else ""
 
 
 def lines_of(run: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm.data.encoding import Problem
+from dfm.data.encoding import NOT_FINITE, Problem
 from dfm.data.hashed_rows import EntrySums
 from dfm.data.labels import advice
 from dfm.data.parquet import Batch
@@ -20,6 +20,7 @@ from dfm.errors import DataError
 _LEAVE_OUT = (
     'Repair the row, or set data.on_bad_rows = "skip" (evaluate, predict: --on-bad-rows skip) to leave such rows out'
 )
+_NAN_IS_MISSING = '. Of a job, schema.nan = "missing" takes NaN for a value that is missing'
 NO_ROW_GROUP = -1
 """The row group of rows that lie in no file."""
 
@@ -145,10 +146,10 @@ class RowAccount:
             raise DataError(bad_row_message(self.rejections[0]))
         if self.rejected > max_bad_fraction * self.read:
             first = self.rejections[0]
-            label = advice(first.reason, first.value)
+            remedy = _remedy(first, "Repair the data or raise data.max_bad_fraction")
             raise DataError(
                 f"{self.rejected} of {self.read} rows are bad, more than data.max_bad_fraction = {max_bad_fraction} "
-                f"allows; the first: {first}. {label or 'Repair the data or raise data.max_bad_fraction'}"
+                f"allows; the first: {first}. {remedy}"
             )
 
     def check_any(self, purpose: str, weight: str) -> None:
@@ -189,8 +190,13 @@ class RowAccount:
 
 def bad_row_message(rejection: Rejection) -> str:
     """The message for a user whose job stops at bad rows."""
-    label = advice(rejection.reason, rejection.value)
-    return f"{rejection}. {label or _LEAVE_OUT}"
+    return f"{rejection}. {_remedy(rejection, _LEAVE_OUT)}"
+
+
+def _remedy(rejection: Rejection, usual: str) -> str:
+    """The way out: of a label its own, of others the usual one, and for NaN another."""
+    is_nan = rejection.reason == NOT_FINITE and rejection.value == "nan"
+    return advice(rejection.reason, rejection.value) or usual + (_NAN_IS_MISSING if is_nan else "")
 
 
 def rejections_of(batch: Batch, problems: Iterable[Problem]) -> tuple[Rejection, ...]:

@@ -34,6 +34,8 @@ _NO_FLOATS = np.zeros(0, np.float32)
 _NO_FIELDS = np.zeros(0, np.uint16)
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers that are trained on as they are (labels, weights, columns as values) are float32."""
+NOT_FINITE = "not finite"
+"""Reason that a row is bad: NaN or infinity stands for a feature."""
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -342,7 +344,7 @@ class _BatchColumns:
         reject(unparsed, "not a number")
         finite = np.isfinite(values)
         if not finite.all():
-            reject(~finite, "not finite")
+            reject(~finite, NOT_FINITE)
             values = np.where(finite, values, 0.0)
         return values, present
 

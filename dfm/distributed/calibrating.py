@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dfm.data.partition import SparsePartition
@@ -41,24 +41,27 @@ def check_calibration(job: Job, inputs: Inputs) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A calibration, or why there is none; how many rows fitted it, and what it gained on others."""
+    """A calibration, or why there is none; how many rows fitted it, and what it gained on others, None where there was
+    nothing to judge.
+    """
 
     found: Calibration | None
     rows: int
     reason: str = ""
-    gain: Gain = field(default_factory=Gain)
+    gain: Gain | None = None
 
     def told(self, kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-        """JSON-ready. before, after: metrics of the rows that judged."""
+        """JSON-ready. before, after: metrics of the rows that judged, without it and of what is published."""
+        is_kept = self.found is not None
         return {
             "kind": kind,
-            "kept": self.found is not None,
+            "kept": is_kept,
             "rows": self.rows,
             "judged_rows": before.get("rows", 0),
             "log_loss_before": before.get("log_loss"),
-            "log_loss_after": after.get("log_loss"),
-            "gain": self.gain.mean,
-            "gain_error": self.gain.error,
+            "log_loss_after": after.get("log_loss") if is_kept else None,
+            "gain": self.gain.mean if self.gain else None,
+            "gain_error": self.gain.error if self.gain else None,
             "reason": self.reason,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -195,17 +196,20 @@ def _changed(
 
 
 def _losses_of_each(model: FMModel, encoded: Encoded, changed: Iterable[HashedRows]) -> list[float]:
-    """The weighted sum of losses of each of some changed copies of the rows. Copies of one entry a field are scored
-    together, up to some rows: what one scoring costs apart from its rows is a multiple of what few rows cost.
+    """The weighted sum of losses of each of some changed copies of the rows; NaN where a copy is no legal data, so that
+    not all of its rows were encoded. Copies of one entry a field are scored together, up to some rows: what one scoring
+    costs apart from its rows is a multiple of what few rows cost.
     """
     found: list[float] = []
     waiting: list[HashedRows] = []
-    most = max(1, _TOGETHER // max(encoded.rows.n_rows, 1))
+    n_rows = encoded.rows.n_rows
+    most = max(1, _TOGETHER // max(n_rows, 1))
     for rows in itertools.chain(changed, [None]):
         if waiting and (rows is None or rows.fields.size or waiting[-1].fields.size or len(waiting) == most):
             losses, _ = _losses(model, replace(encoded, rows=concatenate_rows(waiting)))
             ends = np.cumsum([each.n_rows for each in waiting])
-            found += [float(part.sum()) for part in np.split(losses, ends[:-1])]
+            parts = np.split(losses, ends[:-1])
+            found += [float(part.sum()) if len(part) == n_rows else math.nan for part in parts]
             waiting = []
         waiting += [] if rows is None else [rows]
     return found
@@ -243,5 +247,5 @@ def described(damage: Damage, schema: ResolvedSchema) -> dict[str, Any]:
     """
     records, pairs = damage.records(schema.columns), damage.strengths([entry.name for entry in schema.fields])
     found = {"rows": damage.rows, "loss": damage.plain / damage.weight, "columns": records, "pairs": pairs}
-    reason = left_out(len(schema.fields))
+    reason = left_out(schema)
     return {**found, "pairs_left_out": reason} if reason else found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from dfm.data.arrow_types import root_of
 from dfm.distributed.evaluate import Evaluation
-from dfm.errors import SettingsError
+from dfm.errors import DataError, SettingsError
 from dfm.model.fm_model import FMModel
 from dfm.model.group_auc import GroupSums, group_sums
 from dfm.model.metrics import ClassificationTally
@@ -25,6 +27,33 @@ def check_slicing(model: FMModel, slicing: Slicing) -> None:
         )
     if slicing.group and model.task == "regression":
         raise SettingsError(f"group = {slicing.group!r} orders clicked rows before others; a regression has none")
+
+
+def check_columns(model: FMModel, slicing: Slicing, tables: Iterable[Collection[str]]) -> None:
+    """DataError where a column of slices or groups is in none of the tables, whose columns these are."""
+    missing, there = list(slicing.columns), dict[str, None]()
+    for names in tables if missing else ():
+        there |= dict.fromkeys(names)
+        missing = [name for name in missing if root_of(name, names) is None]
+        if not missing:
+            return
+    if missing and there:
+        name = missing[0]
+        knob = "by" if any(name in names for names in slicing.by) else "group"
+        raise DataError(
+            f"{knob} = {name!r} names no column of the data; slices and groups are made of those that are there: "
+            f"{', '.join([*there][:50])}.{_hint(model, name, [*there])}"
+        )
+
+
+def _hint(model: FMModel, name: str, there: Sequence[str]) -> str:
+    """A way out where a column is not there."""
+    derived = [entry for entry in model.schema.derived if entry.name == name]
+    if derived:
+        read = " and ".join(repr(column) for column in derived[0].columns)
+        return f" The model derives {name!r} from {read}; write it into the data to slice by it"
+    nearest = difflib.get_close_matches(name, there, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def check_threshold(model: FMModel, threshold: float | None) -> None:

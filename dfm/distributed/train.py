@@ -41,6 +41,7 @@ from dfm.events import history_frame
 from dfm.model.figures import notebook_html, plot_history
 from dfm.model.fm_model import BRIEF, FMModel
 from dfm.model.warm_start import Start
+from dfm.pages.numbers import number_text
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
 from dfm.storage import files
@@ -75,7 +76,7 @@ class TrainResult:
     def __repr__(self) -> str:
         """One line: where the model is, what it is worth."""
         told = {name: value for name, value in self.validation.items() if name in BRIEF and value is not None}
-        metrics = "".join(f", {name}={told[name]:.5f}" for name in BRIEF if name in told)
+        metrics = "".join(f", {name}={number_text(told[name])}" for name in BRIEF if name in told)
         state = ", interrupted" if self.interrupted else ""
         epochs = f"best_epoch={self.best_epoch} of {self.history[-1]['epoch'] if self.history else 0}"
         return f"TrainResult({self.model_url!r}{metrics}, {epochs}, rows={self.rows.accepted:,}{state})"

@@ -14,6 +14,7 @@ from dfm.errors import SettingsError
 from dfm.kernels.contract import KernelSpec
 from dfm.kernels.tables import ParameterTable
 from dfm.model.objective import LossInfo
+from dfm.pages.numbers import number_text
 from dfm.solvers.posterior import Draws
 from dfm.training.executor import Event
 from dfm.training.fitting import Fit
@@ -67,7 +68,7 @@ def teller(number: int, n_outputs: int) -> Callable[[Event], None]:
     which = f" ({number + 1} of {n_outputs})" if n_outputs > 1 else ""
 
     def tell(event: Event) -> None:
-        line = ", ".join(f"{key} {event[key]:.5f}" for key in _SHOWN if event.get(key) is not None)
+        line = ", ".join(f"{key} {number_text(event[key])}" for key in _SHOWN if event.get(key) is not None)
         logger.info("epoch %d%s: %s", event["epoch"], which, line)
 
     return tell

@@ -17,6 +17,7 @@ from dfm.data.schema import CROSS_SIGN
 from dfm.errors import DataError
 from dfm.model.entries import Entries, Scorer, batches_with, entries_of, is_pairwise, linear_terms, pair_terms
 from dfm.model.tokens import MISSING, shown
+from dfm.pages.numbers import number_form, number_text
 
 _SHOWN = 12
 """Terms that a printed explanation shows."""
@@ -68,11 +69,13 @@ class Explanation:
     def __repr__(self) -> str:
         """The greatest terms, a line each."""
         terms = self.terms()
-        rest = sum(term.amount for term in terms[_SHOWN:])
-        lines = [f"score {self.score:.5f}, prediction {self.prediction:.5f}", f"{self.bias:+9.5f}  bias"]
-        lines += [f"{self.higher:+9.5f}  several values together"] if self.higher else []
-        lines += [f"{term.amount:+9.5f}  {term.name}" for term in terms[:_SHOWN]]
-        return "\n".join([*lines, *([f"{rest:+9.5f}  {len(terms) - _SHOWN} more terms"] if terms[_SHOWN:] else [])])
+        parts = [(self.bias, "bias"), *([(self.higher, "several values together")] if self.higher else [])]
+        parts += [(term.amount, term.name) for term in terms[:_SHOWN]]
+        if terms[_SHOWN:]:
+            parts.append((sum(term.amount for term in terms[_SHOWN:]), f"{len(terms) - _SHOWN} more terms"))
+        form = number_form([amount for amount, _ in parts], "+.5f")
+        lines = [f"score {number_text(self.score)}, prediction {number_text(self.prediction)}"]
+        return "\n".join([*lines, *(f"{amount:{form}}".rjust(9) + f"  {name}" for amount, name in parts)])
 
 
 def explain(model: Scorer, row: Any) -> Explanation:

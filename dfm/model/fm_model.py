@@ -63,6 +63,7 @@ from dfm.model.ranking import Candidates, Ranking, vectors
 from dfm.model.rows import batches_of as batches_of
 from dfm.model.rows import in_columns, numeric_of, one_row
 from dfm.model.tokens import Tokens
+from dfm.pages.numbers import number_text
 from dfm.solvers.posterior import Draws, intervals, mean_scores
 from dfm.storage import files
 from dfm.storage.arrays import array_bytes, parse_arrays
@@ -133,7 +134,9 @@ class FMModel:
     def __repr__(self) -> str:
         """One line: kind, sizes, and what it was worth when it was trained."""
         worth: Mapping[str, Any] = self.metadata.get("validation", {})
-        metrics = "".join(f", {name} {worth[name]:.5f}" for name in BRIEF if isinstance(worth.get(name), float))
+        metrics = "".join(
+            f", {name} {number_text(worth[name])}" for name in BRIEF if isinstance(worth.get(name), float)
+        )
         n_fields, name, layout = len(self.schema.fields), self.objective.info.name, self.table.layout
         vectors = f"{len(layout.degrees)} x " if len(layout.degrees) > 1 else ""
         draws = f" of {self.draws.number} draws" if self.draws is not None and self.draws.number > 1 else ""

@@ -54,9 +54,9 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Damage:
-    """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column; permuted [n_repeats,
-    n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute terms of pairs of
-    fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
+    """Weighted losses of rows. plain: as they are; missing [n_columns]: without one column, NaN where rows need it;
+    permuted [n_repeats, n_columns]: with the values of another row in it. pairs [n_fields, n_fields]: weighted absolute
+    terms of pairs of fields, of rows that weigh `pair_weight`; [0, 0] where pairs are not measured.
     """
 
     rows: int
@@ -86,7 +86,8 @@ class Damage:
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """A record a column, the most important first: by how much the mean loss rises, permuted (its mean over the
-        repeats, and the half width of its interval of 95 %) and missing. DataError where there is no row.
+        repeats, and the half width of its interval of 95 %) and missing (None where it cannot be). DataError where
+        there is no row.
         """
         if not self.weight:
             raise DataError("no row is left to measure importance on; pass labelled rows")
@@ -99,7 +100,7 @@ class Damage:
                 "column": name,
                 "permuted": float(rises[:, at].mean()),
                 "permuted_error": float(width * spread[at]) if n_repeats > 1 else None,
-                "missing": float(self.missing[at] / self.weight - plain),
+                "missing": None if np.isnan(self.missing[at]) else float(self.missing[at] / self.weight - plain),
             }
             for at, name in enumerate(columns)
         ]

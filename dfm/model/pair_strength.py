@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dfm.data.matrices import is_vector
+from dfm.data.schema import ResolvedSchema
 from dfm.kernels.families.registry import family_of
 from dfm.model.entries import Entries, Floats, Scorer, entries_of, sides
 
@@ -35,12 +37,14 @@ def has_pairs(model: Scorer) -> bool:
 
 def n_paired(model: Scorer) -> int:
     """The number of fields, of which every pair is measured; 0 where none is."""
-    n_fields = len(model.schema.fields)
-    return n_fields if n_fields <= MOST_FIELDS and has_pairs(model) else 0
+    return 0 if left_out(model.schema) or not has_pairs(model) else len(model.schema.fields)
 
 
-def left_out(n_fields: int) -> str:
-    """The reason why no pair of so many fields is measured; "" where they are."""
+def left_out(schema: ResolvedSchema) -> str:
+    """The reason why no pair of these fields is measured; "" where they are."""
+    if is_vector(schema):
+        return "the columns of a matrix are one field, so that there are no pairs of fields to be measured"
+    n_fields = len(schema.fields)
     if n_fields <= MOST_FIELDS:
         return ""
     return f"pairs of {n_fields:,} fields are too many to be measured; those of up to {MOST_FIELDS} are"

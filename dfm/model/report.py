@@ -20,6 +20,7 @@ from dfm.model.folder import MANIFEST, read_manifest
 from dfm.model.inspection import strengths_of, strongest_and_weakest
 from dfm.model.pair_strength import strength_matrix
 from dfm.pages import charts
+from dfm.pages.numbers import number_form
 from dfm.pages.page import REPORT, Drawing, HeatMap, page_of, preformatted, write_page
 from dfm.settings.job import differing
 from dfm.settings.toml import to_toml
@@ -107,7 +108,7 @@ def _sections(model: str, manifest: Mapping[str, Any], options: files.Options) -
         "rows to train on": known.get("rows"),
         "rows to validate on": known.get("validation_rows"),
         "where time went": _time(history, found.get("seconds", {})),
-        "calibration": known.get("calibration"),
+        "calibration": {k: v for k, v in (known.get("calibration") or {}).items() if v is not None},
         "warm start": known.get("warm_start"),
         "job": preformatted(to_toml(tables).strip()) if (tables := differing(settings)) else None,
         "estimator": _estimator(known, settings),
@@ -162,14 +163,17 @@ def _drifted(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _importance(found: Mapping[str, Any]) -> Drawing | None:
     """By how much the loss rises without a column, as bars."""
-    rows = [(each["column"], f"{each['permuted']:z.5f}", each["permuted"]) for each in found.get("columns", ())]
+    rises = [(each["column"], each["permuted"]) for each in found.get("columns", ())]
+    form = number_form([rise for _, rise in rises], "z.5f")
+    rows = [(column, f"{rise:{form}}", rise) for column, rise in rises]
     return charts.bars(("column permuted", "rise of the loss"), rows[:_MOST_COLUMNS])
 
 
 def _pairs(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The mean absolute terms that two fields make together: the strongest as bars, and all of not too many fields."""
     records, names = found.get("pairs", ()), [entry["name"] for entry in manifest["schema"]["fields"]]
-    rows = [(f"{e['first']} x {e['second']}", f"{e['strength']:.5f}", e["strength"]) for e in records[:_MOST_PAIRS]]
+    form = number_form([each["strength"] for each in records[:_MOST_PAIRS]])
+    rows = [(f"{e['first']} x {e['second']}", f"{e['strength']:{form}}", e["strength"]) for e in records[:_MOST_PAIRS]]
     is_wide = len(names) > _MOST_COLUMNS or not rows
     reason = found.get("pairs_left_out")
     bars = {"left out": reason} if reason else charts.bars(("fields", "strength"), rows)

@@ -197,7 +197,8 @@ def _refuse_lazy(data: Any) -> None:
     if hasattr(data, "__dask_graph__"):
         raise DataError(
             f"a {kind} of Dask has no rows yet: pass data.compute(), or score its partitions where they are: "
-            "data.map_partitions(model.predict)"
+            'data.map_partitions(model.predict, meta=(None, "f4")). Where columns hold lists, or true and false with '
+            'gaps, make the frame under dask.config.set({"dataframe.convert-string": False}), or they are text in it'
         )
     _refuse_to_be_collected(data)
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm.pages.numbers import number_form
 from dfm.storage import files, ownership
 
 REPORT = "report.html"
+_FORM = ",.5f"
+"""The form of floats up to a thousand, unless they are small."""
 HEAD = "<!doctype html><html lang=en><meta charset=utf-8><meta name=generator content=dfm>"
 """The beginning of every page, by which dfm knows its own."""
 _LIGHT = "--ink:#1b1f24;--paper:#fff;--faint:#667085;--line:#d8dde3;--one:#1f6fb2;--two:#c4571b;--soft:#1f6fb233"
@@ -128,7 +131,7 @@ _BLUE, _RED = (33, 102, 172), (178, 24, 43)
 
 def _heat_map(content: HeatMap) -> str:
     """Rows and columns by name; blue is above 0, red below, and the strongest cell has the full colour."""
-    most = max(float(np.abs(content.values).max(initial=0.0)), 1e-9)
+    most = float(np.abs(content.values).max(initial=0.0)) or 1.0
     head = "".join(f"<th style=writing-mode:vertical-rl>{html.escape(name)}" for name in content.names)
     body = "".join(
         f"<tr><th>{html.escape(name)}" + "".join(_shade(value, most) for value in row.tolist())
@@ -140,8 +143,8 @@ def _heat_map(content: HeatMap) -> str:
 def _shade(value: float, most: float) -> str:
     share = abs(value) / most
     red, green, blue = (round(255 + (part - 255) * share) for part in (_BLUE if value > 0 else _RED))
-    ink, digits = "#fff" if share > 0.6 else "#000", 2 if most >= 1 else 3
-    return f"<td class=h style=background:rgb({red},{green},{blue});color:{ink}>{value:.{digits}f}"
+    ink, form = "#fff" if share > 0.6 else "#000", ".2f" if most >= 1 else number_form([most], ".3f")
+    return f"<td class=h style=background:rgb({red},{green},{blue});color:{ink}>{value:{form}}"
 
 
 def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | Drawing) -> str:
@@ -154,14 +157,18 @@ def _table(content: Mapping[str, Any] | Sequence[Mapping[str, Any]] | HeatMap | 
         return "<table>" + "".join(f"<tr><th>{html.escape(k)}{_td(v)}" for k, v in rows) + "</table>"
     names = list(dict.fromkeys(name for row in content for name in row))
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}" for name in names)
-    body = "".join("<tr>" + "".join(_td(row.get(name)) for name in names) for row in content)
+    forms = [number_form((v for row in content if isinstance(v := row.get(name), float)), _FORM) for name in names]
+    columns = list(zip(names, forms, strict=True))
+    body = "".join("<tr>" + "".join(_td(row.get(name), form) for name, form in columns) for row in content)
     return f"<table><tr>{head}{body}</table>"
 
 
-def _td(value: Any) -> str:
-    """A cell; text is broken where a narrow page must, names after a dot alone, numbers are not."""
+def _td(value: Any, form: str = "") -> str:
+    """A cell; text is broken where a narrow page must, names after a dot alone, numbers are not. form: of floats, as
+    their column has it; "": in their own.
+    """
     if isinstance(value, int | float):
-        return f"<td class=n>{_cell(value)}"
+        return f"<td class=n>{_cell(value, form)}"
     if isinstance(value, list | tuple) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in value):
         return "<td class=w>" + re.sub(r"\.(?=[a-z])", ".<wbr>", _cell(value))
     return f"<td>{_cell(value)}"
@@ -171,13 +178,13 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, str | Mapping | list | tuple) and not value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, form: str = "") -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.5f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:{form or number_form([value], _FORM)}}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping):
         return ", ".join(
             f"{html.escape(str(key))} {_cell(inner)}" for key, inner in value.items() if not _is_empty(inner)

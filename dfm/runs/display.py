@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfm.events import is_passing, line_of
+from dfm.pages.numbers import number_text
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -237,7 +238,7 @@ class Reporter:
         for name, losses in event["losses"].items():
             if losses and all(map(math.isfinite, losses)):
                 mean, spread = statistics.fmean(losses), statistics.pstdev(losses)
-                self._line(f"{name}: {mean:.5f} ± {spread:.5f} over {_count(len(losses), 'seed')}")
+                self._line(f"{name}: {number_text(mean)} ± {number_text(spread)} over {_count(len(losses), 'seed')}")
             elif losses:
                 self._line(f"{name}: diverged with one of {_count(len(losses), 'seed')}")
         which = f"trial {event['trial']}" if event["trial"] else "the default, which nothing beat"
@@ -353,12 +354,18 @@ class Reporter:
 
     def _show_calibrated(self, event: Event) -> None:
         self._stop_progress()
+        before, after, gain = (event[name] for name in ("log_loss_before", "log_loss_after", "gain"))
         if event["kept"]:
-            before, after = (number_text(event[f"log_loss_{when}"]) for when in ("before", "after"))
-            told = f"kept: log loss {before} without, {after} with it, on {_count(event['judged_rows'], 'row')} that it"
-            self._line(f"calibration ({event['kind']}) {told} has not seen")
-        else:
-            self._line(f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]; none is kept")
+            told = f"kept: log loss {number_text(before)} without, {number_text(after)} with it, on "
+            self._line(
+                f"calibration ({event['kind']}) {told}{_count(event['judged_rows'], 'row')} that it has not seen"
+            )
+            return
+        losses = (
+            "" if gain is None else f" (log loss {number_text(before)} without, {number_text(before - gain)} with it)"
+        )
+        why = f"[yellow]calibration ({event['kind']}) refused: {escape(event['reason'])}[/]"
+        self._line(f"{why}{losses}; none is kept")
 
     def _show_diagnosis(self, event: Event) -> None:
         for finding in event["findings"]:
@@ -410,11 +417,6 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     """The least and the greatest of some numbers of things: "3 to 4 replicas", "4 replicas"."""
     least, most = min(numbers), max(numbers)
     return _count(most, noun) if least == most else f"{least:,} to {_count(most, noun)}"
-
-
-def number_text(value: float | None) -> str:
-    """A metric for people."""
-    return "-" if value is None else f"{value:.5f}"
 
 
 def bytes_text(count: int) -> str:

@@ -18,6 +18,7 @@ from dfm.data.transforms import QUANTILE
 from dfm.data.vocabulary import Vocabulary
 from dfm.kernels.losses import QUANTILE as QUANTILE_LOSS
 from dfm.model.objective import Objective
+from dfm.pages.numbers import number_text
 
 _NEARLY_ALL = 0.99
 """Share of a column's values that were not seen often enough to be kept, from which it says nothing."""
@@ -126,7 +127,7 @@ def table_finding(collided_share: float, hash_bits: int) -> list[Finding]:
 def start_finding(objective: Objective, metrics: Mapping[str, Any]) -> Finding:
     """No epoch was better than the parameters of training.warm_start, whose metrics these are."""
     primary = objective.primary
-    worth = f"{primary.replace('_', ' ')} {metrics[primary]:.5f}"
+    worth = f"{primary.replace('_', ' ')} {number_text(metrics[primary])}"
     message = (
         f"no epoch was better on the validation rows than the start ({worth}): "
         "what is published is the model of training.warm_start, less warm_start_decay; that model itself may be better"
@@ -145,9 +146,10 @@ def model_findings(objective: Objective, metrics: Mapping[str, Any], linear: Map
     ours, theirs = cost(metrics), cost(linear)
     if ours is None or theirs is None or ours < theirs - _NOTHING * abs(theirs):
         return []
+    with_factors, without = number_text(metrics[primary]), number_text(linear[primary])
     message = (
-        f"without its factors the model is as good on the validation rows ({primary} {linear[primary]:.5f}, with them "
-        f"{metrics[primary]:.5f}): the pairs of columns add nothing"
+        f"without its factors the model is as good on the validation rows ({primary} {without}, with them "
+        f"{with_factors}): the pairs of columns add nothing"
     )
     return [
         Finding("factors-add-nothing", message, ("model.n_factors = 0", "training.l2_factors", "training.n_epochs"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfm.errors import SettingsError
+from dfm.pages.numbers import number_text
 
 Metrics = Mapping[str, Any]
 _TOLD = (
@@ -192,4 +193,5 @@ def _beside_champion(name: str, loss: float, champion: Metrics, gate: Gate) -> l
     if loss - best <= (gate.log_loss_ratio - 1.0) * abs(best):  # counts have losses below 0
         return []
     times = f"{loss / best:.4f} times " if best > 0 else "above "
-    return [f"its {name} {loss:.5f} is {times}the champion's {best:.5f}; the gate allows {gate.log_loss_ratio:g}"]
+    ours, theirs = number_text(loss), number_text(best)
+    return [f"its {name} {ours} is {times}the champion's {theirs}; the gate allows {gate.log_loss_ratio:g}"]

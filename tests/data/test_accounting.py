@@ -69,6 +69,22 @@ def test_the_message_names_place_reason_value_and_remedy():
     )
 
 
+@pytest.mark.parametrize("limit", [None, 0.01])
+@pytest.mark.parametrize(
+    ("reason", "value", "helps"),
+    [("not finite", "nan", True), ("not finite", "inf", False), ("label is not finite", "nan", False)],
+)
+def test_nan_in_a_feature_may_be_missing_which_the_message_says(
+    reason: str, value: str, helps: bool, limit: float | None
+) -> None:
+    """As pandas writes what is missing; of infinity and of labels the knob says nothing."""
+    bad = Rejection("a.parquet", 0, "price", reason, 1, 4, value)
+    with pytest.raises(DataError) as error:
+        RowAccount(10, 9, (bad,)).check("error" if limit is None else "skip", limit or 0.0)
+    assert ('schema.nan = "missing"' in str(error.value)) == helps
+    assert "Repair the" in str(error.value)
+
+
 def test_accounts_survive_json():
     account = RowAccount(22, 14, (BAD, WORSE), 6.0)
     assert RowAccount.from_dict(json.loads(json.dumps(account.to_dict()))) == account

@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
+from rich.console import Console
 
+import dfm
 from dfm import jobs
 from dfm.distributed import diagnose
 from dfm.errors import SettingsError
+from dfm.events import faults_of
 from dfm.model.export import export
 from dfm.model.fm_model import FMModel
+from dfm.runs.display import Reporter
 from tests.distributed.test_held_out import tables_of
 from tests.model.test_export import run_onnx
 from tests.support.extras import needs_onnx
@@ -156,7 +160,17 @@ def test_none_is_kept_where_a_model_is_right_already(log: Path, client: Client, 
     (event,) = [each for each in told if each["event"] == "calibrated"]
     assert not event["kept"]
     assert event["reason"] == "it does not lower the log loss of rows that it has not seen"
-    assert event["log_loss_after"] == event["log_loss_before"] == result.validation["log_loss"]
+    assert event["log_loss_before"] == result.validation["log_loss"]
+    assert event["log_loss_after"] is None, "nothing is published with it"
+    assert event["gain"] < 2 * event["gain_error"]
+    assert faults_of(event) == []
+    loss, other = f"{event['log_loss_before']:.5f}", f"{event['log_loss_before'] - event['gain']:.5f}"
+    with Reporter(console := Console(width=200)) as reporter, console.capture() as capture:
+        reporter(event)
+    assert f"it has not seen (log loss {loss} without, {other} with it); none is kept" in capture.get()
+    page = Path(dfm.report(result.model_url)).read_text()
+    assert "<th>log_loss_before<" in page
+    assert "<th>log_loss_after<" not in page
     assert result.model.calibration is None
     assert result.model.metadata["calibration"]["reason"] == event["reason"]
 

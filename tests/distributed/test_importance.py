@@ -17,9 +17,11 @@ from distributed import Client
 import dfm
 from dfm import jobs
 from dfm.cli.app import cli
+from dfm.cli.console import importance_table, wide_console
 from dfm.data.draw import sampled
 from dfm.distributed import importance
 from dfm.errors import DataError, SettingsError
+from dfm.estimators import FMClassifier
 from dfm.events import faults_of
 from dfm.model.importance import Sample, donors_of
 from dfm.training import plan
@@ -100,6 +102,27 @@ def test_any_cluster_finds_the_same(
     assert [each["column"] for each in other["columns"]] == [each["column"] for each in found["columns"]]
     for ours, theirs in zip(found["columns"], other["columns"], strict=True):
         assert theirs["permuted"] == pytest.approx(ours["permuted"], abs=1e-9)
+
+
+def test_a_matrix_has_no_gaps_and_no_pairs_of_fields_to_be_measured(
+    client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None instead of a figure that no row was scored for."""
+    rng = np.random.default_rng(0)
+    table = pa.table({name: rng.normal(size=400) for name in ("strong", "noise")})
+    table = table.append_column("label", pa.array((table["strong"].to_numpy() > 0).astype(np.int64)))
+    model = FMClassifier(n_epochs=3).fit(table.drop_columns(["label"]).to_pandas(), table["label"].to_numpy()).model_
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=150)
+    here = dfm.importance(model, table)
+    there = dfm.importance(model, str(tmp_path / "rows.parquet"), client=client)
+    for found in (here, there):
+        assert [record["column"] for record in found["columns"]] == ["strong", "noise"]
+        assert [record["missing"] for record in found["columns"]] == [None, None]
+        assert found["columns"][0]["permuted"] > 0.1
+        assert found["pairs"] == []
+        assert "columns of a matrix are one field" in found["pairs_left_out"]
+    wide_console().print(importance_table(there))
+    assert any("strong" in line and " - " in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_fields_that_act_together_are_the_strongest_pair(client: Client, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +14,14 @@ import pytest
 from distributed import Client
 
 from dfm import jobs
+from dfm.data.schema import resolve
 from dfm.distributed import predict, scoring
 from dfm.errors import DataError, ModelError, SettingsError
 from dfm.model.fm_model import FMModel
+from dfm.settings.tables import Schema
 from dfm.training import plan
 from tests.support.small_jobs import LAST_DAY, job_tables, read_log
+from tests.support.small_models import model_of_schema, random_table
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +358,37 @@ def test_metrics_are_the_same_in_whatever_form_the_rows_come(
     assert found["account"] == expected["account"]
     for name in ("log_loss", "auc", "pr_auc", "calibration", "base_rate", "rows"):
         assert found[name] == pytest.approx(expected[name], rel=1e-9)
+
+
+def test_text_that_dask_made_of_truths_and_lists_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of pandas become strings in Dask where they hold objects: "True" is another category than true."""
+    import dask.dataframe as dd
+
+    monkeypatch.setattr("dfm.distributed.frames._current_client", lambda: None)
+    table = random_table(300)
+    table = table.append_column("flag", pa.array([(True, None, False)[number % 3] for number in range(300)]))
+    way_out = r'dask\.config\.set\(\{"dataframe\.convert-string": False\}\)'
+    columns = [*table.column_names]
+    for roles, message in (
+        ({"categorical": ("flag", "site")}, "column 'flag' of the frame holds the texts True and False.*" + way_out),
+        ({"categorical": ("site",), "lists": ("tags",)}, "column 'tags' of the frame holds text.*" + way_out),
+    ):
+        schema = resolve(Schema(**roles), columns)
+        model, rows = model_of_schema(schema, table), table.select(["label", *schema.columns])
+        expected, frame = model.predict(rows), rows.to_pandas()
+        with pytest.raises(DataError, match=message):
+            jobs.evaluate(model, dd.from_pandas(frame, npartitions=2))
+        with pytest.raises(DataError, match=way_out):
+            model.predict(dd.from_pandas(frame, npartitions=2))
+        with dask.config.set({"dataframe.convert-string": False}):
+            kept = dd.from_pandas(frame, npartitions=2)
+            found = jobs.evaluate(model, kept)["log_loss"]
+            scores = kept.map_partitions(model.predict, meta=(None, "f4")).compute()  # as the sentence says
+        assert found == pytest.approx(jobs.evaluate(model, rows)["log_loss"], abs=1e-9)
+        np.testing.assert_array_equal(scores, expected)
+        if "flag" in schema.columns:
+            texts = frame.assign(flag=frame["flag"].map({True: "true", False: "false"}))
+            assert jobs.evaluate(model, dd.from_pandas(texts, npartitions=2))["log_loss"] == pytest.approx(found)
 
 
 def test_bad_rows_in_memory_are_named_and_counted(log: Path, model: str) -> None:

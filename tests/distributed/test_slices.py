@@ -16,14 +16,17 @@ from sklearn.metrics import log_loss, mean_squared_error, ndcg_score, roc_auc_sc
 
 from dfm import jobs
 from dfm.cli.app import cli
+from dfm.data.schema import resolve
 from dfm.data.texts import MISSING, text_hashes, texts_of
 from dfm.distributed import slicing
 from dfm.errors import DataError, SettingsError
 from dfm.events import faults_of
 from dfm.model import slices
 from dfm.model.fm_model import FMModel
+from dfm.settings.tables import Schema
 from dfm.training import plan
 from tests.support.small_jobs import in_process_client, job_tables, read_log
+from tests.support.small_models import model_of_schema
 
 BY = ["day", "C1", "C1,day"]
 
@@ -174,12 +177,27 @@ def test_values_are_named_as_categories_are() -> None:
 def test_what_cannot_be_sliced_is_refused(log: Path, model: str, client: Client) -> None:
     with pytest.raises(SettingsError, match="names a column twice, or none"):
         jobs.evaluate(model, str(log), client=client, by=["C1,C1"])
-    with pytest.raises(DataError, match="'C99'"):
-        jobs.evaluate(model, str(log), client=client, by=["C99"])
     regression = FMModel.load(model)
     object.__setattr__(regression, "task", "regression")
     with pytest.raises(SettingsError, match="a regression has none"):
         slicing.check_slicing(regression, slices.Slicing.of((), "C1"))
+
+
+def test_a_column_that_no_row_has_is_refused_before_a_worker_starts(
+    log: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices are made of columns of the data: no field of the model is meant, nor does the model need the column."""
+    monkeypatch.setattr("dfm.distributed.cluster.connect.client_of", None)
+    table, expected = read_log(log), r"by = 'dya' names no column of the data; .*: .*C1.* Did you mean 'day'\?"
+    for data in (str(log), table, table.to_pandas(), table.slice(0, 9).to_pylist()):
+        with pytest.raises(DataError, match=expected):
+            jobs.evaluate(model, data, by=["C2,dya"])
+    with pytest.raises(DataError, match="group = 'person' names no column"):
+        jobs.evaluate(model, str(log), by=["C1"], group="person")
+    rows = pa.table({"label": [0, 1], "site": ["a", "b"], "when": ["2026-11-20 07:00", "2026-11-21 09:00"]})
+    schema = resolve(Schema(categorical=("site",), derive={"hour": "hour(when)"}), rows.column_names)
+    with pytest.raises(DataError, match="The model derives 'hour' from 'when'; write it into the data to slice by it"):
+        jobs.evaluate(model_of_schema(schema, rows), rows, by=["hour"])
 
 
 def test_the_command_line_shows_a_table_for_each_kind(log: Path, model: str, client: Client) -> None:

@@ -78,14 +78,14 @@ def wide(n_fields: int) -> tuple[FMModel, pa.RecordBatch]:
 
 def test_pairs_of_too_many_fields_are_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = wide(9)
-    assert (n_paired(model), left_out(9)) == (9, "")
+    assert (n_paired(model), left_out(model.schema)) == (9, "")
     monkeypatch.setattr("dfm.model.pair_strength.MOST_FIELDS", 8)
     assert n_paired(model) == 0
-    assert "pairs of 9 fields are too many to be measured; those of up to 8 are" in left_out(9)
+    assert "pairs of 9 fields are too many to be measured; those of up to 8 are" in left_out(model.schema)
     rows = batch.append_column("label", pa.array(np.arange(300) % 2))
     found = dfm.importance(model, pa.Table.from_batches([rows]), repeats=1)
     assert len(found["columns"]) == 9
-    assert (found["pairs"], found["pairs_left_out"]) == ([], left_out(9))
+    assert (found["pairs"], found["pairs_left_out"]) == ([], left_out(model.schema))
 
 
 def test_a_linear_model_has_no_pairs() -> None:

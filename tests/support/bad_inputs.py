@@ -193,7 +193,8 @@ TABLE: dict[str, BadInput] = {
     ),
     "NaN number": BadInput(
         "NaN or infinity among numbers", "the same", value("I", float("nan")),
-        PLACE + r": column 'I': not finite \(nan\)\. Repair the row", skipped=1,
+        PLACE + r": column 'I': not finite \(nan\)\. Repair the row, .*\. Of a job, schema\.nan = \"missing\" takes",
+        skipped=1,
     ),
     "infinite label": BadInput(
         "a label that is NaN or infinite", "the same", value("label", float("inf"), pa.float64()),
