@@ -30,7 +30,7 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="The Dask sched
 _run_argument = click.argument("run")
 _RUN_THERE = "On Kubernetes: RUN is the name of a DaskJob."
 _CLUSTER = "scheduler", "tls"
-"""What names a Dask cluster, and not Kubernetes."""
+"""The parameters that name a Dask cluster, and not Kubernetes."""
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
 _PATIENCE = 8.0
 """Seconds for a scheduler to answer a question."""
