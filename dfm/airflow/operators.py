@@ -280,8 +280,9 @@ class DfmPublishOperator(_DfmOperator):
     :param gate: thresholds by name (`dfm.workflow.gate.Gate`): log_loss_ratio, calibration_low, calibration_high,
         normalized_entropy, min_rows; slices (columns such as ["site"], in none of whose values the candidate may be
         worse by more than slice_loss_ratio), slice_min_rows
-    :param order: when the candidate's data ended (a moment); by default the end of the data interval, or of a run
-        without one the moment when it was due
+    :param order: when the candidate's data ended (a moment, as 2026-11-30); by default the end of the data interval, or
+        of a run without one the moment when it was due
+    :param on_bad_rows: "error" or "skip"
     :param on_refusal: "fail" (without another try), "skip", or "continue" (the answer says promoted: False). A model
         older than the champion, or that was it before, is no refusal: it is left alone, and the answer says older: True
     """
@@ -297,6 +298,7 @@ class DfmPublishOperator(_DfmOperator):
         gate: Mapping[str, Any] | None = None,
         order: str = "",
         on_refusal: str = "fail",
+        on_bad_rows: str = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -309,12 +311,14 @@ class DfmPublishOperator(_DfmOperator):
         self.gate = dict(gate or {})
         self.order = order
         self.on_refusal = on_refusal
+        self.on_bad_rows = on_bad_rows
 
     def work(self, context: Any) -> dict[str, Any]:
         """Judge and promote; the answer says what the champion is now."""
         order = self.order or runtime.order_of(context)
         result = tasks.publish(
-            self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False
+            self.candidate, self.alias, self.data, self.gate, self.dask_conn_id, self.storage_options, order, False,
+            self.on_bad_rows,
         )  # fmt: skip
         if not result["promoted"]:
             refusal = "; ".join(result["refusals"])

@@ -174,6 +174,7 @@ def publish(
     storage_options: Mapping[str, Any] | None = None,
     order: str = "",
     enforce: bool = True,
+    on_bad_rows: str = "error",
 ) -> dict[str, Any]:
     """Compare a candidate with the champion on the same shards and make it the champion where the gate lets it.
 
@@ -185,7 +186,9 @@ def publish(
     order = order or runtime.order_of(get_current_context())
     with runtime.working_on(dask_conn_id, storage_options, on_event=EventLog()) as where:
         chosen = Gate.from_dict(gate or {})
-        result = steps.publish(candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce)
+        result = steps.publish(
+            candidate, alias, _listed(data), chosen, where, order=order, enforce=enforce, on_bad_rows=on_bad_rows
+        )
     for line in runtime.lines_of_publication(candidate, result):
         logger.info("%s", line)
     return result

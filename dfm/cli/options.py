@@ -49,6 +49,52 @@ def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_tls
 
 
+_ON_KUBERNETES = {
+    "namespace": "With --kubernetes: default: the kubeconfig's.",
+    "context": "With --kubernetes: another context of the kubeconfig.",
+}
+
+
+def kubernetes_options(
+    meaning: str, *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[..., Callable[..., Any]]:
+    """A decorator that gives a command --kubernetes (whose help is `meaning`), --namespace and --context.
+
+    only, without: parameters of the command that are of use only with --kubernetes, or only without it; UsageError
+    where one is given that nothing would read.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            if options["kubernetes"]:
+                if idle := [name for name in without if options[name]]:
+                    given = _spelled(idle[0], options[idle[0]])
+                    raise click.UsageError(f"{given} is of no use with --kubernetes; leave one of them out")
+            elif idle := [name for name in (*_ON_KUBERNETES, *only) if options[name]]:
+                raise click.UsageError(f"--{idle[0]} is of use with --kubernetes alone; give both, or leave it out")
+            return command(*arguments, **options)
+
+        for name, help_text in reversed(_ON_KUBERNETES.items()):
+            checked = click.option(f"--{name}", default="", help=help_text)(checked)
+        return click.option("--kubernetes", is_flag=True, help=meaning)(checked)
+
+    return decorate
+
+
+def check_scheduler(scheduler: str | None, tls: dict[str, Any]) -> None:
+    """UsageError where there are certificates for a scheduler that is not named."""
+    if tls and not scheduler:
+        raise click.UsageError(f"{_spelled('tls', tls)} is of use with --scheduler alone; give both, or leave it out")
+
+
+def _spelled(name: str, value: Any) -> str:
+    """A parameter that was given, as the command line spells it."""
+    if name == "tls":
+        return f"--{next(iter(value)).replace('_', '-')}"
+    return {"as_json": "--json", "options": "--storage-option", "locations": "LOCATION"}.get(name, f"--{name}")
+
+
 def with_options(*options: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator that gives a command these options, in this order."""
 

@@ -12,11 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfm.cli.options import (
+    bad_rows_option,
     cluster_settings,
     json_option,
     scheduler_option,
     storage_option,
     tls_options,
+    with_options,
     workers_option,
 )
 from dfm.errors import GateError
@@ -34,15 +36,14 @@ from dfm.workflow.gate import Gate
 @click.option(
     "--gate-by", "slices", metavar="COLUMNS", multiple=True, help="Refuse where one slice got worse: --gate-by site."
 )
-@click.option("--order", default="", help="When the model's data ended; an earlier one never replaces a later one.")
-@workers_option
-@scheduler_option
-@tls_options
-@storage_option
-@json_option
+@click.option(
+    "--order", default="", help="When the model's data ended (2026-11-30); it never replaces one of later data."
+)
+@with_options(bad_rows_option, workers_option, scheduler_option, tls_options, storage_option, json_option)
 def publish(
     model: str, data: tuple[str, ...], alias: str, thresholds: tuple[str, ...], slices: tuple[str, ...], order: str,
-    workers: int | None, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any], as_json: bool,
+    on_bad_rows: str, workers: int | None, scheduler: str | None, tls: dict[str, Any], options: dict[str, Any],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL with the champion on labelled DATA that it has not seen; promote it where the gate lets it.
 
@@ -56,7 +57,7 @@ def publish(
     with Reporter(console, as_json) as reporter:
         settings = cluster_settings(scheduler, workers, tls)
         where = steps.Where(settings=settings, storage_options=options, on_event=reporter)
-        result = steps.publish(model, alias, data, gate, where, order=order, enforce=False)
+        result = steps.publish(model, alias, data, gate, where, order=order, enforce=False, on_bad_rows=on_bad_rows)
         if as_json:
             reporter({"event": "published" if result["promoted"] else "refused", "model": model, **result})
     if not as_json:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from dfm.cli import kubernetes as on_kubernetes
 from dfm.cli import standing
 from dfm.cli.console import metric_text, show_plan, wide_console
-from dfm.cli.options import json_option, storage_option, tls_options
+from dfm.cli.options import check_scheduler, json_option, kubernetes_options, storage_option, tls_options
 from dfm.events import line_of
 from dfm.runs.display import Reporter
 
@@ -28,9 +28,9 @@ _follow = click.option("--follow", is_flag=True, help="Show its progress until i
 _overrides = click.option("--set", "overrides", metavar="TABLE.KEY=VALUE", multiple=True, help="Override a knob.")
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="The Dask scheduler that RUN was submitted to.")
 _run_argument = click.argument("run")
-_kubernetes = click.option("--kubernetes", is_flag=True, help="On Kubernetes: RUN is the name of a DaskJob.")
-_namespace = click.option("--namespace", default="", help="With --kubernetes: default: the kubeconfig's.")
-_context = click.option("--context", default="", help="With --kubernetes: another context of the kubeconfig.")
+_RUN_THERE = "On Kubernetes: RUN is the name of a DaskJob."
+_CLUSTER = "scheduler", "tls"
+"""The parameters that name a Dask cluster, and not Kubernetes."""
 WHERE = """RUN is its output directory or URL, its job file, or, with --scheduler, the id that submitting gave."""
 _PATIENCE = 8.0
 """Seconds for a scheduler to answer a question."""
@@ -45,10 +45,11 @@ class Place:
     run_id: str = ""
 
 
-def _place(run: str, scheduler: str | None, tls: Mapping[str, Any], options: Mapping[str, Any]) -> Place:
+def _place(run: str, scheduler: str | None, tls: dict[str, Any], options: Mapping[str, Any]) -> Place:
     from dfm.settings.job import load_job
     from dfm.storage.credentials import merged
 
+    check_scheduler(scheduler, tls)
     if os.path.isfile(run):
         job = load_job(run)
         return Place(job.output.directory, merged(job.data.storage_options, options))
@@ -122,9 +123,7 @@ def cluster_overrides(
 @_overrides
 @click.option("--scheduler", metavar="ADDRESS", help="Hand the driver to this Dask cluster (tcp://…, tls://…).")
 @tls_options
-@_kubernetes
-@_namespace
-@_context
+@kubernetes_options("As a DaskJob of Kubernetes.", only=("name",), without=_CLUSTER)
 @click.option("--name", default="", help="Of the DaskJob; default: made of the job file's name and the run's id.")
 @click.option("--dry-run", is_flag=True, help="Check, show the plan (Kubernetes: the objects), submit nothing.")
 @_follow
@@ -134,8 +133,6 @@ def submit(
     context: str, name: str, dry_run: bool, follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Hand JOB, driver and all, to a Dask cluster or to Kubernetes, and print the id of its run."""
-    if kubernetes and scheduler:
-        raise click.UsageError("--scheduler and --kubernetes name two clusters; give one of them")
     if kubernetes:
         return on_kubernetes.submit(job, overrides, name, namespace, context, dry_run, follow, as_json)
     overrides = (*overrides, *cluster_overrides(scheduler, tls=tls))
@@ -181,9 +178,7 @@ def _submit_to_dask(job: str, overrides: tuple[str, ...], follow: bool, as_json:
 @_run_argument
 @_scheduler
 @tls_options
-@_kubernetes
-@_namespace
-@_context
+@kubernetes_options(_RUN_THERE, without=_CLUSTER)
 @storage_option
 @click.option("--wait", is_flag=True, help="Wait for its end, and exit with its exit code.")
 @json_option
@@ -215,9 +210,7 @@ def status(
 @_run_argument
 @_scheduler
 @tls_options
-@_kubernetes
-@_namespace
-@_context
+@kubernetes_options(_RUN_THERE, without=(*_CLUSTER, "options", "as_json"))
 @storage_option
 @_follow
 @json_option
@@ -246,9 +239,7 @@ def logs(
 @_run_argument
 @_scheduler
 @tls_options
-@_kubernetes
-@_namespace
-@_context
+@kubernetes_options(_RUN_THERE, without=_CLUSTER)
 @storage_option
 @click.option("--wait", is_flag=True, help="Wait until it has stopped.")
 @json_option
@@ -281,9 +272,7 @@ def cancel(
 @click.argument("locations", nargs=-1, metavar="[LOCATION]...")
 @click.option("--scheduler", metavar="ADDRESS", help="Those that were submitted to this Dask scheduler.")
 @tls_options
-@click.option("--kubernetes", is_flag=True, help="The DaskJobs of a namespace of Kubernetes.")
-@_namespace
-@_context
+@kubernetes_options("The DaskJobs of a namespace of Kubernetes.", without=(*_CLUSTER, "locations"))
 @storage_option
 @json_option
 def list_runs(
@@ -297,6 +286,9 @@ def list_runs(
     if kubernetes:
         on_kubernetes.list_jobs(namespace, context, options, as_json)
         return
+    check_scheduler(scheduler, tls)
+    if scheduler and locations:
+        raise click.UsageError("a scheduler knows the folders of its runs: give --scheduler or LOCATIONs, not both")
     if scheduler:
         directories = sorted(set(_runs_of(scheduler, tls).values()))
     else:
@@ -351,9 +343,7 @@ def drive(job: str, overrides: tuple[str, ...], attempts: int, run_id: str, hear
 
 
 @click.command()
-@click.option("--kubernetes", is_flag=True, help="DaskJobs that dfm made, with all that belongs to them.")
-@_namespace
-@_context
+@kubernetes_options("DaskJobs that dfm made, with all that belongs to them.")
 @click.option(
     "--older-than", type=click.IntRange(0), metavar="SECONDS",
     help="Those that ended so long ago; default: each by its kubernetes.ttl_after_finished.",

@@ -18,7 +18,8 @@ from dfm.data.parquet import Batch
 from dfm.errors import DataError
 
 _LEAVE_OUT = (
-    'Repair the row, or set data.on_bad_rows = "skip" (evaluate, predict: --on-bad-rows skip) to leave such rows out'
+    'Repair the row, or set data.on_bad_rows = "skip" (evaluate, importance, predict, publish: --on-bad-rows skip) '
+    "to leave such rows out"
 )
 _NAN_IS_MISSING = '. Of a job, schema.nan = "missing" takes NaN for a value that is missing'
 NO_ROW_GROUP = -1

@@ -38,6 +38,7 @@ def begin(order: Order, inputs: Inputs, warm: Start | None, client: Client, tell
         shares_disk=connect.shares_disk(client),
         choice=backends.choose(client, *knobs),
         tell=tell,
+        run_id=run_id,
     )
 
 

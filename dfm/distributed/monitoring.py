@@ -79,11 +79,17 @@ _GAUGES = {
     "rows_per_second": "Rows trained per second in the last epoch, averaging included",
     "train_log_loss": "Log loss of the last epoch's rows, each before it was learnt from",
     "train_rmse": "Error of the last epoch's rows, each before it was learnt from",
+    "train_loss": "Another loss of the last epoch's rows, each before it was learnt from",
     "log_loss": "Log loss on the validation rows after the last epoch",
     "rmse": "Error on the validation rows after the last epoch",
+    "loss": "Another loss on the validation rows after the last epoch",
     "auc": "ROC AUC on the validation rows after the last epoch",
     "epoch": "Epochs that are done",
 }
+_KINDS = "read", "trained", "rejected"
+_KEPT_DONE, _KEPT_SILENT = 3600.0, 86400.0
+"""Seconds after the last event of a training until its gauges go: once it is done, and else. Alerts need them for a
+while, and a scheduler that stands for months would collect those of all trainings."""
 
 
 @functools.cache
@@ -95,6 +101,7 @@ def scheduler_gauges() -> dict[str, Any]:
         return {}
     made = {name: Gauge(f"dfm_{name}", text, ["job"]) for name, text in _GAUGES.items()}
     made["rounds"] = Gauge("dfm_rounds", "Averages that are done", ["job"])
+    made["last_event"] = Gauge("dfm_last_event_seconds", "When the training last told of anything, Unix time", ["job"])
     made["rows"] = Gauge("dfm_rows", "Rows of the training shards", ["job", "kind"])
     return made
 
@@ -122,6 +129,7 @@ class SchedulerMetrics(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         """Called once, when it is registered."""
+        self._loop, self._ends = scheduler.loop, dict[str, Any]()
         scheduler_gauges()
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -130,14 +138,29 @@ class SchedulerMetrics(SchedulerPlugin):
         if topic != TOPIC or not gauges:
             return
         job = msg["job"]
+        gauges["last_event"].labels(job).set_to_current_time()
+        self._keep(job, _KEPT_DONE if msg["event"] == "done" else _KEPT_SILENT)
         for name in _GAUGES:
             if msg["event"] == "epoch" and isinstance(msg.get(name), int | float):
                 gauges[name].labels(job).set(msg[name])
         if msg["event"] == "epoch":
             gauges["rounds"].labels(job).set(msg["rounds_done"])
         if msg["event"] == "vocabulary":
-            for kind in ("read", "trained", "rejected"):
+            for kind in _KINDS:
                 gauges["rows"].labels(job, kind).set(msg["rows"][kind])
+
+    def _keep(self, job: str, seconds: float) -> None:
+        """Forget a training so many seconds from now, unless it tells of anything until then."""
+        if job in self._ends:
+            self._loop.remove_timeout(self._ends[job])
+        self._ends[job] = self._loop.call_later(seconds, self._forget, job)
+
+    def _forget(self, job: str) -> None:
+        del self._ends[job]
+        for name, gauge in scheduler_gauges().items():
+            for labels in [(job, kind) for kind in _KINDS] if name == "rows" else [(job,)]:
+                with contextlib.suppress(KeyError):  # older releases of prometheus_client refuse what is not there
+                    gauge.remove(*labels)
 
 
 class WorkerMetrics(WorkerPlugin):

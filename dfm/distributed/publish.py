@@ -123,6 +123,7 @@ def _metadata(run: Run, prepared: Prepared, trained: Trained) -> dict[str, Any]:
     shards = [shard.identity for shard in run.inputs.train]
     return {
         "dfm_version": __version__,
+        **({"run_id": run.run_id} if run.run_id else {}),
         "settings": run.job.to_dict(),
         "job_fingerprint": run.job.fingerprint(),
         "backend": run.choice.backend.name,

@@ -41,6 +41,8 @@ class Run:
     tell: OnEvent
     number: int = 0
     """Which of the job's models is trained."""
+    run_id: str = ""
+    """The id of the record; "" where none is kept."""
 
     @property
     def job(self) -> Job:

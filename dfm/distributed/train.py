@@ -103,8 +103,8 @@ def train(order: Order, client: Client | None = None, on_event: OnEvent | None =
     """Train the model of an admitted job and publish it in output.directory/model.
 
     client: a Dask client to run on; without one the job's [cluster] is connected to, or started. on_event is called
-    with a JSON-ready record as stages and epochs pass. run_id: the name that metrics have for it. Ctrl-C ends training
-    after the best epoch so far is published.
+    with a JSON-ready record as stages and epochs pass. run_id: the name that metrics and the manifest have for it.
+    Ctrl-C ends training after the best epoch so far is published.
     """
     job, tell = order.job, on_event or (lambda event: None)
     inputs = _inputs(job)

@@ -43,7 +43,10 @@ def submit(job: Job, run_id: str = "") -> RunRecord:
         record = runs.submitted(job, run_id, client.scheduler.address)
         client.set_metadata([_BOOK, run_id], job.output.directory)
         # The driver's own client comes from its worker, with that worker's address and TLS.
-        own = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, scheduler="", factory=""))
+        # Its worker stands in another folder than this process.
+        cache = connect.cache_directory(job.cluster, client)
+        cluster = dataclasses.replace(job.cluster, scheduler="", factory="", cache=cache)
+        own = dataclasses.replace(job, cluster=cluster)
         fire_and_forget(client.submit(drive_run, own, run_id, key=f"drive_run-{run_id}", pure=False))
     return record
 

@@ -64,14 +64,12 @@ def log_run(source: str | os.PathLike[str] | TrainResult, *, storage_options: Ma
     url = files.join(directory, _MODEL)
     manifest = read_manifest(url, options)
     active = mlflow.active_run()
-    name = {} if active else {"run_name": _name_of(directory, options)}
-    with (
-        tempfile.TemporaryDirectory(prefix="dfm-mlflow-") as folder,
-        _silent(),
-        contextlib.nullcontext(active) if active else mlflow.start_run(**name) as run,
-    ):
+    with tempfile.TemporaryDirectory(prefix="dfm-mlflow-") as folder, _silent(), contextlib.ExitStack() as stack:
         model = _fetched(url, manifest, folder, options)
-        mlflow.set_tags(_tags(directory, model, options))
+        run_id = _run_id_of(directory, model, options)
+        name = run_id or directory.rpartition("/")[2]
+        run = active or stack.enter_context(mlflow.start_run(run_name=name))
+        mlflow.set_tags(_tags(directory, model, run_id))
         mlflow.log_params(_parameters(manifest["metadata"]))
         mlflow.MlflowClient().log_batch(run.info.run_id, metrics=_metrics(mlflow, manifest["metadata"]))
         mlflow.log_text(to_toml(differing(manifest["metadata"].get("settings") or {})), "job.toml")
@@ -86,11 +84,12 @@ def log_after(result: TrainResult) -> None:
     """Log a run that has just finished. It is finished whatever MLflow does: where that fails, a warning tells how to
     log it later.
     """
-    directory, _ = _place(result, None)
+    directory, options = _place(result, None)
     try:
         log_run(result)
     except Exception as error:
-        later = f"import dfm.mlflow; dfm.mlflow.log_run({files.absolute(directory)!r})"
+        reached = f", storage_options={options!r}" if options else ""
+        later = f"import dfm.mlflow; dfm.mlflow.log_run({files.absolute(directory)!r}{reached})"
         logger.warning(
             "the model is published, but MLflow at %s does not have the run: %s. Log it later: python -c %r",
             os.environ.get("MLFLOW_TRACKING_URI", "its default place"), first_line(error), later,
@@ -107,10 +106,14 @@ def _place(
     return directory, dict(options if options is not None else source.storage_options)
 
 
-def _name_of(directory: str, options: Mapping[str, Any]) -> str:
-    """The name of the run in MLflow: that which dfm gave it, else the folder's."""
+def _run_id_of(directory: str, model: FMModel, options: files.Options = None) -> str:
+    """The id of the run that made a model, as its manifest tells it, or the record beside it where that is of this
+    model: a later run in the folder, which failed, leaves the model to the one before. "" where neither knows it.
+    """
+    if known := str(model.metadata.get("run_id", "")):
+        return known
     record = read_run(directory, options)
-    return record.run_id if record is not None else directory.rpartition("/")[2]
+    return record.run_id if record is not None and record.parameters_sha256 == model.parameters_sha256() else ""
 
 
 @contextlib.contextmanager
@@ -121,14 +124,14 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _tags(directory: str, model: FMModel, options: Mapping[str, Any]) -> dict[str, str]:
-    known, record = model.metadata, read_run(directory, options)
+def _tags(directory: str, model: FMModel, run_id: str) -> dict[str, str]:
+    known = model.metadata
     tags = {
         "parameters_sha256": model.parameters_sha256(),
         "dfm_version": known.get("dfm_version", __version__),
         "job_fingerprint": known.get("job_fingerprint", ""),
         "data_fingerprint": known.get("data_fingerprint", ""),
-        "run_id": record.run_id if record is not None else "",
+        "run_id": run_id,
         "model_url": files.absolute(files.join(directory, _MODEL)),
         "tables": ", ".join(str(table["url"]) for table in known.get("tables", ())),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import re
 
+from dfm.errors import SettingsError
+
 _ZONE = r"Z|[+-]\d{2}:?\d{2}"
 _HOUR = r"[01]\d|2[0-3]"
 _MOMENT = re.compile(
@@ -16,6 +18,18 @@ _MOMENT = re.compile(
 """ISO 8601, extended or basic, a day or a month alone, anywhere in a text (Airflow's run ids hold one); and a day with
 an hour at the end of a text or of a folder's name, as hourly data are kept: 2026-11-29-08, day=2026-11-29/hour=08."""
 _NUMBER = re.compile(r"-?\d+")
+_YEAR, _PART = r"(?:19|20|21)\d\d", r"\d{1,2}"
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)"
+)
+_DATE = re.compile(
+    rf"(?<!\d)(?:{_YEAR}([./-]){_PART}\1{_PART}|{_PART}([./-]){_PART}\2{_YEAR}|\d\d([./-])\d\d\3\d\d"
+    rf"|{_YEAR}[/-]{_PART}|{_PART}[/-]{_YEAR})(?!\d)"
+    rf"|(?<![a-z]){_MONTH}[-./, ]*\d|\d[-./, ]*{_MONTH}(?![a-z])",
+    re.IGNORECASE,
+)
+"""A date in another form than those of a moment: its text does not sort by time."""
 
 
 def moment_of(text: str) -> datetime.datetime | None:
@@ -35,6 +49,20 @@ def moment_of(text: str) -> datetime.datetime | None:
         return wall
     ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:]))
     return wall - ahead if zone[0] == "+" else wall + ahead
+
+
+def check_order(order: str) -> None:
+    """SettingsError where an order is meant as a date and is no moment: as text it would sort by the day first."""
+    if moment_of(order) is None and (found := _DATE.search(order)):
+        raise SettingsError(
+            f"order {order!r} holds a date ({found[0]}) that is no moment of ISO 8601, so that nothing says which of "
+            "two is earlier. Write it as 2026-11-30 or 2026-11-30T08:00"
+        )
+
+
+def are_comparable(first: str, second: str) -> bool:
+    """Whether two orders are both moments, or both none."""
+    return (moment_of(first) is None) == (moment_of(second) is None)
 
 
 def is_earlier(first: str, second: str) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ from dfm.model.fm_model import FMModel
 from dfm.model.folder import MANIFEST, read_manifest
 from dfm.storage import files
 from dfm.workflow.gate import Verdict
-from dfm.workflow.moments import is_earlier
+from dfm.workflow.moments import are_comparable, is_earlier
+
+logger = logging.getLogger(__name__)
 
 
 class Overtaken(GateError):
@@ -219,12 +222,22 @@ def promote(
     number = present.number if present else 0
     if seen is not None and seen != number:
         raise Overtaken(_overtaken(alias, seen, number))
+    _tell_of_other_order(alias, present, order)
     FMModel.load(where, options)
     entry = Version(
         number + 1, where, parameters, "promote", number, "", order, "passed the gate", _now(),
         verdict.candidate, verdict.champion, predicting,
     )  # fmt: skip
     return _append(alias, entry, options)
+
+
+def _tell_of_other_order(alias: str, present: Version | None, order: str) -> None:
+    if present and order and present.order and not are_comparable(order, present.order):
+        logger.warning(
+            "nothing says whether a model whose order is %r is older than the champion of %s, whose order is %r: it "
+            "takes its place. Give orders of one kind: moments (2026-11-30), or texts or numbers without a date",
+            order, alias, present.order,
+        )  # fmt: skip
 
 
 def rollback(alias: str, reason: str = "", options: files.Options = None) -> Version:

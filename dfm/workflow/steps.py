@@ -38,6 +38,7 @@ from dfm.model.fm_model import FMModel
 from dfm.model.folder import MANIFEST, read_manifest
 from dfm.pages.page import REPORT
 from dfm.runs import record as runs
+from dfm.runs.display import rejected_text
 from dfm.runs.record import RunRecord
 from dfm.settings.job import Job
 from dfm.settings.tables import ClusterSettings
@@ -45,6 +46,7 @@ from dfm.storage import files, ownership
 from dfm.training.inputs import find_inputs, resolve_schema
 from dfm.workflow import data_check, registry, unseen_rows
 from dfm.workflow.gate import Gate, Verdict, judge
+from dfm.workflow.moments import check_order
 
 logger = logging.getLogger(__name__)
 OnEvent = Callable[[dict[str, Any]], None]
@@ -313,25 +315,31 @@ def group_of(model: str, options: files.Options = None) -> str:
 
 
 def publish(
-    candidate: str, alias: str, data: Sequence[str], gate: Gate, where: Where, *, order: str = "", enforce: bool = True
-) -> dict[str, Any]:
+    candidate: str, alias: str, data: Sequence[str], gate: Gate, where: Where, *, order: str = "", enforce: bool = True,
+    on_bad_rows: str = "error",
+) -> dict[str, Any]:  # fmt: skip
     """Compare a candidate with the champion on the same shards, and make it the champion where the gate lets it.
 
     order: when the candidate's data ended; a model of earlier data than the champion's, or one that was the champion
     before, is left alone, and the answer says `older`: nothing is evaluated, unless a later one is promoted meanwhile.
+    SettingsError where it is a date in another form than ISO 8601.
     GateError where it is refused, unless `enforce` is off: then the answer says so. ModelError where another model lies
-    in the champion's place: a model would be compared with itself.
+    in the champion's place: a model would be compared with itself. on_bad_rows: "error" or "skip"; SettingsError where
+    the two models left out other rows.
     """
     options = where.storage_options
+    check_order(order)
     ownership.check_apart(alias, data, "alias", options)
     if older := _left_alone(candidate, alias, order, options):
         return older
     _champion_in_place(alias, options)
     asked = Asked(gate.slices, gate.slice_min_rows, group_of(candidate, options))
-    metrics = evaluate_once(candidate, data, where, unseen=True, asked=asked)
+    metrics = evaluate_once(candidate, data, where, on_bad_rows=on_bad_rows, unseen=True, asked=asked)
+    if metrics["account"]["rejected"]:
+        logger.warning("%s", rejected_text(metrics["account"], "judge by"))
     for attempt in range(1, _ATTEMPTS + 1):
         present = _champion_in_place(alias, options)
-        rival = _rival(candidate, present.model, data, where, asked) if present else None
+        rival = _rival(candidate, present.model, data, where, asked, on_bad_rows) if present else None
         verdict = judge(metrics, rival, gate)
         try:
             version = present.number if present else 0
@@ -358,9 +366,11 @@ def _left_alone(candidate: str, alias: str, order: str, options: files.Options) 
     return _publication(alias, present.number if present else 0, Verdict((), {}), [older], older=True)
 
 
-def _rival(candidate: str, champion: str, data: Sequence[str], where: Where, asked: Asked) -> dict[str, Any]:
+def _rival(
+    candidate: str, champion: str, data: Sequence[str], where: Where, asked: Asked, on_bad_rows: str
+) -> dict[str, Any]:
     """Metrics of the champion; without its `loss` where that is another one than the candidate was trained for."""
-    metrics = evaluate_once(champion, data, where, asked=asked)
+    metrics = evaluate_once(champion, data, where, on_bad_rows=on_bad_rows, asked=asked)
     ours, theirs = (read_manifest(url, where.storage_options).get("loss") for url in (candidate, champion))
     return metrics if ours == theirs else {name: value for name, value in metrics.items() if name != "loss"}
 

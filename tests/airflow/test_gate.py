@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from dfm.airflow import DfmPublishOperator, reason_of, runtime, tasks
+from dfm.workflow import steps
 
 pytestmark = pytest.mark.airflow
+NO_METRICS: dict[str, Any] = {"candidate_metrics": {}, "champion_metrics": {}}
 ANSWER = {"promoted": False, "older": False, "refusals": ["it is worse"], "alias": "a", "version": 3}
 
 
@@ -72,6 +74,17 @@ def test_who_is_alerted_of_a_refusal_learns_why(
     assert context["ti"].values["return_value"] == ANSWER
     assert reason_of({"exception": ValueError("odd data")}) == "odd data"
     assert reason_of({"exception": None}) == "no reason was given"
+
+
+def test_bad_rows_may_be_left_out(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        steps, "publish", lambda *_, **how: asked.update(how) or {**ANSWER, "older": True, **NO_METRICS}
+    )
+    values = {"task_id": "gate", "candidate": "m", "alias": "a", "data": "d", "order": "2026-11-17"}
+    for how in ("skip", "error"):
+        DfmPublishOperator(**values, dask_conn_id=None, on_bad_rows=how).work(context)
+        assert asked["on_bad_rows"] == how
 
 
 def test_the_log_of_the_gate_holds_what_was_compared_and_what_came_of_it() -> None:

@@ -231,6 +231,34 @@ def test_storage_options_about_runs_are_values_and_tables_beside_those_of_the_jo
     assert asked[1] == given
 
 
+# --- runs elsewhere -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("submit job.toml --scheduler tcp://a:1 --name x --dry-run", "--name is of use with --kubernetes alone"),
+        ("submit job.toml --namespace y", "--namespace is of use with --kubernetes alone"),
+        ("submit job.toml --kubernetes --tls-ca ca.pem", "--tls-ca is of no use with --kubernetes"),
+        ("submit job.toml --kubernetes --scheduler tcp://a:1", "--scheduler is of no use with --kubernetes"),
+        ("status out --namespace q", "--namespace is of use with --kubernetes alone"),
+        ("status out --context z", "--context is of use with --kubernetes alone"),
+        ("status out --tls-key key.pem", "--tls-key is of use with --scheduler alone"),
+        ("status name --kubernetes --scheduler tcp://a:1", "--scheduler is of no use with --kubernetes"),
+        ("logs name --kubernetes --json", "--json is of no use with --kubernetes"),
+        ("logs name --kubernetes --storage-option anon=true", "--storage-option is of no use with --kubernetes"),
+        ("cancel out --context z", "--context is of use with --kubernetes alone"),
+        ("list out --scheduler tcp://a:1", "give --scheduler or LOCATIONs, not both"),
+        ("list out --kubernetes", "LOCATION is of no use with --kubernetes"),
+        ("list --tls-cert cert.pem", "--tls-cert is of use with --scheduler alone"),
+    ],
+)
+def test_an_option_that_a_command_about_runs_would_not_read_is_refused(run: Run, arguments: str, told: str) -> None:
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+
+
 # --- train ----------------------------------------------------------------------------------------------
 
 

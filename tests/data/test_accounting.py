@@ -64,7 +64,7 @@ def test_the_message_names_place_reason_value_and_remedy():
     alone = Rejection("a.parquet", 1, "w", "weight is negative", 1, 4, "-2.0")
     assert bad_row_message(alone) == (
         "a.parquet, row group 1, row 4: column 'w': weight is negative (-2.0). "
-        'Repair the row, or set data.on_bad_rows = "skip" (evaluate, predict: --on-bad-rows skip) '
+        'Repair the row, or set data.on_bad_rows = "skip" (evaluate, importance, predict, publish: --on-bad-rows skip) '
         "to leave such rows out"
     )
 

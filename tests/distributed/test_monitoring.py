@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from distributed import Client
 
 from dfm import jobs
-from dfm.distributed.monitoring import placement_event
+from dfm.distributed.monitoring import SchedulerMetrics, placement_event
 from dfm.runs.record import read_run
 from dfm.settings.job import Job
 from dfm.training.inputs import find_inputs
@@ -30,7 +33,7 @@ def metrics_at(host: str, port: int) -> dict[str, float]:
 def test_metrics_and_events_of_a_training_are_seen_on_the_cluster(log: Path, tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     topic: list[dict[str, Any]] = []
-    tables = job_tables(log, tmp_path, training={"n_epochs": 2, "averages_per_epoch": 2})
+    started, tables = time.time(), job_tables(log, tmp_path, training={"n_epochs": 2, "averages_per_epoch": 2})
     with (
         real_cluster(tmp_path / "cluster", 2) as cluster,
         Client(cluster.address, set_as_default=False, timeout=120) as client,
@@ -58,10 +61,79 @@ def test_metrics_and_events_of_a_training_are_seen_on_the_cluster(log: Path, tmp
     assert found[f'dfm_rounds{{job="{job}"}}'] == 4
     assert found[f'dfm_rows{{job="{job}",kind="trained"}}'] == result.rows.accepted == 6_000
     assert found[f'dfm_rows{{job="{job}",kind="rejected"}}'] == 0
+    assert started <= found[f'dfm_last_event_seconds{{job="{job}"}}'] <= time.time()
     # What the workers count adds up to every row in every epoch, and a round of each replica.
     assert sum(share["dfm_rows_trained_total"] for share in shares) == 2 * 6_000
     assert sum(share["dfm_replica_rounds_total"] for share in shares) == 2 * 2 * 3
     assert all(share["dfm_kernel_seconds_total"] > 0 for share in shares)
+
+
+class Clock:
+    """A loop of a scheduler whose time is told."""
+
+    def __init__(self) -> None:
+        self.now, self.timers = 0.0, dict[int, tuple[float, Any]]()
+
+    def call_later(self, seconds: float, call: Any, *arguments: Any) -> int:
+        self.timers[number := len(self.timers) + 1] = self.now + seconds, lambda: call(*arguments)
+        return number
+
+    def remove_timeout(self, number: int) -> None:
+        self.timers[number] = float("inf"), None
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        for number, (moment, call) in [*self.timers.items()]:
+            if moment <= self.now:
+                self.remove_timeout(number)
+                call()
+
+
+def metrics_of(job: str) -> dict[str, float]:
+    """The samples of a training in this process, by name."""
+    prometheus = pytest.importorskip("prometheus_client")
+    samples = (sample for metric in prometheus.REGISTRY.collect() for sample in metric.samples)
+    return {sample.name: sample.value for sample in samples if sample.labels.get("job") == job}
+
+
+@pytest.fixture
+def metrics() -> Iterator[tuple[SchedulerMetrics, Clock]]:
+    pytest.importorskip("prometheus_client")
+    plugin, clock = SchedulerMetrics(), Clock()
+    asyncio.run(plugin.start(SimpleNamespace(loop=clock)))
+    yield plugin, clock
+    clock.pass_by(1e6)
+
+
+EPOCH: dict[str, Any] = {"event": "epoch", "epoch": 1, "rounds_done": 2, "auc": 0.8}
+
+
+def test_losses_of_any_kind_are_gauges(metrics: tuple[SchedulerMetrics, Clock]) -> None:
+    metrics[0].log_event("dfm", {**EPOCH, "job": "hinge", "train_loss": 0.5, "loss": 0.4})
+    found = metrics_of("hinge")
+    assert (found["dfm_train_loss"], found["dfm_loss"], found["dfm_auc"]) == (0.5, 0.4, 0.8)
+
+
+def test_the_gauges_of_a_training_go_an_hour_after_it_is_done_or_a_day_after_it_fell_silent(
+    metrics: tuple[SchedulerMetrics, Clock],
+) -> None:
+    plugin, clock = metrics
+    rows = {"read": 3, "trained": 2, "rejected": 1}
+    for job in ("lost", "done"):
+        plugin.log_event("dfm", {"event": "vocabulary", "job": job, "rows": rows})
+        clock.pass_by(20 * 3600)
+        plugin.log_event("dfm", {**EPOCH, "job": job})
+        clock.pass_by(60)
+        assert metrics_of(job).keys() == {"dfm_last_event_seconds", "dfm_rows", "dfm_epoch", "dfm_rounds", "dfm_auc"}
+    clock.pass_by(4 * 3600)
+    plugin.log_event("dfm", {"event": "done", "job": "done"})
+    assert metrics_of("lost") == {}
+    clock.pass_by(3500)
+    assert metrics_of("done")["dfm_epoch"] == 1
+    clock.pass_by(100)
+    assert metrics_of("done") == {}
+    plugin.log_event("dfm", {**EPOCH, "job": "done"})
+    assert metrics_of("done")["dfm_epoch"] == 1, "a run of the same name, later"
 
 
 def test_the_placement_counts_every_row_once_and_names_the_idle(log: Path, tmp_path: Path) -> None:

@@ -157,6 +157,26 @@ def test_workers_on_other_hosts_need_an_output_they_can_reach(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cache_is_where_the_submitter_means_it_unless_workers_have_disks_of_their_own(
+    log: Path, tmp_path: Path, secure: RealCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver stands in its worker's folder."""
+    monkeypatch.chdir(tmp_path)
+    job = Job.from_dict(job_tables(log, tmp_path, cluster={**secured(secure), "cache": "cache"}))
+    on_dask.submit(job)
+    wait_until(lambda: (found := read_run(job.output.directory)) and found.is_over, secure)
+    assert outcome_of(job.output.directory).succeeded
+    assert [*(tmp_path / "cache").iterdir()]
+    assert not (secure.folder / "cache").exists()
+    handed: list[Job] = []
+    monkeypatch.setattr(clusters, "shares_disk", lambda client: False)
+    monkeypatch.setattr(on_dask, "_check_paths", lambda job, client: None)
+    monkeypatch.setattr(on_dask, "fire_and_forget", lambda future: None)
+    monkeypatch.setattr(Client, "submit", lambda client, drive, own, *_, **__: handed.append(own))
+    on_dask.submit(dataclasses.replace(job, output=dataclasses.replace(job.output, directory=f"{tmp_path}/elsewhere")))
+    assert handed[0].cluster.cache == "cache"
+
+
 def test_the_model_to_go_on_from_is_named_in_full(
     log: Path, tmp_path: Path, secure: RealCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

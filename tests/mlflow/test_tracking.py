@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,8 @@ import pytest
 import dfm.mlflow
 from dfm import jobs
 from dfm.errors import ModelError
-from dfm.runs.record import read_run
+from dfm.mlflow import tracking as tracking_of_dfm
+from dfm.runs.record import RunRecord, read_run, write_run
 from dfm.settings.job import load_job
 from tests.support.small_jobs import LAST_DAY, job_tables, read_log
 
@@ -64,6 +68,26 @@ def test_tags_say_which_model_by_which_dfm(tracking: str, result: Any) -> None:
     assert run.data.tags["dfm_version"] == dfm.__version__
     assert run.data.tags["dfm.run_id"] == record.run_id == run.info.run_name
     assert run.data.tags["dfm.model_url"] == os.path.abspath(result.model_url)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by the manifest", "by nobody"])
+def test_a_model_is_not_logged_under_the_name_of_a_later_run_that_failed(
+    told: bool, tracking: str, result: Any, tmp_path: Path
+) -> None:
+    """Models of earlier versions do not tell their run; a record that is of another model does not either."""
+    directory = tmp_path / "nights"
+    shutil.copytree(result.model_url.removesuffix("/model"), directory)
+    record = read_run(str(directory))
+    assert record is not None
+    if not told:
+        manifest = json.loads((directory / "model/model.json").read_text())
+        del manifest["metadata"]["run_id"]
+        (directory / "model/model.json").write_text(json.dumps(manifest))
+        assert logged(dfm.mlflow.log_run(directory)).data.tags["dfm.run_id"] == record.run_id
+    write_run(str(directory), RunRecord("night-2", "failed"))
+    run = logged(dfm.mlflow.log_run(directory))
+    assert run.info.run_name == (record.run_id if told else "nights")
+    assert run.data.tags.get("dfm.run_id") == (record.run_id if told else None)
 
 
 def test_the_page_and_a_job_file_that_trains_the_same_are_artifacts(
@@ -133,8 +157,6 @@ def test_a_job_logs_its_own_run_when_it_is_told_to(
 
 
 def test_the_command_line_logs_too_and_prints_its_own_lines_alone(tracking: str, log: Path, tmp_path: Path) -> None:
-    import json
-
     import mlflow
 
     from dfm.settings.toml import to_toml
@@ -193,3 +215,19 @@ def test_a_server_that_is_down_costs_a_warning_whose_line_logs_the_run_later(
     mlflow.set_tracking_uri(server)
     (run,) = mlflow.search_runs(experiment_names=["later"], output_format="list")
     assert run.data.tags["parameters_sha256"] == result.parameters_sha256
+
+
+def test_the_line_that_logs_later_reaches_the_store_of_the_run(
+    result: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("away")
+
+    options = {"endpoint_url": "http://store:9000", "anon": True}
+    monkeypatch.setattr(tracking_of_dfm, "log_run", away)
+    tracking_of_dfm.log_after(dataclasses.replace(result, model_url="s3://models/night/model", storage_options=options))
+    command = shlex.split(caplog.text.partition("Log it later: ")[2])
+    called: list[Any] = []
+    monkeypatch.setattr(dfm.mlflow, "log_run", lambda *place, **how: called.append((*place, how)))
+    exec(command[2], {})
+    assert called == [("s3://models/night", {"storage_options": options})]

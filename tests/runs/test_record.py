@@ -61,6 +61,7 @@ def test_training_leaves_the_record_of_its_run(log: Path, tmp_path: Path) -> Non
         assert record.scheduler == client.scheduler.address
         assert record.parameters_sha256 == result.parameters_sha256 == result.model.parameters_sha256()
         assert record.job_fingerprint == result.model.metadata["job_fingerprint"]
+        assert record.run_id == result.model.metadata["run_id"]
         refused = dataclasses.replace(job, output=dataclasses.replace(job.output, overwrite=False))
         with pytest.raises(SettingsError, match="overwrite = false"):
             jobs.train(refused, client)

@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from dfm.airflow import runtime
+from dfm.errors import SettingsError
 from dfm.storage import files
-from dfm.workflow.moments import is_earlier, moment_of
+from dfm.workflow.moments import check_order, is_earlier, moment_of
 from dfm.workflow.registry import Version, objections
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -82,6 +83,32 @@ def test_what_cannot_be_compared_stands_in_nobodys_way() -> None:
     for first, second in (("week a", "2026-11-26"), ("7", "2026-11-26"), ("2026-11-26", "20261126")):
         assert not is_earlier(first, second)
         assert not is_earlier(second, first)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *("30.11.2026", "01.12.2026", "11/30/2026", "30-11-2026", "2026/11/30", "2026.11.30", "30.11.26", "1.2.2026"),
+        *("2026-13-01", "2026-02-30", "2026-1-5", "2026-9", "11/2026", "Nov 30, 2026", "30 November 2026", "30Nov2026"),
+        *("sep-30", "day=30.11.2026/part", "Mon, 30 NOV 2026 20:15:00 GMT"),
+    ],
+)
+def test_a_date_that_is_no_moment_is_no_order(order: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"order .* holds a date \(.*\) that is no moment .* Write it as 2026-11-30"
+    ):
+        check_order(order)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *("", "9", "-3", "week a", "night 7", "v12", "v1.2.3", "1.2.34", "2026", "2026-W48", "1764028800.25", "0.2025"),
+        *("decision 7", "17 marches", "2026-11-30", "20261130", "manual__2026-11-26T11:00:00+00:00", "2026-11-29/23"),
+    ],
+)
+def test_any_other_text_may_be_one(order: str) -> None:
+    check_order(order)
 
 
 def run(run_id: str = "x", **context: Any) -> dict[str, Any]:

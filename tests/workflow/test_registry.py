@@ -211,6 +211,19 @@ def test_an_older_day_does_not_set_the_alias_back_in_time(alias: str, models: li
     promote(alias, models[2], PASSED, order="2026-11-02")
 
 
+def test_a_champion_whose_order_cannot_be_compared_is_replaced_with_a_warning(
+    alias: str, models: list[str], caplog: pytest.LogCaptureFixture
+):
+    promote(alias, models[0], PASSED, order="2026-11-02")
+    promote(alias, models[1], PASSED)
+    promote(alias, models[2], PASSED, order="night 7")
+    assert caplog.records == [], "one of the two has no order"
+    promote(other := f"{alias}-2", models[0], PASSED, order="2026-11-02")
+    promote(other, models[1], PASSED, order="night 7")
+    assert f"nothing says whether a model whose order is 'night 7' is older than the champion of {other}" in caplog.text
+    assert "2026-11-02" in caplog.text
+
+
 def test_a_withdrawn_model_does_not_come_back(alias: str, models: list[str]):
     promote(alias, models[0], PASSED)
     promote(alias, models[1], PASSED)

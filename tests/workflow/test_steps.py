@@ -341,6 +341,34 @@ def test_the_gate_decides_and_the_alias_follows(candidate, log: Path, work: Path
     assert registry.model_of(alias) == candidate["model"]
 
 
+def test_a_gate_may_leave_out_bad_rows_of_its_window_and_says_so(
+    candidate, log: Path, tmp_path: Path, where: steps.Where, caplog: pytest.LogCaptureFixture, client: Client
+):
+    """A label that is none stops the command, with a remedy that it has; both models are judged by the other rows."""
+    window, alias, later = tmp_path / "window", str(tmp_path / "champion"), str(tmp_path / "later")
+    shutil.copytree(day(log, LAST_DAY), window)
+    shutil.copytree(candidate["model"], later)
+    shard = next(window.glob("*.parquet"))
+    rows = pq.ParquetFile(shard).read()
+    labels = pa.array([7, *rows["label"].to_pylist()[1:]], rows["label"].type)
+    pq.write_table(rows.set_column(rows.column_names.index("label"), "label", labels), shard)
+    with pytest.raises(DataError, match="predict, publish: --on-bad-rows skip"):
+        steps.publish(candidate["model"], alias, [str(window)], GATE, where)
+    assert steps.publish(candidate["model"], alias, [str(window)], GATE, where, on_bad_rows="skip")["promoted"]
+    assert "1 of 2,000 rows to judge by left out as bad: label" in caplog.text
+    arguments = [later, str(window), "--alias", alias, "--scheduler", client.scheduler.address, "--json"]
+    wide = ["--gate", "calibration_low=0.5", "--gate", "calibration_high=2"]
+    done = CliRunner().invoke(publish.publish, [*arguments, *wide, "--on-bad-rows", "skip"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output.splitlines()[-1])
+    assert (told["version"], told["champion_metrics"]["rows"]) == (2, 1999)
+
+
+def test_an_order_that_is_a_date_and_no_moment_is_refused_before_any_work(where: steps.Where):
+    with pytest.raises(SettingsError, match=r"order '30\.11\.2026' holds a date"):
+        steps.publish("nothing", "there", [], GATE, where, order="30.11.2026")
+
+
 def test_a_candidate_in_the_place_of_the_champion_is_not_compared_with_itself(
     candidate, log: Path, tmp_path: Path, where: steps.Where
 ):
@@ -498,7 +526,7 @@ def test_a_champion_of_another_loss_is_not_compared_by_loss(monkeypatch: pytest.
     monkeypatch.setattr(steps, "read_manifest", lambda url, _: told[url])
     monkeypatch.setattr(steps, "evaluate_once", lambda *_, **__: {"loss": 0.3, "rmse": 2.0})
     for champion, known in (("a", ["loss", "rmse"]), ("b", ["rmse"]), ("c", ["rmse"])):
-        assert [*steps._rival("a", champion, [], where, steps.Asked())] == known
+        assert [*steps._rival("a", champion, [], where, steps.Asked(), "error")] == known
 
 
 def test_the_champion_scores_and_does_so_once(candidate, log: Path, tmp_path: Path, where: steps.Where):
