@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+import yaml
 from distributed import Client, LocalCluster
 
 import dfm
@@ -235,6 +237,24 @@ def test_a_process_that_has_dfm_unpacks_nothing(monkeypatch: pytest.MonkeyPatch)
         upload.unpack(b"no wheel", "digest", dfm.__version__)
 
 
+# --- what they are told to do ---------------------------------------------------------------------------
+
+
+def test_the_settings_for_other_clusters_are_those_of_local_workers() -> None:
+    """But those of how local workers start; and what follows from the job there."""
+    file = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "distributed.yaml").read_text())
+    starting = ("distributed.nanny.", "distributed.deploy.")
+    patience = f"{ClusterSettings().worker_timeout:.0f}s"
+    expected = {
+        **{name: value for name, value in connect._CONFIG.items() if not name.startswith(starting)},
+        "distributed.scheduler.no-workers-timeout": patience,
+        "distributed.scheduler.worker-ttl": patience,
+        "distributed.worker.profile.enabled": False,
+    }
+    assert {name: dask.config.get(name, config=file) for name in expected} == expected
+    assert len(expected) == sum(not line.strip().endswith(":") for line in yaml.dump(file).splitlines())
+
+
 # --- who comes, and when --------------------------------------------------------------------------------
 
 
@@ -303,8 +323,6 @@ def test_a_cluster_that_grows_and_shrinks_in_mid_run_changes_nothing(log: Path, 
 
 
 def test_the_scheduler_comes_from_the_job_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dask
-
     assert remote.scheduler_address(ClusterSettings()) == ""
     with dask.config.set({"scheduler-address": "tcp://there:8786"}):
         assert remote.scheduler_address(ClusterSettings()) == "tcp://there:8786"
