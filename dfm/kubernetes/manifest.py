@@ -61,6 +61,11 @@ class Submission:
         """The job's [kubernetes]."""
         return self.job.kubernetes
 
+    @property
+    def patience(self) -> int:
+        """Seconds that its pods may take to start."""
+        return self.settings.start_timeout or _FOR_EVER
+
 
 def name_for(stem: str, run_id: str) -> str:
     """A name of a DaskJob, unique to the run."""
@@ -176,8 +181,7 @@ def _driver_pod(submission: Submission) -> Manifest:
     arguments += ["--run-id", submission.run_id] if submission.run_id else []
     # The driver starts beside its cluster and waits for it. Two thirds of the workers are enough to begin with; the
     # others join when nodes are found for them.
-    patience = settings.start_timeout or _FOR_EVER
-    arguments += ["--set", f"cluster.worker_timeout={patience}"]
+    arguments += ["--set", f"cluster.worker_timeout={submission.patience}"]
     arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
     arguments += ["--heartbeat", _HEARTBEAT]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)

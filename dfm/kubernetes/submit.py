@@ -132,7 +132,8 @@ def submit(api: Api, submission: Submission) -> Submitted:
         for each in (file, budget):
             _created(api, manifest.owned_by(each, owner))
         if not files.is_local(job.output.directory):
-            runs.submitted_since(seen, job, submission.run_id, f"{DASK_JOB} {api.namespace}/{submission.name}")
+            where = f"{DASK_JOB} {api.namespace}/{submission.name}"
+            runs.submitted_since(seen, job, submission.run_id, where, submission.patience + lifecycle.START_SECONDS)
     except BaseException as error:
         if owner or not isinstance(error, Refused | SettingsError):
             _take_back(api, submission, is_made=bool(owner))

@@ -20,7 +20,7 @@ import pytest
 
 from dfm.errors import SettingsError, StorageError
 from dfm.launch import supervisor
-from dfm.runs import heartbeat, outcome
+from dfm.runs import heartbeat, lifecycle, outcome
 from dfm.runs import record as runs
 from dfm.runs.log import RunLog
 from dfm.runs.outcome import outcome_of
@@ -95,6 +95,20 @@ def test_a_driver_without_a_heartbeat_is_lost(job: Job) -> None:
     found = outcome_of(job.output.directory)
     assert (found.state, found.exit_code, found.is_over) == ("lost", 4, True)
     assert "run the same job again, it goes on from its checkpoint" in found.reason
+
+
+@pytest.mark.parametrize("wait", [outcome.wait, outcome.follow])
+def test_a_run_whose_driver_never_began_is_lost_after_a_while(job: Job, wait: Callable[..., outcome.Outcome]) -> None:
+    old = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=lifecycle.START_SECONDS + 5)
+    record = replace(runs.submitted(job, "run-1", "tcp://there:8786"), updated=old.isoformat())
+    write_run(job.output.directory, record)
+    found = wait(job.output.directory, None, "run-1", lambda event: None)
+    assert (found.state, found.exit_code) == ("lost", 4)
+    assert "handed over to tcp://there:8786 at" in found.reason
+    assert "no driver has begun in 900 s; see whether workers or pods are missing" in found.reason
+    runs.check_free(job.output.directory, None)
+    write_run(job.output.directory, replace(record, start_seconds=3600.0))  # of a cluster that gives pods longer
+    assert outcome_of(job.output.directory).state == "submitted"
 
 
 # --- the supervisor -------------------------------------------------------------------------------------
