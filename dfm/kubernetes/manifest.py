@@ -203,6 +203,7 @@ def _scheduler_pod(submission: Submission) -> Manifest:
     arguments += ["--protocol", "tls"] if submission.settings.tls_secret else []
     container = _container(submission, "scheduler", arguments, submission.sizing.scheduler_memory, 1)
     container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": json.dumps(_API_ROUTES)})
+    container["env"].append({"name": "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "value": "60s"})
     container["ports"] = [
         {"name": "tcp-comm", "containerPort": 8786, "protocol": "TCP"},
         {"name": "http-dashboard", "containerPort": 8787, "protocol": "TCP"},

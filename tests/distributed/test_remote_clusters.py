@@ -57,10 +57,10 @@ def test_a_mismatch_names_the_package_its_versions_and_who_has_which() -> None:
 def other_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client whose one worker says that it has another numba."""
     with in_process_client(1) as client:
-        ask = client.get_versions
+        ask: Any = client.get_versions
 
-        def answer(**arguments: Any) -> Any:
-            found = ask(**arguments)
+        async def answer(**arguments: Any) -> Any:
+            found = await ask(**arguments)
             for worker in found["workers"].values():
                 worker["packages"] = {**worker["packages"], "numba": "0.1"}
             return found
@@ -79,6 +79,26 @@ def test_a_job_does_not_begin_on_other_versions_unless_told_to(
     tables = job_tables(log, tmp_path, cluster={"version_mismatch": "warn"})
     assert jobs.train(tables, other_worker).history
     assert "0.1 on worker" in caplog.text
+
+
+def test_a_frozen_worker_is_named_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_PATIENCE", 2.0)
+    monkeypatch.setattr(versions, "_AT_ONCE", 1.0)
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        frozen, _ = cluster.add_worker(), cluster.add_worker()
+        with cluster.client(2) as client:
+            (address,) = [place for place, pid in client.run(os.getpid).items() if pid == frozen.pid]
+            frozen.send_signal(signal.SIGSTOP)
+            with pytest.raises(
+                ClusterError, match=rf"^worker {address} did not tell which versions are there within 2"
+            ):
+                versions.check_versions(client, ClusterSettings())
+            frozen.send_signal(signal.SIGCONT)
+            versions.check_versions(client, ClusterSettings())
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+        cluster.close()
 
 
 OTHER_NUMBA = """
