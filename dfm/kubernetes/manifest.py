@@ -16,7 +16,7 @@ from dfm.errors import SettingsError
 from dfm.kubernetes.sizing import Sizing, quantity
 from dfm.settings.constraints import parse_bytes
 from dfm.settings.job import Job
-from dfm.settings.tables import KubernetesSettings
+from dfm.settings.tables import ClusterSettings, KubernetesSettings
 from dfm.settings.toml import to_toml
 
 Manifest = dict[str, Any]
@@ -179,10 +179,8 @@ def _driver_pod(submission: Submission) -> Manifest:
     settings = submission.settings
     arguments = ["dfm", "drive", "/etc/dfm/job.toml", "--attempts", str(settings.attempts)]
     arguments += ["--run-id", submission.run_id] if submission.run_id else []
-    # The driver starts beside its cluster and waits for it. Two thirds of the workers are enough to begin with; the
-    # others join when nodes are found for them.
-    arguments += ["--set", f"cluster.worker_timeout={submission.patience}"]
-    arguments += ["--set", f"cluster.min_workers={max(1, submission.sizing.workers * 2 // 3)}"]
+    for name, value in _waits(submission).items():
+        arguments += ["--set", f"cluster.{name}={value}"]
     arguments += ["--heartbeat", _HEARTBEAT]
     container = _container(submission, "driver", arguments, submission.sizing.driver_memory, 1)
     # find, not Python: a probe must not fail for want of memory or of a processor's time. Nobody calls the driver, so
@@ -196,6 +194,15 @@ def _driver_pod(submission: Submission) -> Manifest:
     if settings.deadline:
         pod["activeDeadlineSeconds"] = settings.deadline
     return pod
+
+
+def _waits(submission: Submission) -> dict[str, int]:
+    """The driver's patience with its cluster, which starts beside it, as far as the job leaves it to its defaults. Two
+    thirds of the workers are enough to begin with; the others join when nodes are found for them.
+    """
+    values = {"worker_timeout": submission.patience, "min_workers": max(1, submission.sizing.workers * 2 // 3)}
+    own, default = submission.job.cluster, ClusterSettings()
+    return {name: value for name, value in values.items() if getattr(own, name) == getattr(default, name)}
 
 
 def _scheduler_pod(submission: Submission) -> Manifest:

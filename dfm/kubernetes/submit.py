@@ -62,6 +62,11 @@ def prepare(job: Job, name: str = "", stem: str = "dfm", namespace: str = "") ->
     run_id = runs.new_run_id()
     planned = _plan(job) if sizing.needs_plan(job.kubernetes) else None
     sizes = sizing.size(job.kubernetes, planned)
+    if job.cluster.min_workers > sizes.workers:
+        raise SettingsError(
+            f"cluster.min_workers = {job.cluster.min_workers} are never there, for the job gets {sizes.workers} "
+            f"(kubernetes.workers = {job.kubernetes.workers!r}); ask for more of these, or wait for fewer"
+        )
     return Submission(name or manifest.name_for(stem, run_id), namespace, job, sizes, run_id)
 
 
